@@ -1,0 +1,1 @@
+"""Services that own their databases and talk only by typed, versioned messages."""

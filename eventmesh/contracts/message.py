@@ -1,0 +1,151 @@
+"""`Event` and `Command`: a message is a frozen pydantic model with a name, a version and a key.
+
+The identity is given as class keywords and checked when the class is made, so that a wrong
+declaration fails at import and not in production.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from eventmesh.errors import UsageError
+
+Kind = Literal["event", "command"]
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+"""A pure function from the data of version n to the data of version n + 1."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the mesh knows a message by."""
+
+    kind: Kind
+    name: str
+    version: int
+    key: str | None
+
+    @property
+    def owner(self) -> str:
+        """The service that may change this message: the first segment of its name."""
+        return self.name.partition(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.name} v{self.version}"
+
+
+class Message(BaseModel):
+    """The base of `Event` and `Command`; declare one of those."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    # Dunder names, so that no field of a user's message can collide with them.
+    __kind__: ClassVar[Kind | None] = None
+    __identity__: ClassVar[Identity]
+    __upcasters__: ClassVar[dict[int, Upcaster]]
+
+    def __init_subclass__(
+        cls,
+        *,
+        name: str | None = None,
+        version: int | None = None,
+        key: str | None = None,
+        **config: Any,
+    ) -> None:
+        # Names the class keywords for type checkers; pydantic calls the hook below with them.
+        super().__init_subclass__(**config)
+
+    @classmethod
+    def __pydantic_init_subclass__(
+        cls,
+        *,
+        name: str | None = None,
+        version: int | None = None,
+        key: str | None = None,
+        **config: Any,
+    ) -> None:
+        super().__pydantic_init_subclass__(**config)
+        if name is None and version is None and key is None:
+            return  # a base class that only shares fields
+        cls.__identity__ = _identify(cls, cls.__kind__, name, version, key)
+        cls.__upcasters__ = {}
+
+    @classmethod
+    def upcaster(cls, *, from_version: int) -> Callable[[Upcaster], Upcaster]:
+        """Declare the function that turns data of `from_version` into that of the next version.
+
+        It must be pure and must accept everything that version allowed. UsageError when the
+        version is not an older one of this message, or has its upcaster already.
+        """
+
+        def declare(function: Upcaster) -> Upcaster:
+            if not 1 <= from_version < cls.__identity__.version:
+                raise UsageError(
+                    f"The upcaster {function.__name__} of {cls.__identity__} says "
+                    f"from_version={from_version}: it must be between 1 and "
+                    f"{cls.__identity__.version - 1}."
+                )
+            if from_version in cls.__upcasters__:
+                raise UsageError(
+                    f"{cls.__identity__} has two upcasters from version {from_version}: remove one."
+                )
+            cls.__upcasters__[from_version] = function
+            return function
+
+        return declare
+
+
+class Event(Message):
+    """A fact that happened. Its owner publishes it; anyone subscribes."""
+
+    __kind__: ClassVar[Kind | None] = "event"
+
+
+class Command(Message):
+    """A request. Its owner handles it; anyone sends it."""
+
+    __kind__: ClassVar[Kind | None] = "command"
+
+
+def _identify(
+    cls: type[Message], kind: Kind | None, name: str | None, version: int | None, key: str | None
+) -> Identity:
+    where = f"{cls.__module__}.{cls.__qualname__}"
+    if kind is None:
+        raise UsageError(f"{where} derives from Message: derive it from Event or Command.")
+    if name is None or not _NAME.fullmatch(name):
+        raise UsageError(
+            f'{where} has the message name {name!r}: write name="<owner>.<what>" in lower case, '
+            f'such as name="payments.payment_captured".'
+        )
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise UsageError(
+            f"{where} has the version {version!r}: write version=1 and count up from there."
+        )
+    if key is not None and key not in cls.model_fields:
+        fields = ", ".join(cls.model_fields) or "none"
+        raise UsageError(f"{where} has no field {key!r} to be its key; its fields are: {fields}.")
+    return Identity(kind=kind, name=name, version=version, key=key)
+
+
+def identity_of(message: type[Message]) -> Identity:
+    """The identity of a message class; UsageError when it was declared without one."""
+    identity: Identity | None = getattr(message, "__identity__", None)
+    if identity is None:
+        raise UsageError(
+            f"{message.__module__}.{message.__qualname__} has no name: declare it as "
+            f'class {message.__name__}(Event, name="<owner>.<what>", version=1).'
+        )
+    return identity
+
+
+def key_of(message: Message) -> str | None:
+    """The value of the message's key field as text: what orders it among others."""
+    key = message.__identity__.key
+    return None if key is None else str(getattr(message, key))

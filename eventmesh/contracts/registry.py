@@ -1,0 +1,59 @@
+"""The messages that one service knows, by name. Each service has its own registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from eventmesh.contracts.message import Message, identity_of
+from eventmesh.errors import UsageError
+
+
+class Registry:
+    """One model for each message name; which of them the service publishes."""
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._models: dict[str, type[Message]] = {}
+        self._published: set[str] = set()
+
+    def add(self, model: type[Message]) -> None:
+        """Know this model; UsageError when the name already belongs to another model."""
+        identity = identity_of(model)
+        known = self._models.setdefault(identity.name, model)
+        if known is not model:
+            raise UsageError(
+                f"Service {self._service!r} has two models of {identity.name}: "
+                f"{known.__module__}.{known.__qualname__} and "
+                f"{model.__module__}.{model.__qualname__}. Keep one."
+            )
+
+    def add_published(self, model: type[Message]) -> None:
+        """Know that the service publishes this model; UsageError for another's event."""
+        identity = identity_of(model)
+        if identity.kind == "event" and identity.owner != self._service:
+            raise UsageError(
+                f"Service {self._service!r} cannot publish {identity.name}: that event belongs to "
+                f"service {identity.owner!r}, and only its owner publishes an event. Publish an "
+                f"event named {self._service}.…, or send {identity.owner!r} a command."
+            )
+        self.add(model)
+        self._published.add(identity.name)
+
+    def publishes(self, model: type[Message]) -> bool:
+        """Whether the service declared that it publishes this model."""
+        identity = getattr(model, "__identity__", None)
+        return (
+            identity is not None
+            and identity.name in self._published
+            and self._models[identity.name] is model
+        )
+
+    def get(self, name: str) -> type[Message] | None:
+        """The model of this name, if the service knows one."""
+        return self._models.get(name)
+
+    def owned(self) -> Iterator[type[Message]]:
+        """The models of messages that this service owns, by name: those whose schema it freezes."""
+        for name in sorted(self._models):
+            if self._models[name].__identity__.owner == self._service:
+                yield self._models[name]

@@ -1,0 +1,33 @@
+"""Durations as people write them: `"200ms"`, `"1.5s"`, `"10m"`, `"2h"`, `"1d"`."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+from eventmesh.errors import UsageError
+
+Duration = str | int | float | timedelta
+"""A text with a unit, a number of seconds, or a timedelta."""
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*")
+
+
+def seconds(duration: Duration) -> float:
+    """The duration in seconds, zero or more; UsageError when it is neither."""
+    match duration:
+        case timedelta():
+            value = duration.total_seconds()
+        case int() | float():
+            value = float(duration)
+        case str() if found := _TEXT.fullmatch(duration):
+            value = float(found[1]) * _UNITS[found[2]]
+        case _:
+            raise UsageError(
+                f'{duration!r} is no duration: write a number and a unit, such as "200ms", "30s", '
+                f'"10m", "2h" or "1d".'
+            )
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"{duration!r} is no duration: it must be zero or more, and finite.")
+    return value

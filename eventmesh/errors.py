@@ -1,0 +1,75 @@
+"""Every error EventMesh raises on purpose, named for what its reader can do about it.
+
+Each message is one paragraph: what is wrong, where, and what to do. The command line prints it
+without a traceback and ends with `exit_code`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EventMeshError(Exception):
+    """The base of all errors raised on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(EventMeshError):
+    """A service, message, setting or command line is written wrongly: correct it."""
+
+    exit_code = 2
+
+
+class Unreachable(EventMeshError):
+    """A broker or database did not answer: start it or correct its URL; trying again may help."""
+
+    exit_code = 3
+
+
+class Drift(EventMeshError):
+    """A schema or a database differs from what was frozen or migrated: freeze, bump or upgrade."""
+
+    exit_code = 4
+
+
+class DrainTimeout(EventMeshError):
+    """Handlers were still running when the time to drain was over; their messages come again."""
+
+    exit_code = 5
+
+
+class PublishError(EventMeshError):
+    """The broker answered, and did not take some messages.
+
+    `refused` maps the id of each message that the broker has not got to the reason; all other
+    messages of the batch are safe.
+    """
+
+    def __init__(self, refused: dict[str, str]) -> None:
+        self.refused = refused
+        first_id, first_reason = next(iter(refused.items()))
+        super().__init__(
+            f"the broker refused {len(refused)} message(s), the first of them {first_id}: "
+            f"{first_reason}"
+        )
+
+
+class UndeclaredMessage(UsageError):
+    """A handler published a message that its service never declared."""
+
+
+class MessageTooLarge(UsageError):
+    """A message is larger than the configured limit; nothing of it was published."""
+
+
+class UnreadableMessage(EventMeshError):
+    """An incoming message can never be read as it is: it becomes a dead letter with this reason."""
+
+
+class Reject(EventMeshError):
+    """Raised by a handler to make a dead letter of its message at once, without retries."""
+
+
+class Conflict(EventMeshError):
+    """Somebody else changed the row first; the message is handled again on the new row."""

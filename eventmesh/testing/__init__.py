@@ -1,0 +1,1 @@
+"""What authors of services and of transports test with. No test framework is imported here."""

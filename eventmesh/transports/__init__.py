@@ -1,0 +1,1 @@
+"""Broker adapters, all behind the one protocol of `base`."""

@@ -1,0 +1,157 @@
+"""The protocol between the runtime and a broker. Everything is a batch.
+
+A transport promises delivery at least once: what `publish` returned for is on the broker's disk
+(as far as the broker is configured to keep it there), and a delivery that is not settled comes
+again. `eventmesh.testing.conformance` proves the promises on any transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from eventmesh.transports.outcome import Outcome
+from eventmesh.wire.envelope import Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One service's durable, named consumer of one or more messages.
+
+    Workers that consume the same subscription compete; different subscriptions each get all.
+    """
+
+    name: str
+    messages: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delivery:
+    """An envelope handed to a worker and not yet settled.
+
+    `attempt` counts from 1 and grows by one with each RetryAfter. `deliveries` counts how often
+    this attempt was handed to a worker, this time included: it grows when workers vanish. `token`
+    is the transport's own.
+    """
+
+    envelope: Envelope
+    attempt: int = 1
+    deliveries: int = 1
+    token: Any = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that was given up. `id` is the dead letter's own, by which it is replayed."""
+
+    id: str
+    subscription: str
+    envelope: Envelope
+    reason: str
+    error: str
+    attempts: int
+    died_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionStats:
+    """How many messages a subscription holds, by state; None where the broker cannot tell.
+
+    `oldest_age` is the age in seconds of the oldest message that could be delivered now.
+    """
+
+    ready: int
+    delayed: int | None
+    in_flight: int | None
+    dead: int
+    oldest_age: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TransportOptions:
+    """What every transport can be told.
+
+    `visibility_timeout`: after this many seconds without a sign of life from a worker, what it
+    held is delivered to another. `prefix` begins the name of everything made on the broker.
+    """
+
+    visibility_timeout: float = 30.0
+    prefix: str = "eventmesh"
+
+
+class Consumer(Protocol):
+    """A worker's hold on a subscription."""
+
+    async def receive(self, limit: int) -> Sequence[Delivery]:
+        """Wait for one delivery; return it with what else is there, up to `limit`.
+
+        Never more than `prefetch` deliveries are out unsettled; at that number it waits. May be
+        cancelled at any moment without loss. Unreachable when the broker is gone: leave the
+        context and consume anew.
+        """
+        ...
+
+    async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> None:
+        """Tell the broker what became of these. One that the broker has taken back meanwhile is
+        passed over: it will come again. Unreachable as in `receive`."""
+        ...
+
+
+class Transport(Protocol):
+    """A connection to one broker, for one process."""
+
+    atomic_batches: bool
+    """Whether a batch is stored as a whole and in its order, or not at all."""
+
+    async def connect(self) -> None:
+        """Open the connection; Unreachable when that fails."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection. May be called twice, and after a failed `connect`."""
+        ...
+
+    async def declare(self, subscriptions: Sequence[Subscription]) -> None:
+        """Make what these subscriptions need on the broker. Idempotent; heals what is missing.
+
+        A message published before any subscription took its name has been kept, and goes to the
+        first one declared that does.
+        """
+        ...
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        """Return once the broker has all of them safely, for every subscription that is declared.
+
+        PublishError names those it has not; after Unreachable it may have any of them.
+        """
+        ...
+
+    def consume(
+        self, subscription: Subscription, *, prefetch: int
+    ) -> AbstractAsyncContextManager[Consumer]:
+        """Consume a subscription; on leaving, what is unsettled goes back for others at once.
+
+        While the context is open, its deliveries are kept from being given to others, however
+        long they take to handle.
+        """
+        ...
+
+    async def stats(self, subscription: Subscription) -> SubscriptionStats:
+        """What the subscription holds now."""
+        ...
+
+    async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
+        """The oldest dead letters, up to `limit`. They stay."""
+        ...
+
+    async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
+        """Give these dead letters to their subscription again, as a first attempt; returns the
+        ids that were found."""
+        ...
+
+    async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
+        """Delete these dead letters; returns the ids that were found."""
+        ...

@@ -1,0 +1,87 @@
+"""How an envelope is spelled on each kind of wire.
+
+Reading never fails: what is not understood stays as it came, and `check_envelope` says what is
+missing, so that garbage can be kept as a dead letter instead of being lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+
+import orjson
+
+from eventmesh.wire.envelope import Envelope
+
+HEADER_PREFIX = "cloudEvents_"
+"""What we write before an attribute's name in an AMQP header (CloudEvents AMQP binding 1.0.2)."""
+
+_ACCEPTED_PREFIXES = ("cloudEvents_", "cloudEvents:", "ce-")
+_DATA_FIELD = "data"
+
+
+def to_fields(envelope: Envelope) -> dict[str, str | bytes]:
+    """The fields of a Redis stream entry: the attributes by their bare names, and `data`."""
+    return {**envelope.attributes, _DATA_FIELD: envelope.data}
+
+
+def from_fields(fields: Iterable[tuple[bytes, bytes]]) -> Envelope:
+    """The envelope in a Redis stream entry."""
+    attributes = {}
+    data = b""
+    for name, value in fields:
+        if name == b"data":
+            data = value
+        else:
+            attributes[_text(name)] = _text(value)
+    return Envelope(attributes, data)
+
+
+def to_headers(envelope: Envelope) -> dict[str, str]:
+    """The AMQP headers of binary mode. `datacontenttype` is the message's content type instead."""
+    return {
+        HEADER_PREFIX + name: value
+        for name, value in envelope.attributes.items()
+        if name != "datacontenttype"
+    }
+
+
+def from_headers(headers: Mapping[str, object], content_type: str | None, data: bytes) -> Envelope:
+    """The envelope in an AMQP message of binary mode; headers that are no attributes are left."""
+    attributes = {}
+    for header, value in headers.items():
+        for prefix in _ACCEPTED_PREFIXES:
+            if header.startswith(prefix):
+                attributes[header[len(prefix) :]] = _value(value)
+                break
+    if content_type:
+        attributes["datacontenttype"] = content_type
+    return Envelope(attributes, data)
+
+
+def pack(envelope: Envelope) -> bytes:
+    """One string of bytes: the attributes as JSON, a line feed (which JSON escapes), the data."""
+    return orjson.dumps(dict(envelope.attributes)) + b"\n" + envelope.data
+
+
+def unpack(parcel: bytes) -> Envelope:
+    """The envelope in what `pack` made."""
+    head, _, data = parcel.partition(b"\n")
+    return Envelope(orjson.loads(head), data)
+
+
+def _value(value: object) -> str:
+    match value:
+        case str():
+            return value
+        case bytes():
+            return _text(value)
+        case datetime():
+            utc = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+            return utc.isoformat().replace("+00:00", "Z")
+        case _:
+            return str(value)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", errors="backslashreplace")

@@ -1,0 +1,179 @@
+"""The envelope: CloudEvents attributes and encoded data. `seal` makes it, `open_envelope` reads it.
+
+Attributes are kept as one mapping of texts, because every broker carries them so; extensions that
+EventMesh does not know are kept as they came.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import orjson
+from pydantic import ValidationError
+
+from eventmesh.clock import Clock
+from eventmesh.contracts.message import Message, key_of
+from eventmesh.contracts.upcast import explain, upcast
+from eventmesh.errors import MessageTooLarge, UnreadableMessage, UsageError
+
+DEFAULT_MAX_BYTES = 1024 * 1024
+"""The largest data of a message, in bytes, unless a setting says otherwise."""
+
+MAX_ATTRIBUTE_BYTES = 255
+"""The longest attribute, in bytes of UTF-8: the short-string limit of AMQP 0-9-1."""
+
+COPIED_TO_EFFECTS = ("sagaid", "sagastep", "traceparent", "tracestate")
+"""Attributes that a message hands on to what is published while it is handled."""
+
+_REQUIRED = ("specversion", "id", "source", "type")
+_DATASCHEMA = re.compile(r"urn:eventmesh:([^:]+):([1-9][0-9]{0,8})")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One message on its way. `attributes` is never changed after it was made."""
+
+    attributes: Mapping[str, str]
+    data: bytes
+
+    @property
+    def id(self) -> str:
+        """The message's id, the same through retries and replays; empty when it came without."""
+        return self.attributes.get("id", "")
+
+    @property
+    def name(self) -> str:
+        """The message's name, CloudEvents' `type`; empty when it came without."""
+        return self.attributes.get("type", "")
+
+    @property
+    def key(self) -> str | None:
+        """What orders this message among others; None when any order will do."""
+        return self.attributes.get("partitionkey") or self.attributes.get("subject")
+
+    @property
+    def correlation_id(self) -> str:
+        """The id of the message with which this chain of messages began."""
+        return self.attributes.get("correlationid", "") or self.id
+
+    @property
+    def time(self) -> datetime | None:
+        """When the message was made, if it says so in RFC 3339."""
+        try:
+            return datetime.fromisoformat(self.attributes["time"])
+        except (KeyError, ValueError):
+            return None
+
+
+def seal(
+    message: Message,
+    *,
+    source: str,
+    clock: Clock,
+    cause: Envelope | None = None,
+    extensions: Mapping[str, str] | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> Envelope:
+    """The envelope of a new message from the service `source`, caused by `cause` if that is given.
+
+    MessageTooLarge when its data is over `max_bytes`; UsageError when an attribute is too long.
+    """
+    identity = message.__identity__
+    message_id = clock.new_id()
+    attributes = {
+        "specversion": "1.0",
+        "id": message_id,
+        "source": f"/{source}",
+        "type": identity.name,
+        "dataschema": f"urn:eventmesh:{identity.name}:{identity.version}",
+        "datacontenttype": "application/json",
+        "time": clock.now().isoformat().replace("+00:00", "Z"),
+        "correlationid": message_id,
+    }
+    key = key_of(message)
+    if key is not None:
+        attributes["subject"] = attributes["partitionkey"] = key
+    if cause is not None:
+        attributes["correlationid"] = cause.correlation_id
+        attributes["causationid"] = cause.id
+        for name in COPIED_TO_EFFECTS:
+            if name in cause.attributes:
+                attributes[name] = cause.attributes[name]
+    if extensions:
+        attributes.update(extensions)
+    # by_alias: what the frozen schema shows is what is written.
+    data = message.model_dump_json(by_alias=True).encode()
+    envelope = Envelope(attributes, data)
+    check_size(envelope, max_bytes)
+    return envelope
+
+
+def check_size(envelope: Envelope, max_bytes: int) -> None:
+    """MessageTooLarge or UsageError when a broker could not take this envelope."""
+    if len(envelope.data) > max_bytes:
+        raise MessageTooLarge(
+            f"{envelope.name} with key {envelope.key!r} has {len(envelope.data):,} bytes of data; "
+            f"the limit is {max_bytes:,}. Put the bulk into a store and send its address, or raise "
+            f"EVENTMESH_MAX_MESSAGE_BYTES for every service."
+        )
+    for name, value in envelope.attributes.items():
+        # Four bytes is the longest character: most values need not be encoded to be measured.
+        if len(value) * 4 > MAX_ATTRIBUTE_BYTES and len(value.encode()) > MAX_ATTRIBUTE_BYTES:
+            raise UsageError(
+                f"The attribute {name!r} of {envelope.name} has {len(value.encode())} bytes; the "
+                f"limit is {MAX_ATTRIBUTE_BYTES}. Choose a shorter key."
+            )
+
+
+def check_envelope(envelope: Envelope) -> None:
+    """UnreadableMessage when this is no CloudEvent of ours."""
+    missing = [name for name in _REQUIRED if not envelope.attributes.get(name)]
+    if missing:
+        raise UnreadableMessage(
+            f"this is no CloudEvents message: {', '.join(missing)} missing. Whoever published it "
+            f"did not use EventMesh or the CloudEvents headers."
+        )
+    if envelope.attributes["specversion"] != "1.0":
+        raise UnreadableMessage(
+            f"CloudEvents version {envelope.attributes['specversion']!r} is unknown here: only 1.0."
+        )
+
+
+def version_of(envelope: Envelope) -> int:
+    """The schema version in which the data was written; UnreadableMessage when it is not said."""
+    dataschema = envelope.attributes.get("dataschema", "")
+    found = _DATASCHEMA.fullmatch(dataschema)
+    if found is None or found[1] != envelope.name:
+        raise UnreadableMessage(
+            f"the attribute dataschema is {dataschema!r} and names no version of {envelope.name}; "
+            f"urn:eventmesh:{envelope.name}:<version> was expected."
+        )
+    return int(found[2])
+
+
+def open_envelope(envelope: Envelope, model: type[Message]) -> Message:
+    """The message inside, brought to the model's version and validated.
+
+    UnreadableMessage, with a reason for people, when that can never succeed.
+    """
+    version = version_of(envelope)
+    try:
+        if version == model.__identity__.version:
+            return model.model_validate_json(envelope.data)
+        # Through JSON again, because a strict model takes a date from JSON but not from a str.
+        return model.model_validate_json(orjson.dumps(upcast(model, _parse(envelope), version)))
+    except ValidationError as error:
+        raise UnreadableMessage(explain(model, error)) from error
+
+
+def _parse(envelope: Envelope) -> dict[str, object]:
+    try:
+        data = orjson.loads(envelope.data)
+    except orjson.JSONDecodeError as error:
+        raise UnreadableMessage(f"the data is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UnreadableMessage("the data is JSON, but no object")
+    return data
