@@ -1,0 +1,272 @@
+"""A broker in one SQLite file: durable, for several processes on one machine, with no server.
+
+The embedded default. Every call is one short transaction of a batch, in a thread of its own. A
+waiting consumer notices commits of other processes by polling `PRAGMA data_version`, which reads
+shared memory and no table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from eventmesh.clock import Clock
+from eventmesh.errors import Unreachable, UsageError
+from eventmesh.transports.base import (
+    DeadLetter,
+    Delivery,
+    Subscription,
+    SubscriptionStats,
+    TransportOptions,
+)
+from eventmesh.transports.outcome import Outcome
+from eventmesh.transports.sqlite_store import BUSY_TIMEOUT, SqliteStore
+from eventmesh.wire.envelope import Envelope
+
+POLL_INTERVAL = 0.002
+"""Seconds between two looks for other processes' commits: p50 1.2 ms, about 3% of a core."""
+
+T = TypeVar("T")
+
+
+class SqliteTransport:
+    """One process's connection to the broker file."""
+
+    atomic_batches = True
+
+    def __init__(self, url: str, clock: Clock, options: TransportOptions) -> None:
+        self._path = path_of(url)
+        self._clock = clock
+        self._options = options
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="eventmesh-sqlite")
+        self._store: SqliteStore | None = None
+        self._watcher: _Watcher | None = None
+
+    async def connect(self) -> None:
+        self._store = await self._call(lambda: SqliteStore(self._path))
+        with _translated(self._path):
+            self._watcher = _Watcher(self._path, self._clock)
+
+    async def close(self) -> None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            await watcher.close()
+        store, self._store = self._store, None
+        if store is not None:
+            await self._call(store.close)
+        self._thread.shutdown(wait=False)
+
+    async def declare(self, subscriptions: Sequence[Subscription]) -> None:
+        await self.run(lambda store: store.declare(subscriptions))
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        if envelopes:
+            now = self.now()
+            await self.run(lambda store: store.publish(envelopes, now))
+
+    @asynccontextmanager
+    async def consume(
+        self, subscription: Subscription, *, prefetch: int
+    ) -> AsyncIterator[_SqliteConsumer]:
+        await self.declare([subscription])
+        consumer = _SqliteConsumer(self, subscription.name, prefetch, self._clock, self._options)
+        keeping_alive = asyncio.ensure_future(consumer.keep_alive())
+        try:
+            yield consumer
+        finally:
+            keeping_alive.cancel()
+            await asyncio.wait([keeping_alive])
+            await consumer.give_back()
+
+    async def stats(self, subscription: Subscription) -> SubscriptionStats:
+        now = self.now()
+        return await self.run(lambda store: store.stats(subscription.name, now))
+
+    async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
+        return await self.run(lambda store: store.dead_letters(subscription.name, limit))
+
+    async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
+        now = self.now()
+        return await self.run(lambda store: store.replay(subscription.name, ids, now))
+
+    async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
+        return await self.run(lambda store: store.discard(subscription.name, ids))
+
+    def now(self) -> float:
+        """The time that every process on the machine agrees on, in seconds since 1970."""
+        return self._clock.now().timestamp()
+
+    def watch(self) -> asyncio.Future[None]:
+        """A future that is done once any process has committed after this call."""
+        if self._watcher is None:
+            raise Unreachable(f"The broker file {self._path} is not open: connect first.")
+        return self._watcher.watch()
+
+    async def run(self, work: Callable[[SqliteStore], T]) -> T:
+        """Do this with the store, in its thread; Unreachable when the file does not allow it."""
+        store = self._store
+        if store is None:
+            raise Unreachable(f"The broker file {self._path} is not open: connect first.")
+        return await self._call(lambda: work(store))
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        with _translated(self._path):
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+class _SqliteConsumer:
+    """Holds rows by a lease, which `keep_alive` renews for as long as the consumer is open."""
+
+    def __init__(
+        self,
+        transport: SqliteTransport,
+        subscription: str,
+        prefetch: int,
+        clock: Clock,
+        options: TransportOptions,
+    ) -> None:
+        self._transport = transport
+        self._subscription = subscription
+        self._prefetch = prefetch
+        self._clock = clock
+        self._lease_time = options.visibility_timeout
+        self._owner = clock.new_id()
+        self._held: set[int] = set()
+        self._room = asyncio.Event()
+        self._leasing: asyncio.Future[list[Delivery]] | None = None
+
+    async def receive(self, limit: int) -> Sequence[Delivery]:
+        while True:
+            while len(self._held) >= self._prefetch:
+                self._room.clear()
+                await self._room.wait()
+            changed = self._transport.watch()
+            try:
+                deliveries = await self._lease(min(limit, self._prefetch - len(self._held)))
+                if deliveries:
+                    self._held.update(delivery.token for delivery in deliveries)
+                    return deliveries
+                await self._wait(changed)
+            finally:
+                changed.cancel()
+
+    async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> None:
+        now, died_at = self._transport.now(), self._clock.now()
+        mine = [(d, outcome) for d, outcome in settlements if d.token in self._held]
+        if not mine:
+            return
+        letter_ids = [self._clock.new_id() for _ in mine]
+        await self._transport.run(
+            lambda store: store.settle(self._owner, mine, letter_ids, now, died_at)
+        )
+        self._held.difference_update(delivery.token for delivery, _ in mine)
+        self._room.set()
+
+    async def keep_alive(self) -> None:
+        """Renew the leases well before they end, until cancelled."""
+        while True:
+            await self._clock.sleep(self._lease_time / 3)
+            with suppress(Unreachable):  # the worker hears of it by its next receive or settle
+                await self._renew()
+
+    async def give_back(self) -> None:
+        """Make all that this consumer leased visible to others, also what it never saw."""
+        if self._leasing is not None:
+            await asyncio.wait([self._leasing])
+        with suppress(Unreachable):  # then the leases end by themselves
+            await self._transport.run(lambda store: store.release(self._owner))
+
+    async def _renew(self) -> None:
+        until = self._transport.now() + self._lease_time
+        await self._transport.run(lambda store: store.renew(self._owner, until))
+
+    async def _lease(self, limit: int) -> list[Delivery]:
+        # Kept over a cancellation: what the thread leases meanwhile is the next call's.
+        if self._leasing is None:
+            now = self._transport.now()
+            self._leasing = asyncio.ensure_future(
+                self._transport.run(
+                    lambda store: store.lease(
+                        self._subscription, self._owner, limit, now, now + self._lease_time
+                    )
+                )
+            )
+        try:
+            deliveries = await asyncio.shield(self._leasing)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._leasing = None
+            raise
+        self._leasing = None
+        return deliveries
+
+    async def _wait(self, changed: asyncio.Future[None]) -> None:
+        """Return when somebody committed, or a delay or a dead worker's lease is over."""
+        next_at = await self._transport.run(lambda store: store.next_at(self._subscription))
+        timeout = None if next_at is None else max(next_at - self._transport.now(), 0.0)
+        await asyncio.wait([changed], timeout=timeout)
+
+
+class _Watcher:
+    """Polls for commits while somebody waits for one. Runs on the event loop: a poll takes
+    microseconds and no lock."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+        self._clock = clock
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._wanted = asyncio.Event()
+        self._polling = asyncio.ensure_future(self._poll())
+
+    def watch(self) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
+        self._wanted.set()
+        return future
+
+    async def close(self) -> None:
+        self._polling.cancel()
+        await asyncio.wait([self._polling])
+        self._connection.close()
+
+    async def _poll(self) -> None:
+        seen = -1
+        while True:
+            if not self._waiting:
+                self._wanted.clear()
+                await self._wanted.wait()
+            version = self._connection.execute("PRAGMA data_version").fetchone()[0]
+            if version != seen:
+                seen = version
+                for future in list(self._waiting):
+                    future.set_result(None)
+            await self._clock.sleep(POLL_INTERVAL)
+
+
+def path_of(url: str) -> Path:
+    """The file of `sqlite:///relative/path` or `sqlite:////absolute/path`."""
+    path = url.removeprefix("sqlite:///")
+    if path == url or not path:
+        raise UsageError(
+            f"The broker URL {url!r} names no file: write sqlite:///.eventmesh/broker.db for a "
+            f"path from here, or sqlite:////var/lib/broker.db for an absolute one."
+        )
+    return Path(path)
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise Unreachable(
+            f"The broker file {path} cannot be used: {error}. Check that its folder can be "
+            f"written, that the disk is not full and that the file is a SQLite database."
+        ) from error

@@ -1,0 +1,289 @@
+"""The tables of the SQLite broker, and one transaction for each thing done to them.
+
+`queue` has one row for each message and subscription. A row is free (`owner` is null) or leased
+until `leased_until`; it keeps its place in the order (`due_at`, `sequence`) through a lease, so
+what a worker gives back, or lost by dying, comes before what was published later.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import orjson
+
+from eventmesh.errors import Drift
+from eventmesh.transports.base import DeadLetter, Delivery, Subscription, SubscriptionStats
+from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
+from eventmesh.wire.envelope import Envelope
+
+BUSY_TIMEOUT = 30.0
+"""Seconds to wait for another process's transaction."""
+
+_VERSION = 1
+_TABLES = """
+CREATE TABLE binding (
+    message TEXT NOT NULL, subscription TEXT NOT NULL, PRIMARY KEY (message, subscription)
+) WITHOUT ROWID;
+CREATE TABLE queue (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    subscription TEXT NOT NULL,
+    attributes BLOB NOT NULL,
+    data BLOB NOT NULL,
+    due_at REAL NOT NULL,
+    attempt INTEGER NOT NULL DEFAULT 1 CHECK (attempt >= 1),
+    deliveries INTEGER NOT NULL DEFAULT 0 CHECK (deliveries >= 0),
+    owner TEXT,
+    leased_until REAL,
+    CHECK ((owner IS NULL) = (leased_until IS NULL))
+);
+CREATE INDEX queue_free ON queue (subscription, due_at, sequence) WHERE owner IS NULL;
+CREATE INDEX queue_leased ON queue (subscription, leased_until) WHERE owner IS NOT NULL;
+CREATE INDEX queue_owner ON queue (owner) WHERE owner IS NOT NULL;
+CREATE TABLE unrouted (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    message TEXT NOT NULL,
+    attributes BLOB NOT NULL,
+    data BLOB NOT NULL,
+    published_at REAL NOT NULL
+);
+CREATE INDEX unrouted_message ON unrouted (message);
+CREATE TABLE dead_letter (
+    id TEXT PRIMARY KEY,
+    subscription TEXT NOT NULL,
+    attributes BLOB NOT NULL,
+    data BLOB NOT NULL,
+    reason TEXT NOT NULL,
+    error TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    died_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX dead_letter_subscription ON dead_letter (subscription, id);
+"""
+
+
+class SqliteStore:
+    """One connection to the file. Times are seconds since 1970."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(
+            path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+        )
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        # FULL: what publish returned for also survives a power cut, as the outbox's delete does.
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._create(path)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def declare(self, subscriptions: Sequence[Subscription]) -> None:
+        wanted = {(message, s.name) for s in subscriptions for message in s.messages}
+        known = set(self._connection.execute("SELECT message, subscription FROM binding"))
+        if wanted <= known:
+            return
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR IGNORE INTO binding VALUES (?, ?)", wanted)
+            for message, subscription in sorted(wanted - known):
+                connection.execute(
+                    "INSERT INTO queue (subscription, attributes, data, due_at)"
+                    " SELECT ?, attributes, data, published_at FROM unrouted"
+                    " WHERE message = ? ORDER BY sequence",
+                    (subscription, message),
+                )
+            connection.executemany(
+                "DELETE FROM unrouted WHERE message = ?", [(message,) for message, _ in wanted]
+            )
+
+    def publish(self, envelopes: Sequence[Envelope], now: float) -> None:
+        with self._transaction() as connection:
+            bindings = defaultdict(list)
+            for message, subscription in connection.execute("SELECT * FROM binding"):
+                bindings[message].append(subscription)
+            queued, unrouted = [], []
+            for envelope in envelopes:
+                attributes = orjson.dumps(dict(envelope.attributes))
+                for subscription in bindings[envelope.name]:
+                    queued.append((subscription, attributes, envelope.data, now))
+                if not bindings[envelope.name]:
+                    unrouted.append((envelope.name, attributes, envelope.data, now))
+            connection.executemany(
+                "INSERT INTO queue (subscription, attributes, data, due_at) VALUES (?, ?, ?, ?)",
+                queued,
+            )
+            connection.executemany(
+                "INSERT INTO unrouted (message, attributes, data, published_at)"
+                " VALUES (?, ?, ?, ?)",
+                unrouted,
+            )
+
+    def lease(
+        self, subscription: str, owner: str, limit: int, now: float, until: float
+    ) -> list[Delivery]:
+        """Lease what is due, in order. Without anything due, no write lock is taken."""
+        next_at = self.next_at(subscription)
+        if next_at is None or next_at > now:
+            return []
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE queue SET owner = NULL, leased_until = NULL"
+                " WHERE subscription = ? AND owner IS NOT NULL AND leased_until <= ?",
+                (subscription, now),
+            )
+            rows = connection.execute(
+                "UPDATE queue SET owner = ?, leased_until = ?, deliveries = deliveries + 1"
+                " WHERE sequence IN (SELECT sequence FROM queue"
+                "  WHERE subscription = ? AND owner IS NULL AND due_at <= ?"
+                "  ORDER BY due_at, sequence LIMIT ?)"
+                " RETURNING due_at, sequence, attributes, data, attempt, deliveries",
+                (owner, until, subscription, now, limit),
+            ).fetchall()
+        return [
+            Delivery(Envelope(orjson.loads(attributes), data), attempt, deliveries, sequence)
+            for _, sequence, attributes, data, attempt, deliveries in sorted(rows)
+        ]
+
+    def next_at(self, subscription: str) -> float | None:
+        """When the next message of the subscription can be leased; None when it holds none."""
+        row = self._connection.execute(
+            "SELECT min(at) FROM ("
+            " SELECT min(due_at) AS at FROM queue WHERE subscription = ?1 AND owner IS NULL"
+            " UNION ALL"
+            " SELECT min(leased_until) FROM queue WHERE subscription = ?1 AND owner IS NOT NULL)",
+            (subscription,),
+        ).fetchone()
+        at: float | None = row[0]
+        return at
+
+    def settle(
+        self,
+        owner: str,
+        settlements: Sequence[tuple[Delivery, Outcome]],
+        letter_ids: Sequence[str],
+        now: float,
+        died_at: datetime,
+    ) -> None:
+        """What another worker leased meanwhile is passed over: each statement names the owner."""
+        done, retried, dead = [], [], []
+        for (delivery, outcome), letter_id in zip(settlements, letter_ids, strict=True):
+            match outcome:
+                case Done():
+                    done.append((delivery.token, owner))
+                case RetryAfter(delay):
+                    retried.append((now + delay, delivery.token, owner))
+                case Dead(reason, error):
+                    death = (letter_id, reason, error, died_at.timestamp())
+                    dead.append((*death, delivery.token, owner))
+                    done.append((delivery.token, owner))
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT INTO dead_letter SELECT ?, subscription, attributes, data, ?, ?, attempt, ?"
+                " FROM queue WHERE sequence = ? AND owner = ?",
+                dead,
+            )
+            connection.executemany("DELETE FROM queue WHERE sequence = ? AND owner = ?", done)
+            connection.executemany(
+                "UPDATE queue SET due_at = ?, attempt = attempt + 1, deliveries = 0,"
+                " owner = NULL, leased_until = NULL WHERE sequence = ? AND owner = ?",
+                retried,
+            )
+
+    def renew(self, owner: str, until: float) -> None:
+        with self._transaction() as connection:
+            connection.execute("UPDATE queue SET leased_until = ? WHERE owner = ?", (until, owner))
+
+    def release(self, owner: str) -> None:
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE queue SET owner = NULL, leased_until = NULL, deliveries = deliveries - 1"
+                " WHERE owner = ?",
+                (owner,),
+            )
+
+    def stats(self, subscription: str, now: float) -> SubscriptionStats:
+        ready, delayed, in_flight, oldest = self._connection.execute(
+            "SELECT count(*) FILTER (WHERE owner IS NULL AND due_at <= ?2),"
+            " count(*) FILTER (WHERE owner IS NULL AND due_at > ?2), count(owner),"
+            " min(due_at) FILTER (WHERE owner IS NULL AND due_at <= ?2)"
+            " FROM queue WHERE subscription = ?1",
+            (subscription, now),
+        ).fetchone()
+        [dead] = self._connection.execute(
+            "SELECT count(*) FROM dead_letter WHERE subscription = ?", (subscription,)
+        ).fetchone()
+        age = None if oldest is None else max(now - oldest, 0.0)
+        return SubscriptionStats(ready, delayed, in_flight, dead, age)
+
+    def dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
+        rows = self._connection.execute(
+            "SELECT id, attributes, data, reason, error, attempts, died_at FROM dead_letter"
+            " WHERE subscription = ? ORDER BY id LIMIT ?",
+            (subscription, limit),
+        )
+        return [
+            DeadLetter(
+                id=letter_id,
+                subscription=subscription,
+                envelope=Envelope(orjson.loads(attributes), data),
+                reason=reason,
+                error=error,
+                attempts=attempts,
+                died_at=datetime.fromtimestamp(died_at, UTC),
+            )
+            for letter_id, attributes, data, reason, error, attempts, died_at in rows
+        ]
+
+    def replay(self, subscription: str, ids: Sequence[str], now: float) -> list[str]:
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT INTO queue (subscription, attributes, data, due_at)"
+                " SELECT subscription, attributes, data, ? FROM dead_letter"
+                " WHERE subscription = ? AND id = ?",
+                [(now, subscription, letter_id) for letter_id in ids],
+            )
+            return self._forget(connection, subscription, ids)
+
+    def discard(self, subscription: str, ids: Sequence[str]) -> list[str]:
+        with self._transaction() as connection:
+            return self._forget(connection, subscription, ids)
+
+    def _forget(
+        self, connection: sqlite3.Connection, subscription: str, ids: Sequence[str]
+    ) -> list[str]:
+        statement = "DELETE FROM dead_letter WHERE subscription = ? AND id = ?"
+        return [
+            letter_id
+            for letter_id in ids
+            if connection.execute(statement, (subscription, letter_id)).rowcount
+        ]
+
+    def _create(self, path: Path) -> None:
+        with self._transaction() as connection:
+            [version] = connection.execute("PRAGMA user_version").fetchone()
+            if version == _VERSION:
+                return
+            if version != 0:
+                raise Drift(
+                    f"The broker file {path} has the layout {version}; this EventMesh knows "
+                    f"{_VERSION}. Let the workers that made it finish its messages, then remove "
+                    f"it, or name another file in EVENTMESH_BROKER_URL."
+                )
+            for statement in _TABLES.split(";"):  # executescript would commit the transaction
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        # IMMEDIATE: the write lock is waited for at the start, never found missing half-way.
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._connection
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
