@@ -1,1 +1,58 @@
-"""Services that own their databases and talk only by typed, versioned messages."""
+"""Services that own their databases and talk only by typed, versioned messages.
+
+Names are loaded when they are first asked for, so that a command that needs none of them starts at
+once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what `__getattr__` does at run time, for type checkers
+    from fast_depends import Depends as Depends
+
+    from eventmesh.contracts.message import Command as Command
+    from eventmesh.contracts.message import Event as Event
+    from eventmesh.errors import EventMeshError as EventMeshError
+    from eventmesh.errors import Reject as Reject
+    from eventmesh.persistence.transaction import Transaction as Transaction
+    from eventmesh.runtime.retry import Retry as Retry
+    from eventmesh.runtime.retry import constant as constant
+    from eventmesh.runtime.retry import exponential as exponential
+    from eventmesh.runtime.service import Publisher as Publisher
+    from eventmesh.runtime.service import Service as Service
+    from eventmesh.runtime.settings import Settings as Settings
+    from eventmesh.saga.definition import Saga as Saga
+    from eventmesh.saga.definition import pivot as pivot
+    from eventmesh.saga.definition import step as step
+    from eventmesh.wire.envelope import Envelope as Envelope
+
+_HOMES = {
+    "Command": "eventmesh.contracts.message",
+    "Depends": "fast_depends",
+    "Envelope": "eventmesh.wire.envelope",
+    "Event": "eventmesh.contracts.message",
+    "EventMeshError": "eventmesh.errors",
+    "Publisher": "eventmesh.runtime.service",
+    "Reject": "eventmesh.errors",
+    "Retry": "eventmesh.runtime.retry",
+    "Saga": "eventmesh.saga.definition",
+    "Service": "eventmesh.runtime.service",
+    "Settings": "eventmesh.runtime.settings",
+    "Transaction": "eventmesh.persistence.transaction",
+    "constant": "eventmesh.runtime.retry",
+    "exponential": "eventmesh.runtime.retry",
+    "pivot": "eventmesh.saga.definition",
+    "step": "eventmesh.saga.definition",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'eventmesh' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

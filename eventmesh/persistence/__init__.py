@@ -1,0 +1,1 @@
+"""What EventMesh keeps in a service's own database, in the service's own transactions."""

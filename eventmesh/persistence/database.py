@@ -1,0 +1,158 @@
+"""A service's database: its engine, its sessions, and what is said when it does not answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, event, text
+from sqlalchemy import MetaData as MetaData  # named here for the floors above
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession as AsyncSession
+
+from eventmesh.errors import Unreachable, UsageError
+
+_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+_CONNECT_TIMEOUT = 10.0  # seconds
+_LOCK_TIMEOUT = 30.0  # seconds that SQLite waits for another process's transaction
+
+
+class Database:
+    """One process's hold on one service's database."""
+
+    def __init__(self, url: str, *, service: str) -> None:
+        self.service = service
+        self._url = parse_url(url, service)
+        self.engine = _make_engine(self._url)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is a SQLite file, whose tables EventMesh makes by itself."""
+        return self._url.get_backend_name() == "sqlite"
+
+    def __repr__(self) -> str:
+        return f"Database({self.service!r}, {self._url.render_as_string(hide_password=True)!r})"
+
+    async def connect(self) -> None:
+        """Unreachable, with what to do about it, when the database does not answer."""
+        async with self.connection() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.engine.dispose()
+
+    def session(self) -> AsyncSession:
+        """A new session; its objects stay readable after commit."""
+        return AsyncSession(self.engine, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection]:
+        """A connection in a transaction that is committed on leaving; Unreachable as in connect."""
+        with self.translated():
+            async with self.engine.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for single reads, which takes no lock that a writer has to wait for."""
+        with self.translated():
+            async with self.engine.connect() as connection:
+                yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raise Unreachable for what a lost or absent database makes drivers raise."""
+        try:
+            yield
+        except (DBAPIError, OSError, TimeoutError) as error:
+            if isinstance(error, DBAPIError) and not connection_lost(error):
+                raise
+            raise Unreachable(
+                f"The database of service {self.service!r} "
+                f"({self._url.render_as_string(hide_password=True)}) does not answer: "
+                f"{_first_line(error)}. Start it, or correct EVENTMESH_"
+                f"{self.service.upper()}_DATABASE_URL."
+            ) from error
+
+
+def parse_url(url: str, service: str) -> URL:
+    """The URL with the driver EventMesh uses; UsageError for what is no database it knows."""
+    variable = f"EVENTMESH_{service.upper()}_DATABASE_URL"
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except ArgumentError:
+        raise UsageError(
+            f"{variable} is no database URL. Write postgresql://user:password@host/database or "
+            f"sqlite:///path/to/file.db."
+        ) from None
+    if backend == "postgres":
+        backend = "postgresql"
+    if backend not in _DRIVERS:
+        raise UsageError(
+            f"{variable} names a database of the kind {backend!r}, which EventMesh does not know. "
+            f"Use postgresql:// or sqlite:///."
+        )
+    return parsed.set(drivername=_DRIVERS[backend])
+
+
+def connection_lost(error: BaseException) -> bool:
+    """Whether a statement failed because the database is gone, rather than because it is wrong."""
+    if not isinstance(error, DBAPIError):
+        return False
+    # The classes of PostgreSQL's Appendix A for connection, authorization, unknown database,
+    # resources and operator intervention; SQLite's codes for a file that it cannot use or lock.
+    state = str(getattr(error.orig, "sqlstate", "") or "")
+    name = str(getattr(error.orig, "sqlite_errorname", "") or "")
+    return (
+        error.connection_invalidated
+        or state[:2] in ("08", "28", "3D", "53", "57")
+        or name.startswith(
+            ("SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY")
+        )
+    )
+
+
+def _make_engine(url: URL) -> AsyncEngine:
+    options: dict[str, Any] = {
+        "json_serializer": lambda value: orjson.dumps(value).decode(),
+        "json_deserializer": orjson.loads,
+    }
+    if url.get_backend_name() != "sqlite":
+        return create_async_engine(
+            url, connect_args={"timeout": _CONNECT_TIMEOUT}, pool_size=10, **options
+        )
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_async_engine(url, connect_args={"timeout": _LOCK_TIMEOUT}, **options)
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_immediate)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    # The driver must not begin transactions of its own; `_begin_immediate` does.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    # A transaction that reads first and writes later would fail when another wrote meanwhile.
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    lines = str(cause).splitlines()
+    return (lines[0] if lines else type(cause).__name__).rstrip(".")

@@ -1,0 +1,102 @@
+"""Which relay may publish which buckets of the outbox: one relay a bucket, by leases that end.
+
+Relays announce themselves, and each takes its fair share, so that a new one finds work and the
+buckets of a dead one are taken over when its lease is over. All times are the database's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import bindparam, case, delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmesh.persistence.tables import lease, relay
+from eventmesh.persistence.types import database_now
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who may publish a bucket, and until when."""
+
+    bucket: int
+    owner: str | None
+    expires_at: datetime | None
+
+    def free(self, now: datetime) -> bool:
+        """Whether anybody may take it."""
+        return self.expires_at is None or self.expires_at <= now
+
+
+def share(leases: Sequence[Lease], owner: str, relays: int, now: datetime) -> frozenset[int]:
+    """The buckets that `owner` should hold from now on: what it has and what is free, but no more
+    than its fair part among `relays`."""
+    fair = -(-len(leases) // max(relays, 1))
+    mine = [row.bucket for row in leases if row.owner == owner and not row.free(now)]
+    free = [row.bucket for row in leases if row.free(now)]
+    return frozenset([*mine, *free][:fair])
+
+
+async def renew(connection: AsyncConnection, owner: str, lease_time: float) -> frozenset[int]:
+    """Announce this relay for `lease_time` seconds and settle its leases; returns its buckets."""
+    now = await connection.scalar(select(database_now()))
+    assert now is not None  # noqa: S101  # a SELECT of an expression has one row
+    expires_at = now + timedelta(seconds=lease_time)
+    # The lock on the lease rows makes relays take turns.
+    rows = await connection.execute(
+        select(lease.c.bucket, lease.c.owner, lease.c.expires_at)
+        .order_by(lease.c.bucket)
+        .with_for_update()
+    )
+    leases = [Lease(*row) for row in rows]
+    relays = await _announce(connection, owner, now, expires_at)
+    held = share(leases, owner, relays, now)
+    await _write(connection, leases, held, owner, expires_at)
+    return held
+
+
+async def release(connection: AsyncConnection, owner: str) -> None:
+    """Give up all leases of this relay at once, for others to take."""
+    await connection.execute(
+        update(lease).where(lease.c.owner == owner).values(owner=None, expires_at=None)
+    )
+    await connection.execute(delete(relay).where(relay.c.owner == owner))
+
+
+async def _announce(
+    connection: AsyncConnection, owner: str, now: datetime, expires_at: datetime
+) -> int:
+    """Enter this relay, forget those whose time is over; returns how many there are."""
+    await connection.execute(
+        delete(relay).where((relay.c.expires_at <= now) | (relay.c.owner == owner))
+    )
+    await connection.execute(insert(relay).values(owner=owner, expires_at=expires_at))
+    return await connection.scalar(select(func.count()).select_from(relay)) or 1
+
+
+async def _write(
+    connection: AsyncConnection,
+    leases: Sequence[Lease],
+    held: frozenset[int],
+    owner: str,
+    expires_at: datetime,
+) -> None:
+    surplus = [row.bucket for row in leases if row.owner == owner and row.bucket not in held]
+    if surplus:
+        await connection.execute(
+            update(lease).where(lease.c.bucket.in_(surplus)).values(owner=None, expires_at=None)
+        )
+    if held:
+        await connection.execute(
+            update(lease)
+            .where(lease.c.bucket.in_(sorted(held)))
+            .values(
+                owner=bindparam("holder"),
+                expires_at=bindparam("until"),
+                # The fencing token counts changes of hands, not renewals.
+                token=lease.c.token + case((lease.c.owner == bindparam("holder"), 0), else_=1),
+            ),
+            {"holder": owner, "until": expires_at},
+        )

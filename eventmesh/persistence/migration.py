@@ -1,0 +1,81 @@
+"""Bringing a service's database to the tables that this version of EventMesh needs.
+
+Alembic does the work, with a version table of its own beside the application's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import Connection, MetaData, inspect, text
+
+from eventmesh.errors import Drift
+from eventmesh.persistence.database import Database
+
+HEAD = "0001"
+"""The newest migration. A test compares it with `migrations/versions`."""
+
+VERSION_TABLE = "eventmesh_alembic_version"
+
+_LOCK = 0x6576656E746D6573  # any number that nobody else locks: "eventmes" in ASCII
+
+
+async def current_version(database: Database) -> str | None:
+    """The migration that the database is at; None before the first."""
+    async with database.connection() as connection:
+        return await connection.run_sync(_version)
+
+
+async def upgrade(database: Database, metadata: MetaData | None = None) -> bool:
+    """Migrate EventMesh's tables, and make those of the service's own tables that are missing.
+
+    One transaction, one process at a time. Returns whether EventMesh's tables changed. Own tables
+    that exist are left alone: changing them is for the service's own migrations.
+    """
+    async with database.connection() as connection:
+        if not database.is_sqlite:  # where BEGIN IMMEDIATE has locked already
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        version = await connection.run_sync(_version)
+        _refuse_newer(database, version)
+        if version != HEAD:
+            await connection.run_sync(_migrate)
+        if metadata is not None:
+            await connection.run_sync(metadata.create_all)
+        return version != HEAD
+
+
+async def require_current(database: Database) -> None:
+    """Drift, with the command that mends it, when the database is not at HEAD."""
+    version = await current_version(database)
+    _refuse_newer(database, version)
+    if version != HEAD:
+        state = "has no EventMesh tables" if version is None else f"is at migration {version}"
+        raise Drift(
+            f"The database of service {database.service!r} {state}; this version needs {HEAD}. "
+            f"Run `eventmesh db upgrade {database.service}`."
+        )
+
+
+def _refuse_newer(database: Database, version: str | None) -> None:
+    if version is not None and version > HEAD:
+        raise Drift(
+            f"The database of service {database.service!r} is at migration {version}, which this "
+            f"version of EventMesh does not know (its newest is {HEAD}). Install the newer version."
+        )
+
+
+def _version(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    version: str | None = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608  # a constant
+    return version
+
+
+def _migrate(connection: Connection) -> None:
+    from alembic import command  # a third of a second to import, and seldom needed
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,0 +1,14 @@
+"""Alembic's entry: runs on the connection, and in the transaction, that `migration` hands in."""
+
+from alembic import context
+
+from eventmesh.persistence.migration import VERSION_TABLE
+from eventmesh.persistence.tables import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    version_table=VERSION_TABLE,
+    transactional_ddl=False,  # the caller's transaction is the only one
+)
+context.run_migrations()

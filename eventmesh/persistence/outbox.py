@@ -1,0 +1,137 @@
+"""The outbox: messages that their transaction has promised and the broker has not confirmed yet.
+
+Pending rows are the state. There is no cursor, because a transaction that commits late would be
+skipped by one.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Select, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from eventmesh.persistence.tables import BUCKETS, outbox
+from eventmesh.persistence.transaction import Outgoing
+from eventmesh.wire.envelope import Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """A message to be relayed."""
+
+    seq: int
+    envelope: Envelope
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxStats:
+    """How many messages wait to be relayed, are delayed, and are parked."""
+
+    pending: int
+    delayed: int
+    parked: int
+
+
+def bucket_of(key: str | None, message_id: str) -> int:
+    """The bucket of a key; a message without one may go anywhere, so its id spreads it."""
+    return zlib.crc32((key if key is not None else message_id).encode()) % BUCKETS
+
+
+async def store(session: AsyncSession, messages: Sequence[Outgoing], now: datetime) -> None:
+    """Insert all messages of a transaction in one statement, in their order."""
+    if messages:
+        await session.execute(insert(outbox), [_values(message, now) for message in messages])
+
+
+async def due(
+    connection: AsyncConnection, buckets: Collection[int], now: datetime, limit: int
+) -> list[OutboxRow]:
+    """The oldest rows of these buckets that are due, up to `limit`, in the order of their keys.
+
+    Rows of a key that is parked stay where they are.
+    """
+    parked = outbox.alias("parked")
+    relayable = (
+        outbox.c.bucket.in_(sorted(buckets)),
+        ~outbox.c.parked,
+        ~exists().where(parked.c.parked, parked.c.key == outbox.c.key),
+    )
+    columns = (outbox.c.seq, outbox.c.headers, outbox.c.data, outbox.c.attempts)
+    # Two halves, so that each is read in the order of an index of its own.
+    at_once = _first(select(*columns).where(outbox.c.due_at.is_(None), *relayable), limit)
+    delayed = _first(select(*columns).where(outbox.c.due_at <= now, *relayable), limit)
+    both = at_once.union_all(delayed).subquery()
+    rows = await connection.execute(select(both).order_by(both.c.seq).limit(limit))
+    return [
+        OutboxRow(seq, Envelope(headers, data), attempts) for seq, headers, data, attempts in rows
+    ]
+
+
+async def delete_confirmed(connection: AsyncConnection, seqs: Sequence[int]) -> None:
+    """Forget rows that the broker has confirmed."""
+    if seqs:
+        await connection.execute(delete(outbox).where(outbox.c.seq.in_(seqs)))
+
+
+async def mark_refused(
+    connection: AsyncConnection, refused: Sequence[tuple[int, str]], park_after: int
+) -> None:
+    """Count an attempt for rows that the broker refused; park them at `park_after` attempts."""
+    if refused:
+        await connection.execute(
+            update(outbox)
+            .where(outbox.c.seq == bindparam("row"))
+            .values(
+                attempts=outbox.c.attempts + 1,
+                last_error=bindparam("error"),
+                parked=outbox.c.attempts + 1 >= park_after,
+            ),
+            [{"row": seq, "error": error} for seq, error in refused],
+        )
+
+
+async def next_due(connection: AsyncConnection) -> datetime | None:
+    """When the first delayed row will be due; None when none is delayed."""
+    at: datetime | None = await connection.scalar(select(func.min(outbox.c.due_at)))
+    return at
+
+
+async def stats(connection: AsyncConnection, now: datetime) -> OutboxStats:
+    """What waits in the outbox."""
+    later = (outbox.c.due_at > now) & ~outbox.c.parked
+    row = (
+        await connection.execute(
+            select(
+                func.count(),
+                func.count().filter(later),
+                func.count().filter(outbox.c.parked),
+            ).select_from(outbox)
+        )
+    ).one()
+    total, delayed, parked = row
+    return OutboxStats(pending=total - delayed - parked, delayed=delayed, parked=parked)
+
+
+def _values(message: Outgoing, now: datetime) -> dict[str, Any]:
+    envelope = message.envelope
+    return {
+        "id": envelope.id,
+        "name": envelope.name,
+        "key": envelope.key,
+        "bucket": bucket_of(envelope.key, envelope.id),
+        "headers": envelope.attributes,
+        "data": envelope.data,
+        "due_at": now + timedelta(seconds=message.delay) if message.delay else None,
+    }
+
+
+def _first(query: Select[Any], limit: int) -> Select[Any]:
+    # Wrapped, because SQLite takes no ORDER BY inside a UNION.
+    inner = query.order_by(outbox.c.seq).limit(limit).subquery()
+    return select(inner)

@@ -1,0 +1,119 @@
+"""The tables of EventMesh in a service's database. Checks make impossible rows impossible.
+
+`migrations/` makes them; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    false,
+)
+
+from eventmesh.persistence.types import Sequence, UtcDateTime
+
+BUCKETS = 16
+"""Into how many parts the outbox is divided by key; as many relays can share its work."""
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+outbox = Table(
+    "eventmesh_outbox",
+    metadata,
+    Column("seq", Sequence, primary_key=True, autoincrement=True),
+    Column("id", String(255), nullable=False),
+    Column("name", String(255), nullable=False),
+    Column("key", String(255)),
+    Column("bucket", SmallInteger, nullable=False),
+    Column("headers", JSON, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    # NULL: due at once. So that neither delayed rows nor a backlog stand in the other's way.
+    Column("due_at", UtcDateTime),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("last_error", Text),
+    Column("parked", Boolean, nullable=False, server_default=false()),
+    CheckConstraint(f"bucket >= 0 AND bucket < {BUCKETS}", name="bucket"),
+    CheckConstraint("attempts >= 0", name="attempts"),
+    CheckConstraint("NOT parked OR last_error IS NOT NULL", name="parked"),
+    sqlite_autoincrement=True,
+)
+Index(
+    "ix_eventmesh_outbox_due_at",
+    outbox.c.due_at,
+    postgresql_where=outbox.c.due_at.is_not(None),
+    sqlite_where=outbox.c.due_at.is_not(None),
+)
+Index(
+    "ix_eventmesh_outbox_parked",
+    outbox.c.key,
+    postgresql_where=outbox.c.parked,
+    sqlite_where=outbox.c.parked,
+)
+
+inbox = Table(
+    "eventmesh_inbox",
+    metadata,
+    Column("subscription", String(255), primary_key=True),
+    Column("message_id", String(255), primary_key=True),
+    Column("received_at", UtcDateTime, nullable=False),
+)
+
+relay = Table(
+    "eventmesh_relay",
+    metadata,
+    Column("owner", String(255), primary_key=True),
+    Column("expires_at", UtcDateTime, nullable=False),
+)
+
+lease = Table(
+    "eventmesh_lease",
+    metadata,
+    Column("bucket", SmallInteger, primary_key=True, autoincrement=False),
+    Column("owner", String(255)),
+    Column("token", Sequence, nullable=False, server_default="0"),
+    Column("expires_at", UtcDateTime),
+    CheckConstraint(f"bucket >= 0 AND bucket < {BUCKETS}", name="bucket"),
+    CheckConstraint("(owner IS NULL) = (expires_at IS NULL)", name="held"),
+)
+
+saga = Table(
+    "eventmesh_saga",
+    metadata,
+    Column("id", String(255), primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("state", JSON, nullable=False),
+    Column("steps", JSON, nullable=False),
+    Column("reason", Text),
+    Column("row_version", Integer, nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
+    CheckConstraint("status IN ('running', 'undoing', 'completed', 'undone')", name="status"),
+    CheckConstraint("(ended_at IS NULL) = (status IN ('running', 'undoing'))", name="ended"),
+    CheckConstraint("row_version >= 1", name="row_version"),
+)
+Index(
+    "ix_eventmesh_saga_running",
+    saga.c.name,
+    saga.c.started_at,
+    postgresql_where=saga.c.ended_at.is_(None),
+    sqlite_where=saga.c.ended_at.is_(None),
+)

@@ -1,0 +1,95 @@
+"""The unit of work that a handler gets: the database session and the messages to send with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from eventmesh.clock import Clock
+from eventmesh.contracts.message import Command, Event, Message
+from eventmesh.contracts.registry import Registry
+from eventmesh.duration import Duration, seconds
+from eventmesh.errors import UndeclaredMessage, UsageError
+from eventmesh.wire.envelope import Envelope, seal
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message that goes to the outbox with its transaction, to be published after `delay`
+    seconds at the earliest."""
+
+    envelope: Envelope
+    delay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who publishes, and within which bounds: what every transaction of a service shares."""
+
+    service: str
+    registry: Registry
+    clock: Clock
+    max_bytes: int
+
+
+class Transaction:
+    """State and outgoing messages, committed together or not at all.
+
+    `session` is an ordinary SQLAlchemy AsyncSession; it is begun and committed for you. Messages
+    are buffered and written to the outbox right before the commit.
+    """
+
+    def __init__(
+        self, session: AsyncSession, sender: Sender, cause: Envelope | None = None
+    ) -> None:
+        self.session = session
+        self.outgoing: list[Outgoing] = []
+        self._sender = sender
+        self._cause = cause
+
+    def publish(self, event: Event, *, delay: Duration = 0) -> None:
+        """Publish an event of this service, after `delay` at the earliest.
+
+        UndeclaredMessage when the service did not declare it; MessageTooLarge; UsageError.
+        """
+        if not isinstance(event, Event):
+            raise UsageError(f"{_name(event)} is no event: use send for a command.")
+        self.add(event, delay=delay)
+
+    def send(self, command: Command, *, delay: Duration = 0) -> None:
+        """Send a command to its owner, after `delay` at the earliest. Raises as `publish`."""
+        if not isinstance(command, Command):
+            raise UsageError(f"{_name(command)} is no command: use publish for an event.")
+        self.add(command, delay=delay)
+
+    def add(
+        self,
+        message: Message,
+        *,
+        delay: Duration = 0,
+        extensions: Mapping[str, str] | None = None,
+    ) -> None:
+        """Publish or send, whichever the message is, with attributes of one's own."""
+        sender = self._sender
+        if not sender.registry.publishes(type(message)):
+            raise UndeclaredMessage(
+                f"Service {sender.service!r} published {_name(message)} without declaring it. Add "
+                f"service.publisher({type(message).__name__}), or name it in the handler's return "
+                f"annotation."
+            )
+        envelope = seal(
+            message,
+            source=sender.service,
+            clock=sender.clock,
+            cause=self._cause,
+            extensions=extensions,
+            max_bytes=sender.max_bytes,
+        )
+        self.outgoing.append(Outgoing(envelope, seconds(delay)))
+
+
+def _name(message: object) -> str:
+    identity = getattr(message, "__identity__", None)
+    return type(message).__name__ if identity is None else str(identity)

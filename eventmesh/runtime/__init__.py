@@ -1,0 +1,1 @@
+"""Services, their handlers, and the worker that runs them."""

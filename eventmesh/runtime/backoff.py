@@ -1,0 +1,28 @@
+"""How long to wait before asking a server again that did not answer."""
+
+from __future__ import annotations
+
+import random
+
+from eventmesh.clock import Clock
+
+_FIRST = 0.1  # seconds
+_MOST = 5.0  # seconds
+
+
+class Reconnect:
+    """Waits longer with each failure in a row, by chance between half and all of it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._failures = 0
+
+    def succeeded(self) -> None:
+        """Begin again with the shortest wait."""
+        self._failures = 0
+
+    async def wait(self) -> None:
+        """Wait for the next try."""
+        most = min(_FIRST * 2.0**self._failures, _MOST)
+        self._failures = min(self._failures + 1, 10)
+        await self._clock.sleep(most * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, no secret

@@ -1,0 +1,80 @@
+"""Finding services by name: in `[tool.eventmesh.services]` of pyproject.toml, or by convention as
+`services.<name>.service:service`, from the folder the command is run in."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tomllib
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from eventmesh.errors import EventMeshError, UsageError
+from eventmesh.runtime.service import Service
+
+
+def service_targets(root: Path) -> dict[str, str]:
+    """Where each service is, as `module:attribute`, by its name."""
+    found = {
+        path.parent.name: f"services.{path.parent.name}.service:service"
+        for path in sorted(root.glob("services/*/service.py"))
+    }
+    return found | _configured(root / "pyproject.toml")
+
+
+def load_services(names: Sequence[str], root: Path) -> list[Service]:
+    """These services, or all when none is named; UsageError saying which one is wrong and why."""
+    targets = service_targets(root)
+    if not targets:
+        raise UsageError(
+            f"No service was found in {root}: put one into services/<name>/service.py as "
+            f"`service`, or name it in pyproject.toml under [tool.eventmesh.services] as "
+            f'<name> = "module:attribute".'
+        )
+    unknown = [name for name in names if name not in targets]
+    if unknown:
+        raise UsageError(
+            f"There is no service {unknown[0]!r} in {root}. Known are: {', '.join(targets)}."
+        )
+    # Commands run in a project's folder, which is not otherwise on the path of an entry point.
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    return [_load(name, targets[name]) for name in dict.fromkeys(names or targets)]
+
+
+def _configured(path: Path) -> dict[str, str]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} cannot be read: {error}.") from None
+    services = content.get("tool", {}).get("eventmesh", {}).get("services", {})
+    if not isinstance(services, dict) or not all(isinstance(v, str) for v in services.values()):
+        raise UsageError(f'{path}: [tool.eventmesh.services] takes lines of name = "module:attr".')
+    return dict(services)
+
+
+def _load(name: str, target: str) -> Service:
+    module_name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except EventMeshError:
+        raise
+    except Exception as error:
+        # Any error of a user's module is the user's to see, with its place, and without our frames.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"Service {name!r} cannot be imported from {module_name}: {type(error).__name__}: "
+            f"{error} ({where.filename}, line {where.lineno})."
+        ) from error
+    service = getattr(module, attribute or "service", None)
+    if not isinstance(service, Service):
+        raise UsageError(
+            f"Service {name!r} should be {target}, but {module_name} has no Service of the name "
+            f"{attribute or 'service'!r}."
+        )
+    if service.name != name:
+        raise UsageError(f"{target} is named {service.name!r}, but was looked up as {name!r}.")
+    return service

@@ -1,0 +1,219 @@
+"""A handler: a user's function, bound once, when it is declared, by its annotations."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from eventmesh.contracts.message import Message, identity_of
+from eventmesh.errors import UsageError
+from eventmesh.persistence.database import AsyncSession
+from eventmesh.persistence.transaction import Transaction
+from eventmesh.runtime.retry import Retry
+from eventmesh.transports.base import Subscription
+from eventmesh.wire.envelope import Envelope
+
+Returned = Message | Sequence[Message] | None
+Call = Callable[[Message, Envelope, Transaction | None], Awaitable[Returned]]
+"""How the runtime calls a handler; a plain one gets no transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """Everything that is known of a handler before the first message comes.
+
+    A transactional handler runs inside a database transaction with inbox and outbox: its effects
+    happen once. A plain one takes no transaction and returns nothing: it may run more than once.
+    """
+
+    subscription: Subscription
+    models: Mapping[str, type[Message]]
+    call: Call
+    retry: Retry
+    transactional: bool
+    isolated: bool = False
+    returns: frozenset[type[Message]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Binding:
+    """What each parameter is filled with."""
+
+    message: str
+    transaction: tuple[str, ...]
+    session: tuple[str, ...]
+    envelope: tuple[str, ...]
+    injected: bool
+    accepts: tuple[type[Message], ...]
+
+
+def bind(
+    function: Callable[..., Awaitable[Returned]],
+    messages: Sequence[type[Message]],
+    *,
+    subscription: str,
+    retry: Retry,
+    isolated: bool = False,
+) -> Handler:
+    """The handler of this function; UsageError, with the parameter's name, when it cannot be one.
+
+    `messages` narrows or repeats what the message parameter is annotated with.
+    """
+    where = f"The handler {function.__module__}.{function.__qualname__}"
+    if not inspect.iscoroutinefunction(function):
+        raise UsageError(f"{where} is no coroutine: write `async def {function.__name__}(…)`.")
+    hints = _hints(function, where)
+    binding = _bind_parameters(function, hints, where)
+    models = tuple(messages) or binding.accepts
+    for model in models:
+        if model not in binding.accepts:
+            raise UsageError(
+                f"{where} subscribes to {model.__name__}, but its parameter {binding.message!r} is "
+                f"annotated with {_spell(binding.accepts)}."
+            )
+    returns = _returned_messages(hints.get("return"), where)
+    by_name = {identity_of(model).name: model for model in models}
+    return Handler(
+        subscription=Subscription(subscription, tuple(by_name)),
+        models=by_name,
+        call=_make_call(function, binding),
+        retry=retry,
+        transactional=bool(binding.transaction or binding.session or binding.injected or returns),
+        isolated=isolated,
+        returns=returns,
+    )
+
+
+def _hints(function: Callable[..., Any], where: str) -> dict[str, Any]:
+    try:
+        return get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise UsageError(
+            f"{where} has an annotation that cannot be resolved: {error}. Import that name at the "
+            f"top of the module, not under TYPE_CHECKING."
+        ) from None
+
+
+def _bind_parameters(
+    function: Callable[..., Any], hints: Mapping[str, Any], where: str
+) -> _Binding:
+    found: dict[str, list[str]] = {"message": [], "transaction": [], "session": [], "envelope": []}
+    accepts: tuple[type[Message], ...] = ()
+    injected = False
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in hints:
+            raise UsageError(
+                f"{where} has no annotation on its parameter {name!r}. Annotate it with the "
+                f"message it handles, Transaction, AsyncSession, Envelope, or "
+                f"Annotated[T, Depends(…)]."
+            )
+        hint = hints[name]
+        if models := _message_types(hint):
+            found["message"].append(name)
+            accepts = models
+        elif hint in _FILLED:
+            found[_FILLED[hint]].append(name)
+        elif get_origin(hint) is Annotated:
+            injected = True
+        elif parameter.default is inspect.Parameter.empty:
+            raise UsageError(
+                f"{where} has the parameter {name!r} of type {getattr(hint, '__name__', hint)}, "
+                f"which nothing can fill. Use a message, Transaction, AsyncSession, Envelope, or "
+                f"Annotated[T, Depends(…)]."
+            )
+    if len(found["message"]) != 1:
+        raise UsageError(
+            f"{where} must have exactly one parameter annotated with a message (an Event or a "
+            f"Command, or a union of them); it has {len(found['message'])}."
+        )
+    return _Binding(
+        message=found["message"][0],
+        transaction=tuple(found["transaction"]),
+        session=tuple(found["session"]),
+        envelope=tuple(found["envelope"]),
+        injected=injected,
+        accepts=accepts,
+    )
+
+
+_FILLED: Mapping[Any, str] = {
+    Transaction: "transaction",
+    AsyncSession: "session",
+    Envelope: "envelope",
+}
+
+
+def _make_call(function: Callable[..., Awaitable[Returned]], binding: _Binding) -> Call:
+    if binding.injected:
+        return _make_injected_call(function, binding)
+
+    async def call(
+        message: Message, envelope: Envelope, transaction: Transaction | None
+    ) -> Returned:
+        return await function(**_arguments(binding, message, envelope, transaction))
+
+    return call
+
+
+def _make_injected_call(function: Callable[..., Awaitable[Returned]], binding: _Binding) -> Call:
+    from fast_depends import inject  # only where a handler asks for it
+
+    injected = inject(function, cast=False)
+
+    async def call(
+        message: Message, envelope: Envelope, transaction: Transaction | None
+    ) -> Returned:
+        # Dependencies are filled by name: these four are there for all of them.
+        known = {
+            "message": message,
+            "envelope": envelope,
+            "transaction": transaction,
+            "session": None if transaction is None else transaction.session,
+        }
+        return await injected(**known | _arguments(binding, message, envelope, transaction))
+
+    return call
+
+
+def _arguments(
+    binding: _Binding, message: Message, envelope: Envelope, transaction: Transaction | None
+) -> dict[str, Any]:
+    arguments: dict[str, Any] = {binding.message: message}
+    for name in binding.envelope:
+        arguments[name] = envelope
+    if transaction is not None:
+        for name in binding.transaction:
+            arguments[name] = transaction
+        for name in binding.session:
+            arguments[name] = transaction.session
+    return arguments
+
+
+def _message_types(hint: Any) -> tuple[type[Message], ...]:
+    """The messages that an annotation names, when it names nothing else."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if all(isinstance(member, type) and issubclass(member, Message) for member in members):
+        return tuple(members)
+    return ()
+
+
+def _returned_messages(hint: Any, where: str) -> frozenset[type[Message]]:
+    """The messages that a return annotation declares: M, M | None, list[M], tuple[M, …]."""
+    if hint is None or hint is type(None) or hint is Ellipsis:
+        return frozenset()
+    if isinstance(hint, type) and issubclass(hint, Message):
+        return frozenset([hint])
+    arguments = get_args(hint)
+    if not arguments:
+        raise UsageError(
+            f"{where} is annotated to return {getattr(hint, '__name__', hint)}; a handler returns "
+            f"messages, or nothing."
+        )
+    return frozenset().union(*(_returned_messages(argument, where) for argument in arguments))
+
+
+def _spell(models: Sequence[type[Message]]) -> str:
+    return " | ".join(model.__name__ for model in models)

@@ -1,0 +1,171 @@
+"""The relay: brings what transactions have put into the outbox to the broker, in order by key.
+
+One a worker process and service. A bucket of the outbox is relayed by one relay at a time; a relay
+that dies is replaced when its leases end. A message may be published twice, which the inbox of its
+subscribers passes over, but none is deleted before the broker has confirmed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+import structlog
+
+from eventmesh.clock import Clock
+from eventmesh.errors import PublishError, Unreachable
+from eventmesh.persistence import leases, outbox
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.outbox import OutboxRow
+from eventmesh.runtime.backoff import Reconnect
+from eventmesh.transports.base import Transport
+
+BATCH = 500
+"""How many messages a round relays at the most."""
+
+PARK_AFTER = 10
+"""After how many refusals by the broker a message is parked, and its key with it."""
+
+_SHORTEST_POLL, _LONGEST_POLL = 0.01, 0.25  # seconds
+
+
+class Relay:
+    """Relays one service's outbox until told to stop."""
+
+    def __init__(
+        self,
+        service: str,
+        database: Database,
+        transport: Transport,
+        clock: Clock,
+        lease_time: float,
+    ) -> None:
+        self.owner = clock.new_id()
+        self._database = database
+        self._transport = transport
+        self._clock = clock
+        self._lease_time = lease_time
+        self._buckets: frozenset[int] = frozenset()
+        self._renew_at = 0.0
+        self._valid_until = 0.0
+        self._poll = _SHORTEST_POLL
+        self._wanted = asyncio.Event()
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.relay").bind(
+            service=service
+        )
+
+    def wake(self) -> None:
+        """Look into the outbox now: this process has committed to it."""
+        self._wanted.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Relay until `stop`, then what is left, and give up the leases."""
+        reconnect = Reconnect(self._clock)
+        while not stop.is_set():
+            try:
+                if not await self.round():
+                    await self._idle(stop)
+                reconnect.succeeded()
+            except Unreachable as error:
+                self._log.warning("relay waits", error=str(error))
+                await reconnect.wait()
+        try:
+            while await self.round():
+                pass
+            async with self._database.connection() as connection:
+                await leases.release(connection, self.owner)
+        except Unreachable as error:
+            # Nothing is lost: the rows stay, and the leases end by themselves.
+            self._log.warning("relay stops without its last round", error=str(error))
+
+    async def round(self) -> int:
+        """Relay one batch; returns how many messages the broker has confirmed."""
+        self._wanted.clear()
+        await self._keep_leases()
+        if not self._buckets:
+            return 0
+        async with self._database.reading() as connection:
+            rows = await outbox.due(connection, self._buckets, self._clock.now(), BATCH)
+        if not rows:
+            return 0
+        confirmed, refused = await self._publish(rows)
+        async with self._database.connection() as connection:
+            await outbox.delete_confirmed(connection, confirmed)
+            await outbox.mark_refused(connection, refused, PARK_AFTER)
+        return len(confirmed)
+
+    async def _publish(self, rows: Sequence[OutboxRow]) -> tuple[list[int], list[tuple[int, str]]]:
+        """Publish in waves; a key whose message was refused is not sent on in this round."""
+        confirmed: list[int] = []
+        refused: list[tuple[int, str]] = []
+        held_keys: set[str] = set()
+        for wave in [rows] if self._transport.atomic_batches else waves(rows):
+            if self._clock.monotonic() >= self._valid_until:
+                break  # another relay may have these buckets by now
+            sendable = [row for row in wave if row.envelope.key not in held_keys]
+            reasons = await self._publish_wave(sendable)
+            for row in sendable:
+                if row.envelope.id not in reasons:
+                    confirmed.append(row.seq)
+                    continue
+                reason = reasons[row.envelope.id]
+                refused.append((row.seq, reason))
+                if row.envelope.key is not None:
+                    held_keys.add(row.envelope.key)
+                self._log.error(
+                    "refused by the broker",
+                    message_id=row.envelope.id,
+                    name=row.envelope.name,
+                    correlation_id=row.envelope.correlation_id,
+                    attempt=row.attempts + 1,
+                    parked=row.attempts + 1 >= PARK_AFTER,
+                    reason=reason,
+                )
+        return confirmed, refused
+
+    async def _publish_wave(self, rows: Sequence[OutboxRow]) -> dict[str, str]:
+        try:
+            await self._transport.publish([row.envelope for row in rows])
+        except PublishError as error:
+            return error.refused
+        return {}
+
+    async def _keep_leases(self) -> None:
+        now = self._clock.monotonic()
+        if now < self._renew_at:
+            return
+        async with self._database.connection() as connection:
+            self._buckets = await leases.renew(connection, self.owner, self._lease_time)
+        # Counted from before the renewal, and ended early: another's clock may run faster.
+        self._valid_until = now + self._lease_time * 0.8
+        self._renew_at = now + self._lease_time / 3
+
+    async def _idle(self, stop: asyncio.Event) -> None:
+        """Wait for a commit of this process, or for the next look at what others committed."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._wanted, stop)]
+        try:
+            done, _ = await asyncio.wait(
+                waits, timeout=self._poll, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            for wait in waits:
+                wait.cancel()
+        self._poll = _SHORTEST_POLL if done else min(self._poll * 2, _LONGEST_POLL)
+
+
+def waves(rows: Iterable[OutboxRow]) -> list[list[OutboxRow]]:
+    """Rows in parts that may be sent one after another, none with two messages of one key.
+
+    So a message that is refused has nothing of its key sent before it, whatever else is in flight.
+    """
+    parts: list[list[OutboxRow]] = []
+    next_part: dict[str, int] = {}
+    for row in rows:
+        key = row.envelope.key
+        part = 0 if key is None else next_part.get(key, 0)
+        if key is not None:
+            next_part[key] = part + 1
+        if part == len(parts):
+            parts.append([])
+        parts[part].append(row)
+    return parts

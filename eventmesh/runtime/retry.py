@@ -1,0 +1,86 @@
+"""When a message is tried again: a pure function of the policy, the attempt and the error."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from eventmesh.duration import Duration, seconds
+from eventmesh.errors import Reject, UnreadableMessage, UsageError
+from eventmesh.transports.outcome import Dead, Outcome, RetryAfter
+
+Backoff = Callable[[int], float]
+"""From the number of the attempt that failed, counted from 1, to the seconds before the next."""
+
+_MAX_ERROR_CHARACTERS = 8_000
+
+
+def exponential(first: Duration, *, cap: Duration = "5m", factor: float = 2.0) -> Backoff:
+    """`first * factor ** (attempt - 1)`, at most `cap`."""
+    start, most = seconds(first), seconds(cap)
+    if factor < 1:
+        raise UsageError(f"A back-off with the factor {factor} shrinks: use 1 or more.")
+
+    def backoff(attempt: int) -> float:
+        try:
+            return min(start * factor ** (attempt - 1), most)
+        except OverflowError:
+            return most
+
+    return backoff
+
+
+def constant(delay: Duration) -> Backoff:
+    """The same delay before every attempt."""
+    wait = seconds(delay)
+    return lambda _attempt: wait
+
+
+DEFAULT_BACKOFF = exponential("200ms", cap="1m")
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often and when a failed message is tried again, before it becomes a dead letter.
+
+    `attempts` counts the first one. Each delay is shortened by a random part of up to `jitter`
+    (0 to 1), so that messages that failed together do not come back together. Errors of the types
+    in `give_up_on` are never retried.
+    """
+
+    attempts: int = 8
+    backoff: Backoff = DEFAULT_BACKOFF
+    jitter: float = 0.25
+    give_up_on: tuple[type[Exception], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise UsageError(f"Retry(attempts={self.attempts}): there is always a first attempt.")
+        if not 0 <= self.jitter <= 1:
+            raise UsageError(f"Retry(jitter={self.jitter}): write a part between 0 and 1.")
+
+
+def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outcome:
+    """What becomes of a delivery whose handler raised `error`. `chance` is random in [0, 1)."""
+    details = describe(error)
+    match error:
+        case Reject() | UnreadableMessage():
+            return Dead(str(error), details)
+        case UsageError():
+            return Dead(f"the handler is written wrongly: {error}", details)
+        case _ if isinstance(error, policy.give_up_on):
+            return Dead(f"{type(error).__name__}: {error}", details)
+        case _ if attempt >= policy.attempts:
+            plural = "s" if attempt > 1 else ""
+            return Dead(f"failed {attempt} time{plural}: {type(error).__name__}: {error}", details)
+    return RetryAfter(policy.backoff(attempt) * (1 - policy.jitter * chance))
+
+
+def describe(error: Exception) -> str:
+    """The error with its traceback, cut in the middle when it is very long."""
+    text = "".join(traceback.format_exception(error))
+    if len(text) <= _MAX_ERROR_CHARACTERS:
+        return text
+    half = _MAX_ERROR_CHARACTERS // 2
+    return f"{text[:half]}\n…\n{text[-half:]}"

@@ -1,0 +1,225 @@
+"""A service: the owner of messages, handlers and one database. Everything hangs on this object."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Generic, Protocol, TypeVar
+
+from eventmesh.clock import Clock, SystemClock
+from eventmesh.contracts.message import Command, Message, identity_of
+from eventmesh.contracts.registry import Registry
+from eventmesh.duration import Duration
+from eventmesh.errors import UsageError
+from eventmesh.persistence import migration, outbox
+from eventmesh.persistence.database import AsyncSession, Database, MetaData
+from eventmesh.persistence.transaction import Outgoing, Sender, Transaction
+from eventmesh.runtime.handler import Handler, bind
+from eventmesh.runtime.retry import Retry
+from eventmesh.runtime.settings import Settings, load_settings
+
+M = TypeVar("M", bound=Message)
+Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class Extension(Protocol):
+    """Something that brings handlers and messages of its own to a service, such as a saga."""
+
+    def extend(self, service: Service) -> None:
+        """Add them."""
+        ...
+
+
+class Publisher(Generic[M]):
+    """Publishes one message of a service from outside its handlers, through the outbox."""
+
+    def __init__(self, service: Service, message: type[M]) -> None:
+        self.message = message
+        self._service = service
+
+    async def publish(self, message: M, *, delay: Duration = 0) -> None:
+        """Return once the message is safe in the outbox, in a transaction of its own.
+
+        In a handler, or together with changes of state, use a Transaction's `publish` instead.
+        """
+        if type(message) is not self.message:
+            raise UsageError(
+                f"This publisher of {self.message.__name__} was given a {type(message).__name__}."
+            )
+        async with self._service.transaction() as transaction:
+            transaction.add(message, delay=delay)
+
+
+class Service:
+    """Declares who subscribes to what and who publishes what; `eventmesh worker` runs it.
+
+    `metadata` holds the service's own SQLAlchemy tables, made where they are missing by
+    `eventmesh db upgrade`. UsageError for a name that cannot be the first part of a message's name.
+    """
+
+    def __init__(
+        self, name: str, *, metadata: MetaData | None = None, clock: Clock | None = None
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"The service name {name!r} cannot be used: write lower-case letters, digits and "
+                f'underscores, such as Service("payments").'
+            )
+        self.name = name
+        self.metadata = metadata
+        self.clock = clock or SystemClock()
+        self.registry = Registry(name)
+        self.handlers: dict[str, Handler] = {}
+        self.has_publishers = False
+        self._settings: Settings | None = None
+        self._database: Database | None = None
+        self._database_ready = False
+        self._on_commit: list[Callable[[], None]] = []
+
+    def __repr__(self) -> str:
+        return f"Service({self.name!r}, handlers={sorted(self.handlers)})"
+
+    def subscriber(
+        self,
+        *messages: type[Message],
+        name: str | None = None,
+        retry: Retry | None = None,
+        isolated: bool = False,
+    ) -> Callable[[Function], Function]:
+        """Declare a handler; the decorated function stays an ordinary function.
+
+        The subscription is called `<service>.<name>`, by default after the function; on the broker
+        it outlives the process, so a handler that is renamed needs `name=` to keep its backlog.
+        `isolated` gives each message a transaction of its own. Raises UsageError.
+        """
+
+        def declare(function: Function) -> Function:
+            self.add_handler(
+                bind(
+                    function,
+                    messages,
+                    subscription=f"{self.name}.{name or function.__name__}",
+                    retry=retry or Retry(),
+                    isolated=isolated,
+                )
+            )
+            return function
+
+        return declare
+
+    def publisher(self, message: type[M]) -> Publisher[M]:
+        """Declare that this service publishes an event of its own, or sends a command."""
+        self.registry.add_published(message)
+        self.has_publishers = True
+        return Publisher(self, message)
+
+    def include(self, extension: Extension) -> None:
+        """Add the handlers and messages of an extension, such as a Saga."""
+        extension.extend(self)
+
+    def add_handler(self, handler: Handler) -> None:
+        """Add a bound handler; UsageError for a name or a command that is taken."""
+        name = handler.subscription.name
+        if name in self.handlers:
+            raise UsageError(
+                f"Service {self.name!r} has two handlers of the name {name!r}. Rename one of the "
+                f"functions, or give one subscriber(…, name=…)."
+            )
+        for model in handler.models.values():
+            self._check_subscribes(handler, model)
+        for model in handler.models.values():
+            self.registry.add(model)
+        for model in handler.returns:
+            self.registry.add_published(model)
+        self.handlers[name] = handler
+
+    @property
+    def needs_database(self) -> bool:
+        """Whether anything of this service reads or writes its database."""
+        return (
+            self.metadata is not None
+            or self.has_publishers
+            or any(handler.transactional for handler in self.handlers.values())
+        )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """A transaction outside any handler: committed on leaving, with its messages."""
+        database = await self.database()
+        async with database.session() as session:
+            transaction = Transaction(session, self.sender())
+            yield transaction
+            with database.translated():
+                await self.commit(session, transaction.outgoing)
+
+    async def commit(self, session: AsyncSession, outgoing: Sequence[Outgoing]) -> None:
+        """Commit a session with these messages: state first, the outbox in one statement last."""
+        await session.flush()
+        await outbox.store(session, outgoing, self.clock.now())
+        await session.commit()
+        if outgoing:
+            for wake in self._on_commit:
+                wake()
+
+    def on_commit(self, wake: Callable[[], None]) -> None:
+        """Call this after each commit of this process that put messages into the outbox."""
+        self._on_commit.append(wake)
+
+    def sender(self) -> Sender:
+        """What the service's transactions share."""
+        return Sender(self.name, self.registry, self.clock, self.settings.max_message_bytes)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings given to `configure`, or else those of the environment."""
+        if self._settings is None:
+            self._settings = load_settings()
+        return self._settings
+
+    def configure(self, settings: Settings) -> None:
+        """Use these settings; UsageError when the database is open already with others."""
+        if self._database is not None and settings is not self._settings:
+            raise UsageError(f"Service {self.name!r} is running: close it before configuring it.")
+        self._settings = settings
+
+    async def database(self) -> Database:
+        """The open database, at the migration this version needs; SQLite is migrated by itself.
+
+        Unreachable, or Drift with the command to run.
+        """
+        if self._database is None:
+            self._database = Database(self.settings.database_url(self.name), service=self.name)
+        if not self._database_ready:
+            if self._database.is_sqlite:
+                await migration.upgrade(self._database, self.metadata)
+            else:
+                await migration.require_current(self._database)
+            self._database_ready = True
+        return self._database
+
+    async def close(self) -> None:
+        """Close the database; it is opened again when it is next needed."""
+        database, self._database = self._database, None
+        self._database_ready = False
+        if database is not None:
+            await database.close()
+
+    def _check_subscribes(self, handler: Handler, model: type[Message]) -> None:
+        identity = identity_of(model)
+        if not issubclass(model, Command):
+            return
+        if identity.owner != self.name:
+            raise UsageError(
+                f"Service {self.name!r} cannot handle {identity.name}: that command belongs to "
+                f"service {identity.owner!r}, and only its owner handles a command."
+            )
+        for other in self.handlers.values():
+            if identity.name in other.models:
+                raise UsageError(
+                    f"The command {identity.name} has two handlers, {other.subscription.name} and "
+                    f"{handler.subscription.name}: a command is handled once. Remove one, or "
+                    f"publish an event that several may handle."
+                )

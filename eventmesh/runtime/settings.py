@@ -1,0 +1,103 @@
+"""What an operator sets, by environment variables that begin with `EVENTMESH_`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from eventmesh.duration import seconds
+from eventmesh.errors import UsageError
+from eventmesh.transports.base import TransportOptions
+from eventmesh.wire.envelope import DEFAULT_MAX_BYTES
+
+
+def _seconds(value: object) -> object:
+    """A duration with a unit, or a bare number of seconds as environments hold it: a text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return seconds(value)
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """One frozen object, handed to whoever needs it."""
+
+    model_config = SettingsConfigDict(env_prefix="EVENTMESH_", frozen=True, extra="ignore")
+
+    broker_url: str = "sqlite:///.eventmesh/broker.db"
+    """Which broker: sqlite:///…, redis://, rediss://, amqp://, amqps:// or memory://."""
+
+    broker_prefix: str = Field(default="eventmesh", pattern=r"[a-z][a-z0-9_.-]{0,62}")
+    """What the name of everything made on the broker begins with."""
+
+    visibility_timeout: Seconds = 30.0
+    """After how long without a sign of life a worker's deliveries go to another."""
+
+    prefetch: int = Field(default=200, ge=1, le=10_000)
+    """How many deliveries a subscription's consumer may hold at once."""
+
+    group_size: int = Field(default=100, ge=1, le=1_000)
+    """How many messages share one transaction at the most."""
+
+    group_time: Seconds = 0.05
+    """How long a transaction takes up further messages."""
+
+    max_deliveries: int = Field(default=20, ge=1)
+    """How often an attempt is handed to workers that vanish before it counts as deadly."""
+
+    max_message_bytes: int = Field(default=DEFAULT_MAX_BYTES, ge=1)
+    """The largest data of a message that may be published."""
+
+    lease_time: Seconds = 3.0
+    """After how long without a sign of life a relay's part of the outbox goes to another."""
+
+    drain_timeout: Seconds = 30.0
+    """How long handlers may take to finish when the worker is told to stop."""
+
+    schemas: Path = Path("schemas")
+    """Where the frozen schemas are."""
+
+    log_format: Literal["auto", "text", "json"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    database_urls: Mapping[str, str] = Field(default_factory=dict)
+    """Databases by service, for code that sets up services itself; else see `database_url`."""
+
+    def database_url(self, service: str) -> str:
+        """`EVENTMESH_<SERVICE>_DATABASE_URL`, or a SQLite file of the service's own."""
+        return (
+            self.database_urls.get(service)
+            or os.environ.get(f"EVENTMESH_{service.upper()}_DATABASE_URL")
+            or f"sqlite:///.eventmesh/{service}.db"
+        )
+
+    @property
+    def transport_options(self) -> TransportOptions:
+        """The part that transports know."""
+        return TransportOptions(
+            visibility_timeout=self.visibility_timeout, prefix=self.broker_prefix
+        )
+
+
+def load_settings() -> Settings:
+    """The settings of this process's environment; UsageError naming the variable that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = "; ".join(
+            f"EVENTMESH_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}"
+            for problem in error.errors(include_url=False, include_input=False)
+        )
+        raise UsageError(
+            f"The environment holds settings that cannot be used: {problems}."
+        ) from None

@@ -1,0 +1,149 @@
+"""The worker: one process that runs the handlers and relays of some services until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+
+from eventmesh.clock import Clock
+from eventmesh.contracts import schema
+from eventmesh.errors import DrainTimeout, Unreachable
+from eventmesh.runtime.backoff import Reconnect
+from eventmesh.runtime.group import GroupRunner
+from eventmesh.runtime.handler import Handler
+from eventmesh.runtime.relay import Relay
+from eventmesh.runtime.service import Service
+from eventmesh.runtime.settings import Settings
+from eventmesh.transports.base import Consumer, Delivery, Transport
+
+
+class Worker:
+    """Runs services on a connected transport.
+
+    `run` returns after a clean drain. It raises what made it stop otherwise: Unreachable or Drift
+    at the start, DrainTimeout, or a defect. A server lost later is waited for instead.
+    """
+
+    def __init__(
+        self, services: Sequence[Service], transport: Transport, settings: Settings, clock: Clock
+    ) -> None:
+        self._services = services
+        self._transport = transport
+        self._settings = settings
+        self._clock = clock
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.worker")
+        self.ready = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set, then finish what was begun and give back the rest."""
+        async with self._opened():
+            consumers_left = asyncio.Event()
+            relays = await self._relays()
+            async with asyncio.TaskGroup() as tasks:
+                for relay in relays:
+                    tasks.create_task(relay.run(consumers_left))
+                tasks.create_task(self._consume_all(stop, consumers_left))
+                self.ready.set()
+                self._log.info(
+                    "worker is ready",
+                    services=[service.name for service in self._services],
+                    subscriptions=sum(len(service.handlers) for service in self._services),
+                )
+        self._log.info("worker has stopped")
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[None]:
+        """Everything that must be there before the first message is touched, closed on leaving."""
+        async with AsyncExitStack() as stack:
+            for service in self._services:
+                service.configure(self._settings)
+                schema.refuse_drift(schema.check(service.registry.owned(), self._settings.schemas))
+                if service.needs_database:
+                    stack.push_async_callback(service.close)
+                    await service.database()
+            await self._transport.declare(
+                [
+                    handler.subscription
+                    for service in self._services
+                    for handler in service.handlers.values()
+                ]
+            )
+            yield
+
+    async def _relays(self) -> list[Relay]:
+        relays = []
+        for service in self._services:
+            if service.needs_database:
+                relay = Relay(
+                    service.name,
+                    await service.database(),
+                    self._transport,
+                    self._clock,
+                    self._settings.lease_time,
+                )
+                service.on_commit(relay.wake)
+                relays.append(relay)
+        return relays
+
+    async def _consume_all(self, stop: asyncio.Event, left: asyncio.Event) -> None:
+        """Run all subscriptions until `stop`; then they have `drain_timeout` to finish."""
+        async with asyncio.TaskGroup() as tasks:
+            consuming = [
+                tasks.create_task(self._consume(service, handler, stop))
+                for service in self._services
+                for handler in service.handlers.values()
+            ]
+            await stop.wait()
+            self._log.info("worker drains", timeout=self._settings.drain_timeout)
+            late: set[asyncio.Task[None]] = set()
+            if consuming:
+                _, late = await asyncio.wait(consuming, timeout=self._settings.drain_timeout)
+            if late:
+                raise DrainTimeout(
+                    f"{len(late)} subscription(s) were still handling messages "
+                    f"{self._settings.drain_timeout:g} s after the worker was told to stop; their "
+                    f"messages will be delivered again. Raise EVENTMESH_DRAIN_TIMEOUT if handlers "
+                    f"need longer."
+                )
+        left.set()
+
+    async def _consume(self, service: Service, handler: Handler, stop: asyncio.Event) -> None:
+        """Consume one subscription until `stop`, through every loss of a server."""
+        reconnect = Reconnect(self._clock)
+        runner = GroupRunner(service, handler)
+        while not stop.is_set():
+            try:
+                async with self._transport.consume(
+                    handler.subscription, prefetch=self._settings.prefetch
+                ) as consumer:
+                    while deliveries := await self._receive(consumer, runner.size, stop):
+                        await consumer.settle(await runner.run(deliveries, stop.is_set))
+                        reconnect.succeeded()
+            except Unreachable as error:
+                self._log.warning(
+                    "subscription waits",
+                    service=service.name,
+                    subscription=handler.subscription.name,
+                    error=str(error),
+                )
+                await reconnect.wait()
+
+    async def _receive(
+        self, consumer: Consumer, limit: int, stop: asyncio.Event
+    ) -> Sequence[Delivery]:
+        """The next deliveries; none when the worker is to stop."""
+        if stop.is_set():
+            return ()
+        receiving = asyncio.ensure_future(consumer.receive(limit))
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait([receiving, stopping], return_when=asyncio.FIRST_COMPLETED)
+            return receiving.result() if receiving.done() else ()
+        finally:
+            stopping.cancel()
+            receiving.cancel()
+            # Cancelled for good before the consumer is left: it may hold deliveries.
+            await asyncio.gather(receiving, return_exceptions=True)
