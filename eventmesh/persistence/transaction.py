@@ -46,7 +46,7 @@ class Transaction:
     ) -> None:
         self.session = session
         self.outgoing: list[Outgoing] = []
-        self._sender = sender
+        self.sender = sender
         self._cause = cause
 
     def publish(self, event: Event, *, delay: Duration = 0) -> None:
@@ -72,7 +72,7 @@ class Transaction:
         extensions: Mapping[str, str] | None = None,
     ) -> None:
         """Publish or send, whichever the message is, with attributes of one's own."""
-        sender = self._sender
+        sender = self.sender
         if not sender.registry.publishes(type(message)):
             raise UndeclaredMessage(
                 f"Service {sender.service!r} published {_name(message)} without declaring it. Add "

@@ -237,17 +237,27 @@ class _Watcher:
         self._connection.close()
 
     async def _poll(self) -> None:
-        seen = -1
+        seen = 0
         while True:
             if not self._waiting:
                 self._wanted.clear()
                 await self._wanted.wait()
-            version = self._connection.execute("PRAGMA data_version").fetchone()[0]
+            version = self._version()
             if version != seen:
                 seen = version
-                for future in list(self._waiting):
-                    future.set_result(None)
+                for future in self._waiting:
+                    if not future.done():
+                        future.set_result(None)
             await self._clock.sleep(POLL_INTERVAL)
+
+    def _version(self) -> int:
+        """Another number after each commit; -1, which lets everyone look, when it cannot be read:
+        who looks will find out why."""
+        try:
+            version: int = self._connection.execute("PRAGMA data_version").fetchone()[0]
+        except sqlite3.Error:
+            return -1
+        return version
 
 
 def path_of(url: str) -> Path:

@@ -1,0 +1,80 @@
+"""Saga rows: state and progress of each saga, written by one writer at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from eventmesh.errors import Conflict
+from eventmesh.persistence.tables import saga
+
+
+@dataclass(frozen=True, slots=True)
+class SagaRow:
+    """A saga as it is kept. `row_version` counts its changes."""
+
+    id: str
+    name: str
+    version: int
+    status: str
+    state: dict[str, Any]
+    steps: dict[str, Any]
+    reason: str | None
+    row_version: int
+
+
+async def load(session: AsyncSession, saga_id: str) -> SagaRow | None:
+    """The saga of this id."""
+    row = (
+        await session.execute(
+            select(
+                saga.c.id,
+                saga.c.name,
+                saga.c.version,
+                saga.c.status,
+                saga.c.state,
+                saga.c.steps,
+                saga.c.reason,
+                saga.c.row_version,
+            ).where(saga.c.id == saga_id)
+        )
+    ).one_or_none()
+    return None if row is None else SagaRow(*row)
+
+
+async def store(session: AsyncSession, row: SagaRow, *, ended: bool, now: datetime) -> None:
+    """Insert a saga at row version 1, or update it from the version before.
+
+    Conflict when somebody else has changed it since it was loaded.
+    """
+    values = {
+        "status": row.status,
+        "state": row.state,
+        "steps": row.steps,
+        "reason": row.reason,
+        "row_version": row.row_version,
+        "updated_at": now,
+        "ended_at": now if ended else None,
+    }
+    if row.row_version == 1:
+        values |= {"id": row.id, "name": row.name, "version": row.version, "started_at": now}
+        await session.execute(insert(saga).values(values))
+        return
+    result = await session.execute(
+        update(saga)
+        .where(saga.c.id == row.id, saga.c.row_version == row.row_version - 1)
+        .values(values)
+        .returning(saga.c.id)
+    )
+    if result.first() is None:
+        raise Conflict(f"saga {row.id} was changed by another worker at the same time")
+
+
+async def count_by_status(connection: AsyncConnection) -> dict[str, int]:
+    """How many sagas there are of each status."""
+    rows = await connection.execute(select(saga.c.status, func.count()).group_by(saga.c.status))
+    return dict(row.tuple() for row in rows)

@@ -1,0 +1,127 @@
+"""Runs a saga: an ordinary handler, whose state row and commands commit in one transaction."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import structlog
+
+from eventmesh.contracts.message import Event, Message
+from eventmesh.errors import Conflict, UsageError
+from eventmesh.persistence import sagas
+from eventmesh.persistence.sagas import SagaRow
+from eventmesh.persistence.transaction import Transaction
+from eventmesh.runtime.handler import Handler
+from eventmesh.runtime.retry import Retry, exponential
+from eventmesh.runtime.service import Service
+from eventmesh.saga.definition import Definition
+from eventmesh.saga.transition import SagaRecord, StepRecord, advance, start
+from eventmesh.saga.transition import Transition as SagaTransition
+from eventmesh.transports.base import Subscription
+from eventmesh.wire.envelope import Envelope
+
+SUBSCRIPTION_SUFFIX = ".saga"
+"""So that a saga may be called like the command with which its story begins."""
+
+# What a saga waits for must not be given up while the trouble may pass: about a day.
+_RETRY = Retry(attempts=300, backoff=exponential("100ms", cap="5m"))
+
+
+class Coordinator:
+    """Handles the event that starts a saga, and the replies to its commands."""
+
+    def __init__(self, definition: Definition) -> None:
+        self._definition = definition
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.saga")
+
+    def extend(self, service: Service) -> None:
+        """Subscribe to all it handles, and declare all it publishes."""
+        definition = self._definition
+        if not definition.name.startswith(f"{service.name}."):
+            raise UsageError(
+                f"The saga {definition.name!r} does not belong to service {service.name!r}: name "
+                f"it {service.name}.…"
+            )
+        models = {
+            model.__identity__.name: model
+            for model in (definition.started_by, *definition.replies())
+        }
+        for model in definition.publishes:
+            service.registry.add_published(model)
+        service.add_handler(
+            Handler(
+                subscription=Subscription(definition.name + SUBSCRIPTION_SUFFIX, tuple(models)),
+                models=models,
+                call=self.handle,
+                retry=_RETRY,
+                transactional=True,
+            )
+        )
+
+    async def handle(
+        self, message: Message, envelope: Envelope, transaction: Transaction | None
+    ) -> None:
+        """Move one saga on by one message. Conflict, to be tried again, when another worker did
+        so at the same time."""
+        if transaction is None or not isinstance(message, Event):
+            raise UsageError("A saga's coordinator runs in a transaction, and on events only.")
+        if isinstance(message, self._definition.started_by):
+            await self._start(message, envelope, transaction)
+        else:
+            await self._advance(message, envelope, transaction)
+
+    async def _start(self, event: Event, envelope: Envelope, transaction: Transaction) -> None:
+        # The event's id is the saga's: the same event can never start two.
+        await self._apply(
+            start(self._definition, event), envelope.id, row_version=1, transaction=transaction
+        )
+
+    async def _advance(self, reply: Event, envelope: Envelope, transaction: Transaction) -> None:
+        name, _, saga_id = envelope.attributes.get("sagaid", "").partition("/")
+        if name != self._definition.name:
+            return  # the same event, but in answer to somebody else's command
+        row = await sagas.load(transaction.session, saga_id)
+        if row is None:
+            raise Conflict(f"the saga {saga_id} of {name} is not there (yet)")
+        label = envelope.attributes.get("sagastep", "")
+        transition = advance(self._definition, self._record(row), label, reply)
+        if transition is None:
+            self._log.info("reply changes nothing", saga_id=saga_id, step=label, status=row.status)
+            return
+        await self._apply(transition, saga_id, row.row_version + 1, transaction)
+
+    async def _apply(
+        self,
+        transition: SagaTransition,
+        saga_id: str,
+        row_version: int,
+        transaction: Transaction,
+    ) -> None:
+        record, name = transition.record, self._definition.name
+        row = SagaRow(
+            id=saga_id,
+            name=name,
+            version=self._definition.version,
+            status=record.status,
+            state=record.state.model_dump(mode="json"),
+            steps={step: asdict(each) for step, each in record.steps.items()},
+            reason=record.reason,
+            row_version=row_version,
+        )
+        now = transaction.sender.clock.now()
+        await sagas.store(transaction.session, row, ended=record.ended, now=now)
+        for sending in transition.sendings:
+            labels = {"sagaid": f"{name}/{saga_id}", "sagastep": sending.label}
+            transaction.add(sending.command, extensions=labels)
+        if transition.ending is not None:
+            transaction.add(transition.ending)
+        self._log.debug("saga moved", saga_id=saga_id, status=record.status, reason=record.reason)
+
+    def _record(self, row: SagaRow) -> SagaRecord:
+        # The check constraint on the row admits no other status.
+        return SagaRecord(
+            status=row.status,  # type: ignore[arg-type]
+            state=self._definition.state.model_validate(row.state),
+            steps={name: StepRecord(**each) for name, each in row.steps.items()},
+            reason=row.reason,
+        )
