@@ -1,0 +1,265 @@
+"""The Lua that runs inside Redis, for what must be one step. Redis runs a script as a whole, with
+nothing in between, so each of these either sees and leaves a consistent state or none.
+
+KEYS and ARGV are listed with each. `group` is the consumer group of a subscription, `me` the name
+of a consumer in it, and `returned` the name under which a consumer that leaves puts down what it
+did not settle. Times are Redis's own, so that the clocks of the workers need not agree.
+"""
+
+from __future__ import annotations
+
+EVERYTHING = "1000000000"
+"""More than a consumer can have pending; also an idle time, in ms, above any visibility timeout."""
+
+DECLARE = """
+for _, stream in ipairs(KEYS) do
+  if redis.pcall('XINFO', 'CONSUMERS', stream, ARGV[1]).err then
+    redis.call('XGROUP', 'CREATE', stream, ARGV[1], '0', 'MKSTREAM')
+  end
+end
+"""
+"""KEYS streams; ARGV group.
+
+Every stream has the group, at its beginning where it is new. Looked up first, because a Redis that
+is out of memory refuses XGROUP CREATE even for a group that is there, and then of all times the
+consumers must come back to empty the streams.
+"""
+
+CLAIM = """
+local group, me, returned, room, silence = unpack(ARGV, 1, 5)
+room = tonumber(room)
+local claimed = {}
+local function take(number, stream, pending)
+  if pending.err then return end
+  for _, entry in ipairs(pending) do
+    local got = redis.call('XCLAIM', stream, group, me, 0, entry[1])
+    if got[1] then
+      claimed[#claimed + 1] = {number - 1, entry[4] + 1, got[1]}
+      room = room - 1
+    end
+  end
+end
+for number, stream in ipairs(KEYS) do
+  if room > 0 then
+    take(number, stream, redis.pcall('XPENDING', stream, group, '-', '+', room, returned))
+  end
+  if room > 0 and silence ~= '' then
+    take(number, stream, redis.pcall('XPENDING', stream, group, 'IDLE', silence, '-', '+', room))
+  end
+end
+return claimed
+"""
+"""KEYS streams; ARGV group, me, returned, room, silence in ms or nothing.
+
+Takes over, oldest first and at most `room`: what was given back and, if `silence` is given, what
+nobody has shown a sign of life for that long. Returns {stream's index, deliveries, entry} of each:
+one taken over is never taken by two, and counts one delivery more. What was deleted meanwhile is
+left out, and a group that is missing is passed over: the reader finds out.
+"""
+
+GIVE_BACK = """
+local group, me, returned, all = unpack(ARGV, 1, 4)
+local unseen = {}
+for at = 5, #ARGV do unseen[ARGV[at]] = true end
+for number, stream in ipairs(KEYS) do
+  local pending = redis.pcall('XPENDING', stream, group, '-', '+', all, me)
+  if not pending.err then
+    for _, entry in ipairs(pending) do
+      local count = entry[4]
+      if unseen[(number - 1) .. ' ' .. entry[1]] then count = count - 1 end
+      redis.call('XCLAIM', stream, group, returned, 0, entry[1],
+                 'IDLE', all, 'RETRYCOUNT', count, 'JUSTID')
+    end
+    if #redis.call('XPENDING', stream, group, '-', '+', 1, me) == 0 then
+      redis.call('XGROUP', 'DELCONSUMER', stream, group, me)
+    end
+  end
+end
+"""
+"""KEYS streams; ARGV group, me, returned, `EVERYTHING`, then 'stream's index, space, entry id' of
+what was read and never handed out.
+
+All that is pending under `me`, also what `me` never heard of, is pending under `returned`; `me` is
+deleted only where nothing was left, because deleting a consumer deletes what it has pending. What
+was never handed out does not count as delivered.
+"""
+
+KEEP = """
+local group, me = unpack(ARGV, 1, 2)
+for at = 3, #ARGV do
+  local id = ARGV[at]
+  local pending = redis.pcall('XPENDING', KEYS[1], group, id, id, 1, me)
+  if pending.err then return end
+  if #pending == 1 then redis.call('XCLAIM', KEYS[1], group, me, 0, id, 'JUSTID') end
+end
+"""
+"""KEYS stream; ARGV group, me, entry ids.
+
+Restarts the idle time of these entries as far as they are still pending under `me`: what was
+settled or taken over meanwhile stays so. JUSTID leaves the number of deliveries as it is.
+"""
+
+FINISH = """
+for at = 2, #ARGV do
+  redis.call('XACK', KEYS[1], ARGV[1], ARGV[at])
+  redis.call('XDEL', KEYS[1], ARGV[at])
+end
+"""
+"""KEYS retry stream; ARGV group, entry ids.
+
+Acknowledges entries of a stream that nobody else reads, and deletes them.
+"""
+
+RESETTLE = """
+local stream, retry, target = unpack(KEYS)
+local group, me, id, delay = unpack(ARGV, 1, 4)
+local pending = redis.pcall('XPENDING', stream, group, id, id, 1, me)
+if pending.err or #pending == 0 then return 0 end
+redis.call('XACK', stream, group, id)
+if stream == retry then redis.call('XDEL', stream, id) end
+if delay == '' then
+  redis.call('XADD', target, '*', unpack(ARGV, 5))
+else
+  local time = redis.call('TIME')
+  local due = time[1] * 1000 + math.ceil(time[2] / 1000) + delay
+  redis.call('ZADD', target, string.format('%.0f', due), ARGV[5])
+end
+return 1
+"""
+"""KEYS stream, retry stream, target; ARGV group, me, entry id, delay in ms or nothing, then the
+fields of an entry (no delay) or the member of a sorted set (delay).
+
+Acknowledges an entry and puts its successor into the target in one step, or, when the entry is no
+longer pending under `me`, does nothing. A delay is rounded up: never early.
+"""
+
+MOVE_DUE = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now),
+                       'LIMIT', 0, ARGV[1])
+for _, parcel in ipairs(due) do
+  redis.call('ZREM', KEYS[1], parcel)
+  redis.call('XADD', KEYS[2], '*', 'parcel', parcel)
+end
+local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+if #first == 0 then return -1 end
+return math.max(0, first[2] - now)
+"""
+"""KEYS delayed set, retry stream; ARGV limit.
+
+Moves the retries that are due, in the order of their times; returns the ms until the next is due,
+-1 if there is none. ZREM comes first, because once a script has written, Redis no longer refuses
+it memory: what is due moves also when Redis is full.
+"""
+
+TRIM = """
+local function before(one, other)
+  local one_ms, one_seq = string.match(one, '(%d+)-(%d+)')
+  local other_ms, other_seq = string.match(other, '(%d+)-(%d+)')
+  if #one_ms ~= #other_ms then return #one_ms < #other_ms end
+  if one_ms ~= other_ms then return one_ms < other_ms end
+  if #one_seq ~= #other_seq then return #one_seq < #other_seq end
+  return one_seq < other_seq
+end
+local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
+if groups.err then return 0 end
+local needed
+for _, flat in ipairs(groups) do
+  local group = {}
+  for at = 1, #flat, 2 do group[flat[at]] = flat[at + 1] end
+  local first = group['last-delivered-id']
+  if group['pending'] > 0 then first = redis.call('XPENDING', KEYS[1], group['name'])[2] end
+  if not needed or before(first, needed) then needed = first end
+end
+if not needed then return 0 end
+return redis.call('XTRIM', KEYS[1], 'MINID', '~', needed, 'LIMIT', ARGV[1])
+"""
+"""KEYS stream; ARGV limit.
+
+Deletes entries that every group has acknowledged, whole nodes of the stream at a time, and about
+`limit` at most; returns how many. Nothing pending or undelivered in any group is touched, and a
+stream without groups keeps all for the first. Ids are compared as texts: their numbers have 64
+bits, Lua's 53.
+"""
+
+FORGET = """
+local group, silence = unpack(ARGV)
+local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], group)
+if consumers.err then return end
+for _, flat in ipairs(consumers) do
+  local consumer = {}
+  for at = 1, #flat, 2 do consumer[flat[at]] = flat[at + 1] end
+  if consumer['pending'] == 0 and consumer['idle'] > tonumber(silence) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], group, consumer['name'])
+  end
+end
+"""
+"""KEYS stream; ARGV group, silence in ms.
+
+Deletes the consumers that killed processes left behind. Never one with anything pending; one that
+lives after all is made anew by its next read.
+"""
+
+STATS = """
+local group_name, returned, most = unpack(ARGV)
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local ready, in_flight, oldest = 0, 0, now + 1
+local function see(entries)
+  if entries[1] then oldest = math.min(oldest, tonumber(string.match(entries[1][1], '%d+'))) end
+end
+local function undelivered(number, stream, group)
+  if number == #KEYS then return redis.call('XLEN', stream) - group['pending'] end
+  if group['lag'] then return group['lag'] end
+  return #redis.call('XRANGE', stream, '(' .. group['last-delivered-id'], '+', 'COUNT', most)
+end
+for number, stream in ipairs(KEYS) do
+  local group = {['last-delivered-id'] = '0-0', pending = 0}
+  local groups = redis.pcall('XINFO', 'GROUPS', stream)
+  for _, flat in ipairs(groups.err and {} or groups) do
+    local other = {}
+    for at = 1, #flat, 2 do other[flat[at]] = flat[at + 1] end
+    if other['name'] == group_name then group = other end
+  end
+  ready = ready + undelivered(number, stream, group)
+  see(redis.call('XRANGE', stream, '(' .. group['last-delivered-id'], '+', 'COUNT', 1))
+  in_flight = in_flight + group['pending']
+  if group['pending'] > 0 then
+    for _, holder in ipairs(redis.call('XPENDING', stream, group_name)[4]) do
+      if holder[1] == returned then
+        ready = ready + holder[2]
+        in_flight = in_flight - holder[2]
+        see(redis.call('XPENDING', stream, group_name, '-', '+', 1, returned))
+      end
+    end
+  end
+end
+return {ready, in_flight, oldest > now and -1 or now - oldest}
+"""
+"""KEYS streams, the retry stream last; ARGV group, returned, the most to count one by one.
+
+Returns how many are ready (undelivered or given back), how many are in flight, and the age in ms
+of the oldest that is ready, -1 if none is. Redis knows a group's lag unless somebody deleted from
+the stream; then up to `most` are counted. In the retry stream, what was settled is deleted, so its
+length tells.
+"""
+
+REPLAY = """
+local found = {}
+for at = 1, #ARGV, 2 do
+  local id, header = ARGV[at], ARGV[at + 1]
+  local letter = redis.call('XRANGE', KEYS[1], id, id)[1]
+  if letter then
+    redis.call('XADD', KEYS[2], '*', 'parcel', header .. letter[2][2])
+    redis.call('XDEL', KEYS[1], id)
+    found[#found + 1] = id
+  end
+end
+return found
+"""
+"""KEYS dead letters, retry stream; ARGV entry id and head of the new parcel, for each.
+
+Moves dead letters back, each in one step; returns the ids that were found. The first field of a
+dead letter is its packed envelope.
+"""

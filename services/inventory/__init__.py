@@ -1,0 +1,1 @@
+"""Inventory: keeps stock, gives it out, and orders more when it runs out."""

@@ -1,0 +1,42 @@
+"""The tables of inventory."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+OPENING_STOCK = 60
+REFILL = 120
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Stock(Base):
+    """How much of an article is there. `supplied` = `on_hand` + all that is reserved."""
+
+    __tablename__ = "stock"
+    __table_args__ = (CheckConstraint("on_hand >= 0", name="stock_on_hand"),)
+
+    sku: Mapped[str] = mapped_column(primary_key=True)
+    supplied: Mapped[int] = mapped_column(default=OPENING_STOCK)
+    on_hand: Mapped[int] = mapped_column(default=OPENING_STOCK)
+    refill_ordered: Mapped[bool] = mapped_column(default=False)
+
+
+class Reservation(Base):
+    """Stock set aside for an order; one an order by the inbox's promise, not by a constraint."""
+
+    __tablename__ = "reservations"
+    __table_args__ = (
+        CheckConstraint("status IN ('reserved', 'released')", name="reservation_status"),
+    )
+
+    reservation_id: Mapped[UUID] = mapped_column(primary_key=True)
+    order_id: Mapped[UUID] = mapped_column(index=True)
+    sku: Mapped[str]
+    quantity: Mapped[int]
+    status: Mapped[str] = mapped_column(default="reserved")

@@ -1,0 +1,5 @@
+"""What `eventmesh worker inventory` runs."""
+
+from services.inventory.handlers import service
+
+__all__ = ["service"]

@@ -1,0 +1,1 @@
+"""Orders: takes orders and sees each of them to exactly one end."""

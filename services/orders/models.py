@@ -1,0 +1,34 @@
+"""The tables of orders."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, DateTime
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    """One order. `endings` counts how often it has ended, which must come to one."""
+
+    __tablename__ = "orders"
+    __table_args__ = (
+        CheckConstraint("status IN ('placed', 'closed', 'cancelled')", name="order_status"),
+    )
+
+    order_id: Mapped[UUID] = mapped_column(primary_key=True)
+    card: Mapped[str]
+    sku: Mapped[str]
+    quantity: Mapped[int]
+    cents: Mapped[int]
+    status: Mapped[str] = mapped_column(default="placed")
+    reason: Mapped[str | None]
+    tracking_number: Mapped[str | None]
+    placed_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    ended_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    endings: Mapped[int] = mapped_column(default=0)

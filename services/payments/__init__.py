@@ -1,0 +1,1 @@
+"""Payments: takes money from cards, up to a limit."""

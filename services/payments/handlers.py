@@ -1,0 +1,67 @@
+"""What payments does when a message comes."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from sqlalchemy import update
+
+from eventmesh import Reject, Retry, Service, Transaction, exponential
+from services.payments.contracts import (
+    CapturePayment,
+    PaymentCaptured,
+    PaymentDeclined,
+    PaymentRefunded,
+    RefundPayment,
+)
+from services.payments.models import Base, Card, Payment
+
+service = Service("payments", metadata=Base.metadata)
+
+
+@service.subscriber(CapturePayment, retry=Retry(attempts=8, backoff=exponential("200ms", cap="1m")))
+async def capture(command: CapturePayment, tx: Transaction) -> PaymentCaptured | PaymentDeclined:
+    """Take the money, unless it would go over the card's limit."""
+    cents = round(command.amount * 100)
+    if not await _charge(tx, command.card, cents):
+        return PaymentDeclined(order_id=command.order_id, reason="card limit reached")
+    payment = Payment(payment_id=uuid4(), order_id=command.order_id, card=command.card, cents=cents)
+    tx.session.add(payment)
+    return PaymentCaptured(
+        order_id=command.order_id, payment_id=payment.payment_id, amount=command.amount
+    )
+
+
+@service.subscriber(RefundPayment)
+async def refund(command: RefundPayment, tx: Transaction) -> PaymentRefunded:
+    """Give the money back."""
+    payment = await tx.session.get(Payment, command.payment_id)
+    if payment is None:
+        raise Reject(f"there is no payment {command.payment_id}")
+    if payment.status == "captured":
+        payment.status = "refunded"
+        await tx.session.execute(
+            update(Card)
+            .where(Card.card == payment.card)
+            .values(spent_cents=Card.spent_cents - payment.cents)
+            .execution_options(synchronize_session=False)
+        )
+    return PaymentRefunded(order_id=command.order_id, payment_id=command.payment_id)
+
+
+async def _charge(tx: Transaction, card: str, cents: int) -> bool:
+    """Whether the card could be charged: asked and done in one statement, for many may ask."""
+    charge = (
+        update(Card)
+        .where(Card.card == card, Card.spent_cents + cents <= Card.limit_cents)
+        .values(spent_cents=Card.spent_cents + cents)
+        .returning(Card.card)
+        .execution_options(synchronize_session=False)
+    )
+    if await tx.session.scalar(charge):
+        return True
+    if await tx.session.get(Card, card):
+        return False
+    tx.session.add(Card(card=card))
+    await tx.session.flush()
+    return bool(await tx.session.scalar(charge))

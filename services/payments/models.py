@@ -1,0 +1,41 @@
+"""The tables of payments. Money is in cents, so that sums are exact in every database."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+CARD_LIMIT_CENTS = 300_00
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Card(Base):
+    """What was spent on a card, and how much may be."""
+
+    __tablename__ = "cards"
+    __table_args__ = (
+        CheckConstraint("spent_cents >= 0 AND spent_cents <= limit_cents", name="card_limit"),
+    )
+
+    card: Mapped[str] = mapped_column(primary_key=True)
+    limit_cents: Mapped[int] = mapped_column(default=CARD_LIMIT_CENTS)
+    spent_cents: Mapped[int] = mapped_column(default=0)
+
+
+class Payment(Base):
+    """Money taken for an order. That there is one an order is a promise of the inbox, and not of
+    a constraint here, so that the demo can see it broken."""
+
+    __tablename__ = "payments"
+    __table_args__ = (CheckConstraint("status IN ('captured', 'refunded')", name="payment_status"),)
+
+    payment_id: Mapped[UUID] = mapped_column(primary_key=True)
+    order_id: Mapped[UUID] = mapped_column(index=True)
+    card: Mapped[str]
+    cents: Mapped[int]
+    status: Mapped[str] = mapped_column(default="captured")

@@ -1,0 +1,1 @@
+"""Shipping: sends parcels, and tells everybody."""

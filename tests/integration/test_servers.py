@@ -1,0 +1,327 @@
+"""Where servers for tests come from, in which order, and that nothing of them is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+from aio_pika import connect
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from eventmesh.errors import UsageError
+from eventmesh.testing.servers import (
+    KINDS,
+    Server,
+    ServerMissing,
+    fresh_database,
+    required,
+    serve,
+)
+
+NO_ENGINE = {"DOCKER_HOST": "tcp://127.0.0.1:1"}
+"""An address at which no container engine ever answers."""
+
+PATIENCE = 30.0
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Our environment with no server given, and these changes."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not re.fullmatch("EVENTMESH_TEST_([A-Z]+_URL|REQUIRE)", name)
+    }
+    return {**kept, **changes}
+
+
+async def answers(server: Server) -> bool:
+    """Whether the server serves us at its URL."""
+    try:
+        match server.kind:
+            case "redis":
+                async with Redis.from_url(server.url, socket_connect_timeout=2) as client:
+                    return await client.ping()
+            case "rabbitmq":
+                async with await connect(server.url, timeout=5) as connection:
+                    return not (await connection.channel()).is_closed
+            case _:
+                dsn = server.url.replace("postgresql+asyncpg://", "postgresql://")
+                connection = await asyncpg.connect(dsn, timeout=5)
+                await connection.close()
+                return True
+    except (OSError, RedisConnectionError):  # aio_pika's error is an OSError
+        return False
+
+
+def processes_of(folders: set[Path]) -> list[str]:
+    """Command lines and working folders of living processes that mention one of these folders."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            said = (process / "cmdline").read_bytes().decode(errors="replace")
+            where = str((process / "cwd").readlink())
+        except OSError:
+            continue  # ended meanwhile
+        if any(str(folder) in said or str(folder) in where for folder in folders):
+            found.append(f"{said} in {where}")
+    return found
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for servers to be in, to see what they leave; unlike pytest's, Postgres's user may
+    enter it."""
+    folder = Path("/tmp") / f"em{os.getpid()}-{time.monotonic_ns()}"  # noqa: S108 - a new name
+    folder.mkdir(mode=0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def private(kind: str, folder: Path | None = None) -> Iterator[Server]:
+    """`serve` with no server given and no engine; skips where the machine has no such binary."""
+    changes = {"TMPDIR": str(folder)} if folder else {}
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(serve(kind, environment(**NO_ENGINE, **changes)))
+        except ServerMissing as missing:
+            pytest.skip(str(missing))
+        assert server.origin.startswith("private /")
+        yield server
+
+
+def contents(folder: Path) -> set[Path]:
+    return set(folder.iterdir())
+
+
+# --- first: given ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "url"),
+    [
+        ("redis", "redis://given.example:1/0"),
+        ("rabbitmq", "amqps://given.example:1/"),
+        ("postgres", "postgresql+asyncpg://given.example:1/x"),
+    ],
+)
+def test_a_url_in_the_environment_wins_and_nothing_is_started(kind: str, url: str) -> None:
+    # Without PATH and engine nothing could be started, and the host does not exist.
+    given = {f"EVENTMESH_TEST_{kind.upper()}_URL": url, "PATH": "", **NO_ENGINE}
+    with serve(kind, given) as server:
+        assert server == Server(kind, url, "environment")
+
+
+def test_a_url_of_another_kind_is_an_error() -> None:
+    given = {"EVENTMESH_TEST_REDIS_URL": "amqp://given.example/"}
+    with (
+        pytest.raises(UsageError, match=r"EVENTMESH_TEST_REDIS_URL.*redis://"),
+        serve("redis", given),
+    ):
+        pass
+
+
+def test_an_unknown_kind_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"'kafka'.*redis, rabbitmq, postgres"), serve("kafka"):
+        pass
+
+
+# --- second: a container ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_container_starts_answers_and_is_gone(kind: str) -> None:
+    try:
+        with serve(kind, environment()) as server:
+            if not server.origin.startswith("container "):
+                pytest.skip(f"no engine or image for a container: {server.origin} instead")
+            assert await answers(server)
+    except ServerMissing as missing:
+        pytest.skip(str(missing))
+    assert not await answers(server)
+
+
+def test_an_engine_that_says_nothing_costs_little_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host, port = silent.getsockname()
+        begun = time.monotonic()
+        with (
+            pytest.raises(ServerMissing, match=r"container: .*timed out"),
+            serve("redis", environment(PATH="", DOCKER_HOST=f"tcp://{host}:{port}")),
+        ):
+            pass
+        assert time.monotonic() - begun < 10
+
+
+def test_an_image_that_cannot_be_had_costs_little_time() -> None:
+    # RFC 2606 keeps `invalid` from being a host, so no engine can ever pull this.
+    image = "registry.invalid/redis:8"
+    begun = time.monotonic()
+    with (
+        pytest.raises(ServerMissing) as missing,
+        serve("redis", environment(PATH="", EVENTMESH_TEST_REDIS_IMAGE=image)),
+    ):
+        pass
+    assert time.monotonic() - begun < 20
+    assert "container: " in str(missing.value)
+
+
+# --- third: a private server ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_private_server_starts_answers_and_is_gone(kind: str, temporary: Path) -> None:
+    with private(kind, temporary) as server:
+        assert await answers(server)
+        [folder] = contents(temporary)
+        assert folder.name.startswith(f"eventmesh-{kind}-")
+        assert processes_of({folder})
+    assert not await answers(server)
+    assert not contents(temporary)
+    assert not processes_of({folder})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_private_servers_of_parallel_runs_do_not_meet(kind: str) -> None:
+    with private(kind) as one, private(kind) as two:
+        assert one.url != two.url
+        assert await answers(one)
+        assert await answers(two)
+
+
+def test_nothing_is_left_when_the_tests_are_killed(temporary: Path) -> None:
+    killed = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time\n"
+            "from eventmesh.testing.servers import serve\n"
+            "with serve('redis') as server:\n"
+            "    print(server.origin, flush=True)\n"
+            "    time.sleep(600)\n",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment(TMPDIR=str(temporary), **NO_ENGINE),
+    )
+    with killed:
+        assert killed.stdout is not None
+        origin = killed.stdout.readline()
+        folders = contents(temporary)
+        killed.send_signal(signal.SIGKILL)
+    if not origin:
+        pytest.skip("no private redis on this machine")
+    assert folders
+    deadline = time.monotonic() + PATIENCE
+    while left := [*processes_of(folders), *contents(temporary)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+# --- else: missing ---
+
+
+def test_what_is_missing_is_told_with_every_reason() -> None:
+    with (
+        pytest.raises(ServerMissing) as missing,
+        serve("redis", environment(PATH="", **NO_ENGINE)),
+    ):
+        pass
+    given, container, binary = missing.value.reasons
+    assert given == "environment: EVENTMESH_TEST_REDIS_URL is not set"
+    assert container.startswith("container: ")
+    assert "127.0.0.1" in container
+    assert binary == "private: there is no redis-server in $PATH, /usr/sbin"
+    assert all(reason in str(missing.value) for reason in missing.value.reasons)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("", False),
+        ("rabbitmq", False),
+        ("redis", True),
+        (" rabbitmq , redis ", True),
+        ("all", True),
+    ],
+)
+def test_required(named: str, expected: bool) -> None:
+    assert required("redis", {"EVENTMESH_TEST_REQUIRE": named}) is expected
+    assert not required("redis", {})
+
+
+def test_requiring_an_unknown_server_is_an_error() -> None:
+    with pytest.raises(UsageError, match="kafka"):
+        required("redis", {"EVENTMESH_TEST_REQUIRE": "redis,kafka"})
+
+
+async def test_the_redis_fixture_answers(redis_server: Server) -> None:
+    assert await answers(redis_server)
+
+
+async def test_the_rabbitmq_fixture_answers(rabbitmq_server: Server) -> None:
+    assert await answers(rabbitmq_server)
+
+
+@pytest.mark.parametrize(
+    ("named", "outcome"), [("rabbitmq", "1 skipped"), ("rabbitmq,redis", "1 error")]
+)
+def test_a_test_without_its_server_is_skipped_or_fails_as_required(
+    named: str, outcome: str
+) -> None:
+    ran = subprocess.run(  # noqa: S603 - our own interpreter
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
+            f"{__file__}::{test_the_redis_fixture_answers.__name__}",
+        ],
+        env=environment(PATH="", EVENTMESH_TEST_REQUIRE=named, **NO_ENGINE),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert re.search(rf"= {outcome} in ", ran.stdout), ran.stdout + ran.stderr
+    assert (ran.returncode != 0) == ("error" in outcome)
+    assert "redis: MISSING. environment: EVENTMESH_TEST_REDIS_URL is not set; cont" in ran.stdout
+    assert "there is no redis-server in $PATH" in ran.stdout
+
+
+# --- databases ---
+
+
+async def test_a_fresh_database_is_empty_and_dropped_whoever_is_connected(
+    postgres_server: Server,
+) -> None:
+    async with fresh_database(postgres_server) as one, fresh_database(postgres_server) as two:
+        assert one != two
+        busy = await asyncpg.connect(one.replace("+asyncpg", ""))
+        assert await busy.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname='public'") == 0
+        await busy.execute("CREATE TABLE something (id int)")
+        name = await busy.fetchval("SELECT current_database()")
+    busy.terminate()
+    admin = await asyncpg.connect(postgres_server.url.replace("+asyncpg", ""))
+    try:
+        assert (
+            await admin.fetchval("SELECT count(*) FROM pg_database WHERE datname = $1", name) == 0
+        )
+    finally:
+        await admin.close()
+
+
+async def test_the_postgres_fixture_gives_a_database_of_its_own(
+    postgres_url: str, postgres_server: Server
+) -> None:
+    assert await answers(Server("postgres", postgres_url, "test"))
+    assert postgres_url != postgres_server.url
