@@ -75,10 +75,12 @@ class Settings(BaseSettings):
 
     def database_url(self, service: str) -> str:
         """`EVENTMESH_<SERVICE>_DATABASE_URL`, or a SQLite file of the service's own."""
-        return (
-            self.database_urls.get(service)
-            or os.environ.get(f"EVENTMESH_{service.upper()}_DATABASE_URL")
-            or f"sqlite:///.eventmesh/{service}.db"
+        return self.given_database_url(service) or f"sqlite:///.eventmesh/{service}.db"
+
+    def given_database_url(self, service: str) -> str | None:
+        """The database that was set for this service, if one was."""
+        return self.database_urls.get(service) or os.environ.get(
+            f"EVENTMESH_{service.upper()}_DATABASE_URL"
         )
 
     @property

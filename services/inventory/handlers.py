@@ -17,7 +17,7 @@ from services.inventory.contracts import (
 )
 from services.inventory.models import REFILL, Base, Reservation, Stock
 
-REFILL_DELAY = "300ms"
+REFILL_DELAY = "200ms"
 
 service = Service("inventory", metadata=Base.metadata)
 service.publisher(RefillStock)

@@ -7,8 +7,8 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-OPENING_STOCK = 60
-REFILL = 120
+OPENING_STOCK = 200
+REFILL = 200
 
 
 class Base(DeclarativeBase):

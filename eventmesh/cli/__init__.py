@@ -1,0 +1,1 @@
+"""The commands: each file one group, thin, importing what it runs only when it runs."""

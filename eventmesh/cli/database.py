@@ -1,0 +1,44 @@
+"""`eventmesh db`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="The tables of EventMesh in a service's database.")
+
+
+@app.callback()
+def group() -> None:
+    """The tables of EventMesh in a service's database."""
+
+
+@app.command()
+def upgrade(
+    services: Annotated[list[str], typer.Argument(help="Services.", metavar="SVC...")],
+) -> None:
+    """Bring a service's database to the tables that this version of EventMesh needs.
+
+    The service's own tables are made where they are missing, and never changed.
+    """
+    from eventmesh.persistence import migration
+    from eventmesh.persistence.database import Database
+    from eventmesh.runtime.discovery import load_services
+    from eventmesh.runtime.settings import load_settings
+
+    settings = load_settings()
+
+    async def run() -> None:
+        for service in load_services(services, Path.cwd()):
+            database = Database(settings.database_url(service.name), service=service.name)
+            try:
+                changed = await migration.upgrade(database, service.metadata)
+            finally:
+                await database.close()
+            state = "upgraded to" if changed else "is at"
+            typer.echo(f"{service.name}: {state} {migration.HEAD}")
+
+    asyncio.run(run())

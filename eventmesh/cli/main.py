@@ -1,0 +1,49 @@
+"""`eventmesh`: collects the commands, and turns errors into one paragraph and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from eventmesh.cli import database, demo, dlq, schema, worker
+from eventmesh.errors import EventMeshError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Event-driven messaging between services that own their databases.",
+)
+app.command()(worker.worker)
+app.command()(worker.dev)
+app.command()(demo.demo)
+app.add_typer(schema.app, name="schema")
+app.add_typer(database.app, name="db")
+app.add_typer(dlq.app, name="dlq")
+
+
+def main() -> None:
+    """Run the command line; ends the process with an exit code of section "Exit codes"."""
+    try:
+        app(prog_name="eventmesh")
+    except EventMeshError as error:
+        fail(error)
+    except BaseExceptionGroup as group:
+        # Tasks that failed together: the first error made on purpose explains the rest.
+        expected = group.subgroup(EventMeshError)
+        if expected is None:
+            raise
+        fail(_first(expected))
+
+
+def fail(error: EventMeshError) -> None:
+    """Print what is wrong, and exit with the error's code."""
+    typer.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+    typer.echo(str(error), err=True)
+    sys.exit(error.exit_code)
+
+
+def _first(group: BaseExceptionGroup[EventMeshError]) -> EventMeshError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

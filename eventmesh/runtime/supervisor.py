@@ -1,0 +1,62 @@
+"""`eventmesh worker --workers N`: a parent of N equal processes, which live and die together."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+
+import structlog
+
+_KNOWN_CODES = (2, 3, 4, 5)
+"""Exit codes with which a child says what is wrong; any other end counts as a crash."""
+
+_GRACE = 5.0  # seconds beyond the drain
+
+
+async def supervise(command: Sequence[str], workers: int, drain_timeout: float) -> int:
+    """Run `command` in this many processes until told to stop, or until one ends by itself.
+
+    Then all are drained. Returns 0 after a clean drain, the code with which a child said what is
+    wrong, or 1 when one crashed.
+    """
+    log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.supervisor")
+    stop = asyncio.Event()
+    children = [await asyncio.create_subprocess_exec(*command) for _ in range(workers)]
+
+    def told(number: signal.Signals) -> None:
+        stop.set()
+        for child in children:
+            if child.returncode is None:
+                child.send_signal(number)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # SIGTERM also for Ctrl-C: the terminal has sent the children their own SIGINT, and a
+        # second signal would abort them.
+        loop.add_signal_handler(number, told, signal.SIGTERM) if number is signal.SIGTERM else (
+            loop.add_signal_handler(number, stop.set)
+        )
+    ends = [asyncio.ensure_future(child.wait()) for child in children]
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([*ends, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if not stop.is_set():
+        dead = next(child for child in children if child.returncode is not None)
+        log.error("a worker ended by itself", pid=dead.pid, exit_code=dead.returncode)
+        told(signal.SIGTERM)
+    _, late = await asyncio.wait(ends, timeout=drain_timeout + _GRACE)
+    for child in children:
+        if child.returncode is None:
+            child.kill()
+    if late:
+        await asyncio.wait(ends)
+    stopping.cancel()
+    return exit_code([child.returncode or 0 for child in children])
+
+
+def exit_code(codes: Sequence[int]) -> int:
+    """The parent's exit code: what the first failed child said, or 1 when it could say nothing."""
+    failed = [code for code in codes if code]
+    if not failed:
+        return 0
+    return next((code for code in failed if code in _KNOWN_CODES), 1)

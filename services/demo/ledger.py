@@ -1,0 +1,176 @@
+"""What the four databases say about one run's orders: read here, judged in `verdict`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmesh.persistence import outbox
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.tables import inbox
+from eventmesh.persistence.tables import saga as sagas
+from services.inventory.models import Reservation, Stock
+from services.orders.models import Order
+from services.payments.models import Payment
+from services.shipping.models import Shipment
+
+SERVICES = ("orders", "payments", "inventory", "shipping")
+
+
+@dataclass(frozen=True, slots=True)
+class OrderFacts:
+    """One order, as orders knows it."""
+
+    status: str
+    reason: str | None
+    tracking_number: str | None
+    cents: int
+    quantity: int
+    endings: int
+    placed_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All that is known of the orders of one run, by order id, and of the services as a whole."""
+
+    placed: Sequence[UUID]
+    orders: Mapping[UUID, OrderFacts]
+    payments: Mapping[UUID, Sequence[tuple[str, int]]]
+    reservations: Mapping[UUID, Sequence[tuple[str, int]]]
+    shipments: Mapping[UUID, Sequence[int]]
+    sagas: Mapping[str, int]
+    stock_difference: int
+    outboxes: Mapping[str, int]
+    handled: int
+    dead_letters: Mapping[str, int] = field(default_factory=dict)
+
+
+class Books:
+    """The four databases, open for reading, and the orders whose facts are read."""
+
+    def __init__(self, databases: Mapping[str, Database], placed: Sequence[UUID]) -> None:
+        self._databases = databases
+        self._placed = placed
+        # Ids are UUIDv7, made one after another by one process: nobody else's lie between them.
+        self._first, self._last = min(placed), max(placed)
+
+    async def ended(self) -> int:
+        """How many orders have ended."""
+        async with self._databases["orders"].reading() as connection:
+            query = self._mine(select(func.count()), Order).where(Order.status != "placed")
+            return await connection.scalar(query) or 0
+
+    async def untold(self) -> int:
+        """How many effects are still under way: outbox rows, and numbers not yet noted."""
+        waiting = 0
+        for database in self._databases.values():
+            async with database.reading() as connection:
+                waiting += await _outbox_rows(connection)
+        async with self._databases["orders"].reading() as connection:
+            query = self._mine(select(func.count()), Order).where(
+                Order.status == "closed", Order.tracking_number.is_(None)
+            )
+            return waiting + (await connection.scalar(query) or 0)
+
+    async def handled(self) -> int:
+        """How many messages have taken effect, in all four databases and ever."""
+        total = 0
+        for database in self._databases.values():
+            async with database.reading() as connection:
+                total += await connection.scalar(select(func.count()).select_from(inbox)) or 0
+        return total
+
+    async def read(self) -> Ledger:
+        """Everything, for the verdict."""
+        orders = await self._orders()
+        saga_counts, outboxes = await self._saga_counts(), {}
+        for name, database in self._databases.items():
+            async with database.reading() as connection:
+                outboxes[name] = await _outbox_rows(connection)
+        payments = select(Payment.order_id, Payment.status, Payment.cents)
+        reserved = select(Reservation.order_id, Reservation.status, Reservation.quantity)
+        shipped = select(Shipment.order_id, Shipment.quantity)
+        return Ledger(
+            placed=self._placed,
+            orders=orders,
+            payments=_pairs(await self._rows("payments", payments, Payment)),
+            reservations=_pairs(await self._rows("inventory", reserved, Reservation)),
+            shipments=_singles(await self._rows("shipping", shipped, Shipment)),
+            sagas=saga_counts,
+            stock_difference=await self._stock_difference(),
+            outboxes=outboxes,
+            handled=await self.handled(),
+        )
+
+    async def _orders(self) -> dict[UUID, OrderFacts]:
+        query = select(
+            Order.order_id,
+            Order.status,
+            Order.reason,
+            Order.tracking_number,
+            Order.cents,
+            Order.quantity,
+            Order.endings,
+            Order.placed_at,
+            Order.ended_at,
+        )
+        rows = await self._rows("orders", query, Order)
+        return {order_id: OrderFacts(*facts) for order_id, *facts in rows}
+
+    async def _saga_counts(self) -> Counter[str]:
+        """How many sagas there are of each status, of this run's orders."""
+        order_id = sagas.c.state["order_id"].as_string()
+        query = (
+            select(sagas.c.status, func.count())
+            .where(order_id >= str(self._first), order_id <= str(self._last))
+            .group_by(sagas.c.status)
+        )
+        async with self._databases["orders"].reading() as connection:
+            return Counter(dict((await connection.execute(query)).tuples().all()))
+
+    async def _stock_difference(self) -> int:
+        """What was ever supplied, less what is on hand and what is reserved: zero, or it leaks."""
+        async with self._databases["inventory"].reading() as connection:
+            stock = await connection.scalar(
+                select(func.coalesce(func.sum(Stock.supplied - Stock.on_hand), 0))
+            )
+            reserved = await connection.scalar(
+                select(func.coalesce(func.sum(Reservation.quantity), 0)).where(
+                    Reservation.status == "reserved"
+                )
+            )
+        return int(stock or 0) - int(reserved or 0)
+
+    async def _rows(self, service: str, query: Select[Any], model: Any) -> Sequence[Any]:
+        async with self._databases[service].reading() as connection:
+            return (await connection.execute(self._mine(query, model))).all()
+
+    def _mine(self, query: Select[Any], model: Any) -> Select[Any]:
+        return query.where(model.order_id.between(self._first, self._last))
+
+
+async def _outbox_rows(connection: AsyncConnection) -> int:
+    return await connection.scalar(select(func.count()).select_from(outbox.outbox)) or 0
+
+
+def _pairs(rows: Sequence[Any]) -> dict[UUID, list[tuple[str, int]]]:
+    found: dict[UUID, list[tuple[str, int]]] = {}
+    for order_id, status, number in rows:
+        found.setdefault(order_id, []).append((status, number))
+    return found
+
+
+def _singles(rows: Sequence[Any]) -> dict[UUID, list[int]]:
+    found: dict[UUID, list[int]] = {}
+    for order_id, number in rows:
+        found.setdefault(order_id, []).append(number)
+    return found

@@ -1,0 +1,249 @@
+"""The demo itself: place the orders, watch them, disturb them if asked to, and judge."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from eventmesh.clock import Clock, SystemClock
+from eventmesh.errors import EventMeshError
+from eventmesh.persistence import migration
+from eventmesh.persistence.database import Database
+from eventmesh.runtime.discovery import load_services
+from eventmesh.runtime.service import Service
+from eventmesh.runtime.settings import Settings
+from eventmesh.transports.base import Subscription, Transport
+from eventmesh.transports.factory import open_transport, redact
+from eventmesh.wire.envelope import seal
+from services.demo.fleet import Fleet
+from services.demo.ledger import SERVICES, Books, Ledger
+from services.demo.purchases import commands, read_purchases
+from services.demo.verdict import Verdict, endings, judge, latencies, percentile
+
+_BATCH = 100
+_LOOK_EVERY = 0.2  # seconds
+_KILL_EVERY = 1.0  # seconds
+_NO_PROGRESS = 60.0  # seconds without progress after which what is left counts as stuck
+_DRAIN = 30.0  # seconds
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the demo has to say at the end."""
+
+    verdict: Verdict
+    ledger: Ledger
+    seconds: float
+    messages: int
+    kills: int
+
+
+class Demo:
+    """One run, in a folder of its own for its logs and, by default, its broker and databases."""
+
+    def __init__(self, settings: Settings, folder: Path, clock: Clock, console: Console) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._clock = clock
+        self._console = console
+        self._services = load_services(SERVICES, Path.cwd())
+
+    async def run(self, purchases: int, *, kill: bool) -> Report:
+        """Replay this many purchases; Unreachable, or EventMeshError when a worker fails."""
+        orders = list(commands(read_purchases(purchases), self._folder.name[-6:], self._clock))
+        placed = [order.order_id for order in orders]
+        async with self._opened() as (transport, databases):
+            dead_before = await self._dead_letters(transport)
+            books = Books(databases, placed)
+            handled_before = await books.handled()
+            fleet = Fleet(SERVICES, self._environment(), self._folder)
+            began_at = self._clock.monotonic()
+            try:
+                await fleet.start()
+                envelopes = [seal(order, source="demo", clock=self._clock) for order in orders]
+                for start in range(0, len(envelopes), _BATCH):
+                    await transport.publish(envelopes[start : start + _BATCH])
+                async with _disturbed(fleet, self._clock) if kill else contextlib.nullcontext():
+                    await self._watch(books, fleet, purchases)
+                took = self._clock.monotonic() - began_at
+                await self._settle(books, fleet)
+                self._refuse_failures(fleet, await fleet.stop(_DRAIN))
+            finally:
+                fleet.abort()
+            ledger = replace(
+                await books.read(),
+                dead_letters={
+                    name: count - dead_before.get(name, 0)
+                    for name, count in (await self._dead_letters(transport)).items()
+                },
+            )
+            handled = ledger.handled - handled_before
+        return Report(judge(ledger), ledger, took, handled, fleet.kills)
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[tuple[Transport, Mapping[str, Database]]]:
+        """The broker with all subscriptions made, and the four databases with their tables."""
+        async with AsyncExitStack() as stack:
+            databases = {}
+            for service in self._services:
+                url = self._settings.database_url(service.name)
+                database = Database(url, service=service.name)
+                stack.push_async_callback(database.close)
+                await migration.upgrade(database, service.metadata)
+                databases[service.name] = database
+            transport = await stack.enter_async_context(
+                open_transport(
+                    self._settings.broker_url, self._clock, self._settings.transport_options
+                )
+            )
+            await transport.declare(
+                [s for service in self._services for s in _subscriptions(service)]
+            )
+            yield transport, databases
+
+    def _environment(self) -> dict[str, str]:
+        """What makes the workers use the same broker and databases, and notice deaths soon."""
+        return {
+            "EVENTMESH_BROKER_URL": self._settings.broker_url,
+            "EVENTMESH_VISIBILITY_TIMEOUT": f"{self._settings.visibility_timeout}",
+            "EVENTMESH_LEASE_TIME": f"{self._settings.lease_time}",
+            "EVENTMESH_LOG_LEVEL": "warning",
+            "EVENTMESH_LOG_FORMAT": "json",
+        } | {
+            f"EVENTMESH_{name.upper()}_DATABASE_URL": self._settings.database_url(name)
+            for name in SERVICES
+        }
+
+    async def _watch(self, books: Books, fleet: Fleet, total: int) -> None:
+        """Show how many orders have ended until all have, or nothing moves any more."""
+        columns = (
+            TextColumn("orders ended"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            task = progress.add_task("", total=total)
+            seen, moved_at = 0, self._clock.monotonic()
+            while seen < total and self._clock.monotonic() - moved_at < _NO_PROGRESS:
+                self._refuse_failures(fleet, fleet.crashed())
+                await self._clock.sleep(_LOOK_EVERY)
+                ended = await books.ended()
+                if ended > seen:
+                    seen, moved_at = ended, self._clock.monotonic()
+                progress.update(task, completed=ended)
+
+    async def _settle(self, books: Books, fleet: Fleet) -> None:
+        """Wait for what still follows from the orders' ends, as long as it moves."""
+        least, moved_at = await books.untold(), self._clock.monotonic()
+        while least and self._clock.monotonic() - moved_at < _NO_PROGRESS / 2:
+            self._refuse_failures(fleet, fleet.crashed())
+            await self._clock.sleep(_LOOK_EVERY)
+            untold = await books.untold()
+            if untold < least:
+                least, moved_at = untold, self._clock.monotonic()
+
+    def _refuse_failures(self, fleet: Fleet, codes: Mapping[str, int]) -> None:
+        for service, code in codes.items():
+            lines = fleet.log_of(service).read_text(encoding="utf-8").splitlines()[-3:]
+            raise EventMeshError(
+                f"The worker of {service} ended with exit code {code}. Its log, "
+                f"{fleet.log_of(service)}, ends with: {' / '.join(lines)}"
+            )
+
+    async def _dead_letters(self, transport: Transport) -> dict[str, int]:
+        return {
+            subscription.name: (await transport.stats(subscription)).dead
+            for service in self._services
+            for subscription in _subscriptions(service)
+        }
+
+
+async def run_demo(settings: Settings, purchases: int, *, kill: bool) -> bool:
+    """Run the demo and print what came out; returns whether all is well."""
+    console, clock = Console(), SystemClock()
+    run = clock.new_id()
+    folder = Path(".eventmesh") / f"demo-{run[-12:]}"
+    folder.mkdir(parents=True)
+    settings = embedded_by_default(settings, folder)
+    console.print(
+        f"{purchases} purchases through four worker processes on {redact(settings.broker_url)}"
+        + (", a random one killed every second" if kill else ""),
+        soft_wrap=True,
+    )
+    report = await Demo(settings, folder, clock, console).run(purchases, kill=kill)
+    console.print(_table(report))
+    for problem in report.verdict.problems:
+        console.print(f"  {problem}", style="red")
+    if report.verdict.ok:
+        shutil.rmtree(folder)
+    else:
+        console.print(f"  logs and databases are kept in {folder}")
+    print(report.verdict)  # noqa: T201  # the one line that scripts read, never wrapped or styled
+    return report.verdict.ok
+
+
+def embedded_by_default(settings: Settings, folder: Path) -> Settings:
+    """These settings, where what is not set is a file in `folder`; deaths are noticed sooner."""
+    given = settings.model_fields_set
+    changes: dict[str, object] = {
+        "database_urls": {
+            name: settings.given_database_url(name) or f"sqlite:///{folder}/{name}.db"
+            for name in SERVICES
+        }
+    }
+    if "broker_url" not in given:
+        changes["broker_url"] = f"sqlite:///{folder}/broker.db"
+    if "visibility_timeout" not in given:
+        changes["visibility_timeout"] = 3.0
+    if "lease_time" not in given:
+        changes["lease_time"] = 2.0
+    return settings.model_copy(update=changes)
+
+
+@asynccontextmanager
+async def _disturbed(fleet: Fleet, clock: Clock) -> AsyncIterator[None]:
+    """Kill a worker every second while the body runs; on leaving, all run again."""
+    enough = asyncio.Event()
+
+    async def kill() -> None:
+        while not enough.is_set():
+            await clock.sleep(_KILL_EVERY)
+            await fleet.kill_one()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(kill())
+        try:
+            yield
+        finally:
+            enough.set()
+
+
+def _table(report: Report) -> Table:
+    table = Table(title="How the orders ended")
+    table.add_column("what")
+    table.add_column("how many", justify="right")
+    for ending, count in sorted(endings(report.ledger).items()):
+        table.add_row(ending, f"{count:,}")
+    table.add_section()
+    table.add_row("messages handled", f"{report.messages:,}")
+    table.add_row("messages/s", f"{report.messages / report.seconds:,.0f}")
+    times = latencies(report.ledger)
+    table.add_row("placed to closed, p50", f"{percentile(times, 50):.2f} s")
+    table.add_row("placed to closed, p99", f"{percentile(times, 99):.2f} s")
+    if report.kills:
+        table.add_row("workers killed", f"{report.kills}")
+    return table
+
+
+def _subscriptions(service: Service) -> list[Subscription]:
+    return [handler.subscription for handler in service.handlers.values()]
