@@ -19,6 +19,9 @@ def group() -> None:
 @app.command()
 def upgrade(
     services: Annotated[list[str], typer.Argument(help="Services.", metavar="SVC...")],
+    create: Annotated[
+        bool, typer.Option("--create", help="Make a PostgreSQL database that does not exist.")
+    ] = False,
 ) -> None:
     """Bring a service's database to the tables that this version of EventMesh needs.
 
@@ -35,6 +38,8 @@ def upgrade(
         for service in load_services(services, Path.cwd()):
             database = Database(settings.database_url(service.name), service=service.name)
             try:
+                if create:
+                    await migration.create_database(database)
                 changed = await migration.upgrade(database, service.metadata)
             finally:
                 await database.close()

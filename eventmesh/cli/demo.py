@@ -17,6 +17,9 @@ def demo(
     broker: Annotated[
         str | None, typer.Option(help="The broker's URL instead of EVENTMESH_BROKER_URL.")
     ] = None,
+    attach: Annotated[
+        bool, typer.Option("--attach", help="Use workers that run already; start none.")
+    ] = False,
     kill: Annotated[
         bool, typer.Option("--kill", help="Kill a random worker with SIGKILL every second.")
     ] = False,
@@ -29,6 +32,8 @@ def demo(
     from eventmesh.observability.logs import configure_logs
     from eventmesh.runtime.settings import load_settings
 
+    if attach and kill:
+        raise UsageError("Workers that were not started here are not killed: --attach or --kill.")
     root = Path.cwd()
     if not (root / "services" / "demo").is_dir():
         raise UsageError(
@@ -44,5 +49,5 @@ def demo(
             **settings.model_dump(exclude_unset=True) | {"broker_url": broker}
         )
     configure_logs(settings)
-    if not asyncio.run(run_demo(settings, purchases, kill=kill)):
+    if not asyncio.run(run_demo(settings, purchases, attach=attach, kill=kill)):
         raise typer.Exit(1)

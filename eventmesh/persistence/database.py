@@ -27,16 +27,16 @@ class Database:
 
     def __init__(self, url: str, *, service: str) -> None:
         self.service = service
-        self._url = parse_url(url, service)
-        self.engine = _make_engine(self._url)
+        self.url = parse_url(url, service)
+        self.engine = _make_engine(self.url)
 
     @property
     def is_sqlite(self) -> bool:
         """Whether this is a SQLite file, whose tables EventMesh makes by itself."""
-        return self._url.get_backend_name() == "sqlite"
+        return self.url.get_backend_name() == "sqlite"
 
     def __repr__(self) -> str:
-        return f"Database({self.service!r}, {self._url.render_as_string(hide_password=True)!r})"
+        return f"Database({self.service!r}, {self.url.render_as_string(hide_password=True)!r})"
 
     async def connect(self) -> None:
         """Unreachable, with what to do about it, when the database does not answer."""
@@ -65,6 +65,17 @@ class Database:
             async with self.engine.connect() as connection:
                 yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
+    @asynccontextmanager
+    async def maintenance(self) -> AsyncIterator[AsyncConnection]:
+        """A connection, outside any transaction, to PostgreSQL's own database on the server."""
+        engine = _make_engine(self.url.set(database="postgres"))
+        try:
+            with self.translated():
+                async with engine.connect() as connection:
+                    yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+        finally:
+            await engine.dispose()
+
     @contextmanager
     def translated(self) -> Iterator[None]:
         """Raise Unreachable for what a lost or absent database makes drivers raise."""
@@ -75,7 +86,7 @@ class Database:
                 raise
             raise Unreachable(
                 f"The database of service {self.service!r} "
-                f"({self._url.render_as_string(hide_password=True)}) does not answer: "
+                f"({self.url.render_as_string(hide_password=True)}) does not answer: "
                 f"{_first_line(error)}. Start it, or correct EVENTMESH_"
                 f"{self.service.upper()}_DATABASE_URL."
             ) from error

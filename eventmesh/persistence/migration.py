@@ -44,6 +44,21 @@ async def upgrade(database: Database, metadata: MetaData | None = None) -> bool:
         return version != HEAD
 
 
+async def create_database(database: Database) -> None:
+    """Make the database on its PostgreSQL server, if it is not there; a SQLite file makes itself.
+
+    The URL's user needs the right to do so. Unreachable when the server does not answer.
+    """
+    if database.is_sqlite:
+        return
+    name = database.url.database or ""
+    async with database.maintenance() as connection:
+        known = text("SELECT 1 FROM pg_database WHERE datname = :name")
+        if await connection.scalar(known, {"name": name}) is None:
+            quoted = connection.dialect.identifier_preparer.quote(name)
+            await connection.execute(text(f"CREATE DATABASE {quoted}"))
+
+
 async def require_current(database: Database) -> None:
     """Drift, with the command that mends it, when the database is not at HEAD."""
     version = await current_version(database)

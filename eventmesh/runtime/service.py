@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from eventmesh.clock import Clock, SystemClock
 from eventmesh.contracts.message import Command, Message, identity_of
@@ -199,6 +199,13 @@ class Service:
                 await migration.require_current(self._database)
             self._database_ready = True
         return self._database
+
+    async def __aenter__(self) -> Self:
+        """The service itself, for a program that publishes and runs no worker; closed on leaving."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """Close the database; it is opened again when it is next needed."""

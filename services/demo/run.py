@@ -57,7 +57,7 @@ class Demo:
         self._console = console
         self._services = load_services(SERVICES, Path.cwd())
 
-    async def run(self, purchases: int, *, kill: bool) -> Report:
+    async def run(self, purchases: int, *, attach: bool, kill: bool) -> Report:
         """Replay this many purchases; Unreachable, or EventMeshError when a worker fails."""
         orders = list(commands(read_purchases(purchases), self._folder.name[-6:], self._clock))
         placed = [order.order_id for order in orders]
@@ -65,7 +65,7 @@ class Demo:
             dead_before = await self._dead_letters(transport)
             books = Books(databases, placed)
             handled_before = await books.handled()
-            fleet = Fleet(SERVICES, self._environment(), self._folder)
+            fleet = Fleet(() if attach else SERVICES, self._environment(), self._folder)
             began_at = self._clock.monotonic()
             try:
                 await fleet.start()
@@ -168,7 +168,7 @@ class Demo:
         }
 
 
-async def run_demo(settings: Settings, purchases: int, *, kill: bool) -> bool:
+async def run_demo(settings: Settings, purchases: int, *, attach: bool, kill: bool) -> bool:
     """Run the demo and print what came out; returns whether all is well."""
     console, clock = Console(), SystemClock()
     run = clock.new_id()
@@ -176,11 +176,12 @@ async def run_demo(settings: Settings, purchases: int, *, kill: bool) -> bool:
     folder.mkdir(parents=True)
     settings = embedded_by_default(settings, folder)
     console.print(
-        f"{purchases} purchases through four worker processes on {redact(settings.broker_url)}"
+        f"{purchases} purchases through four {'running services' if attach else 'worker processes'}"
+        f" on {redact(settings.broker_url)}"
         + (", a random one killed every second" if kill else ""),
         soft_wrap=True,
     )
-    report = await Demo(settings, folder, clock, console).run(purchases, kill=kill)
+    report = await Demo(settings, folder, clock, console).run(purchases, attach=attach, kill=kill)
     console.print(_table(report))
     for problem in report.verdict.problems:
         console.print(f"  {problem}", style="red")

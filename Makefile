@@ -1,0 +1,48 @@
+# Everything here needs Python 3.11 or later with venv and pip, and make. Servers are found or started by the tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS ?=
+
+.PHONY: demo test check bench format image clean
+
+demo: $(VENV)/.run  ## real purchases through four worker processes; ARGS="--kill"
+	@$(BIN)/eventmesh demo $(ARGS)
+
+test: $(VENV)/.dev  ## all tests; ARGS="-k redis"
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev  ## what a reader's tools would say
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev  ## ratios against raw clients and FastStream
+	$(BIN)/python -m benchmarks.transports $(ARGS)
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+image: $(VENV)/.dev  ## wheels for the Dockerfile, where a build cannot reach a package index
+	rm -rf build/wheels
+	$(PIP) wheel --no-deps --wheel-dir build/wheels .
+	$(PIP) download --dest build/wheels --only-binary=:all: --python-version $(or $(IMAGE_PYTHON),3.13) \
+		--find-links build/wheels --constraint constraints.txt eventmesh
+
+clean:
+	rm -rf $(VENV) build *.egg-info .eventmesh .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --constraint constraints.txt --editable '.[test,check,faststream,reload]'
+	@touch $@ $(VENV)/.run
