@@ -44,6 +44,13 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite+aiosqlite:///{tmp_path}/service.db"
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A new, empty database of each kind that a service can own, in turn."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
 @pytest.fixture
 def durable_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
     """From "sqlite", "redis" or "amqp" to the URL of such a broker, which several processes can

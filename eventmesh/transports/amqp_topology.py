@@ -1,0 +1,293 @@
+"""What EventMesh makes on RabbitMQ and writes on its messages, and how it decides: names,
+arguments, headers, the steps of delays, the plan of acknowledgements. Pure; no connection here.
+
+    publish ──> exchange <p> ──by message name──> queue <p>.queue.<subscription>
+                     └─ nobody takes it ─> <p>.unrouted, until a subscription that does is declared
+    retry ────> exchange <p>.delay.<ms> ──> queue <p>.delay.<ms>
+                     └─ expired ─> default exchange, by routing key: the subscription's queue
+    dead ─────> queue <p>.dead.<subscription>
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from eventmesh.errors import UsageError
+from eventmesh.transports.base import DeadLetter, Subscription
+from eventmesh.transports.outcome import Dead
+from eventmesh.wire.cloudevents import from_headers
+
+DELIVERY_LIMIT = 2**31 - 1
+"""RabbitMQ 4 drops a message of a quorum queue after 20 returns unless told otherwise. `-1` (no
+limit) is refused by RabbitMQ 3, which has no limit of its own; this is the same to both."""
+
+CONSUMER_TIMEOUT = 30 * 24 * 3600 * 1000
+"""Milliseconds for which a delivery may be handled. RabbitMQ's 30 minutes would take messages away
+from slow handlers that live; heartbeats tell the dead from the slow. (From RabbitMQ 3.12.)"""
+
+# fmt: off
+_SERIES = (100, 112, 125, 140, 160, 180, 200, 224, 250, 280,
+           315, 355, 400, 450, 500, 560, 630, 710, 800, 900)
+# fmt: on
+DELAY_STEPS: tuple[int, ...] = tuple(
+    step
+    for decade in range(1, 10)
+    for number in _SERIES
+    if (step := -(-number * 10**decade // 100)) < 2**32 - 1
+)
+"""Milliseconds of the delays that get a queue: steps of about 12% from 10 ms up to the longest
+TTL of RabbitMQ (Renard's series R20, ISO 3). A policy with jitter asks for any delay; this bounds
+how many queues it makes: 20 for each power of ten."""
+
+HEADER_PREFIX = "x-eventmesh-"
+ATTEMPT = HEADER_PREFIX + "attempt"
+ATTEMPTS = HEADER_PREFIX + "attempts"
+REASON = HEADER_PREFIX + "reason"
+ERROR = HEADER_PREFIX + "error"
+DIED_AT = HEADER_PREFIX + "died-at"
+DEAD_ID = HEADER_PREFIX + "dead-id"
+
+MAX_REASON_BYTES = 1024
+MAX_ERROR_BYTES = 8 * 1024
+"""Headers must fit into one frame of 128 KiB, whatever a traceback is long."""
+
+_NOT_COPIED = (
+    HEADER_PREFIX,
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    "x-delivery-count",
+    "x-acquired-count",
+    "x-opt-",
+)
+_ROUTING = frozenset({"CC", "BCC"})
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A durable exchange; `alternate` takes what it cannot route."""
+
+    name: str
+    kind: str
+    alternate: str | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"alternate-exchange": self.alternate} if self.alternate else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A quorum queue. With `delay`, each message goes on after that many milliseconds to the queue
+    that its routing key names."""
+
+    name: str
+    delay: int | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        arguments = {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-consumer-timeout": CONSUMER_TIMEOUT,
+        }
+        if self.delay is None:
+            return arguments
+        return arguments | {
+            # One more: the broker counts whole milliseconds, and a retry must never come early.
+            "x-message-ttl": self.delay + 1,
+            # With no routing key of its own, the message keeps its own: the target queue's name.
+            "x-dead-letter-exchange": "",
+            # Without this a message is lost when the broker stops while it moves it on.
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Messages of the exchange with this routing key go to the queue."""
+
+    queue: str
+    exchange: str
+    routing_key: str = ""
+
+
+Piece = Exchange | Queue | Binding
+
+
+class Topology:
+    """The names of everything on the broker, and the pieces to make, in their order."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self.exchange = prefix
+        self.unrouted = f"{prefix}.unrouted"
+
+    def queue(self, subscription: Subscription) -> str:
+        """The queue of what is to be delivered."""
+        return _checked(f"{self._prefix}.queue.{subscription.name}")
+
+    def dead(self, subscription: Subscription) -> str:
+        """The queue of the dead letters."""
+        return _checked(f"{self._prefix}.dead.{subscription.name}")
+
+    def delay(self, step: int) -> str:
+        """The exchange, and the queue, of what is to wait this many milliseconds."""
+        return f"{self._prefix}.delay.{step}"
+
+    def for_publishing(self) -> list[Piece]:
+        return [
+            Exchange(self.unrouted, "fanout"),
+            Queue(self.unrouted),
+            Binding(self.unrouted, self.unrouted),
+            Exchange(self.exchange, "topic", alternate=self.unrouted),
+        ]
+
+    def for_subscription(self, subscription: Subscription) -> list[Piece]:
+        queue = self.queue(subscription)
+        return [
+            *self.for_publishing(),
+            Queue(self.dead(subscription)),
+            Queue(queue),
+            *(Binding(queue, self.exchange, message) for message in subscription.messages),
+        ]
+
+    def for_delay(self, step: int) -> list[Piece]:
+        name = self.delay(step)
+        return [Exchange(name, "fanout"), Queue(name, delay=step), Binding(name, name)]
+
+
+def delay_step(seconds: float) -> int | None:
+    """The step that is at least this long; None where there is nothing to wait for.
+
+    A delay longer than the last step, 46 days, is cut to it: RabbitMQ has no longer TTL.
+    """
+    if seconds <= 0:
+        return None
+    return DELAY_STEPS[min(bisect_left(DELAY_STEPS, seconds * 1000), len(DELAY_STEPS) - 1)]
+
+
+def plan_acks(outstanding: Iterable[int], done: Collection[int]) -> list[tuple[int, bool]]:
+    """The acknowledgements for `done`, as (tag, multiple), when `outstanding` (ascending) are all
+    that are unacknowledged: one for as many of the oldest as are done, one for each other."""
+    last = None
+    for tag in outstanding:
+        if tag not in done:
+            break
+        last = tag
+    if last is None:
+        return [(tag, False) for tag in sorted(done)]
+    return [(last, True), *((tag, False) for tag in sorted(done) if tag > last)]
+
+
+def waves(ids: Sequence[str | None], size: int) -> Iterator[range]:
+    """Cut into runs of at most `size` in which no id occurs twice, since the client library tells
+    which message came back by its id alone."""
+    start, seen = 0, set[str]()
+    for index, message_id in enumerate(ids):
+        if index - start == size or message_id in seen:
+            yield range(start, index)
+            start, seen = index, set()
+        if message_id:
+            seen.add(message_id)
+    if start < len(ids):
+        yield range(start, len(ids))
+
+
+def copied(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The headers for publishing a message again: without what the broker and EventMesh noted on
+    it, and without those that would route it to more queues."""
+    return {
+        name: _sendable(value)
+        for name, value in (headers or {}).items()
+        if not name.startswith(_NOT_COPIED) and name not in _ROUTING
+    }
+
+
+def retried(headers: Mapping[str, Any] | None, attempt: int) -> dict[str, Any]:
+    """The headers for the next attempt."""
+    return copied(headers) | {ATTEMPT: attempt}
+
+
+def buried(
+    headers: Mapping[str, Any] | None, dead: Dead, *, attempts: int, letter_id: str, now: datetime
+) -> dict[str, Any]:
+    """The headers of a dead letter."""
+    return copied(headers) | {
+        DEAD_ID: letter_id,
+        REASON: _cut(dead.reason, MAX_REASON_BYTES),
+        ERROR: _cut(dead.error, MAX_ERROR_BYTES),
+        ATTEMPTS: attempts,
+        DIED_AT: now.isoformat(),
+    }
+
+
+def letter_of(
+    subscription: Subscription, headers: Mapping[str, Any], content_type: str | None, data: bytes
+) -> DeadLetter:
+    """The dead letter in a message; one that EventMesh did not bury has no id of its own."""
+    try:
+        died_at = datetime.fromisoformat(str(headers.get(DIED_AT)))
+    except ValueError:
+        died_at = _EPOCH
+    return DeadLetter(
+        id=str(headers.get(DEAD_ID, "")),
+        subscription=subscription.name,
+        envelope=from_headers(headers, content_type, data),
+        reason=str(headers.get(REASON, "")),
+        error=str(headers.get(ERROR, "")),
+        attempts=count_in(headers, ATTEMPTS, 1),
+        died_at=died_at,
+    )
+
+
+def count_in(headers: Mapping[str, Any], name: str, default: int) -> int:
+    """The number in a header; the default where there is none, or something odd."""
+    value = headers.get(name)
+    return value if type(value) is int and value >= 0 else default
+
+
+def _sendable(value: Any) -> Any:
+    """A header's value as it came, but for what the client library reads and cannot write."""
+    match value:
+        case bytes():  # a string that is not UTF-8
+            return bytearray(value)
+        case float():  # would be written with 32 bits
+            return value if _fits_single(value) else repr(value)
+        case dict():
+            return {name: _sendable(item) for name, item in value.items()}
+        case list():
+            return [_sendable(item) for item in value]
+        case _:
+            return value
+
+
+def _fits_single(value: float) -> bool:
+    try:
+        return bool(struct.unpack(">f", struct.pack(">f", value))[0] == value)
+    except OverflowError:
+        return False
+
+
+def _cut(text: str, size: int) -> str:
+    """The text, or where it is too long its end, which in a traceback says most."""
+    raw = text.encode("utf-8", errors="backslashreplace")
+    if len(raw) > size:
+        raw = "…".encode() + raw[len(raw) - size + 3 :].lstrip(bytes(range(0x80, 0xC0)))
+    return raw.decode()
+
+
+def _checked(name: str) -> str:
+    if len(name.encode()) > 255:
+        raise UsageError(
+            f"The name {name!r} is longer than the 255 bytes that RabbitMQ takes: choose a shorter "
+            f"prefix, service or handler name."
+        )
+    return name

@@ -1,0 +1,360 @@
+"""What a service's database promises, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Column, Integer, MetaData, Table, insert, inspect, select, text, update
+from sqlalchemy.exc import IntegrityError
+
+from eventmesh.errors import Conflict, Drift, Unreachable, UsageError
+from eventmesh.persistence import inbox, leases, migration, outbox, sagas, tables
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.outbox import bucket_of
+from eventmesh.persistence.sagas import SagaRow
+from eventmesh.persistence.transaction import Outgoing
+from eventmesh.persistence.types import database_now
+from eventmesh.wire.envelope import Envelope
+
+ALL = range(tables.BUCKETS)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+async def empty(database_url: str) -> AsyncIterator[Database]:
+    """A database without any table."""
+    database = Database(database_url, service="shop")
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def database(empty: Database) -> Database:
+    """A migrated database."""
+    await migration.upgrade(empty)
+    return empty
+
+
+def message(number: int, *, key: str | None = "k", delay: float = 0.0) -> Outgoing:
+    attributes = {"specversion": "1.0", "id": f"m{number}", "source": "/t", "type": "t.happened"}
+    if key is not None:
+        attributes["partitionkey"] = key
+    return Outgoing(Envelope(attributes, b"%d" % number), delay)
+
+
+async def store(database: Database, *messages: Outgoing, now: datetime = NOW) -> None:
+    async with database.session() as session:
+        await outbox.store(session, messages, now)
+        await session.commit()
+
+
+async def due(database: Database, *, now: datetime = NOW, limit: int = 100) -> list[str]:
+    async with database.reading() as connection:
+        rows = await outbox.due(connection, ALL, now, limit)
+    return [row.envelope.id for row in rows]
+
+
+class TestMigration:
+    async def test_migrations_make_the_tables_that_the_code_uses(self, database: Database) -> None:
+        def differences(connection: object) -> list[object]:
+            context = MigrationContext.configure(
+                connection,  # type: ignore[arg-type]
+                opts={
+                    "include_name": lambda name, kind, _: (
+                        kind != "table" or name in tables.metadata.tables
+                    ),
+                    "compare_server_default": True,
+                },
+            )
+            return list(compare_metadata(context, tables.metadata))
+
+        async with database.connection() as connection:
+            assert await connection.run_sync(differences) == []
+
+    async def test_the_newest_migration_is_the_one_the_code_asks_for(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", "eventmesh:persistence/migrations")
+        assert ScriptDirectory.from_config(config).get_current_head() == migration.HEAD
+
+    async def test_upgrading_twice_changes_nothing(self, empty: Database) -> None:
+        assert await migration.upgrade(empty) is True
+        assert await migration.upgrade(empty) is False
+
+    async def test_processes_that_upgrade_at_once_take_turns(self, empty: Database) -> None:
+        other = Database(empty.url.render_as_string(hide_password=False), service="shop")
+        try:
+            changed = await asyncio.gather(*(migration.upgrade(each) for each in (empty, other)))
+        finally:
+            await other.close()
+        assert sorted(changed) == [False, True]
+
+    async def test_a_database_without_tables_is_drift_with_the_command(
+        self, empty: Database
+    ) -> None:
+        with pytest.raises(Drift, match="eventmesh db upgrade shop"):
+            await migration.require_current(empty)
+
+    async def test_a_database_of_a_newer_version_is_refused(self, database: Database) -> None:
+        async with database.connection() as connection:
+            await connection.execute(text("UPDATE eventmesh_alembic_version SET version_num='9'"))
+        with pytest.raises(Drift, match="newer version"):
+            await migration.upgrade(database)
+
+    async def test_own_tables_are_made_where_missing_and_left_alone_where_not(
+        self, empty: Database
+    ) -> None:
+        own = MetaData()
+        Table("accounts", own, Column("id", Integer, primary_key=True))
+        await migration.upgrade(empty, own)
+        wider = MetaData()
+        Table("accounts", wider, Column("id", Integer, primary_key=True), Column("x", Integer))
+        await migration.upgrade(empty, wider)
+        async with empty.connection() as connection:
+            columns = await connection.run_sync(lambda c: inspect(c).get_columns("accounts"))
+        assert [column["name"] for column in columns] == ["id"]
+
+    @pytest.mark.parametrize(
+        "impossible",
+        [
+            "INSERT INTO eventmesh_outbox (id, name, bucket, headers, data)"
+            " VALUES ('i', 'n', 99, '{}', '')",
+            "UPDATE eventmesh_lease SET owner = 'me'",
+            "INSERT INTO eventmesh_saga VALUES"
+            " ('i', 'n', 1, 'lost', '{}', '{}', NULL, 1, '2026-01-01', '2026-01-01', NULL)",
+        ],
+    )
+    async def test_an_impossible_row_cannot_be_written(
+        self, database: Database, impossible: str
+    ) -> None:
+        with pytest.raises(IntegrityError):
+            async with database.connection() as connection:
+                await connection.execute(text(impossible))
+
+
+class TestOutbox:
+    async def test_messages_come_back_as_they_went_in_and_in_their_order(
+        self, database: Database
+    ) -> None:
+        sent = [message(number, key=f"k{number % 3}") for number in range(20)]
+        await store(database, *sent)
+        async with database.reading() as connection:
+            rows = await outbox.due(connection, ALL, NOW, 100)
+        assert [row.envelope for row in rows] == [each.envelope for each in sent]
+
+    async def test_no_more_than_the_limit_is_read(self, database: Database) -> None:
+        await store(database, *map(message, range(10)))
+        assert await due(database, limit=3) == ["m0", "m1", "m2"]
+
+    async def test_only_rows_of_the_asked_buckets_are_read(self, database: Database) -> None:
+        await store(database, message(1, key="a"), message(2, key="b"))
+        async with database.reading() as connection:
+            rows = await outbox.due(connection, {bucket_of("b", "")}, NOW, 100)
+        assert [row.envelope.id for row in rows] == ["m2"]
+
+    async def test_a_delayed_message_waits_and_holds_nobody_up(self, database: Database) -> None:
+        await store(database, message(1, delay=60), message(2))
+        assert await due(database) == ["m2"]
+        assert await due(database, now=NOW + timedelta(seconds=59.9)) == ["m2"]
+        assert await due(database, now=NOW + timedelta(seconds=60)) == ["m1", "m2"]
+
+    async def test_a_message_is_there_only_when_its_transaction_commits(
+        self, database: Database
+    ) -> None:
+        async with database.session() as session:
+            await outbox.store(session, [message(1)], NOW)
+            await session.rollback()
+        assert await due(database) == []
+
+    async def test_a_transaction_that_commits_late_is_not_skipped(self, postgres_url: str) -> None:
+        """On PostgreSQL; SQLite has one writer at a time, so that nobody can commit late."""
+        database = Database(postgres_url, service="shop")
+        await migration.upgrade(database)
+        async with database.session() as late:
+            await outbox.store(late, [message(1)], NOW)
+            await store(database, message(2))
+            assert await due(database) == ["m2"]
+            await late.commit()
+        assert await due(database) == ["m1", "m2"]
+        await database.close()
+
+    async def test_confirmed_rows_are_gone(self, database: Database) -> None:
+        await store(database, *map(message, range(3)))
+        async with database.connection() as connection:
+            rows = await outbox.due(connection, ALL, NOW, 2)
+            await outbox.delete_confirmed(connection, [row.seq for row in rows])
+        assert await due(database) == ["m2"]
+
+    async def test_a_row_refused_too_often_parks_its_key_and_nobody_elses(
+        self, database: Database
+    ) -> None:
+        await store(database, message(1, key="bad"), message(2, key="bad"), message(3, key="good"))
+        for attempt in (1, 2):
+            async with database.connection() as connection:
+                rows = await outbox.due(connection, ALL, NOW, 100)
+                assert [row.envelope.id for row in rows] == ["m1", "m2", "m3"]
+                assert rows[0].attempts == attempt - 1
+                await outbox.mark_refused(connection, [(rows[0].seq, "no")], park_after=2)
+        assert await due(database) == ["m3"]
+        async with database.reading() as connection:
+            assert (await outbox.stats(connection, NOW)).parked == 1
+
+
+class TestInbox:
+    async def test_an_id_is_new_once_for_each_subscription(self, database: Database) -> None:
+        async with database.session() as session:
+            assert await inbox.claim(session, "s", ["a", "b", "a"], NOW) == {"a", "b"}
+            await session.commit()
+        async with database.session() as session:
+            assert await inbox.claim(session, "s", ["b", "c"], NOW) == {"c"}
+            assert await inbox.claim(session, "other", ["b"], NOW) == {"b"}
+
+    async def test_a_rolled_back_claim_leaves_the_id_new(self, database: Database) -> None:
+        for _ in range(2):
+            async with database.session() as session:
+                assert await inbox.claim(session, "s", ["a"], NOW) == {"a"}
+                await session.rollback()
+
+    async def test_an_unclaimed_id_is_new_again(self, database: Database) -> None:
+        async with database.session() as session:
+            await inbox.claim(session, "s", ["a", "b"], NOW)
+            await inbox.unclaim(session, "s", ["b"])
+            await session.commit()
+        async with database.session() as session:
+            assert await inbox.claim(session, "s", ["a", "b"], NOW) == {"b"}
+
+    async def test_of_two_workers_with_one_message_the_second_waits_and_finds_it_taken(
+        self, database: Database
+    ) -> None:
+        async def handle(release: asyncio.Event) -> set[str]:
+            async with database.session() as session:
+                fresh = await inbox.claim(session, "s", ["a", "b"], NOW)
+                await release.wait()
+                await session.commit()
+            return fresh
+
+        release = asyncio.Event()
+        both = [asyncio.ensure_future(handle(release)) for _ in range(2)]
+        await asyncio.wait(both, timeout=0.3)
+        release.set()
+        assert sorted(map(len, await asyncio.gather(*both))) == [0, 2]
+
+
+class TestLeases:
+    async def renew(self, database: Database, owner: str, time: float = 60) -> frozenset[int]:
+        async with database.connection() as connection:
+            return await leases.renew(connection, owner, time)
+
+    async def test_a_lone_relay_holds_all_buckets(self, database: Database) -> None:
+        assert await self.renew(database, "one") == frozenset(ALL)
+
+    async def test_a_new_relay_gets_its_share_when_the_old_one_renews(
+        self, database: Database
+    ) -> None:
+        await self.renew(database, "one")
+        assert await self.renew(database, "two") == frozenset()
+        first = await self.renew(database, "one")
+        second = await self.renew(database, "two")
+        assert len(first) == len(second) == tables.BUCKETS // 2
+        assert first | second == frozenset(ALL)
+
+    async def test_the_buckets_of_a_dead_relay_are_taken_over_when_its_lease_ends(
+        self, database: Database
+    ) -> None:
+        await self.renew(database, "dead", time=0.2)
+        async with asyncio.timeout(10):
+            while not await self.renew(database, "heir"):  # noqa: ASYNC110  # no event tells it
+                await asyncio.sleep(0.02)
+        assert await self.renew(database, "heir") == frozenset(ALL)
+
+    async def test_a_change_of_hands_counts_the_fencing_token_up_and_a_renewal_does_not(
+        self, database: Database
+    ) -> None:
+        async def tokens() -> set[int]:
+            async with database.reading() as connection:
+                return set(await connection.scalars(select(tables.lease.c.token)))
+
+        await self.renew(database, "one")
+        await self.renew(database, "one")
+        assert await tokens() == {1}
+        async with database.connection() as connection:
+            await leases.release(connection, "one")
+        await self.renew(database, "two")
+        assert await tokens() == {2}
+
+    async def test_the_databases_clock_is_in_utc_and_close_to_ours(
+        self, database: Database
+    ) -> None:
+        async with database.reading() as connection:
+            now = await connection.scalar(select(database_now()))
+        assert now is not None
+        assert abs(now - datetime.now(UTC)) < timedelta(seconds=5)
+
+
+class TestSagas:
+    def row(self, row_version: int, status: str = "running") -> SagaRow:
+        return SagaRow("s1", "shop.sell", 1, status, {"a": 1}, {}, None, row_version)
+
+    async def test_a_saga_is_read_as_it_was_written(self, database: Database) -> None:
+        async with database.session() as session:
+            await sagas.store(session, self.row(1), ended=False, now=NOW)
+            await sagas.store(session, self.row(2), ended=False, now=NOW)
+            await session.commit()
+            assert await sagas.load(session, "s1") == self.row(2)
+            assert await sagas.load(session, "none") is None
+
+    async def test_of_two_writers_from_one_version_the_second_is_told(
+        self, database: Database
+    ) -> None:
+        async with database.session() as session:
+            await sagas.store(session, self.row(1), ended=False, now=NOW)
+            await sagas.store(session, self.row(2), ended=False, now=NOW)
+            with pytest.raises(Conflict):
+                await sagas.store(session, self.row(2, "undoing"), ended=False, now=NOW)
+
+
+class TestErrors:
+    async def test_a_database_that_does_not_answer_is_said_to_be_unreachable(self) -> None:
+        closed = Database("postgresql://u:secret@127.0.0.1:1/x", service="shop")
+        with pytest.raises(Unreachable, match="EVENTMESH_SHOP_DATABASE_URL") as caught:
+            await closed.connect()
+        assert "secret" not in str(caught.value)
+
+    def test_another_kind_of_database_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="mysql"):
+            Database("mysql://h/x", service="shop")
+        with pytest.raises(UsageError, match="no database URL"):
+            Database("nonsense", service="shop")
+
+    async def test_a_wrong_statement_is_no_reason_to_call_the_database_unreachable(
+        self, database: Database
+    ) -> None:
+        async with database.connection() as connection:
+            await connection.execute(insert(tables.relay).values(owner="x", expires_at=NOW))
+        with pytest.raises(IntegrityError):
+            async with database.connection() as connection:
+                await connection.execute(insert(tables.relay).values(owner="x", expires_at=NOW))
+
+    async def test_a_write_cannot_be_lost_between_a_read_and_a_write_of_two_transactions(
+        self, database: Database
+    ) -> None:
+        """On SQLite by BEGIN IMMEDIATE: the second transaction waits instead of failing."""
+
+        async def count_up() -> None:
+            async with database.connection() as connection:
+                await connection.execute(
+                    update(tables.lease)
+                    .where(tables.lease.c.bucket == 0)
+                    .values(token=tables.lease.c.token + 1)
+                )
+
+        await asyncio.gather(*(count_up() for _ in range(20)))
+        async with database.reading() as connection:
+            query = select(tables.lease.c.token).where(tables.lease.c.bucket == 0)
+            assert await connection.scalar(query) == 20

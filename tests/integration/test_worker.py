@@ -1,0 +1,569 @@
+"""What the worker promises a handler, on SQLite and on PostgreSQL, over the memory transport."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from eventmesh import Command, Event, Reject, Retry, Service, Settings, Transaction, constant
+from eventmesh.clock import SystemClock
+from eventmesh.errors import DrainTimeout, MessageTooLarge, PublishError, UndeclaredMessage
+from eventmesh.persistence import outbox
+from eventmesh.persistence.database import AsyncSession
+from eventmesh.runtime.relay import Relay
+from eventmesh.runtime.worker import Worker
+from eventmesh.transports.base import DeadLetter, Subscription, Transport
+from eventmesh.transports.memory import MemoryTransport
+from eventmesh.wire.envelope import Envelope, seal
+
+SOON = Retry(attempts=3, backoff=constant("10ms"))
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Effect(Base):
+    """Nothing here keeps an effect from happening twice but the inbox."""
+
+    __tablename__ = "effects"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int]
+
+
+class Do(Command, name="shop.do", version=1, key="key"):
+    number: int
+    key: str = "k"
+
+
+class Done(Event, name="shop.done", version=1, key="key"):
+    number: int
+    key: str = "k"
+
+
+class Heard(Event, name="shop.heard", version=1):
+    number: int
+
+
+@dataclass
+class Mesh:
+    """One service over one memory broker, with its database."""
+
+    service: Service
+    settings: Settings
+    transport: Transport
+    clock: SystemClock
+
+    async def send(self, *numbers: int, key: str = "k") -> list[Envelope]:
+        envelopes = [
+            seal(Do(number=number, key=key), source="test", clock=self.clock) for number in numbers
+        ]
+        await self.transport.publish(envelopes)
+        return envelopes
+
+    async def effects(self) -> list[int]:
+        database = await self.service.database()
+        async with database.reading() as connection:
+            return list(await connection.scalars(select(Effect.number).order_by(Effect.id)))
+
+    async def dead(self, name: str) -> Sequence[DeadLetter]:
+        return await self.transport.dead_letters(Subscription(name, ()), limit=100)
+
+    async def outbox_is_empty(self) -> bool:
+        database = await self.service.database()
+        async with database.reading() as connection:
+            query = select(func.count()).select_from(outbox.outbox)
+            return await connection.scalar(query) == 0
+
+    @asynccontextmanager
+    async def worker(self) -> AsyncIterator[asyncio.Event]:
+        """A worker that runs beside the body, and is drained after it."""
+        stop = asyncio.Event()
+        worker = Worker([self.service], self.transport, self.settings, self.clock)
+        running = asyncio.ensure_future(worker.run(stop))
+        try:
+            yield stop
+        finally:
+            stop.set()
+            await asyncio.wait_for(running, 20)
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Return once the condition holds."""
+    async with asyncio.timeout(20):
+        while not await condition():  # noqa: ASYNC110  # the condition lies in a database
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def mesh(database_url: str, tmp_path: Path) -> AsyncIterator[Mesh]:
+    """A service whose tables are made by SQLAlchemy and whose handlers the test declares."""
+    from eventmesh.persistence import migration
+    from eventmesh.persistence.database import Database
+
+    database = Database(database_url, service="shop")
+    await migration.upgrade(database, Base.metadata)
+    await database.close()
+    settings = Settings(
+        database_urls={"shop": database_url}, schemas=tmp_path / "schemas", lease_time=1.0
+    )
+    service, clock = Service("shop", metadata=Base.metadata), SystemClock()
+    service.configure(settings)
+    yield Mesh(service, settings, MemoryTransport(clock), clock)
+    await service.close()
+
+
+def effect(mesh: Mesh, number: int) -> Callable[[], Awaitable[bool]]:
+    async def there() -> bool:
+        return number in await mesh.effects()
+
+    return there
+
+
+def effects(mesh: Mesh, count: int) -> Callable[[], Awaitable[bool]]:
+    async def there() -> bool:
+        return len(await mesh.effects()) >= count
+
+    return there
+
+
+async def test_a_message_delivered_again_and_again_takes_effect_once(mesh: Mesh) -> None:
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        tx.session.add(Effect(number=command.number))
+
+    async with mesh.worker():
+        sent = await mesh.send(*range(20))
+        await mesh.transport.publish([*sent, *sent])
+        await mesh.send(99)
+        await until(effect(mesh, 99))
+    assert await mesh.effects() == [*range(20), 99]
+
+
+async def test_what_a_handler_returns_and_publishes_arrives_once_it_has_committed(
+    mesh: Mesh,
+) -> None:
+    heard: list[tuple[str, int]] = []
+    mesh.service.publisher(Heard)
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> Done:
+        tx.publish(Heard(number=command.number))
+        return Done(number=command.number)
+
+    @mesh.service.subscriber(Done, Heard)
+    async def hear(event: Done | Heard, envelope: Envelope) -> None:
+        heard.append((envelope.name, event.number))
+
+    async def all_heard() -> bool:
+        return len(heard) >= 20
+
+    async with mesh.worker():
+        await mesh.send(*range(10))
+        await until(all_heard)
+        await until(mesh.outbox_is_empty)
+    assert [number for name, number in heard if name == "shop.done"] == list(range(10))
+    assert sorted(heard) == sorted(
+        (name, number) for name in ("shop.done", "shop.heard") for number in range(10)
+    )
+
+
+async def test_what_a_message_causes_carries_its_correlation_and_its_id(mesh: Mesh) -> None:
+    seen: list[Envelope] = []
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do) -> Done:
+        return Done(number=command.number)
+
+    @mesh.service.subscriber(Done)
+    async def see(event: Done, envelope: Envelope) -> None:
+        seen.append(envelope)
+
+    async def one_seen() -> bool:
+        return bool(seen)
+
+    async with mesh.worker():
+        [cause] = await mesh.send(1)
+        await until(one_seen)
+    assert seen[0].correlation_id == cause.id
+    assert seen[0].attributes["causationid"] == cause.id
+    assert seen[0].attributes["source"] == "/shop"
+
+
+async def test_of_a_group_only_the_failing_message_is_tried_again(mesh: Mesh) -> None:
+    tries: list[int] = []
+
+    @mesh.service.subscriber(Do, retry=SOON)
+    async def do(command: Do, session: AsyncSession) -> Done:
+        tries.append(command.number)
+        session.add(Effect(number=command.number))
+        if command.number == 37 and tries.count(37) < 4:
+            raise ValueError("not yet")
+        return Done(number=command.number)
+
+    async with mesh.worker():
+        await mesh.send(*range(60))
+        await until(effects(mesh, 60))
+        await until(mesh.outbox_is_empty)
+    assert sorted(await mesh.effects()) == list(range(60))
+    # In a group, alone as its first attempt, and then by the policy.
+    assert 3 <= tries.count(37) <= 4
+
+
+async def test_a_message_that_keeps_failing_becomes_a_dead_letter_and_has_no_effect(
+    mesh: Mesh,
+) -> None:
+    @mesh.service.subscriber(Do, retry=SOON)
+    async def do(command: Do, tx: Transaction) -> Done:
+        tx.session.add(Effect(number=command.number))
+        await tx.session.flush()
+        if command.number == 1:
+            raise ValueError("never")
+        return Done(number=command.number)
+
+    async def dead() -> bool:
+        return bool(await mesh.dead("shop.do"))
+
+    async with mesh.worker():
+        [doomed, _] = await mesh.send(1, 2)
+        await until(dead)
+        await until(effect(mesh, 2))
+    [letter] = await mesh.dead("shop.do")
+    assert letter.envelope == doomed
+    assert letter.attempts == 3
+    assert letter.reason == "failed 3 times: ValueError: never"
+    assert "raise ValueError" in letter.error
+    assert await mesh.effects() == [2]
+
+
+async def test_a_replayed_dead_letter_takes_effect_once_the_handler_is_mended(mesh: Mesh) -> None:
+    broken = True
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        tx.session.add(Effect(number=command.number))
+        if broken:
+            raise Reject("closed today")
+
+    async def dead() -> bool:
+        return bool(await mesh.dead("shop.do"))
+
+    async with mesh.worker():
+        await mesh.send(1)
+        await until(dead)
+        [letter] = await mesh.dead("shop.do")
+        assert (letter.reason, letter.attempts) == ("closed today", 1)
+        broken = False
+        await mesh.transport.replay(Subscription("shop.do", ()), [letter.id])
+        await until(effect(mesh, 1))
+    assert await mesh.effects() == [1]
+
+
+async def test_publishing_what_was_not_declared_undoes_the_handler_and_says_so(
+    mesh: Mesh,
+) -> None:
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        tx.session.add(Effect(number=command.number))
+        tx.publish(Heard(number=command.number))
+
+    async def dead() -> bool:
+        return bool(await mesh.dead("shop.do"))
+
+    async with mesh.worker():
+        await mesh.send(1)
+        await until(dead)
+    [letter] = await mesh.dead("shop.do")
+    assert "without declaring it" in letter.reason
+    assert await mesh.effects() == []
+    assert await mesh.outbox_is_empty()
+
+
+async def test_isolated_messages_do_not_share_a_transaction(mesh: Mesh) -> None:
+    transactions: list[object] = []
+
+    @mesh.service.subscriber(Do, isolated=True)
+    async def do(command: Do, session: AsyncSession) -> None:
+        transactions.append(session.sync_session.get_transaction())
+        session.add(Effect(number=command.number))
+
+    async with mesh.worker():
+        await mesh.send(*range(12))
+        await until(effects(mesh, 12))
+    assert len(set(map(id, transactions))) == 12
+
+
+async def test_a_slow_handler_does_not_keep_a_transaction_open_for_a_whole_group(
+    mesh: Mesh,
+) -> None:
+    """A group takes up no further message after its time; what it claimed too much is given up."""
+    mesh.settings = mesh.settings.model_copy(update={"group_time": 0.03})
+    await mesh.service.close()
+    mesh.service.configure(mesh.settings)
+    slow = False
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        if slow:
+            await asyncio.sleep(0.02)
+        tx.session.add(Effect(number=command.number))
+
+    async with mesh.worker():
+        await mesh.send(*range(40))
+        await until(effects(mesh, 40))
+        slow = True
+        await mesh.send(*range(40, 60))
+        await until(effects(mesh, 60))
+    assert await mesh.effects() == list(range(60))
+
+
+async def test_a_transaction_outside_a_handler_commits_state_and_messages_together(
+    mesh: Mesh,
+) -> None:
+    heard: list[int] = []
+    done = mesh.service.publisher(Done)
+
+    @mesh.service.subscriber(Done)
+    async def hear(event: Done) -> None:
+        heard.append(event.number)
+
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012  # the error comes after the work
+        async with mesh.service.transaction() as tx:
+            tx.session.add(Effect(number=1))
+            tx.publish(Done(number=1))
+            _ = 1 / 0
+    assert await mesh.effects() == []
+    assert await mesh.outbox_is_empty()
+    async with mesh.service.transaction() as tx:
+        tx.session.add(Effect(number=2))
+        tx.publish(Done(number=2))
+    await done.publish(Done(number=3))
+
+    async def both() -> bool:
+        return len(heard) == 2
+
+    async with mesh.worker():
+        await until(both)
+    assert heard == [2, 3]
+
+
+async def test_a_delayed_message_comes_not_before_its_time(mesh: Mesh) -> None:
+    arrived: dict[int, float] = {}
+
+    @mesh.service.subscriber(Done)
+    async def hear(event: Done) -> None:
+        arrived[event.number] = mesh.clock.monotonic()
+
+    done = mesh.service.publisher(Done)
+
+    async def both() -> bool:
+        return len(arrived) == 2
+
+    async with mesh.worker():
+        asked_at = mesh.clock.monotonic()
+        await done.publish(Done(number=1), delay="500ms")
+        await done.publish(Done(number=2))
+        await until(both)
+    assert arrived[2] < arrived[1]
+    assert arrived[1] - asked_at >= 0.5
+
+
+async def test_a_message_over_the_limit_is_refused_at_once_and_leaves_nothing(mesh: Mesh) -> None:
+    class Big(Event, name="shop.big", version=1):
+        text: str
+
+    big = mesh.service.publisher(Big)
+    with pytest.raises(MessageTooLarge, match="EVENTMESH_MAX_MESSAGE_BYTES"):
+        await big.publish(Big(text="x" * 5_000_000))
+    assert await mesh.outbox_is_empty()
+
+
+async def test_publishing_an_undeclared_message_outside_a_handler_is_an_error(mesh: Mesh) -> None:
+    with pytest.raises(UndeclaredMessage, match=r"service\.publisher\(Heard\)"):
+        async with mesh.service.transaction() as tx:
+            tx.publish(Heard(number=1))
+
+
+async def test_a_database_lost_in_the_middle_of_a_handler_costs_no_attempt(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """The handler's own connection is cut on the server; the message is handled again."""
+    settings = Settings(database_urls={"shop": postgres_url}, schemas=tmp_path / "schemas")
+    service, clock = Service("shop", metadata=Base.metadata), SystemClock()
+    mesh = Mesh(service, settings, MemoryTransport(clock), clock)
+    await prepare(service, settings)
+    cut: list[int] = []
+
+    @service.subscriber(Do, retry=Retry(attempts=1))
+    async def do(command: Do, tx: Transaction) -> Done:
+        tx.session.add(Effect(number=command.number))
+        await tx.session.flush()
+        if not cut:
+            cut.append(command.number)
+            await tx.session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        return Done(number=command.number)
+
+    async with mesh.worker():
+        await mesh.send(*range(10))
+        await until(effects(mesh, 10))
+        await until(mesh.outbox_is_empty)
+    assert await mesh.effects() == list(range(10))
+    assert await mesh.dead("shop.do") == []
+    await service.close()
+
+
+async def prepare(service: Service, settings: Settings) -> None:
+    """Make all tables of a service in its own database."""
+    from eventmesh.persistence import migration
+    from eventmesh.persistence.database import Database
+
+    service.configure(settings)
+    database = Database(settings.database_url(service.name), service=service.name)
+    await migration.upgrade(database, service.metadata)
+    await database.close()
+
+
+async def test_a_message_begun_before_the_stop_is_finished_and_the_rest_given_back(
+    mesh: Mesh,
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        begun.set()
+        await go_on.wait()
+        tx.session.add(Effect(number=command.number))
+
+    async with mesh.worker() as stop:
+        await mesh.send(*range(5))
+        await begun.wait()
+        stop.set()
+        go_on.set()
+    done = await mesh.effects()
+    left = (await mesh.transport.stats(Subscription("shop.do", ()))).ready
+    assert done
+    assert done == list(range(len(done)))
+    assert len(done) + left == 5
+
+
+async def test_a_handler_that_does_not_finish_in_time_ends_the_drain_with_an_error(
+    mesh: Mesh,
+) -> None:
+    begun = asyncio.Event()
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        begun.set()
+        tx.session.add(Effect(number=command.number))
+        await asyncio.Event().wait()
+
+    settings = mesh.settings.model_copy(update={"drain_timeout": 0.1})
+    await mesh.service.close()
+    stop = asyncio.Event()
+    worker = Worker([mesh.service], mesh.transport, settings, mesh.clock)
+    running = asyncio.ensure_future(worker.run(stop))
+    await mesh.send(1)
+    await begun.wait()
+    stop.set()
+    with pytest.raises(ExceptionGroup) as caught:
+        await asyncio.wait_for(running, 10)
+    assert caught.group_contains(DrainTimeout)
+    assert (await mesh.transport.stats(Subscription("shop.do", ()))).ready == 1
+
+
+class Picky(MemoryTransport):
+    """A broker that refuses some messages and, like RabbitMQ, takes the others of a batch."""
+
+    atomic_batches = False
+
+    def __init__(self, clock: SystemClock, refuses: Callable[[Envelope], bool]) -> None:
+        super().__init__(clock)
+        self.refuses = refuses
+        self.published: list[Envelope] = []
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        taken = [envelope for envelope in envelopes if not self.refuses(envelope)]
+        self.published.extend(taken)
+        await super().publish(taken)
+        if refused := [envelope.id for envelope in envelopes if self.refuses(envelope)]:
+            raise PublishError(dict.fromkeys(refused, "resource limit"))
+
+
+async def relay_of(mesh: Mesh, transport: Transport) -> Relay:
+    return Relay("shop", await mesh.service.database(), transport, mesh.clock, lease_time=30.0)
+
+
+async def fill(mesh: Mesh, *messages: Done) -> None:
+    mesh.service.publisher(Done)
+    async with mesh.service.transaction() as tx:
+        for message in messages:
+            tx.publish(message)
+
+
+async def test_a_refused_message_holds_back_its_key_and_nobody_elses(mesh: Mesh) -> None:
+    refusing = True
+    broker = Picky(mesh.clock, lambda e: refusing and e.data.startswith(b'{"number":1,'))
+    relay = await relay_of(mesh, broker)
+    await fill(mesh, *(Done(number=n, key=key) for n in (1, 2, 3) for key in "ab"))
+    broker_refuses_a = broker.refuses
+    broker.refuses = lambda e: e.key == "a" and broker_refuses_a(e)
+    await relay.round()
+    assert {envelope.key for envelope in broker.published} == {"b"}
+    assert len(broker.published) == 3
+    refusing = False
+    while await relay.round():
+        pass
+    numbers = [e.data[10:11] for e in broker.published if e.key == "a"]
+    assert numbers == [b"1", b"2", b"3"]
+    assert await mesh.outbox_is_empty()
+
+
+async def test_a_message_the_broker_never_takes_is_parked_with_its_key(mesh: Mesh) -> None:
+    broker = Picky(mesh.clock, lambda e: e.key == "a")
+    relay = await relay_of(mesh, broker)
+    await fill(mesh, Done(number=1, key="a"), Done(number=2, key="a"))
+    for _ in range(20):
+        await relay.round()
+    await fill(mesh, Done(number=3, key="b"))
+    await relay.round()
+    assert [envelope.key for envelope in broker.published] == ["b"]
+    database = await mesh.service.database()
+    async with database.reading() as connection:
+        parked = select(outbox.outbox.c.parked, outbox.outbox.c.last_error)
+        rows = list(await connection.execute(parked.order_by(outbox.outbox.c.seq)))
+    assert rows == [(True, "resource limit"), (False, None)]
+
+
+async def test_relays_side_by_side_publish_every_message_once(mesh: Mesh) -> None:
+    broker = Picky(mesh.clock, lambda _: False)
+    relays = [await relay_of(mesh, broker) for _ in range(3)]
+    await fill(mesh, *(Done(number=n, key=f"k{n % 40}") for n in range(400)))
+    stop = asyncio.Event()
+    running = [asyncio.ensure_future(relay.run(stop)) for relay in relays]
+    await until(mesh.outbox_is_empty)
+    stop.set()
+    await asyncio.gather(*running)
+    assert len({envelope.id for envelope in broker.published}) == 400
+    assert len(broker.published) == 400
+
+
+async def test_the_outbox_of_a_relay_that_died_is_taken_over(mesh: Mesh) -> None:
+    broker = Picky(mesh.clock, lambda _: False)
+    database = await mesh.service.database()
+    dead = Relay("shop", database, broker, mesh.clock, lease_time=0.5)
+    await dead.round()  # holds all leases now, and is never heard of again
+    heir = Relay("shop", database, broker, mesh.clock, lease_time=0.5)
+    await fill(mesh, *(Done(number=n) for n in range(10)))
+    stop = asyncio.Event()
+    running = asyncio.ensure_future(heir.run(stop))
+    await until(mesh.outbox_is_empty)
+    stop.set()
+    await running
+    assert [envelope.data[10:11] for envelope in broker.published] == [b"%d" % n for n in range(10)]
