@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Select, bindparam, delete, exists, func, insert, select, update
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from eventmesh.persistence.tables import BUCKETS, outbox
 from eventmesh.persistence.transaction import Outgoing
+from eventmesh.persistence.types import UtcDateTime
 from eventmesh.wire.envelope import Envelope
 
 
@@ -56,18 +58,8 @@ async def due(
 
     Rows of a key that is parked stay where they are.
     """
-    parked = outbox.alias("parked")
-    relayable = (
-        outbox.c.bucket.in_(sorted(buckets)),
-        ~outbox.c.parked,
-        ~exists().where(parked.c.parked, parked.c.key == outbox.c.key),
-    )
-    columns = (outbox.c.seq, outbox.c.headers, outbox.c.data, outbox.c.attempts)
-    # Two halves, so that each is read in the order of an index of its own.
-    at_once = _first(select(*columns).where(outbox.c.due_at.is_(None), *relayable), limit)
-    delayed = _first(select(*columns).where(outbox.c.due_at <= now, *relayable), limit)
-    both = at_once.union_all(delayed).subquery()
-    rows = await connection.execute(select(both).order_by(both.c.seq).limit(limit))
+    parameters = {"buckets": sorted(buckets), "now": now, "most": limit}
+    rows = await connection.execute(_due_statement(), parameters)
     return [
         OutboxRow(seq, Envelope(headers, data), attempts) for seq, headers, data, attempts in rows
     ]
@@ -131,7 +123,22 @@ def _values(message: Outgoing, now: datetime) -> dict[str, Any]:
     }
 
 
-def _first(query: Select[Any], limit: int) -> Select[Any]:
+@cache  # building it takes longer than running it
+def _due_statement() -> Select[Any]:
+    parked = outbox.alias("parked")
+    relayable = (
+        outbox.c.bucket.in_(bindparam("buckets", expanding=True)),
+        ~outbox.c.parked,
+        ~exists().where(parked.c.parked, parked.c.key == outbox.c.key),
+    )
+    rows = select(outbox.c.seq, outbox.c.headers, outbox.c.data, outbox.c.attempts)
+    # Two halves, so that each is read in the order of an index of its own.
+    at_once = _first(rows.where(outbox.c.due_at.is_(None), *relayable))
+    delayed = _first(rows.where(outbox.c.due_at <= bindparam("now", type_=UtcDateTime), *relayable))
+    both = at_once.union_all(delayed).subquery()
+    return select(both).order_by(both.c.seq).limit(bindparam("most"))
+
+
+def _first(query: Select[Any]) -> Select[Any]:
     # Wrapped, because SQLite takes no ORDER BY inside a UNION.
-    inner = query.order_by(outbox.c.seq).limit(limit).subquery()
-    return select(inner)
+    return select(query.order_by(outbox.c.seq).limit(bindparam("most")).subquery())

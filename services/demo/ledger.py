@@ -12,14 +12,15 @@ from uuid import UUID
 from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmesh.persistence import outbox
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.tables import inbox
+from eventmesh.persistence.tables import inbox, outbox
 from eventmesh.persistence.tables import saga as sagas
 from services.inventory.models import Reservation, Stock
 from services.orders.models import Order
 from services.payments.models import Payment
 from services.shipping.models import Shipment
+
+Query = Select[*tuple[Any, ...]]
 
 SERVICES = ("orders", "payments", "inventory", "shipping")
 
@@ -150,16 +151,17 @@ class Books:
             )
         return int(stock or 0) - int(reserved or 0)
 
-    async def _rows(self, service: str, query: Select[Any], model: Any) -> Sequence[Any]:
+    async def _rows(self, service: str, query: Query, model: Any) -> Sequence[Any]:
         async with self._databases[service].reading() as connection:
-            return (await connection.execute(self._mine(query, model))).all()
+            rows: Sequence[Any] = (await connection.execute(self._mine(query, model))).all()
+        return rows
 
-    def _mine(self, query: Select[Any], model: Any) -> Select[Any]:
+    def _mine(self, query: Query, model: Any) -> Query:
         return query.where(model.order_id.between(self._first, self._last))
 
 
 async def _outbox_rows(connection: AsyncConnection) -> int:
-    return await connection.scalar(select(func.count()).select_from(outbox.outbox)) or 0
+    return await connection.scalar(select(func.count()).select_from(outbox)) or 0
 
 
 def _pairs(rows: Sequence[Any]) -> dict[UUID, list[tuple[str, int]]]:

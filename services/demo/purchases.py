@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 from eventmesh.clock import Clock
 from services.orders.contracts import PlaceOrder
@@ -34,7 +35,7 @@ def commands(purchases: Iterable[Purchase], run: str, clock: Clock) -> Iterator[
     """The orders to place. Cards are new in each run, so that their limits are."""
     for purchase in purchases:
         yield PlaceOrder(
-            order_id=clock.new_id(),
+            order_id=UUID(clock.new_id()),
             card=f"{run}-{purchase.customer}",
             sku=f"cd-{int(purchase.customer) % _ARTICLES}",
             quantity=purchase.quantity,

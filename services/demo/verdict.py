@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """The value that `percent` of the sorted values do not exceed (nearest rank); 0 of none."""
     if not values:
         return 0.0
-    return values[min(int(len(values) * percent / 100), len(values) - 1)]
+    return values[max(math.ceil(len(values) * percent / 100), 1) - 1]
 
 
 def _doubled(ledger: Ledger, order_id: UUID) -> bool:
