@@ -120,7 +120,7 @@ class GroupRunner:
         return handled
 
     async def _claim(self, session: AsyncSession, group: Sequence[_Readable]) -> set[str]:
-        ids = [delivery.envelope.id for delivery, _ in group]
+        ids = [delivery.envelope.unique_id for delivery, _ in group]
         return await inbox.claim(session, self._handler.subscription.name, ids, self._clock.now())
 
     async def _handle_all(
@@ -137,11 +137,11 @@ class GroupRunner:
             if number and self._clock.monotonic() >= until:
                 return number
             envelope = delivery.envelope
-            if envelope.id not in fresh:
+            if envelope.unique_id not in fresh:
                 with self._context(delivery):
                     self._log.info("duplicate passed over")
                 continue
-            fresh.remove(envelope.id)
+            fresh.remove(envelope.unique_id)
             transaction = Transaction(session, sender, cause=envelope)
             with self._context(delivery):
                 returned = await self._call(delivery, message, transaction)

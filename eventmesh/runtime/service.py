@@ -201,7 +201,7 @@ class Service:
         return self._database
 
     async def __aenter__(self) -> Self:
-        """The service itself, for a program that publishes and runs no worker; closed on leaving."""
+        """The service, for a program that publishes and runs no worker; closed on leaving."""
         return self
 
     async def __aexit__(self, *_: object) -> None:

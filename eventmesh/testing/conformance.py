@@ -142,6 +142,7 @@ async def competing_consumers(rig: Rig) -> None:
 
             async with _running(take(one, shares[0]), take(two, shares[1])):
                 await eventually(lambda: len(shares[0]) + len(shares[1]) >= 40, "all 40 arrived")
+                await asyncio.sleep(0.2)  # for what should not come: a second copy
         _same_ids([*shares[0], *shares[1]], sent)
         expect(all(shares), f"one of two got all: {len(shares[0])} and {len(shares[1])}")
 
@@ -369,18 +370,34 @@ async def a_slow_consumer_keeps_its_deliveries(rig: Rig) -> None:
             await slow.settle([(delivery, DONE) for delivery in held])
 
 
-async def settling_too_late_is_harmless(rig: Rig) -> None:
-    """Settling on a consumer that already gave its deliveries back changes nothing for others."""
-    subscription = rig.subscription("tardy")
-    sent = rig.envelopes(1)
+async def settling_twice_is_harmless(rig: Rig) -> None:
+    """The second settlement of a delivery is passed over, whatever it says."""
+    subscription = rig.subscription("twice")
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+        await transport.publish(rig.envelopes(2))
+        async with transport.consume(subscription, prefetch=2) as consumer:
+            first, second = await _receive(consumer, 2)
+            await consumer.settle([(first, DONE)])
+            await consumer.settle([(first, RetryAfter(0.0)), (second, DONE)])
+            await consumer.settle([(first, Dead("late")), (second, Dead("late"))])
+            await _expect_silence(consumer, 0.3)
+        expect((await transport.stats(subscription)).dead == 0, "nothing died")
+
+
+async def prefetch_counts_all_messages_of_a_subscription(rig: Rig) -> None:
+    """A subscription to several messages has one bound for all of them together."""
+    subscription = rig.subscription("wide", "happened", "ended", "failed")
+    names = ("happened", "ended", "failed")
+    sent = [envelope for name in names for envelope in rig.envelopes(4, name)]
     async with rig.open() as transport:
         await transport.declare([subscription])
         await transport.publish(sent)
-        async with transport.consume(subscription, prefetch=1) as consumer:
-            [delivery] = await _receive(consumer, 1)
-            await consumer.settle([(delivery, DONE)])
-            await consumer.settle([(delivery, RetryAfter(0.0))])
-            await _expect_silence(consumer, 0.3)
+        async with transport.consume(subscription, prefetch=5) as consumer:
+            held = await _receive(consumer, 5)
+            await _expect_silence(consumer, 0.2)
+            await consumer.settle([(delivery, DONE) for delivery in held])
+        _same_ids([*held, *await _drain(transport, subscription, 7)], sent)
 
 
 GUARANTEES: tuple[Guarantee, ...] = (
@@ -400,7 +417,8 @@ GUARANTEES: tuple[Guarantee, ...] = (
     dead_letters_are_kept,
     a_killed_consumer_gives_up_its_deliveries,
     a_slow_consumer_keeps_its_deliveries,
-    settling_too_late_is_harmless,
+    settling_twice_is_harmless,
+    prefetch_counts_all_messages_of_a_subscription,
 )
 
 

@@ -6,6 +6,7 @@ EventMesh does not know are kept as they came.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ COPIED_TO_EFFECTS = ("sagaid", "sagastep", "traceparent", "tracestate")
 """Attributes that a message hands on to what is published while it is handled."""
 
 _REQUIRED = ("specversion", "id", "source", "type")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DATASCHEMA = re.compile(r"urn:eventmesh:([^:]+):([1-9][0-9]{0,8})")
 
 
@@ -43,6 +45,15 @@ class Envelope:
     def id(self) -> str:
         """The message's id, the same through retries and replays; empty when it came without."""
         return self.attributes.get("id", "")
+
+    @property
+    def unique_id(self) -> str:
+        """What no other message has: a UUID alone is that; of any other id, CloudEvents promises
+        it only together with the source."""
+        if _UUID.fullmatch(self.id):
+            return self.id
+        both = f"{self.attributes.get('source', '')}\n{self.id}"
+        return "sha256:" + hashlib.sha256(both.encode()).hexdigest()
 
     @property
     def name(self) -> str:

@@ -172,6 +172,18 @@ class HasNoPrefetch(BrokenTransport):
             yield consumer
 
 
+class CountsEachMessageAlone(BrokenTransport):
+    """As XREADGROUP, whose COUNT is for each stream."""
+
+    @asynccontextmanager
+    async def consume(
+        self, subscription: Subscription, *, prefetch: int
+    ) -> AsyncIterator[BrokenConsumer]:
+        wide = prefetch * len(subscription.messages)
+        async with super().consume(subscription, prefetch=wide) as consumer:
+            yield consumer
+
+
 class NeverGivesBack(BrokenTransport):
     def __init__(self) -> None:
         super().__init__()
@@ -309,7 +321,8 @@ BROKEN: tuple[tuple[Guarantee, type[BrokenTransport]], ...] = (
     (conformance.dead_letters_are_kept, DropsTheDead),
     (conformance.a_killed_consumer_gives_up_its_deliveries, NeverGivesBack),
     (conformance.a_slow_consumer_keeps_its_deliveries, StealsFromTheSlow),
-    (conformance.settling_too_late_is_harmless, RetriesTheSettled),
+    (conformance.settling_twice_is_harmless, RetriesTheSettled),
+    (conformance.prefetch_counts_all_messages_of_a_subscription, CountsEachMessageAlone),
 )
 
 

@@ -567,3 +567,21 @@ async def test_the_outbox_of_a_relay_that_died_is_taken_over(mesh: Mesh) -> None
     stop.set()
     await running
     assert [envelope.data[10:11] for envelope in broker.published] == [b"%d" % n for n in range(10)]
+
+
+async def test_ids_of_two_sources_that_are_alike_are_two_messages(mesh: Mesh) -> None:
+    """CloudEvents promises unique ids for each source only; one that numbers them is no liar."""
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        tx.session.add(Effect(number=command.number))
+
+    def numbered(source: str, number: int) -> Envelope:
+        envelope = seal(Do(number=number), source=source, clock=mesh.clock)
+        return Envelope({**envelope.attributes, "id": "1"}, envelope.data)
+
+    async with mesh.worker():
+        await mesh.transport.publish([numbered("a", 1), numbered("b", 2), numbered("a", 1)])
+        await mesh.send(99)
+        await until(effect(mesh, 99))
+    assert await mesh.effects() == [1, 2, 99]
