@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -43,7 +44,10 @@ class Identity:
 class Message(BaseModel):
     """The base of `Event` and `Command`; declare one of those."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    # Every field is written, so in the schema of what is written every field is required.
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", json_schema_serialization_defaults_required=True
+    )
 
     # Dunder names, so that no field of a user's message can collide with them.
     __kind__: ClassVar[Kind | None] = None
@@ -72,6 +76,12 @@ class Message(BaseModel):
     ) -> None:
         super().__pydantic_init_subclass__(**config)
         if name is None and version is None and key is None:
+            if hasattr(cls, "__identity__") and not cls.__pydantic_generic_metadata__["origin"]:
+                raise UsageError(
+                    f"{cls.__module__}.{cls.__qualname__} derives from {cls.__identity__} without "
+                    f"a name of its own: write name=… and version=…, or share the fields in a "
+                    f"base class without a name."
+                )
             return  # a base class that only shares fields
         cls.__identity__ = _identify(cls, cls.__kind__, name, version, key)
         cls.__upcasters__ = {}
@@ -146,6 +156,13 @@ def identity_of(message: type[Message]) -> Identity:
 
 
 def key_of(message: Message) -> str | None:
-    """The value of the message's key field as text: what orders it among others."""
+    """The value of the message's key field as text: what orders it among others.
+
+    None, and then any order will do, for a message without a key and for a value that is None or
+    empty.
+    """
     key = message.__identity__.key
-    return None if key is None else str(getattr(message, key))
+    value = None if key is None else getattr(message, key)
+    if isinstance(value, Enum):
+        value = value.value
+    return None if value is None else str(value) or None

@@ -37,29 +37,38 @@ class Finding:
 
 def lock(model: type[Message]) -> dict[str, Any]:
     """The content of the model's lock file."""
-    schemas = {
-        "writer": canonical(model.model_json_schema(mode="serialization")),
+    identity = model.__identity__
+    contract = {
+        "name": identity.name,
+        "version": identity.version,
+        "kind": identity.kind,
+        "key": identity.key,
+        "writer": closed(canonical(model.model_json_schema(mode="serialization"))),
         "reader": canonical(model.model_json_schema(mode="validation")),
     }
-    return {
-        "name": model.__identity__.name,
-        "version": model.__identity__.version,
-        "kind": model.__identity__.kind,
-        "key": model.__identity__.key,
-        "status": "active",
-        "hash": fingerprint(model.__identity__.key, schemas),
-        **schemas,
-    }
+    return {"status": "active", "hash": fingerprint(contract), **contract}
 
 
-def fingerprint(key: str | None, schemas: dict[str, Any]) -> str:
-    """The hash by which two lock files are the same contract."""
-    text = json.dumps([key, schemas["writer"], schemas["reader"]], sort_keys=True)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+def fingerprint(contract: dict[str, Any]) -> str:
+    """The hash by which two lock files are the same contract; the status is no part of it."""
+    parts = [contract[part] for part in ("name", "version", "kind", "key", "writer", "reader")]
+    return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def closed(schema: Any) -> Any:
+    """The schema of what is written: no object has fields beyond those it names."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    shut = {keyword: closed(value) for keyword, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+        shut.setdefault("additionalProperties", False)
+    return shut
 
 
 def canonical(schema: Any) -> Any:
-    """The schema without what has no effect on which documents it accepts."""
+    """The schema without titles, descriptions and examples, with its keys in one order."""
     if isinstance(schema, list):
         return [canonical(item) for item in schema]
     if not isinstance(schema, dict):
@@ -124,7 +133,7 @@ def _check_one(model: type[Message], path: Path) -> Finding:
         )
     try:
         frozen = json.loads(path.read_text(encoding="utf-8"))
-        stated, actual = frozen["hash"], fingerprint(frozen["key"], frozen)
+        stated, actual = frozen["hash"], fingerprint(frozen)
     except (ValueError, KeyError, TypeError, OSError) as error:
         return Finding("broken", message, path, f"the lock file cannot be read: {error!r}")
     if stated != actual:
@@ -136,8 +145,9 @@ def _check_one(model: type[Message], path: Path) -> Finding:
 
 
 def _describe_change(frozen: dict[str, Any], current: dict[str, Any]) -> str:
-    if frozen["key"] != current["key"]:
-        return f"the key was {frozen['key']!r} and is {current['key']!r}"
+    for part in ("kind", "key"):
+        if frozen[part] != current[part]:
+            return f"the {part} was {frozen[part]!r} and is {current[part]!r}"
     before, after = _fields(frozen), _fields(current)
     parts = [
         *(f"field {name!r} is new" for name in sorted(after.keys() - before.keys())),

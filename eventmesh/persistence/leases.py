@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import bindparam, case, delete, func, insert, select, update
+from sqlalchemy import bindparam, case, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.tables import lease, relay
@@ -30,10 +30,13 @@ class Lease:
         return self.expires_at is None or self.expires_at <= now
 
 
-def share(leases: Sequence[Lease], owner: str, relays: int, now: datetime) -> frozenset[int]:
+def share(
+    leases: Sequence[Lease], owner: str, relays: Sequence[str], now: datetime
+) -> frozenset[int]:
     """The buckets that `owner` should hold from now on: what it has and what is free, but no more
-    than its fair part among `relays`."""
-    fair = -(-len(leases) // max(relays, 1))
+    than its fair part among `relays`, of which it is one. Parts differ by one at the most."""
+    whole, rest = divmod(len(leases), len(relays))
+    fair = whole + (sorted(relays).index(owner) < rest)
     mine = [row.bucket for row in leases if row.owner == owner and not row.free(now)]
     free = [row.bucket for row in leases if row.free(now)]
     return frozenset([*mine, *free][:fair])
@@ -67,13 +70,13 @@ async def release(connection: AsyncConnection, owner: str) -> None:
 
 async def _announce(
     connection: AsyncConnection, owner: str, now: datetime, expires_at: datetime
-) -> int:
-    """Enter this relay, forget those whose time is over; returns how many there are."""
+) -> Sequence[str]:
+    """Enter this relay, forget those whose time is over; returns all there are."""
     await connection.execute(
         delete(relay).where((relay.c.expires_at <= now) | (relay.c.owner == owner))
     )
     await connection.execute(insert(relay).values(owner=owner, expires_at=expires_at))
-    return await connection.scalar(select(func.count()).select_from(relay)) or 1
+    return (await connection.scalars(select(relay.c.owner))).all()
 
 
 async def _write(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from eventmesh.contracts.message import Message
 from eventmesh.errors import UnreadableMessage
+from eventmesh.runtime.retry import describe
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Dead
 from eventmesh.wire.envelope import check_envelope, open_envelope
@@ -30,3 +31,5 @@ def read(
         return open_envelope(delivery.envelope, model)
     except UnreadableMessage as error:
         return Dead(str(error))
+    except Exception as error:  # noqa: BLE001  # a user's validator may raise anything
+        return Dead(f"the message could not be read: {error!r}", describe(error))

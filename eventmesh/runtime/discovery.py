@@ -40,7 +40,7 @@ def load_services(names: Sequence[str], root: Path) -> list[Service]:
     # Commands run in a project's folder, which is not otherwise on the path of an entry point.
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    return [_load(name, targets[name]) for name in dict.fromkeys(names or targets)]
+    return [_load(name, targets[name], root) for name in dict.fromkeys(names or targets)]
 
 
 def _configured(path: Path) -> dict[str, str]:
@@ -50,13 +50,26 @@ def _configured(path: Path) -> dict[str, str]:
         return {}
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} cannot be read: {error}.") from None
-    services = content.get("tool", {}).get("eventmesh", {}).get("services", {})
+    ours = content.get("tool", {}).get("eventmesh", {})
+    services = ours.get("services", {}) if isinstance(ours, dict) else ours
     if not isinstance(services, dict) or not all(isinstance(v, str) for v in services.values()):
         raise UsageError(f'{path}: [tool.eventmesh.services] takes lines of name = "module:attr".')
     return dict(services)
 
 
-def _load(name: str, target: str) -> Service:
+def _place(error: Exception, root: Path) -> str:
+    """Where in the user's own files the import failed, if it got that far."""
+    if isinstance(error, SyntaxError):
+        return f" ({error.filename}, line {error.lineno})"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(root)
+    ]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+
+
+def _load(name: str, target: str, root: Path) -> Service:
     module_name, _, attribute = target.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -64,10 +77,9 @@ def _load(name: str, target: str) -> Service:
         raise
     except Exception as error:
         # Any error of a user's module is the user's to see, with its place, and without our frames.
-        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = traceback.format_exception_only(error)[-1].strip()
         raise UsageError(
-            f"Service {name!r} cannot be imported from {module_name}: {type(error).__name__}: "
-            f"{error} ({where.filename}, line {where.lineno})."
+            f"Service {name!r} cannot be imported from {module_name}: {text}{_place(error, root)}."
         ) from error
     service = getattr(module, attribute or "service", None)
     if not isinstance(service, Service):

@@ -62,9 +62,9 @@ def bind(
 
     `messages` narrows or repeats what the message parameter is annotated with.
     """
-    where = f"The handler {function.__module__}.{function.__qualname__}"
+    where = f"The handler {getattr(function, '__module__', '?')}.{_name(function)}"
     if not inspect.iscoroutinefunction(function):
-        raise UsageError(f"{where} is no coroutine: write `async def {function.__name__}(…)`.")
+        raise UsageError(f"{where} is no coroutine: write `async def {_name(function)}(…)`.")
     hints = _hints(function, where)
     binding = _bind_parameters(function, hints, where)
     models = tuple(messages) or binding.accepts
@@ -76,6 +76,11 @@ def bind(
             )
     returns = _returned_messages(hints.get("return"), where)
     by_name = {identity_of(model).name: model for model in models}
+    if len(by_name) < len(set(models)):
+        raise UsageError(
+            f"{where} takes two models of one message: {_spell(models)}. Keep the one that reads "
+            f"what it needs."
+        )
     return Handler(
         subscription=Subscription(subscription, tuple(by_name)),
         models=by_name,
@@ -90,7 +95,7 @@ def bind(
 def _hints(function: Callable[..., Any], where: str) -> dict[str, Any]:
     try:
         return get_type_hints(function, include_extras=True)
-    except NameError as error:
+    except (NameError, AttributeError, TypeError) as error:
         raise UsageError(
             f"{where} has an annotation that cannot be resolved: {error}. Import that name at the "
             f"top of the module, not under TYPE_CHECKING."
@@ -110,14 +115,20 @@ def _bind_parameters(
                 f"message it handles, Transaction, AsyncSession, Envelope, or "
                 f"Annotated[T, Depends(…)]."
             )
-        hint = hints[name]
-        if models := _message_types(hint):
+        if parameter.kind not in _BY_NAME:
+            raise UsageError(
+                f"{where} has the parameter {name!r}, which cannot be given by its name: write it "
+                f"without / and *."
+            )
+        if models := _message_types(hints[name]):
             found["message"].append(name)
             accepts = models
+            continue
+        hint = _without_none(hints[name])
+        if get_origin(hint) is Annotated:
+            injected = True
         elif hint in _FILLED:
             found[_FILLED[hint]].append(name)
-        elif get_origin(hint) is Annotated:
-            injected = True
         elif parameter.default is inspect.Parameter.empty:
             raise UsageError(
                 f"{where} has the parameter {name!r} of type {getattr(hint, '__name__', hint)}, "
@@ -139,6 +150,7 @@ def _bind_parameters(
     )
 
 
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _FILLED: Mapping[Any, str] = {
     Transaction: "transaction",
     AsyncSession: "session",
@@ -192,6 +204,15 @@ def _arguments(
     return arguments
 
 
+def _without_none(hint: Any) -> Any:
+    """`Transaction` for `Transaction | None`: it is filled all the same."""
+    if get_origin(hint) in (Union, types.UnionType):
+        members = [member for member in get_args(hint) if member is not type(None)]
+        if len(members) == 1:
+            return members[0]
+    return hint
+
+
 def _message_types(hint: Any) -> tuple[type[Message], ...]:
     """The messages that an annotation names, when it names nothing else."""
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -213,6 +234,11 @@ def _returned_messages(hint: Any, where: str) -> frozenset[type[Message]]:
             f"messages, or nothing."
         )
     return frozenset().union(*(_returned_messages(argument, where) for argument in arguments))
+
+
+def _name(function: Callable[..., Any]) -> str:
+    name: str = getattr(function, "__name__", repr(function))
+    return name
 
 
 def _spell(models: Sequence[type[Message]]) -> str:

@@ -26,7 +26,7 @@ def exponential(first: Duration, *, cap: Duration = "5m", factor: float = 2.0) -
         try:
             return min(start * factor ** (attempt - 1), most)
         except OverflowError:
-            return most
+            return most if start else 0.0
 
     return backoff
 
@@ -70,11 +70,16 @@ def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outc
         case UsageError():
             return Dead(f"the handler is written wrongly: {error}", details)
         case _ if isinstance(error, policy.give_up_on):
-            return Dead(f"{type(error).__name__}: {error}", details)
+            return Dead(_in_a_line(error), details)
         case _ if attempt >= policy.attempts:
             plural = "s" if attempt > 1 else ""
-            return Dead(f"failed {attempt} time{plural}: {type(error).__name__}: {error}", details)
+            return Dead(f"failed {attempt} time{plural}: {_in_a_line(error)}", details)
     return RetryAfter(policy.backoff(attempt) * (1 - policy.jitter * chance))
+
+
+def _in_a_line(error: Exception) -> str:
+    """Type and message, also of an error whose `__str__` fails."""
+    return traceback.format_exception_only(error)[-1].strip()
 
 
 def describe(error: Exception) -> str:

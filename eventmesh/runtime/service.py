@@ -22,7 +22,8 @@ from eventmesh.runtime.settings import Settings, load_settings
 M = TypeVar("M", bound=Message)
 Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_SUBSCRIPTION = re.compile(r"[a-z][a-z0-9_.]{0,199}")
 
 
 class Extension(Protocol):
@@ -123,6 +124,11 @@ class Service:
     def add_handler(self, handler: Handler) -> None:
         """Add a bound handler; UsageError for a name or a command that is taken."""
         name = handler.subscription.name
+        if not _SUBSCRIPTION.fullmatch(name):
+            raise UsageError(
+                f"The subscription {name!r} of service {self.name!r} cannot be named so: write at "
+                f"most 200 lower-case letters, digits, underscores and dots."
+            )
         if name in self.handlers:
             raise UsageError(
                 f"Service {self.name!r} has two handlers of the name {name!r}. Rename one of the "

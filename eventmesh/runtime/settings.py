@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from eventmesh.duration import seconds
 from eventmesh.errors import UsageError
@@ -23,10 +23,14 @@ def _seconds(value: object) -> object:
     try:
         return float(value)
     except ValueError:
+        pass
+    try:
         return seconds(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -37,7 +41,7 @@ class Settings(BaseSettings):
     broker_url: str = "sqlite:///.eventmesh/broker.db"
     """Which broker: sqlite:///…, redis://, rediss://, amqp://, amqps:// or memory://."""
 
-    broker_prefix: str = Field(default="eventmesh", pattern=r"[a-z][a-z0-9_.-]{0,62}")
+    broker_prefix: str = Field(default="eventmesh", pattern=r"^[a-z][a-z0-9_.-]{0,62}$")
     """What the name of everything made on the broker begins with."""
 
     visibility_timeout: Seconds = 30.0
@@ -95,6 +99,8 @@ def load_settings() -> Settings:
     """The settings of this process's environment; UsageError naming the variable that is wrong."""
     try:
         return Settings()
+    except SettingsError as error:
+        raise UsageError(f"The environment holds settings that cannot be read: {error}.") from None
     except ValidationError as error:
         problems = "; ".join(
             f"EVENTMESH_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}"

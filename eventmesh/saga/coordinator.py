@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import structlog
+from pydantic_core import to_json
 
 from eventmesh.contracts.message import Event, Message
 from eventmesh.errors import Conflict, UsageError
@@ -103,7 +104,7 @@ class Coordinator:
             name=name,
             version=self._definition.version,
             status=record.status,
-            state=record.state.model_dump(mode="json"),
+            state=record.state.model_dump(mode="json", by_alias=True),
             steps={step: asdict(each) for step, each in record.steps.items()},
             reason=record.reason,
             row_version=row_version,
@@ -121,7 +122,7 @@ class Coordinator:
         # The check constraint on the row admits no other status.
         return SagaRecord(
             status=row.status,  # type: ignore[arg-type]
-            state=self._definition.state.model_validate(row.state),
+            state=self._definition.state.model_validate_json(to_json(row.state)),
             steps={name: StepRecord(**each) for name, each in row.steps.items()},
             reason=row.reason,
         )

@@ -50,9 +50,11 @@ class Step:
         self.undoing: Undo | None = None
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+        # The first name is the step's; `flow = reserve` gives a lone step a second one.
+        if not hasattr(self, "name"):
+            self.name = name
 
-    def __rshift__(self, following: Step) -> Flow:
+    def __rshift__(self, following: Step | Flow) -> Flow:
         return Flow(((self,),)) >> following
 
     @overload
@@ -82,8 +84,9 @@ class Flow:
 
     stages: tuple[tuple[Step, ...], ...]
 
-    def __rshift__(self, following: Step) -> Flow:
-        return Flow((*self.stages, (following,)))
+    def __rshift__(self, following: Step | Flow) -> Flow:
+        after = ((following,),) if isinstance(following, Step) else following.stages
+        return Flow((*self.stages, *after))
 
 
 def step(
@@ -163,6 +166,7 @@ def _define(cls: type, name: str, version: int, started_by: type[Event]) -> Defi
     if "begin" not in cls.__dict__:
         raise UsageError(f"{where} has no begin: write def begin(event) -> its state.")
     _check_steps(cls, flow, where)
+    _check_messages(flow, started_by, where)
     functions = {key: cls.__dict__.get(key) or _nothing for key in ("completed", "undone")}
     commands = [
         _annotated_command(function, where)
@@ -170,7 +174,7 @@ def _define(cls: type, name: str, version: int, started_by: type[Event]) -> Defi
         for function in (each.command, each.undoing.command if each.undoing else None)
         if function is not None
     ]
-    ends = [model for function in functions.values() for model in _annotated_messages(function)]
+    ends = [model for function in functions.values() for model in _annotated_ends(function, where)]
     return Definition(
         name=name,
         version=version,
@@ -202,9 +206,23 @@ def _check_steps(cls: type, flow: Flow, where: str) -> None:
                 f"{where} has the step {each.name} after its pivot, where it only goes forward: "
                 f"such a step has no failed= and no undo. Move it before the pivot."
             )
-    for each in in_flow:
-        for model in (each.ok, *each.failed):
-            identity_of(model)
+    if pivots and in_flow[pivots[0]].undoing:
+        raise UsageError(
+            f"{where} has an undo for its pivot {in_flow[pivots[0]].name}, which cannot be taken "
+            f"back: remove the undo, or write @step."
+        )
+
+
+def _check_messages(flow: Flow, started_by: type[Event], where: str) -> None:
+    identity_of(started_by)
+    for each in (each for stage in flow.stages for each in stage):
+        undone = each.undoing.ok if each.undoing else None
+        for model in (each.ok, *each.failed, *((undone,) if undone else ())):
+            if identity_of(model).name == started_by.__identity__.name:
+                raise UsageError(
+                    f"{where} is started by {model.__name__}, which also answers its step "
+                    f"{each.name}: every answer would start another saga."
+                )
 
 
 def _annotated_command(function: Callable[..., Any], where: str) -> type[Command]:
@@ -217,9 +235,14 @@ def _annotated_command(function: Callable[..., Any], where: str) -> type[Command
     return returned
 
 
-def _annotated_messages(function: Callable[..., Any]) -> list[type[Message]]:
-    returned = get_type_hints(function).get("return")
-    members = get_args(returned) or (returned,)
+def _annotated_ends(function: Callable[..., Any], where: str) -> list[type[Message]]:
+    hints = get_type_hints(function)
+    if "return" not in hints:
+        raise UsageError(
+            f"{where}: {function.__name__} must say which message it makes, or None: annotate its "
+            f"return."
+        )
+    members = get_args(hints["return"]) or (hints["return"],)
     return [each for each in members if isinstance(each, type) and issubclass(each, Message)]
 
 
@@ -235,5 +258,5 @@ def _several(events: type[Event] | Sequence[type[Event]]) -> Sequence[type[Event
     return (events,) if isinstance(events, type) else events
 
 
-def _nothing(*_: Any) -> None:
+def _nothing(*_: object) -> None:
     return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from eventmesh.contracts.message import Command, Event, Message
 from eventmesh.saga.definition import UNDO_SUFFIX, Definition, Step, Undo
@@ -126,7 +127,7 @@ def _backward(definition: Definition, record: SagaRecord) -> Transition:
             case "done", None:
                 record = record.with_step(step, replace(record.steps[step.name], status="undone"))
             case "done", Undo() as undo:
-                reply = step.ok.model_validate(record.steps[step.name].reply)
+                reply = _revived(step.ok, record.steps[step.name])
                 sendings.append(Sending(step.name + UNDO_SUFFIX, undo.command(record.state, reply)))
                 waits = undo.ok is not None
                 status: StepStatus = "undo_sent" if waits else "undone"
@@ -143,6 +144,11 @@ def _answered(status: StepStatus, reply: Event) -> StepRecord:
     return StepRecord(status, reply.__identity__.name, data)
 
 
+def _revived(model: type[Event], record: StepRecord) -> Event:
+    # Through JSON, as it was read the first time: a strict model takes a date only from there.
+    return model.model_validate_json(to_json(record.reply))
+
+
 def _failure(definition: Definition, record: SagaRecord) -> Event:
     """The reply with which the first failed step of the flow failed."""
     for step in definition.steps:
@@ -151,5 +157,5 @@ def _failure(definition: Definition, record: SagaRecord) -> Event:
             continue
         for model in step.failed:
             if model.__identity__.name == answer.reply_name:
-                return model.model_validate(answer.reply)
+                return _revived(model, answer)
     raise AssertionError("a saga is undone only after a step has failed")

@@ -3,15 +3,20 @@ the one asked for."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from eventmesh.clock import Clock
 from eventmesh.errors import UsageError
 from eventmesh.transports.base import Transport, TransportOptions
 
 SCHEMES = ("sqlite", "redis", "rediss", "amqp", "amqps", "memory")
+
+# Up to the last @, because a password that was not escaped may hold anything.
+_PASSWORD = re.compile(r"(://[^:@/?#]*:).*(@)")
+_QUERY_PASSWORD = re.compile(r"([?&][^=&]*password[^=&]*=)[^&#]*", re.IGNORECASE)
 
 
 def make_transport(url: str, clock: Clock, options: TransportOptions) -> Transport:
@@ -56,9 +61,5 @@ async def open_transport(
 
 
 def redact(url: str) -> str:
-    """The URL without its password, for people and logs."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    """The URL without its password, for people and logs; also one that is no proper URL."""
+    return _QUERY_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1***\2", url))

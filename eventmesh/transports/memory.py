@@ -126,7 +126,7 @@ class MemoryTransport:
 
     async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         queue = self._queues.get(subscription.name, _Queue())
-        found = [letter_id for letter_id in ids if letter_id in queue.dead]
+        found = [letter_id for letter_id in dict.fromkeys(ids) if letter_id in queue.dead]
         for letter_id in found:
             envelope = queue.dead.pop(letter_id).envelope
             queue.put(_Parcel(envelope, self._clock.monotonic(), next(self._sequence)))

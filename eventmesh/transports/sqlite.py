@@ -91,8 +91,8 @@ class SqliteTransport:
         return await self.run(lambda store: store.dead_letters(subscription.name, limit))
 
     async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        now = self.now()
-        return await self.run(lambda store: store.replay(subscription.name, ids, now))
+        now, once = self.now(), list(dict.fromkeys(ids))
+        return await self.run(lambda store: store.replay(subscription.name, once, now))
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         return await self.run(lambda store: store.discard(subscription.name, ids))

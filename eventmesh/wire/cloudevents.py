@@ -52,7 +52,8 @@ def from_headers(headers: Mapping[str, object], content_type: str | None, data: 
     for header, value in headers.items():
         for prefix in _ACCEPTED_PREFIXES:
             if header.startswith(prefix):
-                attributes[header[len(prefix) :]] = _value(value)
+                name = header[len(prefix) :]
+                attributes[name] = _time(value) if name == "time" else _value(value)
                 break
     if content_type:
         attributes["datacontenttype"] = content_type
@@ -65,7 +66,7 @@ def pack(envelope: Envelope) -> bytes:
 
 
 def unpack(parcel: bytes) -> Envelope:
-    """The envelope in what `pack` made."""
+    """The envelope in what `pack` made, and in nothing else: ValueError for anything else."""
     head, _, data = parcel.partition(b"\n")
     return Envelope(orjson.loads(head), data)
 
@@ -76,11 +77,23 @@ def _value(value: object) -> str:
             return value
         case bytes():
             return _text(value)
+        case bool():
+            return str(value).lower()
         case datetime():
             utc = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
             return utc.isoformat().replace("+00:00", "Z")
         case _:
             return str(value)
+
+
+def _time(value: object) -> str:
+    """A time as text; the binding also allows milliseconds since 1970, AMQP's own timestamp."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        try:
+            value = datetime.fromtimestamp(value / 1000, UTC)
+        except (ValueError, OverflowError, OSError):
+            return str(value)
+    return _value(value)
 
 
 def _text(raw: bytes) -> str:

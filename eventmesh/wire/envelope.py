@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-import orjson
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from eventmesh.clock import Clock
 from eventmesh.contracts.message import Message, key_of
@@ -175,15 +175,20 @@ def open_envelope(envelope: Envelope, model: type[Message]) -> Message:
         if version == model.__identity__.version:
             return model.model_validate_json(envelope.data)
         # Through JSON again, because a strict model takes a date from JSON but not from a str.
-        return model.model_validate_json(orjson.dumps(upcast(model, _parse(envelope), version)))
+        return model.model_validate_json(to_json(upcast(model, _parse(envelope), version)))
     except ValidationError as error:
         raise UnreadableMessage(explain(model, error)) from error
+    except (PydanticSerializationError, ArithmeticError, LookupError, TypeError) as error:
+        # What an upcaster returned, or what a user's validator let escape.
+        raise UnreadableMessage(
+            f"the data could not be read as {model.__identity__}: {error!r}"
+        ) from error
 
 
 def _parse(envelope: Envelope) -> dict[str, object]:
     try:
-        data = orjson.loads(envelope.data)
-    except orjson.JSONDecodeError as error:
+        data = from_json(envelope.data)
+    except ValueError as error:
         raise UnreadableMessage(f"the data is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise UnreadableMessage("the data is JSON, but no object")

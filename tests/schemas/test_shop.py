@@ -1,0 +1,98 @@
+"""The shop keeps its promises to itself: schemas as frozen, and no service in another's code."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from eventmesh.contracts.message import Message
+from eventmesh.contracts.schema import check, freeze, lock_path
+from eventmesh.runtime.discovery import load_services, service_targets
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMAS = ROOT / "schemas"
+SERVICES = sorted(service_targets(ROOT))
+
+
+def owned_models() -> list[type[Message]]:
+    return [model for service in load_services([], ROOT) for model in service.registry.owned()]
+
+
+committed = pytest.mark.skipif(
+    not any(SCHEMAS.rglob("*.json")), reason="the shop's schemas are not frozen yet"
+)
+
+
+@committed
+def test_the_committed_schemas_are_what_the_code_says() -> None:
+    findings = check(owned_models(), SCHEMAS)
+    assert [str(finding) for finding in findings if finding.state != "frozen"] == []
+
+
+@committed
+def test_every_committed_schema_belongs_to_a_message_or_to_an_older_version_of_one() -> None:
+    current = {lock_path(SCHEMAS, model) for model in owned_models()}
+    messages = {path.parent for path in current}
+    strays = [path for path in SCHEMAS.rglob("*.json") if path.parent not in messages]
+    assert strays == []
+
+
+def test_the_shop_can_be_frozen_and_is_then_frozen(tmp_path: Path) -> None:
+    models = owned_models()
+    assert len(freeze(models, tmp_path)) == len(models)
+    assert {finding.state for finding in check(models, tmp_path)} == {"frozen"}
+
+
+def test_each_message_of_the_shop_is_frozen_by_its_owner_alone() -> None:
+    names = [model.__identity__.name for model in owned_models()]
+    assert len(names) == len(set(names))
+    assert {name.partition(".")[0] for name in names} == {
+        "inventory",
+        "orders",
+        "payments",
+        "shipping",
+    }
+
+
+def imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """Full names of what a module of this package imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            base = parents[: len(parents) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_imports_no_other_service_s_code(service: str) -> None:
+    folder = ROOT / "services" / service
+    for path in sorted(folder.rglob("*.py")):
+        package = ".".join(path.parent.relative_to(ROOT).parts)
+        for name in imported(ast.parse(path.read_text()), package):
+            if name.split(".")[0] == "services":
+                assert name.split(".")[1] == service, f"{path} imports {name}"
+
+
+def test_the_check_of_imports_sees_every_way_to_import() -> None:
+    source = """
+import services.one.contracts
+from services.two import contracts
+from services import three
+from ..four import contracts
+from .. import five
+from . import models
+"""
+    assert list(imported(ast.parse(source), "services.orders")) == [
+        "services.one.contracts",
+        "services.two.contracts",
+        "services.three",
+        "services.four.contracts",
+        "services.five",
+        "services.orders.models",
+    ]

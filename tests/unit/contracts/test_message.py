@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from eventmesh.contracts.message import (
+    Command,
+    Event,
+    Identity,
+    Message,
+    identity_of,
+    key_of,
+)
+from eventmesh.errors import UsageError
+
+
+class Paid(Event, name="payments.paid", version=2, key="order_id"):
+    order_id: int
+    currency: str = "USD"
+
+
+class Pay(Command, name="payments.pay", version=1):
+    order_id: int
+
+
+def declare(base: type[Message] = Event, **keywords: Any) -> type[Message]:
+    """A message class with these class keywords and one field, `a`."""
+
+    class Declared(base, **keywords):
+        a: int = 0
+
+    return Declared
+
+
+def test_an_event_is_known_by_its_class_keywords() -> None:
+    assert identity_of(Paid) == Identity("event", "payments.paid", 2, "order_id")
+    assert str(identity_of(Paid)) == "payments.paid v2"
+
+
+def test_a_command_is_a_command_and_may_be_without_key() -> None:
+    assert identity_of(Pay) == Identity("command", "payments.pay", 1, None)
+
+
+def test_the_owner_is_the_first_segment_of_the_name() -> None:
+    assert identity_of(declare(name="a_1.b.c", version=1)).owner == "a_1"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [None, "", "paid", "Payments.paid", "payments.", ".paid", "1a.b", "a.b-c", "a..b", "a.b\n"],
+)
+def test_a_name_that_is_not_owner_dot_what_is_refused(name: str | None) -> None:
+    with pytest.raises(UsageError, match=r'has the message name .*: write name="<owner>.<what>"'):
+        declare(name=name, version=1)
+
+
+@pytest.mark.parametrize("version", [None, 0, -1, True, 1.0, "1"])
+def test_a_version_that_does_not_count_from_one_is_refused(version: object) -> None:
+    with pytest.raises(UsageError, match=r"has the version .*: write version=1"):
+        declare(name="a.b", version=version)
+
+
+def test_a_key_that_is_no_field_is_refused_with_the_fields_there_are() -> None:
+    with pytest.raises(UsageError, match="has no field 'id' to be its key; its fields are: a"):
+        declare(name="a.b", version=1, key="id")
+
+
+def test_a_key_of_a_message_without_fields_is_refused() -> None:
+    with pytest.raises(UsageError, match="its fields are: none"):
+
+        class Empty(Event, name="a.b", version=1, key="id"):
+            pass
+
+
+def test_a_version_without_a_name_is_refused() -> None:
+    with pytest.raises(UsageError, match="has the message name None"):
+        declare(version=1)
+
+
+def test_a_message_derives_from_event_or_command() -> None:
+    with pytest.raises(UsageError, match="derive it from Event or Command"):
+        declare(Message, name="a.b", version=1)
+
+
+def test_an_error_of_a_declaration_names_the_class() -> None:
+    with pytest.raises(UsageError, match=rf"{__name__}.*Declared has the version 0"):
+        declare(name="a.b", version=0)
+
+
+def test_a_base_class_that_shares_fields_has_no_identity() -> None:
+    class Shared(Event):
+        order_id: int
+
+    class Real(Shared, name="a.real", version=1, key="order_id"):
+        pass
+
+    assert identity_of(Real).key == "order_id"
+    with pytest.raises(UsageError, match="Shared has no name: declare it as class Shared"):
+        identity_of(Shared)
+
+
+def test_a_message_cannot_be_changed() -> None:
+    paid = Paid(order_id=1)
+    with pytest.raises(ValidationError, match="frozen"):
+        paid.order_id = 2
+
+
+def test_a_reader_ignores_fields_it_does_not_know() -> None:
+    assert Paid.model_validate({"order_id": 1, "unknown": True}) == Paid(order_id=1)
+
+
+def test_a_field_may_have_the_name_of_a_class_keyword() -> None:
+    class Odd(Event, name="a.odd", version=1, key="name"):
+        name: str
+        version: int
+        key: str
+
+    odd = Odd(name="n", version=7, key="k")
+    assert (identity_of(Odd).version, odd.version, key_of(odd)) == (1, 7, "n")
+
+
+def test_the_key_is_the_key_field_as_text() -> None:
+    assert key_of(Paid(order_id=17)) == "17"
+    assert key_of(Pay(order_id=17)) is None
+
+
+def test_an_upcaster_stays_the_function_it_is() -> None:
+    message = declare(name="a.b", version=2)
+
+    @message.upcaster(from_version=1)
+    def add(data: dict[str, Any]) -> dict[str, Any]:
+        return data | {"a": 1}
+
+    assert add({}) == {"a": 1}
+    assert message.__upcasters__ == {1: add}
+
+
+@pytest.mark.parametrize("version", [0, -1, 3, 4])
+def test_an_upcaster_starts_at_an_older_version(version: int) -> None:
+    with pytest.raises(UsageError, match=r"a.b v3 says from_version=.*between 1 and 2"):
+        declare(name="a.b", version=3).upcaster(from_version=version)(dict)
+
+
+def test_there_is_one_upcaster_from_a_version() -> None:
+    message = declare(name="a.b", version=2)
+    message.upcaster(from_version=1)(dict)
+    with pytest.raises(UsageError, match=r"a.b v2 has two upcasters from version 1"):
+        message.upcaster(from_version=1)(dict)
+
+
+def test_versions_of_a_message_do_not_share_upcasters() -> None:
+    old = declare(name="a.b", version=2)
+    old.upcaster(from_version=1)(dict)
+
+    class Newer(old, name="a.b", version=3):
+        pass
+
+    assert Newer.__upcasters__ == {}

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr, ValidationError
+
+from eventmesh.contracts.message import Event
+from eventmesh.contracts.upcast import explain, readable_versions, upcast
+from eventmesh.errors import UnreadableMessage
+
+
+class Paid(Event, name="payments.paid", version=4):
+    trail: list[int]
+
+
+@Paid.upcaster(from_version=2)
+def from_two(data: dict[str, Any]) -> dict[str, Any]:
+    return data | {"trail": [*data["trail"], 2]}
+
+
+@Paid.upcaster(from_version=3)
+def from_three(data: dict[str, Any]) -> dict[str, Any]:
+    return data | {"trail": [*data["trail"], 3]}
+
+
+def test_a_chain_of_upcasters_is_gone_through_in_order() -> None:
+    assert upcast(Paid, {"trail": []}, 2) == {"trail": [2, 3]}
+    assert upcast(Paid, {"trail": []}, 3) == {"trail": [3]}
+
+
+def test_data_of_the_own_version_is_left_as_it_is() -> None:
+    data = {"trail": [], "unknown": object()}
+    assert upcast(Paid, data, 4) is data
+
+
+def test_a_model_reads_back_as_far_as_its_upcasters_reach() -> None:
+    assert readable_versions(Paid) == range(2, 5)
+
+
+def test_a_model_without_upcasters_reads_its_own_version_only() -> None:
+    class Fresh(Event, name="a.fresh", version=3):
+        pass
+
+    assert readable_versions(Fresh) == range(3, 4)
+    with pytest.raises(UnreadableMessage, match=r"this service reads version 3. Deploy"):
+        upcast(Fresh, {}, 2)
+
+
+def test_a_gap_in_the_chain_ends_it() -> None:
+    class Gap(Event, name="a.gap", version=4):
+        pass
+
+    Gap.upcaster(from_version=1)(dict)
+    Gap.upcaster(from_version=3)(dict)
+    assert readable_versions(Gap) == range(3, 5)
+
+
+@pytest.mark.parametrize("version", [0, 1, 5, 99])
+def test_a_version_that_no_chain_reaches_is_unreadable(version: int) -> None:
+    with pytest.raises(
+        UnreadableMessage,
+        match=f"version {version} of payments.paid is not known here.*version 2 to 4.*replay",
+    ):
+        upcast(Paid, {"trail": []}, version)
+
+
+def test_an_upcaster_that_fails_makes_the_message_unreadable_and_is_named() -> None:
+    with pytest.raises(
+        UnreadableMessage, match=r"payments.paid from version 2 failed: KeyError"
+    ) as caught:
+        upcast(Paid, {}, 2)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+@given(st.lists(st.integers()))
+def test_pure_upcasters_leave_their_input_alone(trail: list[int]) -> None:
+    data = {"trail": trail}
+    before = copy.deepcopy(data)
+    assert upcast(Paid, data, 2) == upcast(Paid, data, 2)
+    assert data == before
+
+
+class Secret(Event, name="a.secret", version=1):
+    card: SecretStr
+    number: int
+    parts: tuple[int, ...] = ()
+
+
+def reason_for(data: object) -> str:
+    with pytest.raises(ValidationError) as caught:
+        Secret.model_validate(data)
+    return explain(Secret, caught.value)
+
+
+def test_a_reason_names_each_field_and_what_is_wrong() -> None:
+    reason = reason_for({"number": "x", "parts": [1, "y"]})
+    assert reason.startswith("the data does not fit a.secret v1: card: Field required; number: ")
+    assert "; parts.1: " in reason
+
+
+def test_a_reason_never_tells_a_value() -> None:
+    assert "4111" not in reason_for({"card": ["4111"], "number": "4111", "parts": "4111"})
+
+
+def test_a_reason_for_the_data_as_a_whole_says_data() -> None:
+    assert reason_for([]).startswith("the data does not fit a.secret v1: data: ")

@@ -1,0 +1,142 @@
+"""Relays taking turns, as `renew` lets them: announce, share, write. Only `share` is ours here."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventmesh.persistence.leases import Lease, share
+
+BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
+LEASE_TIME = timedelta(seconds=3)
+
+relays = st.sampled_from(["a", "b", "c", "d", "e"])
+steps = st.lists(
+    st.tuples(st.just("turn"), relays)
+    | st.tuples(st.just("leave"), relays)
+    | st.tuples(st.just("time"), st.integers(1, 4)),
+    max_size=40,
+)
+
+
+class World:
+    """The lease rows, the announced relays and the time."""
+
+    def __init__(self, buckets: int) -> None:
+        self.now = BEGINNING
+        self.leases = [Lease(bucket, None, None) for bucket in range(buckets)]
+        self.announced: dict[str, datetime] = {}
+
+    def do(self, what: str, value: str | int) -> None:
+        match what, value:
+            case "turn", str() as owner:
+                self.turn(owner)
+            case "leave", str() as owner:
+                self.announced.pop(owner, None)
+                self.write(owner, frozenset())
+            case "time", int() as seconds:
+                self.now += timedelta(seconds=seconds)
+
+    def turn(self, owner: str) -> None:
+        self.announced = {who: end for who, end in self.announced.items() if end > self.now}
+        self.announced[owner] = self.now + LEASE_TIME
+        held = share(self.leases, owner, sorted(self.announced), self.now)
+        taken = {b for other in self.announced if other != owner for b in self.owned(other)}
+        assert not held & taken, "a bucket with two owners"
+        self.write(owner, held)
+
+    def write(self, owner: str, held: frozenset[int]) -> None:
+        until = self.now + LEASE_TIME
+        self.leases = [
+            Lease(row.bucket, owner, until)
+            if row.bucket in held
+            else (Lease(row.bucket, None, None) if row.owner == owner else row)
+            for row in self.leases
+        ]
+
+    def owned(self, owner: str) -> set[int]:
+        """What this relay may publish now."""
+        return {row.bucket for row in self.leases if row.owner == owner and not row.free(self.now)}
+
+
+@given(st.integers(1, 32), steps)
+def test_no_bucket_ever_has_two_owners(buckets: int, steps: list[tuple[str, str | int]]) -> None:
+    world = World(buckets)
+    for step in steps:
+        world.do(*step)
+
+
+@given(st.integers(1, 32), steps, st.sets(relays, min_size=1).map(sorted))
+def test_the_relays_that_stay_own_all_buckets_soon_and_none_more_than_its_part(
+    buckets: int, steps: list[tuple[str, str | int]], stay: list[str]
+) -> None:
+    world = World(buckets)
+    for step in steps:
+        world.do(*step)
+    world.now += LEASE_TIME  # all who do not take turns any more are gone
+    for owner in stay * 2:
+        world.turn(owner)
+    parts = [world.owned(owner) for owner in stay]
+    assert set().union(*parts) == set(range(buckets))
+    assert max(len(part) for part in parts) <= -(-buckets // len(stay))
+    if buckets % len(stay) == 0:
+        assert {len(part) for part in parts} == {buckets // len(stay)}
+
+
+@given(st.integers(1, 32), st.integers(1, 5))
+def test_a_relay_keeps_what_it_has_while_nobody_comes_or_goes(buckets: int, count: int) -> None:
+    world = World(buckets)
+    owners = list("abcde"[:count])
+    for owner in owners * 2:
+        world.turn(owner)
+    before = world.leases
+    for owner in owners:
+        world.turn(owner)
+    assert world.leases == before
+
+
+def test_a_relay_keeps_what_it_has_rather_than_taking_what_is_free() -> None:
+    until = BEGINNING + LEASE_TIME
+    leases = [
+        Lease(0, None, None),
+        Lease(1, None, None),
+        Lease(2, "a", until),
+        Lease(3, "a", until),
+    ]
+    assert share(leases, "a", ["a", "b"], BEGINNING) == {2, 3}
+
+
+def test_a_new_relay_is_made_room_for() -> None:
+    world = World(16)
+    world.turn("a")
+    assert len(world.owned("a")) == 16
+    world.turn("b")
+    assert len(world.owned("b")) == 0
+    world.turn("a")
+    world.turn("b")
+    assert (len(world.owned("a")), len(world.owned("b"))) == (8, 8)
+
+
+def test_the_buckets_of_a_dead_relay_are_taken_over_when_its_lease_is_over() -> None:
+    world = World(16)
+    for owner in "aba":
+        world.turn(owner)
+    world.now += LEASE_TIME - timedelta(milliseconds=1)
+    world.turn("b")
+    assert len(world.owned("b")) == 8
+    world.now += timedelta(milliseconds=1)
+    world.turn("b")
+    assert len(world.owned("b")) == 16
+
+
+def test_a_lease_is_free_from_the_moment_it_ends() -> None:
+    lease = Lease(0, "a", BEGINNING)
+    assert lease.free(BEGINNING)
+    assert not lease.free(BEGINNING - timedelta(microseconds=1))
+    assert Lease(0, None, None).free(BEGINNING)
+
+
+def test_without_buckets_there_is_nothing_to_share() -> None:
+    assert share([], "a", ["a", "b", "c"], BEGINNING) == frozenset()

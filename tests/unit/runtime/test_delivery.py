@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventmesh.contracts.message import Event, Message
+from eventmesh.runtime.delivery import read
+from eventmesh.testing.clock import ManualClock
+from eventmesh.transports.base import Delivery
+from eventmesh.transports.outcome import Dead
+from eventmesh.wire.envelope import Envelope, seal
+
+
+class Paid(Event, name="payments.paid", version=1):
+    amount: int
+
+
+MODELS: dict[str, type[Message]] = {"payments.paid": Paid}
+ENVELOPE = seal(Paid(amount=5), source="payments", clock=ManualClock())
+
+
+def test_a_message_that_fits_is_read() -> None:
+    assert read(Delivery(ENVELOPE), MODELS, 20) == Paid(amount=5)
+
+
+def test_a_message_that_the_subscription_does_not_take_is_dead() -> None:
+    outcome = read(Delivery(ENVELOPE), {"orders.placed": Paid}, 20)
+    assert outcome == Dead("this subscription takes orders.placed, and not 'payments.paid'")
+
+
+def test_a_message_that_workers_vanish_over_is_dead_after_so_many_deliveries() -> None:
+    assert read(Delivery(ENVELOPE, deliveries=3), MODELS, 3) == Paid(amount=5)
+    outcome = read(Delivery(ENVELOPE, deliveries=4), MODELS, 3)
+    assert isinstance(outcome, Dead)
+    assert outcome.reason.startswith("handed to workers 3 times without any")
+
+
+def test_attempts_alone_do_not_make_a_message_deadly() -> None:
+    assert read(Delivery(ENVELOPE, attempt=99, deliveries=1), MODELS, 3) == Paid(amount=5)
+
+
+@pytest.mark.parametrize(
+    ("envelope", "reason"),
+    [
+        (Envelope({}, b""), "no CloudEvents message"),
+        (Envelope({**ENVELOPE.attributes, "dataschema": "x"}, b""), "names no version"),
+        (Envelope(ENVELOPE.attributes, b"garbage"), "Invalid JSON"),
+        (Envelope(ENVELOPE.attributes, b'{"amount": "x"}'), "amount: "),
+    ],
+)
+def test_what_can_never_be_read_is_dead_with_a_reason_for_people(
+    envelope: Envelope, reason: str
+) -> None:
+    outcome = read(Delivery(envelope), MODELS, 20)
+    assert isinstance(outcome, Dead)
+    assert reason in outcome.reason
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["specversion", "id", "source", "type", "dataschema"]),
+        st.text() | st.sampled_from(["1.0", "payments.paid", "urn:eventmesh:payments.paid:1"]),
+    ),
+    st.binary(),
+)
+def test_every_delivery_is_a_message_or_dead(attributes: dict[str, str], data: bytes) -> None:
+    assert isinstance(read(Delivery(Envelope(attributes, data)), MODELS, 20), Paid | Dead)

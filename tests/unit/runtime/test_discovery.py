@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eventmesh.errors import Drift, UsageError
+from eventmesh.runtime.discovery import load_services, service_targets
+
+Project = Callable[..., Path]
+
+GOOD = "from eventmesh import Service\nservice = Service({name!r})\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Writes modules, as keywords, and a pyproject.toml that names each as a service."""
+    modules = set(sys.modules)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(lines: str | None = None, **sources: str) -> Path:
+        for name, source in sources.items():
+            (tmp_path / f"em_test_{name}.py").write_text(source.format(name=name))
+        if lines is None:
+            lines = "\n".join(f'{name} = "em_test_{name}:service"' for name in sources)
+        (tmp_path / "pyproject.toml").write_text(f"[tool.eventmesh.services]\n{lines}\n")
+        return tmp_path
+
+    yield write
+    for name in set(sys.modules) - modules:
+        if name.startswith("em_test_"):
+            del sys.modules[name]
+
+
+def test_services_are_found_by_convention(tmp_path: Path) -> None:
+    for name in ("orders", "payments"):
+        (tmp_path / "services" / name).mkdir(parents=True)
+        (tmp_path / "services" / name / "service.py").touch()
+    (tmp_path / "services" / "no_service").mkdir()
+    assert service_targets(tmp_path) == {
+        "orders": "services.orders.service:service",
+        "payments": "services.payments.service:service",
+    }
+
+
+def test_what_pyproject_says_wins_over_the_convention(tmp_path: Path, project: Project) -> None:
+    (tmp_path / "services" / "orders").mkdir(parents=True)
+    (tmp_path / "services" / "orders" / "service.py").touch()
+    assert service_targets(project('orders = "elsewhere:it"')) == {"orders": "elsewhere:it"}
+
+
+def test_a_pyproject_without_services_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    assert service_targets(tmp_path) == {}
+
+
+def test_a_pyproject_that_is_no_toml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[[[")
+    with pytest.raises(UsageError, match=r"pyproject.toml cannot be read: "):
+        service_targets(tmp_path)
+
+
+@pytest.mark.parametrize("lines", ["orders = 1", "orders = ['a', 'b']"])
+def test_a_service_in_pyproject_is_a_text(project: Project, lines: str) -> None:
+    with pytest.raises(UsageError, match="takes lines of name"):
+        service_targets(project(lines))
+
+
+def test_named_services_are_loaded_in_the_order_asked_for_and_once(project: Project) -> None:
+    root = project(one=GOOD, two=GOOD)
+    assert [each.name for each in load_services(["two", "one", "two"], root)] == ["two", "one"]
+
+
+def test_all_services_are_loaded_when_none_is_named(project: Project) -> None:
+    assert [each.name for each in load_services([], project(one=GOOD, two=GOOD))] == ["one", "two"]
+
+
+def test_a_target_without_attribute_means_service(project: Project) -> None:
+    root = project('one = "em_test_one"', one=GOOD)
+    assert [each.name for each in load_services(["one"], root)] == ["one"]
+
+
+def test_a_folder_without_services_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"No service was found in .*services/<name>/service.py"):
+        load_services([], tmp_path)
+
+
+def test_an_unknown_service_is_refused_with_those_that_are_known(project: Project) -> None:
+    with pytest.raises(UsageError, match=r"no service 'three' in .* Known are: one, two"):
+        load_services(["one", "three"], project(one=GOOD, two=GOOD))
+
+
+def test_an_error_of_a_service_s_module_is_told_with_its_place(project: Project) -> None:
+    root = project(bad="x = 1\nraise RuntimeError('no luck')\n")
+    with pytest.raises(
+        UsageError,
+        match=r"'bad' cannot be imported from em_test_bad: RuntimeError: no luck "
+        r"\(.*em_test_bad.py, line 2\)",
+    ):
+        load_services(["bad"], root)
+
+
+def test_a_missing_import_of_a_service_is_told(project: Project) -> None:
+    root = project(bad="import em_test_not_there\n")
+    with pytest.raises(UsageError, match=r"No module named 'em_test_not_there' \(.*line 1\)"):
+        load_services(["bad"], root)
+
+
+def test_an_error_of_ours_in_a_service_s_module_stays_what_it_is(project: Project) -> None:
+    root = project(bad="from eventmesh.errors import Drift\nraise Drift('changed')\n")
+    with pytest.raises(Drift, match="changed"):
+        load_services(["bad"], root)
+
+
+@pytest.mark.parametrize("source", ["service = 1\n", "other = 1\n"])
+def test_a_target_that_is_no_service_is_refused(project: Project, source: str) -> None:
+    with pytest.raises(UsageError, match="em_test_bad has no Service of the name 'service'"):
+        load_services(["bad"], project(bad=source))
+
+
+def test_a_service_is_looked_up_by_the_name_it_has(project: Project) -> None:
+    root = project('alias = "em_test_one:service"', one=GOOD)
+    with pytest.raises(UsageError, match="is named 'one', but was looked up as 'alias'"):
+        load_services(["alias"], root)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventmesh.runtime.group import next_size
+
+MOST, TIME = 100, 0.05
+
+sizes = st.integers(1, MOST)
+times = st.floats(min_value=0, max_value=1)
+
+
+@given(sizes, st.integers(0, MOST), times)
+def test_a_size_stays_between_one_and_the_most(size: int, taken: int, took: float) -> None:
+    assert 1 <= next_size(size, taken, took, MOST, TIME) <= MOST
+
+
+@given(sizes, st.integers(0, MOST), times.filter(lambda took: took > TIME))
+def test_a_batch_that_took_too_long_halves_the_size(size: int, taken: int, took: float) -> None:
+    assert next_size(size, taken, took, MOST, TIME) == max(size // 2, 1)
+
+
+@given(sizes, times.filter(lambda took: took <= TIME))
+def test_a_full_batch_in_time_doubles_the_size(size: int, took: float) -> None:
+    assert next_size(size, size, took, MOST, TIME) == min(size * 2, MOST)
+
+
+@given(sizes.filter(lambda size: size > 1), times.filter(lambda took: took <= TIME))
+def test_a_batch_that_was_not_full_says_nothing_about_the_size(size: int, took: float) -> None:
+    assert next_size(size, size - 1, took, MOST, TIME) == size
+
+
+def test_success_alone_leads_from_one_to_the_most_in_a_few_batches() -> None:
+    size, batches = 1, 0
+    while size < MOST:
+        size, batches = next_size(size, size, 0.0, MOST, TIME), batches + 1
+    assert batches == 7

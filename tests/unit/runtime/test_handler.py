@@ -1,0 +1,349 @@
+# Annotations are not postponed here: handlers are made inside tests, from classes made there.
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Annotated, Any
+
+import pytest
+from fast_depends import Depends
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from eventmesh.contracts.message import Command, Event, Message
+from eventmesh.contracts.registry import Registry
+from eventmesh.errors import UsageError
+from eventmesh.persistence.transaction import Sender, Transaction
+from eventmesh.runtime.handler import Handler, bind
+from eventmesh.runtime.retry import Retry
+from eventmesh.testing.clock import ManualClock
+from eventmesh.wire.envelope import Envelope
+
+
+class Paid(Event, name="payments.paid", version=1):
+    amount: int = 1
+
+
+class Declined(Event, name="payments.declined", version=1):
+    pass
+
+
+class Pay(Command, name="payments.pay", version=1):
+    pass
+
+
+ENVELOPE = Envelope({"id": "1"}, b"")
+
+
+def bound(function: Any, *messages: type[Message], isolated: bool = False) -> Handler:
+    return bind(function, messages, subscription="payments.h", retry=Retry(), isolated=isolated)
+
+
+def transaction() -> Transaction:
+    return Transaction(AsyncSession(), Sender("payments", Registry("payments"), ManualClock(), 99))
+
+
+# What a handler is made of
+
+
+def test_a_handler_subscribes_to_the_message_it_is_annotated_with() -> None:
+    async def handle(event: Paid) -> None: ...
+
+    handler = bound(handle)
+    assert handler.subscription.name == "payments.h"
+    assert handler.subscription.messages == ("payments.paid",)
+    assert handler.models == {"payments.paid": Paid}
+
+
+def test_a_union_subscribes_to_all_of_its_messages() -> None:
+    async def handle(event: Paid | Declined) -> None: ...
+
+    assert bound(handle).models == {"payments.paid": Paid, "payments.declined": Declined}
+
+
+def test_the_decorator_may_narrow_a_union() -> None:
+    async def handle(event: Paid | Declined) -> None: ...
+
+    assert bound(handle, Declined).models == {"payments.declined": Declined}
+
+
+def test_a_handler_that_takes_and_returns_nothing_of_the_database_is_plain() -> None:
+    async def handle(event: Paid, envelope: Envelope, times: int = 3) -> None: ...
+
+    assert not bound(handle).transactional
+
+
+async def takes_a_transaction(event: Paid, tx: Transaction) -> None: ...
+async def takes_a_session(event: Paid, session: AsyncSession) -> None: ...
+async def takes_a_dependency(event: Paid, five: Annotated[int, Depends(lambda: 5)]) -> None: ...
+async def returns_a_message(event: Paid) -> Declined: ...
+
+
+@pytest.mark.parametrize(
+    "function", [takes_a_transaction, takes_a_session, takes_a_dependency, returns_a_message]
+)
+def test_a_handler_with_effects_is_transactional(function: Any) -> None:
+    assert bound(function).transactional
+
+
+@pytest.mark.parametrize(
+    ("annotation", "declared"),
+    [
+        (None, set()),
+        (Paid, {Paid}),
+        (Paid | None, {Paid}),
+        (Paid | Declined, {Paid, Declined}),
+        (list[Paid], {Paid}),
+        (tuple[Paid, Declined], {Paid, Declined}),
+        (tuple[Paid, ...], {Paid}),
+        (Sequence[Paid | Declined] | None, {Paid, Declined}),
+    ],
+)
+def test_the_return_annotation_declares_what_is_published(
+    annotation: Any, declared: set[type[Message]]
+) -> None:
+    async def handle(event: Pay): ...
+
+    handle.__annotations__["return"] = annotation
+    assert bound(handle).returns == declared
+
+
+def test_a_handler_without_return_annotation_publishes_nothing() -> None:
+    async def handle(event: Pay): ...
+
+    assert bound(handle).returns == frozenset()
+
+
+# What is refused
+
+
+def test_a_function_that_is_not_async_is_refused() -> None:
+    def handle(event: Paid) -> None: ...
+
+    with pytest.raises(UsageError, match="is no coroutine: write `async def handle"):
+        bound(handle)
+
+
+def test_an_async_generator_is_refused() -> None:
+    async def handle(event: Paid) -> AsyncIterator[Paid]:
+        yield event
+
+    with pytest.raises(UsageError, match="is no coroutine"):
+        bound(handle)
+
+
+def test_a_parameter_without_annotation_is_named() -> None:
+    async def handle(event: Paid, tx) -> None: ...
+
+    with pytest.raises(UsageError, match="has no annotation on its parameter 'tx'"):
+        bound(handle)
+
+
+def test_a_parameter_that_nothing_can_fill_is_named_with_its_type() -> None:
+    async def handle(event: Paid, times: int) -> None: ...
+
+    with pytest.raises(UsageError, match="parameter 'times' of type int, which nothing can fill"):
+        bound(handle)
+
+
+def test_a_message_that_may_be_none_is_no_message_parameter() -> None:
+    async def handle(event: Paid | None) -> None: ...
+
+    with pytest.raises(UsageError, match=r"parameter 'event' of type .*Paid \| None"):
+        bound(handle)
+
+
+def test_a_handler_without_message_is_refused() -> None:
+    async def handle(tx: Transaction) -> None: ...
+
+    with pytest.raises(UsageError, match=r"exactly one parameter annotated with a message.* has 0"):
+        bound(handle)
+
+
+def test_a_handler_with_two_messages_is_refused() -> None:
+    async def handle(one: Paid, two: Declined) -> None: ...
+
+    with pytest.raises(UsageError, match=r"exactly one parameter annotated with a message.* has 2"):
+        bound(handle)
+
+
+def test_an_annotation_that_cannot_be_resolved_says_where_to_import_it() -> None:
+    async def handle(event: "Paid", tx: "Missing") -> None: ...  # noqa: F821
+
+    with pytest.raises(UsageError, match=r"'Missing' is not defined.*not under TYPE_CHECKING"):
+        bound(handle)
+
+
+def test_a_subscription_to_what_the_parameter_does_not_take_is_refused() -> None:
+    async def handle(event: Paid | Declined) -> None: ...
+
+    with pytest.raises(
+        UsageError, match=r"subscribes to Pay, but its parameter 'event' is .* Paid \| Declined"
+    ):
+        bound(handle, Paid, Pay)
+
+
+def test_a_message_without_name_is_refused() -> None:
+    class Nameless(Event):
+        pass
+
+    async def handle(event: Nameless) -> None: ...
+
+    with pytest.raises(UsageError, match="Nameless has no name"):
+        bound(handle)
+
+
+@pytest.mark.parametrize("annotation", [int, list, dict[str, int], list[str], Paid | int, Any])
+def test_a_return_annotation_that_is_no_message_is_refused(annotation: Any) -> None:
+    async def handle(event: Pay): ...
+
+    handle.__annotations__["return"] = annotation
+    with pytest.raises(UsageError, match=r"is annotated to return .*; a handler returns messages"):
+        bound(handle)
+
+
+def test_every_refusal_begins_with_the_handler() -> None:
+    async def handle(event) -> None: ...
+
+    with pytest.raises(UsageError, match=rf"^The handler {__name__}\..*handle has no annotation"):
+        bound(handle)
+
+
+# How it is called
+
+
+async def test_a_handler_gets_each_thing_under_the_name_it_chose() -> None:
+    seen: list[Any] = []
+
+    async def handle(
+        e: Envelope, s: AsyncSession, m: Paid, t: Transaction, again: Transaction, more: int = 7
+    ) -> None:
+        seen.extend([e, s, m, t, again, more])
+
+    tx, paid = transaction(), Paid()
+    await bound(handle).call(paid, ENVELOPE, tx)
+    assert seen == [ENVELOPE, tx.session, paid, tx, tx, 7]
+
+
+async def test_a_bound_method_is_a_handler_too() -> None:
+    class Till:
+        taken = 0
+
+        async def handle(self, event: Paid) -> None:
+            self.taken += event.amount
+
+    till = Till()
+    await bound(till.handle).call(Paid(amount=3), ENVELOPE, None)
+    assert till.taken == 3
+
+
+async def test_a_dependency_is_called_for_each_message() -> None:
+    calls = iter(range(9))
+    seen = []
+
+    async def handle(event: Paid, number: Annotated[int, Depends(lambda: next(calls))]) -> None:
+        seen.append(number)
+
+    call = bound(handle).call
+    for _ in range(3):
+        await call(Paid(), ENVELOPE, transaction())
+    assert seen == [0, 1, 2]
+
+
+async def test_a_dependency_gets_what_belongs_to_the_message_by_name() -> None:
+    seen = {}
+
+    def dependency(
+        message: Paid, envelope: Envelope, transaction: Transaction, session: AsyncSession
+    ) -> str:
+        seen.update(message=message, envelope=envelope, tx=transaction, session=session)
+        return "made"
+
+    async def handle(event: Paid, made: Annotated[str, Depends(dependency)]) -> None:
+        seen.update(event=event, made=made)
+
+    tx, paid = transaction(), Paid()
+    await bound(handle).call(paid, ENVELOPE, tx)
+    assert seen == {
+        "message": paid,
+        "envelope": ENVELOPE,
+        "tx": tx,
+        "session": tx.session,
+        "event": paid,
+        "made": "made",
+    }
+
+
+async def test_a_handler_with_a_dependency_still_gets_what_it_names_itself() -> None:
+    seen = []
+
+    async def handle(
+        event: Paid, tx: Transaction, e: Envelope, five: Annotated[int, Depends(lambda: 5)]
+    ) -> Declined:
+        seen.extend([event, tx, e, five])
+        return Declined()
+
+    tx, paid = transaction(), Paid()
+    assert await bound(handle).call(paid, ENVELOPE, tx) == Declined()
+    assert seen == [paid, tx, ENVELOPE, 5]
+
+
+async def test_dependencies_of_dependencies_are_filled() -> None:
+    async def inner(envelope: Envelope) -> str:
+        return envelope.id
+
+    def outer(inner: Annotated[str, Depends(inner)]) -> str:
+        return f"<{inner}>"
+
+    seen = []
+
+    async def handle(event: Paid, text: Annotated[str, Depends(outer)]) -> None:
+        seen.append(text)
+
+    await bound(handle).call(Paid(), ENVELOPE, transaction())
+    assert seen == ["<1>"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_generator_dependency_is_cleaned_up_after_the_handler(
+    is_async: bool, fails: bool
+) -> None:
+    happened: list[str] = []
+
+    def sync_resource() -> Iterator[int]:
+        happened.append("open")
+        try:
+            yield 5
+        finally:
+            happened.append("close")
+
+    async def async_resource() -> AsyncIterator[int]:
+        happened.append("open")
+        try:
+            yield 5
+        finally:
+            happened.append("close")
+
+    resource = async_resource if is_async else sync_resource
+
+    async def handle(event: Paid, five: Annotated[int, Depends(resource)]) -> None:
+        happened.append(f"handle {five}")
+        if fails:
+            raise LookupError("no")
+
+    call = bound(handle).call
+    if fails:
+        with pytest.raises(LookupError):
+            await call(Paid(), ENVELOPE, transaction())
+    else:
+        await call(Paid(), ENVELOPE, transaction())
+    assert happened == ["open", "handle 5", "close"]
+
+
+async def test_messages_are_handed_on_as_they_are_and_not_validated_again() -> None:
+    seen = []
+
+    async def handle(event: Paid, five: Annotated[str, Depends(lambda: 5)]) -> None:
+        seen.extend([event, five])
+
+    paid = Paid()
+    await bound(handle).call(paid, ENVELOPE, transaction())
+    assert seen[0] is paid
+    assert seen[1] == 5

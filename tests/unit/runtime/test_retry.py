@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventmesh.errors import Conflict, Reject, UndeclaredMessage, UnreadableMessage, UsageError
+from eventmesh.runtime.retry import Retry, constant, decide, describe, exponential
+from eventmesh.transports.outcome import Dead, RetryAfter
+
+delays = st.floats(min_value=0.001, max_value=3600)
+factors = st.floats(min_value=1, max_value=10)
+chances = st.floats(min_value=0, max_value=1, exclude_max=True)
+jitters = st.floats(min_value=0, max_value=1)
+
+
+def raised(error: Exception) -> Exception:
+    """The error with a traceback, as a handler's error has one."""
+    try:
+        raise error
+    except type(error) as caught:
+        return caught
+
+
+def test_the_default_grows_from_200_milliseconds_by_doubling() -> None:
+    backoff = exponential("200ms", cap="1m")
+    assert [backoff(attempt) for attempt in (1, 2, 3, 4)] == pytest.approx([0.2, 0.4, 0.8, 1.6])
+    assert backoff(100) == 60
+
+
+@given(delays, delays, factors, st.integers(1, 10_000))
+def test_an_exponential_back_off_never_shrinks_and_never_exceeds_its_cap(
+    first: float, cap: float, factor: float, attempt: int
+) -> None:
+    backoff = exponential(first, cap=cap, factor=factor)
+    assert backoff(1) == min(first, cap)
+    assert 0 <= backoff(attempt) <= backoff(attempt + 1) <= cap
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.99, -2.0])
+def test_a_back_off_that_shrinks_is_refused(factor: float) -> None:
+    with pytest.raises(UsageError, match="shrinks: use 1 or more"):
+        exponential("1s", factor=factor)
+
+
+def test_a_back_off_of_no_duration_is_refused_when_it_is_declared() -> None:
+    with pytest.raises(UsageError, match="is no duration"):
+        exponential("soon")
+    with pytest.raises(UsageError, match="is no duration"):
+        constant("later")
+
+
+@given(delays, st.integers(1, 10_000))
+def test_a_constant_back_off_is_constant(delay: float, attempt: int) -> None:
+    assert constant(delay)(attempt) == delay
+
+
+@pytest.mark.parametrize("attempts", [0, -1])
+def test_there_is_always_a_first_attempt(attempts: int) -> None:
+    with pytest.raises(UsageError, match=rf"attempts={attempts}.*always a first attempt"):
+        Retry(attempts=attempts)
+
+
+@pytest.mark.parametrize("jitter", [-0.1, 1.1, float("nan")])
+def test_jitter_is_a_part_between_0_and_1(jitter: float) -> None:
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        Retry(jitter=jitter)
+
+
+@given(delays, jitters, chances)
+def test_jitter_only_shortens_and_by_its_part_at_most(
+    delay: float, jitter: float, chance: float
+) -> None:
+    policy = Retry(backoff=constant(delay), jitter=jitter)
+    outcome = decide(policy, 1, ValueError(), chance)
+    assert isinstance(outcome, RetryAfter)
+    assert delay * (1 - jitter) <= outcome.delay <= delay
+
+
+@given(st.integers(1, 50), chances)
+def test_a_message_that_always_fails_is_retried_until_its_attempts_end_in_a_dead_letter(
+    attempts: int, chance: float
+) -> None:
+    policy = Retry(attempts=attempts)
+    outcomes = [decide(policy, n, ValueError("no"), chance) for n in range(1, attempts + 1)]
+    assert all(isinstance(outcome, RetryAfter) for outcome in outcomes[:-1])
+    assert isinstance(outcomes[-1], Dead)
+
+
+def test_an_attempt_beyond_the_last_is_dead_too() -> None:
+    assert isinstance(decide(Retry(attempts=2), 7, ValueError(), 0.0), Dead)
+
+
+def test_the_reason_of_a_dead_letter_counts_the_attempts_and_names_the_error() -> None:
+    assert decide(Retry(attempts=1), 1, ValueError("no"), 0).reason == (
+        "failed 1 time: ValueError: no"
+    )
+    assert decide(Retry(attempts=3), 3, ValueError("no"), 0).reason == (
+        "failed 3 times: ValueError: no"
+    )
+
+
+@pytest.mark.parametrize("error", [Reject("bad order"), UnreadableMessage("garbage")])
+def test_a_rejected_or_unreadable_message_is_dead_at_once_with_its_own_words(
+    error: Exception,
+) -> None:
+    assert decide(Retry(attempts=9), 1, error, 0).reason == str(error)
+
+
+@pytest.mark.parametrize("error", [UsageError("wrong"), UndeclaredMessage("undeclared")])
+def test_a_handler_written_wrongly_is_not_tried_again(error: Exception) -> None:
+    outcome = decide(Retry(attempts=9), 1, error, 0)
+    assert outcome.reason == f"the handler is written wrongly: {error}"
+
+
+def test_an_error_to_give_up_on_is_dead_at_once_and_so_are_its_subclasses() -> None:
+    policy = Retry(attempts=9, give_up_on=(LookupError,))
+    assert decide(policy, 1, KeyError("x"), 0).reason == "KeyError: 'x'"
+    assert isinstance(decide(policy, 1, ValueError(), 0), RetryAfter)
+
+
+def test_a_conflict_is_tried_again() -> None:
+    assert isinstance(decide(Retry(), 1, Conflict("changed"), 0), RetryAfter)
+
+
+@given(st.integers(1, 20), chances)
+def test_deciding_is_pure(attempt: int, chance: float) -> None:
+    error = ValueError("no")
+    assert decide(Retry(), attempt, error, chance) == decide(Retry(), attempt, error, chance)
+
+
+def test_a_dead_letter_keeps_the_traceback() -> None:
+    outcome = decide(Retry(attempts=1), 1, raised(ValueError("no")), 0)
+    assert outcome.error.startswith("Traceback")
+    assert "in raised" in outcome.error
+    assert outcome.error.rstrip().endswith("ValueError: no")
+
+
+def test_a_very_long_error_keeps_its_beginning_and_its_end() -> None:
+    text = describe(raised(ValueError("a" * 20_000 + " the end")))
+    assert len(text) < 8_100
+    assert text.startswith("Traceback")
+    assert text.rstrip().endswith("the end")
+    assert "\n…\n" in text

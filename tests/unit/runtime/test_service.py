@@ -1,0 +1,206 @@
+# Annotations are not postponed here: handlers are made inside tests.
+from typing import Any
+
+import pytest
+from sqlalchemy import MetaData
+
+from eventmesh.contracts.message import Command, Event
+from eventmesh.errors import UndeclaredMessage, UsageError
+from eventmesh.persistence.transaction import Transaction
+from eventmesh.runtime.service import Service
+from eventmesh.runtime.settings import Settings
+
+
+class Placed(Event, name="orders.placed", version=1):
+    pass
+
+
+class Place(Command, name="orders.place", version=1):
+    pass
+
+
+class Paid(Event, name="payments.paid", version=1):
+    pass
+
+
+class Pay(Command, name="payments.pay", version=1):
+    pass
+
+
+@pytest.fixture
+def orders() -> Service:
+    service = Service("orders")
+    service.configure(Settings())
+    return service
+
+
+@pytest.mark.parametrize("name", ["", "Orders", "1orders", "or-ders", "or.ders", "orders\n", "ö"])
+def test_a_name_that_cannot_begin_a_message_s_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be used: write lower-case letters"):
+        Service(name)
+
+
+def test_a_decorated_handler_stays_an_ordinary_function(orders: Service) -> None:
+    async def handle(event: Paid) -> None: ...
+
+    assert orders.subscriber(Paid)(handle) is handle
+
+
+def test_a_subscription_is_called_after_the_service_and_the_function(orders: Service) -> None:
+    @orders.subscriber(Paid)
+    async def note_payment(event: Paid) -> None: ...
+
+    assert list(orders.handlers) == ["orders.note_payment"]
+
+
+def test_a_renamed_handler_keeps_its_subscription_by_name(orders: Service) -> None:
+    @orders.subscriber(Paid, name="note_payment")
+    async def another_name(event: Paid) -> None: ...
+
+    assert list(orders.handlers) == ["orders.note_payment"]
+
+
+def test_two_handlers_of_one_name_are_refused(orders: Service) -> None:
+    @orders.subscriber(Paid)
+    async def handle(event: Paid) -> None: ...
+
+    async def other(event: Placed) -> None: ...
+
+    with pytest.raises(UsageError, match=r"two handlers of the name 'orders.handle'"):
+        orders.subscriber(Placed, name="handle")(other)
+    assert orders.handlers["orders.handle"].models == {"payments.paid": Paid}
+
+
+def test_several_handlers_may_take_the_same_event(orders: Service) -> None:
+    @orders.subscriber(Paid)
+    async def one(event: Paid) -> None: ...
+
+    @orders.subscriber(Paid)
+    async def two(event: Paid) -> None: ...
+
+    assert len(orders.handlers) == 2
+
+
+def test_a_command_is_handled_once(orders: Service) -> None:
+    @orders.subscriber(Place)
+    async def one(command: Place) -> None: ...
+
+    async def two(command: Place | Paid) -> None: ...
+
+    with pytest.raises(
+        UsageError,
+        match=r"orders.place has two handlers, orders.one and orders.two: .*handled once",
+    ):
+        orders.subscriber()(two)
+
+
+def test_a_command_of_another_owner_cannot_be_handled(orders: Service) -> None:
+    async def handle(command: Pay) -> None: ...
+
+    with pytest.raises(UsageError, match=r"cannot handle payments.pay: .*only its owner handles"):
+        orders.subscriber(Pay)(handle)
+
+
+def test_an_event_of_another_owner_cannot_be_published(orders: Service) -> None:
+    with pytest.raises(UsageError, match=r"'orders' cannot publish payments.paid"):
+        orders.publisher(Paid)
+
+
+def test_an_event_of_another_owner_cannot_be_returned_either(orders: Service) -> None:
+    async def handle(command: Place) -> Paid: ...
+
+    with pytest.raises(UsageError, match=r"'orders' cannot publish payments.paid"):
+        orders.subscriber(Place)(handle)
+    assert orders.handlers == {}
+
+
+def test_a_command_of_another_owner_can_be_sent(orders: Service) -> None:
+    assert orders.publisher(Pay).message is Pay
+    assert orders.registry.publishes(Pay)
+
+
+def test_what_a_handler_returns_is_declared_by_its_annotation(orders: Service) -> None:
+    @orders.subscriber(Place)
+    async def place(command: Place) -> Placed | Pay: ...
+
+    assert orders.registry.publishes(Placed)
+    assert orders.registry.publishes(Pay)
+    assert not orders.registry.publishes(Place)
+
+
+async def test_a_publisher_publishes_its_own_message_only(orders: Service) -> None:
+    with pytest.raises(UsageError, match="publisher of Placed was given a Place"):
+        await orders.publisher(Placed).publish(Place())
+
+
+@pytest.mark.parametrize(
+    ("declare", "needs"),
+    [
+        (lambda service: None, False),
+        (lambda service: service.subscriber(Paid)(plain), False),
+        (lambda service: service.subscriber(Paid)(transactional), True),
+        (lambda service: service.publisher(Placed), True),
+    ],
+)
+def test_a_service_needs_a_database_only_when_something_uses_it(
+    orders: Service, declare: Any, needs: bool
+) -> None:
+    declare(orders)
+    assert orders.needs_database is needs
+
+
+async def plain(event: Paid) -> None: ...
+async def transactional(event: Paid, tx: Transaction) -> None: ...
+
+
+def test_a_service_with_tables_of_its_own_needs_a_database() -> None:
+    assert Service("orders", metadata=MetaData()).needs_database
+
+
+def test_isolation_and_retries_are_the_handler_s(orders: Service) -> None:
+    orders.subscriber(Paid, isolated=True)(plain)
+    handler = orders.handlers["orders.plain"]
+    assert handler.isolated
+    assert handler.retry.attempts == 8
+
+
+def test_an_extension_adds_itself(orders: Service) -> None:
+    class Extension:
+        def extend(self, service: Service) -> None:
+            service.subscriber(Paid)(plain)
+
+    orders.include(Extension())
+    assert list(orders.handlers) == ["orders.plain"]
+
+
+# What a transaction of a service takes, before any database
+
+
+def open_transaction(service: Service) -> Transaction:
+    return Transaction(None, service.sender())  # type: ignore[arg-type]  # it is not used here
+
+
+def test_an_undeclared_message_cannot_be_published(orders: Service) -> None:
+    with pytest.raises(UndeclaredMessage, match=r"orders.placed v1 without .*publisher\(Placed\)"):
+        open_transaction(orders).publish(Placed())
+
+
+def test_events_are_published_and_commands_are_sent(orders: Service) -> None:
+    orders.publisher(Placed)
+    orders.publisher(Pay)
+    transaction = open_transaction(orders)
+    with pytest.raises(UsageError, match=r"payments.pay v1 is no event: use send"):
+        transaction.publish(Pay())
+    with pytest.raises(UsageError, match=r"orders.placed v1 is no command: use publish"):
+        transaction.send(Placed())
+    transaction.publish(Placed())
+    transaction.send(Pay(), delay="2m")
+    assert [(each.envelope.name, each.delay) for each in transaction.outgoing] == [
+        ("orders.placed", 0.0),
+        ("payments.pay", 120.0),
+    ]
+
+
+def test_what_is_no_message_at_all_is_refused_by_its_type(orders: Service) -> None:
+    with pytest.raises(UsageError, match="str is no event"):
+        open_transaction(orders).publish("text")

@@ -1,0 +1,237 @@
+"""What is particular to the memory transport: its time is the clock's. See tests/conformance."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
+
+import pytest
+
+from eventmesh.testing.clock import ManualClock, settle_loop
+from eventmesh.transports.base import Delivery, Subscription, SubscriptionStats
+from eventmesh.transports.memory import MemoryTransport
+from eventmesh.transports.outcome import DONE, Dead, RetryAfter
+from eventmesh.wire.envelope import Envelope
+
+T = TypeVar("T")
+
+PAID = Subscription("orders.note_payment", ("payments.paid",))
+
+
+def envelopes(*ids: str, name: str = "payments.paid") -> list[Envelope]:
+    return [Envelope({"id": message_id, "type": name}, b"") for message_id in ids]
+
+
+def ids(deliveries: Sequence[Delivery]) -> list[str]:
+    return [delivery.envelope.id for delivery in deliveries]
+
+
+async def soon(happening: Awaitable[T]) -> T:
+    """The result; a failure instead of waiting for ever."""
+    return await asyncio.wait_for(happening, 5)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def transport(clock: ManualClock) -> MemoryTransport:
+    transport = MemoryTransport(clock)
+    await transport.declare([PAID])
+    return transport
+
+
+async def test_a_retry_comes_exactly_when_its_delay_is_over(
+    transport: MemoryTransport, clock: ManualClock
+) -> None:
+    await transport.publish(envelopes("1"))
+    async with transport.consume(PAID, prefetch=5) as consumer:
+        [first] = await soon(consumer.receive(5))
+        await consumer.settle([(first, RetryAfter(60))])
+        again = asyncio.create_task(consumer.receive(5))
+        await clock.advance(59.999)
+        assert not again.done()
+        await clock.advance(0.001)
+        [second] = await soon(again)
+    assert (second.envelope.id, second.attempt, second.deliveries) == ("1", 2, 1)
+
+
+async def test_a_delayed_message_does_not_hold_up_others(
+    transport: MemoryTransport, clock: ManualClock
+) -> None:
+    await transport.publish(envelopes("1", "2"))
+    async with transport.consume(PAID, prefetch=5) as consumer:
+        first, second = await soon(consumer.receive(5))
+        await consumer.settle([(first, RetryAfter(60)), (second, DONE)])
+        waiting = asyncio.create_task(consumer.receive(5))
+        await settle_loop()
+        await transport.publish(envelopes("3"))
+        assert ids(await soon(waiting)) == ["3"]
+
+
+async def test_delays_end_in_the_order_of_their_times(
+    transport: MemoryTransport, clock: ManualClock
+) -> None:
+    await transport.publish(envelopes("1", "2", "3"))
+    async with transport.consume(PAID, prefetch=5) as consumer:
+        delays = dict(zip(await soon(consumer.receive(5)), (3.0, 1.0, 2.0), strict=True))
+        await consumer.settle([(d, RetryAfter(delay)) for d, delay in delays.items()])
+        await clock.advance(10)
+        assert ids(await soon(consumer.receive(5))) == ["2", "3", "1"]
+
+
+async def test_a_consumer_never_holds_more_than_its_prefetch(transport: MemoryTransport) -> None:
+    await transport.publish(envelopes("1", "2", "3"))
+    async with transport.consume(PAID, prefetch=2) as consumer:
+        held = list(await soon(consumer.receive(5)))
+        assert ids(held) == ["1", "2"]
+        more = asyncio.create_task(consumer.receive(5))
+        await settle_loop()
+        assert not more.done()
+        await consumer.settle([(held[0], DONE)])
+        assert ids(await soon(more)) == ["3"]
+
+
+async def test_what_is_unsettled_goes_to_others_when_a_consumer_leaves(
+    transport: MemoryTransport,
+) -> None:
+    await transport.publish(envelopes("1", "2"))
+    async with transport.consume(PAID, prefetch=5) as other:
+        async with transport.consume(PAID, prefetch=5) as consumer:
+            first, _ = await soon(consumer.receive(5))
+            waiting = asyncio.create_task(other.receive(5))
+            await settle_loop()
+            await consumer.settle([(first, DONE)])
+        [second] = await soon(waiting)
+    assert (second.envelope.id, second.attempt, second.deliveries) == ("2", 1, 2)
+
+
+async def test_a_delivery_that_was_taken_back_is_passed_over_when_it_is_settled(
+    transport: MemoryTransport,
+) -> None:
+    await transport.publish(envelopes("1"))
+    async with transport.consume(PAID, prefetch=5) as consumer:
+        [delivery] = await soon(consumer.receive(5))
+    await consumer.settle([(delivery, DONE)])
+    assert (await transport.stats(PAID)).ready == 1
+
+
+async def test_settling_twice_counts_once(transport: MemoryTransport) -> None:
+    await transport.publish(envelopes("1"))
+    async with transport.consume(PAID, prefetch=5) as consumer:
+        [delivery] = await soon(consumer.receive(5))
+        await consumer.settle([(delivery, RetryAfter(0)), (delivery, RetryAfter(0))])
+        assert (await transport.stats(PAID)).ready == 1
+
+
+async def test_waiting_may_be_cancelled_without_loss(
+    transport: MemoryTransport, clock: ManualClock
+) -> None:
+    async with transport.consume(PAID, prefetch=5) as consumer:
+        waiting = asyncio.create_task(consumer.receive(5))
+        await settle_loop()
+        waiting.cancel()
+        await settle_loop()
+        await transport.publish(envelopes("1"))
+        assert ids(await soon(consumer.receive(5))) == ["1"]
+
+
+async def test_a_message_nobody_takes_is_kept_for_the_first_who_does(
+    transport: MemoryTransport,
+) -> None:
+    await transport.publish(envelopes("1", "2", name="payments.refunded"))
+    late = Subscription("orders.note_refund", ("payments.refunded",))
+    later = Subscription("shipping.note_refund", ("payments.refunded",))
+    await transport.declare([late])
+    await transport.declare([later])
+    assert (await transport.stats(late)).ready == 2
+    assert (await transport.stats(later)).ready == 0
+
+
+async def test_declaring_again_changes_nothing(transport: MemoryTransport) -> None:
+    await transport.publish(envelopes("1"))
+    await transport.declare([PAID])
+    assert (await transport.stats(PAID)).ready == 1
+
+
+async def test_what_is_held_stays_when_a_connection_is_closed(transport: MemoryTransport) -> None:
+    await transport.publish(envelopes("1"))
+    await transport.close()
+    await transport.connect()
+    assert (await transport.stats(PAID)).ready == 1
+
+
+async def test_stats_tell_each_state_and_the_age_of_the_oldest(
+    transport: MemoryTransport, clock: ManualClock
+) -> None:
+    await transport.publish(envelopes("late", "held", "dead"))
+    async with transport.consume(PAID, prefetch=3) as consumer:
+        late, _, dead = await soon(consumer.receive(3))
+        await consumer.settle([(late, RetryAfter(99)), (dead, Dead("no"))])
+        await transport.publish(envelopes("old"))
+        await clock.advance(5)
+        await transport.publish(envelopes("new"))
+        assert await transport.stats(PAID) == SubscriptionStats(
+            ready=2, delayed=1, in_flight=1, dead=1, oldest_age=5.0
+        )
+
+
+async def test_stats_of_what_was_never_declared_are_empty(transport: MemoryTransport) -> None:
+    assert await transport.stats(Subscription("x", ())) == SubscriptionStats(0, 0, 0, 0, None)
+
+
+async def test_a_dead_letter_keeps_all_that_is_known_and_when_it_died(
+    transport: MemoryTransport, clock: ManualClock
+) -> None:
+    [envelope] = envelopes("1")
+    await transport.publish([envelope])
+    async with transport.consume(PAID, prefetch=5) as consumer:
+        [delivery] = await soon(consumer.receive(5))
+        await consumer.settle([(delivery, RetryAfter(0))])
+        [delivery] = await soon(consumer.receive(5))
+        await clock.advance(7)
+        await consumer.settle([(delivery, Dead("no luck", "Traceback"))])
+    [letter] = await transport.dead_letters(PAID, limit=5)
+    assert letter.envelope is envelope
+    assert (letter.subscription, letter.reason, letter.error, letter.attempts) == (
+        PAID.name,
+        "no luck",
+        "Traceback",
+        2,
+    )
+    assert letter.died_at == clock.now()
+
+
+async def bury(transport: MemoryTransport, *message_ids: str) -> list[str]:
+    """Make dead letters of these messages; returns their ids as dead letters."""
+    await transport.publish(envelopes(*message_ids))
+    async with transport.consume(PAID, prefetch=9) as consumer:
+        await consumer.settle([(each, Dead("no")) for each in await soon(consumer.receive(9))])
+    return [letter.id for letter in await transport.dead_letters(PAID, limit=9)]
+
+
+async def test_a_replayed_dead_letter_is_a_first_attempt_again(transport: MemoryTransport) -> None:
+    [letter] = await bury(transport, "1")
+    assert await transport.replay(PAID, ["unknown", letter]) == [letter]
+    async with transport.consume(PAID, prefetch=5) as consumer:
+        [delivery] = await soon(consumer.receive(5))
+    assert (delivery.attempt, delivery.deliveries) == (1, 1)
+    assert (await transport.stats(PAID)).dead == 0
+
+
+async def test_a_discarded_dead_letter_is_gone_and_the_others_stay(
+    transport: MemoryTransport,
+) -> None:
+    first, second = await bury(transport, "1", "2")
+    assert await transport.discard(PAID, ["unknown", first]) == [first]
+    assert await transport.discard(PAID, [first]) == []
+    assert [letter.id for letter in await transport.dead_letters(PAID, limit=9)] == [second]
+
+
+async def test_the_oldest_dead_letters_come_first(transport: MemoryTransport) -> None:
+    first, second, _ = await bury(transport, "1", "2", "3")
+    letters = await transport.dead_letters(PAID, limit=2)
+    assert [letter.id for letter in letters] == [first, second]

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from eventmesh.clock import SystemClock
+from eventmesh.contracts.message import Event
+from eventmesh.errors import MessageTooLarge, UnreadableMessage, UsageError
+from eventmesh.testing.clock import ManualClock
+from eventmesh.wire.envelope import (
+    COPIED_TO_EFFECTS,
+    MAX_ATTRIBUTE_BYTES,
+    Envelope,
+    check_envelope,
+    check_size,
+    open_envelope,
+    seal,
+    version_of,
+)
+
+
+class Paid(Event, name="payments.paid", version=2, key="order_id"):
+    order_id: str
+    amount: Decimal = Decimal("1.50")
+    on: date = date(2026, 1, 1)
+
+
+@Paid.upcaster(from_version=1)
+def rename(data: dict[str, Any]) -> dict[str, Any]:
+    return {"order_id": data["order"]}
+
+
+class Keyless(Event, name="payments.keyless", version=1):
+    note: str = ""
+
+
+def sealed(message: Event, **options: Any) -> Envelope:
+    return seal(message, source="payments", clock=ManualClock(), **options)
+
+
+def changed(envelope: Envelope, data: bytes | None = None, **attributes: str) -> Envelope:
+    """The envelope with these attributes, and perhaps data, instead."""
+    return Envelope({**envelope.attributes, **attributes}, envelope.data if data is None else data)
+
+
+PAID = sealed(Paid(order_id="o-1"))
+
+
+def test_a_sealed_message_has_the_attributes_of_cloudevents_and_of_the_mesh() -> None:
+    assert PAID.attributes == {
+        "specversion": "1.0",
+        "id": "01900000-0000-7000-8000-000000000001",
+        "source": "/payments",
+        "type": "payments.paid",
+        "dataschema": "urn:eventmesh:payments.paid:2",
+        "datacontenttype": "application/json",
+        "time": "2026-01-01T00:00:00Z",
+        "correlationid": "01900000-0000-7000-8000-000000000001",
+        "subject": "o-1",
+        "partitionkey": "o-1",
+    }
+
+
+def test_every_field_is_written_even_when_it_has_its_default() -> None:
+    assert PAID.data == b'{"order_id":"o-1","amount":"1.50","on":"2026-01-01"}'
+
+
+def test_fields_are_written_by_their_aliases_as_the_schema_shows_them() -> None:
+    class Aliased(Event, name="a.aliased", version=1):
+        order_id: int = Field(alias="orderId")
+
+    envelope = sealed(Aliased(orderId=1))
+    assert envelope.data == b'{"orderId":1}'
+    assert open_envelope(envelope, Aliased) == Aliased(orderId=1)
+
+
+def test_a_message_without_key_has_neither_subject_nor_partition_key() -> None:
+    envelope = sealed(Keyless())
+    assert envelope.key is None
+    assert not {"subject", "partitionkey"} & envelope.attributes.keys()
+
+
+def test_an_id_is_a_uuid_of_version_7() -> None:
+    envelope = seal(Keyless(), source="a", clock=SystemClock())
+    assert UUID(envelope.id).version == 7
+
+
+def test_a_chain_of_messages_keeps_its_correlation_and_names_its_cause() -> None:
+    clock = ManualClock()
+    first = seal(Keyless(), source="a", clock=clock)
+    second = seal(Keyless(), source="a", clock=clock, cause=first)
+    third = seal(Keyless(), source="a", clock=clock, cause=second)
+    assert first.correlation_id == second.correlation_id == third.correlation_id == first.id
+    assert "causationid" not in first.attributes
+    assert (second.attributes["causationid"], third.attributes["causationid"]) == (
+        first.id,
+        second.id,
+    )
+
+
+def test_a_cause_without_correlation_starts_one_with_its_id() -> None:
+    cause = Envelope({"id": "foreign"}, b"")
+    assert sealed(Keyless(), cause=cause).correlation_id == "foreign"
+
+
+def test_saga_and_trace_are_handed_on_and_nothing_else_of_the_cause() -> None:
+    cause = changed(PAID, myextension="x", **dict.fromkeys(COPIED_TO_EFFECTS, "handed"))
+    effect = sealed(Keyless(), cause=cause)
+    assert [effect.attributes[name] for name in COPIED_TO_EFFECTS] == ["handed"] * 4
+    assert "myextension" not in effect.attributes
+    assert effect.key is None
+
+
+def test_extensions_of_one_s_own_win_over_what_is_handed_on() -> None:
+    cause = changed(PAID, sagastep="old")
+    effect = sealed(Keyless(), cause=cause, extensions={"sagastep": "new"})
+    assert effect.attributes["sagastep"] == "new"
+
+
+def test_data_over_the_limit_is_refused_and_at_the_limit_it_is_not() -> None:
+    message = Keyless(note="x" * 100)
+    size = len(message.model_dump_json())
+    sealed(message, max_bytes=size)
+    with pytest.raises(
+        MessageTooLarge, match=f"payments.keyless.*{size} bytes.*limit is {size - 1}"
+    ):
+        sealed(message, max_bytes=size - 1)
+
+
+@given(st.text(min_size=1, max_size=300))
+@example("x" * 255)
+@example("x" * 256)
+@example("🦀" * 63)
+@example("🦀" * 64)
+def test_an_attribute_is_refused_exactly_when_amqp_could_not_carry_it(key: str) -> None:
+    envelope = Envelope({"type": "a.b", "subject": key}, b"")
+    if len(key.encode()) <= MAX_ATTRIBUTE_BYTES:
+        check_size(envelope, 0)
+    else:
+        with pytest.raises(UsageError, match=r"'subject' of a.b has .* Choose a shorter key"):
+            check_size(envelope, 0)
+
+
+messages = st.builds(
+    Paid,
+    order_id=st.text(min_size=1, max_size=60),
+    amount=st.decimals(allow_nan=False, allow_infinity=False),
+    on=st.dates(),
+)
+
+
+@given(messages)
+def test_what_was_sealed_is_what_is_opened(message: Paid) -> None:
+    envelope = sealed(message)
+    check_envelope(envelope)
+    assert envelope.key == message.order_id
+    assert open_envelope(envelope, Paid) == message
+
+
+def test_an_older_version_is_brought_to_the_version_of_the_model() -> None:
+    old = changed(PAID, b'{"order": "o-9"}', dataschema="urn:eventmesh:payments.paid:1")
+    assert open_envelope(old, Paid) == Paid(order_id="o-9")
+
+
+def test_a_strict_model_reads_older_versions_as_it_reads_its_own() -> None:
+    class Strict(Event, name="a.strict", version=2, strict=True):
+        on: date
+
+    Strict.upcaster(from_version=1)(dict)
+    envelope = sealed(Strict(on=date(2026, 1, 2)))
+    old = changed(envelope, dataschema="urn:eventmesh:a.strict:1")
+    assert open_envelope(old, Strict) == open_envelope(envelope, Strict)
+
+
+@pytest.mark.parametrize(
+    ("version", "data", "reason"),
+    [
+        (2, b"", "the data does not fit payments.paid v2: data: Invalid JSON"),
+        (2, b"\xff\xfe", "the data does not fit payments.paid v2: data: Invalid JSON"),
+        (2, b"[]", "the data does not fit payments.paid v2: data: "),
+        (2, b"{}", "the data does not fit payments.paid v2: order_id: Field required"),
+        (1, b"", "the data is not JSON"),
+        (1, b"\xff\xfe", "the data is not JSON"),
+        (1, b"[]", "the data is JSON, but no object"),
+        (1, b"{}", "the upcaster of payments.paid from version 1 failed: KeyError"),
+        (1, b'{"order": 5}', "the data does not fit payments.paid v2: order_id: "),
+        (3, b"{}", "version 3 of payments.paid is not known here"),
+    ],
+)
+def test_data_that_can_never_be_read_says_why(version: int, data: bytes, reason: str) -> None:
+    envelope = changed(PAID, data, dataschema=f"urn:eventmesh:payments.paid:{version}")
+    with pytest.raises(UnreadableMessage, match=reason):
+        open_envelope(envelope, Paid)
+
+
+@given(st.binary(), st.sampled_from([1, 2]))
+def test_garbage_is_unreadable_and_never_another_error(data: bytes, version: int) -> None:
+    envelope = changed(PAID, data, dataschema=f"urn:eventmesh:payments.paid:{version}")
+    with pytest.raises(UnreadableMessage):
+        open_envelope(envelope, Paid)
+
+
+@pytest.mark.parametrize(
+    "dataschema",
+    [
+        "",
+        "https://example.org/schema.json",
+        "urn:eventmesh:payments.paid",
+        "urn:eventmesh:payments.paid:",
+        "urn:eventmesh:payments.paid:0",
+        "urn:eventmesh:payments.paid:-1",
+        "urn:eventmesh:payments.paid:two",
+        "urn:eventmesh:payments.paid:1 ",
+        "urn:eventmesh:payments.other:1",
+        "urn:eventmesh:payments.paid:" + "9" * 5000,
+    ],
+)
+def test_a_dataschema_that_names_no_version_of_the_message_is_unreadable(dataschema: str) -> None:
+    with pytest.raises(UnreadableMessage, match=r"urn:eventmesh:payments.paid:<version> was"):
+        version_of(changed(PAID, dataschema=dataschema))
+
+
+def test_the_version_is_in_the_dataschema() -> None:
+    assert version_of(PAID) == 2
+    assert version_of(changed(PAID, dataschema="urn:eventmesh:payments.paid:120")) == 120
+
+
+@pytest.mark.parametrize("name", ["specversion", "id", "source", "type"])
+def test_a_message_without_a_required_attribute_is_no_cloud_event(name: str) -> None:
+    with pytest.raises(UnreadableMessage, match=f"no CloudEvents message: {name} missing"):
+        check_envelope(changed(PAID, **{name: ""}))
+
+
+def test_all_missing_attributes_are_named_at_once() -> None:
+    with pytest.raises(UnreadableMessage, match="specversion, id, source, type missing"):
+        check_envelope(Envelope({}, b""))
+
+
+def test_another_version_of_cloudevents_is_unreadable() -> None:
+    with pytest.raises(UnreadableMessage, match=r"CloudEvents version '0.3' is unknown"):
+        check_envelope(changed(PAID, specversion="0.3"))
+
+
+def test_an_empty_envelope_has_empty_properties_and_no_errors() -> None:
+    empty = Envelope({}, b"")
+    assert (empty.id, empty.name, empty.key, empty.correlation_id, empty.time) == (
+        "",
+        "",
+        None,
+        "",
+        None,
+    )
+
+
+def test_the_partition_key_orders_before_the_subject() -> None:
+    assert Envelope({"subject": "s", "partitionkey": "p"}, b"").key == "p"
+    assert Envelope({"subject": "s"}, b"").key == "s"
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2026-01-01T10:00:00Z", datetime(2026, 1, 1, 10, tzinfo=UTC)),
+        ("2026-01-01T12:00:00.5+02:00", datetime(2026, 1, 1, 10, 0, 0, 500_000, tzinfo=UTC)),
+        ("yesterday", None),
+        ("", None),
+    ],
+)
+def test_the_time_is_read_when_it_is_one(text: str, time: datetime | None) -> None:
+    assert changed(PAID, time=text).time == time
