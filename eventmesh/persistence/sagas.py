@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import Select, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from eventmesh.errors import Conflict
 from eventmesh.persistence.tables import saga
@@ -29,20 +31,7 @@ class SagaRow:
 
 async def load(session: AsyncSession, saga_id: str) -> SagaRow | None:
     """The saga of this id."""
-    row = (
-        await session.execute(
-            select(
-                saga.c.id,
-                saga.c.name,
-                saga.c.version,
-                saga.c.status,
-                saga.c.state,
-                saga.c.steps,
-                saga.c.reason,
-                saga.c.row_version,
-            ).where(saga.c.id == saga_id)
-        )
-    ).one_or_none()
+    row = (await session.execute(_load_statement(), {"saga_id": saga_id})).one_or_none()
     return None if row is None else SagaRow(*row)
 
 
@@ -62,15 +51,11 @@ async def store(session: AsyncSession, row: SagaRow, *, ended: bool, now: dateti
     }
     if row.row_version == 1:
         values |= {"id": row.id, "name": row.name, "version": row.version, "started_at": now}
-        await session.execute(insert(saga).values(values))
+        await session.execute(insert(saga), values)
         return
-    result = await session.execute(
-        update(saga)
-        .where(saga.c.id == row.id, saga.c.row_version == row.row_version - 1)
-        .values(values)
-        .returning(saga.c.id)
-    )
-    if result.first() is None:
+    known = {"saga_id": row.id, "known_version": row.row_version - 1}
+    updated = await session.scalar(_update_statement(tuple(values)), values | known)
+    if updated is None:
         raise Conflict(f"saga {row.id} was changed by another worker at the same time")
 
 
@@ -78,3 +63,20 @@ async def count_by_status(connection: AsyncConnection) -> dict[str, int]:
     """How many sagas there are of each status."""
     rows = await connection.execute(select(saga.c.status, func.count()).group_by(saga.c.status))
     return dict(row.tuple() for row in rows)
+
+
+@cache  # building a statement takes longer than running it
+def _load_statement() -> Select[Any]:
+    columns = [saga.c[field.name] for field in fields(SagaRow)]
+    return select(*columns).where(saga.c.id == bindparam("saga_id"))
+
+
+@cache
+def _update_statement(columns: tuple[str, ...]) -> ReturningUpdate[Any]:
+    return (
+        update(saga)
+        .where(saga.c.id == bindparam("saga_id"))
+        .where(saga.c.row_version == bindparam("known_version"))
+        .values({column: bindparam(column) for column in columns})
+        .returning(saga.c.id)
+    )

@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-
-import structlog
-from structlog.contextvars import bound_contextvars
 
 from eventmesh.contracts.message import Message
 from eventmesh.errors import Unreachable, UsageError
@@ -20,11 +16,12 @@ from eventmesh.persistence import inbox
 from eventmesh.persistence.database import AsyncSession, connection_lost
 from eventmesh.persistence.transaction import Outgoing, Transaction
 from eventmesh.runtime.delivery import read
+from eventmesh.runtime.delivery_log import DeliveryLog
 from eventmesh.runtime.handler import Handler, Returned
 from eventmesh.runtime.retry import decide
 from eventmesh.runtime.service import Service
 from eventmesh.transports.base import Delivery
-from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
+from eventmesh.transports.outcome import DONE, Dead, Outcome
 
 Settlement = tuple[Delivery, Outcome]
 _Readable = tuple[Delivery, Message]
@@ -40,7 +37,7 @@ class GroupRunner:
         self._settings = service.settings
         self._size = 1
         self._failures = 0
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.delivery")
+        self._log = DeliveryLog(service.name, handler.subscription.name)
 
     @property
     def size(self) -> int:
@@ -54,8 +51,22 @@ class GroupRunner:
 
         Unreachable when the database is gone; then nothing of the current group has happened.
         """
-        began_at = self._clock.monotonic()
-        failures = self._failures
+        began_at, failures = self._clock.monotonic(), self._failures
+        with self._log.batch():
+            settlements, readable = self._read(deliveries)
+            if self._handler.transactional:
+                await self._run_in_groups(readable, settlements, stopping)
+            else:
+                await self._run_plainly(readable, settlements, stopping)
+        if self._failures == failures:
+            took, settings = self._clock.monotonic() - began_at, self._settings
+            self._size = next_size(
+                self._size, len(deliveries), took, settings.group_size, settings.group_time
+            )
+        return settlements
+
+    def _read(self, deliveries: Sequence[Delivery]) -> tuple[list[Settlement], list[_Readable]]:
+        """Those that can never be handled, settled; and the others with their messages."""
         settlements: list[Settlement] = []
         readable: list[_Readable] = []
         for delivery in deliveries:
@@ -64,37 +75,51 @@ class GroupRunner:
                 settlements.append(self._settle(delivery, message))
             else:
                 readable.append((delivery, message))
-        while readable and not stopping():
-            done = await self._run_some(readable)
-            settlements.extend(done)
-            del readable[: len(done)]
-        took = self._clock.monotonic() - began_at
-        if self._failures == failures:
-            self._size = next_size(
-                self._size,
-                len(deliveries),
-                took,
-                self._settings.group_size,
-                self._settings.group_time,
-            )
-        return settlements
+        return settlements, readable
 
-    async def _run_some(self, readable: Sequence[_Readable]) -> list[Settlement]:
-        """Run the first of these: as many as may share a transaction."""
-        if not self._handler.transactional:
-            return [await self._run_plain(*readable[0])]
-        group = readable[: 1 if self._handler.isolated else self._size]
-        try:
-            handled = await self._run_group(group)
-        except Unreachable:
-            raise
-        except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
-            self._failures += 1
-            self._size = 1
-            if len(group) > 1:
-                return await self._run_some(readable)
-            return [self._fail(group[0][0], error)]
-        return [self._settle(delivery, DONE) for delivery, _ in group[:handled]]
+    async def _run_plainly(
+        self,
+        readable: Sequence[_Readable],
+        settlements: list[Settlement],
+        stopping: Callable[[], bool],
+    ) -> None:
+        """Call a handler that has no part in a transaction, message by message."""
+        for delivery, message in readable:
+            if stopping():
+                return
+            self._log.turn_to(delivery)
+            try:
+                returned = await self._handler.call(message, delivery.envelope, None)
+                self._refuse_returned(returned)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
+                settlements.append(self._fail(delivery, error))
+            else:
+                settlements.append(self._settle(delivery, DONE))
+
+    async def _run_in_groups(
+        self,
+        readable: Sequence[_Readable],
+        settlements: list[Settlement],
+        stopping: Callable[[], bool],
+    ) -> None:
+        """Handle messages in as few transactions as may be, one by one after a failure."""
+        begun = 0
+        while begun < len(readable) and not stopping():
+            size = 1 if self._handler.isolated else self._size
+            group = readable[begun : begun + size]
+            try:
+                handled = await self._run_group(group)
+            except Unreachable:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
+                self._failures += 1
+                self._size = 1
+                if len(group) == 1:
+                    settlements.append(self._fail(group[0][0], error))
+                    begun += 1
+                continue
+            settlements.extend(self._settle(delivery, DONE) for delivery, _ in group[:handled])
+            begun += handled
 
     async def _run_group(self, group: Sequence[_Readable]) -> int:
         """Handle and commit the first of these in one transaction; returns how many.
@@ -137,42 +162,34 @@ class GroupRunner:
             if number and self._clock.monotonic() >= until:
                 return number
             envelope = delivery.envelope
+            self._log.turn_to(delivery)
             if envelope.unique_id not in fresh:
-                with self._context(delivery):
-                    self._log.info("duplicate passed over")
+                self._log.duplicate()
                 continue
             fresh.remove(envelope.unique_id)
             transaction = Transaction(session, sender, cause=envelope)
-            with self._context(delivery):
-                returned = await self._call(delivery, message, transaction)
-                for result in _messages(returned):
-                    transaction.add(result)
+            for result in _messages(await self._call(delivery, message, transaction)):
+                transaction.add(result)
             outgoing.extend(transaction.outgoing)
         return len(group)
 
     async def _call(
-        self, delivery: Delivery, message: Message, transaction: Transaction | None
+        self, delivery: Delivery, message: Message, transaction: Transaction
     ) -> Returned:
         try:
             return await self._handler.call(message, delivery.envelope, transaction)
         except Exception as error:
             # A database lost under the handler's own statement is not the message's fault.
-            if transaction is not None and connection_lost(error):
+            if connection_lost(error):
                 raise Unreachable(f"the database was lost while handling: {error}") from error
             raise
 
-    async def _run_plain(self, delivery: Delivery, message: Message) -> Settlement:
-        with self._context(delivery):
-            try:
-                returned = await self._call(delivery, message, None)
-                if returned is not None:
-                    raise UsageError(
-                        f"the handler of {self._handler.subscription.name} returned a message "
-                        f"without a return annotation that declares it"
-                    )
-            except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
-                return self._fail(delivery, error)
-        return self._settle(delivery, DONE)
+    def _refuse_returned(self, returned: Returned) -> None:
+        if returned is not None:
+            raise UsageError(
+                f"the handler of {self._handler.subscription.name} returned a message without a "
+                f"return annotation that declares it"
+            )
 
     def _fail(self, delivery: Delivery, error: Exception) -> Settlement:
         # Jitter needs no secret randomness.
@@ -182,31 +199,8 @@ class GroupRunner:
     def _settle(
         self, delivery: Delivery, outcome: Outcome, error: Exception | None = None
     ) -> Settlement:
-        with self._context(delivery):
-            match outcome:
-                case RetryAfter(delay):
-                    self._log.warning(
-                        "will be tried again",
-                        attempt=delivery.attempt,
-                        delay=round(delay, 3),
-                        error=repr(error),
-                    )
-                case Dead(reason):
-                    self._log.error("dead letter", attempt=delivery.attempt, reason=reason)
-                case _:
-                    self._log.debug("done", attempt=delivery.attempt)
+        self._log.settled(delivery, outcome, error)
         return delivery, outcome
-
-    def _context(self, delivery: Delivery) -> AbstractContextManager[None]:
-        """What every log line of a delivery carries, the handler's own lines included."""
-        envelope = delivery.envelope
-        return bound_contextvars(
-            service=self._service.name,
-            subscription=self._handler.subscription.name,
-            message_id=envelope.id,
-            name=envelope.name,
-            correlation_id=envelope.correlation_id,
-        )
 
 
 def _messages(returned: Returned) -> Sequence[Message]:

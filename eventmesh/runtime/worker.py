@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import structlog
 
@@ -91,12 +92,13 @@ class Worker:
     async def _consume_all(self, stop: asyncio.Event, left: asyncio.Event) -> None:
         """Run all subscriptions until `stop`; then they have `drain_timeout` to finish."""
         async with asyncio.TaskGroup() as tasks:
+            stopping = tasks.create_task(stop.wait())
             consuming = [
-                tasks.create_task(self._consume(service, handler, stop))
+                tasks.create_task(self._consume(service, handler, stopping))
                 for service in self._services
                 for handler in service.handlers.values()
             ]
-            await stop.wait()
+            await asyncio.wait([stopping])
             self._log.info("worker drains", timeout=self._settings.drain_timeout)
             late: set[asyncio.Task[None]] = set()
             if consuming:
@@ -110,17 +112,19 @@ class Worker:
                 )
         left.set()
 
-    async def _consume(self, service: Service, handler: Handler, stop: asyncio.Event) -> None:
-        """Consume one subscription until `stop`, through every loss of a server."""
+    async def _consume(
+        self, service: Service, handler: Handler, stopping: asyncio.Future[Any]
+    ) -> None:
+        """Consume one subscription until `stopping`, through every loss of a server."""
         reconnect = Reconnect(self._clock)
         runner = GroupRunner(service, handler)
-        while not stop.is_set():
+        while not stopping.done():
             try:
                 async with self._transport.consume(
                     handler.subscription, prefetch=self._settings.prefetch
                 ) as consumer:
-                    while deliveries := await self._receive(consumer, runner.size, stop):
-                        await consumer.settle(await runner.run(deliveries, stop.is_set))
+                    while deliveries := await _receive(consumer, runner.size, stopping):
+                        await consumer.settle(await runner.run(deliveries, stopping.done))
                         reconnect.succeeded()
             except Unreachable as error:
                 self._log.warning(
@@ -131,19 +135,20 @@ class Worker:
                 )
                 await reconnect.wait()
 
-    async def _receive(
-        self, consumer: Consumer, limit: int, stop: asyncio.Event
-    ) -> Sequence[Delivery]:
-        """The next deliveries; none when the worker is to stop."""
-        if stop.is_set():
-            return ()
-        receiving = asyncio.ensure_future(consumer.receive(limit))
-        stopping = asyncio.ensure_future(stop.wait())
-        try:
-            await asyncio.wait([receiving, stopping], return_when=asyncio.FIRST_COMPLETED)
-            return receiving.result() if receiving.done() else ()
-        finally:
-            stopping.cancel()
+
+async def _receive(
+    consumer: Consumer, limit: int, stopping: asyncio.Future[Any]
+) -> Sequence[Delivery]:
+    """The next deliveries; none once the worker is to stop."""
+    if stopping.done():
+        return ()
+    receiving = asyncio.ensure_future(consumer.receive(limit))
+    waits: list[asyncio.Future[Any]] = [receiving, stopping]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        return receiving.result() if receiving.done() else ()
+    finally:
+        if not receiving.done():
             receiving.cancel()
             # Cancelled for good before the consumer is left: it may hold deliveries.
-            await asyncio.gather(receiving, return_exceptions=True)
+            await asyncio.wait([receiving])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import orjson
 
@@ -33,7 +34,7 @@ def from_fields(fields: Iterable[tuple[bytes, bytes]]) -> Envelope:
         if name == b"data":
             data = value
         else:
-            attributes[_text(name)] = _text(value)
+            attributes[_name(name)] = _text(value)
     return Envelope(attributes, data)
 
 
@@ -50,11 +51,9 @@ def from_headers(headers: Mapping[str, object], content_type: str | None, data: 
     """The envelope in an AMQP message of binary mode; headers that are no attributes are left."""
     attributes = {}
     for header, value in headers.items():
-        for prefix in _ACCEPTED_PREFIXES:
-            if header.startswith(prefix):
-                name = header[len(prefix) :]
-                attributes[name] = _time(value) if name == "time" else _value(value)
-                break
+        name = _attribute(header)
+        if name is not None:
+            attributes[name] = _time(value) if name == "time" else _value(value)
     if content_type:
         attributes["datacontenttype"] = content_type
     return Envelope(attributes, data)
@@ -69,6 +68,21 @@ def unpack(parcel: bytes) -> Envelope:
     """The envelope in what `pack` made, and in nothing else: ValueError for anything else."""
     head, _, data = parcel.partition(b"\n")
     return Envelope(orjson.loads(head), data)
+
+
+# The same few names come with every message. Bounded, because anybody can send others.
+@lru_cache(maxsize=1024)
+def _attribute(header: str) -> str | None:
+    """The attribute that a header holds, if it holds one."""
+    for prefix in _ACCEPTED_PREFIXES:
+        if header.startswith(prefix):
+            return header[len(prefix) :]
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _name(raw: bytes) -> str:
+    return _text(raw)
 
 
 def _value(value: object) -> str:
@@ -97,4 +111,7 @@ def _time(value: object) -> str:
 
 
 def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", errors="backslashreplace")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode(errors="backslashreplace")

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
@@ -156,13 +157,13 @@ def check_envelope(envelope: Envelope) -> None:
 def version_of(envelope: Envelope) -> int:
     """The schema version in which the data was written; UnreadableMessage when it is not said."""
     dataschema = envelope.attributes.get("dataschema", "")
-    found = _DATASCHEMA.fullmatch(dataschema)
-    if found is None or found[1] != envelope.name:
+    name, version = _parse_dataschema(dataschema)
+    if version is None or name != envelope.name:
         raise UnreadableMessage(
             f"the attribute dataschema is {dataschema!r} and names no version of {envelope.name}; "
             f"urn:eventmesh:{envelope.name}:<version> was expected."
         )
-    return int(found[2])
+    return version
 
 
 def open_envelope(envelope: Envelope, model: type[Message]) -> Message:
@@ -183,6 +184,12 @@ def open_envelope(envelope: Envelope, model: type[Message]) -> Message:
         raise UnreadableMessage(
             f"the data could not be read as {model.__identity__}: {error!r}"
         ) from error
+
+
+@lru_cache(maxsize=1024)  # bounded, because anybody can send others
+def _parse_dataschema(dataschema: str) -> tuple[str, int | None]:
+    found = _DATASCHEMA.fullmatch(dataschema)
+    return (found[1], int(found[2])) if found else ("", None)
 
 
 def _parse(envelope: Envelope) -> dict[str, object]:

@@ -1,0 +1,1 @@
+"""Figures on speed that anyone can make again: `python -m benchmarks.transports`."""

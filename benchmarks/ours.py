@@ -1,0 +1,50 @@
+"""EventMesh as a contender: its transport to publish, a whole worker in this process to consume."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from benchmarks.measure import Handle, Place
+from benchmarks.messages import OrderPlaced
+from eventmesh.clock import SystemClock
+from eventmesh.runtime.service import Service
+from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.worker import Worker
+from eventmesh.transports.base import Subscription, Transport
+from eventmesh.transports.factory import open_transport
+from eventmesh.wire.envelope import Envelope
+
+SUBSCRIPTION = Subscription("bench.handle", (OrderPlaced.__identity__.name,))
+
+
+@dataclass
+class Ours:
+    """A service with one plain handler, at the default settings."""
+
+    place: Place
+    transport: Transport
+    settings: Settings
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        await self.transport.publish(envelopes)
+
+    async def consume(self, handle: Handle, until: asyncio.Event) -> None:
+        service = Service("bench")
+
+        async def take(event: OrderPlaced) -> None:
+            handle(event)
+
+        service.subscriber(name="handle")(take)
+        await Worker([service], self.transport, self.settings, SystemClock()).run(until)
+
+
+@asynccontextmanager
+async def ours(url: str, prefix: str, place: Place) -> AsyncIterator[Ours]:
+    """EventMesh on this broker, its subscription declared under `prefix`."""
+    settings = Settings(broker_url=url, broker_prefix=prefix)
+    async with open_transport(url, SystemClock(), settings.transport_options) as transport:
+        await transport.declare([SUBSCRIPTION])
+        yield Ours(place, transport, settings)
