@@ -19,6 +19,7 @@ from eventmesh.errors import Drift
 State = Literal["frozen", "missing", "changed", "broken"]
 
 _NOT_PART_OF_THE_CONTRACT = {"title", "description", "examples"}
+_VALUES = {"default", "const", "enum"}  # what stands below these is no schema
 _MAPS_OF_SCHEMAS = {"properties", "$defs", "patternProperties", "dependentSchemas"}
 
 
@@ -61,7 +62,9 @@ def closed(schema: Any) -> Any:
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    shut = {keyword: closed(value) for keyword, value in schema.items()}
+    shut = {
+        keyword: value if keyword in _VALUES else closed(value) for keyword, value in schema.items()
+    }
     if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
         shut.setdefault("additionalProperties", False)
     return shut
@@ -78,7 +81,7 @@ def canonical(schema: Any) -> Any:
         value = schema[keyword]
         if keyword in _MAPS_OF_SCHEMAS:  # below these, keys are names and not keywords
             kept[keyword] = {name: canonical(value[name]) for name in sorted(value)}
-        elif keyword in ("default", "const", "enum"):  # values, not schemas
+        elif keyword in _VALUES:
             kept[keyword] = value
         elif keyword == "required":
             kept[keyword] = sorted(value)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import orjson
+from pydantic_core import from_json, to_json
 from sqlalchemy import Connection, event, text
 from sqlalchemy import MetaData as MetaData  # named here for the floors above
 from sqlalchemy.engine import URL, make_url
@@ -132,8 +132,9 @@ def connection_lost(error: BaseException) -> bool:
 
 def _make_engine(url: URL) -> AsyncEngine:
     options: dict[str, Any] = {
-        "json_serializer": lambda value: orjson.dumps(value).decode(),
-        "json_deserializer": orjson.loads,
+        # pydantic's, because it keeps integers of any size.
+        "json_serializer": lambda value: to_json(value).decode(),
+        "json_deserializer": from_json,
     }
     if url.get_backend_name() != "sqlite":
         return create_async_engine(

@@ -64,7 +64,7 @@ def _place(error: Exception, root: Path) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).is_relative_to(root)
+        if Path(frame.filename).is_relative_to(root) and "site-packages" not in frame.filename
     ]
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
 

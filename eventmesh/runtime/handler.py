@@ -6,7 +6,7 @@ import inspect
 import types
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from eventmesh.contracts.message import Message, identity_of
 from eventmesh.errors import UsageError
@@ -105,9 +105,7 @@ def _hints(function: Callable[..., Any], where: str) -> dict[str, Any]:
 def _bind_parameters(
     function: Callable[..., Any], hints: Mapping[str, Any], where: str
 ) -> _Binding:
-    found: dict[str, list[str]] = {"message": [], "transaction": [], "session": [], "envelope": []}
-    accepts: tuple[type[Message], ...] = ()
-    injected = False
+    found: dict[str, list[str]] = {filling: [] for filling in get_args(_Filling)}
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in hints:
             raise UsageError(
@@ -120,42 +118,55 @@ def _bind_parameters(
                 f"{where} has the parameter {name!r}, which cannot be given by its name: write it "
                 f"without / and *."
             )
-        if models := _message_types(hints[name]):
-            found["message"].append(name)
-            accepts = models
-            continue
-        hint = _without_none(hints[name])
-        if get_origin(hint) is Annotated:
-            injected = True
-        elif hint in _FILLED:
-            found[_FILLED[hint]].append(name)
+        filling = _filling(hints[name])
+        if filling is not None:
+            found[filling].append(name)
         elif parameter.default is inspect.Parameter.empty:
+            spelled = getattr(hints[name], "__name__", hints[name])
             raise UsageError(
-                f"{where} has the parameter {name!r} of type {getattr(hint, '__name__', hint)}, "
-                f"which nothing can fill. Use a message, Transaction, AsyncSession, Envelope, or "
-                f"Annotated[T, Depends(…)]."
+                f"{where} has the parameter {name!r} of type {spelled}, which nothing can fill. "
+                f"Use a message, Transaction, AsyncSession, Envelope, or Annotated[T, Depends(…)]."
             )
     if len(found["message"]) != 1:
         raise UsageError(
             f"{where} must have exactly one parameter annotated with a message (an Event or a "
             f"Command, or a union of them); it has {len(found['message'])}."
         )
+    [message] = found["message"]
     return _Binding(
-        message=found["message"][0],
+        message=message,
         transaction=tuple(found["transaction"]),
         session=tuple(found["session"]),
         envelope=tuple(found["envelope"]),
-        injected=injected,
-        accepts=accepts,
+        injected=bool(found["injected"]),
+        accepts=_message_types(hints[message]),
     )
 
 
+_Filling = Literal["message", "transaction", "session", "envelope", "injected"]
+
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-_FILLED: Mapping[Any, str] = {
+_FILLINGS: Mapping[type, _Filling] = {
     Transaction: "transaction",
     AsyncSession: "session",
     Envelope: "envelope",
 }
+
+
+def _filling(hint: Any) -> _Filling | None:
+    """With what a parameter of this annotation is filled; None when with nothing we know."""
+    if get_origin(hint) is Annotated:
+        from fast_depends.dependencies import Dependant  # only where something is Annotated
+
+        if any(isinstance(extra, Dependant) for extra in get_args(hint)[1:]):
+            return "injected"
+    if _message_types(hint):
+        return "message"
+    members = set(_members(hint)) - {type(None)}
+    if len(members) == 1:  # `Transaction | None` is filled all the same
+        [member] = members
+        return _FILLINGS.get(member) if isinstance(member, type) else None
+    return None
 
 
 def _make_call(function: Callable[..., Awaitable[Returned]], binding: _Binding) -> Call:
@@ -204,21 +215,19 @@ def _arguments(
     return arguments
 
 
-def _without_none(hint: Any) -> Any:
-    """`Transaction` for `Transaction | None`: it is filled all the same."""
-    if get_origin(hint) in (Union, types.UnionType):
-        members = [member for member in get_args(hint) if member is not type(None)]
-        if len(members) == 1:
-            return members[0]
-    return hint
-
-
 def _message_types(hint: Any) -> tuple[type[Message], ...]:
     """The messages that an annotation names, when it names nothing else."""
-    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    members = _members(hint)
     if all(isinstance(member, type) and issubclass(member, Message) for member in members):
-        return tuple(members)
+        return members
     return ()
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type; without what else `Annotated` says of it."""
+    if get_origin(hint) is Annotated:
+        return _members(get_args(hint)[0])
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _returned_messages(hint: Any, where: str) -> frozenset[type[Message]]:

@@ -104,7 +104,7 @@ class Coordinator:
             name=name,
             version=self._definition.version,
             status=record.status,
-            state=record.state.model_dump(mode="json", by_alias=True),
+            state=record.state.model_dump(mode="json", by_alias=False),
             steps={step: asdict(each) for step, each in record.steps.items()},
             reason=record.reason,
             row_version=row_version,
@@ -122,7 +122,9 @@ class Coordinator:
         # The check constraint on the row admits no other status.
         return SagaRecord(
             status=row.status,  # type: ignore[arg-type]
-            state=self._definition.state.model_validate_json(to_json(row.state)),
+            state=self._definition.state.model_validate_json(
+                to_json(row.state), by_name=True, by_alias=False
+            ),
             steps={name: StepRecord(**each) for name, each in row.steps.items()},
             reason=row.reason,
         )

@@ -140,13 +140,14 @@ def _backward(definition: Definition, record: SagaRecord) -> Transition:
 
 
 def _answered(status: StepStatus, reply: Event) -> StepRecord:
-    data = reply.model_dump(mode="json", by_alias=True)
+    data = reply.model_dump(mode="json", by_alias=False)
     return StepRecord(status, reply.__identity__.name, data)
 
 
 def _revived(model: type[Event], record: StepRecord) -> Event:
     # Through JSON, as it was read the first time: a strict model takes a date only from there.
-    return model.model_validate_json(to_json(record.reply))
+    # By name, because an alias may be for reading only.
+    return model.model_validate_json(to_json(record.reply), by_name=True, by_alias=False)
 
 
 def _failure(definition: Definition, record: SagaRecord) -> Event:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import Any
+from enum import Enum
+from typing import Any, Generic, TypeVar
 
 import pytest
 from pydantic import ValidationError
@@ -101,6 +102,25 @@ def test_a_base_class_that_shares_fields_has_no_identity() -> None:
         identity_of(Shared)
 
 
+def test_a_class_derived_from_a_named_message_needs_a_name_of_its_own() -> None:
+    with pytest.raises(
+        UsageError, match=r"Narrower derives from payments.paid v2 without a name of its own: write"
+    ):
+
+        class Narrower(Paid):
+            pass
+
+
+Item = TypeVar("Item")
+
+
+def test_a_generic_message_keeps_its_name_when_its_parameter_is_given() -> None:
+    class Listed(Event, Generic[Item], name="a.listed", version=1):
+        item: Item
+
+    assert identity_of(Listed[int]) == identity_of(Listed)
+
+
 def test_a_message_cannot_be_changed() -> None:
     paid = Paid(order_id=1)
     with pytest.raises(ValidationError, match="frozen"):
@@ -124,6 +144,30 @@ def test_a_field_may_have_the_name_of_a_class_keyword() -> None:
 def test_the_key_is_the_key_field_as_text() -> None:
     assert key_of(Paid(order_id=17)) == "17"
     assert key_of(Pay(order_id=17)) is None
+
+
+@pytest.mark.parametrize("key", [None, ""])
+def test_a_key_without_a_value_is_no_key(key: str | None) -> None:
+    class Noted(Event, name="a.noted", version=1, key="note"):
+        note: str | None
+
+    assert key_of(Noted(note=key)) is None
+
+
+class Colour(str, Enum):  # noqa: UP042  # whose text, unlike a StrEnum's, is not its value
+    RED = "red"
+
+
+class Size(Enum):
+    NONE = 0
+
+
+@pytest.mark.parametrize(("member", "key"), [(Colour.RED, "red"), (Size.NONE, "0")])
+def test_a_key_that_is_a_member_of_an_enum_is_its_value(member: Enum, key: str) -> None:
+    class Painted(Event, name="a.painted", version=1, key="part"):
+        part: Colour | Size
+
+    assert key_of(Painted(part=member)) == key
 
 
 def test_an_upcaster_stays_the_function_it_is() -> None:

@@ -66,7 +66,7 @@ def test_knowing_a_message_is_not_publishing_it(registry: Registry) -> None:
 
 
 def test_only_the_very_model_that_was_declared_is_published(registry: Registry) -> None:
-    class Narrower(Placed):
+    class Narrower(Placed, name="orders.placed", version=1):
         pass
 
     class Nameless(Event):

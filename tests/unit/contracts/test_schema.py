@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, computed_field, create_model
 
-from eventmesh.contracts.message import Event, Message
+from eventmesh.contracts.message import Command, Event, Message
 from eventmesh.contracts.schema import (
     Finding,
     canonical,
@@ -22,11 +22,13 @@ from eventmesh.contracts.schema import (
 from eventmesh.errors import Drift
 
 
-def paid(key: str | None = "order_id", version: int = 1, **fields: Any) -> type[Message]:
-    """The event payments.paid with these fields beside `order_id`."""
-    base = {"order_id": (int, ...)}
+def paid(
+    key: str | None = "order_id", version: int = 1, base: type[Message] = Event, **fields: Any
+) -> type[Message]:
+    """The message payments.paid, an event, with these fields beside `order_id`."""
+    all_fields = {"order_id": (int, ...)} | fields
     keywords = {"name": "payments.paid", "version": version, "key": key}
-    return create_model("Paid", __base__=Event, __cls_kwargs__=keywords, **(base | fields))
+    return create_model("Paid", __base__=base, __cls_kwargs__=keywords, **all_fields)
 
 
 def state_of(model: type[Message], root: Path) -> Finding:
@@ -71,6 +73,34 @@ def test_writer_and_reader_are_told_apart_where_they_differ() -> None:
     locked = lock(Sum)
     assert list(locked["writer"]["properties"]) == ["one", "total", "written"]
     assert list(locked["reader"]["properties"]) == ["one", "read"]
+
+
+def test_whether_it_is_an_event_or_a_command_is_part_of_the_contract(tmp_path: Path) -> None:
+    freeze([paid()], tmp_path)
+    finding = state_of(paid(base=Command), tmp_path)
+    assert lock(paid())["hash"] != lock(paid(base=Command))["hash"]
+    assert (finding.state, finding.detail) == (
+        "changed",
+        "the kind was 'event' and is 'command'",
+    )
+
+
+def test_what_is_written_has_every_field_and_what_is_read_may_lack_a_default() -> None:
+    locked = lock(paid(currency=(str, "USD")))
+    assert locked["writer"]["required"] == ["currency", "order_id"]
+    assert locked["reader"]["required"] == ["order_id"]
+
+
+def test_what_is_written_has_no_further_field_and_what_is_read_may_have_some() -> None:
+    locked = lock(paid(inner=(Inner, ...)))
+    assert locked["writer"]["additionalProperties"] is False
+    assert locked["writer"]["$defs"]["Inner"]["additionalProperties"] is False
+    assert "additionalProperties" not in json.dumps(locked["reader"])
+
+
+def test_a_free_form_object_stays_open() -> None:
+    written = lock(paid(meta=(dict[str, str], ...)))["writer"]["properties"]["meta"]
+    assert written["additionalProperties"] == {"type": "string"}
 
 
 def test_titles_descriptions_examples_and_order_do_not_count() -> None:
@@ -201,7 +231,7 @@ def test_a_changed_model_is_noticed_and_the_field_is_named(
     assert (finding.state, finding.detail) == ("changed", detail)
 
 
-@pytest.mark.parametrize("side", ["writer", "reader", "key", "hash"])
+@pytest.mark.parametrize("side", ["writer", "reader", "name", "version", "kind", "key", "hash"])
 def test_an_edited_lock_file_is_noticed(tmp_path: Path, side: str) -> None:
     [finding] = freeze([paid()], tmp_path)
     locked = json.loads(finding.path.read_text())

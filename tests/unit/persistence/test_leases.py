@@ -69,7 +69,7 @@ def test_no_bucket_ever_has_two_owners(buckets: int, steps: list[tuple[str, str 
 
 
 @given(st.integers(1, 32), steps, st.sets(relays, min_size=1).map(sorted))
-def test_the_relays_that_stay_own_all_buckets_soon_and_none_more_than_its_part(
+def test_the_relays_that_stay_own_all_buckets_soon_and_each_its_part(
     buckets: int, steps: list[tuple[str, str | int]], stay: list[str]
 ) -> None:
     world = World(buckets)
@@ -78,11 +78,58 @@ def test_the_relays_that_stay_own_all_buckets_soon_and_none_more_than_its_part(
     world.now += LEASE_TIME  # all who do not take turns any more are gone
     for owner in stay * 2:
         world.turn(owner)
-    parts = [world.owned(owner) for owner in stay]
-    assert set().union(*parts) == set(range(buckets))
-    assert max(len(part) for part in parts) <= -(-buckets // len(stay))
-    if buckets % len(stay) == 0:
-        assert {len(part) for part in parts} == {buckets // len(stay)}
+    assert_fair(world, stay)
+
+
+@given(st.integers(1, 32), steps, st.permutations("abcde"), st.integers(1, 5))
+def test_the_parts_are_fair_from_any_state_after_three_rounds_of_turns(
+    buckets: int, steps: list[tuple[str, str | int]], everybody: list[str], count: int
+) -> None:
+    world = World(buckets)
+    for step in steps:
+        world.do(*step)
+    stay, leave = everybody[:count], everybody[count:]
+    for owner in leave:
+        world.do("leave", owner)
+    # In the first all get to know each other, in the second each gives up, in the third it takes.
+    for owner in stay * 3:
+        world.turn(owner)
+    assert_fair(world, stay)
+
+
+def assert_fair(world: World, owners: list[str]) -> None:
+    """Every bucket has an owner, parts differ by one at the most, and nobody is left out who need
+    not be."""
+    parts = [world.owned(owner) for owner in owners]
+    sizes = [len(part) for part in parts]
+    assert set().union(*parts) == {row.bucket for row in world.leases}
+    assert sum(sizes) == len(world.leases)
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= 1 or len(world.leases) < len(owners)
+
+
+def test_five_relays_share_sixteen_buckets_and_none_is_left_without() -> None:
+    world = World(16)
+    for owner in "abcde" * 4:
+        world.turn(owner)
+    assert [len(world.owned(owner)) for owner in "abcde"] == [4, 3, 3, 3, 3]
+
+
+@given(st.integers(0, 32), st.sets(st.text(max_size=3), min_size=1).map(list))
+def test_shares_of_free_buckets_add_up_and_differ_by_one_at_the_most(
+    buckets: int, owners: list[str]
+) -> None:
+    free = [Lease(bucket, None, None) for bucket in range(buckets)]
+    sizes = [len(share(free, owner, owners, BEGINNING)) for owner in owners]
+    assert sum(sizes) == buckets
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.permutations("abcde"))
+def test_in_which_order_the_relays_are_read_does_not_matter(owners: list[str]) -> None:
+    free = [Lease(bucket, None, None) for bucket in range(16)]
+    for owner in owners:
+        assert share(free, owner, owners, BEGINNING) == share(free, owner, list("abcde"), BEGINNING)
 
 
 @given(st.integers(1, 32), st.integers(1, 5))

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import field_validator
 
 from eventmesh.contracts.message import Event, Message
 from eventmesh.runtime.delivery import read
@@ -55,6 +58,34 @@ def test_what_can_never_be_read_is_dead_with_a_reason_for_people(
     outcome = read(Delivery(envelope), MODELS, 20)
     assert isinstance(outcome, Dead)
     assert reason in outcome.reason
+
+
+class Picky(Event, name="a.picky", version=1):
+    amount: int
+
+    @field_validator("amount", mode="before")
+    @classmethod
+    def refuse(cls, value: object) -> NoReturn:
+        raise ERRORS[str(value)]
+
+
+ERRORS = {
+    error.__name__: error("picky")
+    for error in (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError)
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_whatever_a_validator_raises_the_message_is_dead(name: str) -> None:
+    attributes = {
+        **ENVELOPE.attributes,
+        "type": "a.picky",
+        "dataschema": "urn:eventmesh:a.picky:1",
+    }
+    delivery = Delivery(Envelope(attributes, b'{"amount": "%s"}' % name.encode()))
+    outcome = read(delivery, {"a.picky": Picky}, 20)
+    assert isinstance(outcome, Dead)
+    assert "picky" in outcome.reason
 
 
 @given(

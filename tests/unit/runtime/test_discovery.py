@@ -103,9 +103,42 @@ def test_an_error_of_a_service_s_module_is_told_with_its_place(project: Project)
         load_services(["bad"], root)
 
 
+def test_an_error_deep_in_a_library_is_told_with_the_place_in_the_user_s_own_file(
+    project: Project,
+) -> None:
+    root = project(bad="import json\n\njson.loads('[')\n")
+    with pytest.raises(UsageError, match=r"JSONDecodeError: .* \(.*em_test_bad.py, line 3\)"):
+        load_services(["bad"], root)
+
+
+def test_an_error_in_a_module_that_a_service_imports_is_told_with_the_place_there(
+    project: Project,
+) -> None:
+    root = project(
+        'bad = "em_test_bad:service"', bad="import em_test_helper\n", helper="\nx = 1 / 0\n"
+    )
+    with pytest.raises(
+        UsageError,
+        match=r"'bad' cannot be .* division by zero \(.*em_test_helper.py, line 2\)",
+    ):
+        load_services(["bad"], root)
+
+
+def test_a_syntax_error_is_told_with_its_place(project: Project) -> None:
+    root = project(bad="x = 1\ndef (\n")
+    with pytest.raises(UsageError, match=r"SyntaxError: .* \(.*em_test_bad.py, line 2\)"):
+        load_services(["bad"], root)
+
+
+def test_a_target_that_is_nowhere_is_told_without_a_place(project: Project) -> None:
+    root = project('bad = "em_test_not_there"')
+    with pytest.raises(UsageError, match=r"No module named 'em_test_not_there'\.$"):
+        load_services(["bad"], root)
+
+
 def test_a_missing_import_of_a_service_is_told(project: Project) -> None:
     root = project(bad="import em_test_not_there\n")
-    with pytest.raises(UsageError, match=r"No module named 'em_test_not_there' \(.*line 1\)"):
+    with pytest.raises(UsageError, match=r"'em_test_not_there' \(.*em_test_bad.py, line 1\)"):
         load_services(["bad"], root)
 
 

@@ -82,6 +82,20 @@ def test_a_handler_with_effects_is_transactional(function: Any) -> None:
     assert bound(function).transactional
 
 
+@pytest.mark.parametrize("optional", [Transaction | None, AsyncSession | None])
+async def test_a_transaction_that_may_be_none_is_filled_all_the_same(optional: Any) -> None:
+    seen: list[Any] = []
+
+    async def handle(event: Paid, it=None) -> None:
+        seen.append(it)
+
+    handle.__annotations__["it"] = optional
+    handler, tx = bound(handle), transaction()
+    assert handler.transactional
+    await handler.call(Paid(), ENVELOPE, tx)
+    assert seen == [tx if optional == Transaction | None else tx.session]
+
+
 @pytest.mark.parametrize(
     ("annotation", "declared"),
     [
@@ -145,7 +159,9 @@ def test_a_parameter_that_nothing_can_fill_is_named_with_its_type() -> None:
 def test_a_message_that_may_be_none_is_no_message_parameter() -> None:
     async def handle(event: Paid | None) -> None: ...
 
-    with pytest.raises(UsageError, match=r"parameter 'event' of type .*Paid \| None"):
+    with pytest.raises(
+        UsageError, match=r"parameter 'event' of type .*Paid \| None, which nothing can fill"
+    ):
         bound(handle)
 
 
@@ -168,6 +184,35 @@ def test_an_annotation_that_cannot_be_resolved_says_where_to_import_it() -> None
 
     with pytest.raises(UsageError, match=r"'Missing' is not defined.*not under TYPE_CHECKING"):
         bound(handle)
+
+
+@pytest.mark.parametrize("annotation", ["pytest.Missing", "Paid[int]", "1 + None"])
+def test_an_annotation_that_raises_when_it_is_resolved_is_refused(annotation: str) -> None:
+    async def handle(event) -> None: ...
+
+    handle.__annotations__["event"] = annotation
+    with pytest.raises(UsageError, match="has an annotation that cannot be resolved: "):
+        bound(handle)
+
+
+def test_two_models_of_one_message_are_refused_and_both_named() -> None:
+    class PaidBefore(Event, name="payments.paid", version=2):
+        pass
+
+    async def handle(event: Paid | PaidBefore) -> None: ...
+
+    with pytest.raises(UsageError, match=r"two models of one message: Paid \| PaidBefore. Keep"):
+        bound(handle)
+
+
+def test_a_parameter_that_cannot_be_given_by_its_name_is_refused() -> None:
+    async def positional(event: Paid, /) -> None: ...
+    async def several(event: Paid, *more: int) -> None: ...
+    async def named(event: Paid, **more: int) -> None: ...
+
+    for function, name in ((positional, "event"), (several, "more"), (named, "more")):
+        with pytest.raises(UsageError, match=rf"'{name}', which cannot be given by its name"):
+            bound(function)
 
 
 def test_a_subscription_to_what_the_parameter_does_not_take_is_refused() -> None:
@@ -282,6 +327,16 @@ async def test_a_handler_with_a_dependency_still_gets_what_it_names_itself() -> 
     tx, paid = transaction(), Paid()
     assert await bound(handle).call(paid, ENVELOPE, tx) == Declined()
     assert seen == [paid, tx, ENVELOPE, 5]
+
+
+async def test_an_annotation_may_hold_what_has_no_hash() -> None:
+    seen = []
+
+    async def handle(event: Paid, times: Annotated[int, ["a note"]] = 3) -> None:
+        seen.append(times)
+
+    await bound(handle).call(Paid(), ENVELOPE, transaction())
+    assert seen == [3]
 
 
 async def test_dependencies_of_dependencies_are_filled() -> None:

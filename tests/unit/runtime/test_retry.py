@@ -37,6 +37,11 @@ def test_an_exponential_back_off_never_shrinks_and_never_exceeds_its_cap(
     assert 0 <= backoff(attempt) <= backoff(attempt + 1) <= cap
 
 
+@pytest.mark.parametrize("attempt", [1, 2, 5_000])
+def test_a_back_off_that_starts_at_zero_stays_there(attempt: int) -> None:
+    assert exponential(0)(attempt) == 0
+
+
 @pytest.mark.parametrize("factor", [0.0, 0.99, -2.0])
 def test_a_back_off_that_shrinks_is_refused(factor: float) -> None:
     with pytest.raises(UsageError, match="shrinks: use 1 or more"):

@@ -45,6 +45,11 @@ def test_a_time_is_set_with_a_unit_or_in_seconds(
         ("EVENTMESH_MAX_MESSAGE_BYTES", "-1"),
         ("EVENTMESH_LEASE_TIME", "0s"),
         ("EVENTMESH_LEASE_TIME", "-1"),
+        ("EVENTMESH_LEASE_TIME", "inf"),
+        ("EVENTMESH_DRAIN_TIMEOUT", "nan"),
+        ("EVENTMESH_GROUP_TIME", "abc"),
+        ("EVENTMESH_BROKER_PREFIX", "!! A b"),
+        ("EVENTMESH_BROKER_PREFIX", ""),
         ("EVENTMESH_LOG_FORMAT", "xml"),
         ("EVENTMESH_LOG_LEVEL", "loud"),
     ],
@@ -62,6 +67,14 @@ def test_all_wrong_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("EVENTMESH_PREFETCH", "many")
     monkeypatch.setenv("EVENTMESH_LOG_LEVEL", "loud")
     with pytest.raises(UsageError, match=r"EVENTMESH_PREFETCH: .*; EVENTMESH_LOG_LEVEL: "):
+        load_settings()
+
+
+def test_a_setting_that_is_no_json_where_json_is_meant_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EVENTMESH_DATABASE_URLS", "{bad")
+    with pytest.raises(UsageError, match=r"cannot be read: .*database_urls"):
         load_settings()
 
 

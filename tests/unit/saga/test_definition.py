@@ -64,11 +64,13 @@ def take_back(state: State, reply: Did) -> Undo:
 AS_WRITTEN = Flow(())
 
 
-def define(flow: object = AS_WRITTEN, begin: object = begin, **steps: Step) -> Definition:
+def define(
+    flow: object = AS_WRITTEN, begin: object = begin, completed: object = None, **steps: Step
+) -> Definition:
     """The definition of a saga of these steps, one after another unless `flow` says otherwise."""
     if flow is AS_WRITTEN:
         flow = functools.reduce(operator.rshift, steps.values())
-    body = {"begin": begin, "flow": flow, **steps}
+    body = {"begin": begin, **steps, "flow": flow, "completed": completed}
 
     def fill(namespace: dict[str, Any]) -> None:
         namespace["__module__"] = __name__
@@ -242,3 +244,52 @@ def test_a_flow_is_its_steps_one_after_another() -> None:
 def test_a_flow_may_be_a_single_step() -> None:
     only = plain()
     assert list(define(only, a=only).steps) == [only]
+
+
+def test_the_step_of_a_flow_of_one_keeps_its_name() -> None:
+    class Short(Saga[State], name="a.short", started_by=Started):
+        def begin(event: Started) -> State:
+            return State()
+
+        @step(ok=Did)
+        def only(state: State) -> Do:
+            return Do()
+
+        flow = only
+
+    assert [each.name for each in Short.definition.steps] == ["only"]
+
+
+def test_a_flow_may_be_made_of_flows() -> None:
+    a, b, c, d = plain(), plain(), plain(), plain()
+    assert (a >> (b >> c)) == (a >> b >> c)
+    assert ((a >> b) >> (c >> d)) == (a >> b >> c >> d)
+
+
+def test_a_pivot_cannot_be_undone() -> None:
+    undoable = pivot(ok=Did)(do)
+    undoable.undo(take_back)
+    with pytest.raises(UsageError, match="has an undo for its pivot a, which cannot be taken back"):
+        define(undoable, a=undoable)
+
+
+def test_what_starts_a_saga_answers_none_of_its_steps() -> None:
+    undoable = plain()
+    undoable.undo(ok=Started)(take_back)
+    answered = (step(ok=Started)(do), step(ok=Did, failed=[Refused, Started])(do), undoable)
+    for each in answered:
+        with pytest.raises(
+            UsageError, match="is started by Started, which also answers its step b"
+        ):
+            define(a=plain(), b=each)
+
+
+def end_without_annotation(state: State):  # type: ignore[no-untyped-def]
+    return Ended()
+
+
+def test_an_end_says_which_message_it_makes() -> None:
+    with pytest.raises(
+        UsageError, match="end_without_annotation must say which message it makes, or None"
+    ):
+        define(a=plain(), b=plain(), completed=end_without_annotation)

@@ -8,6 +8,7 @@ import copy
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,7 +16,7 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from eventmesh.contracts.message import Command, Event
 from eventmesh.saga.definition import UNDO_SUFFIX, Definition, Flow, Saga, Step, pivot, step
@@ -45,6 +46,11 @@ class Do(Command, name="parts.do", version=1):
 class Did(Event, name="parts.did", version=1):
     part_id: UUID
     price: Decimal = Decimal("1.10")
+
+
+class Signed(Event, name="parts.signed", version=1, strict=True):
+    part_id: UUID = Field(alias="partId")
+    on: date
 
 
 class Failed(Event, name="parts.failed", version=1):
@@ -181,14 +187,16 @@ def stored_and_loaded(definition: Definition, record: SagaRecord) -> SagaRecord:
     row = json.loads(
         json.dumps(
             {
-                "state": record.state.model_dump(mode="json"),
+                "state": record.state.model_dump(mode="json", by_alias=False),
                 "steps": {name: asdict(each) for name, each in record.steps.items()},
             }
         )
     )
     return SagaRecord(
         status=record.status,
-        state=definition.state.model_validate(row["state"]),
+        state=definition.state.model_validate_json(
+            json.dumps(row["state"]), by_name=True, by_alias=False
+        ),
         steps={name: StepRecord(**each) for name, each in row["steps"].items()},
         reason=record.reason,
     )
@@ -487,6 +495,17 @@ def test_an_undo_gets_the_reply_that_its_own_step_got() -> None:
         f"undo {replies[1].part_id} at 1.10",
         f"undo {replies[0].part_id} at 0.10",
     ]
+
+
+def test_an_undo_gets_a_strict_reply_with_aliases_as_it_was() -> None:
+    signing = step(ok=Signed)(lambda state: Do(what="sign"))
+    signing.undo(lambda state, reply: Do(what=f"tear up {reply.part_id} of {reply.on}"))
+    definition = make_saga((signing,), (make_step(Failed),))
+    record = start(definition, beginning(definition)).record
+    signed = Signed(partId=UUID(int=3), on=date(2026, 1, 2))
+    record = stored_and_loaded(definition, advance(definition, record, "a", signed).record)
+    [undo] = advance(definition, record, "b", Failed()).sendings
+    assert undo.command.what == f"tear up {UUID(int=3)} of 2026-01-02"
 
 
 def test_a_step_beside_a_failed_one_is_awaited_and_then_undone() -> None:

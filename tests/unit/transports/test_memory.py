@@ -222,6 +222,13 @@ async def test_a_replayed_dead_letter_is_a_first_attempt_again(transport: Memory
     assert (await transport.stats(PAID)).dead == 0
 
 
+async def test_a_dead_letter_named_twice_is_replayed_once(transport: MemoryTransport) -> None:
+    [letter] = await bury(transport, "1")
+    assert await transport.replay(PAID, [letter, letter]) == [letter]
+    stats = await transport.stats(PAID)
+    assert (stats.ready, stats.dead) == (1, 0)
+
+
 async def test_a_discarded_dead_letter_is_gone_and_the_others_stay(
     transport: MemoryTransport,
 ) -> None:

@@ -120,6 +120,19 @@ def test_a_native_timestamp_of_amqp_becomes_rfc_3339_in_utc(native: datetime, te
     assert envelope.time == native.replace(tzinfo=native.tzinfo or UTC)
 
 
+@pytest.mark.parametrize(
+    ("native", "text"),
+    [(0, "1970-01-01T00:00:00Z"), (-1, "1969-12-31T23:59:59.999000Z"), (10**18, str(10**18))],
+)
+def test_a_whole_number_as_time_counts_milliseconds_since_1970(native: int, text: str) -> None:
+    assert from_headers({"cloudEvents_time": native}, None, b"").attributes["time"] == text
+
+
+@pytest.mark.parametrize(("native", "text"), [(True, "true"), (False, "false"), (7, "7")])
+def test_booleans_and_whole_numbers_have_their_canonical_text(native: object, text: str) -> None:
+    assert from_headers({"cloudEvents_flag": native}, None, b"").attributes == {"flag": text}
+
+
 def test_bytes_that_are_no_text_are_kept_readable() -> None:
     assert from_headers({"ce-x": b"a\xff"}, None, b"").attributes == {"x": "a\\xff"}
     assert from_fields([(b"x", b"a\xff")]).attributes == {"x": "a\\xff"}
@@ -161,6 +174,11 @@ def test_what_we_seal_is_a_valid_cloud_event(envelope: Envelope) -> None:
     assert again.get_data() == json.loads(envelope.data)
 
 
+def test_a_message_with_an_empty_key_is_a_valid_cloud_event() -> None:
+    envelope = seal(Paid(order_id=""), source="payments", clock=ManualClock())
+    assert not {"subject", "partitionkey"} & oracle_event(envelope).get_attributes().keys()
+
+
 @given(sealed)
 def test_the_oracle_reads_our_amqp_headers(envelope: Envelope) -> None:
     message = amqp.AMQPMessage(
@@ -175,9 +193,18 @@ def test_the_oracle_reads_our_amqp_headers(envelope: Envelope) -> None:
 
 def headers_of_the_amqp_binding(event: BaseCloudEvent) -> tuple[dict[str, Any], str, bytes]:
     message = amqp.to_binary_event(event)
+    assert isinstance(message.application_properties["cloudEvents_time"], int)
+    return (
+        message.application_properties,
+        message.properties["content-type"],
+        message.application_data,
+    )
+
+
+def headers_with_a_native_time(event: BaseCloudEvent) -> tuple[dict[str, Any], str, bytes]:
+    headers, content_type, data = headers_of_the_amqp_binding(event)
     # AMQP 0-9-1 has a timestamp of its own, which its clients take and give as a datetime.
-    headers = message.application_properties | {"cloudEvents_time": event.get_time()}
-    return headers, message.properties["content-type"], message.application_data
+    return headers | {"cloudEvents_time": event.get_time()}, content_type, data
 
 
 def headers_with_a_colon(event: BaseCloudEvent) -> tuple[dict[str, Any], str, bytes]:
@@ -194,7 +221,12 @@ def headers_of_the_rabbitmq_binding(event: BaseCloudEvent) -> tuple[dict[str, An
 
 @pytest.mark.parametrize(
     "written_by",
-    [headers_of_the_amqp_binding, headers_with_a_colon, headers_of_the_rabbitmq_binding],
+    [
+        headers_of_the_amqp_binding,
+        headers_with_a_native_time,
+        headers_with_a_colon,
+        headers_of_the_rabbitmq_binding,
+    ],
     ids=lambda binding: binding.__name__,
 )
 @given(envelope=sealed)

@@ -179,6 +179,43 @@ def test_a_strict_model_reads_older_versions_as_it_reads_its_own() -> None:
     assert open_envelope(old, Strict) == open_envelope(envelope, Strict)
 
 
+class Priced(Event, name="a.priced", version=2):
+    price: Decimal
+
+
+@Priced.upcaster(from_version=1)
+def as_decimal(data: dict[str, Any]) -> dict[str, Any]:
+    return {"price": Decimal(data["price"])}
+
+
+def test_an_upcaster_may_return_what_is_no_json() -> None:
+    old = changed(
+        sealed(Priced(price=Decimal(1))), b'{"price":"1.50"}', dataschema="urn:eventmesh:a.priced:1"
+    )
+    assert open_envelope(old, Priced) == Priced(price=Decimal("1.50"))
+
+
+def test_an_upcaster_that_returns_what_cannot_be_written_makes_the_message_unreadable() -> None:
+    class Odd(Event, name="a.odd", version=2):
+        part: str
+
+    Odd.upcaster(from_version=1)(lambda data: {"part": object()})
+    old = changed(sealed(Odd(part="x")), dataschema="urn:eventmesh:a.odd:1")
+    with pytest.raises(UnreadableMessage, match=r"the data could not be read as a.odd v2: "):
+        open_envelope(old, Odd)
+
+
+@given(st.integers())
+def test_a_whole_number_of_any_size_survives_upcasting(number: int) -> None:
+    class Counted(Event, name="a.counted", version=2):
+        number: int
+
+    Counted.upcaster(from_version=1)(dict)
+    envelope = sealed(Counted(number=number))
+    old = changed(envelope, dataschema="urn:eventmesh:a.counted:1")
+    assert open_envelope(old, Counted) == open_envelope(envelope, Counted) == Counted(number=number)
+
+
 @pytest.mark.parametrize(
     ("version", "data", "reason"),
     [
