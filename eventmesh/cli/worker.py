@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -59,13 +58,14 @@ def dev(
         worker(names)
         return
     try:
-        from watchfiles import PythonFilter, run_process
+        from eventmesh.cli.reload import run_with_reload
     except ImportError:
         typer.echo("watchfiles is not installed (pip install 'eventmesh[reload]'): no reload.")
         worker(names)
         return
-    command = shlex.join([sys.executable, "-m", "eventmesh", "worker", *names])
-    run_process(Path.cwd(), target=command, target_type="command", watch_filter=PythonFilter())
+    code = run_with_reload([sys.executable, "-m", "eventmesh", "worker", *names], Path.cwd())
+    if code:
+        raise typer.Exit(code)
 
 
 def run_worker(services: list[Service], settings: Settings) -> None:

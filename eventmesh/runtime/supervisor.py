@@ -22,28 +22,28 @@ async def supervise(command: Sequence[str], workers: int, drain_timeout: float) 
     """
     log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.supervisor")
     stop = asyncio.Event()
-    children = [await asyncio.create_subprocess_exec(*command) for _ in range(workers)]
+    # Sessions of their own, so that a terminal's Ctrl-C reaches them once, through us: a second
+    # signal would abort them.
+    children = [
+        await asyncio.create_subprocess_exec(*command, start_new_session=True)
+        for _ in range(workers)
+    ]
 
-    def told(number: signal.Signals) -> None:
+    def tell() -> None:
         stop.set()
         for child in children:
             if child.returncode is None:
-                child.send_signal(number)
+                child.terminate()
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        # SIGTERM also for Ctrl-C: the terminal has sent the children their own SIGINT, and a
-        # second signal would abort them.
-        loop.add_signal_handler(number, told, signal.SIGTERM) if number is signal.SIGTERM else (
-            loop.add_signal_handler(number, stop.set)
-        )
+        asyncio.get_running_loop().add_signal_handler(number, tell)
     ends = [asyncio.ensure_future(child.wait()) for child in children]
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait([*ends, stopping], return_when=asyncio.FIRST_COMPLETED)
     if not stop.is_set():
         dead = next(child for child in children if child.returncode is not None)
         log.error("a worker ended by itself", pid=dead.pid, exit_code=dead.returncode)
-        told(signal.SIGTERM)
+        tell()
     _, late = await asyncio.wait(ends, timeout=drain_timeout + _GRACE)
     for child in children:
         if child.returncode is None:
