@@ -40,7 +40,8 @@ async def supervise(command: Sequence[str], workers: int, drain_timeout: float) 
     ends = [asyncio.ensure_future(child.wait()) for child in children]
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait([*ends, stopping], return_when=asyncio.FIRST_COMPLETED)
-    if not stop.is_set():
+    died = not stop.is_set()
+    if died:
         dead = next(child for child in children if child.returncode is not None)
         log.error("a worker ended by itself", pid=dead.pid, exit_code=dead.returncode)
         tell()
@@ -51,7 +52,7 @@ async def supervise(command: Sequence[str], workers: int, drain_timeout: float) 
     if late:
         await asyncio.wait(ends)
     stopping.cancel()
-    return exit_code([child.returncode or 0 for child in children])
+    return exit_code([child.returncode or 0 for child in children]) or int(died)
 
 
 def exit_code(codes: Sequence[int]) -> int:
