@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,23 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy import MetaData as MetaData  # named here for the floors above
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.ext.asyncio import AsyncSession as AsyncSession
 
 from eventmesh.errors import Unreachable, UsageError
+from eventmesh.persistence.session import TransactionSession
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 _CONNECT_TIMEOUT = 10.0  # seconds
+
+# PostgreSQL's Appendix A. Classes: connection, authorization, unknown database.
+_GONE_CLASSES = ("08", "28", "3D")
+# Read-only after a failover, disk full, too many connections, shut down or starting.
+_GONE = ("25006", "53100", "53300", "57P01", "57P02", "57P03", "57P05")
+# What our own statements are simply tried again for: serialization, deadlock, lock not available.
+_OWN_STATEMENTS = ("40001", "40P01", "55P03")
+
 _LOCK_TIMEOUT = 30.0  # seconds that SQLite waits for another process's transaction
 
 
@@ -47,21 +57,26 @@ class Database:
         """Close all connections."""
         await self.engine.dispose()
 
-    def session(self) -> AsyncSession:
-        """A new session; its objects stay readable after commit."""
-        return AsyncSession(self.engine, expire_on_commit=False)
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[TransactionSession]:
+        """A session, ended on leaving; what was not finished is rolled back."""
+        session = TransactionSession(self.engine, expire_on_commit=False)
+        try:
+            yield session
+        finally:
+            await session.end()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:
         """A connection in a transaction that is committed on leaving; Unreachable as in connect."""
-        with self.translated():
+        with self.translated(_OWN_STATEMENTS):
             async with self.engine.begin() as connection:
                 yield connection
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """A connection for single reads, which takes no lock that a writer has to wait for."""
-        with self.translated():
+        with self.translated(_OWN_STATEMENTS):
             async with self.engine.connect() as connection:
                 yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
@@ -77,12 +92,15 @@ class Database:
             await engine.dispose()
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
-        """Raise Unreachable for what a lost or absent database makes drivers raise."""
+    def translated(self, also: Collection[str] = ()) -> Iterator[None]:
+        """Raise Unreachable for what a lost or absent database makes drivers raise, and for these
+        SQLSTATEs too."""
         try:
             yield
-        except (DBAPIError, OSError, TimeoutError) as error:
-            if isinstance(error, DBAPIError) and not connection_lost(error):
+        except (DBAPIError, NoConnectionFree, OSError, TimeoutError) as error:
+            if isinstance(error, DBAPIError) and not (
+                connection_lost(error) or _sqlstate(error) in also
+            ):
                 raise
             raise Unreachable(
                 f"The database of service {self.service!r} "
@@ -117,17 +135,20 @@ def connection_lost(error: BaseException) -> bool:
     """Whether a statement failed because the database is gone, rather than because it is wrong."""
     if not isinstance(error, DBAPIError):
         return False
-    # The classes of PostgreSQL's Appendix A for connection, authorization, unknown database,
-    # resources and operator intervention; SQLite's codes for a file that it cannot use or lock.
-    state = str(getattr(error.orig, "sqlstate", "") or "")
+    state = _sqlstate(error)
     name = str(getattr(error.orig, "sqlite_errorname", "") or "")
     return (
         error.connection_invalidated
-        or state[:2] in ("08", "28", "3D", "53", "57")
+        or state[:2] in _GONE_CLASSES
+        or state in _GONE
         or name.startswith(
             ("SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY")
         )
     )
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    return str(getattr(error.orig, "sqlstate", "") or "")
 
 
 def _make_engine(url: URL) -> AsyncEngine:
@@ -138,7 +159,11 @@ def _make_engine(url: URL) -> AsyncEngine:
     }
     if url.get_backend_name() != "sqlite":
         return create_async_engine(
-            url, connect_args={"timeout": _CONNECT_TIMEOUT}, pool_size=10, **options
+            url,
+            connect_args={"timeout": _CONNECT_TIMEOUT},
+            pool_size=10,
+            max_overflow=40,  # a transaction for each handler, and the relay's
+            **options,
         )
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)

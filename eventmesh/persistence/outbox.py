@@ -32,6 +32,15 @@ class OutboxRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """A row that the broker did not take, why, and when it is to be tried again."""
+
+    seq: int
+    reason: str
+    again_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class OutboxStats:
     """How many messages wait to be relayed, are delayed, and are parked."""
 
@@ -56,7 +65,8 @@ async def due(
 ) -> list[OutboxRow]:
     """The oldest rows of these buckets that are due, up to `limit`, in the order of their keys.
 
-    Rows of a key that is parked stay where they are.
+    Rows of a key of which the broker has refused one wait until that one is due again; for ever,
+    if it is parked.
     """
     parameters = {"buckets": sorted(buckets), "now": now, "most": limit}
     rows = await connection.execute(_due_statement(), parameters)
@@ -72,9 +82,10 @@ async def delete_confirmed(connection: AsyncConnection, seqs: Sequence[int]) -> 
 
 
 async def mark_refused(
-    connection: AsyncConnection, refused: Sequence[tuple[int, str]], park_after: int
+    connection: AsyncConnection, refused: Sequence[Refusal], park_after: int
 ) -> None:
-    """Count an attempt for rows that the broker refused; park them at `park_after` attempts."""
+    """Count an attempt for rows that the broker refused, and hold them, with their keys, until
+    they are due again; park them at `park_after` attempts."""
     if refused:
         await connection.execute(
             update(outbox)
@@ -82,9 +93,10 @@ async def mark_refused(
             .values(
                 attempts=outbox.c.attempts + 1,
                 last_error=bindparam("error"),
+                due_at=bindparam("again_at"),
                 parked=outbox.c.attempts + 1 >= park_after,
             ),
-            [{"row": seq, "error": error} for seq, error in refused],
+            [{"row": r.seq, "error": r.reason, "again_at": r.again_at} for r in refused],
         )
 
 
@@ -125,16 +137,20 @@ def _values(message: Outgoing, now: datetime) -> dict[str, Any]:
 
 @cache  # building it takes longer than running it
 def _due_statement() -> Select[Any]:
-    parked = outbox.alias("parked")
+    held, now = outbox.alias("held"), bindparam("now", type_=UtcDateTime)
     relayable = (
         outbox.c.bucket.in_(bindparam("buckets", expanding=True)),
         ~outbox.c.parked,
-        ~exists().where(parked.c.parked, parked.c.key == outbox.c.key),
+        ~exists().where(
+            held.c.attempts > 0,
+            held.c.key == outbox.c.key,
+            held.c.parked | (held.c.due_at > now),
+        ),
     )
     rows = select(outbox.c.seq, outbox.c.headers, outbox.c.data, outbox.c.attempts)
     # Two halves, so that each is read in the order of an index of its own.
     at_once = _first(rows.where(outbox.c.due_at.is_(None), *relayable))
-    delayed = _first(rows.where(outbox.c.due_at <= bindparam("now", type_=UtcDateTime), *relayable))
+    delayed = _first(rows.where(outbox.c.due_at <= now, *relayable))
     both = at_once.union_all(delayed).subquery()
     return select(both).order_by(both.c.seq).limit(bindparam("most"))
 

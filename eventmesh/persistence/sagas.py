@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Select, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.sql.dml import ReturningUpdate
 
@@ -29,9 +29,10 @@ class SagaRow:
     row_version: int
 
 
-async def load(session: AsyncSession, saga_id: str) -> SagaRow | None:
-    """The saga of this id."""
-    row = (await session.execute(_load_statement(), {"saga_id": saga_id})).one_or_none()
+async def load(session: AsyncSession, name: str, saga_id: str) -> SagaRow | None:
+    """The saga of this name and id."""
+    known = {"saga_name": name, "saga_id": saga_id}
+    row = (await session.execute(_load_statement(), known)).one_or_none()
     return None if row is None else SagaRow(*row)
 
 
@@ -53,7 +54,7 @@ async def store(session: AsyncSession, row: SagaRow, *, ended: bool, now: dateti
         values |= {"id": row.id, "name": row.name, "version": row.version, "started_at": now}
         await session.execute(insert(saga), values)
         return
-    known = {"saga_id": row.id, "known_version": row.row_version - 1}
+    known = {"saga_name": row.name, "saga_id": row.id, "known_version": row.row_version - 1}
     updated = await session.scalar(_update_statement(tuple(values)), values | known)
     if updated is None:
         raise Conflict(f"saga {row.id} was changed by another worker at the same time")
@@ -68,14 +69,18 @@ async def count_by_status(connection: AsyncConnection) -> dict[str, int]:
 @cache  # building a statement takes longer than running it
 def _load_statement() -> Select[Any]:
     columns = [saga.c[field.name] for field in fields(SagaRow)]
-    return select(*columns).where(saga.c.id == bindparam("saga_id"))
+    return select(*columns).where(*_this_saga())
+
+
+def _this_saga() -> tuple[ColumnElement[bool], ...]:
+    return saga.c.name == bindparam("saga_name"), saga.c.id == bindparam("saga_id")
 
 
 @cache
 def _update_statement(columns: tuple[str, ...]) -> ReturningUpdate[Any]:
     return (
         update(saga)
-        .where(saga.c.id == bindparam("saga_id"))
+        .where(*_this_saga())
         .where(saga.c.row_version == bindparam("known_version"))
         .values({column: bindparam(column) for column in columns})
         .returning(saga.c.id)

@@ -60,10 +60,10 @@ Index(
     sqlite_where=outbox.c.due_at.is_not(None),
 )
 Index(
-    "ix_eventmesh_outbox_parked",
+    "ix_eventmesh_outbox_refused",
     outbox.c.key,
-    postgresql_where=outbox.c.parked,
-    sqlite_where=outbox.c.parked,
+    postgresql_where=outbox.c.attempts > 0,
+    sqlite_where=outbox.c.attempts > 0,
 )
 
 inbox = Table(
@@ -72,6 +72,15 @@ inbox = Table(
     Column("subscription", String(255), primary_key=True),
     Column("message_id", String(255), primary_key=True),
     Column("received_at", UtcDateTime, nullable=False),
+)
+
+start = Table(
+    "eventmesh_start",
+    metadata,
+    Column("subscription", String(255), primary_key=True),
+    Column("message_id", String(255), primary_key=True),
+    Column("starts", Integer, nullable=False),
+    CheckConstraint("starts >= 1", name="starts"),
 )
 
 relay = Table(
@@ -95,8 +104,8 @@ lease = Table(
 saga = Table(
     "eventmesh_saga",
     metadata,
+    Column("name", String(255), primary_key=True),
     Column("id", String(255), primary_key=True),
-    Column("name", String(255), nullable=False),
     Column("version", Integer, nullable=False),
     Column("status", String(20), nullable=False),
     Column("state", JSON, nullable=False),

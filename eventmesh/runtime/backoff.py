@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from typing import Any
 
 from eventmesh.clock import Clock
 
@@ -21,8 +23,17 @@ class Reconnect:
         """Begin again with the shortest wait."""
         self._failures = 0
 
-    async def wait(self) -> None:
-        """Wait for the next try."""
+    async def wait(self, stopping: asyncio.Future[Any] | None = None) -> None:
+        """Wait for the next try, or for `stopping` if that is sooner."""
         most = min(_FIRST * 2.0**self._failures, _MOST)
         self._failures = min(self._failures + 1, 10)
-        await self._clock.sleep(most * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, no secret
+        pause = most * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, no secret
+        if stopping is None:
+            await self._clock.sleep(pause)
+            return
+        sleeping = asyncio.ensure_future(self._clock.sleep(pause))
+        waits: list[asyncio.Future[Any]] = [sleeping, stopping]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from eventmesh.contracts.message import Message
 from eventmesh.errors import UnreadableMessage
-from eventmesh.runtime.retry import describe
+from eventmesh.runtime.retry import describe, printable
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Dead
 from eventmesh.wire.envelope import check_envelope, open_envelope
 
 
 def read(
-    delivery: Delivery, models: Mapping[str, type[Message]], max_deliveries: int
+    delivery: Delivery, models: Mapping[str, type[Message]], max_deliveries: float
 ) -> Message | Dead:
     """The validated message of the model's version, or why it can never be handled."""
     if delivery.deliveries > max_deliveries:
@@ -30,6 +30,6 @@ def read(
             )
         return open_envelope(delivery.envelope, model)
     except UnreadableMessage as error:
-        return Dead(str(error))
+        return Dead(printable(str(error)))
     except Exception as error:  # noqa: BLE001  # a user's validator may raise anything
-        return Dead(f"the message could not be read: {error!r}", describe(error))
+        return Dead(printable(f"the message could not be read: {error!r}"), describe(error))

@@ -7,21 +7,26 @@ the failing one is retried.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 
 from eventmesh.contracts.message import Message
 from eventmesh.errors import Unreachable, UsageError
-from eventmesh.persistence import inbox
+from eventmesh.persistence import inbox, starts
 from eventmesh.persistence.database import AsyncSession, connection_lost
 from eventmesh.persistence.transaction import Outgoing, Transaction
+from eventmesh.runtime.cancellation import leaks_caught
 from eventmesh.runtime.delivery import read
 from eventmesh.runtime.delivery_log import DeliveryLog
 from eventmesh.runtime.handler import Handler, Returned
 from eventmesh.runtime.retry import decide
-from eventmesh.runtime.service import Service
+from eventmesh.runtime.service import HANDLING, Service
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import DONE, Dead, Outcome
+
+SUSPECT_AFTER = 3
+"""Deliveries, of one attempt, after which a message is handled alone and its starts are counted."""
 
 Settlement = tuple[Delivery, Outcome]
 _Readable = tuple[Delivery, Message]
@@ -32,9 +37,13 @@ class GroupRunner:
 
     def __init__(self, service: Service, handler: Handler) -> None:
         self._service = service
-        self._handler = handler
+        self.handler = handler
         self._clock = service.clock
         self._settings = service.settings
+        # Without a database, the broker's count has to do; it also counts what nobody handled.
+        self._most_deliveries = (
+            math.inf if handler.transactional else service.settings.max_deliveries
+        )
         self._size = 1
         self._failures = 0
         self._log = DeliveryLog(service.name, handler.subscription.name)
@@ -52,9 +61,10 @@ class GroupRunner:
         Unreachable when the database is gone; then nothing of the current group has happened.
         """
         began_at, failures = self._clock.monotonic(), self._failures
+        HANDLING.set(self._service.name)
         with self._log.batch():
             settlements, readable = self._read(deliveries)
-            if self._handler.transactional:
+            if self.handler.transactional:
                 await self._run_in_groups(readable, settlements, stopping)
             else:
                 await self._run_plainly(readable, settlements, stopping)
@@ -70,7 +80,7 @@ class GroupRunner:
         settlements: list[Settlement] = []
         readable: list[_Readable] = []
         for delivery in deliveries:
-            message = read(delivery, self._handler.models, self._settings.max_deliveries)
+            message = read(delivery, self.handler.models, self._most_deliveries)
             if isinstance(message, Dead):
                 settlements.append(self._settle(delivery, message))
             else:
@@ -89,7 +99,8 @@ class GroupRunner:
                 return
             self._log.turn_to(delivery)
             try:
-                returned = await self._handler.call(message, delivery.envelope, None)
+                with leaks_caught():
+                    returned = await self.handler.call(message, delivery.envelope, None)
                 self._refuse_returned(returned)
             except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
                 settlements.append(self._fail(delivery, error))
@@ -105,9 +116,12 @@ class GroupRunner:
         """Handle messages in as few transactions as may be, one by one after a failure."""
         begun = 0
         while begun < len(readable) and not stopping():
-            size = 1 if self._handler.isolated else self._size
-            group = readable[begun : begun + size]
+            group = next_group(readable[begun:], 1 if self.handler.isolated else self._size)
             try:
+                if is_suspect(group[0][0]) and (dead := await self._try_suspect(group[0][0])):
+                    settlements.append(self._settle(group[0][0], dead))
+                    begun += 1
+                    continue
                 handled = await self._run_group(group)
             except Unreachable:
                 raise
@@ -127,9 +141,7 @@ class GroupRunner:
         Fewer than all when the time of a group is over: the rest is left as if never begun.
         """
         database = await self._service.database()
-        with database.translated():
-            session = database.session()
-        async with session:
+        async with database.session() as session:
             with database.translated():
                 fresh = await self._claim(session, group)
             outgoing: list[Outgoing] = []
@@ -138,15 +150,33 @@ class GroupRunner:
                 if handled < len(group):
                     await inbox.unclaim(
                         session,
-                        self._handler.subscription.name,
+                        self.handler.subscription.name,
                         sorted(fresh),
                     )
+                if is_suspect(group[0][0]):
+                    await starts.forget(session, *self._starts_key(group[0][0]))
                 await self._service.commit(session, outgoing)
         return handled
 
+    async def _try_suspect(self, delivery: Delivery) -> Dead | None:
+        """Note, in a transaction of its own, that its handling begins; Dead when too often."""
+        database, most = await self._service.database(), self._settings.max_deliveries
+        async with database.connection() as connection:
+            begun = await starts.note(connection, *self._starts_key(delivery))
+            if begun <= most:
+                return None
+            await starts.forget(connection, *self._starts_key(delivery))
+        return Dead(
+            f"its handling was begun {most} times and never came to an end: it may be killing its "
+            f"worker"
+        )
+
+    def _starts_key(self, delivery: Delivery) -> tuple[str, str]:
+        return self.handler.subscription.name, delivery.envelope.unique_id
+
     async def _claim(self, session: AsyncSession, group: Sequence[_Readable]) -> set[str]:
         ids = [delivery.envelope.unique_id for delivery, _ in group]
-        return await inbox.claim(session, self._handler.subscription.name, ids, self._clock.now())
+        return await inbox.claim(session, self.handler.subscription.name, ids, self._clock.now())
 
     async def _handle_all(
         self,
@@ -177,7 +207,11 @@ class GroupRunner:
         self, delivery: Delivery, message: Message, transaction: Transaction
     ) -> Returned:
         try:
-            return await self._handler.call(message, delivery.envelope, transaction)
+            with leaks_caught():
+                return await self.handler.call(message, delivery.envelope, transaction)
+        except Unreachable as error:
+            # Not our database, or our statements would have said so: the policy decides.
+            raise RuntimeError(f"something the handler asked is unreachable: {error}") from error
         except Exception as error:
             # A database lost under the handler's own statement is not the message's fault.
             if connection_lost(error):
@@ -187,13 +221,13 @@ class GroupRunner:
     def _refuse_returned(self, returned: Returned) -> None:
         if returned is not None:
             raise UsageError(
-                f"the handler of {self._handler.subscription.name} returned a message without a "
+                f"the handler of {self.handler.subscription.name} returned a message without a "
                 f"return annotation that declares it"
             )
 
     def _fail(self, delivery: Delivery, error: Exception) -> Settlement:
         # Jitter needs no secret randomness.
-        outcome = decide(self._handler.retry, delivery.attempt, error, random.random())  # noqa: S311
+        outcome = decide(self.handler.retry, delivery.attempt, error, random.random())  # noqa: S311
         return self._settle(delivery, outcome, error)
 
     def _settle(
@@ -211,6 +245,19 @@ def _messages(returned: Returned) -> Sequence[Message]:
             return (returned,)
         case _:
             return returned
+
+
+def is_suspect(delivery: Delivery) -> bool:
+    """Whether it was handed out so often that it may be killing its workers."""
+    return delivery.deliveries > SUSPECT_AFTER
+
+
+def next_group(readable: Sequence[_Readable], size: int) -> Sequence[_Readable]:
+    """The first messages that may share a transaction; a suspect is alone."""
+    for number, (delivery, _) in enumerate(readable[:size]):
+        if is_suspect(delivery):
+            return readable[: max(number, 1)]
+    return readable[:size]
 
 
 def next_size(size: int, taken: int, took: float, most: int, time: float) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 
 import structlog
 
@@ -16,12 +17,16 @@ from eventmesh.clock import Clock
 from eventmesh.errors import PublishError, Unreachable
 from eventmesh.persistence import leases, outbox
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.outbox import OutboxRow
+from eventmesh.persistence.outbox import OutboxRow, Refusal
 from eventmesh.runtime.backoff import Reconnect
+from eventmesh.runtime.cancellation import Leaked, leaks_caught
 from eventmesh.transports.base import Transport
 
 BATCH = 500
 """How many messages a round relays at the most."""
+
+BATCH_BYTES = 4 * 1024 * 1024
+"""How many bytes of data a round relays at the most, if that is more than one message."""
 
 PARK_AFTER = 10
 """After how many refusals by the broker a message is parked, and its key with it."""
@@ -63,14 +68,20 @@ class Relay:
         reconnect = Reconnect(self._clock)
         while not stop.is_set():
             try:
-                if not await self.round():
-                    await self._idle(stop)
+                with leaks_caught():
+                    if not await self.round():
+                        await self._idle(stop)
                 reconnect.succeeded()
-            except Unreachable as error:
+            except (Unreachable, Leaked) as error:
                 self._log.warning("relay waits", error=str(error))
                 await reconnect.wait()
+        await self._finish()
+
+    async def _finish(self) -> None:
+        """Relay what is left, for a bounded time: others may be adding all the while."""
+        until = self._clock.monotonic() + self._lease_time
         try:
-            while await self.round():
+            while self._clock.monotonic() < until and await self.round():
                 pass
             async with self._database.connection() as connection:
                 await leases.release(connection, self.owner)
@@ -85,7 +96,8 @@ class Relay:
         if not self._buckets:
             return 0
         async with self._database.reading() as connection:
-            rows = await outbox.due(connection, self._buckets, self._clock.now(), BATCH)
+            waiting = await outbox.due(connection, self._buckets, self._clock.now(), BATCH)
+        rows = within_bytes(waiting, BATCH_BYTES)
         if not rows:
             return 0
         confirmed, refused = await self._publish(rows)
@@ -94,10 +106,10 @@ class Relay:
             await outbox.mark_refused(connection, refused, PARK_AFTER)
         return len(confirmed)
 
-    async def _publish(self, rows: Sequence[OutboxRow]) -> tuple[list[int], list[tuple[int, str]]]:
+    async def _publish(self, rows: Sequence[OutboxRow]) -> tuple[list[int], list[Refusal]]:
         """Publish in waves; a key whose message was refused is not sent on in this round."""
         confirmed: list[int] = []
-        refused: list[tuple[int, str]] = []
+        refused: list[Refusal] = []
         held_keys: set[str] = set()
         for wave in [rows] if self._transport.atomic_batches else waves(rows):
             if self._clock.monotonic() >= self._valid_until:
@@ -109,7 +121,8 @@ class Relay:
                     confirmed.append(row.seq)
                     continue
                 reason = reasons[row.envelope.id]
-                refused.append((row.seq, reason))
+                again_at = self._clock.now() + timedelta(seconds=hold_time(row.attempts + 1))
+                refused.append(Refusal(row.seq, reason, again_at))
                 if row.envelope.key is not None:
                     held_keys.add(row.envelope.key)
                 self._log.error(
@@ -151,6 +164,23 @@ class Relay:
             for wait in waits:
                 wait.cancel()
         self._poll = _SHORTEST_POLL if done else min(self._poll * 2, _LONGEST_POLL)
+
+
+def hold_time(attempts: int) -> float:
+    """Seconds for which a message is held, with its key, after this many refusals: doubled each
+    time, about 100 s in all before it is parked. A full queue is given time to empty."""
+    return min(0.1 * 2.0**attempts, 60.0)
+
+
+def within_bytes(rows: Sequence[OutboxRow], most: int) -> Sequence[OutboxRow]:
+    """The first rows whose data is `most` bytes together, but at least one: a batch must be sent
+    in less time than the broker is waited for."""
+    total = 0
+    for number, row in enumerate(rows):
+        total += len(row.envelope.data)
+        if number and total > most:
+            return rows[:number]
+    return rows
 
 
 def waves(rows: Iterable[OutboxRow]) -> list[list[OutboxRow]]:

@@ -66,9 +66,9 @@ def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outc
     details = describe(error)
     match error:
         case Reject() | UnreadableMessage():
-            return Dead(str(error), details)
+            return Dead(printable(str(error)), details)
         case UsageError():
-            return Dead(f"the handler is written wrongly: {error}", details)
+            return Dead(printable(f"the handler is written wrongly: {error}"), details)
         case _ if isinstance(error, policy.give_up_on):
             return Dead(_in_a_line(error), details)
         case _ if attempt >= policy.attempts:
@@ -77,14 +77,19 @@ def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outc
     return RetryAfter(policy.backoff(attempt) * (1 - policy.jitter * chance))
 
 
+def printable(text: str) -> str:
+    """The text without what no broker can store: lone surrogates, as in odd file names."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _in_a_line(error: Exception) -> str:
     """Type and message, also of an error whose `__str__` fails."""
-    return traceback.format_exception_only(error)[-1].strip()
+    return printable(traceback.format_exception_only(error)[-1].strip())
 
 
 def describe(error: Exception) -> str:
     """The error with its traceback, cut in the middle when it is very long."""
-    text = "".join(traceback.format_exception(error))
+    text = printable("".join(traceback.format_exception(error)))
     if len(text) <= _MAX_ERROR_CHARACTERS:
         return text
     half = _MAX_ERROR_CHARACTERS // 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from eventmesh.clock import Clock, SystemClock
@@ -13,7 +14,8 @@ from eventmesh.contracts.registry import Registry
 from eventmesh.duration import Duration
 from eventmesh.errors import UsageError
 from eventmesh.persistence import migration, outbox
-from eventmesh.persistence.database import AsyncSession, Database, MetaData
+from eventmesh.persistence.database import Database, MetaData
+from eventmesh.persistence.session import TransactionSession
 from eventmesh.persistence.transaction import Outgoing, Sender, Transaction
 from eventmesh.runtime.handler import Handler, bind
 from eventmesh.runtime.retry import Retry
@@ -21,6 +23,9 @@ from eventmesh.runtime.settings import Settings, load_settings
 
 M = TypeVar("M", bound=Message)
 Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
+
+HANDLING: ContextVar[str] = ContextVar("eventmesh_handling", default="")
+"""The service whose handler runs in this context."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _SUBSCRIPTION = re.compile(r"[a-z][a-z0-9_.]{0,199}")
@@ -154,6 +159,12 @@ class Service:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """A transaction outside any handler: committed on leaving, with its messages."""
+        if HANDLING.get() == self.name:
+            raise UsageError(
+                f"A handler of service {self.name!r} opened another transaction of the service, by "
+                f"a publisher or by service.transaction(): it would not be committed together with "
+                f"the handler's own. Take a Transaction as a parameter and use tx.publish."
+            )
         database = await self.database()
         async with database.session() as session:
             transaction = Transaction(session, self.sender())
@@ -161,11 +172,11 @@ class Service:
             with database.translated():
                 await self.commit(session, transaction.outgoing)
 
-    async def commit(self, session: AsyncSession, outgoing: Sequence[Outgoing]) -> None:
+    async def commit(self, session: TransactionSession, outgoing: Sequence[Outgoing]) -> None:
         """Commit a session with these messages: state first, the outbox in one statement last."""
         await session.flush()
         await outbox.store(session, outgoing, self.clock.now())
-        await session.commit()
+        await session.finish(proved=bool(outgoing))
         if outgoing:
             for wake in self._on_commit:
                 wake()

@@ -56,8 +56,9 @@ class Settings(BaseSettings):
     group_time: Seconds = 0.05
     """How long a transaction takes up further messages."""
 
-    max_deliveries: int = Field(default=20, ge=1)
-    """How often an attempt is handed to workers that vanish before it counts as deadly."""
+    max_deliveries: int = Field(default=10, ge=1)
+    """How often the handling of a message may be begun by workers that vanish, before it counts as
+    deadly; where a handler has no transaction, how often it may be handed to workers."""
 
     max_message_bytes: int = Field(default=DEFAULT_MAX_BYTES, ge=1)
     """The largest data of a message that may be published."""

@@ -13,7 +13,8 @@ from eventmesh.clock import Clock
 from eventmesh.contracts import schema
 from eventmesh.errors import DrainTimeout, Unreachable
 from eventmesh.runtime.backoff import Reconnect
-from eventmesh.runtime.group import GroupRunner
+from eventmesh.runtime.cancellation import Leaked, leaks_caught
+from eventmesh.runtime.group import GroupRunner, Settlement
 from eventmesh.runtime.handler import Handler
 from eventmesh.runtime.relay import Relay
 from eventmesh.runtime.service import Service
@@ -120,20 +121,49 @@ class Worker:
         runner = GroupRunner(service, handler)
         while not stopping.done():
             try:
-                async with self._transport.consume(
-                    handler.subscription, prefetch=self._settings.prefetch
-                ) as consumer:
-                    while deliveries := await _receive(consumer, runner.size, stopping):
-                        await consumer.settle(await runner.run(deliveries, stopping.done))
-                        reconnect.succeeded()
+                with leaks_caught():
+                    await self._consume_once(runner, reconnect, stopping)
+            except (Unreachable, Leaked) as error:
+                await self._wait(reconnect, stopping, handler, error)
+
+    async def _consume_once(
+        self, runner: GroupRunner, reconnect: Reconnect, stopping: asyncio.Future[Any]
+    ) -> None:
+        """Consume until `stopping`; Unreachable once the broker is lost."""
+        async with self._transport.consume(
+            runner.handler.subscription, prefetch=self._settings.prefetch
+        ) as consumer:
+            while deliveries := await _receive(consumer, runner.size, stopping):
+                await consumer.settle(await self._run(runner, deliveries, stopping))
+                reconnect.succeeded()
+
+    async def _run(
+        self,
+        runner: GroupRunner,
+        deliveries: Sequence[Delivery],
+        stopping: asyncio.Future[Any],
+    ) -> Sequence[Settlement]:
+        """Run a batch, through every loss of the database. Meanwhile it is held: given back, it
+        would come again at once, and count as handed out once more."""
+        reconnect = Reconnect(self._clock)
+        while not stopping.done():
+            try:
+                return await runner.run(deliveries, stopping.done)
             except Unreachable as error:
-                self._log.warning(
-                    "subscription waits",
-                    service=service.name,
-                    subscription=handler.subscription.name,
-                    error=str(error),
-                )
-                await reconnect.wait()
+                await self._wait(reconnect, stopping, runner.handler, error)
+        return ()
+
+    async def _wait(
+        self,
+        reconnect: Reconnect,
+        stopping: asyncio.Future[Any],
+        handler: Handler,
+        error: Exception,
+    ) -> None:
+        self._log.warning(
+            "subscription waits", subscription=handler.subscription.name, error=str(error)
+        )
+        await reconnect.wait(stopping)
 
 
 async def _receive(

@@ -74,14 +74,17 @@ class Coordinator:
     async def _start(self, event: Event, envelope: Envelope, transaction: Transaction) -> None:
         # The event's id is the saga's: the same event can never start two.
         await self._apply(
-            start(self._definition, event), envelope.id, row_version=1, transaction=transaction
+            start(self._definition, event),
+            envelope.unique_id,
+            row_version=1,
+            transaction=transaction,
         )
 
     async def _advance(self, reply: Event, envelope: Envelope, transaction: Transaction) -> None:
         name, _, saga_id = envelope.attributes.get("sagaid", "").partition("/")
         if name != self._definition.name:
             return  # the same event, but in answer to somebody else's command
-        row = await sagas.load(transaction.session, saga_id)
+        row = await sagas.load(transaction.session, name, saga_id)
         if row is None:
             raise Conflict(f"the saga {saga_id} of {name} is not there (yet)")
         label = envelope.attributes.get("sagastep", "")

@@ -109,11 +109,11 @@ def seal(
     if key is not None:
         attributes["subject"] = attributes["partitionkey"] = key
     if cause is not None:
-        attributes["correlationid"] = cause.correlation_id
-        attributes["causationid"] = cause.id
-        for name in COPIED_TO_EFFECTS:
-            if name in cause.attributes:
-                attributes[name] = cause.attributes[name]
+        copied = {name: cause.attributes.get(name, "") for name in COPIED_TO_EFFECTS}
+        copied |= {"correlationid": cause.correlation_id, "causationid": cause.id}
+        # What a foreign message made too long is left out rather than refused: not our handler's
+        # fault, and W3C Trace Context lets a tracestate be dropped.
+        attributes |= {name: value for name, value in copied.items() if value and _fits(value)}
     if extensions:
         attributes.update(extensions)
     # by_alias: what the frozen schema shows is what is written.
@@ -132,12 +132,16 @@ def check_size(envelope: Envelope, max_bytes: int) -> None:
             f"EVENTMESH_MAX_MESSAGE_BYTES for every service."
         )
     for name, value in envelope.attributes.items():
-        # Four bytes is the longest character: most values need not be encoded to be measured.
-        if len(value) * 4 > MAX_ATTRIBUTE_BYTES and len(value.encode()) > MAX_ATTRIBUTE_BYTES:
+        if not _fits(value):
             raise UsageError(
                 f"The attribute {name!r} of {envelope.name} has {len(value.encode())} bytes; the "
                 f"limit is {MAX_ATTRIBUTE_BYTES}. Choose a shorter key."
             )
+
+
+def _fits(value: str) -> bool:
+    # Four bytes is the longest character: most values need not be encoded to be measured.
+    return len(value) * 4 <= MAX_ATTRIBUTE_BYTES or len(value.encode()) <= MAX_ATTRIBUTE_BYTES
 
 
 def check_envelope(envelope: Envelope) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from eventmesh.errors import Conflict, Drift, Unreachable, UsageError
 from eventmesh.persistence import inbox, leases, migration, outbox, sagas, tables
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.outbox import bucket_of
+from eventmesh.persistence.outbox import Refusal, bucket_of
 from eventmesh.persistence.sagas import SagaRow
 from eventmesh.persistence.transaction import Outgoing
 from eventmesh.persistence.types import database_now
@@ -52,7 +52,7 @@ def message(number: int, *, key: str | None = "k", delay: float = 0.0) -> Outgoi
 async def store(database: Database, *messages: Outgoing, now: datetime = NOW) -> None:
     async with database.session() as session:
         await outbox.store(session, messages, now)
-        await session.commit()
+        await session.finish(proved=True)
 
 
 async def due(database: Database, *, now: datetime = NOW, limit: int = 100) -> list[str]:
@@ -169,7 +169,6 @@ class TestOutbox:
     ) -> None:
         async with database.session() as session:
             await outbox.store(session, [message(1)], NOW)
-            await session.rollback()
         assert await due(database) == []
 
     async def test_a_transaction_that_commits_late_is_not_skipped(self, postgres_url: str) -> None:
@@ -180,7 +179,7 @@ class TestOutbox:
             await outbox.store(late, [message(1)], NOW)
             await store(database, message(2))
             assert await due(database) == ["m2"]
-            await late.commit()
+            await late.finish(proved=True)
         assert await due(database) == ["m1", "m2"]
         await database.close()
 
@@ -191,26 +190,39 @@ class TestOutbox:
             await outbox.delete_confirmed(connection, [row.seq for row in rows])
         assert await due(database) == ["m2"]
 
+    async def test_a_refused_row_holds_its_key_until_it_is_due_again_and_nobody_elses(
+        self, database: Database
+    ) -> None:
+        await store(database, message(1, key="bad"), message(2, key="bad"), message(3, key="good"))
+        await self.refuse_first(database, NOW, again_at=NOW + timedelta(seconds=10))
+        assert await due(database, now=NOW + timedelta(seconds=9)) == ["m3"]
+        assert await due(database, now=NOW + timedelta(seconds=10)) == ["m1", "m2", "m3"]
+
     async def test_a_row_refused_too_often_parks_its_key_and_nobody_elses(
         self, database: Database
     ) -> None:
         await store(database, message(1, key="bad"), message(2, key="bad"), message(3, key="good"))
-        for attempt in (1, 2):
-            async with database.connection() as connection:
-                rows = await outbox.due(connection, ALL, NOW, 100)
-                assert [row.envelope.id for row in rows] == ["m1", "m2", "m3"]
-                assert rows[0].attempts == attempt - 1
-                await outbox.mark_refused(connection, [(rows[0].seq, "no")], park_after=2)
-        assert await due(database) == ["m3"]
+        for attempts in (0, 1):
+            assert await self.refuse_first(database, NOW, again_at=NOW) == attempts
+        assert await due(database, now=NOW + timedelta(days=1)) == ["m3"]
         async with database.reading() as connection:
             assert (await outbox.stats(connection, NOW)).parked == 1
+
+    async def refuse_first(self, database: Database, now: datetime, *, again_at: datetime) -> int:
+        """Refuse the first row that is due; returns how often it had been refused before."""
+        async with database.connection() as connection:
+            rows = await outbox.due(connection, ALL, now, 100)
+            await outbox.mark_refused(
+                connection, [Refusal(rows[0].seq, "no", again_at)], park_after=2
+            )
+        return rows[0].attempts
 
 
 class TestInbox:
     async def test_an_id_is_new_once_for_each_subscription(self, database: Database) -> None:
         async with database.session() as session:
             assert await inbox.claim(session, "s", ["a", "b", "a"], NOW) == {"a", "b"}
-            await session.commit()
+            await session.finish(proved=True)
         async with database.session() as session:
             assert await inbox.claim(session, "s", ["b", "c"], NOW) == {"c"}
             assert await inbox.claim(session, "other", ["b"], NOW) == {"b"}
@@ -219,13 +231,12 @@ class TestInbox:
         for _ in range(2):
             async with database.session() as session:
                 assert await inbox.claim(session, "s", ["a"], NOW) == {"a"}
-                await session.rollback()
 
     async def test_an_unclaimed_id_is_new_again(self, database: Database) -> None:
         async with database.session() as session:
             await inbox.claim(session, "s", ["a", "b"], NOW)
             await inbox.unclaim(session, "s", ["b"])
-            await session.commit()
+            await session.finish(proved=True)
         async with database.session() as session:
             assert await inbox.claim(session, "s", ["a", "b"], NOW) == {"b"}
 
@@ -236,7 +247,7 @@ class TestInbox:
             async with database.session() as session:
                 fresh = await inbox.claim(session, "s", ["a", "b"], NOW)
                 await release.wait()
-                await session.commit()
+                await session.finish(proved=True)
             return fresh
 
         release = asyncio.Event()
@@ -305,9 +316,9 @@ class TestSagas:
         async with database.session() as session:
             await sagas.store(session, self.row(1), ended=False, now=NOW)
             await sagas.store(session, self.row(2), ended=False, now=NOW)
-            await session.commit()
-            assert await sagas.load(session, "s1") == self.row(2)
-            assert await sagas.load(session, "none") is None
+            await session.finish(proved=True)
+            assert await sagas.load(session, "shop.sell", "s1") == self.row(2)
+            assert await sagas.load(session, "shop.sell", "none") is None
 
     async def test_of_two_writers_from_one_version_the_second_is_told(
         self, database: Database

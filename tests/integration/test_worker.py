@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from eventmesh import Command, Event, Reject, Retry, Service, Settings, Transaction, constant
 from eventmesh.clock import SystemClock
-from eventmesh.errors import DrainTimeout, MessageTooLarge, PublishError, UndeclaredMessage
-from eventmesh.persistence import outbox
+from eventmesh.errors import (
+    DrainTimeout,
+    MessageTooLarge,
+    PublishError,
+    UndeclaredMessage,
+    Unreachable,
+)
+from eventmesh.persistence import outbox, starts
 from eventmesh.persistence.database import AsyncSession
-from eventmesh.runtime.relay import Relay
+from eventmesh.persistence.tables import inbox, start
+from eventmesh.runtime.group import GroupRunner
+from eventmesh.runtime.relay import Relay, hold_time
 from eventmesh.runtime.worker import Worker
-from eventmesh.transports.base import DeadLetter, Subscription, Transport
+from eventmesh.transports.base import Consumer, DeadLetter, Delivery, Subscription, Transport
 from eventmesh.transports.memory import MemoryTransport
+from eventmesh.transports.outcome import DONE, Dead
 from eventmesh.wire.envelope import Envelope, seal
 
 SOON = Retry(attempts=3, backoff=constant("10ms"))
@@ -52,6 +63,16 @@ class Heard(Event, name="shop.heard", version=1):
     number: int
 
 
+class MovableClock(SystemClock):
+    """The machine's clock, moved on by the test."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self.ahead
+
+
 @dataclass
 class Mesh:
     """One service over one memory broker, with its database."""
@@ -59,7 +80,7 @@ class Mesh:
     service: Service
     settings: Settings
     transport: Transport
-    clock: SystemClock
+    clock: MovableClock
 
     async def send(self, *numbers: int, key: str = "k") -> list[Envelope]:
         envelopes = [
@@ -96,9 +117,17 @@ class Mesh:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Return once the condition holds."""
+    """Return once the condition holds; one that cannot be asked, as its database is away, does
+    not hold yet."""
+
+    async def holds() -> bool:
+        try:
+            return await condition()
+        except Unreachable:
+            return False
+
     async with asyncio.timeout(20):
-        while not await condition():  # noqa: ASYNC110  # the condition lies in a database
+        while not await holds():  # noqa: ASYNC110  # the condition lies in a database
             await asyncio.sleep(0.01)
 
 
@@ -114,7 +143,7 @@ async def mesh(database_url: str, tmp_path: Path) -> AsyncIterator[Mesh]:
     settings = Settings(
         database_urls={"shop": database_url}, schemas=tmp_path / "schemas", lease_time=1.0
     )
-    service, clock = Service("shop", metadata=Base.metadata), SystemClock()
+    service, clock = Service("shop", metadata=Base.metadata), MovableClock()
     service.configure(settings)
     yield Mesh(service, settings, MemoryTransport(clock), clock)
     await service.close()
@@ -396,7 +425,7 @@ async def test_a_database_lost_in_the_middle_of_a_handler_costs_no_attempt(
 ) -> None:
     """The handler's own connection is cut on the server; the message is handled again."""
     settings = Settings(database_urls={"shop": postgres_url}, schemas=tmp_path / "schemas")
-    service, clock = Service("shop", metadata=Base.metadata), SystemClock()
+    service, clock = Service("shop", metadata=Base.metadata), MovableClock()
     mesh = Mesh(service, settings, MemoryTransport(clock), clock)
     await prepare(service, settings)
     cut: list[int] = []
@@ -518,6 +547,8 @@ async def test_a_refused_message_holds_back_its_key_and_nobody_elses(mesh: Mesh)
     assert {envelope.key for envelope in broker.published} == {"b"}
     assert len(broker.published) == 3
     refusing = False
+    assert await relay.round() == 0
+    mesh.clock.ahead += timedelta(seconds=hold_time(1))
     while await relay.round():
         pass
     numbers = [e.data[10:11] for e in broker.published if e.key == "a"]
@@ -531,6 +562,7 @@ async def test_a_message_the_broker_never_takes_is_parked_with_its_key(mesh: Mes
     await fill(mesh, Done(number=1, key="a"), Done(number=2, key="a"))
     for _ in range(20):
         await relay.round()
+        mesh.clock.ahead += timedelta(seconds=60)
     await fill(mesh, Done(number=3, key="b"))
     await relay.round()
     assert [envelope.key for envelope in broker.published] == ["b"]
@@ -585,3 +617,233 @@ async def test_ids_of_two_sources_that_are_alike_are_two_messages(mesh: Mesh) ->
         await mesh.send(99)
         await until(effect(mesh, 99))
     assert await mesh.effects() == [1, 2, 99]
+
+
+async def test_an_error_that_a_handler_swallows_never_undoes_a_group_in_silence(
+    mesh: Mesh,
+) -> None:
+    """PostgreSQL answers COMMIT with a rollback then, and says so to nobody."""
+
+    @mesh.service.subscriber(Do, retry=SOON)
+    async def do(command: Do, tx: Transaction) -> None:
+        tx.session.add(Effect(number=command.number))
+        await tx.session.flush()
+        if command.number == 5:
+            with suppress(DBAPIError):
+                await tx.session.execute(text("INSERT INTO effects (id, number) VALUES (1, NULL)"))
+
+    async def all_settled() -> bool:
+        dead = len(await mesh.dead("shop.do"))
+        return dead + len(await mesh.effects()) >= 12
+
+    async with mesh.worker():
+        await mesh.send(*range(12))
+        await until(all_settled)
+    dead = [letter.envelope.data[10:11] for letter in await mesh.dead("shop.do")]
+    handled = await mesh.effects()
+    assert sorted([*handled, *map(int, dead)]) == list(range(12))
+    assert set(range(12)) - set(handled) <= {5}
+
+
+@pytest.mark.parametrize("call", ["commit", "rollback", "close"])
+async def test_a_handler_cannot_end_the_transaction_that_it_shares(mesh: Mesh, call: str) -> None:
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> Done:
+        tx.session.add(Effect(number=command.number))
+        if command.number == 5:
+            await getattr(tx.session, call)()
+        return Done(number=command.number)
+
+    async with mesh.worker():
+        await mesh.send(*range(12))
+        await until(effects(mesh, 11))
+        await until(mesh.outbox_is_empty)
+    [letter] = await mesh.dead("shop.do")
+    assert f"tx.session.{call}() is not a handler's to call" in letter.reason
+    assert await mesh.effects() == [number for number in range(12) if number != 5]
+
+
+async def test_a_part_that_may_fail_goes_into_a_savepoint(mesh: Mesh) -> None:
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        tx.session.add(Effect(number=command.number))
+        with suppress(DBAPIError):
+            async with tx.session.begin_nested():
+                await tx.session.execute(text("INSERT INTO effects (id, number) VALUES (1, NULL)"))
+
+    async with mesh.worker():
+        await mesh.send(*range(5))
+        await until(effects(mesh, 5))
+    assert await mesh.effects() == list(range(5))
+    assert await mesh.dead("shop.do") == []
+
+
+async def test_a_locked_row_is_read_anew_within_a_group(postgres_url: str, tmp_path: Path) -> None:
+    """Another process changes it between two messages of a group; the identity map has it old."""
+    settings = Settings(
+        database_urls={"shop": postgres_url}, schemas=tmp_path / "s", group_time=10.0
+    )
+    service, clock = Service("shop", metadata=Base.metadata), MovableClock()
+    mesh = Mesh(service, settings, MemoryTransport(clock), clock)
+    await prepare(service, settings)
+    grown, kept = False, []
+
+    @service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        locked = select(Effect).where(Effect.id == 1).with_for_update()
+        if not grown:
+            return
+        if command.number == 100:
+            kept.append(await tx.session.get(Effect, 1))  # a reference keeps it in the map
+            database = await service.database()
+            async with database.connection() as other:
+                await other.execute(text("UPDATE effects SET number = 1000 WHERE id = 1"))
+            return
+        row = (await tx.session.scalars(locked)).one()
+        row.number += 90
+
+    database = await service.database()
+    async with database.connection() as connection:
+        await connection.execute(text("INSERT INTO effects (id, number) VALUES (1, 0)"))
+
+    async def inboxed() -> bool:
+        async with database.reading() as connection:
+            return (await connection.scalar(select(func.count()).select_from(inbox))) == 66
+
+    async with mesh.worker():
+        await mesh.send(*range(64))  # until groups are of more than one
+        await until_count(mesh, 64)
+        grown = True
+        await mesh.send(100, 101)
+        await until(inboxed)
+    assert await mesh.effects() == [1090]
+    await service.close()
+
+
+async def until_count(mesh: Mesh, count: int) -> None:
+    """Return once this many messages have been handled."""
+    database = await mesh.service.database()
+
+    async def there() -> bool:
+        async with database.reading() as connection:
+            return (await connection.scalar(select(func.count()).select_from(inbox))) == count
+
+    await until(there)
+
+
+async def test_a_cancellation_that_comes_out_of_a_library_ends_no_subscription(mesh: Mesh) -> None:
+    @mesh.service.subscriber(Do, retry=SOON)
+    async def do(command: Do, tx: Transaction) -> None:
+        tx.session.add(Effect(number=command.number))
+        if command.number == 3:
+            broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            broken.cancel()
+            await broken
+
+    async def one_dead() -> bool:
+        return len(await mesh.dead("shop.do")) == 1
+
+    async with mesh.worker():
+        await mesh.send(*range(8))
+        await until(effects(mesh, 7))
+        await until(one_dead)
+    assert sorted(await mesh.effects()) == [0, 1, 2, 4, 5, 6, 7]
+
+
+async def test_publishing_past_the_handlers_own_transaction_is_refused_at_once(mesh: Mesh) -> None:
+    """It could be committed alone, and on SQLite it would wait for the handler for ever."""
+    done = mesh.service.publisher(Done)
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        await done.publish(Done(number=command.number))
+
+    async def one_dead() -> bool:
+        return len(await mesh.dead("shop.do")) == 1
+
+    async with mesh.worker():
+        await mesh.send(1)
+        await until(one_dead)
+    [letter] = await mesh.dead("shop.do")
+    assert "use tx.publish" in letter.reason
+    assert await mesh.outbox_is_empty()
+
+
+async def test_only_the_message_that_kills_its_worker_is_given_up(mesh: Mesh) -> None:
+    """All of these were handed out often, as by RabbitMQ to workers that died; one is to blame."""
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        tx.session.add(Effect(number=command.number))
+
+    [handler] = mesh.service.handlers.values()
+    runner = GroupRunner(mesh.service, handler)
+    envelopes = [seal(Do(number=number), source="test", clock=mesh.clock) for number in range(6)]
+    database = await mesh.service.database()
+    for _ in range(mesh.settings.max_deliveries):  # as if the process had ended after each
+        async with database.connection() as connection:
+            await starts.note(connection, "shop.do", envelopes[2].unique_id)
+    deliveries = [Delivery(envelope, deliveries=50) for envelope in envelopes]
+    settlements = await runner.run(deliveries, lambda: False)
+    outcomes = {delivery.envelope.id: outcome for delivery, outcome in settlements}
+    dead = outcomes.pop(envelopes[2].id)
+    assert isinstance(dead, Dead)
+    assert "may be killing its worker" in dead.reason
+    assert set(outcomes.values()) == {DONE}
+    assert await mesh.effects() == [0, 1, 3, 4, 5]
+    async with database.reading() as connection:
+        assert await connection.scalar(select(func.count()).select_from(start)) == 0
+
+
+async def test_messages_wait_unharmed_while_the_database_is_away(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """However often their group is tried meanwhile, they are handed out once."""
+    settings = Settings(database_urls={"shop": postgres_url}, schemas=tmp_path / "schemas")
+    service, clock = Service("shop", metadata=Base.metadata), MovableClock()
+    mesh = Mesh(service, settings, MemoryTransport(clock), clock)
+    await prepare(service, settings)
+    deliveries: list[int] = []
+
+    class Counting(MemoryTransport):
+        @asynccontextmanager
+        async def consume(
+            self, subscription: Subscription, *, prefetch: int
+        ) -> AsyncIterator[Consumer]:
+            async with super().consume(subscription, prefetch=prefetch) as consumer:
+                deliveries.append(1)
+                yield consumer
+
+    mesh.transport = Counting(clock)
+
+    @service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        tx.session.add(Effect(number=command.number))
+
+    database = await service.database()
+
+    async def allow(connections: int) -> None:
+        async with database.maintenance() as connection:
+            name = database.url.database
+            await connection.execute(
+                text(f'ALTER DATABASE "{name}" WITH CONNECTION LIMIT {connections}')
+            )
+            await connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+                ),
+                {"name": name},
+            )
+
+    async with mesh.worker():
+        await mesh.send(1)
+        await until(effect(mesh, 1))
+        await allow(0)
+        await mesh.send(*range(2, 10))
+        await asyncio.sleep(1.5)  # several rounds of trying
+        await allow(-1)
+        await until(effects(mesh, 9))
+    assert sorted(await mesh.effects()) == list(range(1, 10))
+    assert await mesh.dead("shop.do") == []
+    assert deliveries == [1]
+    await service.close()

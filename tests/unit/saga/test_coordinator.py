@@ -23,7 +23,7 @@ from eventmesh.saga.definition import Saga, step
 from eventmesh.testing.clock import ManualClock
 from eventmesh.wire.envelope import DEFAULT_MAX_BYTES, Envelope, open_envelope, seal
 
-SAGA_ID = "started-1"
+SAGA_ID = "01900000-0000-7000-8000-0000000000aa"
 
 
 class Trip(BaseModel, strict=True):
@@ -93,7 +93,7 @@ class Trips:
         async with self._database.session() as session:
             transaction = Transaction(session, sender, cause)
             await self._coordinator.handle(message, cause, transaction)
-            await session.commit()
+            await session.finish(proved=True)
         return [self._open(outgoing.envelope) for outgoing in transaction.outgoing]
 
     async def reply(self, label: str, message: Message) -> list[Message]:

@@ -1,4 +1,4 @@
-"""Outbox, inbox, relays and their leases, sagas."""
+"""Outbox, inbox, starts of suspects, relays and their leases, sagas."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -20,6 +20,14 @@ def upgrade() -> None:
         sa.Column("message_id", sa.String(255), nullable=False),
         sa.Column("received_at", _TIME, nullable=False),
         sa.PrimaryKeyConstraint("subscription", "message_id", name="pk_eventmesh_inbox"),
+    )
+    op.create_table(
+        "eventmesh_start",
+        sa.Column("subscription", sa.String(255), nullable=False),
+        sa.Column("message_id", sa.String(255), nullable=False),
+        sa.Column("starts", sa.Integer, nullable=False),
+        sa.PrimaryKeyConstraint("subscription", "message_id", name="pk_eventmesh_start"),
+        sa.CheckConstraint("starts >= 1", name=op.f("ck_eventmesh_start_starts")),
     )
     op.create_table(
         "eventmesh_relay",
@@ -77,19 +85,19 @@ def _outbox() -> None:
         sqlite_where=sa.text("due_at IS NOT NULL"),
     )
     op.create_index(
-        "ix_eventmesh_outbox_parked",
+        "ix_eventmesh_outbox_refused",
         "eventmesh_outbox",
         ["key"],
-        postgresql_where=sa.text("parked"),
-        sqlite_where=sa.text("parked"),
+        postgresql_where=sa.text("attempts > 0"),
+        sqlite_where=sa.text("attempts > 0"),
     )
 
 
 def _saga() -> None:
     op.create_table(
         "eventmesh_saga",
-        sa.Column("id", sa.String(255), nullable=False),
         sa.Column("name", sa.String(255), nullable=False),
+        sa.Column("id", sa.String(255), nullable=False),
         sa.Column("version", sa.Integer, nullable=False),
         sa.Column("status", sa.String(20), nullable=False),
         sa.Column("state", sa.JSON, nullable=False),
@@ -99,7 +107,7 @@ def _saga() -> None:
         sa.Column("started_at", _TIME, nullable=False),
         sa.Column("updated_at", _TIME, nullable=False),
         sa.Column("ended_at", _TIME),
-        sa.PrimaryKeyConstraint("id", name="pk_eventmesh_saga"),
+        sa.PrimaryKeyConstraint("name", "id", name="pk_eventmesh_saga"),
         sa.CheckConstraint(
             "status IN ('running', 'undoing', 'completed', 'undone')",
             name=op.f("ck_eventmesh_saga_status"),

@@ -1,0 +1,64 @@
+"""The session that a handler gets: an ordinary AsyncSession, except that its end is not the
+handler's to decide. Many messages may share its transaction, and the inbox is part of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NoReturn
+
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import ORMExecuteState, Session
+
+from eventmesh.errors import UsageError
+
+_STILL_GOOD = text("SELECT 1")
+
+
+class TransactionSession(AsyncSession):
+    """Ended by EventMesh with `finish` and `end`; a handler's commit, rollback or close is refused.
+
+    For a part that may fail, a handler uses `begin_nested()`; to undo everything, it raises.
+    """
+
+    sync_session_class = type("_Session", (Session,), {})
+
+    async def commit(self) -> NoReturn:
+        """UsageError: the transaction is not the caller's alone."""
+        self._refuse("commit")
+
+    async def rollback(self) -> NoReturn:
+        """UsageError: the transaction is not the caller's alone."""
+        self._refuse("rollback")
+
+    async def close(self) -> NoReturn:
+        """UsageError: the transaction is not the caller's alone."""
+        self._refuse("close")
+
+    async def finish(self, *, proved: bool) -> None:
+        """Commit for good. Unless a statement has just `proved` it, ask first whether the
+        transaction is still good: PostgreSQL answers COMMIT with a silent rollback after an error
+        that a handler has swallowed."""
+        if not proved:
+            await self.execute(_STILL_GOOD)
+        await super().commit()
+
+    async def end(self) -> None:
+        """Close for good; what was not committed is rolled back."""
+        await asyncio.shield(super().close())
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UsageError(
+            f"tx.session.{what}() is not a handler's to call: EventMesh ends the transaction when "
+            f"the handler returns. Raise an error to undo it, or use `async with "
+            f"tx.session.begin_nested():` for a part that may fail."
+        )
+
+
+@event.listens_for(TransactionSession.sync_session_class, "do_orm_execute")
+def _lock_means_fresh(state: ORMExecuteState) -> None:
+    """A row that is locked is read anew, though an earlier message of the group has loaded it:
+    another process may have changed it in between."""
+    statement: Any = state.statement
+    if state.is_select and getattr(statement, "_for_update_arg", None) is not None:
+        state.update_execution_options(populate_existing=True)
