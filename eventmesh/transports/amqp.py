@@ -113,8 +113,11 @@ class AmqpTransport:
         await self._publishing.ensure(pieces or self._topology.for_publishing())
         names = {name for subscription in subscriptions for name in subscription.messages}
         if names:
-            async with self._publishing.call(None):
-                await self._route_again(names)
+            try:
+                async with self._publishing.call(None):
+                    await self._route_again(names)
+            except PublishError as error:
+                raise Unreachable(f"Kept messages could not be routed again: {error}") from error
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         if not envelopes:
@@ -125,7 +128,8 @@ class AmqpTransport:
             for envelope in envelopes
         ]
         async with self._publishing.call(PUBLISH_TIMEOUT):
-            refused = await self._sender.send(parcels, self._topology.for_publishing())
+            needs = self._topology.for_publishing(envelope.name for envelope in envelopes)
+            refused = await self._sender.send(parcels, needs)
         if refused:
             raise PublishError({envelopes[index].id: why for index, why in refused.items()})
 
@@ -207,20 +211,16 @@ class AmqpTransport:
                 break
         return found
 
-    async def _route_again(self, names: set[str]) -> None:
-        """Bring what was kept for want of a subscription to those that take it now."""
-        async with self._publishing.channel() as channel:
-            taken = [
-                message
-                async for message in _browse(channel, self._topology.unrouted, None)
-                if message.routing_key in names
-            ]
-            # Through the exchange and not to a queue: all that are declared together get theirs.
-            parcels = [
-                _again(message, self._topology.exchange, message.routing_key or "")
-                for message in taken
-            ]
-            await self._move(channel, taken, parcels, self._topology.for_publishing())
+    async def _route_again(self, names: Iterable[str]) -> None:
+        """Bring what was kept for want of a subscription to those that take it now: through the
+        exchange, so that all that are declared together get theirs."""
+        needs = self._topology.for_publishing(names)
+        for name in sorted(names):
+            async with self._publishing.channel() as channel:
+                kept = _browse(channel, self._topology.kept(name), None)
+                while taken := [message async for message in _some(kept, PIPELINE)]:
+                    parcels = [_again(message, self._topology.exchange, name) for message in taken]
+                    await self._move(channel, taken, parcels, needs)
 
     async def _move(
         self,
@@ -671,6 +671,17 @@ async def _browse(
             count = 1 + (message.message_count or 0)
         taken += 1
         yield message
+
+
+async def _some(
+    messages: AsyncIterator[DeliveredMessage], count: int
+) -> AsyncIterator[DeliveredMessage]:
+    """The next of these, up to `count`; the others are left for the next call."""
+    for _ in range(count):
+        try:
+            yield await anext(messages)
+        except StopAsyncIteration:
+            return
 
 
 def _refusal(error: BaseException) -> str:

@@ -2,7 +2,9 @@
 arguments, headers, the steps of delays, the plan of acknowledgements. Pure; no connection here.
 
     publish ──> exchange <p> ──by message name──> queue <p>.queue.<subscription>
-                     └─ nobody takes it ─> <p>.unrouted, until a subscription that does is declared
+                     └─ nobody takes it ─> exchange <p>.unrouted ──> queue <p>.unrouted.<message>,
+                        until a subscription that does is declared; of a name that no publisher of
+                        ours has used: queue <p>.foreign
     retry ────> exchange <p>.delay.<ms> ──> queue <p>.delay.<ms>
                      └─ expired ─> default exchange, by routing key: the subscription's queue
     dead ─────> queue <p>.dead.<subscription>
@@ -20,7 +22,7 @@ from typing import Any
 from eventmesh.errors import UsageError
 from eventmesh.transports.base import DeadLetter, Subscription
 from eventmesh.transports.outcome import Dead
-from eventmesh.wire.cloudevents import from_headers
+from eventmesh.wire.cloudevents import ACCEPTED_PREFIXES, from_headers
 
 DELIVERY_LIMIT = 2**31 - 1
 """RabbitMQ 4 drops a message of a quorum queue after 20 returns unless told otherwise. `-1` (no
@@ -65,6 +67,9 @@ _NOT_COPIED = (
     "x-acquired-count",
     "x-opt-",
 )
+MAX_COPIED_CHARACTERS = 90_000
+"""RabbitMQ's frame has 131,072 bytes by default, and all headers of a message must fit into one."""
+
 _ROUTING = frozenset({"CC", "BCC"})
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -129,6 +134,7 @@ class Topology:
         self._prefix = prefix
         self.exchange = prefix
         self.unrouted = f"{prefix}.unrouted"
+        self.foreign = f"{prefix}.foreign"
 
     def queue(self, subscription: Subscription) -> str:
         """The queue of what is to be delivered."""
@@ -142,18 +148,34 @@ class Topology:
         """The exchange, and the queue, of what is to wait this many milliseconds."""
         return f"{self._prefix}.delay.{step}"
 
-    def for_publishing(self) -> list[Piece]:
+    def kept(self, message: str) -> str:
+        """The queue of what was published under this name before anybody took it."""
+        return _checked(f"{self.unrouted}.{message}")
+
+    def for_publishing(self, messages: Iterable[str] = ()) -> list[Piece]:
+        """For messages of these names. One that nobody takes waits in a queue of its own name, so
+        that its first subscription finds it without looking through all the others'."""
         return [
-            Exchange(self.unrouted, "fanout"),
-            Queue(self.unrouted),
-            Binding(self.unrouted, self.unrouted),
+            Exchange(self.foreign, "fanout"),
+            Queue(self.foreign),
+            Binding(self.foreign, self.foreign),
+            Exchange(self.unrouted, "direct", alternate=self.foreign),
+            *(
+                piece
+                for message in sorted(set(messages))
+                if message
+                for piece in (
+                    Queue(self.kept(message)),
+                    Binding(self.kept(message), self.unrouted, message),
+                )
+            ),
             Exchange(self.exchange, "topic", alternate=self.unrouted),
         ]
 
     def for_subscription(self, subscription: Subscription) -> list[Piece]:
         queue = self.queue(subscription)
         return [
-            *self.for_publishing(),
+            *self.for_publishing(subscription.messages),
             Queue(self.dead(subscription)),
             Queue(queue),
             *(Binding(queue, self.exchange, message) for message in subscription.messages),
@@ -219,8 +241,12 @@ def retried(headers: Mapping[str, Any] | None, attempt: int) -> dict[str, Any]:
 def buried(
     headers: Mapping[str, Any] | None, dead: Dead, *, attempts: int, letter_id: str, now: datetime
 ) -> dict[str, Any]:
-    """The headers of a dead letter."""
-    return copied(headers) | {
+    """The headers of a dead letter: the message's own, without its foreign ones where all together
+    would not fit into a frame any more, and what became of it."""
+    kept = copied(headers)
+    if sum(len(name) + len(str(value)) for name, value in kept.items()) > MAX_COPIED_CHARACTERS:
+        kept = {name: value for name, value in kept.items() if name.startswith(ACCEPTED_PREFIXES)}
+    return kept | {
         DEAD_ID: letter_id,
         REASON: _cut(dead.reason, MAX_REASON_BYTES),
         ERROR: _cut(dead.error, MAX_ERROR_BYTES),

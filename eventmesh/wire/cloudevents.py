@@ -17,7 +17,7 @@ from eventmesh.wire.envelope import Envelope
 HEADER_PREFIX = "cloudEvents_"
 """What we write before an attribute's name in an AMQP header (CloudEvents AMQP binding 1.0.2)."""
 
-_ACCEPTED_PREFIXES = ("cloudEvents_", "cloudEvents:", "ce-")
+ACCEPTED_PREFIXES = ("cloudEvents_", "cloudEvents:", "ce-")
 _DATA_FIELD = "data"
 
 
@@ -74,7 +74,7 @@ def unpack(parcel: bytes) -> Envelope:
 @lru_cache(maxsize=1024)
 def _attribute(header: str) -> str | None:
     """The attribute that a header holds, if it holds one."""
-    for prefix in _ACCEPTED_PREFIXES:
+    for prefix in ACCEPTED_PREFIXES:
         if header.startswith(prefix):
             return header[len(prefix) :]
     return None

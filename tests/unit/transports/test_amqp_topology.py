@@ -66,15 +66,33 @@ def test_a_subscription_is_bound_to_each_of_its_messages() -> None:
         assert Binding("shop.queue.orders.note_payment", "shop", message) in pieces
 
 
-def test_what_nobody_takes_goes_to_the_unrouted() -> None:
-    [mesh] = [p for p in SHOP.for_publishing() if isinstance(p, Exchange) and p.name == "shop"]
-    assert mesh.arguments == {"alternate-exchange": "shop.unrouted"}
-    assert Exchange("x", "topic").arguments == {}
+def test_what_nobody_takes_waits_in_a_queue_of_its_name() -> None:
+    pieces = SHOP.for_publishing(["orders.placed", "orders.placed", ""])
+    exchanges = {piece.name: piece for piece in pieces if isinstance(piece, Exchange)}
+    assert exchanges["shop"].arguments == {"alternate-exchange": "shop.unrouted"}
+    assert exchanges["shop.unrouted"].arguments == {"alternate-exchange": "shop.foreign"}
+    assert exchanges["shop.foreign"].arguments == {}
+    bindings = [piece for piece in pieces if isinstance(piece, Binding)]
+    assert Binding("shop.unrouted.orders.placed", "shop.unrouted", "orders.placed") in bindings
+    assert len(bindings) == 2
+
+
+def test_a_dead_letter_leaves_out_foreign_headers_that_would_fill_a_frame() -> None:
+    headers = {"cloudEvents_id": "1", "x-mine": "y" * 120_000}
+    buried_headers = buried(
+        headers, Dead("no", "why"), attempts=1, letter_id="d", now=datetime(2026, 1, 1, tzinfo=UTC)
+    )
+    assert buried_headers["cloudEvents_id"] == "1"
+    assert "x-mine" not in buried_headers
+    small = buried(
+        {"x-mine": "y"}, Dead("no"), attempts=1, letter_id="d", now=datetime(2026, 1, 1, tzinfo=UTC)
+    )
+    assert small["x-mine"] == "y"
 
 
 def test_every_queue_is_a_quorum_queue_that_drops_nothing() -> None:
     queues = [p for p in SHOP.for_subscription(PAID) if isinstance(p, Queue)]
-    assert len(queues) == 3
+    assert len(queues) == 3 + len(PAID.messages)
     for queue in queues:
         assert queue.arguments["x-queue-type"] == "quorum"
         assert queue.arguments["x-delivery-limit"] == 2**31 - 1

@@ -1,0 +1,410 @@
+"""A user's project in a temporary folder, and the command line run in it as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aio_pika
+import pytest
+from redis.asyncio import Redis
+
+from eventmesh.clock import SystemClock
+from eventmesh.transports.base import TransportOptions
+from eventmesh.transports.factory import open_transport
+from eventmesh.wire.envelope import Envelope
+
+PATIENCE = 30.0
+"""Seconds within which anything waited for must happen; only a failure takes so long."""
+
+POLL_INTERVAL = 0.01
+
+BANK = '''\
+"""A bank whose handler does what the owner's name asks for."""
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+import structlog
+from eventmesh import Command, Event, Reject, Retry, Service, Transaction, constant
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+log = structlog.get_logger()
+plain_log = logging.getLogger("services.bank.plain")
+
+class Base(DeclarativeBase): ...
+class Account(Base):
+    __tablename__ = "accounts"
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    cents: Mapped[int] = mapped_column(default=0)
+
+class Deposit(Command, name="bank.deposit", version=1, key="owner"):
+    owner: str
+    cents: int
+    note: str = ""
+
+class Deposited(Event, name="bank.deposited", version=1, key="owner"):
+    owner: str
+    balance: int
+    note: str = ""
+
+service = Service("bank", metadata=Base.metadata)
+deposits = service.publisher(Deposit)
+
+@service.subscriber(Deposit, retry=Retry(attempts=2, backoff=constant("10ms")))
+async def deposit(command: Deposit, tx: Transaction) -> Deposited:
+    log.info("depositing", cents=command.cents)
+    plain_log.info("depositing plainly")
+    account = await tx.session.get(Account, command.owner)
+    account = account or Account(owner=command.owner, cents=0)
+    tx.session.add(account)
+    account.cents += command.cents
+    await tx.session.flush()
+    match command.owner:
+        case "slow":
+            Path("started").touch()
+            while not Path("go").exists():
+                await asyncio.sleep(0.01)
+        case "broken":
+            raise ValueError("no such branch")
+        case "refused":
+            raise Reject("the account is closed")
+        case "big":
+            return Deposited(owner="big", balance=0, note="x" * 5_000_000)
+    return Deposited(owner=command.owner, balance=account.cents)
+
+@service.subscriber(Deposited)
+async def tell(event: Deposited) -> None:
+    print(f"{event.owner} has {event.balance / 100:.2f}", flush=True)
+'''
+
+Condition = Callable[[], Any]
+
+
+def until(condition: Condition, what: str, patience: float = PATIENCE) -> Any:
+    """What the condition returns as soon as that is true; an AssertionError saying what was waited
+    for after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"waited {patience:g} s for {what}"
+        time.sleep(POLL_INTERVAL)
+    return result
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        return self.out + self.err
+
+    def fails(self, code: int, *words: str) -> str:
+        """Checks that this is one paragraph for a person, with this exit code and these words."""
+        assert self.code == code, self.said
+        assert "Traceback" not in self.said
+        error = self.err.strip()
+        assert error.startswith("Error: "), self.err
+        assert "\n" not in error
+        assert error.endswith(".")
+        for word in words:
+            assert word in error
+        return error
+
+    def succeeds(self, *words: str) -> str:
+        assert self.code == 0, self.said
+        for word in words:
+            assert word in self.out
+        return self.out
+
+
+class Running:
+    """A command that runs, in a process group of its own, with its output in files."""
+
+    def __init__(self, command: Sequence[str], root: Path, environment: Mapping[str, str]) -> None:
+        self.log = root / f".output-{uuid.uuid4().hex}"
+        self.log.mkdir()
+        with (self.log / "out").open("wb") as out, (self.log / "err").open("wb") as err:
+            self.process = subprocess.Popen(  # noqa: S603 - our own command line
+                list(command),
+                cwd=root,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    @property
+    def out(self) -> str:
+        return (self.log / "out").read_bytes().decode(errors="replace")
+
+    @property
+    def err(self) -> str:
+        return (self.log / "err").read_bytes().decode(errors="replace")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The log lines so far that are complete."""
+        complete = self.err.rpartition("\n")[0].splitlines()
+        return [json.loads(line) for line in complete if line.startswith("{")]
+
+    def events(self) -> list[str]:
+        return [line["event"] for line in self.lines()]
+
+    def until_says(self, event: str, times: int = 1) -> None:
+        """Wait for a log line."""
+        self._until(lambda: self.events().count(event) >= times, f"{times} times {event!r}")
+
+    def until_prints(self, text: str) -> None:
+        self._until(lambda: text in self.out, f"{text!r} printed")
+
+    def tell(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def tell_all(self, number: signal.Signals) -> None:
+        """As a terminal does with Ctrl-C: to the process and its children."""
+        os.killpg(self.process.pid, number)
+
+    def children(self) -> list[int]:
+        pid = self.process.pid
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+
+    def ended(self, patience: float = PATIENCE) -> Ended:
+        try:
+            code = self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still runs after {patience:g} s; it said: {self.err}") from None
+        return Ended(code, self.out, self.err)
+
+    def drain(self) -> Ended:
+        """Tell it to stop, and check that it does so in good order."""
+        self.tell(signal.SIGTERM)
+        ended = self.ended()
+        assert ended.code == 0, ended.said
+        return ended
+
+    def kill(self) -> None:
+        """End it and its group, whatever state they are in."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _until(self, condition: Condition, what: str) -> None:
+        def reached() -> bool:
+            if condition():
+                return True
+            code = self.process.poll()
+            assert code is None or condition(), (
+                f"ended with {code} before {what}: {self.out}{self.err}"
+            )
+            return False
+
+        try:
+            until(reached, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it said: {self.out}{self.err}") from None
+
+
+class Project:
+    """A folder with services in it, and an environment for the commands that are run there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.prefix = f"t{uuid.uuid4().hex[:12]}"
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("EVENTMESH_")}
+        self.environment = kept | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "EVENTMESH_BROKER_PREFIX": self.prefix,
+            # The relay of a worker that was aborted is replaced when its leases have ended.
+            "EVENTMESH_LEASE_TIME": "500ms",
+            # A service that is rewritten within a second must not be taken from a cache.
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        self._started: list[Running] = []
+
+    def write(self, path: str, text: str | bytes) -> Path:
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(text.encode() if isinstance(text, str) else text)
+        return target
+
+    def service(self, text: str = BANK, name: str = "bank") -> Path:
+        return self.write(f"services/{name}/service.py", text)
+
+    def change_service(self, before: str, after: str) -> None:
+        path = self.root / "services/bank/service.py"
+        assert before in path.read_text()
+        path.write_text(path.read_text().replace(before, after))
+
+    def start_program(self, *command: str, **environment: str) -> Running:
+        running = Running(command, self.root, self.environment | environment)
+        self._started.append(running)
+        return running
+
+    def start(self, *arguments: str, **environment: str) -> Running:
+        """`eventmesh` with these arguments."""
+        return self.start_program(sys.executable, "-m", "eventmesh", *arguments, **environment)
+
+    def run(self, *arguments: str, **environment: str) -> Ended:
+        return self.start(*arguments, **environment).ended()
+
+    def run_all(self, *commands: Sequence[str]) -> list[Ended]:
+        """What becomes of these, run side by side."""
+        return [running.ended() for running in [self.start(*command) for command in commands]]
+
+    def worker(self, *arguments: str, processes: int = 1, **environment: str) -> Running:
+        """A worker of the bank that is ready."""
+        running = self.start("worker", "bank", *arguments, **environment)
+        running.until_says("worker is ready", processes)
+        return running
+
+    def python(self, text: str, **environment: str) -> Ended:
+        """A user's program."""
+        path = self.write(f"program_{uuid.uuid4().hex}.py", text)
+        return self.start_program(sys.executable, str(path), **environment).ended()
+
+    def letters(self) -> list[dict[str, Any]]:
+        """The dead letters of the bank."""
+        letters: list[dict[str, Any]] = json.loads(
+            self.run("dlq", "list", "bank", "--json").succeeds()
+        )
+        return letters
+
+    def processes(self) -> list[int]:
+        """All that runs in this folder, whoever's child it has become."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it ended meanwhile
+                if (process / "cwd").readlink() == self.root:
+                    found.append(int(process.name))
+        return found
+
+    def kill(self) -> None:
+        for running in self._started:
+            running.kill()
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    """An empty project on a SQLite broker; whatever runs in it ends with the test."""
+    made = Project(tmp_path)
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+@pytest.fixture
+def projects(tmp_path: Path) -> Iterator[Callable[[], Project]]:
+    """Makes empty projects; whatever runs in them ends with the test."""
+    made: list[Project] = []
+
+    def make() -> Project:
+        root = tmp_path / str(len(made))
+        root.mkdir()
+        made.append(Project(root))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for project in made:
+            project.kill()
+
+
+@pytest.fixture
+def bank(project: Project) -> Project:
+    """A project with the service `bank`."""
+    project.service()
+    return project
+
+
+@pytest.fixture
+def on(bank: Project, durable_url: Callable[[str], str]) -> Callable[[str], Project]:
+    """The bank on a "sqlite", "redis" or "amqp" broker, under a prefix of its own."""
+
+    def use(broker: str) -> Project:
+        bank.environment["EVENTMESH_BROKER_URL"] = durable_url(broker)
+        return bank
+
+    return use
+
+
+@pytest.fixture
+def attributes() -> Callable[..., dict[str, str]]:
+    """The CloudEvents attributes of a new deposit, with changes; one that is "" is left out."""
+
+    def make(**changes: str) -> dict[str, str]:
+        made = {
+            "specversion": "1.0",
+            "id": str(uuid.uuid4()),
+            "source": "/test",
+            "type": "bank.deposit",
+            "dataschema": "urn:eventmesh:bank.deposit:1",
+            "datacontenttype": "application/json",
+        } | changes
+        return {name: value for name, value in made.items() if value}
+
+    return make
+
+
+Put = Callable[[Project, Mapping[str, str], bytes], Awaitable[None]]
+
+
+@pytest.fixture
+def put() -> Put:
+    """Puts a deposit on the broker as a program would that knows nothing of EventMesh."""
+
+    async def to(project: Project, attributes: Mapping[str, str], data: bytes) -> None:
+        url = project.environment.get("EVENTMESH_BROKER_URL", "")
+        match urlsplit(url).scheme:
+            case "redis":
+                async with Redis.from_url(url) as redis:
+                    stream = f"{project.prefix}:stream:bank.deposit"
+                    await redis.xadd(stream, {**attributes, "data": data})
+            case "amqp":
+                message = aio_pika.Message(
+                    data,
+                    headers={f"cloudEvents_{name}": text for name, text in attributes.items()},
+                    content_type=attributes.get("datacontenttype"),
+                    delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+                )
+                async with await aio_pika.connect(url) as connection:
+                    channel = await connection.channel()
+                    exchange = await channel.get_exchange(project.prefix)
+                    await exchange.publish(message, routing_key="bank.deposit")
+            case _:  # a file that only EventMesh knows how to write
+                url = url or f"sqlite:///{project.root}/.eventmesh/broker.db"
+                options = TransportOptions(prefix=project.prefix)
+                async with open_transport(url, SystemClock(), options) as transport:
+                    await transport.publish([Envelope(attributes, data)])
+
+    return to
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Any]:
+    """`wait_until(condition, "what")`: what the condition returns once it is true."""
+    return until

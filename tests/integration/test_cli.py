@@ -1,0 +1,319 @@
+"""The commands as a user runs them: help, usage, schemas, migrations, development, and how workers
+end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+import typer
+
+from eventmesh.cli.main import app
+from eventmesh.testing.servers import Server
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Project, Put, Running
+
+Attributes = Callable[..., dict[str, str]]
+
+SLOW = b'{"owner": "slow", "cents": 100}'
+GOOD = b'{"owner": "ada", "cents": 1250}'
+
+
+def commands() -> Iterator[list[str]]:
+    """Every command and group there is, as one writes it."""
+
+    def walk(command: Any, path: list[str]) -> Iterator[list[str]]:
+        yield path
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from walk(inner, [*path, name])
+
+    return walk(typer.main.get_command(app), [])
+
+
+def balances(bank: Project) -> dict[str, int]:
+    connection = sqlite3.connect(bank.root / ".eventmesh/bank.db")
+    try:
+        return dict(connection.execute("SELECT owner, cents FROM accounts"))
+    finally:
+        connection.close()
+
+
+def alive(pids: Sequence[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+# Help and usage
+
+
+def test_every_command_has_help(project: Project) -> None:
+    paths = list(commands())
+    assert {"worker", "dev", "demo", "schema check", "db upgrade", "dlq replay"} <= {
+        " ".join(path) for path in paths
+    }
+    for path, ended in zip(
+        paths, project.run_all(*([*path, "--help"] for path in paths)), strict=True
+    ):
+        ended.succeeds(" ".join(["Usage: eventmesh", *path]))
+        assert ended.err == ""
+    assert not (project.root / ".eventmesh").exists()
+
+
+def cpu_seconds(*arguments: str) -> float:
+    """CPU time, which unlike wall time does not depend on what else the machine does."""
+    null = (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
+    pid = os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-m", "eventmesh", *arguments],
+        os.environ,
+        file_actions=[null],
+    )
+    _, status, usage = os.wait4(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    return usage.ru_utime + usage.ru_stime
+
+
+def test_help_takes_less_than_300_ms_of_cpu() -> None:
+    assert min(cpu_seconds("--help") for _ in range(5)) < 0.3
+
+
+WRONG = {
+    "worker": "SVC",
+    "worker bank --nonsense": "--nonsense",
+    "worker bank --workers 0": "--workers",
+    "worker bank --workers many": "--workers",
+    "nonsense": "nonsense",
+    "--nonsense": "--nonsense",
+    "dlq list": "SVC",
+    "dlq nonsense": "nonsense",
+    "dlq list bank --limit 0": "--limit",
+    "dlq show bank": "ID",
+    "db upgrade": "SVC",
+    "schema check --nonsense": "--nonsense",
+    "demo --purchases 0": "--purchases",
+}
+
+
+def test_command_lines_that_are_written_wrongly(bank: Project) -> None:
+    ends = bank.run_all(*(line.split() for line in WRONG))
+    for (line, word), ended in zip(WRONG.items(), ends, strict=True):
+        assert ended.code == 2, line
+        assert "Usage: eventmesh" in ended.err, line
+        assert word in ended.err, line
+        assert "Traceback" not in ended.err, line
+
+
+def test_a_group_without_a_command_shows_its_help(project: Project) -> None:
+    groups: list[list[str]] = [[], ["dlq"], ["schema"], ["db"]]
+    for group, ended in zip(groups, project.run_all(*groups), strict=True):
+        assert ended.code == 2
+        assert " ".join(["Usage: eventmesh", *group]) in ended.said
+
+
+def test_the_demo_outside_a_checkout(bank: Project) -> None:
+    bank.run("demo").fails(2, str(bank.root), "run it in a checkout")
+    bank.run("demo", "--attach", "--kill").fails(2, "--attach or --kill")
+
+
+# Schemas
+
+
+def test_schemas_are_frozen_and_checked(bank: Project) -> None:
+    bank.run("schema", "check").fails(4, "bank.deposit v1, bank.deposited v1", "schema freeze")
+    bank.run("schema", "freeze").succeeds("frozen bank.deposit v1 in schemas/bank/deposit/v1.json")
+    assert bank.run("schema", "freeze").succeeds() == ""  # nothing is left to do
+    bank.run("schema", "check").succeeds("bank.deposit v1", "bank.deposited v1", "as frozen")
+    bank.worker().drain()
+
+
+# Migrations
+
+
+@pytest.fixture
+async def absent_url(postgres_server: Server) -> AsyncIterator[str]:
+    """The URL of a PostgreSQL database that nobody has made yet."""
+    name = f"absent_{uuid.uuid4().hex}"
+    dsn = postgres_server.url.replace("+asyncpg", "")
+    yield f"{dsn.rpartition('/')[0]}/{name}"
+    admin = await asyncpg.connect(dsn)
+    try:
+        await admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    finally:
+        await admin.close()
+
+
+def test_a_database_is_made_and_upgraded(bank: Project, absent_url: str) -> None:
+    bank.environment["EVENTMESH_BANK_DATABASE_URL"] = absent_url
+    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: upgraded to 0001\n"
+    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: is at 0001\n"
+
+
+async def test_a_service_on_postgresql(
+    bank: Project, postgres_url: str, attributes: Attributes, put: Put
+) -> None:
+    bank.environment["EVENTMESH_BANK_DATABASE_URL"] = postgres_url.replace("+asyncpg", "")
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: upgraded to 0001\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0001\n"
+    worker = bank.worker()
+    await put(bank, attributes(), GOOD)
+    worker.until_prints("ada has 12.50")
+    worker.drain()
+
+
+def test_sqlite_needs_no_upgrade_but_takes_one(bank: Project) -> None:
+    bank.worker().drain()
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0001\n"
+
+
+# Development
+
+
+async def test_dev_runs_all_services_in_one_process(
+    bank: Project, attributes: Attributes, put: Put
+) -> None:
+    bank.service('from eventmesh import Service\n\nservice = Service("till")\n', name="till")
+    running = bank.start("dev", "--no-reload")
+    running.until_says("worker is ready")
+    assert running.lines()[0]["services"] == ["bank", "till"]
+    assert running.children() == []
+    await put(bank, attributes(), GOOD)
+    running.until_prints("ada has 12.50")
+    running.drain()
+
+
+def test_dev_starts_again_when_code_changes(bank: Project, wait_until: Callable[..., Any]) -> None:
+    running = bank.start("dev")
+    running.until_says("worker is ready")
+    began_to_watch = False
+    for _ in range(10):  # a change before it watches is not seen
+        bank.service()
+        with suppress(AssertionError):
+            wait_until(lambda: running.events().count("worker is ready") == 2, "a reload", 3)
+            began_to_watch = True
+            break
+    assert began_to_watch, running.err
+    running.tell_all(signal.SIGINT)
+    ended = running.ended()
+    assert ended.code == 0, ended.said
+    assert running.events().count("worker has stopped") == 2
+    assert "Traceback" not in ended.err
+
+
+# How a worker ends
+
+
+async def holding(bank: Project, worker: Running, put: Put, attributes: dict[str, str]) -> None:
+    """Wait until the worker is in the middle of a deposit, which lasts until the file `go`."""
+    await put(bank, attributes, SLOW)
+    worker.until_says("depositing")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_first_signal_lets_a_handler_finish(
+    bank: Project, number: signal.Signals, attributes: Attributes, put: Put
+) -> None:
+    worker = bank.worker()
+    await holding(bank, worker, put, attributes())
+    worker.tell(number)
+    worker.until_says("worker drains")
+    assert worker.process.poll() is None
+    bank.write("go", "")
+    ended = worker.ended()
+    assert ended.code == 0, ended.said
+    assert worker.events()[-1] == "worker has stopped"
+    assert "Error" not in ended.err
+    assert balances(bank) == {"slow": 100}
+    # The event that the handler returned was kept too: told before the end, or by the next one.
+    if "slow has 1.00" not in ended.out:
+        worker = bank.worker()
+        worker.until_prints("slow has 1.00")
+        worker.drain()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_the_second_signal_aborts_and_nothing_is_lost(
+    bank: Project, second: signal.Signals, attributes: Attributes, put: Put
+) -> None:
+    worker = bank.worker()
+    await holding(bank, worker, put, attributes())
+    worker.tell(signal.SIGTERM)
+    worker.until_says("worker drains")
+    worker.tell(second)
+    ended = worker.ended()
+    assert ended.code == 1, ended.said
+    assert ended.err.splitlines()[-1].startswith("Error: The worker was told to stop twice")
+    assert "Traceback" not in ended.err
+    assert balances(bank) == {}
+    finish_with_another_worker(bank)
+
+
+async def test_a_drain_that_takes_too_long(bank: Project, attributes: Attributes, put: Put) -> None:
+    worker = bank.worker(EVENTMESH_DRAIN_TIMEOUT="200ms")
+    await holding(bank, worker, put, attributes())
+    worker.tell(signal.SIGTERM)
+    ended = worker.ended()
+    assert ended.code == 5, ended.said
+    error = ended.err.splitlines()[-1]
+    assert error.startswith("Error: 1 subscription(s) were still handling messages 0.2 s after")
+    assert "EVENTMESH_DRAIN_TIMEOUT" in error
+    assert "Traceback" not in ended.err
+    assert balances(bank) == {}
+    finish_with_another_worker(bank)
+
+
+def finish_with_another_worker(bank: Project) -> None:
+    """What a worker did not finish comes to the next one at once, and takes effect once."""
+    bank.write("go", "")
+    worker = bank.worker()
+    worker.until_prints("slow has 1.00")
+    worker.drain()
+    assert balances(bank) == {"slow": 100}
+
+
+@pytest.mark.parametrize(
+    ("number", "whom"), [(signal.SIGTERM, "one"), (signal.SIGTERM, "all"), (signal.SIGINT, "all")]
+)
+async def test_two_workers_finish_and_end_together(
+    bank: Project, number: signal.Signals, whom: str, attributes: Attributes, put: Put
+) -> None:
+    parent = bank.worker("--workers", "2", processes=2)
+    children = parent.children()
+    assert len(children) == 2
+    await holding(bank, parent, put, attributes())
+    # A terminal sends Ctrl-C to the whole group, as `timeout` does with SIGTERM.
+    (parent.tell if whom == "one" else parent.tell_all)(number)
+    parent.until_says("worker drains", 2)
+    bank.write("go", "")
+    ended = parent.ended()
+    assert ended.code == 0, ended.said
+    assert parent.events().count("worker has stopped") == 2
+    assert balances(bank) == {"slow": 100}
+    assert not alive(children)
+
+
+def test_a_killed_worker_ends_the_others_in_good_order(bank: Project) -> None:
+    parent = bank.worker("--workers", "2", processes=2)
+    children = parent.children()
+    os.kill(children[0], signal.SIGKILL)
+    ended = parent.ended()
+    assert ended.code == 1, ended.said
+    [line] = [line for line in parent.lines() if line["event"] == "a worker ended by itself"]
+    assert (line["pid"], line["exit_code"]) == (children[0], -signal.SIGKILL)
+    assert parent.events().count("worker has stopped") == 1
+    assert not alive(children)
+
+
+def test_a_worker_that_cannot_begin_ends_its_siblings(bank: Project) -> None:
+    ended = bank.run("worker", "bank", "--workers", "2", EVENTMESH_BROKER_URL="redis://127.0.0.1:1")
+    assert ended.code == 3, ended.said
+    assert "Error: Redis at redis://127.0.0.1:1 does not answer" in ended.err
+    assert "Traceback" not in ended.err

@@ -1,0 +1,134 @@
+"""Log lines: what a machine reads of each delivery, and that no line holds a password."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Project, Put
+
+Attributes = Callable[..., dict[str, str]]
+
+OF_A_DELIVERY = {"service", "subscription", "message_id", "name", "correlation_id"}
+GOOD = b'{"owner": "ada", "cents": 1250}'
+
+
+async def test_piped_lines_are_json_and_say_which_message_they_are_about(
+    bank: Project, attributes: Attributes, put: Put
+) -> None:
+    worker = bank.worker(EVENTMESH_LOG_LEVEL="debug")
+    good = attributes(correlationid="the-whole-story")
+    broken, garbage = attributes(), attributes()
+    await put(bank, good, GOOD)
+    await put(bank, broken, b'{"owner": "broken", "cents": 1}')
+    await put(bank, garbage, b"{")
+    worker.until_says("done", 2)  # the command's and the event's
+    worker.until_says("dead letter", 2)
+    worker.drain()
+
+    lines = [json.loads(line) for line in worker.err.splitlines()]  # each and every one
+    assert all({"event", "level", "logger", "timestamp"} <= line.keys() for line in lines)
+
+    def about(message: dict[str, str], event: str) -> dict[str, Any]:
+        """The line; with its context checked."""
+        line = next(
+            line
+            for line in lines
+            if line["event"] == event and line.get("message_id") == message["id"]
+        )
+        correlation = message.get("correlationid", message["id"])
+        assert {name: line.get(name) for name in OF_A_DELIVERY} == {
+            "service": "bank",
+            "subscription": "bank.deposit",
+            "message_id": message["id"],
+            "name": "bank.deposit",
+            "correlation_id": correlation,
+        }
+        return line
+
+    assert about(good, "depositing")["cents"] == 1250  # structlog, in a handler
+    about(good, "depositing plainly")  # the standard library's logging, in a handler
+    assert about(good, "done")["level"] == "debug"
+    retry = about(broken, "will be tried again")
+    assert (retry["level"], retry["attempt"]) == ("warning", 1)
+    assert "no such branch" in retry["error"]
+    dead = about(broken, "dead letter")
+    assert (dead["level"], dead["attempt"]) == ("error", 2)
+    assert "Invalid JSON" in about(garbage, "dead letter")["reason"]
+
+    [told] = [line for line in lines if line.get("name") == "bank.deposited"]
+    assert told.keys() >= OF_A_DELIVERY
+    assert told["correlation_id"] == "the-whole-story"
+    assert told["message_id"] != good["id"]
+    of_deliveries = [line for line in lines if line["logger"] == "eventmesh.delivery"]
+    assert len(of_deliveries) == 5
+    assert all(line.keys() >= OF_A_DELIVERY for line in of_deliveries)
+
+
+async def test_a_repeated_message_is_told_of(
+    bank: Project, attributes: Attributes, put: Put
+) -> None:
+    worker = bank.worker()
+    same = attributes()
+    await put(bank, same, GOOD)
+    await put(bank, same, GOOD)
+    worker.until_says("duplicate passed over")
+    worker.until_prints("ada has 12.50")
+    worker.drain()
+    [line] = [line for line in worker.lines() if line["event"] == "duplicate passed over"]
+    assert line.keys() >= OF_A_DELIVERY
+    assert line["message_id"] == same["id"]
+    assert "25.00" not in worker.out
+
+
+async def test_the_level_and_the_format_can_be_set(
+    bank: Project, attributes: Attributes, put: Put, wait_until: Callable[..., Any]
+) -> None:
+    text = bank.start("worker", "bank", EVENTMESH_LOG_FORMAT="text")
+    wait_until(lambda: "worker is ready" in text.err, "a line of text")
+    text.drain()
+    assert text.lines() == []
+    assert "\x1b[" not in text.err  # no colours into a file
+
+    quiet = bank.start("worker", "bank", EVENTMESH_LOG_LEVEL="warning")
+    await put(bank, attributes(), GOOD)
+    quiet.until_prints("ada has 12.50")
+    assert quiet.drain().err == ""
+
+
+@pytest.mark.parametrize("broker", ["redis", "amqp"])
+async def test_no_output_holds_a_password(
+    broker: str,
+    on: Callable[[str], Project],
+    postgres_url: str,
+    attributes: Attributes,
+    put: Put,
+) -> None:
+    bank = on(broker)
+    bank.environment |= {
+        "EVENTMESH_BANK_DATABASE_URL": postgres_url,
+        "EVENTMESH_LOG_LEVEL": "debug",
+    }
+    passwords = [
+        urlsplit(bank.environment["EVENTMESH_BROKER_URL"]).password,
+        urlsplit(postgres_url).password,
+    ]
+    assert all(passwords)
+    upgrade = bank.run("db", "upgrade", "bank")
+    upgrade.succeeds()
+    worker = bank.worker()
+    await put(bank, attributes(), GOOD)
+    await put(bank, attributes(), b'{"owner": "broken", "cents": 1}')
+    worker.until_prints("ada has 12.50")
+    worker.until_says("dead letter")
+    worked = worker.drain()
+    listed = bank.run("dlq", "list", "bank", "--json")
+    assert json.loads(listed.succeeds())
+    for ended in (upgrade, worked, listed):
+        for password in passwords:
+            assert password not in ended.said

@@ -1,0 +1,189 @@
+"""README.md: its code runs as it is printed, its commands work, its links lead somewhere.
+
+What is found in it is run; what the tests do not know how to run fails, so that nothing is added to
+it untested.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventmesh.errors import DrainTimeout, Drift, EventMeshError, Unreachable, UsageError
+from eventmesh.testing.servers import Server
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Project, Running
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+)`")
+PROSE = BLOCK.sub("", README)
+
+MOST_LINES = 30
+"""Of the first example, which is a complete service."""
+
+
+def blocks(language: str) -> list[str]:
+    return [text for name, text in BLOCK.findall(README) if name == language]
+
+
+SERVICE, SEND = blocks("python")
+TWO_COMMANDS, RUN_IT, ON_SERVERS = blocks("console")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of a console block, and the lines that are printed below it."""
+
+    command: str
+    output: list[str] = field(default_factory=list)
+
+
+def steps(block: str) -> Iterator[Step]:
+    for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+        first, *output = part.splitlines()
+        yield Step(first.partition("  #")[0].strip(), output)
+
+
+def make_takes(arguments: list[str]) -> None:
+    """Check that make has these targets, without making them."""
+    done = subprocess.run(  # noqa: S603
+        ["make", "--dry-run", *arguments],  # noqa: S607
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+class Reader:
+    """Types a console block line by line, into a folder with the README's files."""
+
+    def __init__(self, project: Project, urls: dict[str, str] | None = None) -> None:
+        self.project = project
+        self.urls = urls or {}
+        self.workers: list[Running] = []
+
+    def follow(self, block: str) -> None:
+        for step in steps(block):
+            self.type(step.command)
+            for line in step.output:
+                self.workers[-1].until_prints(line)
+
+    def type(self, command: str) -> None:
+        match shlex.split(command.removesuffix("&")):
+            case ["make", *arguments]:
+                make_takes(arguments)
+            case ["export", setting]:  # with a server of the same kind instead
+                name, _, url = setting.partition("=")
+                self.project.environment[name] = self.urls[url.partition("://")[0]]
+            case ["eventmesh", "worker", *arguments] as whole:
+                worker = self.project.start_program(*whole)
+                self.workers.append(worker)
+                count = re.search(r"--workers (\d+)", " ".join(arguments))
+                worker.until_says("worker is ready", int(count[1]) if count else 1)
+            case ["eventmesh" | "python", *_] as whole:
+                self.project.start_program(*whole).ended().succeeds()
+            case _:
+                raise AssertionError(f"no test knows how to run {command!r}")
+
+
+@pytest.fixture
+def reader(project: Project) -> Reader:
+    """Somebody who has written the README's two files."""
+    for path, text in (("services/bank/service.py", SERVICE), ("send.py", SEND)):
+        assert f"`{path}`" in PROSE  # it says where each of them belongs
+        project.write(path, text)
+    return Reader(project)
+
+
+def test_the_service_is_short() -> None:
+    assert len([line for line in SERVICE.splitlines() if line.strip()]) <= MOST_LINES
+
+
+def test_there_is_no_block_that_these_tests_do_not_run() -> None:
+    assert {name for name, _ in BLOCK.findall(README)} == {"python", "console"}
+    assert README.count("```") == 2 * len(BLOCK.findall(README))
+
+
+def test_the_two_commands(reader: Reader) -> None:
+    assert [step.command for step in steps(TWO_COMMANDS)] == ["make demo", "make test"]
+    reader.follow(TWO_COMMANDS)
+    for span in SPAN.findall(PROSE):
+        if span.startswith("make "):
+            reader.type(span)
+
+
+def test_the_service_runs(reader: Reader) -> None:
+    assert [step.output for step in steps(RUN_IT)][-1]  # something is shown to come out
+    reader.follow(RUN_IT)
+    for worker in reader.workers:
+        worker.drain()
+
+
+def test_it_runs_on_servers(reader: Reader, rabbitmq_server: Server, postgres_url: str) -> None:
+    reader.urls = {
+        "amqp": rabbitmq_server.url,
+        "postgresql": postgres_url.replace("+asyncpg", ""),
+    }
+    reader.follow(ON_SERVERS)
+    reader.type("python send.py")
+    [workers] = reader.workers
+    workers.until_prints("ada has 12.50")
+    workers.drain()
+
+
+def test_the_commands_in_the_text_work(reader: Reader) -> None:
+    commands = [span for span in SPAN.findall(PROSE) if span.startswith("eventmesh ")]
+    assert commands
+    for command in commands:
+        reader.type(command)
+
+
+def test_the_exit_codes() -> None:
+    codes = {
+        UsageError: "usage",
+        Unreachable: "a server cannot be reached",
+        Drift: "schemas or migrations differ",
+        DrainTimeout: "the drain timed out",
+        EventMeshError: "crashed or a child died",
+    }
+    for error, meaning in codes.items():
+        assert f"{error.exit_code} {meaning}" in PROSE
+
+
+def test_the_compose_file() -> None:
+    assert any(span.startswith("docker compose up ") for span in SPAN.findall(PROSE))
+    if shutil.which("docker") is None:
+        pytest.skip("docker is not installed")
+    command = ["docker", "compose", "config", "--quiet"]
+    version = subprocess.run(  # noqa: S603
+        [*command[:2], "version"], capture_output=True, check=False, timeout=60
+    )
+    if version.returncode:
+        pytest.skip("docker has no compose")
+    done = subprocess.run(  # noqa: S603
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_the_links() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", PROSE)
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
