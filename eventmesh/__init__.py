@@ -48,6 +48,9 @@ _HOMES = {
 }
 
 
+__all__ = list(_HOMES)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'eventmesh' has no attribute {name!r}")

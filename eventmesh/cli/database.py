@@ -40,6 +40,7 @@ def upgrade(
             try:
                 if create:
                     await migration.create_database(database)
+                await database.connect()
                 changed = await migration.upgrade(database, service.metadata)
             finally:
                 await database.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -41,7 +42,7 @@ def list_letters(service: Name, limit: Limit = 100, as_json: AsJson = False) -> 
     for _, letter in letters:
         typer.echo(
             f"{letter.id}  {letter.died_at:%Y-%m-%d %H:%M:%S}  {letter.subscription}  "
-            f"{letter.envelope.name or '?'}  {letter.reason}"
+            f"{_printable(letter.envelope.name) or '?'}  {_printable(letter.reason)}"
         )
     typer.echo(f"{len(letters)} dead letter(s)")
 
@@ -55,13 +56,16 @@ def show(
     """Show one dead letter with its data and its error."""
     found = [letter for _, letter in asyncio.run(_find(service, _ALL)) if letter.id == letter_id]
     if not found:
-        raise UsageError(f"{service} has no dead letter {letter_id}: see `eventmesh dlq list`.")
+        raise UsageError(
+            f"{service} has no dead letter {letter_id}: see `eventmesh dlq list {service}`."
+        )
     details = _as_dict(found[0])
     if as_json:
         typer.echo(json.dumps(details, indent=2))
         return
+    details.pop("data_base64", None)  # for programs
     for name, value in details.items():
-        typer.echo(f"{name}: {value}")
+        typer.echo(f"{name}: {_printable(str(value))}")
 
 
 @app.command()
@@ -131,7 +135,17 @@ async def _opened(name: str) -> AsyncIterator[tuple[Transport, list[Subscription
         yield transport, subscriptions
 
 
+def _printable(text: str) -> str:
+    """The text without what could command a terminal: whoever sent it is not to be trusted."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 def _as_dict(letter: DeadLetter) -> dict[str, Any]:
+    data = letter.envelope.data
+    exact = {} if _is_text(data) else {"data_base64": base64.b64encode(data).decode()}
     return {
         "id": letter.id,
         "subscription": letter.subscription,
@@ -139,6 +153,15 @@ def _as_dict(letter: DeadLetter) -> dict[str, Any]:
         "attempts": letter.attempts,
         "died_at": letter.died_at.isoformat(),
         "attributes": dict(letter.envelope.attributes),
-        "data": letter.envelope.data.decode("utf-8", errors="backslashreplace"),
+        "data": data.decode("utf-8", errors="backslashreplace"),
+        **exact,
         "error": letter.error,
     }
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

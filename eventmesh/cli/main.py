@@ -29,6 +29,8 @@ def main() -> None:
         app(prog_name="eventmesh")
     except EventMeshError as error:
         fail(error)
+    except KeyboardInterrupt:  # before a worker listens for signals, nothing has begun
+        sys.exit(1)
     except BaseExceptionGroup as group:
         # Tasks that failed together: the first error made on purpose explains the rest.
         expected = group.subgroup(EventMeshError)

@@ -120,11 +120,16 @@ def refuse_drift(findings: Iterable[Finding]) -> None:
     """Drift when a frozen version is not what the code says; a missing one is let pass."""
     drifted = [finding for finding in findings if finding.state in ("changed", "broken")]
     if drifted:
+        advice = (
+            "Restore the lock file from version control."
+            if all(finding.state == "broken" for finding in drifted)
+            else "A frozen version never changes: restore the model, or raise its version by one, "
+            "add an upcaster from the old version and run `eventmesh schema freeze`."
+        )
         raise Drift(
             "The code and the frozen schemas differ. "
             + " ".join(f"{finding}." for finding in drifted)
-            + " A frozen version never changes: restore the model, or raise its version by one, "
-            "add an upcaster from the old version and run `eventmesh schema freeze`."
+            + f" {advice}"
         )
 
 

@@ -11,6 +11,8 @@ import structlog
 
 from eventmesh.runtime.settings import Settings
 
+_LIBRARIES = ("aio_pika", "aiosqlite", "alembic", "asyncio", "redis", "sqlalchemy", "watchfiles")
+
 
 def configure_logs(settings: Settings) -> None:
     """Send structlog's and the standard library's lines to standard error, in one format.
@@ -33,7 +35,11 @@ def configure_logs(settings: Settings) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    for library in _LIBRARIES:
+        logging.getLogger(library).setLevel(max(level, logging.WARNING))
+    # What a broker's connection says, our own errors say in words for people.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -44,8 +50,6 @@ def configure_logs(settings: Settings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
-    logging.getLogger("eventmesh").setLevel(level)
-    logging.getLogger("services").setLevel(level)
 
 
 def _chosen(log_format: Literal["auto", "text", "json"]) -> Literal["text", "json"]:

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession as AsyncSession
 
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.persistence.session import TransactionSession
+from eventmesh.redact import redact
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 _CONNECT_TIMEOUT = 10.0  # seconds
@@ -38,7 +39,8 @@ class Database:
     def __init__(self, url: str, *, service: str) -> None:
         self.service = service
         self.url = parse_url(url, service)
-        self.engine = _make_engine(self.url)
+        with self.translated():  # a SQLite file's folder is made
+            self.engine = _make_engine(self.url)
 
     @property
     def is_sqlite(self) -> bool:
@@ -46,12 +48,29 @@ class Database:
         return self.url.get_backend_name() == "sqlite"
 
     def __repr__(self) -> str:
-        return f"Database({self.service!r}, {self.url.render_as_string(hide_password=True)!r})"
+        return f"Database({self.service!r}, {self.shown_url!r})"
+
+    @property
+    def shown_url(self) -> str:
+        """The URL for people and logs."""
+        return redact(self.url.render_as_string(hide_password=True))
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that names this database."""
+        return f"EVENTMESH_{self.service.upper()}_DATABASE_URL"
 
     async def connect(self) -> None:
         """Unreachable, with what to do about it, when the database does not answer."""
-        async with self.connection() as connection:
-            await connection.execute(text("SELECT 1"))
+        try:
+            async with self.connection() as connection:
+                await connection.execute(text("SELECT 1"))
+        except (DBAPIError, OverflowError, TypeError, ValueError) as error:
+            # What drivers say of odd options, for the statement itself cannot be wrong.
+            raise UsageError(
+                f"{self.variable} cannot be used: {_first_line(error)}. Write it as "
+                f"postgresql://user:password@host:port/database or sqlite:///path/to/file.db."
+            ) from None
 
     async def close(self) -> None:
         """Close all connections."""
@@ -102,11 +121,15 @@ class Database:
                 connection_lost(error) or _sqlstate(error) in also
             ):
                 raise
+            advice = f"Start it, or correct {self.variable}."
+            if isinstance(error, DBAPIError) and _sqlstate(error) == "3D000":
+                advice = (
+                    f"Make it with `eventmesh db upgrade --create {self.service}`, or correct "
+                    f"{self.variable}."
+                )
             raise Unreachable(
-                f"The database of service {self.service!r} "
-                f"({self.url.render_as_string(hide_password=True)}) does not answer: "
-                f"{_first_line(error)}. Start it, or correct EVENTMESH_"
-                f"{self.service.upper()}_DATABASE_URL."
+                f"The database of service {self.service!r} ({self.shown_url}) does not answer: "
+                f"{_first_line(error)}. {advice}"
             ) from error
 
 
@@ -116,7 +139,7 @@ def parse_url(url: str, service: str) -> URL:
     try:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise UsageError(
             f"{variable} is no database URL. Write postgresql://user:password@host/database or "
             f"sqlite:///path/to/file.db."
@@ -142,7 +165,15 @@ def connection_lost(error: BaseException) -> bool:
         or state[:2] in _GONE_CLASSES
         or state in _GONE
         or name.startswith(
-            ("SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY")
+            (
+                "SQLITE_BUSY",
+                "SQLITE_CANTOPEN",
+                "SQLITE_CORRUPT",
+                "SQLITE_FULL",
+                "SQLITE_IOERR",
+                "SQLITE_NOTADB",
+                "SQLITE_READONLY",
+            )
         )
     )
 

@@ -48,16 +48,17 @@ def _configured(path: Path) -> dict[str, str]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}.") from None
-    ours = content.get("tool", {}).get("eventmesh", {})
+    tools = content.get("tool", {})
+    ours = tools.get("eventmesh", {}) if isinstance(tools, dict) else tools
     services = ours.get("services", {}) if isinstance(ours, dict) else ours
     if not isinstance(services, dict) or not all(isinstance(v, str) for v in services.values()):
         raise UsageError(f'{path}: [tool.eventmesh.services] takes lines of name = "module:attr".')
     return dict(services)
 
 
-def _place(error: Exception, root: Path) -> str:
+def _place(error: BaseException, root: Path) -> str:
     """Where in the user's own files the import failed, if it got that far."""
     if isinstance(error, SyntaxError):
         return f" ({error.filename}, line {error.lineno})"
@@ -75,9 +76,9 @@ def _load(name: str, target: str, root: Path) -> Service:
         module = importlib.import_module(module_name)
     except EventMeshError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Any error of a user's module is the user's to see, with its place, and without our frames.
-        text = traceback.format_exception_only(error)[-1].strip()
+        text = " ".join("".join(traceback.format_exception_only(error)[-1]).split())
         raise UsageError(
             f"Service {name!r} cannot be imported from {module_name}: {text}{_place(error, root)}."
         ) from error

@@ -102,6 +102,13 @@ class Service:
         `isolated` gives each message a transaction of its own. Raises UsageError.
         """
 
+        for message in messages:
+            if not (isinstance(message, type) and issubclass(message, Message)):
+                raise UsageError(
+                    f"Service {self.name!r}: subscriber was given {message!r}, which is no "
+                    f"message. Write @service.subscriber() or @service.subscriber(SomeEvent)."
+                )
+
         def declare(function: Function) -> Function:
             self.add_handler(
                 bind(
@@ -208,7 +215,9 @@ class Service:
         Unreachable, or Drift with the command to run.
         """
         if self._database is None:
-            self._database = Database(self.settings.database_url(self.name), service=self.name)
+            database = Database(self.settings.database_url(self.name), service=self.name)
+            await database.connect()
+            self._database = database
         if not self._database_ready:
             if self._database.is_sqlite:
                 await migration.upgrade(self._database, self.metadata)

@@ -17,6 +17,8 @@ _GRACE = 5.0  # seconds beyond the drain
 async def supervise(command: Sequence[str], workers: int, drain_timeout: float) -> int:
     """Run `command` in this many processes until told to stop, or until one ends by itself.
 
+    Their standard input is a pipe that ends with this process, so that none outlives it.
+
     Then all are drained. Returns 0 after a clean drain, the code with which a child said what is
     wrong, or 1 when one crashed.
     """
@@ -25,7 +27,9 @@ async def supervise(command: Sequence[str], workers: int, drain_timeout: float) 
     # Sessions of their own, so that a terminal's Ctrl-C reaches them once, through us: a second
     # signal would abort them.
     children = [
-        await asyncio.create_subprocess_exec(*command, start_new_session=True)
+        await asyncio.create_subprocess_exec(
+            *command, start_new_session=True, stdin=asyncio.subprocess.PIPE
+        )
         for _ in range(workers)
     ]
 

@@ -34,6 +34,7 @@ from pamqp.commands import Basic
 
 from eventmesh.clock import Clock
 from eventmesh.errors import PublishError, Unreachable, UsageError
+from eventmesh.redact import redact
 from eventmesh.transports.amqp_topology import (
     ATTEMPT,
     DEAD_ID,
@@ -58,7 +59,6 @@ from eventmesh.transports.base import (
     SubscriptionStats,
     TransportOptions,
 )
-from eventmesh.transports.factory import redact
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.cloudevents import from_headers, to_headers
 from eventmesh.wire.envelope import Envelope
@@ -616,6 +616,8 @@ class _Link:
 
     def _unreachable(self, error: BaseException) -> Unreachable:
         why = str(error).rstrip(".") or type(error).__name__
+        if "Connection.Close object" in why:  # the client library's words for a missing vhost
+            why = "it closed the connection at once, as for a virtual host that is not there"
         return Unreachable(
             f"The broker at {self.address} cannot be used: {why}. Check that it runs and that "
             f"host, port, user, password and virtual host in EVENTMESH_BROKER_URL are right."

@@ -3,25 +3,21 @@ the one asked for."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 from eventmesh.clock import Clock
 from eventmesh.errors import UsageError
+from eventmesh.redact import redact
 from eventmesh.transports.base import Transport, TransportOptions
 
 SCHEMES = ("sqlite", "redis", "rediss", "amqp", "amqps", "memory")
 
-# Up to the last @, because a password that was not escaped may hold anything.
-_PASSWORD = re.compile(r"(://[^:@/?#]*:).*(@)")
-_QUERY_PASSWORD = re.compile(r"([?&][^=&]*password[^=&]*=)[^&#]*", re.IGNORECASE)
-
 
 def make_transport(url: str, clock: Clock, options: TransportOptions) -> Transport:
     """The transport of this URL, not yet connected; UsageError for a URL of no known scheme."""
-    scheme = urlsplit(url).scheme
+    scheme = _scheme(url)
     match scheme:
         case "memory":
             from eventmesh.transports.memory import MemoryTransport
@@ -60,6 +56,19 @@ async def open_transport(
         await transport.close()
 
 
-def redact(url: str) -> str:
-    """The URL without its password, for people and logs; also one that is no proper URL."""
-    return _QUERY_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1***\2", url))
+def _scheme(url: str) -> str:
+    """The scheme of a URL that names a host where its scheme needs one."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(
+            f"The broker URL {redact(url)!r} cannot be understood: {error}. Write it as "
+            f"scheme://user:password@host:port/."
+        ) from None
+    if parts.scheme in ("amqp", "amqps") and not host:
+        raise UsageError(
+            f"The broker URL {redact(url)!r} names no host: write {parts.scheme}://user:password@"
+            f"host:port/."
+        )
+    return parts.scheme

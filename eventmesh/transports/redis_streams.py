@@ -33,6 +33,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from eventmesh.clock import Clock
 from eventmesh.errors import PublishError, Unreachable, UsageError
+from eventmesh.redact import redact
 from eventmesh.transports import redis_scripts as scripts
 from eventmesh.transports.base import (
     DeadLetter,
@@ -41,7 +42,6 @@ from eventmesh.transports.base import (
     SubscriptionStats,
     TransportOptions,
 )
-from eventmesh.transports.factory import redact
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.cloudevents import from_fields, pack, to_fields, unpack
 from eventmesh.wire.envelope import Envelope
@@ -101,7 +101,13 @@ class RedisStreamsTransport:
         self._redis = _Redis(url)
 
     async def connect(self) -> None:
-        await self._redis.ask("PING")
+        try:
+            await self._redis.ask("PING")
+        except TypeError as error:  # redis-py's word on an option that it does not know
+            raise UsageError(
+                f"The broker URL has an option that cannot be used: {error}. See redis-py's "
+                f"documentation of its connections for those that can."
+            ) from None
 
     async def close(self) -> None:
         await self._redis.close()

@@ -156,8 +156,8 @@ def test_a_broker_scheme_nobody_knows(bank: Project) -> None:
 
 
 BROKER_URLS = {
-    f"redis://:{PASSWORD}@127.0.0.1:high": ["127.0.0.1:high", "rediss://"],
-    f"amqp://ada:{PASSWORD}@127.0.0.1:high/": ["127.0.0.1:high", "Write amqp://"],
+    f"redis://:{PASSWORD}@127.0.0.1:high": ["127.0.0.1:high", "scheme://user:password@"],
+    f"amqp://ada:{PASSWORD}@127.0.0.1:high/": ["127.0.0.1:high", "scheme://user:password@"],
     "sqlite://": ["names no file", "sqlite:///.eventmesh/broker.db"],
     "broker": ["'broker'", "EVENTMESH_BROKER_URL"],
     "": ["''", "EVENTMESH_BROKER_URL"],
@@ -314,7 +314,7 @@ def test_dead_letters_that_are_not_there(bank: Project) -> None:
         ["dlq", "replay", "bank"],
         ["dlq", "discard", "bank", nobody, "--all"],
     )
-    show.fails(2, nobody, "`eventmesh dlq list`")
+    show.fails(2, nobody, "`eventmesh dlq list bank`")
     replay.fails(2, nobody, "`eventmesh dlq list bank`")
     discard.fails(2, nobody, "`eventmesh dlq list bank`")
     none.fails(2, "--all")

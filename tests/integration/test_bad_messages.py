@@ -85,7 +85,7 @@ async def test_what_cannot_be_read_becomes_a_dead_letter(
             for letter in letters
             if reason in letter["reason"] and letter["data"] == shown(data)
         ]
-        assert set(letter) == FIELDS
+        assert set(letter) - {"data_base64"} == FIELDS
         assert datetime.fromisoformat(letter["died_at"]).tzinfo is not None
         assert letter["subscription"] == "bank.deposit"
         assert letter["attempts"] == 1
@@ -128,7 +128,8 @@ async def test_a_dead_letter_is_shown_and_without_a_fix_dies_again(
         ["dlq", "show", "bank", letter["id"], "--json"],
         ["dlq", "list", "bank"],
     )
-    text.succeeds(*(f"{name}: " for name in FIELDS), letter["id"], letter["data"])
+    text.succeeds(*(f"{name}: " for name in FIELDS), letter["id"])
+    assert "\x1b" not in text.out  # nobody's data commands a terminal
     assert json.loads(as_json.succeeds()) == letter
     listed.succeeds(letter["id"], letter["reason"], "1 dead letter(s)")
     bank.run("dlq", "replay", "bank", "--all").succeeds("1 dead letter(s) replayed")

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from eventmesh.errors import UsageError
+from eventmesh.redact import redact
 from eventmesh.testing.clock import ManualClock
 from eventmesh.transports.base import TransportOptions
-from eventmesh.transports.factory import SCHEMES, make_transport, redact
+from eventmesh.transports.factory import SCHEMES, make_transport
 
 
 @pytest.mark.parametrize("scheme", ["sqlite", "redis", "rediss", "amqp", "amqps", "memory"])

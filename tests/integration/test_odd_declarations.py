@@ -1,0 +1,125 @@
+"""Mistakes that are easily made and were once answered with a traceback, or with silence."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Project
+
+Put = Callable[[dict[str, str], bytes], Awaitable[None]]
+Attributes = Callable[[], dict[str, str]]
+
+PASSWORD = "sesame"  # noqa: S105  # no secret: looked for in what is printed
+SLOW = b'{"owner": "slow", "cents": 100}'
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("sqlite:///notdb", 3),
+        ("sqlite:///file/bank.db", 3),
+        (f"postgresql://ada:{PASSWORD}@127.0.0.1:high/x", 2),
+        (f"postgresql://ada:{PASSWORD}@127.0.0.1:99999/x", 2),
+        ("postgresql://ada@127.0.0.1:1/x?nonsense=1", 2),
+        ("postgresql://ada@127.0.0.1:1/x?ssl=nonsense", 2),
+        (f"postgresql://ada@127.0.0.1:1/x?password={PASSWORD}", 3),
+    ],
+)
+def test_a_database_url_that_cannot_be_used(bank: Project, url: str, code: int) -> None:
+    bank.write("notdb", "no database" * 100)
+    bank.write("file", "")
+    ended = bank.run("worker", "bank", EVENTMESH_BANK_DATABASE_URL=url)
+    ended.fails(code, "EVENTMESH_BANK_DATABASE_URL")
+    assert PASSWORD not in ended.said
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("redis://[bad", 2),
+        ("amqp://", 2),
+        ("redis://127.0.0.1:1?nonsense=1", 2),
+        (f"amqp://u:pa/{PASSWORD}@127.0.0.1:1/", 2),
+        (f"amqp://u:{PASSWORD}@127.0.0.1:1/", 3),
+        (f"redis://127.0.0.1:1?password={PASSWORD}", 3),
+    ],
+)
+def test_a_broker_url_that_cannot_be_used(bank: Project, url: str, code: int) -> None:
+    ended = bank.run("worker", "bank", EVENTMESH_BROKER_URL=url)
+    ended.fails(code)
+    assert PASSWORD not in ended.said
+
+
+def test_subscriber_without_parentheses(project: Project) -> None:
+    project.service(
+        'from eventmesh import Event, Service\nservice = Service("bank")\n'
+        'class Paid(Event, name="bank.paid", version=1): ...\n'
+        "@service.subscriber\nasync def handle(event: Paid): ...\n"
+    )
+    project.run("worker", "bank").fails(2, "@service.subscriber()")
+
+
+@pytest.mark.parametrize(
+    "text", ['raise ValueError("one\\ntwo")', "import sys; sys.exit(3)", "raise SystemExit"]
+)
+def test_a_module_that_ends_its_import(project: Project, text: str) -> None:
+    project.service(text + "\n")
+    project.run("worker", "bank").fails(2, "'bank'")
+
+
+@pytest.mark.parametrize("content", [b"tool = 3\n", b"\xff\n"])
+def test_a_pyproject_that_is_none(bank: Project, content: bytes) -> None:
+    bank.write("pyproject.toml", content)
+    bank.run("worker", "bank").fails(2, "pyproject.toml")
+
+
+def test_a_damaged_lock_file_is_to_be_restored(bank: Project) -> None:
+    bank.run("schema", "freeze").succeeds()
+    bank.write("schemas/bank/deposit/v1.json", "{")
+    bank.run("schema", "check").fails(4, "from version control")
+
+
+@pytest.mark.parametrize("option", ["--reload", "--no-reload"])
+def test_dev_in_a_folder_without_services(project: Project, option: str) -> None:
+    project.run("dev", option).fails(2, "No service was found")
+
+
+async def test_a_handlers_own_logger_is_heard_whatever_its_name(
+    bank: Project, put: Put, attributes: Attributes
+) -> None:
+    bank.change_service("log = structlog.get_logger()", 'log = structlog.get_logger("tills")')
+    worker = bank.worker()
+    await put(bank, attributes(), b'{"owner": "ada", "cents": 1250}')
+    worker.until_prints("ada has 12.50")
+    assert "depositing" in worker.events()
+
+
+def test_a_broker_that_is_away_is_told_once_by_many_workers(bank: Project) -> None:
+    url = "redis://127.0.0.1:1"
+    bank.run("worker", "bank", "--workers", "2", EVENTMESH_BROKER_URL=url).fails(3)
+
+
+async def test_a_service_manager_that_tells_every_process_makes_them_drain(
+    bank: Project, put: Put, attributes: Attributes
+) -> None:
+    worker = bank.worker("--workers", "2", processes=2)
+    await put(bank, attributes(), SLOW)
+    worker.until_says("depositing")
+    for pid in [*worker.children(), worker.process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    worker.until_says("worker drains", 2)
+    bank.write("go", "")
+    assert worker.ended().code == 0
+
+
+def test_workers_do_not_outlive_their_parent(bank: Project, wait_until: Callable[..., Any]) -> None:
+    worker = bank.worker("--workers", "2", processes=2)
+    worker.process.kill()
+    worker.process.wait()
+    wait_until(lambda: not bank.processes(), "the children to end", 10)
