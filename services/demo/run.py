@@ -18,11 +18,12 @@ from eventmesh.clock import Clock, SystemClock
 from eventmesh.errors import EventMeshError
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
+from eventmesh.redact import redact
 from eventmesh.runtime.discovery import load_services
 from eventmesh.runtime.service import Service
 from eventmesh.runtime.settings import Settings
 from eventmesh.transports.base import Subscription, Transport
-from eventmesh.transports.factory import open_transport, redact
+from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import seal
 from services.demo.fleet import Fleet
 from services.demo.ledger import SERVICES, Books, Ledger
