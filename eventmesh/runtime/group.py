@@ -61,7 +61,7 @@ class GroupRunner:
         Unreachable when the database is gone; then nothing of the current group has happened.
         """
         began_at, failures = self._clock.monotonic(), self._failures
-        HANDLING.set(self._service.name)
+        HANDLING.set(self._service.name if self.handler.transactional else "")
         with self._log.batch():
             settlements, readable = self._read(deliveries)
             if self.handler.transactional:
@@ -148,11 +148,7 @@ class GroupRunner:
             handled = await self._handle_all(session, group, fresh, outgoing)
             with database.translated():
                 if handled < len(group):
-                    await inbox.unclaim(
-                        session,
-                        self.handler.subscription.name,
-                        sorted(fresh),
-                    )
+                    await inbox.unclaim(session, self.handler.subscription.name, sorted(fresh))
                 if is_suspect(group[0][0]):
                     await starts.forget(session, *self._starts_key(group[0][0]))
                 await self._service.commit(session, outgoing)

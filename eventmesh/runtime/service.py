@@ -25,7 +25,7 @@ M = TypeVar("M", bound=Message)
 Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
 
 HANDLING: ContextVar[str] = ContextVar("eventmesh_handling", default="")
-"""The service whose handler runs in this context."""
+"""The service whose handler runs in this context, in a transaction."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _SUBSCRIPTION = re.compile(r"[a-z][a-z0-9_.]{0,199}")

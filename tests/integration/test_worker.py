@@ -769,6 +769,27 @@ async def test_publishing_past_the_handlers_own_transaction_is_refused_at_once(m
     assert await mesh.outbox_is_empty()
 
 
+async def test_a_handler_without_a_transaction_publishes_in_one_of_its_own(mesh: Mesh) -> None:
+    heard: list[int] = []
+    done = mesh.service.publisher(Done)
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do) -> None:
+        await done.publish(Done(number=command.number))
+
+    @mesh.service.subscriber(Done)
+    async def hear(event: Done) -> None:
+        heard.append(event.number)
+
+    async def all_heard() -> bool:
+        return len(heard) == 3
+
+    async with mesh.worker():
+        await mesh.send(1, 2, 3)
+        await until(all_heard)
+    assert heard == [1, 2, 3]
+
+
 async def test_only_the_message_that_kills_its_worker_is_given_up(mesh: Mesh) -> None:
     """All of these were handed out often, as by RabbitMQ to workers that died; one is to blame."""
 
