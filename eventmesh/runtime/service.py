@@ -215,16 +215,16 @@ class Service:
         Unreachable, or Drift with the command to run.
         """
         if self._database is None:
-            database = Database(self.settings.database_url(self.name), service=self.name)
+            self._database = Database(self.settings.database_url(self.name), service=self.name)
+        database = self._database
+        if not self._database_ready:  # callers at the same time may each see to it: it does no harm
             await database.connect()
-            self._database = database
-        if not self._database_ready:
-            if self._database.is_sqlite:
-                await migration.upgrade(self._database, self.metadata)
+            if database.is_sqlite:
+                await migration.upgrade(database, self.metadata)
             else:
-                await migration.require_current(self._database)
+                await migration.require_current(database)
             self._database_ready = True
-        return self._database
+        return database
 
     async def __aenter__(self) -> Self:
         """The service, for a program that publishes and runs no worker; closed on leaving."""
