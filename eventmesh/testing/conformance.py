@@ -160,13 +160,15 @@ async def backlog_before_the_first_consumer(rig: Rig) -> None:
 
 
 async def backlog_before_the_first_subscription(rig: Rig) -> None:
-    """What was published before anybody subscribed is kept for the first who does."""
-    sent = rig.envelopes(5)
-    async with rig.open() as transport:
-        await transport.publish(sent)
-        subscription = rig.subscription("founder")
-        await transport.declare([subscription])
-        _same_ids(await _drain(transport, subscription, 5), sent)
+    """What was published before anybody subscribed is kept for the first who does, also when
+    others declare theirs at the same time."""
+    sent, other = rig.envelopes(50), rig.envelopes(50, "ended")
+    founder, neighbour = rig.subscription("founder"), rig.subscription("neighbour", "ended")
+    async with rig.open() as first, rig.open() as second:
+        await first.publish([*sent, *other])
+        await asyncio.gather(first.declare([founder]), second.declare([neighbour]))
+        _same_ids(await _drain(first, founder, 50), sent)
+        _same_ids(await _drain(second, neighbour, 50), other)
 
 
 async def settled_is_gone(rig: Rig) -> None:

@@ -10,11 +10,23 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from eventmesh import Command, Event, Reject, Retry, Service, Settings, Transaction, constant
+from eventmesh import (
+    Command,
+    Event,
+    Reject,
+    Retry,
+    Saga,
+    Service,
+    Settings,
+    Transaction,
+    constant,
+    step,
+)
 from eventmesh.clock import SystemClock
 from eventmesh.errors import (
     DrainTimeout,
@@ -23,7 +35,7 @@ from eventmesh.errors import (
     UndeclaredMessage,
     Unreachable,
 )
-from eventmesh.persistence import outbox, starts
+from eventmesh.persistence import outbox, sagas, starts
 from eventmesh.persistence.database import AsyncSession
 from eventmesh.persistence.tables import inbox, start
 from eventmesh.runtime.group import GroupRunner
@@ -868,3 +880,74 @@ async def test_messages_wait_unharmed_while_the_database_is_away(
     assert await mesh.dead("shop.do") == []
     assert deliveries == [1]
     await service.close()
+
+
+async def test_a_statement_that_takes_too_long_is_its_messages_fault_and_nobody_elses(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    settings = Settings(database_urls={"shop": postgres_url}, schemas=tmp_path / "schemas")
+    service, clock = Service("shop", metadata=Base.metadata), MovableClock()
+    mesh = Mesh(service, settings, MemoryTransport(clock), clock)
+    await prepare(service, settings)
+
+    @service.subscriber(Do, retry=SOON)
+    async def do(command: Do, tx: Transaction) -> None:
+        tx.session.add(Effect(number=command.number))
+        if command.number == 2:
+            await tx.session.execute(text("SET LOCAL statement_timeout = '20ms'"))
+            await tx.session.execute(text("SELECT pg_sleep(5)"))
+
+    async def one_dead() -> bool:
+        return len(await mesh.dead("shop.do")) == 1
+
+    async with mesh.worker():
+        await mesh.send(*range(6))
+        await until(effects(mesh, 5))
+        await until(one_dead)
+    assert sorted(await mesh.effects()) == [0, 1, 3, 4, 5]
+    await service.close()
+
+
+class Progress(BaseModel):
+    number: int
+
+
+class Remember(Saga[Progress], name="shop.remember", started_by=Done):
+    def begin(event: Done) -> Progress:
+        return Progress(number=event.number)
+
+    @step(ok=Heard)
+    def hear(state: Progress) -> Do:
+        return Do(number=state.number)
+
+    flow = hear
+
+
+class Repeat(Saga[Progress], name="shop.repeat", started_by=Done):
+    def begin(event: Done) -> Progress:
+        return Progress(number=event.number)
+
+    @step(ok=Heard)
+    def hear(state: Progress) -> Do:
+        return Do(number=state.number + 100)
+
+    flow = hear
+
+
+async def test_two_sagas_that_one_event_starts_both_come_to_their_end(mesh: Mesh) -> None:
+    mesh.service.include(Remember)
+    mesh.service.include(Repeat)
+    done = mesh.service.publisher(Done)
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do) -> Heard:
+        return Heard(number=command.number)
+
+    async def both_completed() -> bool:
+        database = await mesh.service.database()
+        async with database.reading() as connection:
+            return await sagas.count_by_status(connection) == {"completed": 2}
+
+    async with mesh.worker():
+        await done.publish(Done(number=1))
+        await until(both_completed)
