@@ -63,7 +63,7 @@ async def store(session: AsyncSession, row: SagaRow, *, ended: bool, now: dateti
 async def count_by_status(connection: AsyncConnection) -> dict[str, int]:
     """How many sagas there are of each status."""
     rows = await connection.execute(select(saga.c.status, func.count()).group_by(saga.c.status))
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 @cache  # building a statement takes longer than running it

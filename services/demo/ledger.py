@@ -136,7 +136,7 @@ class Books:
             .group_by(sagas.c.status)
         )
         async with self._databases["orders"].reading() as connection:
-            return Counter(dict((await connection.execute(query)).tuples().all()))
+            return Counter(dict((await connection.execute(query)).all()))
 
     async def _stock_difference(self) -> int:
         """What was ever supplied, less what is on hand and what is reserved: zero, or it leaks."""
