@@ -100,12 +100,6 @@ async def mark_refused(
         )
 
 
-async def next_due(connection: AsyncConnection) -> datetime | None:
-    """When the first delayed row will be due; None when none is delayed."""
-    at: datetime | None = await connection.scalar(select(func.min(outbox.c.due_at)))
-    return at
-
-
 async def stats(connection: AsyncConnection, now: datetime) -> OutboxStats:
     """What waits in the outbox."""
     later = (outbox.c.due_at > now) & ~outbox.c.parked
