@@ -22,6 +22,8 @@ from eventmesh.redact import redact
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 _CONNECT_TIMEOUT = 10.0  # seconds
+_KEPT_CONNECTIONS = 10  # open while idle; others are closed after use
+_SPARE_CONNECTIONS = 20  # beyond the handlers': the relay's, and transactions outside handlers
 
 # PostgreSQL's Appendix A. Classes: connection, authorization, unknown database.
 _GONE_CLASSES = ("08", "28", "3D")
@@ -34,13 +36,17 @@ _LOCK_TIMEOUT = 30.0  # seconds that SQLite waits for another process's transact
 
 
 class Database:
-    """One process's hold on one service's database."""
+    """One process's hold on one service's database.
 
-    def __init__(self, url: str, *, service: str) -> None:
+    `connections` is how many transactions the process may need at a time, beside a few for itself;
+    a connection is opened when it is needed.
+    """
+
+    def __init__(self, url: str, *, service: str, connections: int = 0) -> None:
         self.service = service
         self.url = parse_url(url, service)
         with self.translated():  # a SQLite file's folder is made
-            self.engine = _make_engine(self.url)
+            self.engine = _make_engine(self.url, connections)
 
     @property
     def is_sqlite(self) -> bool:
@@ -102,7 +108,7 @@ class Database:
     @asynccontextmanager
     async def maintenance(self) -> AsyncIterator[AsyncConnection]:
         """A connection, outside any transaction, to PostgreSQL's own database on the server."""
-        engine = _make_engine(self.url.set(database="postgres"))
+        engine = _make_engine(self.url.set(database="postgres"), 0)
         try:
             with self.translated():
                 async with engine.connect() as connection:
@@ -182,8 +188,10 @@ def _sqlstate(error: DBAPIError) -> str:
     return str(getattr(error.orig, "sqlstate", "") or "")
 
 
-def _make_engine(url: URL) -> AsyncEngine:
+def _make_engine(url: URL, connections: int) -> AsyncEngine:
     options: dict[str, Any] = {
+        "pool_size": _KEPT_CONNECTIONS,
+        "max_overflow": connections + _SPARE_CONNECTIONS - _KEPT_CONNECTIONS,
         # pydantic's, because it keeps integers of any size.
         "json_serializer": lambda value: to_json(value).decode(),
         "json_deserializer": from_json,
@@ -192,8 +200,6 @@ def _make_engine(url: URL) -> AsyncEngine:
         return create_async_engine(
             url,
             connect_args={"timeout": _CONNECT_TIMEOUT},
-            pool_size=10,
-            max_overflow=40,  # a transaction for each handler, and the relay's
             **options,
         )
     if url.database:

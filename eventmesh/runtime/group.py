@@ -22,6 +22,7 @@ from eventmesh.runtime.delivery_log import DeliveryLog
 from eventmesh.runtime.handler import Handler, Returned
 from eventmesh.runtime.retry import decide
 from eventmesh.runtime.service import HANDLING, Service
+from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import DONE, Dead, Outcome
 
@@ -33,10 +34,11 @@ _Readable = tuple[Delivery, Message]
 
 
 class GroupRunner:
-    """Runs the deliveries of one subscription, in their order."""
+    """Runs the deliveries of one subscription, or of one of its lanes, in their order."""
 
-    def __init__(self, service: Service, handler: Handler) -> None:
+    def __init__(self, service: Service, handler: Handler, vitals: SubscriptionVitals) -> None:
         self._service = service
+        self._vitals = vitals
         self.handler = handler
         self._clock = service.clock
         self._settings = service.settings
@@ -191,6 +193,7 @@ class GroupRunner:
             self._log.turn_to(delivery)
             if envelope.unique_id not in fresh:
                 self._log.duplicate()
+                self._vitals.duplicates += 1
                 continue
             fresh.remove(envelope.unique_id)
             transaction = Transaction(session, sender, cause=envelope)
@@ -229,6 +232,7 @@ class GroupRunner:
     def _settle(
         self, delivery: Delivery, outcome: Outcome, error: Exception | None = None
     ) -> Settlement:
+        self._vitals.count(outcome)
         self._log.settled(delivery, outcome, error)
         return delivery, outcome
 

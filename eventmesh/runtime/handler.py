@@ -21,6 +21,10 @@ Call = Callable[[Message, Envelope, Transaction | None], Awaitable[Returned]]
 """How the runtime calls a handler; a plain one gets no transaction."""
 
 
+MAX_CONCURRENCY = 1_000
+"""Lanes of one subscription in one process; each may hold a database connection."""
+
+
 @dataclass(frozen=True, slots=True)
 class Handler:
     """Everything that is known of a handler before the first message comes.
@@ -35,6 +39,7 @@ class Handler:
     retry: Retry
     transactional: bool
     isolated: bool = False
+    concurrency: int = 1
     returns: frozenset[type[Message]] = frozenset()
 
 
@@ -57,6 +62,7 @@ def bind(
     subscription: str,
     retry: Retry,
     isolated: bool = False,
+    concurrency: int = 1,
 ) -> Handler:
     """The handler of this function; UsageError, with the parameter's name, when it cannot be one.
 
@@ -88,8 +94,18 @@ def bind(
         retry=retry,
         transactional=bool(binding.transaction or binding.session or binding.injected or returns),
         isolated=isolated,
+        concurrency=_checked_concurrency(concurrency, where),
         returns=returns,
     )
+
+
+def _checked_concurrency(concurrency: int, where: str) -> int:
+    if not 1 <= concurrency <= MAX_CONCURRENCY:
+        raise UsageError(
+            f"{where} has concurrency={concurrency}: give the number of messages to be handled at "
+            f"a time, from 1 to {MAX_CONCURRENCY}."
+        )
+    return concurrency
 
 
 def _hints(function: Callable[..., Any], where: str) -> dict[str, Any]:

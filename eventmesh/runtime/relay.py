@@ -20,6 +20,7 @@ from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import OutboxRow, Refusal
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import Leaked, leaks_caught
+from eventmesh.runtime.vitals import RelayVitals
 from eventmesh.transports.base import Transport
 
 BATCH = 500
@@ -46,6 +47,7 @@ class Relay:
         lease_time: float,
     ) -> None:
         self.owner = clock.new_id()
+        self.vitals = RelayVitals(service)
         self._database = database
         self._transport = transport
         self._clock = clock
@@ -72,7 +74,9 @@ class Relay:
                     if not await self.round():
                         await self._idle(stop)
                 reconnect.succeeded()
+                self.vitals.trouble = ""
             except (Unreachable, Leaked) as error:
+                self.vitals.trouble = str(error)
                 self._log.warning("relay waits", error=str(error))
                 await reconnect.wait()
         await self._finish()
@@ -104,6 +108,8 @@ class Relay:
         async with self._database.connection() as connection:
             await outbox.delete_confirmed(connection, confirmed)
             await outbox.mark_refused(connection, refused, PARK_AFTER)
+        self.vitals.relayed += len(confirmed)
+        self.vitals.refused += len(refused)
         return len(confirmed)
 
     async def _publish(self, rows: Sequence[OutboxRow]) -> tuple[list[int], list[Refusal]]:

@@ -94,12 +94,15 @@ class Service:
         name: str | None = None,
         retry: Retry | None = None,
         isolated: bool = False,
+        concurrency: int = 1,
     ) -> Callable[[Function], Function]:
         """Declare a handler; the decorated function stays an ordinary function.
 
         The subscription is called `<service>.<name>`, by default after the function; on the broker
         it outlives the process, so a handler that is renamed needs `name=` to keep its backlog.
-        `isolated` gives each message a transaction of its own. Raises UsageError.
+        `isolated` gives each message a transaction of its own. `concurrency` is how many messages,
+        or groups of them, a process handles at a time; those of one key stay in their order.
+        Raises UsageError.
         """
 
         for message in messages:
@@ -117,6 +120,7 @@ class Service:
                     subscription=f"{self.name}.{name or function.__name__}",
                     retry=retry or Retry(),
                     isolated=isolated,
+                    concurrency=concurrency,
                 )
             )
             return function
@@ -215,7 +219,11 @@ class Service:
         Unreachable, or Drift with the command to run.
         """
         if self._database is None:
-            self._database = Database(self.settings.database_url(self.name), service=self.name)
+            self._database = Database(
+                self.settings.database_url(self.name),
+                service=self.name,
+                connections=sum(handler.concurrency for handler in self.handlers.values()),
+            )
         database = self._database
         if not self._database_ready:  # callers at the same time may each see to it: it does no harm
             await database.connect()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -16,9 +16,11 @@ from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import Leaked, leaks_caught
 from eventmesh.runtime.group import GroupRunner, Settlement
 from eventmesh.runtime.handler import Handler
+from eventmesh.runtime.lanes import split
 from eventmesh.runtime.relay import Relay
 from eventmesh.runtime.service import Service
 from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.vitals import SubscriptionVitals, Vitals
 from eventmesh.transports.base import Consumer, Delivery, Transport
 
 
@@ -32,44 +34,43 @@ class Worker:
     def __init__(
         self, services: Sequence[Service], transport: Transport, settings: Settings, clock: Clock
     ) -> None:
-        self._services = services
-        self._transport = transport
+        self.services = services
+        self.transport = transport
         self._settings = settings
         self._clock = clock
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.worker")
+        self.vitals = Vitals()
         self.ready = asyncio.Event()
+        """Set once every subscription has been consumed."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then finish what was begun and give back the rest."""
         async with self._opened():
+            self.vitals.stage = "running"
             consumers_left = asyncio.Event()
             relays = await self._relays()
+            self.vitals.relays = [relay.vitals for relay in relays]
             async with asyncio.TaskGroup() as tasks:
                 for relay in relays:
                     tasks.create_task(relay.run(consumers_left))
                 tasks.create_task(self._consume_all(stop, consumers_left))
-                self.ready.set()
-                self._log.info(
-                    "worker is ready",
-                    services=[service.name for service in self._services],
-                    subscriptions=sum(len(service.handlers) for service in self._services),
-                )
+        self.vitals.stage = "stopped"
         self._log.info("worker has stopped")
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[None]:
         """Everything that must be there before the first message is touched, closed on leaving."""
         async with AsyncExitStack() as stack:
-            for service in self._services:
+            for service in self.services:
                 service.configure(self._settings)
                 schema.refuse_drift(schema.check(service.registry.owned(), self._settings.schemas))
                 if service.needs_database:
                     stack.push_async_callback(service.close)
                     await service.database()
-            await self._transport.declare(
+            await self.transport.declare(
                 [
                     handler.subscription
-                    for service in self._services
+                    for service in self.services
                     for handler in service.handlers.values()
                 ]
             )
@@ -77,12 +78,12 @@ class Worker:
 
     async def _relays(self) -> list[Relay]:
         relays = []
-        for service in self._services:
+        for service in self.services:
             if service.needs_database:
                 relay = Relay(
                     service.name,
                     await service.database(),
-                    self._transport,
+                    self.transport,
                     self._clock,
                     self._settings.lease_time,
                 )
@@ -96,10 +97,12 @@ class Worker:
             stopping = tasks.create_task(stop.wait())
             consuming = [
                 tasks.create_task(self._consume(service, handler, stopping))
-                for service in self._services
+                for service in self.services
                 for handler in service.handlers.values()
             ]
+            self._say_if_ready()  # a worker without subscriptions is
             await asyncio.wait([stopping])
+            self.vitals.stage = "draining"
             self._log.info("worker drains", timeout=self._settings.drain_timeout)
             late: set[asyncio.Task[None]] = set()
             if consuming:
@@ -118,29 +121,60 @@ class Worker:
     ) -> None:
         """Consume one subscription until `stopping`, through every loss of a server."""
         reconnect = Reconnect(self._clock)
-        runner = GroupRunner(service, handler)
+        vitals = SubscriptionVitals(service.name, handler.subscription, self._clock)
+        self.vitals.subscriptions.append(vitals)
+        runners = [GroupRunner(service, handler, vitals) for _ in range(handler.concurrency)]
         while not stopping.done():
             try:
                 with leaks_caught():
-                    await self._consume_once(runner, reconnect, stopping)
+                    await self._consume_once(handler, runners, vitals, reconnect, stopping)
             except (Unreachable, Leaked) as error:
-                await self._wait(reconnect, stopping, handler, error)
+                await self._wait(reconnect, stopping, vitals, error)
 
     async def _consume_once(
-        self, runner: GroupRunner, reconnect: Reconnect, stopping: asyncio.Future[Any]
+        self,
+        handler: Handler,
+        runners: Sequence[GroupRunner],
+        vitals: SubscriptionVitals,
+        reconnect: Reconnect,
+        stopping: asyncio.Future[Any],
     ) -> None:
-        """Consume until `stopping`; Unreachable once the broker is lost."""
-        async with self._transport.consume(
-            runner.handler.subscription, prefetch=self._settings.prefetch
-        ) as consumer:
-            while deliveries := await _receive(consumer, runner.size, stopping):
-                await consumer.settle(await self._run(runner, deliveries, stopping))
+        """Consume, in as many lanes as there are runners, until `stopping`; Unreachable once the
+        broker is lost."""
+        most = max(self._settings.prefetch, len(runners))
+        async with (
+            self.transport.consume(handler.subscription, prefetch=most) as consumer,
+            split(consumer, len(runners), most) as lanes,
+        ):
+            with vitals.consuming():
+                self._say_if_ready()
+                await _all_of(
+                    self._serve(number, lane, runner, vitals, reconnect, stopping)
+                    for number, (lane, runner) in enumerate(zip(lanes, runners, strict=True))
+                )
+
+    async def _serve(
+        self,
+        number: int,
+        lane: Consumer,
+        runner: GroupRunner,
+        vitals: SubscriptionVitals,
+        reconnect: Reconnect,
+        stopping: asyncio.Future[Any],
+    ) -> None:
+        """Handle what comes to one lane, batch after batch."""
+        with leaks_caught():
+            while deliveries := await _receive(lane, runner.size, stopping):
+                with vitals.handling(number):
+                    settlements = await self._run(runner, deliveries, vitals, stopping)
+                await lane.settle(settlements)
                 reconnect.succeeded()
 
     async def _run(
         self,
         runner: GroupRunner,
         deliveries: Sequence[Delivery],
+        vitals: SubscriptionVitals,
         stopping: asyncio.Future[Any],
     ) -> Sequence[Settlement]:
         """Run a batch, through every loss of the database. Meanwhile it is held: given back, it
@@ -150,20 +184,51 @@ class Worker:
             try:
                 return await runner.run(deliveries, stopping.done)
             except Unreachable as error:
-                await self._wait(reconnect, stopping, runner.handler, error)
+                await self._wait(reconnect, stopping, vitals, error)
         return ()
 
     async def _wait(
         self,
         reconnect: Reconnect,
         stopping: asyncio.Future[Any],
-        handler: Handler,
+        vitals: SubscriptionVitals,
         error: Exception,
     ) -> None:
         self._log.warning(
-            "subscription waits", subscription=handler.subscription.name, error=str(error)
+            "subscription waits", subscription=vitals.subscription.name, error=str(error)
         )
-        await reconnect.wait(stopping)
+        with vitals.standing_still(str(error)):
+            await reconnect.wait(stopping)
+
+    def _say_if_ready(self) -> None:
+        """Tell, once, that everything is consumed."""
+        expected = sum(len(service.handlers) for service in self.services)
+        consumed = [vitals for vitals in self.vitals.subscriptions if not vitals.trouble]
+        if self.ready.is_set() or len(consumed) < expected:
+            return
+        self.ready.set()
+        self._log.info(
+            "worker is ready",
+            services=[service.name for service in self.services],
+            subscriptions=expected,
+        )
+
+
+async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run these lanes to their ends, also when the broker is lost in one: the others hear of it
+    when they have handled what they began. Raises what the first that failed raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if others and all(isinstance(task.exception(), Unreachable | None) for task in done):
+            await asyncio.wait(others)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    errors = [error for task in tasks if not task.cancelled() and (error := task.exception())]
+    if errors:
+        raise next((error for error in errors if not isinstance(error, Unreachable)), errors[0])
 
 
 async def _receive(

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -39,7 +40,9 @@ from eventmesh.persistence import outbox, sagas, starts
 from eventmesh.persistence.database import AsyncSession
 from eventmesh.persistence.tables import inbox, start
 from eventmesh.runtime.group import GroupRunner
+from eventmesh.runtime.lanes import lane_of
 from eventmesh.runtime.relay import Relay, hold_time
+from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.runtime.worker import Worker
 from eventmesh.transports.base import Consumer, DeadLetter, Delivery, Subscription, Transport
 from eventmesh.transports.memory import MemoryTransport
@@ -810,7 +813,8 @@ async def test_only_the_message_that_kills_its_worker_is_given_up(mesh: Mesh) ->
         tx.session.add(Effect(number=command.number))
 
     [handler] = mesh.service.handlers.values()
-    runner = GroupRunner(mesh.service, handler)
+    vitals = SubscriptionVitals("shop", handler.subscription, mesh.clock)
+    runner = GroupRunner(mesh.service, handler, vitals)
     envelopes = [seal(Do(number=number), source="test", clock=mesh.clock) for number in range(6)]
     database = await mesh.service.database()
     for _ in range(mesh.settings.max_deliveries):  # as if the process had ended after each
@@ -951,3 +955,106 @@ async def test_two_sagas_that_one_event_starts_both_come_to_their_end(mesh: Mesh
     async with mesh.worker():
         await done.publish(Done(number=1))
         await until(both_completed)
+
+
+# Lanes
+
+
+async def test_lanes_handle_side_by_side_and_each_key_in_order(mesh: Mesh) -> None:
+    at_once = asyncio.Barrier(4)  # only handlers that run at the same time get past it
+    seen: dict[str, list[int]] = {}
+
+    @mesh.service.subscriber(Do, concurrency=4)
+    async def do(command: Do) -> None:
+        if command.number == 0:
+            async with asyncio.timeout(10):
+                await at_once.wait()
+        await asyncio.sleep(0)
+        seen.setdefault(command.key, []).append(command.number)
+
+    keys = ["k-0", "k-4", "k-1", "k-5"]
+    assert {
+        lane_of(seal(Do(number=0, key=key), source="t", clock=mesh.clock), 4) for key in keys
+    } == {0, 1, 2, 3}
+    async with mesh.worker():
+        for number in range(25):
+            for key in keys:
+                await mesh.send(number, key=key)
+        await until_true(lambda: sum(map(len, seen.values())) == 100)
+    assert seen == {key: list(range(25)) for key in keys}
+
+
+async def test_lanes_of_transactions_take_effect_once_and_retry_alone(mesh: Mesh) -> None:
+    failed: list[int] = []
+
+    @mesh.service.subscriber(Do, concurrency=3, retry=SOON)
+    async def do(command: Do, tx: Transaction) -> None:
+        tx.session.add(Effect(number=command.number))
+        if command.number % 10 == 0 and command.number not in failed:
+            failed.append(command.number)
+            raise ValueError("not yet")
+
+    async with mesh.worker():
+        for number in range(50):
+            sent = await mesh.send(number, key=f"k{number % 5}")
+            await mesh.transport.publish(sent)
+        await until(effects(mesh, 50))
+    assert sorted(await mesh.effects()) == list(range(50))
+    assert sorted(failed) == [0, 10, 20, 30, 40]
+
+
+async def test_a_lane_that_loses_the_broker_lets_the_others_finish(mesh: Mesh) -> None:
+    mesh.transport = LosesTheFirstSettlement(mesh.transport)
+    began = asyncio.Event()
+    finished: list[int] = []
+
+    @mesh.service.subscriber(Do, concurrency=2)
+    async def do(command: Do) -> None:
+        if command.number == 0:
+            began.set()
+            await mesh.transport.lost.wait()
+            await asyncio.sleep(0.05)  # for a cancellation that should not come
+        finished.append(command.number)
+
+    async with mesh.worker():
+        await mesh.send(0, key="k-0")
+        await asyncio.wait_for(began.wait(), 10)
+        await mesh.send(1, key="k-4")
+        await until_true(lambda: {0, 1} <= set(finished))
+        assert finished[:2] == [1, 0]  # 0 was not begun anew: the loss came while it was handled
+        await mesh.send(2, key="k-0")
+        await until_true(lambda: 2 in finished)
+
+
+class LosesTheFirstSettlement:
+    """Passes all on to a transport, but its consumers lose the broker once, while settling."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.lost = asyncio.Event()
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    @asynccontextmanager
+    async def consume(
+        self, subscription: Subscription, *, prefetch: int
+    ) -> AsyncIterator[Consumer]:
+        async with self._transport.consume(subscription, prefetch=prefetch) as consumer:
+            settle = consumer.settle
+
+            async def settle_or_lose(settlements: Any) -> None:
+                if not self.lost.is_set():
+                    self.lost.set()
+                    raise Unreachable("lost once")
+                await settle(settlements)
+
+            consumer.settle = settle_or_lose  # type: ignore[method-assign]
+            yield consumer
+
+
+async def until_true(condition: Callable[[], bool]) -> None:
+    async def holds() -> bool:
+        return condition()
+
+    await until(holds)

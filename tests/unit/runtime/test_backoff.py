@@ -16,10 +16,10 @@ async def has_waited(reconnect: Reconnect, clock: ManualClock, seconds: float) -
     return waiting.done() and not too_early
 
 
-async def test_each_failure_in_a_row_doubles_the_wait_up_to_five_seconds() -> None:
+async def test_each_failure_in_a_row_doubles_the_wait_up_to_two_seconds() -> None:
     clock = ManualClock()
     reconnect = Reconnect(clock)
-    for seconds in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0):
+    for seconds in (0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0):
         assert await has_waited(reconnect, clock, seconds), seconds
 
 

@@ -1,0 +1,104 @@
+"""What a running worker knows of itself: counted while it works, read by probes and metrics."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from eventmesh.clock import Clock
+from eventmesh.transports.base import Subscription
+from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
+
+_OUTCOMES = {Done: "done", RetryAfter: "retried", Dead: "dead"}
+
+
+@dataclass(slots=True)
+class SubscriptionVitals:
+    """One subscription of this process. Counts are since the process began."""
+
+    service: str
+    subscription: Subscription
+    clock: Clock
+    trouble: str = "it has not begun"
+    """Why nothing is being consumed; empty while it is."""
+    waiting: Counter[str] = field(default_factory=Counter)
+    """Why lanes stand still although the broker delivers, and how many."""
+    outcomes: Counter[str] = field(
+        default_factory=lambda: Counter(dict.fromkeys(_OUTCOMES.values(), 0))
+    )
+    duplicates: int = 0
+    interruptions: int = 0
+    """How often a server was lost."""
+    batches: int = 0
+    batch_seconds: float = 0.0
+    began: dict[int, float] = field(default_factory=dict)
+    """When the batches that are being handled began, by lane."""
+
+    @property
+    def why_not_consuming(self) -> str:
+        """Empty while this process consumes the subscription and gets on with it."""
+        return next(iter(self.waiting), "") or self.trouble
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the batch that is being handled the longest has taken."""
+        return self.clock.monotonic() - min(self.began.values()) if self.began else 0.0
+
+    def count(self, outcome: Outcome) -> None:
+        """One delivery was settled."""
+        self.outcomes[_OUTCOMES[type(outcome)]] += 1
+
+    @contextmanager
+    def consuming(self) -> Iterator[None]:
+        """While the broker delivers."""
+        self.trouble = ""
+        try:
+            yield
+        finally:
+            self.trouble = "it is not consumed"
+
+    @contextmanager
+    def handling(self, lane: int) -> Iterator[None]:
+        """While a batch is handled in a lane."""
+        self.began[lane] = began_at = self.clock.monotonic()
+        try:
+            yield
+        finally:
+            del self.began[lane]
+            self.batches += 1
+            self.batch_seconds += self.clock.monotonic() - began_at
+
+    @contextmanager
+    def standing_still(self, why: str) -> Iterator[None]:
+        """While a lane waits for a server."""
+        self.interruptions += 1
+        self.waiting[why] += 1
+        try:
+            yield
+        finally:
+            self.waiting[why] -= 1
+            if not self.waiting[why]:
+                del self.waiting[why]
+
+
+@dataclass(slots=True)
+class RelayVitals:
+    """The relay of one service in this process."""
+
+    service: str
+    trouble: str = ""
+    """Why it waits; empty while it does not."""
+    relayed: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class Vitals:
+    """Everything a worker counts."""
+
+    stage: str = "starting"
+    """starting, running, draining or stopped."""
+    subscriptions: list[SubscriptionVitals] = field(default_factory=list)
+    relays: list[RelayVitals] = field(default_factory=list)
