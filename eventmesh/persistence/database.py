@@ -29,6 +29,8 @@ _SPARE_CONNECTIONS = 20  # beyond the handlers': the relay's, and transactions o
 _GONE_CLASSES = ("08", "28", "3D")
 # Read-only after a failover, disk full, too many connections, shut down or starting.
 _GONE = ("25006", "53100", "53300", "57P01", "57P02", "57P03", "57P05")
+# "Not currently accepting connections"; of a statement, it says that the statement is wrong.
+_NOT_ACCEPTING = "55000"
 # What our own statements are simply tried again for: serialization, deadlock, lock not available.
 _OWN_STATEMENTS = ("40001", "40P01", "55P03")
 
@@ -170,6 +172,7 @@ def connection_lost(error: BaseException) -> bool:
         error.connection_invalidated
         or state[:2] in _GONE_CLASSES
         or state in _GONE
+        or (state == _NOT_ACCEPTING and error.statement is None)  # said to who connects
         or name.startswith(
             (
                 "SQLITE_BUSY",

@@ -100,6 +100,17 @@ async def mark_refused(
         )
 
 
+async def oldest(connection: AsyncConnection, now: datetime) -> datetime | None:
+    """Since when the oldest message that is not parked could have been relayed; None where none
+    waits."""
+    at_once = select(outbox.c.headers).where(outbox.c.due_at.is_(None), ~outbox.c.parked)
+    delayed = select(outbox.c.due_at).where(outbox.c.due_at <= now, ~outbox.c.parked)
+    headers = await connection.scalar(at_once.order_by(outbox.c.seq).limit(1))
+    due_at = await connection.scalar(delayed.order_by(outbox.c.due_at).limit(1))
+    made_at = Envelope(headers, b"").time if headers else None
+    return min((since for since in (made_at, due_at) if since is not None), default=None)
+
+
 async def stats(connection: AsyncConnection, now: datetime) -> OutboxStats:
     """What waits in the outbox."""
     later = (outbox.c.due_at > now) & ~outbox.c.parked

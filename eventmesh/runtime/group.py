@@ -232,7 +232,6 @@ class GroupRunner:
     def _settle(
         self, delivery: Delivery, outcome: Outcome, error: Exception | None = None
     ) -> Settlement:
-        self._vitals.count(outcome)
         self._log.settled(delivery, outcome, error)
         return delivery, outcome
 

@@ -69,6 +69,19 @@ class Settings(BaseSettings):
     drain_timeout: Seconds = 30.0
     """How long handlers may take to finish when the worker is told to stop."""
 
+    health_port: int | None = Field(default=None, ge=0, le=65_535)
+    """Where probes and metrics are answered; nowhere unless it is set. With several processes, each
+    answers on a port of its own, counted up from this one."""
+
+    health_host: str = "0.0.0.0"  # noqa: S104  # probes come from outside the container
+    """The address on which probes are answered."""
+
+    outbox_max_age: Seconds = 60.0
+    """How long a message may wait in the outbox before the worker says that it is not ready."""
+
+    event_loop: Literal["auto", "asyncio", "uvloop"] = "auto"
+    """Which event loop a worker runs on; by default uvloop where it is installed."""
+
     schemas: Path = Path("schemas")
     """Where the frozen schemas are."""
 

@@ -1,62 +1,188 @@
-"""`eventmesh worker --workers N`: a parent of N equal processes, which live and die together."""
+"""`eventmesh worker --workers N`: a parent of N equal processes, which replaces those that die."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import structlog
+
+from eventmesh.clock import Clock
+from eventmesh.runtime.backoff import Reconnect
 
 _KNOWN_CODES = (2, 3, 4, 5)
 """Exit codes with which a child says what is wrong; any other end counts as a crash."""
 
 _GRACE = 5.0  # seconds beyond the drain
+_STEADY = 30.0  # seconds after which a child that dies counts as the first to do so
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds before a dead child is replaced
 
 
-async def supervise(command: Sequence[str], workers: int, drain_timeout: float) -> int:
-    """Run `command` in this many processes until told to stop, or until one ends by itself.
+@dataclass(eq=False)
+class _Child:
+    """One worker process. `ready` tells whether it came to work before it ended."""
 
-    Their standard input is a pipe that ends with this process, so that none outlives it.
+    process: asyncio.subprocess.Process
+    ready: asyncio.Future[bool]
+    replaced: bool = False
+    successor: asyncio.Future[_Child] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
-    Then all are drained. Returns 0 after a clean drain, the code with which a child said what is
-    wrong, or 1 when one crashed.
+    def tell(self) -> None:
+        if self.process.returncode is None:
+            self.process.terminate()
+
+
+class Supervisor:
+    """Keeps `workers` processes of `command(number, ready_descriptor)` running.
+
+    Each child has as its standard input a pipe that ends with this process, so that none outlives
+    it, and writes to its ready descriptor when it works. `trial` is a command that ends with 0
+    where the code as it is now could be run.
     """
-    log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.supervisor")
-    stop = asyncio.Event()
-    # Sessions of their own, so that a terminal's Ctrl-C reaches them once, through us: a second
-    # signal would abort them.
-    children = [
-        await asyncio.create_subprocess_exec(
-            *command, start_new_session=True, stdin=asyncio.subprocess.PIPE
-        )
-        for _ in range(workers)
-    ]
 
-    def tell() -> None:
-        stop.set()
-        for child in children:
-            if child.returncode is None:
-                child.terminate()
+    def __init__(
+        self,
+        command: Callable[[int, int], Sequence[str]],
+        trial: Sequence[str],
+        *,
+        workers: int,
+        drain_timeout: float,
+        clock: Clock,
+    ) -> None:
+        self._command = command
+        self._trial = trial
+        self._workers = workers
+        self._drain_timeout = drain_timeout
+        self._clock = clock
+        self._children: dict[int, _Child] = {}
+        self._stop = asyncio.Event()
+        self._reload_wanted = asyncio.Event()
+        self._died = False
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.supervisor")
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, tell)
-    ends = [asyncio.ensure_future(child.wait()) for child in children]
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait([*ends, stopping], return_when=asyncio.FIRST_COMPLETED)
-    died = not stop.is_set()
-    if died:
-        dead = next(child for child in children if child.returncode is not None)
-        log.error("a worker ended by itself", pid=dead.pid, exit_code=dead.returncode)
-        tell()
-    _, late = await asyncio.wait(ends, timeout=drain_timeout + _GRACE)
-    for child in children:
-        if child.returncode is None:
-            child.kill()
-    if late:
-        await asyncio.wait(ends)
-    stopping.cancel()
-    return exit_code([child.returncode or 0 for child in children]) or int(died)
+    async def run(self) -> int:
+        """Run until told to stop; SIGHUP replaces the children one after the other, if the trial
+        succeeds.
+
+        Returns 0 after a clean drain, the code with which a child said what is wrong, or 1 when one
+        crashed, whether it was replaced or not.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._tell_all)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        helpers = [asyncio.create_task(self._reload()), asyncio.create_task(self._end_late())]
+        try:
+            codes = await asyncio.gather(*(self._keep(number) for number in range(self._workers)))
+        finally:
+            for helper in helpers:
+                helper.cancel()
+        return exit_code(codes) or int(self._died)
+
+    def _tell_all(self) -> None:
+        """Stop; told again, the children hear it again, and abort."""
+        self._stop.set()
+        for child in self._children.values():
+            child.tell()
+
+    async def _keep(self, number: int) -> int:
+        """Run one worker after the other until `stop`; returns the last one's exit code."""
+        pause = Reconnect(self._clock, first=_FIRST_PAUSE, most=_LONGEST_PAUSE)
+        stopping = asyncio.ensure_future(self._stop.wait())
+        code, worked = 0, False
+        while not self._stop.is_set():
+            child, began_at = await self._start(number), self._clock.monotonic()
+            code = await child.process.wait()
+            worked = await child.ready or worked
+            if child.replaced or self._stop.is_set():
+                continue
+            if not worked and code in _KNOWN_CODES:
+                self._tell_all()  # a mistake of the user's, and every child's
+                break
+            if code:
+                self._died = True
+            self._log.error(
+                "a worker ended by itself and is replaced", pid=child.process.pid, exit_code=code
+            )
+            if self._clock.monotonic() - began_at > _STEADY:
+                pause.succeeded()
+            await pause.wait(stopping)
+        stopping.cancel()
+        return code
+
+    async def _start(self, number: int) -> _Child:
+        """Start a child in this place; its predecessor, if there was one, hears of it."""
+        receiving, telling = os.pipe()
+        try:
+            # A session of its own, so that a terminal's Ctrl-C reaches it once, through us: a
+            # second signal would abort it.
+            process = await asyncio.create_subprocess_exec(
+                *self._command(number, telling),
+                start_new_session=True,
+                stdin=asyncio.subprocess.PIPE,
+                pass_fds=(telling,),
+            )
+        finally:
+            os.close(telling)
+        child = _Child(process, asyncio.ensure_future(_hears(receiving)))
+        predecessor = self._children.get(number)
+        self._children[number] = child
+        if predecessor is not None:
+            predecessor.successor.set_result(child)
+        if self._stop.is_set():
+            child.tell()
+        return child
+
+    async def _reload(self) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            if not await self._try_out():
+                self._log.error("not reloaded: the code as it is now does not start")
+                continue
+            for child in list(self._children.values()):
+                await self._replace(child)
+            self._log.info("reloaded", workers=self._workers)
+
+    async def _try_out(self) -> bool:
+        trial = await asyncio.create_subprocess_exec(*self._trial, start_new_session=True)
+        return await trial.wait() == 0
+
+    async def _replace(self, child: _Child) -> None:
+        """Drain a child; return when its successor works, or has ended."""
+        child.replaced = True
+        child.tell()
+        try:
+            async with asyncio.timeout(self._drain_timeout + _GRACE):
+                await child.process.wait()
+        except TimeoutError:
+            child.process.kill()
+        await (await child.successor).ready
+
+    async def _end_late(self) -> None:
+        """Kill what has not drained in time."""
+        await self._stop.wait()
+        await self._clock.sleep(self._drain_timeout + _GRACE)
+        for child in self._children.values():
+            if child.process.returncode is None:
+                child.process.kill()
+
+
+async def _hears(descriptor: int) -> bool:
+    """Whether anything is written to the pipe before its other end is closed."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb")
+    )
+    try:
+        return bool(await reader.read(1))
+    finally:
+        transport.close()
 
 
 def exit_code(codes: Sequence[int]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -46,9 +46,9 @@ class SubscriptionVitals:
         """How long the batch that is being handled the longest has taken."""
         return self.clock.monotonic() - min(self.began.values()) if self.began else 0.0
 
-    def count(self, outcome: Outcome) -> None:
-        """One delivery was settled."""
-        self.outcomes[_OUTCOMES[type(outcome)]] += 1
+    def settled(self, outcomes: Iterable[Outcome]) -> None:
+        """The broker knows what became of these deliveries."""
+        self.outcomes.update(_OUTCOMES[type(outcome)] for outcome in outcomes)
 
     @contextmanager
     def consuming(self) -> Iterator[None]:

@@ -36,7 +36,7 @@ class Worker:
     ) -> None:
         self.services = services
         self.transport = transport
-        self._settings = settings
+        self.settings = settings
         self._clock = clock
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.worker")
         self.vitals = Vitals()
@@ -57,13 +57,18 @@ class Worker:
         self.vitals.stage = "stopped"
         self._log.info("worker has stopped")
 
+    async def try_out(self) -> None:
+        """Do all that comes before the first message, and no more; raises as `run`."""
+        async with self._opened():
+            pass
+
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[None]:
         """Everything that must be there before the first message is touched, closed on leaving."""
         async with AsyncExitStack() as stack:
             for service in self.services:
-                service.configure(self._settings)
-                schema.refuse_drift(schema.check(service.registry.owned(), self._settings.schemas))
+                service.configure(self.settings)
+                schema.refuse_drift(schema.check(service.registry.owned(), self.settings.schemas))
                 if service.needs_database:
                     stack.push_async_callback(service.close)
                     await service.database()
@@ -85,7 +90,7 @@ class Worker:
                     await service.database(),
                     self.transport,
                     self._clock,
-                    self._settings.lease_time,
+                    self.settings.lease_time,
                 )
                 service.on_commit(relay.wake)
                 relays.append(relay)
@@ -103,14 +108,14 @@ class Worker:
             self._say_if_ready()  # a worker without subscriptions is
             await asyncio.wait([stopping])
             self.vitals.stage = "draining"
-            self._log.info("worker drains", timeout=self._settings.drain_timeout)
+            self._log.info("worker drains", timeout=self.settings.drain_timeout)
             late: set[asyncio.Task[None]] = set()
             if consuming:
-                _, late = await asyncio.wait(consuming, timeout=self._settings.drain_timeout)
+                _, late = await asyncio.wait(consuming, timeout=self.settings.drain_timeout)
             if late:
                 raise DrainTimeout(
                     f"{len(late)} subscription(s) were still handling messages "
-                    f"{self._settings.drain_timeout:g} s after the worker was told to stop; their "
+                    f"{self.settings.drain_timeout:g} s after the worker was told to stop; their "
                     f"messages will be delivered again. Raise EVENTMESH_DRAIN_TIMEOUT if handlers "
                     f"need longer."
                 )
@@ -141,7 +146,7 @@ class Worker:
     ) -> None:
         """Consume, in as many lanes as there are runners, until `stopping`; Unreachable once the
         broker is lost."""
-        most = max(self._settings.prefetch, len(runners))
+        most = max(self.settings.prefetch, len(runners))
         async with (
             self.transport.consume(handler.subscription, prefetch=most) as consumer,
             split(consumer, len(runners), most) as lanes,
@@ -168,6 +173,7 @@ class Worker:
                 with vitals.handling(number):
                     settlements = await self._run(runner, deliveries, vitals, stopping)
                 await lane.settle(settlements)
+                vitals.settled(outcome for _, outcome in settlements)
                 reconnect.succeeded()
 
     async def _run(

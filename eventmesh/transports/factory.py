@@ -12,7 +12,9 @@ from eventmesh.errors import UsageError
 from eventmesh.redact import redact
 from eventmesh.transports.base import Transport, TransportOptions
 
-SCHEMES = ("sqlite", "redis", "rediss", "amqp", "amqps", "memory")
+_REDIS = tuple(f"redis{s}{form}" for s in ("", "s") for form in ("", "+sentinel", "+cluster"))
+_RABBITMQ = ("amqp", "amqps")
+SCHEMES = ("sqlite", *_REDIS, *_RABBITMQ, "memory")
 
 
 def make_transport(url: str, clock: Clock, options: TransportOptions) -> Transport:
@@ -27,11 +29,11 @@ def make_transport(url: str, clock: Clock, options: TransportOptions) -> Transpo
             from eventmesh.transports.sqlite import SqliteTransport
 
             return SqliteTransport(url, clock, options)
-        case "redis" | "rediss":
+        case _ if scheme in _REDIS:
             from eventmesh.transports.redis_streams import RedisStreamsTransport
 
             return RedisStreamsTransport(url, clock, options)
-        case "amqp" | "amqps":
+        case _ if scheme in _RABBITMQ:
             from eventmesh.transports.amqp import AmqpTransport
 
             return AmqpTransport(url, clock, options)
@@ -57,18 +59,15 @@ async def open_transport(
 
 
 def _scheme(url: str) -> str:
-    """The scheme of a URL that names a host where its scheme needs one."""
+    """The scheme of a URL that can be taken apart. Where several hosts may be named, the transport
+    looks at them itself."""
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        if parts.scheme not in _RABBITMQ and "+" not in parts.scheme:
+            _ = parts.port
     except ValueError as error:
         raise UsageError(
             f"The broker URL {redact(url)!r} cannot be understood: {error}. Write it as "
             f"scheme://user:password@host:port/."
         ) from None
-    if parts.scheme in ("amqp", "amqps") and not host:
-        raise UsageError(
-            f"The broker URL {redact(url)!r} names no host: write {parts.scheme}://user:password@"
-            f"host:port/."
-        )
     return parts.scheme

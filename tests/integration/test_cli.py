@@ -300,16 +300,75 @@ async def test_two_workers_finish_and_end_together(
     assert not alive(children)
 
 
-def test_a_killed_worker_ends_the_others_in_good_order(bank: Project) -> None:
+async def test_a_killed_worker_is_replaced_and_told_of_at_the_end(
+    bank: Project, attributes: Attributes, put: Put, wait_until: Callable[..., Any]
+) -> None:
     parent = bank.worker("--workers", "2", processes=2)
+    first, second = parent.children()
+    os.kill(first, signal.SIGKILL)
+    parent.until_says("worker is ready", 3)
+    [line] = [line for line in parent.lines() if line["event"].startswith("a worker ended by")]
+    assert (line["pid"], line["exit_code"]) == (first, -signal.SIGKILL)
+    assert len(parent.children()) == 2
+    assert second in parent.children()
+    await put(bank, attributes(), GOOD)
+    parent.until_prints("ada has 12.50")
     children = parent.children()
-    os.kill(children[0], signal.SIGKILL)
+    parent.tell(signal.SIGTERM)
+    ended = parent.ended()
+    assert ended.code == 1, ended.said  # all is well again, but it was not all the time
+    assert parent.events().count("worker has stopped") == 2
+    assert not alive(children)
+
+
+def test_a_worker_that_dies_again_and_again_is_replaced_ever_later(bank: Project) -> None:
+    bank.change_service("service = Service(", DIES_WHEN_IT_RUNS + "service = Service(")
+    parent = bank.start("worker", "bank", "--workers", "2")
+    parent.until_says("a worker ended by itself and is replaced", 6)
+    parent.tell(signal.SIGTERM)
     ended = parent.ended()
     assert ended.code == 1, ended.said
-    [line] = [line for line in parent.lines() if line["event"] == "a worker ended by itself"]
-    assert (line["pid"], line["exit_code"]) == (children[0], -signal.SIGKILL)
-    assert parent.events().count("worker has stopped") == 1
-    assert not alive(children)
+
+
+DIES_WHEN_IT_RUNS = """
+import os
+from eventmesh.runtime.worker import Worker
+
+async def dying(self, *_):
+    os._exit(7)
+
+Worker.run = dying
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_sighup_loads_the_code_anew(
+    bank: Project, processes: int, attributes: Attributes, put: Put
+) -> None:
+    worker = bank.worker("--workers", str(processes), processes=processes)
+    pid = worker.process.pid
+    bank.change_service(" has ", " now owns ")
+    worker.tell(signal.SIGHUP)
+    worker.until_says("worker is ready", 2 * processes)
+    await put(bank, attributes(), GOOD)
+    worker.until_prints("ada now owns 12.50")
+    assert worker.process.pid == pid
+    assert worker.drain().code == 0
+    assert worker.events().count("worker has stopped") == 2 * processes
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_sighup_leaves_what_runs_when_the_new_code_does_not_start(
+    bank: Project, processes: int, attributes: Attributes, put: Put
+) -> None:
+    worker = bank.worker("--workers", str(processes), processes=processes)
+    bank.change_service("async def tell(", "async def tell((")
+    worker.tell(signal.SIGHUP)
+    worker.until_says("not reloaded: the code as it is now does not start")
+    await put(bank, attributes(), GOOD)
+    worker.until_prints("ada has 12.50")
+    assert "Error: " in worker.err
+    worker.drain()
 
 
 def test_a_worker_that_cannot_begin_ends_its_siblings(bank: Project) -> None:

@@ -1,0 +1,79 @@
+"""Whether a worker does what it is there for. Asked anew each time: what is measured is what is."""
+
+from __future__ import annotations
+
+import asyncio
+
+from eventmesh.errors import EventMeshError
+from eventmesh.persistence import outbox
+from eventmesh.runtime.service import Service
+from eventmesh.runtime.vitals import Vitals
+from eventmesh.runtime.worker import Worker
+
+ANSWER_TIMEOUT = 2.0
+"""Seconds within which a database answers, or counts as away."""
+
+
+async def problems(worker: Worker, *, outbox_max_age: float) -> list[str]:
+    """Why this worker is not ready, in words for people; nothing when it is.
+
+    Ready: every subscription is being consumed and gets on, every relay does, every service's
+    database answers, and no outbox holds a message that could have been relayed for more than
+    `outbox_max_age` seconds.
+    """
+    if worker.vitals.stage != "running":
+        return [f"the worker is {worker.vitals.stage}"]
+    asked = await asyncio.gather(
+        *(
+            _database_problems(service, outbox_max_age)
+            for service in worker.services
+            if service.needs_database
+        )
+    )
+    expected = [name for service in worker.services for name in service.handlers]
+    return [
+        *_standstills(worker.vitals, expected),
+        *(problem for problems in asked for problem in problems),
+    ]
+
+
+def _standstills(vitals: Vitals, expected: list[str]) -> list[str]:
+    """The subscriptions and relays that stand still, and why."""
+    known = {each.subscription.name: each.why_not_consuming for each in vitals.subscriptions}
+    return [
+        *(
+            f"subscription {name} stands still: {why}"
+            for name in expected
+            if (why := known.get(name, "it has not begun"))
+        ),
+        *(
+            f"the relay of service {relay.service} stands still: {relay.trouble}"
+            for relay in vitals.relays
+            if relay.trouble
+        ),
+    ]
+
+
+async def outbox_age(service: Service) -> float:
+    """Seconds for which the oldest message could have been relayed, 0 where none waits; Unreachable
+    or TimeoutError when the database does not answer."""
+    async with asyncio.timeout(ANSWER_TIMEOUT):
+        database = await service.database()
+        async with database.reading() as connection:
+            since = await outbox.oldest(connection, now := service.clock.now())
+    return 0.0 if since is None else max((now - since).total_seconds(), 0.0)
+
+
+async def _database_problems(service: Service, outbox_max_age: float) -> list[str]:
+    try:
+        age = await outbox_age(service)
+    except TimeoutError:
+        return [f"the database of service {service.name} does not answer in {ANSWER_TIMEOUT:g} s"]
+    except EventMeshError as error:
+        return [str(error)]
+    if age > outbox_max_age:
+        return [
+            f"a message waits in the outbox of service {service.name} for {age:.0f} s: look into "
+            f"the log for what the broker says of it"
+        ]
+    return []

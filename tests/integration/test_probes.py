@@ -1,0 +1,152 @@
+"""Probes and metrics of a real worker process, in good and in bad times."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Project, Put
+
+Attributes = Callable[..., dict[str, str]]
+
+GOOD = b'{"owner": "ada", "cents": 1250}'
+SLOW = b'{"owner": "slow", "cents": 100}'
+
+
+@pytest.fixture
+def port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        free: int = listener.getsockname()[1]
+    return free
+
+
+def ask(port: int, path: str) -> tuple[int, str]:
+    """Status and body; status 0 where nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def problems(port: int) -> list[str]:
+    status, body = ask(port, "/readyz")
+    said = json.loads(body)
+    assert status == (200 if said["ready"] else 503)
+    assert said["ready"] == (not said["problems"])
+    found: list[str] = said["problems"]
+    return found
+
+
+def metrics(port: int) -> dict[tuple[str, ...], float]:
+    """Every sample by its name and its labels' values, but for the service's, sorted."""
+    status, body = ask(port, "/metrics")
+    assert status == 200
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()) if value != "bank")): (
+            sample.value
+        )
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
+async def test_a_worker_says_what_it_has_done(
+    on: Callable[[str], Project],
+    broker: str,
+    port: int,
+    attributes: Attributes,
+    put: Put,
+    wait_until: Callable[..., Any],
+) -> None:
+    bank = on(broker)
+    worker = bank.worker("--health-port", str(port))
+    assert ask(port, "/livez") == (200, "alive\n")
+    assert problems(port) == []
+    sent = attributes()
+    for _ in range(2):
+        await put(bank, sent, GOOD)
+    await put(bank, attributes(), b"garbage")
+    wait_until(
+        lambda: metrics(port)["eventmesh_deliveries_total", "dead", "bank.deposit"] == 1,
+        "the dead letter counted",
+    )
+    worker.until_prints("ada has 12.50")
+    wait_until(
+        lambda: metrics(port)["eventmesh_deliveries_total", "done", "bank.tell"] == 1,
+        "the event counted",
+    )
+    seen = metrics(port)
+    assert seen["eventmesh_deliveries_total", "done", "bank.deposit"] == 2
+    assert seen["eventmesh_deliveries_total", "retried", "bank.deposit"] == 0
+    assert seen["eventmesh_duplicates_total", "bank.deposit"] == 1
+    assert seen["eventmesh_batches_total", "bank.tell"] == 1
+    assert seen["eventmesh_batch_seconds_total", "bank.tell"] > 0
+    assert seen["eventmesh_consuming", "bank.deposit"] == 1
+    assert seen["eventmesh_busy_seconds", "bank.deposit"] == 0
+    assert seen["eventmesh_messages", "dead", "bank.deposit"] == 1
+    assert seen["eventmesh_messages", "ready", "bank.deposit"] == 0
+    assert seen["eventmesh_outbox_relayed_total",] == 1
+    assert seen["eventmesh_outbox_oldest_seconds",] == 0
+    assert seen["process_resident_memory_bytes",] > 0
+    worker.drain()
+
+
+async def test_a_worker_that_drains_is_alive_and_not_ready(
+    bank: Project, port: int, attributes: Attributes, put: Put, wait_until: Callable[..., Any]
+) -> None:
+    worker = bank.worker("--health-port", str(port))
+    await put(bank, attributes(), SLOW)
+    worker.until_says("depositing")
+    assert metrics(port)["eventmesh_busy_seconds", "bank.deposit"] > 0
+    worker.tell(signal.SIGTERM)
+    wait_until(lambda: problems(port) == ["the worker is draining"], "draining")
+    assert ask(port, "/livez")[0] == 200
+    bank.write("go", "")
+    assert worker.ended().code == 0
+    assert ask(port, "/livez") == (0, "")
+
+
+async def test_each_of_several_processes_answers_for_itself(
+    bank: Project, port: int, wait_until: Callable[..., Any]
+) -> None:
+    parent = bank.worker("--workers", "2", "--health-port", str(port), processes=2)
+    for number, child in enumerate(parent.children()):
+        assert problems(port + number) == []
+        start = metrics(port + number)["process_start_time_seconds",]
+        assert start == pytest.approx(started_at(child), abs=1)
+    parent.drain()
+
+
+def started_at(pid: int) -> float:
+    """Seconds since the epoch."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    booted = next(
+        int(line.split()[1])
+        for line in Path("/proc/stat").read_text().splitlines()
+        if line.startswith("btime")
+    )
+    return booted + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_port_that_is_taken_is_told(bank: Project) -> None:
+    with closing(socket.create_server(("0.0.0.0", 0))) as listener:  # noqa: S104
+        taken = str(listener.getsockname()[1])
+        ended = bank.run("worker", "bank", "--health-port", taken)
+    ended.fails(2, taken, "EVENTMESH_HEALTH_PORT")

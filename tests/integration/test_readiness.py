@@ -1,0 +1,186 @@
+"""A worker is ready only while it does what it is there for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from eventmesh import Event, Service, Settings, Transaction
+from eventmesh.clock import SystemClock
+from eventmesh.errors import Unreachable
+from eventmesh.persistence import migration, outbox
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.transaction import Outgoing
+from eventmesh.runtime.readiness import outbox_age, problems
+from eventmesh.runtime.worker import Worker
+from eventmesh.transports.base import Consumer, Subscription
+from eventmesh.transports.memory import MemoryTransport
+from eventmesh.wire.envelope import Envelope, seal
+
+
+class Heard(Event, name="shop.heard", version=1):
+    number: int
+
+
+class Flaky(MemoryTransport):
+    """A broker that can be away."""
+
+    away = False
+
+    @asynccontextmanager
+    async def consume(
+        self, subscription: Subscription, *, prefetch: int
+    ) -> AsyncIterator[Consumer]:
+        if self.away:
+            raise Unreachable("the broker is away")
+        async with super().consume(subscription, prefetch=prefetch) as consumer:
+            receive = consumer.receive
+
+            async def receive_or_lose(limit: int) -> Any:
+                receiving = asyncio.ensure_future(receive(limit))
+                while not self.away and not receiving.done():
+                    await asyncio.wait([receiving], timeout=0.005)
+                if not receiving.done():
+                    receiving.cancel()
+                    raise Unreachable("the broker is away")
+                return receiving.result()
+
+            consumer.receive = receive_or_lose  # type: ignore[method-assign]
+            yield consumer
+
+    async def publish(self, envelopes: Any) -> None:
+        if self.away:
+            raise Unreachable("the broker is away")
+        await super().publish(envelopes)
+
+
+@pytest.fixture
+async def worker(database_url: str, tmp_path: Path) -> AsyncIterator[Worker]:
+    """A worker that runs, on a broker that can be taken away."""
+    database = Database(database_url, service="shop")
+    await migration.upgrade(database, None)
+    await database.close()
+    service, clock = Service("shop"), SystemClock()
+
+    @service.subscriber(Heard)
+    async def hear(event: Heard, tx: Transaction) -> None:
+        if event.number < 0:
+            await asyncio.Event().wait()
+
+    settings = Settings(
+        database_urls={"shop": database_url}, schemas=tmp_path, lease_time=1.0, drain_timeout=1.0
+    )
+    worker, stop = Worker([service], Flaky(clock), settings, clock), asyncio.Event()
+    assert await problems(worker, outbox_max_age=60) == ["the worker is starting"]
+    running = asyncio.ensure_future(worker.run(stop))
+    try:
+        await asyncio.wait_for(worker.ready.wait(), 10)
+        yield worker
+    finally:
+        stop.set()
+        await asyncio.wait([running], timeout=20)
+        assert running.done()
+        assert worker.vitals.stage in ("stopped", "draining")
+
+
+def envelope(number: int) -> Envelope:
+    return seal(Heard(number=number), source="shop", clock=SystemClock())
+
+
+async def found(worker: Worker) -> list[str]:
+    return await problems(worker, outbox_max_age=60)
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while not await condition():  # noqa: ASYNC110  # the condition asks a server
+            await asyncio.sleep(0.01)
+
+
+async def test_it_is_ready_while_all_is_well(worker: Worker) -> None:
+    assert await found(worker) == []
+    assert worker.vitals.subscriptions[0].interruptions == 0
+
+
+async def test_it_is_not_ready_while_the_broker_is_away(worker: Worker) -> None:
+    assert isinstance(worker.transport, Flaky)
+    worker.transport.away = True
+
+    async def told() -> bool:
+        return await found(worker) == ["subscription shop.hear stands still: the broker is away"]
+
+    async def well() -> bool:
+        return await found(worker) == []
+
+    await until(told)
+    assert worker.vitals.subscriptions[0].interruptions >= 1
+    worker.transport.away = False
+    await until(well)
+
+
+async def test_it_is_not_ready_while_a_message_waits_in_the_outbox_for_long(worker: Worker) -> None:
+    assert isinstance(worker.transport, Flaky)
+    worker.transport.away = True  # so that nothing is relayed
+    [service] = worker.services
+    database, now = await service.database(), service.clock.now()
+    earlier = now - timedelta(minutes=2)
+    old = Envelope({**envelope(1).attributes, "time": earlier.isoformat()}, b"{}")
+
+    async def store(message: Envelope, delay: float, at: datetime) -> None:
+        async with database.session() as session:
+            await outbox.store(session, [Outgoing(message, delay)], at)
+            await session.finish(proved=True)
+
+    assert await outbox_age(service) == 0
+    await store(old, 30.0, now)  # one that is delayed is not late
+    assert await outbox_age(service) == 0
+    await store(envelope(2), 1.0, earlier)
+    assert 115 <= await outbox_age(service) <= 125
+    await store(old, 0.0, now)
+
+    async def told() -> bool:
+        return any(
+            "waits in the outbox of service shop for 12" in each for each in await found(worker)
+        )
+
+    await until(told)
+    worker.transport.away = False
+
+    async def well() -> bool:
+        return await found(worker) == []
+
+    await until(well)
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+async def test_it_is_not_ready_while_its_database_is_away(
+    worker: Worker, database_url: str
+) -> None:
+    parts = urlsplit(database_url.replace("+asyncpg", ""))
+    admin = await asyncpg.connect(parts._replace(path="/postgres").geturl())
+    name = parts.path.removeprefix("/")
+
+    async def told() -> bool:
+        return any("does not answer" in problem for problem in await found(worker))
+
+    async def well() -> bool:
+        return await found(worker) == []
+
+    try:
+        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
+        )
+        await until(told)
+    finally:
+        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        await admin.close()
+    await until(well)
