@@ -71,13 +71,23 @@ def rate_rows(
 
 def latency_row(name: str, family: str, peer_name: str, ours: float, peer: float) -> Row:
     """A row of one percentile, in milliseconds: the lower, the better."""
-    ratio = round(ours / peer, 3)
+    return _single(name, family, peer_name, ours, peer, "ms")
+
+
+def level_row(name: str, peer_name: str, ours: float, peer: float, unit: str) -> Row:
+    """A row of what a process takes: the lower, the better."""
+    return _single(name, "faststream", peer_name, ours, peer, unit)
+
+
+def _single(name: str, family: str, peer_name: str, ours: float, peer: float, unit: str) -> Row:
+    """A row that was measured once; its ratio is 0 where the peer has nothing."""
+    ratio = round(ours / peer, 3) if peer else 0.0
     return Row(
         name=f"{name} vs {peer_name}",
         ours=round(ours, 3),
         peer=round(peer, 3),
         ratio=ratio,
-        unit="ms",
+        unit=unit,
         low=ratio,
         high=ratio,
         cpu_ratio=None,

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from benchmarks.at_rest import at_rest
 from benchmarks.contenders_rabbitmq import RabbitContenders
 from benchmarks.contenders_redis import RedisContenders
 from benchmarks.measure import (
@@ -199,7 +200,7 @@ def main(
     uvloop: Annotated[bool, typer.Option("--uvloop", help="All of them on uvloop.")] = False,
     output: Annotated[Path, typer.Option(help="Where the rows go.")] = Path("build/bench.json"),
 ) -> None:
-    """Compare consume, publish and idle latency with the raw client and FastStream."""
+    """Compare consume, publish, idle latency and rest with the raw client and FastStream."""
     began = time.perf_counter()
     console = Console(width=None if Console().is_terminal else 110)
     settings = Settings(log_level="warning")
@@ -227,15 +228,16 @@ def main(
             with serve(kind) as server, asyncio.Runner(loop_factory=_loop_factory(uvloop)) as loop:
                 version = contenders(server.url).version()
                 loop.run(bench.run(lineup_of(server.url), version, server.origin))
+                bench.rows += at_rest(kind, server.url)
         except ServerMissing as missing:
             bench.failures.append(str(missing))
             console.print(f"[red]MISSING[/] {escape(str(missing))}", highlight=False)
     print_table(console, bench.rows)
     write_json(output, bench.rows)
     console.print(
-        f"Ratios of msg/s: the higher, the better; of ms: the lower. CPU ratio: by messages per "
-        f"second of client CPU, which a busy machine disturbs less. Dim: another setting of that "
-        f"peer is faster. Every id was checked. {time.perf_counter() - began:.0f} s; rows in "
+        f"Ratios of msg/s: the higher, the better; of all else: the lower. CPU ratio: by messages "
+        f"per second of client CPU, which a busy machine disturbs less. Dim: another setting of "
+        f"that peer is faster. Every id was checked. {time.perf_counter() - began:.0f} s; rows in "
         f"{output}.",
         highlight=False,
         soft_wrap=True,

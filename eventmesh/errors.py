@@ -27,6 +27,18 @@ class Unreachable(EventMeshError):
     exit_code = 3
 
 
+class PublishInterrupted(Unreachable):
+    """The broker was lost, or did not answer, in the middle of a batch.
+
+    `confirmed` holds the ids of the messages that it has safely, which need not be sent again. Of
+    the others it may have any.
+    """
+
+    def __init__(self, message: str, confirmed: frozenset[str]) -> None:
+        super().__init__(message)
+        self.confirmed = confirmed
+
+
 class Drift(EventMeshError):
     """A schema or a database differs from what was frozen or migrated: freeze, bump or upgrade."""
 

@@ -34,6 +34,7 @@ _NOT_ACCEPTING = "55000"
 # What our own statements are simply tried again for: serialization, deadlock, lock not available.
 _OWN_STATEMENTS = ("40001", "40P01", "55P03")
 
+_NO_TRANSACTION = "eventmesh_no_transaction"
 _LOCK_TIMEOUT = 30.0  # seconds that SQLite waits for another process's transaction
 
 
@@ -105,7 +106,10 @@ class Database:
         """A connection for single reads, which takes no lock that a writer has to wait for."""
         with self.translated(_OWN_STATEMENTS):
             async with self.engine.connect() as connection:
-                yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+                if self.is_sqlite:  # where the isolation level costs statements of its own
+                    yield await connection.execution_options(**{_NO_TRANSACTION: True})
+                else:
+                    yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
     async def maintenance(self) -> AsyncIterator[AsyncConnection]:
@@ -225,7 +229,7 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 def _begin_immediate(connection: Connection) -> None:
     # A transaction that reads first and writes later would fail when another wrote meanwhile.
-    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+    if _NO_TRANSACTION not in connection.get_execution_options():
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 

@@ -8,13 +8,14 @@ subscribers passes over, but none is deleted before the broker has confirmed it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import structlog
 
 from eventmesh.clock import Clock
-from eventmesh.errors import PublishError, Unreachable
+from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
 from eventmesh.persistence import leases, outbox
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import OutboxRow, Refusal
@@ -32,7 +33,16 @@ BATCH_BYTES = 4 * 1024 * 1024
 PARK_AFTER = 10
 """After how many refusals by the broker a message is parked, and its key with it."""
 
-_SHORTEST_POLL, _LONGEST_POLL = 0.01, 0.25  # seconds
+_SHORTEST_POLL, _LONGEST_POLL = 0.01, 0.5  # seconds
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What became of a round's messages. After a loss, the others may be on the broker or not."""
+
+    confirmed: list[int] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    lost: Unreachable | None = None
 
 
 class Relay:
@@ -104,50 +114,61 @@ class Relay:
         rows = within_bytes(waiting, BATCH_BYTES)
         if not rows:
             return 0
-        confirmed, refused = await self._publish(rows)
+        sent = await self._publish(rows)
         async with self._database.connection() as connection:
-            await outbox.delete_confirmed(connection, confirmed)
-            await outbox.mark_refused(connection, refused, PARK_AFTER)
-        self.vitals.relayed += len(confirmed)
-        self.vitals.refused += len(refused)
-        return len(confirmed)
+            await outbox.delete_confirmed(connection, sent.confirmed)
+            await outbox.mark_refused(connection, sent.refused, PARK_AFTER)
+        self.vitals.relayed += len(sent.confirmed)
+        self.vitals.refused += len(sent.refused)
+        if sent.lost is not None:
+            raise sent.lost
+        return len(sent.confirmed)
 
-    async def _publish(self, rows: Sequence[OutboxRow]) -> tuple[list[int], list[Refusal]]:
-        """Publish in waves; a key whose message was refused is not sent on in this round."""
-        confirmed: list[int] = []
-        refused: list[Refusal] = []
+    async def _publish(self, rows: Sequence[OutboxRow]) -> _Sent:
+        """Publish in waves, until the broker is lost; a key whose message was refused is not sent
+        on in this round."""
+        sent = _Sent()
         held_keys: set[str] = set()
         for wave in [rows] if self._transport.atomic_batches else waves(rows):
-            if self._clock.monotonic() >= self._valid_until:
+            if sent.lost is not None or self._clock.monotonic() >= self._valid_until:
                 break  # another relay may have these buckets by now
             sendable = [row for row in wave if row.envelope.key not in held_keys]
-            reasons = await self._publish_wave(sendable)
-            for row in sendable:
-                if row.envelope.id not in reasons:
-                    confirmed.append(row.seq)
-                    continue
-                reason = reasons[row.envelope.id]
-                again_at = self._clock.now() + timedelta(seconds=hold_time(row.attempts + 1))
-                refused.append(Refusal(row.seq, reason, again_at))
-                if row.envelope.key is not None:
-                    held_keys.add(row.envelope.key)
-                self._log.error(
-                    "refused by the broker",
-                    message_id=row.envelope.id,
-                    name=row.envelope.name,
-                    correlation_id=row.envelope.correlation_id,
-                    attempt=row.attempts + 1,
-                    parked=row.attempts + 1 >= PARK_AFTER,
-                    reason=reason,
-                )
-        return confirmed, refused
+            await self._publish_wave(sendable, sent, held_keys)
+        return sent
 
-    async def _publish_wave(self, rows: Sequence[OutboxRow]) -> dict[str, str]:
+    async def _publish_wave(
+        self, rows: Sequence[OutboxRow], sent: _Sent, held_keys: set[str]
+    ) -> None:
+        """Publish these at once, and enter what became of them."""
+        reasons: Mapping[str, str] = {}
         try:
             await self._transport.publish([row.envelope for row in rows])
         except PublishError as error:
-            return error.refused
-        return {}
+            reasons = error.refused
+        except PublishInterrupted as error:
+            sent.lost, rows = error, [row for row in rows if row.envelope.id in error.confirmed]
+        except Unreachable as error:
+            sent.lost, rows = error, []
+        for row in rows:
+            if row.envelope.id not in reasons:
+                sent.confirmed.append(row.seq)
+                continue
+            sent.refused.append(self._refusal(row, reasons[row.envelope.id]))
+            if row.envelope.key is not None:
+                held_keys.add(row.envelope.key)
+
+    def _refusal(self, row: OutboxRow, reason: str) -> Refusal:
+        attempt = row.attempts + 1
+        self._log.error(
+            "refused by the broker",
+            message_id=row.envelope.id,
+            name=row.envelope.name,
+            correlation_id=row.envelope.correlation_id,
+            attempt=attempt,
+            parked=attempt >= PARK_AFTER,
+            reason=reason,
+        )
+        return Refusal(row.seq, reason, self._clock.now() + timedelta(seconds=hold_time(attempt)))
 
     async def _keep_leases(self) -> None:
         now = self._clock.monotonic()
@@ -157,7 +178,7 @@ class Relay:
             self._buckets = await leases.renew(connection, self.owner, self._lease_time)
         # Counted from before the renewal, and ended early: another's clock may run faster.
         self._valid_until = now + self._lease_time * 0.8
-        self._renew_at = now + self._lease_time / 3
+        self._renew_at = now + self._lease_time / 2
 
     async def _idle(self, stop: asyncio.Event) -> None:
         """Wait for a commit of this process, or for the next look at what others committed."""

@@ -33,6 +33,7 @@ from eventmesh.errors import (
     DrainTimeout,
     MessageTooLarge,
     PublishError,
+    PublishInterrupted,
     UndeclaredMessage,
     Unreachable,
 )
@@ -586,6 +587,34 @@ async def test_a_message_the_broker_never_takes_is_parked_with_its_key(mesh: Mes
         parked = select(outbox.outbox.c.parked, outbox.outbox.c.last_error)
         rows = list(await connection.execute(parked.order_by(outbox.outbox.c.seq)))
     assert rows == [(True, "resource limit"), (False, None)]
+
+
+async def test_what_was_confirmed_before_the_broker_was_lost_is_not_sent_again(mesh: Mesh) -> None:
+    broker = LostAfter(mesh.clock, 3)
+    relay = await relay_of(mesh, broker)
+    await fill(mesh, *(Done(number=n, key=f"k{n}") for n in range(10)))
+    with pytest.raises(Unreachable):
+        await relay.round()
+    assert await relay.round() == 7
+    assert len({envelope.id for envelope in broker.published}) == len(broker.published) == 10
+    assert await mesh.outbox_is_empty()
+
+
+class LostAfter(MemoryTransport):
+    """Takes some messages of the first batch, says so, and is gone; then it is back."""
+
+    atomic_batches = False
+
+    def __init__(self, clock: SystemClock, count: int) -> None:
+        super().__init__(clock)
+        self.count = count
+        self.published: list[Envelope] = []
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        taken = envelopes[: self.count] if not self.published else envelopes
+        self.published.extend(taken)
+        if len(taken) < len(envelopes):
+            raise PublishInterrupted("lost", frozenset(envelope.id for envelope in taken))
 
 
 async def test_relays_side_by_side_publish_every_message_once(mesh: Mesh) -> None:
