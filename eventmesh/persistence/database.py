@@ -204,11 +204,10 @@ def _make_engine(url: URL, connections: int) -> AsyncEngine:
         "json_deserializer": from_json,
     }
     if url.get_backend_name() != "sqlite":
-        return create_async_engine(
-            url,
-            connect_args={"timeout": _CONNECT_TIMEOUT},
-            **options,
-        )
+        from eventmesh.persistence.silence import WatchedConnection  # only where it is PostgreSQL
+
+        watched = {"timeout": _CONNECT_TIMEOUT, "connection_class": WatchedConnection}
+        return create_async_engine(url, connect_args=watched, **options)
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_async_engine(url, connect_args={"timeout": _LOCK_TIMEOUT}, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -19,6 +20,7 @@ from eventmesh.persistence import inbox, leases, migration, outbox, sagas, table
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import Refusal, bucket_of
 from eventmesh.persistence.sagas import SagaRow
+from eventmesh.persistence.silence import SILENCE
 from eventmesh.persistence.transaction import Outgoing
 from eventmesh.persistence.types import database_now
 from eventmesh.wire.envelope import Envelope
@@ -369,3 +371,20 @@ class TestErrors:
         async with database.reading() as connection:
             query = select(tables.lease.c.token).where(tables.lease.c.bucket == 0)
             assert await connection.scalar(query) == 20
+
+
+async def test_a_postgresql_that_falls_silent_is_noticed(postgres_url: str) -> None:
+    database = Database(postgres_url, service="shop")
+    try:
+        async with database.reading() as connection:
+            raw = await connection.get_raw_connection()
+            end = raw.driver_connection._transport.get_extra_info("socket")
+            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == SILENCE * 1000
+            idle, interval, count = (
+                end.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
+            assert idle + interval * count == SILENCE
+    finally:
+        await database.close()
