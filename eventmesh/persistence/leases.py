@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
 
-from sqlalchemy import bindparam, case, delete, insert, select, update
+from sqlalchemy import Select, Update, bindparam, case, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.tables import lease, relay
@@ -44,16 +46,11 @@ def share(
 
 async def renew(connection: AsyncConnection, owner: str, lease_time: float) -> frozenset[int]:
     """Announce this relay for `lease_time` seconds and settle its leases; returns its buckets."""
-    now = await connection.scalar(select(database_now()))
-    assert now is not None  # noqa: S101  # a SELECT of an expression has one row
-    expires_at = now + timedelta(seconds=lease_time)
     # The lock on the lease rows makes relays take turns.
-    rows = await connection.execute(
-        select(lease.c.bucket, lease.c.owner, lease.c.expires_at)
-        .order_by(lease.c.bucket)
-        .with_for_update()
-    )
-    leases = [Lease(*row) for row in rows]
+    rows = (await connection.execute(_locked_leases())).all()
+    now: datetime = rows[0].now
+    expires_at = now + timedelta(seconds=lease_time)
+    leases = [Lease(row.bucket, row.owner, row.expires_at) for row in rows]
     relays = await _announce(connection, owner, now, expires_at)
     held = share(leases, owner, relays, now)
     await _write(connection, leases, held, owner, expires_at)
@@ -72,11 +69,15 @@ async def _announce(
     connection: AsyncConnection, owner: str, now: datetime, expires_at: datetime
 ) -> Sequence[str]:
     """Enter this relay, forget those whose time is over; returns all there are."""
-    await connection.execute(
-        delete(relay).where((relay.c.expires_at <= now) | (relay.c.owner == owner))
-    )
-    await connection.execute(insert(relay).values(owner=owner, expires_at=expires_at))
-    return (await connection.scalars(select(relay.c.owner))).all()
+    known = {row.owner: row.expires_at for row in await connection.execute(_relays())}
+    over = [other for other, until in known.items() if until <= now and other != owner]
+    if over:
+        await connection.execute(delete(relay).where(relay.c.owner.in_(over)))
+    if owner in known:
+        await connection.execute(_extend(), {"holder": owner, "until": expires_at})
+    else:
+        await connection.execute(insert(relay).values(owner=owner, expires_at=expires_at))
+    return [*(other for other in known if other not in over and other != owner), owner]
 
 
 async def _write(
@@ -93,13 +94,42 @@ async def _write(
         )
     if held:
         await connection.execute(
-            update(lease)
-            .where(lease.c.bucket.in_(sorted(held)))
-            .values(
-                owner=bindparam("holder"),
-                expires_at=bindparam("until"),
-                # The fencing token counts changes of hands, not renewals.
-                token=lease.c.token + case((lease.c.owner == bindparam("holder"), 0), else_=1),
-            ),
-            {"holder": owner, "until": expires_at},
+            _hold(), {"holder": owner, "until": expires_at, "buckets": sorted(held)}
         )
+
+
+# Statements that every relay runs again and again: building one takes longer than running it.
+
+
+@cache
+def _locked_leases() -> Select[Any]:
+    columns = (database_now().label("now"), lease.c.bucket, lease.c.owner, lease.c.expires_at)
+    return select(*columns).order_by(lease.c.bucket).with_for_update()
+
+
+@cache
+def _relays() -> Select[Any]:
+    return select(relay.c.owner, relay.c.expires_at)
+
+
+@cache
+def _extend() -> Update:
+    return (
+        update(relay)
+        .where(relay.c.owner == bindparam("holder"))
+        .values(expires_at=bindparam("until"))
+    )
+
+
+@cache
+def _hold() -> Update:
+    return (
+        update(lease)
+        .where(lease.c.bucket.in_(bindparam("buckets", expanding=True)))
+        .values(
+            owner=bindparam("holder"),
+            expires_at=bindparam("until"),
+            # The fencing token counts changes of hands, not renewals.
+            token=lease.c.token + case((lease.c.owner == bindparam("holder"), 0), else_=1),
+        )
+    )

@@ -24,7 +24,7 @@ class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # it has no 
 
 
 def watch(connection: socket.socket) -> None:
-    """Let the kernel probe this connection; as far as it can, which for a Unix socket it need not."""
+    """Let the kernel probe this connection, unless its other end is on this machine anyway."""
     if connection.family == getattr(socket, "AF_UNIX", None):
         return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
