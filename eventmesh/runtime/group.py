@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from eventmesh.contracts.message import Message
 from eventmesh.errors import Unreachable, UsageError
@@ -42,10 +43,9 @@ class GroupRunner:
         self.handler = handler
         self._clock = service.clock
         self._settings = service.settings
-        # Without a database, the broker's count has to do; it also counts what nobody handled.
-        self._most_deliveries = (
-            math.inf if handler.transactional else service.settings.max_deliveries
-        )
+        # Without a database the broker's count has to do; RabbitMQ's has in it what nobody began.
+        self._counts_starts = service.needs_database
+        self._most_deliveries = math.inf if self._counts_starts else self._settings.max_deliveries
         self._size = 1
         self._failures = 0
         self._log = DeliveryLog(service.name, handler.subscription.name)
@@ -99,15 +99,32 @@ class GroupRunner:
         for delivery, message in readable:
             if stopping():
                 return
-            self._log.turn_to(delivery)
-            try:
-                with leaks_caught():
-                    returned = await self.handler.call(message, delivery.envelope, None)
-                self._refuse_returned(returned)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
-                settlements.append(self._fail(delivery, error))
+            if self._counts_starts and is_suspect(delivery):
+                settlements.append(await self._handle_plain_suspect(delivery, message))
             else:
-                settlements.append(self._settle(delivery, DONE))
+                settlements.append(await self._handle_plainly(delivery, message))
+
+    async def _handle_plainly(self, delivery: Delivery, message: Message) -> Settlement:
+        self._log.turn_to(delivery)
+        try:
+            with leaks_caught():
+                returned = await self.handler.call(message, delivery.envelope, None)
+            self._refuse_returned(returned)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
+            return self._fail(delivery, error)
+        return self._settle(delivery, DONE)
+
+    async def _handle_plain_suspect(self, delivery: Delivery, message: Message) -> Settlement:
+        """Count its start, handle it, and forget the count. A database that is away keeps nothing
+        from being handled: what was handled before it in its batch must be settled, not repeated.
+        """
+        with suppress(Unreachable):
+            if dead := await self._try_suspect(delivery):
+                return self._settle(delivery, dead)
+        settlement = await self._handle_plainly(delivery, message)
+        with suppress(Unreachable):
+            await self._forget_suspect(delivery)
+        return settlement
 
     async def _run_in_groups(
         self,
@@ -131,6 +148,8 @@ class GroupRunner:
                 self._failures += 1
                 self._size = 1
                 if len(group) == 1:
+                    if is_suspect(group[0][0]):
+                        await self._forget_suspect(group[0][0])
                     settlements.append(self._fail(group[0][0], error))
                     begun += 1
                 continue
@@ -158,7 +177,8 @@ class GroupRunner:
 
     async def _try_suspect(self, delivery: Delivery) -> Dead | None:
         """Note, in a transaction of its own, that its handling begins; Dead when too often."""
-        database, most = await self._service.database(), self._settings.max_deliveries
+        database = await self._service.database()
+        most = max(self._settings.max_deliveries - SUSPECT_AFTER, 1)
         async with database.connection() as connection:
             begun = await starts.note(connection, *self._starts_key(delivery))
             if begun <= most:
@@ -168,6 +188,12 @@ class GroupRunner:
             f"its handling was begun {most} times and never came to an end: it may be killing its "
             f"worker"
         )
+
+    async def _forget_suspect(self, delivery: Delivery) -> None:
+        """Its handling came to an end, whatever the end: it kills nobody."""
+        database = await self._service.database()
+        async with database.connection() as connection:
+            await starts.forget(connection, *self._starts_key(delivery))
 
     def _starts_key(self, delivery: Delivery) -> tuple[str, str]:
         return self.handler.subscription.name, delivery.envelope.unique_id

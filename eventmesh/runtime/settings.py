@@ -57,8 +57,9 @@ class Settings(BaseSettings):
     """How long a transaction takes up further messages."""
 
     max_deliveries: int = Field(default=10, ge=1)
-    """How often the handling of a message may be begun by workers that vanish, before it counts as
-    deadly; where a handler has no transaction, how often it may be handed to workers."""
+    """How often a message may be handed to workers that vanish while they handle it, before it
+    counts as deadly. From the fourth time on, the service's database counts those that began; in a
+    service without one, the broker's count has to do."""
 
     max_message_bytes: int = Field(default=DEFAULT_MAX_BYTES, ge=1)
     """The largest data of a message that may be published."""

@@ -47,7 +47,7 @@ from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.runtime.worker import Worker
 from eventmesh.transports.base import Consumer, DeadLetter, Delivery, Subscription, Transport
 from eventmesh.transports.memory import MemoryTransport
-from eventmesh.transports.outcome import DONE, Dead
+from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.wire.envelope import Envelope, seal
 
 SOON = Retry(attempts=3, backoff=constant("10ms"))
@@ -859,6 +859,50 @@ async def test_only_the_message_that_kills_its_worker_is_given_up(mesh: Mesh) ->
     assert await mesh.effects() == [0, 1, 3, 4, 5]
     async with database.reading() as connection:
         assert await connection.scalar(select(func.count()).select_from(start)) == 0
+
+
+async def test_a_plain_handler_gives_up_only_what_kills_its_worker(mesh: Mesh) -> None:
+    """The service has a database, which knows better than the broker what was ever begun."""
+    mesh.service.publisher(Done)
+    handled: list[int] = []
+
+    @mesh.service.subscriber(Do, retry=SOON)
+    async def do(command: Do) -> None:
+        handled.append(command.number)
+        if command.number == 3:
+            raise ValueError("no, but it comes to an end")
+
+    [handler] = mesh.service.handlers.values()
+    vitals = SubscriptionVitals("shop", handler.subscription, mesh.clock)
+    runner = GroupRunner(mesh.service, handler, vitals)
+    envelopes = [seal(Do(number=number), source="test", clock=mesh.clock) for number in range(6)]
+    database = await mesh.service.database()
+    for _ in range(mesh.settings.max_deliveries):  # as if the process had ended after each
+        async with database.connection() as connection:
+            await starts.note(connection, "shop.do", envelopes[2].unique_id)
+    deliveries = [Delivery(envelope, deliveries=50) for envelope in envelopes]
+    settlements = await runner.run(deliveries, lambda: False)
+    outcomes = [outcome for _, outcome in settlements]
+    assert isinstance(outcomes[2], Dead)
+    assert isinstance(outcomes[3], RetryAfter)
+    assert [outcomes[n] for n in (0, 1, 4, 5)] == [DONE] * 4
+    assert handled == [0, 1, 3, 4, 5]
+    async with database.reading() as connection:
+        assert await connection.scalar(select(func.count()).select_from(start)) == 0
+
+
+async def test_a_suspect_whose_handling_fails_in_good_order_is_none_any_more(mesh: Mesh) -> None:
+    @mesh.service.subscriber(Do, retry=SOON)
+    async def do(command: Do, tx: Transaction) -> None:
+        raise ValueError("no, but it comes to an end")
+
+    [handler] = mesh.service.handlers.values()
+    vitals = SubscriptionVitals("shop", handler.subscription, mesh.clock)
+    runner = GroupRunner(mesh.service, handler, vitals)
+    envelope = seal(Do(number=1), source="test", clock=mesh.clock)
+    for _ in range(20):
+        [(_, outcome)] = await runner.run([Delivery(envelope, deliveries=50)], lambda: False)
+        assert isinstance(outcome, RetryAfter)
 
 
 async def test_messages_wait_unharmed_while_the_database_is_away(
