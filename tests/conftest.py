@@ -1,5 +1,5 @@
 """Servers and URLs for tests. A server is started when the first test asks for it, kept for the
-session, and named at the end of the session with where it came from."""
+session, and named at the end of the session with its version and where it came from."""
 
 from __future__ import annotations
 
@@ -10,25 +10,92 @@ from typing import Any
 
 import pytest
 
-from eventmesh.testing.servers import Server, ServerMissing, fresh_database, required, serve
+from eventmesh.testing.servers import (
+    WAYS,
+    Server,
+    ServerMissing,
+    Way,
+    fresh_database,
+    required,
+    serve,
+)
 
 ORIGINS = pytest.StashKey[list[str]]()
 """One line for each server that a test asked for."""
 
 
-@pytest.fixture(scope="session")
-def redis_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    yield from provide("redis", request.config)
+class Servers:
+    """The servers of the session, of each kind at most one in each way."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._stack = ExitStack()
+        self._found: dict[tuple[str, Way], Server | ServerMissing] = {}
+
+    def any(self, kind: str) -> Server:
+        """This server, in the first way that gives one; without any, the test is skipped with the
+        reasons, or fails where EVENTMESH_TEST_REQUIRE names it."""
+        reasons: list[str] = []
+        for way in WAYS:
+            found = self._find(kind, way)
+            if isinstance(found, Server):
+                return found
+            reasons += [reason for reason in found.reasons if reason not in reasons]
+        missing = ServerMissing(kind, reasons)
+        if required(kind):
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+
+    def had_by(self, kind: str, way: Way) -> Server:
+        """This server as it can be had in this way; without it, the test is skipped if there is
+        another of its kind, and is treated as without any otherwise."""
+        found = self._find(kind, way)
+        if isinstance(found, Server):
+            return found
+        self.any(kind)
+        pytest.skip(str(found))
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _find(self, kind: str, way: Way) -> Server | ServerMissing:
+        """The server, or why there is none; looked for once in a session. One that the environment
+        gives is had in every way."""
+        if (kind, way) not in self._found:
+            found = self._found[kind, way] = self._start(kind, way)
+            if isinstance(found, ServerMissing):
+                note(self._config, f"{kind} ({way}): MISSING. {'; '.join(found.reasons)}")
+            else:
+                note(self._config, f"{kind} {found.version or 'given'}: {found.origin}")
+        return self._found[kind, way]
+
+    def _start(self, kind: str, way: Way) -> Server | ServerMissing:
+        try:
+            return self._stack.enter_context(serve(kind, way=way))
+        except ServerMissing as missing:
+            return missing
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    yield from provide("rabbitmq", request.config)
+def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
+    found = Servers(request.config)
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="session")
-def postgres_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    yield from provide("postgres", request.config)
+def redis_server(servers: Servers) -> Server:
+    return servers.any("redis")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(servers: Servers) -> Server:
+    return servers.any("rabbitmq")
+
+
+@pytest.fixture(scope="session")
+def postgres_server(servers: Servers) -> Server:
+    return servers.any("postgres")
 
 
 @pytest.fixture
@@ -75,21 +142,6 @@ def durable_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str
 def durable_broker_url(request: pytest.FixtureRequest, durable_url: Callable[[str], str]) -> str:
     """The URL of each broker that several processes can use, in turn."""
     return durable_url(request.param)
-
-
-def provide(kind: str, config: pytest.Config) -> Iterator[Server]:
-    """This server for as long as the generator lives; without one, the test is skipped with the
-    reasons, or fails where EVENTMESH_TEST_REQUIRE names it."""
-    with ExitStack() as stack:
-        try:
-            server = stack.enter_context(serve(kind))
-        except ServerMissing as missing:
-            note(config, f"{kind}: MISSING. {'; '.join(missing.reasons)}")
-            if required(kind):
-                pytest.fail(str(missing), pytrace=False)
-            pytest.skip(str(missing))
-        note(config, f"{kind}: {server.origin}")
-        yield server
 
 
 def note(config: pytest.Config, line: str) -> None:

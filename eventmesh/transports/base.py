@@ -96,7 +96,8 @@ class Consumer(Protocol):
 
     async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> None:
         """Tell the broker what became of these. One that the broker has taken back meanwhile is
-        passed over: it will come again. Unreachable as in `receive`."""
+        passed over: it will come again. So may one that was settled right before a connection was
+        lost, on a broker that confirms no acknowledgement. Unreachable as in `receive`."""
         ...
 
 
@@ -105,6 +106,10 @@ class Transport(Protocol):
 
     atomic_batches: bool
     """Whether a batch is stored as a whole and in its order, or not at all."""
+
+    exact_deliveries: bool
+    """Whether `Delivery.deliveries` leaves out what a consumer gave back without having handed it
+    out. Where it does not, a high count is no more than a suspicion."""
 
     async def connect(self) -> None:
         """Open the connection; Unreachable when that fails."""

@@ -14,7 +14,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from eventmesh.clock import Clock
+from eventmesh.errors import Unreachable
 from eventmesh.transports.base import (
+    Consumer,
     DeadLetter,
     Delivery,
     Subscription,
@@ -59,57 +61,103 @@ class _Queue:
                 waiter.set_result(None)
 
 
+class MemoryBroker:
+    """What is held, and who consumes it. It can be stopped, and can lose what it holds, as real
+    brokers do, for tests of what happens then."""
+
+    def __init__(self) -> None:
+        self.running = True
+        self.queues: dict[str, _Queue] = {}
+        self.bindings: dict[str, set[str]] = defaultdict(set)
+        self.unrouted: list[Envelope] = []
+        self.consumers: set[_MemoryConsumer] = set()
+        self.sequence = itertools.count()
+
+    def stop(self) -> None:
+        """Be unreachable until `start`. What is held stays."""
+        self.running = False
+        self.cut()
+
+    def start(self) -> None:
+        """Be reachable again."""
+        self.running = True
+
+    def cut(self) -> None:
+        """Cut every connection; the next call connects anew."""
+        for consumer in list(self.consumers):
+            consumer.lose()
+
+    def lose_data(self) -> None:
+        """Forget everything, as a broker without its disk; connections are cut."""
+        self.cut()
+        self.queues.clear()
+        self.bindings.clear()
+        self.unrouted.clear()
+
+
 class MemoryTransport:
-    """All queues are held here; every consumer of the process must be given this same object."""
+    """A connection to a broker of its own, or to the one that it is given; everybody in the
+    process who is to share messages uses the same broker, by one transport or by several."""
 
     atomic_batches = True
+    exact_deliveries = True
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, broker: MemoryBroker | None = None) -> None:
+        self.broker = MemoryBroker() if broker is None else broker
         self._clock = clock
-        self._queues: dict[str, _Queue] = {}
-        self._bindings: dict[str, set[str]] = defaultdict(set)
-        self._unrouted: list[Envelope] = []
-        self._sequence = itertools.count()
+        self._closed = False
+        self._consumers: set[_MemoryConsumer] = set()
 
     async def connect(self) -> None:
-        """Nothing to connect to."""
+        self._closed = False
+        self._reach()
 
     async def close(self) -> None:
-        """Nothing to close: what is held stays, so that a test can go on with it."""
+        """End this connection and its consumers. What the broker holds stays, so that a test can
+        go on with it."""
+        self._closed = True
+        for consumer in list(self._consumers):
+            consumer.lose()
 
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
+        broker = self._reach()
         for subscription in subscriptions:
-            self._queues.setdefault(subscription.name, _Queue())
+            broker.queues.setdefault(subscription.name, _Queue())
             for message in subscription.messages:
-                self._bindings[message].add(subscription.name)
-        kept, self._unrouted = self._unrouted, []
+                broker.bindings[message].add(subscription.name)
+        kept, broker.unrouted = broker.unrouted, []
         await self.publish(kept)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        now = self._clock.monotonic()
+        broker, now = self._reach(), self._clock.monotonic()
         for envelope in envelopes:
-            names = self._bindings.get(envelope.name)
+            names = broker.bindings.get(envelope.name)
             if not names:
-                self._unrouted.append(envelope)
+                broker.unrouted.append(envelope)
                 continue
             for name in sorted(names):
-                self._queues[name].put(_Parcel(envelope, now, next(self._sequence)))
+                broker.queues[name].put(_Parcel(envelope, now, next(broker.sequence)))
 
     @asynccontextmanager
     async def consume(
         self, subscription: Subscription, *, prefetch: int
-    ) -> AsyncIterator[_MemoryConsumer]:
+    ) -> AsyncIterator[Consumer]:
         await self.declare([subscription])
         consumer = _MemoryConsumer(
-            self._queues[subscription.name], subscription.name, prefetch, self._clock
+            self._queue(subscription), subscription.name, prefetch, self._clock
         )
+        registers = (self._consumers, self.broker.consumers)
+        for register in registers:
+            register.add(consumer)
         try:
             yield consumer
         finally:
+            for register in registers:
+                register.discard(consumer)
             consumer.give_back()
 
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
-        queue = self._queues.get(subscription.name, _Queue())
+        queue = self._queue(subscription)
         now = self._clock.monotonic()
         ready = [parcel for parcel in queue.waiting if parcel.visible_at <= now]
         return SubscriptionStats(
@@ -121,20 +169,32 @@ class MemoryTransport:
         )
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
-        queue = self._queues.get(subscription.name, _Queue())
+        queue = self._queue(subscription)
         return list(itertools.islice(queue.dead.values(), limit))
 
     async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        queue = self._queues.get(subscription.name, _Queue())
+        queue = self._queue(subscription)
         found = [letter_id for letter_id in dict.fromkeys(ids) if letter_id in queue.dead]
         for letter_id in found:
             envelope = queue.dead.pop(letter_id).envelope
-            queue.put(_Parcel(envelope, self._clock.monotonic(), next(self._sequence)))
+            queue.put(_Parcel(envelope, self._clock.monotonic(), next(self.broker.sequence)))
         return found
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        queue = self._queues.get(subscription.name, _Queue())
+        queue = self._queue(subscription)
         return [letter_id for letter_id in ids if queue.dead.pop(letter_id, None) is not None]
+
+    def _queue(self, subscription: Subscription) -> _Queue:
+        """The subscription's queue, or an empty one where there is none."""
+        return self._reach().queues.get(subscription.name, _Queue())
+
+    def _reach(self) -> MemoryBroker:
+        """The broker; Unreachable while it is stopped or this connection is closed."""
+        if self._closed:
+            raise Unreachable("This connection to the memory broker is closed: connect first.")
+        if not self.broker.running:
+            raise Unreachable("The memory broker is stopped: start it.")
+        return self.broker
 
 
 class _MemoryConsumer:
@@ -144,13 +204,17 @@ class _MemoryConsumer:
         self._prefetch = prefetch
         self._clock = clock
         self._held: dict[int, _Parcel] = {}
+        self._lost = False
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
+        self._reach()
         while not (taken := self._take(min(limit, self._prefetch - len(self._held)))):
             await self._wait()
+            self._reach()
         return taken
 
     async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> None:
+        self._reach()
         for delivery, outcome in settlements:
             parcel = self._held.pop(delivery.token, None)
             if parcel is None:
@@ -174,6 +238,16 @@ class _MemoryConsumer:
             del self._queue.in_flight[sequence]
             self._queue.put(parcel)
         self._held.clear()
+
+    def lose(self) -> None:
+        """Be cut off from the broker, which gives what is unsettled to others."""
+        self._lost = True
+        self.give_back()
+        self._queue.wake()
+
+    def _reach(self) -> None:
+        if self._lost:
+            raise Unreachable("The connection to the memory broker was lost: consume anew.")
 
     def _take(self, limit: int) -> list[Delivery]:
         now = self._clock.monotonic()

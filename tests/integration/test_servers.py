@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -23,11 +24,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from eventmesh.errors import UsageError
 from eventmesh.testing.servers import (
     KINDS,
+    WAYS,
+    ControlledServer,
     Server,
     ServerMissing,
+    Way,
     fresh_database,
     required,
     serve,
+    serve_controlled,
+    version_of,
 )
 
 NO_ENGINE = {"DOCKER_HOST": "tcp://127.0.0.1:1"}
@@ -230,6 +236,97 @@ def test_nothing_is_left_when_the_tests_are_killed(temporary: Path) -> None:
         time.sleep(0.05)
 
 
+# --- control ---
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["redis", "postgres"])  # RabbitMQ, which is slow: by conformance
+async def test_a_controlled_server_does_what_it_is_told(kind: str, way: Way) -> None:
+    with controlled(kind, way) as server:
+        url, version = server.url, server.version
+        assert re.match(r"\d+\.\d+", version or "")
+        assert await version_of(Server(kind, url, "environment")) == version
+        await store(server)
+        for end in (server.kill, server.stop):
+            await end()
+            await end()  # twice is as once
+            assert not await answers(server)
+            await server.start()
+            await server.start()
+            assert await answers(server)
+            assert await stored(server)
+        await server.lose_data()
+        assert await answers(server)
+        assert not await stored(server)
+        assert (server.url, server.version) == (url, version)
+        await server.kill()
+    assert not await answers(server)
+
+
+async def test_orders_of_several_tasks_are_done_one_after_another() -> None:
+    with controlled("redis", "private") as server:
+        await store(server)
+        asked = [server.kill(), server.start(), server.stop(), server.start()]
+        async with asyncio.TaskGroup() as tasks:
+            for order in asked:
+                tasks.create_task(order)
+        await server.start()
+        assert await stored(server)
+
+
+async def test_an_order_that_nobody_awaits_any_more_is_not_taken_for_the_next() -> None:
+    with controlled("redis", "private") as server:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(server.lose_data(), 0.001)
+        await server.start()
+        assert await answers(server)
+        await server.kill()
+        assert not await answers(server)
+
+
+def test_a_given_server_is_not_ours_to_control() -> None:
+    given = {"EVENTMESH_TEST_REDIS_URL": "redis://given.example:1/0", "PATH": "", **NO_ENGINE}
+    with (
+        pytest.raises(ServerMissing, match="EVENTMESH_TEST_REDIS_URL is not ours to control"),
+        serve_controlled("redis", given),
+    ):
+        pass
+
+
+@contextmanager
+def controlled(kind: str, way: Way) -> Iterator[ControlledServer]:
+    """A controlled server; skips where there is none of this way."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(serve_controlled(kind, environment(), way=way))
+        except ServerMissing as missing:
+            pytest.skip(str(missing))
+        assert server.origin.startswith(f"{way} ")
+        yield server
+
+
+async def store(server: Server) -> None:
+    """Store something, in Postgres a table, else a key."""
+    if server.kind == "redis":
+        async with Redis.from_url(server.url) as client:
+            await client.set("kept", "yes")
+    else:
+        connection = await asyncpg.connect(server.url.replace("+asyncpg", ""))
+        await connection.execute("CREATE TABLE kept ()")
+        await connection.close()
+
+
+async def stored(server: Server) -> bool:
+    """Whether what `store` stored is there."""
+    if server.kind == "redis":
+        async with Redis.from_url(server.url) as client:
+            return bool(await client.exists("kept"))
+    connection = await asyncpg.connect(server.url.replace("+asyncpg", ""))
+    found = await connection.fetchval("SELECT count(*) FROM pg_tables WHERE tablename = 'kept'")
+    await connection.close()
+    return bool(found)
+
+
 # --- else: missing ---
 
 
@@ -294,8 +391,9 @@ def test_a_test_without_its_server_is_skipped_or_fails_as_required(
     )
     assert re.search(rf"= {outcome} in ", ran.stdout), ran.stdout + ran.stderr
     assert (ran.returncode != 0) == ("error" in outcome)
-    assert "redis: MISSING. environment: EVENTMESH_TEST_REDIS_URL is not set; cont" in ran.stdout
-    assert "there is no redis-server in $PATH" in ran.stdout
+    unset = "environment: EVENTMESH_TEST_REDIS_URL is not set"
+    assert f"redis (container): MISSING. {unset}; container: " in ran.stdout
+    assert f"redis (private): MISSING. {unset}; private: there is no redis-server" in ran.stdout
 
 
 # --- databases ---

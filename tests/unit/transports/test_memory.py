@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import pytest
 
+from eventmesh.errors import Unreachable
 from eventmesh.testing.clock import ManualClock, settle_loop
 from eventmesh.transports.base import Delivery, Subscription, SubscriptionStats
 from eventmesh.transports.memory import MemoryTransport
@@ -242,3 +243,62 @@ async def test_the_oldest_dead_letters_come_first(transport: MemoryTransport) ->
     first, second, _ = await bury(transport, "1", "2", "3")
     letters = await transport.dead_letters(PAID, limit=2)
     assert [letter.id for letter in letters] == [first, second]
+
+
+async def test_connections_share_a_broker_and_closing_one_leaves_the_others(
+    transport: MemoryTransport, clock: ManualClock
+) -> None:
+    other = MemoryTransport(clock, transport.broker)
+    await transport.publish(envelopes("1", "2"))
+    async with (
+        other.consume(PAID, prefetch=1) as theirs,
+        transport.consume(PAID, prefetch=1) as ours,
+    ):
+        await soon(theirs.receive(1))
+        assert ids(await soon(ours.receive(1))) == ["2"]
+        waiting = asyncio.create_task(ours.receive(1))
+        await settle_loop()
+        await other.close()
+        with pytest.raises(Unreachable, match="consume anew"):
+            await theirs.receive(1)
+        await settle_loop()
+        assert not waiting.done()  # it holds all that it may
+        waiting.cancel()
+    with pytest.raises(Unreachable, match="connect first"):
+        await other.publish(envelopes("3"))
+    assert (await transport.stats(PAID)).ready == 2
+
+
+async def test_a_stopped_broker_is_unreachable_and_keeps_what_it_has(
+    transport: MemoryTransport,
+) -> None:
+    await transport.publish(envelopes("1", "2"))
+    async with transport.consume(PAID, prefetch=1) as consumer:
+        [held] = await soon(consumer.receive(1))
+        transport.broker.stop()
+        with pytest.raises(Unreachable, match="consume anew"):
+            await consumer.settle([(held, DONE)])
+        for call in (transport.publish(envelopes("3")), transport.stats(PAID), transport.connect()):
+            with pytest.raises(Unreachable, match="start it"):
+                await call
+        transport.broker.start()
+    async with transport.consume(PAID, prefetch=5) as consumer:
+        assert ids(await soon(consumer.receive(5))) == ["1", "2"]
+
+
+async def test_a_broker_that_lost_its_data_has_nothing_until_it_is_declared_again(
+    transport: MemoryTransport,
+) -> None:
+    await transport.publish(envelopes("1"))
+    async with transport.consume(PAID, prefetch=5) as consumer:
+        await soon(consumer.receive(5))
+        waiting = asyncio.create_task(consumer.receive(5))
+        await settle_loop()
+        transport.broker.lose_data()
+        with pytest.raises(Unreachable, match="consume anew"):
+            await soon(waiting)
+    assert (await transport.stats(PAID)).ready == 0
+    await transport.publish(envelopes("2"))
+    await transport.declare([PAID])
+    async with transport.consume(PAID, prefetch=5) as consumer:
+        assert ids(await soon(consumer.receive(5))) == ["2"]

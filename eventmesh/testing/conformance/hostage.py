@@ -1,4 +1,4 @@
-"""A process that receives deliveries and holds them until it is killed; used by `conformance`."""
+"""A process that receives deliveries and holds them until it is killed; used by `observing`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,133 @@
+"""Every message to every subscription, in order, whenever that was declared."""
+
+from __future__ import annotations
+
+import asyncio
+
+from eventmesh.testing.conformance.observing import (
+    drain,
+    eventually,
+    expect,
+    in_order,
+    receive,
+    running,
+    same_ids,
+)
+from eventmesh.testing.conformance.rig import Rig
+from eventmesh.transports.base import Consumer, Delivery
+from eventmesh.transports.outcome import DONE
+from eventmesh.wire.envelope import Envelope
+
+
+async def round_trip(rig: Rig) -> None:
+    """An envelope arrives as it was published: unknown attributes, any Unicode, any bytes."""
+    sent = Envelope(
+        {**rig.envelopes(1)[0].attributes, "subject": "Łódź \u2028 日本", "myextension": "ü"},
+        bytes(range(256)),
+    )
+    subscription = rig.subscription("reader")
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+        await transport.publish([sent])
+        async with transport.consume(subscription, prefetch=10) as consumer:
+            [delivery] = await receive(rig, consumer, 1)
+            expect(dict(delivery.envelope.attributes) == dict(sent.attributes), delivery)
+            expect(delivery.envelope.data == sent.data, delivery)
+            expect((delivery.attempt, delivery.deliveries) == (1, 1), delivery)
+            await consumer.settle([(delivery, DONE)])
+
+
+async def fan_out(rig: Rig) -> None:
+    """Every subscription gets every message of the names it takes, and no other."""
+    subscriptions = [rig.subscription("one"), rig.subscription("two")]
+    both = rig.subscription("three", "happened", "ended")
+    sent, other = rig.envelopes(5), rig.envelopes(3, "ended")
+    async with rig.open() as transport:
+        await transport.declare([*subscriptions, both])
+        await transport.publish([*sent, *other])
+        for subscription in subscriptions:
+            same_ids(await drain(rig, transport, subscription, 5), sent)
+        same_ids(await drain(rig, transport, both, 8), [*sent, *other])
+
+
+async def order_for_one_consumer(rig: Rig) -> None:
+    """One consumer gets messages in the order in which they were published, batch after batch."""
+    subscription = rig.subscription("ordered")
+    sent = rig.envelopes(60)
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+        for start in range(0, 60, 20):
+            await transport.publish(sent[start : start + 20])
+        got = await drain(rig, transport, subscription, 60)
+        expect([d.envelope.id for d in got] == [e.id for e in sent], "another order")
+
+
+async def competing_consumers(rig: Rig) -> None:
+    """Consumers of one subscription share its messages; none is delivered to two of them."""
+    subscription = rig.subscription("shared")
+    sent = rig.envelopes(40)
+    async with rig.open() as first, rig.open() as second:
+        await first.declare([subscription])
+        async with (
+            first.consume(subscription, prefetch=5) as one,
+            second.consume(subscription, prefetch=5) as two,
+        ):
+            await first.publish(sent)
+            shares: list[list[Delivery]] = [[], []]
+
+            async def take(consumer: Consumer, share: list[Delivery]) -> None:
+                while True:
+                    batch = await consumer.receive(5)
+                    share.extend(batch)
+                    await asyncio.sleep(0.01)
+                    await consumer.settle([(delivery, DONE) for delivery in batch])
+
+            async with running(take(one, shares[0]), take(two, shares[1])):
+                await eventually(
+                    rig, lambda: len(shares[0]) + len(shares[1]) >= 40, "all 40 arrived"
+                )
+                await asyncio.sleep(0.2)  # for what should not come: a second copy
+        same_ids([*shares[0], *shares[1]], sent)
+        expect(all(shares), f"one of two got all: {len(shares[0])} and {len(shares[1])}")
+
+
+async def backlog_before_the_first_consumer(rig: Rig) -> None:
+    """What was published before anybody consumed is delivered, in order."""
+    subscription = rig.subscription("late")
+    sent = rig.envelopes(30)
+    async with rig.open() as publisher:
+        await publisher.declare([subscription])
+        await publisher.publish(sent)
+    async with rig.open() as transport:
+        got = await drain(rig, transport, subscription, 30)
+        expect([d.envelope.id for d in got] == [e.id for e in sent], "another order")
+
+
+async def backlog_before_the_first_subscription(rig: Rig) -> None:
+    """What was published before anybody subscribed is kept for the first who does, also when
+    others declare theirs at the same time."""
+    sent, other = rig.envelopes(50), rig.envelopes(50, "ended")
+    founder, neighbour = rig.subscription("founder"), rig.subscription("neighbour", "ended")
+    async with rig.open() as first, rig.open() as second:
+        await first.publish([*sent, *other])
+        await asyncio.gather(first.declare([founder]), second.declare([neighbour]))
+        same_ids(await drain(rig, first, founder, 50), sent)
+        same_ids(await drain(rig, second, neighbour, 50), other)
+
+
+async def order_within_a_key_survives_a_stop(rig: Rig) -> None:
+    """What a consumer gives back on leaving comes before what was published later, so that the
+    next one gets the messages of each key in their order, however little it takes at a time."""
+    subscription = rig.subscription("successive")
+    keys = [rig.envelopes(20, key=key) for key in ("a", "b", "c")]
+    sent = [envelope for each in zip(*keys, strict=True) for envelope in each]
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+        for start in range(0, 45, 15):
+            await transport.publish(sent[start : start + 15])
+        async with transport.consume(subscription, prefetch=20) as consumer:
+            got = await receive(rig, consumer, 12)
+            await consumer.settle([(delivery, DONE) for delivery in got[:4]])
+        await transport.publish(sent[45:])
+        rest = await drain(rig, transport, subscription, 56, prefetch=5)
+        in_order([*got[:4], *rest], sent)

@@ -1,0 +1,146 @@
+"""A broker that is closed, cut off, restarted, or robbed of its data."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from eventmesh.errors import Unreachable
+from eventmesh.testing.conformance.observing import (
+    drain,
+    drain_anew,
+    expect,
+    notices_the_loss,
+    reaching,
+    receive,
+    same_ids,
+)
+from eventmesh.testing.conformance.rig import GuaranteeBroken, Rig, needed
+from eventmesh.transports.base import Subscription, Transport
+from eventmesh.transports.outcome import DONE, Dead, RetryAfter
+
+HOUR = 3600.0
+
+
+async def closing_ends_what_waits(rig: Rig) -> None:
+    """Closing a transport ends a `receive` that waits, by Unreachable; its consumer can still be
+    left, and what was unsettled goes to others. Closing it again changes nothing."""
+    subscription = rig.subscription("closed")
+    sent = rig.envelopes(3)
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+        await transport.publish(sent)
+        async with transport.consume(subscription, prefetch=10) as consumer:
+            await receive(rig, consumer, 3)
+            waiting = asyncio.ensure_future(consumer.receive(1))
+            await asyncio.sleep(0.05)  # in which it begins to wait
+            await transport.close()
+            await _is_unreachable(rig, lambda: waiting, "a receive that waits")
+        await transport.close()
+    async with rig.open() as other:
+        same_ids(await drain(rig, other, subscription, 3), sent)
+
+
+async def a_closed_transport_says_so(rig: Rig) -> None:
+    """What is asked of a closed transport is Unreachable, and is not done."""
+    subscription = rig.subscription("asked")
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+        await transport.close()
+        await _is_unreachable(rig, lambda: transport.publish(rig.envelopes(1)), "publish")
+        await _is_unreachable(rig, lambda: transport.declare([subscription]), "declare")
+        await _is_unreachable(rig, lambda: transport.stats(subscription), "stats")
+    async with rig.open() as other:
+        expect((await other.stats(subscription)).ready == 0, "it was published nevertheless")
+
+
+async def a_cut_connection_is_made_anew(rig: Rig) -> None:
+    """A transport whose connections were cut is Unreachable and then connects again; nothing of
+    what it had published, or was about to settle, is lost."""
+    cut = needed(rig.cut, "cut")
+    subscription = rig.subscription("cut")
+    sent, later = rig.envelopes(6), rig.envelopes(3)
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+        await transport.publish(sent)
+        await drain(rig, transport, subscription, 2, prefetch=2)
+        async with transport.consume(subscription, prefetch=10) as consumer:
+            await receive(rig, consumer, 4)
+            await cut()
+            await reaching(rig, lambda: transport.publish(later))
+            await notices_the_loss(rig, consumer)
+        same_ids(await drain_anew(rig, transport, subscription, 7), [*sent[2:], *later])
+
+
+async def a_restarted_broker_has_everything(rig: Rig) -> None:
+    """What was published, delayed or dead before the broker was restarted is so after it, what
+    was unsettled comes again, and the transport goes on."""
+    restart = needed(rig.restart, "restart")
+    subscription = rig.subscription("restarted")
+    sent, later = rig.envelopes(7), rig.envelopes(3)
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+        await transport.publish(sent)
+        await _settle_first_in_every_way(rig, transport, subscription)
+        async with transport.consume(subscription, prefetch=2) as consumer:
+            await receive(rig, consumer, 2)
+            await restart()
+            await reaching(rig, lambda: transport.publish(later))
+        expected = [sent[1], *sent[4:], *later]
+        got = await drain_anew(rig, transport, subscription, len(expected))
+        same_ids(got, expected)
+        attempts = {delivery.envelope.id: delivery.attempt for delivery in got}
+        expect(attempts[sent[1].id] == 2, "the retry is a second attempt")
+        stats = await transport.stats(subscription)
+        expect(stats.delayed in (1, None), stats)
+        [letter] = await transport.dead_letters(subscription, limit=10)
+        expect((letter.envelope, letter.reason, letter.error) == (sent[3], "no", "why"), letter)
+
+
+async def _settle_first_in_every_way(
+    rig: Rig, transport: Transport, subscription: Subscription
+) -> None:
+    """Settle four messages: done, for a retry soon, for a retry much later, and dead. On return
+    the broker has that: a consumer left in good order has nothing under way."""
+    async with transport.consume(subscription, prefetch=4) as consumer:
+        done, soon, late, dead = await receive(rig, consumer, 4)
+        await consumer.settle(
+            [
+                (done, DONE),
+                (soon, RetryAfter(0.5)),
+                (late, RetryAfter(HOUR)),
+                (dead, Dead("no", "why")),
+            ]
+        )
+
+
+async def lost_topology_is_made_again(rig: Rig) -> None:
+    """A broker that lost its data is published to and consumed from again by those that were
+    connected before; what is published to it before its subscribers are back is kept for them."""
+    lose_data = needed(rig.lose_data, "lose_data")
+    one, two = rig.subscription("one"), rig.subscription("two")
+    early, late = rig.envelopes(4), rig.envelopes(4)
+    async with rig.open() as publisher, rig.open() as transport:
+        await transport.declare([one, two])
+        await publisher.publish(rig.envelopes(5))
+        async with transport.consume(one, prefetch=10) as consumer:
+            await receive(rig, consumer, 5)
+            await lose_data()
+            await reaching(rig, lambda: publisher.publish(early))
+            await notices_the_loss(rig, consumer)
+        await reaching(rig, lambda: transport.declare([one, two]))
+        await reaching(rig, lambda: publisher.publish(late))
+        for subscription in (one, two):
+            same_ids(await drain_anew(rig, transport, subscription, 8), [*early, *late])
+
+
+async def _is_unreachable(rig: Rig, call: Callable[[], Awaitable[object]], what: str) -> None:
+    """GuaranteeBroken unless this call raises Unreachable in time."""
+    try:
+        async with asyncio.timeout(rig.patience):
+            await call()
+    except Unreachable:
+        return
+    except TimeoutError:
+        raise GuaranteeBroken(f"{what} waits, with its transport closed") from None
+    raise GuaranteeBroken(f"{what} works, with its transport closed")

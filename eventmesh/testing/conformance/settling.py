@@ -1,0 +1,187 @@
+"""What becomes of a message: done, tried again later, or dead; and how it is counted."""
+
+from __future__ import annotations
+
+from eventmesh.clock import SystemClock
+from eventmesh.testing.conformance.observing import (
+    drain,
+    eventually_told,
+    expect,
+    expect_silence,
+    receive,
+    same_ids,
+)
+from eventmesh.testing.conformance.rig import Rig
+from eventmesh.transports.base import SubscriptionStats
+from eventmesh.transports.outcome import DONE, Dead, RetryAfter
+
+
+async def settled_is_gone(rig: Rig) -> None:
+    """A settled message is not delivered again, also after the visibility timeout."""
+    subscription = rig.subscription("settled")
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+        await transport.publish(rig.envelopes(3))
+        await drain(rig, transport, subscription, 3)
+        async with transport.consume(subscription, prefetch=10) as consumer:
+            await expect_silence(consumer, rig.visibility_timeout * 1.5)
+        stats = await transport.stats(subscription)
+        expect((stats.ready, stats.dead, stats.in_flight or 0) == (0, 0, 0), stats)
+
+
+async def settling_out_of_order(rig: Rig) -> None:
+    """Settling some of a batch leaves the others as they are."""
+    subscription = rig.subscription("picky")
+    sent = rig.envelopes(6)
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+        await transport.publish(sent)
+        async with transport.consume(subscription, prefetch=10) as consumer:
+            got = await receive(rig, consumer, 6)
+            await consumer.settle([(got[4], DONE), (got[1], DONE)])
+        left = await drain(rig, transport, subscription, 4)
+        same_ids(left, [sent[0], sent[2], sent[3], sent[5]])
+
+
+async def settling_twice_is_harmless(rig: Rig) -> None:
+    """The second settlement of a delivery is passed over, whatever it says."""
+    subscription = rig.subscription("twice")
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+        await transport.publish(rig.envelopes(2))
+        async with transport.consume(subscription, prefetch=2) as consumer:
+            first, second = await receive(rig, consumer, 2)
+            await consumer.settle([(first, DONE)])
+            await consumer.settle([(first, RetryAfter(0.0)), (second, DONE)])
+            await consumer.settle([(first, Dead("late")), (second, Dead("late"))])
+            await expect_silence(consumer, 0.3)
+        expect((await transport.stats(subscription)).dead == 0, "nothing died")
+
+
+async def delayed_retry(rig: Rig) -> None:
+    """A retry comes not before its delay, as the next attempt, to its subscription only; what
+    else is there is not held up by it."""
+    retried, other = rig.subscription("retried"), rig.subscription("other")
+    first, second = rig.envelopes(2)
+    clock = SystemClock()
+    async with rig.open() as transport:
+        await transport.declare([retried, other])
+        await transport.publish([first])
+        async with transport.consume(retried, prefetch=10) as consumer:
+            [delivery] = await receive(rig, consumer, 1)
+            asked_at = clock.monotonic()
+            await consumer.settle([(delivery, RetryAfter(0.7))])
+            await transport.publish([second])
+            [unhindered] = await receive(rig, consumer, 1)
+            expect(unhindered.envelope.id == second.id, unhindered)
+            expect(clock.monotonic() - asked_at < 0.7, "the retry held up the next message")
+            await consumer.settle([(unhindered, DONE)])
+            [again] = await receive(rig, consumer, 1)
+            waited = clock.monotonic() - asked_at
+            expect(again.envelope == first, again)
+            expect(again.attempt == 2, again)
+            expect(0.69 <= waited < 5, f"asked for 0.7 s, came after {waited:.3f} s")
+            await consumer.settle([(again, RetryAfter(0.0))])
+            [third] = await receive(rig, consumer, 1)
+            expect(third.attempt == 3, third)
+            await consumer.settle([(third, DONE)])
+        same_ids(await drain(rig, transport, other, 2), [first, second])
+
+
+async def delays_do_not_block_each_other(rig: Rig) -> None:
+    """A short delay asked for after a long one is over first."""
+    subscription = rig.subscription("delays")
+    sent = rig.envelopes(2)
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+        await transport.publish(sent)
+        async with transport.consume(subscription, prefetch=10) as consumer:
+            slow, fast = await receive(rig, consumer, 2)
+            await consumer.settle([(slow, RetryAfter(1.0))])
+            await consumer.settle([(fast, RetryAfter(0.2))])
+            got = [*await receive(rig, consumer, 1), *await receive(rig, consumer, 1)]
+            expect([d.envelope.id for d in got] == [fast.envelope.id, slow.envelope.id], got)
+            await consumer.settle([(delivery, DONE) for delivery in got])
+
+
+async def dead_letters_are_kept(rig: Rig) -> None:
+    """A dead letter keeps envelope, reason, error and attempts; it can be listed again and again,
+    replayed to its subscription, or discarded."""
+    subscription, other = rig.subscription("mortal"), rig.subscription("bystander")
+    sent = rig.envelopes(3)
+    async with rig.open() as transport:
+        await transport.declare([subscription, other])
+        await transport.publish(sent)
+        async with transport.consume(subscription, prefetch=10) as consumer:
+            got = await receive(rig, consumer, 3)
+            await consumer.settle([(got[0], RetryAfter(0.0)), (got[1], DONE)])
+            await consumer.settle([(got[2], Dead("does not fit", "Traceback: ü"))])
+            [again] = await receive(rig, consumer, 1)
+            await consumer.settle([(again, Dead("gave up"))])
+        expect((await transport.stats(subscription)).dead == 2, "two dead letters are counted")
+        for _ in range(25):  # RabbitMQ drops a message that was returned 20 times, if let
+            letters = await transport.dead_letters(subscription, limit=10)
+            expect(len(letters) == 2, f"two dead letters, not {letters}")
+        by_id = {letter.envelope.id: letter for letter in letters}
+        letter = by_id[sent[2].id]
+        expect(letter.envelope == sent[2], letter)
+        expect((letter.reason, letter.error) == ("does not fit", "Traceback: ü"), letter)
+        expect((letter.attempts, by_id[sent[0].id].attempts) == (1, 2), letters)
+        expect(letter.subscription == subscription.name, letter)
+        expect(len(await transport.dead_letters(subscription, limit=1)) == 1, "limit")
+
+        missing = "01900000-0000-7000-8000-000000000000"
+        expect(
+            list(await transport.replay(subscription, [letter.id, missing])) == [letter.id],
+            "replay names what it found",
+        )
+        [replayed] = await drain(rig, transport, subscription, 1)
+        expect((replayed.envelope, replayed.attempt) == (sent[2], 1), replayed)
+        doomed = by_id[sent[0].id]
+        expect(
+            list(await transport.discard(subscription, [missing, doomed.id])) == [doomed.id],
+            "discard names what it found",
+        )
+        expect(not await transport.dead_letters(subscription, limit=10), "nothing is left")
+        same_ids(await drain(rig, transport, other, 3), sent)
+
+
+async def stats_count_what_is_there(rig: Rig) -> None:
+    """Stats tell how many messages wait, and how many died; how many are delayed or handed out,
+    where the broker can tell that; and None, never 0, where it cannot."""
+    subscription = rig.subscription("counted")
+    async with rig.open() as transport:
+
+        async def count(ready: int, delayed: int, in_flight: int, dead: int) -> None:
+            expected = (ready, delayed, in_flight, dead)
+            seen: SubscriptionStats | None = None
+
+            async def agrees() -> bool:
+                nonlocal seen
+                seen = told = await transport.stats(subscription)
+                numbers = (told.ready, told.delayed, told.in_flight, told.dead)
+                return all(
+                    number in (of, None) for number, of in zip(numbers, expected, strict=True)
+                ) and (told.oldest_age is None or (ready > 0 and 0 <= told.oldest_age < 60))
+
+            try:
+                await eventually_told(rig, agrees, "")
+            except AssertionError:
+                expect(False, f"{expected} is what is there, and {seen} what stats tell")
+
+        await count(ready=0, delayed=0, in_flight=0, dead=0)
+        await transport.declare([subscription])
+        await transport.publish(rig.envelopes(7))
+        await count(ready=7, delayed=0, in_flight=0, dead=0)
+        async with transport.consume(subscription, prefetch=4) as consumer:
+            got = await receive(rig, consumer, 4)
+            await count(ready=3, delayed=0, in_flight=4, dead=0)
+            await consumer.settle([(got[0], Dead("no")), (got[1], RetryAfter(600))])
+            rest = await receive(rig, consumer, 2)
+            await count(ready=1, delayed=1, in_flight=4, dead=1)
+            await consumer.settle([(delivery, DONE) for delivery in (*got[2:], *rest)])
+            [last] = await receive(rig, consumer, 1)
+            await count(ready=0, delayed=1, in_flight=1, dead=1)
+        await count(ready=1, delayed=1, in_flight=0, dead=1)
+        same_ids(await drain(rig, transport, subscription, 1), [last.envelope])
+        await count(ready=0, delayed=1, in_flight=0, dead=1)

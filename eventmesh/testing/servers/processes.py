@@ -1,0 +1,161 @@
+"""Programs of this machine, run where they meet nothing of the machine's own servers."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from eventmesh.testing.servers.answering import START_PATIENCE, EndedEarly, Unavailable, one_line
+
+STOP_PATIENCE = 20.0
+"""Seconds a private server has to end by itself."""
+
+PORTS = range(20_000, 32_000)
+"""Where ports for servers are looked for: below those that systems give to connections that go
+out. From among those, the port of a stopped server could go to a client, even to the one that is
+trying to reach the server, which would then be connected to itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Another user of this machine."""
+
+    user: int
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A process, and the file that has what it says."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    def check(self) -> None:
+        """EndedEarly when it runs no more."""
+        code = self.process.poll()
+        if code is not None:
+            raise EndedEarly(f"code {code}, {_last_words(self.output)}")
+
+    def kill(self) -> None:
+        """End it, and what it started in its process group, by SIGKILL."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)  # ours still: it is not reaped yet
+            self.process.wait()
+
+
+@contextmanager
+def running(
+    command: Sequence[str],
+    folder: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    account: Account | None = None,
+    ending: signal.Signals = signal.SIGTERM,
+) -> Iterator[Running]:
+    """A running process, ended on leaving, with its output in a file of the folder."""
+    output = folder / f"{Path(command[0]).name}.output"
+    with output.open("ab") as stream:
+        process = subprocess.Popen(  # noqa: S603 - a program that find_binary found
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env={**_bare_environment(folder), **(environment or {})},
+            user=account.user if account else None,
+            group=account.group if account else None,
+            extra_groups=[] if account else None,
+            process_group=0,
+        )
+    started = Running(process, output)
+    try:
+        yield started
+    finally:
+        process.send_signal(ending)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_PATIENCE)
+        started.kill()
+
+
+def run_to_end(command: Sequence[str], folder: Path, account: Account | None) -> None:
+    """Run a program that ends by itself; Unavailable when it fails or takes too long."""
+    with running(command, folder, account=account) as started:
+        try:
+            code = started.process.wait(START_PATIENCE)
+        except subprocess.TimeoutExpired as error:
+            raise Unavailable(f"{command[0]} did not end in {START_PATIENCE:.0f} s") from error
+    if code != 0:
+        raise Unavailable(f"{command[0]} ended with code {code}, {_last_words(started.output)}")
+
+
+def find_binary(name: str, places: Sequence[str]) -> str:
+    """The program of this name in the first place that has it: a folder, a pattern of folders of
+    which the highest version comes first, or `$PATH`."""
+    if os.name != "posix":
+        raise Unavailable("private servers are run on POSIX systems only")
+    for place in places:
+        path = os.environ.get("PATH", "") if place == "$PATH" else os.pathsep.join(_expand(place))
+        if path and (binary := shutil.which(name, path=path)):
+            return binary
+    raise Unavailable(f"there is no {name} in {', '.join(places)}")
+
+
+def free_port() -> int:
+    """A port that was free a moment ago on every address of this machine."""
+    while True:
+        port = random.choice(PORTS)  # noqa: S311 - it is no secret
+        with socket.socket() as attempt, suppress(OSError):
+            attempt.bind(("", port))
+            return port
+
+
+def unprivileged_account() -> Account | None:
+    """Whom to run a program as that refuses to run as root; None when we are not root."""
+    if os.geteuid() != 0:
+        return None
+    import pwd  # is not there on Windows
+
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return Account(entry.pw_uid, entry.pw_gid)
+    raise Unavailable("we are root, and there is no user postgres or nobody to run it as")
+
+
+@contextmanager
+def temporary_folder(kind: str, account: Account | None = None) -> Iterator[Path]:
+    """A temporary folder that only this account can read, removed on leaving."""
+    with tempfile.TemporaryDirectory(prefix=f"eventmesh-{kind}-") as name:
+        if account is not None:
+            os.chown(name, account.user, account.group)
+        yield Path(name)
+
+
+def _expand(pattern: str) -> list[str]:
+    folders = Path("/").glob(pattern.lstrip("/"))
+    return [str(folder) for folder in sorted(folders, key=_numbers_in, reverse=True)]
+
+
+def _numbers_in(path: Path) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", str(path))]
+
+
+def _bare_environment(folder: Path) -> dict[str, str]:
+    """No PGPORT, RABBITMQ_* or the like of the machine's own servers; its home is the folder."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder), "LC_ALL": "C"}
+
+
+def _last_words(output: Path) -> str:
+    """The end of what a process wrote, on one line."""
+    return f"saying: {one_line(output.read_text(errors='replace')[-500:])}"

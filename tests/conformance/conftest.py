@@ -1,0 +1,114 @@
+"""The brokers that the guarantees are tried on, and the table of what came out.
+
+The table is written to `build/conformance.md` at the end of a run: a column for each broker with
+the version that it says of itself, a row for each guarantee.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventmesh.testing.conformance import GUARANTEES, Rig
+from eventmesh.testing.servers import WAYS, version_of
+from tests.conformance.rigs import rig_in_memory, rig_on_file, rig_on_server
+
+if TYPE_CHECKING:
+    from tests.conftest import Servers
+
+TABLE = Path(__file__).parents[2] / "build" / "conformance.md"
+
+BROKER, GUARANTEE = "conformance broker", "conformance guarantee"
+"""The properties of a test's report that place it in the table."""
+
+_SERVERS = {"redis": "redis", "amqp": "rabbitmq"}
+
+
+def brokers() -> list[str]:
+    """Every broker that can be had: of a server either the one that the environment gives, or one
+    of each generation, which differ by where they come from."""
+    found = ["memory", "sqlite"]
+    for transport, kind in _SERVERS.items():
+        given = os.environ.get(f"EVENTMESH_TEST_{kind.upper()}_URL")
+        found += [f"{transport}-given"] if given else [f"{transport}-{way}" for way in WAYS]
+    return found
+
+
+@pytest.fixture(params=brokers())
+async def rig(
+    request: pytest.FixtureRequest, servers: Servers, tmp_path: Path
+) -> AsyncIterator[Rig]:
+    """A rig on each broker in turn, noted with its version for the table."""
+    transport, _, origin = request.param.partition("-")
+    match transport:
+        case "memory":
+            note(request, "memory")
+            yield rig_in_memory()
+        case "sqlite":
+            note(request, f"sqlite {sqlite3.sqlite_version}")
+            yield rig_on_file(f"sqlite:///{tmp_path}/broker.db")
+        case _:
+            kind = _SERVERS[transport]
+            note(request, f"{kind} ({origin}: missing)")
+            server = servers.any(kind) if origin == "given" else servers.had_by(kind, origin)
+            note(request, f"{kind} {await version_of(server)}")
+            async with rig_on_server(server) as on_server:
+                yield on_server
+
+
+def note(request: pytest.FixtureRequest, broker: str) -> None:
+    """Have what comes out of this test in this column; a later note replaces an earlier one."""
+    properties = request.node.user_properties
+    properties.append((BROKER, broker))
+    properties.append((GUARANTEE, request.node.callspec.params["guarantee"].__name__))
+
+
+class Table:
+    """Collects what came out of the tests, and writes it at the end."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, dict[str, str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        properties = dict(report.user_properties)
+        if BROKER in properties and (report.when == "call" or not report.passed):
+            column = self.results.setdefault(str(properties[BROKER]), {})
+            column[str(properties[GUARANTEE])] = _word(report)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.results and not hasattr(session.config, "workerinput"):
+            TABLE.parent.mkdir(exist_ok=True)
+            TABLE.write_text(written(self.results))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Table())
+
+
+def written(results: dict[str, dict[str, str]]) -> str:
+    """The results as a table in Markdown."""
+    rows: list[Sequence[str]] = [
+        ["guarantee", *results],
+        ["---", *("---" for _ in results)],
+        *(
+            [
+                guarantee.__name__.replace("_", " "),
+                *(column.get(guarantee.__name__, "") for column in results.values()),
+            ]
+            for guarantee in GUARANTEES
+        ),
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _word(report: pytest.TestReport) -> str:
+    if report.passed:
+        return "pass"
+    if report.failed:
+        return "**FAIL**"
+    return "n/a" if "not applicable" in report.longreprtext else "skip"

@@ -1,0 +1,106 @@
+"""Rigs: what the guarantees are tried on."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from eventmesh.clock import SystemClock
+from eventmesh.testing.conformance import Rig
+from eventmesh.testing.proxy import proxy_before
+from eventmesh.testing.servers import ControlledServer, Server
+from eventmesh.transports.base import Transport, TransportOptions
+from eventmesh.transports.factory import open_transport
+from eventmesh.transports.memory import MemoryBroker, MemoryTransport
+
+
+def rig_in_memory(
+    transport_at: Callable[[MemoryBroker], MemoryTransport] = lambda broker: MemoryTransport(
+        SystemClock(), broker
+    ),
+    broker: MemoryBroker | None = None,
+    *,
+    patience: float = 20.0,
+) -> Rig:
+    """A rig of transports that are all made for one broker in memory."""
+    broker = broker or MemoryBroker()
+    opened: list[Transport] = []  # or what they hold would be given back when they are collected
+
+    @asynccontextmanager
+    async def connect(_visibility_timeout: float) -> AsyncIterator[Transport]:
+        transport = transport_at(broker)
+        opened.append(transport)
+        await transport.connect()
+        try:
+            yield transport
+        finally:
+            await transport.close()
+
+    async def restart() -> None:
+        broker.stop()
+        broker.start()
+
+    async def lose_data() -> None:
+        broker.lose_data()
+
+    async def cut() -> None:
+        broker.cut()
+
+    return Rig(
+        connect,
+        restart=restart,
+        lose_data=lose_data,
+        cut=cut,
+        visibility_timeout=0.2,  # memory has none; it is only waited for in vain
+        patience=patience,
+    )
+
+
+def rig_on_file(url: str) -> Rig:
+    """A rig on a broker in a file: no connection to cut, and nothing to restart."""
+    prefix = _new_prefix()
+    return Rig(_connecting_to(url, prefix), url, prefix)
+
+
+@asynccontextmanager
+async def rig_on_server(server: Server) -> AsyncIterator[Rig]:
+    """A rig on this server, where all it makes has a name of its own."""
+    prefix = _new_prefix()
+    if not isinstance(server, ControlledServer):
+        yield Rig(_connecting_to(server.url, prefix), server.url, prefix)
+        return
+
+    async def restart() -> None:
+        try:
+            await server.kill()
+        finally:
+            await server.start()  # whatever went wrong: others use it too
+
+    async with proxy_before(server.url) as proxy:
+
+        async def cut() -> None:
+            proxy.cut()
+
+        yield Rig(
+            _connecting_to(proxy.url, prefix),
+            server.url,
+            prefix,
+            restart=restart,
+            lose_data=server.lose_data,
+            cut=cut,
+        )
+
+
+def _new_prefix() -> str:
+    return f"test-{secrets.token_hex(5)}"
+
+
+def _connecting_to(
+    url: str, prefix: str
+) -> Callable[[float], AbstractAsyncContextManager[Transport]]:
+    def connect(visibility_timeout: float) -> AbstractAsyncContextManager[Transport]:
+        options = TransportOptions(visibility_timeout=visibility_timeout, prefix=prefix)
+        return open_transport(url, SystemClock(), options)
+
+    return connect
