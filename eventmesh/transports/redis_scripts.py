@@ -8,16 +8,42 @@ did not settle. Times are Redis's own, so that the clocks of the workers need no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+Command = tuple[str | bytes | int, ...]
+
+
+def call(script: str, keys: Sequence[str], *arguments: str | bytes | int) -> Command:
+    """The command that runs a script."""
+    # EVAL and not EVALSHA: Redis knows the text by its hash anyway, and there is no NOSCRIPT to
+    # be met in the middle of a MULTI.
+    return ("EVAL", script, len(keys), *keys, *arguments)
+
+
 EVERYTHING = "1000000000"
 """More than a consumer can have pending; also an idle time, in ms, above any visibility timeout."""
 
-DECLARE = """
+_LOOK = """
+local function look(...)
+  local reply = redis.pcall(...)
+  if not reply.err then return reply end
+  if string.find(reply.err, 'NOGROUP', 1, true) then return nil end
+  if string.find(reply.err, 'no such key', 1, true) then return nil end
+  return error(reply)
+end
+"""
+"""`look` is the reply of a command that reads, nothing where the stream or its group is missing."""
+
+DECLARE = (
+    _LOOK
+    + """
 for _, stream in ipairs(KEYS) do
-  if redis.pcall('XINFO', 'CONSUMERS', stream, ARGV[1]).err then
+  if not look('XINFO', 'CONSUMERS', stream, ARGV[1]) then
     redis.call('XGROUP', 'CREATE', stream, ARGV[1], '0', 'MKSTREAM')
   end
 end
 """
+)
 """KEYS streams; ARGV group.
 
 Every stream has the group, at its beginning where it is new. Looked up first, because a Redis that
@@ -25,13 +51,14 @@ is out of memory refuses XGROUP CREATE even for a group that is there, and then 
 consumers must come back to empty the streams.
 """
 
-CLAIM = """
+CLAIM = (
+    _LOOK
+    + """
 local group, me, returned, room, silence = unpack(ARGV, 1, 5)
 room = tonumber(room)
 local claimed = {}
 local function take(number, stream, pending)
-  if pending.err then return end
-  for _, entry in ipairs(pending) do
+  for _, entry in ipairs(pending or {}) do
     local got = redis.call('XCLAIM', stream, group, me, 0, entry[1])
     if got[1] then
       claimed[#claimed + 1] = {number - 1, entry[4] + 1, got[1]}
@@ -41,14 +68,15 @@ local function take(number, stream, pending)
 end
 for number, stream in ipairs(KEYS) do
   if room > 0 then
-    take(number, stream, redis.pcall('XPENDING', stream, group, '-', '+', room, returned))
+    take(number, stream, look('XPENDING', stream, group, '-', '+', room, returned))
   end
   if room > 0 and silence ~= '' then
-    take(number, stream, redis.pcall('XPENDING', stream, group, 'IDLE', silence, '-', '+', room))
+    take(number, stream, look('XPENDING', stream, group, 'IDLE', silence, '-', '+', room))
   end
 end
 return claimed
 """
+)
 """KEYS streams; ARGV group, me, returned, room, silence in ms or nothing.
 
 Takes over, oldest first and at most `room`: what was given back and, if `silence` is given, what
@@ -57,42 +85,51 @@ one taken over is never taken by two, and counts one delivery more. What was del
 left out, and a group that is missing is passed over: the reader finds out.
 """
 
-GIVE_BACK = """
-local group, me, returned, all = unpack(ARGV, 1, 4)
-local unseen = {}
-for at = 5, #ARGV do unseen[ARGV[at]] = true end
+GIVE_BACK = (
+    _LOOK
+    + """
+local group, me, returned, all, leaving = unpack(ARGV, 1, 5)
+local known = {}
+for at = 6, #ARGV do known[ARGV[at]] = true end
 for number, stream in ipairs(KEYS) do
-  local pending = redis.pcall('XPENDING', stream, group, '-', '+', all, me)
-  if not pending.err then
+  local pending = look('XPENDING', stream, group, '-', '+', all, me)
+  if pending then
     for _, entry in ipairs(pending) do
-      local count = entry[4]
-      if unseen[(number - 1) .. ' ' .. entry[1]] then count = count - 1 end
-      redis.call('XCLAIM', stream, group, returned, 0, entry[1],
-                 'IDLE', all, 'RETRYCOUNT', count, 'JUSTID')
+      local held = known[(number - 1) .. ' ' .. entry[1]]
+      if leaving ~= '' or not held then
+        redis.call('XCLAIM', stream, group, returned, 0, entry[1],
+                   'IDLE', all, 'RETRYCOUNT', held and entry[4] or entry[4] - 1, 'JUSTID')
+      end
     end
-    if #redis.call('XPENDING', stream, group, '-', '+', 1, me) == 0 then
+    if leaving ~= '' and #redis.call('XPENDING', stream, group, '-', '+', 1, me) == 0 then
       redis.call('XGROUP', 'DELCONSUMER', stream, group, me)
     end
   end
 end
 """
-"""KEYS streams; ARGV group, me, returned, `EVERYTHING`, then 'stream's index, space, entry id' of
-what was read and never handed out.
+)
+"""KEYS streams; ARGV group, me, returned, `EVERYTHING`, `leaving` or nothing, then 'stream's index,
+space, entry id' of what is held.
 
-All that is pending under `me`, also what `me` never heard of, is pending under `returned`; `me` is
-deleted only where nothing was left, because deleting a consumer deletes what it has pending. What
-was never handed out does not count as delivered.
+Leaving: all that is pending under `me` is pending under `returned` now, and `me` is deleted, only
+where nothing was left, because deleting a consumer deletes what it has pending. What is held was
+handed out; the rest, of which `me` may never have heard, does not count as delivered.
+
+Not leaving: the same for the rest only, and `me` goes on with what is held.
 """
 
-KEEP = """
+KEEP = (
+    _LOOK
+    + """
 local group, me = unpack(ARGV, 1, 2)
 for at = 3, #ARGV do
   local id = ARGV[at]
-  local pending = redis.pcall('XPENDING', KEYS[1], group, id, id, 1, me)
-  if pending.err then return end
+  local pending = look('XPENDING', KEYS[1], group, id, id, 1, me)
+  if not pending then return end
   if #pending == 1 then redis.call('XCLAIM', KEYS[1], group, me, 0, id, 'JUSTID') end
 end
 """
+)
 """KEYS stream; ARGV group, me, entry ids.
 
 Restarts the idle time of these entries as far as they are still pending under `me`: what was
@@ -110,11 +147,13 @@ end
 Acknowledges entries of a stream that nobody else reads, and deletes them.
 """
 
-RESETTLE = """
+RESETTLE = (
+    _LOOK
+    + """
 local stream, retry, target = unpack(KEYS)
 local group, me, id, delay = unpack(ARGV, 1, 4)
-local pending = redis.pcall('XPENDING', stream, group, id, id, 1, me)
-if pending.err or #pending == 0 then return 0 end
+local pending = look('XPENDING', stream, group, id, id, 1, me)
+if not pending or #pending == 0 then return 0 end
 redis.call('XACK', stream, group, id)
 if stream == retry then redis.call('XDEL', stream, id) end
 if delay == '' then
@@ -126,6 +165,7 @@ else
 end
 return 1
 """
+)
 """KEYS stream, retry stream, target; ARGV group, me, entry id, delay in ms or nothing, then the
 fields of an entry (no delay) or the member of a sorted set (delay).
 
@@ -153,7 +193,9 @@ Moves the retries that are due, in the order of their times; returns the ms unti
 it memory: what is due moves also when Redis is full.
 """
 
-TRIM = """
+TRIM = (
+    _LOOK
+    + """
 local function before(one, other)
   local one_ms, one_seq = string.match(one, '(%d+)-(%d+)')
   local other_ms, other_seq = string.match(other, '(%d+)-(%d+)')
@@ -162,8 +204,8 @@ local function before(one, other)
   if #one_seq ~= #other_seq then return #one_seq < #other_seq end
   return one_seq < other_seq
 end
-local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
-if groups.err then return 0 end
+local groups = look('XINFO', 'GROUPS', KEYS[1])
+if not groups then return 0 end
 local needed
 for _, flat in ipairs(groups) do
   local group = {}
@@ -175,6 +217,7 @@ end
 if not needed then return 0 end
 return redis.call('XTRIM', KEYS[1], 'MINID', '~', needed, 'LIMIT', ARGV[1])
 """
+)
 """KEYS stream; ARGV limit.
 
 Deletes entries that every group has acknowledged, whole nodes of the stream at a time, and about
@@ -183,11 +226,11 @@ stream without groups keeps all for the first. Ids are compared as texts: their 
 bits, Lua's 53.
 """
 
-FORGET = """
+FORGET = (
+    _LOOK
+    + """
 local group, silence = unpack(ARGV)
-local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], group)
-if consumers.err then return end
-for _, flat in ipairs(consumers) do
+for _, flat in ipairs(look('XINFO', 'CONSUMERS', KEYS[1], group) or {}) do
   local consumer = {}
   for at = 1, #flat, 2 do consumer[flat[at]] = flat[at + 1] end
   if consumer['pending'] == 0 and consumer['idle'] > tonumber(silence) then
@@ -195,13 +238,16 @@ for _, flat in ipairs(consumers) do
   end
 end
 """
+)
 """KEYS stream; ARGV group, silence in ms.
 
 Deletes the consumers that killed processes left behind. Never one with anything pending; one that
 lives after all is made anew by its next read.
 """
 
-STATS = """
+STATS = (
+    _LOOK
+    + """
 local group_name, returned, most = unpack(ARGV)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -216,8 +262,7 @@ local function undelivered(number, stream, group)
 end
 for number, stream in ipairs(KEYS) do
   local group = {['last-delivered-id'] = '0-0', pending = 0}
-  local groups = redis.pcall('XINFO', 'GROUPS', stream)
-  for _, flat in ipairs(groups.err and {} or groups) do
+  for _, flat in ipairs(look('XINFO', 'GROUPS', stream) or {}) do
     local other = {}
     for at = 1, #flat, 2 do other[flat[at]] = flat[at + 1] end
     if other['name'] == group_name then group = other end
@@ -237,6 +282,7 @@ for number, stream in ipairs(KEYS) do
 end
 return {ready, in_flight, oldest > now and -1 or now - oldest}
 """
+)
 """KEYS streams, the retry stream last; ARGV group, returned, the most to count one by one.
 
 Returns how many are ready (undelivered or given back), how many are in flight, and the age in ms

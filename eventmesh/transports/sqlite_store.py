@@ -3,19 +3,25 @@
 `queue` has one row for each message and subscription. A row is free (`owner` is null) or leased
 until `leased_until`; it keeps its place in the order (`due_at`, `sequence`) through a lease, so
 what a worker gives back, or lost by dying, comes before what was published later.
+
+Times are the broker's own: seconds since 1970 when the file was first opened, and from then on
+counted by the machine's monotonic clock, which all its processes share. So nobody sets them back
+or forward. `clock` keeps by how much they are ahead of that clock; a restart of the machine, where
+the monotonic clock begins anew, is noticed when times of the file would lie in the future.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import orjson
 
+from eventmesh.clock import Clock
 from eventmesh.errors import Drift
 from eventmesh.transports.base import DeadLetter, Delivery, Subscription, SubscriptionStats
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
@@ -64,12 +70,17 @@ CREATE TABLE dead_letter (
 ) WITHOUT ROWID;
 CREATE INDEX dead_letter_subscription ON dead_letter (subscription, id);
 """
+_CLOCK = """
+CREATE TABLE IF NOT EXISTS clock (
+    id INTEGER PRIMARY KEY CHECK (id = 1), ahead REAL NOT NULL, latest REAL NOT NULL
+)
+"""
 
 
 class SqliteStore:
-    """One connection to the file. Times are seconds since 1970."""
+    """One connection to the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Clock) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._connection = sqlite3.connect(
             path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
@@ -78,6 +89,12 @@ class SqliteStore:
         # FULL: what publish returned for also survives a power cut, as the outbox's delete does.
         self._connection.execute("PRAGMA synchronous = FULL")
         self._create(path)
+        self._clock = clock
+        self._ahead = self._anchor()
+
+    def now(self) -> float:
+        """The time of the broker."""
+        return self._clock.monotonic() + self._ahead
 
     def close(self) -> None:
         self._connection.close()
@@ -100,8 +117,9 @@ class SqliteStore:
                 "DELETE FROM unrouted WHERE message = ?", [(message,) for message, _ in wanted]
             )
 
-    def publish(self, envelopes: Sequence[Envelope], now: float) -> None:
+    def publish(self, envelopes: Sequence[Envelope]) -> None:
         with self._transaction() as connection:
+            now = self.now()
             bindings = defaultdict(list)
             for message, subscription in connection.execute("SELECT * FROM binding"):
                 bindings[message].append(subscription)
@@ -122,14 +140,13 @@ class SqliteStore:
                 unrouted,
             )
 
-    def lease(
-        self, subscription: str, owner: str, limit: int, now: float, until: float
-    ) -> list[Delivery]:
+    def lease(self, subscription: str, owner: str, limit: int, lease_time: float) -> list[Delivery]:
         """Lease what is due, in order. Without anything due, no write lock is taken."""
-        next_at = self.next_at(subscription)
-        if next_at is None or next_at > now:
+        seconds = self.next_in(subscription)
+        if seconds is None or seconds > 0:
             return []
         with self._transaction() as connection:
+            now = self.now()
             connection.execute(
                 "UPDATE queue SET owner = NULL, leased_until = NULL"
                 " WHERE subscription = ? AND owner IS NOT NULL AND leased_until <= ?",
@@ -141,15 +158,16 @@ class SqliteStore:
                 "  WHERE subscription = ? AND owner IS NULL AND due_at <= ?"
                 "  ORDER BY due_at, sequence LIMIT ?)"
                 " RETURNING due_at, sequence, attributes, data, attempt, deliveries",
-                (owner, until, subscription, now, limit),
+                (owner, now + lease_time, subscription, now, limit),
             ).fetchall()
         return [
             Delivery(Envelope(orjson.loads(attributes), data), attempt, deliveries, sequence)
             for _, sequence, attributes, data, attempt, deliveries in sorted(rows)
         ]
 
-    def next_at(self, subscription: str) -> float | None:
-        """When the next message of the subscription can be leased; None when it holds none."""
+    def next_in(self, subscription: str) -> float | None:
+        """In how many seconds the next message of the subscription can be leased; None when it
+        holds none."""
         row = self._connection.execute(
             "SELECT min(at) FROM ("
             " SELECT min(due_at) AS at FROM queue WHERE subscription = ?1 AND owner IS NULL"
@@ -157,30 +175,29 @@ class SqliteStore:
             " SELECT min(leased_until) FROM queue WHERE subscription = ?1 AND owner IS NOT NULL)",
             (subscription,),
         ).fetchone()
-        at: float | None = row[0]
-        return at
+        return None if row[0] is None else float(row[0] - self.now())
 
     def settle(
         self,
         owner: str,
         settlements: Sequence[tuple[Delivery, Outcome]],
         letter_ids: Sequence[str],
-        now: float,
         died_at: datetime,
     ) -> None:
         """What another worker leased meanwhile is passed over: each statement names the owner."""
-        done, retried, dead = [], [], []
+        done, delayed, dead = [], [], []
         for (delivery, outcome), letter_id in zip(settlements, letter_ids, strict=True):
             match outcome:
                 case Done():
                     done.append((delivery.token, owner))
                 case RetryAfter(delay):
-                    retried.append((now + delay, delivery.token, owner))
+                    delayed.append((delay, delivery.token, owner))
                 case Dead(reason, error):
                     death = (letter_id, reason, error, died_at.timestamp())
                     dead.append((*death, delivery.token, owner))
                     done.append((delivery.token, owner))
         with self._transaction() as connection:
+            now = self.now()
             connection.executemany(
                 "INSERT INTO dead_letter SELECT ?, subscription, attributes, data, ?, ?, attempt, ?"
                 " FROM queue WHERE sequence = ? AND owner = ?",
@@ -190,22 +207,34 @@ class SqliteStore:
             connection.executemany(
                 "UPDATE queue SET due_at = ?, attempt = attempt + 1, deliveries = 0,"
                 " owner = NULL, leased_until = NULL WHERE sequence = ? AND owner = ?",
-                retried,
+                [(now + delay, token, owner) for delay, token, owner in delayed],
+            )
+            if delayed:
+                connection.execute("UPDATE clock SET latest = max(latest, ?)", (now,))
+
+    def renew(self, owner: str, lease_time: float) -> None:
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE queue SET leased_until = ? WHERE owner = ?",
+                (self.now() + lease_time, owner),
             )
 
-    def renew(self, owner: str, until: float) -> None:
+    def release(self, owner: str, handed_out: Iterable[int]) -> None:
+        """Free what this owner leased; what was not handed out does not count as delivered."""
         with self._transaction() as connection:
-            connection.execute("UPDATE queue SET leased_until = ? WHERE owner = ?", (until, owner))
-
-    def release(self, owner: str) -> None:
-        with self._transaction() as connection:
+            connection.executemany(
+                "UPDATE queue SET owner = NULL, leased_until = NULL"
+                " WHERE sequence = ? AND owner = ?",
+                [(sequence, owner) for sequence in handed_out],
+            )
             connection.execute(
                 "UPDATE queue SET owner = NULL, leased_until = NULL, deliveries = deliveries - 1"
                 " WHERE owner = ?",
                 (owner,),
             )
 
-    def stats(self, subscription: str, now: float) -> SubscriptionStats:
+    def stats(self, subscription: str) -> SubscriptionStats:
+        now = self.now()
         ready, delayed, in_flight, oldest = self._connection.execute(
             "SELECT count(*) FILTER (WHERE owner IS NULL AND due_at <= ?2),"
             " count(*) FILTER (WHERE owner IS NULL AND due_at > ?2), count(owner),"
@@ -238,8 +267,9 @@ class SqliteStore:
             for letter_id, attributes, data, reason, error, attempts, died_at in rows
         ]
 
-    def replay(self, subscription: str, ids: Sequence[str], now: float) -> list[str]:
+    def replay(self, subscription: str, ids: Sequence[str]) -> list[str]:
         with self._transaction() as connection:
+            now = self.now()
             connection.executemany(
                 "INSERT INTO queue (subscription, attributes, data, due_at)"
                 " SELECT subscription, attributes, data, ? FROM dead_letter"
@@ -276,6 +306,26 @@ class SqliteStore:
             for statement in _TABLES.split(";"):  # executescript would commit the transaction
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def _anchor(self) -> float:
+        """How far the broker's time is ahead of the monotonic clock, for whoever opens the file
+        from now until the machine starts again."""
+        monotonic, wall = self._clock.monotonic(), self._clock.now().timestamp()
+        with self._transaction() as connection:
+            connection.execute(_CLOCK)
+            row = connection.execute("SELECT ahead, latest FROM clock").fetchone()
+            [published] = connection.execute(
+                # A first attempt is due when it is published, a retry some time later.
+                "SELECT max(at) FROM (SELECT max(due_at) AS at FROM queue WHERE attempt = 1"
+                " UNION ALL SELECT max(published_at) FROM unrouted)"
+            ).fetchone()
+            ahead, latest = row or (wall - monotonic, 0.0)
+            floor = max(latest, published or 0.0)
+            if monotonic + ahead < floor:
+                ahead = max(wall, floor) - monotonic
+            if row is None or ahead != row[0]:
+                connection.execute("INSERT OR REPLACE INTO clock VALUES (1, ?, ?)", (ahead, floor))
+        return float(ahead)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from eventmesh.clock import SystemClock
+from eventmesh.clock import Clock, SystemClock
 from eventmesh.errors import UsageError
-from eventmesh.transports.base import Subscription, TransportOptions
-from eventmesh.transports.outcome import Dead
+from eventmesh.testing.clock import ManualClock
+from eventmesh.transports import sqlite
+from eventmesh.transports.base import Consumer, Delivery, Subscription, TransportOptions
+from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.transports.sqlite import SqliteTransport, path_of
 from eventmesh.wire.envelope import Envelope
 
@@ -63,3 +68,222 @@ def test_a_url_names_a_path_from_here_or_an_absolute_one(url: str, path: str) ->
 def test_a_url_without_file_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="names no file: write sqlite:///"):
         path_of(url)
+
+
+# --- the wall clock is set ---
+
+HOUR = 3600.0
+JUMPS = [-HOUR, HOUR]
+
+
+class SetClock(SystemClock):
+    """The machine's clock, as if somebody had set it by `jump` seconds, and as if the machine had
+    been started `uptime` seconds ago, if that is given."""
+
+    def __init__(self, jump: float = 0.0, uptime: float | None = None) -> None:
+        self.jump = jump
+        self._started = 0.0 if uptime is None else time.monotonic() - uptime
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(seconds=self.jump)
+
+    def monotonic(self) -> float:
+        return super().monotonic() - self._started
+
+
+@asynccontextmanager
+async def opened(folder: Path, clock: Clock) -> AsyncIterator[SqliteTransport]:
+    options = TransportOptions(visibility_timeout=0.6)
+    transport = SqliteTransport(f"sqlite:///{folder}/broker.db", clock, options)
+    await transport.connect()
+    try:
+        await transport.declare([PAID])
+        yield transport
+    finally:
+        await transport.close()
+
+
+def messages(*ids: str) -> list[Envelope]:
+    return [Envelope({"id": each, "type": "payments.paid"}, b"") for each in ids]
+
+
+async def take(consumer: Consumer, count: int, seconds: float = 5.0) -> list[Delivery]:
+    got: list[Delivery] = []
+    async with asyncio.timeout(seconds):
+        while len(got) < count:
+            got += await consumer.receive(count - len(got))
+    return got
+
+
+async def take_ids(transport: SqliteTransport, count: int, seconds: float = 5.0) -> list[str]:
+    """Take and settle this many, at once."""
+    async with transport.consume(PAID, prefetch=count) as consumer:
+        got = await take(consumer, count, seconds)
+        await consumer.settle([(delivery, DONE) for delivery in got])
+    return [delivery.envelope.id for delivery in got]
+
+
+async def silent(consumer: Consumer, seconds: float) -> bool:
+    try:
+        await take(consumer, 1, seconds)
+    except TimeoutError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("jump", JUMPS)
+async def test_messages_come_in_order_and_at_once_whatever_the_clock_is_set_to(
+    jump: float, tmp_path: Path
+) -> None:
+    clock = SetClock()
+    async with opened(tmp_path, clock) as transport:
+        await transport.publish(messages("1", "2"))
+        clock.jump = jump
+        await transport.publish(messages("3"))
+        async with opened(tmp_path, SetClock(jump)) as later:
+            await later.publish(messages("4"))
+            assert await take_ids(later, 4, 0.5) == ["1", "2", "3", "4"]
+            assert (await transport.stats(PAID)).ready == 0
+
+
+@pytest.mark.parametrize("jump", JUMPS)
+async def test_a_retry_comes_after_its_delay_whatever_the_clock_is_set_to(
+    jump: float, tmp_path: Path
+) -> None:
+    clock = SetClock()
+    async with opened(tmp_path, clock) as transport:
+        await transport.publish(messages("1"))
+        async with transport.consume(PAID, prefetch=1) as consumer:
+            await consumer.settle([(each, RetryAfter(0.5)) for each in await take(consumer, 1)])
+            clock.jump = jump
+        async with (
+            opened(tmp_path, SetClock(jump)) as later,
+            later.consume(PAID, prefetch=1) as consumer,
+        ):
+            assert await silent(consumer, 0.3)
+            await take(consumer, 1, 1.0)
+
+
+@pytest.mark.parametrize("jump", JUMPS)
+async def test_a_lease_lasts_as_long_as_its_worker_lives_whatever_the_clock_is_set_to(
+    jump: float, tmp_path: Path
+) -> None:
+    clock = SetClock()
+    async with opened(tmp_path, clock) as transport:
+        await transport.publish(messages("1"))
+        async with transport.consume(PAID, prefetch=1) as living:
+            [held] = await take(living, 1)
+            clock.jump = jump
+            async with (
+                opened(tmp_path, SetClock(jump)) as other,
+                other.consume(PAID, prefetch=1) as consumer,
+            ):
+                assert await silent(consumer, 1.0)
+                await living.settle([(held, DONE)])
+
+
+@pytest.mark.parametrize("jump", JUMPS)
+async def test_a_dead_worker_is_replaced_in_time_whatever_the_clock_is_set_to(
+    jump: float, tmp_path: Path
+) -> None:
+    async with opened(tmp_path, SetClock()) as transport:
+        await transport.publish(messages("1"))
+        await transport.run(lambda store: store.lease(PAID.name, "dead", 1, 0.6))
+    async with opened(tmp_path, SetClock(jump)) as later:
+        assert await take_ids(later, 1, 1.5) == ["1"]
+
+
+@pytest.mark.parametrize("jump", [0.0, *JUMPS])
+async def test_a_machine_that_was_started_again_goes_on(jump: float, tmp_path: Path) -> None:
+    """Its monotonic clock begins anew, and its wall clock may be wrong."""
+    async with opened(tmp_path, SetClock(uptime=1e6)) as transport:
+        await transport.publish(messages("1", "2", "3"))
+        async with transport.consume(PAID, prefetch=1) as consumer:
+            await consumer.settle([(each, RetryAfter(0.3)) for each in await take(consumer, 1)])
+        await transport.run(lambda store: store.lease(PAID.name, "dead", 1, 0.6))
+    async with opened(tmp_path, SetClock(jump, uptime=10)) as later:
+        await later.publish(messages("4"))
+        assert sorted(await take_ids(later, 4, 1.5)) == ["1", "2", "3", "4"]
+
+
+async def test_a_file_with_nothing_but_a_retry_goes_on_after_a_restart_of_the_machine(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, SetClock(uptime=1e6)) as transport:
+        await transport.publish(messages("1"))
+        async with transport.consume(PAID, prefetch=1) as consumer:
+            await consumer.settle([(each, RetryAfter(0.3)) for each in await take(consumer, 1)])
+    async with opened(tmp_path, SetClock(-HOUR, uptime=10)) as later:
+        assert await take_ids(later, 1, 1.0) == ["1"]
+
+
+# --- at rest ---
+
+
+class Polls(ManualClock):
+    """Counts how often somebody slept for as short as a poll."""
+
+    polls = 0
+
+    async def sleep(self, seconds: float) -> None:
+        self.polls += seconds <= sqlite.LONGEST_POLL
+        await super().sleep(seconds)
+
+
+async def polls_within(clock: Polls, seconds: float) -> int:
+    before = clock.polls
+    await clock.advance(seconds)
+    return clock.polls - before
+
+
+async def test_five_consumers_share_a_poll_that_relaxes_and_tightens(tmp_path: Path) -> None:
+    clock = Polls()
+    others = [Subscription(f"orders.{number}", ("orders.placed",)) for number in range(5)]
+    async with opened(tmp_path, clock) as transport, asyncio.TaskGroup() as tasks:
+        waiting = [tasks.create_task(wait_for_one(transport, each)) for each in others]
+        watcher = transport._watcher
+        assert watcher is not None
+
+        async def all_wait() -> None:
+            """Polls that saw a change let all of them look, which takes real time."""
+            for _ in range(3):
+                await clock.advance(sqlite.LONGEST_POLL)
+                await until(lambda: len(watcher._waiting) == 5)
+
+        await all_wait()
+        assert await polls_within(clock, 0.5) >= 200
+        await clock.advance(30.0)
+        assert await polls_within(clock, 1.0) <= 1 / sqlite.LONGEST_POLL + 1
+        await transport.publish(messages("1"))
+        await all_wait()
+        assert await polls_within(clock, 0.5) >= 200
+        for each in waiting:
+            each.cancel()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.001)
+
+
+async def wait_for_one(transport: SqliteTransport, subscription: Subscription) -> None:
+    async with transport.consume(subscription, prefetch=1) as consumer:
+        await consumer.receive(1)
+
+
+async def test_what_this_process_publishes_is_noticed_without_a_poll(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "SHORTEST_POLL", 60.0)
+    monkeypatch.setattr(sqlite, "LONGEST_POLL", 60.0)
+    async with (
+        opened(tmp_path, SystemClock()) as transport,
+        transport.consume(PAID, prefetch=1) as consumer,
+    ):
+        for outcome in (RetryAfter(0.0), DONE):
+            receiving = asyncio.ensure_future(take(consumer, 1))
+            await asyncio.sleep(0.05)  # in which it has looked once, and waits
+            if outcome != DONE:
+                await transport.publish(messages("1"))
+            await consumer.settle([(each, outcome) for each in await receiving])

@@ -1,0 +1,215 @@
+"""From a Redis URL to the server that takes writes now: the one it names, the master that a
+Sentinel knows, or the node of a Cluster that has our slot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import SSLConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisClusterException
+
+from eventmesh.errors import UsageError
+from eventmesh.redact import redact
+
+FINDING_TIMEOUT = 2.0
+"""Seconds to wait for one Sentinel or node of a Cluster before asking the next."""
+
+_FORMS = {
+    "redis": "redis://user:password@host:6379/0",
+    "sentinel": "redis+sentinel://user:password@host1:26379,host2:26379/master-name/0",
+    "cluster": "redis+cluster://user:password@host1:6379,host2:6379/",
+}
+_DEFAULT_PORTS = {"redis": 6379, "sentinel": 26379, "cluster": 6379}
+_FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RedisUrl:
+    """What a URL says.
+
+    `kind` is "redis", "sentinel" or "cluster"; `addresses` are servers, Sentinels or some nodes.
+    `options` are redis-py's, for a connection to a server. `wait_replicas` is how many replicas
+    must have a message before it counts as published.
+    """
+
+    kind: str
+    addresses: tuple[Address, ...]
+    options: Mapping[str, Any]
+    master: str = ""
+    sentinel_options: Mapping[str, Any] | None = None
+    wait_replicas: int = 0
+
+
+def understand(url: str) -> RedisUrl:
+    """The parts of a URL; UsageError when it cannot be one."""
+    scheme = urlsplit(url).scheme
+    kind = scheme.partition("+")[2] or "redis"
+    try:
+        return _parts(url, kind, tls=scheme.startswith("rediss"))
+    except (ValueError, LookupError) as error:
+        raise UsageError(
+            f"The broker URL {redact(url)!r} cannot be understood ({str(error).rstrip('.')}). "
+            f"Write it as {_FORMS.get(kind, _FORMS['redis'])}, or with "
+            f"rediss{f'+{kind}' if kind != 'redis' else ''}:// for TLS."
+        ) from error
+
+
+def _parts(url: str, kind: str, *, tls: bool) -> RedisUrl:
+    split = urlsplit(url)
+    user, at, hosts = split.netloc.rpartition("@")
+    master, database = _path(split.path, kind)
+    # redis-py knows the user and all the options: it is given a URL as it understands it.
+    options: dict[str, Any] = {
+        **parse_url(f"redis{'s' if tls else ''}://{user}{at}host/{database}?{split.query}")
+    }
+    options.pop("host", None)
+    wait_replicas = int(options.pop("wait_replicas", 0))
+    sentinel_login = {
+        name: options.pop(f"sentinel_{name}")
+        for name in ("username", "password")
+        if f"sentinel_{name}" in options
+    }
+    addresses = tuple(_address(host, _DEFAULT_PORTS[kind]) for host in hosts.split(","))
+    if kind == "redis" and len(addresses) > 1:
+        raise ValueError("several hosts need redis+sentinel:// or redis+cluster://")
+    if wait_replicas < 0:
+        raise ValueError("wait_replicas is a number of replicas, 0 or more")
+    for name in _FILES:
+        if name in options and not Path(options[name]).exists():
+            raise ValueError(f"there is no file {options[name]}, which {name} names")
+    return RedisUrl(
+        kind=kind,
+        addresses=addresses,
+        options=options,
+        master=master,
+        sentinel_options=sentinel_login | {n: v for n, v in options.items() if n[:4] == "ssl_"},
+        wait_replicas=wait_replicas,
+    )
+
+
+def _path(path: str, kind: str) -> tuple[str, str]:
+    """The name of a Sentinel's master, and the database."""
+    segments = [unquote(segment) for segment in path.split("/") if segment]
+    if kind == "sentinel":
+        if not segments:
+            raise ValueError("it names no master")
+        master, *segments = segments
+    else:
+        master = ""
+    database = "/".join(segments)
+    if kind != "redis" and not (database or "0").isdigit():
+        raise ValueError(f"{database!r} is not the number of a database")
+    if kind == "cluster" and database not in ("", "0"):
+        raise ValueError("a Redis Cluster has the database 0 only")
+    return master, database
+
+
+def _address(text: str, default_port: int) -> Address:
+    parts = urlsplit(f"//{text}")
+    return parts.hostname or "localhost", parts.port or default_port
+
+
+class Locator(Protocol):
+    """Knows which server takes writes."""
+
+    async def locate(self) -> Address:
+        """That server, as far as can be told now; an error of redis-py when nobody can tell."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        ...
+
+
+def locator_for(url: RedisUrl, key: str) -> Locator:
+    """The locator of this URL. `key` is one of the keys that are to be found on the server."""
+    match url.kind:
+        case "sentinel":
+            return _BySentinel(url)
+        case "cluster":
+            return _ByCluster(url, key)
+        case _:
+            return _Fixed(url.addresses[0])
+
+
+class _Fixed:
+    def __init__(self, address: Address) -> None:
+        self._address = address
+
+    async def locate(self) -> Address:
+        return self._address
+
+    async def close(self) -> None:
+        pass
+
+
+class _BySentinel:
+    def __init__(self, url: RedisUrl) -> None:
+        self._master = url.master
+        options = dict(url.sentinel_options or {})
+        options["ssl"] = url.options.get("connection_class") is SSLConnection
+        self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            url.addresses,
+            sentinel_kwargs={
+                **options,
+                "socket_timeout": FINDING_TIMEOUT,
+                "socket_connect_timeout": FINDING_TIMEOUT,
+                "retry": Retry(NoBackoff(), 0),
+            },
+        )
+
+    async def locate(self) -> Address:
+        host, port = await self._sentinel.discover_master(self._master)
+        return host, port
+
+    async def close(self) -> None:
+        await self._sentinel.aclose()
+
+
+class _ByCluster:
+    """Asks any node who has the slot, those of the URL and those that were there the last time."""
+
+    def __init__(self, url: RedisUrl, key: str) -> None:
+        self._key = key
+        self._named = url.addresses
+        self._known: tuple[Address, ...] = ()
+        self._options = {
+            name: value for name, value in url.options.items() if name not in ("db", "protocol")
+        }
+        self._options["ssl"] = self._options.pop("connection_class", None) is SSLConnection
+
+    async def locate(self) -> Address:
+        nodes = [ClusterNode(*address) for address in dict.fromkeys(self._named + self._known)]
+        cluster = RedisCluster(
+            startup_nodes=nodes,
+            require_full_coverage=False,
+            socket_timeout=FINDING_TIMEOUT,
+            socket_connect_timeout=FINDING_TIMEOUT,
+            retry=Retry(NoBackoff(), 0),
+            **self._options,
+        )
+        try:
+            await cluster.initialize()
+            node = cluster.get_node_from_key(self._key)
+            self._known = tuple((each.host, int(each.port)) for each in cluster.get_nodes())
+        except RedisClusterException as error:  # by itself no RedisError
+            raise RedisConnectionError(str(error)) from error
+        finally:
+            await cluster.aclose()
+        if node is None:
+            raise RedisConnectionError("no node of the cluster has the slot of our keys")
+        return node.host, int(node.port)
+
+    async def close(self) -> None:
+        pass

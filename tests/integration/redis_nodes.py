@@ -1,0 +1,170 @@
+"""Private Redis servers with any settings, for tests of what a Redis that is shared cannot show.
+
+They come from the image EVENTMESH_TEST_REDIS_IMAGE in a container on the host's network, else from
+the binary on this machine. Each ends when its standard input does, so also when the tests die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from eventmesh.testing.servers import required
+
+PATIENCE = 30.0
+
+# The shell ends with its input, and takes the server with it.
+_SUPERVISED = '"$@" & server=$!; cat; kill -9 $server; wait'
+
+
+class Node:
+    """A redis-server with a folder, a port and a password of its own."""
+
+    def __init__(self, folder: Path, *arguments: str, tls: bool = False, **settings: str) -> None:
+        self.client_options: dict[str, Any] = {}
+        self.port = free_port()
+        self.password = secrets.token_hex(8)
+        self.folder = folder
+        self._arguments = arguments
+        self._process: subprocess.Popen[bytes] | None = None
+        (folder / "data").mkdir(parents=True)
+        self.settings = {
+            "bind": "127.0.0.1",
+            ("tls-port" if tls else "port"): str(self.port),
+            "requirepass": self.password,
+            "dir": str(folder / "data"),
+            "enable-debug-command": "yes",
+            "enable-protected-configs": "yes",
+            "save": '""',
+        } | {name.replace("_", "-"): value for name, value in settings.items()}
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+
+    def launch(self, **changes: str) -> None:
+        """Start it, without waiting until it answers."""
+        assert self._process is None
+        settings = self.settings | {name.replace("_", "-"): text for name, text in changes.items()}
+        configuration = self.folder / "redis.conf"
+        configuration.write_text("".join(f"{name} {text}\n" for name, text in settings.items()))
+        self._process = subprocess.Popen(  # noqa: S603 - a server that _program found
+            [*_program(self.folder), str(configuration), *self._arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def start(self, **changes: str) -> Node:
+        self.launch(**changes)
+        self.until_it_answers()
+        return self
+
+    def until_it_answers(self) -> None:
+        until(lambda: self.ask("PING"), "a Redis that answers")
+
+    def kill(self) -> None:
+        """SIGKILL; what it had not written to disk is lost."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.communicate()
+
+    def client(self, **options: Any) -> Redis:
+        """A client for the test itself; RESP2, because a Sentinel's replies are then flat."""
+        login = {"password": self.password} | self.client_options | options
+        never = Retry(NoBackoff(), 0)
+        return Redis(host="127.0.0.1", port=self.port, protocol=2, retry=never, **login)
+
+    def tell(self, *command: str | int) -> Any:
+        """The answer to a command."""
+        with self.client() as client:
+            return client.execute_command(*command)
+
+    def ask(self, *command: str | int) -> Any:
+        """The answer to a command, or nothing while there is none."""
+        with suppress(RedisError):
+            return self.tell(*command)
+        return None
+
+    def set(self, name: str, value: str | int) -> None:
+        self.tell("CONFIG", "SET", name, value)
+
+    def counters(self) -> tuple[int, int] | None:
+        """How many connections and commands it has taken so far; None while it does not answer."""
+        with suppress(RedisError), self.client() as client:
+            stats: Any = client.info("stats")
+            return stats["total_connections_received"], stats["total_commands_processed"]
+        return None
+
+
+@contextmanager
+def nodes() -> Iterator[Callable[[Node], Node]]:
+    """Keeps each node that is given to it, and kills it in the end."""
+    with ExitStack() as stack:
+
+        def keep(node: Node) -> Node:
+            stack.callback(node.kill)
+            return node
+
+        yield keep
+
+
+def _program(folder: Path) -> list[str]:
+    supervised = ["sh", "-c", _SUPERVISED, "sh", "redis-server"]
+    if image := os.environ.get("EVENTMESH_TEST_REDIS_IMAGE"):
+        return [
+            *("docker", "run", "--rm", "-i", "--network", "host"),
+            *("--user", f"{os.getuid()}:{os.getgid()}", "--label", "eventmesh.testing=redis"),
+            *("--volume", f"{folder}:{folder}", "--entrypoint", "sh", image),
+            *supervised[1:],
+        ]
+    if shutil.which("redis-server") is None:
+        missing("no redis-server on this machine, and EVENTMESH_TEST_REDIS_IMAGE names no image")
+    return supervised
+
+
+def missing(what: str) -> None:
+    """Skip the test, or fail it where EVENTMESH_TEST_REQUIRE names Redis."""
+    if required("redis"):
+        pytest.fail(what, pytrace=False)
+    pytest.skip(what)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    """What the condition returns once that is true, for tests that are not async."""
+    deadline = time.monotonic() + patience
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"waited {patience:g} s for {what}"
+        time.sleep(0.01)
+    return result
+
+
+async def eventually(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    """As `until`, while the event loop runs."""
+    deadline = time.monotonic() + patience
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"waited {patience:g} s for {what}"
+        await asyncio.sleep(0.01)
+    return result

@@ -1,0 +1,127 @@
+"""A publisher and a consumer that behave as relay and worker do, and keep account."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from eventmesh.clock import SystemClock
+from eventmesh.errors import Unreachable
+from eventmesh.runtime.backoff import Reconnect
+from eventmesh.transports.base import Subscription, Transport, TransportOptions
+from eventmesh.transports.outcome import DONE
+from eventmesh.transports.redis_streams import RedisStreamsTransport
+from eventmesh.wire.envelope import Envelope
+
+CLOCK = SystemClock()
+PAID = Subscription("orders.note_payment", ("payments.paid",))
+
+
+def envelopes(count: int, name: str = "payments.paid", **attributes: str) -> list[Envelope]:
+    """New messages."""
+    return [
+        Envelope({"id": CLOCK.new_id(), "type": name, **attributes}, b"%d" % number)
+        for number in range(count)
+    ]
+
+
+@asynccontextmanager
+async def opened(url: str, **options: float) -> AsyncIterator[RedisStreamsTransport]:
+    """A transport under a prefix of its own, with a visibility timeout of a second."""
+    options = {"visibility_timeout": 1.0} | options
+    prefix = f"t{secrets.token_hex(5)}"
+    transport = RedisStreamsTransport(url, CLOCK, TransportOptions(prefix=prefix, **options))
+    try:
+        await transport.connect()
+        yield transport
+    finally:
+        await transport.close()
+
+
+@dataclass
+class Traffic:
+    """What was published for certain, how often each was handled, and what went wrong."""
+
+    transport: Transport
+    published: list[str] = field(default_factory=list)
+    handled: Counter[str] = field(default_factory=Counter)
+    published_at: dict[str, float] = field(default_factory=dict)
+    handled_at: dict[str, float] = field(default_factory=dict)
+    publishing_errors: list[str] = field(default_factory=list)
+    consuming_errors: list[str] = field(default_factory=list)
+    stop_publishing: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def publish(self, batch: Sequence[Envelope]) -> None:
+        """Publish these, however long it takes."""
+        reconnect = Reconnect(CLOCK)
+        while True:
+            try:
+                await self.transport.publish(batch)
+                break
+            except Unreachable as error:
+                self.publishing_errors.append(str(error))
+                await reconnect.wait()
+        self.published += [envelope.id for envelope in batch]
+        self.published_at |= {envelope.id: time.monotonic() for envelope in batch}
+
+    async def keep_publishing(self) -> None:
+        while not self.stop_publishing.is_set():
+            await self.publish(envelopes(5))
+            await asyncio.sleep(0.05)
+
+    async def keep_consuming(self) -> None:
+        reconnect = Reconnect(CLOCK)
+        while True:
+            try:
+                async with self.transport.consume(PAID, prefetch=50) as consumer:
+                    while True:
+                        deliveries = await consumer.receive(10)
+                        for delivery in deliveries:
+                            self.handled[delivery.envelope.id] += 1
+                            self.handled_at[delivery.envelope.id] = time.monotonic()
+                        await consumer.settle([(delivery, DONE) for delivery in deliveries])
+                        reconnect.succeeded()
+            except Unreachable as error:
+                self.consuming_errors.append(str(error))
+                await reconnect.wait()
+
+    def unhandled(self) -> set[str]:
+        return set(self.published) - set(self.handled)
+
+    async def until_all_is_handled(self, patience: float = 10.0) -> None:
+        deadline = time.monotonic() + patience
+        while self.unhandled():
+            assert time.monotonic() < deadline, (
+                f"{len(self.unhandled())} of {len(self.published)} not handled; "
+                f"{self.consuming_errors[-3:]}"
+            )
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def flowing(transport: Transport) -> AsyncIterator[Traffic]:
+    """Messages are published and consumed all the while."""
+    traffic = Traffic(transport)
+    await transport.declare([PAID])
+    async with running(traffic.keep_publishing(), traffic.keep_consuming()):
+        yield traffic
+
+
+@asynccontextmanager
+async def running(*work: object) -> AsyncIterator[None]:
+    """These run beside the body; an error of theirs is the test's."""
+    tasks = [asyncio.ensure_future(each) for each in work]  # type: ignore[call-overload]
+    try:
+        yield
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,359 @@
+"""A master that is killed under traffic, watched by Sentinels or as part of a Cluster.
+
+Redis replicates after it has answered, so a master that dies may take the last messages with it.
+With `wait_replicas=1` it may not: that is what these tests hold it to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import RedisError
+
+from eventmesh.errors import Unreachable
+from eventmesh.transports import redis_streams
+from eventmesh.transports.base import TransportOptions
+from eventmesh.transports.outcome import DONE
+from eventmesh.transports.redis_streams import RedisStreamsTransport
+from tests.integration.redis_nodes import Node, eventually, free_port, nodes, until
+from tests.integration.redis_traffic import CLOCK, PAID, Traffic, envelopes, flowing, opened
+
+RECOVERY = 5.0
+"""Seconds after the failover in which traffic goes on."""
+
+
+async def goes_on(traffic: Traffic) -> None:
+    """New messages are handled soon, and all that were published in the end."""
+    ended = time.monotonic()
+    await eventually(
+        lambda: (
+            any(at > ended for at in traffic.handled_at.values())
+            and any(at > ended for at in traffic.published_at.values())
+        ),
+        f"traffic; {traffic.consuming_errors[-2:]} {traffic.publishing_errors[-2:]}",
+        RECOVERY,
+    )
+    print(f"recovered in {time.monotonic() - ended:.2f} s", end=" ")  # noqa: T201
+    traffic.stop_publishing.set()
+    await traffic.until_all_is_handled(RECOVERY)
+
+
+# --- Sentinel ---
+
+
+@dataclass
+class Watched:
+    """A master with two replicas, and three Sentinels that watch it."""
+
+    servers: list[Node]
+    sentinels: list[Node]
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://:{self.servers[0].password}@{hosts}/shop/0"
+
+    def master(self) -> Node | None:
+        """The server that the first Sentinel takes for the master, once it answers as one."""
+        answer = self.sentinels[0].ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "shop")
+        for server in self.servers:
+            if answer and server.port == int(answer[1]):
+                role = server.ask("ROLE")
+                return server if role and role[0] == b"master" else None
+        return None
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    with nodes() as keep:
+        servers = [
+            keep(Node(tmp_path / f"server{n}", repl_diskless_sync_delay="0")) for n in range(3)
+        ]
+        password = servers[0].password
+        for each in servers:
+            each.password = password
+            each.settings |= {"requirepass": password, "masterauth": password}
+        for each in servers[1:]:
+            each.settings["replicaof"] = f"127.0.0.1 {servers[0].port}"
+        sentinels = [keep(sentinel(tmp_path / f"sentinel{n}", servers[0])) for n in range(3)]
+        # Sentinels ask a master for its replicas every ten seconds: let the first answer do.
+        for group in (servers, sentinels):
+            for node in group:
+                node.launch()
+            for node in group:
+                node.until_it_answers()
+            until(lambda: online_replicas(servers[0]) == 2, "replicas that are online")
+        made = Watched(servers, sentinels)
+        until(lambda: ready_to_fail_over(made), "Sentinels that know all")
+        yield made
+
+
+def server(folder: Path) -> Node:
+    return Node(folder, repl_diskless_sync_delay="0")
+
+
+def sentinel(folder: Path, master: Node) -> Node:
+    node = Node(folder, "--sentinel")
+    for unknown in ("save", "enable-debug-command", "enable-protected-configs", "requirepass"):
+        node.settings.pop(unknown)
+    node.client_options = {"password": None}
+    node.settings |= {
+        "sentinel monitor": f"shop 127.0.0.1 {master.port} 2",
+        "sentinel auth-pass": f"shop {master.password}",
+        "sentinel down-after-milliseconds": "shop 500",
+        "sentinel failover-timeout": "shop 5000",
+    }
+    return node
+
+
+def ready_to_fail_over(made: Watched) -> bool:
+    for each in made.sentinels:
+        answer = each.ask("SENTINEL", "MASTER", "shop") or []
+        told = dict(zip(answer[::2], answer[1::2], strict=True))
+        if (told.get(b"num-slaves"), told.get(b"num-other-sentinels")) != (b"2", b"2"):
+            return False
+    return True
+
+
+def online_replicas(node: Node) -> int:
+    with suppress(RedisError), node.client() as client:
+        told: Any = client.info("replication")
+        return sum(
+            isinstance(value, dict) and value.get("state") == "online" for value in told.values()
+        )
+    return 0
+
+
+async def test_a_master_that_is_killed_is_replaced_and_nothing_is_lost(watched: Watched) -> None:
+    async with (
+        opened(f"{watched.url}?wait_replicas=1") as transport,
+        flowing(transport) as traffic,
+    ):
+        await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
+        old = watched.servers[0]
+        await asyncio.to_thread(old.kill)
+        await asyncio.to_thread(
+            until, lambda: (watched.master() or old) is not old, "another master"
+        )
+        await goes_on(traffic)
+
+
+async def test_a_master_that_is_demoted_is_left(watched: Watched) -> None:
+    """It lives on as a replica, and answers READONLY."""
+    async with opened(watched.url) as transport, flowing(transport) as traffic:
+        await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
+        old = watched.servers[0]
+        watched.sentinels[0].tell("SENTINEL", "FAILOVER", "shop")
+        await asyncio.to_thread(
+            until, lambda: (watched.master() or old) is not old, "another master"
+        )
+        await asyncio.to_thread(until, lambda: old.tell("ROLE")[0] == b"slave", "a demoted master")
+        traffic.published.clear()  # a planned failover, too, replicates after it has answered
+        await goes_on(traffic)
+
+
+async def test_sentinels_that_know_no_such_master_are_told_of(watched: Watched) -> None:
+    with pytest.raises(Unreachable, match="No master found for 'other'"):
+        async with opened(watched.url.replace("/shop/", "/other/")):
+            pass
+
+
+async def test_too_few_replicas_are_no_success(watched: Watched) -> None:
+    async with opened(f"{watched.url}?wait_replicas=2") as transport:
+        await transport.publish(envelopes(1))
+        await asyncio.to_thread(watched.servers[2].kill)
+        with pytest.raises(Unreachable, match="1 instead of 2 of its replicas"):
+            await transport.publish(envelopes(1))
+
+
+# --- Cluster ---
+
+
+@dataclass
+class Cluster:
+    """Three masters, and a replica of the one that has our slot."""
+
+    members: list[Node]
+    owner: Node
+    replica: Node
+
+    @property
+    def url(self) -> str:
+        # One of them is enough: it knows the others.
+        return f"redis+cluster://:{self.owner.password}@127.0.0.1:{self.members[0].port}/"
+
+    def others(self) -> list[Node]:
+        return [node for node in self.members if node is not self.owner]
+
+
+PREFIX = "mesh"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with nodes() as keep:
+        members = [keep(member(tmp_path / f"member{number}")) for number in range(4)]
+        password = members[0].password
+        for node in members:
+            node.password = password
+            node.settings |= {"requirepass": password, "masterauth": password}
+            node.launch()
+        for node in members:
+            node.until_it_answers()
+        yield made_cluster(members)
+
+
+def member(folder: Path) -> Node:
+    return Node(
+        folder,
+        cluster_enabled="yes",
+        cluster_node_timeout="1000",
+        cluster_port=str(free_port()),
+        repl_diskless_sync_delay="0",
+    )
+
+
+def made_cluster(members: list[Node]) -> Cluster:
+    *masters, replica = members
+    bounds = [0, 5461, 10923, 16384]
+    for number, node in enumerate(masters):
+        node.tell("CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
+        node.tell("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+    for node in members[1:]:
+        bus = int(node.settings["cluster-port"])
+        members[0].tell("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+    until(lambda: all(knows(node, 4) for node in members), "members that know each other")
+    slot = int(masters[0].tell("CLUSTER", "KEYSLOT", f"{{{PREFIX}}}"))
+    owner = masters[next(n for n in range(3) if slot < bounds[n + 1])]
+    identity = owner.tell("CLUSTER", "MYID").decode()
+    until(lambda: replica.ask("CLUSTER", "REPLICATE", identity), "a replica")
+    until(lambda: all(state(node) == "ok" for node in members), "a cluster that is whole")
+    until(lambda: online_replicas(owner) == 1, "a replica that is online")
+    return Cluster(members, owner, replica)
+
+
+def knows(node: Node, count: int) -> bool:
+    return len((node.ask("CLUSTER", "NODES") or b"").strip().splitlines()) == count
+
+
+def state(node: Node) -> str:
+    told = (node.ask("CLUSTER", "INFO") or b"").decode()
+    return "ok" if "cluster_state:ok" in told else "down"
+
+
+@asynccontextmanager
+async def opened_on(cluster: Cluster, query: str = "") -> AsyncIterator[RedisStreamsTransport]:
+    transport = RedisStreamsTransport(
+        cluster.url + query, CLOCK, TransportOptions(visibility_timeout=1.0, prefix=PREFIX)
+    )
+    try:
+        await transport.connect()
+        yield transport
+    finally:
+        await transport.close()
+
+
+async def test_all_keys_of_a_prefix_are_on_one_node(cluster: Cluster) -> None:
+    async with opened_on(cluster) as transport:
+        await transport.publish(envelopes(5))
+        await transport.publish(envelopes(5, "payments.failed"))
+        await transport.declare([PAID])
+        async with transport.consume(PAID, prefetch=5) as consumer:
+            got = [each for _ in range(5) for each in await consumer.receive(1)]
+            await consumer.settle([(delivery, DONE) for delivery in got])
+    keys = {key.decode() for key in cluster.owner.tell("KEYS", "*")}
+    assert {f"{{{PREFIX}}}:stream:payments.paid", f"{{{PREFIX}}}:stream:payments.failed"} <= keys
+    for other in cluster.others():
+        if other is not cluster.replica:
+            assert other.tell("KEYS", "*") == []
+
+
+async def test_the_least_rights_are_enough_on_a_cluster(cluster: Cluster) -> None:
+    keys, commands = f"~{{{PREFIX}}}:*", [*least_commands(), "+cluster|slots", "+command", "+wait"]
+    for node in cluster.members:
+        node.tell("ACL", "SETUSER", "least", "reset", "on", ">secret", keys, *commands)
+        node.tell("ACL", "LOG", "RESET")
+    url = cluster.url.replace(f":{cluster.owner.password}@", "least:secret@")
+    options = TransportOptions(visibility_timeout=1.0, prefix=PREFIX)
+    transport = RedisStreamsTransport(f"{url}?wait_replicas=1", CLOCK, options)
+    await transport.connect()
+    await transport.declare([PAID])
+    await transport.publish(envelopes(1))
+    async with transport.consume(PAID, prefetch=5) as consumer:
+        [delivery] = await consumer.receive(1)
+        await consumer.settle([(delivery, DONE)])
+    await transport.close()
+    for node in cluster.members:
+        refused = [dict(zip(e[::2], e[1::2], strict=True)) for e in node.tell("ACL", "LOG")]
+        assert {entry[b"object"] for entry in refused} <= {b"client|setinfo"}
+
+
+def least_commands() -> list[str]:
+    """What the module's docstring lists."""
+    return [word for word in (redis_streams.__doc__ or "").split() if word.startswith("+")]
+
+
+async def test_a_node_of_the_cluster_that_is_killed_is_replaced_and_nothing_is_lost(
+    cluster: Cluster,
+) -> None:
+    async with opened_on(cluster, "?wait_replicas=1") as transport, flowing(transport) as traffic:
+        await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
+        await asyncio.to_thread(cluster.owner.kill)
+        await asyncio.to_thread(
+            until, lambda: cluster.replica.ask("ROLE")[0] == b"master", "a promoted replica"
+        )
+        # No replica is left, and with one to wait for, publishing waits; consuming does not.
+        traffic.stop_publishing.set()
+        await traffic.until_all_is_handled(RECOVERY)
+
+
+async def test_a_slot_that_moves_is_followed(cluster: Cluster) -> None:
+    """By a planned failover: the old master answers MOVED."""
+    async with opened_on(cluster) as transport, flowing(transport) as traffic:
+        await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
+        cluster.replica.tell("CLUSTER", "FAILOVER")
+        await asyncio.to_thread(
+            until, lambda: cluster.replica.tell("ROLE")[0] == b"master", "a promoted replica"
+        )
+        await goes_on(traffic)
+
+
+async def test_a_slot_that_is_being_moved_is_waited_for(cluster: Cluster) -> None:
+    """ASK and TRYAGAIN: nothing is done half, and it goes on once the slot has moved."""
+    async with opened_on(cluster) as transport, flowing(transport) as traffic:
+        await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
+        source = cluster.owner
+        target = next(each for each in cluster.others() if each is not cluster.replica)
+        slot = int(source.tell("CLUSTER", "KEYSLOT", f"{{{PREFIX}}}"))
+        from_id, to_id = (n.tell("CLUSTER", "MYID").decode() for n in (source, target))
+        target.tell("CLUSTER", "SETSLOT", slot, "IMPORTING", from_id)
+        source.tell("CLUSTER", "SETSLOT", slot, "MIGRATING", to_id)
+        await asyncio.sleep(0.5)
+        for key in source.tell("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            source.tell(
+                *("MIGRATE", "127.0.0.1", target.port, "", 0, 5000),
+                *("AUTH", source.password, "KEYS", key.decode()),
+            )
+            await asyncio.sleep(0.2)
+        await eventually(lambda: traffic.publishing_errors, "an error")
+        for node in (target, source):
+            node.tell("CLUSTER", "SETSLOT", slot, "NODE", to_id)
+        await goes_on(traffic)
+
+
+async def test_a_cluster_that_lost_a_slot_is_waited_for(cluster: Cluster) -> None:
+    async with opened_on(cluster) as transport, flowing(transport) as traffic:
+        await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
+        slot = int(cluster.owner.tell("CLUSTER", "KEYSLOT", f"{{{PREFIX}}}"))
+        unserved = (slot + 1) % 16384
+        cluster.owner.tell("CLUSTER", "DELSLOTS", unserved)
+        await eventually(lambda: "CLUSTERDOWN" in str(traffic.consuming_errors), "CLUSTERDOWN")
+        cluster.owner.tell("CLUSTER", "ADDSLOTS", unserved)
+        await goes_on(traffic)

@@ -1,0 +1,228 @@
+"""What a Redis does on a bad day, done to it on purpose under traffic: nothing is lost, nobody
+spins, and it goes on within seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import RedisError
+
+from eventmesh.errors import Unreachable
+from tests.integration.redis_nodes import Node, eventually, nodes, until
+from tests.integration.redis_traffic import PAID, Traffic, envelopes, flowing, opened, running
+
+RECOVERY = 5.0
+"""Seconds after the end of a fault in which a new message is published and handled."""
+
+MOST_CONNECTIONS_PER_SECOND = 30
+MOST_COMMANDS_PER_SECOND = 300
+"""By one publisher and one consumer, each of which tries again at most 10 times in a second."""
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    with nodes() as keep:
+        yield keep(Node(tmp_path / "redis", appendonly="yes", appendfsync="always")).start()
+
+
+# Each makes a fault that lasts until its context is left.
+
+
+@contextmanager
+def read_only(node: Node) -> Iterator[None]:
+    node.tell("REPLICAOF", "127.0.0.1", "1")
+    yield
+    node.tell("REPLICAOF", "NO", "ONE")
+
+
+@contextmanager
+def master_down(node: Node) -> Iterator[None]:
+    node.set("replica-serve-stale-data", "no")
+    node.tell("REPLICAOF", "127.0.0.1", "1")
+    yield
+    node.tell("REPLICAOF", "NO", "ONE")
+
+
+@contextmanager
+def too_few_replicas(node: Node) -> Iterator[None]:
+    node.set("min-replicas-to-write", 1)
+    yield
+    node.set("min-replicas-to-write", 0)
+
+
+@contextmanager
+def disk_full(node: Node) -> Iterator[None]:
+    """Its folder is gone, so that it cannot save, and takes no writes."""
+    shutil.rmtree(node.folder / "data")
+    node.set("appendonly", "no")
+    node.set("save", "3600 1")
+    node.tell("BGSAVE")
+    until_info(node, "rdb_last_bgsave_status", "err")
+    yield
+    (node.folder / "data").mkdir()
+    node.set("dir", str(node.folder / "data"))
+    node.tell("BGSAVE")
+    until_info(node, "rdb_last_bgsave_status", "ok")
+
+
+@contextmanager
+def password_changed(node: Node) -> Iterator[None]:
+    old = node.password
+    node.set("requirepass", "another")
+    node.password = "another"  # noqa: S105
+    node.tell("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    yield
+    node.set("requirepass", old)
+    node.password = old
+
+
+@contextmanager
+def loading(node: Node) -> Iterator[None]:
+    """Killed, and started again with so much data that it takes a while to load."""
+    with node.client() as client:
+        for number in range(20):
+            client.set(f"ballast-{number}", b"x" * 20_000)
+        client.bgrewriteaof()
+    until_info(node, "aof_rewrite_in_progress", 0)
+    until_info(node, "aof_last_bgrewrite_status", "ok")
+    node.kill()
+    node.launch(key_load_delay="100000", loading_process_events_interval_bytes="1024")
+    until_info(node, "loading", 1)
+    yield
+    until_info(node, "loading", 0)
+
+
+@contextmanager
+def killed(node: Node) -> Iterator[None]:
+    node.kill()
+    yield
+    node.start()
+
+
+@contextmanager
+def stopped_with_its_data_lost(node: Node) -> Iterator[None]:
+    node.kill()
+    shutil.rmtree(node.folder / "data")
+    (node.folder / "data").mkdir()
+    yield
+    node.start()
+
+
+def until_info(node: Node, name: str, value: object) -> None:
+    """Wait until INFO says so."""
+
+    def says() -> bool:
+        with node.client() as client, suppress(RedisError):
+            told: Any = client.info("persistence")
+            return bool(told[name] == value)
+        return False
+
+    until(says, f"{name} to be {value}")
+
+
+@contextmanager
+def every_client_killed_again_and_again(node: Node) -> Iterator[None]:
+    for _ in range(20):
+        node.tell("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        time.sleep(0.02)
+    yield
+
+
+@contextmanager
+def paused(node: Node) -> Iterator[None]:
+    node.tell("CLIENT", "PAUSE", 2000, "ALL")
+    time.sleep(2)
+    yield
+
+
+Fault = Callable[[Node], AbstractContextManager[None]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (read_only, "READONLY"),
+        (master_down, "MASTERDOWN"),
+        (too_few_replicas, "NOREPLICAS"),
+        (disk_full, "MISCONF"),
+        (password_changed, "WRONGPASS"),
+        (loading, "LOADING"),
+        (killed, "does not answer"),
+        (every_client_killed_again_and_again, ""),
+        (paused, ""),
+    ],
+)
+async def test_nothing_is_lost_by(fault: Fault, said: str, node: Node) -> None:
+    async with opened(node.url) as transport, flowing(transport) as traffic:
+        await eventually(lambda: len(traffic.handled) > 20, "messages that flow")
+        made = fault(node)
+        await asyncio.to_thread(made.__enter__)
+        if said:
+            await eventually(lambda: traffic.publishing_errors, "an error of the publisher")
+            await eventually(lambda: said in str(traffic.consuming_errors), said)
+        await nobody_spins(node, traffic)
+        await asyncio.to_thread(made.__exit__, None, None, None)
+        await goes_on(traffic)
+
+
+async def nobody_spins(node: Node, traffic: Traffic) -> None:
+    """Neither commands nor attempts come faster than back-off allows."""
+    tries = len(traffic.publishing_errors) + len(traffic.consuming_errors)
+    connections, commands = node.counters() or (0, 0)
+    await asyncio.sleep(1)
+    more_connections, more_commands = node.counters() or (0, 0)
+    assert more_connections - connections <= MOST_CONNECTIONS_PER_SECOND
+    assert more_commands - commands <= MOST_COMMANDS_PER_SECOND
+    assert len(traffic.publishing_errors) + len(traffic.consuming_errors) - tries <= 20
+
+
+async def goes_on(traffic: Traffic) -> None:
+    """A message published from now on is handled soon, and all that were published in the end."""
+    ended = time.monotonic()
+
+    def recovered() -> bool:
+        return any(
+            traffic.published_at.get(id_, 0) > ended and at > ended
+            for id_, at in traffic.handled_at.items()
+        )
+
+    await eventually(recovered, "traffic after the fault", RECOVERY)
+    traffic.stop_publishing.set()
+    await traffic.until_all_is_handled(RECOVERY)
+    print(f"recovered in {time.monotonic() - ended:.2f} s", end=" ")  # noqa: T201
+
+
+async def test_a_redis_that_lost_its_data_is_used_again(node: Node) -> None:
+    async with opened(node.url) as transport, flowing(transport) as traffic:
+        await eventually(lambda: len(traffic.handled) > 20, "messages that flow")
+        made = stopped_with_its_data_lost(node)
+        await asyncio.to_thread(made.__enter__)
+        await eventually(lambda: traffic.publishing_errors, "an error")
+        traffic.published.clear()  # lost they may be, with the disk they were on
+        await asyncio.to_thread(made.__exit__, None, None, None)
+        await goes_on(traffic)
+
+
+async def test_a_redis_out_of_memory_takes_no_message_and_gives_all_it_has(node: Node) -> None:
+    async with opened(node.url) as transport:
+        await transport.declare([PAID])
+        traffic = Traffic(transport)
+        await traffic.publish(envelopes(200))
+        node.set("maxmemory-policy", "noeviction")
+        node.set("maxmemory", 1)
+        with pytest.raises(Unreachable, match="OOM"):
+            await transport.publish(envelopes(3))
+        async with running(traffic.keep_consuming()):
+            await traffic.until_all_is_handled()
+            assert not traffic.consuming_errors
+            node.set("maxmemory", 0)
+            await traffic.publish(envelopes(3))
+            await traffic.until_all_is_handled()
+        assert len(traffic.handled) == 203

@@ -1,0 +1,563 @@
+"""What is particular to the Redis transport. See tests/conformance for what all promise."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventmesh.errors import PublishError, Unreachable
+from eventmesh.transports import redis_connection, redis_upkeep
+from eventmesh.transports.base import Consumer, Delivery, Subscription, TransportOptions
+from eventmesh.transports.outcome import DONE, Dead, RetryAfter
+from eventmesh.transports.redis_streams import RedisStreamsTransport
+from tests.integration.redis_nodes import Node, eventually, nodes
+from tests.integration.redis_traffic import (
+    CLOCK,
+    PAID,
+    Traffic,
+    envelopes,
+    opened,
+    running,
+)
+
+AUDIT = Subscription("audit.note", PAID.messages)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    with nodes() as keep:
+        yield keep(Node(tmp_path_factory.mktemp("redis") / "node")).start()
+
+
+@pytest.fixture
+def node(shared: Node) -> Node:
+    shared.tell("FLUSHALL")
+    return shared
+
+
+@pytest.fixture
+async def transport(node: Node) -> AsyncIterator[RedisStreamsTransport]:
+    async with opened(node.url) as transport:
+        await transport.declare([PAID])
+        yield transport
+
+
+def stream_of(node: Node) -> str:
+    [key] = [key.decode() for key in node.tell("KEYS", "*:stream:payments.paid")]
+    return key
+
+
+def info(node: Node, what: str, *arguments: str) -> list[dict[str, Any]]:
+    """XINFO of the stream, as dictionaries."""
+    answer = node.tell("XINFO", what, stream_of(node), *arguments)
+    if answer and isinstance(answer[0], dict):
+        return [{str(k): v for k, v in each.items()} for each in answer]
+    return [dict(zip([n.decode() for n in f[::2]], f[1::2], strict=True)) for f in answer]
+
+
+async def take(consumer: Consumer, count: int) -> list[Delivery]:
+    got: list[Delivery] = []
+    async with asyncio.timeout(10):
+        while len(got) < count:
+            got += await consumer.receive(count - len(got))
+    return got
+
+
+async def settle(consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
+    await consumer.settle([(delivery, DONE) for delivery in deliveries])
+
+
+# --- what somebody deletes under living consumers ---
+
+
+async def flush(node: Node) -> None:
+    node.tell("FLUSHALL")
+
+
+async def destroy_the_group(node: Node) -> None:
+    node.tell("XGROUP", "DESTROY", stream_of(node), PAID.name)
+
+
+async def delete_the_stream(node: Node) -> None:
+    node.tell("DEL", stream_of(node))
+
+
+async def replace_the_stream(node: Node) -> None:
+    """By one that has the message and no group."""
+    node.tell("RENAME", stream_of(node), "elsewhere")
+
+
+async def delete_the_consumers(node: Node) -> None:
+    for each in info(node, "CONSUMERS", PAID.name):
+        node.tell("XGROUP", "DELCONSUMER", stream_of(node), PAID.name, each["name"].decode())
+
+
+DELETIONS = [
+    flush,
+    destroy_the_group,
+    delete_the_stream,
+    replace_the_stream,
+    delete_the_consumers,
+]
+
+
+@pytest.mark.parametrize("delete", DELETIONS)
+async def test_a_blocked_consumer_goes_on_after(
+    delete: Callable[[Node], Any], node: Node, transport: RedisStreamsTransport
+) -> None:
+    traffic = Traffic(transport)
+    async with running(traffic.keep_consuming()):
+        await traffic.publish(envelopes(1))
+        await traffic.until_all_is_handled()
+        for _ in range(3):
+            await asyncio.sleep(0.1)  # blocked in its read by now
+            await delete(node)
+            await traffic.publish(envelopes(2))
+            await traffic.until_all_is_handled(2.0)
+    assert not traffic.consuming_errors
+
+
+@pytest.mark.parametrize("delete", DELETIONS)
+async def test_a_consumer_in_the_middle_of_its_work_goes_on_after(
+    delete: Callable[[Node], Any], node: Node, transport: RedisStreamsTransport
+) -> None:
+    await transport.publish(envelopes(6))
+    async with transport.consume(PAID, prefetch=10) as consumer:
+        first, second, third, *rest = await take(consumer, 6)
+        await delete(node)
+        new = envelopes(1)
+        await transport.publish(new)
+        await consumer.settle([(first, DONE), (second, RetryAfter(0.1)), (third, Dead("no"))])
+        await settle(consumer, rest)
+        ids: set[str] = set()
+        while new[0].id not in ids:
+            got = await take(consumer, 1)
+            ids |= {delivery.envelope.id for delivery in got}
+            await settle(consumer, got)
+
+
+# --- connections that are cut while Redis is well ---
+
+
+async def test_a_cut_connection_neither_loses_nor_doubles_what_is_being_handled(
+    node: Node, transport: RedisStreamsTransport
+) -> None:
+    async with transport.consume(PAID, prefetch=4) as consumer:
+        await transport.publish(envelopes(10))
+        held = await take(consumer, 2)  # two more are in its buffer
+        await asyncio.sleep(1.2)  # long enough to count as a stable connection
+        node.tell("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await settle(consumer, held)
+        rest = []
+        while len(rest) < 8:
+            got = await take(consumer, 1)
+            assert all(delivery.deliveries == 1 for delivery in got)
+            await settle(consumer, got)
+            rest += got
+        ids = [delivery.envelope.id for delivery in held + rest]
+        assert len(set(ids)) == 10
+    assert not sum(each["pending"] for each in info(node, "GROUPS"))
+
+
+async def test_what_a_dead_connection_swallowed_is_delivered_at_once_and_as_the_first_time(
+    node: Node,
+) -> None:
+    """Redis has delivered to a connection that then broke: nobody ever saw it."""
+    async with (
+        opened(node.url, visibility_timeout=60.0) as transport,
+        transport.consume(PAID, prefetch=10) as consumer,
+    ):
+        await transport.publish(envelopes(1))
+        await settle(consumer, await take(consumer, 1))
+        [me] = [each["name"] for each in info(node, "CONSUMERS", PAID.name)]
+        await asyncio.sleep(1.2)  # long enough to count as a stable connection
+        with node.client() as client:
+            pipeline = client.pipeline(transaction=True)
+            stream = stream_of(node)
+            pipeline.xadd(stream, {"id": "swallowed", "type": "payments.paid", "data": b""})
+            pipeline.xreadgroup(PAID.name, me, {stream: ">"})
+            pipeline.client_kill_filter(_type="normal", skipme=True)
+            pipeline.execute()
+        [delivery] = await take(consumer, 1)
+        assert (delivery.envelope.id, delivery.deliveries) == ("swallowed", 1)
+
+
+async def test_what_was_held_when_redis_went_away_comes_again_as_soon_as_it_is_back(
+    tmp_path: Path,
+) -> None:
+    """And not only once the visibility timeout is over."""
+    with nodes() as keep:
+        node = keep(Node(tmp_path / "redis", appendonly="yes", appendfsync="always")).start()
+        async with opened(node.url, visibility_timeout=60.0) as transport:
+            await transport.declare([PAID])
+            await transport.publish(envelopes(5))
+            held: list[Delivery] = []
+
+            async def hold_until_redis_is_gone() -> None:
+                async with transport.consume(PAID, prefetch=5) as consumer:
+                    held.extend(await take(consumer, 2))
+                    await asyncio.to_thread(node.kill)
+                    await take(consumer, 9)
+
+            with pytest.raises(Unreachable):
+                await hold_until_redis_is_gone()
+            await asyncio.to_thread(node.start)
+            async with transport.consume(PAID, prefetch=5) as consumer:
+                again = await take(consumer, 5)
+                assert len({delivery.envelope.id for delivery in again}) == 5
+                counts = {delivery.envelope.id: delivery.deliveries for delivery in again}
+                assert [counts[delivery.envelope.id] for delivery in held] == [2, 2]
+                await settle(consumer, again)
+
+
+# --- upkeep that fails ---
+
+
+async def test_upkeep_that_is_refused_disturbs_no_delivery(
+    node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
+    node.tell("ACL", "SETUSER", "poor", "reset", "on", ">secret", "~*", "+@all", "-xtrim")
+    async with (
+        opened(f"redis://poor:secret@127.0.0.1:{node.port}/0") as transport,
+        transport.consume(PAID, prefetch=5) as consumer,
+    ):
+        await transport.publish(envelopes(2))
+        first, second = await take(consumer, 2)
+        await settle(consumer, [first])
+        await asyncio.sleep(1.5)
+        await settle(consumer, [second])
+        await transport.publish(envelopes(1))
+        await settle(consumer, await take(consumer, 1))
+    said = capsys.readouterr().out
+    assert said.count("streams are not tidied") == 1
+    assert "refuses" in said
+
+
+async def test_a_consumer_that_cannot_keep_its_deliveries_ends(node: Node) -> None:
+    node.tell("ACL", "SETUSER", "poor", "reset", "on", ">secret", "~*", "+@all")
+
+    async def hold_for_too_long(transport: RedisStreamsTransport) -> None:
+        async with transport.consume(PAID, prefetch=1) as consumer:
+            await transport.publish(envelopes(1))
+            await take(consumer, 1)
+            node.tell("ACL", "SETUSER", "poor", "-xclaim")
+            await take(consumer, 1)
+
+    async with opened(f"redis://poor:secret@127.0.0.1:{node.port}/0") as transport:
+        with pytest.raises(Unreachable, match="refuses"):
+            await hold_for_too_long(transport)
+
+
+async def test_one_slow_answer_to_upkeep_ends_nothing(
+    node: Node, transport: RedisStreamsTransport
+) -> None:
+    async with transport.consume(PAID, prefetch=1) as consumer:
+        await transport.publish(envelopes(2))
+        held = await take(consumer, 1)
+        node.tell("CLIENT", "PAUSE", 700, "ALL")
+        await settle(consumer, held)
+        await settle(consumer, await take(consumer, 1))
+
+
+# --- trimming ---
+
+
+def ids_in(node: Node) -> set[str]:
+    return {fields[b"id"].decode() for _, fields in node.client().xrange(stream_of(node))}
+
+
+async def test_what_every_group_has_settled_is_trimmed_and_nothing_else(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
+    node.set("stream-node-max-entries", 1)  # Redis deletes whole nodes: let each entry be one
+    sent = envelopes(20)
+    ids = [envelope.id for envelope in sent]
+    async with opened(node.url) as transport:
+        await transport.declare([PAID, AUDIT])
+        await transport.publish(sent)
+        async with transport.consume(PAID, prefetch=20) as payer:
+            await settle(payer, await take(payer, 20))
+            await asyncio.sleep(0.3)
+            assert ids_in(node) == set(ids), "undelivered in the other group"
+            async with transport.consume(AUDIT, prefetch=20) as auditor:
+                held = await take(auditor, 20)
+                await asyncio.sleep(0.3)
+                assert ids_in(node) == set(ids), "pending in the other group"
+                await settle(auditor, [each for each in held if each is not held[5]])
+                await eventually(lambda: ids_in(node) == set(ids[5:]), "trimmed up to the oldest")
+            await asyncio.sleep(0.3)
+            assert ids_in(node) == set(ids[5:]), "given back by the other group"
+            later = Subscription("later.note", PAID.messages)
+            async with transport.consume(later, prefetch=20) as newcomer:
+                seen = await take(newcomer, 15)
+                assert [delivery.envelope.id for delivery in seen] == ids[5:]
+                await settle(newcomer, seen)
+            async with transport.consume(AUDIT, prefetch=20) as auditor:
+                await settle(auditor, await take(auditor, 1))
+                await eventually(lambda: len(ids_in(node)) <= 1, "trimmed wholly")
+    node.set("stream-node-max-entries", 100)
+
+
+async def test_a_stream_that_nobody_reads_is_kept_for_the_first_who_does(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
+    async with opened(node.url) as transport:
+        both = Subscription("both.note", ("payments.paid", "payments.failed"))
+        await transport.publish(envelopes(300, "payments.failed"))
+        async with transport.consume(both, prefetch=10) as consumer:
+            await asyncio.sleep(0.3)
+            await settle(consumer, await take(consumer, 10))
+        assert (await transport.stats(both)).ready == 290
+
+
+# --- consumers ---
+
+
+async def test_consumers_clean_up_after_themselves(
+    node: Node, transport: RedisStreamsTransport
+) -> None:
+    for number in range(50):
+        async with transport.consume(PAID, prefetch=5) as consumer:
+            if number % 10 == 0:  # it leaves something behind
+                await transport.publish(envelopes(2))
+                await take(consumer, 1)
+    assert [each["name"] for each in info(node, "CONSUMERS", PAID.name)] == [b"returned"]
+    assert (await transport.stats(PAID)).ready == 10
+
+
+async def test_consumers_that_were_killed_are_forgotten(
+    node: Node, transport: RedisStreamsTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
+    monkeypatch.setattr(redis_upkeep, "FORGET_AFTER", 1.0)
+    stream = stream_of(node)
+    await transport.publish(envelopes(50))
+    for number in range(50):
+        node.tell(
+            *("XREADGROUP", "GROUP", PAID.name, f"killed-{number}", "COUNT", 1),
+            *("STREAMS", stream, ">"),
+        )
+    async with transport.consume(PAID, prefetch=100) as consumer:
+        await settle(consumer, await take(consumer, 50))
+
+        def names() -> list[bytes]:
+            return [each["name"] for each in info(node, "CONSUMERS", PAID.name)]
+
+        await eventually(lambda: len(names()) == 1, "only the living one")
+        await transport.publish(envelopes(1))
+        await settle(consumer, await take(consumer, 1))
+
+
+# --- publishing ---
+
+
+class Cutter:
+    """A TCP proxy that cuts the connection once so many bytes have gone to the server. Silent, it
+    lets nothing through, and accepts all, as a network that is down does."""
+
+    def __init__(self, port: int, most: int) -> None:
+        self._port = port
+        self.most = most
+        self.silent = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[int]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        async with server:
+            yield server.sockets[0].getsockname()[1]
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        answering = asyncio.ensure_future(self._answer(up_reader, writer))
+        self._tasks.add(answering)
+        while self.most > 0 and (data := await reader.read(4096)):
+            if self.silent:
+                continue
+            up_writer.write(data[: self.most])
+            await up_writer.drain()
+            self.most -= len(data)
+        answering.cancel()
+        up_writer.close()
+        writer.transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if not self.silent:
+                writer.write(data)
+
+
+async def test_a_batch_that_is_cut_in_the_middle_is_stored_wholly_or_not_at_all(
+    node: Node,
+) -> None:
+    """Cut after each of many lengths, the first of which cut the handshake, the last nothing."""
+    batch = envelopes(20)
+    outcomes = set()
+    for length in range(0, 3600, 90):
+        cutter = Cutter(node.port, 10**9)
+        async with cutter.listening() as port:
+            url = f"redis://:{node.password}@127.0.0.1:{port}/0"
+            async with opened(url) as transport:
+                cutter.most = length
+                told = True
+                try:
+                    await transport.publish(batch)
+                except Unreachable:
+                    told = False
+        prefix = transport._options.prefix
+        stored = node.tell("XLEN", f"{prefix}:stream:payments.paid")
+        assert stored in (0, 20)
+        assert stored == 20 or not told
+        outcomes.add((stored, told))
+    assert {(0, False), (20, True)} <= outcomes
+
+
+async def test_a_network_that_swallows_everything_is_noticed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_connection, "ANSWER_TIMEOUT", 1.0)
+    cutter = Cutter(node.port, 10**9)
+
+    async def consume_through_the_loss(transport: RedisStreamsTransport) -> None:
+        async with transport.consume(PAID, prefetch=1) as consumer:
+            await transport.publish(envelopes(1))
+            await settle(consumer, await take(consumer, 1))
+            await asyncio.sleep(1.2)  # long enough to count as a stable connection
+            cutter.silent = True
+            await take(consumer, 1)
+
+    async with cutter.listening() as port:
+        url = f"redis://:{node.password}@127.0.0.1:{port}/0"
+        async with opened(url) as transport:
+            async with asyncio.timeout(8):
+                with pytest.raises(Unreachable, match="took over 1 s"):
+                    await consume_through_the_loss(transport)
+            cutter.silent = False
+            await transport.publish(envelopes(1))
+
+
+async def test_a_message_that_may_not_be_written_does_not_hold_up_others(node: Node) -> None:
+    node.tell(
+        *("ACL", "SETUSER", "payments", "reset", "on", ">secret", "+@all"),
+        *("~*:stream:payments.paid", "%R~*"),
+    )
+    async with opened(f"redis://payments:secret@127.0.0.1:{node.port}/0") as transport:
+        foreign = envelopes(1, "orders.placed", partitionkey="a")
+        overtaking = envelopes(1, partitionkey="a")
+        others = envelopes(2, partitionkey="b")
+        with pytest.raises(PublishError) as caught:
+            await transport.publish([others[0], *foreign, *overtaking, others[1]])
+        assert set(caught.value.refused) == {foreign[0].id, overtaking[0].id}
+        assert ids_in(node) == {envelope.id for envelope in others}
+
+
+async def test_a_user_who_may_not_use_transactions_is_told_before_anything_is_stored(
+    node: Node,
+) -> None:
+    node.tell("ACL", "SETUSER", "poor", "reset", "on", ">secret", "~*", "+@all", "-multi")
+    with pytest.raises(Unreachable, match="NOPERM"):
+        async with opened(f"redis://poor:secret@127.0.0.1:{node.port}/0"):
+            pass
+
+
+async def test_every_attribute_may_hold_any_text(transport: RedisStreamsTransport) -> None:
+    names = ("source", "subject", "partitionkey", "correlationid", "traceparent", "überschrift")
+    texts = {name: f"Łódź \u2028 日本 🚀 {name}\n\r\0" for name in names}
+    [sent] = envelopes(1, **texts)
+    await transport.publish([sent])
+    async with transport.consume(PAID, prefetch=1) as consumer:
+        for outcome in (RetryAfter(0.05), RetryAfter(0.0), Dead("Grund: ü", "日本")):
+            [delivery] = await take(consumer, 1)
+            assert delivery.envelope == sent
+            await consumer.settle([(delivery, outcome)])
+    [letter] = await transport.dead_letters(PAID, limit=2)
+    assert letter.envelope == sent
+    assert (letter.reason, letter.error) == ("Grund: ü", "日本")
+
+
+# --- rights ---
+
+LEAST_COMMANDS = (
+    "+multi +exec +eval +time +xadd +xreadgroup +xack +xdel +xclaim +xpending +xrange +xlen +xtrim"
+    " +xinfo|groups +xinfo|consumers +xgroup|create +xgroup|delconsumer"
+    " +zadd +zrem +zcard +zrange +zrangebyscore +client|id +client|unblock"
+)
+
+
+def least_rights(node: Node, *but: str) -> str:
+    """The URL of a user with the rights that the module's docstring lists, `but` for some."""
+    rights = [right for right in LEAST_COMMANDS.split() if right not in but]
+    node.tell("ACL", "SETUSER", "least", "reset", "on", ">secret", "~mesh:*", *rights)
+    return f"redis://least:secret@127.0.0.1:{node.port}/0"
+
+
+async def use_all_of_it(url: str) -> None:
+    """Everything that the transport does, once."""
+    transport = RedisStreamsTransport(
+        url, CLOCK, TransportOptions(visibility_timeout=1.0, prefix="mesh")
+    )
+    try:
+        await transport.connect()
+        await transport.declare([PAID])
+        await transport.publish(envelopes(5))
+        async with transport.consume(PAID, prefetch=9) as consumer:
+            first, second, third, fourth, _ = await take(consumer, 5)
+            await consumer.settle([(first, DONE), (second, RetryAfter(0.1))])
+            await settle(consumer, await take(consumer, 1))
+            await consumer.settle([(third, Dead("no")), (fourth, Dead("no"))])
+            await asyncio.sleep(0.5)  # kept alive, tidied
+        assert (await transport.stats(PAID)).ready == 1
+        one, two = await transport.dead_letters(PAID, limit=9)
+        assert await transport.replay(PAID, [one.id]) == [one.id]
+        assert await transport.discard(PAID, [two.id]) == [two.id]
+        async with transport.consume(PAID, prefetch=9) as consumer:
+            await settle(consumer, await take(consumer, 2))
+    finally:
+        await transport.close()
+
+
+async def test_the_least_rights_are_enough(
+    node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
+    monkeypatch.setattr(redis_upkeep, "FORGET_AFTER", 0.0)
+    node.tell("ACL", "LOG", "RESET")
+    await use_all_of_it(least_rights(node))
+    refused = [dict(zip(e[::2], e[1::2], strict=True)) for e in node.tell("ACL", "LOG")]
+    # redis-py introduces itself, and does not mind being refused.
+    assert {entry[b"object"] for entry in refused} <= {b"client|setinfo"}
+    assert "not" not in capsys.readouterr().out
+
+
+def test_the_docstring_lists_the_least_rights() -> None:
+    from eventmesh.transports import redis_streams
+
+    assert LEAST_COMMANDS.split() == [
+        word for word in (redis_streams.__doc__ or "").split() if word.startswith("+")
+    ]
+
+
+@pytest.mark.parametrize("right", LEAST_COMMANDS.split())
+async def test_no_right_of_them_is_too_many(
+    right: str, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
+    monkeypatch.setattr(redis_upkeep, "FORGET_AFTER", 0.0)
+    url = least_rights(node, right)
+    node.tell("ACL", "LOG", "RESET")
+    with suppress(Unreachable, PublishError, TimeoutError, AssertionError):
+        async with asyncio.timeout(3):
+            await use_all_of_it(url)
+    refused = [dict(zip(e[::2], e[1::2], strict=True)) for e in node.tell("ACL", "LOG")]
+    assert right[1:].encode() in {entry[b"object"] for entry in refused}

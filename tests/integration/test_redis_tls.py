@@ -1,0 +1,154 @@
+"""TLS, user and password, by URL."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from eventmesh.errors import Unreachable, UsageError
+from eventmesh.transports.outcome import DONE
+from tests.integration.redis_nodes import Node, free_port, missing, nodes, until
+from tests.integration.redis_traffic import PAID, envelopes, opened
+
+PASSWORD = "p@ss/wörd?&#:"  # noqa: S105
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `ca.pem`, and `server.pem` and `client.pem` that it signed, with their keys."""
+    folder = tmp_path_factory.mktemp("certificates")
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        missing("no openssl on this machine to make certificates with")
+
+    def run(*arguments: str) -> None:
+        subprocess.run([str(openssl), *arguments], cwd=folder, check=True, capture_output=True)  # noqa: S603
+
+    key = ("-newkey", "rsa:2048", "-nodes", "-days", "2")
+    authority = ("-addext", "basicConstraints=critical,CA:TRUE")
+    run("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca", *authority)
+    for name in ("server", "client"):
+        run(
+            "req", *key[:3], "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
+        )
+        extensions = folder / f"{name}.ext"
+        extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+        run(
+            *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key"),
+            *("-CAcreateserial", "-days", "2", "-out", f"{name}.pem", "-extfile", extensions.name),
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def node(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A Redis that speaks TLS only, to clients with a certificate of the same authority only."""
+    with nodes() as keep:
+        node = keep(tls_node(tmp_path_factory.mktemp("redis") / "node", certificates)).start()
+        node.tell("ACL", "SETUSER", "payments", "on", f">{PASSWORD}", "~*", "+@all")
+        yield node
+
+
+def tls_node(folder: Path, certificates: Path, *arguments: str, **settings: str) -> Node:
+    node = Node(
+        folder,
+        *arguments,
+        tls=True,
+        port="0",
+        tls_cert_file=str(folder / "server.pem"),
+        tls_key_file=str(folder / "server.key"),
+        tls_ca_cert_file=str(folder / "ca.pem"),
+        **settings,
+    )
+    for name in ("server.pem", "server.key", "ca.pem"):
+        shutil.copy(certificates / name, folder)
+    node.client_options = {
+        "ssl": True,
+        "ssl_ca_certs": str(certificates / "ca.pem"),
+        "ssl_certfile": str(certificates / "client.pem"),
+        "ssl_keyfile": str(certificates / "client.key"),
+    }
+    return node
+
+
+def url_of(node: Node, certificates: Path, password: str = PASSWORD, **changes: str) -> str:
+    files = {
+        "ssl_ca_certs": certificates / "ca.pem",
+        "ssl_certfile": certificates / "client.pem",
+        "ssl_keyfile": certificates / "client.key",
+    } | changes
+    query = "&".join(f"{name}={quote(str(value))}" for name, value in files.items())
+    return f"rediss://payments:{quote(password, safe='')}@127.0.0.1:{node.port}/0?{query}"
+
+
+async def test_messages_go_over_tls(node: Node, certificates: Path) -> None:
+    async with opened(url_of(node, certificates)) as transport:
+        await transport.declare([PAID])
+        sent = envelopes(3)
+        await transport.publish(sent)
+        async with transport.consume(PAID, prefetch=3) as consumer:
+            got = [each for _ in sent for each in await consumer.receive(1)]
+            await consumer.settle([(delivery, DONE) for delivery in got])
+        assert [delivery.envelope for delivery in got] == sent
+
+
+async def test_a_cluster_is_found_over_tls(
+    certificates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("cluster") / "node"
+    with nodes() as keep:
+        node = keep(tls_node(folder, certificates, cluster_enabled="yes", tls_cluster="yes"))
+        node.settings["cluster-port"] = str(free_port())
+        node.start()
+        node.tell("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        until(lambda: b"cluster_state:ok" in node.tell("CLUSTER", "INFO"), "a cluster")
+        node.tell("ACL", "SETUSER", "payments", "on", f">{PASSWORD}", "~*", "+@all")
+        url = url_of(node, certificates).replace("rediss://", "rediss+cluster://")
+        async with opened(url) as transport:
+            await transport.publish(envelopes(3))
+
+
+async def test_sentinels_are_asked_over_tls(
+    node: Node, certificates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("sentinel") / "node"
+    with nodes() as keep:
+        sentinel = keep(tls_node(folder, certificates, "--sentinel", tls_replication="yes"))
+        for unknown in ("save", "enable-debug-command", "enable-protected-configs"):
+            sentinel.settings.pop(unknown)
+        sentinel.settings |= {
+            "sentinel monitor": f"shop 127.0.0.1 {node.port} 1",
+            "sentinel auth-pass": f"shop {node.password}",
+        }
+        sentinel.start()
+        url = url_of(sentinel, certificates, sentinel_password=sentinel.password)
+        url = url.replace("rediss://", "rediss+sentinel://").replace("/0?", "/shop/0?")
+        async with opened(url) as transport:
+            await transport.publish(envelopes(3))
+
+
+async def test_a_server_that_the_authority_did_not_sign_is_not_spoken_to(
+    node: Node, certificates: Path
+) -> None:
+    stranger = str(certificates / "client.pem")
+    with pytest.raises(Unreachable, match="certificate"):
+        async with opened(url_of(node, certificates, ssl_ca_certs=stranger)):
+            pass
+
+
+async def test_a_wrong_password_is_told_and_never_shown(node: Node, certificates: Path) -> None:
+    with pytest.raises(Unreachable, match=r"refuses.*user and password") as caught:
+        async with opened(url_of(node, certificates, "hunter2")):
+            pass
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_file_that_is_not_there_is_named(node: Node, certificates: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no file /nowhere/ca\.pem, which ssl_ca_certs"):
+        async with opened(url_of(node, certificates, ssl_ca_certs="/nowhere/ca.pem")):
+            pass

@@ -1,0 +1,78 @@
+"""What a Redis URL says."""
+
+from __future__ import annotations
+
+import pytest
+from redis.asyncio.connection import SSLConnection
+
+from eventmesh.errors import UsageError
+from eventmesh.transports.base import Subscription
+from eventmesh.transports.redis_address import understand
+from eventmesh.transports.redis_keys import Layout
+
+
+def test_a_url_names_one_server_with_user_password_and_database() -> None:
+    url = understand("redis://me:p%40ss@host:7000/3?socket_keepalive=true")
+    assert (url.kind, url.addresses) == ("redis", (("host", 7000),))
+    assert url.options == {
+        "username": "me",
+        "password": "p@ss",
+        "db": 3,
+        "socket_keepalive": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "addresses"),
+    [
+        ("redis://", "redis", (("localhost", 6379),)),
+        ("redis://[::1]:7000", "redis", (("::1", 7000),)),
+        ("redis+sentinel://a:1,b/shop", "sentinel", (("a", 1), ("b", 26379))),
+        ("rediss+sentinel://u:p@[::1]:1,b:2/shop/4", "sentinel", (("::1", 1), ("b", 2))),
+        ("redis+cluster://:secret@a,b:7001/", "cluster", (("a", 6379), ("b", 7001))),
+        ("rediss+cluster://a/0", "cluster", (("a", 6379),)),
+    ],
+)
+def test_a_url_names_servers_sentinels_or_nodes(
+    text: str, kind: str, addresses: tuple[tuple[str, int], ...]
+) -> None:
+    url = understand(text)
+    assert (url.kind, url.addresses) == (kind, addresses)
+    assert (url.options.get("connection_class") is SSLConnection) == text.startswith("rediss")
+
+
+def test_a_sentinel_url_names_its_master_and_may_have_another_login_for_sentinels() -> None:
+    url = understand("redis+sentinel://u:p@a/my%20shop/4?sentinel_password=q&wait_replicas=2")
+    assert (url.master, url.options["db"], url.wait_replicas) == ("my shop", 4, 2)
+    assert (url.options["password"], url.sentinel_options) == ("p", {"password": "q"})
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://a,b/0", "several hosts need redis+sentinel:// or redis+cluster://"),
+        ("redis://host:port/0", "Port could not be cast"),
+        ("redis://host?health_check_interval=often", "health_check_interval"),
+        ("redis://host?wait_replicas=-1", "wait_replicas is a number of replicas, 0 or more"),
+        ("redis://host?wait_replicas=many", "invalid literal"),
+        ("redis+sentinel://host", "names no master"),
+        ("redis+sentinel://host/shop/first", "'first' is not the number of a database"),
+        ("redis+cluster://host/1", "a Redis Cluster has the database 0 only"),
+        ("rediss://host?ssl_ca_certs=/no/ca.pem", "no file /no/ca.pem, which ssl_ca_certs names"),
+    ],
+)
+def test_a_url_that_cannot_be_is_refused_with_the_reason_and_the_right_form(
+    url: str, words: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        understand(url.replace("://", "://user:s3cret@"))
+    assert words in str(caught.value)
+    assert "Write it as redis" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_on_a_cluster_the_prefix_is_the_hash_tag_of_every_key() -> None:
+    subscription = Subscription("orders.note", ("payments.paid",))
+    keys = Layout("mesh", one_slot=True).of(subscription)
+    assert {key.partition(":")[0] for key in (*keys.streams, keys.delayed, keys.dead)} == {"{mesh}"}
+    assert Layout("mesh", one_slot=False).of(subscription).dead == "mesh:dead:orders.note"
