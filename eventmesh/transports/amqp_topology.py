@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -109,7 +109,10 @@ class Queue:
             "x-message-ttl": self.delay + 1,
             # With no routing key of its own, the message keeps its own: the target queue's name.
             "x-dead-letter-exchange": "",
-            # Without this a message is lost when the broker stops while it moves it on.
+            # Without this a message is lost when the broker stops while it moves it on. With it,
+            # one that is due just as the broker starts may come 3 minutes late: where its target
+            # has no leader yet, the broker tries again only after its own setting
+            # dead_letter_worker_publisher_confirm_timeout (180 s), which no client can shorten.
             "x-dead-letter-strategy": "at-least-once",
             "x-overflow": "reject-publish",
         }
@@ -207,20 +210,6 @@ def plan_acks(outstanding: Iterable[int], done: Collection[int]) -> list[tuple[i
     if last is None:
         return [(tag, False) for tag in sorted(done)]
     return [(last, True), *((tag, False) for tag in sorted(done) if tag > last)]
-
-
-def waves(ids: Sequence[str | None], size: int) -> Iterator[range]:
-    """Cut into runs of at most `size` in which no id occurs twice, since the client library tells
-    which message came back by its id alone."""
-    start, seen = 0, set[str]()
-    for index, message_id in enumerate(ids):
-        if index - start == size or message_id in seen:
-            yield range(start, index)
-            start, seen = index, set()
-        if message_id:
-            seen.add(message_id)
-    if start < len(ids):
-        yield range(start, len(ids))
 
 
 def copied(headers: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from eventmesh.transports.amqp_topology import (
     letter_of,
     plan_acks,
     retried,
-    waves,
 )
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.outcome import Dead
@@ -168,25 +167,6 @@ def test_acknowledgements_cover_exactly_what_is_done(
 @given(tags.filter(bool))
 def test_when_all_is_done_one_acknowledgement_is_enough(outstanding: list[int]) -> None:
     assert plan_acks(outstanding, set(outstanding)) == [(outstanding[-1], True)]
-
-
-# Waves
-
-ids = st.lists(st.none() | st.just("") | st.sampled_from("abcdef"), max_size=40)
-
-
-@given(ids, st.integers(1, 10))
-def test_waves_are_runs_of_all_messages_in_their_order(ids: list[str | None], size: int) -> None:
-    runs = list(waves(ids, size))
-    assert [index for run in runs for index in run] == list(range(len(ids)))
-    assert all(0 < len(run) <= size for run in runs)
-
-
-@given(ids, st.integers(1, 10))
-def test_no_wave_has_an_id_twice(ids: list[str | None], size: int) -> None:
-    for run in waves(ids, size):
-        named = [ids[index] for index in run if ids[index]]
-        assert len(named) == len(set(named))
 
 
 # Headers

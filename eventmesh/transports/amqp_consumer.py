@@ -1,0 +1,233 @@
+"""Consuming: one channel that the broker pushes deliveries to, and their settlement."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel
+
+from eventmesh.clock import Clock
+from eventmesh.errors import Unreachable
+from eventmesh.transports.amqp_connection import LEAVE_TIMEOUT, Link
+from eventmesh.transports.amqp_frames import Arrived, Deliveries
+from eventmesh.transports.amqp_publishing import (
+    PUBLISH_TIMEOUT,
+    Parcel,
+    Sender,
+    Shipment,
+    again,
+)
+from eventmesh.transports.amqp_topology import (
+    ATTEMPT,
+    Piece,
+    Topology,
+    buried,
+    count_in,
+    delay_step,
+    plan_acks,
+    retried,
+)
+from eventmesh.transports.base import Delivery, Subscription
+from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
+from eventmesh.wire.cloudevents import from_headers
+
+_Settlements = dict[int, tuple[Delivery, Outcome]]
+"""What became of deliveries, by their tags."""
+
+
+class AmqpConsumer:
+    """A worker's hold on one subscription's queue."""
+
+    def __init__(
+        self,
+        consuming: Link,
+        publishing: Link,
+        subscription: Subscription,
+        topology: Topology,
+        clock: Clock,
+    ) -> None:
+        self._link = consuming
+        self._sender = Sender(publishing)
+        self._subscription = subscription
+        self._topology = topology
+        self._clock = clock
+        self._channel: Channel | None = None
+        self._arrived: deque[Arrived] = deque()
+        self._held: dict[int, Arrived] = {}
+        self._settling: set[int] = set()
+        self._changed = asyncio.Event()
+        self._acknowledging = asyncio.Lock()
+        self._lost: str | None = None
+
+    async def start(self, prefetch: int) -> None:
+        """Let deliveries come."""
+        async with self._link.call():
+            self._channel = channel = await self._link.new_channel()
+            channel.closing.add_done_callback(lambda _: self._lose("its channel is closed"))
+            channel.on_consumer_cancel_callbacks.add(
+                lambda _: self._lose("the broker cancelled the consumer: its queue is gone")
+            )
+            self._link.tap(channel, Deliveries(self._arrive))
+            await channel.basic_qos(prefetch_count=prefetch)
+            await channel.basic_consume(self._topology.queue(self._subscription), _not_called)
+
+    async def receive(self, limit: int) -> Sequence[Delivery]:
+        while self._lost is None and not self._arrived:
+            self._changed.clear()
+            await self._changed.wait()
+        self._working()
+        # No await from here on: a cancellation cannot lose what was taken.
+        count = min(limit, len(self._arrived))
+        return [self._deliver(self._arrived.popleft()) for _ in range(count)]
+
+    async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> None:
+        mine = {
+            delivery.token.tag: (delivery, outcome)
+            for delivery, outcome in reversed(settlements)  # the first word on each counts
+            if self._may_settle(delivery)
+        }
+        if not mine:
+            return
+        self._working()
+        done = {tag for tag, (_, outcome) in mine.items() if isinstance(outcome, Done)}
+        self._settling |= mine.keys()
+        try:
+            # First, because the others may have to wait for a broker that takes no messages.
+            await self._acknowledge(done)
+            refused = await self._send_on({tag: mine[tag] for tag in mine if tag not in done})
+        finally:
+            self._settling -= mine.keys()
+        if refused:
+            raise Unreachable(
+                f"The broker did not take {len(refused)} message(s) of {self._subscription.name} "
+                f"for a retry or as dead letters, so they will come again: "
+                f"{next(iter(refused.values()))}."
+            )
+
+    async def leave(self) -> None:
+        """Give back what is unsettled. Never fails: a broker that is gone has taken it back."""
+        self._lose("its context was left")
+        with suppress(Unreachable):
+            async with self._link.call(LEAVE_TIMEOUT):
+                await self._give_back()
+        with suppress(Unreachable):
+            async with self._link.call(LEAVE_TIMEOUT):
+                await self._sender.close()
+
+    async def _give_back(self) -> None:
+        """By closing the channel, and no more: what is pushed while a consumer is being cancelled
+        would go back before what it holds, and come out of order."""
+        channel, self._channel = self._channel, None
+        self._held.clear()
+        self._arrived.clear()
+        if channel is not None and not channel.is_closed:
+            await channel.close()
+
+    def _arrive(self, message: Arrived) -> None:
+        self._arrived.append(message)
+        self._changed.set()
+
+    def _lose(self, why: str) -> None:
+        self._lost = self._lost or why
+        self._changed.set()
+
+    def _may_settle(self, delivery: Delivery) -> bool:
+        """Whether it is unsettled, and nobody is settling it."""
+        tag = delivery.token.tag
+        return self._held.get(tag) is delivery.token and tag not in self._settling
+
+    def _working(self) -> Channel:
+        """The channel; Unreachable once it is lost."""
+        if self._lost is not None or self._channel is None:
+            raise Unreachable(
+                f"The broker at {self._link.address} no longer delivers "
+                f"{self._subscription.name}: {self._lost}. Consume it anew."
+            )
+        return self._channel
+
+    def _deliver(self, message: Arrived) -> Delivery:
+        content_type, headers = message.essentials()
+        self._held[message.tag] = message
+        return Delivery(
+            from_headers(headers, content_type, message.body),
+            attempt=count_in(headers, ATTEMPT, 1),
+            deliveries=1 + count_in(headers, "x-delivery-count", 0),
+            token=message,
+        )
+
+    async def _send_on(self, mine: _Settlements) -> dict[int, str]:
+        """Store copies of what is to be retried or dead, and acknowledge it; the reasons by tag
+        where that failed."""
+        parcels: dict[int, Parcel] = {}
+        needs: list[Piece] = []
+        for tag, (delivery, outcome) in sorted(mine.items()):
+            match outcome:
+                case RetryAfter(delay):
+                    step = delay_step(delay)
+                    parcels[tag] = self._retry(delivery, step)
+                    if step is not None:
+                        needs += self._topology.for_delay(step)
+                case Dead():
+                    parcels[tag] = self._bury(delivery, outcome)
+        if not parcels:
+            return {}
+        needs += self._topology.for_subscription(self._subscription)
+        tags = list(parcels)
+        shipment = Shipment(list(parcels.values()))
+        try:
+            async with self._link.call(PUBLISH_TIMEOUT):
+                refused = await self._sender.send(shipment, needs)
+        finally:
+            # Also where the others were interrupted: these are safe, and need not come again.
+            await self._acknowledge({tags[place] for place in shipment.confirmed})
+        return {tags[place]: why for place, why in refused.items()}
+
+    def _retry(self, delivery: Delivery, step: int | None) -> Parcel:
+        message: Arrived = delivery.token
+        _, came = message.essentials()
+        exchange = "" if step is None else self._topology.delay(step)
+        return again(
+            message.properties(),
+            message.body,
+            exchange,
+            self._topology.queue(self._subscription),
+            retried(came, delivery.attempt + 1),
+        )
+
+    def _bury(self, delivery: Delivery, dead: Dead) -> Parcel:
+        message: Arrived = delivery.token
+        _, came = message.essentials()
+        headers = buried(
+            came,
+            dead,
+            attempts=delivery.attempt,
+            letter_id=self._clock.new_id(),
+            now=self._clock.now(),
+        )
+        return again(
+            message.properties(),
+            message.body,
+            "",
+            self._topology.dead(self._subscription),
+            headers,
+        )
+
+    async def _acknowledge(self, tags: Iterable[int]) -> None:
+        # One at a time: an acknowledgement of many must not be overtaken by a later one.
+        async with self._acknowledging, self._link.call():
+            wanted = [tag for tag in tags if tag in self._held]
+            if not wanted:
+                return
+            channel, acks = self._working(), plan_acks(self._held, set(wanted))
+            for tag in wanted:
+                del self._held[tag]
+            for tag, multiple in acks:
+                await channel.basic_ack(tag, multiple=multiple, wait=False)
+
+
+async def _not_called(_: DeliveredMessage) -> None:
+    """Deliveries go to the tap."""

@@ -1,0 +1,568 @@
+"""What RabbitMQ and its operators do to a transport that works, on a real broker of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from os import environ
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiormq
+import pytest
+from aiormq.abc import ChannelFrame
+from pamqp.body import ContentBody
+from pamqp.commands import Basic
+from pamqp.frame import marshal
+from pamqp.header import ContentHeader
+
+from eventmesh.clock import SystemClock
+from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
+from eventmesh.transports import amqp, amqp_consumer
+from eventmesh.transports.base import Consumer, Delivery, Subscription, Transport, TransportOptions
+from eventmesh.transports.factory import open_transport
+from eventmesh.transports.outcome import DONE, Dead, RetryAfter
+from eventmesh.wire.envelope import Envelope
+
+PATIENCE = 30.0
+"""Seconds within which what must happen happens; only a failure takes so long."""
+
+AT_ONCE = 3.0
+"""Seconds in which a loss must be noticed."""
+
+START_PATIENCE = 90.0
+MAX_MESSAGE_BYTES = 200_000
+TLS_PORT, PORT = "5671/tcp", "5672/tcp"
+
+SETTINGS = f"""\
+max_message_size = {MAX_MESSAGE_BYTES}
+listeners.ssl.default = 5671
+ssl_options.cacertfile = /eventmesh/ca.pem
+ssl_options.certfile = /eventmesh/server.pem
+ssl_options.keyfile = /eventmesh/server.key
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+"""
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A RabbitMQ in a container, at `url`, whose TLS port asks for a certificate."""
+
+    container: str
+    url: str
+    tls_address: str
+    password: str
+    certificates: Path
+
+    def control(self, *arguments: str) -> str:
+        """`rabbitmqctl` with these arguments."""
+        return docker("exec", self.container, "rabbitmqctl", "-q", *arguments)
+
+
+def docker(*arguments: str, patience: float = PATIENCE) -> str:
+    ran = subprocess.run(  # noqa: S603 - our own command line
+        ["docker", *arguments],  # noqa: S607
+        capture_output=True,
+        text=True,
+        timeout=patience,
+        check=False,
+    )
+    if ran.returncode:
+        raise RuntimeError(f"docker {' '.join(arguments)}: {ran.stderr.strip()}")
+    return ran.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and a server's and a client's certificate signed by it."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl on this machine to make certificates with")
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def run(*arguments: str) -> None:
+        subprocess.run(  # noqa: S603 - our own command line
+            [openssl, *arguments], cwd=folder, check=True, capture_output=True, timeout=PATIENCE
+        )
+
+    fresh = ("req", "-newkey", "rsa:2048", "-nodes")
+    run(*fresh, "-x509", "-days", "2", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem")
+    for name, subject in (("server", "/CN=localhost"), ("client", "/CN=client")):
+        run(*fresh, "-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        signed_by = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2")
+        run(
+            "x509",
+            "-req",
+            "-in",
+            f"{name}.csr",
+            *signed_by,
+            "-extfile",
+            "names",
+            "-out",
+            f"{name}.pem",
+        )
+    for path in folder.iterdir():
+        path.chmod(0o644)  # for the user that runs in the container
+    folder.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def broker(certificates: Path) -> Iterator[Broker]:
+    image = environ.get("EVENTMESH_TEST_RABBITMQ_IMAGE", "rabbitmq:4")
+    if shutil.which("docker") is None:
+        pytest.skip("no docker on this machine for a broker that may be troubled")
+    (certificates / "50-eventmesh.conf").write_text(SETTINGS)
+    name, password = f"eventmesh-test-{secrets.token_hex(6)}", secrets.token_hex(16)
+    try:
+        docker(
+            *("run", "--detach", "--rm", "--name", name, "--label", "eventmesh.testing=rabbitmq"),
+            *("-p", "127.0.0.1::5671", "-p", "127.0.0.1::5672"),
+            *("-e", "RABBITMQ_DEFAULT_USER=eventmesh", "-e", f"RABBITMQ_DEFAULT_PASS={password}"),
+            *("-v", f"{certificates}:/eventmesh:ro"),
+            *("-v", f"{certificates}/50-eventmesh.conf:/etc/rabbitmq/conf.d/50-eventmesh.conf:ro"),
+            image,
+            patience=START_PATIENCE,
+        )
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"no container of {image}: {error}")
+    try:
+        ports = json.loads(docker("inspect", name, "--format", "{{json .NetworkSettings.Ports}}"))
+        started = Broker(
+            name,
+            f"amqp://eventmesh:{password}@127.0.0.1:{ports[PORT][0]['HostPort']}/",
+            f"localhost:{ports[TLS_PORT][0]['HostPort']}",
+            password,
+            certificates,
+        )
+        asyncio.run(answers(started.url))
+        yield started
+    finally:
+        docker("rm", "--force", "--volumes", name)
+
+
+async def answers(url: str) -> None:
+    """Return once the broker takes our password."""
+    async with asyncio.timeout(START_PATIENCE):
+        while True:
+            try:
+                await (await aiormq.connect(url)).close()
+                return
+            except (OSError, aiormq.exceptions.AMQPError):
+                await asyncio.sleep(0.2)
+
+
+@dataclass(frozen=True)
+class Rig:
+    """Names of one test's own on a broker."""
+
+    url: str
+    prefix: str
+
+    def open(self) -> AbstractAsyncContextManager[Transport]:
+        return open_transport(self.url, SystemClock(), TransportOptions(prefix=self.prefix))
+
+    def subscription(self, name: str, message: str = "happened") -> Subscription:
+        return Subscription(f"test.{name}", (f"test.{message}",))
+
+    def envelopes(self, count: int) -> list[Envelope]:
+        """New messages `test.happened`, whose data is their number."""
+        clock = SystemClock()
+        required = {"specversion": "1.0", "source": "/test", "type": "test.happened"}
+        return [
+            Envelope({**required, "id": clock.new_id()}, b'{"number":%d}' % number)
+            for number in range(count)
+        ]
+
+
+@pytest.fixture
+def rig(broker: Broker) -> Rig:
+    return Rig(broker.url, f"test-{secrets.token_hex(5)}")
+
+
+@pytest.fixture
+async def transport(rig: Rig) -> AsyncIterator[Transport]:
+    async with rig.open() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def operator(broker: Broker) -> AsyncIterator[aiormq.abc.AbstractChannel]:
+    """A channel of somebody who knows nothing of EventMesh."""
+    connection = await aiormq.connect(broker.url)
+    try:
+        yield await connection.channel(publisher_confirms=False)
+    finally:
+        await connection.close()
+
+
+async def take(consumer: Consumer, count: int) -> list[Delivery]:
+    got: list[Delivery] = []
+    async with asyncio.timeout(PATIENCE):
+        while len(got) < count:
+            got.extend(await consumer.receive(count - len(got)))
+    return got
+
+
+async def take_all(transport: Transport, subscription: Subscription, count: int) -> list[str]:
+    """The ids of so many deliveries, settled as done."""
+    async with transport.consume(subscription, prefetch=100) as consumer:
+        got = await take(consumer, count)
+        await consumer.settle([(delivery, DONE) for delivery in got])
+    return [delivery.envelope.id for delivery in got]
+
+
+async def take_until(
+    transport: Transport, subscription: Subscription, wanted: set[str]
+) -> set[str]:
+    """The different ids that were delivered by the time that all of these were."""
+    seen: set[str] = set()
+    async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=100) as consumer:
+        while not wanted <= seen:
+            got = await consumer.receive(100)
+            seen.update(delivery.envelope.id for delivery in got)
+            await consumer.settle([(delivery, DONE) for delivery in got])
+    return seen
+
+
+async def lost(consumer: Consumer) -> float:
+    """Wait until the consumer says that it is lost; how many seconds that took."""
+    began = time.monotonic()
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(Unreachable):
+            await consumer.receive(1)
+    return time.monotonic() - began
+
+
+def ids(envelopes: list[Envelope]) -> list[str]:
+    return [envelope.id for envelope in envelopes]
+
+
+# --- what consumes is lost ---
+
+
+async def test_a_deleted_queue_is_noticed_at_once_made_again_and_misses_nothing(
+    rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
+) -> None:
+    subscription = rig.subscription("orphan")
+    sent = rig.envelopes(5)
+    async with transport.consume(subscription, prefetch=10) as consumer:
+        await operator.queue_delete(f"{rig.prefix}.queue.{subscription.name}")
+        assert await lost(consumer) < AT_ONCE
+        await transport.publish(sent)  # while there is no queue
+    assert await take_all(transport, subscription, 5) == ids(sent)
+
+
+async def test_a_deleted_exchange_is_made_again(
+    rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
+) -> None:
+    subscription = rig.subscription("reader")
+    first, second = rig.envelopes(3), rig.envelopes(3)
+    async with transport.consume(subscription, prefetch=10) as consumer:
+        await transport.publish(first)
+        await operator.exchange_delete(rig.prefix)
+        await transport.publish(second)
+        got = await take(consumer, 3)
+        await consumer.settle([(delivery, DONE) for delivery in got])
+        assert [delivery.envelope.id for delivery in got] == ids(first)
+    # The binding went with the exchange: what came meanwhile was kept for who declares it again.
+    assert await take_all(transport, subscription, 3) == ids(second)
+
+
+async def test_closed_connections_are_noticed_at_once_and_opened_again(
+    rig: Rig, transport: Transport, broker: Broker
+) -> None:
+    subscription = rig.subscription("cut")
+    first, second = rig.envelopes(4), rig.envelopes(4)
+    async with transport.consume(subscription, prefetch=10) as consumer:
+        await transport.publish(first)
+        held = await take(consumer, 4)
+        waiting = asyncio.ensure_future(lost(consumer))
+        await asyncio.to_thread(broker.control, "close_all_connections", "test")
+        assert await waiting < PATIENCE
+        with pytest.raises(Unreachable):
+            await consumer.settle([(delivery, DONE) for delivery in held])
+    await transport.publish(second)
+    assert sorted(await take_all(transport, subscription, 8)) == sorted(ids([*first, *second]))
+
+
+async def test_one_lost_queue_is_not_another_consumers(
+    rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
+) -> None:
+    doomed, spared = rig.subscription("doomed", "ended"), rig.subscription("spared")
+    async with (
+        transport.consume(doomed, prefetch=10) as one,
+        transport.consume(spared, prefetch=10) as other,
+    ):
+        await operator.queue_delete(f"{rig.prefix}.queue.{doomed.name}")
+        assert await lost(one) < AT_ONCE
+        await transport.publish(rig.envelopes(1))
+        [delivery] = await take(other, 1)
+        await other.settle([(delivery, DONE)])
+
+
+# --- what is published is refused ---
+
+
+async def test_a_message_too_large_for_the_broker_hurts_no_other(
+    rig: Rig, transport: Transport
+) -> None:
+    subscription = rig.subscription("reader")
+    await transport.declare([subscription])
+    batches = [rig.envelopes(20) for _ in range(4)]
+    large = Envelope(batches[0][7].attributes, b"x" * (MAX_MESSAGE_BYTES + 1))
+    batches[0][7] = large
+    async with transport.consume(subscription, prefetch=10) as consumer:
+        await transport.publish(batches[1][:1])
+        [delivery] = await take(consumer, 1)
+        results = await asyncio.gather(
+            *(transport.publish(batch) for batch in (batches[0], batches[1][1:], *batches[2:])),
+            consumer.settle([(delivery, RetryAfter(0.0))]),
+            return_exceptions=True,
+        )
+    assert isinstance(results[0], PublishError)
+    assert list(results[0].refused) == [large.id]
+    assert "larger than configured max size" in results[0].refused[large.id]
+    assert results[1:] == [None] * 4
+    # At least once: what was not confirmed when the channel was closed was sent again.
+    wanted = {each.id for batch in batches for each in batch} - {large.id}
+    assert await take_until(transport, subscription, wanted) == wanted
+
+
+# --- the way to the broker ends in the middle of a batch ---
+
+
+class Wire:
+    """Passes a connection on to the broker, up to so many bytes from the client; then it passes no
+    more of them, or cuts the connection."""
+
+    def __init__(self, host: str, port: int, *, most: int, cut: bool) -> None:
+        self._target = (host, port)
+        self._left = most
+        self._cut = cut
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[int]:
+        """The port at which it listens."""
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            for writer in self._writers:
+                writer.transport.abort()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        broker_reader, broker_writer = await asyncio.open_connection(*self._target)
+        self._writers += [writer, broker_writer]
+        for work in (self._there(reader, broker_writer), self._back(broker_reader, writer)):
+            self._tasks.add(asyncio.ensure_future(work))
+
+    async def _there(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(4096):
+            self._left -= len(chunk)
+            if self._left > 0:
+                writer.write(chunk)
+                await writer.drain()
+            elif self._cut:
+                for each in self._writers:
+                    each.transport.abort()
+
+    async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(65536):
+            writer.write(chunk)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["silent", "cut"])
+async def test_a_batch_that_is_interrupted_says_what_is_safe(
+    cut: bool, rig: Rig, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amqp, "PUBLISH_TIMEOUT", 3.0)
+    subscription = rig.subscription("reader")
+    await transport.declare([subscription])
+    batch = [Envelope(each.attributes, b"x" * 5_000) for each in rig.envelopes(300)]
+    parts = urlsplit(rig.url)
+    assert parts.hostname
+    assert parts.port
+    wire = Wire(parts.hostname, parts.port, most=500_000, cut=cut)
+    async with wire.open() as port:
+        url = rig.url.replace(f":{parts.port}/", f":{port}/")
+        async with open_transport(url, SystemClock(), TransportOptions(prefix=rig.prefix)) as wired:
+            with pytest.raises(PublishInterrupted) as caught:
+                await wired.publish(batch)
+    assert caught.value.confirmed < set(ids(batch))
+    assert cut or len(caught.value.confirmed) > 50
+    delivered = await take_until(transport, subscription, set(caught.value.confirmed))
+    assert caught.value.confirmed <= delivered < set(ids(batch))
+
+
+# --- the broker is short of memory ---
+
+
+async def test_while_the_broker_is_short_of_memory_consuming_goes_on(
+    rig: Rig, transport: Transport, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amqp, "PUBLISH_TIMEOUT", 1.0)
+    monkeypatch.setattr(amqp_consumer, "PUBLISH_TIMEOUT", 1.0)
+    subscription = rig.subscription("reader")
+    backlog, more = rig.envelopes(30), rig.envelopes(5)
+    await transport.declare([subscription])
+    await transport.publish(backlog)
+    await asyncio.to_thread(broker.control, "set_vm_memory_high_watermark", "0")
+    try:
+        for _ in range(2):  # as the connection is blocked, and as it is known to be
+            with pytest.raises(Unreachable, match="memory or disk"):
+                await transport.publish(more)
+        async with transport.consume(subscription, prefetch=10) as consumer:
+            got: list[Delivery] = []
+            while len(got) < 28:
+                batch = await consumer.receive(28 - len(got))
+                got += batch
+                await consumer.settle([(delivery, DONE) for delivery in batch])
+            [last, done] = await take(consumer, 2)
+            with pytest.raises(Unreachable):
+                await consumer.settle([(last, RetryAfter(0.0)), (done, DONE)])
+        async with transport.consume(subscription, prefetch=10) as consumer:
+            [again] = await take(consumer, 1)
+            assert again.envelope.id == last.envelope.id
+            await consumer.settle([(again, DONE)])
+            assert (await transport.stats(subscription)).ready == 0
+    finally:
+        await asyncio.to_thread(broker.control, "set_vm_memory_high_watermark", "0.6")
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                await transport.publish(more)
+                break
+            except Unreachable:
+                continue
+    assert await take_until(transport, subscription, set(ids(more))) == set(ids(more))
+
+
+# --- messages that make no sense ---
+
+ABSURD_TIME = (253_402_300_800_000).to_bytes(8, "big")
+"""The year 10000, in milliseconds: the client library's decoder raises."""
+
+
+def with_absurd_timestamp(properties: Basic.Properties) -> bytes:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    properties.timestamp = moment
+    raw = ContentHeader(body_size=2, properties=properties).marshal()
+    return raw.replace(int(moment.timestamp()).to_bytes(8, "big"), ABSURD_TIME)
+
+
+def with_a_name_that_is_no_text(properties: Basic.Properties) -> bytes:
+    properties.headers = {**(properties.headers or {}), "name": "x"}
+    return ContentHeader(body_size=2, properties=properties).marshal().replace(b"name", b"\xff" * 4)
+
+
+async def put(channel: aiormq.abc.AbstractChannel, exchange: str, key: str, header: bytes) -> None:
+    """Publish a message whose header the client library would not write."""
+    number = channel.number
+    publish = marshal(Basic.Publish(exchange=exchange, routing_key=key), number)
+    empty = marshal(ContentHeader(body_size=2), number)
+    frame = empty[:3] + len(header).to_bytes(4, "big") + header + empty[-1:]
+    body = marshal(ContentBody(b"{}"), number)
+    await channel.connection.write_queue.put(ChannelFrame(publish + frame + body, False))
+
+
+@pytest.mark.parametrize(
+    "absurd", [with_absurd_timestamp, with_a_name_that_is_no_text], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("when", ["before a subscription", "while consuming"])
+async def test_a_header_that_cannot_be_decoded_becomes_a_dead_letter_and_stops_nobody(
+    absurd: object, when: str, rig: Rig, operator: aiormq.abc.AbstractChannel
+) -> None:
+    assert callable(absurd)
+    [envelope] = rig.envelopes(1)
+    name, subscription = "test.happened", rig.subscription("reader")
+    headers = {f"cloudEvents_{key}": value for key, value in envelope.attributes.items()}
+    header = absurd(Basic.Properties(headers=headers, message_id="absurd", delivery_mode=2))
+    async with rig.open() as transport:
+        if when == "before a subscription":
+            await transport.publish([envelope])  # which makes what it is kept in
+            await put(operator, rig.prefix, name, header)
+        else:
+            await transport.declare([subscription])
+            await put(operator, rig.prefix, name, header)
+            await transport.publish([envelope])
+        async with transport.consume(subscription, prefetch=10) as consumer:
+            got = await take(consumer, 2)
+            odd = [each for each in got if each.envelope.data == b"{}"]
+            [good] = [each for each in got if each.envelope.data == envelope.data]
+            assert good.envelope.id == envelope.id
+            assert len(odd) == 1
+            await consumer.settle([(good, DONE), (odd[0], RetryAfter(0.0))])
+            [again] = await take(consumer, 1)
+            assert again.attempt == 2
+            await consumer.settle([(again, Dead("no sense"))])
+        [letter] = await transport.dead_letters(subscription, limit=5)
+        assert (letter.reason, letter.envelope.data) == ("no sense", b"{}")
+        assert list(await transport.replay(subscription, [letter.id])) == [letter.id]
+        async with transport.consume(subscription, prefetch=10) as consumer:
+            [replayed] = await take(consumer, 1)
+            await consumer.settle([(replayed, DONE)])
+    assert replayed.envelope.data == b"{}"
+
+
+# --- where the broker is ---
+
+
+async def test_the_next_node_is_tried_when_one_does_not_answer(rig: Rig, broker: Broker) -> None:
+    address = broker.url.removeprefix("amqp://").rstrip("/")
+    user, host = address.split("@")
+    url = f"amqp://{user}@127.0.0.1:1,{host},127.0.0.1:2/"
+    for _ in range(6):  # it begins anywhere
+        options = TransportOptions(prefix=rig.prefix)
+        async with open_transport(url, SystemClock(), options) as transport:
+            await transport.publish(rig.envelopes(1))
+
+
+async def test_nobody_answers() -> None:
+    url = "amqp://u:s3cret@127.0.0.1:1,127.0.0.1:2/"
+    with pytest.raises(Unreachable, match=r"u:\*\*\*@127\.0\.0\.1:1,127\.0\.0\.1:2"):
+        async with open_transport(url, SystemClock(), TransportOptions()):
+            pass
+
+
+# --- TLS ---
+
+
+async def test_tls_with_an_authority_and_a_certificate_of_ones_own(
+    rig: Rig, broker: Broker
+) -> None:
+    at = broker.certificates
+    certificate = f"certfile={at}/client.pem&keyfile={at}/client.key"
+    base = f"amqps://eventmesh:{broker.password}@{broker.tls_address}/"
+    options = TransportOptions(prefix=rig.prefix)
+    subscription = rig.subscription("reader")
+    sent = rig.envelopes(3)
+    url = f"{base}?cafile={at}/ca.pem&{certificate}"
+    async with open_transport(url, SystemClock(), options) as transport:
+        await transport.declare([subscription])
+        await transport.publish(sent)
+        assert await take_all(transport, subscription, 3) == ids(sent)
+    for wrong, words in (
+        (f"{base}?{certificate}", "signed by an authority that is trusted here"),
+        (f"{base}?cafile={at}/ca.pem", "cannot be used"),  # the broker asks for a certificate
+    ):
+        with pytest.raises(Unreachable, match=words) as caught:
+            async with open_transport(wrong, SystemClock(), options):
+                pass
+        assert broker.password not in str(caught.value)

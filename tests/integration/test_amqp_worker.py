@@ -1,0 +1,74 @@
+"""A real worker process whose queues and exchanges are deleted under it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiormq
+import pytest
+from aiormq.exceptions import ChannelNotFoundEntity
+
+from eventmesh.transports.amqp_topology import Topology
+from eventmesh.transports.base import Subscription
+
+DEPOSITS = Subscription("bank.deposit", ("bank.deposit",))
+TOLD = Subscription("bank.tell", ("bank.deposited",))
+
+
+PATIENCE = 30.0
+
+
+@pytest.fixture
+async def operator(
+    durable_url: Callable[[str], str],
+) -> AsyncIterator[aiormq.abc.AbstractConnection]:
+    """A connection of somebody with the right to delete."""
+    connection = await aiormq.connect(durable_url("amqp"))
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def made_again(operator: aiormq.abc.AbstractConnection, exchange: str) -> None:
+    """Return once there is such an exchange."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            channel = await operator.channel()  # the broker closes one that asks in vain
+            try:
+                await channel.exchange_declare(exchange, passive=True)
+                return
+            except ChannelNotFoundEntity:
+                await asyncio.sleep(0.05)
+
+
+async def test_a_worker_makes_what_was_deleted_under_it_again_and_misses_nothing(
+    on: Callable[[str], Any],
+    put: Callable[..., Any],
+    attributes: Callable[..., dict[str, str]],
+    operator: aiormq.abc.AbstractConnection,
+) -> None:
+    project = on("amqp")
+    worker = project.worker()
+    topology = Topology(project.prefix)
+
+    async def deposit(owner: str) -> None:
+        await put(project, attributes(), b'{"owner": "%b", "cents": 500}' % owner.encode())
+        worker.until_prints(f"{owner} has 5.00")
+
+    await deposit("first")
+    channel = await operator.channel()
+    for queue in (topology.queue(DEPOSITS), topology.queue(TOLD)):
+        await channel.queue_delete(queue)
+    await deposit("second")
+    assert worker.events().count("subscription waits") == 2
+
+    await channel.exchange_delete(topology.exchange)
+    for queue in (topology.queue(DEPOSITS), topology.queue(TOLD)):
+        await channel.queue_delete(queue)
+    await made_again(operator, topology.exchange)
+    await deposit("third")
+    assert worker.events().count("subscription waits") == 4
+    worker.drain()
