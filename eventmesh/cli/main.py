@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from eventmesh.cli import database, demo, dlq, schema, worker
+from eventmesh.cli import asyncapi, database, demo, dlq, schema, worker
 from eventmesh.errors import EventMeshError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command()(worker.worker)
 app.command()(worker.dev)
 app.command()(demo.demo)
+app.command()(asyncapi.asyncapi)
 app.add_typer(schema.app, name="schema")
 app.add_typer(database.app, name="db")
 app.add_typer(dlq.app, name="dlq")

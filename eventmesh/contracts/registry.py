@@ -48,6 +48,11 @@ class Registry:
             and self._models[identity.name] is model
         )
 
+    def published(self) -> Iterator[type[Message]]:
+        """The models of messages that the service declared to publish, by name."""
+        for name in sorted(self._published):
+            yield self._models[name]
+
     def get(self, name: str) -> type[Message] | None:
         """The model of this name, if the service knows one."""
         return self._models.get(name)

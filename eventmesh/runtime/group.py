@@ -30,6 +30,9 @@ from eventmesh.transports.outcome import DONE, Dead, Outcome
 SUSPECT_AFTER = 3
 """Deliveries, of one attempt, after which a message is handled alone and its starts are counted."""
 
+CALM = 10
+"""Messages handed out for the first time, in a row, after which nobody is suspected any more."""
+
 Settlement = tuple[Delivery, Outcome]
 _Readable = tuple[Delivery, Message]
 
@@ -43,9 +46,15 @@ class GroupRunner:
         self.handler = handler
         self._clock = service.clock
         self._settings = service.settings
-        # Without a database the broker's count has to do; RabbitMQ's has in it what nobody began.
+        # Without a database the broker's count has to do, which has in it what nobody began.
         self._counts_starts = service.needs_database
-        self._most_deliveries = math.inf if self._counts_starts else self._settings.max_deliveries
+        enough = max(self._settings.max_deliveries, SUSPECT_AFTER + 2)
+        self._most_deliveries = math.inf if self._counts_starts else enough
+        self.careful = not self._counts_starts
+        """Whether to take one message at a time from the broker, so that what kills its worker is
+        counted, and nothing beside it. So it is at first: the worker before may have been killed.
+        """
+        self._calm = 0
         self._size = 1
         self._failures = 0
         self._log = DeliveryLog(service.name, handler.subscription.name)
@@ -53,15 +62,19 @@ class GroupRunner:
     @property
     def size(self) -> int:
         """How many deliveries to take next: doubled by success in time, 1 after a failure."""
-        return self._size
+        return 1 if self.careful else self._size
 
     async def run(
         self, deliveries: Sequence[Delivery], stopping: Callable[[], bool]
     ) -> list[Settlement]:
-        """What became of each delivery. Those not started when `stopping` turns true are left out.
+        """What became of each delivery. Those not started when `stopping` turns true are left out;
+        all are, when they are to be taken again more carefully.
 
         Unreachable when the database is gone; then nothing of the current group has happened.
         """
+        if not self._counts_starts and self._grows_careful(deliveries):
+            self._log.careful()
+            return []
         began_at, failures = self._clock.monotonic(), self._failures
         HANDLING.set(self._service.name if self.handler.transactional else "")
         with self._log.batch():
@@ -76,6 +89,16 @@ class GroupRunner:
                 self._size, len(deliveries), took, settings.group_size, settings.group_time
             )
         return settlements
+
+    def _grows_careful(self, deliveries: Sequence[Delivery]) -> bool:
+        """Whether these are to be given back and taken one by one, as some were handed out before.
+        Care ends after CALM messages in a row that were not."""
+        if any(delivery.deliveries > 1 for delivery in deliveries):
+            was_careful, self.careful, self._calm = self.careful, True, 0
+            return not was_careful
+        self._calm += len(deliveries)
+        self.careful = self.careful and self._calm < CALM
+        return False
 
     def _read(self, deliveries: Sequence[Delivery]) -> tuple[list[Settlement], list[_Readable]]:
         """Those that can never be handled, settled; and the others with their messages."""

@@ -41,6 +41,8 @@ class Handler:
     isolated: bool = False
     concurrency: int = 1
     returns: frozenset[type[Message]] = frozenset()
+    elsewhere: bool = False
+    """Called by another program than a worker, which leaves its subscription alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,9 @@ async def problems(worker: Worker, *, outbox_max_age: float) -> list[str]:
             if service.needs_database
         )
     )
-    expected = [name for service in worker.services for name in service.handlers]
+    expected = [
+        handler.subscription.name for service in worker.services for handler in service.worked
+    ]
     return [
         *_standstills(worker.vitals, expected),
         *(problem for problems in asked for problem in problems),

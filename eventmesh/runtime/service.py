@@ -159,6 +159,11 @@ class Service:
         self.handlers[name] = handler
 
     @property
+    def worked(self) -> Sequence[Handler]:
+        """The handlers that a worker runs."""
+        return [handler for handler in self.handlers.values() if not handler.elsewhere]
+
+    @property
     def needs_database(self) -> bool:
         """Whether anything of this service reads or writes its database."""
         return (

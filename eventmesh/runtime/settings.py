@@ -58,8 +58,8 @@ class Settings(BaseSettings):
 
     max_deliveries: int = Field(default=10, ge=1)
     """How often a message may be handed to workers that vanish while they handle it, before it
-    counts as deadly. From the fourth time on, the service's database counts those that began; in a
-    service without one, the broker's count has to do."""
+    counts as deadly; at least five. From the fourth time on, the service's database counts those
+    that began; in a service without one, messages are then taken from the broker one by one."""
 
     max_message_bytes: int = Field(default=DEFAULT_MAX_BYTES, ge=1)
     """The largest data of a message that may be published."""

@@ -73,11 +73,7 @@ class Worker:
                     stack.push_async_callback(service.close)
                     await service.database()
             await self.transport.declare(
-                [
-                    handler.subscription
-                    for service in self.services
-                    for handler in service.handlers.values()
-                ]
+                [handler.subscription for service in self.services for handler in service.worked]
             )
             yield
 
@@ -103,7 +99,7 @@ class Worker:
             consuming = [
                 tasks.create_task(self._consume(service, handler, stopping))
                 for service in self.services
-                for handler in service.handlers.values()
+                for handler in service.worked
             ]
             self._say_if_ready()  # a worker without subscriptions is
             await asyncio.wait([stopping])
@@ -144,9 +140,11 @@ class Worker:
         reconnect: Reconnect,
         stopping: asyncio.Future[Any],
     ) -> None:
-        """Consume, in as many lanes as there are runners, until `stopping`; Unreachable once the
-        broker is lost."""
-        most = max(self.settings.prefetch, len(runners))
+        """Consume, in as many lanes as there are runners, until `stopping`, or until it is to be
+        done more carefully or no longer so; Unreachable once the broker is lost."""
+        careful = any(runner.careful for runner in runners)
+        most = 1 if careful else max(self.settings.prefetch, len(runners))
+        anew: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         async with (
             self.transport.consume(handler.subscription, prefetch=most) as consumer,
             split(consumer, len(runners), most) as lanes,
@@ -154,7 +152,7 @@ class Worker:
             with vitals.consuming():
                 self._say_if_ready()
                 await _all_of(
-                    self._serve(number, lane, runner, vitals, reconnect, stopping)
+                    self._serve(number, lane, runner, vitals, reconnect, stopping, anew)
                     for number, (lane, runner) in enumerate(zip(lanes, runners, strict=True))
                 )
 
@@ -166,15 +164,19 @@ class Worker:
         vitals: SubscriptionVitals,
         reconnect: Reconnect,
         stopping: asyncio.Future[Any],
+        anew: asyncio.Future[None],
     ) -> None:
-        """Handle what comes to one lane, batch after batch."""
+        """Handle what comes to one lane, batch after batch, until either future is done."""
+        careful = runner.careful
         with leaks_caught():
-            while deliveries := await _receive(lane, runner.size, stopping):
+            while deliveries := await _receive(lane, runner.size, stopping, anew):
                 with vitals.handling(number):
                     settlements = await self._run(runner, deliveries, vitals, stopping)
                 await lane.settle(settlements)
                 vitals.settled(outcome for _, outcome in settlements)
                 reconnect.succeeded()
+                if runner.careful != careful and not anew.done():
+                    anew.set_result(None)
 
     async def _run(
         self,
@@ -208,7 +210,7 @@ class Worker:
 
     def _say_if_ready(self) -> None:
         """Tell, once, that everything is consumed."""
-        expected = sum(len(service.handlers) for service in self.services)
+        expected = sum(len(service.worked) for service in self.services)
         consumed = [vitals for vitals in self.vitals.subscriptions if not vitals.trouble]
         if self.ready.is_set() or len(consumed) < expected:
             return
@@ -238,13 +240,13 @@ async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 async def _receive(
-    consumer: Consumer, limit: int, stopping: asyncio.Future[Any]
+    consumer: Consumer, limit: int, *ends: asyncio.Future[Any]
 ) -> Sequence[Delivery]:
-    """The next deliveries; none once the worker is to stop."""
-    if stopping.done():
+    """The next deliveries; none once any of these is done."""
+    if any(end.done() for end in ends):
         return ()
     receiving = asyncio.ensure_future(consumer.receive(limit))
-    waits: list[asyncio.Future[Any]] = [receiving, stopping]
+    waits: list[asyncio.Future[Any]] = [receiving, *ends]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         return receiving.result() if receiving.done() else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from eventmesh.persistence import outbox, sagas, starts
 from eventmesh.persistence.database import AsyncSession
 from eventmesh.persistence.tables import inbox, start
 from eventmesh.runtime.group import GroupRunner
+from eventmesh.runtime.handler import bind
 from eventmesh.runtime.lanes import lane_of
 from eventmesh.runtime.relay import Relay, hold_time
 from eventmesh.runtime.vitals import SubscriptionVitals
@@ -1028,6 +1029,30 @@ async def test_two_sagas_that_one_event_starts_both_come_to_their_end(mesh: Mesh
     async with mesh.worker():
         await done.publish(Done(number=1))
         await until(both_completed)
+
+
+async def test_a_handler_that_runs_elsewhere_is_left_alone(mesh: Mesh) -> None:
+    """As in a FastStream app of the same service; a worker relays its outbox."""
+    handled: list[int] = []
+    heard: list[int] = []
+
+    @mesh.service.subscriber(Heard)
+    async def hear(event: Heard) -> None:
+        heard.append(event.number)
+
+    async def do(command: Do, tx: Transaction) -> None:
+        handled.append(command.number)
+
+    bound = bind(do, (), subscription="shop.do", retry=SOON)
+    mesh.service.add_handler(replace(bound, elsewhere=True))
+    publisher = mesh.service.publisher(Heard)
+    await mesh.transport.declare([bound.subscription])
+    async with mesh.worker():
+        await mesh.send(1, 2)
+        await publisher.publish(Heard(number=3))
+        await until_true(lambda: heard == [3])
+    assert not handled
+    assert (await mesh.transport.stats(bound.subscription)).ready == 2
 
 
 # Lanes

@@ -1,0 +1,1 @@
+"""EventMesh inside what was built with something else."""

@@ -1,0 +1,221 @@
+"""What a FastStream app of any broker needs to take part in the mesh as one service."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar, get_args, get_type_hints
+from urllib.parse import urlsplit
+
+import structlog
+from faststream import ContextRepo, PublishCommand, StreamMessage
+
+from eventmesh.contracts import schema
+from eventmesh.contracts.message import Message, identity_of
+from eventmesh.errors import UndeclaredMessage, UsageError
+from eventmesh.integrations.faststream.intake import Arrival, Intake
+from eventmesh.integrations.faststream.middleware import EventMeshMiddleware
+from eventmesh.persistence.transaction import Transaction
+from eventmesh.redact import redact
+from eventmesh.runtime.handler import MAX_CONCURRENCY, Handler, Returned
+from eventmesh.runtime.relay import Relay
+from eventmesh.runtime.retry import Retry
+from eventmesh.runtime.service import Service
+from eventmesh.transports.base import Subscription, Transport
+from eventmesh.transports.factory import open_transport
+from eventmesh.wire.envelope import Envelope, seal
+
+
+class Mesh(ABC):
+    """One service whose handlers run in a FastStream app; see the package for an example.
+
+    It is a factory of FastStream middlewares, and adds itself to its broker. Nothing is connected
+    before `lifespan` is entered.
+    """
+
+    schemes: ClassVar[tuple[str, ...]]
+    """What EVENTMESH_BROKER_URL begins with for this kind of broker."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._intakes: list[Intake] = []
+        self._transport: Transport | None = None
+
+    def __call__(self, msg: Any, /, *, context: ContextRepo) -> EventMeshMiddleware:
+        """FastStream asks for a middleware for each message."""
+        return EventMeshMiddleware(msg, context=context, mesh=self)
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """For `FastStream(…, lifespan=mesh.lifespan)`: what must be there before the first message
+        comes, and the relay of the outbox beside.
+
+        Raises Unreachable, Drift or UsageError as a worker does at its start.
+        """
+        _log_where_the_app_does()
+        service, settings = self.service, self.service.settings
+        self.check_broker(settings.broker_url)
+        schema.refuse_drift(schema.check(service.registry.owned(), settings.schemas))
+        stop = asyncio.Event()
+        async with (
+            service,
+            open_transport(
+                settings.broker_url, service.clock, settings.transport_options
+            ) as transport,
+        ):
+            database = await service.database()
+            await transport.declare([intake.handler.subscription for intake in self._intakes])
+            relay = Relay(service.name, database, transport, service.clock, settings.lease_time)
+            service.on_commit(relay.wake)
+            self._transport = transport
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(relay.run(stop))
+                    upkeep = [tasks.create_task(work) for work in self.upkeep()]
+                    try:
+                        yield
+                    finally:
+                        stop.set()
+                        for task in upkeep:
+                            task.cancel()
+            finally:
+                self._transport = None
+
+    def upkeep(self) -> Sequence[Coroutine[Any, Any, None]]:
+        """What is to be done for this kind of broker as long as the app runs."""
+        return ()
+
+    async def publish(self, message: Message) -> None:
+        """Publish a message that is part of no transaction: returns once the broker has it.
+
+        UndeclaredMessage when the service did not declare it; Unreachable, PublishError.
+        """
+        sender = self.service.sender()
+        if not sender.registry.publishes(type(message)):
+            raise UndeclaredMessage(
+                f"Service {self.service.name!r} published {type(message).__name__} without "
+                f"declaring it. Add mesh.publisher({type(message).__name__})."
+            )
+        envelope = seal(
+            message, source=sender.service, clock=sender.clock, max_bytes=sender.max_bytes
+        )
+        await self.check_open().publish([envelope])
+
+    def check_open(self) -> Transport:
+        """The connected transport; UsageError outside of `lifespan`."""
+        if self._transport is None:
+            raise UsageError(
+                f"The mesh of service {self.service.name!r} is not running: write "
+                f"FastStream(broker, lifespan=mesh.lifespan)."
+            )
+        return self._transport
+
+    def arrival_of(self, message: StreamMessage[Any]) -> Arrival | None:
+        """What arrived as this message, if it is of one of our subscriptions."""
+        for intake in self._intakes:
+            if (arrival := intake.arrival_of(message)) is not None:
+                return arrival
+        return None
+
+    @abstractmethod
+    def destination(self, message: type[Message]) -> str:
+        """What FastStream calls the destination of this message."""
+
+    @abstractmethod
+    def is_addressed_by(self, command: PublishCommand) -> bool:
+        """Whether this is published to the mesh, and not elsewhere."""
+
+    def check_destination(self, message: Message, command: PublishCommand) -> None:
+        """UsageError when this message does not belong where it is published to."""
+        if command.destination != self.destination(type(message)):
+            raise UsageError(
+                f"{type(message).__name__} was published to {command.destination!r}, which is not "
+                f"its place. Use mesh.publisher({type(message).__name__})."
+            )
+
+    def add_handler(
+        self,
+        function: Callable[..., Any],
+        messages: Sequence[type[Message]],
+        name: str | None,
+        retry: Retry | None,
+        concurrency: int,
+    ) -> Handler:
+        """Declare a subscription of the service whose handler this function is."""
+        where = f"The FastStream handler {getattr(function, '__qualname__', function)!r}"
+        name = name or getattr(function, "__name__", None)
+        if name is None:
+            raise UsageError(
+                f"{where} of service {self.service.name!r} has no name of its own, being decorated "
+                f"already: write mesh.subscriber(…, name=…)."
+            )
+        if not 1 <= concurrency <= MAX_CONCURRENCY:
+            raise UsageError(f"{where} has concurrency={concurrency}: give 1 to {MAX_CONCURRENCY}.")
+        models = {identity_of(message).name: message for message in messages}
+        if not models:
+            raise UsageError(f"{where} subscribes to nothing: write mesh.subscriber(SomeEvent).")
+        _check_takes(function, messages, where)
+        handler = Handler(
+            subscription=Subscription(f"{self.service.name}.{name}", tuple(models)),
+            models=models,
+            call=_outside,
+            retry=retry or Retry(),
+            transactional=True,
+            isolated=True,
+            concurrency=concurrency,
+            elsewhere=True,
+        )
+        self.service.add_handler(handler)
+        return handler
+
+    def check_broker(self, url: str) -> None:
+        """UsageError when this is no URL of the kind of broker that the app has."""
+        if urlsplit(url).scheme not in self.schemes:
+            raise UsageError(
+                f"EVENTMESH_BROKER_URL is {redact(url)!r}, but {type(self).__name__} needs the "
+                f"broker of its FastStream app: {' or '.join(f'{s}://…' for s in self.schemes)}."
+            )
+
+
+def _log_where_the_app_does() -> None:
+    """Send our lines to the standard library's logging, unless the app has set up structlog, which
+    otherwise prints each of them."""
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.KeyValueRenderer(key_order=["event"]),
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+
+
+async def _outside(
+    message: Message, envelope: Envelope, transaction: Transaction | None
+) -> Returned:
+    raise RuntimeError(
+        f"the handler of {envelope.name} runs inside its FastStream app: start that, and not "
+        f"`eventmesh worker`"
+    )
+
+
+def _check_takes(
+    function: Callable[..., Any], messages: Sequence[type[Message]], where: str
+) -> None:
+    """UsageError when no parameter of the function could be given these messages."""
+    try:
+        hints = get_type_hints(function)
+    except (NameError, AttributeError, TypeError):
+        return  # FastStream says what it thinks of them
+    hints.pop("return", None)
+    for hint in hints.values():
+        members = get_args(hint) or (hint,)
+        if all(message in members for message in messages):
+            return
+    spelled = " | ".join(message.__name__ for message in messages)
+    raise UsageError(f"{where} has no parameter annotated with {spelled}: add one.")

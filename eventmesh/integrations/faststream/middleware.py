@@ -1,0 +1,124 @@
+"""The FastStream middleware: around each handler of a mesh, and around each publishing to it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from faststream import BaseMiddleware, ContextRepo, PublishCommand, Response, StreamMessage
+from faststream.exceptions import (
+    AckMessage,
+    NackMessage,
+    RejectMessage,
+    SkipMessage,
+    StopApplication,
+    StopConsume,
+)
+
+from eventmesh.contracts.message import Message
+from eventmesh.errors import Reject, Unreachable, UsageError
+from eventmesh.integrations.faststream.intake import Arrival, messages_in
+from eventmesh.integrations.faststream.unit import UNIT, Unit
+from eventmesh.persistence.transaction import Transaction
+from eventmesh.runtime.handler import Returned
+from eventmesh.transports.outcome import DONE
+from eventmesh.wire.envelope import Envelope
+
+if TYPE_CHECKING:
+    from eventmesh.integrations.faststream.mesh import Mesh
+
+Next = Callable[[Any], Awaitable[Any]]
+
+_STOPS = (StopConsume, StopApplication)
+
+
+class EventMeshMiddleware(BaseMiddleware[PublishCommand, Any]):
+    """Made by FastStream for each message, and for each publishing outside a handler.
+
+    A message that is not of a subscription of the mesh, and what is published elsewhere, pass
+    untouched.
+    """
+
+    def __init__(self, msg: Any, /, *, context: ContextRepo, mesh: Mesh) -> None:
+        super().__init__(msg, context=context)
+        self._mesh = mesh
+        self._called = False
+        self._returned: Any = None
+
+    async def consume_scope(self, call_next: Next, msg: StreamMessage[Any]) -> Any:
+        """Read, dedupe, handle and commit. FastStream acknowledges after that."""
+        arrival = self._mesh.arrival_of(msg)
+        if arrival is None:
+            return await call_next(msg)
+        if arrival.held_already:
+            raise NackMessage  # the one who handles it settles it
+        try:
+            return await self._consume(arrival, call_next, msg)
+        except (Unreachable, UsageError):
+            await arrival.intake.pause()
+            raise
+        finally:
+            arrival.intake.let_go(arrival.delivery)
+
+    async def publish_scope(
+        self, call_next: Callable[[PublishCommand], Awaitable[Any]], cmd: PublishCommand
+    ) -> Any:
+        """A message for the mesh goes into the transaction of the handler that publishes it, or
+        else to the broker at once."""
+        if not self._mesh.is_addressed_by(cmd):
+            return await call_next(cmd)
+        message = cmd.body
+        if message is None or (self._called and message is self._returned):
+            return None  # nothing, or what is in the outbox already
+        if not isinstance(message, Message):
+            raise UsageError(
+                f"A {type(message).__name__} was published to {cmd.destination!r}, where only "
+                f"messages go that EventMesh knows. Publish an Event or a Command."
+            )
+        self._mesh.check_destination(message, cmd)
+        unit: Unit | None = self.context.get_local(UNIT)
+        if unit is not None and unit.open:
+            unit.transaction.add(message)
+        else:
+            await self._mesh.publish(message)
+        return None
+
+    async def _consume(self, arrival: Arrival, call_next: Next, msg: StreamMessage[Any]) -> Any:
+        self._mesh.check_open()
+        stops: list[Exception] = []
+
+        async def call(
+            message: Message, envelope: Envelope, transaction: Transaction | None
+        ) -> Returned:
+            assert transaction is not None  # noqa: S101 - every handler of a mesh has one
+            arrival.message = message
+            self._called = True
+            try:
+                return await self._handle(Unit(transaction, envelope), call_next, msg)
+            except _STOPS as error:
+                stops.append(error)
+                raise
+
+        outcome = await arrival.intake.run(arrival.delivery, call)
+        if stops:  # FastStream's own business; the message comes again
+            raise stops[0]
+        acknowledge = await arrival.intake.settle(arrival.delivery, outcome)
+        if outcome is DONE and self._called:
+            return self._returned
+        # Without an exception, FastStream would publish None as the handler's answer.
+        raise AckMessage if acknowledge else NackMessage
+
+    async def _handle(self, unit: Unit, call_next: Next, msg: StreamMessage[Any]) -> Returned:
+        """What the handler returned that is for the outbox."""
+        self._returned = None
+        with self.context.scope(UNIT, unit):
+            try:
+                returned = await call_next(msg)
+            except (AckMessage, SkipMessage):
+                return None
+            except RejectMessage as error:
+                raise Reject("the handler rejected it") from error
+            finally:
+                unit.open = False
+        self._returned = returned.body if isinstance(returned, Response) else returned
+        return messages_in(self._returned)

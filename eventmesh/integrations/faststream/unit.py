@@ -1,0 +1,26 @@
+"""What FastStream's context holds while a handler runs in a transaction of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from eventmesh.persistence.database import AsyncSession
+from eventmesh.persistence.transaction import Transaction
+from eventmesh.wire.envelope import Envelope
+
+UNIT = "eventmesh"
+"""The name in FastStream's context."""
+
+
+@dataclass(slots=True)
+class Unit:
+    """One message's unit of work. `open` until its handler has returned: what a task that the
+    handler left behind publishes afterwards can no longer be part of it."""
+
+    transaction: Transaction
+    envelope: Envelope
+    open: bool = True
+
+    @property
+    def session(self) -> AsyncSession:
+        return self.transaction.session

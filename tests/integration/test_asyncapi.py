@@ -1,0 +1,260 @@
+"""`eventmesh asyncapi`: the AsyncAPI 3 document of any services."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
+from pydantic import BaseModel
+
+from eventmesh import Command, Event, Service
+from eventmesh.integrations.faststream.asyncapi import document
+from services.inventory.service import service as inventory
+from services.orders.service import service as orders
+from services.payments.service import service as payments
+from services.shipping.service import service as shipping
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Ended, Project
+
+ROOT = Path(__file__).parents[2]
+SHOP = (orders, payments, inventory, shipping)
+
+COMPONENT_KEY = re.compile(r"[a-zA-Z0-9.\-_]+")
+
+
+def described(*services: Service) -> dict[str, Any]:
+    made: dict[str, Any] = document(
+        services, title="a test", version="1.2.3", description="Of a test."
+    ).to_jsonable()
+    return made
+
+
+def references(node: Any) -> Iterator[str]:
+    match node:
+        case dict():
+            for key, value in node.items():
+                if key == "$ref":
+                    yield value
+                else:
+                    yield from references(value)
+        case list():
+            for item in node:
+                yield from references(item)
+
+
+def resolve(made: dict[str, Any], reference: str) -> Any:
+    assert reference.startswith("#/"), reference
+    node: Any = made
+    for step in reference.removeprefix("#/").split("/"):
+        assert step in node, f"{reference} leads nowhere"
+        node = node[step]
+    return node
+
+
+def check(made: dict[str, Any]) -> None:
+    """What AsyncAPI 3.0.0 demands of the objects that occur here."""
+    assert made["asyncapi"] == "3.0.0"
+    assert made["info"]["title"]
+    assert made["info"]["version"]
+    for reference in references(made):
+        resolve(made, reference)
+    for kind in made["components"].values():
+        for key in kind:
+            assert COMPONENT_KEY.fullmatch(key), key
+    addresses = [channel["address"] for channel in made["channels"].values()]
+    assert len(set(addresses)) == len(addresses)
+    for channel in made["channels"].values():
+        assert channel["messages"]
+    for operation in made["operations"].values():
+        assert operation["action"] in ("send", "receive")
+        channel_reference = operation["channel"]["$ref"]
+        assert re.fullmatch(r"#/channels/[^/]+", channel_reference)
+        assert operation["messages"]
+        for message in operation["messages"]:  # a subset of the channel's own
+            assert message["$ref"].startswith(f"{channel_reference}/messages/")
+    for message in made["components"]["messages"].values():
+        assert message["contentType"] == "application/json"
+        assert message["headers"]["type"] == "object"
+        assert "properties" in resolve(made, message["payload"]["$ref"])
+    round_trip = ApplicationSchema.model_validate(made)
+    assert round_trip.to_jsonable() == made
+
+
+def payload(made: dict[str, Any], key: str) -> dict[str, Any]:
+    schema: dict[str, Any] = resolve(made, made["components"]["messages"][key]["payload"]["$ref"])
+    return schema
+
+
+def test_the_shop_is_described_by_message_and_by_service() -> None:
+    made = described(*SHOP)
+    check(made)
+    owned = {model.__identity__.name for service in SHOP for model in service.registry.owned()}
+    assert set(made["channels"]) == owned
+    operations = made["operations"]
+    assert operations["payments.send.payments.payment_captured"]["action"] == "send"
+    saga = operations["orders.fulfil_order.saga.receive.payments.payment_captured"]
+    assert saga["action"] == "receive"
+    assert saga["tags"] == [{"name": "orders"}]
+    assert operations["orders.send.payments.capture_payment"]["action"] == "send"  # by the saga
+    assert operations["payments.capture.receive.payments.capture_payment"]["action"] == "receive"
+    message = made["components"]["messages"]["payments.payment_captured.v1"]
+    assert message["title"] == "PaymentCaptured v1"
+    assert message["headers"]["properties"]["dataschema"] == {
+        "const": "urn:eventmesh:payments.payment_captured:1"
+    }
+
+
+def test_an_event_is_described_as_its_owner_writes_it() -> None:
+    schema = payload(described(*SHOP), "payments.payment_captured.v1")
+    assert set(schema["required"]) == {"order_id", "payment_id", "amount", "currency"}
+    assert schema["properties"]["amount"]["type"] == "string"  # and not a number, as it may read
+
+
+def test_of_one_service_what_it_knows_of_others_messages_is_shown() -> None:
+    made = described(orders)
+    check(made)
+    schema = payload(made, "payments.payment_captured.v1")
+    assert set(schema["properties"]) == {"order_id", "payment_id"}
+    assert {operation["tags"][0]["name"] for operation in made["operations"].values()} == {"orders"}
+    assert "payments.send.payments.payment_captured" not in made["operations"]
+
+
+def test_the_same_services_give_the_same_document_in_any_order() -> None:
+    assert described(*SHOP) == described(*reversed(SHOP))
+    assert json.dumps(described(*SHOP)) == json.dumps(described(*reversed(SHOP)))
+
+
+class Address(BaseModel):
+    street: str
+
+
+class Ordered(Event, name="shop.ordered", version=3):
+    """What was ordered.
+
+    By whom, we do not say.
+    """
+
+    address: Address
+    note: str = ""
+
+
+def reader(name: str, **fields: Any) -> Service:
+    """A service with a model of its own of the same event, and of what is in it."""
+    space = {"__annotations__": fields, "__module__": __name__}
+    model: Any = type(Event)("Ordered", (Event,), space, name="shop.ordered", version=3)
+    service = Service(name)
+
+    async def look(event: Any) -> None: ...
+
+    look.__annotations__ = {"event": model}
+    service.subscriber()(look)
+    return service
+
+
+def nested(**fields: Any) -> Any:
+    return type(BaseModel)(
+        "Address", (BaseModel,), {"__annotations__": fields, "__module__": __name__}
+    )
+
+
+def test_readers_without_the_owner_keep_their_own_views_apart() -> None:
+    first = reader("first", address=nested(street=str))
+    second = reader("second", address=nested(town=int))
+    made = described(first, second)
+    check(made)
+    views = {key: payload(made, key) for key in made["channels"]["shop.ordered"]["messages"]}
+    assert set(views) == {"shop.ordered.v3.first", "shop.ordered.v3.second"}
+    towns = resolve(made, views["shop.ordered.v3.second"]["properties"]["address"]["$ref"])
+    assert set(towns["properties"]) == {"town"}
+    received = made["operations"]["second.look.receive.shop.ordered"]["messages"]
+    assert received == [{"$ref": "#/channels/shop.ordered/messages/shop.ordered.v3.second"}]
+
+
+def test_with_the_owner_its_view_is_everybodys() -> None:
+    shop = Service("shop")
+    shop.publisher(Ordered)
+    made = described(reader("first", address=nested(street=str)), shop)
+    check(made)
+    assert set(made["channels"]["shop.ordered"]["messages"]) == {"shop.ordered.v3"}
+    assert set(payload(made, "shop.ordered.v3")["required"]) == {"address", "note"}
+    assert set(made["components"]["schemas"]) == {"shop.ordered.v3", "shop.ordered.v3.Address"}
+    message = made["components"]["messages"]["shop.ordered.v3"]
+    assert message["description"] == "What was ordered.\n\nBy whom, we do not say."
+
+
+class Pack(Command, name="store.pack", version=1):
+    count: int = 1
+
+
+def test_a_command_is_described_as_its_owner_reads_it() -> None:
+    store = Service("store")
+
+    @store.subscriber(Pack)
+    async def pack(command: Pack) -> None: ...
+
+    made = described(store)
+    check(made)
+    assert "required" not in payload(made, "store.pack.v1")
+
+
+# The command
+
+
+@pytest.fixture
+def shop(project: Project) -> Project:
+    """A folder in which the shop is found."""
+    lines = [f'{each.name} = "services.{each.name}.service:service"' for each in SHOP]
+    project.write(
+        "pyproject.toml",
+        '[project]\nname = "a-shop"\nversion = "4.5"\n[tool.eventmesh.services]\n'
+        + "\n".join(lines),
+    )
+    path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    project.environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    return project
+
+
+def asyncapi(shop: Project, *runs: Sequence[str]) -> list[Ended]:
+    return shop.run_all(*(("asyncapi", *arguments) for arguments in runs))
+
+
+def test_the_command_writes_the_document(shop: Project) -> None:
+    everything, some = asyncapi(shop, ["--output", "shop.json"], ["shipping", "orders"])
+    assert everything.succeeds() == ""
+    made = json.loads((shop.root / "shop.json").read_text())
+    check(made)
+    assert set(made["channels"]) == set(described(*SHOP)["channels"])
+    assert (made["info"]["title"], made["info"]["version"]) == ("a-shop", "4.5")
+    assert json.loads(some.succeeds())["info"]["title"] == "orders, shipping"
+
+
+def test_the_command_writes_yaml(shop: Project) -> None:
+    yaml = pytest.importorskip("yaml")
+    as_json, as_yaml = asyncapi(shop, [], ["--format", "yaml"])
+    assert yaml.safe_load(as_yaml.succeeds()) == json.loads(as_json.succeeds())
+
+
+def test_mistakes_are_told_in_one_paragraph(shop: Project) -> None:
+    unknown, unwritable = asyncapi(shop, ["nobody"], ["--output", "no/such/folder.json"])
+    unknown.fails(2, "There is no service 'nobody'")
+    unwritable.fails(2, "no/such/folder.json cannot be written: No such file or directory")
+
+
+def test_without_faststream_the_command_says_what_to_install(shop: Project) -> None:
+    program = shop.write(
+        "without.py",
+        "import sys\n"
+        "sys.modules['faststream'] = None\n"
+        "from eventmesh.cli.main import main\n"
+        "main()\n",
+    )
+    ended = shop.start_program(sys.executable, str(program), "asyncapi").ended()
+    ended.fails(2, "pip install 'eventmesh[faststream]'")

@@ -1,0 +1,749 @@
+"""A FastStream app as a service of the mesh, on RabbitMQ and on Redis, with a real service of
+EventMesh on the other side."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import pytest
+import structlog
+from faststream import BaseMiddleware, FastStream
+from faststream.exceptions import AckMessage, RejectMessage
+from faststream.rabbit import RabbitBroker
+from faststream.redis import RedisBroker, StreamSub
+from redis.asyncio import Redis
+from sqlalchemy import select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from eventmesh import Event, Retry, Service, Settings, constant
+from eventmesh import Transaction as MeshTransaction
+from eventmesh.clock import SystemClock
+from eventmesh.errors import UndeclaredMessage, Unreachable, UsageError
+from eventmesh.integrations.faststream.annotations import Envelope, Session, Transaction
+from eventmesh.integrations.faststream.rabbit import RabbitMesh
+from eventmesh.integrations.faststream.redis import RedisMesh
+from eventmesh.runtime.worker import Worker
+from eventmesh.transports.base import DeadLetter, Subscription, SubscriptionStats, Transport
+from eventmesh.transports.factory import open_transport
+from eventmesh.wire.cloudevents import to_fields, to_headers
+from eventmesh.wire.envelope import Envelope as MeshEnvelope
+from eventmesh.wire.envelope import seal
+
+PATIENCE = 20.0
+"""Seconds within which anything waited for must happen; only a failure takes so long."""
+
+VISIBILITY = 0.6
+DELAY = 0.15
+SOON = Retry(attempts=3, backoff=constant(f"{DELAY}s"), jitter=0)
+SEND_INVOICE = "billing.send_invoice"
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Invoice(Base):
+    """Nothing here keeps an effect from happening twice but the inbox."""
+
+    __tablename__ = "invoices"
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    order: Mapped[str]
+    currency: Mapped[str] = mapped_column(default="")
+
+
+class OtherBase(DeclarativeBase):
+    pass
+
+
+class Receipt(OtherBase):
+    __tablename__ = "receipts"
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    order: Mapped[str]
+
+
+class OrderPlaced(Event, name="orders.order_placed", version=2, key="order"):
+    """As billing reads it."""
+
+    order: str
+    currency: str
+
+
+@OrderPlaced.upcaster(from_version=1)
+def add_currency(data: dict[str, Any]) -> dict[str, Any]:
+    return data | {"currency": "USD"}
+
+
+class OrderPlacedOnce(Event, name="orders.order_placed", version=1, key="order"):
+    """As it was written before."""
+
+    order: str
+
+
+class OrderClosed(Event, name="orders.order_closed", version=1, key="order"):
+    order: str
+
+
+class InvoiceSent(Event, name="billing.invoice_sent", version=1, key="order"):
+    order: str
+
+
+class Unheard(Event, name="billing.unheard", version=1):
+    pass
+
+
+async def until(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
+    """What the condition returns, once that is true."""
+    deadline = time.monotonic() + PATIENCE
+    while not (result := await condition()):
+        assert time.monotonic() < deadline, f"waited {PATIENCE:g} s for {what}"
+        await asyncio.sleep(0.02)
+    return result
+
+
+class Notes(BaseMiddleware):
+    """An outer middleware that notes what comes in, and what goes out with which error."""
+
+    received: list[str]
+
+    async def consume_scope(self, call_next: Any, msg: Any) -> Any:
+        self.received.append("")
+        try:
+            return await call_next(msg)
+        except Exception as error:
+            self.received[-1] = str(error)
+            raise
+
+
+@dataclass
+class Stage:
+    """A billing service in a FastStream app, its broker, and what a test needs to see of both."""
+
+    kind: str
+    settings: Settings
+    service: Service
+    broker: Any
+    mesh: Any
+    app: FastStream
+    transport: Transport
+    calls: list[str] = field(default_factory=list)
+    received: list[str] = field(default_factory=list)
+
+    def listen(self) -> None:
+        """Note, in a middleware outside of the mesh's, what FastStream receives."""
+        self.broker.insert_middleware(type("Noting", (Notes,), {"received": self.received}))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with self.mesh.lifespan():
+            await self.app.start()
+            try:
+                yield
+            finally:
+                await self.app.stop()
+
+    @property
+    def subscription(self) -> Subscription:
+        return self.service.handlers[SEND_INVOICE].subscription
+
+    def place(self, order: str, message: type[Event] = OrderPlaced, **more: str) -> MeshEnvelope:
+        """The envelope of a new message from orders."""
+        given = {"order": order, "currency": "EUR"} | more
+        fields = {name: value for name, value in given.items() if name in message.model_fields}
+        return seal(message(**fields), source="orders", clock=SystemClock())
+
+    async def publish(self, *envelopes: MeshEnvelope) -> None:
+        await self.transport.publish(envelopes)
+
+    async def publish_raw(self, attributes: dict[str, str], data: bytes) -> None:
+        """What anybody could write."""
+        envelope = MeshEnvelope(attributes, data)
+        if self.kind == "amqp":
+            async with await aio_pika.connect(self.settings.broker_url) as connection:
+                channel = await connection.channel()
+                exchange = await channel.get_exchange(self.settings.broker_prefix)
+                message = aio_pika.Message(data, headers=dict(to_headers(envelope)))
+                await exchange.publish(message, "orders.order_placed")
+        else:
+            async with Redis.from_url(self.settings.broker_url) as redis:
+                stream = f"{self.settings.broker_prefix}:stream:orders.order_placed"
+                await redis.xadd(stream, {**to_fields(envelope)})
+
+    async def invoices(self) -> list[tuple[str, str]]:
+        database = await self.service.database()
+        async with database.connection() as connection:
+            rows = await connection.execute(
+                select(Invoice.order, Invoice.currency).order_by(Invoice.number)
+            )
+            return [(order, currency) for order, currency in rows]
+
+    async def invoiced(self, *orders: str) -> list[tuple[str, str]]:
+        """All invoices, once there are some for these orders."""
+
+        async def there() -> list[tuple[str, str]]:
+            found = await self.invoices()
+            return found if {order for order, _ in found} >= set(orders) else []
+
+        found: list[tuple[str, str]] = await until(there, f"invoices for {orders}")
+        return found
+
+    async def letters(self, count: int = 1) -> Sequence[DeadLetter]:
+        """The dead letters, once there are so many."""
+
+        async def there() -> Sequence[DeadLetter]:
+            found = await self.transport.dead_letters(self.subscription, limit=100)
+            return found if len(found) >= count else ()
+
+        found: Sequence[DeadLetter] = await until(there, f"{count} dead letter(s)")
+        return found
+
+    async def settled(self) -> SubscriptionStats:
+        """The subscription's state, once nothing of it waits any more."""
+
+        async def nothing_waits() -> SubscriptionStats | None:
+            stats = await self.transport.stats(self.subscription)
+            waiting = (stats.ready, stats.delayed or 0, stats.in_flight or 0)
+            return None if any(waiting) else stats
+
+        stats: SubscriptionStats = await until(nothing_waits, "an empty subscription")
+        return stats
+
+
+@pytest.fixture(params=["amqp", "redis"])
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+async def stage(
+    kind: str, durable_url: Callable[[str], str], tmp_path: Path
+) -> AsyncIterator[Stage]:
+    settings = Settings(
+        broker_url=durable_url(kind),
+        broker_prefix=f"t{uuid.uuid4().hex[:12]}",
+        visibility_timeout=VISIBILITY,
+        schemas=tmp_path / "schemas",
+        lease_time=0.5,
+        database_urls={name: f"sqlite:///{tmp_path}/{name}.db" for name in ("billing", "orders")},
+    )
+    service = Service("billing", metadata=Base.metadata)
+    service.configure(settings)
+    broker: Any = {"amqp": RabbitBroker, "redis": RedisBroker}[kind](settings.broker_url)
+    mesh = {"amqp": RabbitMesh, "redis": RedisMesh}[kind](service, broker)
+    untouched = not structlog.is_configured()
+    async with open_transport(
+        settings.broker_url, service.clock, settings.transport_options
+    ) as transport:
+        yield Stage(
+            kind, settings, service, broker, mesh, FastStream(broker, logger=None), transport
+        )
+    if untouched:  # the mesh has set it up
+        structlog.reset_defaults()
+
+
+def invoicing(stage: Stage, **options: Any) -> None:
+    """The handler that most tests look at."""
+
+    @stage.mesh.subscriber(OrderPlaced, **options)
+    async def send_invoice(order: OrderPlaced, tx: Transaction) -> None:
+        stage.calls.append(order.order)
+        tx.session.add(Invoice(order=order.order, currency=order.currency))
+
+
+@asynccontextmanager
+async def orders_worker(stage: Stage) -> AsyncIterator[list[str]]:
+    """A worker of EventMesh's own with the service orders; the invoices it was told of."""
+    service = Service("orders", metadata=OtherBase.metadata)
+    service.configure(stage.settings)
+    told: list[str] = []
+
+    @service.subscriber(InvoiceSent)
+    async def note(event: InvoiceSent, tx: MeshTransaction) -> None:
+        told.append(event.order)
+        tx.session.add(Receipt(order=event.order))
+
+    stop = asyncio.Event()
+    async with open_transport(
+        stage.settings.broker_url, service.clock, stage.settings.transport_options
+    ) as transport:
+        worker = Worker([service], transport, stage.settings, service.clock)
+        running = asyncio.create_task(worker.run(stop))
+        try:
+            await asyncio.wait_for(worker.ready.wait(), PATIENCE)
+            yield told
+        finally:
+            stop.set()
+            await running
+
+
+# Consuming
+
+
+async def test_a_message_takes_effect_once_however_often_it_is_published(stage: Stage) -> None:
+    invoicing(stage)
+    envelope = stage.place("a")
+    async with stage.running():
+        await stage.publish(envelope, envelope)
+        await stage.publish(envelope, stage.place("b"))
+        assert await stage.invoiced("a", "b") == [("a", "EUR"), ("b", "EUR")]
+        await stage.settled()
+    assert stage.calls == ["a", "b"]
+    assert await stage.invoices() == [("a", "EUR"), ("b", "EUR")]
+
+
+async def test_what_was_published_before_the_app_first_ran_is_delivered(stage: Stage) -> None:
+    invoicing(stage)
+    await stage.publish(stage.place("early"))
+    async with stage.running():
+        await stage.invoiced("early")
+
+
+class DiesAfterCommit(BaseMiddleware):
+    """An outer middleware that fails, once, when the transaction has been committed."""
+
+    failed = 0
+
+    async def consume_scope(self, call_next: Any, msg: Any) -> Any:
+        result = await call_next(msg)
+        if not type(self).failed:
+            type(self).failed += 1
+            raise ConnectionResetError("between the commit and the acknowledgement")
+        return result
+
+
+async def test_a_message_that_was_committed_and_not_acknowledged_takes_no_second_effect(
+    stage: Stage,
+) -> None:
+    dies = type("Dies", (DiesAfterCommit,), {"failed": 0})
+    stage.broker.insert_middleware(dies)
+    invoicing(stage)
+    async with stage.running():
+        await stage.publish(stage.place("a"))
+        await stage.invoiced("a")
+        await stage.settled()  # so it came again, and was acknowledged then
+    assert dies.failed == 1
+    assert stage.calls == ["a"]
+    assert await stage.invoices() == [("a", "EUR")]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "data", "reason"),
+    [
+        ({}, b"\x00\xff garbage", "no CloudEvents message"),
+        (
+            {"id": "1", "source": "/x", "type": "orders.order_placed", "specversion": "1.0"},
+            b"{}",
+            "names no version",
+        ),
+    ],
+)
+async def test_what_cannot_be_read_becomes_a_dead_letter(
+    stage: Stage, attributes: dict[str, str], data: bytes, reason: str
+) -> None:
+    invoicing(stage)
+    async with stage.running():
+        await stage.publish_raw(attributes, data)
+        await stage.publish(stage.place("good"))
+        await stage.invoiced("good")
+        [letter] = await stage.letters()
+        assert (await stage.settled()).dead == 1
+    assert reason in letter.reason
+    assert letter.envelope.data == data
+    assert letter.attempts == 1
+    assert stage.calls == ["good"]
+
+
+async def test_data_that_does_not_fit_the_contract_becomes_a_dead_letter(stage: Stage) -> None:
+    invoicing(stage)
+    good = stage.place("a")
+    unfit = MeshEnvelope(good.attributes, b'{"order": 7}')
+    newer = MeshEnvelope(
+        {**stage.place("b").attributes, "dataschema": "urn:eventmesh:orders.order_placed:3"},
+        good.data,
+    )
+    async with stage.running():
+        await stage.publish(unfit, newer)
+        letters = await stage.letters(2)
+    assert "currency: Field required" in letters[0].reason
+    assert "version 3 of orders.order_placed is not known here" in letters[1].reason
+    assert stage.calls == []
+
+
+async def test_an_old_version_is_upcast(stage: Stage) -> None:
+    invoicing(stage)
+    async with stage.running():
+        await stage.publish(stage.place("old", OrderPlacedOnce))
+        assert await stage.invoiced("old") == [("old", "USD")]
+
+
+async def test_a_failing_message_is_retried_with_its_effects_undone_then_dead_lettered(
+    stage: Stage,
+) -> None:
+    tried_at: list[float] = []
+
+    @stage.mesh.subscriber(OrderPlaced, retry=SOON)
+    async def send_invoice(order: OrderPlaced, tx: Transaction) -> InvoiceSent:
+        stage.calls.append(order.order)
+        if order.order == "bad":
+            tried_at.append(time.monotonic())
+        tx.session.add(Invoice(order=order.order))
+        await tx.session.flush()
+        if order.order == "bad" or stage.calls.count(order.order) == 1:
+            raise ValueError(f"no invoice for {order.order}")
+        return InvoiceSent(order=order.order)
+
+    stage.mesh.publisher(InvoiceSent)
+    async with orders_worker(stage) as told, stage.running():
+        await stage.publish(stage.place("bad"), stage.place("shaky"))
+        await stage.invoiced("shaky")
+        [letter] = await stage.letters()
+        await until(lambda: _async(told), "an invoice")
+        stats = await stage.settled()
+    assert [letter.envelope.attributes["partitionkey"], letter.attempts] == ["bad", 3]
+    assert letter.reason == "failed 3 times: ValueError: no invoice for bad"
+    assert "Traceback" in letter.error
+    assert stats.dead == 1
+    assert (stage.calls.count("bad"), stage.calls.count("shaky")) == (3, 2)
+    assert all(later - sooner >= DELAY for sooner, later in pairwise(tried_at))
+    assert await stage.invoices() == [("shaky", "")]
+    assert told == ["shaky"]
+
+
+async def _async(value: Any) -> Any:
+    return value
+
+
+async def test_a_dead_letter_is_replayed_to_the_app(stage: Stage) -> None:
+    broken = True
+
+    @stage.mesh.subscriber(OrderPlaced, retry=Retry(attempts=1))
+    async def send_invoice(order: OrderPlaced, session: Session) -> None:
+        if broken:
+            raise ValueError("the printer is out of paper")
+        session.add(Invoice(order=order.order))
+
+    async with stage.running():
+        await stage.publish(stage.place("a"))
+        [letter] = await stage.letters()
+        broken = False
+        assert await stage.transport.replay(stage.subscription, [letter.id]) == [letter.id]
+        await stage.invoiced("a")
+        assert (await stage.settled()).dead == 0
+
+
+@pytest.mark.parametrize("kind", ["redis"])  # RabbitMQ takes nothing from who is connected
+async def test_a_slow_handler_keeps_its_message(stage: Stage) -> None:
+    stage.listen()
+
+    @stage.mesh.subscriber(OrderPlaced)
+    async def send_invoice(order: OrderPlaced, tx: Transaction) -> None:
+        stage.calls.append(order.order)
+        await asyncio.sleep(VISIBILITY * 2.5)
+        tx.session.add(Invoice(order=order.order))
+
+    async with stage.running():
+        await stage.publish(stage.place("slow"))
+        await stage.invoiced("slow")
+        await stage.settled()
+    assert stage.calls == ["slow"]
+    assert len(stage.received) == 1
+
+
+async def test_a_message_is_held_while_the_database_is_away(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.listen()
+    invoicing(stage, retry=Retry(attempts=1))
+    database, away = stage.service.database, 3
+
+    async def flaky() -> Any:
+        nonlocal away
+        if away:
+            away -= 1
+            raise Unreachable("The database of service 'billing' does not answer.")
+        return await database()
+
+    async with stage.running():
+        monkeypatch.setattr(stage.service, "database", flaky)
+        await stage.publish(stage.place("a"))
+        await until(lambda: _async(not away), "the database to be asked")
+        await stage.invoiced("a")
+        assert (await stage.settled()).dead == 0
+    assert stage.calls == ["a"]
+    assert len(stage.received) == 1
+
+
+async def test_the_app_stops_also_while_the_database_is_away(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.listen()
+    invoicing(stage)
+
+    async def away() -> Any:
+        raise Unreachable("The database of service 'billing' does not answer.")
+
+    async with stage.running():
+        monkeypatch.setattr(stage.service, "database", away)
+        await stage.publish(stage.place("a"))
+        await until(lambda: _async(stage.received), "the message")
+        stopping_at = time.monotonic()
+    assert time.monotonic() - stopping_at < 10  # FastStream would wait for 15 s
+    assert stage.calls == []
+
+
+@pytest.mark.parametrize("kind", ["redis"])
+async def test_what_comes_again_while_it_is_handled_is_passed_over(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.listen()
+    monkeypatch.setattr(
+        "eventmesh.integrations.faststream.redis.Upkeep.start",
+        lambda _: [asyncio.create_task(asyncio.sleep(PATIENCE))],
+    )
+    handling = asyncio.Event()
+
+    @stage.mesh.subscriber(OrderPlaced)
+    async def send_invoice(order: OrderPlaced, tx: Transaction) -> None:
+        stage.calls.append(order.order)
+        await handling.wait()
+        tx.session.add(Invoice(order=order.order))
+
+    async with stage.running():
+        await stage.publish(stage.place("a"))
+        await until(lambda: _async(len(stage.received) > 1), "it to be claimed from ourselves")
+        handling.set()
+        await stage.invoiced("a")
+        await stage.settled()
+    assert stage.calls == ["a"]
+    assert set(stage.received) == {"", "Message was nacked"}
+
+
+async def test_faststreams_own_words_for_an_outcome_are_understood(stage: Stage) -> None:
+    @stage.mesh.subscriber(OrderPlaced, retry=SOON)
+    async def send_invoice(order: OrderPlaced, tx: Transaction) -> None:
+        stage.calls.append(order.order)
+        tx.session.add(Invoice(order=order.order))
+        raise AckMessage if order.order == "enough" else RejectMessage
+
+    async with stage.running():
+        await stage.publish(stage.place("enough"), stage.place("refused"))
+        await stage.invoiced("enough")
+        [letter] = await stage.letters()
+        await stage.settled()
+    assert letter.reason == "the handler rejected it"
+    assert stage.calls == ["enough", "refused"]
+    assert await stage.invoices() == [("enough", "")]
+
+
+async def test_one_handler_takes_several_messages_and_their_envelopes(stage: Stage) -> None:
+    seen: list[tuple[str, str]] = []
+
+    @stage.mesh.subscriber(OrderPlaced, OrderClosed, name="watch", concurrency=3)
+    async def anything(
+        event: OrderPlaced | OrderClosed, envelope: Envelope, session: Session
+    ) -> None:
+        await session.execute(select(1))
+        seen.append((type(event).__name__, envelope.id))
+
+    placed, closed = stage.place("a"), stage.place("a", OrderClosed)
+    async with stage.running():
+        await stage.publish(placed, closed)
+        await until(lambda: _async(len(seen) == 2), "both")
+    assert sorted(seen) == [("OrderClosed", closed.id), ("OrderPlaced", placed.id)]
+
+
+async def test_what_is_logged_goes_where_the_app_logs(
+    stage: Stage, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    invoicing(stage)
+    async with stage.running():
+        await stage.publish(stage.place("a"))
+        await stage.publish_raw({}, b"garbage")
+        await stage.letters()
+        await stage.invoiced("a")
+    lines = [line for line in caplog.messages if "dead letter" in line]
+    assert len(lines) == 1
+    assert "subscription='billing.send_invoice'" in lines[0]
+    assert "dead letter" not in capfd.readouterr().out  # where structlog would print
+
+
+# Publishing
+
+
+async def test_what_a_handler_publishes_is_committed_with_its_effects(stage: Stage) -> None:
+    sent = stage.mesh.publisher(InvoiceSent)
+
+    @stage.mesh.subscriber(OrderPlaced, retry=SOON)
+    async def send_invoice(order: OrderPlaced, tx: Transaction) -> None:
+        stage.calls.append(order.order)
+        tx.session.add(Invoice(order=order.order))
+        await sent.publish(InvoiceSent(order=order.order))
+        if len(stage.calls) < 3:
+            raise ValueError("not yet")
+
+    async with orders_worker(stage) as told, stage.running():
+        await stage.publish(stage.place("a"))
+        await until(lambda: _async(told), "an invoice")
+        await stage.settled()
+        await asyncio.sleep(0.1)  # what should not come, would come now
+    assert stage.calls == ["a"] * 3
+    assert told == ["a"]
+
+
+async def test_a_returned_message_is_published_once_also_with_a_publisher_as_decorator(
+    stage: Stage,
+) -> None:
+    sent = stage.mesh.publisher(InvoiceSent)
+
+    @sent
+    @stage.mesh.subscriber(OrderPlaced)
+    async def send_invoice(order: OrderPlaced, tx: Transaction) -> InvoiceSent | None:
+        stage.calls.append(order.order)
+        return InvoiceSent(order=order.order) if order.order != "silent" else None
+
+    async with orders_worker(stage) as told, stage.running():
+        twice = stage.place("a")
+        await stage.publish(stage.place("silent"), twice, twice)
+        await until(lambda: _async(told), "an invoice")
+        await stage.publish(stage.place("z"))
+        await until(lambda: _async("z" in told), "the last")
+    assert told == ["a", "z"]
+    assert stage.calls == ["silent", "a", "z"]
+
+
+async def test_a_publisher_of_the_apps_own_gets_what_was_returned_and_nothing_else(
+    stage: Stage,
+) -> None:
+    heard: list[Any] = []
+    place, address = elsewhere(stage)
+
+    @stage.broker.publisher(**address)
+    @stage.mesh.subscriber(OrderPlaced, name="send_invoice", retry=SOON)
+    async def send_invoice(order: OrderPlaced, tx: Transaction) -> str:
+        stage.calls.append(order.order)
+        if len(stage.calls) == 1:
+            raise ValueError("not yet")
+        return f"invoiced {order.order}"
+
+    @stage.broker.subscriber(**place)
+    async def plain(body: Any) -> None:
+        heard.append(body)
+
+    async with stage.running():
+        twice = stage.place("a")
+        await stage.publish(twice)
+        await until(lambda: _async(heard), "the answer")
+        await stage.publish(twice, stage.place("b"))
+        await until(lambda: _async("invoiced b" in heard), "the last answer")
+        await stage.settled()
+    assert heard == ["invoiced a", "invoiced b"]
+    assert stage.calls == ["a", "a", "b"]
+
+
+async def test_what_is_published_outside_of_a_handler_is_accepted_and_deduped(
+    stage: Stage,
+) -> None:
+    sent = stage.mesh.publisher(InvoiceSent)
+    subscription = Subscription("archive.keep", ("billing.invoice_sent",))
+    await stage.transport.declare([subscription])
+    async with orders_worker(stage) as told, stage.running():
+        await sent.publish(InvoiceSent(order="a"))
+        await until(lambda: _async(told), "an invoice")
+        async with stage.transport.consume(subscription, prefetch=1) as consumer:
+            [delivery] = await consumer.receive(1)
+        await stage.publish(delivery.envelope)  # the very same once more
+        await sent.publish(InvoiceSent(order="b"))
+        await until(lambda: _async("b" in told), "the last")
+    assert told == ["a", "b"]
+    assert delivery.envelope.attributes["source"] == "/billing"
+    assert delivery.envelope.attributes["dataschema"] == "urn:eventmesh:billing.invoice_sent:1"
+    assert delivery.envelope.data == b'{"order":"a"}'
+
+
+async def test_a_message_must_be_declared_and_go_where_it_belongs(stage: Stage) -> None:
+    sent = stage.mesh.publisher(InvoiceSent)
+    async with stage.running():
+        with pytest.raises(UsageError, match="which is not its place"):
+            await sent.publish(Unheard())
+        with pytest.raises(UsageError, match="only messages go"):
+            await sent.publish({"order": "a"})
+        with pytest.raises(UndeclaredMessage, match=r"Add mesh\.publisher\(Unheard\)"):
+            await stage.mesh.publish(Unheard())
+
+
+def elsewhere(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A place that is none of the mesh: for a subscriber, and for a publisher."""
+    name = f"{stage.settings.broker_prefix}.plain"
+    if stage.kind == "amqp":
+        return {"queue": name}, {"queue": name}
+    return {"stream": StreamSub(name, last_id="0")}, {"stream": name}
+
+
+async def test_the_rest_of_the_app_is_not_touched(stage: Stage) -> None:
+    invoicing(stage)
+    heard: list[Any] = []
+    place, address = elsewhere(stage)
+
+    @stage.broker.subscriber(**place)
+    async def plain(body: dict[str, str]) -> None:
+        heard.append(body)
+
+    async with stage.running():
+        await stage.broker.publish({"hello": "there"}, **address)
+        await stage.broker.publish(InvoiceSent(order="as plain JSON"), **address)
+        await until(lambda: _async(len(heard) == 2), "plain messages")
+    assert heard == [{"hello": "there"}, {"order": "as plain JSON"}]
+
+
+# Mistakes
+
+
+async def test_without_the_lifespan_nothing_is_handled_and_nothing_lost(stage: Stage) -> None:
+    stage.listen()
+    invoicing(stage)
+    await stage.transport.declare([stage.subscription])
+    await stage.app.start()
+    await stage.publish(stage.place("a"))
+    await until(lambda: _async(any(stage.received)), "the mistake to be told")
+    assert "FastStream(broker, lifespan=mesh.lifespan)" in stage.received[0]
+    assert stage.calls == []
+    async with stage.mesh.lifespan():
+        await stage.invoiced("a")
+        await stage.app.stop()
+
+
+def test_a_handler_that_could_never_be_called_is_refused(stage: Stage) -> None:
+    with pytest.raises(UsageError, match="no parameter annotated with OrderPlaced: add one"):
+
+        @stage.mesh.subscriber(OrderPlaced)
+        async def wrong(order: dict[str, str]) -> None: ...
+
+    with pytest.raises(UsageError, match="subscribes to nothing"):
+
+        @stage.mesh.subscriber()
+        async def nothing(order: OrderPlaced) -> None: ...
+
+    with pytest.raises(UsageError, match="concurrency=0"):
+
+        @stage.mesh.subscriber(OrderPlaced, concurrency=0)
+        async def idle(order: OrderPlaced) -> None: ...
+
+
+async def test_a_broker_of_another_kind_is_refused(stage: Stage) -> None:
+    stage.service.configure(stage.settings.model_copy(update={"broker_url": "sqlite:///b.db"}))
+    with pytest.raises(UsageError, match=r"EVENTMESH_BROKER_URL is 'sqlite:///b\.db'"):
+        async with stage.mesh.lifespan():
+            pass
