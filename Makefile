@@ -6,13 +6,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
-.PHONY: demo test check bench format image clean
+.PHONY: demo test soak cluster check bench waiting format image clean
 
 demo: $(VENV)/.run  ## real purchases through four worker processes; ARGS="--kill"
 	@$(BIN)/eventmesh demo $(ARGS)
 
 test: $(VENV)/.dev  ## all tests; ARGS="-k redis"
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: $(VENV)/.dev  ## all fault tests, for EVENTMESH_SOAK_MINUTES (10)
+	$(BIN)/python -m pytest tests/faults -m "soak or not soak" $(ARGS)
+
+cluster: $(VENV)/.dev  ## nodes of a three-node RabbitMQ cluster are killed under load; needs Docker
+	$(BIN)/python -m benchmarks.rabbitmq_cluster $(ARGS)
 
 check: $(VENV)/.dev  ## what a reader's tools would say
 	$(BIN)/ruff check .
@@ -22,6 +28,9 @@ check: $(VENV)/.dev  ## what a reader's tools would say
 
 bench: $(VENV)/.dev  ## ratios against raw clients and FastStream
 	$(BIN)/python -m benchmarks.transports $(ARGS)
+
+waiting: $(VENV)/.dev  ## a worker's memory while a million messages wait
+	$(BIN)/python -m benchmarks.waiting $(ARGS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
