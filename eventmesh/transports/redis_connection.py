@@ -57,6 +57,11 @@ _ADVICE = {
 }
 
 
+_CLOSED_IN_UVLOOP = "the handler is closed"
+"""What uvloop says, in a RuntimeError, of writing to a connection that was reset; asyncio's own
+loop lets the next read fail instead."""
+
+
 class ConnectionLost(Unreachable):
     """The connection broke, or there was none. What was asked may have been done."""
 
@@ -198,6 +203,11 @@ class Redis:
         except (RedisError, OSError) as error:
             self._doubted = True
             raise ConnectionLost(self._silence(str(error))) from error
+        except RuntimeError as error:
+            if _CLOSED_IN_UVLOOP not in str(error):
+                raise
+            self._doubted = True
+            raise ConnectionLost(self._silence("the connection was cut")) from error
 
     def _silence(self, why: str) -> str:
         return (
