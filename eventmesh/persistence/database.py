@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ _OWN_STATEMENTS = ("40001", "40P01", "55P03")
 
 _NO_TRANSACTION = "eventmesh_no_transaction"
 _LOCK_TIMEOUT = 30.0  # seconds that SQLite waits for another process's transaction
+_ANSWER_TIMEOUT = 40.0  # seconds for statements of our own, some of which wait for a lock
 
 
 class Database:
@@ -95,17 +97,21 @@ class Database:
             await session.end()
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[AsyncConnection]:
-        """A connection in a transaction that is committed on leaving; Unreachable as in connect."""
+    async def connection(
+        self, *, within: float | None = _ANSWER_TIMEOUT
+    ) -> AsyncIterator[AsyncConnection]:
+        """A connection, for statements of our own, in a transaction that is committed on leaving;
+        Unreachable as in connect, also when all of it takes longer than `within` seconds."""
         with self.translated(_OWN_STATEMENTS):
-            async with self.engine.begin() as connection:
+            async with asyncio.timeout(within), self.engine.begin() as connection:
                 yield connection
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for single reads, which takes no lock that a writer has to wait for."""
+        """A connection for single reads, which takes no lock that a writer has to wait for;
+        Unreachable as in `connection`."""
         with self.translated(_OWN_STATEMENTS):
-            async with self.engine.connect() as connection:
+            async with asyncio.timeout(_ANSWER_TIMEOUT), self.engine.connect() as connection:
                 if self.is_sqlite:  # where the isolation level costs statements of its own
                     yield await connection.execution_options(**{_NO_TRANSACTION: True})
                 else:
@@ -234,5 +240,7 @@ def _begin_immediate(connection: Connection) -> None:
 
 def _first_line(error: BaseException) -> str:
     cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, TimeoutError) and not str(cause):
+        return "it took too long"
     lines = str(cause).splitlines()
     return (lines[0] if lines else type(cause).__name__).rstrip(".")

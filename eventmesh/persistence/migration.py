@@ -32,7 +32,7 @@ async def upgrade(database: Database, metadata: MetaData | None = None) -> bool:
     One transaction, one process at a time. Returns whether EventMesh's tables changed. Own tables
     that exist are left alone: changing them is for the service's own migrations.
     """
-    async with database.connection() as connection:
+    async with database.connection(within=None) as connection:  # a table may be large
         if not database.is_sqlite:  # where BEGIN IMMEDIATE has locked already
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         version = await connection.run_sync(_version)

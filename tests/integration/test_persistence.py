@@ -23,6 +23,7 @@ from eventmesh.persistence.sagas import SagaRow
 from eventmesh.persistence.silence import SILENCE
 from eventmesh.persistence.transaction import Outgoing
 from eventmesh.persistence.types import database_now
+from eventmesh.testing.proxy import proxy_before
 from eventmesh.wire.envelope import Envelope
 
 ALL = range(tables.BUCKETS)
@@ -388,3 +389,19 @@ async def test_a_postgresql_that_falls_silent_is_noticed(postgres_url: str) -> N
             assert idle + interval * count == SILENCE
     finally:
         await database.close()
+
+
+async def test_a_connection_that_answers_nothing_any_more_is_given_up(postgres_url: str) -> None:
+    async with proxy_before(postgres_url) as proxy:
+        database = Database(proxy.url, service="shop")
+        try:
+            async with database.connection() as connection:
+                assert await connection.scalar(select(1)) == 1
+            proxy.forget()
+            with pytest.raises(Unreachable, match="it took too long"):
+                async with database.connection(within=0.5) as connection:
+                    await connection.scalar(select(1))
+            async with database.connection(within=5.0) as connection:  # another connection
+                assert await connection.scalar(select(1)) == 1
+        finally:
+            await database.close()
