@@ -14,7 +14,8 @@ demo: $(VENV)/.run  ## real purchases through four worker processes; ARGS="--kil
 test: $(VENV)/.dev  ## all tests; ARGS="-k redis"
 	$(BIN)/python -m pytest $(ARGS)
 
-soak: $(VENV)/.dev  ## all fault tests, for EVENTMESH_SOAK_MINUTES (10)
+soak: export EVENTMESH_SOAK_MINUTES ?= 10
+soak: $(VENV)/.dev  ## all faults on all servers, again and again for EVENTMESH_SOAK_MINUTES
 	$(BIN)/python -m pytest tests/faults -m "soak or not soak" $(ARGS)
 
 cluster: $(VENV)/.dev  ## nodes of a three-node RabbitMQ cluster are killed under load; needs Docker

@@ -169,6 +169,8 @@ def parse_url(url: str, service: str) -> URL:
             f"{variable} names a database of the kind {backend!r}, which EventMesh does not know. "
             f"Use postgresql:// or sqlite:///."
         )
+    if parsed.port is not None and not 0 < parsed.port < 2**16:  # uvloop would take a part of it
+        raise UsageError(f"{variable} names the port {parsed.port}; ports go from 1 to 65535.")
     return parsed.set(drivername=_DRIVERS[backend])
 
 

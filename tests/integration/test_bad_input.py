@@ -157,7 +157,7 @@ def test_a_broker_scheme_nobody_knows(bank: Project) -> None:
 
 BROKER_URLS = {
     f"redis://:{PASSWORD}@127.0.0.1:high": ["127.0.0.1:high", "scheme://user:password@"],
-    f"amqp://ada:{PASSWORD}@127.0.0.1:high/": ["127.0.0.1:high", "scheme://user:password@"],
+    f"amqp://ada:{PASSWORD}@127.0.0.1:high/": ["127.0.0.1:high", "amqp://user:password@"],
     "sqlite://": ["names no file", "sqlite:///.eventmesh/broker.db"],
     "broker": ["'broker'", "EVENTMESH_BROKER_URL"],
     "": ["''", "EVENTMESH_BROKER_URL"],
