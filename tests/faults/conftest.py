@@ -1,0 +1,200 @@
+"""Places for fault tests: servers that are ours to stop and kill, with proxies before them.
+
+With EVENTMESH_SOAK_MINUTES, all combinations run with more messages, in rounds, until that time is
+over. The table of what was done is build/faults.md.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url
+
+from eventmesh.testing.servers import (
+    ControlledServer,
+    ServerMissing,
+    Way,
+    fresh_database,
+    required,
+    serve_controlled,
+)
+from eventmesh.testing.servers.postgres_server import execute
+from tests.faults import report
+from tests.faults.mesh import Mesh, Place, Servers, linked, mesh_at
+from tests.integration.conftest import Project
+
+ROWS = pytest.StashKey[list[report.Row]]()
+ORIGINS = pytest.StashKey[list[str]]()
+SOAK_UNTIL = pytest.StashKey[float]()
+"""The time.monotonic() at which no further test is begun."""
+
+MINUTES_VARIABLE = "EVENTMESH_SOAK_MINUTES"
+MOST_ROUNDS = 100
+
+At = Callable[..., AbstractAsyncContextManager[Mesh]]
+Record = Callable[[report.Row], None]
+
+
+@pytest.fixture(scope="session")
+def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
+    """From a kind, and where it matters a way, to such a server of our own. Started when it is
+    first asked for, and shared by all fault tests."""
+    with ExitStack() as stack:
+        started: dict[tuple[str, Way | None], ControlledServer] = {}
+
+        def ask(kind: str, way: Way | None = None) -> ControlledServer:
+            if (kind, way) not in started:
+                try:
+                    server = stack.enter_context(serve_controlled(kind, way=way))
+                except ServerMissing as missing:
+                    if required(kind):
+                        pytest.fail(str(missing), pytrace=False)
+                    pytest.skip(str(missing))
+                started[kind, way] = server
+                request.config.stash[ORIGINS].append(f"{kind} {server.version}: {server.origin}")
+            return started[kind, way]
+
+        yield ask
+
+
+@pytest.fixture
+def at(tmp_path: Path, servers: Servers) -> At:
+    """A place with this broker and this database, "broker" or "database" being reached `through` a
+    proxy; whatever runs there ends on leaving."""
+
+    @asynccontextmanager
+    async def make(
+        broker: str,
+        database: str,
+        through: str = "",
+        database_folder: Path = tmp_path,
+        broker_folder: Path = tmp_path,
+        tablespace: Path | None = None,
+    ) -> AsyncIterator[Mesh]:
+        async with AsyncExitStack() as stack:
+            broker_url = f"sqlite:///{broker_folder}/broker.db"
+            if broker != "sqlite":
+                server = servers({"redis": "redis", "amqp": "rabbitmq"}[broker])
+                await server.start()  # should a test before have left it stopped
+                broker_url = server.url
+            database_url = f"sqlite+aiosqlite:///{database_folder}/till.db"
+            if database != "sqlite":
+                # A table space lies on this machine, so its server must not be in a container.
+                database_server = servers("postgres", "private" if tablespace else None)
+                await database_server.start()
+                database_url = await stack.enter_async_context(
+                    database_on(database_server, tablespace)
+                )
+            place = Place(
+                broker=broker,
+                database=database,
+                broker_url=broker_url,
+                database_url=database_url,
+                broker_link=await stack.enter_async_context(
+                    linked(broker_url, through == "broker")
+                ),
+                database_link=await stack.enter_async_context(
+                    linked(database_url, through == "database")
+                ),
+                servers=servers,
+                feed_database_url=f"sqlite+aiosqlite:///{tmp_path}/feed.db",
+            )
+            root = tmp_path / "project"
+            root.mkdir()
+            project = Project(root)
+            stack.callback(project.kill)
+            yield await stack.enter_async_context(mesh_at(project, place))
+
+    return make
+
+
+@asynccontextmanager
+async def database_on(server: ControlledServer, tablespace: Path | None) -> AsyncIterator[str]:
+    """The URL of a new database, in a table space in this folder if one is named."""
+    async with AsyncExitStack() as stack:
+        if tablespace is not None:
+            name = f"space_{secrets.token_hex(8)}"
+            await execute(server.url, f"CREATE TABLESPACE {name} LOCATION '{tablespace}'")
+            stack.push_async_callback(execute, server.url, f"DROP TABLESPACE {name}")
+        url = await stack.enter_async_context(fresh_database(server))
+        if tablespace is not None:
+            database = make_url(url).database
+            await execute(server.url, f'ALTER DATABASE "{database}" SET TABLESPACE {name}')
+        yield url
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Record:
+    """Puts a row into the table, and says it."""
+
+    def put(row: report.Row) -> None:
+        request.config.stash[ROWS].append(row)
+        print(" | ".join(row.cells()))  # noqa: T201
+
+    return put
+
+
+@pytest.fixture
+def amount(pytestconfig: pytest.Config) -> int:
+    """How many messages come in."""
+    return 1500 if soaking(pytestconfig) else 300
+
+
+@pytest.fixture
+def hold(pytestconfig: pytest.Config) -> float:
+    """Seconds for which a fault lasts that has an end of its own."""
+    return random.uniform(0.5, 6.0) if soaking(pytestconfig) else 1.0  # noqa: S311
+
+
+def soaking(config: pytest.Config) -> bool:
+    return SOAK_UNTIL in config.stash
+
+
+# Rounds
+
+
+@pytest.fixture(scope="session", autouse=True)
+def soak_round(request: pytest.FixtureRequest) -> int:
+    """Which time all these tests are run. Of the session, so that a round runs them all."""
+    number: int = getattr(request, "param", 0)
+    return number
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if soaking(metafunc.config):
+        metafunc.parametrize("soak_round", range(MOST_ROUNDS), indirect=True, scope="session")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS], config.stash[ORIGINS] = [], []
+    if minutes := os.environ.get(MINUTES_VARIABLE):
+        config.stash[SOAK_UNTIL] = time.monotonic() + 60 * float(minutes)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Begin no test once the time is over."""
+    if soaking(item.config) and time.monotonic() > item.config.stash[SOAK_UNTIL]:
+        return True
+    return None
+
+
+# The table
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    rows, origins = config.stash[ROWS], sorted(config.stash[ORIGINS])
+    if rows:
+        path = config.rootpath / "build" / "faults.md"
+        report.write(path, rows, origins)
+        terminalreporter.section("faults")
+        terminalreporter.write(report.table(rows, origins))

@@ -1,0 +1,69 @@
+"""Small disks that can be filled: file systems in memory, where we may mount them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+BALLAST = "ballast"
+CHUNK = 65_536
+
+
+class NoDisk(Exception):
+    """No file system can be mounted here."""
+
+
+@contextmanager
+def small_disk(megabytes: int) -> Iterator[Path]:
+    """A folder that is a file system of its own, which everybody may reach; NoDisk."""
+    with tempfile.TemporaryDirectory(prefix="eventmesh-disk-") as name:
+        Path(name).chmod(0o755)
+        with mounted(Path(name) / "disk", megabytes) as folder:
+            yield folder
+
+
+@contextmanager
+def mounted(folder: Path, megabytes: int) -> Iterator[Path]:
+    folder.mkdir()
+    options = f"size={megabytes}m"
+    mounting = subprocess.run(  # noqa: S603 - our own command line
+        ["mount", "-t", "tmpfs", "-o", options, "eventmesh-tests", str(folder)],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounting.returncode:
+        raise NoDisk(f"a small disk cannot be mounted: {mounting.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        # Lazily: what still has a file open there must not keep it.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: S603, S607
+
+
+@contextmanager
+def full(disk: Path) -> Iterator[None]:
+    """While the context is open, not a byte more fits on this disk."""
+    ballast = disk / BALLAST
+    fill(ballast)
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+def fill(ballast: Path) -> None:
+    with ballast.open("ab", buffering=0) as file:
+        for size in (CHUNK, 1):
+            try:
+                while file.write(b"\0" * size):
+                    pass
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+        os.fsync(file.fileno())

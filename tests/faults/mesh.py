@@ -1,0 +1,322 @@
+"""Services under fault: their messages, their worker processes, and what became of both."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from eventmesh import Service, Settings
+from eventmesh.clock import SystemClock
+from eventmesh.errors import Unreachable
+from eventmesh.persistence import migration
+from eventmesh.persistence.database import Database
+from eventmesh.testing.proxy import Proxy, proxy_before
+from eventmesh.testing.servers import ControlledServer, Way
+from eventmesh.transports.base import (
+    Subscription,
+    SubscriptionStats,
+    Transport,
+    TransportOptions,
+)
+from eventmesh.transports.factory import open_transport
+from tests.faults.effects import (
+    SUBSCRIPTIONS,
+    Account,
+    Asked,
+    DatabaseAway,
+    Effects,
+    PostgresReader,
+    SqliteReader,
+)
+from tests.faults.services.feed import service as feed
+from tests.faults.services.till import service as till
+from tests.integration.conftest import Project, Running
+
+PATIENCE = 30.0
+"""Seconds within which all must be there in the end; only a failure takes so long."""
+
+RECOVERY = 5.0
+"""Seconds from the end of a fault to the next new effect, at the most."""
+
+LOOK_INTERVAL = 0.02
+ACCOUNTS = 7
+CHUNK = 10
+"""Messages that are asked for in one transaction."""
+
+CHUNK_INTERVAL = 0.04
+"""Seconds between two of those: about half of what the till can do."""
+
+SLOW_CHUNK_INTERVAL = 0.15
+
+MOST_WARNINGS = 6
+"""Warnings that a person may see in one second from one subscription or relay. The pauses between
+attempts begin at 50 ms at the shortest and double."""
+
+SETTINGS = {
+    "EVENTMESH_VISIBILITY_TIMEOUT": "2s",
+    "EVENTMESH_LEASE_TIME": "1s",
+    "EVENTMESH_LOG_FORMAT": "json",
+}
+
+
+class Servers(Protocol):
+    """The servers of the session."""
+
+    def __call__(self, kind: str, way: Way | None = None) -> ControlledServer: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the services of one test are, and how they reach their servers."""
+
+    broker: str
+    database: str
+    broker_url: str
+    database_url: str
+    broker_link: Proxy | None
+    database_link: Proxy | None
+    servers: Servers
+    feed_database_url: str
+
+    @property
+    def broker_server(self) -> ControlledServer:
+        return self.servers({"redis": "redis", "amqp": "rabbitmq"}[self.broker])
+
+    @property
+    def database_server(self) -> ControlledServer:
+        return self.servers("postgres")
+
+    @property
+    def broker_proxy(self) -> Proxy:
+        assert self.broker_link is not None
+        return self.broker_link
+
+    @property
+    def database_proxy(self) -> Proxy:
+        assert self.database_link is not None
+        return self.database_link
+
+
+@dataclass(eq=False)
+class Mesh:
+    """The services feed and till, on one broker and one database."""
+
+    project: Project
+    place: Place
+    source: Service
+    effects: Effects
+    services: tuple[str, ...] = ("feed", "till")
+    command: tuple[str, ...] = ()
+    """A program instead of `eventmesh worker`."""
+    harmless_codes: frozenset[int] = frozenset({-signal.SIGKILL})
+    """With which a worker may end before it is told to."""
+    asked: list[Asked] = field(default_factory=list)
+    workers: list[Running] = field(default_factory=list)
+    chance: random.Random = field(default_factory=random.Random)
+    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    # Messages
+
+    async def ask(self, count: int, deed: str = "") -> list[Asked]:
+        """Ask for this many effects, in one transaction. A message with a deed has none."""
+        made = []
+        async with self.source.transaction() as transaction:
+            for number in itertools.islice(self._numbers, count):
+                account = f"account-{number % ACCOUNTS}"
+                transaction.publish(feed.Asked(account=account, number=number, deed=deed))
+                made.append((account, number))
+        if not deed:
+            self.asked += made
+        return made
+
+    async def feed(self, amount: int, fault_is_over: asyncio.Event) -> None:
+        """Ask for this many effects bit by bit, the last fifth of them once the fault is over;
+        should it last longer, for a few more all the while."""
+        while not fault_is_over.is_set():
+            await self.ask(CHUNK)
+            waits_for_the_end = len(self.asked) >= amount * 4 // 5
+            await asyncio.sleep(SLOW_CHUNK_INTERVAL if waits_for_the_end else CHUNK_INTERVAL)
+        for _ in range(max(amount - len(self.asked), amount // 5) // CHUNK):
+            await self.ask(CHUNK)
+            await asyncio.sleep(CHUNK_INTERVAL)
+
+    # Processes
+
+    def start_worker(self, *options: str) -> Running:
+        """A new worker process."""
+        if self.command:
+            running = self.project.start_program(*self.command)
+        else:
+            running = self.project.start("worker", *self.services, *options)
+        self.workers.append(running)
+        return running
+
+    async def until_ready(self, running: Running, processes: int = 1) -> None:
+        await self.until(
+            lambda: running.events().count("worker is ready") >= processes, "a worker that is ready"
+        )
+
+    @asynccontextmanager
+    async def working(
+        self, *options: str, processes: int = 1, exit_code: int = 0
+    ) -> AsyncIterator[Running]:
+        """A worker that is ready; in the end, the one that runs is drained."""
+        running = self.start_worker(*options)
+        await self.until_ready(running, processes)
+        yield running
+        last = self.workers[-1]
+        last.tell(signal.SIGTERM)
+        ended = await asyncio.to_thread(last.ended)
+        assert ended.code == exit_code, ended.said[-4000:]
+
+    # Waiting
+
+    async def until(
+        self, condition: Callable[[], Any], what: str, patience: float = PATIENCE
+    ) -> None:
+        """Return once the condition holds; a database that is away makes none hold."""
+        deadline = time.monotonic() + patience
+        while True:
+            with suppress(DatabaseAway, Unreachable):
+                holds = condition()
+                if holds is True or (isinstance(holds, Awaitable) and await holds):
+                    return
+            assert not self.crashed(), self.said()
+            assert time.monotonic() < deadline, f"waited {patience:g} s for {what}; {self.said()}"
+            await asyncio.sleep(LOOK_INTERVAL)
+
+    async def until_effects(self, count: int) -> None:
+        async def there() -> bool:
+            return await self.effects.count() >= count
+
+        await self.until(there, f"{count} effects")
+
+    async def until_all_effects(self) -> None:
+        """Return once every message has taken all its effects, and nothing is left anywhere."""
+        try:
+            await self.until_effects(len(self.asked) * len(SUBSCRIPTIONS))
+        except AssertionError as error:
+            account = await self.effects.account(self.asked)
+            raise AssertionError(f"{account}; {error}") from None
+        await self.until(self._nothing_waits, "outboxes and queues that are empty")
+
+    async def recovery(self, ended: float, within: float = RECOVERY) -> float:
+        """Seconds from `ended`, a time.time(), to when a message handled since has taken effect."""
+
+        async def newer() -> bool:
+            return await self.effects.newest() > ended
+
+        await self.until(newer, "a new effect", 2 * within)
+        return time.time() - ended
+
+    @asynccontextmanager
+    async def transport(self) -> AsyncIterator[Transport]:
+        """The broker, as these services see it, past any proxy."""
+        options = TransportOptions(prefix=self.project.prefix)
+        async with open_transport(self.place.broker_url, SystemClock(), options) as transport:
+            yield transport
+
+    async def _nothing_waits(self) -> bool:
+        async with self.transport() as transport:
+            stats = [await transport.stats(each) for each in subscriptions()]
+        return all(map(is_empty, stats)) and await self.effects.waiting() == 0
+
+    # What it came to
+
+    async def account(self) -> Account:
+        return await self.effects.account(self.asked)
+
+    def crashed(self) -> list[int]:
+        """The exit codes of workers that ended, and not by our hand."""
+        codes = [each.process.poll() for each in self.workers]
+        return [code for code in codes if code is not None and code not in self.harmless_codes]
+
+    def said(self) -> str:
+        """The last words of the workers."""
+        return "\n".join(each.err[-2000:] for each in self.workers)
+
+    def events(self) -> Counter[str]:
+        """What the workers' logs tell, and how often."""
+        return Counter(event for each in self.workers for event in each.events())
+
+    def warnings_per_second(self) -> int:
+        """The most that one subscription or relay of a process has said within one second; and no
+        traceback, and nothing but log lines."""
+        most = 0
+        for each in self.workers:
+            assert "Traceback" not in each.err, each.err
+            spoken: dict[object, list[float]] = {}
+            for line in each.lines():
+                if line["level"] in ("warning", "error", "critical"):
+                    speaker = (line["event"], line.get("subscription"), line.get("service"))
+                    at = datetime.fromisoformat(line["timestamp"]).timestamp()
+                    spoken.setdefault(speaker, []).append(at)
+            for times in spoken.values():
+                most = max(most, *(sum(at <= t < at + 1 for t in times) for at in times))
+        return most
+
+
+def subscriptions() -> list[Subscription]:
+    return [handler.subscription for handler in till.service.handlers.values()]
+
+
+def is_empty(stats: SubscriptionStats) -> bool:
+    return not (stats.ready or stats.delayed or stats.in_flight)
+
+
+@asynccontextmanager
+async def mesh_at(project: Project, place: Place) -> AsyncIterator[Mesh]:
+    """The services at this place, with their databases made; without workers as yet."""
+    copy_services(project.root)
+    project.environment |= SETTINGS | {
+        "EVENTMESH_BROKER_URL": place.broker_link.url if place.broker_link else place.broker_url,
+        "EVENTMESH_FEED_DATABASE_URL": place.feed_database_url,
+        "EVENTMESH_TILL_DATABASE_URL": (
+            place.database_link.url if place.database_link else place.database_url
+        ),
+    }
+    database = Database(place.database_url, service="till")
+    try:
+        await migration.upgrade(database, till.Base.metadata)
+    finally:
+        await database.close()
+    source = Service("feed")
+    source.publisher(feed.Asked)
+    source.configure(
+        Settings(database_urls={"feed": place.feed_database_url}, schemas=project.root / "schemas")
+    )
+    reader = SqliteReader if place.database == "sqlite" else PostgresReader
+    async with source:
+        yield Mesh(project, place, source, Effects(reader(place.database_url)))
+
+
+def copy_services(root: Path) -> None:
+    """Put the services into a user's project."""
+    shutil.copytree(
+        Path(__file__).parent / "services",
+        root / "services",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+
+
+@asynccontextmanager
+async def linked(url: str, through_proxy: bool) -> AsyncIterator[Proxy | None]:
+    async with AsyncExitStack() as stack:
+        yield await stack.enter_async_context(proxy_before(url)) if through_proxy else None
+
+
+def kill(running: Running) -> None:
+    """SIGKILL, and nobody to say goodbye to."""
+    running.process.send_signal(signal.SIGKILL)
+    running.process.wait()

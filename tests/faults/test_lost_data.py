@@ -1,0 +1,74 @@
+"""A broker that comes back without its data. What it had confirmed is gone with its disk; what was
+still in an outbox, and what is published afterwards, arrives, without anybody's help."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.faults.conftest import At, Record
+from tests.faults.faults import Fault, by_itself
+from tests.faults.ride import check, verdict
+
+
+def with_the_stream(broker: str) -> bool:
+    """In Redis, a message makes its stream anew. In RabbitMQ, those that come before their queue is
+    there again are kept aside meanwhile, and may be overtaken."""
+    return broker == "redis"
+
+
+@pytest.mark.parametrize(
+    ("broker", "database"),
+    [
+        ("redis", "sqlite"),
+        ("amqp", "sqlite"),
+        pytest.param("redis", "postgres", marks=pytest.mark.soak),
+        pytest.param("amqp", "postgres", marks=pytest.mark.soak),
+    ],
+)
+async def test_a_broker_that_lost_its_data_is_used_again(
+    broker: str, database: str, at: At, record: Record, amount: int, hold: float
+) -> None:
+    fault = Fault("broker lost its data", by_itself, ordered=with_the_stream)
+    async with at(broker, database) as mesh:
+        server = mesh.place.broker_server
+        async with mesh.working():
+            await mesh.ask(amount // 3)
+            await mesh.until_all_effects()  # nothing is on the broker
+            await server.kill()
+            await mesh.ask(amount // 3)  # in the outbox
+            await asyncio.sleep(hold)
+            await server.lose_data()
+            ended = time.time()
+            recovery = await mesh.recovery(ended)
+            await mesh.ask(amount // 3)
+            await mesh.until_all_effects()
+            settled = time.time() - ended
+        row = await verdict(mesh, fault, recovery, settled)
+        record(row)
+        check(mesh, row)
+
+
+@pytest.mark.parametrize("broker", ["redis"])
+async def test_a_redis_that_is_emptied_while_it_runs_is_used_again(
+    broker: str, at: At, record: Record, amount: int
+) -> None:
+    """FLUSHALL: no connection breaks, but every stream and group is gone."""
+    fault = Fault("FLUSHALL", by_itself)
+    async with at(broker, "sqlite") as mesh:
+        async with mesh.working():
+            await mesh.ask(amount // 2)
+            await mesh.until_all_effects()
+            async with Redis.from_url(mesh.place.broker_url) as redis:
+                await redis.flushall()
+            ended = time.time()
+            await mesh.ask(amount // 2)
+            recovery = await mesh.recovery(ended)
+            await mesh.until_all_effects()
+            settled = time.time() - ended
+        row = await verdict(mesh, fault, recovery, settled)
+        record(row)
+        check(mesh, row)
