@@ -30,6 +30,10 @@ from eventmesh.transports.outcome import DONE, Dead, Outcome
 SUSPECT_AFTER = 3
 """Deliveries, of one attempt, after which a message is handled alone and its starts are counted."""
 
+DOUBTED_AFTER = 2
+"""Deliveries after which messages are taken one by one, where no database counts starts. Two may be
+innocent: RabbitMQ counts what a consumer that left had fetched, and the first care ends so."""
+
 CALM = 10
 """Messages handed out for the first time, in a row, after which nobody is suspected any more."""
 
@@ -91,12 +95,12 @@ class GroupRunner:
         return settlements
 
     def _grows_careful(self, deliveries: Sequence[Delivery]) -> bool:
-        """Whether these are to be given back and taken one by one, as some were handed out before.
-        Care ends after CALM messages in a row that were not."""
-        if any(delivery.deliveries > 1 for delivery in deliveries):
+        """Whether these are to be given back and taken one by one, as some were handed out too
+        often. Care ends after CALM messages in a row that were handed out for the first time."""
+        if any(delivery.deliveries > DOUBTED_AFTER for delivery in deliveries):
             was_careful, self.careful, self._calm = self.careful, True, 0
             return not was_careful
-        self._calm += len(deliveries)
+        self._calm += sum(delivery.deliveries == 1 for delivery in deliveries)
         self.careful = self.careful and self._calm < CALM
         return False
 

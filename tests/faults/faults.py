@@ -19,7 +19,7 @@ from sqlalchemy import make_url
 from eventmesh.testing.proxy import Direction, Proxy
 from tests.faults.mesh import RECOVERY, Mesh, kill
 
-KILLS = 3
+KILLS = 2
 CUTS = 4
 SILENCE = 2.0
 """Seconds beyond those that a fault lasts anyway."""

@@ -76,7 +76,6 @@ MATRIX = [
         SERVERS,
         ANY_DATABASE,
         ("redis", "sqlite"),
-        ("amqp", "postgres"),
     ),
     *everywhere(
         Fault("Redis read-only", faults.redis_read_only, stops=True),
@@ -88,7 +87,6 @@ MATRIX = [
         Fault("Redis out of memory", faults.redis_out_of_memory, stops=True),
         ("redis",),
         ANY_DATABASE,
-        ("redis", "sqlite"),
     ),
     *everywhere(
         Fault("Redis cannot save", faults.redis_cannot_save, stops=True),
@@ -156,16 +154,6 @@ MATRIX = [
         ANY_BROKER,
         ("postgres",),
         ("sqlite", "postgres"),
-    ),
-    *everywhere(
-        Fault(
-            "database forgets",
-            faults.forgotten(faults.database_link),
-            through="database",
-            within=UNTIL_SILENCE_IS_NOTICED,
-        ),
-        ANY_BROKER,
-        ("postgres",),
     ),
     *everywhere(
         Fault("backends killed", faults.backends_killed),

@@ -23,8 +23,8 @@ def with_the_stream(broker: str) -> bool:
 @pytest.mark.parametrize(
     ("broker", "database"),
     [
-        ("redis", "sqlite"),
         ("amqp", "sqlite"),
+        pytest.param("redis", "sqlite", marks=pytest.mark.soak),
         pytest.param("redis", "postgres", marks=pytest.mark.soak),
         pytest.param("amqp", "postgres", marks=pytest.mark.soak),
     ],

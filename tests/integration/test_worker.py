@@ -40,7 +40,7 @@ from eventmesh.errors import (
 from eventmesh.persistence import outbox, sagas, starts
 from eventmesh.persistence.database import AsyncSession
 from eventmesh.persistence.tables import inbox, start
-from eventmesh.runtime.group import GroupRunner
+from eventmesh.runtime.group import CALM, DOUBTED_AFTER, GroupRunner
 from eventmesh.runtime.handler import bind
 from eventmesh.runtime.lanes import lane_of
 from eventmesh.runtime.relay import Relay, hold_time
@@ -890,6 +890,44 @@ async def test_a_plain_handler_gives_up_only_what_kills_its_worker(mesh: Mesh) -
     assert handled == [0, 1, 3, 4, 5]
     async with database.reading() as connection:
         assert await connection.scalar(select(func.count()).select_from(start)) == 0
+
+
+async def test_without_a_database_messages_are_taken_one_by_one_while_one_may_be_deadly() -> None:
+    clock = SystemClock()
+    service = Service("shop")
+    service.configure(Settings())
+    handled: list[int] = []
+
+    @service.subscriber(Do, name="do")
+    async def do(command: Do) -> None:
+        handled.append(command.number)
+
+    [handler] = service.handlers.values()
+    runner = GroupRunner(service, handler, SubscriptionVitals("shop", handler.subscription, clock))
+
+    async def run(*counts: int) -> int:
+        """How many of these, each handed out so often, are settled."""
+        deliveries = [
+            Delivery(seal(Do(number=count), source="test", clock=clock), deliveries=count)
+            for count in counts
+        ]
+        return len(await runner.run(deliveries, lambda: False))
+
+    assert runner.careful  # at first: the worker before may have been killed
+    for _ in range(CALM):
+        assert runner.careful
+        assert await run(1) == 1
+    assert not runner.careful
+    assert await run(1, 2, 1) == 3  # what a consumer that left had fetched is no suspect
+    assert not runner.careful
+    assert await run(1, DOUBTED_AFTER + 1, 1) == 0  # given back, to be taken one by one
+    assert runner.careful
+    assert runner.size == 1
+    assert await run(DOUBTED_AFTER + 1) == 1
+    assert await run(*[2] * CALM) == CALM
+    assert runner.careful
+    assert await run(*[1] * CALM) == CALM
+    assert not runner.careful
 
 
 async def test_a_suspect_whose_handling_fails_in_good_order_is_none_any_more(mesh: Mesh) -> None:
