@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.processes import Program, running
-from benchmarks.programs import SERVICE_MODULE
+from benchmarks.programs import SERVICE_MODULE, SUBSCRIPTIONS
 from benchmarks.report import Row, level_row
 
 SETTLE_SECONDS = 8.0
@@ -58,13 +58,13 @@ def look(program: Program) -> Rest:
 
 
 @contextmanager
-def worker(url: str, **settings: str) -> Iterator[Program]:
+def worker(url: str, subscriptions: int = SUBSCRIPTIONS, **settings: str) -> Iterator[Program]:
     """`eventmesh worker` with the service of this benchmark, when it is ready. Its database is a
     SQLite file."""
     with tempfile.TemporaryDirectory(prefix="eventmesh-bench-") as name:
         folder = Path(name)
         (folder / "pyproject.toml").write_text(PROJECT)
-        (folder / "resting.py").write_text(SERVICE_MODULE)
+        (folder / "resting.py").write_text(SERVICE_MODULE.format(subscriptions))
         environment = {"EVENTMESH_BROKER_URL": url, "EVENTMESH_LOG_FORMAT": "json"} | settings
         command = [sys.executable, "-m", "eventmesh", "worker", "bench"]
         with _started(command, folder, environment, "worker is ready") as program:

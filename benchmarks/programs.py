@@ -15,11 +15,11 @@ SUBSCRIPTIONS = 5
 COUNTED = 50_000
 """Messages after which the service says how many it has handled."""
 
-SERVICE_MODULE = "from benchmarks.programs import make_service\n\nservice = make_service()\n"
+SERVICE_MODULE = "from benchmarks.programs import make_service\n\nservice = make_service({})\n"
 
 
-def make_service() -> Service:
-    """Five subscriptions: one counts, the others take part in transactions."""
+def make_service(subscriptions: int) -> Service:
+    """So many subscriptions: one counts, the others take part in transactions."""
     service, count = Service("bench"), 0
 
     @service.subscriber()
@@ -32,7 +32,7 @@ def make_service() -> Service:
     async def handle(event: OrderPlaced, tx: Transaction) -> None:
         """Does nothing, in a transaction."""
 
-    for number in range(1, SUBSCRIPTIONS):
+    for number in range(1, subscriptions):
         service.subscriber(name=f"handle_{number}")(handle)
     return service
 

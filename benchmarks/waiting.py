@@ -67,10 +67,10 @@ def main(
 def curve(url: str, messages: int) -> list[Point]:
     """The worker's memory with ever fewer messages waiting: before the first, and down to none."""
     prefix = f"bench{secrets.token_hex(4)}"
-    with worker(url, EVENTMESH_BROKER_PREFIX=prefix) as empty:
+    with worker(url, 1, EVENTMESH_BROKER_PREFIX=prefix) as empty:
         before = Point(0, empty.resident_bytes() / 2**20, 0.0)
     asyncio.run(_fill(url, prefix, messages))
-    with worker(url, EVENTMESH_BROKER_PREFIX=prefix) as program:
+    with worker(url, 1, EVENTMESH_BROKER_PREFIX=prefix) as program:
         return [before, *_points(program, messages)]
 
 
