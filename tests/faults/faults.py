@@ -154,6 +154,7 @@ async def redis_cannot_save(mesh: Mesh) -> AsyncIterator[None]:
     async with Redis.from_url(mesh.place.broker_url) as redis:
         told = await redis.config_get("dir", "dbfilename", "save")
         in_the_way = f"{told['dir']}/{told['dbfilename']}"  # what a snapshot is renamed to
+        await on_broker_host(mesh, "rm", "-f", in_the_way)  # an earlier fault may have left one
         await on_broker_host(mesh, "mkdir", "-p", f"{in_the_way}/not-empty")
         await redis.config_set("save", "3600 1")
         try:
