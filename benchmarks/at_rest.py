@@ -32,14 +32,9 @@ class Rest:
 
 
 def at_rest(broker: str, url: str) -> list[Row]:
-    """Rows for one broker, with FastStream where it knows the broker."""
+    """Rows for one broker: Redis or RabbitMQ, which FastStream knows too."""
     with worker(url) as ours:
         mine = look(ours)
-    if broker == "sqlite":
-        return [
-            level_row("sqlite worker at rest, CPU", "none", mine.cpu, 0.0, "% core"),
-            level_row("sqlite worker at rest, memory", "none", mine.memory, 0.0, "MB"),
-        ]
     with faststream(url) as peer:
         theirs = look(peer)
     return [

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import structlog
+from eventmesh.runtime.trial import would_start
 
 _SAME_SIGNAL = 0.5
 """Seconds in which a second signal to a child of `--workers` is the first one told twice: by a
@@ -72,14 +72,9 @@ class Signals:
             self._trying = asyncio.ensure_future(self._try_and_reload())
 
     async def _try_and_reload(self) -> None:
-        trial = await asyncio.create_subprocess_exec(*self._trial, start_new_session=True)
-        if await trial.wait() != 0:
-            structlog.get_logger("eventmesh.worker").error(
-                "not reloaded: the code as it is now does not start"
-            )
-            return
-        self.reload = not self.stop.is_set()
-        self.stop.set()
+        if await would_start(self._trial):
+            self.reload = not self.stop.is_set()
+            self.stop.set()
 
     def _readable(self) -> None:
         if not os.read(sys.stdin.fileno(), 1024):

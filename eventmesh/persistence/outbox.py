@@ -6,7 +6,6 @@ skipped by one.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from eventmesh.persistence.tables import BUCKETS, outbox
 from eventmesh.persistence.transaction import Outgoing
 from eventmesh.persistence.types import UtcDateTime
-from eventmesh.wire.envelope import Envelope
+from eventmesh.wire.envelope import Envelope, part_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +49,8 @@ class OutboxStats:
 
 
 def bucket_of(key: str | None, message_id: str) -> int:
-    """The bucket of a key; a message without one may go anywhere, so its id spreads it."""
-    return zlib.crc32((key if key is not None else message_id).encode()) % BUCKETS
+    """The bucket of a key, or of a message without one."""
+    return part_of(key, message_id, BUCKETS)
 
 
 async def store(session: AsyncSession, messages: Sequence[Outgoing], now: datetime) -> None:

@@ -96,12 +96,13 @@ def bind(
         retry=retry,
         transactional=bool(binding.transaction or binding.session or binding.injected or returns),
         isolated=isolated,
-        concurrency=_checked_concurrency(concurrency, where),
+        concurrency=checked_concurrency(concurrency, where),
         returns=returns,
     )
 
 
-def _checked_concurrency(concurrency: int, where: str) -> int:
+def checked_concurrency(concurrency: int, where: str) -> int:
+    """The number, if it can be one of lanes; UsageError where it cannot."""
     if not 1 <= concurrency <= MAX_CONCURRENCY:
         raise UsageError(
             f"{where} has concurrency={concurrency}: give the number of messages to be handled at "

@@ -6,7 +6,6 @@ A message's key picks its lane, and a lane handles one group after the other.
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +13,7 @@ from contextlib import asynccontextmanager
 from eventmesh.errors import Unreachable
 from eventmesh.transports.base import Consumer, Delivery
 from eventmesh.transports.outcome import Outcome
-from eventmesh.wire.envelope import Envelope
+from eventmesh.wire.envelope import Envelope, part_of
 
 
 @asynccontextmanager
@@ -39,9 +38,8 @@ async def split(consumer: Consumer, count: int, most: int) -> AsyncIterator[Sequ
 
 
 def lane_of(envelope: Envelope, count: int) -> int:
-    """The lane of a message's key; a message without one may take any, so its id spreads it."""
-    key = envelope.key
-    return zlib.crc32((key if key is not None else envelope.unique_id).encode()) % count
+    """The lane of a message's key, or of a message without one."""
+    return part_of(envelope.key, envelope.id, count)
 
 
 class _Lane:

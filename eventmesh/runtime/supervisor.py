@@ -12,6 +12,7 @@ import structlog
 
 from eventmesh.clock import Clock
 from eventmesh.runtime.backoff import Reconnect
+from eventmesh.runtime.trial import would_start
 
 _KNOWN_CODES = (2, 3, 4, 5)
 """Exit codes with which a child says what is wrong; any other end counts as a crash."""
@@ -142,16 +143,10 @@ class Supervisor:
         while True:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()
-            if not await self._try_out():
-                self._log.error("not reloaded: the code as it is now does not start")
-                continue
-            for child in list(self._children.values()):
-                await self._replace(child)
-            self._log.info("reloaded", workers=self._workers)
-
-    async def _try_out(self) -> bool:
-        trial = await asyncio.create_subprocess_exec(*self._trial, start_new_session=True)
-        return await trial.wait() == 0
+            if await would_start(self._trial):
+                for child in list(self._children.values()):
+                    await self._replace(child)
+                self._log.info("reloaded", workers=self._workers)
 
     async def _replace(self, child: _Child) -> None:
         """Drain a child; return when its successor works, or has ended."""

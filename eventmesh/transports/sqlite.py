@@ -29,9 +29,9 @@ from eventmesh.transports.sqlite_store import BUSY_TIMEOUT, SqliteStore
 from eventmesh.wire.envelope import Envelope
 
 SHORTEST_POLL, LONGEST_POLL = 0.002, 0.03
-"""Seconds between two looks for other processes' commits: p50 1.2 ms, at 3 to 6% of a core, while
-messages come; 15 ms, at under 1%, when none has come for a quarter of a minute. What this process
-itself commits is noticed at once."""
+"""Seconds between two looks for other processes' commits. Measured on a busy machine: while
+messages come, p50 3.3 ms at 3 to 6% of a core; when none has come for a quarter of a minute, p50
+23 ms at about 1%. What this process itself commits is noticed at once."""
 
 RELAXING = 1 / 500
 """By how much a second without a commit lengthens the poll."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -78,6 +79,12 @@ class Envelope:
             return datetime.fromisoformat(self.attributes["time"])
         except (KeyError, ValueError):
             return None
+
+
+def part_of(key: str | None, message_id: str, parts: int) -> int:
+    """To which of so many parts a key belongs, the same in every process; a message without one may
+    go anywhere, so its id spreads it."""
+    return zlib.crc32((key if key is not None else message_id).encode()) % parts
 
 
 def seal(

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from eventmesh.testing.servers.processes import free_port
+
 if TYPE_CHECKING:
     from tests.integration.conftest import Project, Put
 
@@ -27,9 +29,7 @@ SLOW = b'{"owner": "slow", "cents": 100}'
 
 @pytest.fixture
 def port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        free: int = listener.getsockname()[1]
-    return free
+    return free_port()
 
 
 def ask(port: int, path: str) -> tuple[int, str]:

@@ -19,7 +19,7 @@ from eventmesh.integrations.faststream.intake import Arrival, Intake
 from eventmesh.integrations.faststream.middleware import EventMeshMiddleware
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.redact import redact
-from eventmesh.runtime.handler import MAX_CONCURRENCY, Handler, Returned
+from eventmesh.runtime.handler import Handler, Returned, checked_concurrency
 from eventmesh.runtime.relay import Relay
 from eventmesh.runtime.retry import Retry
 from eventmesh.runtime.service import Service
@@ -135,6 +135,30 @@ class Mesh(ABC):
                 f"its place. Use mesh.publisher({type(message).__name__})."
             )
 
+    def subscriber(
+        self,
+        *messages: type[Message],
+        name: str | None = None,
+        retry: Retry | None = None,
+        concurrency: int = 1,
+        **options: Any,
+    ) -> Callable[[Callable[..., Any]], Any]:
+        """As `service.subscriber`, for a handler that FastStream calls. `options` are those of
+        `broker.subscriber`, such as `title` and `dependencies`.
+
+        `concurrency` messages are handled at a time; with more than one, order is not kept.
+        """
+
+        def declare(function: Callable[..., Any]) -> Any:
+            handler = self.add_handler(function, messages, name, retry, concurrency)
+            return self.subscribe(handler, function, **options)
+
+        return declare
+
+    @abstractmethod
+    def subscribe(self, handler: Handler, function: Callable[..., Any], **options: Any) -> Any:
+        """Let FastStream call this function for what comes to the handler's subscription."""
+
     def add_handler(
         self,
         function: Callable[..., Any],
@@ -151,8 +175,6 @@ class Mesh(ABC):
                 f"{where} of service {self.service.name!r} has no name of its own, being decorated "
                 f"already: write mesh.subscriber(…, name=…)."
             )
-        if not 1 <= concurrency <= MAX_CONCURRENCY:
-            raise UsageError(f"{where} has concurrency={concurrency}: give 1 to {MAX_CONCURRENCY}.")
         models = {identity_of(message).name: message for message in messages}
         if not models:
             raise UsageError(f"{where} subscribes to nothing: write mesh.subscriber(SomeEvent).")
@@ -164,7 +186,7 @@ class Mesh(ABC):
             retry=retry or Retry(),
             transactional=True,
             isolated=True,
-            concurrency=concurrency,
+            concurrency=checked_concurrency(concurrency, where),
             elsewhere=True,
         )
         self.service.add_handler(handler)

@@ -22,7 +22,6 @@ from eventmesh.errors import Unreachable
 from eventmesh.integrations.faststream.intake import Arrival, Intake
 from eventmesh.integrations.faststream.mesh import Mesh
 from eventmesh.runtime.handler import Handler
-from eventmesh.runtime.retry import Retry
 from eventmesh.runtime.service import Service
 from eventmesh.transports.amqp_topology import (
     ATTEMPT,
@@ -53,37 +52,20 @@ class RabbitMesh(Mesh):
         self._topology = Topology(service.settings.broker_prefix)
         broker.add_middleware(self)
 
-    def subscriber(
-        self,
-        *messages: type[Message],
-        name: str | None = None,
-        retry: Retry | None = None,
-        concurrency: int = 1,
-        **options: Any,
-    ) -> Callable[[Callable[..., Any]], Any]:
-        """As `service.subscriber`, for a handler that FastStream calls. `options` are those of
-        `broker.subscriber`, such as `title` and `dependencies`.
-
-        `concurrency` messages are handled at a time; with more than one, order is not kept.
-        """
-
-        def declare(function: Callable[..., Any]) -> Any:
-            handler = self.add_handler(function, messages, name, retry, concurrency)
-            intake = _RabbitIntake(self.service, handler, self._broker, self._topology)
-            self._intakes.append(intake)
-            subscriber = self._broker.subscriber(
-                RabbitQueue(self._topology.queue(handler.subscription), declare=False),
-                channel=Channel(prefetch_count=concurrency),
-                parser=intake.parse,
-                decoder=intake.decode,
-                ack_policy=AckPolicy.NACK_ON_ERROR,
-                no_reply=True,
-                **options,
-            )
-            intake.serve(subscriber)
-            return subscriber(function)
-
-        return declare
+    def subscribe(self, handler: Handler, function: Callable[..., Any], **options: Any) -> Any:
+        intake = _RabbitIntake(self.service, handler, self._broker, self._topology)
+        self._intakes.append(intake)
+        subscriber = self._broker.subscriber(
+            RabbitQueue(self._topology.queue(handler.subscription), declare=False),
+            channel=Channel(prefetch_count=handler.concurrency),
+            parser=intake.parse,
+            decoder=intake.decode,
+            ack_policy=AckPolicy.NACK_ON_ERROR,
+            no_reply=True,
+            **options,
+        )
+        intake.serve(subscriber)
+        return subscriber(function)
 
     def publisher(self, message: type[Message], **options: Any) -> RabbitPublisher:
         """A FastStream publisher of this message, which our service owns or sends. `options` are

@@ -27,7 +27,6 @@ from eventmesh.integrations.faststream.intake import Arrival, Intake
 from eventmesh.integrations.faststream.mesh import Mesh
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.handler import Handler
-from eventmesh.runtime.retry import Retry
 from eventmesh.runtime.service import Service
 from eventmesh.transports import redis_scripts as scripts
 from eventmesh.transports.base import Delivery
@@ -61,31 +60,14 @@ class RedisMesh(Mesh):
         self._redis_intakes: list[_RedisIntake] = []
         broker.add_middleware(self)
 
-    def subscriber(
-        self,
-        *messages: type[Message],
-        name: str | None = None,
-        retry: Retry | None = None,
-        concurrency: int = 1,
-        **options: Any,
-    ) -> Callable[[Callable[..., Any]], Any]:
-        """As `service.subscriber`, for a handler that FastStream calls. `options` are those of
-        `broker.subscriber`, such as `title` and `dependencies`.
-
-        `concurrency` messages are handled at a time; with more than one, order is not kept.
-        """
-
-        def declare(function: Callable[..., Any]) -> Any:
-            handler = self.add_handler(function, messages, name, retry, concurrency)
-            intake = _RedisIntake(self.service, handler, self._layout, self._consumer)
-            self._intakes.append(intake)
-            self._redis_intakes.append(intake)
-            for stream in intake.keys.streams:
-                function = self._read(intake, stream, concurrency, options)(function)
-                function = self._recover(intake, stream, options)(function)
-            return function
-
-        return declare
+    def subscribe(self, handler: Handler, function: Callable[..., Any], **options: Any) -> Any:
+        intake = _RedisIntake(self.service, handler, self._layout, self._consumer)
+        self._intakes.append(intake)
+        self._redis_intakes.append(intake)
+        for stream in intake.keys.streams:
+            function = self._read(intake, stream, handler.concurrency, options)(function)
+            function = self._recover(intake, stream, options)(function)
+        return function
 
     def publisher(self, message: type[Message], **options: Any) -> Any:
         """A FastStream publisher of this message, which our service owns or sends. `options` are
