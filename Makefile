@@ -54,5 +54,5 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --constraint constraints.txt --editable '.[test,check,faststream,reload,uvloop]'
+	$(PIP) install --constraint constraints.txt --editable '.[test,check,faststream,import,reload,uvloop]'
 	@touch $@ $(VENV)/.run
