@@ -1,0 +1,1 @@
+def changes(writer, reader, draft): return ()

@@ -1,0 +1,640 @@
+"""Proofs that one schema accepts all that another does: by `jsonschema-rs`, else by our own.
+
+Ours reasons where the library declines: on recursive definitions, by induction on the document, on
+patterns, as regular languages, and on formats. A proof that is not found is no refutation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+from eventmesh.contracts.compat import formats
+from eventmesh.contracts.compat.flat import (
+    Contains,
+    Flat,
+    Flattener,
+    TooMany,
+    same,
+    type_of,
+)
+from eventmesh.contracts.compat.normal import definitions_of
+from eventmesh.contracts.compat.reading import Schema, Unproved
+from eventmesh.contracts.compat.regular import Irregular, example
+from eventmesh.contracts.compat.validity import matches, validator
+
+MAX_STEPS = 20_000
+MAX_SPLITS = 3
+
+Conjunction = tuple[Schema, ...]
+
+
+def proved(writer: Schema, reader: Schema) -> bool:
+    """Whether it is proved that each document of the writer's is one of the reader's. Both are in
+    their one form."""
+    if reader is True or writer is False or writer == reader:
+        return True
+    return _covered(writer, reader) or _Prover(writer, reader).run()
+
+
+def difference(writer: Schema, reader: Schema) -> Schema | None:
+    """A schema of what the writer's accepts and the reader's does not, where that can be said."""
+    import jsonschema_rs
+
+    pair = _canonical(writer, reader)
+    if pair is None:
+        return None
+    try:
+        left = pair[0].subtract(pair[1])
+        found = left.to_json_schema()
+    except (jsonschema_rs.canonical.CanonicalizationError, ValueError):
+        return None
+    return _with_formats_named(found, "")  # type: ignore[no-any-return]
+
+
+def _covered(writer: Schema, reader: Schema) -> bool:
+    import jsonschema_rs
+
+    pair = _canonical(writer, reader)
+    if pair is None:
+        return False
+    try:
+        return bool(pair[1].covers(pair[0]) == jsonschema_rs.canonical.Containment.YES)
+    except (jsonschema_rs.canonical.CanonicalizationError, ValueError):
+        return False
+
+
+def _canonical(writer: Schema, reader: Schema) -> Any:
+    import jsonschema_rs
+
+    if definitions_of(writer) or definitions_of(reader):
+        return None  # it binds references of two documents to one of them
+    if _weight(writer) * _weight(reader) > 2_000:
+        return None  # the time it takes grows with the product of the alternatives
+    try:
+        return tuple(
+            jsonschema_rs.canonicalize(
+                _with_formats_named(schema, "pydantic-"),
+                draft=jsonschema_rs.Draft202012,
+                validate_formats=True,
+                offline=True,
+            )
+            for schema in (writer, reader)
+        )
+    except (jsonschema_rs.ValidationError, ValueError):  # the library's own errors are ValueErrors
+        return None
+
+
+def _weight(schema: Any) -> int:
+    """About how many alternatives a schema comes to, at each level."""
+    if isinstance(schema, list):
+        return max((_weight(entry) for entry in schema), default=1)
+    if not isinstance(schema, dict):
+        return 1
+    weight = 1
+    for keyword, value in schema.items():
+        if keyword in ("anyOf", "oneOf") and isinstance(value, list):
+            weight *= sum(_weight(entry) for entry in value) or 1
+        elif keyword == "allOf" and isinstance(value, list):
+            for entry in value:
+                weight *= _weight(entry)
+        elif keyword in ("if", "then", "else", "not", "dependentSchemas"):
+            weight *= 2 * _weight(value)
+        elif keyword not in ("enum", "const"):
+            weight = max(weight, _weight(value))
+        weight = min(weight, 1_000_000)
+    return weight
+
+
+def _with_formats_named(schema: Any, prefix: str) -> Any:
+    """The schema with each format under a name that the library knows nothing of, or back."""
+    if isinstance(schema, list):
+        return [_with_formats_named(entry, prefix) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    written = {}
+    for keyword, value in schema.items():
+        if keyword == "format" and isinstance(value, str):
+            written[keyword] = prefix + value if prefix else value.removeprefix("pydantic-")
+        elif keyword in ("enum", "const"):
+            written[keyword] = value
+        else:
+            written[keyword] = _with_formats_named(value, prefix)
+    return written
+
+
+class _Stuck(Exception):
+    """No proof within the bounds."""
+
+
+class _Prover:
+    """Proves containment part by part, assuming of recursive parts what it is about to prove."""
+
+    def __init__(self, writer: Schema, reader: Schema) -> None:
+        self._goal = ((_bare(writer),), (_bare(reader),))
+        self._writer = Flattener(definitions_of(writer))
+        self._reader = Flattener(definitions_of(reader))
+        self._reader_definitions = definitions_of(reader)
+        self._assumed: set[tuple[str, str]] = set()
+        self._steps = 0
+
+    def run(self) -> bool:
+        try:
+            return self._contained(*self._goal)
+        except (_Stuck, Unproved, Irregular, RecursionError):
+            return False
+
+    def _contained(self, writer: Conjunction, reader: Conjunction) -> bool:
+        reader = tuple(schema for schema in reader if schema is not True)
+        if not reader or False in writer:
+            return True
+        if not _refers(writer) and not _refers(reader) and all(r in writer for r in reader):
+            return True
+        goal = (repr(writer), repr(reader))
+        # What is being proved further out may be assumed: between it and here lies a part of the
+        # document, so that the induction is on a smaller one.
+        if goal in self._assumed:
+            return True
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            raise _Stuck
+        self._assumed.add(goal)
+        if self._contained_by_cases(writer, reader):
+            return True
+        self._assumed.discard(goal)
+        return False
+
+    def _contained_by_cases(self, writer: Conjunction, reader: Conjunction) -> bool:
+        mine = self._writer.alternatives(writer)
+        try:
+            theirs = [flat for flat in self._reader.alternatives(reader) if flat.exact]
+        except TooMany:
+            theirs = []
+        return all(
+            self._covered(replace(flat, types=frozenset({kind})), theirs, reader, MAX_SPLITS)
+            for flat in mine
+            for kind in flat.types
+        )
+
+    def _covered(
+        self, flat: Flat, theirs: Sequence[Flat], reader: Conjunction, splits: int
+    ) -> bool:
+        """Whether one alternative of one type is within the reader's alternatives."""
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            raise _Stuck
+        values = _finite(flat)
+        if values is not None:
+            accepted = self._check(reader)
+            return all(accepted(value) for value in values)
+        if any(self._within(flat, other) for other in theirs):
+            return True
+        if self._impossible(flat):
+            return True
+        return splits > 0 and any(
+            all(self._covered(part, theirs, reader, splits - 1) for part in parts)
+            for parts in self._splits(flat, theirs)
+        )
+
+    def _check(self, reader: Conjunction) -> Any:
+        return validator({"allOf": list(reader), "$defs": dict(self._reader_definitions)}, "2020")
+
+    def _impossible(self, flat: Flat) -> bool:
+        """Whether a required part of it can never be."""
+        if flat.types == {"object"}:
+            return any(
+                not self._writer.alternatives(flat.of(name, matches)) for name in flat.required
+            )
+        if flat.types == {"string"} and (flat.patterns or flat.no_patterns):
+            return _no_text(flat, [])
+        return False
+
+    def _splits(self, flat: Flat, theirs: Sequence[Flat]) -> Iterable[list[Flat]]:
+        """Ways to tell cases apart, of which each may be within another alternative."""
+        [kind] = flat.types
+        if kind == "object":
+            yield from self._splits_by_field(flat, theirs)
+        elif kind in ("integer", "fraction"):
+            points = {b for t in theirs for b in (t.low, t.high) if b is not None}
+            for point in sorted(points):
+                yield [
+                    replace(flat, high=_lesser(flat.high, point), high_open=False),
+                    replace(flat, low=_greater(flat.low, point), low_open=False),
+                ]
+                if kind == "integer":
+                    edge = int(point // 1)
+                    yield [
+                        replace(flat, high=_lesser(flat.high, edge), high_open=False),
+                        replace(flat, low=_greater(flat.low, edge + 1), low_open=False),
+                    ]
+        elif kind == "string":
+            lengths = {t.min_length for t in theirs}
+            lengths |= {t.max_length + 1 for t in theirs if t.max_length is not None}
+            for length in sorted(lengths):
+                if flat.min_length < length and (
+                    flat.max_length is None or length <= flat.max_length
+                ):
+                    yield [
+                        replace(flat, max_length=length - 1), replace(flat, min_length=length)
+                    ]  # fmt: skip
+        elif kind == "array":
+            lengths = {t.min_items for t in theirs}
+            lengths |= {t.max_items + 1 for t in theirs if t.max_items is not None}
+            for length in sorted(lengths):
+                if flat.min_items < length and (
+                    flat.max_items is None or length <= flat.max_items
+                ):
+                    yield [replace(flat, max_items=length - 1), replace(flat, min_items=length)]
+
+    def _splits_by_field(self, flat: Flat, theirs: Sequence[Flat]) -> Iterable[list[Flat]]:
+        names = [
+            name
+            for name in dict.fromkeys(
+                name for other in theirs for name in (*other.required, *other.properties)
+            )
+            if any(_says(other, name) != _says(theirs[0], name) for other in theirs)
+        ]
+        for name in names:
+            held = flat.of(name, matches)
+            if name in flat.required:
+                alternatives = self._writer.alternatives(held)
+                parts = [part for one in alternatives for part in _parts(one)]
+                if 1 < len(parts) <= 40:
+                    yield [self._holding(flat, name, part) for part in parts]
+            else:
+                present = replace(flat, required=flat.required | {name})
+                absent = dict(flat.properties)
+                absent[name] = (False,)
+                yield [replace(flat, properties=absent), present]
+
+    def _holding(self, flat: Flat, name: str, part: Schema) -> Flat:
+        properties = dict(flat.properties)
+        properties[name] = (part, *properties.get(name, ()))
+        return replace(flat, properties=properties)
+
+    # One alternative within another, keyword by keyword
+
+    def _within(self, flat: Flat, other: Flat) -> bool:
+        [kind] = flat.types
+        if kind not in other.types or other.values is not None:
+            return False
+        if any(not self._bars(flat, value) for value in other.barred):
+            return False
+        if kind in ("integer", "fraction"):
+            return _number_within(flat, other, kind)
+        if kind == "string":
+            return _text_within(flat, other)
+        if kind == "array":
+            return self._list_within(flat, other)
+        return kind != "object" or self._object_within(flat, other)
+
+    def _bars(self, flat: Flat, value: Any) -> bool:
+        """Whether a value is surely none of the alternative's."""
+        [kind] = flat.types
+        if type_of(value) != kind or any(same(value, barred) for barred in flat.barred):
+            return True
+        if kind == "string":
+            return (
+                len(value) < flat.min_length
+                or (flat.max_length is not None and len(value) > flat.max_length)
+                or any(not matches(pattern, value) for pattern in flat.patterns)
+            )
+        if kind in ("integer", "fraction"):
+            from eventmesh.contracts.compat.scalars import in_bounds
+
+            return not in_bounds(flat, value)
+        return False
+
+    def _list_within(self, flat: Flat, other: Flat) -> bool:
+        if flat.min_items < other.min_items and not self._contains_enough(flat, other.min_items):
+            return False
+        if other.max_items is not None and (
+            flat.max_items is None or flat.max_items > other.max_items
+        ):
+            longest = self._longest(flat)
+            if longest is None or longest > other.max_items:
+                return False
+        if other.unique and not flat.unique and (flat.max_items is None or flat.max_items > 1):
+            return False
+        if any(not self._contains(flat, contains) for contains in other.contains):
+            return False
+        first = max((len(f) for one in (flat, other) for f, _ in one.lists), default=0)
+        places = range(first + 1)
+        if flat.max_items is not None:
+            places = range(min(first + 1, flat.max_items))
+        for place in places:
+            if any(False in flat.at(earlier) for earlier in range(place + 1)):
+                break  # there is no entry here
+            if not self._contained(flat.at(place), other.at(place)):
+                return False
+        return True
+
+    def _contains_enough(self, flat: Flat, least: int) -> bool:
+        return any(contains.least >= least for contains in flat.contains)
+
+    def _longest(self, flat: Flat) -> int | None:
+        """How many entries a list can have that may not repeat them, or has an end."""
+        first = max((len(f) for f, _ in flat.lists), default=0)
+        for place in range(first + 1):
+            if False in flat.at(place):
+                return place
+        if flat.unique and not first:
+            values = _finite_of(self._writer.alternatives(flat.at(0)))
+            return None if values is None else len(values)
+        return None
+
+    def _contains(self, flat: Flat, asked: Contains) -> bool:
+        """Whether enough entries are of a schema, and not too many."""
+        enough = asked.least == 0 or any(
+            given.least >= asked.least and self._contained((given.schema,), (asked.schema,))
+            for given in flat.contains
+        )
+        if not enough and flat.min_items >= asked.least:
+            first = max((len(f) for f, _ in flat.lists), default=0)
+            sure = sum(
+                self._contained(flat.at(place), (asked.schema,))
+                for place in range(min(first + 1, flat.min_items))
+            )
+            rest = max(0, flat.min_items - first - 1)
+            held = self._contained(flat.at(first), (asked.schema,))
+            enough = sure + (rest if held else 0) >= asked.least
+        few = asked.most is None or (
+            flat.max_items is not None and flat.max_items <= asked.most
+        ) or any(
+            given.most is not None
+            and given.most <= asked.most
+            and not _refers((asked.schema, given.schema))
+            and asked.schema == given.schema
+            for given in flat.contains
+        )
+        return enough and few
+
+    def _object_within(self, flat: Flat, other: Flat) -> bool:
+        if not other.required <= flat.required:
+            return False
+        least = max(flat.min_properties, len(flat.required))
+        if least < other.min_properties:
+            return False
+        if other.max_properties is not None and not self._few(flat, other.max_properties):
+            return False
+        names = dict.fromkeys([*flat.properties, *other.properties, *flat.required])
+        named = {name for o in (*flat.others, *other.others) for name in o.names}
+        for name in dict.fromkeys([*names, *sorted(named)]):
+            mine = flat.of(name, matches)
+            if not self._contained(mine, other.of(name, matches)):
+                return False
+            if other.names and not self._name_within(flat, name, other):
+                return False
+        return self._others_within(flat, other) and self._names_within(flat, other)
+
+    def _few(self, flat: Flat, most: int) -> bool:
+        if flat.max_properties is not None and flat.max_properties <= most:
+            return True
+        if not any(others.schema is False for others in flat.others) or flat.by_pattern:
+            return False
+        possible = [name for name in flat.properties if False not in flat.of(name, matches)]
+        return len(possible) <= most
+
+    def _name_within(self, flat: Flat, name: str, other: Flat) -> bool:
+        if False in flat.of(name, matches):
+            return True
+        accepted = self._check(other.names)
+        refused = flat.names and not validator(
+            {"allOf": list(flat.names), "$defs": dict(self._writer_definitions)}, "2020"
+        )(name)
+        return bool(refused or accepted(name))
+
+    @property
+    def _writer_definitions(self) -> Any:
+        return self._writer.definitions
+
+    def _others_within(self, flat: Flat, other: Flat) -> bool:
+        """Names that neither mentions: those of patterns, and all the rest."""
+        for pattern, schema in other.by_pattern:
+            for mine, given in self._classes(flat):
+                if mine is not None and _never_both(mine, pattern):
+                    continue
+                if not self._contained(self._sure(flat, pattern, mine, given), (schema,)):
+                    return False
+        for others in other.others:
+            for mine, given in self._classes(flat):
+                if mine is not None and any(_implies(mine, known) for known in others.patterns):
+                    continue
+                if not self._contained(self._sure(flat, mine, mine, given), (others.schema,)):
+                    return False
+        return True
+
+    def _classes(self, flat: Flat) -> list[tuple[str | None, Conjunction]]:
+        """The kinds of names that are not spelled out: of each pattern, and the rest, with what
+        their values are surely held to."""
+        classes: list[tuple[str | None, Conjunction]] = [
+            (pattern, (schema,)) for pattern, schema in flat.by_pattern
+        ]
+        rest = tuple(others.schema for others in flat.others if not others.patterns)
+        rest += tuple(others.schema for others in flat.others if others.patterns)
+        if False not in rest:
+            classes.append((None, rest if len(flat.others) < 2 or not flat.by_pattern else ()))
+        return classes
+
+    def _sure(
+        self, flat: Flat, pattern: str | None, mine: str | None, given: Conjunction
+    ) -> Conjunction:
+        """What the value of a name of this class is held to, that also matches the pattern."""
+        sure = list(given)
+        if pattern is not None:
+            sure += [
+                schema
+                for known, schema in flat.by_pattern
+                if known != mine and _implies(pattern, known)
+            ]
+            if mine is None:
+                sure += [s for known, s in flat.by_pattern if known == pattern]
+        return tuple(sure)
+
+    def _names_within(self, flat: Flat, other: Flat) -> bool:
+        if not other.names:
+            return True
+        text: Schema = {"type": "string"}
+        for mine, _ in self._classes(flat):
+            held: Conjunction = (text, *flat.names)
+            if mine is not None:
+                held = (*held, {"pattern": mine})
+            if not self._contained(held, other.names):
+                return False
+        return True
+
+
+def _bare(schema: Schema) -> Schema:
+    if isinstance(schema, bool):
+        return schema
+    return {keyword: value for keyword, value in schema.items() if keyword != "$defs"}
+
+
+def _refers(schemas: Any) -> bool:
+    return "'$ref'" in repr(schemas)
+
+
+def _says(flat: Flat, name: str) -> Any:
+    return name in flat.required, flat.properties.get(name)
+
+
+def _parts(flat: Flat) -> list[Schema]:
+    """A finite alternative as constants, any other by its type."""
+    values = _finite(flat)
+    if values is not None:
+        return [{"const": value} for value in values]
+    whole = {"integer": {"type": "integer"}, "fraction": {"type": "number"}}
+    return [whole.get(kind, {"type": kind}) for kind in sorted(flat.types)]
+
+
+def _finite(flat: Flat) -> Sequence[Any] | None:
+    """All values of an alternative, when they are few."""
+    if flat.values is not None:
+        return [value for value in flat.values if type_of(value) in flat.types]
+    values: list[Any] = []
+    for kind in sorted(flat.types):
+        if kind == "null":
+            values.append(None)
+        elif kind == "boolean":
+            values += [False, True]
+        elif kind == "integer" and flat.low is not None and flat.high is not None:
+            if flat.high - flat.low > 50:
+                return None
+            values += range(int(flat.low // 1), int(flat.high // 1) + 2)
+        else:
+            return None
+    from eventmesh.contracts.compat.scalars import in_bounds
+
+    return [
+        value
+        for value in values
+        if not any(same(value, barred) for barred in flat.barred)
+        and (type_of(value) != "integer" or in_bounds(flat, value))
+    ]
+
+
+def _finite_of(flats: Sequence[Flat]) -> list[Any] | None:
+    values: list[Any] = []
+    for flat in flats:
+        some = _finite(flat)
+        if some is None:
+            return None
+        values += [value for value in some if not any(same(value, known) for known in values)]
+    return values
+
+
+def _number_within(flat: Flat, other: Flat, kind: str) -> bool:
+    low, high = _Low(flat, kind), _High(flat, kind)
+    if other.low is not None:
+        if low is None or low[0] < other.low:
+            return False
+        if low[0] == other.low and other.low_open and not low[1]:
+            return False
+    if other.high is not None:
+        if high is None or high[0] > other.high:
+            return False
+        if high[0] == other.high and other.high_open and not high[1]:
+            return False
+    for step in other.multiples:
+        if kind == "integer" and 1 / _exact(step) % 1 == 0:
+            continue  # every integer is a multiple of such a fraction
+        if not any(_exact(mine) % _exact(step) == 0 for mine in flat.multiples):
+            return False
+    return all(step in flat.no_multiples for step in other.no_multiples)
+
+
+def _Low(flat: Flat, kind: str) -> tuple[Any, bool] | None:  # noqa: N802  # a bound, as its twin
+    if flat.low is None:
+        return None
+    if kind == "integer":
+        least = -(-_exact(flat.low) // 1)
+        return (least + 1 if flat.low_open and least == flat.low else least), False
+    return flat.low, flat.low_open
+
+
+def _High(flat: Flat, kind: str) -> tuple[Any, bool] | None:  # noqa: N802  # a bound, as its twin
+    if flat.high is None:
+        return None
+    if kind == "integer":
+        most = _exact(flat.high) // 1
+        return (most - 1 if flat.high_open and most == flat.high else most), False
+    return flat.high, flat.high_open
+
+
+def _exact(value: int | float) -> Fraction:
+    return Fraction(value) if isinstance(value, int) else Fraction(repr(value))
+
+
+def _lesser(bound: Any, point: Any) -> Any:
+    return point if bound is None else min(bound, point)
+
+
+def _greater(bound: Any, point: Any) -> Any:
+    return point if bound is None else max(bound, point)
+
+
+def _text_within(flat: Flat, other: Flat) -> bool:
+    if flat.min_length < other.min_length and not _no_text(
+        flat, [], max_length=other.min_length - 1
+    ):
+        return False
+    if other.max_length is not None and (
+        flat.max_length is None or flat.max_length > other.max_length
+    ) and not _no_text(flat, [], min_length=other.max_length + 1):  # fmt: skip
+        return False
+    for name in other.formats:
+        if not any(formats.includes(name, mine) for mine in flat.formats):
+            return False
+    for name in other.no_formats:
+        if not any(formats.includes(mine, name) for mine in flat.no_formats):
+            return False
+    for pattern in other.patterns:
+        if pattern not in flat.patterns and not _no_text(flat, [pattern]):
+            return False
+    return all(
+        pattern in flat.no_patterns
+        or _empty([*flat.patterns, pattern], flat.no_patterns, flat.min_length, flat.max_length)
+        for pattern in other.no_patterns
+    )
+
+
+def _no_text(
+    flat: Flat,
+    missing: Sequence[str],
+    *,
+    min_length: int | None = None,
+    max_length: int | None = None,
+) -> bool:
+    if not flat.patterns and not missing:
+        return False
+    least = flat.min_length if min_length is None else max(min_length, flat.min_length)
+    most = flat.max_length
+    if max_length is not None:
+        most = max_length if most is None else min(most, max_length)
+    return _empty(flat.patterns, [*flat.no_patterns, *missing], least, most)
+
+
+def _empty(
+    patterns: Sequence[str], no_patterns: Sequence[str], least: int, most: int | None
+) -> bool:
+    """Whether no text is so, whichever way an engine counts digits and letters."""
+    try:
+        return all(
+            example(
+                patterns, no_patterns, min_length=least, max_length=most, unicode=unicode
+            )
+            is None
+            for unicode in (False, True)
+        )
+    except Irregular:
+        return False
+
+
+def _never_both(one: str, other: str) -> bool:
+    return _empty([one, other], [], 0, None)
+
+
+def _implies(one: str, other: str) -> bool:
+    return one == other or _empty([one], [other], 0, None)
