@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
+from pydantic_core import to_json
+
+from eventmesh.contracts.compat.changes import changes
 from eventmesh.contracts.compat.documents import Maker
+from eventmesh.contracts.compat.flat import same
 from eventmesh.contracts.compat.normal import normal
 from eventmesh.contracts.compat.proof import difference, proved
-from eventmesh.contracts.compat.reading import Schema, Unproved, check_draft, check_schema
+from eventmesh.contracts.compat.reading import Schema, Unproved, check_draft, check_schema, dialect
+from eventmesh.contracts.compat.shrink import shrunk
 from eventmesh.contracts.compat.validity import Check, explain, second_validator, validator
 from eventmesh.contracts.compat.verdict import Breaking, Compatible, Unknown, Verdict
 
@@ -37,18 +43,14 @@ def compare(writer: Schema, reader: Schema, *, draft: str = "2020") -> Verdict:
 
 
 def _compare(writer: Schema, reader: Schema, draft: str) -> Verdict:
-    from eventmesh.contracts.compat.changes import changes
-    from eventmesh.contracts.compat.shrink import shrunk
-
     mine, theirs = normal(writer, draft), normal(reader, draft)
-    found = changes(writer, reader, draft)
-    if mine == theirs:
+    found = changes(writer, reader)
+    if same(mine, theirs):
         return Compatible(found)
     judge = _Judge(writer, reader, draft)
-    for candidate in _candidates(mine, theirs):
-        if judge.refutes(candidate):
-            witness = shrunk(candidate, judge.refutes)
-            return Breaking(witness, found, explain(reader, draft, witness))
+    witness = _witness(mine, theirs, judge)
+    if witness is not _NONE:
+        return Breaking(witness, found, explain(reader, draft, witness))
     if proved(mine, theirs):
         return Compatible(found)
     return Unknown("no document was found that breaks, and no proof that there is none", found)
@@ -61,33 +63,65 @@ def _candidates(writer: Schema, reader: Schema) -> Iterator[Any]:
         yield from islice(Maker(writer, reader).candidates(), 200)
         return
     if left is not None and left is not True:
-        try:
+        with suppress(Unproved):
             yield from islice(Maker(normal(left, "2020")).candidates(), 300)
-        except Unproved:
-            pass
     yield from islice(Maker(writer, reader).candidates(), TRIES)
 
 
+_NONE: Any = object()
+
+
+def _witness(writer: Schema, reader: Schema, judge: _Judge) -> Any:
+    """A small document that breaks; one that all engines of patterns agree on, if there is one."""
+    fallback = _NONE
+    for candidate in _candidates(writer, reader):
+        if judge.refutes(candidate):
+            return shrunk(candidate, judge.refutes)
+        if fallback is _NONE and judge.refutes_as_specified(candidate):
+            fallback = candidate
+    return fallback if fallback is _NONE else shrunk(fallback, judge.refutes_as_specified)
+
+
 class _Judge:
-    """Says of documents whether they are witnesses; the second validator is asked last."""
+    """Says of documents whether they are witnesses: by one validator and, last, by another."""
 
     def __init__(self, writer: Schema, reader: Schema, draft: str) -> None:
-        self._pair = (writer, reader, draft)
-        self._written = validator(writer, draft)
-        self._read = validator(reader, draft)
-        self._second: tuple[Check, Check] | None = None
+        self._pair = (writer, reader)
+        self._draft = draft
+        self._first = tuple(validator(schema, draft) for schema in self._pair)
+        self._seconds: dict[bool, tuple[Check, ...]] = {}
+        # Draft 4 calls 1.0 no integer, which all later drafts and pydantic do.
+        self._whole = "4" in {dialect(schema, draft) for schema in self._pair}
 
     def refutes(self, document: Any) -> bool:
-        if not self._written(document) or self._read(document):
+        """Whether the document is a witness, patterns being read as Python reads them."""
+        return self._refutes(document, ecma=False)
+
+    def refutes_as_specified(self, document: Any) -> bool:
+        """The same, patterns being read as JSON Schema asks for: `$` is the end of the text."""
+        return self._refutes(document, ecma=True)
+
+    def _refutes(self, document: Any, *, ecma: bool) -> bool:
+        written, read = self._first
+        if not written(document) or read(document) or (self._whole and _has_whole(document)):
             return False
-        if self._second is None:
-            writer, reader, draft = self._pair
-            self._second = second_validator(writer, draft), second_validator(reader, draft)
-        written, read = self._second
+        if ecma not in self._seconds:
+            self._seconds[ecma] = tuple(
+                second_validator(schema, self._draft, ecma=ecma) for schema in self._pair
+            )
+        written, read = self._seconds[ecma]
         try:
             return written(document) and not read(document)
         except Unproved:
             return True  # it cannot be asked: the first one's word counts
+
+
+def _has_whole(document: Any) -> bool:
+    if isinstance(document, dict):
+        return any(map(_has_whole, document.values()))
+    if isinstance(document, list):
+        return any(map(_has_whole, document))
+    return isinstance(document, float) and document.is_integer()
 
 
 def documents(
@@ -106,12 +140,15 @@ def documents(
     made = [Maker(mine).candidates()]
     made += [Maker(mine, normal(one, draft)).candidates() for one in also]
     found: list[Any] = []
+    known: set[bytes] = set()
     for candidates in made:
         room = limit if candidates is made[-1] else max(limit // (len(made) + 1), 1)
         for candidate in islice(candidates, TRIES):
             if len(found) >= limit or room <= 0:
                 break
-            if candidate not in found and accepted(candidate):
+            mark = to_json(candidate)
+            if mark not in known and accepted(candidate):
+                known.add(mark)
                 found.append(candidate)
                 room -= 1
     return found

@@ -23,8 +23,10 @@ WIDTH = 60
 NARROW = 8
 """The same, without another schema to compare with, below the root."""
 MAX_ENTRIES = 2_000
-MAX_STEPS = 60_000
+MAX_STEPS = 5_000
 
+_PLAIN: tuple[Any, ...] = ("", 0, 1.5, True, None, {}, [])
+"""One value of each type, where anything will do."""
 _NAMES = ("extra", "another", "A-1", "")
 
 Conjunction = tuple[Schema, ...]
@@ -36,9 +38,7 @@ class Maker:
     def __init__(self, writer: Schema, reader: Schema | None = None) -> None:
         self._writer = Flattener(definitions_of(writer))
         self._reader = Flattener(definitions_of(True if reader is None else reader))
-        self._shared = definitions_of(writer) == definitions_of(
-            True if reader is None else reader
-        )
+        self._shared = definitions_of(writer) == definitions_of(True if reader is None else reader)
         self._root = (_bare(writer),)
         self._rival: Conjunction | None = None if reader is None else (_bare(reader),)
         self._steps = 0
@@ -60,6 +60,9 @@ class Maker:
             return
         if against is not None and self._equal(schemas, against):
             most = min(most, 2)
+        if not _constrained(schemas) and not _constrained(against or ()):
+            yield from islice(_PLAIN, most)
+            return
         flats = self._flats(self._writer, schemas)
         rivals = [] if against is None else self._flats(self._reader, against)
         makers = [
@@ -72,7 +75,7 @@ class Maker:
     def _equal(self, schemas: Conjunction, against: Conjunction) -> bool:
         if not self._shared and ("$ref" in str(schemas)[:4000]):
             return False
-        return [s for s in schemas if s is not True] == [s for s in against if s is not True]
+        return same([s for s in schemas if s is not True], [s for s in against if s is not True])
 
     def _flats(self, flattener: Flattener, schemas: Conjunction) -> list[Flat]:
         try:
@@ -121,9 +124,11 @@ class Maker:
                     yield value
         width = NARROW if alone else WIDTH
         first = max((len(f) for one in [flat, *rivals] for f, _ in one.lists), default=0)
-        base_length = max(flat.min_items, *(c.least for c in flat.contains), 0) if (
-            flat.contains
-        ) else flat.min_items
+        base_length = (
+            max(flat.min_items, *(c.least for c in flat.contains), 0)
+            if (flat.contains)
+            else flat.min_items
+        )
         lengths = self._lengths(flat, rivals, first)
         choices = [
             list(self._entries(flat, rivals, place, alone, depth, width))
@@ -148,7 +153,7 @@ class Maker:
                     yield [*changed, value]
         for rival in rivals:
             for contains in rival.contains:
-                held = tuple(flat.at(first)) + (contains.schema,)
+                held = (*flat.at(first), contains.schema)
                 inside = list(self._values(held, None, depth + 1, 3))
                 for count in {contains.least, contains.most, (contains.most or 0) + 1}:
                     if inside and count is not None and count <= MAX_ENTRIES:
@@ -174,9 +179,7 @@ class Maker:
         most = MAX_ENTRIES if flat.max_items is None else min(flat.max_items, MAX_ENTRIES)
         return sorted(n for n in lengths if n is not None and flat.min_items <= n <= most)
 
-    def _with_contained(
-        self, flat: Flat, made: list[Any], depth: int
-    ) -> Iterator[list[Any]]:
+    def _with_contained(self, flat: Flat, made: list[Any], depth: int) -> Iterator[list[Any]]:
         """The list, with as many entries at its end as the alternative says it contains."""
         if not flat.contains:
             yield made
@@ -209,9 +212,7 @@ class Maker:
             if name in choices:
                 continue
             against = None if alone else _merged(rival.of(name, _matches) for rival in rivals)
-            found = list(
-                self._values(flat.of(name, _matches), against, depth + 1, width)
-            )
+            found = list(self._values(flat.of(name, _matches), against, depth + 1, width))
             if found:
                 choices[name] = found
             elif name in flat.required:
@@ -283,9 +284,7 @@ class Maker:
                 break
             if name in made:
                 continue
-            values = choices.get(name) or list(
-                self._values(flat.of(name, _matches), None, 1, 1)
-            )
+            values = choices.get(name) or list(self._values(flat.of(name, _matches), None, 1, 1))
             if values:
                 made[name] = values[0]
         return made
@@ -305,7 +304,7 @@ class Maker:
             names += [name for name in spelled if isinstance(name, str)]
         if patterns:
             names += _some([], list(dict.fromkeys(patterns)))
-        return list(dict.fromkeys([*names, *_NAMES]))
+        return list(dict.fromkeys([*names, *(_NAMES if rivals else _NAMES[:1])]))
 
 
 def _some(patterns: Sequence[str], others: Sequence[str] = ()) -> list[str]:
@@ -314,6 +313,10 @@ def _some(patterns: Sequence[str], others: Sequence[str] = ()) -> list[str]:
     except Irregular:
         return []
     return [] if found is None else [found]
+
+
+def _constrained(schemas: Conjunction) -> bool:
+    return any(schema not in (True, {}) for schema in schemas)
 
 
 def _bare(schema: Schema) -> Schema:

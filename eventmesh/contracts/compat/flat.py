@@ -101,9 +101,7 @@ class Flat:
 
     def at(self, place: int) -> tuple[Schema, ...]:
         """All schemas that the entry of a list at this place is held to."""
-        return tuple(
-            first[place] if place < len(first) else rest for first, rest in self.lists
-        )
+        return tuple(first[place] if place < len(first) else rest for first, rest in self.lists)
 
 
 class Flattener:
@@ -545,7 +543,7 @@ def same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(same, one, other))
-    return type(one) is type(other) and one == other or _numbers_equal(one, other)
+    return (type(one) is type(other) and one == other) or _numbers_equal(one, other)
 
 
 def _numbers_equal(one: Any, other: Any) -> bool:

@@ -48,7 +48,7 @@ def normal(schema: Schema, draft: str) -> Schema:
     from referencing.jsonschema import EMPTY_REGISTRY, specification_with
 
     specification = specification_with(str(stated(schema, found)["$schema"]))  # type: ignore[index]
-    resource: Resource[Any] = Resource(contents=schema, specification=specification)
+    resource: Resource[Any] = specification.create_resource(schema)
     registry: Registry[Any] = EMPTY_REGISTRY.with_resource("", resource)
     identity = resource.id()
     if identity:
@@ -87,12 +87,10 @@ class _Writer:
             raise Unproved("a reference leads to what is no schema")
         identity = schema.get("$id", schema.get("id") if self.draft == "4" else None)
         if isinstance(identity, str) and schema is not self.root and not identity.startswith("#"):
-            from referencing import Resource
             from referencing.jsonschema import specification_with
 
-            resolver = resolver.in_subresource(
-                Resource(schema, specification_with(_uri_of(self.draft)))
-            )
+            specification = specification_with(_uri_of(self.draft))
+            resolver = resolver.in_subresource(specification.create_resource(schema))
         reference = schema.get("$ref")
         if isinstance(reference, str) and self.draft in "47":
             return self._refer(reference, resolver)  # in these drafts it hides its siblings

@@ -6,9 +6,11 @@ patterns, as regular languages, and on formats. A proof that is not found is no 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from math import gcd, lcm
 from typing import Any
 
 from eventmesh.contracts.compat import formats
@@ -34,7 +36,7 @@ Conjunction = tuple[Schema, ...]
 def proved(writer: Schema, reader: Schema) -> bool:
     """Whether it is proved that each document of the writer's is one of the reader's. Both are in
     their one form."""
-    if reader is True or writer is False or writer == reader:
+    if reader is True or writer is False or same(writer, reader):
         return True
     return _covered(writer, reader) or _Prover(writer, reader).run()
 
@@ -136,7 +138,7 @@ class _Prover:
         self._goal = ((_bare(writer),), (_bare(reader),))
         self._writer = Flattener(definitions_of(writer))
         self._reader = Flattener(definitions_of(reader))
-        self._reader_definitions = definitions_of(reader)
+        self._shared = definitions_of(writer) == definitions_of(reader)
         self._assumed: set[tuple[str, str]] = set()
         self._steps = 0
 
@@ -150,7 +152,7 @@ class _Prover:
         reader = tuple(schema for schema in reader if schema is not True)
         if not reader or False in writer:
             return True
-        if not _refers(writer) and not _refers(reader) and all(r in writer for r in reader):
+        if all(self._among(schema, writer) for schema in reader):
             return True
         goal = (repr(writer), repr(reader))
         # What is being proved further out may be assumed: between it and here lies a part of the
@@ -160,11 +162,16 @@ class _Prover:
         self._steps += 1
         if self._steps > MAX_STEPS:
             raise _Stuck
+        before = set(self._assumed)
         self._assumed.add(goal)
         if self._contained_by_cases(writer, reader):
             return True
-        self._assumed.discard(goal)
+        self._assumed = before  # what was proved with its help is not proved
         return False
+
+    def _among(self, schema: Schema, schemas: Conjunction) -> bool:
+        """Whether a schema is one of those, in words that mean the same on both sides."""
+        return (self._shared or not _refers(schema)) and any(same(schema, s) for s in schemas)
 
     def _contained_by_cases(self, writer: Conjunction, reader: Conjunction) -> bool:
         mine = self._writer.alternatives(writer)
@@ -186,6 +193,8 @@ class _Prover:
         if self._steps > MAX_STEPS:
             raise _Stuck
         values = _finite(flat)
+        if values is None and flat.types == {"object"}:
+            values = self._finite_objects(flat)
         if values is not None:
             accepted = self._check(reader)
             return all(accepted(value) for value in values)
@@ -198,8 +207,23 @@ class _Prover:
             for parts in self._splits(flat, theirs)
         )
 
+    def _finite_objects(self, flat: Flat) -> list[Any] | None:
+        """All objects of an alternative, and perhaps some more, when they are few."""
+        if flat.by_pattern or not any(others.schema is False for others in flat.others):
+            return None
+        if len(flat.properties) > 6:
+            return None
+        made: list[dict[str, Any]] = [{}]
+        for name in flat.properties:
+            values = _finite_of(self._writer.alternatives(flat.of(name, matches)))
+            if values is None or len(made) * (len(values) + 1) > 64:
+                return None
+            without = [] if name in flat.required else made
+            made = [*without, *({**one, name: value} for one in made for value in values)]
+        return list(made)
+
     def _check(self, reader: Conjunction) -> Any:
-        return validator({"allOf": list(reader), "$defs": dict(self._reader_definitions)}, "2020")
+        return validator({"allOf": list(reader), "$defs": dict(self._reader.definitions)}, "2020")
 
     def _impossible(self, flat: Flat) -> bool:
         """Whether a required part of it can never be."""
@@ -243,9 +267,7 @@ class _Prover:
             lengths = {t.min_items for t in theirs}
             lengths |= {t.max_items + 1 for t in theirs if t.max_items is not None}
             for length in sorted(lengths):
-                if flat.min_items < length and (
-                    flat.max_items is None or length <= flat.max_items
-                ):
+                if flat.min_items < length and (flat.max_items is None or length <= flat.max_items):
                     yield [replace(flat, max_items=length - 1), replace(flat, min_items=length)]
 
     def _splits_by_field(self, flat: Flat, theirs: Sequence[Flat]) -> Iterable[list[Flat]]:
@@ -278,8 +300,10 @@ class _Prover:
 
     def _within(self, flat: Flat, other: Flat) -> bool:
         [kind] = flat.types
-        if kind not in other.types or other.values is not None:
+        if kind not in other.types:
             return False
+        if other.values is not None:
+            return kind == "string" and _no_text(flat, [_spelled(other.values)])
         if any(not self._bars(flat, value) for value in other.barred):
             return False
         if kind in ("integer", "fraction"):
@@ -300,6 +324,7 @@ class _Prover:
                 len(value) < flat.min_length
                 or (flat.max_length is not None and len(value) > flat.max_length)
                 or any(not matches(pattern, value) for pattern in flat.patterns)
+                or any(matches(pattern, value) for pattern in flat.no_patterns)
             )
         if kind in ("integer", "fraction"):
             from eventmesh.contracts.compat.scalars import in_bounds
@@ -360,16 +385,29 @@ class _Prover:
             rest = max(0, flat.min_items - first - 1)
             held = self._contained(flat.at(first), (asked.schema,))
             enough = sure + (rest if held else 0) >= asked.least
-        few = asked.most is None or (
-            flat.max_items is not None and flat.max_items <= asked.most
-        ) or any(
-            given.most is not None
-            and given.most <= asked.most
-            and not _refers((asked.schema, given.schema))
-            and asked.schema == given.schema
-            for given in flat.contains
+        few = (
+            asked.most is None
+            or (flat.max_items is not None and flat.max_items <= asked.most)
+            or any(
+                given.most is not None
+                and given.most <= asked.most
+                and self._among(asked.schema, (given.schema,))
+                for given in flat.contains
+            )
+            or self._seldom(flat, asked)
         )
         return enough and few
+
+    def _seldom(self, flat: Flat, asked: Contains) -> bool:
+        """Whether too few entries can be of a schema, whatever their number."""
+        if asked.most is None or _refers(asked.schema):
+            return False
+        first = max((len(f) for f, _ in flat.lists), default=0)
+        possible = [
+            bool(self._writer.alternatives((*flat.at(place), asked.schema)))
+            for place in range(first + 1)
+        ]
+        return not possible[-1] and sum(possible) <= asked.most
 
     def _object_within(self, flat: Flat, other: Flat) -> bool:
         if not other.required <= flat.required:
@@ -400,15 +438,13 @@ class _Prover:
     def _name_within(self, flat: Flat, name: str, other: Flat) -> bool:
         if False in flat.of(name, matches):
             return True
+        if all(self._among(schema, flat.names) for schema in other.names):
+            return True
         accepted = self._check(other.names)
         refused = flat.names and not validator(
-            {"allOf": list(flat.names), "$defs": dict(self._writer_definitions)}, "2020"
+            {"allOf": list(flat.names), "$defs": dict(self._writer.definitions)}, "2020"
         )(name)
         return bool(refused or accepted(name))
-
-    @property
-    def _writer_definitions(self) -> Any:
-        return self._writer.definitions
 
     def _others_within(self, flat: Flat, other: Flat) -> bool:
         """Names that neither mentions: those of patterns, and all the rest."""
@@ -432,26 +468,21 @@ class _Prover:
         classes: list[tuple[str | None, Conjunction]] = [
             (pattern, (schema,)) for pattern, schema in flat.by_pattern
         ]
-        rest = tuple(others.schema for others in flat.others if not others.patterns)
-        rest += tuple(others.schema for others in flat.others if others.patterns)
+        rest = tuple(others.schema for others in flat.others)
         if False not in rest:
-            classes.append((None, rest if len(flat.others) < 2 or not flat.by_pattern else ()))
+            classes.append((None, rest))
         return classes
 
     def _sure(
         self, flat: Flat, pattern: str | None, mine: str | None, given: Conjunction
     ) -> Conjunction:
         """What the value of a name of this class is held to, that also matches the pattern."""
-        sure = list(given)
-        if pattern is not None:
-            sure += [
-                schema
-                for known, schema in flat.by_pattern
-                if known != mine and _implies(pattern, known)
-            ]
-            if mine is None:
-                sure += [s for known, s in flat.by_pattern if known == pattern]
-        return tuple(sure)
+        if pattern is None:
+            return given
+        implied = [known for known, _ in flat.by_pattern if _implies(pattern, known)]
+        if mine is None and implied:
+            return (False,)  # such a name is of that class, and not of the rest
+        return given + tuple(s for known, s in flat.by_pattern if known in implied)
 
     def _names_within(self, flat: Flat, other: Flat) -> bool:
         if not other.names:
@@ -537,10 +568,10 @@ def _number_within(flat: Flat, other: Flat, kind: str) -> bool:
             return False
         if high[0] == other.high and other.high_open and not high[1]:
             return False
+    mine = [_exact(step) for step in flat.multiples]
+    whole = _common_multiple([*mine, Fraction(1)] if kind == "integer" else mine)
     for step in other.multiples:
-        if kind == "integer" and 1 / _exact(step) % 1 == 0:
-            continue  # every integer is a multiple of such a fraction
-        if not any(_exact(mine) % _exact(step) == 0 for mine in flat.multiples):
+        if whole is None or whole % _exact(step) != 0:
             return False
     return all(step in flat.no_multiples for step in other.no_multiples)
 
@@ -565,6 +596,19 @@ def _High(flat: Flat, kind: str) -> tuple[Any, bool] | None:  # noqa: N802  # a 
 
 def _exact(value: int | float) -> Fraction:
     return Fraction(value) if isinstance(value, int) else Fraction(repr(value))
+
+
+def _common_multiple(steps: Sequence[Fraction]) -> Fraction | None:
+    """The step of the numbers that are multiples of all these; None for all numbers."""
+    if not steps:
+        return None
+    return Fraction(lcm(*(s.numerator for s in steps)), gcd(*(s.denominator for s in steps)))
+
+
+def _spelled(values: Sequence[Any]) -> str:
+    """A pattern of these texts and no others."""
+    texts = (re.sub(r"([^\w\s])", r"\\\1", value) for value in values if isinstance(value, str))
+    return f"^(?:{'|'.join(texts)})$"
 
 
 def _lesser(bound: Any, point: Any) -> Any:
@@ -622,9 +666,7 @@ def _empty(
     """Whether no text is so, whichever way an engine counts digits and letters."""
     try:
         return all(
-            example(
-                patterns, no_patterns, min_length=least, max_length=most, unicode=unicode
-            )
+            example(patterns, no_patterns, min_length=least, max_length=most, unicode=unicode)
             is None
             for unicode in (False, True)
         )

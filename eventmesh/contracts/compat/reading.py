@@ -1,4 +1,4 @@
-"""Reading a schema that somebody else wrote: what is no schema is refused, what is too large too."""
+"""Reading a schema that somebody else wrote: refuses what is no schema, or is too large."""
 
 from __future__ import annotations
 

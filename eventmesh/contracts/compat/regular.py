@@ -52,7 +52,7 @@ class _Automaton:
         if len(self.moves) >= MAX_STATES:
             raise Irregular("the pattern is too large")
         for table in (self.moves, self.free, self.at_start, self.at_end):
-            table.append([])  # type: ignore[attr-defined]
+            table.append([])
         return len(self.moves) - 1
 
     def closure(self, states: frozenset[int], start: bool, end: bool) -> frozenset[int]:
@@ -127,9 +127,7 @@ def examples(
     while layer:
         following: list[tuple[tuple[frozenset[int], ...], str]] = []
         for states, text in layer:
-            accepted = [
-                a.accepts(s, length == 0) for a, s in zip(automata, states, strict=True)
-            ]
+            accepted = [a.accepts(s, length == 0) for a, s in zip(automata, states, strict=True)]
             if (
                 length >= min_length
                 and all(accepted[: len(wanted)])

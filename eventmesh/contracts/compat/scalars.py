@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 from eventmesh.contracts.compat import formats
 from eventmesh.contracts.compat.flat import Flat
-from eventmesh.contracts.compat.regular import Irregular, example, examples
+from eventmesh.contracts.compat.regular import Irregular, examples
 
 MAX_TEXT = 20_000
 """The longest text that is made up, in characters."""
@@ -26,7 +29,7 @@ _NUMBERS: tuple[int | float, ...] = (
 
 
 def texts(flat: Flat, rivals: Sequence[Flat], most: int = 40) -> Iterator[str]:
-    """Texts that the alternative may accept, those first on which a rival may be of another mind."""
+    """Texts that the alternative may accept, those first that a rival may refuse."""
     lengths = {flat.min_length, flat.min_length + 1}
     lengths |= {flat.max_length} if flat.max_length is not None else set()
     for rival in rivals:
@@ -56,21 +59,19 @@ def _formatted(flat: Flat, rivals: Sequence[Flat]) -> Iterator[str]:
         yield from formats.samples(name)
 
 
-def _matching(
-    flat: Flat, rivals: Sequence[Flat], lengths: set[int], most: int
-) -> Iterator[str]:
+def _matching(flat: Flat, rivals: Sequence[Flat], lengths: set[int], most: int) -> Iterator[str]:
     bounds: dict[str, Any] = {"min_length": flat.min_length, "max_length": flat.max_length}
     theirs = [(rival.patterns, rival.no_patterns) for rival in rivals]
     for patterns, no_patterns in theirs:
         for pattern in patterns:
+            # What a look-around asks about is mostly spelled out in it.
+            yield from re.findall(r"\w+", pattern)[:8] if "(?" in pattern else ()
             yield from _one(flat.patterns, [*flat.no_patterns, pattern], bounds)
         for pattern in no_patterns:
             yield from _one([*flat.patterns, pattern], flat.no_patterns, bounds)
         yield from _one([*flat.patterns, *patterns], [*flat.no_patterns, *no_patterns], bounds)
     try:
-        for count, text in enumerate(
-            examples(flat.patterns, flat.no_patterns, **bounds), start=1
-        ):
+        for count, text in enumerate(examples(flat.patterns, flat.no_patterns, **bounds), start=1):
             yield text
             if count >= most:
                 break
@@ -87,12 +88,8 @@ def _one(
     patterns: Sequence[str], no_patterns: Sequence[str], bounds: dict[str, Any]
 ) -> Iterator[str]:
     for unicode in (False, True):
-        try:
-            found = example(patterns, no_patterns, unicode=unicode, **bounds)
-        except Irregular:
-            return
-        if found is not None:
-            yield found
+        with suppress(Irregular):
+            yield from islice(examples(patterns, no_patterns, unicode=unicode, **bounds), 4)
 
 
 def numbers(flat: Flat, rivals: Sequence[Flat]) -> Iterator[int | float]:

@@ -1,8 +1,8 @@
-"""Whether a document is valid, with `format` as pydantic enforces it; by two validators if asked."""
+"""Whether a document is valid, with `format` as pydantic enforces it, by two validators."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from eventmesh.contracts.compat.formats import checks
 from eventmesh.contracts.compat.reading import Schema, Unproved, dialect, stated
 
 if TYPE_CHECKING:
-    from jsonschema import FormatChecker
+    from jsonschema import FormatChecker, ValidationError
 
 Check = Callable[[Any], bool]
 
@@ -49,19 +49,23 @@ def explain(schema: Schema, draft: str, document: Any) -> str:
     return ""
 
 
-def second_validator(schema: Schema, draft: str) -> Check:
+def second_validator(schema: Schema, draft: str, *, ecma: bool = False) -> Check:
     """The same by `jsonschema`, which is slower and was written by others. The check is Unproved
-    where it fails, such as on recursion without an end."""
+    where it fails, such as on recursion without an end. Patterns are read by Python's `re` or, with
+    `ecma`, as the first validator reads them."""
     import re
 
     from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import validator_for
+    from jsonschema.validators import extend, validator_for
     from referencing.exceptions import Unresolvable
 
     if isinstance(schema, bool):
         return lambda document: schema
     whole = stated(schema, dialect(schema, draft))
-    made = validator_for(whole)(whole, format_checker=_format_checker())
+    kind = validator_for(whole)
+    if ecma:
+        kind = extend(kind, {"pattern": _ecma_pattern})
+    made = kind(whole, format_checker=_format_checker())
 
     failures = (
         Unresolvable, SchemaError, RecursionError, ArithmeticError, ValueError, re.error
@@ -74,6 +78,15 @@ def second_validator(schema: Schema, draft: str) -> Check:
             raise Unproved(f"the second validator failed: {_first_line(error)}") from None
 
     return check
+
+
+def _ecma_pattern(
+    validator: Any, pattern: str, document: Any, schema: Any
+) -> Iterator[ValidationError]:
+    from jsonschema import ValidationError
+
+    if isinstance(document, str) and not matches(pattern, document):
+        yield ValidationError("it does not match the pattern")
 
 
 @lru_cache(maxsize=1)
