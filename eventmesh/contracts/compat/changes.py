@@ -271,7 +271,8 @@ def _values(writer: Mapping[str, Any], reader: Mapping[str, Any], place: Place) 
     if written is None:
         detail = f"any value may be written, and only {_spell(read)} is read"
     else:
-        lost = [value for value in written if value not in read]
+        known = {repr(value) for value in read}
+        lost = [value for value in written if repr(value) not in known]
         if not lost:
             return
         detail = f"{_spell(lost)} may be written, and the reader does not know it"

@@ -13,7 +13,7 @@ from typing import Any
 
 from eventmesh.contracts.compat.flat import Flat, Flattener, TooMany, same, type_of
 from eventmesh.contracts.compat.normal import definitions_of
-from eventmesh.contracts.compat.reading import Schema
+from eventmesh.contracts.compat.reading import Deadline, Schema
 from eventmesh.contracts.compat.regular import Irregular, example
 from eventmesh.contracts.compat.scalars import numbers, texts
 
@@ -24,6 +24,11 @@ NARROW = 8
 """The same, without another schema to compare with, below the root."""
 MAX_ENTRIES = 2_000
 MAX_STEPS = 5_000
+"""How many parts are made up, for each as many again as the schema has."""
+EQUAL = 2
+"""How many values a part is tried with that is the same in both schemas."""
+MAX_EQUAL = 40
+"""How many equal parts of one object are varied."""
 
 _PLAIN: tuple[Any, ...] = ("", 0, 1.5, True, None, {}, [])
 """One value of each type, where anything will do."""
@@ -35,13 +40,15 @@ Conjunction = tuple[Schema, ...]
 class Maker:
     """Makes candidates: likely, not surely, documents of the writer's schema."""
 
-    def __init__(self, writer: Schema, reader: Schema | None = None) -> None:
+    def __init__(self, writer: Schema, reader: Schema | None = None, *, deadline: Deadline) -> None:
         self._writer = Flattener(definitions_of(writer))
         self._reader = Flattener(definitions_of(True if reader is None else reader))
-        self._shared = definitions_of(writer) == definitions_of(True if reader is None else reader)
+        theirs = definitions_of(True if reader is None else reader)
+        self._shared = same(definitions_of(writer), theirs)
         self._root = (_bare(writer),)
         self._rival: Conjunction | None = None if reader is None else (_bare(reader),)
-        self._steps = 0
+        self._steps = MAX_STEPS + 2 * _size(writer)
+        self._deadline = deadline
 
     def candidates(self) -> Iterator[Any]:
         """The candidates, simplest first; each is new."""
@@ -55,11 +62,12 @@ class Maker:
         most: int,
     ) -> Iterator[Any]:
         """At most so many values for one part of a document."""
-        self._steps += 1
-        if depth > MAX_DEPTH or self._steps > MAX_STEPS:
+        self._deadline.check()
+        self._steps -= 1
+        if depth > MAX_DEPTH or self._steps < 0:
             return
         if against is not None and self._equal(schemas, against):
-            most = min(most, 2)
+            most = min(most, EQUAL)
         if not _constrained(schemas) and not _constrained(against or ()):
             yield from islice(_PLAIN, most)
             return
@@ -152,7 +160,7 @@ class Maker:
                 if not flat.unique and len(made) == place + 1:
                     yield [*changed, value]
         for rival in rivals:
-            for contains in rival.contains:
+            for contains in rival.contains if self._shared else ():
                 held = (*flat.at(first), contains.schema)
                 inside = list(self._values(held, None, depth + 1, 3))
                 for count in {contains.least, contains.most, (contains.most or 0) + 1}:
@@ -187,8 +195,10 @@ class Maker:
         ended = list(made)
         for number, contains in enumerate(flat.contains):
             held = (*flat.at(len(made)), contains.schema)
-            inside = list(self._values(held, None, depth + 1, max(contains.least, 2)))
-            if contains.least and not inside:
+            inside = list(
+                self._values(held, None, depth + 1, min(max(contains.least, 2), MAX_ENTRIES))
+            )
+            if contains.least > MAX_ENTRIES or (contains.least and not inside):
                 return
             tail = [inside[i % len(inside)] for i in range(min(contains.least, MAX_ENTRIES))]
             keep = max(0, len(ended) - len(tail)) if number == 0 else len(ended)
@@ -208,11 +218,15 @@ class Maker:
         names = self._names(flat, rivals)
         width = NARROW if alone else WIDTH
         choices: dict[str, list[Any]] = {}
-        for name in [*sorted(flat.required), *names]:
-            if name in choices:
-                continue
+        equal = 0
+        for name in dict.fromkeys([*sorted(flat.required), *names]):
+            held = flat.of(name, _matches)
             against = None if alone else _merged(rival.of(name, _matches) for rival in rivals)
-            found = list(self._values(flat.of(name, _matches), against, depth + 1, width))
+            if against is not None and name not in flat.required and self._equal(held, against):
+                equal += 1
+                if equal > MAX_EQUAL:
+                    continue
+            found = list(self._values(held, against, depth + 1, width))
             if found:
                 choices[name] = found
             elif name in flat.required:
@@ -231,20 +245,20 @@ class Maker:
     ) -> Iterator[dict[str, Any]]:
         declared = {name: v[0] for name, v in choices.items() if name in flat.properties}
         whole = {**least, **declared}
-        # What can differ first: a name with more values than an equal part gets.
-        names = sorted(choices, key=lambda name: -min(len(choices[name]), 3))
+        names = _telling(flat, choices)
         for name in names:
             if name not in least:
                 yield {**least, name: choices[name][0]}
         yield whole
-        for rank in range(max((len(values) for values in choices.values()), default=0)):
+        for rank in range(1, max((len(choices[name]) for name in names), default=0)):
             for name in names:
                 if rank < len(choices[name]):
                     yield {**least, name: choices[name][rank]}
                     if name in whole and len(whole) > len(least):
                         yield {**whole, name: choices[name][rank]}
-        for name in whole.keys() - flat.required:
-            yield {other: value for other, value in whole.items() if other != name}
+        for name in names:
+            if name in whole and name not in flat.required:
+                yield {other: value for other, value in whole.items() if other != name}
         yield from self._counted(flat, rivals, least, choices)
         several = [name for name in names if len(choices[name]) > 1][:5]
         values = [choices[name][: 12 if len(several) < 4 else 5] for name in several]
@@ -307,6 +321,16 @@ class Maker:
         return list(dict.fromkeys([*names, *(_NAMES if rivals else _NAMES[:1])]))
 
 
+def _telling(flat: Flat, choices: Mapping[str, list[Any]]) -> list[str]:
+    """The names to vary: first those with more values than an equal part gets, and those that the
+    schema does not name; of the others some."""
+    names = list(choices)
+    differing = [name for name in names if len(choices[name]) > EQUAL]
+    unnamed = [n for n in names if n not in flat.properties and len(choices[n]) <= EQUAL]
+    others = [n for n in names if n in flat.properties and len(choices[n]) <= EQUAL]
+    return [*differing, *unnamed, *others[:MAX_EQUAL]]
+
+
 def _some(patterns: Sequence[str], others: Sequence[str] = ()) -> list[str]:
     try:
         found = example(patterns, others)
@@ -317,6 +341,13 @@ def _some(patterns: Sequence[str], others: Sequence[str] = ()) -> list[str]:
 
 def _constrained(schemas: Conjunction) -> bool:
     return any(schema not in (True, {}) for schema in schemas)
+
+
+def _size(schema: Any) -> int:
+    """How many fields a schema names."""
+    if isinstance(schema, dict):
+        return len(schema.get("properties", ())) + sum(map(_size, schema.values()))
+    return sum(map(_size, schema)) if isinstance(schema, list) else 0
 
 
 def _bare(schema: Schema) -> Schema:
@@ -340,6 +371,8 @@ def _merged(conjunctions: Iterable[Conjunction]) -> Conjunction:
 
 def _fill(choices: Sequence[Sequence[Any]], length: int, unique: bool) -> list[Any] | None:
     made: list[Any] = []
+    if length > MAX_ENTRIES:
+        return None
     for place in range(length):
         values = choices[min(place, len(choices) - 1)]
         if unique:

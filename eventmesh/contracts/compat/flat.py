@@ -16,6 +16,7 @@ from typing import Any
 from eventmesh.contracts.compat.reading import Schema, Unproved
 
 MAX_ALTERNATIVES = 96
+MAX_STEPS = 4_000
 TYPES = ("null", "boolean", "integer", "fraction", "string", "array", "object")
 """The types of values; a fraction is a number that is not integral."""
 
@@ -109,10 +110,12 @@ class Flattener:
 
     def __init__(self, definitions: Mapping[str, Schema]) -> None:
         self.definitions = definitions
+        self._steps = 0
 
     def alternatives(self, schemas: Sequence[Schema]) -> list[Flat]:
         """What it takes to be of all these schemas; none when that is impossible. TooMany."""
         found: list[Flat] = []
+        self._steps = 0
         for flat in self._grow(Flat(), [(schema, True) for schema in schemas], frozenset()):
             if flat.types:
                 found.append(flat)
@@ -123,6 +126,7 @@ class Flattener:
     def some(self, schemas: Sequence[Schema]) -> list[Flat]:
         """As many alternatives as are looked at, for making documents."""
         found: list[Flat] = []
+        self._steps = 0
         with suppress(TooMany):
             for flat in self._grow(Flat(), [(schema, True) for schema in schemas], frozenset()):
                 if flat.types:
@@ -137,6 +141,9 @@ class Flattener:
         """The alternatives of a conjunction of schemas and, where the flag is false, negations."""
         flat, ahead = copy(flat), list(ahead)
         while ahead:
+            self._steps += 1
+            if self._steps > MAX_STEPS:
+                raise TooMany("it has too many alternatives")
             if not flat.types:
                 return
             schema, positive = ahead.pop(0)
@@ -183,9 +190,10 @@ def _choices(schema: Mapping[str, Any]) -> list[Choice]:
         split([[(part, True)]])
     if "not" in schema:
         split([[(schema["not"], False)]])
-    for keyword in ("anyOf", "oneOf"):
-        if keyword in schema:
-            split([[(part, True)] for part in schema[keyword]])
+    if "anyOf" in schema:
+        split([[(part, True)] for part in schema["anyOf"]])
+    if "oneOf" in schema:
+        split(_just_one(schema["oneOf"]))
     if "if" in schema:
         condition = schema["if"]
         split(
@@ -201,6 +209,15 @@ def _choices(schema: Mapping[str, Any]) -> list[Choice]:
         present: Choice = [({"required": [name], "type": "object"}, True), (further, True)]
         split([_absent(name), present, _no_object()])
     return choices
+
+
+def _just_one(branches: Sequence[Schema]) -> list[Choice]:
+    if disjoint(branches):
+        return [[(branch, True)] for branch in branches]
+    return [
+        [(branch, number == place) for number, branch in enumerate(branches)]
+        for place in range(len(branches))
+    ]
 
 
 def _absent(name: str) -> Choice:
@@ -268,9 +285,6 @@ def _narrow(flat: Flat, schema: Mapping[str, Any]) -> None:
                 _narrow_by_failure(flat, failing, bound)
         elif keyword in _NARROW:
             _NARROW[keyword](flat, value, schema)
-        elif keyword == "oneOf":
-            # That the other branches are not met is left out; see `disjoint`.
-            flat.exact = flat.exact and disjoint(value)
         elif keyword in ("unevaluatedItems", "unevaluatedProperties"):
             flat.exact = False
 
@@ -288,7 +302,11 @@ def _narrow_values(flat: Flat, value: Any, schema: Mapping[str, Any]) -> None:
     if flat.values is None:
         flat.values = tuple(value)
     else:
-        flat.values = tuple(one for one in flat.values if any(same(one, two) for two in value))
+        flat.values = tuple(one for one in flat.values if _among(one, value))
+
+
+def _among(value: Any, values: Sequence[Any]) -> bool:
+    return any(same(value, other) for other in values)
 
 
 def _narrow_low(flat: Flat, value: Any, open_: bool) -> None:

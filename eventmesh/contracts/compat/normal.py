@@ -6,20 +6,30 @@ gone. Formats that pydantic enforces are kept, all others are annotations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from eventmesh.contracts.compat.formats import FORMATS
-from eventmesh.contracts.compat.reading import Schema, Unproved, dialect, stated
+from eventmesh.contracts.compat.reading import (
+    MAX_NODES,
+    Schema,
+    Unproved,
+    check_target,
+    dialect,
+    stated,
+)
 
 if TYPE_CHECKING:
     from referencing._core import Resolver  # the type of a public function's result
 
+MAX_PATTERN = 2_000
+"""Characters of a pattern; the time to compile longer ones grows without measure."""
 INLINE = 400
 """How many values a definition may have that is copied to where it is referred to."""
 
-_SINCE_7 = {"const", "contains", "propertyNames", "if", "then", "else"}
+_SINCE_6 = {"const", "contains", "propertyNames"}
+_SINCE_7 = {"if", "then", "else"}
 _SINCE_2019 = {
     "minContains", "maxContains", "dependentRequired", "dependentSchemas",
     "unevaluatedItems", "unevaluatedProperties",
@@ -53,7 +63,7 @@ def normal(schema: Schema, draft: str) -> Schema:
     identity = resource.id()
     if identity:
         registry = registry.with_resource(identity, resource)
-    writer = _Writer(found, schema)
+    writer = _Writer(found, schema, evaluated="'unevaluated" in repr(schema))
     try:
         root = writer.write(schema, registry.resolver(identity or ""))
     except (Unresolvable, NoSuchResource, PointerToNowhere) as error:
@@ -76,6 +86,8 @@ class _Writer:
 
     draft: str
     root: Schema
+    evaluated: bool
+    """Whether anything asks what was evaluated: then what refuses nothing may still count."""
     definitions: dict[str, Any] = field(default_factory=dict)
     _numbers: dict[int, str] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)
@@ -92,7 +104,7 @@ class _Writer:
             specification = specification_with(_uri_of(self.draft))
             resolver = resolver.in_subresource(specification.create_resource(schema))
         reference = schema.get("$ref")
-        if isinstance(reference, str) and self.draft in "47":
+        if isinstance(reference, str) and self.draft in "467":
             return self._refer(reference, resolver)  # in these drafts it hides its siblings
         parts = [self._refer(reference, resolver)] if isinstance(reference, str) else []
         dynamic = schema.get("$dynamicRef", schema.get("$recursiveRef"))
@@ -102,7 +114,7 @@ class _Writer:
         if parts:
             # Beside the others, because `unevaluated…` looks at all that stands beside it.
             written["allOf"] = [*parts, *written.get("allOf", ())]
-        return _tidy(written)
+        return _tidy(written, evaluated=self.evaluated)
 
     def _refer(self, reference: str, resolver: Resolver[Any]) -> Schema:
         resolved = resolver.lookup(reference)
@@ -113,6 +125,8 @@ class _Writer:
         if number is None:
             number = self._numbers[id(target)] = str(len(self._numbers))
             self._kept.append(target)  # or its id could be given to another
+            if not reference.startswith(("#/$defs/", "#/definitions/")):
+                check_target(target, self.draft)
             self.definitions[number] = self.write(target, resolved.resolver)
         return _Reference({"$ref": f"#/$defs/{number}"})
 
@@ -128,24 +142,29 @@ class _Writer:
 
         written: dict[str, Any] = {}
         for keyword, value in schema.items():
-            if (keyword in _SINCE_7 and self.draft == "4") or (
-                keyword in _SINCE_2019 and self.draft in "47"
+            if (
+                (keyword in _SINCE_6 and self.draft == "4")
+                or (keyword in _SINCE_7 and self.draft in "46")
+                or (keyword in _SINCE_2019 and self.draft in "467")
             ):
                 continue
             if keyword in _PLAIN:
+                _check_pattern(value if keyword == "pattern" else "")
                 written[keyword] = value
             elif keyword in _ONE:
                 written[keyword] = sub(value)
             elif keyword in _MANY:
                 written.setdefault(keyword, []).extend(sub(entry) for entry in value)
             elif keyword in _NAMED:
+                for name in value if keyword == "patternProperties" else ():
+                    _check_pattern(name)
                 written[keyword] = {name: sub(entry) for name, entry in value.items()}
             elif keyword == "format" and value in FORMATS:
                 written[keyword] = value
-            elif keyword in _CONTENT and self.draft in "47":
+            elif keyword in _CONTENT and self.draft in "467":
                 written.setdefault("allOf", []).append({"format": f"{keyword}:{value}"})
         self._add_items(written, schema, sub)
-        if self.draft in ("4", "7", "2019"):
+        if self.draft in ("4", "6", "7", "2019"):
             _add_dependencies(written, schema, sub)
         if self.draft == "4":
             _make_bounds_exclusive(written)
@@ -162,6 +181,11 @@ class _Writer:
             written["prefixItems"] = [sub(entry) for entry in prefix]
         if rest is not None:
             written["items"] = sub(rest)
+
+
+def _check_pattern(pattern: str) -> None:
+    if len(pattern) > MAX_PATTERN:
+        raise Unproved(f"it has a pattern of more than {MAX_PATTERN:,} characters")
 
 
 def _add_dependencies(
@@ -181,11 +205,11 @@ def _make_bounds_exclusive(written: dict[str, Any]) -> None:
             written[exclusive] = written.pop(bound)
 
 
-def _tidy(written: dict[str, Any]) -> Schema:
+def _tidy(written: dict[str, Any], *, evaluated: bool) -> Schema:
     """Without what refuses nothing, and with `unevaluated…` as `additional…` where it is that."""
     if written.keys() == {"allOf"} and len(written["allOf"]) == 1:
         return written["allOf"][0]  # type: ignore[no-any-return]
-    if "if" not in written or ("then" not in written and "else" not in written):
+    if "if" not in written or not (evaluated or "then" in written or "else" in written):
         for keyword in ("if", "then", "else"):
             written.pop(keyword, None)
     if "contains" not in written:
@@ -195,8 +219,7 @@ def _tidy(written: dict[str, Any]) -> Schema:
                            ("minLength", 0), ("minProperties", 0)):  # fmt: skip
         if keyword in written and written[keyword] == plain:
             del written[keyword]
-    for keyword in ("additionalProperties", "items", "propertyNames", "unevaluatedItems",
-                    "unevaluatedProperties"):  # fmt: skip
+    for keyword in () if evaluated else ("additionalProperties", "items", "propertyNames"):
         if written.get(keyword) is True:
             del written[keyword]
     if isinstance(written.get("type"), list) and len(written["type"]) == 1:
@@ -231,35 +254,44 @@ def _uri_of(draft: str) -> str:
 def _inlined(root: Schema, definitions: Mapping[str, Any]) -> Schema:
     """The schema with the definitions copied in that do not recur and are small."""
     recurring = _recurring(definitions)
-    sizes: dict[str, int] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     written: dict[str, Any] = {}
 
-    def expand(node: Any) -> tuple[Any, int]:
+    def expand(node: Any) -> tuple[Any, int, int]:
+        """The node anew, its size, and its size when all references are followed."""
         if isinstance(node, list):
             parts = [expand(entry) for entry in node]
-            return [part for part, _ in parts], 1 + sum(size for _, size in parts)
+            return ([part for part, _, _ in parts], *_sums(parts))
         if not isinstance(node, dict):
-            return node, 1
+            return node, 1, 1
         number = _number(node)
         if number is not None:
             if number not in sizes:
-                sizes[number] = INLINE + 1  # while it is being expanded
-                written[number], sizes[number] = expand(definitions[number])
-            if number in recurring or sizes[number] > INLINE:
-                return node, 1
-            return written[number], sizes[number]
+                sizes[number] = INLINE + 1, 1  # while it is being expanded
+                written[number], *both = expand(definitions[number])
+                sizes[number] = both[0], both[1]
+            size, followed = sizes[number]
+            if number in recurring or size > INLINE:
+                return node, 1, followed
+            return written[number], size, followed
         pairs = {name: expand(value) for name, value in node.items()}
-        return (
-            {name: value for name, (value, _) in pairs.items()},
-            1 + sum(size for _, size in pairs.values()),
-        )
+        return ({name: value for name, (value, _, _) in pairs.items()}, *_sums(pairs.values()))
 
-    whole, _ = expand(root)
+    whole, _, followed = expand(root)
+    if followed > MAX_NODES:
+        raise Unproved(f"the schema has more than {MAX_NODES:,} values, by its references")
     needed = _needed(whole, written)
     if not needed:
         return whole  # type: ignore[no-any-return]
     kept = {number: written[number] for number in sorted(needed, key=int)}
     return {**({"allOf": [whole]} if isinstance(whole, _Reference) else whole), "$defs": kept}
+
+
+def _sums(parts: Iterable[tuple[Any, int, int]]) -> tuple[int, int]:
+    size = followed = 1
+    for _, one, other in parts:
+        size, followed = size + one, followed + other
+    return size, followed
 
 
 def _number(node: Mapping[str, Any]) -> str | None:

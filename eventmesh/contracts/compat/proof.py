@@ -23,7 +23,7 @@ from eventmesh.contracts.compat.flat import (
     type_of,
 )
 from eventmesh.contracts.compat.normal import definitions_of
-from eventmesh.contracts.compat.reading import Schema, Unproved
+from eventmesh.contracts.compat.reading import Deadline, Schema, Unproved
 from eventmesh.contracts.compat.regular import Irregular, example
 from eventmesh.contracts.compat.validity import matches, validator
 
@@ -33,39 +33,44 @@ MAX_SPLITS = 3
 Conjunction = tuple[Schema, ...]
 
 
-def proved(writer: Schema, reader: Schema) -> bool:
-    """Whether it is proved that each document of the writer's is one of the reader's. Both are in
-    their one form."""
-    if reader is True or writer is False or same(writer, reader):
+class Algebra:
+    """What `jsonschema-rs` can say of two schemas in their one form, brought to its own once."""
+
+    def __init__(self, writer: Schema, reader: Schema) -> None:
+        self._pair = _canonical(writer, reader)
+
+    def covered(self) -> bool:
+        """Whether it proves that the reader's accepts all that the writer's does."""
+        import jsonschema_rs
+
+        if self._pair is None:
+            return False
+        writer, reader = self._pair
+        try:
+            return bool(reader.covers(writer) == jsonschema_rs.canonical.Containment.YES)
+        except (jsonschema_rs.canonical.CanonicalizationError, ValueError):
+            return False
+
+    def difference(self) -> Schema | None:
+        """A schema of what the writer's accepts and the reader's does not, if it can say that."""
+        import jsonschema_rs
+
+        if self._pair is None:
+            return None
+        writer, reader = self._pair
+        try:
+            found = writer.subtract(reader).to_json_schema()
+        except (jsonschema_rs.canonical.CanonicalizationError, ValueError):
+            return None
+        return _with_formats_named(found, "")  # type: ignore[no-any-return]
+
+
+def proved(writer: Schema, reader: Schema, deadline: Deadline) -> bool:
+    """Whether our own reasoning proves that each document of the writer's is one of the reader's.
+    Both are in their one form."""
+    if reader is True or writer is False:
         return True
-    return _covered(writer, reader) or _Prover(writer, reader).run()
-
-
-def difference(writer: Schema, reader: Schema) -> Schema | None:
-    """A schema of what the writer's accepts and the reader's does not, where that can be said."""
-    import jsonschema_rs
-
-    pair = _canonical(writer, reader)
-    if pair is None:
-        return None
-    try:
-        left = pair[0].subtract(pair[1])
-        found = left.to_json_schema()
-    except (jsonschema_rs.canonical.CanonicalizationError, ValueError):
-        return None
-    return _with_formats_named(found, "")  # type: ignore[no-any-return]
-
-
-def _covered(writer: Schema, reader: Schema) -> bool:
-    import jsonschema_rs
-
-    pair = _canonical(writer, reader)
-    if pair is None:
-        return False
-    try:
-        return bool(pair[1].covers(pair[0]) == jsonschema_rs.canonical.Containment.YES)
-    except (jsonschema_rs.canonical.CanonicalizationError, ValueError):
-        return False
+    return _Prover(writer, reader, deadline).run()
 
 
 def _canonical(writer: Schema, reader: Schema) -> Any:
@@ -73,8 +78,9 @@ def _canonical(writer: Schema, reader: Schema) -> Any:
 
     if definitions_of(writer) or definitions_of(reader):
         return None  # it binds references of two documents to one of them
-    if _weight(writer) * _weight(reader) > 2_000:
-        return None  # the time it takes grows with the product of the alternatives
+    # The time it takes grows with the product of the alternatives, and of the sizes.
+    if _weight(writer) * _weight(reader) > 2_000 or _size(writer) + _size(reader) > 3_000:
+        return None
     try:
         return tuple(
             jsonschema_rs.canonicalize(
@@ -87,6 +93,12 @@ def _canonical(writer: Schema, reader: Schema) -> Any:
         )
     except (jsonschema_rs.ValidationError, ValueError):  # the library's own errors are ValueErrors
         return None
+
+
+def _size(schema: Any) -> int:
+    if isinstance(schema, dict):
+        return 1 + sum(map(_size, schema.values()))
+    return 1 + sum(map(_size, schema)) if isinstance(schema, list) else 1
 
 
 def _weight(schema: Any) -> int:
@@ -102,8 +114,10 @@ def _weight(schema: Any) -> int:
         elif keyword == "allOf" and isinstance(value, list):
             for entry in value:
                 weight *= _weight(entry)
-        elif keyword in ("if", "then", "else", "not", "dependentSchemas"):
+        elif keyword in ("if", "then", "else", "not"):
             weight *= 2 * _weight(value)
+        elif keyword in ("dependentRequired", "dependentSchemas"):
+            weight *= 2 ** min(len(value), 20)
         elif keyword not in ("enum", "const"):
             weight = max(weight, _weight(value))
         weight = min(weight, 1_000_000)
@@ -134,11 +148,12 @@ class _Stuck(Exception):
 class _Prover:
     """Proves containment part by part, assuming of recursive parts what it is about to prove."""
 
-    def __init__(self, writer: Schema, reader: Schema) -> None:
+    def __init__(self, writer: Schema, reader: Schema, deadline: Deadline) -> None:
+        self._deadline = deadline
         self._goal = ((_bare(writer),), (_bare(reader),))
         self._writer = Flattener(definitions_of(writer))
         self._reader = Flattener(definitions_of(reader))
-        self._shared = definitions_of(writer) == definitions_of(reader)
+        self._shared = same(definitions_of(writer), definitions_of(reader))
         self._assumed: set[tuple[str, str]] = set()
         self._steps = 0
 
@@ -159,6 +174,7 @@ class _Prover:
         # document, so that the induction is on a smaller one.
         if goal in self._assumed:
             return True
+        self._deadline.check()
         self._steps += 1
         if self._steps > MAX_STEPS:
             raise _Stuck
@@ -189,6 +205,7 @@ class _Prover:
         self, flat: Flat, theirs: Sequence[Flat], reader: Conjunction, splits: int
     ) -> bool:
         """Whether one alternative of one type is within the reader's alternatives."""
+        self._deadline.check()
         self._steps += 1
         if self._steps > MAX_STEPS:
             raise _Stuck

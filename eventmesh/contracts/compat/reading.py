@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from time import monotonic
 from typing import Any
 
 from eventmesh.errors import UsageError
@@ -16,7 +17,7 @@ MAX_NODES = 250_000
 
 _DIALECTS = {
     "http://json-schema.org/draft-04/schema": "4",
-    "http://json-schema.org/draft-06/schema": "7",
+    "http://json-schema.org/draft-06/schema": "6",
     "http://json-schema.org/draft-07/schema": "7",
     "https://json-schema.org/draft/2019-09/schema": "2019",
     "https://json-schema.org/draft/2020-12/schema": "2020",
@@ -28,6 +29,18 @@ _URIS = {draft: uri for uri, draft in _DIALECTS.items()}
 
 class Unproved(Exception):
     """Why a question about schemas cannot be answered."""
+
+
+class Deadline:
+    """Ends a search that would take too long, on schemas that were not foreseen."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = monotonic() + seconds
+
+    def check(self) -> None:
+        """Unproved once the time is over."""
+        if monotonic() > self._end:
+            raise Unproved("it takes too long to tell")
 
 
 def check_draft(draft: str) -> None:
@@ -51,7 +64,7 @@ def stated(schema: Schema, draft: str) -> Schema:
     """The schema with its dialect in `$schema`, as validators look for it."""
     if isinstance(schema, bool) or "$schema" in schema:
         return schema
-    return {"$schema": _URIS[draft] + ("#" if draft in "47" else ""), **schema}
+    return {"$schema": _URIS[draft] + ("#" if draft in "467" else ""), **schema}
 
 
 def check_schema(schema: Any, draft: str, where: str = "The schema") -> None:
@@ -65,44 +78,72 @@ def check_schema(schema: Any, draft: str, where: str = "The schema") -> None:
     _check_meta(schema, draft, where)
 
 
+def check_target(schema: Any, draft: str) -> None:
+    """Unproved where a reference leads to what is no schema; what stands below keywords that
+    nobody knows has not been looked at before."""
+    import jsonschema_rs
+
+    if not isinstance(schema, dict):
+        raise Unproved("a reference leads to what is no schema")
+    try:
+        jsonschema_rs.meta.validate(stated(schema, dialect(schema, draft)))
+    except (jsonschema_rs.ValidationError, ValueError):
+        raise Unproved("a reference leads to what is no schema") from None
+
+
+Way = tuple["Way", str | int] | None
+"""The way to a value from the root, from its end; spelled out only where something is wrong."""
+
+
 def _check_json(schema: Schema, where: str) -> None:
     nodes = 0
     inside: set[int] = set()
-    ahead: list[tuple[Any, str, int, bool]] = [(schema, "", 0, False)]
+    ahead: list[tuple[Any, Way, int, bool]] = [(schema, None, 0, False)]
     while ahead:
-        value, pointer, depth, left = ahead.pop()
+        value, way, depth, left = ahead.pop()
         if left:
             inside.discard(id(value))
             continue
         nodes += 1
         if nodes > MAX_NODES:
             raise Unproved(f"the schema has more than {MAX_NODES:,} values")
-        if isinstance(value, str):
-            _check_text(value, pointer, where)
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{where} holds {value} at {pointer or '/'}: that is no JSON number.")
-        elif type(value) is dict or type(value) is list:
-            if id(value) in inside:
-                raise UsageError(f"{where} contains itself at {pointer or '/'}: that is no JSON.")
-            if depth >= MAX_DEPTH:
-                raise Unproved(f"the schema is nested more than {MAX_DEPTH} levels deep")
-            inside.add(id(value))
-            ahead.append((value, pointer, depth, True))
-            for name, entry in value.items() if type(value) is dict else enumerate(value):
-                if type(value) is dict:
-                    if not isinstance(name, str):
-                        raise UsageError(
-                            f"{where} has the name {name!r} at {pointer or '/'}: names are texts."
-                        )
-                    _check_text(name, pointer, where)
-                ahead.append((entry, f"{pointer}/{str(name)[:50]}", depth + 1, False))
-        elif value is not None and not isinstance(value, bool | int | float):
-            raise UsageError(f"{where} holds {_kind(value)} at {pointer or '/'}: that is no JSON.")
+        if type(value) is not dict and type(value) is not list:
+            _check_scalar(value, way, where)
+            continue
+        if id(value) in inside:
+            raise UsageError(f"{where} contains itself at {_pointer(way)}: that is no JSON.")
+        if depth >= MAX_DEPTH:
+            raise Unproved(f"the schema is nested more than {MAX_DEPTH} levels deep")
+        inside.add(id(value))
+        ahead.append((value, way, depth, True))
+        if isinstance(value, list):
+            ahead += [(entry, (way, n), depth + 1, False) for n, entry in enumerate(value)]
+            continue
+        for name, entry in value.items():
+            _check_scalar(name, way, where)
+            if not isinstance(name, str):
+                raise UsageError(
+                    f"{where} has the name {name!r} at {_pointer(way)}: names are texts."
+                )
+            ahead.append((entry, (way, name), depth + 1, False))
 
 
-def _check_text(text: str, pointer: str, where: str) -> None:
-    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-        raise UsageError(f"{where} holds half a character at {pointer or '/'}: that is no JSON.")
+def _check_scalar(value: Any, way: Way, where: str) -> None:
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            raise UsageError(f"{where} holds half a character at {_pointer(way)}: that is no JSON.")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{where} holds {value} at {_pointer(way)}: that is no JSON number.")
+    elif value is not None and not isinstance(value, bool | int | float):
+        raise UsageError(f"{where} holds {_kind(value)} at {_pointer(way)}: that is no JSON.")
+
+
+def _pointer(way: Way) -> str:
+    parts: list[str] = []
+    while way is not None:
+        way, name = way
+        parts.append(str(name)[:50])
+    return "/" + "/".join(reversed(parts))
 
 
 def _check_meta(schema: Schema, draft: str, where: str) -> None:

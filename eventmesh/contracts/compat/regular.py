@@ -121,7 +121,7 @@ def examples(
     automata = [*wanted, *barred]
     alphabet = _alphabet(automata)
     begin = tuple(a.closure(frozenset({a.first}), True, False) for a in automata)
-    seen = {(begin, 0)}
+    seen = {(begin, 0, True)}
     layer: list[tuple[tuple[frozenset[int], ...], str]] = [(begin, "")]
     length = steps = 0
     while layer:
@@ -145,7 +145,7 @@ def examples(
                     continue  # one that must match never can from here
                 # Beyond the bounds on the length, only the states count.
                 bound = min_length if max_length is None else max_length
-                mark = (moved, min(length + 1, bound))
+                mark = (moved, min(length + 1, bound), False)
                 if mark not in seen:
                     seen.add(mark)
                     following.append((moved, text + chr(char)))

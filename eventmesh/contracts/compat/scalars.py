@@ -24,7 +24,7 @@ _TEXTS = (
 )  # fmt: skip
 _NUMBERS: tuple[int | float, ...] = (
     0, 1, -1, 2, 3, 10, 100, 1.5, 0.1, 0.01, -0.5, 1e-7, 2**31, 2**53 + 1, 2**63, 10**20, -(10**20),
-    1e308, 1.0,
+    1e308,
 )  # fmt: skip
 
 
@@ -103,20 +103,24 @@ def numbers(flat: Flat, rivals: Sequence[Flat]) -> Iterator[int | float]:
     steps += [step for one in [flat, *rivals] for step in one.no_multiples]
     candidates: list[int | float] = []
     for point in points:
-        candidates += [point, point + 1, point - 1, point + 0.5, point - 0.5]
-        candidates += [point * (1 + 1e-9), point * (1 - 1e-9)] if abs(point) < 1e300 else []
+        candidates += [point, point + 1, point - 1]
+        if abs(point) < 2**1000:  # a float may be as large
+            candidates += [point + 0.5, point - 0.5, point * (1 + 1e-9), point * (1 - 1e-9)]
         candidates += [value for step in flat.multiples for value in _near(point, step)]
     for step in steps:
         candidates += [step, -step, *(step * other for other in steps), 2 * step, 3 * step]
     seen = set()
     for value in [*candidates, *_NUMBERS, *(n for s in flat.multiples for n in _near(0, s))]:
-        if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-            # The same number, as most writers write it; one 1.0 is kept, as a spelling.
-            value = value if value == 1.0 and "1.0" not in seen else int(value)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # the same number, as writers of integers write it
         mark = repr(value)
-        if mark not in seen and math.isfinite(value) and in_bounds(flat, value):
+        if mark not in seen and _is_finite(value) and in_bounds(flat, value):
             seen.add(mark)
             yield value
+
+
+def _is_finite(value: int | float) -> bool:
+    return isinstance(value, int) or math.isfinite(value)
 
 
 def _near(point: int | float, step: int | float) -> Iterator[int | float]:

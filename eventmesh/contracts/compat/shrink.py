@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
+
+from eventmesh.contracts.compat.reading import Deadline, Unproved
 
 MAX_TRIES = 600
 
 
-def shrunk(document: Any, holds: Callable[[Any], bool]) -> Any:
+def shrunk(document: Any, holds: Callable[[Any], bool], deadline: Deadline) -> Any:
     """The smallest document that is found, step by step, of which `holds` is still true."""
+    with suppress(Unproved):  # the time is over: what was found by then is a witness, too
+        for smaller in _steps(document, holds):
+            document = smaller
+            deadline.check()
+    return document
+
+
+def _steps(document: Any, holds: Callable[[Any], bool]) -> Iterator[Any]:
     tries = 0
     smaller = True
     while smaller:
@@ -17,16 +28,21 @@ def shrunk(document: Any, holds: Callable[[Any], bool]) -> Any:
         for candidate in _smaller(document):
             tries += 1
             if tries > MAX_TRIES:
-                return document
+                return
             if holds(candidate):
                 document, smaller = candidate, True
                 break
-    return document
+            yield document
+        yield document
 
 
 def _smaller(value: Any) -> Iterator[Any]:
     """Values a step simpler: less of it first, then simpler parts."""
     if isinstance(value, dict):
+        names = list(value)
+        if len(names) > 3:
+            yield {name: value[name] for name in names[: len(names) // 2]}
+            yield {name: value[name] for name in names[len(names) // 2 :]}
         for name in value:
             yield {other: part for other, part in value.items() if other != name}
         for name, part in value.items():

@@ -49,44 +49,73 @@ def explain(schema: Schema, draft: str, document: Any) -> str:
     return ""
 
 
-def second_validator(schema: Schema, draft: str, *, ecma: bool = False) -> Check:
-    """The same by `jsonschema`, which is slower and was written by others. The check is Unproved
-    where it fails, such as on recursion without an end. Patterns are read by Python's `re` or, with
-    `ecma`, as the first validator reads them."""
-    import re
-
+def second_validator(schema: Schema, draft: str) -> Check:
+    """The same by `jsonschema`, which is slower and was written by others; only patterns are read
+    by the first, whose time is bounded. The check is Unproved where it fails, such as on recursion
+    without an end."""
     from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import extend, validator_for
+    from jsonschema.validators import validator_for
     from referencing.exceptions import Unresolvable
 
     if isinstance(schema, bool):
         return lambda document: schema
     whole = stated(schema, dialect(schema, draft))
-    kind = validator_for(whole)
-    if ecma:
-        kind = extend(kind, {"pattern": _ecma_pattern})
+    if "'patternProperties'" in repr(whole) and "'unevaluatedProperties'" in repr(whole):
+        raise Unproved("the second validator would read patterns by itself")
+    kind = _with_our_patterns(validator_for(whole))
     made = kind(whole, format_checker=_format_checker())
-
-    failures = (
-        Unresolvable, SchemaError, RecursionError, ArithmeticError, ValueError, re.error
-    )  # fmt: skip
 
     def check(document: Any) -> bool:
         try:
             return bool(made.is_valid(document))
-        except failures as error:
+        except (Unresolvable, SchemaError, RecursionError, ArithmeticError, ValueError) as error:
             raise Unproved(f"the second validator failed: {_first_line(error)}") from None
 
     return check
 
 
-def _ecma_pattern(
-    validator: Any, pattern: str, document: Any, schema: Any
-) -> Iterator[ValidationError]:
+@lru_cache(maxsize=8)
+def _with_our_patterns(kind: Any) -> Any:
+    from jsonschema.validators import extend
+
+    keywords = {
+        "pattern": _pattern,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties,
+    }
+    return extend(kind, keywords)
+
+
+Errors = Iterator["ValidationError"]
+
+
+def _pattern(validator: Any, pattern: str, document: Any, schema: Any) -> Errors:
+    if isinstance(document, str) and not matches(pattern, document):
+        yield _error("it does not match the pattern")
+
+
+def _pattern_properties(validator: Any, held: Any, document: Any, schema: Any) -> Errors:
+    for pattern, part in held.items() if isinstance(document, dict) else ():
+        for name, value in document.items():
+            if matches(pattern, name):
+                yield from validator.descend(value, part, path=name, schema_path=pattern)
+
+
+def _additional_properties(validator: Any, held: Any, document: Any, schema: Any) -> Errors:
+    for name, value in document.items() if isinstance(document, dict) else ():
+        known = name in schema.get("properties", ()) or any(
+            matches(pattern, name) for pattern in schema.get("patternProperties", ())
+        )
+        if not known and held is False:
+            yield _error(f"{name!r} is not known")
+        elif not known:
+            yield from validator.descend(value, held, path=name)
+
+
+def _error(message: str) -> ValidationError:
     from jsonschema import ValidationError
 
-    if isinstance(document, str) and not matches(pattern, document):
-        yield ValidationError("it does not match the pattern")
+    return ValidationError(message)
 
 
 @lru_cache(maxsize=1)
