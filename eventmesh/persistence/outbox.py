@@ -12,7 +12,18 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import (
+    Select,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    inspect,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from eventmesh.persistence.tables import BUCKETS, outbox
@@ -46,6 +57,18 @@ class OutboxStats:
     pending: int
     delayed: int
     parked: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxLot:
+    """How many messages of a kind wait in the outbox; `state` is due, delayed or parked.
+    `dataschema`, and when the `oldest` of them was made, are as the messages say them."""
+
+    name: str
+    dataschema: str
+    state: str
+    number: int
+    oldest: str
 
 
 def bucket_of(key: str | None, message_id: str) -> int:
@@ -124,6 +147,25 @@ async def stats(connection: AsyncConnection, now: datetime) -> OutboxStats:
     ).one()
     total, delayed, parked = row
     return OutboxStats(pending=total - delayed - parked, delayed=delayed, parked=parked)
+
+
+async def census(connection: AsyncConnection, now: datetime) -> list[OutboxLot]:
+    """All that waits in the outbox, by kind; nothing where the database has none."""
+    if not await connection.run_sync(lambda sync: inspect(sync).has_table(outbox.name)):
+        return []
+    state = case((outbox.c.parked, "parked"), (outbox.c.due_at > now, "delayed"), else_="due")
+    dataschema, made_at = (outbox.c.headers[part].as_string() for part in ("dataschema", "time"))
+    kind = select(
+        outbox.c.name, dataschema.label("dataschema"), state.label("state"), made_at.label("time")
+    ).subquery()
+    by = (kind.c.name, kind.c.dataschema, kind.c.state)
+    rows = await connection.execute(
+        select(*by, func.count(), func.min(kind.c.time)).group_by(*by).order_by(*by)
+    )
+    return [
+        OutboxLot(name, dataschema or "", state, number, oldest or "")
+        for name, dataschema, state, number, oldest in rows
+    ]
 
 
 def _values(message: Outgoing, now: datetime) -> dict[str, Any]:

@@ -6,7 +6,7 @@ publishes when it is short of memory or disk, and acknowledgements must still pa
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from aiormq.abc import DeliveredMessage
@@ -16,6 +16,7 @@ from pamqp.commands import Basic
 
 from eventmesh.clock import Clock
 from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
+from eventmesh.transports.amqp_census import Looking
 from eventmesh.transports.amqp_connection import CONNECT_TIMEOUT, Link
 from eventmesh.transports.amqp_consumer import AmqpConsumer
 from eventmesh.transports.amqp_publishing import (
@@ -33,6 +34,7 @@ from eventmesh.transports.base import (
     SubscriptionStats,
     TransportOptions,
 )
+from eventmesh.transports.census import Census
 from eventmesh.wire.envelope import Envelope
 
 MOVED_AT_ONCE = 500
@@ -106,6 +108,29 @@ class AmqpTransport:
             dead = await self._count(self._topology.dead(subscription))
         return SubscriptionStats(ready, delayed=None, in_flight=None, dead=dead, oldest_age=None)
 
+    async def census(
+        self,
+        subscriptions: Sequence[Subscription],
+        messages: Collection[str] = (),
+        *,
+        untouched: Collection[str] = (),
+    ) -> Census:
+        looking = Looking(self._consuming, self._topology, self._clock)
+        found = await looking.count(subscriptions, messages, untouched)
+        if any(kind.state == "unrouted" for kind in found.lots):
+            # A subscription that was declared while they were held has not found them.
+            await self._route_again(await self._taken(subscriptions))
+        return found
+
+    async def _taken(self, subscriptions: Sequence[Subscription]) -> set[str]:
+        """The messages that subscriptions take which have been declared."""
+        return {
+            name
+            for subscription in subscriptions
+            if await self._ready(self._topology.queue(subscription)) is not None
+            for name in subscription.messages
+        }
+
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
         letters: list[DeadLetter] = []
         async with self._consuming.call(None), self._consuming.channel() as channel:
@@ -147,12 +172,16 @@ class AmqpTransport:
 
     async def _count(self, queue: str) -> int:
         """How many messages are ready in the queue; none where there is no queue."""
+        return await self._ready(queue) or 0
+
+    async def _ready(self, queue: str) -> int | None:
+        """How many messages are ready in the queue; None where there is no queue."""
         try:
             # Asking for a queue that is not there closes the channel, so it gets one of its own.
             async with self._consuming.channel() as channel:
                 return (await channel.queue_declare(queue, passive=True)).message_count or 0
         except ChannelNotFoundEntity:
-            return 0
+            return None
 
     async def _find(
         self, channel: Channel, subscription: Subscription, ids: Iterable[str]

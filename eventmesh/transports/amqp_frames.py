@@ -35,7 +35,7 @@ _CHUNK = 256 * 1024
 
 _LONG = struct.Struct(">I")
 _LONGLONG = struct.Struct(">Q")
-_DELIVER = struct.pack(">HH", 60, 60)
+DELIVER = struct.pack(">HH", 60, 60)
 _RETURN = struct.pack(">HH", 60, 50)
 _ACK = struct.pack(">HH", 60, 80)
 _NACK = struct.pack(">HH", 60, 120)
@@ -124,7 +124,7 @@ class Deliveries:
 
     def take(self, kind: int, buffer: bytes, start: int, end: int) -> bool:
         if kind == METHOD:
-            self._open = buffer.startswith(_DELIVER, start)
+            self._open = buffer.startswith(DELIVER, start)
             if self._open:
                 (self._tag,) = _LONGLONG.unpack_from(buffer, start + 5 + buffer[start + 4])
             return self._open

@@ -138,10 +138,12 @@ class Topology:
         self.exchange = prefix
         self.unrouted = f"{prefix}.unrouted"
         self.foreign = f"{prefix}.foreign"
+        self.census = f"{prefix}.census"
+        self.queue_prefix = f"{prefix}.queue."
 
     def queue(self, subscription: Subscription) -> str:
         """The queue of what is to be delivered."""
-        return _checked(f"{self._prefix}.queue.{subscription.name}")
+        return _checked(f"{self.queue_prefix}{subscription.name}")
 
     def dead(self, subscription: Subscription) -> str:
         """The queue of the dead letters."""

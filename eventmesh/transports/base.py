@@ -7,12 +7,13 @@ again. `eventmesh.testing.conformance` proves the promises on any transport.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import Outcome
 from eventmesh.wire.envelope import Envelope
 
@@ -76,10 +77,12 @@ class TransportOptions:
 
     `visibility_timeout`: after this many seconds without a sign of life from a worker, what it
     held is delivered to another. `prefix` begins the name of everything made on the broker.
+    `looking`: connecting makes no broker where there is none; a census of nothing is empty.
     """
 
     visibility_timeout: float = 30.0
     prefix: str = "eventmesh"
+    looking: bool = False
 
 
 class Consumer(Protocol):
@@ -146,6 +149,25 @@ class Transport(Protocol):
 
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
         """What the subscription holds now."""
+        ...
+
+    async def census(
+        self,
+        subscriptions: Sequence[Subscription],
+        messages: Collection[str] = (),
+        *,
+        untouched: Collection[str] = (),
+    ) -> Census:
+        """What these subscriptions hold, and what of these messages no subscription takes yet,
+        counted by version; where the broker can tell, also what subscriptions of these messages
+        hold that are not named.
+
+        Nothing is made, lost, settled or brought into another order by it, and consumers go on.
+        What moves while it is counted may be counted twice, and is not overlooked: what cannot be
+        looked into is `hidden`. A broker that shows its messages by handing them out only
+        (`exact_deliveries` says no) counts that as a delivery of each, and its transport says what
+        else it costs; of the subscriptions `untouched` it hands out nothing.
+        """
         ...
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:

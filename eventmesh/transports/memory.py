@@ -9,7 +9,7 @@ import asyncio
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ from eventmesh.transports.base import (
     Subscription,
     SubscriptionStats,
 )
+from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
@@ -167,6 +168,31 @@ class MemoryTransport:
             dead=len(queue.dead),
             oldest_age=max((now - parcel.visible_at for parcel in ready), default=None),
         )
+
+    async def census(
+        self,
+        subscriptions: Sequence[Subscription],
+        messages: Collection[str] = (),
+        *,
+        untouched: Collection[str] = (),
+    ) -> Census:
+        broker, now, found = self._reach(), self._clock.monotonic(), Census()
+        named = {subscription.name for subscription in subscriptions}
+        for message in messages:
+            named |= broker.bindings.get(message, set())
+        for name in sorted(named & broker.queues.keys()):
+            queue = broker.queues[name]
+            for parcel in queue.waiting:
+                due = parcel.visible_at <= now
+                found.add(name, parcel.envelope, "ready" if due else "delayed")
+            for parcel in queue.in_flight.values():
+                found.add(name, parcel.envelope, "in_flight")
+            for letter in queue.dead.values():
+                found.add(name, letter.envelope, "dead")
+        for envelope in broker.unrouted:
+            if envelope.name in messages:
+                found.add("", envelope, "unrouted")
+        return found
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
         queue = self._queue(subscription)

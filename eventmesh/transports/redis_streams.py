@@ -23,7 +23,7 @@ and besides `wait` for wait_replicas, `cluster|slots` and `command` on a Cluster
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -38,7 +38,9 @@ from eventmesh.transports.base import (
     SubscriptionStats,
     TransportOptions,
 )
+from eventmesh.transports.census import Census
 from eventmesh.transports.redis_address import locator_for, understand
+from eventmesh.transports.redis_census import Counting
 from eventmesh.transports.redis_connection import Redis, code_of
 from eventmesh.transports.redis_consumer import RETURNED, RedisConsumer
 from eventmesh.transports.redis_entries import dead_letter, flat, head, possible_ids
@@ -180,6 +182,15 @@ class RedisStreamsTransport:
             dead=dead,
             oldest_age=None if oldest_ms < 0 else oldest_ms / 1000,
         )
+
+    async def census(
+        self,
+        subscriptions: Sequence[Subscription],
+        messages: Collection[str] = (),
+        *,
+        untouched: Collection[str] = (),
+    ) -> Census:
+        return await Counting(self._redis, self._layout).count(subscriptions, messages)
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
         key = self._layout.of(subscription).dead

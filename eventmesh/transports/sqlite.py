@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +24,7 @@ from eventmesh.transports.base import (
     SubscriptionStats,
     TransportOptions,
 )
+from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import Outcome, RetryAfter
 from eventmesh.transports.sqlite_store import BUSY_TIMEOUT, SqliteStore
 from eventmesh.wire.envelope import Envelope
@@ -54,6 +55,8 @@ class SqliteTransport:
         self._watcher: _Watcher | None = None
 
     async def connect(self) -> None:
+        if self._options.looking and not await self._call(lambda: is_broker(self._path)):
+            return
         self._store = await self._call(lambda: SqliteStore(self._path, self._clock))
         with _translated(self._path):
             self._watcher = _Watcher(self._path, self._clock)
@@ -92,6 +95,18 @@ class SqliteTransport:
 
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
         return await self.run(lambda store: store.stats(subscription.name))
+
+    async def census(
+        self,
+        subscriptions: Sequence[Subscription],
+        messages: Collection[str] = (),
+        *,
+        untouched: Collection[str] = (),
+    ) -> Census:
+        if self._options.looking and self._store is None:
+            return Census()
+        names = [subscription.name for subscription in subscriptions]
+        return await self.run(lambda store: store.census(names, messages))
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
         return await self.run(lambda store: store.dead_letters(subscription.name, limit))
@@ -284,6 +299,18 @@ def path_of(url: str) -> Path:
             f"path from here, or sqlite:////var/lib/broker.db for an absolute one."
         )
     return Path(path)
+
+
+def is_broker(path: Path) -> bool:
+    """Whether a broker has been made in this file; looking makes nothing."""
+    if not path.exists():
+        return False
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        [layout] = connection.execute("PRAGMA user_version").fetchone()
+    finally:
+        connection.close()
+    return bool(layout)
 
 
 @contextmanager

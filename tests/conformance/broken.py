@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 
 from eventmesh.clock import SystemClock
 from eventmesh.errors import PublishError, Unreachable
 from eventmesh.transports.base import Consumer, Delivery, Subscription, SubscriptionStats, Transport
+from eventmesh.transports.census import Census
 from eventmesh.transports.memory import MemoryBroker, MemoryTransport
 from eventmesh.transports.outcome import DONE, Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
@@ -343,6 +344,43 @@ class CountsNoDeaths(BrokenTransport):
 class TellsZeroForUnknown(BrokenTransport):
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
         return replace(await super().stats(subscription), in_flight=0)
+
+
+class ForgetsTheDelayed(BrokenTransport):
+    """As a look at the queues alone, where retries wait somewhere else."""
+
+    async def census(
+        self,
+        subscriptions: Sequence[Subscription],
+        messages: Collection[str] = (),
+        *,
+        untouched: Collection[str] = (),
+    ) -> Census:
+        found = await super().census(subscriptions, messages, untouched=untouched)
+        found.lots = {kind: lot for kind, lot in found.lots.items() if kind.state != "delayed"}
+        return found
+
+
+class CountsByTakingOut(BrokenTransport):
+    """As a shovel: takes what waits, counts it, and puts it back behind what came meanwhile."""
+
+    async def census(
+        self,
+        subscriptions: Sequence[Subscription],
+        messages: Collection[str] = (),
+        *,
+        untouched: Collection[str] = (),
+    ) -> Census:
+        found = await super().census(subscriptions, messages, untouched=untouched)
+        queues = [self.broker.queues[each.name] for each in subscriptions]
+        taken = [(queue, queue.waiting) for queue in queues]
+        for queue in queues:
+            queue.waiting = []
+        await asyncio.sleep(0.05)
+        for queue, waited in taken:
+            for parcel in sorted(waited):
+                queue.put(replace(parcel, visible_at=SystemClock().monotonic()))
+        return found
 
 
 class WaitsOnWhenClosed(BrokenTransport):

@@ -47,6 +47,8 @@ BROKEN: tuple[tuple[Guarantee, type[BrokenTransport]], ...] = (
     (conformance.delays_do_not_block_each_other, broken.HasOneQueueForAllDelays),
     (conformance.dead_letters_are_kept, broken.DropsTheDead),
     (conformance.stats_count_what_is_there, broken.TellsZeroForUnknown),
+    (conformance.a_census_counts_what_is_there, broken.ForgetsTheDelayed),
+    (conformance.a_census_disturbs_nobody, broken.CountsByTakingOut),
     (conformance.closing_ends_what_waits, broken.WaitsOnWhenClosed),
     (conformance.a_closed_transport_says_so, broken.ConnectsAgainUnasked),
     (conformance.a_cut_connection_is_made_anew, broken.SleepsThroughALoss),

@@ -518,6 +518,7 @@ async def use_all_of_it(url: str) -> None:
             await consumer.settle([(third, Dead("no")), (fourth, Dead("no"))])
             await asyncio.sleep(0.5)  # kept alive, tidied
         assert (await transport.stats(PAID)).ready == 1
+        assert (await transport.census([PAID])).lots
         one, two = await transport.dead_letters(PAID, limit=9)
         assert await transport.replay(PAID, [one.id]) == [one.id]
         assert await transport.discard(PAID, [two.id]) == [two.id]

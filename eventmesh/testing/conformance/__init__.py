@@ -40,6 +40,10 @@ from eventmesh.testing.conformance.consuming import (
     unsettled_goes_back_on_leaving,
     what_was_not_handed_out_does_not_count,
 )
+from eventmesh.testing.conformance.counting import (
+    a_census_counts_what_is_there,
+    a_census_disturbs_nobody,
+)
 from eventmesh.testing.conformance.delivering import (
     backlog_before_the_first_consumer,
     backlog_before_the_first_subscription,
@@ -98,6 +102,8 @@ GUARANTEES: tuple[Guarantee, ...] = (
     delays_do_not_block_each_other,
     dead_letters_are_kept,
     stats_count_what_is_there,
+    a_census_counts_what_is_there,
+    a_census_disturbs_nobody,
     closing_ends_what_waits,
     a_closed_transport_says_so,
     a_cut_connection_is_made_anew,
@@ -111,6 +117,8 @@ __all__ = [
     "GuaranteeBroken",
     "NotApplicable",
     "Rig",
+    "a_census_counts_what_is_there",
+    "a_census_disturbs_nobody",
     "a_closed_transport_says_so",
     "a_cut_connection_is_made_anew",
     "a_killed_consumer_gives_up_its_deliveries",
