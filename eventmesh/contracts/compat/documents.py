@@ -130,7 +130,7 @@ class Maker:
             for value in chain(rival.values or (), rival.barred):
                 if isinstance(value, list):
                     yield value
-        width = NARROW if alone else WIDTH
+        width = NARROW if alone else max(WIDTH >> max(depth - 2, 0), EQUAL)
         first = max((len(f) for one in [flat, *rivals] for f, _ in one.lists), default=0)
         base_length = (
             max(flat.min_items, *(c.least for c in flat.contains), 0)
@@ -189,8 +189,8 @@ class Maker:
 
     def _with_contained(self, flat: Flat, made: list[Any], depth: int) -> Iterator[list[Any]]:
         """The list, with as many entries at its end as the alternative says it contains."""
+        yield made  # which may contain them as it is
         if not flat.contains:
-            yield made
             return
         ended = list(made)
         for number, contains in enumerate(flat.contains):
@@ -215,11 +215,36 @@ class Maker:
             for value in chain(rival.values or (), rival.barred):
                 if isinstance(value, dict):
                     yield value
-        names = self._names(flat, rivals)
-        width = NARROW if alone else WIDTH
+        shortest = self._shortest(flat, depth)
+        if shortest is None:
+            return
+        yield shortest
+        choices = self._choices(flat, rivals, alone, depth)
+        if any(name not in choices for name in flat.required):
+            return
+        least = {name: choices[name][0] for name in sorted(flat.required)}
+        least = self._filled(flat, least, choices, flat.min_properties, depth)
+        yield least
+        yield from self._varied(flat, rivals, least, choices, depth)
+
+    def _shortest(self, flat: Flat, depth: int) -> dict[str, Any] | None:
+        """An object with what is required and no more, before a longer search."""
+        made = {}
+        for name in sorted(flat.required):
+            value = next(self._values(flat.of(name, _matches), None, depth + 1, 1), _NONE)
+            if value is _NONE:
+                return None
+            made[name] = value
+        return made
+
+    def _choices(
+        self, flat: Flat, rivals: Sequence[Flat], alone: bool, depth: int
+    ) -> dict[str, list[Any]]:
+        """The values to try for each name."""
+        width = NARROW if alone else max(WIDTH >> max(depth - 2, 0), EQUAL)
         choices: dict[str, list[Any]] = {}
         equal = 0
-        for name in dict.fromkeys([*sorted(flat.required), *names]):
+        for name in dict.fromkeys([*sorted(flat.required), *self._names(flat, rivals)]):
             held = flat.of(name, _matches)
             against = None if alone else _merged(rival.of(name, _matches) for rival in rivals)
             if against is not None and name not in flat.required and self._equal(held, against):
@@ -229,12 +254,7 @@ class Maker:
             found = list(self._values(held, against, depth + 1, width))
             if found:
                 choices[name] = found
-            elif name in flat.required:
-                return
-        least = {name: choices[name][0] for name in sorted(flat.required)}
-        least = self._filled(flat, least, choices, flat.min_properties)
-        yield least
-        yield from self._varied(flat, rivals, least, choices)
+        return choices
 
     def _varied(
         self,
@@ -242,6 +262,7 @@ class Maker:
         rivals: Sequence[Flat],
         least: dict[str, Any],
         choices: Mapping[str, list[Any]],
+        depth: int,
     ) -> Iterator[dict[str, Any]]:
         declared = {name: v[0] for name, v in choices.items() if name in flat.properties}
         whole = {**least, **declared}
@@ -259,7 +280,7 @@ class Maker:
         for name in names:
             if name in whole and name not in flat.required:
                 yield {other: value for other, value in whole.items() if other != name}
-        yield from self._counted(flat, rivals, least, choices)
+        yield from self._counted(flat, rivals, least, choices, depth)
         several = [name for name in names if len(choices[name]) > 1][:5]
         values = [choices[name][: 12 if len(several) < 4 else 5] for name in several]
         for combined in islice(product(*values), 600):
@@ -275,13 +296,14 @@ class Maker:
         rivals: Sequence[Flat],
         least: dict[str, Any],
         choices: Mapping[str, list[Any]],
+        depth: int,
     ) -> Iterator[dict[str, Any]]:
         counts = {flat.min_properties, flat.max_properties}
         for rival in rivals:
             counts |= {rival.min_properties - 1, rival.min_properties, rival.max_properties}
             counts |= {rival.max_properties + 1} if rival.max_properties is not None else set()
         for count in sorted(n for n in counts if n is not None and 0 <= n <= MAX_ENTRIES):
-            yield self._filled(flat, least, choices, count)
+            yield self._filled(flat, least, choices, count, depth)
 
     def _filled(
         self,
@@ -289,6 +311,7 @@ class Maker:
         made: dict[str, Any],
         choices: Mapping[str, list[Any]],
         count: int,
+        depth: int,
     ) -> dict[str, Any]:
         """The object with further names until it has so many."""
         made = dict(made)
@@ -298,7 +321,8 @@ class Maker:
                 break
             if name in made:
                 continue
-            values = choices.get(name) or list(self._values(flat.of(name, _matches), None, 1, 1))
+            held = flat.of(name, _matches)
+            values = choices.get(name) or list(self._values(held, None, depth + 1, 1))
             if values:
                 made[name] = values[0]
         return made
@@ -314,7 +338,7 @@ class Maker:
             names += _some([pattern]) + _some([pattern], others)
         held = [*flat.names, *(schema for rival in rivals for schema in rival.names)]
         for schema in held:
-            spelled = self._values(({"type": "string"}, *flat.names), (schema,), MAX_DEPTH, 6)
+            spelled = self._values(({"type": "string"}, *flat.names), (schema,), MAX_DEPTH, 12)
             names += [name for name in spelled if isinstance(name, str)]
         if patterns:
             names += _some([], list(dict.fromkeys(patterns)))

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Iterator
+from enum import Enum
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -18,20 +19,37 @@ _LIBRARIES = ("pydantic.", "pydantic_core.", "pydantic_extra_types.", "annotated
 _SCALARS = (bool, int, float, str, bytes, complex, type(None))
 _NOT_RUN = {"metadata", "serialization", "cls", "config"}  # when reading
 _DEPTH = 5
+_RESULT = re.compile(r"->[^:]+:")  # names the class, which may be renamed
 
 
 def is_library(function: Any) -> bool:
     """Whether this is pydantic's own, whose schema says what it does."""
-    module = getattr(_unwrapped(function), "__module__", None) or ""
-    return f"{module}.".startswith(_LIBRARIES)
+    owner = getattr(function, "__self__", None)
+    encoder = getattr(owner, "encoder", None)
+    if encoder is not None and (
+        type(owner).__name__ == "EncodedStr" or not _is_of_library(encoder)
+    ):
+        return False  # what can be decoded is no format
+    return _is_of_library(_unwrapped(function))
+
+
+def _is_of_library(thing: Any) -> bool:
+    return f"{getattr(thing, '__module__', None) or ''}.".startswith(_LIBRARIES)
 
 
 def fingerprint(function: Any) -> str:
     """Name and digest of a function; the digest is another when it may do something else."""
     inner = _unwrapped(function)
     name = getattr(inner, "__name__", type(inner).__name__)
-    text = "\n".join(_told(function, set(), 0))
+    owner = getattr(getattr(function, "__self__", None), "encoder", "")
+    text = "\n".join([getattr(owner, "__qualname__", ""), *_told(function, set(), 0)])
     return f"{name}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def missing_of(enumeration: type[Enum]) -> Any:
+    """The function by which an enumeration takes other values than its own, if it has one."""
+    function = enumeration._missing_
+    return None if _unwrapped(function) is _unwrapped(Enum._missing_) else function
 
 
 def functions_of(model: Any) -> dict[str, Any]:
@@ -42,11 +60,11 @@ def functions_of(model: Any) -> dict[str, Any]:
         part = ahead.pop()
         if isinstance(part, dict):
             ahead += [value for key, value in part.items() if key not in _NOT_RUN]
-            functions = [part["missing"]] if callable(part.get("missing")) else []
+            functions = [missing_of(part["cls"])] if part.get("type") == "enum" else []
             if str(part.get("type", "")).startswith("function-") and "function" in part:
                 functions.append(part["function"]["function"])
             for function in functions:
-                if not is_library(function):
+                if function is not None and not is_library(function):
                     found[fingerprint(function)] = function
         elif isinstance(part, list | tuple):
             ahead += part
@@ -132,10 +150,17 @@ def _mentioned(function: Any, seen: set[int], depth: int) -> Iterator[Any]:
     for code in _codes(inner.__code__):
         yield from _scalars_in(code.co_consts)
     for _, value in _surroundings(inner):
-        if isinstance(value, FunctionType):
-            yield from _mentioned(value, seen, depth + 1)
-        else:
-            yield from _scalars_in(value)
+        yield from _scalars_in(value)
+        for function_inside in _functions_in(value):
+            yield from _mentioned(function_inside, seen, depth + 1)
+
+
+def _functions_in(value: Any) -> Iterator[Any]:
+    if isinstance(value, FunctionType):
+        yield value
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _functions_in(entry)
 
 
 def _scalars_in(value: Any) -> Iterator[Any]:
@@ -177,4 +202,4 @@ def _source(function: FunctionType) -> str:
         constants = [c for code in codes for c in code.co_consts if isinstance(c, _SCALARS)]
         return repr([[code.co_names for code in codes], constants])
     kept = [line for line in lines if not line.lstrip().startswith(("#", "@"))]
-    return "".join("".join(kept).split())
+    return _RESULT.sub(":", "".join("".join(kept).split()), count=1)

@@ -7,17 +7,20 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Annotated, Any
 
-from eventmesh.contracts.compat.compare import accepts, documents
+from eventmesh.contracts.compat.compare import accepts, compare, documents
 from eventmesh.contracts.compat.model_schemas import CHECKED, DECIMAL, plain
+from eventmesh.contracts.compat.reading import Unproved
+from eventmesh.contracts.compat.verdict import Compatible
 
 Path = tuple[str | int, ...]
 Pools = Mapping[str, tuple[Sequence[Any], Sequence[str]]]
 """For the name of a check: values that it may treat differently, and patterns it may look for."""
 
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_MAPS = ("properties", "patternProperties", "$defs")
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _SINGLE = ("items", "additionalProperties")
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "object": (dict,), "array": (list,), "string": (str,), "null": (type(None),),
@@ -27,6 +30,18 @@ _TEXTS = (
     "0", "1", "-1", "0.5", "1.5", "-0.01", "1.00", "10", "99.99", "100", "1234.5", "123456789",
     "0.001", "1E+2", "1E-7", "0E-7", "12345678901234567890.123456789",
 )  # fmt: skip
+
+_USUAL = (
+    "0", "1", "-1", "1.5", "true", "a", "A", "EUR", "usd", "a b", " a ", "a,b", "a:b", "a/b",
+    "2026-01-31", "2026-01-31T12:30:00Z", "12:30", "a@example.com", "https://example.com/",
+    "+4930123456", "12345678-1234-5678-1234-567812345678", "192.0.2.1", "{}", "[]",
+    "a\nb", "tmp_1", "test", "1970-01-01T00:00:00Z", "1999-12-31T23:59:59", "2100-01-01T00:00:00",
+    "2026-01-31T12:30:00.123456", "00000000-0000-0000-0000-000000000000",
+    "2024-02-29", "2026-02-01", "1900-01-01", "9999-12-31", "23:59:59", "P1D", "-P1D", "PT0S",
+    "/w==", "(", "é", "\u0000",
+    0, 1, -1, 2, 3, 7, 13, 42, 99, 100, 101, 1000, 2026, 10**6, 10**9, 0.5, -0.5,
+)  # fmt: skip
+"""Values that validators are often about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +72,16 @@ def nodes(schema: Any, pointer: str = "") -> Iterator[tuple[str, dict[str, Any]]
 def spots(schema: Any, document: Any) -> Iterator[Spot]:
     """Where in this document something applies that only our own keywords say."""
 
+    seen: set[tuple[str, Path]] = set()  # a reference may lead back to itself
+
     def walk(node: Any, pointer: str, value: Any, path: Path) -> Iterator[Spot]:
-        if not isinstance(node, dict) or not _may_be(node, value):
+        if not isinstance(node, dict) or not _may_be(node, value) or (pointer, path) in seen:
             return
+        seen.add((pointer, path))
         if CHECKED in node or DECIMAL in node:
             yield Spot(path, pointer, node, value)
         reference = node.get("$ref")
-        if isinstance(reference, str):
+        if isinstance(reference, str) and reference.startswith("#/"):
             yield from walk(at(schema, reference[1:]), reference[1:], value, path)
         for keyword in ("allOf", "anyOf", "oneOf"):
             for index, entry in enumerate(node.get(keyword, ())):
@@ -110,21 +128,74 @@ def replaced(schema: Any, replacements: Mapping[str, Any]) -> Any:
     return copy
 
 
+def aligned(writer: Any, reader: Any) -> Any:
+    """The reader's schema, with the writer's own part wherever that is surely read.
+
+    It accepts no more than the reader's does, so what is proved of it is true; and it differs from
+    the writer's only in what is worth trying."""
+    taken = {}
+    for pointer, node in _leaves(writer):
+        part = at(reader, pointer)
+        if isinstance(part, dict) and _is_leaf(part) and _covered(_text(node), _text(part)):
+            taken[pointer] = node
+    return replaced(reader, taken)
+
+
+def _leaves(schema: Any, pointer: str = "") -> Iterator[tuple[str, Any]]:
+    """The largest subschemas that refer to no other and have no fields."""
+    if _is_leaf(schema) and pointer:
+        yield pointer, schema
+    elif isinstance(schema, dict):
+        for keyword in ("properties", "$defs"):
+            for name, entry in schema.get(keyword, {}).items():
+                yield from _leaves(entry, f"{pointer}/{keyword}/{_escaped(name)}")
+        for keyword in _SINGLE:
+            yield from _leaves(schema.get(keyword), f"{pointer}/{keyword}")
+
+
+def _is_leaf(schema: Any) -> bool:
+    return isinstance(schema, dict) and not any(
+        "$ref" in node or "properties" in node or CHECKED in node for _, node in nodes(schema)
+    )
+
+
+def _text(schema: Any) -> str:
+    return json.dumps(schema, sort_keys=True)
+
+
+@lru_cache(maxsize=4_096)
+def _covered(writer: str, reader: str) -> bool:
+    """Whether the one schema is proved to accept all of the other."""
+    mine, theirs = json.loads(writer), json.loads(reader)
+    return isinstance(compare(plain(mine), plain(theirs)), Compatible)
+
+
 def varied(
     writer: dict[str, Any],
     reader: dict[str, Any],
-    words: dict[str, Any] | None,
     pools: Pools,
     limit: int,
+    others: Sequence[Any] = (),
 ) -> list[Any]:
-    """Documents of the writer's schema, as it shows and with values worth trying put in: decimal
-    numbers on all bounds, and at what the reader checks the values that its code mentions."""
-    others = [plain(reader), *([words] if words else [])]
-    found = documents(plain(writer), also=others, limit=limit)
+    """Documents of the writer's schema, those beside the bounds of others among them, and with
+    values worth trying put in: decimal numbers on all bounds, and at what the reader checks the
+    values that its code mentions."""
+    also = [plain(other) for other in others]
+    found = _as_many(writer, also, limit)
     enriched = replaced(writer, _worth_trying(writer, reader, pools))
     if enriched != writer:
-        found += documents(plain(enriched), also=others, limit=limit)
+        found += _as_many(enriched, also, limit)
     return [as_written(document) for document in found]
+
+
+def _as_many(schema: Any, also: Sequence[Any], limit: int) -> list[Any]:
+    """Documents of the schema; fewer, or none, where it is too large for many."""
+    for others, most in ((also, limit), ((), 10), ((), 1)):
+        try:
+            return documents(plain(schema), also=others, limit=most)
+        except Unproved:
+            continue
+    return []
 
 
 def as_written(value: Any) -> Any:
@@ -141,14 +212,20 @@ def _worth_trying(writer: Any, reader: Any, pools: Pools) -> dict[str, Any]:
     enriched = {
         pointer: {"enum": decimals(node[DECIMAL], near)}
         for pointer, node in nodes(writer)
-        if DECIMAL in node
+        if DECIMAL in node and not has_bounds(at(reader, pointer), node[DECIMAL])
     }
     for pointer, checks in _checks_of(reader):
         for place in _values_below(writer, pointer):
             values = _values_of(writer, place, [pools[name] for name in checks if name in pools])
-            if values and place not in enriched:
-                enriched[place] = {"enum": values}
+            if values:
+                known = enriched.get(place, {"enum": []})["enum"]
+                enriched[place] = {"enum": [*known, *(v for v in values if v not in known)]}
     return enriched
+
+
+def has_bounds(node: Any, bounds: Any) -> bool:
+    """Whether a number written as text has these bounds here."""
+    return any(part.get(DECIMAL) == bounds for _, part in nodes(node))
 
 
 def _checks_of(reader: Any) -> Iterator[tuple[str, list[str]]]:
@@ -170,22 +247,42 @@ def _values_below(writer: Any, pointer: str) -> Iterator[str]:
 
 def _values_of(writer: Any, pointer: str, pools: Sequence[Any]) -> list[Any]:
     """Values of this part of the writer's schema, those that somebody may look for among them."""
-    part = plain({**at(writer, pointer), "$defs": writer.get("$defs", {})})
-    candidates: list[Any] = documents(part, limit=12)
+    shared = {key: writer[key] for key in ("$schema", "$defs", "definitions") if key in writer}
+    part = plain({**shared, **at(writer, pointer)})
+    candidates: list[Any] = [*documents(part, limit=12), *_USUAL]
     lengths = set()
     for values, patterns in pools:
         candidates += values
         candidates += [str(value) for value in values if isinstance(value, int | float)]
-        lengths |= {value for value in values if isinstance(value, int) and 0 <= value <= 300}
+        lengths |= {value for value in values if isinstance(value, int) and 0 <= value <= 5_000}
         for pattern in patterns:
             candidates += documents({"type": "string", "pattern": pattern}, limit=5)
     candidates += ["a" * length for length in sorted(lengths)]
+    names = [value for values, _ in pools for value in values if isinstance(value, str)]
+    candidates += _of_lengths(part, sorted({*(n for n in lengths if n <= 300), 30}), names)
     accepted = accepts(part)
     kept: list[Any] = []
     for value in candidates:
         if accepted(value) and not any(type(value) is type(k) and value == k for k in kept):
             kept.append(value)
-    return kept[:60]
+    return kept[:90]
+
+
+def _of_lengths(part: dict[str, Any], lengths: Sequence[int], names: Sequence[str]) -> list[Any]:
+    """Lists and objects of these lengths, in no order, and with these names."""
+    inside = part.get("items", part.get("additionalProperties"))
+    if part.get("type") not in ("array", "object") or not isinstance(inside, dict):
+        return []
+    shared = {key: part[key] for key in ("$schema", "$defs", "definitions") if key in part}
+    values = _as_many({**shared, **inside}, (), 12)
+    if not values:
+        return []
+    if part["type"] == "object":
+        named = [{name: values[0]} for name in (*names, "id", "a", "b")]
+        return [*named, *({f"k{n}": values[0] for n in range(length)} for length in lengths)]
+    values += [name for name in names if isinstance(values[0], str)]
+    pairs = [[one, other] for one in values for other in values if one != other][:20]
+    return [*pairs, values[::-1], *([values[-1]] * length for length in lengths)]
 
 
 def numbers_in(*schemas: Any) -> list[Decimal]:

@@ -13,14 +13,16 @@ text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from contextlib import suppress
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema as core
 
-from eventmesh.contracts.compat.model_checks import fingerprint, is_library
+from eventmesh.contracts.compat.model_checks import fingerprint, is_library, missing_of
 
 CHECKED, DECIMAL = "x-checked", "x-decimal"
 
@@ -39,8 +41,14 @@ _DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _TIME = r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{6})?"
 _ZONE = r"(Z|[+-][0-9]{2}:[0-9]{2})"
 _DURATION = r"^-?P([0-9]+Y)?([0-9]+M)?([0-9]+D)?(T([0-9]+H)?([0-9]+M)?([0-9]+(\.[0-9]+)?S)?)?$"
+_UUID = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+_EXPONENTS = (  # pydantic's patterns have exponents for which Python writes no exponent
+    ("0E[+-][1-9][0-9]*", r"0E\+[1-9][0-9]*|0E-(?:[7-9]|[1-9][0-9]+)"),
+    ("?E-[1-9][0-9]*", "?E-(?:[7-9]|[1-9][0-9]+)"),
+)
 _NUMBER_KEYS = {"integer": r"^(0|-?[1-9][0-9]*)$", "boolean": "^(true|false)$"}
 
+_ENDING_IN_A_SLASH = {"http", "https", "ws", "wss", "ftp", "file"}
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum",
            "multiple_of": "multipleOf"}  # fmt: skip
 
@@ -48,6 +56,12 @@ _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 _TIMESTAMP = {"type": "number", "minimum": -62_135_596_800_000, "maximum": 253_402_300_799_999}
 _DATESTAMP = {"type": "number", "minimum": -2e10, "maximum": 2e10, "multipleOf": 86_400}
 _SECONDS = {"type": "number", "minimum": -86_399_999_913_600, "maximum": 86_399_999_913_600}
+_SPANS = {  # seconds that stand for a point or a length of time, the least and the most
+    "date": (-62_135_596_800, 253_402_214_400),
+    "date-time": (-62_135_596_800, 253_402_300_799),
+    "time": (0, 86_399),
+    "duration": (-86_399_999_913_600, 86_399_999_913_600),
+}
 _SECONDS_OF_DAY = {"type": "number", "minimum": 0, "exclusiveMaximum": 86_400}
 
 
@@ -61,6 +75,13 @@ def writer_schema(model: type[BaseModel]) -> dict[str, Any]:
 def reader_schema(model: type[BaseModel]) -> dict[str, Any]:
     """What this model reads by `model_validate_json`."""
     schema = model.model_json_schema(mode="validation", schema_generator=_Read)
+    return cast(dict[str, Any], tidy(schema))
+
+
+def shown_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """What pydantic says that this model reads: without what it takes besides, such as texts for
+    numbers. Changes are told by it, as people know it."""
+    schema = model.model_json_schema(mode="validation", schema_generator=_Shown)
     return cast(dict[str, Any], tidy(schema))
 
 
@@ -102,6 +123,13 @@ def _mapped(schema: Any, change: Any) -> Any:
     )
 
 
+class _Shown(GenerateJsonSchema):
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
+        return {}
+
+
 class _Truthful(GenerateJsonSchema):
     """What both directions have in common: every model has a schema, and checks are named."""
 
@@ -118,13 +146,27 @@ class _Truthful(GenerateJsonSchema):
         }
         return {"type": "string", "pattern": self.build_decimal_pattern(schema), DECIMAL: bounds}
 
+    def fraction_schema(self, schema: core.FractionSchema) -> JsonSchemaValue:
+        bounds = [f"{name} {schema[name]}" for name in _BOUNDS if schema.get(name) is not None]  # type: ignore[literal-required]
+        text = {"type": "string", "pattern": r"^-?[0-9]+(/[1-9][0-9]*)?$"}
+        if self.mode == "serialization":
+            return _marked(text, bounds)
+        number = {"type": "string", "pattern": _FLOAT_TEXT}
+        return _marked({"anyOf": [text, number, {"type": "number"}]}, bounds)
+
+    def complex_schema(self, schema: core.ComplexSchema) -> JsonSchemaValue:
+        return {"type": "string", CHECKED: ["complex"]}
+
     def _keys(self, schema: Any, json_schema: JsonSchemaValue) -> JsonSchemaValue:
         """With the texts that may stand for keys, which pydantic shows for some types only."""
-        if "keys_schema" in schema and "propertyNames" not in json_schema:
-            keys = self.resolve_ref_schema(self.generate_inner(schema["keys_schema"]))
-            names = _as_names(keys)
-            if names:
-                json_schema["propertyNames"] = names
+        if "keys_schema" not in schema:
+            return json_schema
+        for values in json_schema.pop("patternProperties", {}).values():
+            json_schema["additionalProperties"] = values
+        json_schema.pop("propertyNames", None)
+        names = _as_names(self.resolve_ref_schema(self.generate_inner(schema["keys_schema"])))
+        if names:
+            json_schema["propertyNames"] = names
         return json_schema
 
     def dict_schema(self, schema: core.DictSchema) -> JsonSchemaValue:
@@ -141,6 +183,8 @@ class _Written(_Truthful):
 
     def ser_schema(self, schema: Any) -> JsonSchemaValue | None:
         shown = super().ser_schema(schema)
+        if schema["type"] in ("to-string", "format"):
+            return _marked(shown or {}, [f"{schema['type']} {schema.get('formatting_string', '')}"])
         function = schema.get("function")
         if function is None or is_library(function):
             return shown
@@ -180,18 +224,25 @@ class _Written(_Truthful):
             return {"type": "string", "pattern": "^([0-9a-f]{2})*$"}
         return {"type": "string", "format": "base64url"}
 
+    def _common_temporal_schema(self, format: str, temporal_format: Any) -> JsonSchemaValue:  # noqa: A002
+        shown = super()._common_temporal_schema(format, temporal_format)
+        if shown["type"] != "number":
+            return shown
+        scale = 1_000 if temporal_format == "milliseconds" else 1
+        least, most = _SPANS[format]
+        return {"type": "number", "minimum": least * scale, "maximum": most * scale} | (
+            {"multipleOf": 86_400 * scale} if format == "date" else {}
+        )
+
     def date_schema(self, schema: core.DateSchema) -> JsonSchemaValue:
         return _exactly(super().date_schema(schema), f"^{_DATE}$", _clocked(schema))
 
     def time_schema(self, schema: core.TimeSchema) -> JsonSchemaValue:
-        zone = _zone(schema)
-        return _exactly(super().time_schema(schema), f"^{_TIME}{zone}$", [])
+        return _exactly(super().time_schema(schema), f"^{_TIME}{_zone(schema)}$", [])
 
     def datetime_schema(self, schema: core.DatetimeSchema) -> JsonSchemaValue:
-        zone = _zone(schema)
-        return _exactly(
-            super().datetime_schema(schema), f"^{_DATE}T{_TIME}{zone}$", _clocked(schema)
-        )
+        pattern = f"^{_DATE}T{_TIME}{_zone(schema)}$"
+        return _exactly(super().datetime_schema(schema), pattern, _clocked(schema))
 
     def timedelta_schema(self, schema: core.TimedeltaSchema) -> JsonSchemaValue:
         return _exactly(super().timedelta_schema(schema), _DURATION, [])
@@ -201,6 +252,18 @@ class _Written(_Truthful):
 
     def multi_host_url_schema(self, schema: core.MultiHostUrlSchema) -> JsonSchemaValue:
         return _with_schemes(super().multi_host_url_schema(schema), schema)
+
+    def sort(self, value: JsonSchemaValue, parent_key: str | None = None) -> JsonSchemaValue:
+        return cast(JsonSchemaValue, _mapped(super().sort(value, parent_key), _as_written))
+
+    def decimal_schema(self, schema: core.DecimalSchema) -> JsonSchemaValue:
+        shown = super().decimal_schema(schema)
+        for loose, exact in _EXPONENTS:
+            shown["pattern"] = shown["pattern"].replace(loose, exact)
+        return shown
+
+    def uuid_schema(self, schema: core.UuidSchema) -> JsonSchemaValue:
+        return {**super().uuid_schema(schema), "pattern": _UUID}
 
 
 class _Read(_Truthful):
@@ -274,7 +337,7 @@ class _Read(_Truthful):
     def datetime_schema(self, schema: core.DatetimeSchema) -> JsonSchemaValue:
         shown = super().datetime_schema(schema)
         if schema.get("tz_constraint") is not None:
-            shown["pattern"] = f"T[^+Z-]*{_zone(schema)}$"
+            shown["pattern"] = f"[0-9]T[^+Z-]*{_zone(schema)}$"
         if self._strict(schema):
             shown.setdefault("pattern", "[0-9]T[0-9]")
             return shown
@@ -289,8 +352,9 @@ class _Read(_Truthful):
         return {"enum": _with_truth_values(shown.get("enum", [shown.get("const")]))}
 
     def enum_schema(self, schema: core.EnumSchema) -> JsonSchemaValue:
-        if "missing" in schema:
-            return _checked({}, schema["missing"], always=True)
+        missing = missing_of(schema["cls"])
+        if missing is not None:
+            return _checked({}, missing, always=True)
         values = _with_truth_values(super().enum_schema(schema)["enum"])
         if schema.get("sub_type") in ("int", "float") and not self._strict(schema):
             values += [str(value) for value in values if not isinstance(value, bool)]
@@ -303,10 +367,10 @@ class _Read(_Truthful):
         return _without_repetition(super().frozenset_schema(schema))
 
     def url_schema(self, schema: core.UrlSchema) -> JsonSchemaValue:
-        return _with_schemes(super().url_schema(schema), schema)
+        return _of_schemes(super().url_schema(schema), schema)
 
     def multi_host_url_schema(self, schema: core.MultiHostUrlSchema) -> JsonSchemaValue:
-        return _with_schemes(super().multi_host_url_schema(schema), schema)
+        return _of_schemes(super().multi_host_url_schema(schema), schema)
 
     def function_before_schema(self, schema: Any) -> JsonSchemaValue:
         return self._before(schema, super().function_before_schema)
@@ -367,13 +431,12 @@ class _Read(_Truthful):
             return [[name]]
         paths: list[list[str | int]] = []
         if self._config.validate_by_alias is not False:
-            paths += (
-                [[alias]]
-                if isinstance(alias, str)
-                else [[part] if isinstance(part, str) else list(part) for part in alias]
-            )
-            if paths and isinstance(alias, list) and not isinstance(alias[0], list):
-                paths = [list(alias)]  # a single path
+            if isinstance(alias, str):
+                paths = [[alias]]
+            elif isinstance(alias[0], list):
+                paths = [list(path) for path in alias]
+            else:
+                paths = [list(alias)]
         if (self._config.populate_by_name or self._config.validate_by_name) and [name] not in paths:
             paths.append([name])
         return paths
@@ -424,16 +487,44 @@ def _zone(schema: Mapping[str, Any]) -> str:
             return _ZONE
 
 
-def _with_schemes(shown: JsonSchemaValue, schema: Mapping[str, Any]) -> JsonSchemaValue:
+def _of_schemes(shown: JsonSchemaValue, schema: Mapping[str, Any]) -> JsonSchemaValue:
+    """A URL that is read."""
     schemes = schema.get("allowed_schemes")
-    return {**shown, "pattern": f"^({'|'.join(schemes)}):"} if schemes else shown
+    if not schemes:
+        return shown
+    return {**shown, "pattern": f"^({'|'.join(map(re.escape, schemes))}):"}
+
+
+def _as_written(node: dict[str, Any]) -> dict[str, Any]:
+    """Texts of a format as pydantic writes them, which are fewer than it reads."""
+    match node.get("format"):
+        case "path":
+            return {"minLength": 1, **node}
+        case "ipv4":
+            return {"pattern": r"^[0-9]{1,3}(\.[0-9]{1,3}){3}$", **node}
+        case "password" if node.get("writeOnly"):
+            return {**node, "enum": ["", "*" * 10]}
+    return node
+
+
+def _with_schemes(shown: JsonSchemaValue, schema: Mapping[str, Any]) -> JsonSchemaValue:
+    """A URL that is written."""
+    schemes = schema.get("allowed_schemes")
+    if not schemes:
+        return shown
+    end = "/" if _ENDING_IN_A_SLASH.issuperset(schemes) else ""
+    return {**shown, "pattern": f"^({'|'.join(map(re.escape, schemes))})://[^/]+{end}"}
 
 
 def _truth_values(bounds: Mapping[str, Any]) -> list[JsonSchemaValue]:
     """True and false where they are read as 1 and 0."""
-    if any(bounds.get(name) is not None for name in _BOUNDS):
-        return []
-    return [{"type": "boolean"}]
+    number = TypeAdapter(Annotated[float, Field(**{n: bounds.get(n) for n in _BOUNDS})])
+    taken = []
+    for value in (True, False):
+        with suppress(ValidationError):
+            number.validate_python(value)
+            taken.append(value)
+    return [{"type": "boolean"}] if len(taken) == 2 else [{"enum": taken}] if taken else []
 
 
 def _with_truth_values(values: list[Any]) -> list[Any]:

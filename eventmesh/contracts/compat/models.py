@@ -19,18 +19,21 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
-from eventmesh.contracts.compat import accepts, compare, documents
+from eventmesh.contracts.compat import accepts, compare
 from eventmesh.contracts.compat.model_checks import functions_of, interests
 from eventmesh.contracts.compat.model_documents import (
     Path,
     Pools,
+    Spot,
+    aligned,
     as_written,
     at,
+    has_bounds,
     nodes,
     replaced,
     spots,
@@ -42,17 +45,30 @@ from eventmesh.contracts.compat.model_schemas import (
     DECIMAL,
     plain,
     reader_schema,
-    tidy,
+    shown_schema,
     writer_schema,
 )
+from eventmesh.contracts.compat.reading import Deadline, Unproved
 from eventmesh.contracts.compat.shrink import shrunk
+from eventmesh.contracts.compat.validity import explain
 from eventmesh.contracts.compat.verdict import Breaking, Change, Compatible, Unknown, Verdict
 
-__all__ = ["compare_model", "compare_schemas", "reader_schema", "writer_schema", "written"]
+__all__ = [
+    "allowed",
+    "compare_model",
+    "compare_schemas",
+    "reader_schema",
+    "writer_schema",
+    "written",
+]
 
 Cast = Callable[[dict[str, Any]], dict[str, Any]]
 
 _VALIDATORS_ERRORS = {"value_error", "assertion_error"}
+_REFUSED = "Take what was allowed before, or raise the version and add an upcaster."
+_NOT_READ = object()
+_SHRINKING = 1.0
+"""Seconds in which a witness is made smaller."""
 _MOST = 200
 """Documents that are tried, of each of the few ways to make them."""
 _KEYWORDS = {
@@ -75,6 +91,7 @@ class Refusal:
     """Paths with the type of pydantic's error; none where it is not known."""
 
 
+Blame = Literal["reader", "shared", "unsaid"]
 Try = Callable[[Any], Refusal | None]
 
 
@@ -92,21 +109,38 @@ def compare_model(
     chain of upcasters; `samples` were written once; with `writer_model` every document is written
     by that model before it is read.
     """
+    try:
+        return _question(writer, reader, cast, samples, writer_model).answer()
+    except Unproved as error:  # a writer's schema that nobody here has made
+        return Unknown(str(error))
+    except RecursionError:
+        return Unknown("the models are nested too deeply")
+
+
+def _question(
+    writer: dict[str, Any],
+    reader: type[BaseModel],
+    cast: Cast | None,
+    samples: Sequence[Any],
+    writer_model: type[BaseModel] | None,
+) -> _Question:
     ours = reader_schema(reader)
     unchanged = _unchanged(writer, writer_schema(reader)) if cast is None else frozenset()
+    near = aligned(writer, ours)
     return _Question(
         writer=writer,
         reader=ours,
         attempt=lambda document: _read(reader, document, cast),
-        proof=None if cast else compare(*_provable(writer, ours, unchanged)),
-        words=tidy(reader.model_json_schema(mode="validation")),
+        proof=None if cast else compare(*_provable(writer, near, unchanged)),
+        near=near,
+        words=shown_schema(reader),
         unchanged=unchanged,
         samples=list(samples),
-        pools={name: interests(function) for name, function in functions_of(reader).items()},
+        pools=_pools(reader),
         producer=writer_model or (reader if unchanged else None),
         surely_produced=writer_model is not None,
         cast=cast is not None,
-    ).answer()
+    )
 
 
 def compare_schemas(
@@ -117,12 +151,9 @@ def compare_schemas(
 
     def attempt(document: Any) -> Refusal | None:
         if not read(document):
-            return Refusal("the frozen reader's schema does not accept it")
-        for spot in spots(reader, document):
-            bounds = spot.node.get(DECIMAL)
-            if bounds and isinstance(spot.value, str) and not within(bounds)(spot.value):
-                return Refusal(f"{_field(spot.path)} is not within {bounds}")
-        return None
+            return Refusal(explain(plain(reader), "2020", document))
+        reason = _out_of_bounds(reader, document)
+        return Refusal(reason) if reason else None
 
     known = {check for _, node in nodes(writer) for check in node.get(CHECKED, ())}
     verdict = _Question(
@@ -141,10 +172,27 @@ def compare_schemas(
 
 def written(model: type[BaseModel], *, limit: int = _MOST) -> list[Any]:
     """Documents that the model itself has written, simplest first: good samples of it."""
-    ours = reader_schema(model)
-    pools = {name: interests(function) for name, function in functions_of(model).items()}
-    rough = varied(writer_schema(model), ours, None, pools, limit)
-    return list(itertools.islice(_produced(model, [*rough, *documents(plain(ours))]), limit))
+    return list(itertools.islice(_produced(model, []), limit))
+
+
+def allowed(writer: dict[str, Any]) -> Callable[[Any], str]:
+    """Why a document is none that a writer with this schema may write; empty when it is one."""
+    accepted = accepts(plain(writer))
+
+    def refused(document: Any) -> str:
+        if not accepted(document):
+            return explain(plain(writer), "2020", document) or "its schema does not accept it"
+        return _out_of_bounds(writer, document)
+
+    return refused
+
+
+def _out_of_bounds(schema: Any, document: Any) -> str:
+    for spot in spots(schema, document):
+        bounds = spot.node.get(DECIMAL)
+        if bounds and isinstance(spot.value, str) and not within(bounds)(spot.value):
+            return f"{_field(spot.path)}: {spot.value!r} is not within {bounds}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -156,6 +204,8 @@ class _Question:
     attempt: Try
     proof: Verdict | None
     """What the schemas alone say; None where they cannot say anything."""
+    near: dict[str, Any] | None = None
+    """The reader's schema, with the writer's parts where these are surely read."""
     words: dict[str, Any] | None = None
     """The reader's schema as a person knows it, to explain changes in."""
     unchanged: frozenset[str] = frozenset()
@@ -178,7 +228,7 @@ class _Question:
                 continue
             if sure or self._blames(document, refusal) == "reader":
                 return self._breaking(document)
-            if self._blames(document, refusal) == "either":
+            if self._blames(document, refusal) == "unsaid":
                 doubtful = doubtful or (document, refusal)
         return self._unrefuted(tried, doubtful)
 
@@ -199,6 +249,8 @@ class _Question:
                 else self.proof.reason
             )
             return Unknown(f"{shown}; the model took all of {tried} documents tried", changes)
+        if not tried and not self._all_is_said:
+            return Unknown("the writer's schema is too large to make a document of it", changes)
         return Compatible((*changes, *self._notes(tried)))
 
     def _notes(self, tried: int) -> Iterator[Change]:
@@ -206,51 +258,65 @@ class _Question:
             if CHECKED in node and pointer not in self.unchanged:
                 names = ", ".join(check.partition(":")[0] for check in node[CHECKED])
                 yield Change(
-                    "EM022", pointer, _field_at(pointer), f"checked by {names}; {tried} documents "
-                    f"were tried and none was refused", "Nothing, if this is what you expect.",
-                )  # fmt: skip
+                    "EM022",
+                    f"#{pointer}",
+                    _field_at(pointer),
+                    f"checked by {names}; {tried} documents were tried and none was refused",
+                    "Nothing, if this is what you expect.",
+                )
 
     def _breaking(self, document: Any) -> Breaking:
         def still_breaks(smaller: Any) -> bool:
             if not self._is_written(smaller):
                 return False
+            if (
+                self.surely_produced
+                and self.producer
+                and _rewritten(self.producer, smaller) != smaller
+            ):
+                return False
             refusal = self.attempt(smaller)
             return refusal is not None and self._blames(smaller, refusal) == "reader"
 
-        witness = shrunk(document, still_breaks)
+        witness = shrunk(document, still_breaks, Deadline(_SHRINKING))
         refusal = self.attempt(witness)
         reason = refusal.reason if refusal else ""
         told = compare(plain(self.writer), self.words) if self.words else self.proof
+        place = refusal.places[0][0] if refusal and refusal.places else ()
         seen = told.changes if isinstance(told, Breaking) else ()
         if not (isinstance(self.proof, Breaking) and seen):
-            where = refusal.places[0][0] if refusal and refusal.places else ()
-            seen = (
-                Change(
-                    "EM022", "".join(f"/{part}" for part in where), _field(where), reason,
-                    "Take what was allowed before, or raise the version and add an upcaster.",
-                ),
-                *seen,
-            )  # fmt: skip
-        return Breaking(witness, seen, reason)
+            seen = (Change("EM022", _pointer(place), _field(place), reason, _REFUSED), *seen)
+        there = [change for change in seen if change.field == _field(place)]
+        others = [change for change in seen if change not in there]
+        return Breaking(witness, (*there, *others), reason)
 
-    def _blames(self, document: Any, refusal: Refusal) -> str:
-        """Who a refusal tells of: the reader, neither (what both check alike forbids), either."""
+    def _blames(self, document: Any, refusal: Refusal) -> Blame:
+        """Who is to blame for a refusal: the reader, a check that writer and reader share, and
+        which the document would not have passed, or it cannot be said."""
         if self.surely_produced:
             return "reader"
-        open_spots = [spot for spot in spots(self.writer, document) if CHECKED in spot.node]
-        known = self._values_seen
-        open_spots = [s for s in open_spots if s.value not in known.get(s.pointer, ())]
-        if not open_spots:
+        doubts = [
+            spot
+            for spot in spots(self.writer, document)
+            if CHECKED in spot.node and spot.value not in self._values_seen.get(spot.pointer, ())
+        ]
+        if not doubts:
             return "reader"
-        changed = [spot for spot in open_spots if spot.pointer not in self.unchanged]
         if self.cast or not refusal.places:
-            return "either"
-        for place, kind in refusal.places:
-            if not any(_concerns(spot.path, place, kind) for spot in open_spots):
-                return "reader"
-        if any(_concerns(s.path, place, kind) for s in changed for place, kind in refusal.places):
-            return "either"
-        return "neither"
+            return "unsaid"
+        found = [self._blame_for(place, kind, doubts) for place, kind in refusal.places]
+        return "reader" if "reader" in found else "unsaid" if "unsaid" in found else "shared"
+
+    def _blame_for(self, place: Path, kind: str, doubts: Sequence[Spot]) -> Blame:
+        concerned = [spot for spot in doubts if _concerns(spot.path, place, kind)]
+        if not concerned:
+            return "reader"
+        shared = all(
+            spot.pointer in self.unchanged
+            and (kind in _VALIDATORS_ERRORS or not isinstance(spot.value, dict))
+            for spot in concerned
+        )
+        return "shared" if shared else "unsaid"
 
     def _documents(self) -> Iterator[tuple[Any, bool]]:
         """Documents that the writer may write, and whether it surely has."""
@@ -258,8 +324,8 @@ class _Question:
             yield sample, True
         rough = self._rough()
         if self.producer is not None:
-            inputs = [*documents(plain(reader_schema(self.producer)), limit=_MOST), *rough]
-            for document in _produced(self.producer, inputs):
+            for made in _produced(self.producer, rough):
+                document = made if self.surely_produced else _without_news(made, self.writer)
                 if self.surely_produced or self._is_written(document):
                     yield document, True
         if not self.surely_produced:
@@ -270,10 +336,27 @@ class _Question:
         known = {
             pointer: {"enum": values} for pointer, values in self._values_seen.items() if pointer
         }
-        made = varied(replaced(self.writer, known), self.reader, self.words, self.pools, _MOST)
+        made = varied(
+            replaced(self.writer, known),
+            self.reader,
+            self.pools,
+            _MOST,
+            [part for part in (self.near, self.words) if part is not None],
+        )
         if isinstance(self.proof, Breaking):
             made.insert(0, as_written(self.proof.witness))
         return [document for document in made if self._is_written(document)]
+
+    @property
+    def _all_is_said(self) -> bool:
+        """Whether the reader's schema leaves nothing open, so that a proof needs no trial."""
+        return all(
+            pointer in self.unchanged for pointer, node in nodes(self.reader) if CHECKED in node
+        ) and all(
+            has_bounds(at(self.reader, pointer), node[DECIMAL])
+            for pointer, node in nodes(self.writer)
+            if DECIMAL in node
+        )
 
     @cached_property
     def _accepted(self) -> Callable[[Any], bool]:
@@ -290,11 +373,11 @@ class _Question:
         return seen
 
     def _is_written(self, document: Any) -> bool:
-        return self._accepted(document) and all(
-            within(spot.node[DECIMAL])(spot.value)
-            for spot in spots(self.writer, document)
-            if spot.node.get(DECIMAL)
-        )
+        return self._accepted(document) and not _out_of_bounds(self.writer, document)
+
+
+def _pools(model: type[BaseModel]) -> Pools:
+    return {name: interests(function) for name, function in functions_of(model).items()}
 
 
 def _read(reader: type[BaseModel], document: Any, cast: Cast | None) -> Refusal | None:
@@ -317,34 +400,60 @@ def _read(reader: type[BaseModel], document: Any, cast: Cast | None) -> Refusal 
     return None
 
 
-def _produced(model: type[BaseModel], inputs: Iterable[Any]) -> Iterator[Any]:
-    """What the model makes of those inputs that it can read."""
+def _produced(model: type[BaseModel], more: Sequence[Any]) -> Iterator[Any]:
+    """What the model makes of what it can read: of its own documents, and of some more."""
+    writer, ours, pools = writer_schema(model), reader_schema(model), _pools(model)
+    inputs = [
+        *varied(writer, ours, pools, _MOST, [aligned(writer, ours)]),
+        *varied(ours, ours, pools, _MOST),
+        *more,
+    ]
     seen: list[Any] = []
     for document in inputs:
-        try:
-            text = model.model_validate_json(to_json(document)).model_dump_json(
-                by_alias=True, warnings=False
-            )
-        except Exception:  # noqa: BLE001, S112  # what it refuses, for whatever reason, is not made
-            continue
-        made = from_json(text)
-        if made not in seen:
+        made = _rewritten(model, document)
+        if made is not _NOT_READ and made not in seen:
             seen.append(made)
             yield made
 
 
+def _rewritten(model: type[BaseModel], document: Any) -> Any:
+    """What the model writes after it has read this document."""
+    try:
+        value = model.model_validate_json(to_json(document))
+        return from_json(value.model_dump_json(by_alias=True, warnings=False))
+    except Exception:  # noqa: BLE001  # whatever a user's function raises, it says no
+        return _NOT_READ
+
+
+def _without_news(document: Any, writer: Mapping[str, Any]) -> Any:
+    """The document without fields that the writer does not have."""
+    known = writer.get("properties")
+    if not isinstance(document, dict) or known is None or writer.get("additionalProperties"):
+        return document
+    return {name: value for name, value in document.items() if name in known}
+
+
 def _unchanged(writer: Any, now: Any) -> frozenset[str]:
-    """Where values are checked, or written, by the same functions as before."""
-    return frozenset(
-        pointer for pointer, node in nodes(writer) if CHECKED in node and at(now, pointer) == node
-    )
+    """Where values are checked, or written, by the same functions as before. Of an object only
+    the checks count: its fields are looked at one by one."""
+    found = set()
+    for pointer, node in nodes(writer):
+        other = at(now, pointer)
+        if CHECKED in node and isinstance(other, dict):
+            parts = [CHECKED] if "properties" in node else [*node, *other]
+            if all(node.get(part) == other.get(part) for part in parts):
+                found.add(pointer)
+    return frozenset(found)
 
 
 def _provable(writer: Any, reader: Any, unchanged: Iterable[str]) -> tuple[Any, Any]:
     """The two schemas for a proof, in which what did not change is the same."""
-    both = [pointer for pointer in unchanged if at(reader, pointer) is not None]
-    mine = replaced(writer, {pointer: {"const": "as before"} for pointer in both})
-    return plain(mine), plain(replaced(reader, {pointer: {} for pointer in both}))
+    as_before = {
+        pointer: {"const": f"as before: {at(writer, pointer)}"}
+        for pointer in unchanged
+        if "properties" not in at(writer, pointer) and at(reader, pointer) is not None
+    }
+    return plain(replaced(writer, as_before)), plain(replaced(reader, as_before))
 
 
 def _concerns(spot: Path, place: Path, kind: str) -> bool:
@@ -364,6 +473,11 @@ def _shown(document: Any) -> str:
 
 def _field(path: Iterable[str | int]) -> str:
     return "".join("[]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
+def _pointer(path: Iterable[str | int]) -> str:
+    parts = ("/items" if isinstance(part, int) else f"/properties/{part}" for part in path)
+    return "#" + "".join(parts)
 
 
 def _field_at(pointer: str) -> str:

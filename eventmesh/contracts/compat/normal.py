@@ -209,6 +209,15 @@ def _tidy(written: dict[str, Any], *, evaluated: bool) -> Schema:
     """Without what refuses nothing, and with `unevaluated…` as `additional…` where it is that."""
     if written.keys() == {"allOf"} and len(written["allOf"]) == 1:
         return written["allOf"][0]  # type: ignore[no-any-return]
+    in_place = _MANY | {"if", "dependentSchemas", "contains"}
+    if not in_place & written.keys():
+        for late, early in (
+            ("unevaluatedProperties", "additionalProperties"),
+            ("unevaluatedItems", "items"),
+        ):
+            if late in written:
+                value = written.pop(late)
+                written.setdefault(early, value)
     if "if" not in written or not (evaluated or "then" in written or "else" in written):
         for keyword in ("if", "then", "else"):
             written.pop(keyword, None)
@@ -224,16 +233,7 @@ def _tidy(written: dict[str, Any], *, evaluated: bool) -> Schema:
             del written[keyword]
     if isinstance(written.get("type"), list) and len(written["type"]) == 1:
         [written["type"]] = written["type"]
-    in_place = _MANY | {"if", "dependentSchemas", "contains"}
-    if not in_place & written.keys():
-        for late, early in (
-            ("unevaluatedProperties", "additionalProperties"),
-            ("unevaluatedItems", "items"),
-        ):
-            if late in written:
-                value = written.pop(late)
-                written.setdefault(early, value)
-    return written
+    return written or True
 
 
 def _count_anchors(schema: Any, anchor: str) -> int:

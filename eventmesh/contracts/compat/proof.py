@@ -209,6 +209,8 @@ class _Prover:
         self._steps += 1
         if self._steps > MAX_STEPS:
             raise _Stuck
+        if self._impossible(flat):
+            return True
         values = _finite(flat)
         if values is None and flat.types == {"object"}:
             values = self._finite_objects(flat)
@@ -216,8 +218,6 @@ class _Prover:
             accepted = self._check(reader)
             return all(accepted(value) for value in values)
         if any(self._within(flat, other) for other in theirs):
-            return True
-        if self._impossible(flat):
             return True
         return splits > 0 and any(
             all(self._covered(part, theirs, reader, splits - 1) for part in parts)
@@ -245,7 +245,8 @@ class _Prover:
     def _impossible(self, flat: Flat) -> bool:
         """Whether a required part of it can never be."""
         if flat.types == {"object"}:
-            return any(
+            possible = self._possible(flat)
+            return (possible is not None and possible < flat.min_properties) or any(
                 not self._writer.alternatives(flat.of(name, matches)) for name in flat.required
             )
         if flat.types == {"string"} and (flat.patterns or flat.no_patterns):
@@ -432,6 +433,8 @@ class _Prover:
         least = max(flat.min_properties, len(flat.required))
         if least < other.min_properties:
             return False
+        if flat.max_properties == 0:
+            return True
         if other.max_properties is not None and not self._few(flat, other.max_properties):
             return False
         names = dict.fromkeys([*flat.properties, *other.properties, *flat.required])
@@ -447,10 +450,14 @@ class _Prover:
     def _few(self, flat: Flat, most: int) -> bool:
         if flat.max_properties is not None and flat.max_properties <= most:
             return True
+        possible = self._possible(flat)
+        return possible is not None and possible <= most
+
+    def _possible(self, flat: Flat) -> int | None:
+        """How many fields an object can have, where no others than the named ones may be."""
         if not any(others.schema is False for others in flat.others) or flat.by_pattern:
-            return False
-        possible = [name for name in flat.properties if False not in flat.of(name, matches)]
-        return len(possible) <= most
+            return None
+        return sum(False not in flat.of(name, matches) for name in flat.properties)
 
     def _name_within(self, flat: Flat, name: str, other: Flat) -> bool:
         if False in flat.of(name, matches):

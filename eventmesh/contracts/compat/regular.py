@@ -47,6 +47,8 @@ class _Automaton:
     at_end: list[list[int]] = field(default_factory=list)
     first: int = 0
     last: int = 0
+    known: dict[tuple[frozenset[int], int], frozenset[int]] = field(default_factory=dict)
+    """Steps that were taken before, some thousands at the most."""
 
     def state(self) -> int:
         if len(self.moves) >= MAX_STATES:
@@ -70,13 +72,19 @@ class _Automaton:
         return frozenset(reached)
 
     def step(self, states: frozenset[int], char: int) -> frozenset[int]:
-        moved = {
-            target
-            for state in states
-            for ranges, target in self.moves[state]
-            if any(low <= char <= high for low, high in ranges)
-        }
-        return self.closure(frozenset(moved), False, False)
+        found = self.known.get((states, char))
+        if found is None:
+            moved = {
+                target
+                for state in states
+                for ranges, target in self.moves[state]
+                if any(low <= char <= high for low, high in ranges)
+            }
+            found = self.closure(frozenset(moved), False, False)
+            if len(self.known) >= MAX_STEPS:
+                self.known.clear()
+            self.known[states, char] = found
+        return found
 
     def accepts(self, states: frozenset[int], start: bool) -> bool:
         return self.last in self.closure(states, start, True)

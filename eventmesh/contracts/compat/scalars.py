@@ -41,11 +41,11 @@ def texts(flat: Flat, rivals: Sequence[Flat], most: int = 40) -> Iterator[str]:
     if flat.patterns or flat.no_patterns or any(r.patterns or r.no_patterns for r in rivals):
         yield from _matching(flat, rivals, lengths, most)
     if not flat.patterns:
-        yield from _TEXTS
         for length in sorted(lengths):
             if 0 <= length <= MAX_TEXT:
                 yield "a" * length
                 yield "😀" * length
+        yield from _TEXTS
         for sample in (s for name in flat.formats for s in formats.samples(name)):
             for length in sorted(lengths):  # many formats take zeros or spaces at an end
                 if len(sample) < length <= MAX_TEXT:

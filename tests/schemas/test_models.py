@@ -1,0 +1,392 @@
+"""Verdicts on models say what the models do. Each row of the table of changes is executed: what a
+verdict calls compatible is read, and what it calls breaking is written and refused.
+
+The table goes to `build/model-changes.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from datetime import date, datetime
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+)
+from pydantic_core import from_json, to_json
+
+from eventmesh.contracts.compat import Breaking, Compatible, Unknown
+from eventmesh.contracts.compat.models import (
+    compare_model,
+    compare_schemas,
+    reader_schema,
+    writer_schema,
+    written,
+)
+from tests.schemas.model_changes import ROWS, Row, as_markdown, m
+
+TABLE = Path(__file__).parents[2] / "build" / "model-changes.md"
+CASES = [(row, direction) for row in ROWS for direction in ("backward", "forward")]
+
+
+@pytest.fixture(scope="module")
+def results() -> Iterator[dict[tuple[str, str], tuple[str, str]]]:
+    """What came out, by change and direction; written down at the end."""
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    yield found
+    if len(found) > len(CASES) // 2:
+        TABLE.parent.mkdir(exist_ok=True)
+        TABLE.write_text(as_markdown(found))
+
+
+@pytest.mark.parametrize(
+    ("row", "direction"), CASES, ids=[f"{row.change}: {direction}" for row, direction in CASES]
+)
+def test_the_verdict_is_what_the_models_do(
+    row: Row, direction: str, results: dict[tuple[str, str], tuple[str, str]]
+) -> None:
+    writer, reader, truth = (
+        (row.old, row.new, row.backward)
+        if direction == "backward"
+        else (row.new, row.old, row.forward)
+    )
+    verdict = compare_model(writer_schema(writer), reader, samples=written(writer, limit=8))
+    if truth == "breaks":
+        assert isinstance(verdict, Breaking)
+        assert can_be_written(writer, verdict.witness)
+        refusal = refused(reader, verdict.witness)
+        assert refusal
+        did = f"refused `{json.dumps(verdict.witness)}`: {refusal}"
+    else:
+        assert isinstance(verdict, Unknown if row.unsaid else Compatible), verdict
+        messages = [*written(writer), *made(writer)]
+        assert messages
+        for message in messages:
+            assert refused(reader, message) == "", message
+        did = f"took {len(messages)} messages"
+    results[row.change, direction] = (type(verdict).__name__, did)
+
+
+def refused(reader: type[BaseModel], message: Any) -> str:
+    """Why the model does not read a message; empty if it does."""
+    try:
+        reader.model_validate_json(to_json(message))
+    except ValidationError as error:
+        return str(error.errors()[0]["msg"])
+    except Exception as error:  # noqa: BLE001  # a validator of a test may raise anything
+        return repr(error)
+    return ""
+
+
+def wire(model: type[BaseModel], value: BaseModel) -> Any:
+    return from_json(value.model_dump_json(by_alias=True))
+
+
+def can_be_written(writer: type[BaseModel], message: Any) -> bool:
+    """Whether the model writes this message, given some input."""
+    if message in written(writer):
+        return True
+    by_name = {
+        name: message.get(field.serialization_alias or name)
+        for name, field in writer.model_fields.items()
+    }
+    for inputs in (message, by_name, *({**message, "a": text} for text in ("0", "x"))):
+        try:
+            value = writer.model_validate_json(to_json(inputs), by_alias=True, by_name=True)
+        except ValidationError:
+            continue
+        if wire(writer, value) == message:
+            return True
+    return False
+
+
+@cache
+def made(writer: type[BaseModel]) -> list[Any]:
+    """Messages that hypothesis makes of the model's annotations; the same ones each time."""
+    messages: list[Any] = []
+
+    @settings(
+        max_examples=40,
+        database=None,
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.fixed_dictionaries({n: inputs(f.annotation) for n, f in writer.model_fields.items()}))
+    def make(values: dict[str, Any]) -> None:
+        try:
+            value = writer.model_validate(values, by_name=True, by_alias=False)
+        except ValidationError:
+            return
+        message = wire(writer, value)
+        if "NaN" not in repr(value) and "inf" not in repr(value):
+            messages.append(message)
+
+    if "Tree" in writer.__name__ or "Chain" in writer.__name__:
+        return []  # takes hypothesis very long
+    try:
+        make()
+    except Exception:  # noqa: BLE001  # a type that hypothesis cannot make: `written` has to do
+        return []
+    return messages
+
+
+def inputs(annotation: Any) -> st.SearchStrategy[Any]:
+    floats = st.floats(allow_nan=False, allow_infinity=False)
+    if annotation is float:
+        return floats
+    if annotation is Decimal:
+        return st.decimals(allow_nan=False, allow_infinity=False)
+    return st.from_type(annotation)
+
+
+# What else a verdict promises ---------------------------------------------------------------------
+
+
+class Order(BaseModel):
+    number: int
+    amount: Decimal
+    lines: list[Line] = []
+
+
+class Line(BaseModel):
+    article: str
+    count: int = 1
+
+
+def test_a_model_reads_what_it_writes() -> None:
+    assert isinstance(compare_model(writer_schema(Order), Order), Compatible)
+
+
+def test_a_witness_is_as_small_as_can_be() -> None:
+    class NewLine(BaseModel):
+        article: str
+        count: Annotated[int, Field(le=99)]
+
+    new = m(number=int, amount=Decimal, lines=list[NewLine])
+    verdict = compare_model(writer_schema(Order), new)
+    assert isinstance(verdict, Breaking)
+    assert len(verdict.witness["lines"]) == 1
+    assert verdict.witness["lines"][0]["article"] == ""
+    assert "lines[].count" in verdict.reason
+
+
+def test_a_change_is_told_in_the_model_s_words() -> None:
+    verdict = compare_model(writer_schema(Order), m(number=str, amount=Decimal))
+    assert isinstance(verdict, Breaking)
+    assert verdict.changes[0].field == "number"
+    assert verdict.changes[0].rule == "EM002"
+
+
+def test_what_only_the_model_refuses_is_EM022() -> None:  # noqa: N802
+    class Checked(BaseModel):
+        number: int
+
+        @field_validator("number")
+        @classmethod
+        def even(cls, value: int) -> int:
+            if value % 2:
+                raise ValueError("must be even")
+            return value
+
+    verdict = compare_model(writer_schema(m(number=int)), Checked)
+    assert isinstance(verdict, Breaking)
+    assert verdict.changes[0].rule == "EM022"
+    assert verdict.changes[0].field == "number"
+    assert "must be even" in verdict.reason
+
+
+def test_a_validator_that_refuses_nothing_is_mentioned() -> None:
+    class Checked(BaseModel):
+        number: int
+
+        @field_validator("number")
+        @classmethod
+        def as_it_is(cls, value: int) -> int:
+            return value
+
+    verdict = compare_model(writer_schema(m(number=int)), Checked)
+    assert isinstance(verdict, Compatible)
+    assert [change.rule for change in verdict.changes] == ["EM022"]
+    assert "as_it_is" in verdict.changes[0].detail
+
+
+@pytest.mark.parametrize(
+    ("kind", "check"),
+    [
+        (str, lambda value: value in {"EUR", "USD"}),
+        (str, lambda value: value != "forbidden"),
+        (str, lambda value: len(value) <= 40),
+        (str, lambda value: value == value.strip()),
+        (str, lambda value: re.search("[0-9]{4}-X", value) is None),
+        (int, lambda value: value != 666),
+        (int, lambda value: -(2**31) <= value < 2**31),
+        (Decimal, lambda value: value == round(value, 2)),
+        (list[int], lambda value: len(value) <= 25),
+        (list[int], lambda value: value == sorted(value)),
+        (list[str], lambda value: len(set(value)) == len(value)),
+        (dict[str, int], lambda value: "id" not in value),
+        (datetime, lambda value: value.tzinfo is not None),
+        (date, lambda value: value.weekday() < 5),
+        (UUID, lambda value: value.version == 4),
+    ],
+)
+def test_a_new_validator_is_found_by_the_values_that_its_code_mentions(
+    kind: Any, check: Callable[[Any], bool]
+) -> None:
+    def checked(value: Any) -> Any:
+        if not check(value):
+            raise ValueError("is not taken")
+        return value
+
+    verdict = compare_model(writer_schema(m(a=kind)), m(a=Annotated[kind, AfterValidator(checked)]))
+    assert isinstance(verdict, Breaking)
+    assert "is not taken" in verdict.reason
+
+
+def test_a_sample_that_is_refused_breaks_whatever_the_schemas_say() -> None:
+    class Checked(BaseModel):
+        text: str
+
+        @field_validator("text")
+        @classmethod
+        def rare(cls, value: str) -> str:
+            if hash(value) != hash(value) or sum(map(ord, value)) == 4711:
+                raise ValueError("is rare")
+            return value
+
+    sample = {"text": chr(4711)}
+    verdict = compare_model(writer_schema(m(text=str)), Checked, samples=[sample])
+    assert isinstance(verdict, Breaking)
+    assert "is rare" in verdict.reason
+
+
+def test_a_reader_s_validator_that_the_writer_may_have_had_under_another_name_is_unknown() -> None:
+    class Before(BaseModel):
+        code: str
+
+        @field_validator("code")
+        @classmethod
+        def known(cls, value: str) -> str:
+            if value not in ("A", "B"):
+                raise ValueError("unknown")
+            return value
+
+    class After(BaseModel):
+        code: Literal["A", "B"]
+
+    frozen = writer_schema(Before)
+    assert isinstance(compare_model(frozen, After), Unknown)
+    assert isinstance(compare_model(frozen, After, writer_model=Before), Unknown)
+
+    class Narrow(BaseModel):
+        code: Literal["A"]
+
+    assert isinstance(compare_model(frozen, Narrow), Unknown)
+    verdict = compare_model(frozen, Narrow, samples=[{"code": "A"}, {"code": "B"}])
+    assert isinstance(verdict, Breaking)
+    assert verdict.witness == {"code": "B"}
+    verdict = compare_model(frozen, Narrow, writer_model=Before)
+    assert isinstance(verdict, Breaking)
+    assert verdict.witness == {"code": "B"}
+
+
+def test_a_cast_is_run_before_the_model() -> None:
+    old, new = m(cents=int), m(amount=Decimal)
+
+    def cast(data: dict[str, Any]) -> dict[str, Any]:
+        return {"amount": str(Decimal(data["cents"]) / 100)}
+
+    assert isinstance(compare_model(writer_schema(old), new, cast=cast), Compatible)
+    verdict = compare_model(writer_schema(old), new, cast=lambda data: {"amount": data["euros"]})
+    assert isinstance(verdict, Breaking)
+    assert verdict.witness == {"cents": 0}
+    assert "KeyError" in verdict.reason
+
+
+def test_a_cast_does_not_change_the_document_that_is_shown() -> None:
+    def cast(data: dict[str, Any]) -> dict[str, Any]:
+        data.clear()
+        return {}
+
+    verdict = compare_model(writer_schema(m(a=int)), m(b=int), cast=cast)
+    assert isinstance(verdict, Breaking)
+    assert verdict.witness == {"a": 0}
+
+
+def test_a_model_that_no_schema_can_tell_is_answered_all_the_same() -> None:
+    class Thing:
+        pass
+
+    class Odd(BaseModel):
+        model_config = ConfigDict(arbitrary_types_allowed=True)
+        thing: Thing
+
+    verdict = compare_model(writer_schema(m(thing=str)), Odd)
+    assert isinstance(verdict, Breaking)
+
+
+def test_a_validator_that_raises_what_pydantic_does_not_expect_refuses() -> None:
+    class Odd(BaseModel):
+        a: int
+
+        @field_validator("a")
+        @classmethod
+        def check(cls, value: int) -> int:
+            return value // value
+
+    verdict = compare_model(writer_schema(m(a=int)), Odd)
+    assert isinstance(verdict, Breaking)
+    assert verdict.witness == {"a": 0}
+    assert "ZeroDivisionError" in verdict.reason
+
+
+def test_the_writer_s_schema_is_closed_and_says_what_is_always_written() -> None:
+    schema = writer_schema(Order)
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Line"]["additionalProperties"] is False
+    assert set(schema["$defs"]["Line"]["required"]) == {"article", "count"}
+    assert schema["properties"]["amount"]["pattern"]
+
+
+def test_a_frozen_reader_is_answered_by_its_schema() -> None:
+    old, new = m(a=Annotated[Decimal, Field(ge=10)]), m(a=Annotated[Decimal, Field(ge=0)])
+    assert isinstance(compare_schemas(writer_schema(old), reader_schema(new)), Compatible)
+    verdict = compare_schemas(writer_schema(new), reader_schema(old))
+    assert isinstance(verdict, Breaking)
+    assert Decimal(verdict.witness["a"]) < 10
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [int, float, Decimal, bool, str, bytes, datetime, date, UUID, Literal[1, "x"], list[int],
+     set[str], dict[int, str], dict[bool, int], tuple[int, str], int | None],
+)  # fmt: skip
+def test_what_the_reader_s_schema_accepts_pydantic_accepts(kind: Any) -> None:
+    """The schema of what is read is no wider than the model, or a proof would prove nothing."""
+    from eventmesh.contracts.compat import documents
+    from eventmesh.contracts.compat.model_schemas import plain
+
+    model = create_model("Model", a=(kind, ...))
+    for document in documents(plain(reader_schema(model)), limit=300):
+        assert refused(model, document) == "" or too_odd(document), document
+
+
+def too_odd(document: Any) -> bool:
+    """Numbers that pydantic takes for other types than their own, but not beyond 64 bits."""
+    return isinstance(document["a"], float) or "e+" in json.dumps(document)
