@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eventmesh.cli.terminal import printable
 from eventmesh.errors import UsageError
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
@@ -42,7 +43,7 @@ def list_letters(service: Name, limit: Limit = 100, as_json: AsJson = False) -> 
     for _, letter in letters:
         typer.echo(
             f"{letter.id}  {letter.died_at:%Y-%m-%d %H:%M:%S}  {letter.subscription}  "
-            f"{_printable(letter.envelope.name) or '?'}  {_printable(letter.reason)}"
+            f"{printable(letter.envelope.name) or '?'}  {printable(letter.reason)}"
         )
     typer.echo(f"{len(letters)} dead letter(s)")
 
@@ -65,7 +66,7 @@ def show(
         return
     details.pop("data_base64", None)  # for programs
     for name, value in details.items():
-        typer.echo(f"{name}: {_printable(str(value))}")
+        typer.echo(f"{name}: {printable(str(value))}")
 
 
 @app.command()
@@ -133,14 +134,6 @@ async def _opened(name: str) -> AsyncIterator[tuple[Transport, list[Subscription
     ) as transport:
         await transport.declare(subscriptions)
         yield transport, subscriptions
-
-
-def _printable(text: str) -> str:
-    """The text without what could command a terminal: whoever sent it is not to be trusted."""
-    return "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
-        for char in text
-    )
 
 
 def _as_dict(letter: DeadLetter) -> dict[str, Any]:

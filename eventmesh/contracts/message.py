@@ -19,6 +19,8 @@ from eventmesh.errors import UsageError
 Kind = Literal["event", "command"]
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 """A pure function from the data of version n to the data of version n + 1."""
+Downcaster = Callable[[dict[str, Any]], dict[str, Any]]
+"""A pure function from the data of version n + 1 to the data of version n."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
@@ -53,6 +55,7 @@ class Message(BaseModel):
     __kind__: ClassVar[Kind | None] = None
     __identity__: ClassVar[Identity]
     __upcasters__: ClassVar[dict[int, Upcaster]]
+    __downcasters__: ClassVar[dict[int, Downcaster]]
 
     def __init_subclass__(
         cls,
@@ -84,7 +87,7 @@ class Message(BaseModel):
                 )
             return  # a base class that only shares fields
         cls.__identity__ = _identify(cls, cls.__kind__, name, version, key)
-        cls.__upcasters__ = {}
+        cls.__upcasters__, cls.__downcasters__ = {}, {}
 
     @classmethod
     def upcaster(cls, *, from_version: int) -> Callable[[Upcaster], Upcaster]:
@@ -94,21 +97,16 @@ class Message(BaseModel):
         version is not an older one of this message, or has its upcaster already.
         """
 
-        def declare(function: Upcaster) -> Upcaster:
-            if not 1 <= from_version < cls.__identity__.version:
-                raise UsageError(
-                    f"The upcaster {function.__name__} of {cls.__identity__} says "
-                    f"from_version={from_version}: it must be between 1 and "
-                    f"{cls.__identity__.version - 1}."
-                )
-            if from_version in cls.__upcasters__:
-                raise UsageError(
-                    f"{cls.__identity__} has two upcasters from version {from_version}: remove one."
-                )
-            cls.__upcasters__[from_version] = function
-            return function
+        return _declare(cls, "upcaster", "from_version", from_version, cls.__upcasters__)
 
-        return declare
+    @classmethod
+    def downcaster(cls, *, to_version: int) -> Callable[[Downcaster], Downcaster]:
+        """Declare the function that turns data of the version after `to_version` into data of that
+        one, so that `service.publisher(…, version=…)` can serve those who read no other.
+
+        It must be pure and must accept everything the newer version allows. UsageError as above.
+        """
+        return _declare(cls, "downcaster", "to_version", to_version, cls.__downcasters__)
 
 
 class Event(Message):
@@ -121,6 +119,29 @@ class Command(Message):
     """A request. Its owner handles it; anyone sends it."""
 
     __kind__: ClassVar[Kind | None] = "command"
+
+
+def _declare(
+    cls: type[Message], what: str, option: str, version: int, known: dict[int, Upcaster]
+) -> Callable[[Upcaster], Upcaster]:
+    """Add a function to those known by the older of the two versions between which it leads."""
+
+    def declare(function: Upcaster) -> Upcaster:
+        identity = identity_of(cls)
+        if not 1 <= version < identity.version:
+            raise UsageError(
+                f"The {what} {getattr(function, '__name__', function)} of {identity} says "
+                f"{option}={version}: it must be between 1 and {identity.version - 1}."
+            )
+        if version in known:
+            raise UsageError(
+                f"{identity} has two {what}s {option.partition('_')[0]} version {version}: "
+                f"remove one."
+            )
+        known[version] = function
+        return function
+
+    return declare
 
 
 def _identify(

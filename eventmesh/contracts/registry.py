@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from eventmesh.contracts.downcast import check_writable
 from eventmesh.contracts.message import Message, identity_of
 from eventmesh.errors import UsageError
 
@@ -15,6 +16,7 @@ class Registry:
         self._service = service
         self._models: dict[str, type[Message]] = {}
         self._published: set[str] = set()
+        self._written: dict[str, int] = {}
 
     def add(self, model: type[Message]) -> None:
         """Know this model; UsageError when the name already belongs to another model."""
@@ -27,8 +29,11 @@ class Registry:
                 f"{model.__module__}.{model.__qualname__}. Keep one."
             )
 
-    def add_published(self, model: type[Message]) -> None:
-        """Know that the service publishes this model; UsageError for another's event."""
+    def add_published(self, model: type[Message], *, version: int | None = None) -> None:
+        """Know that the service publishes this model, written as an older version if one is given.
+
+        UsageError for another's event, or a version that it cannot be written as.
+        """
         identity = identity_of(model)
         if identity.kind == "event" and identity.owner != self._service:
             raise UsageError(
@@ -38,6 +43,13 @@ class Registry:
             )
         self.add(model)
         self._published.add(identity.name)
+        if version is not None:
+            check_writable(model, version)
+            if self._written.setdefault(identity.name, version) != version:
+                raise UsageError(
+                    f"Service {self._service!r} publishes {identity.name} as version "
+                    f"{self._written[identity.name]} and as version {version}: choose one."
+                )
 
     def publishes(self, model: type[Message]) -> bool:
         """Whether the service declared that it publishes this model."""
@@ -47,6 +59,11 @@ class Registry:
             and identity.name in self._published
             and self._models[identity.name] is model
         )
+
+    def written(self, model: type[Message]) -> int:
+        """The version as which the service writes messages of this model."""
+        identity = identity_of(model)
+        return self._written.get(identity.name, identity.version)
 
     def published(self) -> Iterator[type[Message]]:
         """The models of messages that the service declared to publish, by name."""

@@ -57,6 +57,9 @@ RULES = MappingProxyType(
         "EM057": "it could be neither proved nor refuted that a subscriber can read a version",
         "EM058": "a message is of another kind, or has another key, for its subscriber",
         "EM059": "a declaration to share a database names what is not so",
+        # Waivers.
+        "EM060": "a waiver lacks its reason or its day, and silences nothing",
+        "EM061": "a waiver is for nothing that was found",
     }
 )
 """Code and meaning. A code is never given a second meaning."""

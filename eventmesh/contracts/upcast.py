@@ -20,12 +20,8 @@ def readable_versions(model: type[Message]) -> range:
 
 def upcast(model: type[Message], data: dict[str, Any], version: int) -> dict[str, Any]:
     """The data as the model's own version; UnreadableMessage when no chain leads there."""
-    known = readable_versions(model)
-    if version not in known:
-        raise UnreadableMessage(
-            f"version {version} of {model.__identity__.name} is not known here: this service reads "
-            f"version {_spell(known)}. Deploy a service that reads it, then replay this message."
-        )
+    if version not in readable_versions(model):
+        raise UnreadableMessage(unknown(model, version))
     for step in range(version, model.__identity__.version):
         try:
             data = model.__upcasters__[step](data)
@@ -34,6 +30,15 @@ def upcast(model: type[Message], data: dict[str, Any], version: int) -> dict[str
                 f"the upcaster of {model.__identity__.name} from version {step} failed: {error!r}"
             ) from error
     return data
+
+
+def unknown(model: type[Message], version: int, because: str = "") -> str:
+    """Why a version that the model does not read can never be read here."""
+    return (
+        f"version {version} of {model.__identity__.name} is not known here: this service reads "
+        f"version {_spell(readable_versions(model))}{because}. Deploy a service that reads it, "
+        f"then replay this message."
+    )
 
 
 def explain(model: type[Message], error: ValidationError) -> str:

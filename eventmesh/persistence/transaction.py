@@ -86,6 +86,7 @@ class Transaction:
             cause=self._cause,
             extensions=extensions,
             max_bytes=sender.max_bytes,
+            version=sender.registry.written(type(message)),
         )
         self.outgoing.append(Outgoing(envelope, seconds(delay)))
 

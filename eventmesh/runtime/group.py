@@ -21,6 +21,7 @@ from eventmesh.runtime.cancellation import leaks_caught
 from eventmesh.runtime.delivery import read
 from eventmesh.runtime.delivery_log import DeliveryLog
 from eventmesh.runtime.handler import Handler, Returned
+from eventmesh.runtime.reading import Undecided
 from eventmesh.runtime.retry import decide
 from eventmesh.runtime.service import HANDLING, Service
 from eventmesh.runtime.vitals import SubscriptionVitals
@@ -82,7 +83,7 @@ class GroupRunner:
         began_at, failures = self._clock.monotonic(), self._failures
         HANDLING.set(self._service.name if self.handler.transactional else "")
         with self._log.batch():
-            settlements, readable = self._read(deliveries)
+            settlements, readable = await self._read(deliveries)
             if self.handler.transactional:
                 await self._run_in_groups(readable, settlements, stopping)
             else:
@@ -104,17 +105,27 @@ class GroupRunner:
         self.careful = self.careful and self._calm < CALM
         return False
 
-    def _read(self, deliveries: Sequence[Delivery]) -> tuple[list[Settlement], list[_Readable]]:
+    async def _read(
+        self, deliveries: Sequence[Delivery]
+    ) -> tuple[list[Settlement], list[_Readable]]:
         """Those that can never be handled, settled; and the others with their messages."""
         settlements: list[Settlement] = []
         readable: list[_Readable] = []
         for delivery in deliveries:
-            message = read(delivery, self.handler.models, self._most_deliveries)
+            message = await self._read_one(delivery)
             if isinstance(message, Dead):
                 settlements.append(self._settle(delivery, message))
             else:
                 readable.append((delivery, message))
         return settlements, readable
+
+    async def _read_one(self, delivery: Delivery) -> Message | Dead:
+        readings = self._service.readings
+        while True:
+            try:
+                return read(delivery, self.handler.models, self._most_deliveries, readings.judge)
+            except Undecided as question:
+                await readings.look_up(question)
 
     async def _run_plainly(
         self,

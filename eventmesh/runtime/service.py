@@ -18,6 +18,7 @@ from eventmesh.persistence.database import Database, MetaData
 from eventmesh.persistence.session import TransactionSession
 from eventmesh.persistence.transaction import Outgoing, Sender, Transaction
 from eventmesh.runtime.handler import Handler, bind
+from eventmesh.runtime.reading import Readings
 from eventmesh.runtime.retry import Retry
 from eventmesh.runtime.settings import Settings, load_settings
 
@@ -63,11 +64,18 @@ class Service:
     """Declares who subscribes to what and who publishes what; `eventmesh worker` runs it.
 
     `metadata` holds the service's own SQLAlchemy tables, made where they are missing by
-    `eventmesh db upgrade`. UsageError for a name that cannot be the first part of a message's name.
+    `eventmesh db upgrade`. `shares_database_with` names the services that may use the same
+    database; `eventmesh schema check` wants them to name this one too. UsageError for a name that
+    cannot be the first part of a message's name.
     """
 
     def __init__(
-        self, name: str, *, metadata: MetaData | None = None, clock: Clock | None = None
+        self,
+        name: str,
+        *,
+        metadata: MetaData | None = None,
+        clock: Clock | None = None,
+        shares_database_with: Sequence[str] = (),
     ) -> None:
         if not _NAME.fullmatch(name):
             raise UsageError(
@@ -75,12 +83,19 @@ class Service:
                 f'underscores, such as Service("payments").'
             )
         self.name = name
+        if isinstance(shares_database_with, str):
+            raise UsageError(
+                f"Service {name!r} has shares_database_with={shares_database_with!r}: write a list "
+                f"of names, such as [{shares_database_with!r}]."
+            )
         self.metadata = metadata
         self.clock = clock or SystemClock()
+        self.shares_database_with = tuple(shares_database_with)
         self.registry = Registry(name)
         self.handlers: dict[str, Handler] = {}
         self.has_publishers = False
         self._settings: Settings | None = None
+        self._readings: Readings | None = None
         self._database: Database | None = None
         self._database_ready = False
         self._on_commit: list[Callable[[], None]] = []
@@ -127,9 +142,13 @@ class Service:
 
         return declare
 
-    def publisher(self, message: type[M]) -> Publisher[M]:
-        """Declare that this service publishes an event of its own, or sends a command."""
-        self.registry.add_published(message)
+    def publisher(self, message: type[M], *, version: int | None = None) -> Publisher[M]:
+        """Declare that this service publishes an event of its own, or sends a command.
+
+        With `version`, wherever it publishes this message, its data is written as that older
+        version, by the model's downcasters: for as long as somebody reads no newer one.
+        """
+        self.registry.add_published(message, version=version)
         self.has_publishers = True
         return Publisher(self, message)
 
@@ -216,7 +235,14 @@ class Service:
         """Use these settings; UsageError when the database is open already with others."""
         if self._database is not None and settings is not self._settings:
             raise UsageError(f"Service {self.name!r} is running: close it before configuring it.")
-        self._settings = settings
+        self._settings, self._readings = settings, None
+
+    @property
+    def readings(self) -> Readings:
+        """Which versions of what it subscribes to can be read as they are."""
+        if self._readings is None:
+            self._readings = Readings(self.settings.schemas)
+        return self._readings
 
     async def database(self) -> Database:
         """The open database, at the migration this version needs; SQLite is migrated by itself.
@@ -249,7 +275,7 @@ class Service:
     async def close(self) -> None:
         """Close the database; it is opened again when it is next needed."""
         database, self._database = self._database, None
-        self._database_ready = False
+        self._database_ready, self._readings = False, None
         if database is not None:
             await database.close()
 

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from eventmesh.clock import Clock
-from eventmesh.contracts import schema
+from eventmesh.contracts.drift import refuse_drift
 from eventmesh.errors import DrainTimeout, Unreachable
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import Leaked, leaks_caught
@@ -68,7 +68,7 @@ class Worker:
         async with AsyncExitStack() as stack:
             for service in self.services:
                 service.configure(self.settings)
-                schema.refuse_drift(schema.check(service.registry.owned(), self.settings.schemas))
+                refuse_drift(service.registry.owned(), self.settings.schemas)
                 if service.needs_database:
                     stack.push_async_callback(service.close)
                     await service.database()

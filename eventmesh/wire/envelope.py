@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from eventmesh.clock import Clock
+from eventmesh.contracts.downcast import downcast
 from eventmesh.contracts.message import Message, key_of
-from eventmesh.contracts.upcast import explain, upcast
+from eventmesh.contracts.upcast import explain, readable_versions, unknown, upcast
 from eventmesh.errors import MessageTooLarge, UnreadableMessage, UsageError
 
 DEFAULT_MAX_BYTES = 1024 * 1024
@@ -30,6 +31,10 @@ MAX_ATTRIBUTE_BYTES = 255
 
 COPIED_TO_EFFECTS = ("sagaid", "sagastep", "traceparent", "tracestate")
 """Attributes that a message hands on to what is published while it is handled."""
+
+Judge = Callable[[type[Message], int], str | None]
+"""Why a version, from which no upcasters lead to the model, cannot be read as it is; None if it
+can."""
 
 _REQUIRED = ("specversion", "id", "source", "type")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -95,19 +100,23 @@ def seal(
     cause: Envelope | None = None,
     extensions: Mapping[str, str] | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
+    version: int | None = None,
 ) -> Envelope:
     """The envelope of a new message from the service `source`, caused by `cause` if that is given.
+    Its data is written as the `version` that is given, or else as the model's own.
 
-    MessageTooLarge when its data is over `max_bytes`; UsageError when an attribute is too long.
+    MessageTooLarge when its data is over `max_bytes`; UsageError when an attribute is too long, or
+    a downcaster fails.
     """
     identity = message.__identity__
+    version = version or identity.version
     message_id = clock.new_id()
     attributes = {
         "specversion": "1.0",
         "id": message_id,
         "source": f"/{source}",
         "type": identity.name,
-        "dataschema": f"urn:eventmesh:{identity.name}:{identity.version}",
+        "dataschema": f"urn:eventmesh:{identity.name}:{version}",
         "datacontenttype": "application/json",
         "time": clock.now().isoformat().replace("+00:00", "Z"),
         "correlationid": message_id,
@@ -123,11 +132,24 @@ def seal(
         attributes |= {name: value for name, value in copied.items() if value and _fits(value)}
     if extensions:
         attributes.update(extensions)
-    # by_alias: what the frozen schema shows is what is written.
-    data = message.model_dump_json(by_alias=True).encode()
-    envelope = Envelope(attributes, data)
+    envelope = Envelope(attributes, _write(message, version))
     check_size(envelope, max_bytes)
     return envelope
+
+
+def _write(message: Message, version: int) -> bytes:
+    """Every field, under the name that the frozen schema shows."""
+    model = type(message)
+    data = message.model_dump_json(by_alias=True).encode()
+    if version == model.__identity__.version:
+        return data
+    try:
+        return to_json(downcast(model, from_json(data), version))
+    except PydanticSerializationError as error:
+        raise UsageError(
+            f"What the downcasters of {model.__identity__} made of it as version {version} is no "
+            f"JSON: {error}."
+        ) from error
 
 
 def check_size(envelope: Envelope, max_bytes: int) -> None:
@@ -177,14 +199,20 @@ def version_of(envelope: Envelope) -> int:
     return version
 
 
-def open_envelope(envelope: Envelope, model: type[Message]) -> Message:
-    """The message inside, brought to the model's version and validated.
+def open_envelope(envelope: Envelope, model: type[Message], judge: Judge = unknown) -> Message:
+    """The message inside, brought to the model's version and validated. `judge` decides on versions
+    from which nothing leads there.
 
     UnreadableMessage, with a reason for people, when that can never succeed.
     """
     version = version_of(envelope)
+    own = version == model.__identity__.version
+    if not own and version not in readable_versions(model):
+        if (reason := judge(model, version)) is not None:
+            raise UnreadableMessage(reason)
+        own = True
     try:
-        if version == model.__identity__.version:
+        if own:
             return model.model_validate_json(envelope.data)
         # Through JSON again, because a strict model takes a date from JSON but not from a str.
         return model.model_validate_json(to_json(upcast(model, _parse(envelope), version)))

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from eventmesh import Command, Event, Service
+from eventmesh import Command, Event, Service, Settings
+from eventmesh.contracts.lock import freeze
+from eventmesh.errors import UsageError
 from eventmesh.integrations.faststream.asyncapi import document
 from services.inventory.service import service as inventory
 from services.orders.service import service as orders
@@ -258,3 +260,43 @@ def test_without_faststream_the_command_says_what_to_install(shop: Project) -> N
     )
     ended = shop.start_program(sys.executable, str(program), "asyncapi").ended()
     ended.fails(2, "pip install 'eventmesh[faststream]'")
+
+
+class SoldOnce(Event, name="mall.sold", version=1):
+    cents: int
+
+
+class Tag(BaseModel):
+    text: str = ""
+
+
+class Sold(Event, name="mall.sold", version=2):
+    price: str
+    tags: list[Tag] = Field(default_factory=list)
+
+
+@Sold.downcaster(to_version=1)
+def to_cents(data: dict[str, Any]) -> dict[str, Any]:
+    return {"cents": round(float(data["price"]) * 100)}
+
+
+def selling(schemas: Path) -> Service:
+    mall = Service("mall")
+    mall.configure(Settings(schemas=schemas))
+    mall.publisher(Sold, version=1)
+    return mall
+
+
+def test_what_is_sent_as_an_older_version_is_described_as_that(tmp_path: Path) -> None:
+    freeze([SoldOnce], tmp_path)
+    freeze([Sold], tmp_path)
+    made = described(selling(tmp_path))
+    check(made)
+    assert list(payload(made, "mall.sold.v1")["properties"]) == ["cents"]
+    headers = made["components"]["messages"]["mall.sold.v1"]["headers"]
+    assert headers["properties"]["dataschema"] == {"const": "urn:eventmesh:mall.sold:1"}
+
+
+def test_an_older_version_without_a_lock_file_cannot_be_described(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"published as version 1, of which .* no lock file"):
+        described(selling(tmp_path))

@@ -27,6 +27,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from eventmesh import Event, Retry, Service, Settings, constant
 from eventmesh import Transaction as MeshTransaction
 from eventmesh.clock import SystemClock
+from eventmesh.contracts.lock import freeze
 from eventmesh.errors import UndeclaredMessage, Unreachable, UsageError
 from eventmesh.integrations.faststream.annotations import Envelope, Session, Transaction
 from eventmesh.integrations.faststream.rabbit import RabbitMesh
@@ -90,6 +91,14 @@ class OrderPlacedOnce(Event, name="orders.order_placed", version=1, key="order")
     """As it was written before."""
 
     order: str
+
+
+class OrderPlacedLater(Event, name="orders.order_placed", version=3, key="order"):
+    """As it is written by now."""
+
+    order: str
+    currency: str
+    note: str = ""
 
 
 class OrderClosed(Event, name="orders.order_closed", version=1, key="order"):
@@ -387,6 +396,14 @@ async def test_an_old_version_is_upcast(stage: Stage) -> None:
     async with stage.running():
         await stage.publish(stage.place("old", OrderPlacedOnce))
         assert await stage.invoiced("old") == [("old", "USD")]
+
+
+async def test_a_newer_version_is_read_where_the_frozen_schemas_prove_it(stage: Stage) -> None:
+    freeze([OrderPlacedLater], stage.settings.schemas)
+    invoicing(stage)
+    async with stage.running():
+        await stage.publish(stage.place("new", OrderPlacedLater))
+        assert await stage.invoiced("new") == [("new", "EUR")]
 
 
 async def test_a_failing_message_is_retried_with_its_effects_undone_then_dead_lettered(

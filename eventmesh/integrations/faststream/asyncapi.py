@@ -17,7 +17,10 @@ from faststream.specification import AsyncAPI, Specification
 from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
 from pydantic import BaseModel
 
+from eventmesh.contracts.compat.model_schemas import plain
+from eventmesh.contracts.lockfolder import read_locks
 from eventmesh.contracts.message import Message
+from eventmesh.errors import UsageError
 from eventmesh.runtime.service import Service
 
 Action = Literal["send", "receive"]
@@ -27,12 +30,15 @@ _SCHEMAS = "#/components/schemas/"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a service sends or receives a message; `name` tells it from all others."""
+    """Where a service sends or receives a message; `name` tells it from all others. What is sent
+    as an older version than the model's has that version's frozen schema, `written`."""
 
     service: str
     action: Action
     model: type[Message]
     name: str
+    version: int
+    written: Mapping[str, Any] | None = None
 
     @property
     def message(self) -> str:
@@ -106,17 +112,17 @@ class _Parts:
     def _add_message(self, place: Place, *, qualified: bool) -> str:
         """The message as this place knows it; returns its key."""
         identity = place.model.__identity__
-        key = f"{identity.name}.v{identity.version}" + (f".{place.service}" if qualified else "")
+        key = f"{identity.name}.v{place.version}" + (f".{place.service}" if qualified else "")
         generated = _generate(place)
         [message] = generated["components"]["messages"].values()
         self._add_schemas(generated["components"]["schemas"], message["payload"]["$ref"], key)
         doc = cleandoc(place.model.__doc__ or "")
         self.messages[key] = message | {
             "name": identity.name,
-            "title": f"{place.model.__name__} v{identity.version}",
+            "title": f"{place.model.__name__} v{place.version}",
             **({"description": doc} if doc else {}),
             "contentType": "application/json",
-            "headers": _headers(place.model),
+            "headers": _headers(place),
             "correlationId": {"location": "$message.header#/correlationid"},
             "payload": {"$ref": f"{_SCHEMAS}{key}"},
         }
@@ -145,10 +151,27 @@ def _by_message(services: Sequence[Service]) -> dict[str, list[Place]]:
 
 def _places(service: Service) -> Iterator[Place]:
     for model in service.registry.published():
-        yield Place(service.name, "send", model, f"{service.name}.send.{model.__identity__.name}")
+        version = service.registry.written(model)
+        own = version == model.__identity__.version
+        written = None if own else _frozen(service, model, version)
+        name = f"{service.name}.send.{model.__identity__.name}"
+        yield Place(service.name, "send", model, name, version, written)
     for name, handler in service.handlers.items():
         for message, model in handler.models.items():
-            yield Place(service.name, "receive", model, f"{name}.receive.{message}")
+            name_here = f"{name}.receive.{message}"
+            yield Place(service.name, "receive", model, name_here, model.__identity__.version)
+
+
+def _frozen(service: Service, model: type[Message], version: int) -> Mapping[str, Any]:
+    """What a version looks like that downcasters make."""
+    name = model.__identity__.name
+    revisions = read_locks(service.settings.schemas).of(name).get(version)
+    if not revisions:
+        raise UsageError(
+            f"{name} is published as version {version}, of which {service.settings.schemas} has no "
+            f"lock file to tell what it looks like: restore it from version control."
+        )
+    return {"title": model.__name__, **plain(revisions[-1].writer)}
 
 
 def _differ(places: Sequence[Place]) -> bool:
@@ -160,7 +183,7 @@ def _generate(place: Place) -> dict[str, Any]:
     """FastStream's document of an app that does nothing but this."""
     broker = RabbitBroker()
     if place.action == "send":
-        broker.publisher(place.message, schema=_as_written(place.model))
+        broker.publisher(place.message, schema=_as_written(place))
     else:
         broker.subscriber(place.message)(_handler_of(place.model))
     generated: dict[str, Any] = AsyncAPI(broker).to_specification().to_jsonable()
@@ -174,26 +197,26 @@ def _handler_of(model: type[Message]) -> Callable[..., Any]:
     return handle
 
 
-def _as_written(model: type[Message]) -> type[BaseModel]:
-    """A model whose schema is that of what `model` writes: the generator asks for the schema of
+def _as_written(place: Place) -> type[BaseModel]:
+    """A model whose schema is that of what is written there: the generator asks for the schema of
     what is read, in which a field with a default may be missing."""
 
     class Written(BaseModel):
         @classmethod
         def model_json_schema(cls, *_: Any, **__: Any) -> dict[str, Any]:
-            return model.model_json_schema(mode="serialization")
+            return dict(place.written or place.model.model_json_schema(mode="serialization"))
 
     return Written
 
 
-def _headers(model: type[Message]) -> dict[str, Any]:
+def _headers(place: Place) -> dict[str, Any]:
     """The CloudEvents attributes that a reader can count on."""
-    identity = model.__identity__
+    name = place.model.__identity__.name
     text = {"type": "string"}
     known = {
         "specversion": {"const": "1.0"},
-        "type": {"const": identity.name},
-        "dataschema": {"const": f"urn:eventmesh:{identity.name}:{identity.version}"},
+        "type": {"const": name},
+        "dataschema": {"const": f"urn:eventmesh:{name}:{place.version}"},
     }
     free = ("id", "source", "time", "datacontenttype", "correlationid")
     return {

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import structlog
 from faststream import ContextRepo, PublishCommand, StreamMessage
 
-from eventmesh.contracts import schema
+from eventmesh.contracts.drift import refuse_drift
 from eventmesh.contracts.message import Message, identity_of
 from eventmesh.errors import UndeclaredMessage, UsageError
 from eventmesh.integrations.faststream.intake import Arrival, Intake
@@ -57,7 +57,7 @@ class Mesh(ABC):
         _log_where_the_app_does()
         service, settings = self.service, self.service.settings
         self.check_broker(settings.broker_url)
-        schema.refuse_drift(schema.check(service.registry.owned(), settings.schemas))
+        refuse_drift(service.registry.owned(), settings.schemas)
         stop = asyncio.Event()
         async with (
             service,
@@ -99,7 +99,11 @@ class Mesh(ABC):
                 f"declaring it. Add mesh.publisher({type(message).__name__})."
             )
         envelope = seal(
-            message, source=sender.service, clock=sender.clock, max_bytes=sender.max_bytes
+            message,
+            source=sender.service,
+            clock=sender.clock,
+            max_bytes=sender.max_bytes,
+            version=sender.registry.written(type(message)),
         )
         await self.check_open().publish([envelope])
 

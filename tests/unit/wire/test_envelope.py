@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -8,10 +9,10 @@ from uuid import UUID
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import BaseModel, Field, computed_field
 
 from eventmesh.clock import SystemClock
-from eventmesh.contracts.message import Event
+from eventmesh.contracts.message import Event, Message
 from eventmesh.errors import MessageTooLarge, UnreadableMessage, UsageError
 from eventmesh.testing.clock import ManualClock
 from eventmesh.wire.envelope import (
@@ -70,6 +71,88 @@ def test_a_sealed_message_has_the_attributes_of_cloudevents_and_of_the_mesh() ->
 
 def test_every_field_is_written_even_when_it_has_its_default() -> None:
     assert PAID.data == b'{"order_id":"o-1","amount":"1.50","on":"2026-01-01"}'
+
+
+def test_every_field_is_written_in_nested_models_and_whatever_was_set() -> None:
+    class Line(BaseModel):
+        sku: str = "none"
+        count: int = Field(1, serialization_alias="n")
+
+        @computed_field
+        @property
+        def label(self) -> str:
+            return f"{self.count} of {self.sku}"
+
+    class Ordered(Event, name="a.ordered", version=1):
+        lines: list[Line] = Field(default_factory=lambda: [Line()])
+        first: Line | None = None
+        by_name: dict[str, Line] = Field({"a": Line()}, alias="byName")
+
+    line = {"sku": "none", "n": 1, "label": "1 of none"}
+    expected = {"lines": [line], "first": None, "byName": {"a": line}}
+    assert json.loads(sealed(Ordered()).data) == expected
+    given = Ordered.model_validate({"lines": [{}], "byName": {"a": {}}})
+    assert json.loads(sealed(given).data) == expected
+
+
+class Renamed(Event, name="a.renamed", version=3, key="who"):
+    who: str
+    amount: Decimal
+    on: date
+
+
+@Renamed.downcaster(to_version=2)
+def without_date(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != "on"}
+
+
+@Renamed.downcaster(to_version=1)
+def in_cents(data: dict[str, Any]) -> dict[str, Any]:
+    return {"owner": data["who"], "cents": int(Decimal(data["amount"]) * 100)}
+
+
+RENAMED = Renamed(who="ada", amount=Decimal("1.50"), on=date(2026, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("version", "data"),
+    [
+        (None, b'{"who":"ada","amount":"1.50","on":"2026-01-01"}'),
+        (3, b'{"who":"ada","amount":"1.50","on":"2026-01-01"}'),
+        (2, b'{"who":"ada","amount":"1.50"}'),
+        (1, b'{"owner":"ada","cents":150}'),
+    ],
+)
+def test_a_message_is_written_as_an_older_version_and_says_so(
+    version: int | None, data: bytes
+) -> None:
+    envelope = sealed(RENAMED, version=version)
+    assert envelope.data == data
+    assert envelope.attributes["dataschema"] == f"urn:eventmesh:a.renamed:{version or 3}"
+    assert envelope.key == "ada"
+
+
+def test_what_a_downcaster_made_must_be_json() -> None:
+    class Odd(Event, name="a.odd", version=2):
+        pass
+
+    Odd.downcaster(to_version=1)(lambda data: {"when": object()})
+    with pytest.raises(UsageError, match=r"downcasters of a.odd v2 .*version 1 is no JSON"):
+        sealed(Odd(), version=1)
+
+
+def test_a_version_to_which_nothing_leads_is_for_the_judge_to_decide() -> None:
+    newer = {**PAID.attributes, "dataschema": "urn:eventmesh:payments.paid:9"}
+    asked: list[object] = []
+
+    def judge(model: type[Message], version: int) -> str | None:
+        asked.append((model, version))
+        return "no" if len(asked) > 1 else None
+
+    assert open_envelope(Envelope(newer, PAID.data), Paid, judge) == Paid(order_id="o-1")
+    with pytest.raises(UnreadableMessage, match="no"):
+        open_envelope(Envelope(newer, PAID.data), Paid, judge)
+    assert asked == [(Paid, 9)] * 2
 
 
 def test_fields_are_written_by_their_aliases_as_the_schema_shows_them() -> None:

@@ -1,0 +1,23 @@
+"""`eventmesh schema`: each command in a file of its own, or with its like."""
+
+from __future__ import annotations
+
+import typer
+
+from eventmesh.cli.schema.check import check
+from eventmesh.cli.schema.compare import diff
+from eventmesh.cli.schema.importing import import_
+from eventmesh.cli.schema.inventory import inventory, retire
+from eventmesh.cli.schema.locks import deprecate, freeze, rules
+from eventmesh.cli.schema.show import show
+
+app = typer.Typer(no_args_is_help=True, help="Frozen schema versions of the messages.")
+app.command()(freeze)
+app.command()(check)
+app.command()(diff)
+app.command()(show)
+app.command("import")(import_)
+app.command()(deprecate)
+app.command()(inventory)
+app.command()(retire)
+app.command()(rules)

@@ -1,0 +1,55 @@
+"""What the commands of `eventmesh schema` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eventmesh.errors import UsageError
+
+if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
+    from collections.abc import Sequence
+
+    from eventmesh.contracts.message import Message
+    from eventmesh.runtime.service import Service
+
+Names = Annotated[
+    list[str] | None, typer.Argument(help="Services; all when none is named.", metavar="[SVC]...")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def services_of(names: list[str] | None) -> list[Service]:
+    """The services that are named, or all."""
+    from eventmesh.runtime.discovery import load_services
+
+    return load_services(names or [], Path.cwd())
+
+
+def owned(services: Sequence[Service]) -> list[type[Message]]:
+    """The models whose schema these services freeze."""
+    return [model for service in services for model in service.registry.owned()]
+
+
+def say(text: str) -> None:
+    """Print a text for people, whatever was written into it by others."""
+    from eventmesh.cli.terminal import printable
+
+    typer.echo(printable(text), nl=False)
+
+
+def say_json(value: Any) -> None:
+    """Print a value for programs."""
+    from eventmesh.review.formats.common import dumps
+
+    typer.echo(dumps(value))
+
+
+def save(path: Path, text: str) -> None:
+    """Write a file that the user named; UsageError when that is not possible."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error

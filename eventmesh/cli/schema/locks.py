@@ -1,0 +1,64 @@
+"""`eventmesh schema freeze`, `deprecate` and `rules`."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eventmesh.cli.schema.common import AsJson, Names, owned, save, say_json, services_of
+from eventmesh.errors import UsageError
+
+
+def freeze(services: Names = None) -> None:
+    """Write the lock files of message versions that have none yet."""
+    from eventmesh.contracts import lock
+    from eventmesh.runtime.settings import load_settings
+
+    for written in lock.freeze(owned(services_of(services)), load_settings().schemas):
+        typer.echo(f"frozen {written} in {written.path}")
+
+
+def deprecate(
+    name: Annotated[str, typer.Argument(help="The message's name.")],
+    version: Annotated[int, typer.Argument(help="Which version of it.", min=1)],
+    sunset: Annotated[str, typer.Option(help="The last day on which it is used, as 2026-12-31.")],
+) -> None:
+    """Say that nobody should use a version any more after a day."""
+    from eventmesh.contracts.lock import read_locks
+    from eventmesh.review.references import frozen
+    from eventmesh.runtime.settings import load_settings
+
+    locks = read_locks(load_settings().schemas)
+    revisions = frozen(locks, name, version)
+    if revisions[0].status == "retired":
+        raise UsageError(f"{name} v{version} is retired: nobody sends it any more.")
+    for path in locks.deprecate(revisions[0], _day(sunset)):
+        typer.echo(f"deprecated {name} v{version}, to be used until {sunset}, in {path}")
+
+
+def rules(
+    output: Annotated[
+        Path | None, typer.Option(help="A file to write, instead of standard output.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what `check` can find, and each finding's code."""
+    from eventmesh.contracts.rules import RULES
+    from eventmesh.review.rulebook import rulebook
+
+    if output is not None:
+        save(output, rulebook())
+    elif as_json:
+        say_json(dict(RULES))
+    else:
+        typer.echo(rulebook(), nl=False)
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"--sunset {text!r} is no day: write it as 2026-12-31.") from None

@@ -1,0 +1,119 @@
+"""Everything that `eventmesh schema check` looks at, in one list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+from eventmesh.contracts.compat.models import compare_model, compare_schemas
+from eventmesh.contracts.evolution import check_versions
+from eventmesh.contracts.lock import Locks, check, read_locks
+from eventmesh.contracts.mesh import check_mesh
+from eventmesh.contracts.problem import Problem
+from eventmesh.review.imports import foreign_imports, homes
+from eventmesh.review.mesh import gather
+from eventmesh.review.sources import Sources
+from eventmesh.runtime.discovery import service_targets
+from eventmesh.runtime.service import Service
+from eventmesh.runtime.settings import Settings
+
+_UNREAD = {"EM050", "EM057"}
+_BETWEEN_VERSIONS = {"EM036", "EM037", "EM039", "EM044"}
+"""Why a message's owner cannot read an older version of it."""
+_DRIFTED = {"EM031", "EM042", "EM044"}
+"""What is wrong with a model that is not as it was frozen, whether that was recorded or not."""
+
+
+def review(
+    services: Sequence[Service],
+    *,
+    root: Path,
+    settings: Settings,
+    today: date,
+    baseline: Locks | None = None,
+) -> list[Problem]:
+    """All problems of a project, each once, in an order that depends on nothing else.
+
+    `services` are all that the project in the folder `root` has: what none of them publishes or
+    handles is missed. What `baseline` has frozen counts as frozen, whatever the files say now.
+    UsageError where a setting cannot be understood.
+    """
+    services = sorted(services, key=lambda service: service.name)
+    folder = root / settings.schemas
+    locks = read_locks(folder)
+    problems = [
+        *locks.problems,
+        *(problem for service in services for problem in _own(service, locks, today, baseline)),
+        *_mesh(services, root, settings, locks),
+    ]
+    return sorted(merged(problems), key=lambda each: (each.rule, each.subject, each.fingerprint))
+
+
+def _own(service: Service, locks: Locks, today: date, baseline: Locks | None) -> list[Problem]:
+    """What is wrong with the messages that the service owns."""
+    models = list(service.registry.owned())
+    found = list(check(models, locks))
+    if baseline is not None:
+        found += [each for each in check(models, baseline) if each.rule in _DRIFTED]
+    for model in models:
+        found += check_versions(model, locks.of(model.__identity__.name), today=today)
+    return found
+
+
+def _mesh(
+    services: Sequence[Service], root: Path, settings: Settings, locks: Locks
+) -> list[Problem]:
+    """What is wrong between the services."""
+    sources = Sources(root)
+    targets = service_targets(root)
+    known = homes(targets, sources.root)
+    facts = gather(services, locks, settings, sources, known)
+    found = {service.name for service in services}
+    return [
+        *check_mesh(facts, compare_model, compare_schemas),
+        *foreign_imports(targets, sources, of=found),
+    ]
+
+
+def merged(problems: Sequence[Problem]) -> list[Problem]:
+    """Each fault once. What is wrong with a message and what therefore cannot be read is one fault:
+    told as the owner's, with everyone whom it breaks."""
+    found = list({problem.fingerprint: problem for problem in problems}.values())
+    broken: dict[str, list[Problem]] = {}
+    kept = []
+    for problem in found:
+        cause = _cause(problem, found) if problem.rule in _UNREAD else None
+        if cause is None:
+            kept.append(problem)
+        else:
+            broken.setdefault(cause.fingerprint, []).append(problem)
+    return [_with_broken(problem, broken.get(problem.fingerprint, ())) for problem in kept]
+
+
+def _cause(unread: Problem, found: Sequence[Problem]) -> Problem | None:
+    """What the owner of the message did, of which it is a consequence that this is not read."""
+    name = unread.subject.partition(" ")[0]
+    for problem in found:
+        # A model that is not as it was frozen has no marks; what is between versions has.
+        changed = problem.rule in _DRIFTED and not problem.marks
+        if changed and problem.subject == unread.subject:
+            return problem
+        is_owner = unread.parties[0] == name.partition(".")[0]
+        of_versions = problem.rule in _BETWEEN_VERSIONS and problem.marks
+        if is_owner and of_versions and problem.subject.partition(" ")[0] == name:
+            return problem
+    return None
+
+
+def _with_broken(cause: Problem, broken: Sequence[Problem]) -> Problem:
+    if not broken:
+        return cause
+    parties = dict.fromkeys([*cause.parties, *(p for each in broken for p in each.parties)])
+    return replace(
+        cause,
+        summary=" ".join([f"{cause.summary.rstrip('.')}.", *(each.summary for each in broken)]),
+        parties=tuple(parties),
+        witness=cause.witness or broken[0].witness,
+    )

@@ -1,0 +1,67 @@
+"""For test reports: JUnit XML, with one test case a subject."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from xml.etree import ElementTree as Xml
+
+from eventmesh.review.formats.common import explained
+from eventmesh.review.report import Finding, Report
+
+_NO_XML = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def render(report: Report) -> str:
+    """A failing case for a subject with errors, a skipped one for one that is only waived."""
+    suite = Xml.Element("testsuite", name="eventmesh schema check")
+    suite.extend(_case(subject, findings) for subject, findings in report.subjects())
+    counts = {
+        "tests": len(suite),
+        "failures": len(suite.findall("testcase/failure")),
+        "errors": 0,
+        "skipped": len(suite.findall("testcase/skipped")),
+        "time": 0,
+    }
+    for name, count in counts.items():
+        suite.set(name, str(count))
+    suites = Xml.Element("testsuites")
+    suites.append(suite)
+    Xml.indent(suites)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + Xml.tostring(suites, "unicode") + "\n"
+
+
+def _case(subject: str, findings: Sequence[Finding]) -> Xml.Element:
+    subject = _sayable(subject)
+    case = Xml.Element(
+        "testcase", classname=f"schema.{subject.partition('.')[0]}", name=subject, time="0"
+    )
+    case.extend(_outcome(findings))
+    told = [finding for finding in findings if not finding.fails and not finding.waived]
+    if told:
+        Xml.SubElement(case, "system-out").text = _text(told)
+    return case
+
+
+def _outcome(findings: Sequence[Finding]) -> Iterator[Xml.Element]:
+    """One failure with all that fails: readers of the format know no more than one a case."""
+    failing = [finding for finding in findings if finding.fails]
+    waived = [finding for finding in findings if finding.waived]
+    if failing:
+        message = "; ".join(f"{f.problem.rule}: {f.problem.summary}" for f in failing)
+        failure = Xml.Element("failure", message=_sayable(message), type=failing[0].problem.rule)
+        failure.text = _text([*failing, *waived])
+        yield failure
+    elif waived:
+        reasons = "; ".join(f"{f.problem.rule}: {f.waiver.reason}" for f in waived if f.waiver)
+        skipped = Xml.Element("skipped", message=_sayable(f"waived: {reasons}"))
+        skipped.text = _text(waived)
+        yield skipped
+
+
+def _text(findings: Sequence[Finding]) -> str:
+    return _sayable("\n\n".join(f"{f.problem.rule}: {explained(f)}" for f in findings))
+
+
+def _sayable(text: str) -> str:
+    return _NO_XML.sub("", text)

@@ -1,0 +1,134 @@
+"""Changes to a user's Python file, by position: what is not changed stays byte for byte."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from eventmesh.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file of Python code."""
+
+    path: Path
+    text: str
+    encoding: str
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The file as it is; UsageError when it cannot be read, or is not what Python can read."""
+        try:
+            raw = path.read_bytes()
+            encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
+            text = raw.decode(encoding)
+            if text.encode(encoding) != raw:
+                raise UsageError(f"{path} is left as it is: its encoding {encoding} is ambiguous.")
+            source = cls(path, text, encoding)
+            source.tree()
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise UsageError(f"{path} is left as it is: it is not valid Python: {error}.") from None
+        return source
+
+    def tree(self) -> ast.Module:
+        """What Python makes of it."""
+        return ast.parse(self.text)
+
+    def write(self) -> None:
+        """Put it where it came from; UsageError when that is not allowed."""
+        try:
+            self.path.write_bytes(self.text.encode(self.encoding))
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be written: {error.strerror}.") from None
+
+    def with_version(self, name: str, old: int, new: int) -> Self:
+        """The file with `version=<new>` in the class of this qualified name; UsageError when the
+        old version is not written there as a plain number."""
+        keyword = next((k for k in self._class(name).keywords if k.arg == "version"), None)
+        value = keyword and keyword.value
+        if not isinstance(value, ast.Constant) or value.value != old or type(value.value) is bool:
+            line = self._class(name).lineno
+            raise UsageError(
+                f"{self.path}, line {line}: the class {name} does not say version={old} as a plain "
+                f"number. Make it version {new} by hand, then run the check with --fix again."
+            )
+        lines = self._lines()
+        start, end = _offset(lines, value.lineno, value.col_offset), value.end_col_offset
+        assert value.end_lineno == value.lineno  # noqa: S101  # a number is on one line
+        stop = _offset(lines, value.lineno, end or value.col_offset)
+        data = b"".join(lines)
+        return self._with(data[:start] + str(new).encode() + data[stop:])
+
+    def with_upcaster(self, name: str, from_version: int, stub: Sequence[str]) -> Self:
+        """The file with these lines below the class, unless an upcaster from that version is there
+        already."""
+        if self._has_upcaster(name.rpartition(".")[2], from_version):
+            return self
+        node, lines = self._class(name), self._lines()
+        end = node.end_lineno or node.lineno
+        feed = "\r\n" if lines[0].endswith(b"\r\n") else "\n"
+        indent = " " * node.col_offset
+        blank = [""] if node.col_offset else ["", ""]
+        added = feed.join([*blank, *(f"{indent}{line}" if line else "" for line in stub), ""])
+        before = b"".join(lines[:end])
+        if not before.endswith((b"\n", b"\r")):
+            before += feed.encode()
+        return self._with(before + self._encodable(added).encode() + b"".join(lines[end:]))
+
+    def _encodable(self, text: str) -> str:
+        try:
+            text.encode(self.encoding)
+        except UnicodeEncodeError:
+            return text.encode("ascii", "backslashreplace").decode()
+        return text
+
+    def _with(self, data: bytes) -> Self:
+        made = type(self)(self.path, data.decode(), self.encoding)
+        made.tree()  # what was written must be Python again, before anything is kept
+        return made
+
+    def _lines(self) -> list[bytes]:
+        """As Python counts them: positions are offsets in UTF-8, whatever the file's encoding."""
+        return self.text.encode().splitlines(keepends=True)
+
+    def _class(self, name: str) -> ast.ClassDef:
+        found = [node for path, node in _classes(self.tree().body) if path == name]
+        if len(found) != 1:
+            times = "twice or more" if found else "not"
+            raise UsageError(
+                f"{self.path} is left as it is: the class {name} is {times} declared in it. Change "
+                f"it by hand."
+            )
+        return found[0]
+
+    def _has_upcaster(self, name: str, from_version: int) -> bool:
+        return any(
+            isinstance(call, ast.Call)
+            and ast.unparse(call.func).endswith(f"{name}.upcaster")
+            and any(ast.unparse(k.value) == str(from_version) for k in call.keywords)
+            for node in ast.walk(self.tree())
+            if isinstance(node, ast.FunctionDef)
+            for call in node.decorator_list
+        )
+
+
+def _classes(body: Sequence[ast.AST], path: str = "") -> Iterator[tuple[str, ast.ClassDef]]:
+    """All classes that are not in functions, by their qualified names."""
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield f"{path}{node.name}", node
+            yield from _classes(node.body, f"{path}{node.name}.")
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _classes(list(ast.iter_child_nodes(node)), path)
+
+
+def _offset(lines: Sequence[bytes], line: int, column: int) -> int:
+    return sum(map(len, lines[: line - 1])) + column

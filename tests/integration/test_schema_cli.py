@@ -1,0 +1,478 @@
+"""`eventmesh schema` as a user runs it: a broken pull request from change to fix, every format,
+what is compared with what, and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as Xml
+
+import pytest
+
+from eventmesh.contracts.compat import accepts
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Ended, Project
+
+PAYMENTS = """\
+from decimal import Decimal
+from uuid import UUID
+
+from eventmesh import Event, Service
+
+
+class PaymentCaptured(Event, name="payments.payment_captured", version=1, key="order_id"):
+    order_id: UUID
+    amount: Decimal
+    note: str = ""  # for the customer
+
+
+service = Service("payments")
+captured = service.publisher(PaymentCaptured)
+"""
+
+ORDERS = """\
+from uuid import UUID
+
+from eventmesh import Event, Service
+
+
+class PaymentCaptured(Event, name="payments.payment_captured", version=1, key="order_id"):
+    order_id: UUID
+
+
+service = Service("orders")
+
+
+@service.subscriber(PaymentCaptured)
+async def remember(event: PaymentCaptured) -> None: ...
+"""
+
+CONTRACTS = "services/payments/service.py"
+LOCK = "schemas/payments/payment_captured/v1.json"
+CAPTURED = "payments.payment_captured"
+
+
+@pytest.fixture
+def shop(project: Project) -> Project:
+    """A project with two services, frozen and committed."""
+    project.service(PAYMENTS, "payments")
+    project.service(ORDERS, "orders")
+    project.environment |= {
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_SYSTEM": os.devnull,
+        **{f"GIT_{who}_NAME": "test" for who in ("AUTHOR", "COMMITTER")},
+        **{f"GIT_{who}_EMAIL": "test@example.org" for who in ("AUTHOR", "COMMITTER")},
+    }
+    project.write(".gitignore", "__pycache__/\n.output-*\n")
+    project.run("schema", "freeze").succeeds(LOCK)
+    git(project, "init", "-q", "-b", "main")
+    commit(project)
+    return project
+
+
+def git(project: Project, *arguments: str) -> str:
+    return project.start_program("git", *arguments).ended().succeeds()
+
+
+def commit(project: Project) -> None:
+    git(project, "add", "-A")
+    git(project, "commit", "-q", "-m", "x")
+
+
+def change(project: Project, before: str, after: str, path: str = CONTRACTS) -> None:
+    file = project.root / path
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after))
+
+
+def require_currency(project: Project) -> None:
+    change(project, "    amount: Decimal\n", "    amount: Decimal\n    currency: str\n")
+
+
+def check(project: Project, *arguments: str) -> Ended:
+    return project.run("schema", "check", *arguments)
+
+
+def found(project: Project, *arguments: str) -> list[dict[str, Any]]:
+    """The problems, from the JSON."""
+    ended = check(project, "--format", "json", *arguments)
+    assert ended.code in (0, 4), ended.said
+    told = json.loads(ended.out)
+    assert ended.code == (4 if told["errors"] else 0)
+    problems: list[dict[str, Any]] = told["problems"]
+    return problems
+
+
+def pytest_in(project: Project, *arguments: str) -> Ended:
+    return project.start_program(
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments
+    ).ended()
+
+
+# A broken pull request, from change to fix
+
+
+def test_a_broken_pull_request_from_change_to_fix(shop: Project) -> None:
+    check(shop, "--against", "main").succeeds("payments.payment_captured v1: as frozen")
+    git(shop, "checkout", "-q", "-b", "currency")
+    require_currency(shop)
+
+    broken = check(shop, "--against", "main")
+    broken.fails(4, "EM031", "payments.payment_captured v1")
+    assert "This document fails" in broken.out
+    assert f"{CONTRACTS}:7" in broken.out
+    assert "currency" in broken.out
+    [problem] = found(shop)
+    frozen = json.loads((shop.root / LOCK).read_text())
+    assert accepts(frozen["writer"])(problem["witness"]["document"])
+
+    lock = (shop.root / LOCK).read_bytes()
+    fixed = check(shop, "--fix")
+    assert fixed.code == 4  # a person has to decide something
+    test = "tests/schemas/test_payments_payment_captured_v1.py"
+    assert test in fixed.out
+    contracts = (shop.root / CONTRACTS).read_text()
+    assert 'name="payments.payment_captured", version=2, key="order_id"' in contracts
+    assert "@PaymentCaptured.upcaster(from_version=1)" in contracts
+    assert 'note: str = ""  # for the customer\n' in contracts
+    assert (shop.root / LOCK).read_bytes() == lock
+    assert not (shop.root / LOCK).with_name("v2.json").exists()
+
+    red = pytest_in(shop, test)
+    assert red.code == 1
+    assert "decide about currency" in red.out
+    assert check(shop, "--fix").code == 4  # nothing more can be written
+    assert (shop.root / CONTRACTS).read_text() == contracts
+    assert not (shop.root / LOCK).with_name("v2.json").exists()
+
+    start, end = contracts.index("    # TODO"), contracts.index("    return data |")
+    filled = contracts[:start] + contracts[end:].replace('"currency": ...', '"currency": "USD"')
+    (shop.root / CONTRACTS).write_text(filled)
+    pytest_in(shop, test).succeeds("1 passed")
+    assert [problem["rule"] for problem in found(shop)] == ["EM030"]
+    shop.run("schema", "freeze").succeeds("payments.payment_captured v2")
+    check(shop, "--against", "main").succeeds("payments.payment_captured v2: as frozen")
+
+
+def test_a_fix_that_leaves_nothing_to_decide_needs_only_to_be_frozen(shop: Project) -> None:
+    change(shop, '    note: str = ""  # for the customer\n', "")
+    change(shop, "class PaymentCaptured(Event, ", "class PaymentCaptured(Event, extra='forbid', ")
+    check(shop, "--fix").fails(4, "EM031")
+    pytest_in(shop, "tests/schemas").succeeds("1 passed")
+    check(shop, "--fix").succeeds("froze schemas/payments/payment_captured/v2.json")
+    check(shop, "--against", "main").succeeds("payments.payment_captured v2: as frozen")
+
+
+def test_a_test_that_is_there_is_never_overwritten(shop: Project) -> None:
+    mine = shop.write("tests/schemas/test_payments_payment_captured_v1.py", "# mine\n")
+    require_currency(shop)
+    check(shop, "--fix").fails(4)
+    assert mine.read_text() == "# mine\n"
+    assert "version=2" in (shop.root / CONTRACTS).read_text()
+
+
+def test_a_version_that_is_no_plain_number_is_left_to_its_author(shop: Project) -> None:
+    require_currency(shop)
+    change(shop, "version=1", "version=VERSION")
+    change(shop, "\n\nclass", "\nVERSION = 1\n\nclass")
+    before = (shop.root / CONTRACTS).read_bytes()
+    ended = check(shop, "--fix")
+    ended.fails(4, "EM031")
+    assert "left to you" in ended.out
+    assert "by hand" in ended.out
+    assert (shop.root / CONTRACTS).read_bytes() == before
+    assert not (shop.root / "tests").exists()
+
+
+def test_a_new_version_without_an_upcaster_is_given_one(shop: Project) -> None:
+    require_currency(shop)
+    change(shop, "version=1", "version=2")
+    assert "EM036" in {problem["rule"] for problem in found(shop)}
+    check(shop, "--fix").fails(4)
+    contracts = (shop.root / CONTRACTS).read_text()
+    assert "@PaymentCaptured.upcaster(from_version=1)" in contracts
+    assert "version=2" in contracts
+    assert (shop.root / "tests/schemas/test_payments_payment_captured_v1.py").exists()
+    assert not (shop.root / LOCK).with_name("v2.json").exists()
+
+
+def test_what_only_needs_to_be_frozen_is_frozen_by_the_fix(shop: Project) -> None:
+    change(shop, "    amount: Decimal\n", '    amount: Decimal\n    shop: str = "web"\n')
+    assert [problem["rule"] for problem in found(shop)] == ["EM032"]
+    check(shop, "--fix").succeeds("v1.2.json")
+    assert found(shop) == []
+
+
+# Compared with a revision
+
+
+def test_a_lock_that_is_deleted_and_frozen_anew_is_found_and_restored(shop: Project) -> None:
+    require_currency(shop)
+    (shop.root / LOCK).unlink()
+    shop.run("schema", "freeze").succeeds(LOCK)
+    check(shop).succeeds()
+    assert {p["rule"] for p in found(shop, "--against", "main")} == {"EM031", "EM034"}
+    ended = check(shop, "--against", "main", "--fix")
+    ended.fails(4, "EM031")
+    assert f"restored {LOCK}" in ended.out
+    assert git(shop, "status", "--porcelain", "schemas") == ""
+    assert "version=2" in (shop.root / CONTRACTS).read_text()
+
+
+def test_it_works_in_a_folder_of_the_repository(shop: Project, tmp_path: Path) -> None:
+    (shop.root / LOCK).unlink()
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    git(shop, "mv", "services", "inner/services")
+    shutil.move(shop.root / "schemas", inner / "schemas")
+    git(shop, "add", "-A")
+    done = shop.start_program(
+        sys.executable, "-c",
+        "import os; os.chdir('inner'); from eventmesh.cli.main import app;"
+        "app(['schema', 'check', '--against', 'HEAD', '--format', 'github'])",
+    ).ended()  # fmt: skip
+    assert "file=inner/services/payments/service.py,line=7" in done.out
+
+
+def test_a_revision_that_is_none_is_told(shop: Project) -> None:
+    check(shop, "--against", "nonsense").fails(2, "no revision 'nonsense'")
+    shutil.rmtree(shop.root / ".git")
+    check(shop, "--against", "main").fails(2, "not a git repository")
+
+
+# Formats and waivers
+
+
+def test_every_format_by_its_name_and_into_a_file(shop: Project) -> None:
+    require_currency(shop)
+    forms: dict[str, Callable[[str], Any]] = {
+        "text": str,
+        "json": json.loads,
+        "github": lambda text: text.startswith("::error ") or pytest.fail(text),
+        "junit": Xml.fromstring,
+        "sarif": json.loads,
+    }
+    ends = shop.run_all(
+        *(["schema", "check", "--format", form] for form in forms),
+        *(["schema", "check", "--format", form, "--output", f"out.{form}"] for form in forms),
+        ["schema", "check", "--json"],
+    )
+    for form, ended, into_file in zip(forms, ends[:5], ends[5:10], strict=True):
+        ended.fails(4, "EM031")
+        forms[form](ended.out)
+        into_file.fails(4, "EM031")
+        assert into_file.out == ""
+        assert (shop.root / f"out.{form}").read_text() == ended.out
+    assert ends[10].out == ends[1].out
+    check(shop, "--output", "no/such/folder").fails(2, "no/such/folder")
+
+
+def test_a_waiver_silences_until_its_day(shop: Project) -> None:
+    require_currency(shop)
+    [problem] = found(shop)
+    today = date.today()
+
+    def waive(expires: date) -> None:
+        shop.write(
+            "pyproject.toml",
+            f'[[tool.eventmesh.waivers]]\nfingerprint = "{problem["fingerprint"]}"\n'
+            f'reason = "nobody reads it yet"\nexpires = {expires}\n',
+        )
+
+    waive(today + timedelta(days=2))
+    check(shop).succeeds("waived   EM031", "nobody reads it yet", "1 waived")
+    waive(today - timedelta(days=2))
+    ended = check(shop)
+    ended.fails(4, "EM031")
+    assert "expired" in ended.out
+    shop.write("pyproject.toml", "[[tool.eventmesh.waivers]]\nfingerprint = 5\n")
+    check(shop).fails(2, "fingerprint = 5")
+
+
+def test_a_part_of_the_services_is_checked(shop: Project) -> None:
+    require_currency(shop)
+    assert found(shop, "orders") == []
+    assert [problem["rule"] for problem in found(shop, "payments")] == ["EM031"]
+    check(shop, "nonsense").fails(2, "no service 'nonsense'")
+
+
+# Seeing
+
+
+def test_a_frozen_version_is_shown_in_words_and_as_json(shop: Project) -> None:
+    shown = shop.run("schema", "show", CAPTURED).succeeds(
+        "payments.payment_captured v1 (event, key order_id)", "active", LOCK, "orders.remember"
+    )
+    assert max(map(len, shown.splitlines())) <= 100
+    told = json.loads(shop.run("schema", "show", f"{CAPTURED}@1", "--json").succeeds())
+    assert {field["name"]: field["required"] for field in told["fields"]} == {
+        "order_id": True,
+        "amount": True,
+        "note": False,
+    }
+    assert told["publishers"] == ["payments"]
+    assert told["subscribers"] == {"orders.remember": 1}
+
+
+def test_a_version_is_deprecated_with_its_last_day(shop: Project) -> None:
+    shop.run("schema", "deprecate", CAPTURED, "1", "--sunset", "2099-12-31").succeeds(LOCK)
+    shop.run("schema", "show", CAPTURED).succeeds("deprecated, sunset 2099-12-31")
+    check(shop, "--against", "main").succeeds()
+    wrong = {
+        ("payments.nothing", "1", "--sunset", "2099-12-31"): "payments.nothing",
+        (CAPTURED, "2", "--sunset", "2099-12-31"): "no frozen version 2",
+        (CAPTURED, "1", "--sunset", "soon"): "'soon' is no day",
+    }
+    ends = shop.run_all(*(["schema", "deprecate", *line] for line in wrong))
+    for ended, words in zip(ends, wrong.values(), strict=True):
+        ended.fails(2, words)
+
+
+def test_versions_files_and_code_are_compared_both_ways(shop: Project) -> None:
+    require_currency(shop)
+    text = shop.run("schema", "diff", f"{CAPTURED}@1", CAPTURED).succeeds("no.", "currency")
+    assert text.count("reads what") == 2
+    forward, backward = json.loads(
+        shop.run("schema", "diff", f"{CAPTURED}@1", CAPTURED, "--json").succeeds()
+    )
+    assert forward["verdict"] == "breaking"
+    assert accepts(json.loads((shop.root / LOCK).read_text())["writer"])(forward["witness"])
+    assert backward["verdict"] == "compatible"
+
+    shop.write("a.json", '{"type": "integer"}')
+    shop.write("b.json", '{"type": ["integer", "null"]}')
+    there, back = json.loads(shop.run("schema", "diff", "a.json", "b.json", "--json").succeeds())
+    assert (there["verdict"], back["verdict"]) == ("compatible", "breaking")
+    assert back["witness"] is None
+    shop.run("schema", "diff", LOCK, f"{CAPTURED}@1.1").succeeds("yes, that is proved")
+
+
+def test_the_rules_are_printed(project: Project) -> None:
+    project.run("schema", "rules").succeeds("| EM031 |", "## The whole mesh")
+
+
+# A schema of somebody else
+
+
+def test_a_schema_is_imported_and_proved(shop: Project) -> None:
+    shop.write(
+        "customer.json",
+        '{"type": "object", "required": ["id"], "properties": {"id": {"type": "string"}}}',
+    )
+    command = ["schema", "import", "customer.json", "--name", "crm.customer_created"]
+    python = shop.run(*command).succeeds("class CustomerCreated(Event", "yes, that is proved")
+    compile(python, "contracts.py", "exec")
+    shop.run(*command, "--version", "3", "--output", "contracts.py").succeeds("proved")
+    shop.python("import contracts; print(contracts.CustomerCreated.__identity__)").succeeds(
+        "crm.customer_created v3"
+    )
+    shop.run(*command, "--output", "contracts.py").fails(2, "there already")
+    told = json.loads(shop.run(*command, "--json").succeeds())
+    assert told["proof"]["verdict"] == "compatible"
+
+
+# Bad input
+
+
+def nested(levels: int) -> str:
+    return '{"properties":{"a":' * levels + "{}" + "}}" * levels
+
+
+BAD = {
+    "no_json.json": b"{nonsense",
+    "empty.json": b"",
+    "binary.json": bytes(range(256)),
+    "doubled.json": b'{"type": "object", "type": "integer"}',
+    "nan.json": b'{"type": "number", "minimum": NaN}',
+    "list.json": b"[]",
+    "deep.json": nested(5_000).encode(),
+    "remote.json": b'{"type": "object", "properties": {"a": {"$ref": "http://example.org/a"}}}',
+    "outside.json": b'{"type": "object", "properties": {"a": {"$ref": "../../../etc/passwd"}}}',
+    "missing_ref.json": b'{"type": "object", "properties": {"a": {"$ref": "gone.json"}}}',
+}
+ODD = {
+    "levels.json": nested(200).encode(),
+    "properties.json": json.dumps(
+        {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(10_000)}}
+    ).encode(),
+    "pattern.json": b'{"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}}',
+    "cycle.json": b'{"$ref": "#"}',
+    "unknown.json": b'{"type": "object", "nonsense": 5, "properties": {"a": {"type": "odd"}}}',
+    "keywords.json": b'{"type": 5, "properties": [], "required": "a", "items": 3}',
+}
+
+
+def test_files_that_nobody_can_read_are_told(project: Project) -> None:
+    project.write("fine.json", '{"type": "object", "properties": {"a": {"type": "string"}}}')
+    for name, content in BAD.items():
+        project.write(name, content)
+    (project.root / "folder.json").mkdir()
+    os.mkfifo(project.root / "pipe.json")
+    with project.write("large.json", "").open("wb") as file:
+        file.truncate(100 * 1024 * 1024)
+    names = [*BAD, "folder.json", "pipe.json", "large.json", "missing.json"]
+    for ended in project.run_all(
+        *(["schema", "diff", name, "fine.json"] for name in names[::2]),
+        *(["schema", "diff", "fine.json", name, "--json"] for name in names[1::2]),
+        *(["schema", "import", name, "--name", "a.b"] for name in names[-4:]),
+    ):
+        ended.fails(2)
+
+
+def test_odd_schemas_get_an_answer_or_an_error_and_never_a_traceback(project: Project) -> None:
+    project.write("fine.json", '{"type": "object", "properties": {"a": {"type": "string"}}}')
+    for name, content in ODD.items():
+        project.write(name, content)
+    for ended in project.run_all(
+        *(["schema", "diff", name, "fine.json", "--json"] for name in ODD),
+        *(["schema", "import", name, "--name", "a.b"] for name in ODD),
+    ):
+        assert ended.code in (0, 2), ended.said
+        assert "Traceback" not in ended.said
+        if ended.code:
+            ended.fails(2)
+
+
+def test_lock_files_that_were_tampered_with_are_told(shop: Project) -> None:
+    for content in (b"{", b"[]", b'{"hash": 1}', nested(200).encode(), b'{"a": 1, "a": 2}'):
+        shop.write(LOCK, content)
+        check(shop).fails(4, "EM033")
+        shop.run("schema", "show", CAPTURED).fails(2, "Restore the lock file from version control")
+        shop.run("schema", "diff", f"{CAPTURED}@1", CAPTURED).fails(2)
+
+
+def test_what_is_not_there_is_told(shop: Project) -> None:
+    wrong = {
+        ("show", "payments.nothing"): "payments.payment_captured",
+        ("show", f"{CAPTURED}@7"): "no frozen version 7",
+        ("show", f"{CAPTURED}@1.4"): "no revision 4",
+        ("show", f"{CAPTURED}@x"): "@x",
+        ("show", "../../etc@1"): "not frozen",
+        ("diff", "nothing", CAPTURED): "'nothing'",
+        ("import", "x.json", "--name", "Nonsense"): "x.json",
+    }
+    ends = shop.run_all(*(["schema", *line] for line in wrong))
+    for ended, words in zip(ends, wrong.values(), strict=True):
+        ended.fails(2, words)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_told(project: Project) -> None:
+    project.write("secret.json", "{}").chmod(0)
+    project.run("schema", "diff", "secret.json", "secret.json").fails(2, "secret.json")
+
+
+def test_no_text_of_others_commands_the_terminal(shop: Project) -> None:
+    change(shop, "    amount: Decimal\n", '    amount: Decimal = Field(alias="\\x1b[2J\\x9b")\n')
+    change(shop, "from decimal", "from pydantic import Field\nfrom decimal")
+    ended = check(shop)
+    assert ended.code == 4, ended.said
+    assert not {"\x1b", "\x9b"} & set(ended.said)

@@ -1,0 +1,303 @@
+"""Equal meaning, equal digest: a new release of pydantic raises no false alarm."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventmesh.contracts.canonical import digest
+from eventmesh.contracts.lockfile import MAX_DEPTH, is_deeper
+
+TEXT = {"type": "string"}
+NUMBER = {"type": "number"}
+NULL = {"type": "null"}
+LINE = {"type": "object", "properties": {"sku": TEXT}, "required": ["sku"]}
+NODE = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/Node"}, NULL]}}}
+DECIMAL = r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"
+
+
+def field(schema: Any, **definitions: Any) -> dict[str, Any]:
+    """An object with one field of this schema."""
+    return {"type": "object", "properties": {"f": schema}, "$defs": definitions}
+
+
+def renamed(schema: Any, old: str, new: str) -> Any:
+    return json.loads(json.dumps(schema).replace(old, new))
+
+
+SAME: dict[str, tuple[Any, Any]] = {
+    "the order of nullable": ({"anyOf": [TEXT, NULL]}, {"anyOf": [NULL, TEXT]}),
+    "nullable as two types": ({"type": ["string", "null"]}, {"anyOf": [TEXT, NULL]}),
+    "nullable with a bound": (
+        {"type": ["string", "null"], "maxLength": 3},
+        {"anyOf": [{"type": "string", "maxLength": 3}, NULL]},
+    ),
+    "one type in a list": ({"type": ["string"]}, TEXT),
+    "a constant and one value": ({"const": "a"}, {"enum": ["a"]}),
+    "a constant and its type": ({"const": "a"}, {"const": "a", "type": "string"}),
+    "values and their type": ({"enum": ["a", "b"]}, {"enum": ["b", "a"], "type": "string"}),
+    "null as value and as type": ({"enum": ["a", None]}, {"anyOf": [{"const": "a"}, NULL]}),
+    "null as constant": ({"const": None}, NULL),
+    "both truth values": ({"type": "boolean"}, {"enum": [True, False]}),
+    "constants one by one": ({"anyOf": [{"const": 1}, {"const": 2}]}, {"enum": [2, 1]}),
+    "a value of another type": ({"type": "string", "enum": ["a", 1]}, {"const": "a"}),
+    "1 and 1.0": ({"type": "number", "maximum": 1.0}, {"type": "number", "maximum": 1}),
+    "1 and 1.0 among values": ({"enum": [1.0, 2]}, {"enum": [1, 2.0]}),
+    "1 and 1.0 as defaults": (NUMBER | {"default": 1.0}, NUMBER | {"default": 1}),
+    "a reference alone": (
+        field({"$ref": "#/$defs/A"}, A=LINE),
+        field({"allOf": [{"$ref": "#/$defs/A"}]}, A=LINE),
+    ),
+    "a reference with a default": (
+        field({"$ref": "#/$defs/A", "default": {"sku": ""}}, A=LINE),
+        field({"allOf": [{"$ref": "#/$defs/A"}], "default": {"sku": ""}}, A=LINE),
+    ),
+    "a reference with words": (
+        field({"$ref": "#/$defs/A"}, A=LINE),
+        field({"$ref": "#/$defs/A", "title": "F", "description": "W", "deprecated": True}, A=LINE),
+    ),
+    "another name of a class": (
+        field({"$ref": "#/$defs/A"}, A=LINE),
+        field({"$ref": "#/$defs/my__Line-Output"}, **{"my__Line-Output": LINE}),
+    ),
+    "an unused definition": (field(TEXT), field(TEXT, A=LINE)),
+    "written in its place": (field({"$ref": "#/$defs/A"}, A=LINE), field(LINE)),
+    "two classes alike": (
+        field({"anyOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}]}, A=LINE, B=dict(LINE)),
+        field({"$ref": "#/$defs/A"}, A=LINE),
+    ),
+    "definitions of an older draft": (
+        field({"$ref": "#/$defs/A"}, A=LINE),
+        {
+            "type": "object",
+            "properties": {"f": {"$ref": "#/definitions/A"}},
+            "definitions": {"A": LINE},
+        },
+    ),
+    "an escaped reference": (
+        field({"$ref": "#/$defs/a~1b%5Bc%5D"}, **{"a/b[c]": LINE}),
+        field({"$ref": "#/$defs/A"}, A=LINE),
+    ),
+    "another name in a circle": (
+        field({"$ref": "#/$defs/Node"}, Node=NODE),
+        renamed(field({"$ref": "#/$defs/Node"}, Node=NODE), "Node", "Link"),
+    ),
+    "a circle from its root": (
+        {"$ref": "#/$defs/Node", "$defs": {"Node": NODE}},
+        {"allOf": [{"$ref": "#/$defs/Link"}], "$defs": {"Link": renamed(NODE, "Node", "Link")}},
+    ),
+    "anything": (field({}), field(True)),
+    "a list of anything": ({"type": "array"}, {"type": "array", "items": {}}),
+    "further fields": ({"type": "object"}, {"type": "object", "additionalProperties": True}),
+    "no fields": ({"type": "object"}, {"type": "object", "properties": {}, "required": []}),
+    "nothing": ({"not": {}}, False),
+    "no least length": (TEXT, TEXT | {"minLength": 0}),
+    "repetition": ({"type": "array"}, {"type": "array", "uniqueItems": False, "minItems": 0}),
+    "a tuple": (
+        {"type": "array", "prefixItems": [TEXT, NUMBER], "minItems": 2, "maxItems": 2},
+        {"type": "array", "prefixItems": [TEXT, NUMBER], "items": False, "minItems": 2},
+    ),
+    "a tuple of an older draft": (
+        {"type": "array", "prefixItems": [TEXT], "maxItems": 1},
+        {"type": "array", "items": [TEXT], "additionalItems": False},
+    ),
+    "a hint for OpenAPI": (
+        {"oneOf": [TEXT, NUMBER]},
+        {"oneOf": [NUMBER, TEXT], "discriminator": {"propertyName": "kind"}},
+    ),
+    "one of one": ({"oneOf": [TEXT]}, TEXT),
+    "alternatives in alternatives": (
+        {"anyOf": [TEXT, {"anyOf": [NUMBER, NULL]}]},
+        {"anyOf": [NULL, NUMBER, TEXT, TEXT]},
+    ),
+    "what a field asks for, as it was written before": (
+        {"type": "object", "dependencies": {"a": ["b"], "c": TEXT}},
+        {"type": "object", "dependentRequired": {"a": ["b"]}, "dependentSchemas": {"c": TEXT}},
+    ),
+    "the order of required fields": (
+        {"type": "object", "required": ["a", "b"]},
+        {"type": "object", "required": ["b", "a"]},
+    ),
+    "words": (
+        TEXT,
+        TEXT | {"title": "T", "description": "D", "examples": ["a"], "readOnly": True, "x-ui": 1},
+    ),
+    "the dialect": (TEXT, TEXT | {"$schema": "https://json-schema.org/draft/2020-12/schema"}),
+    "a bound that does not apply": (TEXT, TEXT | {"minimum": 3}),
+    "a decimal's pattern": (TEXT, TEXT | {"pattern": DECIMAL}),
+    "the pattern that follows": (
+        TEXT | {"x-decimal": {"ge": "0"}, "pattern": "^[0-9.]+$"},
+        TEXT | {"x-decimal": {"ge": "0"}},
+    ),
+    "a format that nobody enforces": (TEXT, TEXT | {"format": "decimal"}),
+    "a validator": (TEXT, TEXT | {"x-checked": ["even:012345"]}),
+}  # fmt: skip
+
+DIFFERENT: dict[str, tuple[Any, Any]] = {
+    "the type": (TEXT, NUMBER),
+    "an integer and a number": ({"type": "integer"}, NUMBER),
+    "true and 1": ({"const": True}, {"const": 1}),
+    "1 and its text": ({"const": 1}, {"const": "1"}),
+    "one value more": ({"enum": ["a"]}, {"enum": ["a", "b"]}),
+    "null": (TEXT, {"anyOf": [TEXT, NULL]}),
+    "any of and one of": ({"anyOf": [TEXT, NUMBER]}, {"oneOf": [TEXT, NUMBER]}),
+    "all of and any of": (
+        {"allOf": [{"minLength": 1}, {"pattern": "a"}]},
+        {"anyOf": [{"minLength": 1}, {"pattern": "a"}]},
+    ),
+    "a bound": (NUMBER | {"minimum": 0}, NUMBER | {"exclusiveMinimum": 0}),
+    "a length": (TEXT | {"maxLength": 3}, TEXT | {"maxLength": 4}),
+    "a pattern": (TEXT | {"pattern": "a"}, TEXT | {"pattern": "b"}),
+    "a format": (TEXT, TEXT | {"format": "date"}),
+    "a secret": (TEXT, TEXT | {"format": "password"}),
+    "a decimal's bounds": (TEXT | {"x-decimal": {"ge": "0"}}, TEXT | {"x-decimal": {"ge": "1"}}),
+    "a default": (field(TEXT | {"default": "a"}), field(TEXT | {"default": "b"})),
+    "a default of null": (field(TEXT | {"default": None}), field(TEXT)),
+    "what is required": ({"type": "object", "required": ["a"]}, {"type": "object"}),
+    "no further fields": ({"type": "object"}, {"type": "object", "additionalProperties": False}),
+    "a field's name": (field(TEXT), {"type": "object", "properties": {"g": TEXT}}),
+    "a field called title": (
+        {"type": "object", "properties": {"title": TEXT}},
+        {"type": "object", "properties": {}},
+    ),
+    "the type of a field called description": (
+        {"type": "object", "properties": {"description": TEXT}},
+        {"type": "object", "properties": {"description": NUMBER}},
+    ),
+    "a tuple's length": (
+        {"type": "array", "prefixItems": [TEXT], "maxItems": 1},
+        {"type": "array", "prefixItems": [TEXT]},
+    ),
+    "a tuple's order": (
+        {"type": "array", "prefixItems": [TEXT, NUMBER]},
+        {"type": "array", "prefixItems": [NUMBER, TEXT]},
+    ),
+    "what is referred to": (
+        field({"$ref": "#/$defs/A"}, A=LINE, B=TEXT),
+        field({"$ref": "#/$defs/B"}, A=LINE, B=TEXT),
+    ),
+    "the inside of a definition": (
+        field({"$ref": "#/$defs/A"}, A=LINE),
+        field({"$ref": "#/$defs/A"}, A=LINE | {"required": []}),
+    ),
+    "the inside of a circle": (
+        field({"$ref": "#/$defs/Node"}, Node=NODE),
+        field({"$ref": "#/$defs/Node"}, Node=NODE | {"required": ["next"]}),
+    ),
+    "a key among the data": ({"const": {"title": "a"}}, {"const": {"title": "b"}}),
+    "what a field asks for": (
+        {"type": "object", "dependencies": {"a": ["b"]}},
+        {"type": "object", "dependencies": {"a": ["b", "c"]}},
+    ),
+    "what stands at an anchor": (
+        field({"$ref": "#here"}, A={"$anchor": "here", "type": "string"}),
+        field({"$ref": "#here"}, A={"$anchor": "here", "type": "number"}),
+    ),
+    "another schema elsewhere": ({"$ref": "https://a/b"}, {"$ref": "https://a/c"}),
+}
+
+
+@pytest.mark.parametrize("what", SAME)
+def test_it_is_no_change(what: str) -> None:
+    one, other = SAME[what]
+    assert digest(one) == digest(other)
+    assert digest(field(one)) == digest(field(other)) or "$ref" in json.dumps(one)
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_it_is_a_change(what: str) -> None:
+    one, other = DIFFERENT[what]
+    assert digest(one) != digest(other)
+
+
+def test_a_default_counts_for_readers_and_not_for_writers() -> None:
+    one, other = field(TEXT | {"default": "a"}), field(TEXT)
+    assert digest(one, defaults=False) == digest(other, defaults=False)
+
+
+def test_a_validator_counts_when_it_is_asked_for() -> None:
+    assert digest(TEXT, checks=True) != digest(TEXT | {"x-checked": ["even:01"]}, checks=True)
+
+
+def ring(length: int, last: Any) -> dict[str, Any]:
+    """So many classes in a circle, one of which also has a field of this schema."""
+    definitions = {
+        f"C{number}": {
+            "type": "object",
+            "properties": {"next": {"$ref": f"#/$defs/C{(number + 1) % length}"}, "value": TEXT},
+        }
+        for number in range(length)
+    }
+    definitions[f"C{length - 1}"]["properties"]["value"] = last
+    return {"$ref": "#/$defs/C0", "$defs": definitions}
+
+
+def test_a_change_at_the_far_end_of_a_circle_is_seen_and_another_name_is_not() -> None:
+    assert digest(ring(30, TEXT)) != digest(ring(30, NUMBER))
+    assert digest(ring(30, NUMBER)) == digest(renamed(ring(30, NUMBER), "C", "D"))
+
+
+def test_classes_that_all_refer_to_each_other_are_no_trouble() -> None:
+    names = [f"C{number}" for number in range(40)]
+    properties = {name: {"$ref": f"#/$defs/{name}"} for name in names}
+    definitions = {name: {"type": "object", "properties": properties} for name in names}
+    assert digest({"$ref": "#/$defs/C0", "$defs": definitions})
+
+
+def test_definitions_that_double_at_each_step_are_no_trouble() -> None:
+    definitions: dict[str, Any] = {"C60": TEXT}
+    for number in range(60):
+        twice = {"$ref": f"#/$defs/C{number + 1}"}
+        definitions[f"C{number}"] = {"type": "array", "prefixItems": [twice, twice]}
+    assert digest({"$ref": "#/$defs/C0", "$defs": definitions})
+
+
+def test_a_reference_to_itself_or_to_nowhere_is_a_schema_like_any() -> None:
+    assert digest({"$ref": "#"}) != digest({"$ref": "#/$defs/Gone"})
+    assert digest({"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}})
+
+
+@pytest.mark.parametrize("keyword", ["items", "not", "contains", "additionalProperties"])
+def test_the_deepest_schema_that_is_let_in_can_be_walked_through(keyword: str) -> None:
+    schema: Any = TEXT
+    while not is_deeper(schema, MAX_DEPTH):
+        schema = {keyword: schema}
+    assert digest(schema[keyword])
+
+
+def test_ten_thousand_fields_are_no_trouble() -> None:
+    properties = {f"f{number}": TEXT for number in range(10_000)}
+    assert digest({"type": "object", "properties": properties})
+
+
+KEYWORDS = st.sampled_from(
+    ["title", "type", "$defs", "properties", "required", "default", "enum", "const", "anyOf", "not"]
+) | st.sampled_from(
+    ["allOf", "oneOf", "items", "prefixItems", "maxItems", "$ref", "dependencies", "pattern"]
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(KEYWORDS | st.text(), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(values)
+def test_whatever_stands_in_a_file_has_a_digest_and_stays_as_it_is(schema: Any) -> None:
+    before = json.dumps(schema)
+    assert digest(schema) == digest(json.loads(before))
+    assert json.dumps(schema) == before
+
+
+@given(st.dictionaries(st.text(), st.just(TEXT)), st.randoms(use_true_random=False))
+def test_the_order_of_keys_is_irrelevant(properties: dict[str, Any], random: Any) -> None:
+    shuffled = list(properties.items())
+    random.shuffle(shuffled)
+    one, other = {"type": "object", "properties": properties}, {"properties": dict(shuffled)}
+    assert digest(one) == digest(other | {"type": "object"})

@@ -1,0 +1,557 @@
+"""Lock files: written once, read with suspicion, and only their status ever changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired
+from uuid import UUID
+
+import pytest
+from pydantic import BaseModel, Field, computed_field, create_model, field_validator
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
+from eventmesh.contracts.lock import (
+    Lock,
+    check,
+    freeze,
+    lock_of,
+    lock_path,
+    locks_from,
+    read_locks,
+    refuse_drift,
+)
+from eventmesh.contracts.lockfile import MAX_BYTES, MAX_DEPTH
+from eventmesh.contracts.message import Command, Event, Message
+from eventmesh.errors import Drift, UsageError
+
+
+def paid(
+    key: str | None = "order_id", version: int = 1, base: type[Message] = Event, **fields: Any
+) -> type[Message]:
+    """The message payments.paid, an event, with these fields beside `order_id`."""
+    all_fields = {"order_id": (int, ...)} | fields
+    keywords = {"name": "payments.paid", "version": version, "key": key}
+    return create_model("Paid", __base__=base, __cls_kwargs__=keywords, **all_fields)
+
+
+def rules(model: type[Message], root: Path) -> list[str]:
+    return [problem.rule for problem in check([model], read_locks(root))]
+
+
+class Inner(BaseModel):
+    a: int = 1
+
+
+class Nested(Event, name="payments.nested", version=1):
+    inner: Inner
+    more: dict[str, Any] = Field(default_factory=dict, alias="mehr")
+
+
+def test_a_lock_file_has_its_place_by_owner_message_and_version(tmp_path: Path) -> None:
+    [lock] = freeze([paid(version=3)], tmp_path)
+    assert lock.path == lock_path(tmp_path, paid(version=3))
+    assert lock.path == tmp_path / "payments" / "paid" / "v3.json"
+    assert lock.path.exists()
+
+
+def test_a_message_with_a_long_name_keeps_it_under_its_owner(tmp_path: Path) -> None:
+    class Deep(Event, name="a.b.c", version=1):
+        pass
+
+    assert lock_path(tmp_path, Deep) == tmp_path / "a" / "b.c" / "v1.json"
+    freeze([Deep], tmp_path)
+    assert read_locks(tmp_path).names() == ["a.b.c"]
+
+
+def test_what_was_frozen_is_read_as_it_was(tmp_path: Path) -> None:
+    [frozen] = freeze([paid(base=Command, currency=(str, "USD"))], tmp_path)
+    locks = read_locks(tmp_path)
+    assert locks.names() == ["payments.paid"]
+    assert locks.of("payments.paid") == {1: (frozen,)}
+    assert not locks.problems
+    assert (frozen.kind, frozen.key, frozen.status, frozen.sunset) == (
+        "command",
+        "order_id",
+        "active",
+        None,
+    )
+    assert str(frozen) == "payments.paid v1"
+
+
+def test_what_is_written_has_every_field_and_what_is_read_may_lack_a_default() -> None:
+    lock = lock_of(paid(currency=(str, "USD"), inner=(Inner, Inner())))
+    assert set(lock.writer["required"]) == {"order_id", "currency", "inner"}
+    assert lock.reader["required"] == ["order_id"]
+    assert lock.writer["$defs"]["Inner"]["required"] == ["a"]
+
+
+def test_what_may_be_left_out_when_writing_is_not_required() -> None:
+    class Part(TypedDict):
+        always: int
+        sometimes: NotRequired[int]
+
+    lock = lock_of(paid(part=(Part, ...)))
+    assert lock.writer["$defs"]["Part"]["required"] == ["always"]
+
+
+def test_what_is_written_has_no_further_field_and_what_is_read_may_have_some() -> None:
+    lock = lock_of(Nested)
+    assert lock.writer["additionalProperties"] is False
+    assert lock.writer["$defs"]["Inner"]["additionalProperties"] is False
+    assert "additionalProperties" not in json.dumps(lock.reader["$defs"])
+
+
+def test_fields_have_the_names_under_which_they_are_written() -> None:
+    assert "mehr" in lock_of(Nested).writer["properties"]
+
+
+class Rich(Event, name="payments.rich", version=1):
+    order_id: UUID
+    amount: Annotated[Decimal, Field(ge=0, max_digits=8, decimal_places=2)]
+    way: Literal["card", "cash"]
+    lines: list[Inner] = Field(max_length=3)
+    note: str | None = None
+
+
+def test_samples_are_what_the_model_writes_from_the_smallest_to_the_full() -> None:
+    samples = lock_of(Rich).samples
+    assert 4 <= len(samples) <= 8
+    for sample in samples:
+        written = Rich.model_validate_json(json.dumps(sample)).model_dump_json(by_alias=True)
+        assert json.loads(written) == sample
+    assert {sample["way"] for sample in samples} == {"card", "cash"}
+    assert {bool(sample["lines"]) for sample in samples} == {True, False}
+    assert {sample["note"] is None for sample in samples} == {True, False}
+
+
+def test_samples_are_the_same_each_time() -> None:
+    assert lock_of(Rich) == lock_of(Rich)
+
+
+SETS = """
+import json
+from eventmesh import Event
+from eventmesh.contracts.lock import lock_of
+
+class Tagged(Event, name="a.tagged", version=1):
+    tags: set[str]
+    sizes: list[frozenset[str]]
+
+print(json.dumps(lock_of(Tagged).samples))
+"""
+
+
+def test_samples_with_sets_are_the_same_in_every_process() -> None:
+    said = {
+        subprocess.run(  # noqa: S603  # our own interpreter and text
+            [sys.executable, "-c", SETS],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+        ).stdout
+        for seed in (1, 2, 3)
+    }
+    [samples] = map(json.loads, said)
+    assert any(len(sample["tags"]) > 1 for sample in samples)
+
+
+def test_samples_of_a_model_that_computes_and_renames_are_what_it_writes() -> None:
+    class Sum(Event, name="a.sum", version=1):
+        one: int = Field(validation_alias="read", serialization_alias="written")
+
+        @computed_field
+        @property
+        def twice(self) -> int:
+            return 2 * self.one
+
+    samples = lock_of(Sum).samples
+    assert samples
+    for sample in samples:
+        assert sample.keys() == {"written", "twice"}
+        assert sample["twice"] == 2 * sample["written"]
+
+
+def test_a_model_that_takes_nothing_that_can_be_thought_of_has_no_samples(tmp_path: Path) -> None:
+    class Picky(Event, name="a.picky", version=1):
+        word: str
+
+        @field_validator("word")
+        @classmethod
+        def secret(cls, value: str) -> str:
+            raise RuntimeError("never")
+
+    freeze([Picky], tmp_path)
+    [lock] = read_locks(tmp_path).of("a.picky")[1]
+    assert lock.samples == ()
+
+
+def test_freezing_again_writes_nothing(tmp_path: Path) -> None:
+    [lock] = freeze([paid()], tmp_path)
+    before = lock.path.stat()
+    assert freeze([paid()], tmp_path) == []
+    assert lock.path.stat() == before
+    assert rules(paid(), tmp_path) == []
+
+
+def test_a_new_version_is_frozen_beside_the_old_one(tmp_path: Path) -> None:
+    freeze([paid()], tmp_path)
+    freeze([paid(version=2, amount=(int, ...))], tmp_path)
+    assert {path.name for path in tmp_path.rglob("*.json")} == {"v1.json", "v2.json"}
+    assert rules(paid(), tmp_path) == []
+
+
+def test_a_version_cannot_be_skipped(tmp_path: Path) -> None:
+    freeze([paid()], tmp_path)
+    assert rules(paid(version=3), tmp_path) == ["EM035"]
+    with pytest.raises(Drift, match=r"version 2 was skipped.*Declare payments.paid with version=2"):
+        freeze([paid(version=3)], tmp_path)
+
+
+def test_a_message_may_begin_with_any_version(tmp_path: Path) -> None:
+    assert len(freeze([paid(version=3)], tmp_path)) == 1
+
+
+def test_a_compatible_change_is_a_further_revision(tmp_path: Path) -> None:
+    first, changed = paid(), paid(note=(str, ""))
+    [one] = freeze([first], tmp_path)
+    before = one.path.read_bytes()
+    assert rules(changed, tmp_path) == ["EM032"]
+    [two] = freeze([changed], tmp_path)
+    assert (two.revision, two.path.name, str(two)) == (2, "v1.2.json", "payments.paid v1.2")
+    assert one.path.read_bytes() == before
+    assert read_locks(tmp_path).of("payments.paid") == {1: (one, two)}
+    assert rules(changed, tmp_path) == []
+    [three] = freeze([paid(note=(str, ""), other=(int | None, None))], tmp_path)
+    assert three.path.name == "v1.3.json"
+
+
+def test_code_that_is_taken_back_to_an_earlier_revision_is_as_frozen(tmp_path: Path) -> None:
+    freeze([paid()], tmp_path)
+    freeze([paid(note=(str, ""))], tmp_path)
+    assert rules(paid(), tmp_path) == []
+    assert freeze([paid()], tmp_path) == []
+
+
+def test_a_change_must_fit_every_revision_there_was(tmp_path: Path) -> None:
+    freeze([paid()], tmp_path)
+    freeze([paid(note=(str, ""))], tmp_path)
+    with pytest.raises(Drift, match="note"):
+        freeze([paid(note=(str, ...))], tmp_path)  # what was written first has no note
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ({}, {"fee": (int, ...)}, "field 'fee' is new"),
+        ({"fee": (int, ...)}, {}, "field 'fee' is gone"),
+        ({"fee": (int, ...)}, {"fee": (str, ...)}, "field 'fee' changed"),
+        ({"fee": (int, ...)}, {"tax": (int, ...)}, "field 'tax' is new, field 'fee' is gone"),
+        ({"way": (Literal["a"], ...)}, {"way": (Literal["a", "b"], ...)}, "field 'way' changed"),
+    ],
+)
+def test_a_breaking_change_is_refused_with_a_document_and_the_way_out(
+    tmp_path: Path, before: dict[str, Any], after: dict[str, Any], said: str
+) -> None:
+    freeze([paid(**before)], tmp_path)
+    [problem] = check([paid(**after)], read_locks(tmp_path))
+    assert problem.rule == "EM031"
+    assert said in problem.summary
+    assert problem.witness is not None
+    assert json.dumps(problem.witness.document) in problem.summary
+    for way in ("raise its version by one to 2", "upcaster(from_version=1)", "schema freeze"):
+        assert way in problem.fix
+    with pytest.raises(Drift, match=said):
+        freeze([paid(**after)], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (paid(base=Command), "the kind was 'event' and is 'command'"),
+        (paid(key=None), "the key was 'order_id' and is None"),
+    ],
+)
+def test_kind_and_key_are_the_same_within_a_version(
+    tmp_path: Path, model: type[Message], said: str
+) -> None:
+    freeze([paid()], tmp_path)
+    [problem] = check([model], read_locks(tmp_path))
+    assert (problem.rule, problem.summary) == ("EM042", said)
+
+
+def test_a_validator_that_refuses_what_was_written_is_a_breaking_change(tmp_path: Path) -> None:
+    class Odd(Event, name="payments.paid", version=1, key="order_id"):
+        order_id: int
+
+        @field_validator("order_id")
+        @classmethod
+        def odd(cls, value: int) -> int:
+            if value % 2 == 0:
+                raise ValueError("even")
+            return value
+
+    freeze([paid()], tmp_path)
+    assert rules(Odd, tmp_path) == ["EM031"]
+
+
+def test_freeze_writes_nothing_when_one_has_changed(tmp_path: Path) -> None:
+    class Fresh(Event, name="payments.fresh", version=1):
+        pass
+
+    freeze([paid()], tmp_path)
+    with pytest.raises(Drift, match=r"field 'fee' is new.*raise its version by one"):
+        freeze([Fresh, paid(fee=(int, ...))], tmp_path)
+    assert rules(Fresh, tmp_path) == ["EM030"]
+    assert read_locks(tmp_path).names() == ["payments.paid"]
+
+
+def test_a_change_that_was_waived_is_recorded(tmp_path: Path) -> None:
+    freeze([paid()], tmp_path)
+    changed = paid(fee=(int, ...))
+    [problem] = check([changed], read_locks(tmp_path))
+    [lock] = freeze([changed], tmp_path, waived={problem.fingerprint})
+    assert lock.path.name == "v1.2.json"
+    assert rules(changed, tmp_path) == []
+
+
+def test_spelling_is_no_change(tmp_path: Path) -> None:
+    class Plain(Event, name="a.b", version=1):
+        one: int
+        two: str | None = "x"
+        inner: Inner
+
+    freeze([Plain], tmp_path)
+
+    class Innermost(BaseModel):
+        """The same by another name."""
+
+        a: int = Field(1, title="A")
+
+    class Adorned(Event, name="a.b", version=1, title="Something else"):
+        """Explained at length."""
+
+        inner: Innermost
+        two: str | None = Field("x", description="The second.", examples=["y"])
+        one: int
+
+    assert check([Adorned], read_locks(tmp_path)) == []
+    assert freeze([Adorned], tmp_path) == []
+
+
+def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
+    def edit(content: bytes) -> bytes:
+        lock = json.loads(content)
+        change(lock)
+        return json.dumps(lock).encode()
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (edited(lambda lock: lock["writer"].update(minProperties=0)), "was edited"),
+        (edited(lambda lock: lock["reader"].update(title="T")), "was edited"),
+        (edited(lambda lock: lock["samples"].pop()), "was edited"),
+        (edited(lambda lock: lock["samples"][0].update(order_id=7)), "was edited"),
+        (edited(lambda lock: lock.update(key=None)), "was edited"),
+        (edited(lambda lock: lock.update(kind="command")), "was edited"),
+        (edited(lambda lock: lock.update(version=2)), "was edited"),
+        (edited(lambda lock: lock.update(hash=1)), "was edited"),
+        (edited(lambda lock: lock.update(status="gone")), "status"),
+        (edited(lambda lock: lock.update(sunset="soon")), "sunset"),
+        (edited(lambda lock: lock.update(sunset=["2026"])), "sunset"),
+        (edited(lambda lock: lock.pop("samples")), "lacks samples"),
+        (edited(lambda lock: lock.update(extra=1)), "has extra"),
+        (lambda content: b"", "is no JSON"),
+        (lambda content: b"{", "is no JSON"),
+        (lambda content: b"[]", "is no lock file"),
+        (lambda content: b"null", "is no lock file"),
+        (lambda content: b"\xff", "is no text in UTF-8"),
+        (lambda content: content.decode().encode("utf-16"), "is no text in UTF-8"),
+        (lambda content: b"[" * 100_000, "nested too deeply"),
+        (lambda content: b"[" * (MAX_DEPTH + 2) + b"]" * (MAX_DEPTH + 2), "levels deep"),
+        (lambda content: b'{"status": 1, "status": 1}', "'status' twice"),
+        (lambda content: b'{"a": [{"b": 1, "b": 2}]}', "'b' twice"),
+        (lambda content: b'{"status": NaN}', "NaN is no number"),
+        (lambda content: b'{"status": ' + b"9" * 5000 + b"}", "is no JSON"),
+        (lambda content: content + b" " * MAX_BYTES, "has more than"),
+    ],
+)
+def test_an_edited_or_broken_lock_file_is_a_problem_and_no_crash(
+    tmp_path: Path, edit: Callable[[bytes], bytes], reason: str
+) -> None:
+    [lock] = freeze([paid()], tmp_path)
+    lock.path.write_bytes(edit(lock.path.read_bytes()))
+    [problem] = check([paid()], read_locks(tmp_path))
+    assert (problem.rule, problem.subject) == ("EM033", "payments.paid v1")
+    assert reason in problem.summary
+    assert problem.place is not None
+    assert problem.place.file == str(lock.path)
+    assert "version control" in problem.fix
+    with pytest.raises(Drift):
+        freeze([paid()], tmp_path)
+
+
+def test_a_lock_file_in_another_layout_is_the_same(tmp_path: Path) -> None:
+    [lock] = freeze([paid()], tmp_path)
+    content = json.loads(lock.path.read_text())
+    lock.path.write_text(json.dumps(dict(reversed(content.items())), separators=(",", ":")))
+    assert read_locks(tmp_path).of("payments.paid") == {1: (lock,)}
+
+
+def test_a_lock_file_of_another_message_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    [lock] = freeze([paid()], tmp_path)
+    lock.path.rename(lock.path.with_name("v2.json"))
+    [problem] = read_locks(tmp_path).problems
+    assert "holds revision 1 of payments.paid v1" in problem.summary
+
+
+def test_files_need_not_be_in_a_folder(tmp_path: Path) -> None:
+    class Deep(Event, name="a.b.c", version=1):
+        pass
+
+    written = freeze([paid(), Deep], tmp_path) + freeze([paid(note=(str, ""))], tmp_path)
+    files = {lock.path.relative_to(tmp_path).as_posix(): lock.path.read_bytes() for lock in written}
+    shutil.rmtree(tmp_path / "payments")
+    locks = locks_from(tmp_path, files | {"payments/paid/v2.json": b"{", "README.md": b""})
+    assert locks.names() == ["a.b.c", "payments.paid"]
+    assert locks.of("payments.paid") == {1: (written[0], written[2])}
+    assert [problem.subject for problem in locks.problems] == ["payments.paid v2"]
+
+
+def test_a_file_of_a_senseless_number_is_no_trouble(tmp_path: Path) -> None:
+    [lock] = freeze([paid()], tmp_path)
+    lock.path.with_name("v1.999999999.json").write_bytes(b"{}")
+    assert len(read_locks(tmp_path).problems) == 2
+
+
+def test_another_file_beside_is_a_warning_and_stops_nothing(tmp_path: Path) -> None:
+    [lock] = freeze([paid()], tmp_path)
+    lock.path.with_name("v1 (copy).json").write_bytes(lock.path.read_bytes())
+    assert [problem.severity for problem in check([paid()], read_locks(tmp_path))] == ["warning"]
+    refuse_drift([paid()], tmp_path)
+    assert freeze([paid()], tmp_path) == []
+
+
+def test_a_revision_that_is_gone_is_missed(tmp_path: Path) -> None:
+    freeze([paid()], tmp_path)
+    freeze([paid(note=(str, ""))], tmp_path)
+    (tmp_path / "payments/paid/v1.json").unlink()
+    [problem] = read_locks(tmp_path).problems
+    assert (problem.rule, "v1.json is gone" in problem.summary) == ("EM033", True)
+
+
+def test_what_is_in_the_way_of_a_lock_file_is_a_problem(tmp_path: Path) -> None:
+    folder = tmp_path / "payments" / "paid"
+    (folder / "v1.json").mkdir(parents=True)
+    os.mkfifo(folder / "v2.json")
+    (folder / "v01.json").write_text("{}")
+    (folder / "README.md").write_text("Ours.")
+    assert [problem.summary for problem in read_locks(tmp_path).problems] == [
+        f"the lock file {folder / name} {reason}"
+        for name, reason in (
+            ("v01.json", "is not called v<N>.json or v<N>.<R>.json"),
+            ("v1.json", "is no file"),
+            ("v2.json", "is no file"),
+        )
+    ]
+
+
+def test_no_folder_has_no_locks(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "nothing", tmp_path / "file", tmp_path):
+        locks = read_locks(root)
+        assert (locks.names(), locks.of("a.b"), locks.problems) == ([], {}, [])
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "payments").touch()
+    with pytest.raises(UsageError, match=r"v1.json cannot be written: .*EVENTMESH_SCHEMAS"):
+        freeze([paid()], tmp_path)
+
+
+def test_a_model_that_nests_too_deeply_is_told() -> None:
+    kind: Any = int
+    for _ in range(MAX_DEPTH):
+        kind = list[kind]
+    with pytest.raises(UsageError, match="make classes of the inner parts"):
+        lock_of(paid(deep=(kind, ...)))
+
+
+SUNSET = date(2027, 1, 31)
+
+
+def changed_lines(before: bytes, after: bytes) -> list[str]:
+    pairs = zip(before.splitlines(), after.splitlines(), strict=True)
+    return [new.decode().strip() for old, new in pairs if old != new]
+
+
+def test_deprecating_changes_status_and_sunset_of_every_revision_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    written = freeze([paid()], tmp_path) + freeze([paid(note=(str, '"status": "x"'))], tmp_path)
+    freeze([paid(version=2)], tmp_path)
+    before = [lock.path.read_bytes() for lock in written]
+    locks = read_locks(tmp_path)
+    assert locks.deprecate(written[1], SUNSET) == [lock.path for lock in written]
+    for lock, content in zip(written, before, strict=True):
+        assert changed_lines(content, lock.path.read_bytes()) == [
+            '"status": "deprecated",',
+            '"sunset": "2027-01-31",',
+        ]
+    states = {
+        lock.path.name: (lock.status, lock.sunset)
+        for revisions in locks.of("payments.paid").values()
+        for lock in revisions
+    }
+    assert states == {
+        "v1.json": ("deprecated", SUNSET),
+        "v1.2.json": ("deprecated", SUNSET),
+        "v2.json": ("active", None),
+    }
+    assert not locks.problems
+    assert rules(paid(), tmp_path) == []
+
+    locks.retire(written[0])
+    assert {lock.status for lock in locks.of("payments.paid")[1]} == {"retired"}
+    assert not read_locks(tmp_path).problems
+
+
+def test_a_file_in_another_layout_keeps_it_when_it_is_retired(tmp_path: Path) -> None:
+    [lock] = freeze([paid(status=(Literal["active"], ...))], tmp_path)
+    content = json.loads(lock.path.read_text())
+    before = json.dumps(dict(reversed(content.items()))).encode() + b"\r\n\r\n"
+    lock.path.write_bytes(before)
+    read_locks(tmp_path).retire(lock)
+    head, _, tail = before.rpartition(b'"active"')  # the last one, below the samples
+    assert lock.path.read_bytes() == head + b'"retired"' + tail
+    assert b'"status": "active"' in head
+
+
+def test_a_further_revision_of_a_deprecated_version_is_deprecated(tmp_path: Path) -> None:
+    [lock] = freeze([paid()], tmp_path)
+    read_locks(tmp_path).deprecate(lock, SUNSET)
+    [further] = freeze([paid(note=(str, ""))], tmp_path)
+    assert (further.status, further.sunset) == ("deprecated", SUNSET)
+
+
+def test_nothing_is_left_beside_the_lock_files(tmp_path: Path) -> None:
+    [lock] = freeze([paid()], tmp_path)
+    read_locks(tmp_path).retire(lock)
+    assert [path.name for path in lock.path.parent.iterdir()] == ["v1.json"]
+
+
+def test_a_lock_is_a_value() -> None:
+    assert isinstance(lock_of(paid()), Lock)
+    assert lock_of(paid()) == lock_of(paid())

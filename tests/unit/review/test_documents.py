@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eventmesh.contracts.lock import read_locks
+from eventmesh.errors import UsageError
+from eventmesh.review.bundling import bundle
+from eventmesh.review.documents import MAX_BYTES, read_schema
+from eventmesh.review.references import resolve
+
+NESTED = '{"not":' * 200 + "{}" + "}" * 200
+
+
+def as_side(path: Path) -> object:
+    return resolve(str(path), read_locks(path.parent), list)
+
+
+@pytest.mark.parametrize("read", [read_schema, bundle, as_side])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no JSON"),
+        (b"{nonsense", "no JSON"),
+        (bytes(range(256)), "UTF-8"),
+        (b'{"a": 1, "b": {"c": 1, "c": 1}}', "'c' twice"),
+        (b'{"minimum": NaN}', "NaN"),
+        (b'{"minimum": 1' + b"0" * 5000 + b"}", "no JSON"),
+        (NESTED.encode(), "levels"),
+        (b"[" * 100_000, "too deeply"),
+        (b"[]", "no JSON Schema"),
+        (b'"text"', "no JSON Schema"),
+        (b"null", "no JSON Schema"),
+    ],
+)
+def test_a_file_that_is_no_schema_is_told(
+    tmp_path: Path, read: Callable[[Path], object], content: bytes, words: str
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"a\.json") as caught:
+        read(path)
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("read", [read_schema, bundle, as_side])
+def test_what_is_no_file_or_too_large_is_told(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    (tmp_path / "folder.json").mkdir()
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "circle.json").symlink_to("circle.json")
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    for name in ("folder", "pipe", "circle", "large", "missing", "x" * 300, "nul\0"):
+        with pytest.raises(UsageError):
+            read(tmp_path / f"{name}.json")
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_the_schema(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"type": "string"}', encoding="utf-8-sig")
+    assert read_schema(path) == {"type": "string"}

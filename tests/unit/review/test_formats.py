@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from datetime import date
+from typing import Any
+from xml.etree import ElementTree as Xml
+
+import pytest
+
+from eventmesh.contracts.compat import Change
+from eventmesh.contracts.problem import Place, Problem, Witness
+from eventmesh.contracts.rules import RULES
+from eventmesh.review.formats import FORMATS
+from eventmesh.review.report import Finding, Report, rebased, report_of
+from eventmesh.review.waivers import Waiver
+
+NASTY = 'a\x1b[31m\x00b\r\nc ]]> <&> "q" \u009b, 50%: \ud800 \ufffe\U0001f600'
+
+BROKEN = Problem(
+    "EM031",
+    "error",
+    "payments.payment_captured v1",
+    "field 'currency' is new",
+    "Raise the version.",
+    parties=("orders", "shipping"),
+    place=Place("services/pay, ments/contracts:a.py", 17),
+    witness=Witness({"order_id": "1", "amount": 0}, "currency: Field required"),
+    changes=(Change("EM001", "/properties/currency", "currency", "is required", "give a default"),),
+)
+WARNING = replace(
+    BROKEN, rule="EM040", severity="warning", subject="orders.placed v2", witness=None
+)
+WAIVER = Waiver(
+    BROKEN.fingerprint, "the reader is gone", date(2026, 12, 31), Place("pyproject.toml")
+)
+TELLS = Finding(BROKEN)
+WAIVED = Finding(replace(BROKEN, subject="payments.declined v1"), WAIVER)
+EXPIRED = Finding(replace(BROKEN, subject="payments.refused v1"), WAIVER, expired=True)
+HOSTILE = Finding(
+    Problem(
+        "EM050", "error", NASTY, NASTY, NASTY, parties=(NASTY,), place=Place(NASTY, 1),
+        witness=Witness({NASTY: [NASTY, float("nan"), {"x": float("inf")}]}, NASTY),
+        changes=(Change("EM001", NASTY, NASTY, NASTY, NASTY),),
+    )
+)  # fmt: skip
+EVERYTHING = report_of([WAIVED, Finding(WARNING), TELLS, EXPIRED], ["payments.fine v1"])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("report", [Report(()), report_of([HOSTILE], [NASTY]), EVERYTHING])
+def test_every_format_takes_everything(form: str, report: Report) -> None:
+    text = FORMATS[form](report)
+    assert text.endswith("\n") or (text == "" and form == "github")
+    if form != "text":  # which the command line makes safe for the terminal
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
+        assert not re.search("[\ud800-\udfff]", text)
+
+
+# Text
+
+
+def test_text_says_who_breaks_on_what_document_why_and_what_to_do() -> None:
+    text = FORMATS["text"](report_of([TELLS], ["payments.fine v1"]))
+    assert (
+        text
+        == f"""\
+error    EM031 payments.payment_captured v1
+  services/pay, ments/contracts:a.py:17
+  Field 'currency' is new.
+  Concerned: orders, shipping
+  This document fails: currency: Field required
+    {{
+      "order_id": "1",
+      "amount": 0
+    }}
+  - EM001 currency: is required
+    at /properties/currency
+    fix: give a default
+  Fix: Raise the version.
+  fingerprint {BROKEN.fingerprint}
+
+ok       payments.fine v1: as frozen
+
+1 error, 0 warnings, 0 waived, 1 as frozen
+"""
+    )
+
+
+def test_text_is_readable_at_80_columns() -> None:
+    wordy = replace(BROKEN, summary="so many words " * 40, fix="do this and that " * 40)
+    assert max(map(len, FORMATS["text"](report_of([Finding(wordy)], [])).splitlines())) <= 80
+
+
+def test_a_witness_of_thousands_of_lines_is_cut_for_people_and_whole_for_programs() -> None:
+    large = {f"field_{number}": "x" * 1000 for number in range(10_000)}
+    finding = Finding(replace(BROKEN, witness=Witness(large, "no")))
+    text = FORMATS["text"](report_of([finding], []))
+    assert "further lines" in text
+    assert len(text) < 50_000
+    [problem] = json.loads(FORMATS["json"](report_of([finding], [])))["problems"]
+    assert problem["witness"]["document"] == large
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_is_waived_is_shown_as_waived_and_what_has_expired_says_so(form: str) -> None:
+    waived, expired = (FORMATS[form](report_of([each], [])) for each in (WAIVED, EXPIRED))
+    assert "waived" in waived.lower() or "suppressions" in waived
+    assert "the reader is gone" in waived
+    assert "expired" in expired
+
+
+# JSON
+
+
+def test_json_holds_everything() -> None:
+    told = json.loads(FORMATS["json"](EVERYTHING))
+    assert (told["errors"], told["warnings"], told["waived"]) == (2, 1, 1)
+    assert told["passed"] == ["payments.fine v1"]
+    first = told["problems"][0]
+    assert first["fingerprint"] == BROKEN.fingerprint
+    assert first["witness"] == {
+        "document": {"order_id": "1", "amount": 0},
+        "reason": "currency: Field required",
+    }
+    assert first["changes"][0]["pointer"] == "/properties/currency"
+    assert first["waiver"] is None
+    assert told["problems"][-1]["waiver"] == {
+        "reason": "the reader is gone",
+        "expires": "2026-12-31",
+        "expired": False,
+    }
+
+
+def test_json_is_json_whatever_a_witness_holds() -> None:
+    def refuse(constant: str) -> Any:
+        raise AssertionError(constant)
+
+    json.loads(FORMATS["json"](report_of([HOSTILE], [])), parse_constant=refuse)
+
+
+# GitHub
+
+COMMAND = re.compile(r"::(error|warning|notice) ((?:\w+=[^,:]*,?)+)::(.*)")
+
+
+def unescaped(text: str) -> str:
+    for code, char in (("%0D", "\r"), ("%0A", "\n"), ("%3A", ":"), ("%2C", ","), ("%25", "%")):
+        text = text.replace(code, char)
+    return text
+
+
+def test_github_gets_one_command_a_finding_each_on_one_line() -> None:
+    lines = FORMATS["github"](EVERYTHING).splitlines()
+    found = [COMMAND.fullmatch(line) for line in lines]
+    assert [match and match[1] for match in found] == ["error", "error", "warning", "notice"]
+    assert found[0] is not None
+    properties = dict(part.split("=") for part in found[0][2].split(","))
+    assert {name: unescaped(value) for name, value in properties.items()} == {
+        "file": "services/pay, ments/contracts:a.py",
+        "line": "17",
+        "title": "EM031 payments.payment_captured v1",
+    }
+    assert '"amount": 0' in unescaped(found[0][3])
+
+
+def test_no_text_of_others_begins_another_command() -> None:
+    [line] = FORMATS["github"](report_of([HOSTILE], [])).splitlines()
+    assert COMMAND.fullmatch(line)
+
+
+# JUnit
+
+
+def suite_of(report: Report) -> Xml.Element:
+    """The suite, after a look at all that the schema of Jenkins asks for."""
+    root = Xml.fromstring(FORMATS["junit"](report))  # noqa: S314  # our own text
+    assert root.tag == "testsuites"
+    [suite] = root
+    assert suite.tag == "testsuite"
+    assert suite.attrib.keys() == {"name", "tests", "failures", "errors", "skipped", "time"}
+    for case in suite:
+        assert case.tag == "testcase"
+        assert case.attrib.keys() == {"classname", "name", "time"}
+        tags = [part.tag for part in case]
+        order = [tag for tag in ("skipped", "failure", "system-out") if tag in tags]
+        assert tags == order
+        for part in case:
+            assert part.attrib.keys() <= {"message", "type"}
+    for name, count in (("tests", len(suite)), ("errors", 0)):
+        assert suite.get(name) == str(count)
+    for name, tag in (("failures", "failure"), ("skipped", "skipped")):
+        assert suite.get(name) == str(len(suite.findall(f"testcase/{tag}")))
+    return suite
+
+
+def test_junit_has_a_case_for_each_subject_also_for_those_that_passed() -> None:
+    cases = {case.get("name"): [part.tag for part in case] for case in suite_of(EVERYTHING)}
+    assert cases == {
+        "payments.payment_captured v1": ["failure"],
+        "payments.refused v1": ["failure"],
+        "payments.declined v1": ["skipped"],
+        "orders.placed v2": ["system-out"],
+        "payments.fine v1": [],
+    }
+
+
+def test_junit_drops_the_characters_that_xml_has_no_words_for() -> None:
+    [case] = suite_of(report_of([HOSTILE], []))
+    assert "\U0001f600" in str(case.get("name"))
+    assert "\x1b" not in Xml.tostring(case, "unicode")
+
+
+def test_several_findings_of_a_subject_are_one_failure() -> None:
+    second = replace(BROKEN, rule="EM036")
+    [case] = suite_of(report_of([TELLS, Finding(second)], []))
+    [failure] = case
+    assert "EM031" in str(failure.text)
+    assert "EM036" in str(failure.text)
+
+
+# SARIF
+
+
+def test_sarif_has_what_the_standard_requires() -> None:
+    log = json.loads(FORMATS["sarif"](EVERYTHING))
+    assert log["version"] == "2.1.0"
+    [run] = log["runs"]
+    driver = run["tool"]["driver"]
+    assert driver["name"] == "eventmesh"
+    rules = driver["rules"]
+    assert len({rule["id"] for rule in rules}) == len(rules)
+    for rule in rules:
+        words = RULES[rule["id"]]
+        assert words[1:] in rule["help"]["text"]
+        assert rule["help"]["markdown"]
+        assert words[1:] in rule["shortDescription"]["text"]
+    for result in run["results"]:
+        assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
+        assert result["level"] in ("none", "note", "warning", "error")
+        assert result["message"]["text"]
+        assert all(isinstance(v, str) and v for v in result["partialFingerprints"].values())
+        [location] = result["locations"]
+        assert location["logicalLocations"]
+        physical = location["physicalLocation"]
+        assert physical["region"]["startLine"] >= 1
+        assert physical["artifactLocation"] == {
+            "uri": "services/pay%2C%20ments/contracts%3Aa.py",
+            "uriBaseId": "%SRCROOT%",
+        }
+
+
+def test_sarif_suppresses_what_is_waived_and_only_that() -> None:
+    results = json.loads(FORMATS["sarif"](EVERYTHING))["runs"][0]["results"]
+    suppressed = [result for result in results if result["suppressions"]]
+    [result] = suppressed
+    [suppression] = result["suppressions"]
+    assert suppression["kind"] in ("inSource", "external")
+    assert suppression["status"] == "accepted"
+    assert "the reader is gone" in suppression["justification"]
+
+
+def test_places_are_told_as_seen_from_the_root_of_the_repository() -> None:
+    place = rebased(TELLS, "shop/").problem.place
+    assert place == Place("shop/services/pay, ments/contracts:a.py", 17)

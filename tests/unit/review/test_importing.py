@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventmesh.contracts.compat import Compatible
+from eventmesh.contracts.compat.models import compare_model
+from eventmesh.errors import UsageError
+from eventmesh.review import importing
+from eventmesh.review.bundling import bundle
+from eventmesh.review.circles import circle
+from eventmesh.review.importing import Imported, import_schema
+
+CUSTOMER: dict[str, Any] = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["id", "class"],
+    "properties": {
+        "id": {"type": "string", "format": "uuid", "description": 'the "id"'},
+        "class": {"enum": ["new", "old"]},
+        "customer-no": {"type": ["string", "null"], "maxLength": 5},
+        "address": {"$ref": "#/definitions/Address"},
+        "tags": {"type": "array", "items": {"type": "integer"}},
+    },
+    "definitions": {
+        "Address": {
+            "type": "object",
+            "properties": {"street": {"type": "string"}},
+            "required": ["street"],
+        }
+    },
+}
+
+
+def write(path: Path, schema: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(schema if isinstance(schema, str) else json.dumps(schema))
+    return path
+
+
+def imported(schema: Any) -> Imported:
+    return import_schema(schema, "crm.customer_created", 3)
+
+
+def an_object(properties: Any, **definitions: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "$defs": definitions}
+
+
+def outcome(schema: Any) -> str:
+    """The error, or nothing where there is a model."""
+    try:
+        imported(schema).model.model_json_schema()
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+# Files
+
+
+def test_the_parts_of_a_schema_in_other_files_are_brought_in(tmp_path: Path) -> None:
+    main = write(
+        tmp_path / "main.json",
+        {
+            "type": "object",
+            "properties": {
+                "a": {"$ref": "parts/a.json"},
+                "b": {"$ref": "parts/a.json#/$defs/B"},
+                "$ref": {"const": {"$ref": "http://example.org/a value, no reference"}},
+            },
+        },
+    )
+    write(tmp_path / "parts/a.json", {"$ref": "#/$defs/B", "$defs": {"B": {"$ref": "../c.json"}}})
+    write(tmp_path / "c.json", {"type": ["integer", "null"], "not": {"$ref": "main.json"}})
+    whole = bundle(main)
+    assert whole["properties"] == {
+        "a": {"$ref": "#/$defs/a_1"},
+        "b": {"$ref": "#/$defs/a_1/$defs/B"},
+        "$ref": {"const": {"$ref": "http://example.org/a value, no reference"}},
+    }
+    assert whole["$defs"] == {
+        "a_1": {"$ref": "#/$defs/a_1/$defs/B", "$defs": {"B": {"$ref": "#/$defs/c_2"}}},
+        "c_2": {"type": ["integer", "null"], "not": {"$ref": "#"}},
+    }
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "http://example.org/a.json",
+        "https://example.org/a.json#/x",
+        "//example.org/a.json",
+        "file:///etc/passwd",
+        "urn:example:a",
+        "ftp://example.org/",
+    ],
+)
+@pytest.mark.parametrize("keyword", ["$ref", "$dynamicRef"])
+def test_nothing_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, keyword: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    path = write(tmp_path / "a.json", {"allOf": [{"properties": {"x": {keyword: reference}}}]})
+    with pytest.raises(UsageError, match="nothing is fetched"):
+        bundle(path)
+
+
+@pytest.mark.parametrize(
+    "reference", ["../b.json", "/etc/passwd", "sub/../../b.json", "%2e%2e/b.json", "link.json"]
+)
+def test_a_file_outside_the_folder_is_not_read(tmp_path: Path, reference: str) -> None:
+    write(tmp_path / "b.json", {"type": "string"})
+    path = write(tmp_path / "in/a.json", {"properties": {"x": {"$ref": reference}}})
+    (tmp_path / "in/link.json").symlink_to(tmp_path / "b.json")
+    with pytest.raises(UsageError, match="outside the folder"):
+        bundle(path)
+
+
+def test_a_reference_to_the_schema_s_own_address_is_no_remote_one(tmp_path: Path) -> None:
+    schema = {
+        "$id": "https://example.org/a",
+        "properties": {"x": {"$ref": "https://example.org/a#/$defs/X"}},
+        "$defs": {"X": {}},
+    }
+    assert bundle(write(tmp_path / "a.json", schema))["properties"]["x"] == {"$ref": "#/$defs/X"}
+
+
+def test_a_reference_to_a_circle_of_links_or_to_no_name_is_told(tmp_path: Path) -> None:
+    (tmp_path / "circle.json").symlink_to("circle.json")
+    for reference in ("circle.json", "a%00b.json", "x" * 300):
+        path = write(tmp_path / "a.json", {"properties": {"x": {"$ref": reference}}})
+        with pytest.raises(UsageError):
+            bundle(path)
+
+
+def test_a_reference_that_is_no_text_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="must be a text"):
+        bundle(write(tmp_path / "a.json", {"properties": {"x": {"$ref": 5}}}))
+
+
+# Python
+
+
+def test_a_schema_becomes_a_model_that_reads_what_the_schema_allows() -> None:
+    made = imported(CUSTOMER)
+    assert str(made.model.__identity__) == "crm.customer_created v3"
+    assert made.model.__name__ == "CustomerCreated"
+    read = made.model.model_validate_json(
+        '{"id": "c1b1a2a4-7a3c-4a0e-8f5e-000000000001", "class": "new", "address": {"street": "x"},'
+        ' "customer-no": null, "of tomorrow": 1}'
+    )
+    assert read.model_dump(by_alias=True)["class"] == "new"
+    assert isinstance(compare_model(CUSTOMER, made.model), Compatible)
+
+
+def test_the_module_can_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "imported_contracts.py", imported(CUSTOMER).text)
+    monkeypatch.syspath_prepend(tmp_path)
+    import imported_contracts  # type: ignore[import-not-found]
+
+    assert imported_contracts.CustomerCreated.__identity__.version == 3
+
+
+def test_a_schema_that_contains_itself_becomes_a_model_that_does() -> None:
+    made = imported(
+        {"type": "object", "properties": {"inner": {"$ref": "#"}, "x": {"type": "integer"}}}
+    )
+    data = '{"inner": {"inner": {"x": 5}}}'
+    assert made.model.model_validate_json(data).model_dump_json(exclude_none=True) == data.replace(
+        " ", ""
+    )
+
+
+def test_a_definition_of_the_same_name_as_the_message_keeps_it() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"inner": {"$ref": "#/$defs/CustomerCreated"}},
+        "$defs": {"CustomerCreated": {"type": "object", "properties": {"x": {"type": "integer"}}}},
+    }
+    made = imported(schema)
+    assert set(made.model.model_fields) == {"inner"}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "integer"}},
+        {"oneOf": [{"type": "object", "properties": {"a": {}}}, {"type": "integer"}]},
+    ],
+)
+def test_what_is_no_object_is_no_message(schema: Any) -> None:
+    with pytest.raises(UsageError, match=r"is of none|No Python"):
+        imported(schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"x": {"type": "string", "pattern": "("}}},
+        {"type": "object", "properties": {"x": {"type": "nonsense"}}},
+        {"type": "object", "properties": []},
+        {"type": "object", "properties": {"x": {"$ref": "#/$defs/Missing"}}},
+        {"type": "object", "required": 5},
+        {"$ref": "#"},
+        an_object({"a": {"$ref": "#/$defs/A"}}, A={"$ref": "#/$defs/A"}),
+    ],
+)  # fmt: skip
+def test_a_schema_that_is_wrong_is_told_or_read(schema: Any) -> None:
+    said = outcome(schema)
+    assert "Traceback" not in said
+    assert len(said) < 1000
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        an_object({"a": {"$ref": "#/$defs/A"}}, A={"anyOf": [{"$ref": "#/$defs/A"}, {}]}),
+        an_object({"a": {"$ref": "#/$defs/A"}}, A={"$ref": "#/$defs/B"}, B={"$ref": "#/$defs/A"}),
+        an_object({}, A={"not": {"if": {"allOf": [{"$ref": "#/$defs/A"}]}}}),
+        {"$ref": "#"},
+        {"type": "object", "oneOf": [{"$ref": "#"}]},
+    ],
+)
+def test_a_schema_that_leads_back_to_itself_is_refused(schema: Any) -> None:
+    with pytest.raises(UsageError, match="leads back to itself"):
+        imported(schema)
+
+
+def test_references_in_a_row_of_thousands_end_in_an_answer() -> None:
+    row = {f"D{n}": {"$ref": f"#/$defs/D{n + 1}"} for n in range(5_000)}
+    with pytest.raises(UsageError):
+        imported(an_object({"a": {"$ref": "#/$defs/D0"}}, **row))
+
+
+def test_a_schema_that_contains_itself_further_down_is_no_circle() -> None:
+    part = {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}, "b": {"$ref": "#"}}}
+    assert circle(an_object({"a": {"anyOf": [{"$ref": "#/$defs/A"}]}}, A=part)) is None
+
+
+HOSTILE = '"""\n\'); import os; os.system("touch broken") #\n'
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        an_object({"x": {}}) | {"title": HOSTILE, "description": HOSTILE},
+        an_object({HOSTILE: {"type": "string", "default": HOSTILE}}),
+        an_object({"x": {"enum": [HOSTILE, "__import__('os')"]}}),
+        an_object({"x": {"const": HOSTILE, "description": HOSTILE}}),
+        an_object({"x": {"type": "string", "pattern": HOSTILE, "default": "{x}"}}),
+        an_object({"x": {"$ref": "#/$defs/A"}}, A=an_object({"y": {}}) | {"title": HOSTILE}),
+        an_object({"x": {"type": "string", "format": HOSTILE}}),
+        an_object({"__class__": {"type": "string"}, "__init__": {}, "model_config": {}, "_x": {}}),
+        an_object({"x": {"customTypePath": "os.system", "type": "string"}}),
+        an_object({"x": an_object({"y": {}}) | {"customBasePath": "os.path"}}),
+    ],
+)
+def test_a_hostile_schema_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schema: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "Traceback" not in outcome(schema)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_schema_cannot_have_modules_imported() -> None:
+    for path in ("os.system", "subprocess.run", "sys.modules"):
+        schema = an_object({"x": {"customTypePath": path, "type": "string"}})
+        assert "is not run" in outcome(schema)
+
+
+def test_without_the_generator_the_command_to_install_it_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importing.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UsageError, match=r"pip install 'eventmesh\[import\]'"):
+        imported(CUSTOMER)
+
+
+@pytest.mark.parametrize("name", ["Customer", "crm", "crm.Customer", "crm..x", ""])
+def test_a_name_that_no_message_can_have(name: str) -> None:
+    with pytest.raises(UsageError, match="name"):
+        import_schema(CUSTOMER, name, 1)

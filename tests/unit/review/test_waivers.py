@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+
+from eventmesh.contracts.problem import Problem
+from eventmesh.errors import UsageError
+from eventmesh.review.report import Finding, judged
+from eventmesh.review.waivers import Waiver, read_waivers
+
+PROBLEM = Problem("EM031", "error", "shop.sold v1", "it breaks", "raise the version")
+OTHER = Problem("EM031", "error", "shop.bought v1", "it breaks", "raise the version")
+TODAY = date(2026, 11, 21)
+
+
+def waivers_of(folder: Path, *tables: str) -> list[Waiver]:
+    text = "\n".join(f"[[tool.eventmesh.waivers]]\n{table}\n" for table in tables)
+    (folder / "pyproject.toml").write_text(text)
+    return read_waivers(folder / "pyproject.toml")
+
+
+def whole(fingerprint: str, expires: date) -> str:
+    return f'fingerprint = "{fingerprint}"\nreason = "its reader is gone"\nexpires = {expires}'
+
+
+def look(folder: Path, *tables: str, today: date = TODAY) -> list[Finding]:
+    return judged([PROBLEM, OTHER], waivers_of(folder, *tables), today)
+
+
+def test_a_waiver_silences_exactly_the_problem_with_its_fingerprint(tmp_path: Path) -> None:
+    found = look(tmp_path, whole(PROBLEM.fingerprint, TODAY))
+    assert [(finding.problem, finding.fails) for finding in found] == [
+        (PROBLEM, False),
+        (OTHER, True),
+    ]
+    assert found[0].waived
+
+
+def test_a_waiver_counts_on_its_last_day_and_no_longer(tmp_path: Path) -> None:
+    table = whole(PROBLEM.fingerprint, TODAY)
+    [on_the_day, _] = look(tmp_path, table)
+    [the_day_after, _] = look(tmp_path, table, today=TODAY + timedelta(days=1))
+    assert not on_the_day.fails
+    assert the_day_after.fails
+    assert the_day_after.expired
+
+
+@pytest.mark.parametrize(
+    ("line", "lacks"),
+    [
+        ("expires = 2026-12-31", "a reason"),
+        ('reason = "  "\nexpires = 2026-12-31', "a reason"),
+        ('reason = "it is so"', "a day"),
+        ("", "a reason, and not a day"),
+    ],
+)
+def test_a_waiver_without_reason_or_day_silences_nothing_and_is_told(
+    tmp_path: Path, line: str, lacks: str
+) -> None:
+    found = look(tmp_path, f'fingerprint = "{PROBLEM.fingerprint}"\n{line}')
+    assert all(finding.fails for finding in found)
+    assert found[-1].problem.rule == "EM060"
+    assert lacks in found[-1].problem.summary
+    assert found[-1].problem.place is not None
+    assert found[-1].problem.place.line == 2
+
+
+def test_a_waiver_for_nothing_is_a_warning(tmp_path: Path) -> None:
+    found = look(tmp_path, whole("0123456789abcdef", TODAY))
+    assert found[-1].problem.rule == "EM061"
+    assert not found[-1].fails
+
+
+def test_a_project_without_waivers_has_none(tmp_path: Path) -> None:
+    assert read_waivers(tmp_path / "pyproject.toml") == []
+    (tmp_path / "pyproject.toml").write_text("[tool.other]\nx = 1\n")
+    assert read_waivers(tmp_path / "pyproject.toml") == []
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('fingerprint = "abc"', "fingerprint = abc"),
+        ("fingerprint = 5", "fingerprint = 5"),
+        ("", "nothing in it"),
+        ('fingerprint = "0123456789abcdef"\nreason = 5', "reason = 5"),
+        ('fingerprint = "0123456789abcdef"\nexpires = "2026-12-31"', "unquoted"),
+        ('fingerprint = "0123456789abcdef"\nuntil = 2026-12-31', "'until'"),
+        ('fingerprint = "0123456789abcdef"\nexpires = 2026-02-31', "cannot be read"),
+    ],
+)
+def test_a_waiver_that_cannot_be_understood_is_named(
+    tmp_path: Path, table: str, words: str
+) -> None:
+    with pytest.raises(UsageError, match=r"pyproject\.toml") as caught:
+        waivers_of(tmp_path, table)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[tool.eventmesh.waivers]\nfingerprint = 'x'",
+        "[tool.eventmesh]\nwaivers = 5",
+        "[tool.eventmesh]\nwaivers = [5]",
+        "tool = 5",
+    ],
+)
+def test_waivers_of_another_shape_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+    with pytest.raises(UsageError, match="waivers"):
+        read_waivers(tmp_path / "pyproject.toml")
+
+
+def test_two_waivers_for_one_problem_are_one_too_many(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="keep one"):
+        waivers_of(tmp_path, *[whole(PROBLEM.fingerprint, TODAY)] * 2)
+
+
+def test_a_day_with_an_hour_is_that_day(tmp_path: Path) -> None:
+    [waiver] = waivers_of(
+        tmp_path,
+        f'fingerprint = "{PROBLEM.fingerprint}"\nreason = "x"\nexpires = 2026-11-21T08:00:00',
+    )
+    assert waiver.expires == TODAY

@@ -1,0 +1,179 @@
+"""Which versions can be read as they are: proved once, looked up again when files change."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import create_model, field_validator
+
+from eventmesh.contracts.lock import freeze
+from eventmesh.contracts.message import Event, Message
+from eventmesh.runtime import reading
+from eventmesh.runtime.reading import LOOK_AGAIN_AFTER, Readings, Undecided
+
+NAME = "payments.paid"
+
+
+def paid(version: int, **fields: Any) -> type[Message]:
+    keywords = {"name": NAME, "version": version}
+    return create_model("Paid", __base__=Event, __cls_kwargs__=keywords, **fields)
+
+
+class Time:
+    """Moved on by the test."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def readings(tmp_path: Path, time: Time) -> Readings:
+    return Readings(tmp_path, time)
+
+
+OURS = paid(1, amount=(int, ...))
+
+
+async def judged(readings: Readings, version: int, model: type[Message] = OURS) -> str | None:
+    try:
+        return readings.judge(model, version)
+    except Undecided as question:
+        await readings.look_up(question)
+    return readings.judge(model, version)
+
+
+async def test_a_newer_version_that_fits_is_read(readings: Readings, tmp_path: Path) -> None:
+    freeze([paid(2, amount=(int, ...), note=(str, ...))], tmp_path)
+    assert await judged(readings, 2) is None
+
+
+async def test_a_newer_version_that_does_not_fit_is_refused_with_a_message_of_it(
+    readings: Readings, tmp_path: Path
+) -> None:
+    freeze([paid(2, amount=(str, ...))], tmp_path)
+    reason = await judged(readings, 2)
+    assert reason is not None
+    assert reason.startswith("version 2 of payments.paid is not known here: this service reads ")
+    for part in (
+        "version 1,",
+        f"{tmp_path}/payments/paid/v2.json",
+        '{"amount": "',
+        "amount: Input",
+    ):
+        assert part in reason
+
+
+async def test_a_version_of_which_nothing_is_frozen_says_where_was_looked(
+    readings: Readings, tmp_path: Path
+) -> None:
+    reason = await judged(readings, 7)
+    assert reason is not None
+    assert f"{tmp_path}/payments/paid has no frozen schema" in reason
+
+
+async def test_a_broken_lock_file_proves_nothing(readings: Readings, tmp_path: Path) -> None:
+    [lock] = freeze([paid(2, amount=(int, ...))], tmp_path)
+    lock.path.with_name("v2.2.json").write_text("{")
+    reason = await judged(readings, 2)
+    assert reason is not None
+    assert "v2.2.json is no JSON" in reason
+
+
+async def test_an_older_version_without_upcasters_is_read_if_it_fits(
+    readings: Readings, tmp_path: Path
+) -> None:
+    freeze([paid(1, amount=(int, ...))], tmp_path)
+    assert await judged(readings, 1, paid(2, amount=(int, ...), note=(str, ""))) is None
+    assert await judged(readings, 1, paid(2, amount=(int, ...), note=(str, ...))) is not None
+
+
+async def test_every_revision_of_a_version_must_fit(readings: Readings, tmp_path: Path) -> None:
+    freeze([paid(2, amount=(int, ...))], tmp_path)
+    freeze([paid(2, amount=(int, ...), note=(str, ""))], tmp_path)
+
+    class Strict(Event, name=NAME, version=1, extra="forbid"):
+        amount: int
+
+    reason = await judged(readings, 2, Strict)
+    assert reason is not None
+    assert "v2.2.json" in reason
+
+
+async def test_a_validator_that_crashes_is_a_reason_and_no_crash(
+    readings: Readings, tmp_path: Path
+) -> None:
+    class Odd(Event, name=NAME, version=1):
+        amount: int
+
+        @field_validator("amount")
+        @classmethod
+        def crash(cls, value: int) -> int:
+            raise RuntimeError("odd")
+
+    freeze([paid(2, amount=(int, ...))], tmp_path)
+    assert await judged(readings, 2, Odd) is not None
+
+
+async def test_what_is_frozen_later_is_found_a_few_seconds_later(
+    readings: Readings, tmp_path: Path, time: Time
+) -> None:
+    assert await judged(readings, 2) is not None
+    freeze([paid(2, amount=(int, ...))], tmp_path)
+    assert await judged(readings, 2) is not None
+    time.now += LOOK_AGAIN_AFTER
+    assert await judged(readings, 2) is None
+
+
+async def test_a_revision_that_is_frozen_later_counts(
+    readings: Readings, tmp_path: Path, time: Time
+) -> None:
+    class Strict(Event, name=NAME, version=1, extra="forbid"):
+        amount: int
+
+    freeze([paid(2, amount=(int, ...))], tmp_path)
+    assert await judged(readings, 2, Strict) is None
+    freeze([paid(2, amount=(int, ...), note=(str, ""))], tmp_path)
+    time.now += LOOK_AGAIN_AFTER
+    assert await judged(readings, 2, Strict) is not None
+
+
+async def test_a_version_is_proved_once_however_many_ask(
+    readings: Readings, tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proved = []
+    prove = reading._refused
+
+    def counted(*arguments: Any) -> str | None:
+        proved.append(arguments)
+        return prove(*arguments)
+
+    monkeypatch.setattr(reading, "_refused", counted)
+    freeze([paid(2, amount=(int, ...))], tmp_path)
+    assert await asyncio.gather(*(judged(readings, 2) for _ in range(20))) == [None] * 20
+    time.now += LOOK_AGAIN_AFTER
+    assert await judged(readings, 2) is None
+    assert len(proved) == 1
+
+
+async def test_numbers_that_nobody_froze_cost_neither_memory_nor_a_look(
+    readings: Readings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await judged(readings, 2) is not None
+    looked: list[Path] = []
+    monkeypatch.setattr(Path, "iterdir", lambda self: looked.append(self) or iter(()))
+    for version in range(3, 5_000):
+        assert readings.judge(OURS, version) is not None
+    assert not looked
+    [seen] = readings._seen.values()
+    assert not seen.reasons
