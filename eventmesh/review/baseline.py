@@ -10,14 +10,12 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from eventmesh.contracts.lock import Locks, read_locks
+from eventmesh.contracts.lock import Locks, locks_from
 from eventmesh.contracts.problem import Place, Problem
 from eventmesh.errors import UsageError
 from eventmesh.review.documents import parse_document, read_document
@@ -66,16 +64,10 @@ def lost(baseline: Baseline, root: Path) -> list[Problem]:
     return found
 
 
-@contextmanager
-def locks_then(baseline: Baseline) -> Iterator[Locks]:
+def locks_then(baseline: Baseline, root: Path) -> Locks:
     """What the revision had frozen, so that the present models are compared with it: it does no
     good to delete a lock file and to freeze anew."""
-    with tempfile.TemporaryDirectory() as folder:
-        then = Path(folder)
-        for name, data in baseline.files.items():
-            (then / name).parent.mkdir(parents=True, exist_ok=True)
-            (then / name).write_bytes(data)
-        yield read_locks(then)
+    return locks_from(root, baseline.files)
 
 
 def restore(baseline: Baseline, name: str, root: Path) -> Path:

@@ -77,7 +77,7 @@ def judged(problems: Sequence[Problem], waivers: Sequence[Waiver], today: date) 
     findings = []
     for problem in problems:
         waiver = whole.get(problem.fingerprint)
-        expired = waiver is not None and waiver.expires is not None and waiver.expires < today
+        expired = waiver is not None and not waiver.counts(today)
         findings.append(Finding(problem, waiver, expired))
     found = {problem.fingerprint for problem in problems}
     for waiver in waivers:

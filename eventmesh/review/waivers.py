@@ -39,6 +39,10 @@ class Waiver:
         missing += ["a day on which it expires"] if self.expires is None else []
         return " and ".join(missing)
 
+    def counts(self, today: date) -> bool:
+        """Whether it silences anything: it is whole, and not past its last day."""
+        return not self.lacks and self.expires is not None and self.expires >= today
+
     def incomplete(self) -> Problem:
         """EM060: it is not whole."""
         return Problem(

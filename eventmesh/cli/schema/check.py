@@ -94,8 +94,8 @@ def _problems(
     if baseline is None:
         problems = look()
     else:
-        with locks_then(baseline) as then:
-            problems = [*look(baseline=then), *lost(baseline, settings.schemas)]
+        then = locks_then(baseline, settings.schemas)
+        problems = [*look(baseline=then), *lost(baseline, settings.schemas)]
     return placed(problems, owned(services), Path.cwd())
 
 

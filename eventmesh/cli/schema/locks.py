@@ -14,10 +14,16 @@ from eventmesh.errors import UsageError
 
 def freeze(services: Names = None) -> None:
     """Write the lock files of message versions that have none yet."""
+    from eventmesh.clock import SystemClock
     from eventmesh.contracts import lock
+    from eventmesh.review.waivers import read_waivers
     from eventmesh.runtime.settings import load_settings
 
-    for written in lock.freeze(owned(services_of(services)), load_settings().schemas):
+    today = SystemClock().now().date()
+    waivers = read_waivers(Path.cwd() / "pyproject.toml")
+    waived = {waiver.fingerprint for waiver in waivers if waiver.counts(today)}
+    models = owned(services_of(services))
+    for written in lock.freeze(models, load_settings().schemas, waived=waived):
         typer.echo(f"frozen {written} in {written.path}")
 
 

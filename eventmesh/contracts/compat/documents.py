@@ -25,6 +25,7 @@ NARROW = 8
 MAX_ENTRIES = 2_000
 MAX_STEPS = 5_000
 """How many parts are made up, for each as many again as the schema has."""
+LEAST_STEPS = 40
 EQUAL = 2
 """How many values a part is tried with that is the same in both schemas."""
 MAX_EQUAL = 40
@@ -66,7 +67,7 @@ class Maker:
         self._steps -= 1
         if depth > MAX_DEPTH or self._steps < 0:
             return
-        if against is not None and self._equal(schemas, against):
+        if against is not None and (not _constrained(against) or self._equal(schemas, against)):
             most = min(most, EQUAL)
         if not _constrained(schemas) and not _constrained(against or ()):
             yield from islice(_PLAIN, most)
@@ -130,7 +131,7 @@ class Maker:
             for value in chain(rival.values or (), rival.barred):
                 if isinstance(value, list):
                     yield value
-        width = NARROW if alone else max(WIDTH >> max(depth - 2, 0), EQUAL)
+        width = _width(alone, depth)
         first = max((len(f) for one in [flat, *rivals] for f, _ in one.lists), default=0)
         base_length = (
             max(flat.min_items, *(c.least for c in flat.contains), 0)
@@ -192,6 +193,7 @@ class Maker:
         yield made  # which may contain them as it is
         if not flat.contains:
             return
+        yield from self._with_one_contained(flat, made, depth)
         ended = list(made)
         for number, contains in enumerate(flat.contains):
             held = (*flat.at(len(made)), contains.schema)
@@ -205,6 +207,15 @@ class Maker:
             ended = [*ended[:keep], *tail]
         yield ended
         yield [*made, *ended[-sum(c.least for c in flat.contains) or len(ended) :]]
+
+    def _with_one_contained(self, flat: Flat, made: list[Any], depth: int) -> Iterator[list[Any]]:
+        """The list with a contained entry among its first ones, where others may stand after."""
+        first = max((len(first) for first, _ in flat.lists), default=0)
+        for contains in flat.contains:
+            for place in range(min(first, len(made), 20)):
+                held = (*flat.at(place), contains.schema)
+                for value in self._values(held, None, depth + 1, 1):
+                    yield [*made[:place], value, *made[place + 1 :]]
 
     # Objects
 
@@ -241,17 +252,22 @@ class Maker:
         self, flat: Flat, rivals: Sequence[Flat], alone: bool, depth: int
     ) -> dict[str, list[Any]]:
         """The values to try for each name."""
-        width = NARROW if alone else max(WIDTH >> max(depth - 2, 0), EQUAL)
+        width = _width(alone, depth)
         choices: dict[str, list[Any]] = {}
         equal = 0
-        for name in dict.fromkeys([*sorted(flat.required), *self._names(flat, rivals)]):
+        names = list(dict.fromkeys([*sorted(flat.required), *self._names(flat, rivals)]))
+        for number, name in enumerate(names):
             held = flat.of(name, _matches)
             against = None if alone else _merged(rival.of(name, _matches) for rival in rivals)
             if against is not None and name not in flat.required and self._equal(held, against):
                 equal += 1
                 if equal > MAX_EQUAL:
                     continue
+            # So that a part that recurs leaves something to do for those after it.
+            share = max(self._steps // (len(names) - number + 1), LEAST_STEPS)
+            spare, self._steps = max(self._steps - share, 0), min(self._steps, share)
             found = list(self._values(held, against, depth + 1, width))
+            self._steps = max(self._steps, 0) + spare
             if found:
                 choices[name] = found
         return choices
@@ -342,7 +358,21 @@ class Maker:
             names += [name for name in spelled if isinstance(name, str)]
         if patterns:
             names += _some([], list(dict.fromkeys(patterns)))
-        return list(dict.fromkeys([*names, *(_NAMES if rivals else _NAMES[:1])]))
+        found = dict.fromkeys([*names, *(_NAMES if rivals else _NAMES[:1])])
+        return [name for name in found if self._may_be_named(flat, name)]
+
+    def _may_be_named(self, flat: Flat, name: str) -> bool:
+        if not flat.names:
+            return True
+        from eventmesh.contracts.compat.validity import validator
+
+        schema = {"allOf": list(flat.names), "$defs": dict(self._writer.definitions)}
+        return validator(schema, "2020")(name)
+
+
+def _width(alone: bool, depth: int) -> int:
+    """How many values a part is tried with: the deeper, the fewer."""
+    return NARROW if alone else max(WIDTH >> max(depth - 1, 0), EQUAL + 1)
 
 
 def _telling(flat: Flat, choices: Mapping[str, list[Any]]) -> list[str]:

@@ -136,8 +136,7 @@ def test_to_delete_the_lock_and_to_freeze_anew_does_no_good(root: Path) -> None:
 
     (root / FILE).unlink()
     freeze([Sold], root)
-    with locks_then(read_baseline(root, "HEAD")) as then:
-        [problem] = check([Sold], then)
+    [problem] = check([Sold], locks_then(read_baseline(root, "HEAD"), root))
     assert problem.rule == "EM031"
     assert check([Sold], read_locks(root)) == []
 
