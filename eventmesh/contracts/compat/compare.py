@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from eventmesh.contracts.compat.algebra import Algebra
 from eventmesh.contracts.compat.changes import changes
 from eventmesh.contracts.compat.documents import Maker
-from eventmesh.contracts.compat.flat import same
 from eventmesh.contracts.compat.normal import normal
-from eventmesh.contracts.compat.proof import Algebra, proved
+from eventmesh.contracts.compat.proof import proved
 from eventmesh.contracts.compat.reading import (
     Deadline,
     Schema,
@@ -24,6 +24,7 @@ from eventmesh.contracts.compat.reading import (
 )
 from eventmesh.contracts.compat.shrink import shrunk
 from eventmesh.contracts.compat.validity import Check, explain, second_validator, validator
+from eventmesh.contracts.compat.values import same
 from eventmesh.contracts.compat.verdict import Breaking, Compatible, Unknown, Verdict
 
 TRIES = 4_000

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice, product
 from typing import Any
 
-from eventmesh.contracts.compat.flat import Flat, Flattener, TooMany, same, type_of
+from eventmesh.contracts.compat.alternatives import Flattener, TooMany
+from eventmesh.contracts.compat.flat import Flat
 from eventmesh.contracts.compat.normal import definitions_of
 from eventmesh.contracts.compat.reading import Deadline, Schema
 from eventmesh.contracts.compat.regular import Irregular, example
 from eventmesh.contracts.compat.scalars import numbers, texts
+from eventmesh.contracts.compat.values import same, type_of
 
 MAX_DEPTH = 12
 WIDTH = 60

@@ -1,70 +1,37 @@
-"""Proofs that one schema accepts all that another does: by `jsonschema-rs`, else by our own.
+"""Our own proofs that one schema accepts all that another does, part by part.
 
-Ours reasons where the library declines: on recursive definitions, by induction on the document, on
-patterns, as regular languages, and on formats. A proof that is not found is no refutation.
+They reason where `jsonschema-rs` declines: on recursive definitions, by induction on the document,
+on patterns, as regular languages, and on formats. A proof not found is no refutation.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from fractions import Fraction
-from math import gcd, lcm
 from typing import Any
 
-from eventmesh.contracts.compat import formats
-from eventmesh.contracts.compat.flat import (
-    Contains,
-    Flat,
-    Flattener,
-    TooMany,
-    same,
-    type_of,
+from eventmesh.contracts.compat.alternatives import Flattener, TooMany
+from eventmesh.contracts.compat.flat import Contains, Flat
+from eventmesh.contracts.compat.leaves import (
+    finite,
+    finite_of,
+    implies,
+    never_both,
+    no_text,
+    number_within,
+    spelled,
+    text_within,
 )
 from eventmesh.contracts.compat.normal import definitions_of
 from eventmesh.contracts.compat.reading import Deadline, Schema, Unproved
-from eventmesh.contracts.compat.regular import Irregular, example
+from eventmesh.contracts.compat.regular import Irregular
+from eventmesh.contracts.compat.scalars import in_bounds
 from eventmesh.contracts.compat.validity import matches, validator
+from eventmesh.contracts.compat.values import same, type_of
 
 MAX_STEPS = 20_000
 MAX_SPLITS = 3
-
 Conjunction = tuple[Schema, ...]
-
-
-class Algebra:
-    """What `jsonschema-rs` can say of two schemas in their one form, brought to its own once."""
-
-    def __init__(self, writer: Schema, reader: Schema) -> None:
-        self._pair = _canonical(writer, reader)
-        # It takes a format that it does not know for one that refuses nothing in some places.
-        self._proves = "'format'" not in repr((writer, reader))
-
-    def covered(self) -> bool:
-        """Whether it proves that the reader's accepts all that the writer's does."""
-        import jsonschema_rs
-
-        if self._pair is None or not self._proves:
-            return False
-        writer, reader = self._pair
-        try:
-            return bool(reader.covers(writer) == jsonschema_rs.canonical.Containment.YES)
-        except (jsonschema_rs.canonical.CanonicalizationError, ValueError):
-            return False
-
-    def difference(self) -> Schema | None:
-        """A schema of what the writer's accepts and the reader's does not, if it can say that."""
-        import jsonschema_rs
-
-        if self._pair is None:
-            return None
-        writer, reader = self._pair
-        try:
-            found = writer.subtract(reader).to_json_schema()
-        except (jsonschema_rs.canonical.CanonicalizationError, ValueError):
-            return None
-        return _with_formats_named(found, "")  # type: ignore[no-any-return]
 
 
 def proved(writer: Schema, reader: Schema, deadline: Deadline) -> bool:
@@ -73,74 +40,6 @@ def proved(writer: Schema, reader: Schema, deadline: Deadline) -> bool:
     if reader is True or writer is False:
         return True
     return _Prover(writer, reader, deadline).run()
-
-
-def _canonical(writer: Schema, reader: Schema) -> Any:
-    import jsonschema_rs
-
-    if definitions_of(writer) or definitions_of(reader):
-        return None  # it binds references of two documents to one of them
-    # The time it takes grows with the product of the alternatives, and of the sizes.
-    if _weight(writer) * _weight(reader) > 2_000 or _size(writer) + _size(reader) > 3_000:
-        return None
-    try:
-        return tuple(
-            jsonschema_rs.canonicalize(
-                _with_formats_named(schema, "pydantic-"),
-                draft=jsonschema_rs.Draft202012,
-                validate_formats=True,
-                offline=True,
-            )
-            for schema in (writer, reader)
-        )
-    except (jsonschema_rs.ValidationError, ValueError):  # the library's own errors are ValueErrors
-        return None
-
-
-def _size(schema: Any) -> int:
-    if isinstance(schema, dict):
-        return 1 + sum(map(_size, schema.values()))
-    return 1 + sum(map(_size, schema)) if isinstance(schema, list) else 1
-
-
-def _weight(schema: Any) -> int:
-    """About how many alternatives a schema comes to, at each level."""
-    if isinstance(schema, list):
-        return max((_weight(entry) for entry in schema), default=1)
-    if not isinstance(schema, dict):
-        return 1
-    weight = 1
-    for keyword, value in schema.items():
-        if keyword in ("anyOf", "oneOf") and isinstance(value, list):
-            weight *= sum(_weight(entry) for entry in value) or 1
-        elif keyword == "allOf" and isinstance(value, list):
-            for entry in value:
-                weight *= _weight(entry)
-        elif keyword in ("if", "then", "else", "not"):
-            weight *= 2 * _weight(value)
-        elif keyword in ("dependentRequired", "dependentSchemas"):
-            weight *= 2 ** min(len(value), 20)
-        elif keyword not in ("enum", "const"):
-            weight = max(weight, _weight(value))
-        weight = min(weight, 1_000_000)
-    return weight
-
-
-def _with_formats_named(schema: Any, prefix: str) -> Any:
-    """The schema with each format under a name that the library knows nothing of, or back."""
-    if isinstance(schema, list):
-        return [_with_formats_named(entry, prefix) for entry in schema]
-    if not isinstance(schema, dict):
-        return schema
-    written = {}
-    for keyword, value in schema.items():
-        if keyword == "format" and isinstance(value, str):
-            written[keyword] = prefix + value if prefix else value.removeprefix("pydantic-")
-        elif keyword in ("enum", "const"):
-            written[keyword] = value
-        else:
-            written[keyword] = _with_formats_named(value, prefix)
-    return written
 
 
 class _Stuck(Exception):
@@ -213,7 +112,7 @@ class _Prover:
             raise _Stuck
         if self._impossible(flat):
             return True
-        values = _finite(flat)
+        values = finite(flat)
         if values is None and flat.types == {"object"}:
             values = self._finite_objects(flat)
         if values is not None:
@@ -234,7 +133,7 @@ class _Prover:
             return None
         made: list[dict[str, Any]] = [{}]
         for name in flat.properties:
-            values = _finite_of(self._writer.alternatives(flat.of(name, matches)))
+            values = finite_of(self._writer.alternatives(flat.of(name, matches)))
             if values is None or len(made) * (len(values) + 1) > 64:
                 return None
             without = [] if name in flat.required else made
@@ -252,7 +151,7 @@ class _Prover:
                 not self._writer.alternatives(flat.of(name, matches)) for name in flat.required
             )
         if flat.types == {"string"} and (flat.patterns or flat.no_patterns):
-            return _no_text(flat, [])
+            return no_text(flat, [])
         return False
 
     def _splits(self, flat: Flat, theirs: Sequence[Flat]) -> Iterable[list[Flat]]:
@@ -323,15 +222,15 @@ class _Prover:
         if kind not in other.types:
             return False
         if other.values is not None and not (
-            kind == "string" and _no_text(flat, [_spelled(other.values)])
+            kind == "string" and no_text(flat, [spelled(other.values)])
         ):
             return False
         if any(not self._bars(flat, value) for value in other.barred):
             return False
         if kind in ("integer", "fraction"):
-            return _number_within(flat, other, kind)
+            return number_within(flat, other, kind)
         if kind == "string":
-            return _text_within(flat, other)
+            return text_within(flat, other)
         if kind == "array":
             return self._list_within(flat, other)
         return kind != "object" or self._object_within(flat, other)
@@ -349,8 +248,6 @@ class _Prover:
                 or any(matches(pattern, value) for pattern in flat.no_patterns)
             )
         if kind in ("integer", "fraction"):
-            from eventmesh.contracts.compat.scalars import in_bounds
-
             return not in_bounds(flat, value)
         return False
 
@@ -388,7 +285,7 @@ class _Prover:
             if False in flat.at(place):
                 return place
         if flat.unique and not first:
-            values = _finite_of(self._writer.alternatives(flat.at(0)))
+            values = finite_of(self._writer.alternatives(flat.at(0)))
             return None if values is None else len(values)
         return None
 
@@ -478,13 +375,13 @@ class _Prover:
         """Names that neither mentions: those of patterns, and all the rest."""
         for pattern, schema in other.by_pattern:
             for mine, given in self._classes(flat):
-                if mine is not None and _never_both(mine, pattern):
+                if mine is not None and never_both(mine, pattern):
                     continue
                 if not self._contained(self._sure(flat, pattern, mine, given), (schema,)):
                     return False
         for others in other.others:
             for mine, given in self._classes(flat):
-                if mine is not None and any(_implies(mine, known) for known in others.patterns):
+                if mine is not None and any(implies(mine, known) for known in others.patterns):
                     continue
                 if not self._contained(self._sure(flat, mine, mine, given), (others.schema,)):
                     return False
@@ -507,7 +404,7 @@ class _Prover:
         """What the value of a name of this class is held to, that also matches the pattern."""
         if pattern is None:
             return given
-        implied = [known for known, _ in flat.by_pattern if _implies(pattern, known)]
+        implied = [known for known, _ in flat.by_pattern if implies(pattern, known)]
         if mine is None and implied:
             return (False,)  # such a name is of that class, and not of the rest
         return given + tuple(s for known, s in flat.by_pattern if known in implied)
@@ -541,102 +438,11 @@ def _says(flat: Flat, name: str) -> Any:
 
 def _parts(flat: Flat) -> list[Schema]:
     """A finite alternative as constants, any other by its type."""
-    values = _finite(flat)
+    values = finite(flat)
     if values is not None:
         return [{"const": value} for value in values]
     whole = {"integer": {"type": "integer"}, "fraction": {"type": "number"}}
     return [whole.get(kind, {"type": kind}) for kind in sorted(flat.types)]
-
-
-def _finite(flat: Flat) -> Sequence[Any] | None:
-    """All values of an alternative, when they are few."""
-    if flat.values is not None:
-        return [value for value in flat.values if type_of(value) in flat.types]
-    values: list[Any] = []
-    for kind in sorted(flat.types):
-        if kind == "null":
-            values.append(None)
-        elif kind == "boolean":
-            values += [False, True]
-        elif kind == "integer" and flat.low is not None and flat.high is not None:
-            if flat.high - flat.low > 50:
-                return None
-            values += range(int(flat.low // 1), int(flat.high // 1) + 2)
-        else:
-            return None
-    from eventmesh.contracts.compat.scalars import in_bounds
-
-    return [
-        value
-        for value in values
-        if not any(same(value, barred) for barred in flat.barred)
-        and (type_of(value) != "integer" or in_bounds(flat, value))
-    ]
-
-
-def _finite_of(flats: Sequence[Flat]) -> list[Any] | None:
-    values: list[Any] = []
-    for flat in flats:
-        some = _finite(flat)
-        if some is None:
-            return None
-        values += [value for value in some if not any(same(value, known) for known in values)]
-    return values
-
-
-def _number_within(flat: Flat, other: Flat, kind: str) -> bool:
-    low, high = _Low(flat, kind), _High(flat, kind)
-    if other.low is not None:
-        if low is None or low[0] < other.low:
-            return False
-        if low[0] == other.low and other.low_open and not low[1]:
-            return False
-    if other.high is not None:
-        if high is None or high[0] > other.high:
-            return False
-        if high[0] == other.high and other.high_open and not high[1]:
-            return False
-    mine = [_exact(step) for step in flat.multiples]
-    whole = _common_multiple([*mine, Fraction(1)] if kind == "integer" else mine)
-    for step in other.multiples:
-        if whole is None or whole % _exact(step) != 0:
-            return False
-    return all(step in flat.no_multiples for step in other.no_multiples)
-
-
-def _Low(flat: Flat, kind: str) -> tuple[Any, bool] | None:  # noqa: N802  # a bound, as its twin
-    if flat.low is None:
-        return None
-    if kind == "integer":
-        least = -(-_exact(flat.low) // 1)
-        return (least + 1 if flat.low_open and least == flat.low else least), False
-    return flat.low, flat.low_open
-
-
-def _High(flat: Flat, kind: str) -> tuple[Any, bool] | None:  # noqa: N802  # a bound, as its twin
-    if flat.high is None:
-        return None
-    if kind == "integer":
-        most = _exact(flat.high) // 1
-        return (most - 1 if flat.high_open and most == flat.high else most), False
-    return flat.high, flat.high_open
-
-
-def _exact(value: int | float) -> Fraction:
-    return Fraction(value) if isinstance(value, int) else Fraction(repr(value))
-
-
-def _common_multiple(steps: Sequence[Fraction]) -> Fraction | None:
-    """The step of the numbers that are multiples of all these; None for all numbers."""
-    if not steps:
-        return None
-    return Fraction(lcm(*(s.numerator for s in steps)), gcd(*(s.denominator for s in steps)))
-
-
-def _spelled(values: Sequence[Any]) -> str:
-    """A pattern of these texts and no others."""
-    texts = (re.sub(r"([^\w\s])", r"\\\1", value) for value in values if isinstance(value, str))
-    return f"^(?:{'|'.join(texts)})$"
 
 
 def _lesser(bound: Any, point: Any) -> Any:
@@ -645,66 +451,3 @@ def _lesser(bound: Any, point: Any) -> Any:
 
 def _greater(bound: Any, point: Any) -> Any:
     return point if bound is None else max(bound, point)
-
-
-def _text_within(flat: Flat, other: Flat) -> bool:
-    if flat.min_length < other.min_length and not _no_text(
-        flat, [], max_length=other.min_length - 1
-    ):
-        return False
-    if other.max_length is not None and (
-        flat.max_length is None or flat.max_length > other.max_length
-    ) and not _no_text(flat, [], min_length=other.max_length + 1):  # fmt: skip
-        return False
-    for name in other.formats:
-        if not any(formats.includes(name, mine) for mine in flat.formats):
-            return False
-    for name in other.no_formats:
-        if not any(formats.includes(mine, name) for mine in flat.no_formats):
-            return False
-    for pattern in other.patterns:
-        if pattern not in flat.patterns and not _no_text(flat, [pattern]):
-            return False
-    return all(
-        pattern in flat.no_patterns
-        or _empty([*flat.patterns, pattern], flat.no_patterns, flat.min_length, flat.max_length)
-        for pattern in other.no_patterns
-    )
-
-
-def _no_text(
-    flat: Flat,
-    missing: Sequence[str],
-    *,
-    min_length: int | None = None,
-    max_length: int | None = None,
-) -> bool:
-    if not flat.patterns and not missing:
-        return False
-    least = flat.min_length if min_length is None else max(min_length, flat.min_length)
-    most = flat.max_length
-    if max_length is not None:
-        most = max_length if most is None else min(most, max_length)
-    return _empty(flat.patterns, [*flat.no_patterns, *missing], least, most)
-
-
-def _empty(
-    patterns: Sequence[str], no_patterns: Sequence[str], least: int, most: int | None
-) -> bool:
-    """Whether no text is so, whichever way an engine counts digits and letters."""
-    try:
-        return all(
-            example(patterns, no_patterns, min_length=least, max_length=most, unicode=unicode)
-            is None
-            for unicode in (False, True)
-        )
-    except Irregular:
-        return False
-
-
-def _never_both(one: str, other: str) -> bool:
-    return _empty([one, other], [], 0, None)
-
-
-def _implies(one: str, other: str) -> bool:
-    return one == other or _empty([one], [other], 0, None)

@@ -317,8 +317,7 @@ class _Parser:
 
     def _group(self, depth: int) -> Piece:
         if self._take("?") and not self._take(":"):
-            if not self._take("P"):
-                pass
+            self._take("P")
             if not self._take("<") or self._ahead("=") or self._ahead("!"):
                 raise Irregular("look-around or flags")
             while self.place < len(self.pattern) and not self._take(">"):
