@@ -40,6 +40,7 @@ def finite(flat: Flat) -> Sequence[Any] | None:
 
 
 def finite_of(flats: Sequence[Flat]) -> list[Any] | None:
+    """All values of these alternatives, each once, when they are few."""
     values: list[Any] = []
     for flat in flats:
         some = finite(flat)
@@ -50,6 +51,7 @@ def finite_of(flats: Sequence[Flat]) -> list[Any] | None:
 
 
 def number_within(flat: Flat, other: Flat, kind: str) -> bool:
+    """Whether the numbers of one alternative (integers or fractions) are all of the other."""
     low, high = _lower(flat, kind), _upper(flat, kind)
     if other.low is not None:
         if low is None or low[0] < other.low:
@@ -99,6 +101,7 @@ def _common_multiple(steps: Sequence[Fraction]) -> Fraction | None:
 
 
 def text_within(flat: Flat, other: Flat) -> bool:
+    """Whether the texts of one alternative are all of the other."""
     if flat.min_length < other.min_length and not no_text(
         flat, [], max_length=other.min_length - 1
     ):
@@ -130,6 +133,7 @@ def no_text(
     min_length: int | None = None,
     max_length: int | None = None,
 ) -> bool:
+    """Whether no text of the alternative has such a length and matches none of `missing`."""
     if not flat.patterns and not missing:
         return False
     least = flat.min_length if min_length is None else max(min_length, flat.min_length)
@@ -160,8 +164,10 @@ def _empty(
 
 
 def never_both(one: str, other: str) -> bool:
+    """Whether no text matches both patterns."""
     return _empty([one, other], [], 0, None)
 
 
 def implies(one: str, other: str) -> bool:
+    """Whether every text that matches the one pattern matches the other."""
     return one == other or _empty([one], [other], 0, None)
