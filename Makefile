@@ -29,6 +29,7 @@ check: $(VENV)/.dev  ## what a reader's tools would say
 
 bench: $(VENV)/.dev  ## ratios against raw clients and FastStream
 	$(BIN)/python -m benchmarks.transports $(ARGS)
+	$(BIN)/python -m benchmarks.schemas
 
 waiting: $(VENV)/.dev  ## a worker's memory while a million messages wait
 	$(BIN)/python -m benchmarks.waiting $(ARGS)
