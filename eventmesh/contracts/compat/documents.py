@@ -13,6 +13,7 @@ from typing import Any
 
 from eventmesh.contracts.compat.alternatives import Flattener, TooMany
 from eventmesh.contracts.compat.flat import Flat
+from eventmesh.contracts.compat.leaves import fits
 from eventmesh.contracts.compat.normal import definitions_of
 from eventmesh.contracts.compat.reading import Deadline, Schema
 from eventmesh.contracts.compat.regular import Irregular, example
@@ -118,7 +119,7 @@ class Maker:
         elif kind in ("integer", "fraction"):
             yield from (n for n in numbers(flat, theirs) if type_of(n) == kind)
         elif kind == "string":
-            yield from texts(flat, theirs)
+            yield from (text for text in texts(flat, theirs) if fits(flat, text))
         elif kind == "array":
             yield from self._lists(flat, theirs, alone, depth)
         else:
@@ -200,10 +201,12 @@ class Maker:
         for number, contains in enumerate(flat.contains):
             held = (*flat.at(len(made)), contains.schema)
             inside = list(
-                self._values(held, None, depth + 1, min(max(contains.least, 2), MAX_ENTRIES))
+                self._values(held, None, depth + 1, min(max(contains.least, 8), MAX_ENTRIES))
             )
             if contains.least > MAX_ENTRIES or (contains.least and not inside):
                 return
+            if contains.least == 1:
+                yield from ([*made[:-1], value] for value in inside)
             tail = [inside[i % len(inside)] for i in range(min(contains.least, MAX_ENTRIES))]
             keep = max(0, len(ended) - len(tail)) if number == 0 else len(ended)
             ended = [*ended[:keep], *tail]

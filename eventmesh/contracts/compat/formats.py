@@ -88,6 +88,11 @@ def samples(name: str) -> tuple[str, ...]:
     return _SAMPLES.get(name, ())
 
 
+def is_of(text: str, name: str) -> bool:
+    """Whether pydantic takes a text for one of this format; of one it does not enforce, true."""
+    return name not in FORMATS or _check(name)(text)
+
+
 def checks() -> dict[str, Callable[[str], bool]]:
     """For each format whether pydantic takes a string for it."""
     return {name: _check(name) for name in FORMATS}

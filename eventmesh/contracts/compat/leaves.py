@@ -12,13 +12,16 @@ from eventmesh.contracts.compat import formats
 from eventmesh.contracts.compat.flat import Flat
 from eventmesh.contracts.compat.regular import Irregular, example
 from eventmesh.contracts.compat.scalars import in_bounds
+from eventmesh.contracts.compat.validity import matches
 from eventmesh.contracts.compat.values import same, type_of
 
 
 def finite(flat: Flat) -> Sequence[Any] | None:
     """All values of an alternative, when they are few."""
     if flat.values is not None:
-        return [value for value in flat.values if type_of(value) in flat.types]
+        return [
+            value for value in flat.values if type_of(value) in flat.types and fits(flat, value)
+        ]
     values: list[Any] = []
     for kind in sorted(flat.types):
         if kind == "null":
@@ -34,9 +37,21 @@ def finite(flat: Flat) -> Sequence[Any] | None:
     return [
         value
         for value in values
-        if not any(same(value, barred) for barred in flat.barred)
-        and (type_of(value) != "integer" or in_bounds(flat, value))
+        if not any(same(value, barred) for barred in flat.barred) and fits(flat, value)
     ]
+
+
+def fits(flat: Flat, value: Any) -> bool:
+    """Whether a text or a number keeps the bounds of an alternative; of other values, true."""
+    if isinstance(value, str):
+        return (
+            flat.min_length <= len(value)
+            and (flat.max_length is None or len(value) <= flat.max_length)
+            and all(matches(pattern, value) for pattern in flat.patterns)
+            and not any(matches(pattern, value) for pattern in flat.no_patterns)
+            and all(formats.is_of(value, name) for name in flat.formats)
+        )
+    return type_of(value) not in ("integer", "fraction") or in_bounds(flat, value)
 
 
 def finite_of(flats: Sequence[Flat]) -> list[Any] | None:
