@@ -274,25 +274,27 @@ def test_a_frozen_schema_that_was_changed(frozen: Project) -> None:
     lock = frozen.root / "schemas/bank/deposit/v1.json"
     before = lock.read_bytes()
     frozen.change_service("    cents: int\n    note", "    cents: int\n    currency: str\n    note")
-    for ended in frozen.run_all(["worker", "bank"], ["schema", "check"], ["schema", "freeze"]):
-        ended.fails(
-            4, "bank.deposit v1", "'currency' is new", "schemas/bank/deposit/v1.json", "raise its"
-        )
+    worker, freeze, check = frozen.run_all(
+        ["worker", "bank"], ["schema", "freeze"], ["schema", "check"]
+    )
+    for ended in (worker, freeze):
+        ended.fails(4, "bank.deposit v1", "'currency' is new", "currency: Field required", "raise")
+    check.fails(4, "EM031: bank.deposit v1", "raise its version by one to 2")
+    assert "'currency' is new" in check.out
     assert lock.read_bytes() == before
 
     frozen.change_service('name="bank.deposit", version=1', 'name="bank.deposit", version=2')
-    missing = frozen.run("schema", "check")
-    missing.fails(4, "bank.deposit v2", "`eventmesh schema freeze`")
+    frozen.run("schema", "check").fails(4, "EM030: bank.deposit v2", "EM036: bank.deposit v2")
     frozen.run("schema", "freeze").succeeds("frozen bank.deposit v2")
-    frozen.run("schema", "check").succeeds()
+    frozen.run("schema", "check").fails(4, "EM036: bank.deposit v2", "upcaster")
     assert lock.read_bytes() == before
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "was edited": lambda text: text.replace(b'"integer"', b'"number"'),
-    "cannot be read: JSONDecodeError": lambda text: text[: len(text) // 2],
-    "cannot be read: UnicodeDecodeError": lambda _: b"\xff\xfe",
-    "cannot be read: TypeError": lambda _: b"[]",
+    "is no JSON": lambda text: text[: len(text) // 2],
+    "is no text in UTF-8": lambda _: b"\xff\xfe",
+    "is no lock file": lambda _: b"[]",
 }
 
 
@@ -301,8 +303,10 @@ def test_a_lock_file_that_is_damaged(frozen: Project) -> None:
     whole = lock.read_bytes()
     for words, damage in DAMAGES.items():
         lock.write_bytes(damage(whole))
-        for ended in frozen.run_all(["worker", "bank"], ["schema", "check"]):
-            ended.fails(4, "bank.deposit v1", "schemas/bank/deposit/v1.json", words)
+        worker, check = frozen.run_all(["worker", "bank"], ["schema", "check"])
+        worker.fails(4, "bank.deposit v1", "schemas/bank/deposit/v1.json", words)
+        check.fails(4, "EM033: bank.deposit v1", "version control")
+        assert "schemas/bank/deposit/v1.json" in check.out
 
 
 def test_dead_letters_that_are_not_there(bank: Project) -> None:
@@ -322,10 +326,11 @@ def test_dead_letters_that_are_not_there(bank: Project) -> None:
 
 
 def test_the_schema_check_as_json(frozen: Project) -> None:
-    rows = json.loads(frozen.run("schema", "check", "--json").succeeds())
-    assert [(row["message"], row["state"]) for row in rows] == [
-        ("bank.deposit v1", "frozen"),
-        ("bank.deposited v1", "frozen"),
-    ]
-    assert all((frozen.root / row["path"]).is_file() for row in rows)
-    assert all(set(row) == {"message", "state", "path", "detail"} for row in rows)
+    report = json.loads(frozen.run("schema", "check", "--json").succeeds())
+    assert report == {
+        "errors": 0,
+        "warnings": 0,
+        "waived": 0,
+        "problems": [],
+        "passed": ["bank.deposit v1", "bank.deposited v1"],
+    }
