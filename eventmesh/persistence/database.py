@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.ext.asyncio import AsyncSession as AsyncSession
+from sqlalchemy.util import await_only
 
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.persistence.session import TransactionSession
@@ -37,6 +39,7 @@ _OWN_STATEMENTS = ("40001", "40P01", "55P03")
 
 _NO_TRANSACTION = "eventmesh_no_transaction"
 _LOCK_TIMEOUT = 30.0  # seconds that SQLite waits for another process's transaction
+_LOCK_TRIES = 300  # in these seconds, where it does not wait by itself
 _ANSWER_TIMEOUT = 40.0  # seconds for statements of our own, some of which wait for a lock
 
 
@@ -228,10 +231,24 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     # The driver must not begin transactions of its own; `_begin_immediate` does.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
+    _write_ahead(cursor)
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _write_ahead(cursor: Any) -> None:
+    """SQLite does not wait for its lock where a file is made write-ahead, which several processes
+    may do to a new one at a time."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+        await_only(asyncio.sleep(_LOCK_TIMEOUT / _LOCK_TRIES))
+    cursor.execute("PRAGMA journal_mode = WAL")
 
 
 def _begin_immediate(connection: Connection) -> None:

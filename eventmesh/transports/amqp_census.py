@@ -47,6 +47,9 @@ STUCK = 10.0
 STILL = 0.5
 """Seconds without a change after which nobody is about to take what was given back."""
 
+LOCK_PATIENCE = 5.0
+"""Seconds to wait for another census to end."""
+
 AHEAD = 1000
 """The priority of our consumers; workers have none."""
 
@@ -101,15 +104,7 @@ class Looking:
         """Two at a time would each see a part, and mix it. The lock is a queue that only this
         connection may use, and that ends with it."""
         name = self._topology.census
-        async with self._link.call(None):
-            channel = await self._link.new_channel()
-            try:
-                await channel.queue_declare(name, exclusive=True, auto_delete=True)
-            except ChannelLockedResource:
-                raise Unreachable(
-                    "Somebody else is counting the messages of this broker: wait until they have "
-                    "finished, and try again."
-                ) from None
+        channel = await self._lock(name)
         try:
             yield
         finally:
@@ -117,6 +112,24 @@ class Looking:
                 async with self._link.call(LEAVE_TIMEOUT):
                     await channel.queue_delete(name)
                     await channel.close()
+
+    async def _lock(self, name: str) -> Channel:
+        """The channel that holds the lock. That of a connection that was cut goes with it, which
+        the broker takes a moment to notice."""
+        until = self._clock.monotonic() + LOCK_PATIENCE
+        while True:
+            async with self._link.call(None):
+                channel = await self._link.new_channel()
+                try:
+                    await channel.queue_declare(name, exclusive=True, auto_delete=True)
+                    return channel
+                except ChannelLockedResource:
+                    if self._clock.monotonic() > until:
+                        raise Unreachable(
+                            "Somebody else is counting the messages of this broker: wait until "
+                            "they have finished, and try again."
+                        ) from None
+            await self._clock.sleep(LOCK_PATIENCE / 20)
 
     async def _ask(self, names: Iterable[str]) -> dict[str, _Queue]:
         """Those of these queues that there are. Asked twice, and the higher numbers count."""
