@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
-.PHONY: demo test soak cluster check bench waiting format image clean
+.PHONY: demo test soak cluster check bench pinned waiting format image clean
 
 demo: $(VENV)/.run  ## real purchases through four worker processes; ARGS="--kill"
 	@$(BIN)/eventmesh demo $(ARGS)
@@ -27,8 +27,13 @@ check: $(VENV)/.dev  ## what a reader's tools would say
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev  ## ratios against raw clients and FastStream
+bench: $(VENV)/.dev  ## ratios against raw clients, FastStream, and programs written by hand
 	$(BIN)/python -m benchmarks.transports $(ARGS)
+	$(BIN)/python -m benchmarks.effects
+	$(BIN)/python -m benchmarks.relays
+
+pinned: $(VENV)/.dev  ## the relay's rate while another transaction pins what may be cleared away
+	$(BIN)/python -m benchmarks.pinned_snapshot $(ARGS)
 	$(BIN)/python -m benchmarks.schemas
 
 waiting: $(VENV)/.dev  ## a worker's memory while a million messages wait
@@ -55,5 +60,5 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --constraint constraints.txt --editable '.[test,check,faststream,import,reload,uvloop]'
+	$(PIP) install --constraint constraints.txt --editable '.[test,bench,check,faststream,import,mariadb,reload,uvloop]'
 	@touch $@ $(VENV)/.run

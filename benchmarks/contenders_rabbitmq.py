@@ -158,10 +158,14 @@ class _Place:
         await asyncio.sleep(0.05)  # for more than expected, which the caller must see too
         return found + [bodies.get_nowait() for _ in range(bodies.qsize())]
 
+    async def count(self) -> int:
+        """How many messages wait here."""
+        return (await self.channel.queue_declare(self.queue, passive=True)).message_count or 0
+
     async def unsettled(self) -> int:
         # What a channel held when it was closed is back in the queue a moment later.
         await asyncio.sleep(RETURN_TIME)
-        return (await self.channel.queue_declare(self.queue, passive=True)).message_count or 0
+        return await self.count()
 
 
 class _Acknowledging:
@@ -272,8 +276,12 @@ class _FastStream:
 
     def __init__(self, place: _Place, broker: RabbitBroker, publishing: str) -> None:
         self.place = place
-        self._broker = broker
+        self.broker = broker
         self._publishing = publishing
+
+    @property
+    def queue(self) -> RabbitQueue:
+        return RabbitQueue(self.place.queue, queue_type=QueueType.QUORUM, durable=True)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         if self._publishing == "gather":
@@ -283,7 +291,7 @@ class _FastStream:
                 await self._publish(envelope)
 
     async def _publish(self, envelope: Envelope) -> None:
-        await self._broker.publish(
+        await self.broker.publish(
             envelope.data,
             self.place.queue,
             headers=dict(to_headers(envelope)),
@@ -294,13 +302,13 @@ class _FastStream:
 
     async def consume(self, handle: Handle, until: asyncio.Event) -> None:
         async def take(event: OrderPlaced) -> None:
-            handle(event)
+            if (waiting := handle(event)) is not None:
+                await waiting
 
-        queue = RabbitQueue(self.place.queue, queue_type=QueueType.QUORUM, durable=True)
-        self._broker.subscriber(queue)(take)
-        await self._broker.start()
+        self.broker.subscriber(self.queue)(take)
+        await self.broker.start()
         await until.wait()
-        await self._broker.stop()
+        await self.broker.stop()
 
 
 def _fresh_name() -> str:

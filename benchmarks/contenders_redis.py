@@ -87,6 +87,10 @@ class _Place:
         entries = await self.client.xrange(self.stream, count=count + 1)
         return [b" ".join(fields.values()) for _, fields in entries]
 
+    async def count(self) -> int:
+        """How many messages have come here."""
+        return await self.client.xlen(self.stream)
+
     async def unsettled(self) -> int:
         groups = await self.client.xinfo_groups(self.stream)
         return sum(group["pending"] + (group["lag"] or 0) for group in groups)
@@ -131,7 +135,7 @@ class _FastStream:
         max_workers: int | None,
     ) -> None:
         self.place = place
-        self._broker = broker
+        self.broker = broker
         self._client = client
         self._publishing = publishing
         self._batch = batch
@@ -151,7 +155,7 @@ class _FastStream:
                 await pipeline.execute()
 
     async def _publish(self, envelope: Envelope, **options: Any) -> None:
-        await self._broker.publish(
+        await self.broker.publish(
             envelope.data,
             stream=self.place.stream,
             headers={**envelope.attributes, "content-type": "application/json"},
@@ -160,7 +164,8 @@ class _FastStream:
 
     async def consume(self, handle: Handle, until: asyncio.Event) -> None:
         async def take(event: OrderPlaced) -> None:
-            handle(event)
+            if (waiting := handle(event)) is not None:
+                await waiting
 
         async def take_all(events: list[OrderPlaced]) -> None:
             for event in events:
@@ -173,11 +178,11 @@ class _FastStream:
             max_records=BATCH,
             batch=self._batch,
         )
-        subscriber = self._broker.subscriber(stream=subscription, max_workers=self._max_workers)
+        subscriber = self.broker.subscriber(stream=subscription, max_workers=self._max_workers)
         subscriber(take_all if self._batch else take)
-        await self._broker.start()
+        await self.broker.start()
         await until.wait()
-        await self._broker.stop()
+        await self.broker.stop()
 
 
 def _fresh_name() -> str:

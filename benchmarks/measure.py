@@ -36,7 +36,7 @@ LATENCY_WARM_UP = 20
 LATENCY_PAUSE = 0.005
 """Seconds of quiet before each message whose latency is measured."""
 
-Handle = Callable[[OrderPlaced], None]
+Handle = Callable[[OrderPlaced], Awaitable[None] | None]
 
 
 class Broken(Exception):
@@ -89,24 +89,24 @@ MeasureRate = Callable[[Make, Sequence[Envelope]], Awaitable[Rate]]
 async def consume_rate(make: Make, envelopes: Sequence[Envelope]) -> Rate:
     """Messages a second from a backlog: from the last one of the warm-up to the last of all."""
     handled: list[UUID] = []
-    marks: dict[int, _Mark] = {}
+    marks: dict[int, Mark] = {}
     full = asyncio.Event()
     total = len(envelopes)
 
     def handle(event: OrderPlaced) -> None:
         handled.append(event.order_id)
         if len(handled) in (WARM_UP, total):
-            marks[len(handled)] = _Mark()
+            marks[len(handled)] = Mark()
             if len(handled) == total:
                 full.set()
 
     async with asyncio.timeout(RUN_TIMEOUT), make() as contender:
         for batch in in_batches(envelopes, BATCH):
             await contender.publish(batch)
-        _settle_memory()
+        settle_memory()
         await contender.consume(handle, full)
         _check("handled", handled, envelopes)
-        await _check_settled(contender)
+        await check_settled(contender)
     return marks[WARM_UP].rate(total - WARM_UP, until=marks[total])
 
 
@@ -115,11 +115,11 @@ async def publish_rate(make: Make, envelopes: Sequence[Envelope]) -> Rate:
     async with asyncio.timeout(RUN_TIMEOUT), make() as contender:
         for batch in in_batches(envelopes[:WARM_UP], BATCH):
             await contender.publish(batch)
-        _settle_memory()
-        began = _Mark()
+        settle_memory()
+        began = Mark()
         for batch in in_batches(envelopes[WARM_UP:], BATCH):
             await contender.publish(batch)
-        ended = _Mark()
+        ended = Mark()
         stored = await contender.place.stored(len(envelopes))
         _check("stored", [order_id_in(raw) for raw in stored], envelopes)
     return began.rate(len(envelopes) - WARM_UP, until=ended)
@@ -154,18 +154,18 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
-class _Mark:
+class Mark:
     """A moment, by both clocks."""
 
     def __init__(self) -> None:
         self._wall = perf_counter()
         self._cpu = process_time()
 
-    def rate(self, count: int, until: _Mark) -> Rate:
+    def rate(self, count: int, until: Mark) -> Rate:
         return Rate(count / (until._wall - self._wall), count / (until._cpu - self._cpu))
 
 
-def _settle_memory() -> None:
+def settle_memory() -> None:
     """Keep the collector off what the benchmark itself holds."""
     gc.unfreeze()
     gc.collect()
@@ -181,7 +181,7 @@ def _check(what: str, got: Sequence[UUID], envelopes: Sequence[Envelope]) -> Non
         )
 
 
-async def _check_settled(contender: Contender) -> None:
+async def check_settled(contender: Contender) -> None:
     deadline = perf_counter() + SETTLE_PATIENCE
     while left := await contender.place.unsettled():
         if perf_counter() > deadline:

@@ -98,6 +98,18 @@ def postgres_server(servers: Servers) -> Server:
     return servers.any("postgres")
 
 
+@pytest.fixture(scope="session")
+def mariadb_server(servers: Servers) -> Server:
+    return servers.any("mariadb")
+
+
+@pytest.fixture
+async def mariadb_url(mariadb_server: Server) -> AsyncIterator[str]:
+    """A new, empty MariaDB database for this test."""
+    async with fresh_database(mariadb_server) as url:
+        yield url
+
+
 @pytest.fixture
 async def postgres_url(postgres_server: Server) -> AsyncIterator[str]:
     """A new, empty Postgres database for this test."""

@@ -20,7 +20,7 @@ def group() -> None:
 def upgrade(
     services: Annotated[list[str], typer.Argument(help="Services.", metavar="SVC...")],
     create: Annotated[
-        bool, typer.Option("--create", help="Make a PostgreSQL database that does not exist.")
+        bool, typer.Option("--create", help="Make a server's database that does not exist.")
     ] = False,
 ) -> None:
     """Bring a service's database to the tables that this version of EventMesh needs.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eventmesh.cli.envelopes import as_dict, for_people
 from eventmesh.cli.terminal import printable
 from eventmesh.errors import UsageError
 
@@ -64,9 +64,7 @@ def show(
     if as_json:
         typer.echo(json.dumps(details, indent=2))
         return
-    details.pop("data_base64", None)  # for programs
-    for name, value in details.items():
-        typer.echo(f"{name}: {printable(str(value))}")
+    typer.echo(for_people(details))
 
 
 @app.command()
@@ -137,24 +135,12 @@ async def _opened(name: str) -> AsyncIterator[tuple[Transport, list[Subscription
 
 
 def _as_dict(letter: DeadLetter) -> dict[str, Any]:
-    data = letter.envelope.data
-    exact = {} if _is_text(data) else {"data_base64": base64.b64encode(data).decode()}
     return {
         "id": letter.id,
         "subscription": letter.subscription,
         "reason": letter.reason,
         "attempts": letter.attempts,
         "died_at": letter.died_at.isoformat(),
-        "attributes": dict(letter.envelope.attributes),
-        "data": data.decode("utf-8", errors="backslashreplace"),
-        **exact,
+        **as_dict(letter.envelope),
         "error": letter.error,
     }
-
-
-def _is_text(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from eventmesh.cli import asyncapi, database, demo, dlq, schema, worker
+from eventmesh.cli import asyncapi, database, demo, dlq, outbox, schema, worker
 from eventmesh.errors import EventMeshError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command()(asyncapi.asyncapi)
 app.add_typer(schema.app, name="schema")
 app.add_typer(database.app, name="db")
 app.add_typer(dlq.app, name="dlq")
+app.add_typer(outbox.app, name="outbox")
 
 
 def main() -> None:

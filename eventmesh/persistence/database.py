@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,27 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import Connection, event, text
 from sqlalchemy import MetaData as MetaData  # named here for the floors above
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.ext.asyncio import AsyncSession as AsyncSession
 from sqlalchemy.util import await_only
 
 from eventmesh.errors import Unreachable, UsageError
+from eventmesh.persistence import mariadb, postgresql
+from eventmesh.persistence.notify import Doorbell
 from eventmesh.persistence.session import TransactionSession
 from eventmesh.redact import redact
 
-_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    mariadb.NAME: "mariadb+asyncmy",
+}
+_WRITTEN = (
+    "postgresql://user:password@host:port/database, mariadb://user:password@host:port/database or "
+    "sqlite:///path/to/file.db"
+)
 _CONNECT_TIMEOUT = 10.0  # seconds
 _KEPT_CONNECTIONS = 10  # open while idle; others are closed after use
 _SPARE_CONNECTIONS = 20  # beyond the handlers': the relay's, and transactions outside handlers
@@ -55,11 +65,22 @@ class Database:
         self.url = parse_url(url, service)
         with self.translated():  # a SQLite file's folder is made
             self.engine = _make_engine(self.url, connections)
+        self.doorbell = Doorbell(self)
 
     @property
     def is_sqlite(self) -> bool:
         """Whether this is a SQLite file, whose tables EventMesh makes by itself."""
         return self.url.get_backend_name() == "sqlite"
+
+    @property
+    def is_mariadb(self) -> bool:
+        """Whether this is a MariaDB server's."""
+        return self.url.get_backend_name() == mariadb.NAME
+
+    @property
+    def is_postgresql(self) -> bool:
+        """Whether this is a PostgreSQL server's."""
+        return self.url.get_backend_name() == postgresql.NAME
 
     def __repr__(self) -> str:
         return f"Database({self.service!r}, {self.shown_url!r})"
@@ -74,20 +95,23 @@ class Database:
         """The environment variable that names this database."""
         return f"EVENTMESH_{self.service.upper()}_DATABASE_URL"
 
-    async def connect(self) -> None:
-        """Unreachable, with what to do about it, when the database does not answer."""
+    async def connect(self, *, largest: int = 0) -> None:
+        """Unreachable, with what to do about it, when the database does not answer; UsageError when
+        it is none that takes messages of `largest` bytes."""
         try:
             async with self.connection() as connection:
                 await connection.execute(text("SELECT 1"))
-        except (DBAPIError, OverflowError, TypeError, ValueError) as error:
+                if self.is_mariadb:
+                    await mariadb.check(connection, largest)
+        except (DBAPIError, InvalidRequestError, OverflowError, TypeError, ValueError) as error:
             # What drivers say of odd options, for the statement itself cannot be wrong.
             raise UsageError(
-                f"{self.variable} cannot be used: {_first_line(error)}. Write it as "
-                f"postgresql://user:password@host:port/database or sqlite:///path/to/file.db."
+                f"{self.variable} cannot be used: {_first_line(error)}. Write it as {_WRITTEN}."
             ) from None
 
     async def close(self) -> None:
         """Close all connections."""
+        await self.doorbell.close()
         await self.engine.dispose()
 
     @asynccontextmanager
@@ -105,7 +129,7 @@ class Database:
     ) -> AsyncIterator[AsyncConnection]:
         """A connection, for statements of our own, in a transaction that is committed on leaving;
         Unreachable as in connect, also when all of it takes longer than `within` seconds."""
-        with self.translated(_OWN_STATEMENTS):
+        with self.own_statements():
             async with asyncio.timeout(within), self.engine.begin() as connection:
                 yield connection
 
@@ -113,23 +137,42 @@ class Database:
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """A connection for single reads, which takes no lock that a writer has to wait for;
         Unreachable as in `connection`."""
-        with self.translated(_OWN_STATEMENTS):
+        with self.own_statements():
             async with asyncio.timeout(_ANSWER_TIMEOUT), self.engine.connect() as connection:
                 if self.is_sqlite:  # where the isolation level costs statements of its own
                     yield await connection.execution_options(**{_NO_TRANSACTION: True})
+                elif self.is_mariadb:  # where it does so too, and reads take no locks
+                    yield connection
                 else:
                     yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
+    async def queue(self, *, reads: bool = False) -> AsyncIterator[AsyncConnection]:
+        """A connection as in `connection`, or in `reading`, for statements that work off a table,
+        at any length of it. What they did may be undone if the server crashes: it is done again."""
+        if self.is_postgresql:
+            async with self.connection() as connection:
+                await connection.execute(postgresql.GUARD)
+                yield connection
+        else:
+            async with self.reading() if reads else self.connection() as connection:
+                yield connection
+
+    @asynccontextmanager
     async def maintenance(self) -> AsyncIterator[AsyncConnection]:
-        """A connection, outside any transaction, to PostgreSQL's own database on the server."""
-        engine = _make_engine(self.url.set(database="postgres"), 0)
+        """A connection, outside any transaction, to the server, whether the database is there or
+        not: to PostgreSQL's own database, or to none."""
+        engine = _make_engine(self.url.set(database="" if self.is_mariadb else "postgres"), 0)
         try:
             with self.translated():
                 async with engine.connect() as connection:
                     yield await connection.execution_options(isolation_level="AUTOCOMMIT")
         finally:
             await engine.dispose()
+
+    def own_statements(self) -> AbstractContextManager[None]:
+        """Raise Unreachable also for what our own statements are simply tried again for."""
+        return self.translated(_OWN_STATEMENTS)
 
     @contextmanager
     def translated(self, also: Collection[str] = ()) -> Iterator[None]:
@@ -161,16 +204,19 @@ def parse_url(url: str, service: str) -> URL:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
     except (ArgumentError, ValueError):
-        raise UsageError(
-            f"{variable} is no database URL. Write postgresql://user:password@host/database or "
-            f"sqlite:///path/to/file.db."
-        ) from None
+        raise UsageError(f"{variable} is no database URL. Write {_WRITTEN}.") from None
     if backend == "postgres":
         backend = "postgresql"
+    if backend == "mysql":
+        raise UsageError(
+            f"{variable} names a mysql database, in which EventMesh cannot keep its promises: it "
+            f"needs INSERT … RETURNING, which MySQL has not. If the server is MariaDB, write "
+            f"mariadb://; else use postgresql:// or sqlite:///."
+        )
     if backend not in _DRIVERS:
         raise UsageError(
             f"{variable} names a database of the kind {backend!r}, which EventMesh does not know. "
-            f"Use postgresql:// or sqlite:///."
+            f"Use postgresql://, mariadb:// or sqlite:///."
         )
     if parsed.port is not None and not 0 < parsed.port < 2**16:  # uvloop would take a part of it
         raise UsageError(f"{variable} names the port {parsed.port}; ports go from 1 to 65535.")
@@ -203,7 +249,7 @@ def connection_lost(error: BaseException) -> bool:
 
 
 def _sqlstate(error: DBAPIError) -> str:
-    return str(getattr(error.orig, "sqlstate", "") or "")
+    return mariadb.sqlstate(error.orig) or str(getattr(error.orig, "sqlstate", "") or "")
 
 
 def _make_engine(url: URL, connections: int) -> AsyncEngine:
@@ -214,6 +260,8 @@ def _make_engine(url: URL, connections: int) -> AsyncEngine:
         "json_serializer": lambda value: to_json(value).decode(),
         "json_deserializer": from_json,
     }
+    if url.get_backend_name() == mariadb.NAME:
+        return mariadb.make_engine(url, _CONNECT_TIMEOUT, options)
     if url.get_backend_name() != "sqlite":
         from eventmesh.persistence.silence import WatchedConnection  # only where it is PostgreSQL
 

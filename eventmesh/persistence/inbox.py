@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import delete
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from eventmesh.persistence import mariadb, postgresql
 from eventmesh.persistence.tables import inbox
 
 
@@ -19,12 +20,19 @@ async def claim(
 
     An id that another, uncommitted transaction is entering is waited for.
     """
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    statement = insert(inbox).on_conflict_do_nothing().returning(inbox.c.message_id)
     # Sorted, so that two workers with the same messages wait for each other instead of deadlocking.
+    ids = sorted(set(message_ids))
+    dialect = session.get_bind().dialect.name
+    if dialect == postgresql.NAME:
+        group = {"subscription": subscription, "received_at": now, "message_ids": ids}
+        return set(await session.scalars(postgresql.ENTER, group))
+    if dialect == mariadb.NAME:
+        statement = mariadb.insert_new(inbox).returning(inbox.c.message_id)
+    else:
+        statement = sqlite.insert(inbox).on_conflict_do_nothing().returning(inbox.c.message_id)
     rows = [
         {"subscription": subscription, "message_id": message_id, "received_at": now}
-        for message_id in sorted(set(message_ids))
+        for message_id in ids
     ]
     return set(await session.scalars(statement, rows))
 

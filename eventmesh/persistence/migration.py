@@ -5,14 +5,19 @@ Alembic does the work, with a version table of its own beside the application's.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, MetaData, inspect, text
+from sqlalchemy.exc import CompileError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmesh.errors import Drift
+from eventmesh.errors import Drift, UsageError
+from eventmesh.persistence import mariadb
 from eventmesh.persistence.database import Database
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration. A test compares it with `migrations/versions`."""
 
 VERSION_TABLE = "eventmesh_alembic_version"
@@ -29,23 +34,46 @@ async def current_version(database: Database) -> str | None:
 async def upgrade(database: Database, metadata: MetaData | None = None) -> bool:
     """Migrate EventMesh's tables, and make those of the service's own tables that are missing.
 
-    One transaction, one process at a time. Returns whether EventMesh's tables changed. Own tables
+    One transaction, one process at a time; on MariaDB, which has no transactions for that, what was
+    cut short is taken up again. Returns whether EventMesh's tables changed. Own tables
     that exist are left alone: changing them is for the service's own migrations.
     """
-    async with database.connection(within=None) as connection:  # a table may be large
-        if not database.is_sqlite:  # where BEGIN IMMEDIATE has locked already
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    async with (
+        database.connection(within=None) as connection,  # a table may be large
+        _turn(database, connection),
+    ):
         version = await connection.run_sync(_version)
         _refuse_newer(database, version)
         if version != HEAD:
             await connection.run_sync(_migrate)
         if metadata is not None:
-            await connection.run_sync(metadata.create_all)
+            await _make_own(database, connection, metadata)
         return version != HEAD
 
 
+async def _make_own(database: Database, connection: AsyncConnection, metadata: MetaData) -> None:
+    try:
+        await connection.run_sync(metadata.create_all)
+    except CompileError as error:
+        raise UsageError(
+            f"The own tables of service {database.service!r} cannot be made in such a database: "
+            f"{error}. Correct that column's type, such as to String(255)."
+        ) from None
+
+
+@asynccontextmanager
+async def _turn(database: Database, connection: AsyncConnection) -> AsyncIterator[None]:
+    if database.is_mariadb:
+        async with mariadb.turn(connection):
+            yield
+        return
+    if not database.is_sqlite:  # where BEGIN IMMEDIATE has locked already
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    yield
+
+
 async def create_database(database: Database) -> None:
-    """Make the database on its PostgreSQL server, if it is not there; a SQLite file makes itself.
+    """Make the database on its server, if it is not there; a SQLite file makes itself.
 
     The URL's user needs the right to do so. Unreachable when the server does not answer.
     """
@@ -53,9 +81,12 @@ async def create_database(database: Database) -> None:
         return
     name = database.url.database or ""
     async with database.maintenance() as connection:
+        quoted = connection.dialect.identifier_preparer.quote(name)
+        if database.is_mariadb:
+            await connection.exec_driver_sql(f"CREATE DATABASE IF NOT EXISTS {quoted}")
+            return
         known = text("SELECT 1 FROM pg_database WHERE datname = :name")
         if await connection.scalar(known, {"name": name}) is None:
-            quoted = connection.dialect.identifier_preparer.quote(name)
             await connection.execute(text(f"CREATE DATABASE {quoted}"))
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
+    Executable,
+    Integer,
     Select,
     bindparam,
     case,
     delete,
-    exists,
     func,
     insert,
     inspect,
@@ -26,9 +28,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from eventmesh.persistence import mariadb, postgresql
 from eventmesh.persistence.tables import BUCKETS, outbox
 from eventmesh.persistence.transaction import Outgoing
-from eventmesh.persistence.types import UtcDateTime
+from eventmesh.persistence.types import UtcDateTime, refused_key
 from eventmesh.wire.envelope import Envelope, part_of
 
 
@@ -39,6 +42,17 @@ class OutboxRow:
     seq: int
     envelope: Envelope
     attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Up to which number, and up to which due time, rows have been seen."""
+
+    seq: int
+    due_at: datetime
+
+
+NOTHING = Seen(0, datetime(1, 1, 1, tzinfo=UTC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +93,66 @@ def bucket_of(key: str | None, message_id: str) -> int:
 async def store(session: AsyncSession, messages: Sequence[Outgoing], now: datetime) -> None:
     """Insert all messages of a transaction in one statement, in their order."""
     if messages:
-        await session.execute(insert(outbox), [_values(message, now) for message in messages])
+        await session.execute(*insertion(session.get_bind().dialect.name, messages, now))
+
+
+async def take_turns(session: AsyncSession, messages: Sequence[Outgoing]) -> None:
+    """Let the messages of a key have the order in which their transactions are committed: to be
+    called right before `store`. On SQLite, where one transaction writes at a time, they have it."""
+    if messages and session.get_bind().dialect.name == postgresql.NAME:
+        await session.execute(*turns(messages))
+
+
+def turns(messages: Sequence[Outgoing]) -> tuple[Executable, dict[str, list[int]]]:
+    """The statement of `take_turns` and its parameters, for any connection to PostgreSQL."""
+    known = {message.envelope.key for message in messages}
+    # Sorted, so that nobody waits in a circle. Two keys of one number wait for each other in vain.
+    numbers = sorted({part_of(key, "", 2**31) for key in known if key is not None})
+    return postgresql.TAKE_TURNS, {"keys": numbers}
+
+
+def insertion(
+    dialect: str, messages: Sequence[Outgoing], now: datetime
+) -> tuple[Executable, dict[str, Any] | list[dict[str, Any]]]:
+    """The statement of `store` and its parameters, for any connection of this dialect."""
+    rows = [_values(message, now) for message in messages]
+    if dialect == postgresql.NAME:
+        return postgresql.STORE, postgresql.columns(rows)
+    return insert(outbox), rows
 
 
 async def due(
-    connection: AsyncConnection, buckets: Collection[int], now: datetime, limit: int
+    connection: AsyncConnection,
+    buckets: Collection[int],
+    now: datetime,
+    limit: int,
+    beyond: Seen = NOTHING,
+    *,
+    behind: bool = False,
 ) -> list[OutboxRow]:
-    """The oldest rows of these buckets that are due, up to `limit`, in the order of their keys.
+    """The oldest rows of these buckets that are due, up to `limit`, in the order of their keys;
+    those only that are `beyond` what has been seen, or else all that are not.
 
-    Rows of a key of which the broker has refused one wait until that one is due again; for ever,
-    if it is parked.
+    Rows of a key of which the broker has refused one wait until that one is gone; for ever, if it
+    is parked.
     """
-    parameters = {"buckets": sorted(buckets), "now": now, "most": limit}
-    rows = await connection.execute(_due_statement(), parameters)
+    parameters = {
+        "buckets": sorted(buckets),
+        "now": now,
+        "most": limit,
+        "seq": beyond.seq,
+        "due_at": beyond.due_at,
+    }
+    rows = await connection.execute(_due_statement(behind), parameters)
     return [
         OutboxRow(seq, Envelope(headers, data), attempts) for seq, headers, data, attempts in rows
     ]
+
+
+async def newest(connection: AsyncConnection, beyond: Seen) -> int:
+    """The highest number of a row beyond what has been seen; the number seen if there is none."""
+    rows = select(func.max(outbox.c.seq)).where(outbox.c.seq > beyond.seq)
+    return await connection.scalar(rows) or beyond.seq
 
 
 async def delete_confirmed(connection: AsyncConnection, seqs: Sequence[int]) -> None:
@@ -140,8 +198,8 @@ async def stats(connection: AsyncConnection, now: datetime) -> OutboxStats:
         await connection.execute(
             select(
                 func.count(),
-                func.count().filter(later),
-                func.count().filter(outbox.c.parked),
+                func.count(case((later, 1))),
+                func.count(case((outbox.c.parked, 1))),
             ).select_from(outbox)
         )
     ).one()
@@ -182,25 +240,37 @@ def _values(message: Outgoing, now: datetime) -> dict[str, Any]:
 
 
 @cache  # building it takes longer than running it
-def _due_statement() -> Select[Any]:
+def _due_statement(behind: bool) -> Select[Any]:
     held, now = outbox.alias("held"), bindparam("now", type_=UtcDateTime)
+    holds = select(held.c.seq).where(
+        held.c.attempts > 0,
+        refused_key(held.c.key) == outbox.c.key,
+        held.c.parked | (held.c.due_at > now) | (held.c.seq < outbox.c.seq),
+    )
     relayable = (
         outbox.c.bucket.in_(bindparam("buckets", expanding=True)),
         ~outbox.c.parked,
-        ~exists().where(
-            held.c.attempts > 0,
-            held.c.key == outbox.c.key,
-            held.c.parked | (held.c.due_at > now),
-        ),
+        ~mariadb.by_index(holds, held, "ix_eventmesh_outbox_refused").exists(),
     )
-    rows = select(outbox.c.seq, outbox.c.headers, outbox.c.data, outbox.c.attempts)
+    columns = (outbox.c.seq, outbox.c.headers, outbox.c.data, outbox.c.attempts)
+    rows: Select[Any] = select(*columns)
+    rows = mariadb.by_index(rows, outbox, "ix_eventmesh_outbox_due_at")
+    seq, due_at = bindparam("seq", type_=BigInteger), bindparam("due_at", type_=UtcDateTime)
     # Two halves, so that each is read in the order of an index of its own.
-    at_once = _first(rows.where(outbox.c.due_at.is_(None), *relayable))
-    delayed = _first(rows.where(outbox.c.due_at <= now, *relayable))
-    both = at_once.union_all(delayed).subquery()
-    return select(both).order_by(both.c.seq).limit(bindparam("most"))
+    at_once = rows.where(
+        outbox.c.due_at.is_(None),
+        outbox.c.seq <= seq if behind else outbox.c.seq > seq,
+        *relayable,
+    ).order_by(outbox.c.seq)
+    delayed = rows.where(
+        outbox.c.due_at <= now,
+        outbox.c.due_at <= due_at if behind else outbox.c.due_at > due_at,
+        *relayable,
+    ).order_by(outbox.c.due_at, outbox.c.seq)
+    both = _first(at_once).union_all(_first(delayed)).subquery()
+    return select(both).order_by(both.c.seq).limit(bindparam("most", type_=Integer))
 
 
 def _first(query: Select[Any]) -> Select[Any]:
     # Wrapped, because SQLite takes no ORDER BY inside a UNION.
-    return select(query.order_by(outbox.c.seq).limit(bindparam("most")).subquery())
+    return select(query.limit(bindparam("most", type_=Integer)).subquery())

@@ -7,9 +7,8 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Select, Update, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.sql.dml import ReturningUpdate
 
 from eventmesh.errors import Conflict
 from eventmesh.persistence.tables import saga
@@ -55,8 +54,8 @@ async def store(session: AsyncSession, row: SagaRow, *, ended: bool, now: dateti
         await session.execute(insert(saga), values)
         return
     known = {"saga_name": row.name, "saga_id": row.id, "known_version": row.row_version - 1}
-    updated = await session.scalar(_update_statement(tuple(values)), values | known)
-    if updated is None:
+    updated = await session.execute(_update_statement(tuple(values)), values | known)
+    if not updated.rowcount:  # type: ignore[attr-defined]
         raise Conflict(f"saga {row.id} was changed by another worker at the same time")
 
 
@@ -77,11 +76,10 @@ def _this_saga() -> tuple[ColumnElement[bool], ...]:
 
 
 @cache
-def _update_statement(columns: tuple[str, ...]) -> ReturningUpdate[Any]:
+def _update_statement(columns: tuple[str, ...]) -> Update:
     return (
         update(saga)
         .where(*_this_saga())
         .where(saga.c.row_version == bindparam("known_version"))
         .values({column: bindparam(column) for column in columns})
-        .returning(saga.c.id)
     )

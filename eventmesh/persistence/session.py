@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any, NoReturn
 
-from sqlalchemy import event, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 
 from eventmesh.errors import UsageError
+from eventmesh.persistence import mariadb
 
 _STILL_GOOD = text("SELECT 1")
 
@@ -38,8 +39,10 @@ class TransactionSession(AsyncSession):
     async def finish(self, *, proved: bool) -> None:
         """Commit for good. Unless a statement has just `proved` it, ask first whether the
         transaction is still good: PostgreSQL answers COMMIT with a silent rollback after an error
-        that a handler has swallowed."""
-        if not proved:
+        that a handler has swallowed, and MariaDB by committing what came after a deadlock."""
+        if self.get_bind().dialect.name == mariadb.NAME:
+            await mariadb.prove(self)
+        elif not proved:
             await self.execute(_STILL_GOOD)
         await super().commit()
 
@@ -53,6 +56,12 @@ class TransactionSession(AsyncSession):
             f"the handler returns. Raise an error to undo it, or use `async with "
             f"tx.session.begin_nested():` for a part that may fail."
         )
+
+
+@event.listens_for(TransactionSession.sync_session_class, "after_begin")
+def _begin(_session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    if connection.dialect.name == mariadb.NAME and not transaction.nested:
+        mariadb.begin(connection)
 
 
 @event.listens_for(TransactionSession.sync_session_class, "do_orm_execute")

@@ -3,26 +3,31 @@ may be killing its workers. Brokers count what they hand out, also what no handl
 
 from __future__ import annotations
 
-from sqlalchemy import delete
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Insert, delete
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from eventmesh.persistence import mariadb
 from eventmesh.persistence.tables import start
+from eventmesh.persistence.types import database_now
 
 
 async def note(connection: AsyncConnection, subscription: str, message_id: str) -> int:
     """Count one more start; returns how many there are, this one included."""
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = (
-        insert(start)
-        .values(subscription=subscription, message_id=message_id, starts=1)
-        .on_conflict_do_update(
-            index_elements=[start.c.subscription, start.c.message_id],
-            set_={"starts": start.c.starts + 1},
+    now = database_now()
+    first = {"subscription": subscription, "message_id": message_id, "starts": 1, "begun_at": now}
+    again = {"starts": start.c.starts + 1, "begun_at": now}
+    dialect = connection.dialect.name
+    statement: Insert
+    if dialect == mariadb.NAME:
+        statement = mysql.insert(start).values(first).on_duplicate_key_update(again)
+    else:
+        insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
+        keys = [start.c.subscription, start.c.message_id]
+        statement = (
+            insert(start).values(first).on_conflict_do_update(index_elements=keys, set_=again)
         )
-        .returning(start.c.starts)
-    )
-    return await connection.scalar(statement) or 0
+    return await connection.scalar(statement.returning(start.c.starts)) or 0
 
 
 async def forget(

@@ -6,22 +6,20 @@
 from __future__ import annotations
 
 from sqlalchemy import (
-    JSON,
     Boolean,
     CheckConstraint,
     Column,
     Index,
     Integer,
-    LargeBinary,
     MetaData,
     SmallInteger,
     String,
     Table,
-    Text,
     false,
 )
 
-from eventmesh.persistence.types import Sequence, UtcDateTime
+from eventmesh.persistence.mariadb import TABLE
+from eventmesh.persistence.types import Bytes, Json, LongText, Sequence, UtcDateTime
 
 BUCKETS = 16
 """Into how many parts the outbox is divided by key; as many relays can share its work."""
@@ -41,21 +39,23 @@ outbox = Table(
     Column("name", String(255), nullable=False),
     Column("key", String(255)),
     Column("bucket", SmallInteger, nullable=False),
-    Column("headers", JSON, nullable=False),
-    Column("data", LargeBinary, nullable=False),
+    Column("headers", Json, nullable=False),
+    Column("data", Bytes, nullable=False),
     # NULL: due at once. So that neither delayed rows nor a backlog stand in the other's way.
     Column("due_at", UtcDateTime),
     Column("attempts", Integer, nullable=False, server_default="0"),
-    Column("last_error", Text),
+    Column("last_error", LongText),
     Column("parked", Boolean, nullable=False, server_default=false()),
     CheckConstraint(f"bucket >= 0 AND bucket < {BUCKETS}", name="bucket"),
     CheckConstraint("attempts >= 0", name="attempts"),
     CheckConstraint("NOT parked OR last_error IS NOT NULL", name="parked"),
     sqlite_autoincrement=True,
+    **TABLE,
 )
 Index(
     "ix_eventmesh_outbox_due_at",
     outbox.c.due_at,
+    outbox.c.seq,
     postgresql_where=outbox.c.due_at.is_not(None),
     sqlite_where=outbox.c.due_at.is_not(None),
 )
@@ -72,7 +72,9 @@ inbox = Table(
     Column("subscription", String(255), primary_key=True),
     Column("message_id", String(255), primary_key=True),
     Column("received_at", UtcDateTime, nullable=False),
+    **TABLE,
 )
+Index("ix_eventmesh_inbox_received_at", inbox.c.received_at)
 
 start = Table(
     "eventmesh_start",
@@ -80,14 +82,18 @@ start = Table(
     Column("subscription", String(255), primary_key=True),
     Column("message_id", String(255), primary_key=True),
     Column("starts", Integer, nullable=False),
+    Column("begun_at", UtcDateTime, nullable=False),
     CheckConstraint("starts >= 1", name="starts"),
+    **TABLE,
 )
+Index("ix_eventmesh_start_begun_at", start.c.begun_at)
 
 relay = Table(
     "eventmesh_relay",
     metadata,
     Column("owner", String(255), primary_key=True),
     Column("expires_at", UtcDateTime, nullable=False),
+    **TABLE,
 )
 
 lease = Table(
@@ -99,6 +105,7 @@ lease = Table(
     Column("expires_at", UtcDateTime),
     CheckConstraint(f"bucket >= 0 AND bucket < {BUCKETS}", name="bucket"),
     CheckConstraint("(owner IS NULL) = (expires_at IS NULL)", name="held"),
+    **TABLE,
 )
 
 saga = Table(
@@ -108,9 +115,9 @@ saga = Table(
     Column("id", String(255), primary_key=True),
     Column("version", Integer, nullable=False),
     Column("status", String(20), nullable=False),
-    Column("state", JSON, nullable=False),
-    Column("steps", JSON, nullable=False),
-    Column("reason", Text),
+    Column("state", Json, nullable=False),
+    Column("steps", Json, nullable=False),
+    Column("reason", LongText),
     Column("row_version", Integer, nullable=False),
     Column("started_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
@@ -118,6 +125,7 @@ saga = Table(
     CheckConstraint("status IN ('running', 'undoing', 'completed', 'undone')", name="status"),
     CheckConstraint("(ended_at IS NULL) = (status IN ('running', 'undoing'))", name="ended"),
     CheckConstraint("row_version >= 1", name="row_version"),
+    **TABLE,
 )
 Index(
     "ix_eventmesh_saga_running",
@@ -125,4 +133,10 @@ Index(
     saga.c.started_at,
     postgresql_where=saga.c.ended_at.is_(None),
     sqlite_where=saga.c.ended_at.is_(None),
+)
+Index(
+    "ix_eventmesh_saga_ended_at",
+    saga.c.ended_at,
+    postgresql_where=saga.c.ended_at.is_not(None),
+    sqlite_where=saga.c.ended_at.is_not(None),
 )

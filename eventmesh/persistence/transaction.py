@@ -12,6 +12,7 @@ from eventmesh.contracts.message import Command, Event, Message
 from eventmesh.contracts.registry import Registry
 from eventmesh.duration import Duration, seconds
 from eventmesh.errors import UndeclaredMessage, UsageError
+from eventmesh.persistence.savepoints import Savepoints
 from eventmesh.wire.envelope import Envelope, seal
 
 
@@ -32,13 +33,16 @@ class Sender:
     registry: Registry
     clock: Clock
     max_bytes: int
+    ordered: bool = False
+    """Whether transactions with messages of the same key wait for each other to commit."""
 
 
 class Transaction:
     """State and outgoing messages, committed together or not at all.
 
     `session` is an ordinary SQLAlchemy AsyncSession; it is begun and committed for you. Messages
-    are buffered and written to the outbox right before the commit.
+    are buffered and written to the outbox right before the commit. Those published in a savepoint
+    (`session.begin_nested()`) that is rolled back are dropped with it.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Transaction:
         self.outgoing: list[Outgoing] = []
         self.sender = sender
         self._cause = cause
+        self._savepoints: Savepoints[int] | None = None
 
     def publish(self, event: Event, *, delay: Duration = 0) -> None:
         """Publish an event of this service, after `delay` at the earliest.
@@ -88,7 +93,20 @@ class Transaction:
             max_bytes=sender.max_bytes,
             version=sender.registry.written(type(message)),
         )
-        self.outgoing.append(Outgoing(envelope, seconds(delay)))
+        self.keep(Outgoing(envelope, seconds(delay)))
+
+    def keep(self, message: Outgoing) -> None:
+        """Take a message into the buffer."""
+        if self.session.in_nested_transaction():
+            session = self.session.sync_session
+            if self._savepoints is None:
+                self._savepoints = Savepoints(self._go_back)
+                self._savepoints.listen(session)
+            self._savepoints.note(session, len(self.outgoing))
+        self.outgoing.append(message)
+
+    def _go_back(self, number: int) -> None:
+        del self.outgoing[number:]
 
 
 def _name(message: object) -> str:

@@ -1,26 +1,33 @@
-"""Column types and expressions that mean the same on PostgreSQL and on SQLite."""
+"""Column types and expressions that mean the same on PostgreSQL, SQLite and MariaDB."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Integer
+from sqlalchemy import JSON, BigInteger, DateTime, Integer, LargeBinary, String, Text
+from sqlalchemy.dialects import mysql
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from eventmesh.persistence import mariadb
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware time in UTC. SQLite keeps it as text, which sorts by time."""
+    """An aware time in UTC. SQLite keeps a text that sorts by time, MariaDB leaves out the zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        microseconds = mysql.DATETIME(fsp=6) if dialect.name == mariadb.NAME else self.impl_instance
+        return dialect.type_descriptor(microseconds)
+
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None or dialect.name != "sqlite":
+        if value is None or dialect.name == "postgresql":
             return value
         return value.astimezone(UTC).replace(tzinfo=None)
 
@@ -32,6 +39,40 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 # SQLite counts up by itself only in a column of exactly the type INTEGER.
 Sequence = BigInteger().with_variant(Integer, "sqlite")
+
+# MariaDB's types of these names end at 64 KiB.
+Bytes = LargeBinary().with_variant(mysql.LONGBLOB(), mariadb.NAME)
+LongText = Text().with_variant(mysql.LONGTEXT(), mariadb.NAME)
+
+
+class Json(JSON):
+    """JSON of any depth; a MariaDB column of its type JSON takes 31 levels."""
+
+
+@compiles(Json, mariadb.NAME)
+def _json_mariadb(_type: Json, _compiler: object, **_options: Any) -> str:
+    return "LONGTEXT"
+
+
+class refused_key(FunctionElement[str]):  # noqa: N801  # spelled as the column it is
+    """`refused_key(outbox.c.key)` is the key of a row that the broker has refused; of another row,
+    perhaps too. MariaDB has a column of its own for it, as it has no index of some rows only."""
+
+    type = String()
+    inherit_cache = True
+    name = "refused_key"
+
+
+@compiles(refused_key)
+def _refused(element: refused_key, compiler: SQLCompiler, **options: Any) -> str:
+    [key] = element.clauses
+    return compiler.process(key, **options)
+
+
+@compiles(refused_key, mariadb.NAME)
+def _refused_mariadb(element: refused_key, compiler: SQLCompiler, **options: Any) -> str:
+    table, _, _ = _refused(element, compiler, **options).rpartition(".")
+    return f"{table}.refused_key"
 
 
 class database_now(FunctionElement[datetime]):  # noqa: N801  # spelled as the SQL function it is
@@ -51,3 +92,8 @@ def _now(_element: database_now, _compiler: SQLCompiler, **_options: Any) -> str
 def _now_sqlite(_element: database_now, _compiler: SQLCompiler, **_options: Any) -> str:
     # Six digits, as SQLAlchemy writes times, so that texts compare as times.
     return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
+
+
+@compiles(database_now, mariadb.NAME)
+def _now_mariadb(_element: database_now, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "UTC_TIMESTAMP(6)"

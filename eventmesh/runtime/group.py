@@ -7,10 +7,11 @@ the failing one is retried.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 
 from eventmesh.contracts.message import Message
 from eventmesh.errors import Unreachable, UsageError
@@ -145,8 +146,9 @@ class GroupRunner:
     async def _handle_plainly(self, delivery: Delivery, message: Message) -> Settlement:
         self._log.turn_to(delivery)
         try:
-            with leaks_caught():
-                returned = await self.handler.call(message, delivery.envelope, None)
+            async with self._in_time():
+                with leaks_caught():
+                    returned = await self.handler.call(message, delivery.envelope, None)
             self._refuse_returned(returned)
         except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
             return self._fail(delivery, error)
@@ -201,16 +203,19 @@ class GroupRunner:
         """
         database = await self._service.database()
         async with database.session() as session:
-            with database.translated():
-                fresh = await self._claim(session, group)
+            with database.own_statements():
+                ids = [delivery.envelope.unique_id for delivery, _ in group]
+                name, now = self.handler.subscription.name, self._clock.now()
+                fresh = await inbox.claim(session, name, ids, now)
             outgoing: list[Outgoing] = []
-            handled = await self._handle_all(session, group, fresh, outgoing)
-            with database.translated():
-                if handled < len(group):
-                    await inbox.unclaim(session, self.handler.subscription.name, sorted(fresh))
-                if is_suspect(group[0][0]):
-                    await starts.forget(session, *self._starts_key(group[0][0]))
-                await self._service.commit(session, outgoing)
+            handled = await self._handle_all(session, group, ids, fresh, outgoing)
+            async with self._in_time():
+                with database.translated():
+                    if handled < len(group):
+                        await inbox.unclaim(session, name, sorted(fresh))
+                    if is_suspect(group[0][0]):
+                        await starts.forget(session, *self._starts_key(group[0][0]))
+                    await self._service.commit(session, outgoing)
         return handled
 
     async def _try_suspect(self, delivery: Delivery) -> Dead | None:
@@ -236,14 +241,11 @@ class GroupRunner:
     def _starts_key(self, delivery: Delivery) -> tuple[str, str]:
         return self.handler.subscription.name, delivery.envelope.unique_id
 
-    async def _claim(self, session: AsyncSession, group: Sequence[_Readable]) -> set[str]:
-        ids = [delivery.envelope.unique_id for delivery, _ in group]
-        return await inbox.claim(session, self.handler.subscription.name, ids, self._clock.now())
-
     async def _handle_all(
         self,
         session: AsyncSession,
         group: Sequence[_Readable],
+        ids: Sequence[str],
         fresh: set[str],
         outgoing: list[Outgoing],
     ) -> int:
@@ -255,11 +257,11 @@ class GroupRunner:
                 return number
             envelope = delivery.envelope
             self._log.turn_to(delivery)
-            if envelope.unique_id not in fresh:
+            if ids[number] not in fresh:
                 self._log.duplicate()
                 self._vitals.duplicates += 1
                 continue
-            fresh.remove(envelope.unique_id)
+            fresh.remove(ids[number])
             transaction = Transaction(session, sender, cause=envelope)
             for result in _messages(await self._call(delivery, message, transaction)):
                 transaction.add(result)
@@ -270,8 +272,9 @@ class GroupRunner:
         self, delivery: Delivery, message: Message, transaction: Transaction
     ) -> Returned:
         try:
-            with leaks_caught():
-                return await self.handler.call(message, delivery.envelope, transaction)
+            async with self._in_time():
+                with leaks_caught():
+                    return await self.handler.call(message, delivery.envelope, transaction)
         except Unreachable as error:
             # Not our database, or our statements would have said so: the policy decides.
             raise RuntimeError(f"something the handler asked is unreachable: {error}") from error
@@ -279,6 +282,22 @@ class GroupRunner:
             # A database lost under the handler's own statement is not the message's fault.
             if connection_lost(error):
                 raise Unreachable(f"the database was lost while handling: {error}") from error
+            raise
+
+    def _in_time(self) -> AbstractAsyncContextManager[None]:
+        """Cancel what takes longer than the handler may; TimeoutError then. A statement that was
+        being run takes its connection with it."""
+        most = self.handler.timeout
+        return nullcontext() if most is None else self._limited(most)
+
+    @asynccontextmanager
+    async def _limited(self, most: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(most) as limit:
+                yield
+        except TimeoutError as error:
+            if limit.expired():
+                raise TimeoutError(f"the handler took longer than its {most:g} s") from error
             raise
 
     def _refuse_returned(self, returned: Returned) -> None:

@@ -40,6 +40,8 @@ class Handler:
     transactional: bool
     isolated: bool = False
     concurrency: int = 1
+    timeout: float | None = None
+    """Seconds that it may take for a message."""
     returns: frozenset[type[Message]] = frozenset()
     elsewhere: bool = False
     """Called by another program than a worker, which leaves its subscription alone."""
@@ -65,6 +67,7 @@ def bind(
     retry: Retry,
     isolated: bool = False,
     concurrency: int = 1,
+    timeout: float | None = None,
 ) -> Handler:
     """The handler of this function; UsageError, with the parameter's name, when it cannot be one.
 
@@ -97,6 +100,7 @@ def bind(
         transactional=bool(binding.transaction or binding.session or binding.injected or returns),
         isolated=isolated,
         concurrency=checked_concurrency(concurrency, where),
+        timeout=timeout,
         returns=returns,
     )
 

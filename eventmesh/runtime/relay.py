@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -16,11 +17,15 @@ import structlog
 
 from eventmesh.clock import Clock
 from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
-from eventmesh.persistence import leases, outbox
+from eventmesh.persistence import leases, notify, outbox
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.outbox import OutboxRow, Refusal
+from eventmesh.persistence.outbox import NOTHING, OutboxRow, Refusal, Seen
+from eventmesh.persistence.tables import BUCKETS
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import Leaked, leaks_caught
+from eventmesh.runtime.horizon import Horizon
+from eventmesh.runtime.purger import Purger
+from eventmesh.runtime.settings import Settings
 from eventmesh.runtime.vitals import RelayVitals
 from eventmesh.transports.base import Transport
 
@@ -32,6 +37,11 @@ BATCH_BYTES = 4 * 1024 * 1024
 
 PARK_AFTER = 10
 """After how many refusals by the broker a message is parked, and its key with it."""
+
+SWEEP_EVERY = 1.0
+"""Seconds between two looks at what the rounds leave out, at the least."""
+
+_SWEEP_SHARE = 20  # they take one part in this many of the time, at the most
 
 _SHORTEST_POLL, _LONGEST_POLL = 0.01, 0.5  # seconds
 
@@ -55,14 +65,26 @@ class Relay:
         transport: Transport,
         clock: Clock,
         lease_time: float,
+        *,
+        purging: Settings | None = None,
     ) -> None:
+        """With the settings for `purging`, it also clears away what is too old, where it has the
+        first bucket."""
         self.owner = clock.new_id()
         self.vitals = RelayVitals(service)
         self._database = database
         self._transport = transport
         self._clock = clock
         self._lease_time = lease_time
+        self._purger = (
+            None
+            if purging is None
+            else Purger(database, clock, purging, lambda: 0 in self._buckets)
+        )
         self._buckets: frozenset[int] = frozenset()
+        self._horizon = Horizon()
+        self._missed: Sequence[OutboxRow] = ()
+        self._sweep_now = asyncio.Event()
         self._renew_at = 0.0
         self._valid_until = 0.0
         self._poll = _SHORTEST_POLL
@@ -72,11 +94,21 @@ class Relay:
         )
 
     def wake(self) -> None:
-        """Look into the outbox now: this process has committed to it."""
+        """Look into the outbox now: somebody has committed to it."""
         self._wanted.set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until `stop`, then what is left, and give up the leases."""
+        async with asyncio.TaskGroup() as tasks:
+            beside = [tasks.create_task(each) for each in (self._listen(), self._sweep())]
+            if self._purger is not None:
+                beside.append(tasks.create_task(self._purger.run()))
+            await self._work(stop)
+            for task in beside:
+                task.cancel()
+        await self._finish()
+
+    async def _work(self, stop: asyncio.Event) -> None:
         reconnect = Reconnect(self._clock)
         while not stop.is_set():
             try:
@@ -89,7 +121,22 @@ class Relay:
                 self.vitals.trouble = str(error)
                 self._log.warning("relay waits", error=str(error))
                 await reconnect.wait()
-        await self._finish()
+
+    async def _listen(self) -> None:
+        """Be woken by other processes, where the database can pass that on."""
+        reconnect = Reconnect(self._clock)
+        while self._database.is_postgresql:
+            try:
+                with leaks_caught():
+                    await notify.listen(self._database, self.wake)
+            except (Unreachable, Leaked):  # which the relay itself tells of, too
+                await reconnect.wait()
+            else:
+                self._log.warning(
+                    "the database does not pass on what other processes tell: looked every "
+                    f"{_LONGEST_POLL:g} s for what they have committed"
+                )
+                return
 
     async def _finish(self) -> None:
         """Relay what is left, for a bounded time: others may be adding all the while."""
@@ -109,20 +156,69 @@ class Relay:
         await self._keep_leases()
         if not self._buckets:
             return 0
-        async with self._database.reading() as connection:
-            waiting = await outbox.due(connection, self._buckets, self._clock.now(), BATCH)
+        if self._missed:
+            try:
+                return await self._bring(self._missed)
+            finally:
+                self._missed = ()
+        rows, seen = await self._look()
+        if not rows or (confirmed := await self._bring(rows)) == len(rows):
+            self._horizon.seen(self._clock.monotonic(), seen)
+            return len(rows)
+        self._horizon.stay()
+        return confirmed
+
+    async def _look(self) -> tuple[Sequence[OutboxRow], Seen]:
+        """Rows to relay, and what will have been seen when they are."""
+        now, beyond = self._clock.now(), self._horizon.beyond(self._clock.monotonic())
+        async with self._database.queue(reads=True) as connection:
+            waiting = await outbox.due(connection, self._buckets, now, BATCH, beyond)
+            newest = 0 if waiting else await outbox.newest(connection, beyond)
         rows = within_bytes(waiting, BATCH_BYTES)
-        if not rows:
-            return 0
+        all_due = len(rows) < BATCH and len(rows) == len(waiting)
+        return rows, Seen(rows[-1].seq if rows else newest, now if all_due else beyond.due_at)
+
+    async def _bring(self, rows: Sequence[OutboxRow]) -> int:
+        """Publish these rows and forget what the broker has; returns how many it has."""
         sent = await self._publish(rows)
-        async with self._database.connection() as connection:
+        async with self._database.queue() as connection:
             await outbox.delete_confirmed(connection, sent.confirmed)
             await outbox.mark_refused(connection, sent.refused, PARK_AFTER)
         self.vitals.relayed += len(sent.confirmed)
         self.vitals.refused += len(sent.refused)
+        if any(row.attempts for row in rows):
+            self._sweep_now.set()  # a key may have been set free
         if sent.lost is not None:
+            self._horizon.stay()
             raise sent.lost
         return len(sent.confirmed)
+
+    async def _sweep(self) -> None:
+        """Look, now and then, at what the rounds leave out: for what was committed very late, and
+        for what was held back. It may take long, so that the rounds do not wait for it."""
+        pause = SWEEP_EVERY
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._sweep_now.wait()
+            self._sweep_now.clear()
+            began = self._clock.monotonic()
+            with suppress(Unreachable, Leaked), leaks_caught():  # the rounds will tell of it
+                await self._sweep_once()
+            pause = max(SWEEP_EVERY, _SWEEP_SHARE * (self._clock.monotonic() - began))
+
+    async def _sweep_once(self) -> None:
+        age, buckets = self._horizon.age, self._buckets
+        seen = self._horizon.beyond(self._clock.monotonic())
+        if self._missed or seen == NOTHING:
+            return
+        async with self._database.queue(reads=True) as connection:
+            rows = await outbox.due(
+                connection, buckets, self._clock.now(), BATCH, seen, behind=True
+            )
+        if age == self._horizon.age and rows:  # else the next round looks at everything
+            self._missed = within_bytes(rows, BATCH_BYTES)
+            self.wake()
 
     async def _publish(self, rows: Sequence[OutboxRow]) -> _Sent:
         """Publish in waves, until the broker is lost; a key whose message was refused is not sent
@@ -175,7 +271,12 @@ class Relay:
         if now < self._renew_at:
             return
         async with self._database.connection() as connection:
-            self._buckets = await leases.renew(connection, self.owner, self._lease_time)
+            buckets = await leases.renew(connection, self.owner, self._lease_time)
+        if buckets != self._buckets:
+            self._buckets = buckets
+            self._database.doorbell.quiet = len(buckets) == BUCKETS
+            self._horizon.forget()
+            self._missed = ()
         # Counted from before the renewal, and ended early: another's clock may run faster.
         self._valid_until = now + self._lease_time * 0.8
         self._renew_at = now + self._lease_time / 2

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from eventmesh.clock import Clock, SystemClock
 from eventmesh.contracts.message import Command, Message, identity_of
 from eventmesh.contracts.registry import Registry
-from eventmesh.duration import Duration
+from eventmesh.duration import Duration, seconds
 from eventmesh.errors import UsageError
-from eventmesh.persistence import migration, outbox
+from eventmesh.persistence import joined, migration, outbox
 from eventmesh.persistence.database import Database, MetaData
+from eventmesh.persistence.joined import AnySession
 from eventmesh.persistence.session import TransactionSession
 from eventmesh.persistence.transaction import Outgoing, Sender, Transaction
 from eventmesh.runtime.handler import Handler, bind
@@ -67,6 +69,12 @@ class Service:
     `eventmesh db upgrade`. `shares_database_with` names the services that may use the same
     database; `eventmesh schema check` wants them to name this one too. UsageError for a name that
     cannot be the first part of a message's name.
+
+    Messages of a key go out in the order in which they were put into the outbox, at the end of
+    their transactions. Where two transactions write the same key at the same moment and nothing
+    else makes one wait for the other, such as the row that the key names, which both change, that
+    need not be the order in which they commit. With `ordered_outbox` it is: on PostgreSQL, they
+    then take turns, from there until they are committed.
     """
 
     def __init__(
@@ -76,6 +84,7 @@ class Service:
         metadata: MetaData | None = None,
         clock: Clock | None = None,
         shares_database_with: Sequence[str] = (),
+        ordered_outbox: bool = False,
     ) -> None:
         if not _NAME.fullmatch(name):
             raise UsageError(
@@ -91,6 +100,7 @@ class Service:
         self.metadata = metadata
         self.clock = clock or SystemClock()
         self.shares_database_with = tuple(shares_database_with)
+        self.ordered_outbox = ordered_outbox
         self.registry = Registry(name)
         self.handlers: dict[str, Handler] = {}
         self.has_publishers = False
@@ -98,7 +108,7 @@ class Service:
         self._readings: Readings | None = None
         self._database: Database | None = None
         self._database_ready = False
-        self._on_commit: list[Callable[[], None]] = []
+        self._on_commit: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
 
     def __repr__(self) -> str:
         return f"Service({self.name!r}, handlers={sorted(self.handlers)})"
@@ -110,6 +120,7 @@ class Service:
         retry: Retry | None = None,
         isolated: bool = False,
         concurrency: int = 1,
+        timeout: Duration | None = None,
     ) -> Callable[[Function], Function]:
         """Declare a handler; the decorated function stays an ordinary function.
 
@@ -117,7 +128,8 @@ class Service:
         it outlives the process, so a handler that is renamed needs `name=` to keep its backlog.
         `isolated` gives each message a transaction of its own. `concurrency` is how many messages,
         or groups of them, a process handles at a time; those of one key stay in their order.
-        Raises UsageError.
+        A handler that takes longer than `timeout`, by a message or by committing its effects, is
+        cancelled, undone, and tried again as after any error. Raises UsageError.
         """
 
         for message in messages:
@@ -136,6 +148,7 @@ class Service:
                     retry=retry or Retry(),
                     isolated=isolated,
                     concurrency=concurrency,
+                    timeout=None if timeout is None else seconds(timeout),
                 )
             )
             return function
@@ -194,12 +207,9 @@ class Service:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """A transaction outside any handler: committed on leaving, with its messages."""
-        if HANDLING.get() == self.name:
-            raise UsageError(
-                f"A handler of service {self.name!r} opened another transaction of the service, by "
-                f"a publisher or by service.transaction(): it would not be committed together with "
-                f"the handler's own. Take a Transaction as a parameter and use tx.publish."
-            )
+        self._refuse_in_handler(
+            "opened another transaction of the service, by a publisher or by service.transaction()"
+        )
         database = await self.database()
         async with database.session() as session:
             transaction = Transaction(session, self.sender())
@@ -209,20 +219,55 @@ class Service:
 
     async def commit(self, session: TransactionSession, outgoing: Sequence[Outgoing]) -> None:
         """Commit a session with these messages: state first, the outbox in one statement last."""
+        # An insert or a delete that the database has taken proves that the transaction is good.
+        proved = bool(outgoing) or bool(session.new) or bool(session.deleted)
         await session.flush()
+        if self.ordered_outbox:
+            await outbox.take_turns(session, outgoing)
         await outbox.store(session, outgoing, self.clock.now())
-        await session.finish(proved=bool(outgoing))
+        await session.finish(proved=proved)
         if outgoing:
-            for wake in self._on_commit:
-                wake()
+            self.committed()
+
+    def join(self, session: AnySession) -> Transaction:
+        """Publish with a SQLAlchemy session of the application's own, which is bound to this
+        service's database: messages are in the outbox if and only if the session's own commit
+        succeeds. They are kept with the transaction that the session is in, or begins next;
+        `tx.session` is the session. Joining again in the same transaction does no harm; joining
+        for the first time in a listener of the session's commit is too late, and an error.
+
+        UsageError for a session of another database, and in a handler of the service.
+        """
+        self._refuse_in_handler("joined a session")
+        url = self.settings.database_url(self.name)
+        return joined.join(session, self.sender(), url, self.committed)
+
+    def relay(self) -> AbstractAsyncContextManager[None]:
+        """For the lifespan of a web application: `async with service.relay():` brings to the broker
+        what is committed meanwhile. It waits for a broker that is away. Any number of processes may
+        do so, beside workers of the service or instead of them; the service is closed on leaving.
+
+        Raises Unreachable, Drift or UsageError as a worker does at its start.
+        """
+        from eventmesh.runtime.joining import relaying  # and brokers: not all who publish relay
+
+        return relaying(self)
+
+    def committed(self) -> None:
+        """Messages have come into the outbox: wake those who relay them. From any thread."""
+        for loop, wake in self._on_commit:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(wake)
 
     def on_commit(self, wake: Callable[[], None]) -> None:
-        """Call this after each commit of this process that put messages into the outbox."""
-        self._on_commit.append(wake)
+        """Call this, on the running event loop, after each commit of this process that put messages
+        into the outbox, until the service is closed."""
+        self._on_commit.append((asyncio.get_running_loop(), wake))
 
     def sender(self) -> Sender:
         """What the service's transactions share."""
-        return Sender(self.name, self.registry, self.clock, self.settings.max_message_bytes)
+        most = self.settings.max_message_bytes
+        return Sender(self.name, self.registry, self.clock, most, self.ordered_outbox)
 
     @property
     def settings(self) -> Settings:
@@ -257,16 +302,29 @@ class Service:
             )
         database = self._database
         if not self._database_ready:  # callers at the same time may each see to it: it does no harm
-            await database.connect()
+            await database.connect(largest=self.settings.max_message_bytes)
             if database.is_sqlite:
                 await migration.upgrade(database, self.metadata)
             else:
                 await migration.require_current(database)
+            if self.ordered_outbox and database.is_mariadb:
+                raise UsageError(
+                    f"Service {self.name!r} has ordered_outbox=True, for which MariaDB has no lock "
+                    f"that ends with a transaction. Use PostgreSQL, or lock a row by the key."
+                )
+            self.on_commit(database.doorbell.ring)
             self._database_ready = True
         return database
 
     async def __aenter__(self) -> Self:
-        """The service, for a program that publishes and runs no worker; closed on leaving."""
+        """The service, for a program that publishes and runs no worker: its database is open, and
+        closed on leaving. Raises as `database`."""
+        if self.needs_database:
+            try:
+                await self.database()
+            except BaseException:
+                await self.close()
+                raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -276,8 +334,16 @@ class Service:
         """Close the database; it is opened again when it is next needed."""
         database, self._database = self._database, None
         self._database_ready, self._readings = False, None
+        self._on_commit.clear()
         if database is not None:
             await database.close()
+
+    def _refuse_in_handler(self, did: str) -> None:
+        if HANDLING.get() == self.name:
+            raise UsageError(
+                f"A handler of service {self.name!r} {did}: it would not be committed together "
+                f"with the handler's own. Take a Transaction as a parameter and use tx.publish."
+            )
 
     def _check_subscribes(self, handler: Handler, model: type[Message]) -> None:
         identity = identity_of(model)

@@ -70,6 +70,14 @@ class Settings(BaseSettings):
     drain_timeout: Seconds = 30.0
     """How long handlers may take to finish when the worker is told to stop."""
 
+    inbox_window: Seconds = 7 * 86_400.0
+    """How long a message that took effect is remembered: longer than any copy of it may still be on
+    its way, in a retry or in a queue that nobody reads, or it would take effect again. A dead
+    letter that is replayed later than this counts as new."""
+
+    saga_window: Seconds = 30 * 86_400.0
+    """How long a saga that has ended is kept."""
+
     health_port: int | None = Field(default=None, ge=0, le=65_535)
     """Where probes and metrics are answered; nowhere unless it is set. With several processes, each
     answers on a port of its own, counted up from this one."""

@@ -17,6 +17,7 @@ from eventmesh.runtime.cancellation import Leaked, leaks_caught
 from eventmesh.runtime.group import GroupRunner, Settlement
 from eventmesh.runtime.handler import Handler
 from eventmesh.runtime.lanes import split
+from eventmesh.runtime.purger import check_window
 from eventmesh.runtime.relay import Relay
 from eventmesh.runtime.service import Service
 from eventmesh.runtime.settings import Settings
@@ -70,6 +71,7 @@ class Worker:
                 service.configure(self.settings)
                 refuse_drift(service.registry.owned(), self.settings.schemas)
                 if service.needs_database:
+                    check_window(service.handlers.values(), self.settings)
                     stack.push_async_callback(service.close)
                     await service.database()
             await self.transport.declare(
@@ -87,6 +89,7 @@ class Worker:
                     self.transport,
                     self._clock,
                     self.settings.lease_time,
+                    purging=self.settings,
                 )
                 service.on_commit(relay.wake)
                 relays.append(relay)

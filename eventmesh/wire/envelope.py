@@ -160,6 +160,8 @@ def check_size(envelope: Envelope, max_bytes: int) -> None:
             f"the limit is {max_bytes:,}. Put the bulk into a store and send its address, or raise "
             f"EVENTMESH_MAX_MESSAGE_BYTES for every service."
         )
+    if max(map(len, envelope.attributes.values())) * 4 <= MAX_ATTRIBUTE_BYTES:
+        return  # four bytes is the longest character: most are not looked at one by one
     for name, value in envelope.attributes.items():
         if not _fits(value):
             raise UsageError(

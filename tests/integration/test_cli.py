@@ -153,16 +153,16 @@ async def absent_url(postgres_server: Server) -> AsyncIterator[str]:
 
 def test_a_database_is_made_and_upgraded(bank: Project, absent_url: str) -> None:
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = absent_url
-    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: upgraded to 0001\n"
-    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: is at 0001\n"
+    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: upgraded to 0002\n"
+    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: is at 0002\n"
 
 
 async def test_a_service_on_postgresql(
     bank: Project, postgres_url: str, attributes: Attributes, put: Put
 ) -> None:
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = postgres_url.replace("+asyncpg", "")
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: upgraded to 0001\n"
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0001\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: upgraded to 0002\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0002\n"
     worker = bank.worker()
     await put(bank, attributes(), GOOD)
     worker.until_prints("ada has 12.50")
@@ -171,7 +171,7 @@ async def test_a_service_on_postgresql(
 
 def test_sqlite_needs_no_upgrade_but_takes_one(bank: Project) -> None:
     bank.worker().drain()
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0001\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0002\n"
 
 
 # Development

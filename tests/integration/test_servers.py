@@ -18,6 +18,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from aio_pika import connect
+from asyncmy.errors import OperationalError
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -35,6 +36,7 @@ from eventmesh.testing.servers import (
     serve_controlled,
     version_of,
 )
+from eventmesh.testing.servers.mariadb_server import execute
 
 NO_ENGINE = {"DOCKER_HOST": "tcp://127.0.0.1:1"}
 """An address at which no container engine ever answers."""
@@ -62,12 +64,14 @@ async def answers(server: Server) -> bool:
             case "rabbitmq":
                 async with await connect(server.url, timeout=5) as connection:
                     return not (await connection.channel()).is_closed
+            case "mariadb":
+                return bool(await execute(server.url, "SELECT 1"))
             case _:
                 dsn = server.url.replace("postgresql+asyncpg://", "postgresql://")
                 connection = await asyncpg.connect(dsn, timeout=5)
                 await connection.close()
                 return True
-    except (OSError, RedisConnectionError):  # aio_pika's error is an OSError
+    except (OSError, OperationalError, RedisConnectionError):  # aio_pika's error is an OSError
         return False
 
 
@@ -121,6 +125,7 @@ def contents(folder: Path) -> set[Path]:
         ("redis", "redis://given.example:1/0"),
         ("rabbitmq", "amqps://given.example:1/"),
         ("postgres", "postgresql+asyncpg://given.example:1/x"),
+        ("mariadb", "mariadb://given.example:1/x"),
     ],
 )
 def test_a_url_in_the_environment_wins_and_nothing_is_started(kind: str, url: str) -> None:

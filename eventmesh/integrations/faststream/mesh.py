@@ -67,7 +67,14 @@ class Mesh(ABC):
         ):
             database = await service.database()
             await transport.declare([intake.handler.subscription for intake in self._intakes])
-            relay = Relay(service.name, database, transport, service.clock, settings.lease_time)
+            relay = Relay(
+                service.name,
+                database,
+                transport,
+                service.clock,
+                settings.lease_time,
+                purging=settings,
+            )
             service.on_commit(relay.wake)
             self._transport = transport
             try:

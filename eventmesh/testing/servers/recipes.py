@@ -6,13 +6,23 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from eventmesh.errors import UsageError
-from eventmesh.testing.servers import postgres_server, rabbitmq_server, redis_server
+from eventmesh.testing.servers import (
+    mariadb_server,
+    postgres_server,
+    rabbitmq_server,
+    redis_server,
+)
 from eventmesh.testing.servers.recipe import Recipe
 
 _RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         recipe.kind: recipe
-        for recipe in (redis_server.RECIPE, rabbitmq_server.RECIPE, postgres_server.RECIPE)
+        for recipe in (
+            redis_server.RECIPE,
+            rabbitmq_server.RECIPE,
+            postgres_server.RECIPE,
+            mariadb_server.RECIPE,
+        )
     }
 )
 

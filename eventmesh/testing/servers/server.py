@@ -89,7 +89,7 @@ def required(kind: str, environment: Mapping[str, str] | None = None) -> bool:
 def serve(
     kind: str, environment: Mapping[str, str] | None = None, *, way: Way | None = None
 ) -> Iterator[Server]:
-    """A server of this kind ("redis", "rabbitmq" or "postgres") while the context is open.
+    """A server of this kind (one of KINDS) while the context is open.
 
     `environment` is used instead of the process's own. With `way`, a server that is not given is
     had in this way only. ServerMissing when there is none.

@@ -6,6 +6,7 @@ from sqlalchemy import MetaData
 
 from eventmesh.contracts.message import Command, Event
 from eventmesh.errors import UndeclaredMessage, UsageError
+from eventmesh.persistence.database import AsyncSession
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.service import Service
 from eventmesh.runtime.settings import Settings
@@ -177,7 +178,7 @@ def test_an_extension_adds_itself(orders: Service) -> None:
 
 
 def open_transaction(service: Service) -> Transaction:
-    return Transaction(None, service.sender())  # type: ignore[arg-type]  # it is not used here
+    return Transaction(AsyncSession(), service.sender())
 
 
 def test_an_undeclared_message_cannot_be_published(orders: Service) -> None:

@@ -1,14 +1,29 @@
 """Outbox, inbox, starts of suspects, relays and their leases, sagas."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import mysql
 
 revision = "0001"
 down_revision = None
 
 _BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")
-_TIME = sa.DateTime(timezone=True)
+_TIME = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mariadb")
+_BYTES = sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mariadb")
+_TEXT = sa.Text().with_variant(mysql.LONGTEXT(), "mariadb")
+_JSON = sa.JSON().with_variant(mysql.LONGTEXT(), "mariadb")
 _BUCKETS = 16
+
+# MariaDB commits after each statement: a migration that was cut short must be able to run again.
+_AGAIN: dict[str, Any] = {
+    "if_not_exists": True,
+    "mariadb_engine": "InnoDB",
+    "mariadb_row_format": "DYNAMIC",
+    "mariadb_charset": "utf8mb4",
+    "mariadb_collate": "utf8mb4_nopad_bin",
+}
 
 
 def upgrade() -> None:
@@ -20,6 +35,7 @@ def upgrade() -> None:
         sa.Column("message_id", sa.String(255), nullable=False),
         sa.Column("received_at", _TIME, nullable=False),
         sa.PrimaryKeyConstraint("subscription", "message_id", name="pk_eventmesh_inbox"),
+        **_AGAIN,
     )
     op.create_table(
         "eventmesh_start",
@@ -28,12 +44,14 @@ def upgrade() -> None:
         sa.Column("starts", sa.Integer, nullable=False),
         sa.PrimaryKeyConstraint("subscription", "message_id", name="pk_eventmesh_start"),
         sa.CheckConstraint("starts >= 1", name=op.f("ck_eventmesh_start_starts")),
+        **_AGAIN,
     )
     op.create_table(
         "eventmesh_relay",
         sa.Column("owner", sa.String(255), nullable=False),
         sa.Column("expires_at", _TIME, nullable=False),
         sa.PrimaryKeyConstraint("owner", name="pk_eventmesh_relay"),
+        **_AGAIN,
     )
     lease = op.create_table(
         "eventmesh_lease",
@@ -48,8 +66,10 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "(owner IS NULL) = (expires_at IS NULL)", name=op.f("ck_eventmesh_lease_held")
         ),
+        **_AGAIN,
     )
-    op.bulk_insert(lease, [{"bucket": bucket} for bucket in range(_BUCKETS)])
+    if not op.get_bind().scalar(sa.select(sa.func.count()).select_from(lease)):
+        op.bulk_insert(lease, [{"bucket": bucket} for bucket in range(_BUCKETS)])
     _saga()
 
 
@@ -61,11 +81,11 @@ def _outbox() -> None:
         sa.Column("name", sa.String(255), nullable=False),
         sa.Column("key", sa.String(255)),
         sa.Column("bucket", sa.SmallInteger, nullable=False),
-        sa.Column("headers", sa.JSON, nullable=False),
-        sa.Column("data", sa.LargeBinary, nullable=False),
+        sa.Column("headers", _JSON, nullable=False),
+        sa.Column("data", _BYTES, nullable=False),
         sa.Column("due_at", _TIME),
         sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
-        sa.Column("last_error", sa.Text),
+        sa.Column("last_error", _TEXT),
         sa.Column("parked", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.PrimaryKeyConstraint("seq", name="pk_eventmesh_outbox"),
         sa.CheckConstraint(
@@ -75,22 +95,37 @@ def _outbox() -> None:
         sa.CheckConstraint(
             "NOT parked OR last_error IS NOT NULL", name=op.f("ck_eventmesh_outbox_parked")
         ),
+        *_refused_key(),
         sqlite_autoincrement=True,
+        **_AGAIN,
     )
     op.create_index(
         "ix_eventmesh_outbox_due_at",
         "eventmesh_outbox",
         ["due_at"],
+        if_not_exists=True,
         postgresql_where=sa.text("due_at IS NOT NULL"),
         sqlite_where=sa.text("due_at IS NOT NULL"),
     )
     op.create_index(
         "ix_eventmesh_outbox_refused",
         "eventmesh_outbox",
-        ["key"],
+        ["refused_key", "attempts", "parked", "due_at"] if _on_mariadb() else ["key"],
+        if_not_exists=True,
         postgresql_where=sa.text("attempts > 0"),
         sqlite_where=sa.text("attempts > 0"),
     )
+
+
+def _refused_key() -> list[sa.Column[str]]:
+    """What stands for an index of the refused rows alone, where there is none such. The index has
+    in it all that is asked of them."""
+    refused = sa.Computed("CASE WHEN attempts > 0 THEN `key` END", persisted=False)
+    return [sa.Column("refused_key", sa.String(255), refused)] if _on_mariadb() else []
+
+
+def _on_mariadb() -> bool:
+    return op.get_bind().dialect.name == "mariadb"
 
 
 def _saga() -> None:
@@ -100,9 +135,9 @@ def _saga() -> None:
         sa.Column("id", sa.String(255), nullable=False),
         sa.Column("version", sa.Integer, nullable=False),
         sa.Column("status", sa.String(20), nullable=False),
-        sa.Column("state", sa.JSON, nullable=False),
-        sa.Column("steps", sa.JSON, nullable=False),
-        sa.Column("reason", sa.Text),
+        sa.Column("state", _JSON, nullable=False),
+        sa.Column("steps", _JSON, nullable=False),
+        sa.Column("reason", _TEXT),
         sa.Column("row_version", sa.Integer, nullable=False),
         sa.Column("started_at", _TIME, nullable=False),
         sa.Column("updated_at", _TIME, nullable=False),
@@ -117,11 +152,13 @@ def _saga() -> None:
             name=op.f("ck_eventmesh_saga_ended"),
         ),
         sa.CheckConstraint("row_version >= 1", name=op.f("ck_eventmesh_saga_row_version")),
+        **_AGAIN,
     )
     op.create_index(
         "ix_eventmesh_saga_running",
         "eventmesh_saga",
         ["name", "started_at"],
+        if_not_exists=True,
         postgresql_where=sa.text("ended_at IS NULL"),
         sqlite_where=sa.text("ended_at IS NULL"),
     )

@@ -1,0 +1,34 @@
+"""A service's database for those who look into it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from eventmesh.errors import Unreachable
+from eventmesh.persistence import migration
+from eventmesh.persistence.database import Database, parse_url
+
+
+@asynccontextmanager
+async def existing(url: str, service: str) -> AsyncIterator[Database]:
+    """The open database, closed on leaving. Where there is none, none is made, and one that is not
+    migrated is left so: Unreachable, or Drift with the command to run."""
+    _require_file(url, service)
+    database = Database(url, service=service)
+    try:
+        await database.connect()
+        await migration.require_current(database)
+        yield database
+    finally:
+        await database.close()
+
+
+def _require_file(url: str, service: str) -> None:
+    parsed = parse_url(url, service)
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
+        raise Unreachable(
+            f"The database of service {service!r} ({parsed.database}) is not there. A worker of "
+            f"the service makes it; or correct EVENTMESH_{service.upper()}_DATABASE_URL."
+        )

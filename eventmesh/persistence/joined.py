@@ -1,0 +1,226 @@
+"""Messages that go with a session that is not ours: the application commits it, or does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError, UnboundExecutionError
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+
+from eventmesh.errors import Drift, UsageError
+from eventmesh.persistence import mariadb, outbox, postgresql
+from eventmesh.persistence.database import parse_url
+from eventmesh.persistence.savepoints import Savepoints
+from eventmesh.persistence.session import TransactionSession
+from eventmesh.persistence.tables import outbox as table
+from eventmesh.persistence.transaction import Outgoing, Sender, Transaction
+
+AnySession = AsyncSession | Session | async_scoped_session[AsyncSession] | scoped_session[Session]
+"""What an application may have; the plain ones for handlers that run in threads."""
+
+
+def join(
+    session: AnySession, sender: Sender, url: str, committed: Callable[[], None]
+) -> Transaction:
+    """A transaction of a service whose database is at `url`, that ends as the session's does.
+    `committed` is called when that has committed messages.
+
+    UsageError for the session of another database.
+    """
+    plain = _plain(session)
+    if isinstance(session, TransactionSession):
+        raise UsageError(
+            f"This session is EventMesh's own, and service {sender.service!r} joins only those of "
+            f"an application. Use the Transaction that the session came with."
+        )
+    joints = plain.info.setdefault(_JOINTS, {})
+    joint = joints.get(sender.service)
+    if joint is None:
+        _refuse_elsewhere(plain, sender.service, url)
+        joint = joints[sender.service] = _Joint(plain, sender, committed)
+    return JoinedTransaction(session, plain, sender, joint)
+
+
+class JoinedTransaction(Transaction):
+    """A transaction that the application ends: `session` is its own, of whatever kind that is.
+
+    Publishing begins the session's transaction as `session.add` does. Once that has ended, in
+    whatever way, nothing more can be published here.
+    """
+
+    def __init__(self, session: AnySession, plain: Session, sender: Sender, joint: _Joint) -> None:
+        super().__init__(cast(AsyncSession, session), sender)
+        self.outgoing = joint.messages
+        self._plain = plain
+        self._joint = joint
+        self._number = joint.ended
+
+    def keep(self, message: Outgoing) -> None:
+        if self._number != self._joint.ended:
+            raise UsageError(
+                f"{message.envelope.name} was published with a transaction that has ended, by a "
+                f"commit, a rollback or a close of its session. Join the session again, with "
+                f"service.join(session), for each of its transactions."
+            )
+        if not self._plain.in_transaction():
+            self._plain.begin()
+        self._joint.keep(self._plain, message)
+
+
+class _Joint:
+    """What one session has published for one service, from transaction to transaction."""
+
+    def __init__(self, session: Session, sender: Sender, committed: Callable[[], None]) -> None:
+        self.messages: list[Outgoing] = []
+        self.ended = 0
+        """How many transactions have."""
+        self._stored = 0
+        """How many of the messages are in the outbox, uncommitted."""
+        self._closing = False
+        """Whether the outermost transaction is being committed, and all were stored."""
+        self._service, self._clock = sender.service, sender.clock
+        self._ordered = sender.ordered
+        self._committed = committed
+        self._savepoints = Savepoints[tuple[int, int]](self._go_back)
+        self._committing: SessionTransaction | None = None
+        # Not at the first message: that may be published by a listener of the same event.
+        event.listen(session, "before_commit", self._before_commit)
+        event.listen(session, "after_commit", self._after_commit)
+        event.listen(session, "after_transaction_end", self._after_end)
+
+    def keep(self, session: Session, message: Outgoing) -> None:
+        self._savepoints.note(session, (len(self.messages), self._stored))
+        self.messages.append(message)
+        if self._closing:  # by another listener of the commit, which has its turn after us
+            self._store(session)
+
+    def _before_commit(self, session: Session) -> None:
+        savepoint = session.get_nested_transaction()
+        if savepoint is not None and savepoint is not self._committing:
+            # Its release, we suppose. If an outer transaction is being committed over its head,
+            # we are called a second time, for the savepoint itself.
+            self._committing = savepoint
+            return
+        session.flush()  # where listeners of the application may publish
+        self._store(session)
+        self._closing = savepoint is None
+
+    def _store(self, session: Session) -> None:
+        messages = self.messages[self._stored :]
+        if not messages:
+            return
+        self._savepoints.note(session, (len(self.messages), self._stored))
+        connection = session.connection(bind_arguments={"clause": table})
+        _refuse_autocommit(connection, self._service)
+        dialect, now = connection.dialect.name, self._clock.now()
+        try:
+            if self._ordered and dialect == postgresql.NAME:
+                connection.execute(*outbox.turns(messages))
+            connection.execute(*outbox.insertion(dialect, messages, now))
+        except DBAPIError as error:
+            if not _is_no_table(error):
+                raise
+            raise Drift(
+                f"The database of service {self._service!r} has no EventMesh tables. Run "
+                f"`eventmesh db upgrade {self._service}`."
+            ) from error
+        self._stored = len(self.messages)
+
+    def _after_commit(self, session: Session) -> None:
+        self._savepoints.after_commit(session)
+        if self._stored:
+            self._committed()
+        if len(self.messages) > self._stored and not session.in_nested_transaction():
+            raise UsageError(
+                f"Service {self._service!r} has joined a session while that was being committed, "
+                f"by a listener of the commit: the commit was done, and what was published there "
+                f"was not. Join the session when it is made."
+            )
+
+    def _after_end(self, session: Session, transaction: SessionTransaction) -> None:
+        self._savepoints.after_end(session, transaction)
+        if transaction is self._committing:
+            self._committing = None
+        if transaction.parent is None:
+            self.messages.clear()
+            self._stored, self._closing = 0, False
+            self.ended += 1
+
+    def _go_back(self, state: tuple[int, int]) -> None:
+        number, self._stored = state
+        del self.messages[number:]
+
+
+_JOINTS = "eventmesh_joints"
+"""Where a session keeps, by service, what has been joined to it."""
+
+
+def _plain(session: AnySession) -> Session:
+    """The session that does the work."""
+    if isinstance(session, async_scoped_session | scoped_session):
+        session = session()
+    return session.sync_session if isinstance(session, AsyncSession) else session
+
+
+def _refuse_elsewhere(session: Session, service: str, url: str) -> None:
+    """UsageError when the session would surely write into another database than the service's."""
+    try:
+        bind = session.get_bind(clause=table)
+    except UnboundExecutionError:
+        raise UsageError(
+            f"Service {service!r} cannot join this session: it is bound to no engine for the "
+            f"tables of EventMesh. Give async_sessionmaker the engine of the service's database."
+        ) from None
+    ours, theirs = parse_url(url, service), bind.engine.url
+    if _differ(ours, theirs):
+        raise UsageError(
+            f"Service {service!r} cannot join this session: the session is bound to "
+            f"{theirs.render_as_string()}, and the service's database is "
+            f"{ours.render_as_string()}. Bind it to that, or correct "
+            f"EVENTMESH_{service.upper()}_DATABASE_URL."
+        )
+
+
+@lru_cache(maxsize=64)
+def _differ(ours: URL, theirs: URL) -> bool:
+    """Whether these are two databases for sure. One server may have many names."""
+    kind, other = (
+        {"mysql": mariadb.NAME}.get(url.get_backend_name(), url.get_backend_name())
+        for url in (ours, theirs)
+    )
+    if kind != other:
+        return True
+    if kind != "sqlite":
+        return theirs.database is not None and ours.database != theirs.database
+    if (theirs.database or "").startswith("file:"):
+        return False
+    one, two = ((url.database or ":memory:") for url in (ours, theirs))
+    return Path(one).resolve() != Path(two).resolve()
+
+
+def _refuse_autocommit(connection: Connection, service: str) -> None:
+    """UsageError where each statement is a transaction of its own. SQLite's driver calls it so,
+    too, where the application begins its transactions itself."""
+    if connection.dialect.name == "sqlite":
+        return
+    with suppress(NotImplementedError):  # not every driver knows
+        raw: Any = connection.connection.dbapi_connection
+        if connection.dialect.detect_autocommit_setting(raw):
+            raise UsageError(
+                f"Service {service!r} cannot publish with a session whose isolation level is "
+                f"AUTOCOMMIT: state and messages would not be committed together."
+            )
+
+
+def _is_no_table(error: DBAPIError) -> bool:
+    said = str(error.orig)
+    return getattr(error.orig, "sqlstate", "") == "42P01" or (
+        table.name in said and ("no such table" in said or "doesn't exist" in said)
+    )

@@ -1,0 +1,208 @@
+"""The outbox for people: what waits in it and why, and what is to become of parked messages.
+
+A parked message is one that the broker has refused too often. Nothing publishes it, nor what comes
+after it with the same key, until it is retried or skipped here. That is safe beside running relays:
+they publish only what they have read as not parked, and what they do to a row afterwards, deleting
+or parking it, they do once that is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, delete, exists, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmesh.persistence.tables import outbox
+from eventmesh.persistence.types import refused_key
+from eventmesh.wire.envelope import Envelope
+
+STATES = ("ready", "delayed", "refused", "held", "parked")
+"""Ready: a relay takes it next. Delayed: as it was asked for. Refused: by the broker; it is tried
+again soon. Held: by a refused or parked message of its key. Parked: until somebody decides."""
+
+_AT_ONCE = 1000  # rows in one statement
+
+Where = ColumnElement[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A message in the outbox. `error` is what the broker has said last, if it has refused it."""
+
+    seq: int
+    envelope: Envelope
+    state: str
+    due_at: datetime | None
+    attempts: int
+    error: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many messages of a name are in a state; the most attempts that one of them has had."""
+
+    name: str
+    state: str
+    number: int
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedKey:
+    """A key whose messages stand still; None for messages without one, which hold nobody up."""
+
+    key: str | None
+    parked: int
+    held: int
+    attempts: int
+
+
+async def shares(connection: AsyncConnection, now: datetime) -> list[Share]:
+    """All that waits, by name and state."""
+    each = select(outbox.c.name, _state(now).label("state"), outbox.c.attempts).subquery()
+    by = (each.c.name, each.c.state)
+    rows = await connection.execute(
+        select(*by, func.count(), func.max(each.c.attempts)).group_by(*by).order_by(*by)
+    )
+    return [Share(*row) for row in rows]
+
+
+async def parked_keys(connection: AsyncConnection, limit: int) -> list[ParkedKey]:
+    """The keys that have been parked the longest, up to `limit`."""
+    rows = await connection.execute(
+        select(outbox.c.key, func.count(), func.max(outbox.c.attempts))
+        .where(*_parked())
+        .group_by(outbox.c.key)
+        .order_by(func.min(outbox.c.seq))
+        .limit(limit)
+    )
+    found = list(rows)
+    keys = [key for key, _, _ in found if key is not None]
+    held: dict[str | None, int] = {}
+    if keys:
+        behind = select(outbox.c.key, func.count()).where(outbox.c.key.in_(keys), ~outbox.c.parked)
+        held = dict((await connection.execute(behind.group_by(outbox.c.key))).all())
+    return [ParkedKey(key, number, held.get(key, 0), attempts) for key, number, attempts in found]
+
+
+async def listed(
+    connection: AsyncConnection,
+    now: datetime,
+    *,
+    limit: int,
+    parked: bool = False,
+    key: str | None = None,
+    name: str | None = None,
+) -> list[Waiting]:
+    """The oldest messages, without their data: of these only, where something is given."""
+    where: list[Where] = [*_parked()] if parked else []
+    where += [outbox.c.key == key] if key is not None else []
+    where += [outbox.c.name == name] if name is not None else []
+    return await _read(connection, now, where, limit, data=False)
+
+
+async def found(connection: AsyncConnection, now: datetime, ids: Collection[str]) -> list[Waiting]:
+    """The messages with these ids that are in the outbox, with their data, the oldest first."""
+    return await _read(connection, now, [outbox.c.id.in_(ids)], None, data=True)
+
+
+async def retry(
+    connection: AsyncConnection,
+    now: datetime,
+    *,
+    ids: Collection[str] | None = None,
+    key: str | None = None,
+) -> list[str]:
+    """Make parked messages due at once, in their old order, as if they had been refused once;
+    returns their ids. Of these ids or this key, or else all."""
+    where: list[Where] = [outbox.c.id.in_(ids)] if ids is not None else []
+    where += [outbox.c.key == key] if key is not None else []
+    rows = await _lock(connection, where)
+    for seqs in _parts([seq for seq, _ in rows]):
+        again = update(outbox).where(outbox.c.seq.in_(seqs))
+        # Not as if never refused: what is behind one waits until it is gone. And due from now on,
+        # because relays do not look for long at what could have been published before.
+        await connection.execute(again.values(parked=False, attempts=1, due_at=now))
+    return [message_id for _, message_id in rows]
+
+
+async def skip(connection: AsyncConnection, seqs: Collection[int]) -> list[int]:
+    """Delete those of these rows that are parked, so that what is behind them flows; returns their
+    numbers."""
+    gone = [seq for seq, _ in await _lock(connection, [outbox.c.seq.in_(seqs)])]
+    for part in _parts(gone):
+        await connection.execute(delete(outbox).where(outbox.c.seq.in_(part)))
+    return gone
+
+
+async def _lock(connection: AsyncConnection, where: Sequence[Where]) -> list[tuple[int, str]]:
+    """Numbers and ids of the parked rows among these, which nobody else can now retry or skip."""
+    rows = select(outbox.c.seq, outbox.c.id).where(*_parked(), *where).order_by(outbox.c.seq)
+    return [
+        (seq, message_id) for seq, message_id in await connection.execute(rows.with_for_update())
+    ]
+
+
+async def _read(
+    connection: AsyncConnection,
+    now: datetime,
+    where: Sequence[Where],
+    limit: int | None,
+    *,
+    data: bool,
+) -> list[Waiting]:
+    columns: list[Any] = [
+        outbox.c.seq,
+        outbox.c.headers,
+        outbox.c.data if data else outbox.c.name,
+        _state(now),
+        outbox.c.due_at,
+        outbox.c.attempts,
+        outbox.c.last_error,
+        func.length(outbox.c.data),
+    ]
+    rows = await connection.execute(
+        select(*columns).where(*where).order_by(outbox.c.seq).limit(limit)
+    )
+    return [
+        Waiting(
+            seq,
+            Envelope(headers, held if data else b""),
+            state,
+            due_at,
+            attempts,
+            error or "",
+            size,
+        )
+        for seq, headers, held, state, due_at, attempts, error, size in rows
+    ]
+
+
+def _parked() -> tuple[Where, Where]:
+    return outbox.c.parked, outbox.c.attempts > 0  # which is what the index is of
+
+
+def _state(now: datetime) -> ColumnElement[str]:
+    """One of STATES."""
+    first = outbox.alias("first")
+    holds = exists().where(
+        first.c.attempts > 0,
+        refused_key(first.c.key) == outbox.c.key,
+        first.c.parked | (first.c.due_at > now) | (first.c.seq < outbox.c.seq),
+    )
+    return case(
+        (outbox.c.parked, "parked"),
+        ((outbox.c.due_at > now) & (outbox.c.attempts > 0), "refused"),
+        (outbox.c.due_at > now, "delayed"),
+        (holds, "held"),
+        else_="ready",
+    )
+
+
+def _parts(seqs: Sequence[int]) -> list[Sequence[int]]:
+    return [seqs[begin : begin + _AT_ONCE] for begin in range(0, len(seqs), _AT_ONCE)]

@@ -1,0 +1,39 @@
+"""Forgetting what is of no more use: in small batches, oldest first, each in a transaction of its
+own, so that nobody has to wait for it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from functools import cache
+
+from sqlalchemy import Column, Delete, Select, bindparam, delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmesh.persistence.tables import inbox, saga, start
+from eventmesh.persistence.types import UtcDateTime
+
+RECEIVED, BEGUN, ENDED = inbox.c.received_at, start.c.begun_at, saga.c.ended_at
+"""Ages: of entries in the inbox, of starts of suspects, of sagas that have ended."""
+
+_MOMENT = timedelta(microseconds=1)  # what databases tell apart
+
+
+async def purge(
+    connection: AsyncConnection, age: Column[datetime], before: datetime, most: int
+) -> bool:
+    """Delete rows that are older, about `most` of them; returns whether there may be more."""
+    cut = await connection.scalar(_cut(age), {"before": before, "most": most})
+    # What has the very age of the cut goes too: a group's rows, which are of one moment.
+    await connection.execute(_delete(age), {"until": cut or before - _MOMENT})
+    return cut is not None
+
+
+@cache  # building a statement takes longer than running it
+def _cut(age: Column[datetime]) -> Select[datetime]:
+    older = select(age).where(age < bindparam("before", type_=UtcDateTime))
+    return older.order_by(age).limit(1).offset(bindparam("most"))
+
+
+@cache
+def _delete(age: Column[datetime]) -> Delete:
+    return delete(age.table).where(age <= bindparam("until", type_=UtcDateTime))

@@ -1,0 +1,86 @@
+"""The relay of one service inside a program that is no worker, such as a web application. A whole
+one, which publishes with its own sessions (the `bank` is that of the README):
+
+    from fastapi import FastAPI
+    from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+    from services.bank.service import Account, Deposited, service
+
+    app = FastAPI(lifespan=lambda app: service.relay())
+    sessions = async_sessionmaker(create_async_engine("sqlite+aiosqlite:///.eventmesh/bank.db"))
+
+    @app.post("/accounts/{owner}")
+    async def open_account(owner: str) -> None:
+        async with sessions.begin() as session:
+            session.add(Account(owner=owner))
+            service.join(session).publish(Deposited(owner=owner, balance=0))
+
+Without `service.relay()`, a worker of the service relays what the application has committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+
+from eventmesh.contracts.drift import refuse_drift
+from eventmesh.errors import Unreachable
+from eventmesh.runtime.backoff import Reconnect
+from eventmesh.runtime.relay import Relay
+from eventmesh.transports.factory import make_transport, open_transport
+
+if TYPE_CHECKING:
+    from eventmesh.persistence.database import Database
+    from eventmesh.runtime.service import Service
+
+
+@asynccontextmanager
+async def relaying(service: Service) -> AsyncIterator[None]:
+    """Relay beside the body; what is left at its end is relayed for a short time. A broker that is
+    away, at the start too, is waited for: what is published stays in the outbox until then.
+
+    Raises Unreachable, Drift or UsageError, as a worker at its start, when anything else is amiss.
+    """
+    settings = service.settings
+    refuse_drift(service.registry.owned(), settings.schemas)
+    make_transport(settings.broker_url, service.clock, settings.transport_options)  # can it be?
+    stop = asyncio.Event()
+    async with service:
+        database = await service.database()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_relay(service, database, stop))
+            try:
+                yield
+            finally:
+                stop.set()
+
+
+async def _relay(service: Service, database: Database, stop: asyncio.Event) -> None:
+    settings, clock = service.settings, service.clock
+    log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.relay")
+    reconnect, stopping = Reconnect(clock), asyncio.ensure_future(stop.wait())
+    try:
+        while not stop.is_set():
+            try:
+                async with open_transport(
+                    settings.broker_url, clock, settings.transport_options
+                ) as transport:
+                    await transport.declare([])
+                    relay = Relay(
+                        service.name,
+                        database,
+                        transport,
+                        clock,
+                        settings.lease_time,
+                        purging=settings,
+                    )
+                    service.on_commit(relay.wake)
+                    await relay.run(stop)
+            except Unreachable as error:
+                log.warning("relay waits", service=service.name, error=str(error))
+                await reconnect.wait(stopping)
+    finally:
+        stopping.cancel()

@@ -1,0 +1,569 @@
+"""What `service.join` promises a session of the application's own: its messages are in the outbox
+if and only if its own commit succeeds. With each driver that SQLAlchemy has for the databases."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import weakref
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, event, select, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from eventmesh import Event, Service, Settings
+from eventmesh.errors import Drift, MessageTooLarge, UndeclaredMessage, UsageError
+from eventmesh.persistence import migration, notify
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.tables import outbox
+
+DRIVERS = {
+    "aiosqlite": ("sqlite", "sqlite+aiosqlite"),
+    "asyncpg": ("postgres", "postgresql+asyncpg"),
+    "psycopg": ("postgres", "postgresql+psycopg"),
+}
+PLAIN_DRIVERS = {
+    "pysqlite": ("sqlite", "sqlite+pysqlite"),
+    "psycopg": ("postgres", "postgresql+psycopg"),
+}
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    __tablename__ = "orders"
+    number: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Placed(Event, name="orders.placed", version=1, key="key"):
+    number: int
+    key: str = "k"
+    note: str = ""
+
+
+class Undeclared(Event, name="orders.undeclared", version=1):
+    number: int
+
+
+class Foreign(Event, name="payments.paid", version=1):
+    number: int
+
+
+@dataclass
+class App:
+    """An application with an engine of its own, and the service that it belongs to."""
+
+    service: Service
+    engine: AsyncEngine
+    url: str
+    wakes: list[str]
+
+    def __post_init__(self) -> None:
+        self.sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+
+    async def orders(self) -> list[int]:
+        async with self.engine.connect() as connection:
+            return list(await connection.scalars(select(Order.number).order_by(Order.number)))
+
+    async def published(self) -> list[int]:
+        """What is in the outbox, in its order."""
+        async with self.engine.connect() as connection:
+            rows = await connection.scalars(select(outbox.c.data).order_by(outbox.c.seq))
+            return [json.loads(data)["number"] for data in rows]
+
+
+def url_for(driver: str, url: str) -> str:
+    return make_url(url).set(drivername=driver).render_as_string(hide_password=False)
+
+
+def encoding(url: str) -> dict[str, str]:
+    """For psycopg, which reads texts as bytes from a database that has no encoding."""
+    return {"client_encoding": "utf8"} if "psycopg" in url else {}
+
+
+async def prepare(url: str) -> None:
+    database = Database(url, service="orders")
+    await migration.upgrade(database, Base.metadata)
+    await database.close()
+
+
+def make_service(url: str, **settings: Any) -> Service:
+    service = Service("orders", metadata=Base.metadata)
+    service.configure(Settings(database_urls={"orders": url}, **settings))
+    service.publisher(Placed)
+    return service
+
+
+@pytest.fixture(params=DRIVERS)
+def driver_url(request: pytest.FixtureRequest) -> str:
+    """A new, empty database and each driver for it, in turn."""
+    database, driver = DRIVERS[request.param]
+    return url_for(driver, request.getfixturevalue(f"{database}_url"))
+
+
+@pytest.fixture
+async def app(driver_url: str) -> AsyncIterator[App]:
+    url = driver_url
+    await prepare(url)
+    service, wakes = make_service(url, max_message_bytes=10_000), list[str]()
+    engine = create_async_engine(url, connect_args=encoding(url))
+    service.on_commit(lambda: wakes.append("woken"))
+    yield App(service, engine, url, wakes)
+    await engine.dispose()
+    await service.close()
+
+
+class TestCommit:
+    async def test_state_and_messages_are_committed_by_the_applications_own_commit(
+        self, app: App
+    ) -> None:
+        async with app.sessions() as session:
+            tx = app.service.join(session)
+            session.add(Order(number=1))
+            tx.publish(Placed(number=1))
+            tx.publish(Placed(number=2))
+            assert tx.session is session
+            assert await app.published() == []
+            await session.commit()
+        assert (await app.orders(), await app.published()) == ([1], [1, 2])
+        await asyncio.sleep(0)
+        assert app.wakes == ["woken"]
+
+    async def test_or_by_a_begin_block(self, app: App) -> None:
+        async with app.sessions.begin() as session:
+            session.add(Order(number=1))
+            app.service.join(session).publish(Placed(number=1))
+        async with app.sessions() as session:
+            tx = app.service.join(session)
+            async with session.begin():
+                session.add(Order(number=2))
+                tx.publish(Placed(number=2))
+        assert (await app.orders(), await app.published()) == ([1, 2], [1, 2])
+
+    async def test_or_with_nothing_but_messages_in_it(self, app: App) -> None:
+        async with app.sessions() as session:
+            app.service.join(session).publish(Placed(number=1))
+            await session.commit()
+        assert await app.published() == [1]
+
+    async def test_a_session_that_publishes_nothing_costs_no_statement(self, app: App) -> None:
+        statements: list[str] = []
+        event.listen(
+            app.engine.sync_engine,
+            "before_cursor_execute",
+            lambda _c, _cursor, statement, *_: statements.append(statement),
+        )
+        async with app.sessions() as session:
+            app.service.join(session)
+            session.add(Order(number=1))
+            await session.commit()
+        assert [each.split()[0] for each in statements] == ["INSERT"]
+        await asyncio.sleep(0)
+        assert app.wakes == []
+
+    async def test_all_messages_are_stored_last_in_one_statement(self, app: App) -> None:
+        statements: list[str] = []
+        event.listen(
+            app.engine.sync_engine,
+            "before_cursor_execute",
+            lambda _c, _cursor, statement, *_: statements.append(
+                [*statement.split(), "", ""][2].strip('"')
+            ),
+        )
+        async with app.sessions.begin() as session:
+            tx = app.service.join(session)
+            for number in range(5):
+                tx.publish(Placed(number=number))
+                session.add(Order(number=number))
+            async with session.begin_nested():
+                tx.publish(Placed(number=5))
+            assert "eventmesh_outbox" not in statements
+        assert [name for name in statements if name in ("orders", "eventmesh_outbox")] == [
+            "orders",
+            "eventmesh_outbox",
+        ]
+        assert await app.published() == [0, 1, 2, 3, 4, 5]
+
+    async def test_joining_twice_in_one_transaction_is_joining_once(self, app: App) -> None:
+        async with app.sessions.begin() as session:
+            app.service.join(session).publish(Placed(number=1))
+            app.service.join(session).publish(Placed(number=2))
+        assert await app.published() == [1, 2]
+
+    async def test_a_second_transaction_of_the_session_has_messages_of_its_own(
+        self, app: App
+    ) -> None:
+        async with app.sessions() as session:
+            first = app.service.join(session)
+            first.publish(Placed(number=1))
+            await session.commit()
+            await session.commit()
+            with pytest.raises(UsageError, match="Join the session again"):
+                first.publish(Placed(number=99))
+            app.service.join(session).publish(Placed(number=2))
+            await session.commit()
+        assert await app.published() == [1, 2]
+
+    async def test_two_services_of_one_database_can_join_the_same_session(self, app: App) -> None:
+        other = make_service(app.url)
+        other.name = "bills"
+        other.configure(Settings(database_urls={"bills": app.url}))
+        async with app.sessions.begin() as session:
+            app.service.join(session).publish(Placed(number=1))
+            other.join(session).publish(Placed(number=2))
+        assert sorted(await app.published()) == [1, 2]
+
+    async def test_what_listeners_of_the_commit_publish_is_committed_too(self, app: App) -> None:
+        """Where domain events are collected; whoever listened first."""
+        async with app.sessions() as session:
+            tx = app.service.join(session)
+            for number, name in enumerate(("before_commit", "after_flush"), 1):
+
+                def listener(*_: object, number: int = number) -> None:
+                    tx.publish(Placed(number=number))
+
+                event.listen(session.sync_session, name, listener)
+            session.add(Order(number=1))
+            await session.commit()
+        assert sorted(await app.published()) == [1, 2]
+
+    async def test_a_session_that_is_joined_only_while_it_is_committed_is_an_error(
+        self, app: App
+    ) -> None:
+        """SQLAlchemy does not call us any more; that must not go unnoticed."""
+
+        class Collecting(Session):
+            pass
+
+        event.listen(
+            Collecting, "before_commit", lambda s: app.service.join(s).publish(Placed(number=1))
+        )
+        session = AsyncSession(app.engine, sync_session_class=Collecting)
+        session.add(Order(number=1))
+        with pytest.raises(UsageError, match="Join the session when it is made"):
+            await session.commit()
+        await session.close()
+        async with AsyncSession(app.engine, sync_session_class=Collecting) as joined:
+            app.service.join(joined)
+            await joined.commit()
+        assert await app.published() == [1]
+
+    async def test_many_sessions_at_a_time_do_not_mix(self, app: App) -> None:
+        async def place(number: int) -> None:
+            async with app.sessions.begin() as session:
+                session.add(Order(number=number))
+                await session.flush()
+                app.service.join(session).publish(Placed(number=number))
+
+        await asyncio.gather(*(place(number) for number in range(20)))
+        assert await app.orders() == sorted(await app.published()) == list(range(20))
+
+
+class TestRollback:
+    async def test_drops_the_messages(self, app: App) -> None:
+        async with app.sessions() as session:
+            tx = app.service.join(session)
+            session.add(Order(number=1))
+            tx.publish(Placed(number=1))
+            await session.rollback()
+            await session.commit()
+        assert (await app.orders(), await app.published()) == ([], [])
+        await asyncio.sleep(0)
+        assert app.wakes == []
+
+    async def test_drops_them_also_before_any_statement(self, app: App) -> None:
+        async with app.sessions() as session:
+            app.service.join(session).publish(Placed(number=1))
+            await session.rollback()
+            await session.commit()
+        assert await app.published() == []
+
+    async def test_is_what_closing_without_a_commit_is(self, app: App) -> None:
+        session = app.sessions()
+        session.add(Order(number=1))
+        app.service.join(session).publish(Placed(number=1))
+        await session.close()
+        await session.commit()  # the session begins anew
+        assert (await app.orders(), await app.published()) == ([], [])
+
+    async def test_is_what_an_error_is(self, app: App) -> None:
+        with pytest.raises(ZeroDivisionError):  # noqa: PT012  # the error comes after the work
+            async with app.sessions.begin() as session:
+                app.service.join(session).publish(Placed(number=1))
+                _ = 1 / 0
+        assert await app.published() == []
+
+    async def test_is_what_a_failed_commit_is(self, app: App) -> None:
+        async with app.sessions.begin() as session:
+            session.add(Order(number=1))
+        async with app.sessions() as session:
+            app.service.join(session).publish(Placed(number=1))
+            session.add(Order(number=1))
+            with pytest.raises(IntegrityError):
+                await session.commit()
+            await session.rollback()
+            app.service.join(session).publish(Placed(number=2))
+            await session.commit()
+        assert await app.published() == [2]
+
+
+class TestSavepoint:
+    """On SQLite with the driver's own transactions, as an application without listeners has it."""
+
+    async def test_one_that_is_rolled_back_takes_its_messages_with_it(self, app: App) -> None:
+        async with app.sessions.begin() as session:
+            tx = app.service.join(session)
+            session.add(Order(number=1))
+            tx.publish(Placed(number=1))
+            with pytest.raises(ZeroDivisionError):  # noqa: PT012
+                async with session.begin_nested():
+                    session.add(Order(number=2))
+                    tx.publish(Placed(number=2))
+                    _ = 1 / 0
+            async with session.begin_nested():
+                session.add(Order(number=3))
+                tx.publish(Placed(number=3))
+            tx.publish(Placed(number=4))
+        assert (await app.orders(), await app.published()) == ([1, 3], [1, 3, 4])
+        await asyncio.sleep(0)
+        assert app.wakes == ["woken"]
+
+    async def test_and_those_of_the_savepoints_inside_it(self, app: App) -> None:
+        async with app.sessions.begin() as session:
+            tx = app.service.join(session)
+            await session.flush()
+            outer = await session.begin_nested()
+            async with session.begin_nested():
+                tx.publish(Placed(number=1))
+            tx.publish(Placed(number=2))
+            await outer.rollback()
+            async with session.begin_nested():
+                inner = await session.begin_nested()
+                tx.publish(Placed(number=3))
+                await inner.rollback()
+                tx.publish(Placed(number=4))
+        assert await app.published() == [4]
+
+    async def test_one_that_a_failed_statement_ended_is_rolled_back(self, app: App) -> None:
+        async with app.sessions.begin() as session:
+            tx = app.service.join(session)
+            session.add(Order(number=1))
+            await session.flush()
+            with pytest.raises(IntegrityError):  # noqa: PT012
+                async with session.begin_nested():
+                    tx.publish(Placed(number=1))
+                    await session.execute(text("INSERT INTO orders VALUES (1)"))
+            with pytest.raises(IntegrityError):  # noqa: PT012
+                async with session.begin_nested():
+                    tx.publish(Placed(number=2))
+                    session.add(Order(number=1))
+            tx.publish(Placed(number=3))
+        assert await app.published() == [3]
+
+    async def test_one_left_open_is_released_by_the_commit(self, app: App) -> None:
+        async with app.sessions.begin() as session:
+            tx = app.service.join(session)
+            session.add(Order(number=1))
+            await session.begin_nested()
+            tx.publish(Placed(number=1))
+            await session.begin_nested()
+            tx.publish(Placed(number=2))
+        async with app.sessions() as session:
+            tx = app.service.join(session)
+            tx.publish(Placed(number=3))
+            await session.begin_nested()
+            await session.commit()
+        assert (await app.orders(), await app.published()) == ([1], [1, 2, 3])
+
+    async def test_what_was_stored_in_one_that_is_then_rolled_back_is_stored_again(
+        self, app: App
+    ) -> None:
+        """A savepoint that is committed over the head of another stores early."""
+        async with app.sessions.begin() as session:
+            tx = app.service.join(session)
+            session.add(Order(number=1))
+            tx.publish(Placed(number=1))
+            outer = await session.begin_nested()
+            middle = await session.begin_nested()
+            tx.publish(Placed(number=2))
+            await session.begin_nested()
+            await middle.commit()
+            await outer.rollback()
+            tx.publish(Placed(number=3))
+        assert await app.published() == [1, 3]
+
+
+class TestRefusals:
+    """Raised where the message is published, and nothing of it is left."""
+
+    async def test_the_usual_ones(self, app: App) -> None:
+        async with app.sessions.begin() as session:
+            tx = app.service.join(session)
+            with pytest.raises(UndeclaredMessage, match=r"service\.publisher\(Undeclared\)"):
+                tx.publish(Undeclared(number=1))
+            with pytest.raises(UndeclaredMessage, match=r"payments\.paid"):
+                tx.publish(Foreign(number=1))
+            with pytest.raises(MessageTooLarge, match="EVENTMESH_MAX_MESSAGE_BYTES"):
+                tx.publish(Placed(number=1, note="x" * 20_000))
+            with pytest.raises(UsageError, match="use publish for an event"):
+                tx.send(Placed(number=1))  # type: ignore[arg-type]
+        assert await app.published() == []
+
+    async def test_a_session_of_another_database(self, app: App, tmp_path: Path) -> None:
+        others = [f"sqlite+aiosqlite:///{tmp_path}/other.db", "sqlite+aiosqlite://"]
+        if app.engine.dialect.name != "sqlite":
+            same = make_url(app.url).set(drivername="postgresql+asyncpg", database="other")
+            others.append(same.render_as_string(hide_password=False))
+        for url in others:
+            engine = create_async_engine(url)
+            async with AsyncSession(engine) as session:
+                with pytest.raises(UsageError, match="EVENTMESH_ORDERS_DATABASE_URL") as caught:
+                    app.service.join(session)
+            await engine.dispose()
+            if make_url(app.url).password:
+                assert str(make_url(app.url).password) not in str(caught.value)
+
+    async def test_a_session_of_no_database(self, app: App) -> None:
+        async with AsyncSession() as session:
+            with pytest.raises(UsageError, match="bound to no engine"):
+                app.service.join(session)
+
+    async def test_the_session_of_a_transaction_of_ours(self, app: App) -> None:
+        async with app.service.transaction() as tx:
+            with pytest.raises(UsageError, match="EventMesh's own"):
+                app.service.join(tx.session)
+
+
+@pytest.mark.parametrize("driver", ["postgresql+asyncpg", "postgresql+psycopg"])
+async def test_a_session_that_commits_each_statement_by_itself_is_refused(
+    postgres_url: str, driver: str
+) -> None:
+    await prepare(postgres_url)
+    service = make_service(postgres_url)
+    engine = create_async_engine(
+        url_for(driver, postgres_url),
+        connect_args=encoding(driver),
+        isolation_level="AUTOCOMMIT",
+    )
+    async with AsyncSession(engine) as session:
+        service.join(session).publish(Placed(number=1))
+        with pytest.raises(UsageError, match="AUTOCOMMIT"):
+            await session.commit()
+    async with AsyncSession(engine) as session:
+        assert (await session.scalars(select(outbox.c.id))).all() == []
+    await engine.dispose()
+
+
+async def test_a_database_without_the_tables_is_drift_with_the_command(database_url: str) -> None:
+    service, engine = make_service(database_url), create_async_engine(database_url)
+    async with AsyncSession(engine) as session:
+        service.join(session).publish(Placed(number=1))
+        with pytest.raises(Drift, match="eventmesh db upgrade orders"):
+            await session.commit()
+    await engine.dispose()
+
+
+@pytest.fixture(params=PLAIN_DRIVERS)
+def plain_url(request: pytest.FixtureRequest) -> str:
+    """The same for drivers without asyncio."""
+    database, driver = PLAIN_DRIVERS[request.param]
+    return url_for(driver, request.getfixturevalue(f"{database}_url"))
+
+
+async def test_a_plain_session_in_a_thread_is_joined_as_well(plain_url: str) -> None:
+    """As a handler that is no coroutine has it; the relay is woken on its own event loop."""
+    await prepare(plain_url)
+    service = make_service(plain_url)
+    engine = create_engine(plain_url, connect_args=encoding(plain_url))
+    woken = asyncio.Event()
+    service.on_commit(woken.set)
+
+    def handle() -> None:
+        sessions = sessionmaker(engine)
+        with sessions.begin() as session:
+            tx = service.join(session)
+            session.add(Order(number=1))
+            tx.publish(Placed(number=1))
+        with sessions() as session:
+            service.join(session).publish(Placed(number=2))
+
+    await asyncio.to_thread(handle)
+    await asyncio.wait_for(woken.wait(), 10)
+    with Session(engine) as session:
+        assert [json.loads(d)["number"] for d in session.scalars(select(outbox.c.data))] == [1]
+    engine.dispose()
+
+
+async def test_relays_of_other_processes_are_told_of_a_commit(postgres_url: str) -> None:
+    """By a service whose database is open; without it, they find out by looking."""
+    await prepare(postgres_url)
+    heard = asyncio.Queue[None]()
+    other = Database(postgres_url, service="orders")
+    listening = asyncio.ensure_future(notify.listen(other, lambda: heard.put_nowait(None)))
+    await asyncio.wait_for(heard.get(), 20)  # it listens
+    engine = create_async_engine(postgres_url)
+    async with make_service(postgres_url) as service:
+        async with AsyncSession(engine) as session, session.begin():
+            service.join(session).publish(Placed(number=1))
+        await asyncio.wait_for(heard.get(), 20)
+    listening.cancel()
+    await asyncio.wait([listening])
+    await engine.dispose()
+    await other.close()
+
+
+async def test_a_scoped_session_is_joined_as_the_session_that_it_stands_for(app: App) -> None:
+    sessions = async_scoped_session(app.sessions, asyncio.current_task)
+    app.service.join(sessions).publish(Placed(number=1))
+    sessions.add(Order(number=1))
+    await sessions.commit()
+    await sessions.remove()
+    assert await app.published() == [1]
+
+
+async def test_a_joined_session_is_freed_as_soon_as_any_other(app: App) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        async with app.sessions() as session:
+            tx = app.service.join(session)
+            async with session.begin_nested():
+                tx.publish(Placed(number=1))
+            await session.commit()
+        freed = weakref.ref(session.sync_session)
+        del session, tx
+        assert freed() is None
+    finally:
+        gc.enable()
+
+
+async def test_a_savepoint_that_a_handler_rolls_back_takes_its_messages_with_it(app: App) -> None:
+    """In a transaction of EventMesh's own, as a handler has it."""
+    async with app.service.transaction() as tx:
+        tx.publish(Placed(number=1))
+        for number, fails in ((2, True), (3, False), (4, True)):
+            try:
+                async with tx.session.begin_nested():
+                    tx.session.add(Order(number=number))
+                    tx.publish(Placed(number=number))
+                    _ = 1 / (0 if fails else 1)
+            except ZeroDivisionError:
+                pass
+        tx.publish(Placed(number=5))
+    assert (await app.orders(), await app.published()) == ([3], [1, 3, 5])

@@ -1,0 +1,337 @@
+"""Web applications that publish with their own sessions: one of FastAPI, one of Starlette, and the
+one of the documentation as a real process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from pydantic import BaseModel
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from eventmesh import Event, Service, Settings, Transaction
+from eventmesh.clock import SystemClock
+from eventmesh.persistence import migration
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.tables import outbox
+from eventmesh.runtime import joining
+from eventmesh.runtime.worker import Worker
+from eventmesh.testing.proxy import proxy_before
+from eventmesh.transports.factory import open_transport
+from tests.integration.conftest import PATIENCE, POLL_INTERVAL, until
+from tests.integration.test_join import encoding, url_for
+
+if TYPE_CHECKING:
+    from eventmesh.testing.servers import Server
+    from tests.integration.conftest import Project
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    __tablename__ = "orders"
+    number: Mapped[int] = mapped_column(primary_key=True)
+
+
+class OrderPlaced(Event, name="orders.order_placed", version=1, key="number"):
+    number: int
+
+
+class PlacedElsewhere(Event, name="orders.order_placed", version=1):
+    """The same event, as the other service declares it."""
+
+    number: int
+
+
+class NewOrder(BaseModel):
+    number: int
+    fail: str = ""
+
+
+def orders(settings: Settings) -> Service:
+    service = Service("orders", metadata=Base.metadata)
+    service.configure(settings)
+    service.publisher(OrderPlaced)
+    return service
+
+
+# FastAPI: the session of a request comes by a dependency, which commits it after the response.
+
+
+async def session_of(request: Request) -> AsyncIterator[AsyncSession]:
+    async with request.app.state.sessions() as session:
+        yield session
+        await session.commit()  # not reached after an error
+
+
+RequestSession = Annotated[AsyncSession, Depends(session_of)]
+
+
+def transaction_of(request: Request, session: RequestSession) -> Transaction:
+    service: Service = request.app.state.service
+    return service.join(session)
+
+
+RequestTransaction = Annotated[Transaction, Depends(transaction_of)]
+
+
+async def place(order: NewOrder, session: RequestSession, tx: RequestTransaction) -> NewOrder:
+    session.add(Order(number=order.number))
+    tx.publish(OrderPlaced(number=order.number))
+    if order.fail == "http":
+        raise HTTPException(409, "out of stock")
+    if order.fail == "bug":
+        raise RuntimeError("a bug")
+    return order
+
+
+def place_in_thread(order: NewOrder, request: Request) -> NewOrder:
+    """A handler that is no coroutine, with a plain session."""
+    with Session(request.app.state.plain_engine) as session, session.begin():
+        session.add(Order(number=order.number))
+        request.app.state.service.join(session).publish(OrderPlaced(number=order.number))
+    return order
+
+
+def fastapi_app(service: Service, engine: AsyncEngine) -> FastAPI:
+    app = FastAPI(lifespan=lambda _: service.relay())
+    app.state.service = service
+    app.state.sessions = async_sessionmaker(engine)
+    app.post("/orders", status_code=201)(place)
+    app.post("/orders/in-thread", status_code=201)(place_in_thread)
+    return app
+
+
+# Starlette: a handler that commits by itself, before it answers.
+
+
+def starlette_app(service: Service, engine: AsyncEngine) -> Starlette:
+    sessions = async_sessionmaker(engine)
+
+    async def place(request: Request) -> Response:
+        order = NewOrder.model_validate_json(await request.body())
+        async with sessions.begin() as session:
+            session.add(Order(number=order.number))
+            service.join(session).publish(OrderPlaced(number=order.number))
+            if order.fail:
+                raise RuntimeError("a bug")
+        return JSONResponse(order.model_dump(), 201)
+
+    return Starlette(
+        routes=[Route("/orders", place, methods=["POST"])], lifespan=lambda _: service.relay()
+    )
+
+
+Make = Callable[[Service, AsyncEngine], FastAPI | Starlette]
+
+
+@dataclass
+class Site:
+    """A web application in this process, and a service that hears of what it publishes."""
+
+    app: FastAPI | Starlette
+    service: Service
+    engine: AsyncEngine
+    settings: Settings
+    heard: list[int] = field(default_factory=list)
+
+    @property
+    def lifespan(self) -> Callable[[], AbstractAsyncContextManager[object]]:
+        """What a server does around all requests."""
+        return lambda: self.app.router.lifespan_context(self.app)
+
+    async def post(self, number: int, path: str = "/orders", fail: str = "") -> httpx.Response:
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://site") as client:
+            return await client.post(path, json={"number": number, "fail": fail})
+
+    async def stored(self) -> list[int]:
+        async with self.engine.connect() as connection:
+            return list(await connection.scalars(select(Order.number).order_by(Order.number)))
+
+    async def waiting(self) -> int:
+        async with self.engine.connect() as connection:
+            return await connection.scalar(select(func.count()).select_from(outbox)) or 0
+
+    @asynccontextmanager
+    async def billing(self) -> AsyncIterator[None]:
+        """A worker of another service."""
+        service = Service("billing")
+
+        @service.subscriber(PlacedElsewhere)
+        async def bill(event: PlacedElsewhere) -> None:
+            self.heard.append(event.number)
+
+        async with working(service, self.settings):
+            yield
+
+    async def hears(self, *numbers: int) -> None:
+        await eventually(lambda: self.as_heard(sorted(numbers)))
+
+    async def as_heard(self, numbers: list[int]) -> bool:
+        return sorted(self.heard) == numbers
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not await condition():  # noqa: ASYNC110  # the condition may lie in a database
+            await asyncio.sleep(POLL_INTERVAL)
+
+
+@asynccontextmanager
+async def working(service: Service, settings: Settings) -> AsyncIterator[None]:
+    """A worker of this service beside the body."""
+    stop, clock = asyncio.Event(), SystemClock()
+    async with open_transport(settings.broker_url, clock, settings.transport_options) as transport:
+        worker = Worker([service], transport, settings, clock)
+        running = asyncio.ensure_future(worker.run(stop))
+        try:
+            await asyncio.wait_for(worker.ready.wait(), PATIENCE)
+            yield
+        finally:
+            stop.set()
+            await asyncio.wait_for(running, PATIENCE)
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    return Settings(
+        broker_url=f"sqlite:///{tmp_path}/broker.db",
+        database_urls={"orders": database_url},
+        schemas=tmp_path / "schemas",
+    )
+
+
+@asynccontextmanager
+async def site_of(make: Make, settings: Settings) -> AsyncIterator[Site]:
+    url = settings.database_url("orders")
+    database = Database(url, service="orders")
+    await migration.upgrade(database, Base.metadata)
+    await database.close()
+    service, engine = orders(settings), create_async_engine(url)
+    yield Site(make(service, engine), service, engine, settings)
+    await engine.dispose()
+    await service.close()
+
+
+@pytest.fixture(params=[fastapi_app, starlette_app])
+async def site(request: pytest.FixtureRequest, settings: Settings) -> AsyncIterator[Site]:
+    async with site_of(request.param, settings) as made:
+        yield made
+
+
+async def test_what_a_request_stores_and_publishes_another_service_hears_of(site: Site) -> None:
+    async with site.billing(), site.lifespan():
+        assert [(await site.post(number)).status_code for number in (1, 2, 3)] == [201] * 3
+        await site.hears(1, 2, 3)
+    assert await site.stored() == [1, 2, 3]
+    assert await site.waiting() == 0
+
+
+async def test_a_request_that_fails_stores_and_publishes_nothing(site: Site) -> None:
+    async with site.billing(), site.lifespan():
+        assert (await site.post(1, fail="bug")).status_code == 500
+        await site.post(2)
+        await site.post(2)  # its commit fails, in FastAPI's case after the response
+        await site.post(3)
+        await site.hears(2, 3)
+    assert await site.stored() == [2, 3]
+    assert await site.waiting() == 0
+
+
+async def test_an_answer_that_says_no_is_a_failure_too(settings: Settings) -> None:
+    async with site_of(fastapi_app, settings) as site, site.billing(), site.lifespan():
+        assert (await site.post(1, fail="http")).status_code == 409
+        await site.post(2)
+        await site.hears(2)
+        assert await site.stored() == [2]
+
+
+async def test_a_handler_that_runs_in_a_thread_publishes_with_a_plain_session(
+    settings: Settings,
+) -> None:
+    from sqlalchemy import create_engine
+
+    async with site_of(fastapi_app, settings) as site, site.billing(), site.lifespan():
+        url = settings.database_url("orders")
+        driver = "sqlite+pysqlite" if "sqlite" in url else "postgresql+psycopg"
+        url = url_for(driver, url)
+        site.app.state.plain_engine = create_engine(url, connect_args=encoding(url))
+        await asyncio.gather(*(site.post(number, "/orders/in-thread") for number in range(10)))
+        await site.hears(*range(10))
+        site.app.state.plain_engine.dispose()
+
+
+async def test_a_worker_of_the_service_relays_for_a_site_that_does_not(site: Site) -> None:
+    """The lifespan is not entered."""
+    await site.post(1)
+    assert await site.waiting() == 1
+    async with site.billing(), working(orders(site.settings), site.settings):
+        await site.post(2)
+        await site.hears(1, 2)
+
+
+async def test_the_site_serves_while_the_broker_is_away(
+    settings: Settings, redis_server: Server, tmp_path: Path
+) -> None:
+    """From its start, and later too; nothing of what it publishes meanwhile is lost."""
+    async with proxy_before(redis_server.url) as proxy:
+        away = settings.model_copy(
+            update={"broker_url": proxy.url, "broker_prefix": f"t{tmp_path.name.replace('_', '')}"}
+        )
+        async with site_of(starlette_app, away) as site:
+            async with proxy.refusing(), site.lifespan():
+                assert (await site.post(1)).status_code == 201
+            assert await site.waiting() == 1
+            async with site.billing(), site.lifespan():
+                await site.hears(1)
+                async with proxy.refusing():
+                    assert (await site.post(2)).status_code == 201
+                await site.hears(1, 2)
+
+
+async def test_the_documented_site_runs_as_it_is_printed(project: Project) -> None:
+    """As a process of its own, beside a worker of the bank."""
+    indented = (joining.__doc__ or "").partition("\n\n")[2].partition("\nWithout")[0]
+    documented = textwrap.dedent(indented)
+    assert len([line for line in documented.splitlines() if line]) <= 12
+    project.service()
+    project.write("site_of_bank.py", documented)
+    worker = project.worker()
+    site = project.start_program(
+        sys.executable, "-m", "uvicorn", "--port=0", "--app-dir=.", "site_of_bank:app"
+    )
+    until(lambda: "Uvicorn running on " in site.err or site.process.poll(), "the site to run")
+    assert site.process.poll() is None, site.err
+    address = site.err.partition("Uvicorn running on ")[2].split()[0]
+    # The server ends a connection after an error, maybe under the next request.
+    async with httpx.AsyncClient(base_url=address, headers={"Connection": "close"}) as client:
+        answers = [await client.post(f"/accounts/{owner}") for owner in ("ada", "ada", "bob")]
+    assert [answer.status_code for answer in answers] == [200, 500, 200]
+    worker.until_prints("ada has 0.00")
+    worker.until_prints("bob has 0.00")
+    site.tell(signal.SIGTERM)
+    site.ended()
+    assert sorted(worker.drain().out.splitlines()) == ["ada has 0.00", "bob has 0.00"]

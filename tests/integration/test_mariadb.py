@@ -1,0 +1,581 @@
+"""What MariaDB does otherwise than PostgreSQL, and that the promises hold nevertheless."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Connection, event, func, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmesh import Service, Settings, Transaction
+from eventmesh.errors import Conflict, Unreachable, UsageError
+from eventmesh.persistence import inbox, migration, outbox, sagas, tables
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.outbox import Refusal
+from eventmesh.persistence.sagas import SagaRow
+from eventmesh.persistence.silence import SILENCE
+from eventmesh.persistence.transaction import Outgoing
+from eventmesh.runtime.relay import Relay
+from eventmesh.transports.memory import MemoryTransport
+from eventmesh.wire.envelope import Envelope
+from tests.integration.test_worker import (
+    SOON,
+    Base,
+    Do,
+    Done,
+    Effect,
+    Mesh,
+    MovableClock,
+    effects,
+    prepare,
+    until,
+)
+
+if TYPE_CHECKING:
+    from eventmesh.testing.servers import Server
+    from tests.integration.conftest import Project
+
+ALL = range(tables.BUCKETS)
+NOW = datetime(2026, 1, 1, 12, 30, 45, 123456, tzinfo=UTC)
+
+
+@pytest.fixture
+async def mesh(mariadb_url: str, tmp_path: Path) -> AsyncIterator[Mesh]:
+    """A service on MariaDB, whose handlers the test declares."""
+    settings = Settings(
+        database_urls={"shop": mariadb_url}, schemas=tmp_path / "schemas", lease_time=1.0
+    )
+    service, clock = Service("shop", metadata=Base.metadata), MovableClock()
+    await prepare(service, settings)
+    yield Mesh(service, settings, MemoryTransport(clock), clock)
+    await service.close()
+
+
+@pytest.fixture
+async def database(mesh: Mesh) -> Database:
+    """The service's database, with all its tables."""
+    return await mesh.service.database()
+
+
+class TestHandlers:
+    async def test_a_deadlock_that_a_handler_swallows_takes_no_effect_of_its_group_away(
+        self, mesh: Mesh, database: Database
+    ) -> None:
+        """The server undoes the whole transaction then, and goes on in another one."""
+        deadlocks: list[int] = []
+
+        @mesh.service.subscriber(Do, retry=SOON)
+        async def do(command: Do, tx: Transaction) -> Done:
+            tx.session.add(Effect(number=command.number))
+            await tx.session.flush()
+            if command.number == 5 and not deadlocks:
+                async with rival_of(database, tx) as deadlock:
+                    with suppress(DBAPIError):
+                        await deadlock()
+                    deadlocks.append(command.number)
+            return Done(number=command.number)
+
+        await make_spots(database)
+        async with mesh.worker():
+            await mesh.send(*range(12))
+            await until(effects(mesh, 12))
+            await until(mesh.outbox_is_empty)
+        assert deadlocks == [5]
+        assert sorted(await mesh.effects()) == list(range(12))
+        assert await mesh.dead("shop.do") == []
+
+    async def test_a_deadlock_that_a_handler_lets_through_is_tried_again(
+        self, mesh: Mesh, database: Database
+    ) -> None:
+        deadlocks: list[int] = []
+
+        @mesh.service.subscriber(Do, retry=SOON)
+        async def do(command: Do, tx: Transaction) -> Done:
+            tx.session.add(Effect(number=command.number))
+            await tx.session.flush()
+            if command.number == 5 and not deadlocks:
+                deadlocks.append(command.number)
+                async with rival_of(database, tx) as deadlock:
+                    await deadlock()
+            return Done(number=command.number)
+
+        await make_spots(database)
+        async with mesh.worker():
+            await mesh.send(*range(12))
+            await until(effects(mesh, 12))
+            await until(mesh.outbox_is_empty)
+        assert sorted(await mesh.effects()) == list(range(12))
+
+    async def test_a_savepoint_that_a_deadlock_took_with_it_is_no_way_out(
+        self, mesh: Mesh, database: Database
+    ) -> None:
+        await make_spots(database)
+        async with database.session() as session:
+            tx = Transaction(session, mesh.service.sender())
+            session.add(Effect(number=1))
+            with suppress(DBAPIError):
+                async with session.begin_nested(), rival_of(database, tx) as deadlock:
+                    await deadlock()
+            with pytest.raises((Conflict, DBAPIError)):
+                await session.finish(proved=True)
+        assert await mesh.effects() == []
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "CREATE TABLE other (id INT)",
+            "/* a comment */ truncate table effects",
+            "-- a comment\nALTER TABLE effects ADD COLUMN other INT",
+            "START TRANSACTION",
+            "COMMIT",
+            "ROLLBACK",
+            "SET autocommit = 1",
+            "LOCK TABLES effects WRITE",
+        ],
+    )
+    async def test_a_statement_that_would_commit_half_a_group_is_refused(
+        self, mesh: Mesh, statement: str
+    ) -> None:
+        @mesh.service.subscriber(Do)
+        async def do(command: Do, tx: Transaction) -> Done:
+            tx.session.add(Effect(number=command.number))
+            await tx.session.flush()
+            if command.number == 3:
+                await tx.session.execute(text(statement))
+            return Done(number=command.number)
+
+        async with mesh.worker():
+            await mesh.send(*range(6))
+            await until(effects(mesh, 5))
+            await until(mesh.outbox_is_empty)
+        [letter] = await mesh.dead("shop.do")
+        assert "Do that outside handlers" in letter.reason
+        assert await mesh.effects() == [0, 1, 2, 4, 5]
+
+    async def test_a_procedure_that_commits_is_found_out(
+        self, mesh: Mesh, database: Database
+    ) -> None:
+        """Too late for its own transaction, but nobody is told that all is well."""
+        async with database.connection() as connection:
+            await connection.execute(text("CREATE PROCEDURE sly() COMMIT"))
+        async with database.session() as session:
+            await session.execute(text("CALL sly()"))
+            with pytest.raises(Conflict, match="commits"):
+                await session.finish(proved=True)
+
+    async def test_what_needs_no_commit_is_allowed(self, database: Database) -> None:
+        async with database.session() as session:
+            await session.execute(text("CREATE TEMPORARY TABLE some (id INT)"))
+            async with session.begin_nested():
+                await session.execute(text("INSERT INTO some VALUES (1)"))
+            await session.execute(text("DROP TEMPORARY TABLE some"))
+            await session.finish(proved=True)
+
+    async def test_a_connection_that_is_killed_under_a_handler_costs_no_attempt(
+        self, mesh: Mesh, database: Database
+    ) -> None:
+        killed: list[int] = []
+
+        @mesh.service.subscriber(Do, retry=SOON)
+        async def do(command: Do, tx: Transaction) -> Done:
+            tx.session.add(Effect(number=command.number))
+            await tx.session.flush()
+            if not killed:
+                killed.append(command.number)
+                mine = await tx.session.scalar(text("SELECT CONNECTION_ID()"))
+                async with database.connection() as other:
+                    await other.execute(text(f"KILL {mine:d}"))
+            await tx.session.execute(text("SELECT 1"))
+            return Done(number=command.number)
+
+        async with mesh.worker():
+            await mesh.send(*range(10))
+            await until(effects(mesh, 10))
+            await until(mesh.outbox_is_empty)
+        assert await mesh.effects() == list(range(10))
+        assert await mesh.dead("shop.do") == []
+
+    async def test_a_statement_larger_than_the_server_takes_is_its_messages_fault_alone(
+        self, mesh: Mesh, database: Database
+    ) -> None:
+        """The server would answer it by closing the connection, as if it were lost."""
+        async with database.reading() as connection:
+            limit = await connection.scalar(text("SELECT @@max_allowed_packet"))
+
+        @mesh.service.subscriber(Do, retry=SOON)
+        async def do(command: Do, tx: Transaction) -> None:
+            tx.session.add(Effect(number=command.number))
+            if command.number == 2:
+                await tx.session.execute(text("SELECT LENGTH(:x)"), {"x": "x" * limit})
+
+        async def one_dead() -> bool:
+            return len(await mesh.dead("shop.do")) == 1
+
+        async with mesh.worker():
+            await mesh.send(*range(5))
+            await until(effects(mesh, 4))
+            await until(one_dead)
+        assert sorted(await mesh.effects()) == [0, 1, 3, 4]
+
+    async def test_an_update_reads_the_old_values_of_its_row_as_elsewhere(
+        self, database: Database
+    ) -> None:
+        async with database.session() as session:
+            session.add(Effect(id=1, number=10))
+            await session.flush()
+            await session.execute(text("UPDATE effects SET id = id + 1, number = id"))
+            assert (await session.execute(text("SELECT id, number FROM effects"))).one() == (2, 1)
+
+
+class TestInbox:
+    async def test_ids_are_the_same_when_they_are_so_letter_by_letter(
+        self, database: Database
+    ) -> None:
+        ids = ["a", "A", "a ", "ä", "a\u0308", "a\0", "ß", "ss", "😀", "😁"]
+        async with database.session() as session:
+            assert await inbox.claim(session, "s", ids, NOW) == set(ids)
+            assert await inbox.claim(session, "s", ids, NOW) == set()
+
+    async def test_of_three_workers_with_one_message_one_that_fails_costs_nobody_an_attempt(
+        self, database: Database
+    ) -> None:
+        """The two that waited for it may deadlock on what it leaves: they simply try again."""
+
+        async def handle() -> set[str]:
+            while True:
+                with suppress(Unreachable):
+                    async with database.session() as session:
+                        with database.own_statements():
+                            fresh = await inbox.claim(session, "s", ["a", "b"], NOW)
+                        await session.finish(proved=True)
+                    return fresh
+
+        async with database.session() as first:
+            await inbox.claim(first, "s", ["a", "b"], NOW)
+            others = [asyncio.ensure_future(handle()) for _ in range(2)]
+            await waiting_for_locks(database, 2)
+        assert sorted(map(len, await asyncio.gather(*others))) == [0, 2]
+
+    async def test_a_lock_that_takes_too_long_is_nobodys_fault(self, database: Database) -> None:
+        async with database.session() as first, database.session() as second:
+            await inbox.claim(first, "s", ["a"], NOW)
+            await second.execute(text("SET SESSION innodb_lock_wait_timeout = 1"))
+            with pytest.raises(Unreachable, match="Lock wait timeout"), database.own_statements():
+                await inbox.claim(second, "s", ["a"], NOW)
+            await (await second.connection()).invalidate()  # which has the short time still
+
+
+class TestOutbox:
+    async def test_what_is_stored_comes_back_to_the_last_byte_level_and_microsecond(
+        self, database: Database
+    ) -> None:
+        state: dict[str, Any] = {}
+        for _ in range(100):
+            state = {"deeper": state}
+        state["number"] = 2**70
+        data = bytes(range(256)) * 4096
+        attributes = {"id": "m", "source": "/t", "type": "t.happened", "subject": "'\\\0😀\u2028"}
+        row = SagaRow("s", "shop.sell", 1, "running", state, {}, "x" * 100_000, 1)
+        async with database.session() as session:
+            await outbox.store(session, [Outgoing(Envelope(attributes, data), 0.5)], NOW)
+            await sagas.store(session, row, ended=False, now=NOW)
+            await session.finish(proved=True)
+            assert await sagas.load(session, "shop.sell", "s") == row
+        later = NOW.replace(microsecond=623456)
+        async with database.connection() as connection:
+            assert await outbox.due(connection, ALL, later.replace(microsecond=623455), 9) == []
+            [stored] = await outbox.due(connection, ALL, later, 9)
+            assert stored.envelope == Envelope(attributes, data)
+            await outbox.mark_refused(
+                connection, [Refusal(stored.seq, "no" * 100_000, later)], park_after=5
+            )
+            assert await outbox.oldest(connection, later) == later
+
+    async def test_a_transaction_that_commits_late_is_not_skipped(self, database: Database) -> None:
+        def message(number: int) -> Outgoing:
+            attributes = {"id": f"m{number}", "source": "/t", "type": "t.happened"}
+            return Outgoing(Envelope(attributes, b""))
+
+        async def due() -> list[str]:
+            async with database.reading() as connection:
+                return [row.envelope.id for row in await outbox.due(connection, ALL, NOW, 9)]
+
+        async with database.session() as late:
+            await outbox.store(late, [message(1)], NOW)
+            async with database.session() as early:
+                await outbox.store(early, [message(2)], NOW)
+                await early.finish(proved=True)
+            assert await due() == ["m2"]
+            await late.finish(proved=True)
+        assert await due() == ["m1", "m2"]
+
+    async def test_a_round_reads_no_more_rows_than_it_relays_however_many_wait(
+        self, database: Database
+    ) -> None:
+        async with database.connection() as connection:
+            await connection.execute(
+                text(
+                    "INSERT INTO eventmesh_outbox (id, name, `key`, bucket, headers, data)"
+                    " SELECT seq, 'n', seq % 100, seq % 16, '{}', '' FROM seq_1_to_50000"
+                )
+            )
+        async with database.reading() as connection:
+            before = await rows_read(connection)
+            assert len(await outbox.due(connection, ALL, NOW, 500)) == 500
+            assert await rows_read(connection) - before < 5_000
+
+
+class TestRelay:
+    async def test_the_outbox_of_a_relay_that_was_cut_off_is_taken_over_in_order(
+        self, mesh: Mesh, database: Database
+    ) -> None:
+        """Between the broker's confirmation and its deletion: those messages come twice."""
+        broker = Remembering(mesh.clock)
+        cut_off = Relay("shop", database, broker, mesh.clock, lease_time=1.0)
+        mesh.service.publisher(Done)
+        async with mesh.service.transaction() as tx:
+            for number in range(1_000):
+                tx.publish(Done(number=number, key=f"k{number % 7}"))
+        with failing(database, "DELETE FROM eventmesh_outbox"), pytest.raises(Unreachable):
+            await cut_off.round()
+        published = len(broker.published)
+        heir = Relay("shop", database, broker, mesh.clock, lease_time=1.0)
+        stop, cut_off_at = asyncio.Event(), time.monotonic()
+        running = asyncio.ensure_future(heir.run(stop))
+        await until(mesh.outbox_is_empty)
+        assert time.monotonic() - cut_off_at < 5
+        stop.set()
+        await running
+        for key in (f"k{number}" for number in range(7)):
+            once = [e.data for e in broker.published[published:] if e.key == key]
+            assert once == [b'{"number":%d,"key":"%b"}' % (n, key.encode()) for n in of_key(key)]
+
+
+class TestMigration:
+    async def test_a_migration_that_is_cut_short_anywhere_is_taken_up_again(
+        self, mariadb_server: Server, mariadb_url: str
+    ) -> None:
+        """Each of its statements is committed by itself."""
+        statements = 0
+        while await self.is_cut_short(mariadb_url, after=statements):
+            statements += 1
+            database = Database(mariadb_url, service="shop")
+            assert await migration.upgrade(database) is True
+            async with database.connection() as connection:
+                count = select(func.count()).select_from(tables.lease)
+                assert await connection.scalar(count) == tables.BUCKETS
+                name = database.url.database
+                await connection.execute(text(f"DROP DATABASE {name}"))
+                await connection.execute(text(f"CREATE DATABASE {name}"))
+            await database.close()
+        assert statements > 9, statements
+
+    async def is_cut_short(self, url: str, after: int) -> bool:
+        """Whether a migration, in a process that dies after this many statements, has more."""
+        database = Database(url, service="shop")
+        try:
+            with failing(database, "CREATE |INSERT |DROP |UPDATE ", after):
+                await migration.upgrade(database)
+        except Unreachable:
+            return True
+        finally:
+            await database.close()
+        return False
+
+    async def test_a_database_is_made_where_none_is(self, mariadb_url: str) -> None:
+        database = Database(f"{mariadb_url}_new", service="shop")
+        try:
+            with pytest.raises(Unreachable, match="eventmesh db upgrade --create shop"):
+                await database.connect()
+            for _ in range(2):
+                await migration.create_database(database)
+            await database.connect()
+            async with database.connection() as connection:
+                await connection.execute(text(f"DROP DATABASE {database.url.database}"))
+        finally:
+            await database.close()
+
+
+class TestConnections:
+    async def test_a_cancelled_statement_leaves_no_answer_behind_for_another(
+        self, database: Database
+    ) -> None:
+        async def ask(question: int) -> None:
+            async with database.engine.connect() as connection:
+                for _ in range(3):
+                    pause = text("SELECT :question, SLEEP(0.002)")
+                    answer = await connection.execute(pause, {"question": question})
+                    assert answer.one()[0] == question
+
+        for number in range(300):
+            asking = [asyncio.ensure_future(ask(number * 10 + each)) for each in range(3)]
+            await asyncio.sleep(number * 0.00005)
+            asking[0].cancel()
+            _, *others = await asyncio.gather(*asking, return_exceptions=True)
+            assert others == [None, None]
+
+    async def test_a_server_that_falls_silent_is_noticed(self, database: Database) -> None:
+        import socket
+
+        async with database.reading() as connection:
+            raw: Any = (await connection.get_raw_connection()).driver_connection
+            end = raw._transport.get_extra_info("socket")
+            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == SILENCE * 1000
+
+    async def test_a_wrong_password_is_said_and_not_shown(self, mariadb_url: str) -> None:
+        scheme, _, rest = mariadb_url.partition("://")
+        wrong = Database(f"{scheme}://root:secret@{rest.partition('@')[2]}", service="shop")
+        with pytest.raises(Unreachable, match="Access denied") as caught:
+            await wrong.connect()
+        assert "secret" not in str(caught.value)
+        await wrong.close()
+
+    async def test_a_server_that_does_not_take_the_largest_message_is_refused(
+        self, database: Database
+    ) -> None:
+        with pytest.raises(UsageError, match="max_allowed_packet"):
+            await database.connect(largest=2**30)
+
+    @pytest.mark.parametrize("option", ["ssl_ca=/none", "bogus=1", "connect_timeout=soon"])
+    async def test_an_odd_option_is_told(self, mariadb_url: str, option: str) -> None:
+        with pytest.raises((UsageError, Unreachable), match=r"_DATABASE_URL|option"):
+            await Database(f"{mariadb_url}?{option}", service="shop").connect()
+
+    @pytest.mark.parametrize("url", ["mysql://h/x", "mysql+asyncmy://h/x"])
+    def test_mysql_is_refused(self, url: str) -> None:
+        with pytest.raises(UsageError, match=r"MySQL.*write mariadb://"):
+            Database(url, service="shop")
+
+
+async def test_a_worker_killed_in_a_transaction_leaves_nothing_of_it(
+    bank: Project, mariadb_url: str, wait_until: Callable[..., Any]
+) -> None:
+    bank.environment["EVENTMESH_BANK_DATABASE_URL"] = mariadb_url
+    bank.environment["EVENTMESH_VISIBILITY_TIMEOUT"] = "1s"
+    refused = bank.run("db", "upgrade", "bank")
+    refused.fails(2, "accounts", "VARCHAR requires a length")
+    bank.change_service("mapped_column(primary_key", "mapped_column(String(255), primary_key")
+    bank.change_service("import asyncio\n", "import asyncio\nfrom sqlalchemy import String\n")
+    bank.run("db", "upgrade", "bank").succeeds("upgraded to")
+    killed = bank.worker()
+    sent = bank.python(
+        "import asyncio\nfrom services.bank.service import Deposit, deposits, service\n"
+        "async def main():\n"
+        "    async with service:\n"
+        "        for owner in ('ann', 'slow', 'bob'):\n"
+        "            await deposits.publish(Deposit(owner=owner, cents=100))\n"
+        "asyncio.run(main())\n"
+    )
+    assert sent.code == 0, sent.said
+    wait_until((bank.root / "started").exists, "the handler in its transaction")
+    killed.tell(signal.SIGKILL)
+    killed.ended()
+    bank.write("go", "")
+    database = Database(mariadb_url, service="bank")
+
+    async def balances() -> dict[str, int]:
+        async with database.reading() as connection:
+            rows = await connection.execute(text("SELECT owner, cents FROM accounts"))
+            return {row.owner: row.cents for row in rows}
+
+    async def all_there() -> bool:
+        return len(await balances()) == 3
+
+    running = bank.worker()
+    await until(all_there)
+    running.drain()
+    assert await balances() == {"ann": 100, "slow": 100, "bob": 100}
+    await database.close()
+
+
+class Remembering(MemoryTransport):
+    """A broker that remembers what was published."""
+
+    def __init__(self, clock: MovableClock) -> None:
+        super().__init__(clock)
+        self.published: list[Envelope] = []
+
+    async def publish(self, envelopes: Any) -> None:
+        self.published.extend(envelopes)
+        await super().publish(envelopes)
+
+
+def of_key(key: str) -> list[int]:
+    return [number for number in range(1_000) if f"k{number % 7}" == key]
+
+
+@contextmanager
+def failing(database: Database, start: str, after: int = 0) -> Iterator[None]:
+    """Meanwhile, the connection is lost before a statement that begins so, after some of them."""
+    left = after
+
+    def fail(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        nonlocal left
+        if statement.lstrip().startswith(tuple(start.split("|"))):
+            if not left:
+                connection.invalidate()
+                raise ConnectionError("cut off")
+            left -= 1
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", fail)
+    try:
+        yield
+    finally:
+        event.remove(database.engine.sync_engine, "before_cursor_execute", fail)
+
+
+async def make_spots(database: Database) -> None:
+    async with database.connection() as connection:
+        await connection.execute(text("CREATE TABLE spots (id INT PRIMARY KEY, n INT)"))
+        await connection.execute(text("INSERT INTO spots VALUES (1, 0), (2, 0)"))
+
+
+@asynccontextmanager
+async def rival_of(database: Database, tx: Transaction) -> AsyncIterator[Callable[[], Any]]:
+    """Another transaction, and a function by which the two deadlock. It has written more, so that
+    the server makes ours the victim."""
+    spot = "UPDATE spots SET n = n + 1 WHERE id = "
+    async with database.engine.connect() as rival:
+        await rival.execute(text("INSERT INTO spots SELECT seq, 0 FROM seq_100_to_2000"))
+        await rival.execute(text(f"{spot}2"))
+
+        async def deadlock() -> None:
+            await tx.session.execute(text(f"{spot}1"))
+            blocked = asyncio.ensure_future(rival.execute(text(f"{spot}1")))
+            try:
+                await waiting_for_locks(database, 1)
+                await tx.session.execute(text(f"{spot}2"))
+            finally:
+                await blocked
+
+        yield deadlock
+        await rival.rollback()
+
+
+async def waiting_for_locks(database: Database, count: int) -> None:
+    """Return once so many transactions of the server wait for a lock in our database."""
+    query = (
+        "SELECT COUNT(*) FROM information_schema.INNODB_TRX t"
+        " JOIN information_schema.PROCESSLIST p ON p.ID = t.trx_mysql_thread_id"
+        " WHERE t.trx_state = 'LOCK WAIT' AND p.DB = DATABASE()"
+    )
+
+    async with asyncio.timeout(20), database.reading() as connection:
+        while await connection.scalar(text(query)) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.15)  # asked more often, the server would repeat its answer
+
+
+async def rows_read(connection: AsyncConnection) -> int:
+    """How many rows this connection has read so far, in tables and indexes."""
+    rows = await connection.execute(text("SHOW SESSION STATUS LIKE 'Handler_read%'"))
+    return sum(int(value) for _, value in rows)

@@ -1,0 +1,589 @@
+"""What a parked message does to its key and to nobody else, and `eventmesh outbox`, by which people
+decide on it: beside running relays, on every database."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import pty
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text, update
+
+from eventmesh import Event, Service, Settings
+from eventmesh.clock import SystemClock
+from eventmesh.errors import PublishError
+from eventmesh.persistence import parked
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.parked import ParkedKey, Waiting
+from eventmesh.persistence.tables import outbox
+from eventmesh.runtime.relay import PARK_AFTER, Relay
+from eventmesh.transports.memory import MemoryTransport
+from eventmesh.wire.envelope import Envelope
+from tests.integration.conftest import until
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Project
+
+
+class Deposited(Event, name="bank.deposited", version=1, key="owner"):
+    """As the bank of the test projects publishes it."""
+
+    owner: str
+    balance: int
+    note: str = ""
+
+
+class Opened(Event, name="bank.opened", version=1):
+    """A message without a key."""
+
+    number: int
+
+
+class MovableClock(SystemClock):
+    """The machine's clock, moved on by the test."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def now(self) -> Any:
+        return super().now() + self.ahead
+
+
+class Picky(MemoryTransport):
+    """A broker that refuses some messages and, like RabbitMQ, takes the others of a batch."""
+
+    atomic_batches = False
+
+    def __init__(self, clock: SystemClock) -> None:
+        super().__init__(clock)
+        self.refused: set[str] = set()
+        self.published: list[Envelope] = []
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.asked = asyncio.Event()
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        self.asked.set()
+        await self.may_answer.wait()
+        self.published += [each for each in envelopes if each.id not in self.refused]
+        if refused := [each.id for each in envelopes if each.id in self.refused]:
+            raise PublishError(dict.fromkeys(refused, "never"))
+
+
+@dataclass
+class Bank:
+    """The bank's outbox, a broker that refuses what it is told to, and a relay between them."""
+
+    service: Service
+    database: Database
+    clock: MovableClock
+    broker: Picky
+    ids: dict[str, str] = field(default_factory=dict)
+    """The id of each message, by what the test calls it."""
+
+    def __post_init__(self) -> None:
+        self.relay = self.another_relay(self.broker)
+
+    def another_relay(self, broker: Picky) -> Relay:
+        return Relay("bank", self.database, broker, self.clock, lease_time=30.0)
+
+    async def publish(self, *names: str) -> None:
+        """Messages called "a1" or "b2": the letter is the key, none for "-"."""
+        async with self.service.transaction() as tx:
+            for name in names:
+                number = int(name[1:])
+                event = Opened(number=number) if name[0] == "-" else None
+                tx.publish(event or Deposited(owner=name[0], balance=number))
+                self.ids[name] = tx.outgoing[-1].envelope.id
+
+    async def relay_all(self, rounds: int = PARK_AFTER + 2) -> None:
+        """Let time pass, so that whatever is held comes to its turn."""
+        for _ in range(rounds):
+            while await self.relay.round():
+                pass
+            self.clock.ahead += timedelta(seconds=60)
+
+    async def park_all(self) -> None:
+        stuck = update(outbox).values(parked=True, attempts=10, last_error="never")
+        async with self.database.connection() as connection:
+            await connection.execute(stuck)
+
+    def names(self, envelopes: Sequence[Envelope]) -> list[str]:
+        called = {message_id: name for name, message_id in self.ids.items()}
+        return [called[each.id] for each in envelopes]
+
+    @property
+    def published(self) -> list[str]:
+        return self.names(self.broker.published)
+
+    async def listed(self, **which: Any) -> list[tuple[str, str]]:
+        """What is in the outbox, with its state."""
+        return [(self.names([row.envelope])[0], row.state) for row in await self.rows(**which)]
+
+    async def rows(self, **which: Any) -> list[Waiting]:
+        async with self.database.reading() as connection:
+            return await parked.listed(connection, self.clock.now(), limit=100, **which)
+
+    async def row(self, name: str) -> Waiting:
+        async with self.database.reading() as connection:
+            [row] = await parked.found(connection, self.clock.now(), [self.ids[name]])
+        return row
+
+    async def retry(self, *names: str, key: str | None = None) -> list[str]:
+        ids = [self.ids[name] for name in names] if names else None
+        async with self.database.connection() as connection:
+            retried = await parked.retry(connection, self.clock.now(), ids=ids, key=key)
+        called = {message_id: name for name, message_id in self.ids.items()}
+        return [called[message_id] for message_id in retried]
+
+    async def skip(self, *rows: Waiting) -> list[str]:
+        async with self.database.connection() as connection:
+            gone = await parked.skip(connection, [row.seq for row in rows])
+        return [self.names([row.envelope])[0] for row in rows if row.seq in gone]
+
+
+@pytest.fixture
+async def bank_of_ours(database_url: str) -> AsyncIterator[Bank]:
+    from eventmesh.persistence import migration
+
+    service, clock = Service("bank"), MovableClock()
+    service.configure(Settings(database_urls={"bank": database_url}))
+    for message in (Deposited, Opened):
+        service.publisher(message)
+    database = Database(database_url, service="bank")
+    await migration.upgrade(database)
+    yield Bank(service, database, clock, Picky(clock))
+    await database.close()
+    await service.close()
+
+
+@pytest.fixture(params=[False, True], ids=["by message", "by batch"])
+async def bank(request: pytest.FixtureRequest, bank_of_ours: Bank) -> Bank:
+    """On a broker that takes messages one by one, and on one that takes batches as a whole."""
+    bank_of_ours.broker.atomic_batches = request.param
+    return bank_of_ours
+
+
+class TestParking:
+    async def test_a_message_that_is_refused_for_good_stops_its_key_and_nothing_else(
+        self, bank_of_ours: Bank
+    ) -> None:
+        bank = bank_of_ours
+        await bank.publish("a1", "b1", "-1", "a2", "b2")
+        bank.broker.refused = {bank.ids["a1"]}
+        await bank.relay_all()
+        await bank.publish("a3", "b3", "-2")
+        await bank.relay_all()
+        assert bank.published == ["b1", "-1", "b2", "b3", "-2"]
+        assert await bank.listed() == [("a1", "parked"), ("a2", "held"), ("a3", "held")]
+        row = await bank.row("a1")
+        assert (row.attempts, row.error) == (PARK_AFTER, "never")
+
+    async def test_one_without_a_key_stops_nothing_but_itself(self, bank: Bank) -> None:
+        await bank.publish("-1", "-2", "a1")
+        bank.broker.refused = {bank.ids["-1"]}
+        await bank.relay_all()
+        assert bank.published == ["-2", "a1"]
+        assert await bank.listed() == [("-1", "parked")]
+
+    async def test_what_waits_says_why(self, bank_of_ours: Bank) -> None:
+        bank = bank_of_ours
+        await bank.publish("a1", "a2", "b1")
+        async with bank.service.transaction() as tx:
+            tx.publish(Deposited(owner="c", balance=1), delay="1h")
+            bank.ids["c1"] = tx.outgoing[0].envelope.id
+        assert dict(await bank.listed()) == {
+            "a1": "ready", "a2": "ready", "b1": "ready", "c1": "delayed"
+        }  # fmt: skip
+        bank.broker.refused = {bank.ids["a1"]}
+        await bank.relay.round()
+        assert dict(await bank.listed()) == {"a1": "refused", "a2": "held", "c1": "delayed"}
+
+    async def test_a_retried_key_goes_on_in_its_order(self, bank: Bank) -> None:
+        await bank.publish("a1", "a2")
+        bank.broker.refused = set(bank.ids.values())
+        await bank.relay_all()
+        await bank.publish("a3", "b1")
+        await bank.relay_all()
+        assert bank.published == ["b1"]
+        bank.broker.refused.clear()
+        assert "a1" in await bank.retry(key="a")
+        await bank.relay.round()
+        await bank.relay_all()
+        assert bank.published == ["b1", "a1", "a2", "a3"]
+        assert await bank.listed() == []
+
+    async def test_a_later_message_of_the_key_waits_though_it_is_retried_first(
+        self, bank_of_ours: Bank
+    ) -> None:
+        bank = bank_of_ours
+        await bank.publish("a1", "a2")
+        await bank.park_all()
+        assert await bank.retry("a2") == ["a2"]
+        await bank.relay_all()
+        assert bank.published == []
+        await bank.retry("a1")
+        await bank.relay_all()
+        assert bank.published == ["a1", "a2"]
+
+    async def test_a_retried_message_that_is_still_refused_is_parked_again_in_time(
+        self, bank_of_ours: Bank
+    ) -> None:
+        bank = bank_of_ours
+        await bank.publish("a1", "a2")
+        bank.broker.refused = {bank.ids["a1"]}
+        await bank.relay_all()
+        await bank.retry("a1")
+        row = await bank.row("a1")
+        assert (row.state, row.attempts, row.error) == ("ready", 1, "never")
+        await bank.relay_all(PARK_AFTER - 2)
+        assert (await bank.row("a1")).attempts == PARK_AFTER - 1
+        await bank.relay_all(2)
+        assert await bank.listed() == [("a1", "parked"), ("a2", "held")]
+        assert bank.published == []
+
+    async def test_a_skipped_message_lets_the_rest_of_its_key_flow(
+        self, bank_of_ours: Bank
+    ) -> None:
+        bank = bank_of_ours
+        await bank.publish("a1", "a2", "a3")
+        bank.broker.refused = {bank.ids["a1"]}
+        await bank.relay_all()
+        assert await bank.skip(await bank.row("a1")) == ["a1"]
+        await bank.relay_all()
+        assert bank.published == ["a2", "a3"]
+        assert await bank.listed() == []
+
+    async def test_only_what_is_parked_is_retried_or_skipped(self, bank_of_ours: Bank) -> None:
+        bank = bank_of_ours
+        await bank.publish("a1", "b1")
+        bank.broker.refused = {bank.ids["a1"]}
+        await bank.relay.round()
+        await bank.publish("a2")
+        assert await bank.retry("a1", "a2") == []
+        assert await bank.skip(await bank.row("a1"), await bank.row("a2")) == []
+        assert await bank.listed() == [("a1", "refused"), ("a2", "held")]
+
+    async def test_thousands_are_retried_at_once(self, bank_of_ours: Bank) -> None:
+        bank = bank_of_ours
+        await bank.publish(*(f"-{number}" for number in range(2500)))
+        await bank.park_all()
+        assert len(await bank.retry()) == 2500
+        async with bank.database.reading() as connection:
+            assert await parked.parked_keys(connection, 10) == []
+
+
+class TestBesideRelays:
+    async def test_a_message_that_is_being_published_cannot_be_retried_or_skipped(
+        self, bank_of_ours: Bank
+    ) -> None:
+        bank = bank_of_ours
+        await bank.publish("a1")
+        bank.broker.may_answer.clear()
+        publishing = asyncio.ensure_future(bank.relay.round())
+        await asyncio.wait_for(bank.broker.asked.wait(), 20)
+        assert await bank.retry() == []
+        assert await bank.skip(await bank.row("a1")) == []
+        bank.broker.may_answer.set()
+        assert await publishing == 1
+        await bank.relay_all()
+        assert bank.published == ["a1"]
+
+    @pytest.mark.parametrize("decision", ["retry", "skip"])
+    async def test_a_relay_that_had_it_before_it_was_parked_neither_doubles_nor_loses_it(
+        self, bank_of_ours: Bank, decision: str
+    ) -> None:
+        """One that hung until after its lease, while another took over and parked the message."""
+        bank, slow = bank_of_ours, Picky(bank_of_ours.clock)
+        late = bank.another_relay(slow)
+        await bank.publish("a1", "a2")
+        slow.may_answer.clear()
+        hanging = asyncio.ensure_future(late.round())
+        await asyncio.wait_for(slow.asked.wait(), 20)
+        async with bank.database.connection() as connection:  # its lease is over
+            await connection.execute(
+                text("UPDATE eventmesh_lease SET owner = NULL, expires_at = NULL")
+            )
+            await connection.execute(text("DELETE FROM eventmesh_relay"))
+        bank.broker.refused = {bank.ids["a1"]}
+        await bank.relay_all()
+        assert await bank.listed() == [("a1", "parked"), ("a2", "held")]
+        if decision == "retry":
+            await bank.retry("a1")
+        else:
+            await bank.skip(await bank.row("a1"))
+        bank.broker.refused.clear()
+        slow.may_answer.set()
+        await hanging
+        await bank.relay_all()
+        published = [*bank.names(slow.published), *bank.published]
+        assert sorted(set(published)) == ["a1", "a2"]
+        assert published.index("a1") < published.index("a2")
+        assert await bank.listed() == []
+
+    async def test_each_message_is_published_once_or_skipped_whatever_is_decided_meanwhile(
+        self, bank_of_ours: Bank
+    ) -> None:
+        """Two people decide while two relays work and the broker refuses by chance."""
+        bank, chance = bank_of_ours, random.Random(7)  # noqa: S311
+        await bank.publish(*(f"{key}{number}" for number in range(15) for key in "abcd"))
+        bank.broker.refused = set(chance.sample(sorted(bank.ids.values()), 12))
+        other, skipped = bank.another_relay(bank.broker), list[str]()
+
+        async def decide() -> None:
+            for row in await bank.rows(parked=True):
+                if chance.random() < 0.5:
+                    skipped.extend(await bank.skip(row))
+                else:
+                    bank.broker.refused.discard(row.envelope.id)
+                    await bank.retry(*bank.names([row.envelope]))
+
+        async with asyncio.timeout(120):
+            while await bank.listed():
+                await asyncio.gather(bank.relay.round(), other.round(), decide(), decide())
+                bank.clock.ahead += timedelta(seconds=60)
+        assert sorted([*bank.published, *skipped]) == sorted(bank.ids)
+        for key in "abcd":
+            numbers = [int(name[1:]) for name in bank.published if name[0] == key]
+            assert numbers == sorted(numbers)
+
+
+class TestCounting:
+    async def test_names_states_and_keys(self, bank_of_ours: Bank) -> None:
+        bank = bank_of_ours
+        await bank.publish("a1", "a2", "a3", "b1", "-1", "-2")
+        bank.broker.refused = {bank.ids["a1"], bank.ids["-1"]}
+        await bank.relay_all()
+        await bank.publish("b2")
+        async with bank.database.reading() as connection:
+            shares = await parked.shares(connection, bank.clock.now())
+            keys = await parked.parked_keys(connection, 10)
+        assert [(each.name, each.state, each.number, each.attempts) for each in shares] == [
+            ("bank.deposited", "held", 2, 0),
+            ("bank.deposited", "parked", 1, 10),
+            ("bank.deposited", "ready", 1, 0),
+            ("bank.opened", "parked", 1, 10),
+        ]
+        assert keys == [ParkedKey("a", 1, 2, 10), ParkedKey(None, 1, 0, 10)]
+
+    async def test_what_is_asked_for_is_listed_the_oldest_first(self, bank_of_ours: Bank) -> None:
+        bank = bank_of_ours
+        await bank.publish("a1", "b1", "-1", "a2")
+        assert await bank.listed(key="a") == [("a1", "ready"), ("a2", "ready")]
+        assert await bank.listed(name="bank.opened") == [("-1", "ready")]
+        async with bank.database.reading() as connection:
+            rows = await parked.listed(connection, bank.clock.now(), limit=2)
+        assert bank.names([row.envelope for row in rows]) == ["a1", "b1"]
+        assert {row.envelope.data for row in rows} == {b""}
+        assert [row.size for row in rows] == [len((await bank.row("a1")).envelope.data)] * 2
+
+
+@pytest.fixture
+async def shop(
+    project: Project, database_url: str
+) -> AsyncIterator[tuple[Project, Callable[..., Any]]]:
+    """A project with the bank on each database, and a function that puts a message into its outbox
+    as the relay would have left it."""
+    project.service()
+    project.environment["EVENTMESH_BANK_DATABASE_URL"] = database_url
+    project.run("db", "upgrade", "bank").succeeds()
+    service = Service("bank")
+    service.configure(Settings(database_urls={"bank": database_url}))
+    service.publisher(Deposited)
+
+    async def put(
+        owner: str, balance: int = 0, *, error: str = "", data: bytes | None = None
+    ) -> str:
+        async with service.transaction() as tx:
+            tx.publish(Deposited(owner=owner, balance=balance))
+            message_id = tx.outgoing[0].envelope.id
+        changes: dict[str, Any] = {"data": data} if data is not None else {}
+        if error:
+            changes |= {"parked": True, "attempts": 10, "last_error": error}
+        if changes:
+            async with (await service.database()).connection() as connection:
+                row = update(outbox).where(outbox.c.id == message_id)
+                await connection.execute(row.values(**changes))
+        return message_id
+
+    yield project, put
+    await service.close()
+
+
+async def test_the_commands_show_and_decide(shop: tuple[Project, Any]) -> None:
+    project, put = shop
+    stuck, behind, second = await put("ada", 1, error="no\nroom"), await put("ada", 2), None
+    second = await put("bob", 3, error="no room")
+    listed = project.run("outbox", "list", "bank").succeeds("3 message(s)", '"ada"  no room')
+    assert [line.split()[0] for line in listed.splitlines()[:-1]] == [stuck, behind, second]
+    assert [line.split()[2] for line in listed.splitlines()[:-1]] == ["parked", "held", "parked"]
+    as_json = json.loads(
+        project.run("outbox", "list", "bank", "--parked", "--key", "ada", "--json").succeeds()
+    )
+    assert [(each["id"], each["state"], each["attempts"]) for each in as_json] == [
+        (stuck, "parked", 10)
+    ]
+    project.run("outbox", "list", "bank", "--limit", "1").succeeds("1 message(s)")
+    project.run("outbox", "show", "bank", stuck).succeeds(
+        "state: parked", '"balance":1', "error: no\nroom", "bank.deposited"
+    )
+    counted = json.loads(project.run("outbox", "stats", "bank", "--json").succeeds())
+    assert (counted["parked"], counted["held"], counted["ready"]) == (2, 1, 0)
+    assert counted["parked_keys"][0] == {"key": "ada", "parked": 1, "held": 1, "attempts": 10}
+    assert counted["oldest_age"] > 0
+    project.run("outbox", "stats", "bank").succeeds(
+        "bank: 1 held, 2 parked; the oldest waits for",
+        "bank.deposited: 1 held, 2 parked; refused 10 times",
+        'key "ada": 1 held, 1 parked; refused 10 times',
+    )
+    project.run("outbox", "retry", "bank", stuck).succeeds("1 message(s) to be retried")
+    project.run("outbox", "retry", "bank", "--key", "bob").succeeds("1 message(s) to be retried")
+    project.run("outbox", "retry", "bank", "--all").succeeds("0 message(s) to be retried")
+    worker = project.worker()
+    worker.until_prints("bob has 0.03")
+    worker.until_prints("ada has 0.02")
+    ada = [line for line in worker.out.splitlines() if line.startswith("ada")]
+    assert ada == ["ada has 0.01", "ada has 0.02"]
+    until(
+        lambda: "nothing waits" in project.run("outbox", "stats", "bank").succeeds(),
+        "an empty outbox",
+    )
+    worker.drain()
+
+
+async def test_a_running_relay_notices_promptly(shop: tuple[Project, Any]) -> None:
+    project, put = shop
+    stuck = await put("ada", 1, error="no room")
+    await put("ada", 2)
+    worker = project.worker()
+    await put("bob", 3)
+    worker.until_prints("bob has 0.03")
+    await asyncio.sleep(1.0)
+    assert "ada" not in worker.out
+    project.run("outbox", "retry", "bank", stuck).succeeds()
+    retried_at = time.monotonic()
+    worker.until_prints("ada has 0.02")
+    assert time.monotonic() - retried_at < 2.0
+    assert worker.out.index("ada has 0.01") < worker.out.index("ada has 0.02")
+    worker.drain()
+
+
+async def test_skipping_prints_what_it_drops_and_wants_to_be_sure(
+    shop: tuple[Project, Any],
+) -> None:
+    project, put = shop
+    stuck = await put("ada", 1, error="no room", data=b"\xff\x1b[31mraw")
+    free = await put("ada", 2)
+    project.run("outbox", "skip", "bank", stuck).fails(2, "--yes")
+    project.run("outbox", "skip", "bank", stuck, free, "--yes").fails(2, free, "not parked")
+    assert "2 message(s)" in project.run("outbox", "list", "bank").succeeds()
+    skipped = project.run("outbox", "skip", "bank", stuck, "--yes", "--json")
+    [record] = json.loads(skipped.succeeds())
+    assert base64.b64decode(record["data_base64"]) == b"\xff\x1b[31mraw"
+    assert record["attributes"]["partitionkey"] == "ada"
+    assert "1 message(s) skipped" in skipped.err
+    project.run("outbox", "list", "bank").succeeds("1 message(s)", "ready")
+    project.run("outbox", "skip", "bank", stuck, "--yes").fails(2, stuck, "outbox list bank")
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n", 1), ("y", 0)])
+async def test_at_a_terminal_skipping_asks(
+    shop: tuple[Project, Any], answer: str, left: int
+) -> None:
+    project, put = shop
+    stuck = await put("ada", 1, error="no room")
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, f"{answer}\n".encode())
+        done = subprocess.run(  # noqa: S603, ASYNC221
+            [sys.executable, "-m", "eventmesh", "outbox", "skip", "bank", stuck],
+            cwd=project.root,
+            env=project.environment,
+            stdin=theirs,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert '"balance":1' in done.stdout
+    assert "Delete 1 message(s) for good?" in done.stderr
+    assert done.returncode == left
+    project.run("outbox", "list", "bank").succeeds(f"{left} message(s)")
+
+
+async def test_nothing_that_a_message_or_a_broker_says_commands_the_terminal(
+    shop: tuple[Project, Any],
+) -> None:
+    project, put = shop
+    evil = "\x1b]0;owned\x07\x1b[2J\u202e\r"
+    stuck = await put(f"a{evil}", 1, error=f"no{evil}\nall is well", data=evil.encode())
+    for command in (["list", "bank"], ["show", "bank", stuck], ["stats", "bank"]):
+        said = project.run("outbox", *command).succeeds()
+        assert not {"\x1b", "\x07", "\u202e", "\r"} & set(said)
+    assert len(project.run("outbox", "list", "bank").out.splitlines()) == 2
+    said = project.run("outbox", "skip", "bank", stuck, "--yes").succeeds()
+    assert "\x1b" not in said
+
+
+async def test_what_is_not_there_is_said(shop: tuple[Project, Any]) -> None:
+    project, put = shop
+    free = await put("ada", 1)
+    unknown = "00000000-0000-7000-8000-000000000000"
+    for command, words in (
+        (["show", "bank", unknown], [unknown, "outbox list bank"]),
+        (["retry", "bank", unknown], [unknown, "outbox list bank --parked"]),
+        (["retry", "bank", free], [free, "no parked message"]),
+        (["retry", "bank", "--key", "ada"], ["'ada'"]),
+        (["retry", "bank"], ["--all"]),
+        (["retry", "bank", free, "--all"], ["--all"]),
+    ):
+        project.run("outbox", *command).fails(2, *words)
+    project.service('from eventmesh import Service\nservice = Service("quiet")\n', name="quiet")
+    project.run("outbox", "stats", "quiet").fails(2, "has no outbox")
+
+
+def test_looking_makes_no_database(project: Project) -> None:
+    project.service()
+    for command in (["stats", "bank"], ["list", "bank"], ["show", "bank", "x"]):
+        project.run("outbox", *command).fails(3, "is not there", "EVENTMESH_BANK_DATABASE_URL")
+    assert not (project.root / ".eventmesh").exists()
+
+
+def test_looking_migrates_no_database(project: Project) -> None:
+    project.service()
+    path = project.root / "own.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE own (id INTEGER)")
+    connection.close()
+    project.environment["EVENTMESH_BANK_DATABASE_URL"] = f"sqlite:///{path}"
+    for command in (["list"], ["stats"], ["retry", "--all"]):
+        project.run("outbox", command[0], "bank", *command[1:]).fails(4, "db upgrade bank")
+    with sqlite3.connect(path) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
+    connection.close()
+    assert tables == [("own",)]
+
+
+def test_a_postgres_database_that_is_not_there_or_not_migrated_is_said(
+    project: Project, postgres_url: str
+) -> None:
+    project.service()
+    project.environment["EVENTMESH_BANK_DATABASE_URL"] = postgres_url
+    project.run("outbox", "stats", "bank").fails(4, "db upgrade bank")
+    project.environment["EVENTMESH_BANK_DATABASE_URL"] = postgres_url + "_none"
+    project.run("outbox", "stats", "bank").fails(3, "--create")
