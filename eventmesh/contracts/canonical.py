@@ -159,7 +159,8 @@ class _Forms:
     def _typed(self, schema: Mapping[str, Any]) -> Form:
         """What is said of the type and the values."""
         types = schema.get("type")
-        names = types if isinstance(types, list) else [types] if isinstance(types, str) else []
+        stated = types if isinstance(types, list) else [types]
+        names = [name for name in stated if isinstance(name, str)]
         if "enum" in schema:
             listed = {"enum": _values(v for v in _list(schema["enum"]) if _is_of(v, names))}
             return self._all([listed, self._plain(schema, _ALL_TYPED)])
