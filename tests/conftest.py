@@ -3,6 +3,7 @@ session, and named at the end of the session with its version and where it came 
 
 from __future__ import annotations
 
+import compileall
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import eventmesh
 from eventmesh.testing.servers import (
     WAYS,
     Server,
@@ -156,6 +158,13 @@ def durable_broker_url(request: pytest.FixtureRequest, durable_url: Callable[[st
     return durable_url(request.param)
 
 
+@pytest.fixture(params=["redis", "rabbitmq"])
+def broker_server(request: pytest.FixtureRequest) -> Server:
+    """Each server that can be a broker, in turn."""
+    server: Server = request.getfixturevalue(f"{request.param}_server")
+    return server
+
+
 def note(config: pytest.Config, line: str) -> None:
     """Keep this line for the end of the session; a worker of pytest-xdist sends it along."""
     config.stash[ORIGINS].append(line)
@@ -166,6 +175,14 @@ def note(config: pytest.Config, line: str) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ORIGINS] = []
     required("redis")  # a wrong name in EVENTMESH_TEST_REQUIRE is an error before any test
+    if not hasattr(config, "workerinput"):
+        compile_ahead()
+
+
+def compile_ahead() -> None:
+    """Compile EventMesh once. Tests start hundreds of processes that write no byte code, and each
+    of them would spend a seventh of its start on compiling."""
+    compileall.compile_dir(Path(eventmesh.__file__).parent, quiet=2)
 
 
 @pytest.hookimpl(optionalhook=True)

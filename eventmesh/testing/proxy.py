@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -53,10 +53,11 @@ class _Pair:
 
 @dataclass(eq=False, slots=True)
 class _Trap:
-    """Cuts everything once so many bytes more have gone one way."""
+    """Does something, once, when so many bytes more have gone one way."""
 
     direction: Direction
     left: int
+    spring: Callable[[], None]
     sprung: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -91,11 +92,24 @@ class Proxy:
     async def cut_after(self, count: int, direction: Direction = Direction.TO_SERVER) -> None:
         """Pass on `count` bytes more in this direction, in whichever connections, and then cut
         all. Returns once it has happened."""
-        trap = self._trap = _Trap(direction, count)
+        trap = self._trap = _Trap(direction, count, self.cut)
         try:
             await trap.sprung.wait()
         finally:
             self._trap = None
+
+    @asynccontextmanager
+    async def silent_after(
+        self, count: int, direction: Direction = Direction.TO_SERVER
+    ) -> AsyncIterator[asyncio.Event]:
+        """While the context is open, pass on `count` bytes more in this direction, in whichever
+        connections, and then nothing either way, as when `silent`. The event is set then."""
+        trap = self._trap = _Trap(direction, count, self._hush)
+        try:
+            yield trap.sprung
+        finally:
+            self._trap = None
+            self._go_on()
 
     @asynccontextmanager
     async def refusing(self) -> AsyncIterator[None]:
@@ -112,15 +126,11 @@ class Proxy:
     def silent(self) -> Iterator[None]:
         """While the context is open, nothing passes either way, and nobody is told. Connections
         are taken, and not answered. Afterwards all goes on, with nothing lost."""
-        self._silent = True
-        for pair in self._pairs:
-            pair.flows.clear()
+        self._hush()
         try:
             yield
         finally:
-            self._silent = False
-            for pair in self._pairs:
-                pair.flows.set()
+            self._go_on()
 
     def forget(self) -> None:
         """Never pass another byte in the connections that are open, without closing them, as a
@@ -168,28 +178,41 @@ class Proxy:
         if listener is not None:
             listener.close()
 
-    def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(self._serve(reader, writer))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+    def _hush(self) -> None:
+        self._silent = True
+        for pair in self._pairs:
+            pair.flows.clear()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _go_on(self) -> None:
+        self._silent = False
+        for pair in self._pairs:
+            pair.flows.set()
+
+    def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pair = _Pair(writer)
         if not self._silent:
             pair.flows.set()
         self._pairs.add(pair)
-        try:
-            await pair.flows.wait()
+        task = asyncio.ensure_future(self._serve(reader, pair))
+        self._serving.add(task)
+
+        def end(_: object) -> None:  # also where it was cancelled before it began
+            self._serving.discard(task)
+            self._pairs.discard(pair)
+            pair.reset()
+
+        task.add_done_callback(end)
+
+    async def _serve(self, reader: asyncio.StreamReader, pair: _Pair) -> None:
+        await pair.flows.wait()
+        if pair.client.is_closing():
+            return
+        with suppress(OSError):  # the server is away, or one side was cut: then so is the other
             far_reader, pair.server = await asyncio.open_connection(*self._target)
             await asyncio.gather(
                 self._pass_on(reader, pair.server, pair, Direction.TO_SERVER),
-                self._pass_on(far_reader, writer, pair, Direction.TO_CLIENT),
+                self._pass_on(far_reader, pair.client, pair, Direction.TO_CLIENT),
             )
-        except OSError:
-            pass  # the server is away, or one side was cut: then so is the other
-        finally:
-            self._pairs.discard(pair)
-            pair.reset()
 
     async def _pass_on(
         self,
@@ -200,19 +223,27 @@ class Proxy:
     ) -> None:
         """Pass on until the end of what is read, and end the other side then."""
         while data := await reader.read(self._chunk()):
-            await pair.flows.wait()
-            part = self._up_to_the_trap(data, direction)
-            writer.write(part)
-            await writer.drain()
-            self.passed[direction] += len(part)
-            if self._trap is not None and self._trap.left == 0:
-                self._trap.sprung.set()
-                self.cut()
-            if self._bytes_per_second is not None:
-                await asyncio.sleep(len(part) / self._bytes_per_second)
+            while data:
+                await pair.flows.wait()
+                part = self._up_to_the_trap(data, direction)
+                data = data[len(part) :]
+                writer.write(part)
+                await writer.drain()
+                self.passed[direction] += len(part)
+                await self._after(part)
         await pair.flows.wait()
         with suppress(NotImplementedError, OSError):
             writer.write_eof()
+
+    async def _after(self, part: bytes) -> None:
+        """Spring a trap that is due, and let time pass where there is to be some."""
+        trap = self._trap
+        if trap is not None and trap.left == 0:
+            self._trap = None
+            trap.sprung.set()
+            trap.spring()
+        if self._bytes_per_second is not None:
+            await asyncio.sleep(len(part) / self._bytes_per_second)
 
     def _chunk(self) -> int:
         if self._bytes_per_second is None:

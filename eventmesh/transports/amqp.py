@@ -6,6 +6,7 @@ publishes when it is short of memory or disk, and acknowledgements must still pa
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 
@@ -124,12 +125,13 @@ class AmqpTransport:
 
     async def _taken(self, subscriptions: Sequence[Subscription]) -> set[str]:
         """The messages that subscriptions take which have been declared."""
-        return {
-            name
-            for subscription in subscriptions
-            if await self._ready(self._topology.queue(subscription)) is not None
-            for name in subscription.messages
-        }
+        async with self._consuming.call(None):
+            return {
+                name
+                for subscription in subscriptions
+                if await self._ready(self._topology.queue(subscription)) is not None
+                for name in subscription.messages
+            }
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
         letters: list[DeadLetter] = []
@@ -249,7 +251,8 @@ async def _browse(
     taken, count = 0, 1
     while taken < count and (limit is None or taken < limit):
         try:
-            message = await channel.basic_get(queue, timeout=CONNECT_TIMEOUT)
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                message = await channel.basic_get(queue)
         except ChannelNotFoundEntity:
             return
         if isinstance(message.delivery, Basic.GetEmpty):

@@ -18,7 +18,9 @@ started is still moving on; and subscriptions of which the caller does not know.
 
 from __future__ import annotations
 
+import asyncio
 import struct
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
-from eventmesh.transports.amqp_connection import CONNECT_TIMEOUT, LEAVE_TIMEOUT, Link
+from eventmesh.transports.amqp_connection import CONNECT_TIMEOUT, LEAVE_TIMEOUT, Link, close_channel
 from eventmesh.transports.amqp_frames import BODY, DELIVER, HEADER, METHOD, Arrived
 from eventmesh.transports.amqp_topology import DELAY_STEPS, Topology
 from eventmesh.transports.base import Subscription
@@ -111,7 +113,7 @@ class Looking:
             with suppress(Unreachable):
                 async with self._link.call(LEAVE_TIMEOUT):
                     await channel.queue_delete(name)
-                    await channel.close()
+                    await close_channel(channel)
 
     async def _lock(self, name: str) -> Channel:
         """The channel that holds the lock. That of a connection that was cut goes with it, which
@@ -145,19 +147,17 @@ class Looking:
 
     async def _ask_once(self, names: Iterable[str]) -> dict[str, _Queue]:
         found: dict[str, _Queue] = {}
-        channel = None
+        missing = deque(names)
         async with self._link.call(None):
             # One by one: the client library mixes up channels that are closed and opened at once.
-            for name in names:
-                try:
-                    if channel is None or channel.is_closed:
-                        channel = await self._link.new_channel()
-                    told = await channel.queue_declare(name, passive=True, timeout=CONNECT_TIMEOUT)
-                    found[name] = _Queue(told.message_count or 0, told.consumer_count or 0)
-                except ChannelNotFoundEntity:  # which has closed the channel
-                    continue
-            if channel is not None and not channel.is_closed:
-                await channel.close()
+            while missing:
+                with suppress(ChannelNotFoundEntity):  # which has closed the channel
+                    async with self._link.channel() as channel:
+                        while missing:
+                            name = missing.popleft()
+                            async with asyncio.timeout(CONNECT_TIMEOUT):
+                                told = await channel.queue_declare(name, passive=True)
+                            found[name] = _Queue(told.message_count or 0, told.consumer_count or 0)
         return found
 
     async def _delayed(self, *, hidden: bool) -> list[str]:
@@ -273,8 +273,7 @@ class Looking:
         finally:
             with suppress(Unreachable):  # then the broker takes it back by itself
                 async with self._link.call(LEAVE_TIMEOUT):
-                    if not channel.is_closed:
-                        await channel.close()
+                    await close_channel(channel)
 
     async def _until_all_seen(
         self, channel: Channel, ours: Mapping[str, int], tally: _Tally

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from aiormq import Connection
+from aiormq.abc import AbstractChannel
 from aiormq.channel import Channel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import AMQPError, ChannelPreconditionFailed
@@ -28,6 +29,8 @@ from eventmesh.transports.amqp_frames import FrameStream, Tap
 from eventmesh.transports.amqp_topology import Binding, Exchange, Piece, Queue
 from eventmesh.transports.amqp_url import nodes
 from eventmesh.transports.base import TransportOptions
+
+_T = TypeVar("_T")
 
 CONNECT_TIMEOUT = 10.0
 LEAVE_TIMEOUT = 5.0
@@ -117,8 +120,21 @@ class Link:
     async def new_channel(self) -> Channel:
         """A channel with publisher confirms, on a connection that is opened where it must be."""
         connection = await self._connected()
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            channel = cast(Channel, await connection.channel(publisher_confirms=True))
+        opening = _start(connection.channel(publisher_confirms=True))
+        # The client library does not tell a channel that comes while it closes.
+        waits: list[asyncio.Future[Any]] = [opening, connection.closing]
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                raise ConnectionResetError("the connection was lost")
+            channel = cast(Channel, opening.result())
+        except BaseException:
+            opening.add_done_callback(_close_what_came)
+            raise
+        finally:
+            for wait in waits:
+                wait.cancel()
         self._taps.pop(channel.number, None)  # of a channel that had this number before
         return channel
 
@@ -128,14 +144,19 @@ class Link:
 
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[Channel]:
-        """A channel for one purpose. What it holds unacknowledged goes back to the queue."""
+        """A channel for one purpose. What it holds unacknowledged goes back to the queue; after a
+        cancellation, which waits for nothing more, a moment later."""
         channel = await self.new_channel()
         try:
             yield channel
-        finally:
-            if not channel.is_closed:
-                await channel.basic_nack(0, multiple=True, requeue=True)
-                await channel.close()
+        except asyncio.CancelledError:
+            _start(_leave(channel))
+            raise
+        except Exception:
+            with suppress(*CONNECTION_ERRORS):  # that error says more than one of leaving
+                await _untouched(_leave(channel))
+            raise
+        await _untouched(_leave(channel))
 
     async def ensure(self, pieces: Sequence[Piece]) -> None:
         """Make what has not been made over this connection yet."""
@@ -157,10 +178,13 @@ class Link:
     async def _connected(self) -> Connection:
         async with self._connecting:
             if not self._allowed:
-                raise Unreachable(f"The broker at {self.address} is not open: connect first.")
+                raise self._not_open()
             if self._connection is None or not self._connection.is_opened:
                 await self._disconnect()
                 self._connection = await self._connect_to_any()
+                if not self._allowed:  # it was closed meanwhile, and did not wait
+                    await self._disconnect()
+                    raise self._not_open()
             return self._connection
 
     async def _connect_to_any(self) -> Connection:
@@ -202,6 +226,9 @@ class Link:
             with suppress(*CONNECTION_ERRORS):  # it is lost, which is why it is closed
                 await connection.close()
 
+    def _not_open(self) -> Unreachable:
+        return Unreachable(f"The broker at {self.address} is not open: connect first.")
+
     def _unreachable(self, error: BaseException) -> Unreachable:
         why = str(error).rstrip(".") or type(error).__name__
         if isinstance(error.__cause__, ssl.SSLError):
@@ -230,6 +257,44 @@ class _Tapped(TransportFactory):
         plain = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, writer = await plain.create(url, **kwargs)
         return cast(asyncio.StreamReader, FrameStream(reader, self._taps)), writer
+
+
+async def close_channel(channel: Channel) -> None:
+    """Close it, if it is open; this goes on when its caller is cancelled."""
+    if not channel.is_closed:
+        await _untouched(channel.close())
+
+
+async def _leave(channel: Channel) -> None:
+    if not channel.is_closed:
+        await channel.basic_nack(0, multiple=True, requeue=True)
+        await channel.close()
+
+
+async def _untouched(doing: Coroutine[Any, Any, None]) -> None:
+    """Wait for it, in a task of its own that no cancellation reaches: where the client library has
+    a `timeout`, as for closing, it waits by `asyncio.wait_for`, which may lose one on Python 3.11.
+    So we give it none, either."""
+    await asyncio.shield(_start(doing))
+
+
+def _start(doing: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+    """A task that may fail when nobody waits for it any more."""
+    task = asyncio.ensure_future(doing)
+    task.add_done_callback(_hear)
+    return task
+
+
+def _close_what_came(opening: asyncio.Task[AbstractChannel]) -> None:
+    """Nobody waits for this channel any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        _start(close_channel(cast(Channel, opening.result())))
+
+
+def _hear(ended: asyncio.Future[Any]) -> None:
+    """Take note of how it ended, so that nobody is told that its error was not asked for."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 async def _make(channel: Channel, piece: Piece) -> None:

@@ -12,7 +12,7 @@ from aiormq.channel import Channel
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
-from eventmesh.transports.amqp_connection import LEAVE_TIMEOUT, Link
+from eventmesh.transports.amqp_connection import LEAVE_TIMEOUT, Link, close_channel
 from eventmesh.transports.amqp_frames import Arrived, Deliveries
 from eventmesh.transports.amqp_publishing import (
     PUBLISH_TIMEOUT,
@@ -111,12 +111,14 @@ class AmqpConsumer:
     async def leave(self) -> None:
         """Give back what is unsettled. Never fails: a broker that is gone has taken it back."""
         self._lose("its context was left")
-        with suppress(Unreachable):
-            async with self._link.call(LEAVE_TIMEOUT):
-                await self._give_back()
-        with suppress(Unreachable):
-            async with self._link.call(LEAVE_TIMEOUT):
-                await self._sender.close()
+        try:
+            with suppress(Unreachable):
+                async with self._link.call(LEAVE_TIMEOUT):
+                    await self._give_back()
+        finally:
+            with suppress(Unreachable):
+                async with self._link.call(LEAVE_TIMEOUT):
+                    await self._sender.close()
 
     async def _give_back(self) -> None:
         """By closing the channel, and no more: what is pushed while a consumer is being cancelled
@@ -124,8 +126,8 @@ class AmqpConsumer:
         channel, self._channel = self._channel, None
         self._held.clear()
         self._arrived.clear()
-        if channel is not None and not channel.is_closed:
-            await channel.close()
+        if channel is not None:
+            await close_channel(channel)
 
     def _arrive(self, message: Arrived) -> None:
         self._arrived.append(message)

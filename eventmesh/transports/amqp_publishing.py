@@ -14,14 +14,14 @@ from typing import Any
 
 from aiormq.abc import ChannelFrame
 from aiormq.channel import Channel
-from aiormq.exceptions import ChannelInvalidStateError, ChannelNotFoundEntity
+from aiormq.exceptions import ChannelAccessRefused, ChannelInvalidStateError, ChannelNotFoundEntity
 from aiormq.exceptions import ChannelPreconditionFailed as PreconditionFailed
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.frame import marshal
 from pamqp.header import ContentHeader
 
-from eventmesh.transports.amqp_connection import Link
+from eventmesh.transports.amqp_connection import Link, close_channel
 from eventmesh.transports.amqp_frames import Verdicts
 from eventmesh.transports.amqp_topology import Piece, copied
 from eventmesh.wire.cloudevents import to_headers
@@ -36,6 +36,10 @@ WRITE_BYTES = 64 * 1024
 _FRAME_OVERHEAD = 8
 _UNSENDABLE = (ValueError, TypeError, OverflowError)
 """What the client library raises for a message that it cannot encode; nothing of it was sent."""
+
+_TOPIC_REFUSED = "access to topic "
+"""What RabbitMQ 4.0 says of a routing key, where of an exchange it says "access to exchange". Of a
+server that says it in other words, the relay would wait, as it does for an exchange."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,8 @@ class Sender:
 
     async def close(self) -> None:
         desk, self._desk = self._desk, None
-        if desk is not None and not desk.channel.is_closed:
-            await desk.channel.close()
+        if desk is not None:
+            await close_channel(desk.channel)
 
     async def send(self, shipment: Shipment, needs: Sequence[Piece]) -> dict[int, str]:
         """Return once the broker has them all safely but those refused: the reasons by place.
@@ -92,8 +96,8 @@ class Sender:
             # Somebody deleted what was there: make it again, and publish once more.
             self._link.forget(needs)
             await self._link.ensure(needs)
-            await self._attempt(shipment, _places(shipment, BaseException))
-        if suspects := _places(shipment, PreconditionFailed):
+            await self._attempt(shipment, _places(shipment))
+        if suspects := _suspects(shipment):
             await self._send_one_by_one(shipment, suspects)
         return {place: _reason(error) for place, error in shipment.errors.items()}
 
@@ -313,8 +317,23 @@ def _frames(parcel: Parcel, channel: Channel) -> bytes:
 
 
 def _places(shipment: Shipment, *kinds: type[BaseException]) -> list[int]:
-    """The places, in order, of the parcels with such an error."""
-    return sorted(place for place, error in shipment.errors.items() if isinstance(error, kinds))
+    """The places, in order, of the parcels with such an error, or with any."""
+    errors = shipment.errors.items()
+    return sorted(place for place, error in errors if not kinds or isinstance(error, kinds))
+
+
+def _suspects(shipment: Shipment) -> list[int]:
+    """The places, in order, of the parcels one of which may be why the channel was closed."""
+    return sorted(place for place, error in shipment.errors.items() if _of_message(error))
+
+
+def _of_message(error: BaseException) -> bool:
+    """Whether the broker closed the channel for one message and would take others: one too large,
+    or one that this user may not publish, by the broker's topic permissions. A user who may not
+    write to the exchange at all, of whom it says so in other words, has no message at fault."""
+    if isinstance(error, ChannelAccessRefused):
+        return _TOPIC_REFUSED in str(error)
+    return isinstance(error, PreconditionFailed)
 
 
 def _why_closed(channel: Channel) -> BaseException:
@@ -327,6 +346,6 @@ def _why_closed(channel: Channel) -> BaseException:
 
 def _reason(error: BaseException) -> str:
     """Why the broker did not take a message; raises where that is the connection's fault."""
-    if isinstance(error, Refused | PreconditionFailed):
+    if isinstance(error, Refused) or _of_message(error):
         return str(error)
     raise error

@@ -108,7 +108,10 @@ class Transport(Protocol):
     """A connection to one broker, for one process."""
 
     atomic_batches: bool
-    """Whether a batch is stored as a whole and in its order, or not at all."""
+    """Whether a batch is stored in one step and in its order, or not at all.
+
+    What is refused of it is left out then, and with it whatever comes after it in the batch and
+    has its key: nothing overtakes. Elsewhere, who minds that sends no two of a key at once."""
 
     exact_deliveries: bool
     """Whether `Delivery.deliveries` leaves out what a consumer gave back without having handed it
@@ -133,7 +136,8 @@ class Transport(Protocol):
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         """Return once the broker has all of them safely, for every subscription that is declared.
 
-        PublishError names those it has not; after Unreachable it may have any of them.
+        PublishError names those it has not, because it refused them or, with `atomic_batches`, an
+        earlier one of their key; after Unreachable it may have any of them.
         """
         ...
 

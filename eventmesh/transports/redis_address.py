@@ -3,7 +3,8 @@ Sentinel knows, or the node of a Cluster that has our slot."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisClusterException
+from redis.exceptions import RedisClusterException, RedisError
 
 from eventmesh.errors import UsageError
 from eventmesh.redact import redact
@@ -124,11 +125,8 @@ class Locator(Protocol):
     """Knows which server takes writes."""
 
     async def locate(self) -> Address:
-        """That server, as far as can be told now; an error of redis-py when nobody can tell."""
-        ...
-
-    async def close(self) -> None:
-        """Let go of all connections."""
+        """That server, as far as can be told now; an error of redis-py when nobody can tell. Leaves
+        no connection open."""
         ...
 
 
@@ -150,31 +148,52 @@ class _Fixed:
     async def locate(self) -> Address:
         return self._address
 
-    async def close(self) -> None:
-        pass
+
+async def _first_answer(
+    addresses: Iterable[Address], ask: Callable[[Address], Awaitable[Address]]
+) -> tuple[Address, Address]:
+    """Who answered first, of those asked one after another, and what; else the last one's error.
+    Each has FINDING_TIMEOUT, which is not redis-py's: its `asyncio.wait_for` may lose a
+    cancellation on Python 3.11."""
+    failure: RedisError = RedisConnectionError("there is nobody to ask")
+    for address in addresses:
+        try:
+            async with asyncio.timeout(FINDING_TIMEOUT):
+                return address, await ask(address)
+        except (OSError, TimeoutError) as error:
+            failure = RedisConnectionError(f"{address[0]}:{address[1]}: {error or 'no answer'}")
+        except RedisError as error:
+            failure = error
+    raise failure
 
 
 class _BySentinel:
+    """Asks any Sentinel, first the one that answered the last time."""
+
     def __init__(self, url: RedisUrl) -> None:
         self._master = url.master
-        options = dict(url.sentinel_options or {})
-        options["ssl"] = url.options.get("connection_class") is SSLConnection
-        self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
-            url.addresses,
-            sentinel_kwargs={
-                **options,
-                "socket_timeout": FINDING_TIMEOUT,
-                "socket_connect_timeout": FINDING_TIMEOUT,
-                "retry": Retry(NoBackoff(), 0),
-            },
-        )
+        self._addresses = url.addresses
+        self._options = {
+            **(url.sentinel_options or {}),
+            "ssl": url.options.get("connection_class") is SSLConnection,
+            "socket_connect_timeout": FINDING_TIMEOUT,
+            "retry": Retry(NoBackoff(), 0),
+        }
 
     async def locate(self) -> Address:
-        host, port = await self._sentinel.discover_master(self._master)
-        return host, port
+        answered, master = await _first_answer(self._addresses, self._ask)
+        self._addresses = tuple(dict.fromkeys((answered, *self._addresses)))
+        return master
 
-    async def close(self) -> None:
-        await self._sentinel.aclose()
+    async def _ask(self, address: Address) -> Address:
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            [address], sentinel_kwargs=self._options
+        )
+        try:
+            host, port = await sentinel.discover_master(self._master)
+        finally:
+            await sentinel.aclose()
+        return host, port
 
 
 class _ByCluster:
@@ -190,11 +209,13 @@ class _ByCluster:
         self._options["ssl"] = self._options.pop("connection_class", None) is SSLConnection
 
     async def locate(self) -> Address:
-        nodes = [ClusterNode(*address) for address in dict.fromkeys(self._named + self._known)]
+        _, owner = await _first_answer(dict.fromkeys(self._named + self._known), self._ask)
+        return owner
+
+    async def _ask(self, address: Address) -> Address:
         cluster = RedisCluster(
-            startup_nodes=nodes,
+            startup_nodes=[ClusterNode(*address)],
             require_full_coverage=False,
-            socket_timeout=FINDING_TIMEOUT,
             socket_connect_timeout=FINDING_TIMEOUT,
             retry=Retry(NoBackoff(), 0),
             **self._options,
@@ -210,6 +231,3 @@ class _ByCluster:
         if node is None:
             raise RedisConnectionError("no node of the cluster has the slot of our keys")
         return node.host, int(node.port)
-
-    async def close(self) -> None:
-        pass

@@ -93,6 +93,7 @@ class Redis:
         self._doubted = True
         self._closed = False
         self._outside_pool: set[AbstractConnection] = set()
+        self._leaving: set[asyncio.Future[None]] = set()
         self._pool: Any = None  # redis-py leaves its methods without types
 
     def open(self) -> None:
@@ -104,11 +105,10 @@ class Redis:
         self._closed = True
         for connection in list(self._outside_pool):
             await connection.disconnect(nowait=True)
+        self._leave_pool()
         with suppress(Unreachable):  # closed is closed
             async with self.answering():
-                await self._locator.close()
-                if self._pool is not None:
-                    await self._pool.disconnect()
+                await asyncio.gather(*self._leaving, return_exceptions=True)
 
     async def ask(self, *command: str | bytes | int) -> Any:
         """The answer to one command."""
@@ -143,6 +143,7 @@ class Redis:
         try:
             async with self.answering():
                 await connection.connect()
+            self.check_open()
             yield Connection(self, connection)
         finally:
             self._outside_pool.discard(connection)
@@ -160,23 +161,38 @@ class Redis:
 
     async def _current_pool(self) -> Any:
         """The connections to the server that takes writes, asked for anew once it is in doubt."""
-        if self._closed:
-            raise Unreachable(f"The connection to Redis at {self._shown_url} has been closed.")
+        self.check_open()
         async with self._locating:
-            if self._doubted:
+            if self._doubted or self._pool is None:
                 address = await self._locator.locate()
+                self.check_open()
                 if address != self._address:
-                    await self._move_to(address)
+                    self._leave_pool()
+                    self._pool, self._address = self._new_pool(address), address
                 self._doubted = False
         return self._pool
 
-    async def _move_to(self, address: Address) -> None:
-        old, self._pool = self._pool, self._new_pool(address)
-        self._address = address
-        if old is not None:
-            await old.disconnect()
+    def check_open(self) -> None:
+        """Unreachable once it is closed. Asked again after every wait: it may be, meanwhile."""
+        if self._closed:
+            raise Unreachable(f"The connection to Redis at {self._shown_url} has been closed.")
 
-    def _new_pool(self, address: Address) -> BlockingConnectionPool:
+    def _leave_pool(self) -> None:
+        """Cut its connections, those still being made as soon as they are open. Nobody waits for a
+        server that may be gone to take its leave."""
+        pool, self._pool, self._address = self._pool, None, None
+        if pool is not None:
+            pool.left = True
+            leaving = asyncio.ensure_future(pool.disconnect())
+            leaving.add_done_callback(self._has_left)
+            self._leaving.add(leaving)
+
+    def _has_left(self, leaving: asyncio.Future[None]) -> None:
+        self._leaving.discard(leaving)
+        if not leaving.cancelled():
+            leaving.exception()  # of connections that are gone anyway
+
+    def _new_pool(self, address: Address) -> _Pool:
         host, port = address
         settings: dict[str, Any] = {
             "max_connections": MOST_CONNECTIONS,
@@ -187,7 +203,7 @@ class Redis:
             **self._options,
             **_OURS,
         }
-        return BlockingConnectionPool(**settings, host=host, port=port)
+        return _Pool(**settings, host=host, port=port)
 
     @asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:
@@ -229,6 +245,20 @@ class Redis:
         )
 
 
+class _Pool(BlockingConnectionPool):
+    """One that can be left while its connections are used, or are being made. The library's own
+    would keep what is made after it was disconnected."""
+
+    left = False
+    """Once it is, no connection that is being made comes to be used."""
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        await super().ensure_connection(connection)
+        if self.left:
+            await connection.disconnect(nowait=True)
+            raise ConnectionError("it is no longer used")
+
+
 class Connection:
     """One connection, spoken to in batches below redis-py's client, whose packing of commands and
     handling of every single answer take half the throughput (measured: 43,000 XADD/s to 107,000).
@@ -248,6 +278,7 @@ class Connection:
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """The answers to these commands, in one round trip; an error is returned as the answer."""
         answers: list[Any] = []
+        self._redis.check_open()  # redis-py would connect anew
         async with self._redis.answering():
             try:
                 await self._connection.send_packed_command(

@@ -51,6 +51,35 @@ is out of memory refuses XGROUP CREATE even for a group that is there, and then 
 consumers must come back to empty the streams.
 """
 
+PUBLISH = """#!lua
+local refused, held = {}, {}
+local at, place = 1, 1
+while ARGV[at] do
+  local stream, key = KEYS[tonumber(ARGV[at])], ARGV[at + 1]
+  local last = at + 2 + ARGV[at + 2]
+  if held[key] then
+    refused[#refused + 1] = {place, ''}
+  else
+    local reply = redis.pcall('XADD', stream, '*', unpack(ARGV, at + 3, last))
+    if type(reply) == 'table' and reply.err then
+      refused[#refused + 1] = {place, reply.err}
+      held[key] = key ~= '0'
+    end
+  end
+  at, place = last + 1, place + 1
+end
+return refused
+"""
+"""KEYS streams; ARGV of each message: its stream's index, its key's number, how many parts its
+fields have, and these. A message without a key has 0 for it.
+
+Adds them in their order, but for those that are refused and those after one of their key that is.
+Returns {message's index, error} of what is not added; the error is nothing where it was not tried.
+
+With `#!lua` Redis does not begin where it would refuse every addition (it is out of memory, say,
+or short of replicas): those are no refusals of messages.
+"""
+
 CLAIM = (
     _LOOK
     + """

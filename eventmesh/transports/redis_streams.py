@@ -25,12 +25,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
-
-from redis.exceptions import ResponseError
 
 from eventmesh.clock import Clock
-from eventmesh.errors import PublishError, Unreachable, UsageError
+from eventmesh.errors import PublishError, UsageError
 from eventmesh.transports import redis_scripts as scripts
 from eventmesh.transports.base import (
     DeadLetter,
@@ -41,18 +38,15 @@ from eventmesh.transports.base import (
 from eventmesh.transports.census import Census
 from eventmesh.transports.redis_address import locator_for, understand
 from eventmesh.transports.redis_census import Counting
-from eventmesh.transports.redis_connection import Redis, code_of
+from eventmesh.transports.redis_connection import Redis
 from eventmesh.transports.redis_consumer import RETURNED, RedisConsumer
 from eventmesh.transports.redis_entries import dead_letter, flat, head, possible_ids
 from eventmesh.transports.redis_keys import Layout
-from eventmesh.transports.redis_scripts import Command, call
-from eventmesh.wire.cloudevents import to_fields
+from eventmesh.transports.redis_publishing import Publisher
+from eventmesh.transports.redis_scripts import call
 from eventmesh.wire.envelope import Envelope
 
 COUNT_LIMIT = 10_000
-
-REPLICA_TIMEOUT = 5.0
-"""Seconds in which replicas must have taken a message, where the URL asks for that."""
 
 
 class RedisStreamsTransport:
@@ -65,11 +59,11 @@ class RedisStreamsTransport:
         place = understand(url)
         self._clock = clock
         self._options = options
-        self._wait_replicas = place.wait_replicas
         self._layout = Layout(options.prefix, one_slot=place.kind == "cluster")
         self._redis = Redis(
             url, dict(place.options), locator_for(place, self._layout.stream("any"))
         )
+        self._publisher = Publisher(self._redis, self._layout, place.wait_replicas)
         self._not_given_back: dict[str, list[RedisConsumer]] = {}
 
     async def connect(self) -> None:
@@ -93,13 +87,7 @@ class RedisStreamsTransport:
             await self._redis.run(scripts.DECLARE, keys.streams, keys.group)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        refused: dict[str, str] = {}
-        while waiting := [each for each in envelopes if each.id not in refused]:
-            newly_refused, stored = await self._store(waiting)
-            refused |= newly_refused
-            if stored:
-                break
-        if refused:
+        if refused := await self._publisher.publish(envelopes):
             raise PublishError(refused)
 
     @asynccontextmanager
@@ -128,42 +116,6 @@ class RedisStreamsTransport:
             await consumer.give_back()
             if consumer in former:
                 former.remove(consumer)
-
-    async def _store(self, envelopes: Sequence[Envelope]) -> tuple[dict[str, str], bool]:
-        """Add all of these in one step. Returns those that Redis refused, and whether it stored
-        the others: where our user may not write some of the streams, it stores none."""
-        additions: list[Command] = [
-            ("XADD", self._layout.stream(each.name), "*", *flat(to_fields(each).items()))
-            for each in envelopes
-        ]
-        commands: list[Command] = [("MULTI",), *additions, ("EXEC",)]
-        if self._wait_replicas:
-            commands.append(("WAIT", self._wait_replicas, int(REPLICA_TIMEOUT * 1000)))
-        answers = await self._redis.attempt(commands)
-        queued, executed = answers[: len(additions) + 1], answers[len(additions) + 1]
-        if isinstance(executed, ResponseError):
-            if forbidden := _forbidden(envelopes, queued[1:]):
-                return forbidden, False
-            causes = [answer for answer in queued if isinstance(answer, ResponseError)]
-            raise self._redis.refusal((causes or [executed])[0])
-        if self._wait_replicas:
-            self._check_replicas(answers[-1])
-        refused = {
-            envelope.id: str(answer)
-            for envelope, answer in zip(envelopes, executed, strict=True)
-            if isinstance(answer, ResponseError)
-        }
-        return refused, True
-
-    def _check_replicas(self, count: Any) -> None:
-        if isinstance(count, ResponseError):
-            raise self._redis.refusal(count)
-        if count < self._wait_replicas:
-            raise Unreachable(
-                f"Redis has stored messages, but {count} instead of {self._wait_replicas} of its "
-                f"replicas have confirmed them in {REPLICA_TIMEOUT:.0f} s. Start the replicas, or "
-                f"ask for fewer by wait_replicas in EVENTMESH_BROKER_URL."
-            )
 
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
         keys = self._layout.of(subscription)
@@ -208,17 +160,3 @@ class RedisStreamsTransport:
         possible = possible_ids(ids)
         deleted = await self._redis.batch([("XDEL", key, id_) for id_ in possible])
         return [id_ for id_, count in zip(possible, deleted, strict=True) if count]
-
-
-def _forbidden(envelopes: Sequence[Envelope], queued: Sequence[Any]) -> dict[str, str]:
-    """Those that our user may not write, and what would overtake an earlier one of its key."""
-    forbidden: dict[str, str] = {}
-    held_keys: set[str] = set()
-    for envelope, answer in zip(envelopes, queued, strict=True):
-        if isinstance(answer, ResponseError) and code_of(answer) == "NOPERM":
-            forbidden[envelope.id] = str(answer)
-            if envelope.key is not None:
-                held_keys.add(envelope.key)
-        elif envelope.key in held_keys:
-            forbidden[envelope.id] = "an earlier message of its key was refused"
-    return forbidden

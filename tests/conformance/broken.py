@@ -15,6 +15,7 @@ from eventmesh.transports.census import Census
 from eventmesh.transports.memory import MemoryBroker, MemoryTransport
 from eventmesh.transports.outcome import DONE, Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
+from tests.conformance.rigs import RefusingBroker
 
 Settlements = Sequence[tuple[Delivery, Outcome]]
 
@@ -36,10 +37,25 @@ class BrokenTransport(MemoryTransport):
     """Works, until a subclass breaks something or names a consumer that does."""
 
     consumer: type[BrokenConsumer] = BrokenConsumer
-    made_by: type[MemoryBroker] = MemoryBroker
+    made_by: type[MemoryBroker] = RefusingBroker
 
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__(SystemClock(), broker)
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        refused: dict[str, str] = {}
+        held_keys: set[str | None] = set()
+        for envelope in envelopes:
+            if self.refuses(envelope) or envelope.key in held_keys:
+                refused[envelope.id] = "refused, or behind one that is"
+                held_keys.add(envelope.key)
+            else:
+                await super().publish([envelope])
+        if refused:
+            raise PublishError(refused)
+
+    def refuses(self, envelope: Envelope) -> bool:
+        return isinstance(self.broker, RefusingBroker) and envelope.name in self.broker.refused
 
     @asynccontextmanager
     async def consume(
@@ -299,6 +315,16 @@ class StopsAtARefusal(BrokenTransport):
             if len(envelope.attributes.get("odd", "")) > 1000:
                 raise PublishError({envelope.id: "it is odd"})
             await super().publish([envelope])
+
+
+class StoresWhatIsBehindARefusal(BrokenTransport):
+    """As a transaction that goes on after a command that failed."""
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        refused = [each.id for each in envelopes if self.refuses(each)]
+        await super().publish([each for each in envelopes if each.id not in refused])
+        if refused:
+            raise PublishError(dict.fromkeys(refused, "refused"))
 
 
 class PublishesForOneTaskOnly(BrokenTransport):

@@ -13,6 +13,23 @@ from eventmesh.testing.servers import ControlledServer, Server
 from eventmesh.transports.base import Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.memory import MemoryBroker, MemoryTransport
+from tests.conformance.refusing import refusing
+
+
+class RefusingBroker(MemoryBroker):
+    """A broker in memory that can be told what to refuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: set[str] = set()
+
+    @asynccontextmanager
+    async def refusing(self, message: str) -> AsyncIterator[None]:
+        self.refused.add(message)
+        try:
+            yield
+        finally:
+            self.refused.remove(message)
 
 
 def rig_in_memory(
@@ -52,6 +69,7 @@ def rig_in_memory(
         restart=restart,
         lose_data=lose_data,
         cut=cut,
+        refuse=broker.refusing if isinstance(broker, RefusingBroker) else None,
         visibility_timeout=0.2,  # memory has none; it is only waited for in vain
         patience=patience,
     )
@@ -67,8 +85,12 @@ def rig_on_file(url: str) -> Rig:
 async def rig_on_server(server: Server) -> AsyncIterator[Rig]:
     """A rig on this server, where all it makes has a name of its own."""
     prefix = _new_prefix()
+
+    def refuse(message: str) -> AbstractAsyncContextManager[None]:
+        return refusing(server.url, prefix, message)
+
     if not isinstance(server, ControlledServer):
-        yield Rig(_connecting_to(server.url, prefix), server.url, prefix)
+        yield Rig(_connecting_to(server.url, prefix), server.url, prefix, refuse=refuse)
         return
 
     async def restart() -> None:
@@ -89,6 +111,7 @@ async def rig_on_server(server: Server) -> AsyncIterator[Rig]:
             restart=restart,
             lose_data=server.lose_data,
             cut=cut,
+            refuse=refuse,
         )
 
 

@@ -31,6 +31,7 @@ BROKEN: tuple[tuple[Guarantee, type[BrokenTransport]], ...] = (
     (conformance.backlog_before_the_first_subscription, broken.DropsTheUnrouted),
     (conformance.batches_of_any_size, broken.CutsShortTheBig),
     (conformance.a_refusal_leaves_the_rest, broken.StopsAtARefusal),
+    (conformance.nothing_overtakes_what_is_refused, broken.StoresWhatIsBehindARefusal),
     (conformance.many_tasks_share_a_transport, broken.PublishesForOneTaskOnly),
     (conformance.prefetch_is_a_bound, broken.HasNoPrefetch),
     (conformance.prefetch_counts_all_messages_of_a_subscription, broken.CountsEachMessageAlone),
@@ -78,7 +79,7 @@ async def test_a_guarantee_notices_a_transport_that_breaks_it(
 @pytest.mark.parametrize("guarantee", GUARANTEES, ids=lambda guarantee: guarantee.__name__)
 async def test_it_is_not_the_way_of_breaking_that_is_noticed(guarantee: Guarantee) -> None:
     """The broken transports' scaffolding, which by itself breaks nothing, keeps every guarantee."""
-    await guarantee(rig_in_memory(BrokenTransport))
+    await guarantee(rig_in_memory(BrokenTransport, BrokenTransport.made_by()))
 
 
 @pytest.mark.parametrize(
@@ -87,11 +88,12 @@ async def test_it_is_not_the_way_of_breaking_that_is_noticed(guarantee: Guarante
         (conformance.a_cut_connection_is_made_anew, "cut"),
         (conformance.a_restarted_broker_has_everything, "restart"),
         (conformance.lost_topology_is_made_again, "lose_data"),
+        (conformance.nothing_overtakes_what_is_refused, "refuse"),
     ],
 )
 async def test_a_guarantee_without_what_it_needs_is_not_passed(
     guarantee: Guarantee, part: str
 ) -> None:
-    bare = replace(rig_in_memory(), cut=None, restart=None, lose_data=None)
+    bare = replace(rig_in_memory(), cut=None, restart=None, lose_data=None, refuse=None)
     with pytest.raises(NotApplicable, match=part):
         await guarantee(bare)

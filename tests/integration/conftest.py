@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import aio_pika
@@ -24,11 +25,14 @@ from eventmesh.clock import SystemClock
 from eventmesh.transports.base import TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope
+from tests.integration.forks import Forks
 
 PATIENCE = 30.0
 """Seconds within which anything waited for must happen; only a failure takes so long."""
 
 POLL_INTERVAL = 0.01
+AT_ONCE = 6
+"""Commands that run side by side."""
 
 BANK = '''\
 """A bank whose handler does what the owner's name asks for."""
@@ -135,13 +139,34 @@ class Ended:
         return self.out
 
 
-class Running:
-    """A command that runs, in a process group of its own, with its output in files."""
+class Output:
+    """What a command says, in files."""
 
-    def __init__(self, command: Sequence[str], root: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, root: Path) -> None:
         self.log = root / f".output-{uuid.uuid4().hex}"
         self.log.mkdir()
+
+    @contextmanager
+    def files(self) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+        """To be written to."""
         with (self.log / "out").open("wb") as out, (self.log / "err").open("wb") as err:
+            yield out, err
+
+    @property
+    def out(self) -> str:
+        return (self.log / "out").read_bytes().decode(errors="replace")
+
+    @property
+    def err(self) -> str:
+        return (self.log / "err").read_bytes().decode(errors="replace")
+
+
+class Running(Output):
+    """A command that runs, in a process group of its own."""
+
+    def __init__(self, command: Sequence[str], root: Path, environment: Mapping[str, str]) -> None:
+        super().__init__(root)
+        with self.files() as (out, err):
             self.process = subprocess.Popen(  # noqa: S603 - our own command line
                 list(command),
                 cwd=root,
@@ -151,14 +176,6 @@ class Running:
                 stderr=err,
                 start_new_session=True,
             )
-
-    @property
-    def out(self) -> str:
-        return (self.log / "out").read_bytes().decode(errors="replace")
-
-    @property
-    def err(self) -> str:
-        return (self.log / "err").read_bytes().decode(errors="replace")
 
     def lines(self) -> list[dict[str, Any]]:
         """The log lines so far that are complete."""
@@ -224,11 +241,50 @@ class Running:
             raise AssertionError(f"{error}; it said: {self.out}{self.err}") from None
 
 
+class Forked(Output):
+    """A command of ours that is forked where everything is imported; else as Running."""
+
+    def __init__(
+        self, forks: Forks, arguments: Sequence[str], root: Path, environment: Mapping[str, str]
+    ) -> None:
+        super().__init__(root)
+        with self.files() as (out, err):
+            self._pid, self._end = forks.begin(
+                arguments, root, environment, out.fileno(), err.fileno()
+            )
+
+    def ended(self, patience: float = PATIENCE) -> Ended:
+        try:
+            ended, _, _ = select.select([self._end], [], [], patience)
+            assert ended, f"still runs after {patience:g} s; it said: {self.err}"
+            code = os.read(self._end, 10)
+        finally:
+            os.close(self._end)
+            with suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGKILL)
+        return Ended(int(code or -signal.SIGKILL), self.out, self.err)
+
+
+SHORT = ("asyncapi", "db", "dlq", "outbox", "schema")
+"""Commands that do one thing and end."""
+
+
+def _of_first_moments(environment: Mapping[str, str]) -> bool:
+    """Whether it has what Python reads when it begins, other than here."""
+    return any(
+        value != os.environ.get(name)
+        for name, value in environment.items()
+        if name.startswith("PYTHON") and name != "PYTHONDONTWRITEBYTECODE"
+    )
+
+
 class Project:
     """A folder with services in it, and an environment for the commands that are run there."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, forks: Forks | None = None) -> None:
+        """With `forks`, short commands cost little."""
         self.root = root
+        self._forks = forks
         self.prefix = f"t{uuid.uuid4().hex[:12]}"
         kept = {k: v for k, v in os.environ.items() if not k.startswith("EVENTMESH_")}
         self.environment = kept | {
@@ -265,11 +321,22 @@ class Project:
         return self.start_program(sys.executable, "-m", "eventmesh", *arguments, **environment)
 
     def run(self, *arguments: str, **environment: str) -> Ended:
-        return self.start(*arguments, **environment).ended()
+        return self._begin(*arguments, **environment).ended()
+
+    def _begin(self, *arguments: str, **environment: str) -> Running | Forked:
+        asked = self.environment | environment
+        forks = None if _of_first_moments(asked) else self._forks
+        if forks is None or not set(arguments[:1]) & {*SHORT} or "--help" in arguments:
+            return self.start(*arguments, **environment)
+        return Forked(forks, arguments, self.root, asked)
 
     def run_all(self, *commands: Sequence[str]) -> list[Ended]:
-        """What becomes of these, run side by side."""
-        return [running.ended() for running in [self.start(*command) for command in commands]]
+        """What becomes of these, run side by side, a few at a time: each has its patience."""
+        ended: list[Ended] = []
+        for begin in range(0, len(commands), AT_ONCE):
+            running = [self._begin(*command) for command in commands[begin : begin + AT_ONCE]]
+            ended += [each.ended() for each in running]
+        return ended
 
     def worker(self, *arguments: str, processes: int = 1, **environment: str) -> Running:
         """A worker of the bank that is ready."""
@@ -282,12 +349,16 @@ class Project:
         path = self.write(f"program_{uuid.uuid4().hex}.py", text)
         return self.start_program(sys.executable, str(path), **environment).ended()
 
-    def letters(self) -> list[dict[str, Any]]:
-        """The dead letters of the bank."""
-        letters: list[dict[str, Any]] = json.loads(
-            self.run("dlq", "list", "bank", "--json").succeeds()
+    def letters(self, count: int = 1, service: str = "bank") -> list[dict[str, Any]]:
+        """The dead letters of the service, once there are so many: the log tells of each a moment
+        before it is stored."""
+        return until(lambda: self._letters(service, count), f"{count} dead letter(s)")
+
+    def _letters(self, service: str, least: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(
+            self.run("dlq", "list", service, "--json").succeeds()
         )
-        return letters
+        return found if len(found) >= least else []
 
     def processes(self) -> list[int]:
         """All that runs in this folder, whoever's child it has become."""
@@ -306,10 +377,17 @@ class Project:
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    made = Forks()
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
+def project(tmp_path: Path, forks: Forks) -> Iterator[Project]:
     """An empty project on a SQLite broker; whatever runs in it ends with the test."""
-    made = Project(tmp_path)
+    made = Project(tmp_path, forks)
     try:
         yield made
     finally:
@@ -317,14 +395,14 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 
 @pytest.fixture
-def projects(tmp_path: Path) -> Iterator[Callable[[], Project]]:
+def projects(tmp_path: Path, forks: Forks) -> Iterator[Callable[[], Project]]:
     """Makes empty projects; whatever runs in them ends with the test."""
     made: list[Project] = []
 
     def make() -> Project:
         root = tmp_path / str(len(made))
         root.mkdir()
-        made.append(Project(root))
+        made.append(Project(root, forks))
         return made[-1]
 
     try:

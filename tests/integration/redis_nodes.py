@@ -10,7 +10,6 @@ import asyncio
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from eventmesh.testing.servers import required
+from eventmesh.testing.servers.processes import free_port
 
 PATIENCE = 30.0
 
@@ -32,12 +32,23 @@ PATIENCE = 30.0
 _SUPERVISED = '"$@" & server=$!; cat; kill -9 $server; wait'
 
 
+_OWN_PORTS: set[int] = set()
+
+
+def own_port() -> int:
+    """A free port that was given to nobody else here: several are named before one is used."""
+    while (port := free_port()) in _OWN_PORTS:
+        pass
+    _OWN_PORTS.add(port)
+    return port
+
+
 class Node:
     """A redis-server with a folder, a port and a password of its own."""
 
     def __init__(self, folder: Path, *arguments: str, tls: bool = False, **settings: str) -> None:
         self.client_options: dict[str, Any] = {}
-        self.port = free_port()
+        self.port = own_port()
         self.password = secrets.token_hex(8)
         self.folder = folder
         self._arguments = arguments
@@ -143,13 +154,6 @@ def missing(what: str) -> None:
     if required("redis"):
         pytest.fail(what, pytrace=False)
     pytest.skip(what)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -337,6 +337,53 @@ async def test_a_message_too_large_for_the_broker_hurts_no_other(
     # At least once: what was not confirmed when the channel was closed was sent again.
     wanted = {each.id for batch in batches for each in batch} - {large.id}
     assert await take_until(transport, subscription, wanted) == wanted
+
+
+@asynccontextmanager
+async def restricted(broker: Broker, rig: Rig, *permissions: Sequence[str]) -> AsyncIterator[Rig]:
+    """The rig with a user who has these permissions; each a command and its last arguments."""
+    user, password = secrets.token_hex(5), secrets.token_hex(8)
+    await asyncio.to_thread(broker.control, "add_user", user, password)
+    try:
+        for command, *patterns in permissions:
+            await asyncio.to_thread(broker.control, command, user, *patterns)
+        host = broker.url.partition("@")[2]
+        yield Rig(f"amqp://{user}:{password}@{host}", rig.prefix)
+    finally:
+        await asyncio.to_thread(broker.control, "delete_user", user)
+
+
+async def test_a_message_that_this_user_may_not_publish_hurts_no_other(
+    broker: Broker, rig: Rig, transport: Transport
+) -> None:
+    subscription = rig.subscription("reader")
+    await transport.declare([subscription])
+    batch = rig.envelopes(20)
+    forbidden = Envelope({**batch[7].attributes, "type": "test.secret"}, b"{}")
+    batch[7] = forbidden
+    everything = ("set_permissions", ".*", ".*", ".*")
+    topics = ("set_topic_permissions", rig.prefix, r"^test\.happened$", ".*")
+    async with (
+        restricted(broker, rig, everything, topics) as his,
+        his.open() as publishing,
+    ):
+        with pytest.raises(PublishError) as refused:
+            await publishing.publish(batch)
+    assert list(refused.value.refused) == [forbidden.id]
+    assert "access to topic 'test.secret'" in refused.value.refused[forbidden.id]
+    wanted = {each.id for each in batch} - {forbidden.id}
+    assert await take_until(transport, subscription, wanted) == wanted
+
+
+async def test_a_user_who_may_not_publish_at_all_waits_for_the_permission(
+    broker: Broker, rig: Rig, transport: Transport
+) -> None:
+    """None of the messages is at fault, so that none of them is refused, and later parked."""
+    await transport.declare([rig.subscription("reader")])
+    reads = ("set_permissions", ".*", "^$", ".*")
+    async with restricted(broker, rig, reads) as his, his.open() as publishing:
+        with pytest.raises(Unreachable, match="refused"):
+            await publishing.publish(rig.envelopes(3))
 
 
 # --- the way to the broker ends in the middle of a batch ---

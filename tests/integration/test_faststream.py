@@ -42,7 +42,7 @@ from eventmesh.wire.envelope import seal
 PATIENCE = 20.0
 """Seconds within which anything waited for must happen; only a failure takes so long."""
 
-VISIBILITY = 0.6
+VISIBILITY = 2.0
 DELAY = 0.15
 SOON = Retry(attempts=3, backoff=constant(f"{DELAY}s"), jitter=0)
 SEND_INVOICE = "billing.send_invoice"

@@ -171,6 +171,28 @@ async def test_silence_holds_everything_and_loses_nothing(connect: Connect) -> N
         assert await new.hear(1) == b"!"
 
 
+@pytest.mark.parametrize("direction", Direction)
+async def test_falls_silent_after_so_many_bytes_and_loses_nothing(
+    direction: Direction, connect: Connect
+) -> None:
+    async with proxied() as proxy:
+        client = await connect(proxy)
+        assert await client.echoed(b"before")
+        async with proxy.silent_after(10, direction) as silent:
+            await client.say(b"0123456789more")
+            async with asyncio.timeout(5):
+                await silent.wait()
+            if direction is Direction.TO_CLIENT:
+                assert await client.hear(10) == b"0123456789"
+            assert await client.hears_nothing()
+            other = await connect(proxy)
+            await other.say(b"hello")
+            assert await other.hears_nothing()
+        heard = b"0123456789more" if direction is Direction.TO_SERVER else b"more"
+        assert await client.hear(len(heard)) == heard
+        assert await other.hear(5) == b"hello"
+
+
 async def test_what_it_forgets_stays_open_and_silent(connect: Connect) -> None:
     async with proxied() as proxy:
         old = await connect(proxy)

@@ -22,7 +22,7 @@ from eventmesh.transports import redis_streams
 from eventmesh.transports.base import TransportOptions
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.redis_streams import RedisStreamsTransport
-from tests.integration.redis_nodes import Node, eventually, free_port, nodes, until
+from tests.integration.redis_nodes import Node, eventually, nodes, own_port, until
 from tests.integration.redis_traffic import CLOCK, PAID, Traffic, envelopes, flowing, opened
 
 RECOVERY = 5.0
@@ -65,9 +65,14 @@ class Watched:
         answer = self.sentinels[0].ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "shop")
         for server in self.servers:
             if answer and server.port == int(answer[1]):
-                role = server.ask("ROLE")
-                return server if role and role[0] == b"master" else None
+                return server if role(server) == "master" else None
         return None
+
+
+def role(node: Node) -> str:
+    """Empty while it does not answer: one that is demoted cuts all its connections."""
+    answer = node.ask("ROLE")
+    return answer[0].decode() if answer else ""
 
 
 @pytest.fixture
@@ -150,11 +155,16 @@ async def test_a_master_that_is_demoted_is_left(watched: Watched) -> None:
     async with opened(watched.url) as transport, flowing(transport) as traffic:
         await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
         old = watched.servers[0]
-        watched.sentinels[0].tell("SENTINEL", "FAILOVER", "shop")
+        failover = (
+            "SENTINEL",
+            "FAILOVER",
+            "shop",
+        )  # refused while it sees no good replica
+        await asyncio.to_thread(until, lambda: watched.sentinels[0].ask(*failover), "a failover")
         await asyncio.to_thread(
             until, lambda: (watched.master() or old) is not old, "another master"
         )
-        await asyncio.to_thread(until, lambda: old.tell("ROLE")[0] == b"slave", "a demoted master")
+        await asyncio.to_thread(until, lambda: role(old) == "slave", "a demoted master")
         traffic.published.clear()  # a planned failover, too, replicates after it has answered
         await goes_on(traffic)
 
@@ -215,7 +225,7 @@ def member(folder: Path) -> Node:
         folder,
         cluster_enabled="yes",
         cluster_node_timeout="1000",
-        cluster_port=str(free_port()),
+        cluster_port=str(own_port()),
         repl_diskless_sync_delay="0",
     )
 
@@ -307,7 +317,7 @@ async def test_a_node_of_the_cluster_that_is_killed_is_replaced_and_nothing_is_l
         await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
         await asyncio.to_thread(cluster.owner.kill)
         await asyncio.to_thread(
-            until, lambda: cluster.replica.ask("ROLE")[0] == b"master", "a promoted replica"
+            until, lambda: role(cluster.replica) == "master", "a promoted replica"
         )
         # No replica is left, and with one to wait for, publishing waits; consuming does not.
         traffic.stop_publishing.set()
@@ -318,9 +328,10 @@ async def test_a_slot_that_moves_is_followed(cluster: Cluster) -> None:
     """By a planned failover: the old master answers MOVED."""
     async with opened_on(cluster) as transport, flowing(transport) as traffic:
         await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
-        cluster.replica.tell("CLUSTER", "FAILOVER")
+        failover = ("CLUSTER", "FAILOVER")  # refused while it has lost its master
+        await asyncio.to_thread(until, lambda: cluster.replica.ask(*failover), "a failover")
         await asyncio.to_thread(
-            until, lambda: cluster.replica.tell("ROLE")[0] == b"master", "a promoted replica"
+            until, lambda: role(cluster.replica) == "master", "a promoted replica"
         )
         await goes_on(traffic)
 

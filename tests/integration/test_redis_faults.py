@@ -4,6 +4,7 @@ spins, and it goes on within seconds."""
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -87,8 +88,8 @@ def password_changed(node: Node) -> Iterator[None]:
 def loading(node: Node) -> Iterator[None]:
     """Killed, and started again with so much data that it takes a while to load."""
     with node.client() as client:
-        for number in range(20):
-            client.set(f"ballast-{number}", b"x" * 20_000)
+        for number in range(300):  # incompressible: clients are served after so many bytes
+            client.set(f"ballast-{number}", secrets.token_bytes(2_000))
         client.bgrewriteaof()
     until_info(node, "aof_rewrite_in_progress", 0)
     until_info(node, "aof_last_bgrewrite_status", "ok")
@@ -96,6 +97,7 @@ def loading(node: Node) -> Iterator[None]:
     node.launch(key_load_delay="100000", loading_process_events_interval_bytes="1024")
     until_info(node, "loading", 1)
     yield
+    until(lambda: node.ask("CONFIG", "SET", "key-load-delay", 0), "a server that loads faster")
     until_info(node, "loading", 0)
 
 

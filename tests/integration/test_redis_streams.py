@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from eventmesh.errors import PublishError, Unreachable
-from eventmesh.transports import redis_connection, redis_upkeep
+from eventmesh.transports import redis_connection, redis_publishing, redis_upkeep
 from eventmesh.transports.base import Consumer, Delivery, Subscription, TransportOptions
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.transports.redis_streams import RedisStreamsTransport
-from tests.integration.redis_nodes import Node, eventually, nodes
+from tests.integration.redis_nodes import Node, eventually, nodes, own_port
 from tests.integration.redis_traffic import (
     CLOCK,
     PAID,
@@ -118,7 +118,7 @@ async def test_a_blocked_consumer_goes_on_after(
             await asyncio.sleep(0.1)  # blocked in its read by now
             await delete(node)
             await traffic.publish(envelopes(2))
-            await traffic.until_all_is_handled(2.0)
+            await traffic.until_all_is_handled()
     assert not traffic.consuming_errors
 
 
@@ -268,8 +268,13 @@ async def test_one_slow_answer_to_upkeep_ends_nothing(
 # --- trimming ---
 
 
+def taken_by(node: Node) -> list[str]:
+    """The ids of what is in the stream, in its order."""
+    return [fields[b"id"].decode() for _, fields in node.client().xrange(stream_of(node))]
+
+
 def ids_in(node: Node) -> set[str]:
-    return {fields[b"id"].decode() for _, fields in node.client().xrange(stream_of(node))}
+    return set(taken_by(node))
 
 
 async def test_what_every_group_has_settled_is_trimmed_and_nothing_else(
@@ -382,15 +387,19 @@ class Cutter:
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
         answering = asyncio.ensure_future(self._answer(up_reader, writer))
         self._tasks.add(answering)
-        while self.most > 0 and (data := await reader.read(4096)):
-            if self.silent:
-                continue
-            up_writer.write(data[: self.most])
-            await up_writer.drain()
-            self.most -= len(data)
-        answering.cancel()
-        up_writer.close()
-        writer.transport.abort()
+        try:
+            while self.most > 0 and (data := await reader.read(4096)):
+                if self.silent:
+                    continue
+                up_writer.write(data[: self.most])
+                await up_writer.drain()
+                self.most -= len(data)
+        except OSError:
+            pass  # the client has gone
+        finally:
+            answering.cancel()
+            up_writer.close()
+            writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
@@ -398,13 +407,14 @@ class Cutter:
                 writer.write(data)
 
 
+@pytest.mark.parametrize("names", [["payments.paid"], ["payments.paid", "payments.failed"]])
 async def test_a_batch_that_is_cut_in_the_middle_is_stored_wholly_or_not_at_all(
-    node: Node,
+    names: list[str], node: Node
 ) -> None:
     """Cut after each of many lengths, the first of which cut the handshake, the last nothing."""
-    batch = envelopes(20)
+    batch = [envelopes(1, name, subject="a")[0] for _ in range(20 // len(names)) for name in names]
     outcomes = set()
-    for length in range(0, 3600, 90):
+    for length in range(0, 4400, 110):
         cutter = Cutter(node.port, 10**9)
         async with cutter.listening() as port:
             url = f"redis://:{node.password}@127.0.0.1:{port}/0"
@@ -416,7 +426,7 @@ async def test_a_batch_that_is_cut_in_the_middle_is_stored_wholly_or_not_at_all(
                 except Unreachable:
                     told = False
         prefix = transport._options.prefix
-        stored = node.tell("XLEN", f"{prefix}:stream:payments.paid")
+        stored = sum(node.tell("XLEN", f"{prefix}:stream:{name}") for name in names)
         assert stored in (0, 20)
         assert stored == 20 or not told
         outcomes.add((stored, told))
@@ -444,6 +454,7 @@ async def test_a_network_that_swallows_everything_is_noticed(
                 with pytest.raises(Unreachable, match="took over 1 s"):
                     await consume_through_the_loss(transport)
             cutter.silent = False
+            monkeypatch.undo()
             await transport.publish(envelopes(1))
 
 
@@ -460,6 +471,112 @@ async def test_a_message_that_may_not_be_written_does_not_hold_up_others(node: N
             await transport.publish([others[0], *foreign, *overtaking, others[1]])
         assert set(caught.value.refused) == {foreign[0].id, overtaking[0].id}
         assert ids_in(node) == {envelope.id for envelope in others}
+
+
+def not_a_stream(node: Node, key: str) -> None:
+    """Somebody has put something else there."""
+    node.tell("SET", key, "something else")
+
+
+def without_ids(node: Node, key: str) -> None:
+    """Somebody has used up the ids of the stream."""
+    node.tell("XADD", key, f"{2**64 - 1}-{2**64 - 1}", "id", "last")
+
+
+@pytest.mark.parametrize("spoil", [not_a_stream, without_ids])
+async def test_nothing_overtakes_a_refused_message_of_its_key(
+    spoil: Callable[[Node, str], None], node: Node, transport: RedisStreamsTransport
+) -> None:
+    """Not even through another stream, which Redis would have taken it into."""
+    spoil(node, stream_of(node).replace("payments.paid", "orders.placed"))
+    ahead, behind = (envelopes(1, partitionkey="a") for _ in range(2))
+    refused = envelopes(2, "orders.placed", partitionkey="a")
+    without_key = envelopes(1, "orders.placed")
+    others = [*envelopes(2, partitionkey="b"), *envelopes(2)]
+    with pytest.raises(PublishError) as caught:
+        await transport.publish([*ahead, *refused, *without_key, *others, *behind])
+    reasons = caught.value.refused
+    assert list(reasons) == [each.id for each in [*refused, *without_key, *behind]]
+    assert reasons[refused[0].id] == reasons[without_key[0].id]
+    assert reasons[behind[0].id] == "an earlier message of its key was refused"
+    assert taken_by(node) == [each.id for each in [*ahead, *others]]
+
+
+async def test_what_is_refused_does_not_hold_up_what_may_not_be_written(node: Node) -> None:
+    """And the other way round: each of them holds its own key."""
+    node.tell(
+        *("ACL", "SETUSER", "payments", "reset", "on", ">secret", "+@all"),
+        *("~*:stream:payments.*", "%R~*"),
+    )
+    async with opened(f"redis://payments:secret@127.0.0.1:{node.port}/0") as transport:
+        not_a_stream(node, f"{transport._options.prefix}:stream:payments.failed")
+        names = ("orders.placed", "payments.failed", "payments.paid")
+        a, b = ([envelopes(1, name, partitionkey=key)[0] for name in names] for key in "ab")
+        [c] = envelopes(1, partitionkey="c")
+        with pytest.raises(PublishError) as caught:
+            await transport.publish([*a, *b[1:], c])
+        assert caught.value.refused.keys() == {each.id for each in [*a, *b[1:]]}
+        assert taken_by(node) == [c.id]
+
+
+@pytest.mark.parametrize("setting", ["maxmemory", "min-replicas-to-write"])
+@pytest.mark.parametrize("names", [["payments.paid"], ["payments.paid", "orders.placed"]])
+async def test_what_redis_refuses_to_everybody_is_no_fault_of_a_message(
+    names: list[str], setting: str, node: Node, transport: RedisStreamsTransport
+) -> None:
+    """It will take the same messages later, so that none of them is to be parked."""
+    batch = [envelopes(1, name, partitionkey="a")[0] for name in names]
+    node.set(setting, 1)
+    try:
+        with pytest.raises(Unreachable, match=r"OOM|NOREPLICAS"):
+            await transport.publish(batch)
+    finally:
+        node.set(setting, 0)
+    assert taken_by(node) == []
+    await transport.publish(batch)
+    assert taken_by(node) == [batch[0].id]
+
+
+@pytest.mark.parametrize("names", [["payments.paid"], ["payments.paid", "orders.placed"]])
+async def test_without_the_replicas_that_are_asked_for_nothing_counts_as_published(
+    names: list[str], node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_publishing, "REPLICA_TIMEOUT", 0.1)
+    batch = [envelopes(1, name, partitionkey="a")[0] for name in names]
+    async with opened(f"{node.url}?wait_replicas=1") as transport:
+        with pytest.raises(Unreachable, match="0 instead of 1 of its replicas"):
+            await transport.publish(batch)
+
+
+async def test_nothing_overtakes_on_a_cluster(tmp_path: Path) -> None:
+    with nodes() as keep:
+        bus = str(own_port())
+        member = keep(Node(tmp_path / "member", cluster_enabled="yes", cluster_port=bus)).start()
+        member.tell("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        await eventually(
+            lambda: b"cluster_state:ok" in member.tell("CLUSTER", "INFO"), "a cluster that is whole"
+        )
+        url = f"redis+cluster://:{member.password}@127.0.0.1:{member.port}/"
+        async with opened(url) as transport:
+            await transport.declare([PAID])
+            not_a_stream(member, stream_of(member).replace("payments.paid", "orders.placed"))
+            ahead, behind = envelopes(2, partitionkey="a")
+            [refused] = envelopes(1, "orders.placed", partitionkey="a")
+            with pytest.raises(PublishError) as caught:
+                await transport.publish([ahead, refused, behind])
+            assert caught.value.refused.keys() == {refused.id, behind.id}
+            assert taken_by(member) == [ahead.id]
+
+
+async def test_a_user_who_may_not_use_scripts_is_told_before_anything_is_stored(
+    node: Node,
+) -> None:
+    node.tell("ACL", "SETUSER", "poor", "reset", "on", ">secret", "~*", "+@all", "-eval")
+    batch = [envelopes(1, name, partitionkey="a")[0] for name in ("orders.placed", "payments.paid")]
+    async with opened(f"redis://poor:secret@127.0.0.1:{node.port}/0") as transport:
+        with pytest.raises(Unreachable, match="NOPERM"):
+            await transport.publish(batch)
+    assert node.tell("KEYS", "*:stream:*") == []
 
 
 async def test_a_user_who_may_not_use_transactions_is_told_before_anything_is_stored(

@@ -12,7 +12,7 @@ import pytest
 
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.transports.outcome import DONE
-from tests.integration.redis_nodes import Node, free_port, missing, nodes, until
+from tests.integration.redis_nodes import Node, missing, nodes, own_port, until
 from tests.integration.redis_traffic import PAID, envelopes, opened
 
 PASSWORD = "p@ss/wörd?&#:"  # noqa: S105
@@ -103,7 +103,7 @@ async def test_a_cluster_is_found_over_tls(
     folder = tmp_path_factory.mktemp("cluster") / "node"
     with nodes() as keep:
         node = keep(tls_node(folder, certificates, cluster_enabled="yes", tls_cluster="yes"))
-        node.settings["cluster-port"] = str(free_port())
+        node.settings["cluster-port"] = str(own_port())
         node.start()
         node.tell("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         until(lambda: b"cluster_state:ok" in node.tell("CLUSTER", "INFO"), "a cluster")

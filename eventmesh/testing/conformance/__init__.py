@@ -15,7 +15,7 @@ GuaranteeBroken with what it saw. Bind `GUARANTEES` to a test framework of your 
                 await transport.close()
 
         try:
-            await guarantee(Rig(connect, restart=..., lose_data=..., cut=...))
+            await guarantee(Rig(connect, restart=..., lose_data=..., cut=..., refuse=...))
         except NotApplicable as reason:
             pytest.skip(str(reason))
 
@@ -64,6 +64,7 @@ from eventmesh.testing.conformance.publishing import (
     a_refusal_leaves_the_rest,
     batches_of_any_size,
     many_tasks_share_a_transport,
+    nothing_overtakes_what_is_refused,
 )
 from eventmesh.testing.conformance.rig import Guarantee, GuaranteeBroken, NotApplicable, Rig
 from eventmesh.testing.conformance.settling import (
@@ -86,6 +87,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
     backlog_before_the_first_subscription,
     batches_of_any_size,
     a_refusal_leaves_the_rest,
+    nothing_overtakes_what_is_refused,
     many_tasks_share_a_transport,
     prefetch_is_a_bound,
     prefetch_counts_all_messages_of_a_subscription,
@@ -137,6 +139,7 @@ __all__ = [
     "fan_out",
     "lost_topology_is_made_again",
     "many_tasks_share_a_transport",
+    "nothing_overtakes_what_is_refused",
     "order_for_one_consumer",
     "order_within_a_key_survives_a_stop",
     "prefetch_counts_all_messages_of_a_subscription",

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from eventmesh.errors import PublishError, UsageError
 from eventmesh.testing.conformance.observing import drain, expect, in_order, receive, same_ids
-from eventmesh.testing.conformance.rig import Rig
-from eventmesh.transports.base import Consumer, Delivery
+from eventmesh.testing.conformance.rig import Rig, needed
+from eventmesh.transports.base import Consumer, Delivery, Transport
 from eventmesh.transports.outcome import DONE, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
@@ -52,6 +52,38 @@ async def a_refusal_leaves_the_rest(rig: Rig) -> None:
                 del expected[each.id]
         await transport.publish([after])
         same_ids(await drain(rig, transport, subscription, len(expected)), expected.values())
+
+
+async def nothing_overtakes_what_is_refused(rig: Rig) -> None:
+    """Messages that the broker refuses are named by PublishError, and no others. Where a batch is
+    stored in one step, so are those behind them that have their key, which are not stored either.
+    Once it refuses no longer, they can be published."""
+    refuse = needed(rig.refuse, "refuse")
+    taking, refusing = rig.subscription("taking"), rig.subscription("refusing", "refused")
+    ahead, behind = rig.envelopes(2)
+    [odd] = rig.envelopes(1, "refused")
+    others = rig.envelopes(2, key="other")
+    async with rig.open() as transport:
+        await transport.declare([taking])
+        async with refuse(odd.name):
+            named = await _publish_some(transport, [ahead, others[0], odd, behind, others[1]])
+        overtaking = [behind] if transport.atomic_batches else []
+        expect(named == [each.id for each in (odd, *overtaking)], f"named: {named}")
+        expected = [ahead, *others] if overtaking else [ahead, behind, *others]
+        in_order(await drain(rig, transport, taking, len(expected)), expected)
+        await transport.declare([refusing])
+        await transport.publish([odd, *overtaking])
+        same_ids(await drain(rig, transport, refusing, 1), [odd])
+        same_ids(await drain(rig, transport, taking, len(overtaking)), overtaking)
+
+
+async def _publish_some(transport: Transport, batch: list[Envelope]) -> list[str]:
+    """Publish a batch of which some are refused; returns the ids that are named, in its order."""
+    try:
+        await transport.publish(batch)
+    except PublishError as error:
+        return [each.id for each in batch if each.id in error.refused]
+    return []
 
 
 async def many_tasks_share_a_transport(rig: Rig) -> None:

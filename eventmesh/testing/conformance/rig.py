@@ -38,7 +38,8 @@ class Rig:
     the guarantees that need it are then NotApplicable:
     `restart` ends the broker, as a crash does, and starts it again;
     `lose_data` does so and has it lose all that it stored;
-    `cut` cuts all connections that `connect` has made, while the broker runs on.
+    `cut` cuts all connections that `connect` has made, while the broker runs on;
+    `refuse` has the broker refuse all messages of the name that it is told, inside a context.
 
     `patience` is the number of seconds after which what must happen counts as not happening.
     """
@@ -49,6 +50,7 @@ class Rig:
     restart: Callable[[], Awaitable[None]] | None = None
     lose_data: Callable[[], Awaitable[None]] | None = None
     cut: Callable[[], Awaitable[None]] | None = None
+    refuse: Callable[[str], AbstractAsyncContextManager[None]] | None = None
     visibility_timeout: float = 1.0
     patience: float = 20.0
     name: str = field(default_factory=lambda: f"t{secrets.token_hex(5)}")

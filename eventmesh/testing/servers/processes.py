@@ -120,6 +120,14 @@ def free_port() -> int:
             return port
 
 
+def free_ports(count: int) -> list[int]:
+    """As many different ones."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return list(ports)
+
+
 def unprivileged_account() -> Account | None:
     """Whom to run a program as that refuses to run as root; None when we are not root."""
     if os.geteuid() != 0:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from eventmesh.testing.servers.answering import Refused, refused_connection, wait_until_served
-from eventmesh.testing.servers.processes import Running, free_port, running
+from eventmesh.testing.servers.processes import Running, free_ports, running
 from eventmesh.testing.servers.recipe import SUPERUSER, Place, Recipe
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class _PrivateRabbitMQ:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._port, self._distribution_port, self._mapper_port = (free_port() for _ in range(3))
+        self._port, self._distribution_port, self._mapper_port = free_ports(3)
         self._name = f"eventmesh-{secrets.token_hex(8)}@localhost"
         self.url = _url(f"127.0.0.1:{self._port}", place.password)
         files = {

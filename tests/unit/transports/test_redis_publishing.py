@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventmesh.transports.redis_publishing import several_names_of_a_key
+from eventmesh.wire.envelope import Envelope
+
+NAMES, KEYS = ("paid", "failed", "refunded"), ("", "a", "b", "c")
+envelopes = st.lists(
+    st.builds(
+        lambda name, key, whose: Envelope(
+            {"type": name, whose: key} if key else {"type": name}, b""
+        ),
+        st.sampled_from(NAMES),
+        st.sampled_from(KEYS),
+        st.sampled_from(["partitionkey", "subject"]),
+    )
+)
+
+
+@given(envelopes)
+def test_a_key_has_several_names_if_two_of_its_messages_have_different_ones(
+    batch: list[Envelope],
+) -> None:
+    pairs = [(one, other) for one in batch for other in batch if one.key == other.key]
+    differ = any(one.name != other.name for one, other in pairs if one.key is not None)
+    assert several_names_of_a_key(batch) == differ
