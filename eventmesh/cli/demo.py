@@ -21,7 +21,11 @@ def demo(
         bool, typer.Option("--attach", help="Use workers that run already; start none.")
     ] = False,
     kill: Annotated[
-        bool, typer.Option("--kill", help="Kill a random worker with SIGKILL every second.")
+        bool,
+        typer.Option(
+            "--kill",
+            help="Kill a random worker with SIGKILL every second, unless it is still starting.",
+        ),
     ] = False,
 ) -> None:
     """Replay real purchases through the shop's four services, and check that all came out.

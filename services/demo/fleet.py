@@ -5,20 +5,42 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import select
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
+
+
+@dataclass(eq=False)
+class _Worker:
+    """One process, and the end of a pipe into which it writes when it works."""
+
+    process: asyncio.subprocess.Process
+    hears: BinaryIO
+
+    @property
+    def works(self) -> bool:
+        """Whether it has come to work; true, too, of one that has ended."""
+        readable, _, _ = select.select([self.hears], [], [], 0)
+        return bool(readable)
+
+    @property
+    def code(self) -> int | None:
+        return self.process.returncode
 
 
 class Fleet:
-    """One `eventmesh worker` process for each service. Their logs go to files in `logs`."""
+    """One `eventmesh worker` process for each service. Their logs go to files in `logs`, and none
+    outlives this process."""
 
     def __init__(self, services: Sequence[str], environment: Mapping[str, str], logs: Path) -> None:
         self._services = services
         self._environment = {**os.environ, **environment}
         self._logs = logs
-        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._workers: dict[str, _Worker] = {}
         self.kills = 0
 
     async def start(self) -> None:
@@ -27,22 +49,22 @@ class Fleet:
             await self._start(service)
 
     async def kill_one(self) -> None:
-        """End a random worker with SIGKILL and start it again."""
-        service = random.choice(list(self._processes))  # noqa: S311  # chance, no secret
-        process = self._processes.pop(service)  # so that its end is not taken for a crash
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        """End a random worker with SIGKILL and start it again. One that is still starting is
+        spared: where that takes seconds, none would ever come to work."""
+        service, worker = random.choice(list(self._workers.items()))  # noqa: S311  # no secret
+        if worker.code is not None or not worker.works:
+            return
+        del self._workers[service]  # so that its end is not taken for a crash
+        worker.process.kill()
+        await worker.process.wait()
+        worker.hears.close()
         self.kills += 1
         await self._start(service)
 
     def crashed(self) -> dict[str, int]:
         """The exit codes of workers that ended without having been told to."""
-        return {
-            service: process.returncode
-            for service, process in self._processes.items()
-            if process.returncode is not None
-        }
+        codes = {service: worker.code for service, worker in self._workers.items()}
+        return {service: code for service, code in codes.items() if code is not None}
 
     def log_of(self, service: str) -> Path:
         """Where a worker's log lines are."""
@@ -50,13 +72,13 @@ class Fleet:
 
     async def stop(self, patience: float) -> dict[str, int]:
         """Let all workers drain, for `patience` seconds; returns the exit codes of failures."""
-        for process in self._processes.values():
-            if process.returncode is None:
-                process.send_signal(signal.SIGTERM)
+        for worker in self._workers.values():
+            if worker.code is None:
+                worker.process.send_signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(patience):
-                for process in self._processes.values():
-                    await process.wait()
+                for worker in self._workers.values():
+                    await worker.process.wait()
         except TimeoutError:
             self.abort()
         # One that was still starting has nothing to drain, and ends by the signal itself.
@@ -65,20 +87,27 @@ class Fleet:
 
     def abort(self) -> None:
         """End what still runs, at once."""
-        for process in self._processes.values():
-            if process.returncode is None:
-                process.kill()
+        for worker in self._workers.values():
+            if worker.code is None:
+                worker.process.kill()
+            worker.hears.close()
 
     async def _start(self, service: str) -> None:
-        with self.log_of(service).open("ab") as log:
-            self._processes[service] = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "eventmesh",
-                "worker",
-                service,
-                env=self._environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is the demo's to handle
-            )
+        receiving, telling = os.pipe()
+        hears = os.fdopen(receiving, "rb")
+        try:
+            with self.log_of(service).open("ab") as log:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "eventmesh", "worker", service),
+                    "--end-with-stdin",  # a pipe that ends with this process, however that ends
+                    f"--tell-ready={telling}",
+                    env=self._environment,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(telling,),
+                    start_new_session=True,  # Ctrl-C is the demo's to handle
+                )
+        finally:
+            os.close(telling)
+        self._workers[service] = _Worker(process, hears)

@@ -27,13 +27,14 @@ from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import seal
 from services.demo.fleet import Fleet
 from services.demo.ledger import SERVICES, Books, Ledger
+from services.demo.patience import Patience
 from services.demo.purchases import commands, read_purchases
 from services.demo.verdict import Verdict, endings, judge, latencies, percentile
 
 _BATCH = 100
 _LOOK_EVERY = 0.2  # seconds
 _KILL_EVERY = 1.0  # seconds
-_NO_PROGRESS = 60.0  # seconds without progress after which what is left counts as stuck
+_NO_PROGRESS = 60.0  # seconds without any message handled, after which what is left is stuck
 _DRAIN = 30.0  # seconds
 
 
@@ -134,24 +135,27 @@ class Demo:
         )
         with Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task("", total=total)
-            seen, moved_at = 0, self._clock.monotonic()
-            while seen < total and self._clock.monotonic() - moved_at < _NO_PROGRESS:
+            # Each step is taken for most orders before the next one: none ends for a long time.
+            seen, patience = 0, Patience(self._clock, _NO_PROGRESS)
+            while seen < total and not await patience.over(books.handled):
                 self._refuse_failures(fleet, fleet.crashed())
                 await self._clock.sleep(_LOOK_EVERY)
                 ended = await books.ended()
                 if ended > seen:
-                    seen, moved_at = ended, self._clock.monotonic()
+                    seen = ended
+                    patience.moved()
                 progress.update(task, completed=ended)
 
     async def _settle(self, books: Books, fleet: Fleet) -> None:
         """Wait for what still follows from the orders' ends, as long as it moves."""
-        least, moved_at = await books.untold(), self._clock.monotonic()
-        while least and self._clock.monotonic() - moved_at < _NO_PROGRESS / 2:
+        least, patience = await books.untold(), Patience(self._clock, _NO_PROGRESS / 2)
+        while least and not await patience.over(books.handled):
             self._refuse_failures(fleet, fleet.crashed())
             await self._clock.sleep(_LOOK_EVERY)
             untold = await books.untold()
             if untold < least:
-                least, moved_at = untold, self._clock.monotonic()
+                least = untold
+                patience.moved()
 
     def _refuse_failures(self, fleet: Fleet, codes: Mapping[str, int]) -> None:
         for service, code in codes.items():
