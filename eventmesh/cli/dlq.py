@@ -25,7 +25,9 @@ app = typer.Typer(no_args_is_help=True, help="Messages that were given up.")
 Name = Annotated[str, typer.Argument(help="The service.", metavar="SVC")]
 Ids = Annotated[list[str] | None, typer.Argument(help="Ids of dead letters.", metavar="[ID]...")]
 All = Annotated[bool, typer.Option("--all", help="All dead letters of the service.")]
-Limit = Annotated[int, typer.Option(min=1, help="How many of each subscription at the most.")]
+Limit = Annotated[
+    int, typer.Option(min=1, max=1_000_000, help="How many of each subscription at the most.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 Letters = list[tuple["Subscription", "DeadLetter"]]

@@ -23,14 +23,38 @@ if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
 
 app = typer.Typer(no_args_is_help=True, help="Messages that wait to be brought to the broker.")
 
+
+def _readable(value: Any) -> Any:
+    """What can be looked for in a database; a shell may give other bytes."""
+    for text in [value] if isinstance(value, str) else value or ():
+        if not text.isascii() and text.encode(errors="ignore").decode() != text:
+            raise typer.BadParameter(f"{text!r} is not UTF-8")
+    return value
+
+
+_MOST = 1_000_000
+
 Name = Annotated[str, typer.Argument(help="The service.", metavar="SVC")]
-Limit = Annotated[int, typer.Option(min=1, help="How many at the most, the oldest first.")]
+Limit = Annotated[
+    int, typer.Option(min=1, max=_MOST, help="How many at the most, the oldest first.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
-def stats(service: Name, limit: Limit = 20, as_json: AsJson = False) -> None:
-    """Count what waits, by name, and by parked key."""
+def stats(
+    service: Name,
+    limit: Annotated[
+        int, typer.Option(min=1, max=_MOST, help="How many keys, those parked the longest first.")
+    ] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Count what waits, by name, and by parked key.
+
+    The age of the oldest is of what could have been relayed, which leaves
+    out parked and delayed messages; in seconds, as `oldest_age` of --json.
+    What the states mean, `eventmesh outbox list --help` says.
+    """
     counted = asyncio.run(_count(service, limit))
     if as_json:
         typer.echo(json.dumps(counted, indent=2))
@@ -51,16 +75,26 @@ def stats(service: Name, limit: Limit = 20, as_json: AsJson = False) -> None:
 def list_messages(
     service: Name,
     parked: Annotated[bool, typer.Option("--parked", help="Only those that are parked.")] = False,
-    key: Annotated[str | None, typer.Option(help="Only those with this key.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only those of this name.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Only those with this key.", callback=_readable)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Only those of this name.", callback=_readable)
+    ] = None,
     limit: Limit = 100,
     as_json: AsJson = False,
 ) -> None:
     """List what waits, in the order in which it was committed.
 
-    Ready: a relay takes it next. Delayed: as it was asked for. Refused: by the broker, and tried
-    again soon. Held: by a refused or parked message of its key. Parked: refused too often; nothing
-    publishes it, nor what comes after it with its key, until it is retried or skipped.
+    Ready: a relay takes it next. Delayed: as it was asked for.
+    Refused: by the broker, and tried again soon.
+    Held: by a refused or parked message of its key.
+    Parked: refused too often; nothing publishes it, nor what comes
+    after it with its key, until it is retried or skipped.
+
+    Each line has the id, when the message was made, the state, the name,
+    the key and what the broker has said. For example:
+    eventmesh outbox list bank --parked --key ada
     """
 
     async def run() -> list[Waiting]:
@@ -89,7 +123,7 @@ def list_messages(
 @app.command()
 def show(
     service: Name,
-    message_id: Annotated[str, typer.Argument(help="Its id.", metavar="ID")],
+    message_id: Annotated[str, typer.Argument(help="Its id.", metavar="ID", callback=_readable)],
     as_json: AsJson = False,
 ) -> None:
     """Show one message with its data and what the broker has said of it."""
@@ -100,11 +134,22 @@ def show(
 @app.command()
 def retry(
     service: Name,
-    ids: Annotated[list[str] | None, typer.Argument(help="Their ids.", metavar="[ID]...")] = None,
-    key: Annotated[str | None, typer.Option(help="All that are parked with this key.")] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="Their ids.", metavar="[ID]...", callback=_readable),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="All that are parked with this key.", callback=_readable)
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="All that are parked.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print their ids as JSON.")] = False,
 ) -> None:
-    """Let relays publish parked messages again, in their old order, once more with all attempts."""
+    """Let relays publish parked messages again, in their old order, once more with all attempts.
+
+    First mend what the broker refuses them for: `eventmesh outbox show`
+    says it. A message behind a parked one of its key waits for that one.
+    For example: eventmesh outbox retry bank --key ada
+    """
     if bool(ids) + (key is not None) + every != 1:
         raise UsageError("Name the ids of parked messages, or write --key, or --all; one of these.")
 
@@ -118,7 +163,10 @@ def retry(
         return found
 
     retried = asyncio.run(run())
-    typer.echo(f"{len(retried)} message(s) to be retried")
+    if as_json:
+        typer.echo(json.dumps(retried, indent=2))
+    else:
+        typer.echo(f"{len(retried)} message(s) to be retried")
     if missing := set(ids or ()) - set(retried):
         raise _not_parked(service, missing)
     if key is not None and not retried:
@@ -131,13 +179,17 @@ def retry(
 @app.command()
 def skip(
     service: Name,
-    ids: Annotated[list[str], typer.Argument(help="Their ids.", metavar="ID...")],
+    ids: Annotated[
+        list[str], typer.Argument(help="Their ids.", metavar="ID...", callback=_readable)
+    ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete parked messages for good, so that what comes after them with their keys flows.
 
-    Each is printed first, whole: that is all that stays of it. Nobody will ever get it.
+    Each is printed first, whole: that is all that stays of it, and nobody
+    will ever get it. So keep what is printed:
+    eventmesh outbox skip bank ID --yes --json >skipped.json
     """
     messages = _known(service, asyncio.run(_find(service, ids)), ids)
     if ready := {each.envelope.id for each in messages if each.state != "parked"}:

@@ -13,14 +13,20 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import Connection, event, text
 from sqlalchemy import MetaData as MetaData  # named here for the floors above
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InvalidRequestError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.ext.asyncio import AsyncSession as AsyncSession
 from sqlalchemy.util import await_only
 
 from eventmesh.errors import Unreachable, UsageError
-from eventmesh.persistence import mariadb, postgresql
+from eventmesh.persistence import ending, mariadb, postgresql
 from eventmesh.persistence.notify import Doorbell
 from eventmesh.persistence.session import TransactionSession
 from eventmesh.redact import redact
@@ -44,8 +50,11 @@ _GONE_CLASSES = ("08", "28", "3D")
 _GONE = ("25006", "53100", "53300", "57P01", "57P02", "57P03", "57P05")
 # "Not currently accepting connections"; of a statement, it says that the statement is wrong.
 _NOT_ACCEPTING = "55000"
-# What our own statements are simply tried again for: serialization, deadlock, lock not available.
-_OWN_STATEMENTS = ("40001", "40P01", "55P03")
+# What SQLAlchemy says to who goes on with a transaction whose connection it has given up.
+_GIVEN_UP = "8s2b"
+# What our own statements are simply tried again for: serialization, deadlock, lock not available,
+# cancelled by a statement_timeout or an administrator, too little memory.
+_OWN_STATEMENTS = ("40001", "40P01", "55P03", "57014", "53200", "54000")
 
 _NO_TRANSACTION = "eventmesh_no_transaction"
 _LOCK_TIMEOUT = 30.0  # seconds that SQLite waits for another process's transaction
@@ -65,6 +74,7 @@ class Database:
         self.url = parse_url(url, service)
         with self.translated():  # a SQLite file's folder is made
             self.engine = _make_engine(self.url, connections)
+        ending.watch(self.engine.sync_engine)
         self.doorbell = Doorbell(self)
 
     @property
@@ -180,9 +190,11 @@ class Database:
         SQLSTATEs too."""
         try:
             yield
-        except (DBAPIError, NoConnectionFree, OSError, TimeoutError) as error:
-            if isinstance(error, DBAPIError) and not (
-                connection_lost(error) or _sqlstate(error) in also
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            if isinstance(error, SQLAlchemyError) and not (
+                connection_lost(error)
+                or isinstance(error, NoConnectionFree)
+                or (isinstance(error, DBAPIError) and _sqlstate(error) in also)
             ):
                 raise
             advice = f"Start it, or correct {self.variable}."
@@ -225,13 +237,14 @@ def parse_url(url: str, service: str) -> URL:
 
 def connection_lost(error: BaseException) -> bool:
     """Whether a statement failed because the database is gone, rather than because it is wrong."""
+    if connection_cut(error):
+        return True
     if not isinstance(error, DBAPIError):
         return False
     state = _sqlstate(error)
     name = str(getattr(error.orig, "sqlite_errorname", "") or "")
     return (
-        error.connection_invalidated
-        or state[:2] in _GONE_CLASSES
+        state[:2] in _GONE_CLASSES
         or state in _GONE
         or (state == _NOT_ACCEPTING and error.statement is None)  # said to who connects
         or name.startswith(
@@ -246,6 +259,14 @@ def connection_lost(error: BaseException) -> bool:
             )
         )
     )
+
+
+def connection_cut(error: BaseException | None) -> bool:
+    """Whether a statement failed because its connection was ended from the other side, with it or
+    with one before it, whose error somebody caught."""
+    if isinstance(error, PendingRollbackError):
+        return error.code == _GIVEN_UP
+    return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def _sqlstate(error: DBAPIError) -> str:
@@ -263,9 +284,9 @@ def _make_engine(url: URL, connections: int) -> AsyncEngine:
     if url.get_backend_name() == mariadb.NAME:
         return mariadb.make_engine(url, _CONNECT_TIMEOUT, options)
     if url.get_backend_name() != "sqlite":
-        from eventmesh.persistence.silence import WatchedConnection  # only where it is PostgreSQL
+        from eventmesh.persistence import silence  # only where it is PostgreSQL
 
-        watched = {"timeout": _CONNECT_TIMEOUT, "connection_class": WatchedConnection}
+        watched = {"timeout": _CONNECT_TIMEOUT, "async_creator_fn": silence.connect}
         return create_async_engine(url, connect_args=watched, **options)
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -309,5 +330,9 @@ def _first_line(error: BaseException) -> str:
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(cause, TimeoutError) and not str(cause):
         return "it took too long"
-    lines = str(cause).splitlines()
+    match getattr(cause, "args", ()):
+        case int(), str(said):  # how MariaDB's driver says it
+            lines = said.splitlines()
+        case _:
+            lines = str(cause).splitlines()
     return (lines[0] if lines else type(cause).__name__).rstrip(".")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import delete
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from eventmesh.persistence import mariadb, postgresql
+from eventmesh.persistence import postgresql
+from eventmesh.persistence.absent import insert_absent
 from eventmesh.persistence.tables import inbox
 
 
@@ -26,10 +26,7 @@ async def claim(
     if dialect == postgresql.NAME:
         group = {"subscription": subscription, "received_at": now, "message_ids": ids}
         return set(await session.scalars(postgresql.ENTER, group))
-    if dialect == mariadb.NAME:
-        statement = mariadb.insert_new(inbox).returning(inbox.c.message_id)
-    else:
-        statement = sqlite.insert(inbox).on_conflict_do_nothing().returning(inbox.c.message_id)
+    statement = insert_absent(dialect, inbox).returning(inbox.c.message_id)
     rows = [
         {"subscription": subscription, "message_id": message_id, "received_at": now}
         for message_id in ids

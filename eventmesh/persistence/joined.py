@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from eventmesh.errors import Drift, UsageError
 from eventmesh.persistence import mariadb, outbox, postgresql
 from eventmesh.persistence.database import parse_url
+from eventmesh.persistence.mark import Mark
 from eventmesh.persistence.savepoints import Savepoints
 from eventmesh.persistence.session import TransactionSession
 from eventmesh.persistence.tables import outbox as table
@@ -32,9 +33,9 @@ def join(
     """A transaction of a service whose database is at `url`, that ends as the session's does.
     `committed` is called when that has committed messages.
 
-    UsageError for the session of another database.
+    UsageError for the session of another database, and for what is no session.
     """
-    plain = _plain(session)
+    plain = _plain(session, sender.service)
     if isinstance(session, TransactionSession):
         raise UsageError(
             f"This session is EventMesh's own, and service {sender.service!r} joins only those of "
@@ -44,7 +45,9 @@ def join(
     joint = joints.get(sender.service)
     if joint is None:
         _refuse_elsewhere(plain, sender.service, url)
-        joint = joints[sender.service] = _Joint(plain, sender, committed)
+        mark = plain.info.get(_MARK) or plain.info.setdefault(_MARK, Mark(plain))
+        joint = joints[sender.service] = _Joint(plain, sender, committed, mark)
+    joint.mark.want()
     return JoinedTransaction(session, plain, sender, joint)
 
 
@@ -77,8 +80,11 @@ class JoinedTransaction(Transaction):
 class _Joint:
     """What one session has published for one service, from transaction to transaction."""
 
-    def __init__(self, session: Session, sender: Sender, committed: Callable[[], None]) -> None:
+    def __init__(
+        self, session: Session, sender: Sender, committed: Callable[[], None], mark: Mark
+    ) -> None:
         self.messages: list[Outgoing] = []
+        self.mark = mark
         self.ended = 0
         """How many transactions have."""
         self._stored = 0
@@ -132,6 +138,7 @@ class _Joint:
                 f"`eventmesh db upgrade {self._service}`."
             ) from error
         self._stored = len(self.messages)
+        self.mark.arm()
 
     def _after_commit(self, session: Session) -> None:
         self._savepoints.after_commit(session)
@@ -160,13 +167,21 @@ class _Joint:
 
 _JOINTS = "eventmesh_joints"
 """Where a session keeps, by service, what has been joined to it."""
+_MARK = "eventmesh_mark"
 
 
-def _plain(session: AnySession) -> Session:
+def _plain(session: AnySession, service: str) -> Session:
     """The session that does the work."""
-    if isinstance(session, async_scoped_session | scoped_session):
-        session = session()
-    return session.sync_session if isinstance(session, AsyncSession) else session
+    made = session() if isinstance(session, async_scoped_session | scoped_session) else session
+    if isinstance(made, AsyncSession):
+        return made.sync_session
+    if isinstance(made, Session):
+        return made
+    raise UsageError(
+        f"Service {service!r} cannot join {type(made).__name__}: it joins a session of SQLAlchemy, "
+        f"such as `async with sessions() as session:` gives, where sessions is an "
+        f"async_sessionmaker."
+    )
 
 
 def _refuse_elsewhere(session: Session, service: str, url: str) -> None:
@@ -197,6 +212,8 @@ def _differ(ours: URL, theirs: URL) -> bool:
     )
     if kind != other:
         return True
+    if kind == mariadb.NAME:  # where names of either case may be the same
+        return bool(theirs.database) and _folded(ours.database) != _folded(theirs.database)
     if kind != "sqlite":
         return theirs.database is not None and ours.database != theirs.database
     if (theirs.database or "").startswith("file:"):
@@ -205,22 +222,31 @@ def _differ(ours: URL, theirs: URL) -> bool:
     return Path(one).resolve() != Path(two).resolve()
 
 
+def _folded(name: str | None) -> str:
+    return (name or "").casefold()
+
+
 def _refuse_autocommit(connection: Connection, service: str) -> None:
-    """UsageError where each statement is a transaction of its own. SQLite's driver calls it so,
-    too, where the application begins its transactions itself."""
+    """UsageError where each statement is a transaction of its own."""
+    if _commits_by_itself(connection):
+        raise UsageError(
+            f"Service {service!r} cannot publish with a session whose isolation level is "
+            f"AUTOCOMMIT: state and messages would not be committed together."
+        )
+
+
+def _commits_by_itself(connection: Connection) -> bool:
     if connection.dialect.name == "sqlite":
-        return
+        driver: Any = connection.connection.driver_connection
+        # Its driver says the same where the application begins its transactions itself.
+        return driver.isolation_level is None and not driver.in_transaction
+    raw: Any = connection.connection.dbapi_connection
     with suppress(NotImplementedError):  # not every driver knows
-        raw: Any = connection.connection.dbapi_connection
-        if connection.dialect.detect_autocommit_setting(raw):
-            raise UsageError(
-                f"Service {service!r} cannot publish with a session whose isolation level is "
-                f"AUTOCOMMIT: state and messages would not be committed together."
-            )
+        return connection.dialect.detect_autocommit_setting(raw)
+    return False
 
 
 def _is_no_table(error: DBAPIError) -> bool:
+    state = mariadb.sqlstate(error.orig) or getattr(error.orig, "sqlstate", "")
     said = str(error.orig)
-    return getattr(error.orig, "sqlstate", "") == "42P01" or (
-        table.name in said and ("no such table" in said or "doesn't exist" in said)
-    )
+    return state == "42P01" or (table.name in said and "no such table" in said)

@@ -6,16 +6,18 @@ buckets of a dead one are taken over when its lease is over. All times are the d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, Update, bindparam, case, delete, insert, select, update
+from sqlalchemy import Select, Update, bindparam, case, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmesh.persistence.tables import lease, relay
+from eventmesh.persistence.absent import insert_absent
+from eventmesh.persistence.tables import BUCKETS, lease, relay
 from eventmesh.persistence.types import database_now
 
 
@@ -46,15 +48,31 @@ def share(
 
 async def renew(connection: AsyncConnection, owner: str, lease_time: float) -> frozenset[int]:
     """Announce this relay for `lease_time` seconds and settle its leases; returns its buckets."""
-    # The lock on the lease rows makes relays take turns.
-    rows = (await connection.execute(_locked_leases())).all()
-    now: datetime = rows[0].now
+    now, leases = await _locked(connection)
     expires_at = now + timedelta(seconds=lease_time)
-    leases = [Lease(row.bucket, row.owner, row.expires_at) for row in rows]
     relays = await _announce(connection, owner, now, expires_at)
     held = share(leases, owner, relays, now)
     await _write(connection, leases, held, owner, expires_at)
     return held
+
+
+async def extend(connection: AsyncConnection, owner: str, lease_time: float) -> frozenset[int]:
+    """Hold what this relay still has for `lease_time` seconds more, and let nobody's share change;
+    returns its buckets. For a relay in the middle of a batch, which may give up nothing."""
+    now, leases = await _locked(connection)
+    expires_at = now + timedelta(seconds=lease_time)
+    held = frozenset(row.bucket for row in leases if row.owner == owner and not row.free(now))
+    if held:
+        await _announce(connection, owner, now, expires_at)
+        await _write(connection, leases, held, owner, expires_at)
+    return held
+
+
+async def next_end(connection: AsyncConnection, owner: str) -> float:
+    """Seconds until the first lease of another relay ends, should it not be renewed; infinity where
+    no other has one."""
+    row = (await connection.execute(_next_end(), {"holder": owner})).one()
+    return math.inf if row.ends is None else (row.ends - row.now).total_seconds()
 
 
 async def release(connection: AsyncConnection, owner: str) -> None:
@@ -63,6 +81,16 @@ async def release(connection: AsyncConnection, owner: str) -> None:
         update(lease).where(lease.c.owner == owner).values(owner=None, expires_at=None)
     )
     await connection.execute(delete(relay).where(relay.c.owner == owner))
+
+
+async def _locked(connection: AsyncConnection) -> tuple[datetime, list[Lease]]:
+    """The time, and all leases, locked: relays take turns."""
+    rows = (await connection.execute(_locked_leases())).all()
+    if len(rows) < BUCKETS:  # somebody has emptied the tables, as between two tests
+        missing = insert_absent(connection.dialect.name, lease)
+        await connection.execute(missing, [{"bucket": bucket} for bucket in range(BUCKETS)])
+        rows = (await connection.execute(_locked_leases())).all()
+    return rows[0].now, [Lease(row.bucket, row.owner, row.expires_at) for row in rows]
 
 
 async def _announce(
@@ -105,6 +133,13 @@ async def _write(
 def _locked_leases() -> Select[Any]:
     columns = (database_now().label("now"), lease.c.bucket, lease.c.owner, lease.c.expires_at)
     return select(*columns).order_by(lease.c.bucket).with_for_update()
+
+
+@cache
+def _next_end() -> Select[Any]:
+    now, ends = database_now(), func.min(lease.c.expires_at)
+    columns: Sequence[Any] = (now.label("now"), ends.label("ends"))
+    return select(*columns).where(lease.c.owner != bindparam("holder"), lease.c.expires_at > now)
 
 
 @cache

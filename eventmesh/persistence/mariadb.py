@@ -7,8 +7,8 @@ messages into the inbox and tells which of them are new.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -63,6 +63,7 @@ _STATES: Mapping[int, str] = MappingProxyType(
         1114: "53100",  # table full, for want of disk
         1129: "08004",  # host blocked
         1130: "28000",  # host not allowed
+        1146: "42P01",  # no such table
         1158: "08006",
         1159: "08006",
         1160: "08006",
@@ -167,20 +168,40 @@ def sqlstate(error: BaseException | None) -> str:
 def begin(connection: Connection) -> None:
     """Mark the begin of a transaction that is not to be ended by anything but its `prove`."""
     connection.execution_options(**{_GUARDED: True})
+    mark(connection)
+
+
+def mark(connection: Connection) -> None:
+    """Mark a transaction for `prove` or `prove_marked`, which can be done once."""
     connection.exec_driver_sql(f"SAVEPOINT {_SAVEPOINT}")
 
 
 async def prove(session: AsyncSession) -> None:
     """Conflict unless the session's transaction is still the one that began: MariaDB undoes all of
     it at a deadlock, and goes on in a new one when a handler has swallowed the error."""
-    try:
+    with _found_out("before the handler did: at a deadlock whose error the handler caught"):
         await session.execute(_RELEASE)
+
+
+def prove_marked(connection: Connection) -> None:
+    """The same for the transaction of an application."""
+    with _found_out(
+        "before the application did, and nothing is left of its state and messages up to then; "
+        "those since then are rolled back with it. Do it all again. It was at a deadlock whose "
+        "error the application caught"
+    ):
+        connection.execute(_RELEASE)
+
+
+@contextmanager
+def _found_out(how: str) -> Iterator[None]:
+    try:
+        yield
     except DBAPIError as error:
         if _code(error.orig) != _NO_SAVEPOINT:
             raise
         raise Conflict(
-            "the database ended the transaction before the handler did: at a deadlock whose error "
-            "the handler caught, or in a procedure that commits"
+            f"the database ended the transaction {how}, or in a procedure that commits"
         ) from error
 
 
@@ -219,10 +240,14 @@ async def _connect(**options: Any) -> Any:
             """Of which each duplicate in an inbox is one; the driver would fetch and log them."""
 
     connection: Any = await asyncmy.connect(cursor_cls=OurCursor, **options)
-    watch(connection._transport.get_extra_info("socket"))
-    async with connection.cursor() as cursor:
-        await cursor.execute("SELECT @@max_allowed_packet")
-        [largest] = await cursor.fetchone()
+    try:
+        watch(connection._transport.get_extra_info("socket"))
+        async with connection.cursor() as cursor:
+            await cursor.execute("SELECT @@max_allowed_packet")
+            [largest] = await cursor.fetchone()
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

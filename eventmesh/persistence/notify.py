@@ -76,6 +76,10 @@ async def listen(database: Database, heard: Callable[[], None]) -> None:
     """
     lost, answered = asyncio.Event(), asyncio.Event()
 
+    def ended(_connection: object) -> None:
+        lost.set()
+        answered.set()  # which it never will be: not to be waited for
+
     def notified(_connection: object, _pid: int, _channel: str, sender: str) -> None:
         answered.set()
         if sender != database.doorbell.sender:
@@ -85,7 +89,7 @@ async def listen(database: Database, heard: Callable[[], None]) -> None:
         async with database.engine.connect() as connection:
             try:
                 raw: Any = (await connection.get_raw_connection()).driver_connection
-                raw.add_termination_listener(lambda _: lost.set())
+                raw.add_termination_listener(ended)
                 await raw.add_listener(CHANNEL, notified)
                 await database.doorbell.tell()
                 with suppress(TimeoutError):

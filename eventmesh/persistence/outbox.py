@@ -31,7 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from eventmesh.persistence import mariadb, postgresql
 from eventmesh.persistence.tables import BUCKETS, outbox
 from eventmesh.persistence.transaction import Outgoing
-from eventmesh.persistence.types import UtcDateTime, refused_key
+from eventmesh.persistence.types import UtcDateTime, database_now, refused_key
 from eventmesh.wire.envelope import Envelope, part_of
 
 
@@ -51,6 +51,8 @@ class Seen:
     seq: int
     due_at: datetime
 
+
+_SOMEBODY = "?"
 
 NOTHING = Seen(0, datetime(1, 1, 1, tzinfo=UTC))
 
@@ -155,10 +157,55 @@ async def newest(connection: AsyncConnection, beyond: Seen) -> int:
     return await connection.scalar(rows) or beyond.seq
 
 
-async def delete_confirmed(connection: AsyncConnection, seqs: Sequence[int]) -> None:
-    """Forget rows that the broker has confirmed."""
-    if seqs:
-        await connection.execute(delete(outbox).where(outbox.c.seq.in_(seqs)))
+async def writers(connection: AsyncConnection) -> list[str]:
+    """The transactions that may have put rows into the outbox and go on: numbers below those that
+    were seen may become visible with them. None on SQLite, where one transaction writes at a time;
+    on MariaDB, which tells nobody, there may always be one."""
+    if connection.dialect.name == mariadb.NAME:
+        return [_SOMEBODY]
+    if connection.dialect.name != postgresql.NAME:
+        return []
+    return list(await connection.scalars(postgresql.WRITERS))
+
+
+async def delete_confirmed(connection: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
+    """Forget rows that the broker has confirmed, as they were read."""
+    for attempts in {row.attempts for row in rows}:
+        seqs = [row.seq for row in rows if row.attempts == attempts]
+        as_read = {"seqs": seqs, "attempts": attempts}
+        gone = await connection.execute(_forget(connection.dialect.name), as_read)
+        if gone.rowcount < len(seqs):
+            await _delete_refused(connection, seqs)
+
+
+@cache  # building it takes longer than running it
+def _forget(dialect: str) -> Executable:
+    if dialect == postgresql.NAME:
+        return postgresql.FORGET
+    return delete(outbox).where(
+        outbox.c.seq.in_(bindparam("seqs", expanding=True)),
+        outbox.c.attempts == bindparam("attempts"),
+    )
+
+
+async def _delete_refused(connection: AsyncConnection, seqs: Sequence[int]) -> None:
+    """Forget what the broker has refused another relay since it was read: one that took over from
+    this one, which stood still. That other does not look for long at what the refusal held up."""
+    rest = delete(outbox).where(outbox.c.seq.in_(seqs)).returning(outbox.c.key)
+    keys = {key for key in await connection.scalars(rest) if key is not None}
+    await hold_next(connection, keys, "what came before it was refused")
+
+
+async def hold_next(connection: AsyncConnection, keys: Collection[str], why: str) -> None:
+    """Have the first row of each of these keys hold the others until it is gone, as if it had been
+    refused: what held them is gone, and relays, which do not look for long where they are, would
+    publish what is new of their keys before."""
+    waits = outbox.c.due_at.is_(None) & (outbox.c.attempts == 0)
+    nexts = select(func.min(outbox.c.seq)).where(outbox.c.key.in_(keys), waits)
+    first = list(await connection.scalars(nexts.group_by(outbox.c.key)))
+    if first:
+        held = update(outbox).where(outbox.c.seq.in_(first))
+        await connection.execute(held.values(attempts=1, due_at=database_now(), last_error=why))
 
 
 async def mark_refused(

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, case, delete, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from eventmesh.persistence.outbox import hold_next
 from eventmesh.persistence.tables import outbox
 from eventmesh.persistence.types import refused_key
 from eventmesh.wire.envelope import Envelope
@@ -26,7 +27,10 @@ again soon. Held: by a refused or parked message of its key. Parked: until someb
 
 _AT_ONCE = 1000  # rows in one statement
 
+_SKIPPED = "what came before it was skipped"
+
 Where = ColumnElement[bool]
+_Each = TypeVar("_Each")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,10 @@ async def listed(
 
 async def found(connection: AsyncConnection, now: datetime, ids: Collection[str]) -> list[Waiting]:
     """The messages with these ids that are in the outbox, with their data, the oldest first."""
-    return await _read(connection, now, [outbox.c.id.in_(ids)], None, data=True)
+    waiting = []
+    for part in _parts(ids):
+        waiting += await _read(connection, now, [outbox.c.id.in_(part)], None, data=True)
+    return sorted(waiting, key=lambda each: each.seq)
 
 
 async def retry(
@@ -120,9 +127,9 @@ async def retry(
 ) -> list[str]:
     """Make parked messages due at once, in their old order, as if they had been refused once;
     returns their ids. Of these ids or this key, or else all."""
-    where: list[Where] = [outbox.c.id.in_(ids)] if ids is not None else []
-    where += [outbox.c.key == key] if key is not None else []
-    rows = await _lock(connection, where)
+    where: list[Where] = [] if key is None else [outbox.c.key == key]
+    those = [where] if ids is None else [[*where, outbox.c.id.in_(part)] for part in _parts(ids)]
+    rows = sorted([row for each in those for row in await _lock(connection, each)])
     for seqs in _parts([seq for seq, _ in rows]):
         again = update(outbox).where(outbox.c.seq.in_(seqs))
         # Not as if never refused: what is behind one waits until it is gone. And due from now on,
@@ -134,9 +141,12 @@ async def retry(
 async def skip(connection: AsyncConnection, seqs: Collection[int]) -> list[int]:
     """Delete those of these rows that are parked, so that what is behind them flows; returns their
     numbers."""
-    gone = [seq for seq, _ in await _lock(connection, [outbox.c.seq.in_(seqs)])]
+    those = [[outbox.c.seq.in_(part)] for part in _parts(sorted(seqs))]
+    gone = [seq for each in those for seq, _ in await _lock(connection, each)]
     for part in _parts(gone):
-        await connection.execute(delete(outbox).where(outbox.c.seq.in_(part)))
+        deleted = delete(outbox).where(outbox.c.seq.in_(part)).returning(outbox.c.key)
+        keys = {key for key in await connection.scalars(deleted) if key is not None}
+        await hold_next(connection, keys, _SKIPPED)
     return gone
 
 
@@ -204,5 +214,7 @@ def _state(now: datetime) -> ColumnElement[str]:
     )
 
 
-def _parts(seqs: Sequence[int]) -> list[Sequence[int]]:
-    return [seqs[begin : begin + _AT_ONCE] for begin in range(0, len(seqs), _AT_ONCE)]
+def _parts(these: Collection[_Each]) -> list[list[_Each]]:
+    """As many as one statement takes."""
+    rest = list(these)
+    return [rest[begin : begin + _AT_ONCE] for begin in range(0, len(rest), _AT_ONCE)]

@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic_core import to_json
-from sqlalchemy import DateTime, Integer, LargeBinary, SmallInteger, String, bindparam, text
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    String,
+    bindparam,
+    text,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
@@ -46,6 +55,17 @@ TAKE_TURNS = text("SELECT pg_advisory_xact_lock(:space, key) FROM unnest(:keys) 
 )
 """Wait for every other transaction that has taken one of these turns; hold them to the end."""
 
+WRITERS = text(
+    """
+    SELECT virtualtransaction FROM pg_locks
+    WHERE locktype = 'relation' AND relation = 'eventmesh_outbox'::regclass
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND mode = 'RowExclusiveLock' AND granted
+    """
+)
+"""The transactions that have written into the outbox and go on, those prepared for a second phase
+among them."""
+
 _STORED: Mapping[str, TypeEngine[Any]] = {
     "id": String(),
     "name": String(),
@@ -68,6 +88,15 @@ STORE = text(
     """.replace("::", r"\:\:")  # noqa: S608  # constants
 ).bindparams(*(bindparam(name, type_=ARRAY(kind)) for name, kind in _STORED.items()))
 """Put messages into the outbox, in their order."""
+
+
+FORGET = text(
+    "DELETE FROM eventmesh_outbox WHERE seq = ANY(:seqs) AND attempts = :attempts"
+).bindparams(
+    bindparam("seqs", type_=ARRAY(BigInteger())),
+    bindparam("attempts", type_=Integer()),
+)
+"""Delete these rows from the outbox if so often they were refused."""
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -7,13 +7,16 @@ import asyncio
 from typing import Any, NoReturn
 
 from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 
 from eventmesh.errors import UsageError
-from eventmesh.persistence import mariadb
+from eventmesh.persistence import ending, mariadb
 
 _STILL_GOOD = text("SELECT 1")
+_GUARD = "eventmesh_guard"
+"""Where a session keeps the guard of the one transaction that it has."""
 
 
 class TransactionSession(AsyncSession):
@@ -36,6 +39,14 @@ class TransactionSession(AsyncSession):
         """UsageError: the transaction is not the caller's alone."""
         self._refuse("close")
 
+    async def reset(self) -> NoReturn:
+        """UsageError: the transaction is not the caller's alone."""
+        self._refuse("reset")
+
+    async def invalidate(self) -> NoReturn:
+        """UsageError: the transaction is not the caller's alone."""
+        self._refuse("invalidate")
+
     async def finish(self, *, proved: bool) -> None:
         """Commit for good. Unless a statement has just `proved` it, ask first whether the
         transaction is still good: PostgreSQL answers COMMIT with a silent rollback after an error
@@ -44,11 +55,19 @@ class TransactionSession(AsyncSession):
             await mariadb.prove(self)
         elif not proved:
             await self.execute(_STILL_GOOD)
+        if guard := self.sync_session.info.get(_GUARD):  # none where no statement was executed
+            guard.finishing = True
         await super().commit()
+        self.sync_session.info.pop(_GUARD, None)  # it may be read from
 
     async def end(self) -> None:
-        """Close for good; what was not committed is rolled back."""
-        await asyncio.shield(super().close())
+        """Close for good; what was not committed is rolled back. Raises nothing for a connection on
+        which that fails: the database rolls back when it ends, and why the session ends tells more.
+        """
+        try:
+            await asyncio.shield(super().close())
+        except DBAPIError:
+            await asyncio.shield(super().invalidate())
 
     def _refuse(self, what: str) -> NoReturn:
         raise UsageError(
@@ -59,8 +78,14 @@ class TransactionSession(AsyncSession):
 
 
 @event.listens_for(TransactionSession.sync_session_class, "after_begin")
-def _begin(_session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    if connection.dialect.name == mariadb.NAME and not transaction.nested:
+def _begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    if transaction.nested:
+        return
+    if _GUARD in session.info:
+        raise ending.ended("ended the transaction and went on")
+    session.info[_GUARD] = ending.Guard()
+    ending.keep(connection, session.info[_GUARD])
+    if connection.dialect.name == mariadb.NAME:
         mariadb.begin(connection)
 
 

@@ -53,6 +53,11 @@ class Transaction:
         self.sender = sender
         self._cause = cause
         self._savepoints: Savepoints[int] | None = None
+        self._ended = False
+
+    def end(self) -> None:
+        """Take no more messages: nobody would store them."""
+        self._ended = True
 
     def publish(self, event: Event, *, delay: Duration = 0) -> None:
         """Publish an event of this service, after `delay` at the earliest.
@@ -96,7 +101,12 @@ class Transaction:
         self.keep(Outgoing(envelope, seconds(delay)))
 
     def keep(self, message: Outgoing) -> None:
-        """Take a message into the buffer."""
+        """Take a message into the buffer; UsageError once the transaction has ended."""
+        if self._ended:
+            raise UsageError(
+                f"{message.envelope.name} was published with a transaction that has ended: publish "
+                f"before the handler returns, or inside `async with service.transaction() as tx:`."
+            )
         if self.session.in_nested_transaction():
             session = self.session.sync_session
             if self._savepoints is None:

@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from eventmesh.contracts.message import Message
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.persistence import inbox, starts
-from eventmesh.persistence.database import AsyncSession, connection_lost
+from eventmesh.persistence.database import AsyncSession, connection_cut, connection_lost
 from eventmesh.persistence.transaction import Outgoing, Transaction
 from eventmesh.runtime.cancellation import leaks_caught
 from eventmesh.runtime.delivery import read
@@ -38,6 +38,10 @@ innocent: RabbitMQ counts what a consumer that left had fetched, and the first c
 
 CALM = 10
 """Messages handed out for the first time, in a row, after which nobody is suspected any more."""
+
+MOST_LOSSES = 5
+"""How often in a row the database may be lost while a message is handled, until that counts as a
+failure: more often than a network is cut by chance."""
 
 Settlement = tuple[Delivery, Outcome]
 _Readable = tuple[Delivery, Message]
@@ -62,12 +66,16 @@ class GroupRunner:
         """
         self._calm = 0
         self._size = 1
+        # Without the statements that a group shares: where these are slow, large groups are best.
+        self._handlers_took = 0.0
         self._failures = 0
+        self._answered = False
+        self._losses = ("", 0)
         self._log = DeliveryLog(service.name, handler.subscription.name)
 
     @property
     def size(self) -> int:
-        """How many deliveries to take next: doubled by success in time, 1 after a failure."""
+        """How many deliveries to take next: grown by success in time, 1 after a failure."""
         return 1 if self.careful else self._size
 
     async def run(
@@ -82,6 +90,7 @@ class GroupRunner:
             self._log.careful()
             return []
         began_at, failures = self._clock.monotonic(), self._failures
+        self._handlers_took = 0.0
         HANDLING.set(self._service.name if self.handler.transactional else "")
         with self._log.batch():
             settlements, readable = await self._read(deliveries)
@@ -90,7 +99,9 @@ class GroupRunner:
             else:
                 await self._run_plainly(readable, settlements, stopping)
         if self._failures == failures:
-            took, settings = self._clock.monotonic() - began_at, self._settings
+            shared = self.handler.transactional and not self.handler.isolated
+            took = self._handlers_took if shared else self._clock.monotonic() - began_at
+            settings = self._settings
             self._size = next_size(
                 self._size, len(deliveries), took, settings.group_size, settings.group_time
             )
@@ -176,14 +187,18 @@ class GroupRunner:
         begun = 0
         while begun < len(readable) and not stopping():
             group = next_group(readable[begun:], 1 if self.handler.isolated else self._size)
+            self._answered = False
             try:
                 if is_suspect(group[0][0]) and (dead := await self._try_suspect(group[0][0])):
                     settlements.append(self._settle(group[0][0], dead))
                     begun += 1
                     continue
                 handled = await self._run_group(group)
-            except Unreachable:
-                raise
+            except Unreachable as error:
+                if not self._loses_the_database(group, error):
+                    raise
+                settlements.append(self._fail(group[0][0], error))
+                begun += 1
             except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
                 self._failures += 1
                 self._size = 1
@@ -192,9 +207,10 @@ class GroupRunner:
                         await self._forget_suspect(group[0][0])
                     settlements.append(self._fail(group[0][0], error))
                     begun += 1
-                continue
-            settlements.extend(self._settle(delivery, DONE) for delivery, _ in group[:handled])
-            begun += handled
+            else:
+                done = [delivery for delivery, _ in group[:handled]]
+                settlements.extend(self._settle(delivery, DONE) for delivery in done)
+                begun += handled
 
     async def _run_group(self, group: Sequence[_Readable]) -> int:
         """Handle and commit the first of these in one transaction; returns how many.
@@ -207,16 +223,36 @@ class GroupRunner:
                 ids = [delivery.envelope.unique_id for delivery, _ in group]
                 name, now = self.handler.subscription.name, self._clock.now()
                 fresh = await inbox.claim(session, name, ids, now)
+            self._answered = True
             outgoing: list[Outgoing] = []
+            began_at = self._clock.monotonic()
             handled = await self._handle_all(session, group, ids, fresh, outgoing)
             async with self._in_time():
                 with database.translated():
+                    proved = await self._service.flush(session)
+                    self._handlers_took += self._clock.monotonic() - began_at
                     if handled < len(group):
                         await inbox.unclaim(session, name, sorted(fresh))
                     if is_suspect(group[0][0]):
                         await starts.forget(session, *self._starts_key(group[0][0]))
-                    await self._service.commit(session, outgoing)
+                    await self._service.commit(session, outgoing, proved=proved)
         return handled
+
+    def _loses_the_database(self, group: Sequence[_Readable], error: Unreachable) -> bool:
+        """Whether the connection, which had answered before, was cut while this message was handled
+        alone, and that again and again: then it is what the database ends connections for, or what
+        brings it down, and the policy decides, rather than that it stands in the way for ever.
+        A database that lives and declines, as with a full disk, is waited for."""
+        if not (self._answered and connection_cut(error.__cause__)):
+            return False
+        self._failures += 1
+        self._size = 1
+        if len(group) > 1:
+            return False
+        message_id = group[0][0].envelope.unique_id
+        before = self._losses[1] if self._losses[0] == message_id else 0
+        self._losses = (message_id, before + 1)
+        return before + 1 >= MOST_LOSSES
 
     async def _try_suspect(self, delivery: Delivery) -> Dead | None:
         """Note, in a transaction of its own, that its handling begins; Dead when too often."""
@@ -265,6 +301,7 @@ class GroupRunner:
             transaction = Transaction(session, sender, cause=envelope)
             for result in _messages(await self._call(delivery, message, transaction)):
                 transaction.add(result)
+            transaction.end()
             outgoing.extend(transaction.outgoing)
         return len(group)
 
@@ -343,10 +380,12 @@ def next_group(readable: Sequence[_Readable], size: int) -> Sequence[_Readable]:
 
 
 def next_size(size: int, taken: int, took: float, most: int, time: float) -> int:
-    """How many deliveries to take after a batch without failure: fewer when it took too long, more
-    when it was full and in time."""
+    """How many deliveries to take after a batch of `taken` without failure that `took` so many
+    seconds: as many as fit into `time`, but at least half as many as before and at most twice as
+    many, and more only when the batch was full."""
+    fitting = int(min(taken * time / took, most)) if took else most
     if took > time:
-        return max(size // 2, 1)
+        return max(min(fitting, size), size // 2, 1)
     if taken >= size:
-        return min(size * 2, most)
+        return min(max(fitting, size), size * 2, most)
     return size

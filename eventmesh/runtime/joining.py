@@ -15,6 +15,14 @@ one, which publishes with its own sessions (the `bank` is that of the README):
             service.join(session).publish(Deposited(owner=owner, balance=0))
 
 Without `service.relay()`, a worker of the service relays what the application has committed.
+
+The engine is the application's own, for the database of the service, EVENTMESH_BANK_DATABASE_URL:
+`postgresql+asyncpg://…` or `mariadb+asyncmy://…` where that is not the file of the example, and its
+tables are made by `eventmesh db upgrade bank`. A session that comes from elsewhere is joined before
+its first statement, and anew in each of its transactions; if it comes from a dependency of FastAPI
+that commits, write `Depends(…, scope="function")`, or that happens after an answer that says all is
+well. A plain `Session`, of a handler that runs in a thread, is joined in the same way. What is
+published shares the fate of what is added: without a commit, nothing comes of either.
 """
 
 from __future__ import annotations
@@ -29,6 +37,7 @@ import structlog
 from eventmesh.contracts.drift import refuse_drift
 from eventmesh.errors import Unreachable
 from eventmesh.runtime.backoff import Reconnect
+from eventmesh.runtime.purger import check_window
 from eventmesh.runtime.relay import Relay
 from eventmesh.transports.factory import make_transport, open_transport
 
@@ -46,6 +55,7 @@ async def relaying(service: Service) -> AsyncIterator[None]:
     """
     settings = service.settings
     refuse_drift(service.registry.owned(), settings.schemas)
+    check_window(service.handlers.values(), settings)  # for it purges, too
     make_transport(settings.broker_url, service.clock, settings.transport_options)  # can it be?
     stop = asyncio.Event()
     async with service:

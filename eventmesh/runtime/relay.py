@@ -8,24 +8,26 @@ subscribers passes over, but none is deleted before the broker has confirmed it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import structlog
 
 from eventmesh.clock import Clock
-from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
-from eventmesh.persistence import leases, notify, outbox
+from eventmesh.errors import Unreachable
+from eventmesh.persistence import notify, outbox
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.outbox import NOTHING, OutboxRow, Refusal, Seen
+from eventmesh.persistence.outbox import NOTHING, OutboxRow, Refusal
 from eventmesh.persistence.tables import BUCKETS
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import Leaked, leaks_caught
+from eventmesh.runtime.dispatch import dispatch
 from eventmesh.runtime.horizon import Horizon
 from eventmesh.runtime.purger import Purger
 from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.tenure import Tenure
 from eventmesh.runtime.vitals import RelayVitals
 from eventmesh.transports.base import Transport
 
@@ -43,16 +45,19 @@ SWEEP_EVERY = 1.0
 
 _SWEEP_SHARE = 20  # they take one part in this many of the time, at the most
 
-_SHORTEST_POLL, _LONGEST_POLL = 0.01, 0.5  # seconds
+_SHORTEST_POLL, _LONGEST_POLL = 0.01, 0.5  # seconds, the second where others tell of their commits
 
 
-@dataclass(slots=True)
-class _Sent:
-    """What became of a round's messages. After a loss, the others may be on the broker or not."""
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a look found, when it began, and how far it has seen: up to this number only, unless it
+    saw all that there is, due until then. `writers` were writing after it, if that was asked."""
 
-    confirmed: list[int] = field(default_factory=list)
-    refused: list[Refusal] = field(default_factory=list)
-    lost: Unreachable | None = None
+    rows: Sequence[OutboxRow]
+    began_at: float
+    seq: int
+    due_at: datetime | None
+    writers: Collection[str] | None
 
 
 class Relay:
@@ -70,7 +75,6 @@ class Relay:
     ) -> None:
         """With the settings for `purging`, it also clears away what is too old, where it has the
         first bucket."""
-        self.owner = clock.new_id()
         self.vitals = RelayVitals(service)
         self._database = database
         self._transport = transport
@@ -79,15 +83,14 @@ class Relay:
         self._purger = (
             None
             if purging is None
-            else Purger(database, clock, purging, lambda: 0 in self._buckets)
+            else Purger(database, clock, purging, lambda: 0 in self.tenure.buckets)
         )
-        self._buckets: frozenset[int] = frozenset()
+        self.tenure = Tenure(database, clock, lease_time)
         self._horizon = Horizon()
-        self._missed: Sequence[OutboxRow] = ()
-        self._sweep_now = asyncio.Event()
-        self._renew_at = 0.0
-        self._valid_until = 0.0
+        self._publishing = False
         self._poll = _SHORTEST_POLL
+        self._told = False  # of what other processes commit
+        self._saw_all = False  # in the last round
         self._wanted = asyncio.Event()
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.relay").bind(
             service=service
@@ -100,7 +103,9 @@ class Relay:
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until `stop`, then what is left, and give up the leases."""
         async with asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(each) for each in (self._listen(), self._sweep())]
+            beside = [
+                tasks.create_task(each) for each in (self._listen(), self._sweep(), self._hold())
+            ]
             if self._purger is not None:
                 beside.append(tasks.create_task(self._purger.run()))
             await self._work(stop)
@@ -113,13 +118,15 @@ class Relay:
         while not stop.is_set():
             try:
                 with leaks_caught():
-                    if not await self.round():
+                    await self.round()
+                    if self._saw_all:
                         await self._idle(stop)
                 reconnect.succeeded()
                 self.vitals.trouble = ""
             except (Unreachable, Leaked) as error:
                 self.vitals.trouble = str(error)
                 self._log.warning("relay waits", error=str(error))
+                self._horizon.forget()  # a server that took over may not know what we have seen
                 await reconnect.wait()
 
     async def _listen(self) -> None:
@@ -128,8 +135,9 @@ class Relay:
         while self._database.is_postgresql:
             try:
                 with leaks_caught():
-                    await notify.listen(self._database, self.wake)
+                    await notify.listen(self._database, self._hear)
             except (Unreachable, Leaked):  # which the relay itself tells of, too
+                self._told = False
                 await reconnect.wait()
             else:
                 self._log.warning(
@@ -138,14 +146,17 @@ class Relay:
                 )
                 return
 
+    def _hear(self) -> None:
+        self._told = True
+        self.wake()
+
     async def _finish(self) -> None:
         """Relay what is left, for a bounded time: others may be adding all the while."""
         until = self._clock.monotonic() + self._lease_time
         try:
             while self._clock.monotonic() < until and await self.round():
                 pass
-            async with self._database.connection() as connection:
-                await leases.release(connection, self.owner)
+            await self.tenure.release()
         except Unreachable as error:
             # Nothing is lost: the rows stay, and the leases end by themselves.
             self._log.warning("relay stops without its last round", error=str(error))
@@ -153,105 +164,87 @@ class Relay:
     async def round(self) -> int:
         """Relay one batch; returns how many messages the broker has confirmed."""
         self._wanted.clear()
-        await self._keep_leases()
-        if not self._buckets:
+        self._saw_all = True
+        await self._renew()
+        if not self.tenure.buckets:
             return 0
-        if self._missed:
-            try:
-                return await self._bring(self._missed)
-            finally:
-                self._missed = ()
-        rows, seen = await self._look()
-        if not rows or (confirmed := await self._bring(rows)) == len(rows):
-            self._horizon.seen(self._clock.monotonic(), seen)
-            return len(rows)
-        self._horizon.stay()
-        return confirmed
+        look = await self._look()
+        if look.rows:
+            self._saw_all = look.due_at is not None
+            self._poll = _LONGEST_POLL if self._told else _SHORTEST_POLL
+        confirmed = await self._bring(look.rows) if look.rows else frozenset[int]()
+        if len(confirmed) == len(look.rows):
+            self._see(look)
+        else:
+            self._horizon.stay()
+            self._poll = _SHORTEST_POLL  # for what is held now
+        if any(row.attempts for row in look.rows if row.seq in confirmed):
+            self._horizon.forget()  # a key was set free, and what follows may be anywhere
+            self._saw_all = False
+        return len(confirmed)
 
-    async def _look(self) -> tuple[Sequence[OutboxRow], Seen]:
-        """Rows to relay, and what will have been seen when they are."""
-        now, beyond = self._clock.now(), self._horizon.beyond(self._clock.monotonic())
+    async def _renew(self) -> None:
+        if await self.tenure.renew():
+            self._database.doorbell.quiet = len(self.tenure.buckets) == BUCKETS
+            self._horizon.forget()
+
+    async def _look(self) -> _Look:
+        began_at, now, beyond = self._clock.monotonic(), self._clock.now(), self._horizon.beyond
+        writers: Collection[str] | None = None
         async with self._database.queue(reads=True) as connection:
-            waiting = await outbox.due(connection, self._buckets, now, BATCH, beyond)
+            waiting = await outbox.due(connection, self.tenure.buckets, now, BATCH, beyond)
             newest = 0 if waiting else await outbox.newest(connection, beyond)
+            if self._horizon.wants_mark(began_at):
+                writers = await outbox.writers(connection)
         rows = within_bytes(waiting, BATCH_BYTES)
         all_due = len(rows) < BATCH and len(rows) == len(waiting)
-        return rows, Seen(rows[-1].seq if rows else newest, now if all_due else beyond.due_at)
+        seq = rows[-1].seq if rows else newest
+        return _Look(rows, began_at, seq, now if all_due else None, writers)
 
-    async def _bring(self, rows: Sequence[OutboxRow]) -> int:
-        """Publish these rows and forget what the broker has; returns how many it has."""
-        sent = await self._publish(rows)
+    def _see(self, look: _Look) -> None:
+        """All that a look has found is relayed."""
+        self._horizon.seen(look.began_at, look.seq, look.due_at)
+        if look.writers is not None:
+            self._horizon.mark(self._clock.monotonic(), look.seq, look.due_at, look.writers)
+
+    async def _bring(self, rows: Sequence[OutboxRow]) -> frozenset[int]:
+        """Publish these rows and forget what the broker has; returns the numbers of those."""
+        self._publishing = True
+        try:
+            sent = await dispatch(self._transport, rows, lambda: self.tenure.valid)
+        finally:
+            self._publishing = False
+        refused = [self._refusal(row, reason) for row, reason in sent.refused]
         async with self._database.queue() as connection:
             await outbox.delete_confirmed(connection, sent.confirmed)
-            await outbox.mark_refused(connection, sent.refused, PARK_AFTER)
+            await outbox.mark_refused(connection, refused, PARK_AFTER)
         self.vitals.relayed += len(sent.confirmed)
         self.vitals.refused += len(sent.refused)
-        if any(row.attempts for row in rows):
-            self._sweep_now.set()  # a key may have been set free
         if sent.lost is not None:
             self._horizon.stay()
             raise sent.lost
-        return len(sent.confirmed)
+        return frozenset(row.seq for row in sent.confirmed)
 
     async def _sweep(self) -> None:
-        """Look, now and then, at what the rounds leave out: for what was committed very late, and
-        for what was held back. It may take long, so that the rounds do not wait for it."""
+        """Look, now and then, whether there is anything where the rounds do not look any more: what
+        was committed very late, or restored. It may take long, so that they do not wait for it."""
         pause = SWEEP_EVERY
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._sweep_now.wait()
-            self._sweep_now.clear()
+            await self._clock.sleep(pause)
             began = self._clock.monotonic()
             with suppress(Unreachable, Leaked), leaks_caught():  # the rounds will tell of it
                 await self._sweep_once()
             pause = max(SWEEP_EVERY, _SWEEP_SHARE * (self._clock.monotonic() - began))
 
     async def _sweep_once(self) -> None:
-        age, buckets = self._horizon.age, self._buckets
-        seen = self._horizon.beyond(self._clock.monotonic())
-        if self._missed or seen == NOTHING:
+        seen = self._horizon.beyond
+        if seen == NOTHING:
             return
         async with self._database.queue(reads=True) as connection:
-            rows = await outbox.due(
-                connection, buckets, self._clock.now(), BATCH, seen, behind=True
-            )
-        if age == self._horizon.age and rows:  # else the next round looks at everything
-            self._missed = within_bytes(rows, BATCH_BYTES)
-            self.wake()
-
-    async def _publish(self, rows: Sequence[OutboxRow]) -> _Sent:
-        """Publish in waves, until the broker is lost; a key whose message was refused is not sent
-        on in this round."""
-        sent = _Sent()
-        held_keys: set[str] = set()
-        for wave in [rows] if self._transport.atomic_batches else waves(rows):
-            if sent.lost is not None or self._clock.monotonic() >= self._valid_until:
-                break  # another relay may have these buckets by now
-            sendable = [row for row in wave if row.envelope.key not in held_keys]
-            await self._publish_wave(sendable, sent, held_keys)
-        return sent
-
-    async def _publish_wave(
-        self, rows: Sequence[OutboxRow], sent: _Sent, held_keys: set[str]
-    ) -> None:
-        """Publish these at once, and enter what became of them."""
-        reasons: Mapping[str, str] = {}
-        try:
-            await self._transport.publish([row.envelope for row in rows])
-        except PublishError as error:
-            reasons = error.refused
-        except PublishInterrupted as error:
-            sent.lost, rows = error, [row for row in rows if row.envelope.id in error.confirmed]
-        except Unreachable as error:
-            sent.lost, rows = error, []
-        for row in rows:
-            if row.envelope.id not in reasons:
-                sent.confirmed.append(row.seq)
-                continue
-            sent.refused.append(self._refusal(row, reasons[row.envelope.id]))
-            if row.envelope.key is not None:
-                held_keys.add(row.envelope.key)
+            now = self._clock.now()
+            if await outbox.due(connection, self.tenure.buckets, now, 1, seen, behind=True):
+                self._horizon.forget()
+                self.wake()
 
     def _refusal(self, row: OutboxRow, reason: str) -> Refusal:
         attempt = row.attempts + 1
@@ -266,32 +259,24 @@ class Relay:
         )
         return Refusal(row.seq, reason, self._clock.now() + timedelta(seconds=hold_time(attempt)))
 
-    async def _keep_leases(self) -> None:
-        now = self._clock.monotonic()
-        if now < self._renew_at:
-            return
-        async with self._database.connection() as connection:
-            buckets = await leases.renew(connection, self.owner, self._lease_time)
-        if buckets != self._buckets:
-            self._buckets = buckets
-            self._database.doorbell.quiet = len(buckets) == BUCKETS
-            self._horizon.forget()
-            self._missed = ()
-        # Counted from before the renewal, and ended early: another's clock may run faster.
-        self._valid_until = now + self._lease_time * 0.8
-        self._renew_at = now + self._lease_time / 2
+    async def _hold(self) -> None:
+        """Extend the leases while a batch is on its way to a slow broker: else another relay would
+        publish it, too."""
+        while True:
+            await self._clock.sleep(self._lease_time / 8)
+            if self._publishing and self.tenure.overdue:
+                with suppress(Unreachable, Leaked), leaks_caught():  # the rounds will tell of it
+                    await self.tenure.extend()
 
     async def _idle(self, stop: asyncio.Event) -> None:
         """Wait for a commit of this process, or for the next look at what others committed."""
         waits = [asyncio.ensure_future(event.wait()) for event in (self._wanted, stop)]
         try:
-            done, _ = await asyncio.wait(
-                waits, timeout=self._poll, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait(waits, timeout=self._poll, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
-        self._poll = _SHORTEST_POLL if done else min(self._poll * 2, _LONGEST_POLL)
+        self._poll = min(self._poll * 2, _LONGEST_POLL)
 
 
 def hold_time(attempts: int) -> float:
@@ -309,21 +294,3 @@ def within_bytes(rows: Sequence[OutboxRow], most: int) -> Sequence[OutboxRow]:
         if number and total > most:
             return rows[:number]
     return rows
-
-
-def waves(rows: Iterable[OutboxRow]) -> list[list[OutboxRow]]:
-    """Rows in parts that may be sent one after another, none with two messages of one key.
-
-    So a message that is refused has nothing of its key sent before it, whatever else is in flight.
-    """
-    parts: list[list[OutboxRow]] = []
-    next_part: dict[str, int] = {}
-    for row in rows:
-        key = row.envelope.key
-        part = 0 if key is None else next_part.get(key, 0)
-        if key is not None:
-            next_part[key] = part + 1
-        if part == len(parts):
-            parts.append([])
-        parts[part].append(row)
-    return parts

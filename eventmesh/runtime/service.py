@@ -213,19 +213,31 @@ class Service:
         database = await self.database()
         async with database.session() as session:
             transaction = Transaction(session, self.sender())
-            yield transaction
+            try:
+                yield transaction
+                with database.translated():
+                    proved = await self.flush(session)
+            finally:
+                transaction.end()
             with database.translated():
-                await self.commit(session, transaction.outgoing)
+                await self.commit(session, transaction.outgoing, proved=proved)
 
-    async def commit(self, session: TransactionSession, outgoing: Sequence[Outgoing]) -> None:
-        """Commit a session with these messages: state first, the outbox in one statement last."""
-        # An insert or a delete that the database has taken proves that the transaction is good.
-        proved = bool(outgoing) or bool(session.new) or bool(session.deleted)
+    async def flush(self, session: TransactionSession) -> bool:
+        """Write what the session holds; returns whether that has proved that the transaction is
+        good, as an insert or a delete does that the database has taken."""
+        proves = bool(session.new) or bool(session.deleted)
         await session.flush()
+        return proves
+
+    async def commit(
+        self, session: TransactionSession, outgoing: Sequence[Outgoing], *, proved: bool
+    ) -> None:
+        """Commit a flushed session with these messages: the outbox last, in one statement.
+        Give what `flush` returned."""
         if self.ordered_outbox:
             await outbox.take_turns(session, outgoing)
         await outbox.store(session, outgoing, self.clock.now())
-        await session.finish(proved=proved)
+        await session.finish(proved=proved or bool(outgoing))
         if outgoing:
             self.committed()
 

@@ -73,7 +73,8 @@ class Settings(BaseSettings):
     inbox_window: Seconds = 7 * 86_400.0
     """How long a message that took effect is remembered: longer than any copy of it may still be on
     its way, in a retry or in a queue that nobody reads, or it would take effect again. A dead
-    letter that is replayed later than this counts as new."""
+    letter that is replayed later than this counts as new. The same for all processes of a service,
+    and for services that share a database: any of them clears it for all."""
 
     saga_window: Seconds = 30 * 86_400.0
     """How long a saga that has ended is kept."""

@@ -68,22 +68,25 @@ def test_every_command_has_help(project: Project) -> None:
     assert not (project.root / ".eventmesh").exists()
 
 
+SMALLEST = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
+"""A program on the same library that can do nothing."""
+
+
 def cpu_seconds(*arguments: str) -> float:
-    """CPU time, which unlike wall time does not depend on what else the machine does."""
+    """CPU time of Python, which depends less on what else the machine does than wall time."""
     null = (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
     pid = os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-m", "eventmesh", *arguments],
-        os.environ,
-        file_actions=[null],
+        sys.executable, [sys.executable, *arguments], os.environ, file_actions=[null]
     )
     _, status, usage = os.wait4(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     return usage.ru_utime + usage.ru_stime
 
 
-def test_help_takes_less_than_300_ms_of_cpu() -> None:
-    assert min(cpu_seconds("--help") for _ in range(5)) < 0.3
+def test_help_takes_less_than_twice_the_cpu_of_a_program_that_can_do_nothing() -> None:
+    runs = range(5)
+    smallest = min(cpu_seconds("-c", SMALLEST, "--help") for _ in runs)
+    assert min(cpu_seconds("-m", "eventmesh", "--help") for _ in runs) < 2 * smallest
 
 
 WRONG = {
@@ -197,7 +200,7 @@ def test_dev_starts_again_when_code_changes(bank: Project, wait_until: Callable[
     for _ in range(10):  # a change before it watches is not seen
         bank.service()
         with suppress(AssertionError):
-            wait_until(lambda: running.events().count("worker is ready") == 2, "a reload", 3)
+            wait_until(lambda: running.events().count("worker is ready") == 2, "a reload", 20)
             began_to_watch = True
             break
     assert began_to_watch, running.err

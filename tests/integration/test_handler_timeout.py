@@ -3,85 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
-from sqlalchemy import Integer, select, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import text
 
-from eventmesh.clock import SystemClock
-from eventmesh.contracts.message import Command
-from eventmesh.persistence import migration
-from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.retry import Retry, constant
+from eventmesh.runtime.retry import Retry
 from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
-from eventmesh.runtime.worker import Worker
 from eventmesh.testing.proxy import proxy_before
 from eventmesh.transports.base import Subscription
-from eventmesh.transports.memory import MemoryTransport
-from eventmesh.wire.envelope import seal
-
-PATIENCE = 30.0
-SOON = Retry(attempts=3, backoff=constant("10ms"))
-
-
-class Base(DeclarativeBase): ...
-
-
-class Effect(Base):
-    __tablename__ = "effects"
-    number: Mapped[int] = mapped_column(Integer, primary_key=True)
-
-
-class Do(Command, name="shop.do", version=1):
-    number: int
-
-
-@asynccontextmanager
-async def worker(service: Service, url: str) -> AsyncIterator[MemoryTransport]:
-    """A worker of the service, its subscription declared."""
-    settings = Settings(database_urls={"shop": url})
-    transport = MemoryTransport(SystemClock())
-    stop = asyncio.Event()
-    running = Worker([service], transport, settings, SystemClock())
-    task = asyncio.ensure_future(running.run(stop))
-    await running.ready.wait()
-    try:
-        yield transport
-    finally:
-        stop.set()
-        await asyncio.wait_for(task, PATIENCE)
-
-
-async def send(transport: MemoryTransport, *numbers: int) -> None:
-    await transport.publish(
-        [seal(Do(number=number), source="t", clock=SystemClock()) for number in numbers]
-    )
-
-
-async def until_settled(transport: MemoryTransport) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            stats = await transport.stats(Subscription("shop.do", ("shop.do",)))
-            if not stats.ready and not stats.delayed and not stats.in_flight:
-                return
-            await asyncio.sleep(0.01)
-
-
-async def effects(url: str) -> list[int]:
-    database = Database(url, service="shop")
-    async with database.reading() as connection:
-        numbers = list(await connection.scalars(select(Effect.number).order_by(Effect.number)))
-    await database.close()
-    return numbers
-
-
-async def migrated(url: str) -> None:
-    database = Database(url, service="shop")
-    await migration.upgrade(database, Base.metadata)
-    await database.close()
+from tests.integration.one_handler import (
+    SOON,
+    Base,
+    Do,
+    Effect,
+    effects,
+    migrated,
+    send,
+    until_settled,
+    worker,
+)
 
 
 async def test_a_statement_that_takes_too_long_is_ended_and_only_its_message_is_tried_again(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,10 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Connection, event, func, select, text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 
-from eventmesh import Service, Settings, Transaction
+from eventmesh import Event, Service, Settings, Transaction
 from eventmesh.errors import Conflict, Unreachable, UsageError
 from eventmesh.persistence import inbox, migration, outbox, sagas, tables
 from eventmesh.persistence.database import Database
@@ -46,6 +53,12 @@ if TYPE_CHECKING:
 
 ALL = range(tables.BUCKETS)
 NOW = datetime(2026, 1, 1, 12, 30, 45, 123456, tzinfo=UTC)
+
+Sessions = async_sessionmaker[AsyncSession]
+
+
+class Bill(Event, name="bills.bill", version=1):
+    number: int
 
 
 @pytest.fixture
@@ -358,6 +371,138 @@ class TestRelay:
         for key in (f"k{number}" for number in range(7)):
             once = [e.data for e in broker.published[published:] if e.key == key]
             assert once == [b'{"number":%d,"key":"%b"}' % (n, key.encode()) for n in of_key(key)]
+
+
+class TestJoin:
+    """Beside what tests/integration/test_join.py promises of every database."""
+
+    @pytest.fixture
+    async def sessions(
+        self, mesh: Mesh, mariadb_url: str, database: Database
+    ) -> AsyncIterator[Sessions]:
+        """Of an application, which calls its database as many do."""
+        await make_spots(database)
+        mesh.service.publisher(Done)
+        url = make_url(mariadb_url).set(drivername="mysql+asyncmy")
+        engine = create_async_engine(url)
+        yield async_sessionmaker(engine)
+        await engine.dispose()
+
+    async def committed(self, database: Database) -> tuple[list[int], list[int]]:
+        """The effects and the messages that are there."""
+        async with database.reading() as connection:
+            numbers = await connection.scalars(select(Effect.number).order_by(Effect.id))
+            rows = await connection.scalars(
+                select(tables.outbox.c.data).order_by(tables.outbox.c.seq)
+            )
+            return list(numbers), [json.loads(data)["number"] for data in rows]
+
+    @pytest.mark.parametrize("left_open", [False, True])
+    @pytest.mark.parametrize("joined_late", [False, True])
+    async def test_a_deadlock_that_the_application_swallows_is_found_out_at_its_commit(
+        self,
+        mesh: Mesh,
+        database: Database,
+        sessions: Sessions,
+        joined_late: bool,
+        left_open: bool,
+    ) -> None:
+        """Else what came after it would be committed: half of the state, and all messages."""
+        async with sessions() as session:
+            if joined_late:
+                await session.execute(select(Effect))
+            tx = mesh.service.join(session)
+            tx.publish(Done(number=1))
+            session.add(Effect(number=1))
+            await session.flush()
+            async with rival_of(database, tx) as deadlock:
+                with suppress(DBAPIError):
+                    await deadlock()
+            if left_open:  # a savepoint, of the new transaction
+                await session.begin_nested()
+            session.add(Effect(number=2))
+            tx.publish(Done(number=2))
+            with pytest.raises(Conflict, match="deadlock"):
+                await session.commit()
+            await session.rollback()
+            assert await self.committed(database) == ([], [])
+            session.add(Effect(number=3))
+            mesh.service.join(session).publish(Done(number=3))
+            await session.commit()
+        assert await self.committed(database) == ([3], [3])
+
+    async def test_a_deadlock_in_a_savepoint_is_not_undone_with_that(
+        self, mesh: Mesh, database: Database, sessions: Sessions
+    ) -> None:
+        async with sessions() as session:
+            tx = mesh.service.join(session)
+            session.add(Effect(number=1))
+            tx.publish(Done(number=1))
+            with suppress(DBAPIError):
+                async with session.begin_nested(), rival_of(database, tx) as deadlock:
+                    await deadlock()
+            with pytest.raises((Conflict, DBAPIError, InvalidRequestError)):
+                await session.commit()
+            await session.rollback()
+        assert await self.committed(database) == ([], [])
+
+    async def test_a_lock_that_takes_too_long_undoes_its_statement_only(
+        self, mesh: Mesh, database: Database, sessions: Sessions
+    ) -> None:
+        async with sessions() as session, database.engine.connect() as rival:
+            tx = mesh.service.join(session)
+            await session.execute(text("SET SESSION innodb_lock_wait_timeout = 1"))
+            session.add(Effect(number=1))
+            tx.publish(Done(number=1))
+            await session.flush()
+            await rival.execute(text("UPDATE spots SET n = 1"))
+            with pytest.raises(DBAPIError, match="Lock wait timeout"):
+                await session.execute(text("UPDATE spots SET n = 2"))
+            await rival.rollback()
+            await session.commit()
+        assert await self.committed(database) == ([1], [1])
+
+    async def test_a_procedure_that_commits_is_found_out(
+        self, mesh: Mesh, database: Database, sessions: Sessions
+    ) -> None:
+        async with database.connection() as connection:
+            await connection.execute(text("CREATE PROCEDURE sly() COMMIT"))
+        async with sessions() as session:
+            mesh.service.join(session).publish(Done(number=1))
+            await session.execute(text("CALL sly()"))
+            with pytest.raises(Conflict, match="procedure that commits"):
+                await session.commit()
+        async with sessions() as session:
+            mesh.service.join(session)  # and publish nothing: it is nothing of ours
+            await session.execute(text("CALL sly()"))
+            await session.commit()
+        assert await self.committed(database) == ([], [])
+
+    async def test_savepoints_and_services_beside_each_other_are_no_conflict(
+        self, mesh: Mesh, mariadb_url: str, database: Database, sessions: Sessions
+    ) -> None:
+        other = Service("bills")
+        other.configure(Settings(database_urls={"bills": mariadb_url}))
+        other.publisher(Bill)
+        async with sessions() as session:
+            for number in range(2):
+                async with session.begin():
+                    await session.execute(select(Effect))
+                    early = await session.begin_nested()
+                    tx = mesh.service.join(session)
+                    await session.execute(select(Effect))
+                    await early.rollback()
+                    await session.begin_nested()
+                    tx.publish(Done(number=number))
+                    async with session.begin_nested():
+                        other.join(session).publish(Bill(number=number))
+                        session.add(Effect(number=number))
+                    failing = await session.begin_nested()
+                    tx.publish(Done(number=99))
+                    await session.execute(select(Effect))
+                    await failing.rollback()
+                    await session.execute(select(Effect))
+        assert await self.committed(database) == ([0, 1], [0, 0, 1, 1])
 
 
 class TestMigration:

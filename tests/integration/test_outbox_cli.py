@@ -31,10 +31,15 @@ from eventmesh.persistence.tables import outbox
 from eventmesh.runtime.relay import PARK_AFTER, Relay
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
-from tests.integration.conftest import until
+from tests.integration.conftest import BANK, until
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Project
+
+
+EVERYWHERE = pytest.mark.parametrize(
+    "database_url", ["sqlite", "postgres", "mariadb"], indirect=True
+)
 
 
 class Deposited(Event, name="bank.deposited", version=1, key="owner"):
@@ -211,6 +216,7 @@ class TestParking:
         await bank.relay.round()
         assert dict(await bank.listed()) == {"a1": "refused", "a2": "held", "c1": "delayed"}
 
+    @EVERYWHERE
     async def test_a_retried_key_goes_on_in_its_order(self, bank: Bank) -> None:
         await bank.publish("a1", "a2")
         bank.broker.refused = set(bank.ids.values())
@@ -284,7 +290,24 @@ class TestParking:
         async with bank.database.reading() as connection:
             assert await parked.parked_keys(connection, 10) == []
 
+    async def test_more_ids_than_a_statement_takes_are_found_and_retried(
+        self, bank_of_ours: Bank
+    ) -> None:
+        bank, now = bank_of_ours, bank_of_ours.clock.now()
+        await bank.publish("a1", "b1")
+        await bank.park_all()
+        unknown = [f"unknown-{number}" for number in range(40_000)]
+        asked = [bank.ids["b1"], *unknown, bank.ids["a1"]]
+        async with bank.database.connection() as connection:
+            rows = await parked.found(connection, now, asked)
+            assert bank.names([row.envelope for row in rows]) == ["a1", "b1"]
+            assert await parked.retry(connection, now, ids=asked) == [
+                bank.ids["a1"],
+                bank.ids["b1"],
+            ]
 
+
+@EVERYWHERE
 class TestBesideRelays:
     async def test_a_message_that_is_being_published_cannot_be_retried_or_skipped(
         self, bank_of_ours: Bank
@@ -360,6 +383,7 @@ class TestBesideRelays:
             assert numbers == sorted(numbers)
 
 
+@EVERYWHERE
 class TestCounting:
     async def test_names_states_and_keys(self, bank_of_ours: Bank) -> None:
         bank = bank_of_ours
@@ -396,7 +420,11 @@ async def shop(
 ) -> AsyncIterator[tuple[Project, Callable[..., Any]]]:
     """A project with the bank on each database, and a function that puts a message into its outbox
     as the relay would have left it."""
-    project.service()
+    sized = "mapped_column(String(255), primary_key"  # which MariaDB wants
+    text = BANK.replace("mapped_column(primary_key", sized)
+    project.service(
+        text.replace("import asyncio\n", "import asyncio\nfrom sqlalchemy import String\n")
+    )
     project.environment["EVENTMESH_BANK_DATABASE_URL"] = database_url
     project.run("db", "upgrade", "bank").succeeds()
     service = Service("bank")
@@ -422,6 +450,7 @@ async def shop(
     await service.close()
 
 
+@EVERYWHERE
 async def test_the_commands_show_and_decide(shop: tuple[Project, Any]) -> None:
     project, put = shop
     stuck, behind, second = await put("ada", 1, error="no\nroom"), await put("ada", 2), None
@@ -448,7 +477,9 @@ async def test_the_commands_show_and_decide(shop: tuple[Project, Any]) -> None:
         "bank.deposited: 1 held, 2 parked; refused 10 times",
         'key "ada": 1 held, 1 parked; refused 10 times',
     )
-    project.run("outbox", "retry", "bank", stuck).succeeds("1 message(s) to be retried")
+    partly = project.run("outbox", "retry", "bank", stuck, "none", "--json")
+    assert json.loads(partly.out) == [stuck]
+    partly.fails(2, "none")
     project.run("outbox", "retry", "bank", "--key", "bob").succeeds("1 message(s) to be retried")
     project.run("outbox", "retry", "bank", "--all").succeeds("0 message(s) to be retried")
     worker = project.worker()
@@ -463,6 +494,7 @@ async def test_the_commands_show_and_decide(shop: tuple[Project, Any]) -> None:
     worker.drain()
 
 
+@EVERYWHERE
 async def test_a_running_relay_notices_promptly(shop: tuple[Project, Any]) -> None:
     project, put = shop
     stuck = await put("ada", 1, error="no room")
@@ -475,7 +507,7 @@ async def test_a_running_relay_notices_promptly(shop: tuple[Project, Any]) -> No
     project.run("outbox", "retry", "bank", stuck).succeeds()
     retried_at = time.monotonic()
     worker.until_prints("ada has 0.02")
-    assert time.monotonic() - retried_at < 2.0
+    assert time.monotonic() - retried_at < 10.0
     assert worker.out.index("ada has 0.01") < worker.out.index("ada has 0.02")
     worker.drain()
 
@@ -553,6 +585,15 @@ async def test_what_is_not_there_is_said(shop: tuple[Project, Any]) -> None:
         (["retry", "bank", free, "--all"], ["--all"]),
     ):
         project.run("outbox", *command).fails(2, *words)
+    for command, words in (
+        (["list", "bank", "--limit", "99999999999999999999"], ["--limit"]),
+        (["list", "bank", "--key", "\udcff"], ["--key", "UTF-8"]),
+        (["retry", "bank", free, "\udcff"], ["[ID]", "UTF-8"]),
+        (["skip", "bank", "\udcff", "--yes"], ["ID", "UTF-8"]),
+    ):
+        ended = project.run("outbox", *command)
+        assert (ended.code, ended.out) == (2, ""), ended.said
+        assert all(word in ended.err for word in [*words, "--help"]), ended.err
     project.service('from eventmesh import Service\nservice = Service("quiet")\n', name="quiet")
     project.run("outbox", "stats", "quiet").fails(2, "has no outbox")
 

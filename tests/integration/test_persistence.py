@@ -224,7 +224,7 @@ class TestOutbox:
         await store(database, *map(message, range(3)))
         async with database.connection() as connection:
             rows = await outbox.due(connection, ALL, NOW, 2)
-            await outbox.delete_confirmed(connection, [row.seq for row in rows])
+            await outbox.delete_confirmed(connection, rows)
         assert await due(database) == ["m2"]
 
     async def test_a_refused_row_holds_its_key_until_it_is_gone_and_nobody_elses(

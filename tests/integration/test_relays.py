@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,7 +27,11 @@ from eventmesh.runtime.retry import Retry, constant
 from eventmesh.runtime.service import Service
 from eventmesh.runtime.settings import Settings
 from eventmesh.runtime.worker import Worker
+from eventmesh.transports.base import Subscription, Transport, TransportOptions
+from eventmesh.transports.factory import open_transport
 from eventmesh.transports.memory import MemoryTransport
+from eventmesh.transports.outcome import DONE
+from tests.conformance.refusing import refusing
 
 ALL = range(tables.BUCKETS)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -36,11 +42,16 @@ class Happened(Event, name="shop.happened", version=1, key="key"):
     key: str
 
 
+class Noted(Event, name="shop.noted", version=1, key="key"):
+    key: str
+
+
 def shop(url: str, *, ordered: bool = False) -> Service:
     """A service as each of its processes has it."""
     service = Service("shop", ordered_outbox=ordered)
     service.configure(Settings(database_urls={"shop": url}))
-    service.publisher(Happened)
+    for message in (Happened, Noted):
+        service.publisher(message)
     return service
 
 
@@ -63,11 +74,11 @@ class Broker(MemoryTransport):
 
 
 @asynccontextmanager
-async def relaying(url: str, broker: Broker) -> AsyncIterator[Database]:
+async def relaying(url: str, broker: Broker, lease_time: float = 30.0) -> AsyncIterator[Database]:
     """A relay in a process of its own, as far as the others can tell."""
     database = Database(url, service="shop")
     stop = asyncio.Event()
-    running = Relay("shop", database, broker, SystemClock(), lease_time=30.0)
+    running = Relay("shop", database, broker, SystemClock(), lease_time=lease_time)
     task = asyncio.ensure_future(running.run(stop))
     try:
         yield database
@@ -118,10 +129,48 @@ class TestBeingTold:
         async with relaying(migrated, broker), shop(migrated) as other:
             await publish(other, "before")
             await broker.until("before")
-            async with (await other.database()).reading() as connection:
-                assert list(await connection.scalars(cut)) == [True]
+            async with (
+                asyncio.timeout(PATIENCE),
+                (await other.database()).reading() as connection,
+            ):
+                while not (ended := list(await connection.scalars(cut))):  # noqa: ASYNC110  # of no event
+                    await asyncio.sleep(0.05)
+            assert ended == [True]
             await publish(other, "after")
             await broker.until("after")
+
+    @pytest.mark.usefixtures("seldom")
+    async def test_more_than_a_batch_is_relayed_without_being_told_of_it_again(
+        self, migrated: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(relay, "BATCH", 2)
+        broker = Broker()
+        async with shop(migrated) as other, other.transaction() as tx:
+            for number in range(20):
+                tx.publish(Happened(key=f"k{number}"))
+        async with relaying(migrated, broker):
+            await broker.until("k19")
+
+    async def test_a_relay_that_saw_all_there_is_looks_again_when_it_is_told(
+        self, migrated: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looks, due = 0, outbox.due
+
+        async def counted(*arguments: Any, **options: Any) -> list[outbox.OutboxRow]:
+            nonlocal looks
+            looks += 1
+            return await due(*arguments, **options)
+
+        monkeypatch.setattr(outbox, "due", counted)
+        broker, number = Broker(), 20
+        async with relaying(migrated, broker), shop(migrated) as other:
+            await publish(other, "first")
+            await broker.until("first")
+            looks = 0
+            for each in range(number):
+                await publish(other, f"k{each}")
+                await broker.until(f"k{each}")
+        assert looks < 1.5 * number  # some because it polls, too; it was two for each before
 
     async def test_many_commits_are_told_of_a_few_times(self, migrated: str) -> None:
         told = []
@@ -145,6 +194,92 @@ class TestBeingTold:
             async with asyncio.timeout(PATIENCE):
                 while not database.doorbell.quiet:  # noqa: ASYNC110  # it is no event
                     await asyncio.sleep(0.01)
+
+
+class Slow(Broker):
+    """Takes its time for the first batch: until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = asyncio.Event()
+
+    async def publish(self, envelopes: Any) -> None:
+        await super().publish(envelopes)
+        await self.goes_on.wait()
+
+
+class TestHolding:
+    @pytest.mark.parametrize("another_comes", [False, True], ids=["beside it", "come meanwhile"])
+    async def test_what_a_slow_broker_is_given_nobody_else_publishes(
+        self, database: Database, another_comes: bool
+    ) -> None:
+        url = database.url.render_as_string(hide_password=False)
+        slow, quick = Slow(), Broker()
+        async with AsyncExitStack() as stack:
+            other = await stack.enter_async_context(shop(url))
+            await stack.enter_async_context(relaying(url, slow, LEASE))
+            if not another_comes:
+                await stack.enter_async_context(relaying(url, quick, LEASE))
+            await holders(database, 1 if another_comes else 2)
+            await publish_to_all(other)
+            await until(lambda: bool(slow.keys))
+            if another_comes:
+                await stack.enter_async_context(relaying(url, quick, LEASE))
+            first_end = await last_end(database)
+            async with asyncio.timeout(PATIENCE):
+                enough = first_end + timedelta(seconds=1.2 * LEASE)
+                while await last_end(database) < enough:  # noqa: ASYNC110  # of no event
+                    await asyncio.sleep(0.05)
+            slow.goes_on.set()
+            await until(lambda: {*slow.keys, *quick.keys} == {*KEYS})
+        assert sorted(slow.keys + quick.keys) == sorted(KEYS)
+
+    async def test_emptied_tables_are_filled_again(self, database: Database) -> None:
+        url = database.url.render_as_string(hide_password=False)
+        brokers = Broker(), Broker()
+        async with AsyncExitStack() as stack:
+            other = await stack.enter_async_context(shop(url))
+            for broker in brokers:
+                await stack.enter_async_context(relaying(url, broker, LEASE))
+            async with database.connection() as connection:
+                for table in (tables.lease, tables.relay, tables.outbox, tables.inbox):
+                    await connection.execute(delete(table))
+            await publish_to_all(other)
+            await until(lambda: {*brokers[0].keys, *brokers[1].keys} == {*KEYS})
+
+
+LEASE = 5.0
+KEYS = [f"k{number}" for number in range(50)]
+
+
+async def until(this: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not this():  # noqa: ASYNC110  # of no event
+            await asyncio.sleep(0.05)
+
+
+async def publish_to_all(service: Service) -> None:
+    async with service.transaction() as tx:
+        for key in KEYS:
+            tx.publish(Happened(key=key))
+
+
+async def holders(database: Database, count: int) -> None:
+    """Return once so many relays have equal shares of all buckets."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            async with database.reading() as connection:
+                held = Counter(await connection.scalars(select(tables.lease.c.owner)))
+            if None not in held and list(held.values()) == [tables.BUCKETS // count] * count:
+                return
+            await asyncio.sleep(0.05)
+
+
+async def last_end(database: Database) -> datetime:
+    """When the last of the leases ends; long ago if there is none."""
+    async with database.reading() as connection:
+        ends = await connection.scalars(select(tables.lease.c.expires_at))
+        return max((end for end in ends if end), default=NOW - timedelta(days=9999))
 
 
 async def in_use(connection: AsyncConnection) -> tuple[int, int]:
@@ -198,7 +333,7 @@ class TestLookingNoFurther:
             await fill(connection, 30_000, due_at)
         async with database.queue() as connection:
             rows = await outbox.due(connection, ALL, NOW, 100, seen)
-            await outbox.delete_confirmed(connection, [row.seq for row in rows])
+            await outbox.delete_confirmed(connection, rows)
             read, scans = await in_use(connection)
         await database.close()
         assert len(rows) == 100
@@ -371,6 +506,65 @@ class TestPurge:
         worker = Worker([service], MemoryTransport(SystemClock()), settings, SystemClock())
         with pytest.raises(UsageError, match=r"EVENTMESH_INBOX_WINDOW.*shop\.note"):
             await worker.try_out()
+
+
+class Moved(SystemClock):
+    """A clock that only the test moves on."""
+
+    ahead = timedelta()
+
+    def now(self) -> datetime:
+        return NOW + self.ahead
+
+
+async def taken(transport: Transport, subscription: Subscription, count: int) -> list[str | None]:
+    """The keys of the first deliveries, settled as done."""
+    keys: list[str | None] = []
+    async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=10) as consumer:
+        while len(keys) < count:
+            got = await consumer.receive(count - len(keys))
+            await consumer.settle([(delivery, DONE) for delivery in got])
+            keys += [delivery.envelope.key for delivery in got]
+    return keys
+
+
+class TestABrokerThatRefuses:
+    @pytest.mark.parametrize("broker", ["redis", "amqp"])
+    async def test_what_it_refuses_holds_its_key_and_nothing_else(
+        self, broker: str, durable_url: Callable[[str], str], sqlite_url: str
+    ) -> None:
+        """Messages of the key under other names, which it would have taken, wait, too."""
+        noting = Subscription("shop.note", ("shop.noted",))
+        happening = Subscription("shop.happen", ("shop.happened",))
+        clock, url, prefix = Moved(), durable_url(broker), f"t{secrets.token_hex(5)}"
+        options = TransportOptions(prefix=prefix)
+        async with open_transport(url, clock, options) as transport, shop(sqlite_url) as service:
+            database = await service.database()
+            await migration.upgrade(database)
+            await transport.declare([happening])
+            async with service.transaction() as tx:
+                for message in (Noted(key="a"), *(Happened(key=key) for key in "aba")):
+                    tx.publish(message)
+            relaying = Relay("shop", database, transport, clock, lease_time=30.0)
+            async with refusing(url, prefix, "shop.noted"):
+                assert await relaying.round() == 1
+            assert await self.waiting(database) == [("shop.noted", 1), *2 * [("shop.happened", 0)]]
+            assert await taken(transport, happening, 1) == ["b"]
+            assert await relaying.round() == 0
+            clock.ahead += timedelta(seconds=relay.hold_time(1))
+            assert await relaying.round() == 1
+            assert await taken(transport, noting, 1) == ["a"]
+            assert await relaying.round() == 2
+            assert await taken(transport, happening, 2) == ["a", "a"]
+            assert await self.waiting(database) == []
+
+    @staticmethod
+    async def waiting(database: Database) -> list[tuple[str, int]]:
+        """What is in the outbox, and how often each was refused."""
+        columns = select(tables.outbox.c.name, tables.outbox.c.attempts)
+        async with database.reading() as connection:
+            rows = await connection.execute(columns.order_by(tables.outbox.c.seq))
+            return [tuple(row) for row in rows]
 
 
 class TestTwoWritersOfOneKey:

@@ -108,7 +108,7 @@ class Mall:
 
     def reason(self) -> str:
         """That of the ledger's only dead letter."""
-        [letter] = json.loads(self.project.run("dlq", "list", "ledger", "--json").succeeds())
+        [letter] = self.project.letters(service="ledger")
         return str(letter["reason"])
 
 
@@ -221,7 +221,7 @@ async def test_a_downcaster_that_fails_is_named_and_nothing_is_published(mall: M
     worker = mall.worker()
     await mall.sell("hat")
     worker.until_says("dead letter")
-    [letter] = json.loads(mall.project.run("dlq", "list", "shop", "--json").succeeds())
+    [letter] = mall.project.letters(service="shop")
     assert "downcaster to_cents of shop.sold v2 to version 1 failed: NameError" in letter["reason"]
     worker.drain()
 

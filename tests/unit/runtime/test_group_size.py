@@ -17,13 +17,28 @@ def test_a_size_stays_between_one_and_the_most(size: int, taken: int, took: floa
 
 
 @given(sizes, st.integers(0, MOST), times.filter(lambda took: took > TIME))
-def test_a_batch_that_took_too_long_halves_the_size(size: int, taken: int, took: float) -> None:
-    assert next_size(size, taken, took, MOST, TIME) == max(size // 2, 1)
+def test_a_batch_that_took_too_long_shrinks_the_size_but_not_below_its_half(
+    size: int, taken: int, took: float
+) -> None:
+    taken = min(size, taken)
+    assert max(size // 2, 1) <= next_size(size, taken, took, MOST, TIME) <= max(size - 1, 1)
 
 
 @given(sizes, times.filter(lambda took: took <= TIME))
-def test_a_full_batch_in_time_doubles_the_size(size: int, took: float) -> None:
-    assert next_size(size, size, took, MOST, TIME) == min(size * 2, MOST)
+def test_a_full_batch_in_time_grows_the_size_but_not_beyond_its_double(
+    size: int, took: float
+) -> None:
+    assert size <= next_size(size, size, took, MOST, TIME) <= min(size * 2, MOST)
+
+
+@given(sizes, st.floats(min_value=0.0001, max_value=TIME))
+def test_when_each_takes_as_long_as_another_the_size_comes_to_what_fits(
+    size: int, each: float
+) -> None:
+    for _ in range(20):
+        size = next_size(size, size, size * each, MOST, TIME)
+    assert size * each <= TIME
+    assert size == MOST or (size + 1) * each > TIME * 0.999
 
 
 @given(sizes.filter(lambda size: size > 1), times.filter(lambda took: took <= TIME))

@@ -1,0 +1,144 @@
+"""A process in which all that commands need is imported, and which forks one for each command:
+
+    python -m tests.integration.forks FD
+
+Importing is most of what a command costs; hundreds of them are run here. What comes out is what the
+command's own process would say: it has its folder, environment, output files and process group.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import importlib
+import io
+import json
+import os
+import pkgutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import eventmesh
+
+_ROOT = Path(__file__).parents[2]
+_MOST = 1_000_000
+"""Bytes of a request: a command line and an environment."""
+
+
+class Forks:
+    """The tests' end of it. One request at a time is sent; what was begun runs side by side."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command line
+                [sys.executable, "-m", "tests.integration.forks", str(theirs.fileno())],
+                cwd=_ROOT,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+
+    def begin(
+        self,
+        arguments: Sequence[str],
+        root: Path,
+        environment: Mapping[str, str],
+        out: int,
+        err: int,
+    ) -> tuple[int, int]:
+        """Begin `eventmesh` with these arguments; returns its process id, and a pipe from which its
+        exit code can be read when it has ended: nothing, if it was killed."""
+        reading, writing = os.pipe()
+        asked = {"arguments": arguments, "root": str(root), "environment": dict(environment)}
+        try:
+            socket.send_fds(self._socket, [json.dumps(asked).encode()], [out, err, writing])
+        finally:
+            os.close(writing)
+        return int(self._socket.recv(100)), reading
+
+    def close(self) -> None:
+        self._socket.close()  # at which it ends
+        self._process.wait()
+
+
+def main() -> None:
+    import_all()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what is forked
+    asked_by = socket.socket(fileno=int(sys.argv[1]))
+    while request := _receive(asked_by):
+        asked, files = request
+        child = os.fork()
+        if not child:
+            asked_by.close()
+            _become(asked, *files)
+        for file in files:
+            os.close(file)
+        asked_by.send(str(child).encode())
+
+
+def import_all() -> None:
+    """Of EventMesh, but what only some processes can import."""
+    for found in pkgutil.walk_packages(eventmesh.__path__, "eventmesh."):
+        if not any(part in found.name for part in (".migrations", ".testing", ".integrations")):
+            importlib.import_module(found.name)
+
+
+def _receive(asked_by: socket.socket) -> tuple[dict[str, Any], Sequence[int]] | None:
+    data, files, _, _ = socket.recv_fds(asked_by, _MOST, array.array("i", [0] * 3).itemsize * 3)
+    return (json.loads(data), files) if data else None
+
+
+def _become(asked: Mapping[str, Any], out: int, err: int, tell: int) -> None:
+    """Be the command, and end."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for file, number in ((out, 1), (err, 2)):
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdout, sys.stderr = _text(1, sys.stdout), _text(2, sys.stderr)
+    os.chdir(asked["root"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+    sys.argv = ["eventmesh", *asked["arguments"]]
+    sys.path[0] = asked["root"]  # as with `python -m`
+    code = _run()
+    threading._shutdown()  # type: ignore[attr-defined]  # as at the end of every program
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.write(tell, str(code).encode())
+    os._exit(code)
+
+
+def _text(number: int, like: Any) -> io.TextIOWrapper:
+    file = open(number, "wb", closefd=False)  # noqa: SIM115  # for as long as the process lives
+    return io.TextIOWrapper(
+        file, like.encoding, like.errors, line_buffering=number == 2, write_through=False
+    )
+
+
+def _run() -> int:
+    from eventmesh.cli.main import main as eventmesh
+
+    try:
+        eventmesh()
+    except SystemExit as end:
+        if isinstance(end.code, int | None):
+            return end.code or 0
+        sys.stderr.write(f"{end.code}\n")
+        return 1
+    except BaseException:  # noqa: BLE001  # told as Python tells it
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()

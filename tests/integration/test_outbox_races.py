@@ -1,0 +1,357 @@
+"""Nothing of a key is overtaken: by what is committed late, held back, or restored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import pytest
+from pydantic_core import from_json
+from sqlalchemy import delete, text, update
+
+from eventmesh.clock import SystemClock
+from eventmesh.contracts.message import Event
+from eventmesh.errors import PublishError, Unreachable
+from eventmesh.persistence import migration, outbox, parked, tables
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.transaction import Transaction
+from eventmesh.runtime import horizon, relay
+from eventmesh.runtime.relay import Relay
+from eventmesh.runtime.service import Service
+from eventmesh.runtime.settings import Settings
+from eventmesh.transports.memory import MemoryTransport
+
+PATIENCE = 30.0
+
+
+class Happened(Event, name="shop.happened", version=1, key="key"):
+    key: str
+    number: int = 0
+
+
+class Broker(MemoryTransport):
+    """Tells what it has taken, in order; refuses some keys."""
+
+    def __init__(self) -> None:
+        super().__init__(SystemClock())
+        self.taken: list[tuple[str | None, int]] = []
+        self.refused: set[str | None] = set()
+        self._came = asyncio.Condition()
+        self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
+        self.may_answer.set()
+
+    async def publish(self, envelopes: Any) -> None:
+        self.asked.set()
+        await self.may_answer.wait()
+        refusals = {each.id: "full" for each in envelopes if each.key in self.refused}
+        for each in envelopes:
+            if each.id not in refusals:
+                self.taken.append((each.key, from_json(each.data)["number"]))
+        async with self._came:
+            self._came.notify_all()
+        if refusals:
+            raise PublishError(refusals)
+
+    async def until(self, *wanted: tuple[str, int]) -> None:
+        async with asyncio.timeout(PATIENCE), self._came:
+            await self._came.wait_for(lambda: set(wanted) <= set(self.taken))
+
+    def of(self, key: str) -> list[int]:
+        return [number for each, number in self.taken if each == key]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relays soon leave out what they have seen."""
+    monkeypatch.setattr(horizon, "LAG", 0.1)
+    monkeypatch.setattr(horizon, "STEP", 0.0)
+
+
+@pytest.fixture
+async def migrated(database_url: str) -> str:
+    return await migrate(database_url)
+
+
+@pytest.fixture
+async def migrated_postgres(postgres_url: str) -> str:
+    return await migrate(postgres_url)
+
+
+@pytest.fixture(params=["postgres", "mariadb"])
+def server_url(request: pytest.FixtureRequest) -> str:
+    """A new database where several transactions write at a time."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+async def migrated_server(server_url: str) -> str:
+    return await migrate(server_url)
+
+
+async def migrate(url: str) -> str:
+    database = Database(url, service="shop")
+    await migration.upgrade(database)
+    await database.close()
+    return url
+
+
+def shop(url: str, *, ordered: bool = False) -> Service:
+    service = Service("shop", ordered_outbox=ordered)
+    service.configure(Settings(database_urls={"shop": url}))
+    service.publisher(Happened)
+    return service
+
+
+async def publish(service: Service, key: str, *numbers: int) -> None:
+    async with service.transaction() as tx:
+        for number in numbers:
+            tx.publish(Happened(key=key, number=number))
+
+
+@asynccontextmanager
+async def relaying(url: str, broker: Broker) -> AsyncIterator[None]:
+    """A relay in a process of its own, as far as the others can tell."""
+    database = Database(url, service="shop")
+    stop = asyncio.Event()
+    running = Relay("shop", database, broker, SystemClock(), lease_time=30.0)
+    task = asyncio.ensure_future(running.run(stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+        await database.close()
+
+
+@asynccontextmanager
+async def stepping(url: str, broker: Broker) -> AsyncIterator[Relay]:
+    """A relay whose rounds are begun by the test, and which looks nowhere else."""
+    database = Database(url, service="shop")
+    try:
+        yield Relay("shop", database, broker, SystemClock(), lease_time=30.0)
+    finally:
+        await database.close()
+
+
+async def until_passed(each: Relay, service: Service) -> None:
+    """Let other keys flow until all that is there now is left out by the rounds."""
+    async with asyncio.timeout(PATIENCE):
+        await publish(service, "other", 0)
+        await each.round()
+        async with (await service.database()).reading() as connection:
+            last = await outbox.newest(connection, outbox.NOTHING)
+        while last == 0 or beyond(each) < last:
+            await publish(service, "other", 0)
+            await each.round()
+
+
+def beyond(each: Relay) -> int:
+    found = each._horizon.beyond
+    return found.seq if isinstance(found, outbox.Seen) else found(0.0).seq
+
+
+async def rounds_until(each: Relay, broker: Broker, key: str, number: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while number not in broker.of(key):
+            if not await each.round():
+                await each._sweep_once()
+
+
+class Writer:
+    """A transaction that has put its messages into the outbox and commits when it is told."""
+
+    def __init__(self, service: Service, key: str, *numbers: int) -> None:
+        self._stored, self._go = asyncio.Event(), asyncio.Event()
+        self._task = asyncio.ensure_future(self._write(service, key, numbers))
+
+    async def _write(self, service: Service, key: str, numbers: tuple[int, ...]) -> None:
+        async with (await service.database()).session() as session:
+            tx = Transaction(session, service.sender())
+            for number in numbers:
+                tx.publish(Happened(key=key, number=number))
+            await outbox.take_turns(session, tx.outgoing)
+            await outbox.store(session, tx.outgoing, service.clock.now())
+            self._stored.set()
+            await self._go.wait()
+            await session.finish(proved=True)
+
+    async def stored(self) -> None:
+        await self._stored.wait()
+
+    async def commit(self) -> None:
+        self._go.set()
+        await self._task
+
+
+async def others_flow(service: Service, broker: Broker, seconds: float = 1.0) -> None:
+    """For some time, so that relays get far."""
+    loop = asyncio.get_running_loop()
+    end, number = loop.time() + seconds, 0
+    while loop.time() < end:
+        number += 1
+        await publish(service, "other", number)
+        await broker.until(("other", number))
+
+
+@contextmanager
+def refusing(broker: Broker, key: str) -> Iterator[None]:
+    broker.refused.add(key)
+    yield
+    broker.refused.discard(key)
+
+
+class TestLateCommits:
+    async def test_a_commit_that_takes_long_is_not_overtaken_by_who_waited_for_it(
+        self, migrated_postgres: str
+    ) -> None:
+        broker = Broker()
+        async with (
+            relaying(migrated_postgres, broker),
+            shop(migrated_postgres, ordered=True) as service,
+        ):
+            first = Writer(service, "k", 1)
+            await first.stored()
+            second = asyncio.ensure_future(publish(service, "k", 2))
+            await others_flow(service, broker)
+            await first.commit()
+            await second
+            await broker.until(("k", 1), ("k", 2))
+        assert broker.of("k") == [1, 2]
+
+    async def test_what_was_committed_while_a_relay_stood_still_is_not_overtaken(
+        self, migrated_server: str
+    ) -> None:
+        broker = Broker()
+        async with stepping(migrated_server, broker) as each, shop(migrated_server) as service:
+            first = Writer(service, "k", 1)
+            await first.stored()
+            await publish(service, "other", 1)
+            await each.round()
+            await first.commit()
+            await asyncio.sleep(2 * horizon.LAG)  # what is checked is that time alone is no reason
+            await publish(service, "k", 2)
+            await rounds_until(each, broker, "k", 1)
+        assert broker.of("k") == [1, 2]
+
+    async def test_a_large_one_is_relayed_in_order_and_without_pauses(
+        self, migrated_server: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(relay, "SWEEP_EVERY", PATIENCE)
+        broker, numbers = Broker(), range(1, 3_001)
+        async with relaying(migrated_server, broker), shop(migrated_server) as service:
+            late = Writer(service, "k", *numbers)
+            await late.stored()
+            await others_flow(service, broker)
+            await late.commit()
+            await publish(service, "k", 3_001)
+            await broker.until(("k", 3_000), ("k", 3_001))
+        assert broker.of("k") == [*numbers, 3_001]
+
+
+class TestWhatWasHeldBack:
+    @pytest.mark.parametrize("beside", [(), ("refused",)], ids=["alone", "beside another"])
+    async def test_what_waited_for_a_refused_message_is_not_overtaken_when_that_is_taken(
+        self, migrated: str, monkeypatch: pytest.MonkeyPatch, beside: tuple[str, ...]
+    ) -> None:
+        monkeypatch.setattr(relay, "hold_time", lambda _attempts: 1.0)
+        broker = Broker()
+        broker.refused.update(beside)
+        async with stepping(migrated, broker) as each, shop(migrated) as service:
+            with refusing(broker, "k"):
+                for key in ("k", *beside):
+                    await publish(service, key, 1)
+                await each.round()
+                await publish(service, "k", 2)
+                await until_passed(each, service)
+            last = 2
+            async with asyncio.timeout(PATIENCE):
+                while not broker.of("k"):
+                    last += 1
+                    await publish(service, "k", last)
+                    await each.round()
+            await rounds_until(each, broker, "k", 2)
+            await rounds_until(each, broker, "k", last)
+        assert broker.of("k") == [*range(1, last + 1)]
+
+    async def test_what_waited_for_a_parked_message_is_not_overtaken_when_that_is_skipped(
+        self, migrated: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(relay, "PARK_AFTER", 1)
+        broker = Broker()
+        async with stepping(migrated, broker) as each, shop(migrated) as service:
+            with refusing(broker, "k"):
+                await publish(service, "k", 1)
+                await each.round()
+            await publish(service, "k", 2, 3)
+            await until_passed(each, service)
+            async with (await service.database()).connection() as connection:
+                assert await parked.skip(connection, [1]) == [1]
+            await publish(service, "k", 4)
+            await rounds_until(each, broker, "k", 3)
+            await rounds_until(each, broker, "k", 4)
+        assert broker.of("k") == [2, 3, 4]
+
+    async def test_what_waited_for_a_message_is_not_overtaken_when_another_relay_has_that_taken(
+        self, migrated: str
+    ) -> None:
+        """One that stood still after it had published: its leases were over by then."""
+        slow, broker = Broker(), Broker()
+        slow.may_answer.clear()
+        async with (
+            stepping(migrated, slow) as first,
+            stepping(migrated, broker) as second,
+            shop(migrated) as service,
+        ):
+            await publish(service, "k", 1)
+            standing_still = asyncio.ensure_future(first.round())
+            async with asyncio.timeout(PATIENCE):
+                await slow.asked.wait()
+            await end_leases(service)
+            with refusing(broker, "k"):
+                await second.round()
+                await publish(service, "k", 2)
+                await until_passed(second, service)
+            slow.may_answer.set()
+            await standing_still
+            await publish(service, "k", 3)
+            await rounds_until(second, broker, "k", 2)
+            await rounds_until(second, broker, "k", 3)
+        assert slow.of("k") == [1]
+        assert broker.of("k") == [2, 3]
+
+
+async def end_leases(service: Service) -> None:
+    """As if time had passed."""
+    async with (await service.database()).connection() as connection:
+        await connection.execute(update(tables.lease).values(owner=None, expires_at=None))
+        await connection.execute(delete(tables.relay))
+
+
+async def test_a_server_that_takes_over_may_give_out_numbers_again(migrated_postgres: str) -> None:
+    """A replica may not know of the last that were given out."""
+    lose = text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    broker = Broker()
+    async with relaying(migrated_postgres, broker), shop(migrated_postgres) as service:
+        await publish(service, "k", *range(1, 101))
+        await others_flow(service, broker)
+        database = await service.database()
+        async with database.connection() as connection:
+            await connection.execute(text("ALTER SEQUENCE eventmesh_outbox_seq_seq RESTART WITH 1"))
+            await connection.execute(lose)
+        for number in range(101, 301):
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    try:
+                        await publish(service, "k", number)
+                        break
+                    except Unreachable:
+                        continue
+        await broker.until(("k", 300), ("k", 101))
+        await broker.until(*(("k", number) for number in range(101, 301)))
+    assert broker.of("k") == list(range(1, 301))
