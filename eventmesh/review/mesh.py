@@ -13,7 +13,7 @@ from eventmesh.review.sources import Sources
 from eventmesh.runtime.service import Service
 from eventmesh.runtime.settings import Settings
 
-_DEFAULT_PORTS = {"postgresql": 5432}
+_DEFAULT_PORTS = {"postgresql": 5432, "mariadb": 3306}
 _THIS_MACHINE = {"", "127.0.0.1", "::1", "localhost"}
 
 
@@ -82,6 +82,8 @@ def database_name(url: str, service: str, folder: Path) -> str:
         if path in ("", ":memory:") or _option(parsed.query, "mode") == "memory":
             return ""
         return f"sqlite:///{(folder / path).resolve()}"
+    if socket := _option(parsed.query, "unix_socket"):  # MariaDB's driver goes by it alone
+        return f"{backend}://{socket}/{database}"
     host = (parsed.host or _option(parsed.query, "host")).rstrip(".").lower()
     port = parsed.port or _option(parsed.query, "port") or _DEFAULT_PORTS.get(backend, "")
     where = "localhost" if host in _THIS_MACHINE else host

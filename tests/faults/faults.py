@@ -77,7 +77,7 @@ async def workers_killed(mesh: Mesh) -> AsyncIterator[None]:
     await a_few_effects(mesh)
     kill(mesh.workers[-1])
     yield
-    mesh.start_worker()
+    await mesh.until_ready(mesh.start_worker())
 
 
 @asynccontextmanager
@@ -96,12 +96,19 @@ async def parent_killed(mesh: Mesh) -> AsyncIterator[None]:
     await a_few_effects(mesh)
     kill(mesh.workers[-1])
     yield
-    mesh.start_worker("--workers", "2")
+    await mesh.until_ready(mesh.start_worker("--workers", "2"), 2)
 
 
 async def a_few_effects(mesh: Mesh) -> None:
     """Return once there are some more, at no certain point."""
-    await mesh.until_effects(await mesh.effects.count() + mesh.chance.randrange(5, 60))
+    counted: list[int] = []
+
+    async def count() -> bool:
+        counted.append(await mesh.effects.count())
+        return True
+
+    await mesh.until(count, "a database that can be asked")
+    await mesh.until_effects(counted[-1] + mesh.chance.randrange(5, 60))
 
 
 # The broker

@@ -142,9 +142,10 @@ class Mesh:
 
     async def feed(self, amount: int, fault_is_over: asyncio.Event) -> None:
         """Ask for this many effects bit by bit, the last fifth of them once the fault is over;
-        should it last longer, for a few more all the while."""
+        should it last longer, for a few more all the while, and ever fewer, so that a slow machine
+        is not buried under them."""
         while not fault_is_over.is_set():
-            await self.ask(CHUNK)
+            await self.ask(CHUNK if len(self.asked) < 2 * amount else 1)
             waits_for_the_end = len(self.asked) >= amount * 4 // 5
             await asyncio.sleep(SLOW_CHUNK_INTERVAL if waits_for_the_end else CHUNK_INTERVAL)
         for _ in range(max(amount - len(self.asked), amount // 5) // CHUNK):

@@ -1,0 +1,215 @@
+"""Where a process touches what outlives it: patched, in a process of the tests' own, so that each
+statement is a crash point, and SQLite runs on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import wraps
+from typing import Any
+
+import aiosqlite.core
+import asyncpg
+from sqlalchemy import event
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
+from sqlalchemy.engine import Engine
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.pool import Pool
+from sqlalchemy.pool.base import _ConnectionRecord
+
+from eventmesh.transports import sqlite, sqlite_store
+from tests.crash.points import LIFE
+from tests.crash.virtual_loop import VirtualLoop, call_here
+
+
+def note_points() -> None:
+    """For this process, once and for all."""
+    _note_statements()
+    _note_broker_statements()
+
+
+def named(statement: str) -> str:
+    """The statement in a few words: what it does to which table."""
+    words = statement.split()
+    table = re.search(r"\b(?:FROM|INTO|UPDATE|TABLE)\s+(?!\()(\w+)", statement)
+    return " ".join([words[0], *table.groups()]) if table else " ".join(words[:3])
+
+
+def reach(kind: str, place: str) -> None:
+    life = LIFE.get()
+    if life is not None and not life.dead:
+        life.reach(kind, place)
+
+
+def committed() -> None:
+    """From here on, a kill may leave something else than before."""
+    life = LIFE.get()
+    if life is not None:
+        life.commits += 1
+
+
+# SQLite's connections
+
+
+class _Here:
+    """Stands for the queue of a connection's thread."""
+
+    def put_nowait(self, item: tuple[asyncio.Future[Any] | None, Callable[[], Any]]) -> None:
+        future, function = item
+        if future is None:
+            function()
+        else:
+            call_here(future, lambda: _without_patience(function()))
+
+
+class _NoThread:
+    daemon = True
+
+    def start(self) -> None:
+        """There is nothing to start."""
+
+
+def _without_patience(result: Any) -> Any:
+    """A new connection waits for no lock: it would wait for ever on the one thread there is."""
+    if isinstance(result, sqlite3.Connection):
+        result.execute("PRAGMA busy_timeout = 0")
+        result.create_function("strftime", 2, _loop_time)
+        result.set_trace_callback(_count_commits)
+        if (life := LIFE.get()) is not None:
+            life.connections.append(result)
+    return result
+
+
+def _loop_time(_form: str, _now: str) -> str:
+    """The loop's time is the database's, too."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return loop.date().replace(tzinfo=None).isoformat(" ", "milliseconds")
+
+
+def _without_sync(connection: Any, *_: object) -> None:
+    """A killed process leaves to the kernel what it has written; only a power cut would not."""
+    driver = getattr(connection, "driver_connection", None)
+    if isinstance(driver, aiosqlite.core.Connection) and isinstance(driver._tx, _Here):
+        driver._conn.execute("PRAGMA synchronous = OFF")
+
+
+@contextmanager
+def on_virtual_loops() -> Iterator[None]:
+    """SQLite is run on the event loop, where that is one that owns the time."""
+    begin = aiosqlite.core.Connection.__init__
+
+    @wraps(begin)
+    def begin_here(self: Any, *args: Any, **options: Any) -> None:
+        begin(self, *args, **options)
+        if isinstance(asyncio.get_running_loop(), VirtualLoop):
+            self._tx, self._thread = _Here(), _NoThread()
+
+    aiosqlite.core.Connection.__init__ = begin_here  # type: ignore[method-assign]
+    event.listen(Pool, "checkout", _without_sync)
+    try:
+        yield
+    finally:
+        event.remove(Pool, "checkout", _without_sync)
+        aiosqlite.core.Connection.__init__ = begin  # type: ignore[method-assign]
+
+
+# Statements of the services' databases
+
+
+def _note_statements() -> None:
+    def before(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        reach("statement", f"before {named(statement)}")
+
+    def after(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        reach("statement", f"after {named(statement)}")
+
+    event.listen(Engine, "before_cursor_execute", before)
+    event.listen(Engine, "after_cursor_execute", after)
+    _note(DefaultDialect, "do_commit", "COMMIT", commits=True)
+    _note(DefaultDialect, "do_rollback", "ROLLBACK")
+    for name in ("do_execute", "do_executemany", "do_execute_no_params", "do_begin", "do_close"):
+        _note(DefaultDialect, name)
+    for dialect in (PGDialect_asyncpg, SQLiteDialect_aiosqlite):
+        _note(dialect, "do_terminate")
+    _note(_ConnectionRecord, "_ConnectionRecord__connect")
+    event.listen(Pool, "connect", _remember)
+    _ask_for_listening()
+
+
+def _ask_for_listening() -> None:
+    """What is asked past SQLAlchemy is waited for, too."""
+    add_listener = asyncpg.Connection.add_listener
+
+    @wraps(add_listener)
+    async def asked(self: Any, *args: Any) -> None:
+        life = LIFE.get()
+        with life.asks() if life is not None else nullcontext():
+            await add_listener(self, *args)
+
+    asyncpg.Connection.add_listener = asked
+
+
+def _remember(connection: Any, _record: object) -> None:
+    """A connection to a server, to be cut when its worker dies."""
+    driver = getattr(connection, "driver_connection", None)
+    if (life := LIFE.get()) is not None and isinstance(driver, asyncpg.Connection):
+        life.connections.append(driver._transport)
+
+
+def _note(owner: Any, name: str, place: str = "", *, commits: bool = False) -> None:
+    original = getattr(owner, name)
+
+    @wraps(original)
+    def noted(self: Any, *args: Any, **options: Any) -> Any:
+        life = LIFE.get()
+        if place:
+            reach("statement", f"before {place}")
+        if commits:
+            committed()  # where a server does so, nobody knows when until it answers
+        with life.asks() if life is not None else nullcontext():
+            result = original(self, *args, **options)
+        if commits:
+            committed()
+        if place:
+            reach("statement", f"after {place}")
+        return result
+
+    setattr(owner, name, noted)
+
+
+def _count_commits(statement: str) -> None:
+    if statement == "COMMIT":
+        committed()
+
+
+# Statements of the broker's file
+
+
+def _note_broker_statements() -> None:
+    def trace(statement: str) -> None:
+        # Called before the statement is run, also for each row of many.
+        reach("broker", f"before {named(statement)}")
+        _count_commits(statement)
+
+    for owner in (sqlite_store.SqliteStore, sqlite._Watcher):
+        _open_here(owner, trace)
+
+
+def _open_here(owner: Any, trace: Callable[[str], None]) -> None:
+    original = owner.__init__
+
+    @wraps(original)
+    def opened(self: Any, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        _without_patience(self._connection)
+        if owner is sqlite_store.SqliteStore:
+            # Killed processes need no disk, as above.
+            self._connection.execute("PRAGMA synchronous = OFF")
+            self._connection.set_trace_callback(trace)
+
+    owner.__init__ = opened

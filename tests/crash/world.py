@@ -1,0 +1,204 @@
+"""What outlives a process: two databases and a broker's file. How it begins, and what is in it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from sqlalchemy import func, make_url, select, update
+
+from eventmesh import Settings
+from eventmesh.clock import Clock
+from eventmesh.persistence import migration
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.tables import outbox
+from eventmesh.runtime.relay import PARK_AFTER
+from eventmesh.transports.base import Subscription, TransportOptions
+from eventmesh.transports.factory import open_transport
+from eventmesh.wire.envelope import seal
+from tests.crash.shop import (
+    DELAY,
+    METADATA,
+    ODD,
+    ORDERED,
+    REFUSED,
+    SUBSCRIPTIONS,
+    Take,
+    make_desk,
+)
+
+Rows = list[tuple[Any, ...]]
+
+_LOCK_RETRY = 0.001  # of the loop's seconds
+_LEASE_TIME = 3.0  # of the loop's seconds
+_SERVER_LEASE_TIME = 60.0  # of real seconds: no lease is to end while a relay lives
+
+LONG_AGO = "2000-01-01"
+"""When what was made older has ended."""
+
+_TABLES = ("outbox", "inbox", "start", "relay")
+
+
+@dataclass(frozen=True)
+class World:
+    """One scenario's servers and files."""
+
+    folder: str
+    desk: str
+    ledger: str
+    whole: bool
+    """Whether the broker stores a batch as a whole, or message by message."""
+
+    @property
+    def broker_file(self) -> Path:
+        return Path(self.folder) / "broker.db"
+
+    @property
+    def has_server(self) -> bool:
+        return not self.desk.startswith("sqlite")
+
+    @property
+    def taken_over_after(self) -> float:
+        """Seconds of the loop's time after which, once what a dead relay held is free, another has
+        renewed its leases; on files, it becomes free only meanwhile."""
+        return 0.6 * _SERVER_LEASE_TIME if self.has_server else 1.2 * _LEASE_TIME
+
+    def settings(self) -> Settings:
+        return Settings(
+            broker_url=f"sqlite:///{self.broker_file}",
+            database_urls={"desk": self.desk, "ledger": self.ledger},
+            schemas=Path(self.folder) / "schemas",
+            visibility_timeout=2.0,
+            lease_time=_SERVER_LEASE_TIME if self.has_server else _LEASE_TIME,
+        )
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    async def ask(self, service: str, *statements: str) -> list[Rows]:
+        """What a service's database answers to each, past all that is under test."""
+        url = make_url(getattr(self, service))
+        if url.get_backend_name() == "sqlite":
+            while True:
+                try:
+                    return ask_file(url.database or "", *statements)
+                except sqlite3.OperationalError as error:
+                    if "locked" not in str(error):
+                        raise
+                    await asyncio.sleep(_LOCK_RETRY)
+        connection = await _connected(
+            url.set(drivername="postgresql").render_as_string(hide_password=False)
+        )
+        return [
+            [tuple(row) for row in await connection.fetch(statement)] for statement in statements
+        ]
+
+    def held(self, *statements: str) -> list[Rows]:
+        """What the broker's file answers to each."""
+        return ask_file(str(self.broker_file), *statements)
+
+
+async def _connected(url: str) -> Any:
+    """A connection of the test's own, which lasts as long as its loop and its process."""
+    kept = asyncio.get_running_loop().observers  # type: ignore[attr-defined]
+    if url not in kept:
+        kept[url] = await asyncpg.connect(url)
+    return kept[url]
+
+
+def on_files(folder: Path, *, whole: bool = True) -> World:
+    """A world of SQLite files."""
+    urls = (f"sqlite+aiosqlite:///{folder}/{name}.db" for name in ("desk", "ledger"))
+    return World(str(folder), *urls, whole)
+
+
+def ask_file(path: str, *statements: str) -> list[Rows]:
+    connection = sqlite3.connect(path, isolation_level=None, timeout=0)
+    connection.execute("PRAGMA synchronous = OFF")
+    try:
+        return [connection.execute(statement).fetchall() for statement in statements]
+    finally:
+        connection.close()
+
+
+async def make(world: World) -> None:
+    """Make the tables. They are emptied, not made, for each schedule."""
+    Path(world.folder).mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  # nobody waits for it
+    for service in SUBSCRIPTIONS:
+        database = Database(getattr(world, service), service=service)
+        await migration.upgrade(database, METADATA)
+        await database.close()
+
+
+async def begin(world: World, clock: Clock) -> None:
+    """Set the world to the beginning: what the desk has promised waits in its outbox, and what
+    others have told it in the broker."""
+    for file in Path(world.folder).glob("broker.db*"):  # noqa: ASYNC240  # as above
+        file.unlink()
+    for service in SUBSCRIPTIONS:
+        await world.ask(
+            service,
+            *(f"DELETE FROM eventmesh_{table}" for table in _TABLES),  # noqa: S608  # constants
+            "DELETE FROM effects",
+            "UPDATE eventmesh_lease SET owner = NULL, expires_at = NULL",
+        )
+    desk = make_desk(clock)
+    desk.configure(world.settings())
+    async with desk:
+        async with desk.transaction() as tx:
+            for account, numbers in ORDERED.items():
+                for number in numbers:
+                    tx.send(Take(account=account, number=number))
+            for account in ("faulty", "slow", "later"):
+                tx.send(
+                    Take(account=account, number=ODD[account]),
+                    delay=DELAY if account == "later" else 0,
+                )
+            for number in (98, 99):
+                tx.send(Take(account=REFUSED, number=number))
+        async with (await desk.database()).connection() as connection:
+            first = select(func.min(outbox.c.seq)).where(outbox.c.key == REFUSED).scalar_subquery()
+            await connection.execute(
+                update(outbox)
+                .where(outbox.c.seq == first)
+                .values(attempts=PARK_AFTER - 1, last_error="so far", due_at=clock.now())
+            )
+        max_bytes = desk.settings.max_message_bytes
+    sealed = [
+        seal(Take(account=each, number=ODD[each]), source="x", clock=clock, max_bytes=max_bytes)
+        for each in ("twin", "suspect")
+    ]
+    options = TransportOptions()
+    async with open_transport(f"sqlite:///{world.broker_file}", clock, options) as transport:
+        await transport.declare(
+            [
+                Subscription(name, ("desk.take",) if service == "desk" else ("desk.taken",))
+                for service, names in SUBSCRIPTIONS.items()
+                for name in names
+            ]
+        )
+        await transport.publish([sealed[0], *sealed])
+    suspect = sealed[1].id
+    world.held(f"UPDATE queue SET deliveries = 3 WHERE attributes LIKE '%{suspect}%'")  # noqa: S608
+
+
+async def outlast_leases(world: World) -> None:
+    """Let the time pass until what a dead relay held is free. A server's clock is its own, so its
+    leases are made older instead, once what is dead has none to come: the server may still be
+    committing what it was told last."""
+    if not world.has_server:
+        return
+    for service in SUBSCRIPTIONS:
+        await world.ask(
+            service,
+            "SELECT bucket FROM eventmesh_lease FOR UPDATE",
+            *(
+                f"UPDATE eventmesh_{table} SET expires_at = '{LONG_AGO}' "  # noqa: S608
+                f"WHERE expires_at IS NOT NULL"
+                for table in ("lease", "relay")
+            ),
+        )
