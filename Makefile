@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
-.PHONY: demo test soak cluster check bench pinned waiting format image clean
+.PHONY: demo test soak cluster check bench kills pinned waiting format image clean
 
 demo: $(VENV)/.run  ## real purchases through four worker processes; ARGS="--kill"
 	@$(BIN)/eventmesh demo $(ARGS)
@@ -15,8 +15,8 @@ test: $(VENV)/.dev  ## all tests; ARGS="-k redis"
 	$(BIN)/python -m pytest $(ARGS)
 
 soak: export EVENTMESH_SOAK_MINUTES ?= 10
-soak: $(VENV)/.dev  ## all faults on all servers, again and again for EVENTMESH_SOAK_MINUTES
-	$(BIN)/python -m pytest tests/faults -m "soak or not soak" $(ARGS)
+soak: $(VENV)/.dev  ## all crash points; all faults on all servers, again and again for EVENTMESH_SOAK_MINUTES
+	$(BIN)/python -m pytest tests/crash tests/unit/persistence/test_state_machine.py tests/faults -m "soak or not soak" $(ARGS)
 
 cluster: $(VENV)/.dev  ## nodes of a three-node RabbitMQ cluster are killed under load; needs Docker
 	$(BIN)/python -m benchmarks.rabbitmq_cluster $(ARGS)
@@ -31,10 +31,15 @@ bench: $(VENV)/.dev  ## ratios against raw clients, FastStream, and programs wri
 	$(BIN)/python -m benchmarks.transports $(ARGS)
 	$(BIN)/python -m benchmarks.effects
 	$(BIN)/python -m benchmarks.relays
+	$(BIN)/python -m benchmarks.drain
+	$(BIN)/python -m benchmarks.takeover
+	$(BIN)/python -m benchmarks.schemas
+
+kills: $(VENV)/.dev  ## the demo on every broker, with and without workers that are killed
+	$(BIN)/python -m benchmarks.demo_kills $(ARGS)
 
 pinned: $(VENV)/.dev  ## the relay's rate while another transaction pins what may be cleared away
 	$(BIN)/python -m benchmarks.pinned_snapshot $(ARGS)
-	$(BIN)/python -m benchmarks.schemas
 
 waiting: $(VENV)/.dev  ## a worker's memory while a million messages wait
 	$(BIN)/python -m benchmarks.waiting $(ARGS)

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from benchmarks.contenders_redis import RedisContenders
 from benchmarks.effects_programs import migrated
 from benchmarks.effects_tables import Base, Order, OrderRecorded
-from benchmarks.measure import RUN_TIMEOUT, Broken
+from benchmarks.measure import RUN_TIMEOUT, Broken, settle_memory
 from benchmarks.ours import Ours
 from eventmesh.clock import SystemClock
 from eventmesh.persistence.session import TransactionSession
@@ -72,6 +72,7 @@ async def latencies(url: str, postgres: Server, *, own_process: bool) -> list[fl
             async with asyncio.TaskGroup() as tasks, _service(settings, timed) as other:
                 tasks.create_task(worker.run(stop))
                 await worker.ready.wait()
+                settle_memory()  # as a worker's process does
                 await _publish(service if own_process else other, timed)
                 await timed.all_done.wait()
                 stop.set()

@@ -3,7 +3,8 @@ benchmarks.pinned_snapshot`.
 
 A forgotten transaction is open all the time, so that every row that was relayed and deleted stays
 in the table. Meanwhile rows come in at a steady rate. The exit code is 1 when the relay falls
-behind.
+behind. All of it takes up to a minute more than the minutes asked for, for servers are started and
+ended: whoever limits its time must leave it that.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def main(
     configure_logs(Settings(log_level="warning"))
     console = Console()
     with serve("postgres") as postgres, serve("redis") as redis:
+        console.print(f"{rate:,} messages a second for {minutes:g} minutes", highlight=False)
         points = asyncio.run(curve(console, postgres, redis.url, minutes * 60, rate))
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps([asdict(point) for point in points], indent=2) + "\n")

@@ -34,6 +34,11 @@ class Program:
                 raise RuntimeError(f"a program did not say {text!r}: {self.said[-2000:]}")
             time.sleep(POLL_INTERVAL)
 
+    def kill(self) -> None:
+        """End it by SIGKILL; returns when it is gone."""
+        self._process.kill()
+        self._process.wait()
+
     def cpu_seconds(self) -> float:
         """User and system time so far."""
         stat = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()

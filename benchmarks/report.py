@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -72,6 +72,14 @@ def rate_rows(
 def latency_row(name: str, family: str, peer_name: str, ours: float, peer: float) -> Row:
     """A row of one percentile, in milliseconds: the lower, the better."""
     return _single(name, family, peer_name, ours, peer, "ms")
+
+
+def target_row(name: str, ours: Sequence[float], target: float) -> Row:
+    """A row of one percentile of each repetition, in milliseconds, against what is asked of it: the
+    lower, the better."""
+    row = _single(name, "target", "target", statistics.median(ours), target, "ms")
+    ratios = [each / target for each in ours]
+    return replace(row, low=round(min(ratios), 3), high=round(max(ratios), 3))
 
 
 def level_row(name: str, peer_name: str, ours: float, peer: float, unit: str) -> Row:

@@ -149,6 +149,7 @@ def test_it_runs_on_servers(reader: Reader, rabbitmq_server: Server, postgres_ur
 def test_the_commands_in_the_text_work(reader: Reader) -> None:
     commands = [span for span in SPAN.findall(PROSE) if span.startswith("eventmesh ")]
     assert commands
+    reader.type("python send.py")  # so that there is something to ask about
     for command in commands:
         reader.type(command)
 
