@@ -111,5 +111,9 @@ def _translated(database: Database) -> Iterator[None]:
 
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,  # asked between the server's last word and its end
+    ) as error:
         raise Unreachable(f"{database.shown_url} cannot be listened to: {error}.") from error

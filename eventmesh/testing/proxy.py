@@ -74,6 +74,8 @@ class Proxy:
         self._pairs: set[_Pair] = set()
         self._serving: set[asyncio.Task[None]] = set()
         self._silent = False
+        self._ends = asyncio.Event()
+        self._ends.set()
         self._bytes_per_second: float | None = None
         self._trap: _Trap | None = None
 
@@ -131,6 +133,16 @@ class Proxy:
             yield
         finally:
             self._go_on()
+
+    @contextmanager
+    def keeping_ends(self) -> Iterator[None]:
+        """While the context is open, the last bytes of a connection pass, but not its end, as when
+        the two come in packets of their own; afterwards the ends pass, too."""
+        self._ends.clear()
+        try:
+            yield
+        finally:
+            self._ends.set()
 
     def forget(self) -> None:
         """Never pass another byte in the connections that are open, without closing them, as a
@@ -232,6 +244,7 @@ class Proxy:
                 self.passed[direction] += len(part)
                 await self._after(part)
         await pair.flows.wait()
+        await self._ends.wait()
         with suppress(NotImplementedError, OSError):
             writer.write_eof()
 

@@ -193,6 +193,20 @@ async def test_falls_silent_after_so_many_bytes_and_loses_nothing(
         assert await other.hear(5) == b"hello"
 
 
+async def test_keeps_the_end_of_a_connection_and_passes_it_on_afterwards(
+    connect: Connect,
+) -> None:
+    async with proxied() as proxy:
+        client = await connect(proxy)
+        with proxy.keeping_ends():
+            await client.say(b"bye")
+            client.writer.write_eof()
+            assert await client.hear(3) == b"bye"
+            assert await client.hears_nothing()
+        async with asyncio.timeout(5):
+            assert await client.reader.read() == b""
+
+
 async def test_what_it_forgets_stays_open_and_silent(connect: Connect) -> None:
     async with proxied() as proxy:
         old = await connect(proxy)

@@ -1,0 +1,309 @@
+"""A connection to a database that is cut, after however many bytes, or ended by the server's word,
+before whichever statement, is never a message's fault: what comes of it is Unreachable, and never
+what a handler could have raised. And one that is given up while the database is silent has no
+answers for who asks next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from itertools import count
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from sqlalchemy import Connection, Engine, event, func, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import Pool
+from sqlalchemy.util import await_only
+
+from eventmesh.clock import SystemClock
+from eventmesh.contracts.message import Event
+from eventmesh.errors import Unreachable
+from eventmesh.persistence import inbox, migration, notify, tables
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.transaction import Transaction
+from eventmesh.runtime.relay import Relay
+from eventmesh.runtime.retry import Retry
+from eventmesh.runtime.service import Service
+from eventmesh.runtime.settings import Settings
+from eventmesh.testing.proxy import Direction, Proxy, proxy_before
+from eventmesh.transports.memory import MemoryTransport
+from tests.integration.giving_up import ask_while_another_gives_up
+from tests.integration.one_handler import SUB, Do, send, until_settled, worker
+
+PATIENCE = 60.0
+STEP = 47
+"""Bytes: less than most messages of either protocol, and no divisor of anything."""
+
+SILENT_STEPS = {"postgresql": 1171, "mariadb": 47}
+"""Bytes. SQLAlchemy waits two seconds for a silent PostgreSQL."""
+
+ENOUGH = 12
+"""Cuts, at the least, until a scene is played to its end."""
+
+BETWEEN_WORD_AND_END = 0.3
+"""Seconds. Closing a connection takes until its end."""
+
+Scene = Callable[[str, str], Awaitable[None]]
+
+
+class Happened(Event, name="shop.happened", version=1):
+    name: str
+
+
+async def handle(url: str, name: str) -> None:
+    """As a group does: connect, claim, ask, commit."""
+    database = Database(url, service="shop")
+    try:
+        await claim(database, name)
+    finally:
+        await database.close()
+
+
+async def claim(database: Database, name: str) -> None:
+    async with database.session() as session:
+        with database.own_statements():
+            new = await inbox.claim(session, "shop.do", [name], SystemClock().now())
+        assert new == {name}
+        with database.translated():
+            await session.finish(proved=False)
+
+
+async def publish(url: str, name: str) -> None:
+    """As an application does."""
+    service = shop(url)
+    try:
+        async with service.transaction() as tx:
+            tx.publish(Happened(name=name))
+    finally:
+        await service.close()
+
+
+async def relay(url: str, name: str) -> None:
+    """A round, with something to relay. They are all the same relay, or leases would be held."""
+    del name
+    database = Database(url, service="shop")
+    round_of = Relay("shop", database, MemoryTransport(SystemClock()), SystemClock(), 60.0)
+    round_of.tenure.owner = "the only one"
+    try:
+        await round_of.round()
+    finally:
+        await database.close()
+
+
+async def listen(url: str, name: str) -> None:
+    """Until it is known that other processes are heard."""
+    del name
+    database = Database(url, service="shop")
+    heard = asyncio.Event()
+    listening = asyncio.ensure_future(notify.listen(database, heard.set))
+    hearing = asyncio.ensure_future(heard.wait())
+    try:
+        await asyncio.wait([listening, hearing], return_when=asyncio.FIRST_COMPLETED)
+        if listening.done():
+            listening.result()
+    finally:
+        listening.cancel()
+        hearing.cancel()
+        await asyncio.wait([listening, hearing])
+        await database.close()
+
+
+def shop(url: str) -> Service:
+    service = Service("shop")
+    service.configure(Settings(database_urls={"shop": url}))
+    service.publisher(Happened)
+    return service
+
+
+@pytest.fixture(params=["postgres", "mariadb"])
+def url(request: pytest.FixtureRequest) -> str:
+    """A database of its own."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+async def proxy(url: str) -> AsyncIterator[Proxy]:
+    """Before a database that has all tables."""
+    database = Database(url, service="shop")
+    await migration.upgrade(database)
+    await database.close()
+    async with proxy_before(url) as proxy:
+        yield proxy
+
+
+async def all_cuts(proxy: Proxy, direction: Direction, scene: Scene) -> int:
+    """Play a scene with a cut after ever more bytes, until it comes to its end; returns how often
+    it did not."""
+    for lost in count():
+        cutting = asyncio.ensure_future(proxy.cut_after(1 + lost * STEP, direction))
+        await asyncio.sleep(0)  # so that it is set
+        with suppress(Unreachable):
+            await scene(proxy.url, f"{direction.name}-{lost}")
+            cutting.cancel()
+            return lost
+        assert cutting.done(), "unreachable, but not for the cut"
+    raise AssertionError
+
+
+@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("scene", [handle, publish])
+async def test_a_connection_cut_after_any_number_of_bytes_is_unreachable(
+    proxy: Proxy, direction: Direction, scene: Scene
+) -> None:
+    async with asyncio.timeout(PATIENCE):
+        assert await all_cuts(proxy, direction, scene) > ENOUGH
+
+
+@pytest.mark.parametrize("direction", Direction)
+async def test_a_relays_round_is_unreachable_and_keeps_its_messages(
+    proxy: Proxy, url: str, direction: Direction
+) -> None:
+    await publish(url, "to relay")
+    async with asyncio.timeout(PATIENCE):
+        assert await all_cuts(proxy, direction, relay) > ENOUGH
+    assert await waiting(url) == 0
+
+
+class Farewell:
+    """Lets a PostgreSQL end a connection through the proxy, by its last word, before the `at`th use
+    of any. Who uses it has heard the word, and no end yet."""
+
+    def __init__(self, proxy: Proxy, url: str, at: int) -> None:
+        self.left = at
+        self._proxy = proxy
+        self._database = Database(url, service="shop")
+
+    @asynccontextmanager
+    async def said(self) -> AsyncIterator[None]:
+        watched = (
+            (Pool, "checkout", self._checkout),
+            (Engine, "before_cursor_execute", self._execute),
+            (Engine, "commit", self._execute),
+        )
+        for watch in watched:
+            event.listen(*watch)
+        try:
+            yield
+        finally:
+            for watch in watched:
+                event.remove(*watch)
+            await self._database.close()
+
+    def _checkout(self, connection: Any, *_: object) -> None:
+        self._use(connection.driver_connection)
+
+    def _execute(self, connection: Connection, *_: object) -> None:
+        self._use(connection.connection.driver_connection)
+
+    def _use(self, used: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            await_only(self._part(used))
+
+    async def _part(self, used: Any) -> None:
+        before = self._proxy.passed[Direction.TO_CLIENT]
+        async with self._database.reading() as own:
+            await own.execute(select(func.pg_terminate_backend(used.get_server_pid())))
+        while self._proxy.passed[Direction.TO_CLIENT] == before:  # noqa: ASYNC110  # of no event
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # in which the driver reads what has come
+
+
+@pytest.mark.parametrize("scene", [handle, publish, relay, listen])
+async def test_a_connection_that_the_server_ends_before_any_use_is_unreachable(
+    postgres_url: str, scene: Scene
+) -> None:
+    database = Database(postgres_url, service="shop")
+    await migration.upgrade(database)
+    await database.close()
+    async with proxy_before(postgres_url) as proxy, asyncio.timeout(PATIENCE):
+        for at in count(1):
+            farewell = Farewell(proxy, postgres_url, at)
+            async with farewell.said():
+                playing = asyncio.ensure_future(scene(proxy.url, f"use {at}"))
+                with proxy.keeping_ends():
+                    await asyncio.wait([playing], timeout=BETWEEN_WORD_AND_END)
+                with suppress(Unreachable):
+                    await playing
+            if farewell.left > 0:
+                break
+    assert at > 2, "there were none"
+
+
+@pytest.mark.parametrize("direction", Direction)
+async def test_a_relay_that_listens_is_unreachable(postgres_url: str, direction: Direction) -> None:
+    async with proxy_before(postgres_url) as proxy, asyncio.timeout(PATIENCE):
+        assert await all_cuts(proxy, direction, listen) > ENOUGH
+
+
+async def test_a_handlers_error_is_told_though_its_rollback_finds_the_connection_cut(
+    proxy: Proxy,
+) -> None:
+    database = Database(proxy.url, service="shop")
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012  # it is raised inside, and cut outside
+        async with database.session() as session:
+            await session.execute(text("SELECT 1"))
+            cutting = asyncio.ensure_future(proxy.cut_after(1))  # of the rollback
+            await asyncio.sleep(0)
+            raise ZeroDivisionError
+    assert cutting.done()
+    async with asyncio.timeout(PATIENCE), database.connection() as connection:
+        assert await connection.scalar(text("SELECT 1")) == 1
+    await database.close()
+
+
+@pytest.mark.parametrize("asks_again", [False, True])
+async def test_a_handler_that_catches_a_cut_is_not_to_blame(
+    proxy: Proxy, *, asks_again: bool
+) -> None:
+    service, handled = Service("shop"), 0
+
+    @service.subscriber(retry=Retry(attempts=1))
+    async def do(command: Do, tx: Transaction) -> None:
+        nonlocal handled
+        handled += 1
+        await tx.session.execute(text("SELECT 1"))
+        if handled == 1:
+            proxy.cut()
+            with suppress(DBAPIError):
+                await tx.session.execute(text("SELECT 1"))
+            if asks_again:
+                await tx.session.execute(text("SELECT 1"))
+
+    async with worker(service, proxy.url) as transport:
+        await send(transport, 1)
+        await until_settled(transport)
+        stats = await transport.stats(SUB)
+    assert (handled, stats.dead, stats.delayed) == (2, 0, 0)
+
+
+async def waiting(url: str) -> int:
+    database = Database(url, service="shop")
+    async with database.reading() as connection:
+        counted = await connection.scalar(select(func.count()).select_from(tables.outbox))
+    await database.close()
+    return counted or 0
+
+
+@pytest.mark.parametrize("direction", Direction)
+async def test_who_asks_next_gets_its_own_answers(proxy: Proxy, direction: Direction) -> None:
+    step = SILENT_STEPS[urlsplit(proxy.url).scheme.partition("+")[0]]
+    async with asyncio.timeout(PATIENCE):
+        for silences in count():
+            database = Database(proxy.url, service="shop")
+            name = f"{direction.name}-{silences}"
+            try:
+                was_done = await ask_while_another_gives_up(
+                    *(proxy, 1 + silences * step, direction),
+                    claim(database, name),
+                    claim(database, f"after {name}"),
+                )
+            finally:
+                await database.close()
+            if was_done:
+                break
+    assert silences > 1
