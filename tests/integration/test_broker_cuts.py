@@ -88,8 +88,8 @@ async def hear(transport: Transport, ids: set[str], account: Account) -> None:
     async with transport.consume(PAID, prefetch=100) as consumer:
         while not ids <= account.handed_out:
             deliveries = await consumer.receive(100)
-            await consumer.settle([(each, DONE) for each in deliveries])
             account.handed_out |= {each.envelope.id for each in deliveries}
+            await consumer.settle([(each, DONE) for each in deliveries])
 
 
 @asynccontextmanager
