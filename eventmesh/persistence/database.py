@@ -75,6 +75,10 @@ class Database:
         with self.translated():  # a SQLite file's folder is made
             self.engine = _make_engine(self.url, connections)
         ending.watch(self.engine.sync_engine)
+        self.losses = 0
+        """How often somebody found a connection lost. Whoever uses one after that may meet another
+        server than before, though nothing fails for him."""
+        event.listen(self.engine.sync_engine.pool, "invalidate", self._count_loss)
         self.doorbell = Doorbell(self)
 
     @property
@@ -104,6 +108,10 @@ class Database:
     def variable(self) -> str:
         """The environment variable that names this database."""
         return f"EVENTMESH_{self.service.upper()}_DATABASE_URL"
+
+    def _count_loss(self, _connection: object, _record: object, error: object) -> None:
+        if isinstance(error, Exception):  # else it was given up by us, or by a cancellation
+            self.losses += 1
 
     async def connect(self, *, largest: int = 0) -> None:
         """Unreachable, with what to do about it, when the database does not answer; UsageError when

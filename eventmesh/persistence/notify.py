@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -99,9 +100,9 @@ async def listen(database: Database, heard: Callable[[], None]) -> None:
                     return
                 heard()  # somebody may have rung before
                 await lost.wait()
-            finally:
-                await connection.invalidate()  # nobody else is to have it with its listener
-    raise Unreachable(f"The connection that listens to {database.shown_url} was lost.")
+                raise ConnectionResetError("the connection that listens was lost")
+            finally:  # nobody else is to have it with its listener
+                await connection.invalidate(sys.exception())
 
 
 @contextmanager

@@ -87,6 +87,7 @@ class Relay:
         )
         self.tenure = Tenure(database, clock, lease_time)
         self._horizon = Horizon()
+        self._losses = database.losses
         self._publishing = False
         self._poll = _SHORTEST_POLL
         self._told = False  # of what other processes commit
@@ -126,7 +127,7 @@ class Relay:
             except (Unreachable, Leaked) as error:
                 self.vitals.trouble = str(error)
                 self._log.warning("relay waits", error=str(error))
-                self._horizon.forget()  # a server that took over may not know what we have seen
+                self._horizon.forget()  # another server may answer next, as after a loss
                 await reconnect.wait()
 
     async def _listen(self) -> None:
@@ -189,9 +190,11 @@ class Relay:
             self._horizon.forget()
 
     async def _look(self) -> _Look:
-        began_at, now, beyond = self._clock.monotonic(), self._clock.now(), self._horizon.beyond
+        began_at, now = self._clock.monotonic(), self._clock.now()
         writers: Collection[str] | None = None
         async with self._database.queue(reads=True) as connection:
+            self._forget_another_server()
+            beyond = self._horizon.beyond
             waiting = await outbox.due(connection, self.tenure.buckets, now, BATCH, beyond)
             newest = 0 if waiting else await outbox.newest(connection, beyond)
             if self._horizon.wants_mark(began_at):
@@ -200,6 +203,13 @@ class Relay:
         all_due = len(rows) < BATCH and len(rows) == len(waiting)
         seq = rows[-1].seq if rows else newest
         return _Look(rows, began_at, seq, now if all_due else None, writers)
+
+    def _forget_another_server(self) -> None:
+        """One that took over may not know what was seen, and give out its numbers again. Who finds
+        the connections lost may be a handler, before any look fails."""
+        if self._losses != self._database.losses:
+            self._losses = self._database.losses
+            self._horizon.forget()
 
     def _see(self, look: _Look) -> None:
         """All that a look has found is relayed."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from sqlalchemy import delete, text, update
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
 from eventmesh.errors import PublishError, Unreachable
-from eventmesh.persistence import migration, outbox, parked, tables
+from eventmesh.persistence import migration, notify, outbox, parked, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime import horizon, relay
@@ -330,28 +330,81 @@ async def end_leases(service: Service) -> None:
         await connection.execute(delete(tables.relay))
 
 
+RESTART = text("ALTER SEQUENCE eventmesh_outbox_seq_seq RESTART WITH 1")
+LOSE = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+
+
+async def take_over(service: Service) -> None:
+    """As a replica does that does not know of the last numbers that were given out."""
+    async with (await service.database()).connection() as connection:
+        await connection.execute(RESTART)
+        await connection.execute(LOSE)
+
+
+async def publish_at_last(service: Service, key: str, number: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with suppress(Unreachable):
+                return await publish(service, key, number)
+
+
 async def test_a_server_that_takes_over_may_give_out_numbers_again(migrated_postgres: str) -> None:
-    """A replica may not know of the last that were given out."""
-    lose = text(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
     broker = Broker()
     async with relaying(migrated_postgres, broker), shop(migrated_postgres) as service:
         await publish(service, "k", *range(1, 101))
         await others_flow(service, broker)
-        database = await service.database()
-        async with database.connection() as connection:
-            await connection.execute(text("ALTER SEQUENCE eventmesh_outbox_seq_seq RESTART WITH 1"))
-            await connection.execute(lose)
+        await take_over(service)
         for number in range(101, 301):
-            async with asyncio.timeout(PATIENCE):
-                while True:
-                    try:
-                        await publish(service, "k", number)
-                        break
-                    except Unreachable:
-                        continue
-        await broker.until(("k", 300), ("k", 101))
+            await publish_at_last(service, "k", number)
         await broker.until(*(("k", number) for number in range(101, 301)))
     assert broker.of("k") == list(range(1, 301))
+
+
+async def ask(database: Database) -> None:
+    """As a handler does."""
+    with pytest.raises(Unreachable):
+        async with database.connection() as connection:
+            await connection.execute(text("SELECT 1"))
+
+
+async def listen(database: Database) -> None:
+    """Until it is heard, on one connection that is lost after another."""
+    heard = asyncio.Event()
+
+    async def try_again() -> None:
+        while True:
+            with suppress(Unreachable):
+                await notify.listen(database, heard.set)
+
+    listening = asyncio.ensure_future(try_again())
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await heard.wait()
+    finally:
+        listening.cancel()
+        await asyncio.wait([listening])
+
+
+@pytest.mark.parametrize("notice", [ask, listen])
+async def test_that_another_server_took_over_may_be_noticed_by_somebody_else(
+    migrated_postgres: str, notice: Callable[[Database], Awaitable[None]]
+) -> None:
+    """The relay is given a new connection then, and nothing fails for it."""
+    broker = Broker()
+    async with stepping(migrated_postgres, broker) as each, shop(migrated_postgres) as service:
+        await publish(service, "k", *range(1, 101))
+        async with asyncio.timeout(PATIENCE):
+            while beyond(each) < 100:
+                await publish(service, "other", 0)
+                await each.round()
+        await take_over(service)
+        await notice(each._database)
+        for number in range(101, beyond(each) + 150):
+            await publish_at_last(service, "k", number)
+        while await each.round():
+            pass
+    assert broker.of("k") == list(range(1, len(broker.of("k")) + 1))
+    assert len(broker.of("k")) > 200
