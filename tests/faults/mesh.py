@@ -194,7 +194,9 @@ class Mesh:
                 if holds is True or (isinstance(holds, Awaitable) and await holds):
                     return
             assert not self.crashed(), self.said()
-            assert time.monotonic() < deadline, f"waited {patience:g} s for {what}; {self.said()}"
+            assert time.monotonic() < deadline, (
+                f"waited {patience:g} s for {what}, exit codes {self.codes()}; {self.said()}"
+            )
             await asyncio.sleep(LOOK_INTERVAL)
 
     async def until_effects(self, count: int) -> None:
@@ -240,8 +242,11 @@ class Mesh:
 
     def crashed(self) -> list[int]:
         """The exit codes of workers that ended, and not by our hand."""
-        codes = [each.process.poll() for each in self.workers]
-        return [code for code in codes if code is not None and code not in self.harmless_codes]
+        return [code for code in self.codes() if code not in {None, *self.harmless_codes}]
+
+    def codes(self) -> list[int | None]:
+        """The exit codes of the workers, None of those that live."""
+        return [each.process.poll() for each in self.workers]
 
     def said(self) -> str:
         """The last words of the workers."""
