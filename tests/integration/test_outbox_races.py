@@ -149,8 +149,7 @@ async def until_passed(each: Relay, service: Service) -> None:
 
 
 def beyond(each: Relay) -> int:
-    found = each._horizon.beyond
-    return found.seq if isinstance(found, outbox.Seen) else found(0.0).seq
+    return each._horizon.beyond.seq
 
 
 async def rounds_until(each: Relay, broker: Broker, key: str, number: int) -> None:
