@@ -1,6 +1,9 @@
-"""Lanes: several messages of one subscription handled at a time, those of one key in their order.
+"""Lanes: several messages of one subscription handled at a time, while those of one key are not.
 
-A message's key picks its lane, and a lane handles one group after the other.
+A message's key picks its lane, and a lane handles one group after another. So within one process
+two messages of one key never run side by side, and run in the order of their delivery. A message
+that is retried is delivered again later, after the others of its key; and other processes that
+consume the same subscription have lanes of their own, and may handle messages of the key meanwhile.
 """
 
 from __future__ import annotations

@@ -70,11 +70,11 @@ class Service:
     database; `eventmesh schema check` wants them to name this one too. UsageError for a name that
     cannot be the first part of a message's name.
 
-    Messages of a key go out in the order in which they were put into the outbox, at the end of
-    their transactions. Where two transactions write the same key at the same moment and nothing
-    else makes one wait for the other, such as the row that the key names, which both change, that
-    need not be the order in which they commit. With `ordered_outbox` it is: on PostgreSQL, they
-    then take turns, from there until they are committed.
+    Messages of one key are published in the order in which they were written to the outbox, which
+    happens at the end of their transactions. If two transactions write messages of one key at the
+    same moment, and nothing else makes one wait for the other (such as a row that both update),
+    this may differ from the order of their commits. With `ordered_outbox`, on PostgreSQL, one
+    waits until the other has committed.
     """
 
     def __init__(
@@ -127,7 +127,9 @@ class Service:
         The subscription is called `<service>.<name>`, by default after the function; on the broker
         it outlives the process, so a handler that is renamed needs `name=` to keep its backlog.
         `isolated` gives each message a transaction of its own. `concurrency` is how many messages,
-        or groups of them, a process handles at a time; those of one key stay in their order.
+        or groups of them, a process handles at a time. One process handles messages of one key one
+        after another and in order, except that a message that is retried, or delivered again after
+        a lost connection, comes after the later ones. Several processes keep no order.
         A handler that takes longer than `timeout`, by a message or by committing its effects, is
         cancelled, undone, and tried again as after any error. Raises UsageError.
         """

@@ -192,6 +192,10 @@ class Running(Output):
     def until_prints(self, text: str) -> None:
         self._until(lambda: text in self.out, f"{text!r} printed")
 
+    def until(self, holds: Callable[[str], bool], what: str) -> None:
+        """Wait until this holds of everything that it has said so far."""
+        self._until(lambda: holds(self.out + self.err), what)
+
     def tell(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 

@@ -7,26 +7,21 @@ it untested.
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from eventmesh.errors import DrainTimeout, Drift, EventMeshError, Unreachable, UsageError
 from eventmesh.testing.servers import Server
+from tests.support.pages import BLOCK, ROOT, Reader, steps
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import Project, Running
+    from tests.integration.conftest import Project
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 PROSE = BLOCK.sub("", README)
 
@@ -40,65 +35,6 @@ def blocks(language: str) -> list[str]:
 
 SERVICE, SEND = blocks("python")
 TWO_COMMANDS, RUN_IT, ON_SERVERS = blocks("console")
-
-
-@dataclass(frozen=True)
-class Step:
-    """A command of a console block, and the lines that are printed below it."""
-
-    command: str
-    output: list[str] = field(default_factory=list)
-
-
-def steps(block: str) -> Iterator[Step]:
-    for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-        first, *output = part.splitlines()
-        yield Step(first.partition("  #")[0].strip(), output)
-
-
-def make_takes(arguments: list[str]) -> None:
-    """Check that make has these targets, without making them."""
-    done = subprocess.run(  # noqa: S603
-        ["make", "--dry-run", *arguments],  # noqa: S607
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-class Reader:
-    """Types a console block line by line, into a folder with the README's files."""
-
-    def __init__(self, project: Project, urls: dict[str, str] | None = None) -> None:
-        self.project = project
-        self.urls = urls or {}
-        self.workers: list[Running] = []
-
-    def follow(self, block: str) -> None:
-        for step in steps(block):
-            self.type(step.command)
-            for line in step.output:
-                self.workers[-1].until_prints(line)
-
-    def type(self, command: str) -> None:
-        match shlex.split(command.removesuffix("&")):
-            case ["make", *arguments]:
-                make_takes(arguments)
-            case ["export", setting]:  # with a server of the same kind instead
-                name, _, url = setting.partition("=")
-                self.project.environment[name] = self.urls[url.partition("://")[0]]
-            case ["eventmesh", "worker", *arguments] as whole:
-                worker = self.project.start_program(*whole)
-                self.workers.append(worker)
-                count = re.search(r"--workers (\d+)", " ".join(arguments))
-                worker.until_says("worker is ready", int(count[1]) if count else 1)
-            case ["eventmesh" | "python", *_] as whole:
-                self.project.start_program(*whole).ended().succeeds()
-            case _:
-                raise AssertionError(f"no test knows how to run {command!r}")
 
 
 @pytest.fixture

@@ -1143,6 +1143,25 @@ async def test_lanes_handle_side_by_side_and_each_key_in_order(mesh: Mesh) -> No
     assert seen == {key: list(range(25)) for key in keys}
 
 
+async def test_one_that_is_retried_comes_after_the_later_ones_of_its_key(mesh: Mesh) -> None:
+    """As docs/ordering.md says: it does not block its key."""
+    seen: list[int] = []
+    others_are_done = asyncio.Event()
+
+    @mesh.service.subscriber(Do, retry=Retry(attempts=1_000, backoff=constant("10ms")))
+    async def do(command: Do) -> None:
+        if command.number == 3 and not others_are_done.is_set():
+            raise ValueError("not yet")
+        seen.append(command.number)
+        if len(seen) == 9:
+            others_are_done.set()
+
+    async with mesh.worker():
+        await mesh.send(*range(10))
+        await until_true(lambda: len(seen) == 10)
+    assert seen == [0, 1, 2, 4, 5, 6, 7, 8, 9, 3]
+
+
 @EVERYWHERE
 async def test_lanes_of_transactions_take_effect_once_and_retry_alone(mesh: Mesh) -> None:
     failed: list[int] = []

@@ -1,0 +1,62 @@
+"""docs/: every page is followed from top to bottom, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventmesh.testing.servers import Server
+from tests.support.pages import BLOCK, ROOT, Reader
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Project
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+SERVICE, SEND = (
+    text for kind, text in BLOCK.findall((ROOT / "README.md").read_text()) if kind == "python"
+)
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=[path.stem for path in PAGES])
+
+
+@pytest.fixture
+def reader(project: Project, request: pytest.FixtureRequest) -> Callable[[str], Reader]:
+    """Somebody who has written the README's two files, and has the servers that a page asks for."""
+    project.write("services/bank/service.py", SERVICE)
+    project.write("send.py", SEND)
+
+    def make(text: str) -> Reader:
+        urls = {}
+        if "=postgresql://" in text:
+            urls["postgresql"] = request.getfixturevalue("postgres_url").replace("+asyncpg", "")
+        if "=mariadb://" in text:
+            urls["mariadb"] = request.getfixturevalue("mariadb_url").replace("+asyncmy", "")
+        for scheme, fixture in (("amqp", "rabbitmq_server"), ("redis", "redis_server")):
+            if f"={scheme}://" in text:
+                server: Server = request.getfixturevalue(fixture)
+                urls[scheme] = server.url
+        return Reader(project, urls)
+
+    return make
+
+
+@each_page
+def test_what_the_page_says_happens(page: str, reader: Callable[[str], Reader]) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert text.count("```") == 2 * len(BLOCK.findall(text))
+    reader(text).read(text)
+
+
+@each_page
+def test_its_links_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", BLOCK.sub("", (DOCS / page).read_text())):
+        assert link.startswith(("https://", "#")) or (DOCS / link).exists(), link
+
+
+def test_the_readme_names_every_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [page.stem for page in PAGES if f"(docs/{page.name})" not in readme] == []
