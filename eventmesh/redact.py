@@ -1,14 +1,117 @@
-"""URLs as people and logs may see them."""
+"""URLs and error texts as people and logs may see them: without passwords.
+
+A password with reserved characters in it is often not escaped, so a URL is not taken apart by its
+grammar here. Everything from the first colon behind the scheme to the last `@` is hidden, and
+everything behind `password=` and the like. In doubt more is hidden than had to be:
+
+    amqp://u:p@ss:w0rd/x?y#z@h:1/     amqp://u:***@h:1/
+    u:s3cr3t@host                     u:***@host
+    amqp://u:s3cr3t                   amqp://u:***             a port is a number
+    redis://h?password=s3cr3t&db=1    redis://h?password=***   a password may hold "&db=1"
+"""
 
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
-# Up to the last @, because a password that was not escaped may hold anything.
-_PASSWORD = re.compile(r"(://[^:@/?#]*:).*(@)")
-_QUERY_PASSWORD = re.compile(r"([?&][^=&]*password[^=&]*=)[^&#]*", re.IGNORECASE)
+_HIDDEN = "***"
+
+_SCHEME = re.compile(
+    r"\s*(?:(?:amqp|redis|postgres|postgresql|mariadb|mysql|http|ws)s?|sqlite|memory|kafka|nats)"
+    r"(?:\+\w+)?://",
+    re.IGNORECASE,
+)
+"""Of the kinds of URL that somebody may write. Others are not trusted to be one: in
+`user://word@host` the password may begin with two slashes."""
+
+_COLON = re.compile(r":|%3a", re.IGNORECASE)
+_BAD_PORT = re.compile(r":(?!\d*(?:,|$))")
+_IN_BRACKETS = re.compile(r"\[[^\]]*\]")
+_SECRET_PARAMETER = re.compile(
+    r"[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|api_?key)[\w.-]*\s*=", re.IGNORECASE
+)
+_RESERVED = re.compile(r"[^\w.~!$'()*+-]")
+"""What a password must not hold unescaped, because a parser may end it there."""
+
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+
+_PIECE = 4
+"""Characters that an error and a password must share before they are hidden in the error. Fewer
+tell little, and would be found everywhere."""
 
 
 def redact(url: str) -> str:
-    """The URL without its password; also one that is no proper URL."""
-    return _QUERY_PASSWORD.sub(r"\1***", _PASSWORD.sub(r"\1***\2", url))
+    """The URL without its passwords; also one that is no proper URL."""
+    shown, begin = "", 0
+    for start, end in _secret_spans(url):
+        shown += url[begin:start] + _HIDDEN
+        begin = end
+    return shown + url[begin:]
+
+
+def redact_error(error: object, url: str) -> str:
+    """What an error says about this URL, without its passwords. A parser or driver that took a part
+    of an unescaped password for the host or the port repeats that: "invalid port 'w0rd'"."""
+    text = str(error)
+    for start, end in _secret_spans(url):
+        secret = url[start:end]
+        if _RESERVED.search(secret):
+            for form in (secret, unquote(secret)):
+                text = _without_pieces(text, form)
+        elif secret:
+            text = text.replace(f":{secret}@", f":{_HIDDEN}@")
+    return text
+
+
+def redact_text(text: str) -> str:
+    """A text from anywhere without the passwords of the URLs in it, as far as these are escaped."""
+    if "://" not in text:
+        return text
+    return _URL_IN_TEXT.sub(lambda found: redact(found[0]), text)
+
+
+def _secret_spans(url: str) -> list[tuple[int, int]]:
+    """Where secrets are, in order."""
+    scheme = _SCHEME.match(url)
+    begin = scheme.end() if scheme else 0
+    colon, at = _COLON.search(url, begin), url.rfind("@")
+    parameter = _SECRET_PARAMETER.search(url, begin)
+    if parameter and at >= parameter.end():  # which of the two holds the other?
+        first = min(parameter.end(), colon.end() if colon else len(url))
+        return [(first, len(url))]
+    spans = []
+    if at >= begin:
+        if colon and colon.end() <= at:
+            spans.append((colon.end(), at))
+    elif (start := _misplaced_password(url, begin)) is not None:
+        return [(start, len(url))]
+    if parameter:
+        spans.append((parameter.end(), len(url)))
+    return spans
+
+
+def _misplaced_password(url: str, begin: int) -> int | None:
+    """Where something begins that is in the place of a port, but is no number: in `user:password`
+    without a host."""
+    if not begin:
+        colon = _COLON.search(url)
+        return colon.end() if colon and not url.startswith("/", colon.end()) else None
+    authority = re.split(r"[/?#]", url[begin:], maxsplit=1)[0]
+    masked = _IN_BRACKETS.sub(lambda found: "x" * len(found[0]), authority)
+    bad = _BAD_PORT.search(masked)
+    return begin + bad.end() if bad else None
+
+
+def _without_pieces(text: str, secret: str) -> str:
+    """The text without what it shares with the secret."""
+    pieces = {secret[at : at + _PIECE] for at in range(len(secret) - _PIECE + 1)}
+    kept, at, hidden_to = [], 0, 0
+    for at, char in enumerate(text):
+        if text[at : at + _PIECE] in pieces:
+            if at >= hidden_to:
+                kept.append(_HIDDEN)
+            hidden_to = at + _PIECE
+        if at >= hidden_to:
+            kept.append(char)
+    return "".join(kept)

@@ -44,8 +44,10 @@ def list_letters(service: Name, limit: Limit = 100, as_json: AsJson = False) -> 
         return
     for _, letter in letters:
         typer.echo(
-            f"{letter.id}  {letter.died_at:%Y-%m-%d %H:%M:%S}  {letter.subscription}  "
-            f"{printable(letter.envelope.name) or '?'}  {printable(letter.reason)}"
+            printable(
+                f"{letter.id}  {letter.died_at:%Y-%m-%d %H:%M:%S}  {letter.subscription}  "
+                f"{letter.envelope.name or '?'}  {letter.reason}"
+            )
         )
     typer.echo(f"{len(letters)} dead letter(s)")
 

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from eventmesh.cli.terminal import printable
+from eventmesh.cli.terminal import printable, printable_lines
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from eventmesh.wire.envelope import Envelope
@@ -24,9 +24,16 @@ def as_dict(envelope: Envelope) -> dict[str, Any]:
 
 
 def for_people(details: Mapping[str, Any]) -> str:
-    """A line for each detail, except for those that only programs can read."""
-    shown = {name: value for name, value in details.items() if name != "data_base64"}
-    return "\n".join(f"{name}: {printable(str(value))}" for name, value in shown.items())
+    """A line for each detail, except for those that only programs can read. The further lines of a
+    traceback are indented, so that none of them can be taken for a detail."""
+    lines = []
+    for name, value in details.items():
+        if name == "error":
+            first, *others = printable_lines(str(value)).split("\n")
+            lines += [f"{name}: {first}", *(f"    {line}" for line in others)]
+        elif name != "data_base64":
+            lines.append(f"{name}: {printable(str(value))}")
+    return "\n".join(lines)
 
 
 def _is_text(data: bytes) -> bool:

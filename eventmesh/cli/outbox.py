@@ -331,4 +331,4 @@ def _quoted(key: str) -> str:
 
 def _line(text: str) -> str:
     """One line that does not command the terminal."""
-    return printable(" ".join(text.split()))
+    return printable(text)

@@ -9,7 +9,11 @@ from typing import Any, Literal
 import orjson
 import structlog
 
+from eventmesh.printable import printable, printable_lines
+from eventmesh.redact import redact_text
 from eventmesh.runtime.settings import Settings
+
+Line = structlog.typing.EventDict
 
 _LIBRARIES = ("aio_pika", "aiosqlite", "alembic", "asyncio", "redis", "sqlalchemy", "watchfiles")
 
@@ -59,9 +63,32 @@ def _chosen(log_format: Literal["auto", "text", "json"]) -> Literal["text", "jso
 
 
 def _renderers(log_format: Literal["text", "json"]) -> list[structlog.typing.Processor]:
-    if log_format == "text":
-        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dumps)]
+    shared: list[structlog.typing.Processor] = [
+        structlog.processors.format_exc_info,
+        _without_passwords,
+    ]
+    if log_format == "json":
+        return [*shared, structlog.processors.JSONRenderer(_dumps)]
+    console = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+    return [*shared, _printable, console]
+
+
+def _without_passwords(_logger: Any, _method: str, line: Line) -> Line:
+    """The line without the passwords of URLs that a library or a handler's error may repeat."""
+    for name, value in line.items():
+        if isinstance(value, str) and "://" in value:
+            line[name] = redact_text(value)
+    return line
+
+
+def _printable(_logger: Any, _method: str, line: Line) -> Line:
+    """The line with the control characters of others' texts escaped, as JSON does it by itself."""
+    for name, value in line.items():
+        if isinstance(value, str) and not value.isprintable():
+            line[name] = printable_lines(value) if name == "exception" else printable(value)
+    return line
 
 
 def _dumps(line: Any, **_options: Any) -> str:

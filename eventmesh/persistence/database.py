@@ -29,7 +29,7 @@ from eventmesh.errors import Unreachable, UsageError
 from eventmesh.persistence import ending, mariadb, postgresql
 from eventmesh.persistence.notify import Doorbell
 from eventmesh.persistence.session import TransactionSession
-from eventmesh.redact import redact
+from eventmesh.redact import redact, redact_error
 
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -71,6 +71,7 @@ class Database:
 
     def __init__(self, url: str, *, service: str, connections: int = 0) -> None:
         self.service = service
+        self._given_url = url
         self.url = parse_url(url, service)
         with self.translated():  # a SQLite file's folder is made
             self.engine = _make_engine(self.url, connections)
@@ -102,7 +103,11 @@ class Database:
     @property
     def shown_url(self) -> str:
         """The URL for people and logs."""
-        return redact(self.url.render_as_string(hide_password=True))
+        return redact(self._given_url)
+
+    def _said(self, error: BaseException) -> str:
+        """What a driver says, for people and logs."""
+        return redact_error(_first_line(error), self._given_url)
 
     @property
     def variable(self) -> str:
@@ -124,7 +129,7 @@ class Database:
         except (DBAPIError, InvalidRequestError, OverflowError, TypeError, ValueError) as error:
             # What drivers say of odd options, for the statement itself cannot be wrong.
             raise UsageError(
-                f"{self.variable} cannot be used: {_first_line(error)}. Write it as {_WRITTEN}."
+                f"{self.variable} cannot be used: {self._said(error)}. Write it as {_WRITTEN}."
             ) from None
 
     async def close(self) -> None:
@@ -213,7 +218,7 @@ class Database:
                 )
             raise Unreachable(
                 f"The database of service {self.service!r} ({self.shown_url}) does not answer: "
-                f"{_first_line(error)}. {advice}"
+                f"{self._said(error)}. {advice}"
             ) from error
 
 
@@ -235,11 +240,13 @@ def parse_url(url: str, service: str) -> URL:
         )
     if backend not in _DRIVERS:
         raise UsageError(
-            f"{variable} names a database of the kind {backend!r}, which EventMesh does not know. "
-            f"Use postgresql://, mariadb:// or sqlite:///."
+            f"{variable} names a database of the kind {redact_error(repr(backend), url)}, which "
+            f"EventMesh does not know. Use postgresql://, mariadb:// or sqlite:///."
         )
     if parsed.port is not None and not 0 < parsed.port < 2**16:  # uvloop would take a part of it
-        raise UsageError(f"{variable} names the port {parsed.port}; ports go from 1 to 65535.")
+        raise UsageError(
+            f"{variable} names the port {redact_error(parsed.port, url)}; ports go from 1 to 65535."
+        )
     return parsed.set(drivername=_DRIVERS[backend])
 
 

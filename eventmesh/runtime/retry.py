@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from eventmesh.duration import Duration, seconds
 from eventmesh.errors import Reject, UnreadableMessage, UsageError
+from eventmesh.redact import redact_text
 from eventmesh.transports.outcome import Dead, Outcome, RetryAfter
 
 Backoff = Callable[[int], float]
@@ -84,12 +85,12 @@ def printable(text: str) -> str:
 
 def _in_a_line(error: Exception) -> str:
     """Type and message, also of an error whose `__str__` fails."""
-    return printable(traceback.format_exception_only(error)[-1].strip())
+    return printable(redact_text(traceback.format_exception_only(error)[-1].strip()))
 
 
 def describe(error: Exception) -> str:
     """The error with its traceback, cut in the middle when it is very long."""
-    text = printable("".join(traceback.format_exception(error)))
+    text = printable(redact_text("".join(traceback.format_exception(error))))
     if len(text) <= _MAX_ERROR_CHARACTERS:
         return text
     half = _MAX_ERROR_CHARACTERS // 2

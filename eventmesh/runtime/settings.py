@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from eventmesh.duration import seconds
 from eventmesh.errors import UsageError
+from eventmesh.redact import redact
 from eventmesh.transports.base import TransportOptions
 from eventmesh.wire.envelope import DEFAULT_MAX_BYTES
 
@@ -110,6 +111,17 @@ class Settings(BaseSettings):
         return self.database_urls.get(service) or os.environ.get(
             f"EVENTMESH_{service.upper()}_DATABASE_URL"
         )
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, object]]:
+        """For `repr` and `str`: URLs without their passwords."""
+        for name, value in super().__repr_args__():
+            match name:
+                case "broker_url":
+                    yield name, redact(self.broker_url)
+                case "database_urls":
+                    yield name, {key: redact(url) for key, url in self.database_urls.items()}
+                case _:
+                    yield name, value
 
     @property
     def transport_options(self) -> TransportOptions:

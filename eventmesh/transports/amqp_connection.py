@@ -24,7 +24,7 @@ from pamqp.exceptions import PAMQPException
 from yarl import URL
 
 from eventmesh.errors import Unreachable, UsageError
-from eventmesh.redact import redact
+from eventmesh.redact import redact, redact_error
 from eventmesh.transports.amqp_frames import FrameStream, Tap
 from eventmesh.transports.amqp_topology import Binding, Exchange, Piece, Queue
 from eventmesh.transports.amqp_url import nodes
@@ -54,6 +54,7 @@ class Link:
     """A connection for one purpose."""
 
     def __init__(self, url: str, purpose: str, options: TransportOptions) -> None:
+        self._url = url
         self.address = redact(url)
         self._nodes = nodes(url)
         # Workers that start together spread over a cluster.
@@ -230,7 +231,7 @@ class Link:
         return Unreachable(f"The broker at {self.address} is not open: connect first.")
 
     def _unreachable(self, error: BaseException) -> Unreachable:
-        why = str(error).rstrip(".") or type(error).__name__
+        why = redact_error(error, self._url).rstrip(".") or type(error).__name__
         if isinstance(error.__cause__, ssl.SSLError):
             return Unreachable(
                 f"The broker at {self.address} cannot be used: {why}. Check that its certificate "

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
 
 from eventmesh.errors import UsageError
-from eventmesh.redact import redact
+from eventmesh.redact import redact, redact_error
 
 _FILES = ("cafile", "certfile", "keyfile", "capath")
 
@@ -24,13 +24,15 @@ def nodes(url: str) -> tuple[str, ...]:
         found = tuple(_node(parts, user + at + host.strip()) for host in hosts.split(","))
     except ValueError as error:
         raise UsageError(
-            f"The broker URL {redact(url)!r} cannot be understood: {error}. Write it as "
+            f"The broker URL {redact(url)!r} cannot be understood: "
+            f"{redact_error(error, url)}. Write it as "
             f"amqp://user:password@host:port/virtualhost, with commas between several host:port."
         ) from None
     for name, value in parse_qsl(parts.query):
         if name in _FILES and not Path(value).exists():
             raise UsageError(
-                f"The broker URL {redact(url)!r} names the {name} {value!r}, which is not there: "
+                f"The broker URL {redact(url)!r} names the {name} "
+                f"{redact_error(repr(value), url)}, which is not there: "
                 f"correct the path."
             )
     return found

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from eventmesh.clock import Clock
 from eventmesh.errors import UsageError
-from eventmesh.redact import redact
+from eventmesh.redact import redact, redact_error
 from eventmesh.transports.base import Transport, TransportOptions
 
 _REDIS = tuple(f"redis{s}{form}" for s in ("", "s") for form in ("", "+sentinel", "+cluster"))
@@ -39,7 +39,8 @@ def make_transport(url: str, clock: Clock, options: TransportOptions) -> Transpo
             return AmqpTransport(url, clock, options)
         case _:
             raise UsageError(
-                f"The broker URL {redact(url)!r} has the scheme {scheme!r}, which EventMesh does "
+                f"The broker URL {redact(url)!r} has the scheme "
+                f"{redact_error(repr(scheme), url)}, which EventMesh does "
                 f"not know. Set EVENTMESH_BROKER_URL to one of: "
                 f"{', '.join(f'{known}://' for known in SCHEMES)}."
             )
@@ -67,7 +68,8 @@ def _scheme(url: str) -> str:
             _ = parts.port
     except ValueError as error:
         raise UsageError(
-            f"The broker URL {redact(url)!r} cannot be understood: {error}. Write it as "
+            f"The broker URL {redact(url)!r} cannot be understood: "
+            f"{redact_error(error, url)}. Write it as "
             f"scheme://user:password@host:port/."
         ) from None
     return parts.scheme

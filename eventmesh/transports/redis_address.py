@@ -19,7 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException, RedisError
 
 from eventmesh.errors import UsageError
-from eventmesh.redact import redact
+from eventmesh.redact import redact, redact_error
 
 FINDING_TIMEOUT = 2.0
 """Seconds to wait for one Sentinel or node of a Cluster before asking the next."""
@@ -60,7 +60,8 @@ def understand(url: str) -> RedisUrl:
         return _parts(url, kind, tls=scheme.startswith("rediss"))
     except (ValueError, LookupError) as error:
         raise UsageError(
-            f"The broker URL {redact(url)!r} cannot be understood ({str(error).rstrip('.')}). "
+            f"The broker URL {redact(url)!r} cannot be understood "
+            f"({redact_error(error, url).rstrip('.')}). "
             f"Write it as {_FORMS.get(kind, _FORMS['redis'])}, or with "
             f"rediss{f'+{kind}' if kind != 'redis' else ''}:// for TLS."
         ) from error

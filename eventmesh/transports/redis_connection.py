@@ -25,7 +25,7 @@ from redis.exceptions import (
 from redis.maint_notifications import MaintNotificationsConfig
 
 from eventmesh.errors import Unreachable
-from eventmesh.redact import redact
+from eventmesh.redact import redact, redact_error
 from eventmesh.transports.redis_address import Address, Locator
 from eventmesh.transports.redis_scripts import Command, call
 
@@ -85,6 +85,7 @@ class Redis:
     """The connections of a process."""
 
     def __init__(self, url: str, options: dict[str, Any], locator: Locator) -> None:
+        self._url = url
         self._shown_url = redact(url)
         self._options = options
         self._locator = locator
@@ -226,8 +227,9 @@ class Redis:
             raise ConnectionLost(self._silence("the connection was cut")) from error
 
     def _silence(self, why: str) -> str:
+        shown = redact_error(why, self._url).rstrip(".")
         return (
-            f"Redis at {self._shown_url} does not answer: {why.rstrip('.')}. Start it, or correct "
+            f"Redis at {self._shown_url} does not answer: {shown}. Start it, or correct "
             f"EVENTMESH_BROKER_URL."
         )
 
@@ -236,7 +238,7 @@ class Redis:
         code = code_of(error)
         if code in _ELSEWHERE:
             self._doubted = True
-        said = str(error).rstrip(".")
+        said = redact_error(error, self._url).rstrip(".")
         shown = said if said.startswith(code) else f"{code} {said}"
         return Refused(
             f"Redis at {self._shown_url} refuses: {shown}. "

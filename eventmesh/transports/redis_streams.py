@@ -28,6 +28,7 @@ from contextlib import asynccontextmanager
 
 from eventmesh.clock import Clock
 from eventmesh.errors import PublishError, UsageError
+from eventmesh.redact import redact_error
 from eventmesh.transports import redis_scripts as scripts
 from eventmesh.transports.base import (
     DeadLetter,
@@ -57,6 +58,7 @@ class RedisStreamsTransport:
 
     def __init__(self, url: str, clock: Clock, options: TransportOptions) -> None:
         place = understand(url)
+        self._url = url
         self._clock = clock
         self._options = options
         self._layout = Layout(options.prefix, one_slot=place.kind == "cluster")
@@ -74,8 +76,9 @@ class RedisStreamsTransport:
             await self._redis.batch([("MULTI",), ("EXEC",)])
         except TypeError as error:  # redis-py's word on an option that it does not know
             raise UsageError(
-                f"The broker URL has an option that cannot be used: {error}. See redis-py's "
-                f"documentation of its connections for those that can."
+                f"The broker URL has an option that cannot be used: "
+                f"{redact_error(error, self._url)}. See redis-py's documentation of its "
+                f"connections for those that can."
             ) from None
 
     async def close(self) -> None:

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable, UsageError
+from eventmesh.redact import redact
 from eventmesh.transports.base import (
     DeadLetter,
     Delivery,
@@ -295,8 +296,9 @@ def path_of(url: str) -> Path:
     path = url.removeprefix("sqlite:///")
     if path == url or not path:
         raise UsageError(
-            f"The broker URL {url!r} names no file: write sqlite:///.eventmesh/broker.db for a "
-            f"path from here, or sqlite:////var/lib/broker.db for an absolute one."
+            f"The broker URL {redact(url)!r} names no file: write "
+            f"sqlite:///.eventmesh/broker.db for a path from here, or sqlite:////var/lib/broker.db "
+            f"for an absolute one."
         )
     return Path(path)
 

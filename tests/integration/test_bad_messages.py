@@ -140,6 +140,27 @@ async def test_a_dead_letter_is_shown_and_without_a_fix_dies_again(
     assert again.id != letter["id"]
 
 
+async def test_nothing_that_a_message_says_commands_the_terminal_or_adds_a_line(
+    bank: Project, attributes: Attributes, put: Put
+) -> None:
+    evil = "\x1b[2J\u202e\r\n\u2028\x00\x9bid: forged"
+    bank.change_service('Reject("the account is closed")', "Reject(command.note)")
+    worker = bank.start("worker", "bank", EVENTMESH_LOG_FORMAT="text")
+    data = json.dumps({"owner": "refused", "cents": 1, "note": evil}, ensure_ascii=False)
+    await put(bank, attributes(), data.encode())
+    [letter] = bank.letters()
+    worker.drain()
+    assert letter["reason"] == evil  # whole, in JSON
+    listed, shown = bank.run_all(["dlq", "list", "bank"], ["dlq", "show", "bank", letter["id"]])
+    assert len(listed.succeeds().splitlines()) == 2
+    assert [line for line in shown.succeeds().splitlines() if line.startswith("id: ")] == [
+        f"id: {letter['id']}"
+    ]
+    for said in (listed.out, shown.out, worker.err):
+        assert not {char for char in evil if not char.isprintable()} - {"\n"} & {*said}
+        assert "\\x1b[2J" in said
+
+
 async def test_a_handler_that_fails_or_refuses_makes_a_dead_letter(
     bank: Project, attributes: Attributes, put: Put
 ) -> None:

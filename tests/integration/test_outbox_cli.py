@@ -455,7 +455,7 @@ async def test_the_commands_show_and_decide(shop: tuple[Project, Any]) -> None:
     project, put = shop
     stuck, behind, second = await put("ada", 1, error="no\nroom"), await put("ada", 2), None
     second = await put("bob", 3, error="no room")
-    listed = project.run("outbox", "list", "bank").succeeds("3 message(s)", '"ada"  no room')
+    listed = project.run("outbox", "list", "bank").succeeds("3 message(s)", '"ada"  no\\nroom')
     assert [line.split()[0] for line in listed.splitlines()[:-1]] == [stuck, behind, second]
     assert [line.split()[2] for line in listed.splitlines()[:-1]] == ["parked", "held", "parked"]
     as_json = json.loads(
@@ -466,7 +466,7 @@ async def test_the_commands_show_and_decide(shop: tuple[Project, Any]) -> None:
     ]
     project.run("outbox", "list", "bank", "--limit", "1").succeeds("1 message(s)")
     project.run("outbox", "show", "bank", stuck).succeeds(
-        "state: parked", '"balance":1', "error: no\nroom", "bank.deposited"
+        "state: parked", '"balance":1', "error: no\n    room", "bank.deposited"
     )
     counted = json.loads(project.run("outbox", "stats", "bank", "--json").succeeds())
     assert (counted["parked"], counted["held"], counted["ready"]) == (2, 1, 0)

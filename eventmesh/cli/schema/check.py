@@ -126,12 +126,12 @@ def _report(problems: Sequence[Problem], services: Sequence[Service], *, every: 
 
 
 def _tell(report: Report, written_as: Format, output: Path | None) -> None:
-    from eventmesh.cli.terminal import printable
+    from eventmesh.cli.terminal import printable_lines
     from eventmesh.review.formats import FORMATS
 
     text = FORMATS[written_as](report)
     if output is not None:
-        save(output, printable(text) if written_as is Format.TEXT else text)
+        save(output, printable_lines(text) if written_as is Format.TEXT else text)
     elif written_as is Format.TEXT:
         say(text)
     else:

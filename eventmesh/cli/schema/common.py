@@ -34,10 +34,10 @@ def owned(services: Sequence[Service]) -> list[type[Message]]:
 
 
 def say(text: str) -> None:
-    """Print a text for people, whatever was written into it by others."""
-    from eventmesh.cli.terminal import printable
+    """Print lines for people, whatever was written into them by others."""
+    from eventmesh.cli.terminal import printable_lines
 
-    typer.echo(printable(text), nl=False)
+    typer.echo(printable_lines(text), nl=False)
 
 
 def say_json(value: Any) -> None:

@@ -49,10 +49,11 @@ def retire(
 
 
 def _as_text(found: Inventory) -> str:
+    from eventmesh.cli.terminal import printable
     from eventmesh.review.inventory import told
 
-    lines = [f"{_title(stock)}: {stock}" for stock in found.stocks]
-    lines += [f"?: {told(hidden)}" for hidden in found.hidden]
+    lines = [printable(f"{_title(stock)}: {stock}") for stock in found.stocks]
+    lines += [printable(f"?: {told(hidden)}") for hidden in found.hidden]
     lines.append(f"{sum(stock.number for stock in found.stocks)} message(s)")
     return "".join(f"{line}\n" for line in lines)
 

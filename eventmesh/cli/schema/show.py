@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eventmesh.cli.schema.common import AsJson, say, say_json
+from eventmesh.cli.terminal import printable
 from eventmesh.errors import EventMeshError
 
 if TYPE_CHECKING:  # imported when the command runs; see `eventmesh.cli`
@@ -37,7 +38,7 @@ def show(message: Message, as_json: AsJson = False) -> None:
     if as_json:
         say_json(told)
     else:
-        say("\n".join(_lines(told)) + "\n")
+        say("\n".join(map(printable, _lines(told))) + "\n")
 
 
 def _described(lock: Lock, locks: Locks) -> dict[str, Any]:

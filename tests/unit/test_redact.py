@@ -1,0 +1,143 @@
+"""No part of a password is shown, however it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventmesh.errors import UsageError
+from eventmesh.persistence.database import Database, parse_url
+from eventmesh.redact import redact, redact_error, redact_text
+from eventmesh.runtime.settings import Settings
+from eventmesh.testing.clock import ManualClock
+from eventmesh.transports.base import TransportOptions
+from eventmesh.transports.factory import make_transport
+
+PLACES = [
+    "amqp://u:{}@h:1/",
+    "amqps://u:{}@[::1]:1,b:2/v?heartbeat=5",
+    "redis://:{}@h:1/0",
+    "redis+sentinel://u:{}@a:1,b:2/shop/0",
+    "postgresql://u:{}@h:1/db?x=y",
+    "mariadb+asyncmy://u:{}@h/db",
+    "kafka9://u:{}@h",
+    "u:{}@h",
+    "redis://h:1/0?password={}",
+    "postgresql://u@h/db?sslpassword={}",
+    "rediss://h?ssl_password={}&db=3",
+    "host=h user=u password={}",
+]
+"""URLs, and what looks like one, with a place for a password."""
+
+ORDINARY = "jkqvxz0123456789"
+"""Four of these are in no word of an error message."""
+
+RESERVED = "@:/?#%[] &=,;'\"\\|€\t"
+AWKWARD = [
+    "@",
+    ":",
+    "/",
+    "?",
+    "#",
+    "kq@x0",
+    "w0zz9",
+    "&db=1",
+    "?password=xq9z",
+    "://",
+    "%3a",
+    "%zz",
+]
+
+passwords = st.text(st.sampled_from(ORDINARY + RESERVED), max_size=30) | st.lists(
+    st.sampled_from(AWKWARD), max_size=8
+).map("".join)
+
+
+def leaked(shown: str, password: str, frame: str = "") -> list[str]:
+    """Pieces of four characters of the password that are shown, and not because they are in the
+    frame anyway."""
+    pieces = {password[at : at + 4] for at in range(len(password) - 3)}
+    return [
+        piece
+        for piece in pieces
+        if piece in shown and piece not in frame and any(char in ORDINARY for char in piece)
+    ]
+
+
+@given(st.sampled_from(PLACES), passwords)
+def test_no_piece_of_a_password_is_shown(place: str, password: str) -> None:
+    shown = redact(place.format(password))
+    assert not leaked(shown, password, place.format("***")), shown
+
+
+@given(st.sampled_from(PLACES), passwords)
+def test_no_error_about_a_url_shows_a_piece_of_its_password(place: str, password: str) -> None:
+    url = place.format(password)
+    for understand in (
+        lambda: make_transport(url, ManualClock(), TransportOptions()),
+        lambda: parse_url(url, "bank"),
+    ):
+        said = what_is_said(understand)
+        assert not leaked(said, password, place.format("***")), said
+
+
+def what_is_said(understand: Callable[[], object]) -> str:
+    """The error that it raises, if it does."""
+    try:
+        understand()
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+@given(st.sampled_from(PLACES), passwords)
+def test_settings_are_shown_without_passwords(place: str, password: str) -> None:
+    url = place.format(password)
+    settings = Settings(broker_url=url, database_urls={"bank": url})
+    for shown in (repr(settings), str(settings)):
+        assert not leaked(shown, password, place.format("***")), shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("amqp://u:p@ss:w0rd/x?y#z@h:1/", "amqp://u:***@h:1/"),
+        ("u:s3cr3t@host", "u:***@host"),
+        ("amqp://u:s3cr3t", "amqp://u:***"),
+        ("amqp://u:s3cr3t/v", "amqp://u:***"),
+        ("redis://h?password=s3cr3t&db=1", "redis://h?password=***"),
+        ("u://s3cr3t@host", "u:***@host"),
+        ("redis+sentinel://a:1,[::1]:2,c/shop", "redis+sentinel://a:1,[::1]:2,c/shop"),
+        ("sqlite:///.eventmesh/broker.db", "sqlite:///.eventmesh/broker.db"),
+        ("sqlite:/broker.db", "sqlite:/broker.db"),
+        ("amqp://user@host:5672/v", "amqp://user@host:5672/v"),
+    ],
+)
+def test_what_is_no_secret_is_shown(url: str, shown: str) -> None:
+    assert redact(url) == shown
+
+
+def test_an_error_keeps_what_is_no_part_of_the_password() -> None:
+    url = "amqp://u:p@ss:w0rd/x@h/"
+    assert redact_error("Port could not be cast as 'w0rd/x'", url) == (
+        "Port could not be cast as '***'"
+    )
+    url = "postgresql://bank:bank@h/bank"
+    assert redact_error('no database "bank" at bank:bank@h', url) == (
+        'no database "bank" at bank:***@h'
+    )
+
+
+def test_urls_in_a_text_lose_their_passwords() -> None:
+    text = "lost amqp://u:s3cr3t@h/ and 'redis://:s3cr3t@h:1/0', at 12:30 for me@home"
+    assert (
+        redact_text(text) == "lost amqp://u:***@h/ and 'redis://:***@h:1/0', at 12:30 for me@home"
+    )
+
+
+def test_a_database_is_shown_without_a_password_that_was_not_escaped() -> None:
+    database = Database("postgresql://u:p@localhost/s3cr3t@h/db", service="bank")
+    assert "s3cr3t" not in f"{database!r} {database.shown_url}"
