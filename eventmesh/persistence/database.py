@@ -29,6 +29,7 @@ from eventmesh.errors import Unreachable, UsageError
 from eventmesh.persistence import ending, mariadb, postgresql
 from eventmesh.persistence.notify import Doorbell
 from eventmesh.persistence.session import TransactionSession
+from eventmesh.private_files import make_private_file, make_private_folder
 from eventmesh.redact import redact, redact_error
 
 _DRIVERS = {
@@ -304,11 +305,18 @@ def _make_engine(url: URL, connections: int) -> AsyncEngine:
         watched = {"timeout": _CONNECT_TIMEOUT, "async_creator_fn": silence.connect}
         return create_async_engine(url, connect_args=watched, **options)
     if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(Path(url.database).parent)
     engine = create_async_engine(url, connect_args={"timeout": _LOCK_TIMEOUT}, **options)
+    event.listen(engine.sync_engine, "do_connect", _make_sqlite_file)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_immediate)
     return engine
+
+
+def _make_sqlite_file(_dialect: object, _record: object, arguments: Any, _options: object) -> None:
+    path = str(arguments[0])
+    if path and not path.startswith((":memory:", "file:")):
+        make_private_file(Path(path))
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

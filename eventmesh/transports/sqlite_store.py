@@ -23,6 +23,7 @@ import orjson
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Drift
+from eventmesh.private_files import make_private_file
 from eventmesh.transports.base import DeadLetter, Delivery, Subscription, SubscriptionStats
 from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
@@ -104,7 +105,7 @@ class SqliteStore:
     """One connection to the file."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_file(path)
         self._connection = sqlite3.connect(
             path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from eventmesh.private_files import make_private_file
+
 
 @dataclass(eq=False)
 class _Worker:
@@ -96,6 +98,7 @@ class Fleet:
         receiving, telling = os.pipe()
         hears = os.fdopen(receiving, "rb")
         try:
+            make_private_file(self.log_of(service))
             with self.log_of(service).open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "eventmesh", "worker", service),

@@ -18,6 +18,7 @@ from eventmesh.clock import Clock, SystemClock
 from eventmesh.errors import EventMeshError
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
+from eventmesh.private_files import make_private_folder
 from eventmesh.redact import redact
 from eventmesh.runtime.discovery import load_services
 from eventmesh.runtime.service import Service
@@ -178,7 +179,7 @@ async def run_demo(settings: Settings, purchases: int, *, attach: bool, kill: bo
     console, clock = Console(), SystemClock()
     run = clock.new_id()
     folder = Path(".eventmesh") / f"demo-{run[-12:]}"
-    folder.mkdir(parents=True)
+    make_private_folder(folder)
     settings = embedded_by_default(settings, folder)
     console.print(
         f"{purchases} purchases through four {'running services' if attach else 'worker processes'}"
