@@ -4,6 +4,10 @@ is stuck does not answer, and that is the point of a liveness probe.
     GET /livez    200 while the event loop runs
     GET /readyz   200 while the worker does what it is there for, else 503 with the reasons
     GET /metrics  for Prometheus
+
+Whoever can reach the port must not be able to stop the worker with it, so that connections are
+bounded: at most 32 at a time, each for one request. One that has not sent a whole request within 5
+seconds is closed, or sooner, when another one needs its place. None lasts longer than 30 seconds.
 """
 
 from __future__ import annotations
@@ -13,17 +17,27 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+import h11
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eventmesh.errors import UsageError
 from eventmesh.observability.metrics import WorkerMetrics
 from eventmesh.runtime.readiness import problems
 from eventmesh.runtime.worker import Worker
+
+MOST_CONNECTIONS = 32
+REQUEST_TIMEOUT = 5.0  # seconds for sending a request
+CONNECTION_TIMEOUT = 30.0  # seconds for all of it, also for somebody who reads slowly
+
+_BACKLOG = 16
+"""Connections that the system accepts ahead of us, and that an event loop accepts at once: each is
+a file descriptor, before it can be refused."""
 
 
 def make_app(worker: Worker, *, outbox_max_age: float) -> Starlette:
@@ -61,6 +75,9 @@ async def answering(worker: Worker, host: str, port: int) -> AsyncIterator[int]:
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=1,
+                http=_Connection,
+                backlog=_BACKLOG,
+                headers=[("connection", "close")],
             )
         )
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -83,6 +100,43 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         ) from None
     with listener:
         yield listener
+
+
+class _Connection(H11Protocol):
+    """One client, for one request."""
+
+    _deadlines: tuple[asyncio.TimerHandle, ...] = ()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take part, in the place of the client that has waited the longest if need be."""
+        super().connection_made(transport)
+        self._deadlines = (
+            self.loop.call_later(REQUEST_TIMEOUT, self._end_if_waiting),
+            self.loop.call_later(CONNECTION_TIMEOUT, transport.abort),
+        )
+        if len(self.connections) > MOST_CONNECTIONS:
+            others = [each for each in self.connections if isinstance(each, _Connection)]
+            waiting = [each for each in others if each is not self and each._is_waiting]
+            oldest = min(waiting, key=lambda each: each._deadlines[0].when(), default=self)
+            oldest._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for deadline in self._deadlines:
+            deadline.cancel()
+        super().connection_lost(exc)
+
+    @property
+    def _is_waiting(self) -> bool:
+        """Whether the client has not sent its whole request."""
+        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+
+    def _end_if_waiting(self) -> None:
+        if self._is_waiting:
+            self._end()
+
+    def _end(self) -> None:
+        self.connections.discard(self)  # it does not count any more
+        self.transport.abort()
 
 
 class _Server(uvicorn.Server):

@@ -6,10 +6,11 @@ import json
 import os
 import signal
 import socket
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,3 +155,47 @@ def test_a_port_that_is_taken_is_told(bank: Project) -> None:
         taken = str(listener.getsockname()[1])
         ended = bank.run("worker", "bank", "--health-port", taken)
     ended.fails(2, taken, "EVENTMESH_HEALTH_PORT")
+
+
+FEW_FILES = "import os, resource, sys; from resource import RLIMIT_NOFILE as most; \
+resource.setrlimit(most, (200, 200)); os.execv(sys.executable, sys.argv[1:])"
+"""A program that becomes another one, which may open 200 files."""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_connections_that_ask_nothing_do_not_stop_a_worker(
+    bank: Project, port: int, loop: str, attributes: Attributes, put: Put
+) -> None:
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    worker = bank.start_program(
+        *(sys.executable, "-c", FEW_FILES, sys.executable, "-m", "eventmesh", "worker", "bank"),
+        *("--health-port", str(port)),
+        EVENTMESH_EVENT_LOOP=loop,
+    )
+    worker.until_says("worker is ready")
+    with ExitStack() as stack:
+        for number in range(400):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+            if number % 2:
+                connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: half")
+        assert ask(port, "/livez") == (200, "alive\n")
+        assert problems(port) == []
+        await put(bank, attributes(), GOOD)
+        worker.until_prints("ada has 12.50")
+        held = int(metrics(port)["process_open_fds",])
+        assert held < 120, held
+    worker.drain()
+    assert "out of system resource" not in worker.err
+
+
+def test_a_connection_that_asks_nothing_is_closed(bank: Project, port: int) -> None:
+    worker = bank.worker("--health-port", str(port))
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: half")
+        assert connection.recv(1) == b""  # within its 30 seconds
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: whole\r\n\r\n")
+        with connection.makefile("rb") as answer:  # ends with the connection
+            assert answer.read().endswith(b"\r\n\r\nalive\n")
+    worker.drain()
