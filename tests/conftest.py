@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import eventmesh
+from eventmesh.runtime.settings import read_env_file
 from eventmesh.testing.servers import (
     WAYS,
     Server,
@@ -175,8 +176,15 @@ def note(config: pytest.Config, line: str) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ORIGINS] = []
     required("redis")  # a wrong name in EVENTMESH_TEST_REQUIRE is an error before any test
+    refuse_env_file(Path(__file__).parents[1] / ".env")
     if not hasattr(config, "workerinput"):
         compile_ahead()
+
+
+def refuse_env_file(path: Path) -> None:
+    """Commands that tests run in the repository would take their settings from this file."""
+    if found := read_env_file(path):
+        raise pytest.UsageError(f"Move {path} away while tests run: it sets {', '.join(found)}.")
 
 
 def compile_ahead() -> None:

@@ -27,12 +27,12 @@ def upgrade(
 
     The service's own tables are made where they are missing, and never changed.
     """
+    from eventmesh.cli.environment import settings_of_command
     from eventmesh.persistence import migration
     from eventmesh.persistence.database import Database
     from eventmesh.runtime.discovery import load_services
-    from eventmesh.runtime.settings import load_settings
 
-    settings = load_settings()
+    settings = settings_of_command()
 
     async def run() -> None:
         for service in load_services(services, Path.cwd()):

@@ -33,8 +33,8 @@ def demo(
     Without any setting it runs on SQLite files. Exit code 1 when anything was lost, done twice or
     left unfinished.
     """
+    from eventmesh.cli.environment import settings_of_command
     from eventmesh.observability.logs import configure_logs
-    from eventmesh.runtime.settings import load_settings
 
     if attach and kill:
         raise UsageError("Workers that were not started here are not killed: --attach or --kill.")
@@ -47,11 +47,9 @@ def demo(
     sys.path.insert(0, str(root))
     from services.demo.run import run_demo
 
-    settings = load_settings()
+    settings = settings_of_command()
     if broker is not None:
-        settings = type(settings)(
-            **settings.model_dump(exclude_unset=True) | {"broker_url": broker}
-        )
+        settings = settings.model_copy(update={"broker_url": broker})
     configure_logs(settings)
     if not asyncio.run(run_demo(settings, purchases, attach=attach, kill=kill)):
         raise typer.Exit(1)

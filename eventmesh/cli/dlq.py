@@ -123,12 +123,12 @@ async def _find(service: str, limit: int) -> Letters:
 
 @asynccontextmanager
 async def _opened(name: str) -> AsyncIterator[tuple[Transport, list[Subscription]]]:
+    from eventmesh.cli.environment import settings_of_command
     from eventmesh.clock import SystemClock
     from eventmesh.runtime.discovery import load_services
-    from eventmesh.runtime.settings import load_settings
     from eventmesh.transports.factory import open_transport
 
-    settings = load_settings()
+    settings = settings_of_command()
     [service] = load_services([name], Path.cwd())
     subscriptions = [handler.subscription for handler in service.handlers.values()]
     async with open_transport(

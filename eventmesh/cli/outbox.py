@@ -284,15 +284,15 @@ async def _count(service: str, limit: int) -> dict[str, Any]:
 @asynccontextmanager
 async def _opened(name: str) -> AsyncIterator[tuple[Database, datetime]]:
     """The service's database, and what time it is."""
+    from eventmesh.cli.environment import settings_of_command
     from eventmesh.clock import SystemClock
     from eventmesh.persistence.existing import existing
     from eventmesh.runtime.discovery import load_services
-    from eventmesh.runtime.settings import load_settings
 
     [service] = load_services([name], Path.cwd())
     if not service.needs_database:
         raise UsageError(f"Service {name!r} has no outbox: it declares nothing that it publishes.")
-    async with existing(load_settings().database_url(name), name) as database:
+    async with existing(settings_of_command().database_url(name), name) as database:
         yield database, SystemClock().now()
 
 

@@ -47,6 +47,8 @@ def worker(
     if health_port is not None:
         settings = settings.model_copy(update={"health_port": health_port})
     configure_logs(settings)
+    if not end_with_stdin:  # else the parent has said it
+        _log_unknown_variables(settings)
     loaded = load_services(services, Path.cwd())
     if trial:
         try_out(loaded, settings)
@@ -79,6 +81,18 @@ def dev(
     code = run_with_reload(worker_command(services), Path.cwd())
     if code:
         raise typer.Exit(code)
+
+
+def _log_unknown_variables(settings: Settings) -> None:
+    import structlog
+
+    from eventmesh.runtime.settings import unknown_variables
+    from eventmesh.runtime.targets import service_targets
+
+    for unknown in unknown_variables(settings, service_targets(Path.cwd())):
+        structlog.get_logger("eventmesh.settings").warning(
+            "unknown variable ignored", variable=unknown.name, did_you_mean=unknown.nearest
+        )
 
 
 def _supervise(services: list[Service], workers: int, settings: Settings) -> None:

@@ -1,61 +1,26 @@
-"""Finding services by name: in `[tool.eventmesh.services]` of pyproject.toml, or by convention as
-`services.<name>.service:service`, from the folder the command is run in."""
+"""Importing services by name, from the folder the command is run in."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-import tomllib
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from eventmesh.errors import EventMeshError, UsageError
 from eventmesh.runtime.service import Service
-
-
-def service_targets(root: Path) -> dict[str, str]:
-    """Where each service is, as `module:attribute`, by its name."""
-    found = {
-        path.parent.name: f"services.{path.parent.name}.service:service"
-        for path in sorted(root.glob("services/*/service.py"))
-    }
-    return found | _configured(root / "pyproject.toml")
+from eventmesh.runtime.targets import known_targets
+from eventmesh.runtime.targets import service_targets as service_targets
 
 
 def load_services(names: Sequence[str], root: Path) -> list[Service]:
     """These services, or all when none is named; UsageError saying which one is wrong and why."""
-    targets = service_targets(root)
-    if not targets:
-        raise UsageError(
-            f"No service was found in {root}: put one into services/<name>/service.py as "
-            f"`service`, or name it in pyproject.toml under [tool.eventmesh.services] as "
-            f'<name> = "module:attribute".'
-        )
-    unknown = [name for name in names if name not in targets]
-    if unknown:
-        raise UsageError(
-            f"There is no service {unknown[0]!r} in {root}. Known are: {', '.join(targets)}."
-        )
+    targets = known_targets(names, root)
     # Commands run in a project's folder, which is not otherwise on the path of an entry point.
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     return [_load(name, targets[name], root) for name in dict.fromkeys(names or targets)]
-
-
-def _configured(path: Path) -> dict[str, str]:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}.") from None
-    tools = content.get("tool", {})
-    ours = tools.get("eventmesh", {}) if isinstance(tools, dict) else tools
-    services = ours.get("services", {}) if isinstance(ours, dict) else ours
-    if not isinstance(services, dict) or not all(isinstance(v, str) for v in services.values()):
-        raise UsageError(f'{path}: [tool.eventmesh.services] takes lines of name = "module:attr".')
-    return dict(services)
 
 
 def _place(error: BaseException, root: Path) -> str:

@@ -1,13 +1,21 @@
-"""What an operator sets, by environment variables that begin with `EVENTMESH_`."""
+"""What an operator sets, by environment variables that begin with `EVENTMESH_`.
+
+Commands also read a file `.env` in the folder they are run in. A variable of the real environment
+wins over the file. Other names in the file are none of our business.
+"""
 
 from __future__ import annotations
 
+import difflib
+import io
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from eventmesh.duration import seconds
@@ -15,6 +23,9 @@ from eventmesh.errors import UsageError
 from eventmesh.redact import redact
 from eventmesh.transports.base import TransportOptions
 from eventmesh.wire.envelope import DEFAULT_MAX_BYTES
+
+_PREFIX = "EVENTMESH_"
+_OF_OUR_TESTS = ("EVENTMESH_TEST_", "EVENTMESH_SOAK_", "EVENTMESH_FUZZ_")
 
 
 def _seconds(value: object) -> object:
@@ -37,7 +48,7 @@ Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=
 class Settings(BaseSettings):
     """One frozen object, handed to whoever needs it."""
 
-    model_config = SettingsConfigDict(env_prefix="EVENTMESH_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore")
 
     broker_url: str = "sqlite:///.eventmesh/broker.db"
     """Which broker: sqlite:///…, redis://, rediss://, amqp://, amqps:// or memory://."""
@@ -102,14 +113,20 @@ class Settings(BaseSettings):
     database_urls: Mapping[str, str] = Field(default_factory=dict)
     """Databases by service, for code that sets up services itself; else see `database_url`."""
 
+    _env_file: Mapping[str, str] = PrivateAttr(default_factory=dict)
+    """Our variables in the file `.env`, if it was read."""
+
     def database_url(self, service: str) -> str:
         """`EVENTMESH_<SERVICE>_DATABASE_URL`, or a SQLite file of the service's own."""
         return self.given_database_url(service) or f"sqlite:///.eventmesh/{service}.db"
 
     def given_database_url(self, service: str) -> str | None:
         """The database that was set for this service, if one was."""
-        return self.database_urls.get(service) or os.environ.get(
-            f"EVENTMESH_{service.upper()}_DATABASE_URL"
+        variable = database_variable(service)
+        return (
+            self.database_urls.get(service)
+            or os.environ.get(variable)
+            or self._env_file.get(variable)
         )
 
     def __repr_args__(self) -> Iterator[tuple[str | None, object]]:
@@ -131,17 +148,91 @@ class Settings(BaseSettings):
         )
 
 
-def load_settings() -> Settings:
-    """The settings of this process's environment; UsageError naming the variable that is wrong."""
+@dataclass(frozen=True)
+class UnknownVariable:
+    """A variable that looks like one of ours and has no effect."""
+
+    name: str
+    nearest: str | None
+
+    def __str__(self) -> str:
+        hint = f" Did you mean {self.nearest}?" if self.nearest else ""
+        return f"{self.name} is not a setting of EventMesh and is ignored.{hint}"
+
+
+def load_settings(env_file: Path = Path(".env")) -> Settings:
+    """The settings of this process's environment and of a file; UsageError naming the variable
+    that is wrong."""
     try:
-        return Settings()
+        in_file = read_env_file(env_file)
+        taken = {name.upper() for name in os.environ}
+        settings = Settings(**_fields({n: v for n, v in in_file.items() if n not in taken}))
     except SettingsError as error:
         raise UsageError(f"The environment holds settings that cannot be read: {error}.") from None
     except ValidationError as error:
         problems = "; ".join(
-            f"EVENTMESH_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}"
+            f"{_PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}"
             for problem in error.errors(include_url=False, include_input=False)
         )
         raise UsageError(
             f"The environment holds settings that cannot be used: {problems}."
         ) from None
+    settings._env_file = in_file
+    return settings
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """Our variables in a file of lines NAME=value, their names in upper case; none where there is
+    no such file. UsageError for a file that cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"The settings in {path.absolute()} cannot be read: {error}. Write it in UTF-8, in "
+            f"lines of NAME=value, or take it away."
+        ) from None
+    from dotenv import dotenv_values  # only where there is such a file
+
+    values = dotenv_values(stream=io.StringIO(text))
+    return {
+        name.upper(): value
+        for name, value in values.items()
+        if name.upper().startswith(_PREFIX) and value is not None
+    }
+
+
+def unknown_variables(settings: Settings, services: Collection[str]) -> list[UnknownVariable]:
+    """What the environment and the file of these settings hold that has no effect in a project of
+    these services, sorted."""
+    fields = [f"{_PREFIX}{field.upper()}" for field in Settings.model_fields]
+    databases = [database_variable(service) for service in services]
+    given = {name.upper() for name in os.environ} | {*settings._env_file}
+    unknown = []
+    for name in sorted(given.difference(fields, databases)):
+        if name.startswith(_PREFIX) and not name.startswith(_OF_OUR_TESTS):
+            similar = databases if name.endswith("_DATABASE_URL") and databases else fields
+            nearest = difflib.get_close_matches(name, similar, 1)
+            unknown.append(UnknownVariable(name, nearest[0] if nearest else None))
+    return unknown
+
+
+def database_variable(service: str) -> str:
+    """The environment variable that names the database of a service."""
+    return f"{_PREFIX}{service.upper()}_DATABASE_URL"
+
+
+def _fields(variables: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of Settings that these variables set."""
+    fields: dict[str, Any] = {
+        field: variables[name]
+        for field in Settings.model_fields
+        if (name := f"{_PREFIX}{field.upper()}") in variables
+    }
+    if "database_urls" in fields:
+        try:
+            fields["database_urls"] = json.loads(fields["database_urls"])
+        except ValueError:
+            raise UsageError(f"{_PREFIX}DATABASE_URLS in .env is not valid JSON.") from None
+    return fields

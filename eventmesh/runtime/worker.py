@@ -12,6 +12,7 @@ import structlog
 from eventmesh.clock import Clock
 from eventmesh.contracts.drift import refuse_drift
 from eventmesh.errors import DrainTimeout, Unreachable
+from eventmesh.redact import redact
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import Leaked, leaks_caught
 from eventmesh.runtime.group import GroupRunner, Settlement
@@ -222,6 +223,13 @@ class Worker:
             "worker is ready",
             services=[service.name for service in self.services],
             subscriptions=expected,
+            broker=redact(self.settings.broker_url),
+            prefix=self.settings.broker_prefix,
+            databases={
+                service.name: redact(self.settings.database_url(service.name))
+                for service in self.services
+                if service.needs_database
+            },
         )
 
 

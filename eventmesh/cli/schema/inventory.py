@@ -20,12 +20,12 @@ def inventory(services: Names = None, as_json: AsJson = False) -> None:
     only: all that waits in a queue is taken for a moment and given back, which it counts as a
     delivery.
     """
+    from eventmesh.cli.environment import settings_of_command
     from eventmesh.clock import SystemClock
     from eventmesh.review.inventory import take
-    from eventmesh.runtime.settings import load_settings
 
     found = asyncio.run(
-        take(services_of(services), load_settings(), SystemClock(), strays=not services)
+        take(services_of(services), settings_of_command(), SystemClock(), strays=not services)
     )
     if as_json:
         say_json(_as_dict(found))
@@ -39,11 +39,11 @@ def retire(
 ) -> None:
     """Say that a version is not sent any more, once there are no messages of it; exit code 4, and
     where they are, while there are some."""
+    from eventmesh.cli.environment import settings_of_command
     from eventmesh.clock import SystemClock
     from eventmesh.review.retirement import retire as retire_version
-    from eventmesh.runtime.settings import load_settings
 
-    settings, clock = load_settings(), SystemClock()
+    settings, clock = settings_of_command(), SystemClock()
     for path in asyncio.run(retire_version(name, version, services_of(None), settings, clock)):
         typer.echo(f"retired {name} v{version} in {path}")
 

@@ -7,15 +7,16 @@ import pytest
 from pydantic import ValidationError
 
 from eventmesh.errors import UsageError
-from eventmesh.runtime.settings import Settings, load_settings
+from eventmesh.runtime.settings import Settings, load_settings, unknown_variables
 from eventmesh.transports.base import TransportOptions
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in os.environ:
         if name.startswith("EVENTMESH_"):
             monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
 
 
 def test_without_any_setting_all_is_in_files_of_this_folder() -> None:
@@ -78,9 +79,69 @@ def test_a_setting_that_is_no_json_where_json_is_meant_is_named(
         load_settings()
 
 
-def test_an_unknown_variable_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EVENTMESH_SOMETHING_ELSE", "1")
-    load_settings()
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("EVENTMESH_BROKER_URI", "EVENTMESH_BROKER_URL"),
+        ("EVENTMESH_PREFECTH", "EVENTMESH_PREFETCH"),
+        ("EVENTMESH_AA_DATABASE_URL", "EVENTMESH_BANK_DATABASE_URL"),
+        ("EVENTMESH_TIL_DATABASE_URL", "EVENTMESH_TILL_DATABASE_URL"),
+        ("EVENTMESH_QQQQQQQQQQQQQQQQQ", None),
+    ],
+)
+def test_an_unknown_variable_is_told_with_the_nearest_known_one(
+    monkeypatch: pytest.MonkeyPatch, name: str, nearest: str | None
+) -> None:
+    monkeypatch.setenv(name, "1")
+    known = ("EVENTMESH_BANK_DATABASE_URL", "EVENTMESH_LOG_LEVEL", "EVENTMESH_TEST_REDIS_URL")
+    for other in known:
+        monkeypatch.setenv(other, "debug")
+    [unknown] = unknown_variables(load_settings(), ["bank", "till"])
+    assert (unknown.name, unknown.nearest) == (name, nearest)
+    assert name in str(unknown)
+
+
+def test_a_file_is_read_and_the_environment_wins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text(
+        "# of this machine\nexport EVENTMESH_PREFETCH=7\nEVENTMESH_BROKER_URL='redis://file'\n"
+        "EVENTMESH_BANK_DATABASE_URL=sqlite:///file.db\nEVENTMESH_TILL_DATABASE_URL=sqlite:///t.db\n"
+        'EVENTMESH_DATABASE_URLS={"mail": "sqlite:///mail.db"}\n'
+        "EVENTMESH_LEASE_TIME=2s\nEVENTMESH_PREFECTH=1\nPREFETCH=2\nPATH_OF_OTHERS=x\n"
+    )
+    monkeypatch.setenv("EVENTMESH_BROKER_URL", "redis://environment")
+    monkeypatch.setenv("EVENTMESH_TILL_DATABASE_URL", "sqlite:///environment.db")
+    settings = load_settings()
+    assert (settings.prefetch, settings.lease_time) == (7, 2.0)
+    assert settings.broker_url == "redis://environment"
+    assert settings.database_url("bank") == "sqlite:///file.db"
+    assert settings.database_url("till") == "sqlite:///environment.db"
+    assert settings.database_url("mail") == "sqlite:///mail.db"
+    assert settings.model_copy().database_url("bank") == "sqlite:///file.db"
+    assert "PATH_OF_OTHERS" not in os.environ
+    assert "EVENTMESH_PREFETCH" not in os.environ
+    [unknown] = unknown_variables(settings, ["bank", "till"])
+    assert unknown.name == "EVENTMESH_PREFECTH"
+
+
+def test_code_that_makes_its_own_settings_reads_no_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("EVENTMESH_PREFETCH=7\n")
+    assert Settings().prefetch == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\xfe", r"\.env cannot be read"),
+        (b"EVENTMESH_PREFETCH=many", "EVENTMESH_PREFETCH: "),
+        (b"EVENTMESH_DATABASE_URLS={bad", "EVENTMESH_DATABASE_URLS"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(UsageError, match=words):
+        load_settings()
 
 
 def test_each_service_has_a_database_variable_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,51 @@
+"""Where services are, by name: in `[tool.eventmesh.services]` of pyproject.toml, or by convention
+as `services.<name>.service:service`. Nothing of them is imported here."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from eventmesh.errors import UsageError
+
+
+def service_targets(root: Path) -> dict[str, str]:
+    """Where each service is, as `module:attribute`, by its name."""
+    found = {
+        path.parent.name: f"services.{path.parent.name}.service:service"
+        for path in sorted(root.glob("services/*/service.py"))
+    }
+    return found | _configured(root / "pyproject.toml")
+
+
+def known_targets(names: Sequence[str], root: Path) -> dict[str, str]:
+    """Where each service is; UsageError where there is none, or none of one of these names."""
+    targets = service_targets(root)
+    if not targets:
+        raise UsageError(
+            f"No service was found in {root}: put one into services/<name>/service.py as "
+            f"`service`, or name it in pyproject.toml under [tool.eventmesh.services] as "
+            f'<name> = "module:attribute".'
+        )
+    unknown = [name for name in names if name not in targets]
+    if unknown:
+        raise UsageError(
+            f"There is no service {unknown[0]!r} in {root}. Known are: {', '.join(targets)}."
+        )
+    return targets
+
+
+def _configured(path: Path) -> dict[str, str]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}.") from None
+    tools = content.get("tool", {})
+    ours = tools.get("eventmesh", {}) if isinstance(tools, dict) else tools
+    services = ours.get("services", {}) if isinstance(ours, dict) else ours
+    if not isinstance(services, dict) or not all(isinstance(v, str) for v in services.values()):
+        raise UsageError(f'{path}: [tool.eventmesh.services] takes lines of name = "module:attr".')
+    return dict(services)
