@@ -61,7 +61,7 @@ def worker(url: str, subscriptions: int = SUBSCRIPTIONS, **settings: str) -> Ite
         (folder / "pyproject.toml").write_text(PROJECT)
         (folder / "resting.py").write_text(SERVICE_MODULE.format(subscriptions))
         environment = {"EVENTMESH_BROKER_URL": url, "EVENTMESH_LOG_FORMAT": "json"} | settings
-        command = [sys.executable, "-m", "eventmesh", "worker", "bench"]
+        command = [sys.executable, "-m", "eventmesh", "worker", "--no-supervise", "bench"]
         with _started(command, folder, environment, "worker is ready") as program:
             yield program
 

@@ -163,6 +163,6 @@ def _worker(environment: Mapping[str, str]) -> Iterator[Program]:
         folder = Path(name)
         (folder / "pyproject.toml").write_text(PROJECT)
         (folder / "shared.py").write_text(MODULE)
-        command = [sys.executable, "-m", "eventmesh", "worker", "bench"]
+        command = [sys.executable, "-m", "eventmesh", "worker", "--no-supervise", "bench"]
         with running(command, folder, {"PYTHONPATH": str(ROOT), **environment}) as program:
             yield program

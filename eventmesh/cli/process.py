@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 from eventmesh.cli.signals import Signals
+from eventmesh.cli.supervise import worker_command
 from eventmesh.clock import SystemClock
 from eventmesh.errors import EventMeshError, UsageError
 from eventmesh.runtime.service import Service
@@ -34,8 +35,10 @@ def run_worker(
     Once it works it writes to the descriptor `tell_ready`.
     """
 
+    names = [service.name for service in services]
+
     async def run() -> bool:
-        signals = Signals(child=end_with_stdin, trial=worker_command(services, "--try-out"))
+        signals = Signals(child=end_with_stdin, trial=worker_command(names, "--try-out"))
         with signals.heard():
             await _work(services, settings, signals.stop, tell_ready)
         return signals.reload
@@ -62,22 +65,6 @@ def try_out(services: Sequence[Service], settings: Settings) -> None:
             await Worker(services, transport, settings, clock).try_out()
 
     run_on_loop(settings, run())
-
-
-def try_broker(settings: Settings) -> None:
-    """Unreachable when the broker does not answer."""
-
-    async def run() -> None:
-        async with open_transport(settings.broker_url, SystemClock(), settings.transport_options):
-            pass
-
-    run_on_loop(settings, run())
-
-
-def worker_command(services: Sequence[Service], *options: str) -> list[str]:
-    """The command line of a worker of these services."""
-    names = [service.name for service in services]
-    return [sys.executable, "-m", "eventmesh", "worker", *options, *names]
 
 
 def run_on_loop(settings: Settings, work: Coroutine[Any, Any, T]) -> T:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from eventmesh.runtime.trial import would_start
 
 _SAME_SIGNAL = 0.5
-"""Seconds in which a second signal to a child of `--workers` is the first one told twice: by a
+"""Seconds in which a second signal to the child of a supervisor is the first one told twice: by a
 service manager that tells a whole group, and by the parent that passes it on."""
 
 
@@ -20,9 +20,11 @@ class Signals:
     """The first SIGTERM or SIGINT sets `stop`; the second cancels the task that listens.
 
     SIGHUP runs `trial`, a command that ends with 0 where the code as it is now could be run, and
-    then sets `reload` and `stop`. From a terminal it means that the terminal is gone, and stops. A
-    child of a parent leaves it to the parent, and stops when its standard input ends: when the
-    parent is gone, however.
+    then sets `reload` and `stop`. From a terminal it means that the terminal is gone, and stops.
+
+    A child of a parent leaves SIGHUP to the parent. Its standard input is a pipe from there: what
+    is written to it cancels the task, and its end sets `stop`, as the parent is gone, however that
+    ended.
     """
 
     def __init__(self, *, child: bool, trial: Sequence[str]) -> None:
@@ -60,8 +62,8 @@ class Signals:
         if not self.stop.is_set():
             self._told_at = now
             self.stop.set()
-        elif self._listener is not None and now - self._told_at >= same_within:
-            self._listener.cancel()
+        elif now - self._told_at >= same_within:
+            self._abort()
 
     def _told_to_reload(self) -> None:
         if self._child or self.stop.is_set():
@@ -77,6 +79,13 @@ class Signals:
             self.stop.set()
 
     def _readable(self) -> None:
-        if not os.read(sys.stdin.fileno(), 1024):
+        if os.read(sys.stdin.fileno(), 1024):
+            self.stop.set()
+            self._abort()
+        else:
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
             self.stop.set()
+
+    def _abort(self) -> None:
+        if self._listener is not None:
+            self._listener.cancel()

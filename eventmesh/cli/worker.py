@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eventmesh.errors import UsageError
+
 if TYPE_CHECKING:  # imported when a worker runs; see `eventmesh.cli`
-    from eventmesh.runtime.service import Service
     from eventmesh.runtime.settings import Settings
 
 Names = Annotated[list[str], typer.Argument(help="Services to run.", metavar="SVC...")]
@@ -20,6 +21,14 @@ def worker(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes to run; one that dies is replaced.")
     ] = 1,
+    supervise: Annotated[
+        bool,
+        typer.Option(
+            "--supervise/--no-supervise",
+            help="Whether to replace a process that dies. Not needed where a service manager does "
+            "so: without, a single worker runs in this process.",
+        ),
+    ] = True,
     health_port: Annotated[
         int | None,
         typer.Option(
@@ -38,9 +47,7 @@ def worker(
     The first signal drains: what was begun is finished, the rest is given back. The second aborts.
     SIGHUP loads the code anew, if that code starts.
     """
-    from eventmesh.cli.process import run_worker, try_out
     from eventmesh.observability.logs import configure_logs
-    from eventmesh.runtime.discovery import load_services
     from eventmesh.runtime.settings import load_settings
 
     settings = load_settings()
@@ -49,11 +56,17 @@ def worker(
     configure_logs(settings)
     if not end_with_stdin:  # else the parent has said it
         _log_unknown_variables(settings)
+    if workers > 1 and not supervise:
+        raise UsageError("Several processes need their supervisor: --workers or --no-supervise.")
+    if supervise and not (end_with_stdin or trial):
+        _run_supervised(services, workers, settings)
+        return
+    from eventmesh.cli.process import run_worker, try_out
+    from eventmesh.runtime.discovery import load_services
+
     loaded = load_services(services, Path.cwd())
     if trial:
         try_out(loaded, settings)
-    elif workers > 1:
-        _supervise(loaded, workers, settings)
     else:
         run_worker(loaded, settings, end_with_stdin=end_with_stdin, tell_ready=tell_ready)
 
@@ -62,13 +75,13 @@ def dev(
     reload: Annotated[bool, typer.Option(help="Start again when a Python file changes.")] = True,
 ) -> None:
     """Run all services in one process, and start again when the code changes."""
-    from eventmesh.cli.process import worker_command
+    from eventmesh.cli.supervise import worker_command
     from eventmesh.runtime.discovery import load_services
 
     services = load_services([], Path.cwd())
     names = [service.name for service in services]
     if not reload:
-        worker(names)
+        worker(names, supervise=False)
         return
     try:
         from eventmesh.cli.reload import run_with_reload
@@ -76,9 +89,19 @@ def dev(
         typer.echo(
             "watchfiles is not installed (pip install 'eventmesh[reload]'): no reload.", err=True
         )
-        worker(names)
+        worker(names, supervise=False)
         return
-    code = run_with_reload(worker_command(services), Path.cwd())
+    code = run_with_reload(worker_command(names, "--no-supervise"), Path.cwd())
+    if code:
+        raise typer.Exit(code)
+
+
+def _run_supervised(names: Sequence[str], workers: int, settings: Settings) -> None:
+    from eventmesh.cli.supervise import supervise
+    from eventmesh.runtime.targets import known_targets
+
+    known_targets(names, Path.cwd())
+    code = supervise(list(dict.fromkeys(names)), workers, settings)
     if code:
         raise typer.Exit(code)
 
@@ -93,30 +116,3 @@ def _log_unknown_variables(settings: Settings) -> None:
         structlog.get_logger("eventmesh.settings").warning(
             "unknown variable ignored", variable=unknown.name, did_you_mean=unknown.nearest
         )
-
-
-def _supervise(services: list[Service], workers: int, settings: Settings) -> None:
-    """Run several processes. What is wrong with services or broker is told once, before."""
-    from eventmesh.cli.process import try_broker, worker_command
-    from eventmesh.clock import SystemClock
-    from eventmesh.runtime.supervisor import Supervisor
-
-    def command(number: int, ready_descriptor: int) -> list[str]:
-        options = ["--end-with-stdin", f"--tell-ready={ready_descriptor}"]
-        if settings.health_port:
-            options.append(f"--health-port={settings.health_port + number}")
-        return worker_command(services, *options)
-
-    async def supervise() -> int:
-        return await Supervisor(
-            command,
-            worker_command(services, "--try-out"),
-            workers=workers,
-            drain_timeout=settings.drain_timeout,
-            clock=SystemClock(),
-        ).run()
-
-    try_broker(settings)
-    code = asyncio.run(supervise())
-    if code:
-        raise typer.Exit(code)

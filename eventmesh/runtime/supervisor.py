@@ -1,12 +1,20 @@
-"""`eventmesh worker --workers N`: a parent of N equal processes, which replaces those that die."""
+"""The parent of one or several equal worker processes, which replaces those that die.
+
+A child that ends with a code that says what is wrong, before it ever came to work, ends all: the
+services, the settings or the servers are not as they should be, which it has said on standard
+error. So that this is said once, the first child starts alone; the others follow when it is ready.
+Any other end is a crash, and the child is replaced, ever later.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
@@ -33,16 +41,22 @@ class _Child:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
-    def tell(self) -> None:
+    def drain(self) -> None:
         if self.process.returncode is None:
             self.process.terminate()
+
+    def abort(self) -> None:
+        """Not by a signal: a service manager may have sent those that it has got already."""
+        if self.process.returncode is None and self.process.stdin is not None:
+            self.process.stdin.write(b"abort\n")
 
 
 class Supervisor:
     """Keeps `workers` processes of `command(number, ready_descriptor)` running.
 
     Each child has as its standard input a pipe that ends with this process, so that none outlives
-    it, and writes to its ready descriptor when it works. `trial` is a command that ends with 0
+    it; what is written to it tells the child to abort. A child writes to its ready descriptor when
+    it works. `trial` is a command that ends with 0
     where the code as it is now could be run.
     """
 
@@ -63,12 +77,13 @@ class Supervisor:
         self._children: dict[int, _Child] = {}
         self._stop = asyncio.Event()
         self._reload_wanted = asyncio.Event()
+        self._first_has_begun = asyncio.Event()
         self._died = False
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.supervisor")
 
     async def run(self) -> int:
         """Run until told to stop; SIGHUP replaces the children one after the other, if the trial
-        succeeds.
+        succeeds. From a terminal it means that the terminal is gone, and stops.
 
         Returns 0 after a clean drain, the code with which a child said what is wrong, or 1 when one
         crashed, whether it was replaced or not.
@@ -76,7 +91,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._tell_all)
-        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
         helpers = [asyncio.create_task(self._reload()), asyncio.create_task(self._end_late())]
         try:
             codes = await asyncio.gather(*(self._keep(number) for number in range(self._workers)))
@@ -86,20 +101,36 @@ class Supervisor:
         return exit_code(codes) or int(self._died)
 
     def _tell_all(self) -> None:
-        """Stop; told again, the children hear it again, and abort."""
+        """Stop; told again, the children abort."""
+        again = self._stop.is_set()
         self._stop.set()
         for child in self._children.values():
-            child.tell()
+            if again:
+                child.abort()
+            else:
+                child.drain()
+
+    def _told_to_reload(self) -> None:
+        if sys.stdin is not None and sys.stdin.isatty():
+            self._tell_all()
+        else:
+            self._reload_wanted.set()
 
     async def _keep(self, number: int) -> int:
         """Run one worker after the other until `stop`; returns the last one's exit code."""
         pause = Reconnect(self._clock, first=_FIRST_PAUSE, most=_LONGEST_PAUSE)
         stopping = asyncio.ensure_future(self._stop.wait())
         code, worked = 0, False
+        if number:
+            await _either(self._first_has_begun.wait(), stopping)
         while not self._stop.is_set():
             child, began_at = await self._start(number), self._clock.monotonic()
+            child.ready.add_done_callback(lambda _: self._first_has_begun.set())
             code = await child.process.wait()
-            worked = await child.ready or worked
+            has_worked = await child.ready
+            if self._stop.is_set() and not has_worked and code == -signal.SIGTERM:
+                code = 0  # it had not begun to listen for signals, and had nothing to finish
+            worked = has_worked or worked
             if child.replaced or self._stop.is_set():
                 continue
             if not worked and code in _KNOWN_CODES:
@@ -136,7 +167,7 @@ class Supervisor:
         if predecessor is not None:
             predecessor.successor.set_result(child)
         if self._stop.is_set():
-            child.tell()
+            child.drain()
         return child
 
     async def _reload(self) -> None:
@@ -151,7 +182,7 @@ class Supervisor:
     async def _replace(self, child: _Child) -> None:
         """Drain a child; return when its successor works, or has ended."""
         child.replaced = True
-        child.tell()
+        child.drain()
         try:
             async with asyncio.timeout(self._drain_timeout + _GRACE):
                 await child.process.wait()
@@ -166,6 +197,15 @@ class Supervisor:
         for child in self._children.values():
             if child.process.returncode is None:
                 child.process.kill()
+
+
+async def _either(first: Coroutine[Any, Any, object], second: asyncio.Future[Any]) -> None:
+    """Return when one of these has."""
+    waiting = asyncio.ensure_future(first)
+    try:
+        await asyncio.wait([waiting, second], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
 
 
 async def _hears(descriptor: int) -> bool:

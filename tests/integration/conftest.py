@@ -321,7 +321,10 @@ class Project:
         return running
 
     def start(self, *arguments: str, **environment: str) -> Running:
-        """`eventmesh` with these arguments."""
+        """`eventmesh` with these arguments. A worker is the process itself, so that it is what a
+        signal reaches, unless `--workers` asks for a supervisor."""
+        if arguments[:1] == ("worker",) and "--workers" not in arguments:
+            arguments = ("worker", "--no-supervise", *arguments[1:])
         return self.start_program(sys.executable, "-m", "eventmesh", *arguments, **environment)
 
     def run(self, *arguments: str, **environment: str) -> Ended:

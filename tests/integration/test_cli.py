@@ -220,11 +220,22 @@ async def holding(bank: Project, worker: Running, put: Put, attributes: dict[str
     worker.until_says("depositing")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+ALONE = ("--no-supervise",)
+SUPERVISED = ("--workers", "1")
+
+
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [(signal.SIGTERM, ALONE), (signal.SIGINT, ALONE), (signal.SIGTERM, SUPERVISED)],
+)
 async def test_the_first_signal_lets_a_handler_finish(
-    bank: Project, number: signal.Signals, attributes: Attributes, put: Put
+    bank: Project,
+    number: signal.Signals,
+    options: tuple[str, ...],
+    attributes: Attributes,
+    put: Put,
 ) -> None:
-    worker = bank.worker()
+    worker = bank.worker(*options)
     await holding(bank, worker, put, attributes())
     worker.tell(number)
     worker.until_says("worker drains")
@@ -242,11 +253,18 @@ async def test_the_first_signal_lets_a_handler_finish(
         worker.drain()
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("second", "options"),
+    [(signal.SIGTERM, ALONE), (signal.SIGINT, ALONE), (signal.SIGINT, SUPERVISED)],
+)
 async def test_the_second_signal_aborts_and_nothing_is_lost(
-    bank: Project, second: signal.Signals, attributes: Attributes, put: Put
+    bank: Project,
+    second: signal.Signals,
+    options: tuple[str, ...],
+    attributes: Attributes,
+    put: Put,
 ) -> None:
-    worker = bank.worker()
+    worker = bank.worker(*options)
     await holding(bank, worker, put, attributes())
     worker.tell(signal.SIGTERM)
     worker.until_says("worker drains")
@@ -259,8 +277,11 @@ async def test_the_second_signal_aborts_and_nothing_is_lost(
     finish_with_another_worker(bank)
 
 
-async def test_a_drain_that_takes_too_long(bank: Project, attributes: Attributes, put: Put) -> None:
-    worker = bank.worker(EVENTMESH_DRAIN_TIMEOUT="200ms")
+@pytest.mark.parametrize("options", [ALONE, SUPERVISED])
+async def test_a_drain_that_takes_too_long(
+    bank: Project, options: tuple[str, ...], attributes: Attributes, put: Put
+) -> None:
+    worker = bank.worker(*options, EVENTMESH_DRAIN_TIMEOUT="200ms")
     await holding(bank, worker, put, attributes())
     worker.tell(signal.SIGTERM)
     ended = worker.ended()
@@ -303,24 +324,25 @@ async def test_two_workers_finish_and_end_together(
     assert not alive(children)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 async def test_a_killed_worker_is_replaced_and_told_of_at_the_end(
-    bank: Project, attributes: Attributes, put: Put, wait_until: Callable[..., Any]
+    bank: Project, processes: int, attributes: Attributes, put: Put
 ) -> None:
-    parent = bank.worker("--workers", "2", processes=2)
-    first, second = parent.children()
+    parent = bank.worker("--workers", str(processes), processes=processes)
+    first, *others = parent.children()
     os.kill(first, signal.SIGKILL)
-    parent.until_says("worker is ready", 3)
+    parent.until_says("worker is ready", processes + 1)
     [line] = [line for line in parent.lines() if line["event"].startswith("a worker ended by")]
     assert (line["pid"], line["exit_code"]) == (first, -signal.SIGKILL)
-    assert len(parent.children()) == 2
-    assert second in parent.children()
+    assert len(parent.children()) == processes
+    assert set(others) <= set(parent.children())
     await put(bank, attributes(), GOOD)
     parent.until_prints("ada has 12.50")
     children = parent.children()
     parent.tell(signal.SIGTERM)
     ended = parent.ended()
     assert ended.code == 1, ended.said  # all is well again, but it was not all the time
-    assert parent.events().count("worker has stopped") == 2
+    assert parent.events().count("worker has stopped") == processes
     assert not alive(children)
 
 
@@ -374,8 +396,43 @@ async def test_sighup_leaves_what_runs_when_the_new_code_does_not_start(
     worker.drain()
 
 
-def test_a_worker_that_cannot_begin_ends_its_siblings(bank: Project) -> None:
-    ended = bank.run("worker", "bank", "--workers", "2", EVENTMESH_BROKER_URL="redis://127.0.0.1:1")
-    assert ended.code == 3, ended.said
-    assert "Error: Redis at redis://127.0.0.1:1 does not answer" in ended.err
-    assert "Traceback" not in ended.err
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_worker_that_cannot_begin_ends_all_and_says_once_why(
+    bank: Project, processes: str
+) -> None:
+    bank.run("schema", "freeze").succeeds()
+    bank.change_service("    cents: int\n", "    pence: int\n")
+    worker = ("worker", "bank", "--workers", processes)
+    drifted = bank.start(*worker)
+    unreachable = bank.start(*worker, EVENTMESH_BROKER_URL="redis://127.0.0.1:1")
+    wrong = bank.start(*worker, EVENTMESH_PREFETCH="0")
+    unknown = bank.start("worker", "bnak", *worker[2:])
+    drifted.ended().fails(4, "bank.deposit v1")
+    unreachable.ended().fails(3, "Redis at redis://127.0.0.1:1 does not answer")
+    wrong.ended().fails(2, "EVENTMESH_PREFETCH")
+    unknown.ended().fails(2, "Known are: bank")
+
+
+def test_a_worker_is_supervised_by_a_parent_that_loads_no_service(bank: Project) -> None:
+    parent = bank.start_program("eventmesh", "worker", "bank")
+    parent.until_says("worker is ready")
+    [child] = parent.children()
+    assert "/sqlalchemy/" in Path(f"/proc/{child}/maps").read_text()
+    assert "/sqlalchemy/" not in Path(f"/proc/{parent.process.pid}/maps").read_text()
+    parent.drain()
+
+
+def test_several_processes_need_their_supervisor(bank: Project) -> None:
+    bank.run("worker", "bank", "--workers", "2", "--no-supervise").fails(2, "--no-supervise")
+
+
+def test_a_worker_that_is_told_to_stop_while_it_starts_has_ended_well(
+    bank: Project, wait_until: Callable[..., Any]
+) -> None:
+    bank.change_service(
+        "service = Service(",
+        "Path('starting').touch(); import time; time.sleep(60)\nservice = Service(",
+    )
+    parent = bank.start("worker", "bank", "--workers", "1")
+    wait_until((bank.root / "starting").exists, "a worker that starts")
+    parent.drain()

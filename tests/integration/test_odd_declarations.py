@@ -118,8 +118,11 @@ async def test_a_service_manager_that_tells_every_process_makes_them_drain(
     assert worker.ended().code == 0
 
 
-def test_workers_do_not_outlive_their_parent(bank: Project, wait_until: Callable[..., Any]) -> None:
-    worker = bank.worker("--workers", "2", processes=2)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_workers_do_not_outlive_their_parent(
+    bank: Project, processes: int, wait_until: Callable[..., Any]
+) -> None:
+    worker = bank.worker("--workers", str(processes), processes=processes)
     worker.process.kill()
     worker.process.wait()
     wait_until(lambda: not bank.processes(), "the children to end", 10)
