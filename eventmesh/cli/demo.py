@@ -12,6 +12,12 @@ import typer
 from eventmesh.errors import UsageError
 
 
+def has_shop(root: Path) -> bool:
+    """Whether the demo can be run in this folder: it needs the shop in services/, which is in a
+    checkout of EventMesh and is not installed with it."""
+    return (root / "services" / "demo" / "run.py").is_file()
+
+
 def demo(
     purchases: Annotated[int, typer.Option(min=1, help="How many purchases to replay.")] = 1000,
     broker: Annotated[
@@ -38,13 +44,7 @@ def demo(
 
     if attach and kill:
         raise UsageError("Workers that were not started here are not killed: --attach or --kill.")
-    root = Path.cwd()
-    if not (root / "services" / "demo").is_dir():
-        raise UsageError(
-            f"The demo needs the shop in services/, which is not in {root}: run it in a checkout "
-            f"of EventMesh."
-        )
-    sys.path.insert(0, str(root))
+    sys.path.insert(0, str(Path.cwd()))
     from services.demo.run import run_demo
 
     settings = settings_of_command()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -13,13 +15,32 @@ from eventmesh.redact import redact_text
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Event-driven messaging between services that own their databases.",
 )
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"eventmesh {version('eventmesh')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_tell_version, help="Print the version, and end."
+        ),
+    ] = False,
+) -> None:
+    """Event-driven messaging between services that own their databases."""
+
+
 app.command()(worker.worker)
 app.command()(worker.dev)
-app.command()(demo.demo)
 app.command()(asyncapi.asyncapi)
 app.add_typer(schema.app, name="schema")
 app.add_typer(database.app, name="db")
@@ -29,6 +50,8 @@ app.add_typer(outbox.app, name="outbox")
 
 def main() -> None:
     """Run the command line; ends the process with an exit code of section "Exit codes"."""
+    if demo.has_shop(Path.cwd()):
+        app.command()(demo.demo)
     try:
         app(prog_name="eventmesh")
     except EventMeshError as error:

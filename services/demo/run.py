@@ -29,6 +29,7 @@ from eventmesh.wire.envelope import seal
 from services.demo.fleet import Fleet
 from services.demo.ledger import SERVICES, Books, Ledger
 from services.demo.patience import Patience
+from services.demo.progress import Tenths
 from services.demo.purchases import commands, read_purchases
 from services.demo.verdict import Verdict, endings, judge, latencies, percentile
 
@@ -134,6 +135,7 @@ class Demo:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
+        tenths = Tenths(total)
         with Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task("", total=total)
             # Each step is taken for most orders before the next one: none ends for a long time.
@@ -146,6 +148,8 @@ class Demo:
                     seen = ended
                     patience.moved()
                 progress.update(task, completed=ended)
+                if not self._console.is_terminal and (line := tenths.line(ended)):
+                    print(line, flush=True)  # noqa: T201  # of a log, never wrapped
 
     async def _settle(self, books: Books, fleet: Fleet) -> None:
         """Wait for what still follows from the orders' ends, as long as it moves."""

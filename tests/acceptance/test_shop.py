@@ -87,6 +87,7 @@ async def test_the_demo_needs_no_server(monkeypatch: pytest.MonkeyPatch) -> None
             monkeypatch.delenv(name)
     code, output = await demo({}, "--purchases", "30")
     assert "sqlite:///" in output
+    assert "orders ended: 30 of 30" in output.splitlines()  # there is no terminal for a bar
     assert output.splitlines()[-1] == "ok: 30 purchases, 0 lost, 0 doubled, 0 stuck", output
     assert code == 0
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +59,7 @@ def alive(pids: Sequence[int]) -> list[int]:
 
 def test_every_command_has_help(project: Project) -> None:
     paths = list(commands())
-    assert {"worker", "dev", "demo", "schema check", "db upgrade", "dlq replay"} <= {
+    assert {"worker", "dev", "schema check", "db upgrade", "dlq replay"} <= {
         " ".join(path) for path in paths
     }
     for path, ended in zip(
@@ -102,7 +104,6 @@ WRONG = {
     "dlq show bank": "ID",
     "db upgrade": "SVC",
     "schema check --nonsense": "--nonsense",
-    "demo --purchases 0": "--purchases",
 }
 
 
@@ -122,9 +123,50 @@ def test_a_group_without_a_command_shows_its_help(project: Project) -> None:
         assert " ".join(["Usage: eventmesh", *group]) in ended.said
 
 
-def test_the_demo_outside_a_checkout(bank: Project) -> None:
-    bank.run("demo").fails(2, str(bank.root), "run it in a checkout")
-    bank.run("demo", "--attach", "--kill").fails(2, "--attach or --kill")
+def test_the_demo_is_a_command_only_where_the_shop_is(bank: Project) -> None:
+    assert "demo" not in bank.run("--help").succeeds()
+    ended = bank.run("demo")
+    assert (ended.code, "No such command 'demo'" in ended.err) == (2, True)
+    root = Path(__file__).parents[2]
+    for line, code, words in (
+        ("--help", 0, " demo "),
+        ("demo --purchases 0", 2, "--purchases"),
+        ("demo --attach --kill", 2, "--attach or --kill"),
+    ):
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "eventmesh", *line.split()],
+            cwd=root,
+            env=bank.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == code, done.stderr
+        assert words in done.stdout + done.stderr
+
+
+def test_the_version(project: Project) -> None:
+    assert project.run("--version").succeeds() == f"eventmesh {version('eventmesh')}\n"
+
+
+def test_a_shell_completes_commands_and_options(project: Project) -> None:
+    script = project.start_program("bash", "-c", "eventmesh --show-completion; exit $?").ended()
+    script.succeeds("complete -o default -F _eventmesh_completion eventmesh")
+    for line, words in (
+        ("eventmesh wor", {"worker"}),
+        ("eventmesh dlq re", {"replay"}),
+        ("eventmesh worker --no", {"--no-supervise"}),
+    ):
+        completed = project.start_program(
+            *(sys.executable, "-X", "importtime", "-m", "eventmesh"),
+            _EVENTMESH_COMPLETE="complete_bash",
+            COMP_WORDS=line,
+            COMP_CWORD=str(len(line.split()) - 1),
+        ).ended()
+        assert set(completed.succeeds().split()) == words
+        assert "sqlalchemy" not in completed.err  # at once, while somebody types
+        assert "eventmesh.runtime" not in completed.err
 
 
 # Schemas
