@@ -96,7 +96,8 @@ class Settings(BaseSettings):
     answers on a port of its own, counted up from this one."""
 
     health_host: str = "0.0.0.0"  # noqa: S104  # probes come from outside the container
-    """The address on which probes are answered."""
+    """The address on which probes are answered: by default all addresses of the machine, because
+    probes come from outside a container. 127.0.0.1 answers to the machine itself only."""
 
     outbox_max_age: Seconds = 60.0
     """How long a message may wait in the outbox before the worker says that it is not ready."""
