@@ -31,8 +31,9 @@ _IN_BRACKETS = re.compile(r"\[[^\]]*\]")
 _SECRET_PARAMETER = re.compile(
     r"[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|api_?key)[\w.-]*\s*=", re.IGNORECASE
 )
-_RESERVED = re.compile(r"[^\w.~!$'()*+-]")
-"""What a password must not hold unescaped, because a parser may end it there."""
+_RESERVED = re.compile(r"[^\w.~!$'()*+%-]")
+"""What a password must not hold unescaped, because a parser may end it there. One that is escaped
+with % is understood, so that nothing of it can be elsewhere."""
 
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 

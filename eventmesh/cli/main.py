@@ -11,7 +11,6 @@ import typer
 from eventmesh.cli import asyncapi, database, demo, dlq, outbox, schema, worker
 from eventmesh.errors import EventMeshError
 from eventmesh.printable import printable_lines
-from eventmesh.redact import redact_text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,7 +68,7 @@ def main() -> None:
 def fail(error: EventMeshError) -> None:
     """Print what is wrong, and exit with the error's code."""
     typer.secho("Error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(printable_lines(redact_text(str(error))), err=True)
+    typer.echo(printable_lines(str(error)), err=True)
     sys.exit(error.exit_code)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from eventmesh.contracts.mesh import DatabaseUse, Facts, Frozen, Publication, Reading
 from eventmesh.contracts.message import Message
 from eventmesh.persistence.database import parse_url
+from eventmesh.redact import redact_error
 from eventmesh.review.imports import Home, place_of_service
 from eventmesh.review.sources import Sources
 from eventmesh.runtime.service import Service
@@ -87,7 +88,7 @@ def database_name(url: str, service: str, folder: Path) -> str:
     host = (parsed.host or _option(parsed.query, "host")).rstrip(".").lower()
     port = parsed.port or _option(parsed.query, "port") or _DEFAULT_PORTS.get(backend, "")
     where = "localhost" if host in _THIS_MACHINE else host
-    return f"{backend}://{where}:{port}/{database or parsed.username or ''}"
+    return redact_error(f"{backend}://{where}:{port}/{database or parsed.username or ''}", url)
 
 
 def _option(query: Mapping[str, tuple[str, ...] | str], name: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eventmesh.errors import EventMeshError, UsageError
+from eventmesh.redact import redact_text
 from eventmesh.runtime.service import Service
 from eventmesh.runtime.targets import known_targets
 from eventmesh.runtime.targets import service_targets as service_targets
@@ -43,7 +44,8 @@ def _load(name: str, target: str, root: Path) -> Service:
         raise
     except (Exception, SystemExit) as error:
         # Any error of a user's module is the user's to see, with its place, and without our frames.
-        text = " ".join("".join(traceback.format_exception_only(error)[-1]).split())
+        said = redact_text("".join(traceback.format_exception_only(error)[-1]))
+        text = " ".join(said.split())
         raise UsageError(
             f"Service {name!r} cannot be imported from {module_name}: {text}{_place(error, root)}."
         ) from error

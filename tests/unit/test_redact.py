@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from eventmesh.errors import UsageError
 from eventmesh.persistence.database import Database, parse_url
 from eventmesh.redact import redact, redact_error, redact_text
+from eventmesh.review.mesh import database_name
 from eventmesh.runtime.settings import Settings
 from eventmesh.testing.clock import ManualClock
 from eventmesh.transports.base import TransportOptions
@@ -139,5 +141,7 @@ def test_urls_in_a_text_lose_their_passwords() -> None:
 
 
 def test_a_database_is_shown_without_a_password_that_was_not_escaped() -> None:
-    database = Database("postgresql://u:p@localhost/s3cr3t@h/db", service="bank")
+    url = "postgresql://u:p@localhost/s3cr3t@h/db"
+    database = Database(url, service="bank")
     assert "s3cr3t" not in f"{database!r} {database.shown_url}"
+    assert "s3cr3t" not in database_name(url, "bank", Path())
