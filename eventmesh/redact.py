@@ -86,7 +86,7 @@ def _secret_spans(url: str) -> list[tuple[int, int]]:
         if colon and colon.end() <= at:
             spans.append((colon.end(), at))
     elif (start := _misplaced_password(url, begin)) is not None:
-        return [(start, len(url))]
+        return [(min(start, parameter.end()) if parameter else start, len(url))]
     if parameter:
         spans.append((parameter.end(), len(url)))
     return spans
