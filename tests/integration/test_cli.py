@@ -464,6 +464,32 @@ def test_a_worker_is_supervised_by_a_parent_that_loads_no_service(bank: Project)
     parent.drain()
 
 
+@pytest.mark.parametrize("options", [ALONE, SUPERVISED])
+def test_a_terminal_that_is_closed_stops_the_worker(
+    bank: Project, options: tuple[str, ...]
+) -> None:
+    ours, theirs = os.openpty()
+    try:
+        worker = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "eventmesh", "worker", "bank", *options],
+            cwd=bank.root,
+            env=bank.environment,
+            stdin=theirs,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert worker.stderr is not None
+        with worker, worker.stderr as said:
+            assert any("worker is ready" in line for line in said)
+            worker.send_signal(signal.SIGHUP)
+            assert any("worker has stopped" in line for line in said)
+            assert worker.wait(30) == 0
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 def test_several_processes_need_their_supervisor(bank: Project) -> None:
     bank.run("worker", "bank", "--workers", "2", "--no-supervise").fails(2, "--no-supervise")
 
