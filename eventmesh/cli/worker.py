@@ -34,8 +34,9 @@ def worker(
         typer.Option(
             min=0,
             max=65_535,
-            help="Answer /livez, /readyz and /metrics there; each of several processes on a port "
-            "of its own, counted up from this one.",
+            help="Answer /livez, /readyz and /metrics there, on all addresses unless "
+            "EVENTMESH_HEALTH_HOST names one; each of several processes on a port of its own, "
+            "counted up from this one.",
         ),
     ] = None,
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,

@@ -73,6 +73,7 @@ async def answering(worker: Worker, host: str, port: int) -> AsyncIterator[int]:
                 lifespan="off",
                 ws="none",
                 log_config=None,
+                log_level="error",  # what strangers send is not worth a line each
                 access_log=False,
                 timeout_graceful_shutdown=1,
                 http=_Connection,

@@ -198,4 +198,8 @@ def test_a_connection_that_asks_nothing_is_closed(bank: Project, port: int) -> N
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: whole\r\n\r\n")
         with connection.makefile("rb") as answer:  # ends with the connection
             assert answer.read().endswith(b"\r\n\r\nalive\n")
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall(b"\x00nonsense\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 400"
     worker.drain()
+    assert {line["level"] for line in worker.lines()} == {"info"}  # strangers fill no log
