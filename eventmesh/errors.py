@@ -85,3 +85,7 @@ class Reject(EventMeshError):
 
 class Conflict(EventMeshError):
     """Somebody else changed the row first; the message is handled again on the new row."""
+
+
+class UnknownSaga(Conflict):
+    """A reply names a saga that is not there, or not yet; it is handled again for a minute."""

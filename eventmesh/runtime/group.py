@@ -132,10 +132,16 @@ class GroupRunner:
         return settlements, readable
 
     async def _read_one(self, delivery: Delivery) -> Message | Dead:
-        readings = self._service.readings
+        readings, handler = self._service.readings, self.handler
         while True:
             try:
-                return read(delivery, self.handler.models, self._most_deliveries, readings.judge)
+                return read(
+                    delivery,
+                    handler.models,
+                    self._most_deliveries,
+                    readings.judge,
+                    handler.sources,
+                )
             except Undecided as question:
                 await readings.look_up(question)
 

@@ -43,6 +43,8 @@ class Handler:
     timeout: float | None = None
     """Seconds that it may take for a message."""
     returns: frozenset[type[Message]] = frozenset()
+    sources: tuple[str, ...] = ()
+    """Where events may come from beside their owner; see `check_source`."""
     elsewhere: bool = False
     """Called by another program than a worker, which leaves its subscription alone."""
 
@@ -68,6 +70,7 @@ def bind(
     isolated: bool = False,
     concurrency: int = 1,
     timeout: float | None = None,
+    sources: Sequence[str] = (),
 ) -> Handler:
     """The handler of this function; UsageError, with the parameter's name, when it cannot be one.
 
@@ -102,7 +105,21 @@ def bind(
         concurrency=checked_concurrency(concurrency, where),
         timeout=timeout,
         returns=returns,
+        sources=checked_sources(sources, where),
     )
+
+
+def checked_sources(sources: Sequence[str], where: str) -> tuple[str, ...]:
+    """The sources, if each can be one; UsageError where they cannot."""
+    if isinstance(sources, str):
+        raise UsageError(f"{where} has sources={sources!r}: write a list, such as [{sources!r}].")
+    for source in sources:
+        if not isinstance(source, str) or not source:
+            raise UsageError(
+                f"{where} has the source {source!r}: write the CloudEvents source of whoever "
+                f'publishes, such as "/bridge", or its beginning with a star, such as "/bridge/*".'
+            )
+    return tuple(sources)
 
 
 def checked_concurrency(concurrency: int, where: str) -> int:

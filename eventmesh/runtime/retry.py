@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from eventmesh.duration import Duration, seconds
 from eventmesh.errors import Reject, UnreadableMessage, UsageError
@@ -47,13 +47,15 @@ class Retry:
 
     `attempts` counts the first one. Each delay is shortened by a random part of up to `jitter`
     (0 to 1), so that messages that failed together do not come back together. Errors of the types
-    in `give_up_on` are never retried.
+    in `give_up_on` are never retried. `per_error` gives errors of a type a policy of their own; the
+    first that fits is taken: `Retry(per_error={RateLimited: Retry(30, constant("10s"))})`.
     """
 
     attempts: int = 8
     backoff: Backoff = DEFAULT_BACKOFF
     jitter: float = 0.25
     give_up_on: tuple[type[Exception], ...] = ()
+    per_error: Mapping[type[Exception], Retry] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
@@ -61,10 +63,17 @@ class Retry:
         if not 0 <= self.jitter <= 1:
             raise UsageError(f"Retry(jitter={self.jitter}): write a part between 0 and 1.")
 
+    def of(self, error: Exception) -> Retry:
+        """The policy for this error."""
+        for kind, policy in self.per_error.items():
+            if isinstance(error, kind):
+                return policy
+        return self
+
 
 def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outcome:
     """What becomes of a delivery whose handler raised `error`. `chance` is random in [0, 1)."""
-    details = describe(error)
+    policy, details = policy.of(error), describe(error)
     match error:
         case Reject() | UnreadableMessage():
             return Dead(printable(str(error)), details)

@@ -121,6 +121,7 @@ class Service:
         isolated: bool = False,
         concurrency: int = 1,
         timeout: Duration | None = None,
+        sources: Sequence[str] = (),
     ) -> Callable[[Function], Function]:
         """Declare a handler; the decorated function stays an ordinary function.
 
@@ -131,7 +132,12 @@ class Service:
         after another and in order, except that a message that is retried, or delivered again after
         a lost connection, comes after the later ones. Several processes keep no order.
         A handler that takes longer than `timeout`, by a message or by committing its effects, is
-        cancelled, undone, and tried again as after any error. Raises UsageError.
+        cancelled, undone, and tried again as after any error.
+
+        An event is taken only from its owner: the CloudEvents source of `bank.deposited` must be
+        `/bank`, or begin with `/bank/`; with another one it becomes a dead letter. `sources` names
+        further ones that may publish the events of this subscription, such as a bridge from another
+        system: `sources=["/bridge"]`, or `["/bridges/*"]` for all that begin so. Raises UsageError.
         """
 
         for message in messages:
@@ -151,6 +157,7 @@ class Service:
                     isolated=isolated,
                     concurrency=concurrency,
                     timeout=None if timeout is None else seconds(timeout),
+                    sources=sources,
                 )
             )
             return function

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 
 import structlog
 from pydantic_core import to_json
 
 from eventmesh.contracts.message import Event, Message
-from eventmesh.errors import Conflict, UsageError
+from eventmesh.errors import Reject, UnknownSaga, UsageError
 from eventmesh.persistence import sagas
 from eventmesh.persistence.sagas import SagaRow
 from eventmesh.persistence.transaction import Transaction
@@ -24,8 +25,19 @@ from eventmesh.wire.envelope import Envelope
 SUBSCRIPTION_SUFFIX = ".saga"
 """So that a saga may be called like the command with which its story begins."""
 
+# Commands leave with the commit that stores their saga, so a reply finds its row, unless a database
+# is just failing over or being restored. About a minute (63 s without jitter) is waited for that.
+_UNKNOWN_SAGA = Retry(attempts=8, backoff=exponential("500ms"))
+
 # What a saga waits for must not be given up while the trouble may pass: about a day.
-_RETRY = Retry(attempts=300, backoff=exponential("100ms", cap="5m"))
+_RETRY = Retry(
+    attempts=300,
+    backoff=exponential("100ms", cap="5m"),
+    per_error={UnknownSaga: _UNKNOWN_SAGA},
+)
+
+_SAGA_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|sha256:[0-9a-f]{64}")
+"""What `Envelope.unique_id` makes: anything else names no saga, and need not be looked for."""
 
 
 class Coordinator:
@@ -56,6 +68,7 @@ class Coordinator:
                 call=self.handle,
                 retry=_RETRY,
                 transactional=True,
+                sources=definition.sources,
             )
         )
 
@@ -63,7 +76,8 @@ class Coordinator:
         self, message: Message, envelope: Envelope, transaction: Transaction | None
     ) -> None:
         """Move one saga on by one message. Conflict, to be tried again, when another worker did
-        so at the same time."""
+        so at the same time; UnknownSaga when there is none of this id; Reject when there cannot
+        be one."""
         if transaction is None or not isinstance(message, Event):
             raise UsageError("A saga's coordinator runs in a transaction, and on events only.")
         if isinstance(message, self._definition.started_by):
@@ -84,9 +98,20 @@ class Coordinator:
         name, _, saga_id = envelope.attributes.get("sagaid", "").partition("/")
         if name != self._definition.name:
             return  # the same event, but in answer to somebody else's command
+        if not _SAGA_ID.fullmatch(saga_id):
+            raise Reject(
+                f"the attribute sagaid of this {envelope.name} is not one that EventMesh made: it "
+                f"names no saga of {name}. Whoever published it must hand on the sagaid of the "
+                f"command that it answers."
+            )
         row = await sagas.load(transaction.session, name, saga_id)
         if row is None:
-            raise Conflict(f"the saga {saga_id} of {name} is not there (yet)")
+            raise UnknownSaga(
+                f"no saga {saga_id} of {name} exists: either the attribute sagaid of this "
+                f"{envelope.name} was not handed on from a command of that saga, or the saga was "
+                f"deleted. If its row comes back, as by a restored database, replay this dead "
+                f"letter."
+            )
         label = envelope.attributes.get("sagastep", "")
         transition = advance(self._definition, self._record(row), label, reply)
         if transition is None:

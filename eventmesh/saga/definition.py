@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from eventmesh.contracts.message import Command, Event, Message, identity_of
 from eventmesh.errors import UsageError
+from eventmesh.runtime.handler import checked_sources
 
 State = TypeVar("State", bound=BaseModel)
 MakeCommand = Callable[[Any], Command]
@@ -117,6 +118,7 @@ class Definition:
     completed: Callable[[Any], Message | None]
     undone: Callable[[Any, Any], Message | None]
     publishes: tuple[type[Message], ...]
+    sources: tuple[str, ...] = ()
 
     @property
     def steps(self) -> Iterator[Step]:
@@ -137,16 +139,23 @@ class Saga(Generic[State]):
 
     A class holds steps (`@step`, `@pivot`, their `.undo`), `flow`, and three functions without
     self: `begin(event)` makes the state; `completed(state)` and `undone(state, failure)` make the
-    message that says how it ended, or None. UsageError says what is missing or impossible.
+    message that says how it ended, or None. `sources` is that of `service.subscriber`, for replies
+    that come through a bridge. UsageError says what is missing or impossible.
     """
 
     definition: ClassVar[Definition]
 
     def __init_subclass__(
-        cls, *, name: str, started_by: type[Event], version: int = 1, **options: Any
+        cls,
+        *,
+        name: str,
+        started_by: type[Event],
+        version: int = 1,
+        sources: Sequence[str] = (),
+        **options: Any,
     ) -> None:
         super().__init_subclass__(**options)
-        cls.definition = _define(cls, name, version, started_by)
+        cls.definition = _define(cls, name, version, started_by, sources)
 
     @classmethod
     def extend(cls, service: Any) -> None:
@@ -156,7 +165,9 @@ class Saga(Generic[State]):
         Coordinator(cls.definition).extend(service)
 
 
-def _define(cls: type, name: str, version: int, started_by: type[Event]) -> Definition:
+def _define(
+    cls: type, name: str, version: int, started_by: type[Event], sources: Sequence[str]
+) -> Definition:
     where = f"The saga {cls.__module__}.{cls.__qualname__}"
     flow = cls.__dict__.get("flow")
     if isinstance(flow, Step):
@@ -185,6 +196,7 @@ def _define(cls: type, name: str, version: int, started_by: type[Event]) -> Defi
         completed=functions["completed"],
         undone=functions["undone"],
         publishes=tuple(dict.fromkeys([*commands, *ends])),
+        sources=checked_sources(sources, where),
     )
 
 

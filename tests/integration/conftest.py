@@ -460,14 +460,16 @@ Put = Callable[[Project, Mapping[str, str], bytes], Awaitable[None]]
 
 @pytest.fixture
 def put() -> Put:
-    """Puts a deposit on the broker as a program would that knows nothing of EventMesh."""
+    """Puts a message of the bank's on the broker as a program would that knows nothing of
+    EventMesh: where its type belongs, and a deposit if that is missing."""
 
     async def to(project: Project, attributes: Mapping[str, str], data: bytes) -> None:
         url = project.environment.get("EVENTMESH_BROKER_URL", "")
+        name = attributes.get("type", "bank.deposit")
         match urlsplit(url).scheme:
             case "redis":
                 async with Redis.from_url(url) as redis:
-                    stream = f"{project.prefix}:stream:bank.deposit"
+                    stream = f"{project.prefix}:stream:{name}"
                     await redis.xadd(stream, {**attributes, "data": data})
             case "amqp":
                 message = aio_pika.Message(
@@ -479,7 +481,7 @@ def put() -> Put:
                 async with await aio_pika.connect(url) as connection:
                     channel = await connection.channel()
                     exchange = await channel.get_exchange(project.prefix)
-                    await exchange.publish(message, routing_key="bank.deposit")
+                    await exchange.publish(message, routing_key=name)
             case _:  # a file that only EventMesh knows how to write
                 url = url or f"sqlite:///{project.root}/.eventmesh/broker.db"
                 options = TransportOptions(prefix=project.prefix)

@@ -248,3 +248,30 @@ def select(bank: Project, statement: str) -> list[Any]:
         return connection.execute(statement).fetchall()
     finally:
         connection.close()
+
+
+@pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
+async def test_an_event_of_the_bank_that_somebody_else_publishes_is_not_believed(
+    broker: str, on: Callable[[str], Project], attributes: Attributes, put: Put
+) -> None:
+    bank = on(broker)
+    worker = bank.worker()
+    forged = attributes(
+        type="bank.deposited", source="/orders", dataschema="urn:eventmesh:bank.deposited:1"
+    )
+    await put(bank, forged, b'{"owner": "mallory", "balance": 100, "note": ""}')
+    await put(bank, attributes(), GOOD)  # a command, from /test
+    [letter] = bank.letters()
+    worker.until_prints("ada has 12.50")
+    worker.drain()
+    assert "mallory" not in worker.out
+    assert letter["attributes"]["source"] == "/orders"
+    assert "bank.deposited comes from the source '/orders'" in letter["reason"]
+
+    bank.change_service(
+        "@service.subscriber(Deposited)", '@service.subscriber(Deposited, sources=["/orders"])'
+    )
+    worker = bank.worker()
+    bank.run("dlq", "replay", "bank", letter["id"]).succeeds()
+    worker.until_prints("mallory has 1.00")
+    worker.drain()

@@ -353,7 +353,7 @@ async def test_a_message_that_was_committed_and_not_acknowledged_takes_no_second
     [
         ({}, b"\x00\xff garbage", "no CloudEvents message"),
         (
-            {"id": "1", "source": "/x", "type": "orders.order_placed", "specversion": "1.0"},
+            {"id": "1", "source": "/orders", "type": "orders.order_placed", "specversion": "1.0"},
             b"{}",
             "names no version",
         ),
@@ -373,6 +373,24 @@ async def test_what_cannot_be_read_becomes_a_dead_letter(
     assert letter.envelope.data == data
     assert letter.attempts == 1
     assert stage.calls == ["good"]
+
+
+async def test_an_event_of_somebody_else_is_taken_where_the_subscriber_names_its_source(
+    stage: Stage,
+) -> None:
+    invoicing(stage, sources=["/bridge"])
+
+    async def publish_from(source: str, order: str) -> None:
+        placed = stage.place(order)
+        await stage.publish(MeshEnvelope({**placed.attributes, "source": source}, placed.data))
+
+    async with stage.running():
+        await publish_from("/elsewhere", "forged")
+        await publish_from("/bridge", "bridged")
+        await stage.invoiced("bridged")
+        [letter] = await stage.letters()
+    assert "comes from the source '/elsewhere'" in letter.reason
+    assert stage.calls == ["bridged"]
 
 
 async def test_data_that_does_not_fit_the_contract_becomes_a_dead_letter(stage: Stage) -> None:

@@ -96,7 +96,7 @@ class Mall:
         attributes = {
             "specversion": "1.0",
             "id": str(uuid.uuid4()),
-            "source": "/test",
+            "source": f"/{name.partition('.')[0]}",
             "type": name,
             "dataschema": f"urn:eventmesh:{name}:{version}",
             "datacontenttype": "application/json",

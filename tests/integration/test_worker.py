@@ -1092,6 +1092,31 @@ async def test_two_sagas_that_one_event_starts_both_come_to_their_end(mesh: Mesh
         await until(both_completed)
 
 
+@EVERYWHERE
+@pytest.mark.parametrize(
+    ("saga_id", "attempts"),
+    [("01900000-0000-7000-8000-0000000000aa", 8), ("no\0such saga", 1)],
+)
+async def test_a_reply_that_names_a_saga_which_is_not_there_is_given_up(
+    mesh: Mesh, saga_id: str, attempts: int
+) -> None:
+    mesh.service.include(Remember)
+    sealed = seal(Heard(number=1), source="shop", clock=mesh.clock)
+    labels = {"sagaid": f"shop.remember/{saga_id}", "sagastep": "hear"}
+    reply = Envelope({**sealed.attributes, **labels}, sealed.data)
+    [handler] = mesh.service.handlers.values()
+    vitals = SubscriptionVitals("shop", handler.subscription, mesh.clock)
+    runner = GroupRunner(mesh.service, handler, vitals)
+    for attempt in range(1, 1_000):
+        [(_, outcome)] = await runner.run([Delivery(reply, attempt)], lambda: False)
+        if isinstance(outcome, Dead):
+            break
+    assert isinstance(outcome, Dead)
+    assert attempt == attempts
+    assert "saga" in outcome.reason
+    assert "sagaid" in outcome.reason
+
+
 async def test_a_handler_that_runs_elsewhere_is_left_alone(mesh: Mesh) -> None:
     """As in a FastStream app of the same service; a worker relays its outbox."""
     handled: list[int] = []

@@ -37,12 +37,12 @@ On Redis, write Redis for Rabbit and redis for rabbit; nothing else changes. Set
 environment, as for a worker: EVENTMESH_BROKER_URL, EVENTMESH_BILLING_DATABASE_URL. The rest of the
 app stays as it is: its other subscribers and publishers are not touched.
 
-What comes is read by contract (envelope, version, upcasters, validation), deduped by the inbox in
-the handler's own transaction, retried with back-off, and kept as a dead letter when it cannot be
-read or its retries are over. The handler's subscription is an ordinary one of the service:
-`eventmesh dlq list billing` shows its dead letters and `replay` brings them back, and a worker can
-take the subscription over one day. What a handler returns or publishes goes into the outbox;
-`sent.publish(…)` outside of one goes to the broker at once, as CloudEvents.
+What comes is read by contract (envelope, source, version, upcasters, validation), deduped by the
+inbox in the handler's own transaction, retried with back-off, and kept as a dead letter when it
+cannot be read or its retries are over. The handler's subscription is an ordinary one of the
+service: `eventmesh dlq list billing` shows its dead letters and `replay` brings them back, and a
+worker can take the subscription over one day. What a handler returns or publishes goes into the
+outbox; `sent.publish(…)` outside of one goes to the broker at once, as CloudEvents.
 
 What no middleware can give, because it sits in FastStream's read loop:
 

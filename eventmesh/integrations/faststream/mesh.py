@@ -19,7 +19,12 @@ from eventmesh.integrations.faststream.intake import Arrival, Intake
 from eventmesh.integrations.faststream.middleware import EventMeshMiddleware
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.redact import redact
-from eventmesh.runtime.handler import Handler, Returned, checked_concurrency
+from eventmesh.runtime.handler import (
+    Handler,
+    Returned,
+    checked_concurrency,
+    checked_sources,
+)
 from eventmesh.runtime.relay import Relay
 from eventmesh.runtime.retry import Retry
 from eventmesh.runtime.service import Service
@@ -152,6 +157,7 @@ class Mesh(ABC):
         name: str | None = None,
         retry: Retry | None = None,
         concurrency: int = 1,
+        sources: Sequence[str] = (),
         **options: Any,
     ) -> Callable[[Callable[..., Any]], Any]:
         """As `service.subscriber`, for a handler that FastStream calls. `options` are those of
@@ -161,7 +167,7 @@ class Mesh(ABC):
         """
 
         def declare(function: Callable[..., Any]) -> Any:
-            handler = self.add_handler(function, messages, name, retry, concurrency)
+            handler = self.add_handler(function, messages, name, retry, concurrency, sources)
             return self.subscribe(handler, function, **options)
 
         return declare
@@ -177,6 +183,7 @@ class Mesh(ABC):
         name: str | None,
         retry: Retry | None,
         concurrency: int,
+        sources: Sequence[str],
     ) -> Handler:
         """Declare a subscription of the service whose handler this function is."""
         where = f"The FastStream handler {getattr(function, '__qualname__', function)!r}"
@@ -198,6 +205,7 @@ class Mesh(ABC):
             transactional=True,
             isolated=True,
             concurrency=checked_concurrency(concurrency, where),
+            sources=checked_sources(sources, where),
             elsewhere=True,
         )
         self.service.add_handler(handler)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import field_validator
 
-from eventmesh.contracts.message import Event, Message
+from eventmesh.contracts.message import Command, Event, Message
 from eventmesh.runtime.delivery import read
 from eventmesh.testing.clock import ManualClock
 from eventmesh.transports.base import Delivery
@@ -41,6 +41,61 @@ def test_a_message_that_workers_vanish_over_is_dead_after_so_many_deliveries() -
 
 def test_attempts_alone_do_not_make_a_message_deadly() -> None:
     assert read(Delivery(ENVELOPE, attempt=99, deliveries=1), MODELS, 3) == Paid(amount=5)
+
+
+class Pay(Command, name="payments.pay", version=1):
+    amount: int
+
+
+def from_source(source: str, message: Message) -> Delivery:
+    envelope = seal(message, source="payments", clock=ManualClock())
+    return Delivery(Envelope({**envelope.attributes, "source": source}, envelope.data))
+
+
+@pytest.mark.parametrize("source", ["/orders", "payments", "/payment", "/paymentsx", "/", "/x/*"])
+def test_an_event_that_does_not_come_from_its_owner_is_dead_and_says_so(source: str) -> None:
+    outcome = read(from_source(source, Paid(amount=5)), MODELS, 20)
+    assert isinstance(outcome, Dead)
+    for words in (
+        f"payments.paid comes from the source {source!r}",
+        "have the source '/payments'",
+        f"sources=[{source!r}]",
+    ):
+        assert words in outcome.reason
+
+
+@pytest.mark.parametrize("source", ["/payments", "/payments/eu"])
+def test_an_event_comes_from_its_owner_or_from_below_it(source: str) -> None:
+    assert read(from_source(source, Paid(amount=5)), MODELS, 20) == Paid(amount=5)
+
+
+@pytest.mark.parametrize(
+    ("source", "sources", "is_taken"),
+    [
+        ("/bridge", ["/other", "/bridge"], True),
+        ("/bridge/1", ["/bridge"], False),
+        ("/bridge/1", ["/bridge/*"], True),
+        ("/bridge", ["/bridge/*"], False),
+        ("urn:anything", ["*"], True),
+        ("/payments", ["/bridge"], True),
+    ],
+)
+def test_a_subscriber_may_name_further_sources(
+    source: str, sources: list[str], is_taken: bool
+) -> None:
+    outcome = read(from_source(source, Paid(amount=5)), MODELS, 20, sources=sources)
+    assert isinstance(outcome, Paid) is is_taken
+
+
+def test_a_command_may_come_from_anybody() -> None:
+    models: dict[str, type[Message]] = {"payments.pay": Pay}
+    assert read(from_source("/anybody", Pay(amount=5)), models, 20) == Pay(amount=5)
+
+
+def test_a_source_of_any_length_makes_a_reason_that_can_be_stored() -> None:
+    outcome = read(from_source("/x" * 100_000, Paid(amount=5)), MODELS, 20)
+    assert isinstance(outcome, Dead)
+    assert len(outcome.reason) < 2_000
 
 
 @pytest.mark.parametrize(

@@ -147,3 +147,12 @@ def test_a_very_long_error_keeps_its_beginning_and_its_end() -> None:
     assert text.startswith("Traceback")
     assert text.rstrip().endswith("the end")
     assert "\n…\n" in text
+
+
+def test_errors_of_a_type_may_have_a_policy_of_their_own() -> None:
+    policy = Retry(attempts=2, per_error={KeyError: Retry(attempts=9), LookupError: Retry(1)})
+    assert isinstance(decide(policy, 8, KeyError("x"), 0), RetryAfter)
+    assert isinstance(decide(policy, 9, KeyError("x"), 0), Dead)
+    assert isinstance(decide(policy, 1, IndexError("x"), 0), Dead)
+    assert isinstance(decide(policy, 1, ValueError("x"), 0), RetryAfter)
+    assert isinstance(decide(policy, 2, ValueError("x"), 0), Dead)

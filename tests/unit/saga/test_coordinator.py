@@ -13,14 +13,16 @@ import pytest
 from pydantic import BaseModel, Field
 
 from eventmesh.contracts.message import Command, Event, Message
-from eventmesh.errors import Conflict
+from eventmesh.errors import Reject, UnknownSaga
 from eventmesh.persistence import tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Sender, Transaction
+from eventmesh.runtime.retry import Retry, decide
 from eventmesh.runtime.service import Service
 from eventmesh.saga.coordinator import Coordinator
 from eventmesh.saga.definition import Saga, step
 from eventmesh.testing.clock import ManualClock
+from eventmesh.transports.outcome import Dead, RetryAfter
 from eventmesh.wire.envelope import DEFAULT_MAX_BYTES, Envelope, open_envelope, seal
 
 SAGA_ID = "01900000-0000-7000-8000-0000000000aa"
@@ -87,7 +89,12 @@ class Trips:
 
     async def handle(self, message: Message, **attributes: str) -> list[Message]:
         """Handle this message in a transaction of its own; returns what is to be sent."""
-        cause = seal(message, source="test", clock=self._clock, extensions=attributes)
+        return await self.handle_as(message, attributes)
+
+    async def handle_as(self, message: Message, attributes: dict[str, str]) -> list[Message]:
+        """Handle this message with attributes that a foreign program may have written."""
+        sealed = seal(message, source="test", clock=self._clock)
+        cause = Envelope({**sealed.attributes, **attributes}, sealed.data)
         registry = self._service.registry
         sender = Sender("trips", registry, self._clock, DEFAULT_MAX_BYTES)
         async with self._database.session() as session:
@@ -95,6 +102,11 @@ class Trips:
             await self._coordinator.handle(message, cause, transaction)
             await session.finish(proved=True)
         return [self._open(outgoing.envelope) for outgoing in transaction.outgoing]
+
+    @property
+    def retry(self) -> Retry:
+        """The policy of the saga's subscription."""
+        return self._service.handlers["trips.book.saga"].retry
 
     async def reply(self, label: str, message: Message) -> list[Message]:
         """Handle this reply to the step of this name."""
@@ -140,9 +152,26 @@ async def test_a_reply_that_comes_again_sends_nothing(trips: Trips) -> None:
     assert await trips.reply("first", RESERVED) == []
 
 
-async def test_a_reply_before_its_saga_is_there_is_tried_again(trips: Trips) -> None:
-    with pytest.raises(Conflict, match="not there"):
+async def test_a_reply_whose_saga_is_not_there_is_tried_again_for_a_minute(trips: Trips) -> None:
+    with pytest.raises(UnknownSaga, match=f"no saga {SAGA_ID} of trips.book exists") as raised:
         await trips.reply("first", RESERVED)
+    delays, attempt = [], 1
+    while isinstance(outcome := decide(trips.retry, attempt, raised.value, 0.0), RetryAfter):
+        delays.append(outcome.delay)
+        attempt += 1
+    assert isinstance(outcome, Dead)
+    assert "no saga" in outcome.reason
+    assert attempt == 8
+    assert 30 <= sum(delays) * 0.75 <= sum(delays) <= 70
+
+
+@pytest.mark.parametrize(
+    "saga_id", ["", "1", "no\0where", "x" * 300, f"{SAGA_ID}/", "sha256:", f"{SAGA_ID}\n"]
+)
+async def test_a_saga_id_that_cannot_be_one_is_rejected_at_once(trips: Trips, saga_id: str) -> None:
+    labels = {"sagaid": f"trips.book/{saga_id}", "sagastep": "first"}
+    with pytest.raises(Reject, match="the attribute sagaid"):
+        await trips.handle_as(RESERVED, labels)
 
 
 @pytest.mark.parametrize("saga_id", ["", "trips.other/started-1"])
