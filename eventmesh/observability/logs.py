@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import textwrap
 from typing import Any, Literal
 
 import orjson
@@ -84,10 +85,14 @@ def _without_passwords(_logger: Any, _method: str, line: Line) -> Line:
 
 
 def _printable(_logger: Any, _method: str, line: Line) -> Line:
-    """The line with the control characters of others' texts escaped, as JSON does it by itself."""
+    """The line with the control characters of others' texts escaped, as JSON does it by itself; the
+    lines of a traceback are indented, so that none looks like another line of the log."""
     for name, value in line.items():
         if isinstance(value, str) and not value.isprintable():
-            line[name] = printable_lines(value) if name == "exception" else printable(value)
+            if name == "exception":
+                line[name] = textwrap.indent(printable_lines(value.rstrip()), "    ")
+            else:
+                line[name] = printable(value)
     return line
 
 

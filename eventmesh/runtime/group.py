@@ -71,7 +71,7 @@ class GroupRunner:
         self._failures = 0
         self._answered = False
         self._losses = ("", 0)
-        self._log = DeliveryLog(service.name, handler.subscription.name)
+        self._log = DeliveryLog(service.name, handler.subscription.name, vitals.seen_errors)
 
     @property
     def size(self) -> int:

@@ -73,18 +73,20 @@ class Retry:
 
 def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outcome:
     """What becomes of a delivery whose handler raised `error`. `chance` is random in [0, 1)."""
-    policy, details = policy.of(error), describe(error)
+    policy = policy.of(error)
     match error:
         case Reject() | UnreadableMessage():
-            return Dead(printable(str(error)), details)
+            reason = printable(str(error))
         case UsageError():
-            return Dead(printable(f"the handler is written wrongly: {error}"), details)
+            reason = printable(f"the handler misuses the API: {error}")
         case _ if isinstance(error, policy.give_up_on):
-            return Dead(_in_a_line(error), details)
+            reason = summarize(error)
         case _ if attempt >= policy.attempts:
             plural = "s" if attempt > 1 else ""
-            return Dead(f"failed {attempt} time{plural}: {_in_a_line(error)}", details)
-    return RetryAfter(policy.backoff(attempt) * (1 - policy.jitter * chance))
+            reason = f"failed {attempt} time{plural}: {summarize(error)}"
+        case _:
+            return RetryAfter(policy.backoff(attempt) * (1 - policy.jitter * chance))
+    return Dead(reason, describe(error))
 
 
 def printable(text: str) -> str:
@@ -92,9 +94,12 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _in_a_line(error: Exception) -> str:
+def summarize(error: Exception) -> str:
     """Type and message, also of an error whose `__str__` fails."""
-    return printable(redact_text(traceback.format_exception_only(error)[-1].strip()))
+    lines = traceback.format_exception_only(error)
+    # Notes come after the message; what a SyntaxError shows of the source comes before it.
+    said = lines[-1 if isinstance(error, SyntaxError) else 0].strip()
+    return printable(redact_text(said))
 
 
 def describe(error: Exception) -> str:

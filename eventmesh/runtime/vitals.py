@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from eventmesh.clock import Clock
+from eventmesh.runtime.delivery_log import SeenErrors
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 
@@ -35,6 +36,8 @@ class SubscriptionVitals:
     batch_seconds: float = 0.0
     began: dict[int, float] = field(default_factory=dict)
     """When the batches that are being handled began, by lane."""
+    seen_errors: SeenErrors = field(default_factory=SeenErrors)
+    """Whose tracebacks the log has."""
 
     @property
     def why_not_consuming(self) -> str:

@@ -23,12 +23,14 @@ async def test_piped_lines_are_json_and_say_which_message_they_are_about(
 ) -> None:
     worker = bank.worker(EVENTMESH_LOG_LEVEL="debug")
     good = attributes(correlationid="the-whole-story")
-    broken, garbage = attributes(), attributes()
+    broken, garbage, second = attributes(), attributes(), attributes()
     await put(bank, good, GOOD)
     await put(bank, broken, b'{"owner": "broken", "cents": 1}')
     await put(bank, garbage, b"{")
     worker.until_says("done", 2)  # the command's and the event's
     worker.until_says("dead letter", 2)
+    await put(bank, second, b'{"owner": "broken", "cents": 1}')
+    worker.until_says("dead letter", 3)
     worker.drain()
 
     lines = [json.loads(line) for line in worker.err.splitlines()]  # each and every one
@@ -61,12 +63,20 @@ async def test_piped_lines_are_json_and_say_which_message_they_are_about(
     assert (dead["level"], dead["attempt"]) == ("error", 2)
     assert "Invalid JSON" in about(garbage, "dead letter")["reason"]
 
+    # The traceback comes with the first failure of its kind, and with every dead letter.
+    for line in (retry, dead, about(second, "dead letter")):
+        assert line["exception"].startswith("Traceback (most recent call last)")
+        assert "services/bank/service.py" in line["exception"]
+        assert line["exception"].endswith("ValueError: no such branch\n")
+    assert "exception" not in about(second, "will be tried again")
+    assert "exception" not in about(garbage, "dead letter")
+
     [told] = [line for line in lines if line.get("name") == "bank.deposited"]
     assert told.keys() >= OF_A_DELIVERY
     assert told["correlation_id"] == "the-whole-story"
     assert told["message_id"] != good["id"]
     of_deliveries = [line for line in lines if line["logger"] == "eventmesh.delivery"]
-    assert len(of_deliveries) == 5
+    assert len(of_deliveries) == 7
     assert all(line.keys() >= OF_A_DELIVERY for line in of_deliveries)
 
 
@@ -99,6 +109,22 @@ async def test_the_level_and_the_format_can_be_set(
     await put(bank, attributes(), GOOD)
     quiet.until_prints("ada has 12.50")
     assert quiet.drain().err == ""
+
+
+async def test_a_message_cannot_forge_lines_of_the_log(
+    bank: Project, attributes: Attributes, put: Put, wait_until: Callable[..., Any]
+) -> None:
+    bank.change_service('ValueError("no such branch")', "ValueError(command.note)")
+    worker = bank.start("worker", "bank", EVENTMESH_LOG_FORMAT="text")
+    note = r"\u001b[2Jbad\n2026-01-01T00:00:00Z [error    ] forged"
+    data = r'{"owner": "broken", "cents": 1, "note": "NOTE"}'.replace("NOTE", note)
+    await put(bank, attributes(correlationid="\x1b[2J", id="a\nb"), data.encode())
+    wait_until(lambda: worker.err.count("ValueError") >= 4, "two failures with their tracebacks")
+    worker.drain()
+    assert "\x1b" not in worker.err
+    assert "forged" in worker.err
+    assert not any(line.startswith("2026-01-01") for line in worker.err.splitlines())
+    assert "    Traceback (most recent call last):" in worker.err
 
 
 @pytest.mark.parametrize("broker", ["redis", "amqp"])

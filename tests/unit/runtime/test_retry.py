@@ -115,7 +115,7 @@ def test_a_rejected_or_unreadable_message_is_dead_at_once_with_its_own_words(
 @pytest.mark.parametrize("error", [UsageError("wrong"), UndeclaredMessage("undeclared")])
 def test_a_handler_written_wrongly_is_not_tried_again(error: Exception) -> None:
     outcome = decide(Retry(attempts=9), 1, error, 0)
-    assert outcome.reason == f"the handler is written wrongly: {error}"
+    assert outcome.reason == f"the handler misuses the API: {error}"
 
 
 def test_an_error_to_give_up_on_is_dead_at_once_and_so_are_its_subclasses() -> None:
@@ -156,3 +156,12 @@ def test_errors_of_a_type_may_have_a_policy_of_their_own() -> None:
     assert isinstance(decide(policy, 1, IndexError("x"), 0), Dead)
     assert isinstance(decide(policy, 1, ValueError("x"), 0), RetryAfter)
     assert isinstance(decide(policy, 2, ValueError("x"), 0), Dead)
+
+
+def test_the_reason_is_the_error_and_not_its_notes() -> None:
+    error = ValueError("no such branch")
+    error.add_note("a note that a library added")
+    outcome = decide(Retry(attempts=1), 1, error, 0)
+    assert isinstance(outcome, Dead)
+    assert outcome.reason == "failed 1 time: ValueError: no such branch"
+    assert "a note that a library added" in outcome.error

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from eventmesh.runtime.delivery_log import SeenErrors
+
+
+def raised(kind: type[Exception], text: str) -> Exception:
+    try:
+        raise kind(text)
+    except kind as error:
+        return error
+
+
+def raised_elsewhere(kind: type[Exception], text: str) -> Exception:
+    try:
+        raise kind(text)
+    except kind as error:
+        return error
+
+
+def test_an_error_of_the_same_type_from_the_same_line_is_seen_once() -> None:
+    seen = SeenErrors()
+    assert seen.is_new(raised(ValueError, "of one message"))
+    assert not seen.is_new(raised(ValueError, "of another message"))
+    assert seen.is_new(raised(KeyError, "of another type"))
+    assert seen.is_new(raised_elsewhere(ValueError, "from another line"))
+    assert not seen.is_new(raised_elsewhere(ValueError, "from another line"))
+
+
+def test_an_error_without_a_traceback_has_a_type() -> None:
+    seen = SeenErrors()
+    assert seen.is_new(ValueError())
+    assert not seen.is_new(ValueError())
+    assert seen.is_new(KeyError())
+
+
+def test_only_the_last_hundred_are_remembered() -> None:
+    kinds = [type(f"Error{number}", (Exception,), {}) for number in range(101)]
+    seen = SeenErrors()
+    for kind in kinds[:100]:
+        assert seen.is_new(kind())
+    assert not seen.is_new(kinds[0]())  # which is now the last one
+    assert seen.is_new(kinds[100]())
+    assert not seen.is_new(kinds[0]())
+    assert seen.is_new(kinds[1]())
