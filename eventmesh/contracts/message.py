@@ -121,6 +121,25 @@ class Command(Message):
     __kind__: ClassVar[Kind | None] = "command"
 
 
+def check_message(value: object) -> None:
+    """UsageError for what cannot be published, being no instance of a message's class."""
+    if isinstance(value, Message):
+        return
+    if isinstance(value, type) and issubclass(value, Message):
+        raise UsageError(
+            f"The class {value.__name__} was given where a message belongs: write "
+            f"{value.__name__}(…)."
+        )
+    raise UsageError(
+        f"{_with_article(type(value).__name__)} is not a message: make an instance of a class that "
+        f"derives from Event or Command."
+    )
+
+
+def _with_article(noun: str) -> str:
+    return f"{'An' if noun[:1].lower() in 'aeiou' else 'A'} {noun}"
+
+
 def _declare(
     cls: type[Message], what: str, option: str, version: int, known: dict[int, Upcaster]
 ) -> Callable[[Upcaster], Upcaster]:

@@ -27,7 +27,7 @@ RULES = MappingProxyType(
         "EM018": "a field is new: it is read where it is written, and has its default elsewhere",
         "EM019": "null is refused",
         "EM020": "the reader refuses everything here",
-        "EM021": "a default is another",
+        "EM021": "a default changed",
         "EM022": "the model refuses what its schema accepts: a validator, an alias or strictness",
         "EM029": "something else differs",
         # Versions of one message.
@@ -60,6 +60,8 @@ RULES = MappingProxyType(
         # Waivers.
         "EM060": "a waiver lacks its reason or its day, and silences nothing",
         "EM061": "a waiver is for nothing that was found",
+        # What nobody uses.
+        "EM070": "a command has a handler, and nobody sends it",
     }
 )
 """Code and meaning. A code is never given a second meaning."""

@@ -277,6 +277,20 @@ def connection_lost(error: BaseException) -> bool:
     )
 
 
+def comes_from_database(error: BaseException) -> bool:
+    """Whether this is an error of a session or a statement, or was raised because of one."""
+    seen: set[int] = set()
+    links: list[BaseException | None] = [error]
+    while links:
+        link = links.pop()
+        if isinstance(link, SQLAlchemyError):
+            return True
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            links += [link.__cause__, link.__context__]
+    return False
+
+
 def connection_cut(error: BaseException | None) -> bool:
     """Whether a statement failed because its connection was ended from the other side, with it or
     with one before it, whose error somebody caught."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from eventmesh.clock import Clock
-from eventmesh.contracts.message import Command, Event, Message
+from eventmesh.contracts.message import Command, Event, Message, check_message
 from eventmesh.contracts.registry import Registry
 from eventmesh.duration import Duration, seconds
 from eventmesh.errors import UndeclaredMessage, UsageError
@@ -64,14 +64,16 @@ class Transaction:
 
         UndeclaredMessage when the service did not declare it; MessageTooLarge; UsageError.
         """
+        check_message(event)
         if not isinstance(event, Event):
-            raise UsageError(f"{_name(event)} is no event: use send for a command.")
+            raise UsageError(f"{_name(event)} is not an event: use send for a command.")
         self.add(event, delay=delay)
 
     def send(self, command: Command, *, delay: Duration = 0) -> None:
         """Send a command to its owner, after `delay` at the earliest. Raises as `publish`."""
+        check_message(command)
         if not isinstance(command, Command):
-            raise UsageError(f"{_name(command)} is no command: use publish for an event.")
+            raise UsageError(f"{_name(command)} is not a command: use publish for an event.")
         self.add(command, delay=delay)
 
     def add(
@@ -82,6 +84,7 @@ class Transaction:
         extensions: Mapping[str, str] | None = None,
     ) -> None:
         """Publish or send, whichever the message is, with attributes of one's own."""
+        check_message(message)
         sender = self.sender
         if not sender.registry.publishes(type(message)):
             raise UndeclaredMessage(

@@ -9,6 +9,7 @@ _CHAPTERS = {
     "EM03": "Versions of one message",
     "EM05": "The whole mesh",
     "EM06": "Waivers",
+    "EM07": "What nobody uses",
 }
 
 

@@ -31,10 +31,7 @@ def read(
     those from which events are taken beside their owner's. Undecided when `judge` does not know
     yet."""
     if delivery.deliveries > max_deliveries:
-        return Dead(
-            f"handed to workers {delivery.deliveries - 1} times without any of them settling it: "
-            f"its handler may be killing its worker"
-        )
+        return Dead(poison(delivery))
     try:
         check_envelope(delivery.envelope)
         model = models.get(delivery.envelope.name)
@@ -50,6 +47,14 @@ def read(
         return Dead(printable(str(error)))
     except Exception as error:  # noqa: BLE001  # a user's validator may raise anything
         return Dead(printable(f"the message could not be read: {error!r}"), describe(error))
+
+
+def poison(delivery: Delivery) -> str:
+    """What is said of a message that was delivered too often."""
+    return (
+        f"poison message: delivered {delivery.deliveries - 1} times before this without being "
+        f"settled, so its handler may be killing its worker (EVENTMESH_MAX_DELIVERIES)"
+    )
 
 
 def check_source(envelope: Envelope, model: type[Message], sources: Sequence[str] = ()) -> None:

@@ -10,16 +10,21 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 
 from eventmesh.contracts.message import Message
-from eventmesh.errors import Unreachable, UsageError
+from eventmesh.errors import EventMeshError, Reject, Unreachable, UsageError
 from eventmesh.persistence import inbox, starts
-from eventmesh.persistence.database import AsyncSession, connection_cut, connection_lost
+from eventmesh.persistence.database import (
+    AsyncSession,
+    comes_from_database,
+    connection_cut,
+    connection_lost,
+)
 from eventmesh.persistence.transaction import Outgoing, Transaction
-from eventmesh.runtime.cancellation import leaks_caught
-from eventmesh.runtime.delivery import read
+from eventmesh.runtime.cancellation import Leaked, leaks_caught
+from eventmesh.runtime.delivery import poison, read
 from eventmesh.runtime.delivery_log import DeliveryLog
 from eventmesh.runtime.handler import Handler, Returned
 from eventmesh.runtime.reading import Undecided
@@ -42,6 +47,19 @@ CALM = 10
 MOST_LOSSES = 5
 """How often in a row the database may be lost while a message is handled, until that counts as a
 failure: more often than a network is cut by chance."""
+
+
+class _HandlerFailed(Exception):
+    """The handler failed at a message of a group."""
+
+    def __init__(self, number: int, error: Exception, *, is_its_own: bool) -> None:
+        super().__init__(number)
+        self.error = error
+        self.number = number
+        """Which message of the group, counted from 0."""
+        self.is_its_own = is_its_own
+        """Whether no message that was handled before it in the transaction can have caused it."""
+
 
 Settlement = tuple[Delivery, Outcome]
 _Readable = tuple[Delivery, Message]
@@ -189,30 +207,47 @@ class GroupRunner:
         settlements: list[Settlement],
         stopping: Callable[[], bool],
     ) -> None:
-        """Handle messages in as few transactions as may be, one by one after a failure."""
+        """Handle messages in as few transactions as may be, one by one after a failure.
+
+        When the handler fails at message 7 of a group of 10, all ten are rolled back. Messages 1 to
+        6 are handled again, one by one. If they succeed, what message 7 has seen of them holds, so
+        its failure stands, without another call of the handler. If one of them fails this time,
+        or if the error of message 7 may come from sharing a transaction, it is handled again alone.
+        """
         begun = 0
-        while begun < len(readable) and not stopping():
+        failed: tuple[int, Exception] | None = None
+        """The message whose failure stands once all before it have been handled, and its error."""
+        while begun < len(readable):
+            first = readable[begun][0]
+            if failed is not None and failed[0] == begun:
+                if is_suspect(first):
+                    await self._forget_suspect(first)
+                settlements.append(self._fail(first, failed[1]))
+                failed = None
+                begun += 1
+                continue
+            if stopping():
+                return
             group = next_group(readable[begun:], 1 if self.handler.isolated else self._size)
             self._answered = False
             try:
-                if is_suspect(group[0][0]) and (dead := await self._try_suspect(group[0][0])):
-                    settlements.append(self._settle(group[0][0], dead))
+                if is_suspect(first) and (dead := await self._try_suspect(first)):
+                    settlements.append(self._settle(first, dead))
                     begun += 1
                     continue
                 handled = await self._run_group(group)
             except Unreachable as error:
                 if not self._loses_the_database(group, error):
                     raise
-                settlements.append(self._fail(group[0][0], error))
-                begun += 1
+                failed = begun, error
+            except _HandlerFailed as failure:
+                self._failures += 1
+                self._size = 1
+                failed = (begun + failure.number, failure.error) if failure.is_its_own else None
             except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
                 self._failures += 1
                 self._size = 1
-                if len(group) == 1:
-                    if is_suspect(group[0][0]):
-                        await self._forget_suspect(group[0][0])
-                    settlements.append(self._fail(group[0][0], error))
-                    begun += 1
+                failed = (begun, error) if len(group) == 1 else None
             else:
                 done = [delivery for delivery, _ in group[:handled]]
                 settlements.extend(self._settle(delivery, DONE) for delivery in done)
@@ -270,8 +305,8 @@ class GroupRunner:
                 return None
             await starts.forget(connection, *self._starts_key(delivery))
         return Dead(
-            f"its handling was begun {most} times and never came to an end: it may be killing its "
-            f"worker"
+            f"{poison(delivery)}. From delivery {SUSPECT_AFTER + 1} on its handler's starts are "
+            f"counted: {most} of them never came to an end"
         )
 
     async def _forget_suspect(self, delivery: Delivery) -> None:
@@ -294,6 +329,7 @@ class GroupRunner:
         """Handle in order until the group's time is over; takes what it handled out of `fresh`."""
         until = self._clock.monotonic() + self._settings.group_time
         sender = self._service.sender()
+        is_first = True
         for number, (delivery, message) in enumerate(group):
             if number and self._clock.monotonic() >= until:
                 return number
@@ -305,10 +341,17 @@ class GroupRunner:
                 continue
             fresh.remove(ids[number])
             transaction = Transaction(session, sender, cause=envelope)
-            for result in _messages(await self._call(delivery, message, transaction)):
-                transaction.add(result)
+            try:
+                for result in _messages(await self._call(delivery, message, transaction)):
+                    transaction.add(result)
+            except Unreachable:
+                raise
+            except Exception as error:
+                is_its_own = is_first or not may_come_from_sharing(error)
+                raise _HandlerFailed(number, error, is_its_own=is_its_own) from error
             transaction.end()
             outgoing.extend(transaction.outgoing)
+            is_first = False
         return len(group)
 
     async def _call(
@@ -344,7 +387,9 @@ class GroupRunner:
             raise
 
     def _refuse_returned(self, returned: Returned) -> None:
-        if returned is not None:
+        """UsageError when a handler without a transaction, whose annotations declare no message,
+        returns one, or anything else."""
+        if _messages(returned):
             raise UsageError(
                 f"the handler of {self.handler.subscription.name} returned a message without a "
                 f"return annotation that declares it"
@@ -362,14 +407,35 @@ class GroupRunner:
         return delivery, outcome
 
 
-def _messages(returned: Returned) -> Sequence[Message]:
+def _messages(returned: object) -> Sequence[Message]:
+    """The messages in what a handler returned; UsageError when it is anything else."""
     match returned:
         case None:
             return ()
         case Message():
             return (returned,)
+        case type():
+            others = [f"the class {returned.__name__}"]
+        case Iterable() if not isinstance(returned, str | bytes | Mapping):
+            messages = tuple(returned)
+            others = sorted({type(it).__name__ for it in messages if not isinstance(it, Message)})
+            if not others:
+                return messages
         case _:
-            return returned
+            others = [type(returned).__name__]
+    raise UsageError(
+        f"it returned {' and '.join(others)}, and a handler returns an Event or a Command, several "
+        f"of them as a list, or None"
+    )
+
+
+def may_come_from_sharing(error: Exception) -> bool:
+    """Whether a message's failure may be due to those before it in its transaction: a deadlock over
+    rows that they locked, rows of theirs that its first query had to write, a transaction that one
+    of them has broken and caught the error."""
+    if isinstance(error, EventMeshError | Leaked) and not isinstance(error, Reject):
+        return True
+    return comes_from_database(error)
 
 
 def is_suspect(delivery: Delivery) -> bool:

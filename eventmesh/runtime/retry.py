@@ -45,7 +45,13 @@ DEFAULT_BACKOFF = exponential("200ms", cap="1m")
 class Retry:
     """How often and when a failed message is tried again, before it becomes a dead letter.
 
-    `attempts` counts the first one. Each delay is shortened by a random part of up to `jitter`
+    `attempts` counts calls of the handler, the first one included: with `attempts=3`, a message at
+    which the handler always fails is a dead letter after three calls. Two things are not counted. A
+    call that ended with an error of the database, in a transaction shared with messages before it,
+    is repeated alone at once, because one of those may have caused it. And a message whose worker
+    stopped, or lost a server, before it could settle it is delivered again.
+
+    Each delay is shortened by a random part of up to `jitter`
     (0 to 1), so that messages that failed together do not come back together. Errors of the types
     in `give_up_on` are never retried. `per_error` gives errors of a type a policy of their own; the
     first that fits is taken: `Retry(per_error={RateLimited: Retry(30, constant("10s"))})`.

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from eventmesh.clock import Clock, SystemClock
-from eventmesh.contracts.message import Command, Message, identity_of
+from eventmesh.contracts.message import Command, Message, check_message, identity_of
 from eventmesh.contracts.registry import Registry
 from eventmesh.duration import Duration, seconds
 from eventmesh.errors import UsageError
@@ -54,6 +54,7 @@ class Publisher(Generic[M]):
 
         In a handler, or together with changes of state, use a Transaction's `publish` instead.
         """
+        check_message(message)
         if type(message) is not self.message:
             raise UsageError(
                 f"This publisher of {self.message.__name__} was given a {type(message).__name__}."

@@ -19,6 +19,7 @@ from services.orders.contracts import (
 from services.orders.models import Base, Order
 
 service = Service("orders", metadata=Base.metadata)
+service.publisher(PlaceOrder)  # a shop's front end, or the demo, sends it
 
 
 @service.subscriber(PlaceOrder)

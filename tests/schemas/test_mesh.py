@@ -291,13 +291,41 @@ def test_a_frozen_command_may_come_though_nobody_here_sends_it(tmp_path: Path) -
         order: str
         card: str
 
-    [problem] = check(facts(frozen(tmp_path, Capture, New), reads(New, "payments")))
+    problems = check(facts(frozen(tmp_path, Capture, New), reads(New, "payments")))
+    [problem] = [each for each in problems if each.severity == "error"]
     assert (problem.rule, problem.subject) == ("EM050", "payments.capture v1")
     assert problem.parties == ("payments",)
 
 
-def test_a_command_that_nobody_sends_is_no_fault(tmp_path: Path) -> None:
-    assert check(facts(frozen(tmp_path, Capture), reads(Capture, "payments"))) == []
+def test_a_command_that_nobody_sends_is_told_of_without_failing(tmp_path: Path) -> None:
+    [problem] = check(facts(frozen(tmp_path, Capture), reads(Capture, "payments")))
+    assert (problem.rule, problem.severity, problem.subject) == (
+        "EM070",
+        "warning",
+        "payments.capture",
+    )
+    assert problem.parties == ("payments",)
+    assert problem.place == HERE
+    assert "payments (payments.note)" in problem.summary
+    assert "service.publisher(Capture)" in problem.fix
+
+
+def test_a_command_that_its_own_service_sends_is_sent(tmp_path: Path) -> None:
+    given = facts(
+        frozen(tmp_path, Capture), publishes(Capture, "payments"), reads(Capture, "payments")
+    )
+    assert check(given) == []
+
+
+def test_a_command_that_is_sent_by_a_name_much_like_it_is_offered(tmp_path: Path) -> None:
+    class Misspelt(Command, name="payments.captures", version=1, key="order"):
+        order: str
+        amount: int = 0
+
+    given = facts(frozen(tmp_path, Capture), publishes(Misspelt), reads(Capture, "payments"))
+    rules = {problem.rule: problem for problem in check(given)}
+    assert rules.keys() == {"EM052", "EM070"}
+    assert "Did you mean payments.captures?" in rules["EM070"].fix
 
 
 def test_a_command_without_a_handler_is_found(tmp_path: Path) -> None:

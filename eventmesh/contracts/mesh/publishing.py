@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from eventmesh.contracts.mesh.facts import Facts, Publication, Reading
 from eventmesh.contracts.mesh.words import listed, once, reader_of, suggestion
@@ -56,8 +56,8 @@ def _unpublished(
 
 
 def command_handlers(facts: Facts) -> Iterator[Problem]:
-    """EM052 and EM053: a command that is sent has no handler, or a command has several. That nobody
-    sends a command is no fault: an application outside the mesh may."""
+    """EM052, EM053 and EM070: a command that is sent has no handler, a command has several, or it
+    has one and nobody sends it. The last is a warning: a program outside the mesh may send it."""
     handlers: dict[str, list[Reading]] = {}
     for reading in facts.readings:
         if reading.model.__identity__.kind == "command":
@@ -80,6 +80,23 @@ def command_handlers(facts: Facts) -> Iterator[Problem]:
                 parties=once(*(reading.service for reading in readings)),
                 place=readings[-1].place,
             )
+        elif name not in senders:
+            yield _unsent(name, readings[0], senders.keys() - handlers.keys())
+
+
+def _unsent(name: str, reading: Reading, unhandled: Iterable[str]) -> Problem:
+    return Problem(
+        "EM070",
+        "warning",
+        name,
+        f"It is handled by {reader_of(reading)}, and no service declares that it sends it.",
+        suggestion(name, unhandled) + f"Declare it where it is sent, by "
+        f"service.publisher({reading.model.__name__}), which {reading.service} itself may do for "
+        f"what its web application or its scripts send. Remove the handler if nobody sends the "
+        f"command, or waive this if a program does that is not part of this project.",
+        parties=(reading.service,),
+        place=reading.place,
+    )
 
 
 def _unhandled(

@@ -13,7 +13,7 @@ import structlog
 from faststream import ContextRepo, PublishCommand, StreamMessage
 
 from eventmesh.contracts.drift import refuse_drift
-from eventmesh.contracts.message import Message, identity_of
+from eventmesh.contracts.message import Message, check_message, identity_of
 from eventmesh.errors import UndeclaredMessage, UsageError
 from eventmesh.integrations.faststream.intake import Arrival, Intake
 from eventmesh.integrations.faststream.middleware import EventMeshMiddleware
@@ -104,6 +104,7 @@ class Mesh(ABC):
 
         UndeclaredMessage when the service did not declare it; Unreachable, PublishError.
         """
+        check_message(message)
         sender = self.service.sender()
         if not sender.registry.publishes(type(message)):
             raise UndeclaredMessage(

@@ -36,7 +36,7 @@ def test_a_message_that_workers_vanish_over_is_dead_after_so_many_deliveries() -
     assert read(Delivery(ENVELOPE, deliveries=3), MODELS, 3) == Paid(amount=5)
     outcome = read(Delivery(ENVELOPE, deliveries=4), MODELS, 3)
     assert isinstance(outcome, Dead)
-    assert outcome.reason.startswith("handed to workers 3 times without any")
+    assert outcome.reason.startswith("poison message: delivered 3 times")
 
 
 def test_attempts_alone_do_not_make_a_message_deadly() -> None:

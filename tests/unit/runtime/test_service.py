@@ -190,9 +190,9 @@ def test_events_are_published_and_commands_are_sent(orders: Service) -> None:
     orders.publisher(Placed)
     orders.publisher(Pay)
     transaction = open_transaction(orders)
-    with pytest.raises(UsageError, match=r"payments.pay v1 is no event: use send"):
+    with pytest.raises(UsageError, match=r"payments.pay v1 is not an event: use send"):
         transaction.publish(Pay())
-    with pytest.raises(UsageError, match=r"orders.placed v1 is no command: use publish"):
+    with pytest.raises(UsageError, match=r"orders.placed v1 is not a command: use publish"):
         transaction.send(Placed())
     transaction.publish(Placed())
     transaction.send(Pay(), delay="2m")
@@ -203,5 +203,9 @@ def test_events_are_published_and_commands_are_sent(orders: Service) -> None:
 
 
 def test_what_is_no_message_at_all_is_refused_by_its_type(orders: Service) -> None:
-    with pytest.raises(UsageError, match="str is no event"):
-        open_transaction(orders).publish("text")
+    transaction = open_transaction(orders)
+    for hand_over in (transaction.publish, transaction.send, transaction.add):
+        with pytest.raises(UsageError, match=r"^A str is not a message: make an instance of"):
+            hand_over("text")
+        with pytest.raises(UsageError, match=r"^The class Placed was given .* Placed\(…\)"):
+            hand_over(Placed)
