@@ -17,6 +17,7 @@ from eventmesh.errors import UsageError
 from eventmesh.persistence import joined, migration, outbox
 from eventmesh.persistence.database import Database, MetaData
 from eventmesh.persistence.joined import AnySession
+from eventmesh.persistence.own_tables import require_own_tables
 from eventmesh.persistence.session import TransactionSession
 from eventmesh.persistence.transaction import Outgoing, Sender, Transaction
 from eventmesh.runtime.handler import Handler, bind
@@ -67,9 +68,10 @@ class Service:
     """Declares who subscribes to what and who publishes what; `eventmesh worker` runs it.
 
     `metadata` holds the service's own SQLAlchemy tables, made where they are missing by
-    `eventmesh db upgrade`. `shares_database_with` names the services that may use the same
-    database; `eventmesh schema check` wants them to name this one too. UsageError for a name that
-    cannot be the first part of a message's name.
+    `eventmesh db upgrade`; a worker does not start while the database lacks one of their columns.
+    `shares_database_with` names the services that may use the same database; `eventmesh schema
+    check` wants them to name this one too. UsageError for a name that cannot be the first part of a
+    message's name.
 
     Messages of one key are published in the order in which they were written to the outbox, which
     happens at the end of their transactions. If two transactions write messages of one key at the
@@ -314,7 +316,8 @@ class Service:
     async def database(self) -> Database:
         """The open database, at the migration this version needs; SQLite is migrated by itself.
 
-        Unreachable, or Drift with the command to run.
+        Unreachable; or Drift, with what to do, when EventMesh's tables are not at that migration,
+        or the service's own lack a table or a column of its metadata.
         """
         if self._database is None:
             self._database = Database(
@@ -329,6 +332,8 @@ class Service:
                 await migration.upgrade(database, self.metadata)
             else:
                 await migration.require_current(database)
+            if self.metadata is not None:
+                await require_own_tables(database, self.metadata)
             if self.ordered_outbox and database.is_mariadb:
                 raise UsageError(
                     f"Service {self.name!r} has ordered_outbox=True, for which MariaDB has no lock "

@@ -219,6 +219,30 @@ def test_sqlite_needs_no_upgrade_but_takes_one(bank: Project) -> None:
     assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0002\n"
 
 
+async def test_a_column_that_no_migration_has_made_is_told_of_before_the_first_message(
+    bank: Project, attributes: Attributes, put: Put
+) -> None:
+    bank.worker().drain()
+    bank.change_service(
+        "    cents: Mapped[int] = mapped_column(default=0)\n",
+        "    cents: Mapped[int] = mapped_column(default=0)\n    iban: Mapped[str | None]\n",
+    )
+    said = ("column accounts.iban", "add the columns by a migration of the service's own")
+    bank.run("worker", "bank").fails(4, *said)
+    upgrade = bank.run("db", "upgrade", "bank")
+    upgrade.fails(4, *said)
+    assert upgrade.out == "bank: is at 0002\n"
+
+    with sqlite3.connect(bank.root / ".eventmesh/bank.db") as connection:
+        connection.execute("ALTER TABLE accounts ADD COLUMN iban VARCHAR")
+    connection.close()
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0002\n"
+    worker = bank.worker()
+    await put(bank, attributes(), GOOD)
+    worker.until_prints("ada has 12.50")
+    worker.drain()
+
+
 # Development
 
 

@@ -1,0 +1,104 @@
+"""Whether a service's own tables are in its database as its SQLAlchemy models expect them.
+
+EventMesh makes tables that are missing, and never alters one that exists. So a column that was
+added to a model is not in the database until somebody has migrated it, and every message whose
+handler needs it would fail. A worker looks at its start, and does not become ready.
+
+Only missing tables and columns count: types, indexes and constraints have many spellings, and what
+the database has beside the models does no harm.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, MetaData, Table, inspect
+from sqlalchemy.engine.reflection import ObjectKind, ObjectScope
+from sqlalchemy.exc import SAWarning
+
+from eventmesh.errors import Drift
+from eventmesh.persistence.database import Database
+
+_MOST_TOLD = 20
+_LONGEST_NAME = 63  # bytes, on PostgreSQL, which cuts longer names
+
+Columns = Mapping[tuple[str | None, str], frozenset[str]]
+"""The columns of each table that is there, by the table's schema and name."""
+
+
+async def require_own_tables(database: Database, metadata: MetaData) -> None:
+    """Drift, which says what is missing and what to do, unless all tables and columns of the
+    metadata are in the database."""
+    async with database.reading() as connection:
+        found = await connection.run_sync(_columns, metadata)
+    tables, columns = missing(metadata, found, is_postgresql=database.is_postgresql)
+    if not (tables or columns):
+        return
+    lacks = [*(f"table {name}" for name in tables), *(f"column {name}" for name in columns)]
+    more = len(lacks) - _MOST_TOLD
+    told = ", ".join(lacks[:_MOST_TOLD]) + (f" and {more} more" if more > 0 else "")
+    advice = []
+    if tables:
+        advice.append(f"Run `eventmesh db upgrade {database.service}`, which makes missing tables.")
+    if columns:
+        advice.append(
+            "EventMesh never alters a table that exists: add the columns by a migration of the "
+            "service's own, such as Alembic's, before the new code starts."
+        )
+    raise Drift(
+        f"The database of service {database.service!r} ({database.shown_url}) lacks what the "
+        f"service's models have: {told}. {' '.join(advice)}"
+    )
+
+
+def missing(
+    metadata: MetaData, found: Columns, *, is_postgresql: bool
+) -> tuple[list[str], list[str]]:
+    """The tables, and the columns of other tables, that the metadata has and the database lacks.
+    Names differ by their case on PostgreSQL only."""
+
+    def stored(name: str) -> str:
+        if is_postgresql:
+            return name.encode()[:_LONGEST_NAME].decode(errors="ignore")
+        return name.casefold()
+
+    tables, columns = [], []
+    for table in _checked(metadata):
+        there = found.get((table.schema, table.name))
+        if there is None:
+            tables.append(str(table))
+            continue
+        known = {stored(name) for name in there}
+        columns += [
+            f"{table}.{column.name}"
+            for column in table.columns
+            if not column.system and stored(column.name) not in known
+        ]
+    return tables, columns
+
+
+def _checked(metadata: MetaData) -> list[Table]:
+    """The service's own tables, without temporary ones, which each connection has for itself."""
+    return [
+        table
+        for name, table in sorted(metadata.tables.items())
+        if not table.name.startswith("eventmesh_") and "TEMPORARY" not in table._prefixes
+    ]
+
+
+def _columns(connection: Connection, metadata: MetaData) -> Columns:
+    """Tables or views; one query for all on PostgreSQL, one or two for each elsewhere."""
+    by_schema: dict[str | None, list[str]] = {}
+    for table in _checked(metadata):
+        by_schema.setdefault(table.schema, []).append(table.name)
+    found: dict[tuple[str | None, str], frozenset[str]] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SAWarning)  # of types it does not know: we want names
+        for schema, names in by_schema.items():
+            reflected = inspect(connection).get_multi_columns(
+                schema=schema, filter_names=names, kind=ObjectKind.ANY, scope=ObjectScope.ANY
+            )
+            for key, columns in reflected.items():
+                found[key] = frozenset(column["name"] for column in columns)
+    return found
