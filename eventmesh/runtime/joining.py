@@ -34,10 +34,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from eventmesh.contracts.drift import refuse_drift
 from eventmesh.errors import Unreachable
 from eventmesh.runtime.backoff import Reconnect
-from eventmesh.runtime.purger import check_window
+from eventmesh.runtime.hosting import check_before_start
 from eventmesh.runtime.relay import Relay
 from eventmesh.transports.factory import make_transport, open_transport
 
@@ -54,8 +53,7 @@ async def relaying(service: Service) -> AsyncIterator[None]:
     Raises Unreachable, Drift or UsageError, as a worker at its start, when anything else is amiss.
     """
     settings = service.settings
-    refuse_drift(service.registry.owned(), settings.schemas)
-    check_window(service.handlers.values(), settings)  # for it purges, too
+    check_before_start(service, settings)
     make_transport(settings.broker_url, service.clock, settings.transport_options)  # can it be?
     stop = asyncio.Event()
     async with service:

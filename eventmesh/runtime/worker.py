@@ -10,15 +10,14 @@ from typing import Any
 import structlog
 
 from eventmesh.clock import Clock
-from eventmesh.contracts.drift import refuse_drift
 from eventmesh.errors import DrainTimeout, Unreachable
 from eventmesh.redact import redact
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import Leaked, leaks_caught
 from eventmesh.runtime.group import GroupRunner, Settlement
 from eventmesh.runtime.handler import Handler
+from eventmesh.runtime.hosting import check_before_start
 from eventmesh.runtime.lanes import split
-from eventmesh.runtime.purger import check_window
 from eventmesh.runtime.relay import Relay
 from eventmesh.runtime.service import Service
 from eventmesh.runtime.settings import Settings
@@ -70,9 +69,8 @@ class Worker:
         async with AsyncExitStack() as stack:
             for service in self.services:
                 service.configure(self.settings)
-                refuse_drift(service.registry.owned(), self.settings.schemas)
+                check_before_start(service, self.settings)
                 if service.needs_database:
-                    check_window(service.handlers.values(), self.settings)
                     stack.push_async_callback(service.close)
                     await service.database()
             await self.transport.declare(

@@ -782,3 +782,12 @@ async def test_a_broker_of_another_kind_is_refused(stage: Stage) -> None:
     with pytest.raises(UsageError, match=r"EVENTMESH_BROKER_URL is 'sqlite:///b\.db'"):
         async with stage.mesh.lifespan():
             pass
+
+
+async def test_an_inbox_that_forgets_too_early_is_refused_as_in_a_worker(stage: Stage) -> None:
+    """The app's relay purges the inbox, too, while a copy of a message may wait for its retry."""
+    invoicing(stage)
+    stage.service.configure(stage.settings.model_copy(update={"inbox_window": 1.0}))
+    with pytest.raises(UsageError, match=r"EVENTMESH_INBOX_WINDOW is 1 s.*billing\.send_invoice"):
+        async with stage.mesh.lifespan():
+            pass

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 import structlog
 from faststream import ContextRepo, PublishCommand, StreamMessage
 
-from eventmesh.contracts.drift import refuse_drift
 from eventmesh.contracts.message import Message, check_message, identity_of
 from eventmesh.errors import UndeclaredMessage, UsageError
 from eventmesh.integrations.faststream.intake import Arrival, Intake
@@ -25,6 +24,7 @@ from eventmesh.runtime.handler import (
     checked_concurrency,
     checked_sources,
 )
+from eventmesh.runtime.hosting import check_before_start
 from eventmesh.runtime.relay import Relay
 from eventmesh.runtime.retry import Retry
 from eventmesh.runtime.service import Service
@@ -62,7 +62,7 @@ class Mesh(ABC):
         _log_where_the_app_does()
         service, settings = self.service, self.service.settings
         self.check_broker(settings.broker_url)
-        refuse_drift(service.registry.owned(), settings.schemas)
+        check_before_start(service, settings)
         stop = asyncio.Event()
         async with (
             service,
