@@ -154,7 +154,7 @@ class _Producer:
                 for each in self._made
             ]
             async with self._database.session() as session:
-                await outbox.store(session, messages, self._clock.now())
+                await outbox.store(session, messages)
                 await session.finish(proved=True)
             self.stored += GROUP
             self._relay.wake()

@@ -77,10 +77,9 @@ class _Ours:
         self._relay = Relay("bench", database, contender.transport, SystemClock(), 3.0)
 
     async def fill(self, envelopes: Sequence[Envelope], times: int) -> None:
-        now = SystemClock().now()
         for batch in in_batches(envelopes, FILL):
             async with self._database.session() as session:
-                await outbox.store(session, [Outgoing(each) for each in batch], now)
+                await outbox.store(session, [Outgoing(each) for each in batch])
                 await session.finish(proved=True)
         await _multiply(
             self._database.engine, outbox_table.name, "id, name, key, bucket, headers, data", times

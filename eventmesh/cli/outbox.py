@@ -283,9 +283,8 @@ async def _count(service: str, limit: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _opened(name: str) -> AsyncIterator[tuple[Database, datetime]]:
-    """The service's database, and what time it is."""
+    """The service's database, and what time it is there."""
     from eventmesh.cli.environment import settings_of_command
-    from eventmesh.clock import SystemClock
     from eventmesh.persistence.existing import existing
     from eventmesh.runtime.discovery import load_services
 
@@ -293,7 +292,9 @@ async def _opened(name: str) -> AsyncIterator[tuple[Database, datetime]]:
     if not service.needs_database:
         raise UsageError(f"Service {name!r} has no outbox: it declares nothing that it publishes.")
     async with existing(settings_of_command().database_url(name), name) as database:
-        yield database, SystemClock().now()
+        async with database.reading() as connection:
+            now = await database.time.ask(connection)
+        yield database, now
 
 
 def _whole(message: Waiting) -> dict[str, Any]:

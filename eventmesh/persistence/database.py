@@ -27,6 +27,7 @@ from sqlalchemy.util import await_only
 
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.persistence import ending, mariadb, postgresql
+from eventmesh.persistence.database_time import DatabaseTime
 from eventmesh.persistence.notify import Doorbell
 from eventmesh.persistence.session import TransactionSession
 from eventmesh.private_files import make_private_file, make_private_folder
@@ -81,6 +82,7 @@ class Database:
         """How often somebody found a connection lost. Whoever uses one after that may meet another
         server than before, though nothing fails for him."""
         event.listen(self.engine.sync_engine.pool, "invalidate", self._count_loss)
+        self.time = DatabaseTime()
         self.doorbell = Doorbell(self)
 
     @property

@@ -1,37 +1,71 @@
-"""The inbox: which messages have taken effect in this database, by subscription."""
+"""The inbox: which messages have taken effect in this database, by subscription.
+
+A message is known by its id. Ids are unique unless somebody's program makes them wrongly, and then
+the second message would be skipped as a duplicate of the first. So each row keeps a digest of what
+the message was, and whoever claims an id again learns which one it stands for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 
-from sqlalchemy import delete
+from sqlalchemy import Insert, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from eventmesh.persistence import postgresql
 from eventmesh.persistence.absent import insert_absent
 from eventmesh.persistence.tables import inbox
+from eventmesh.persistence.types import database_now
+from eventmesh.wire.envelope import Envelope
 
 
-async def claim(
-    session: AsyncSession, subscription: str, message_ids: Sequence[str], now: datetime
-) -> set[str]:
-    """Enter these ids in one statement; returns those that were not there before.
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What became of ids that were claimed: those that are `fresh` were not in the inbox before.
+    `digests` has what the inbox holds for each of them, None where it was not kept."""
+
+    fresh: set[str]
+    digests: Mapping[str, int | None]
+
+    def is_other(self, message_id: str, digest: int) -> bool:
+        """Whether the inbox has this id for another message."""
+        return self.digests[message_id] not in (None, digest)
+
+
+def digest_of(envelope: Envelope) -> int:
+    """64 bits of a hash of what makes a message this one: its name and its data. All else that
+    travels with it may be written anew on the way, for example by a bridge between brokers."""
+    content = hashlib.blake2b(envelope.name.encode(errors="surrogatepass"), digest_size=8)
+    content.update(b"\n")
+    content.update(envelope.data)
+    return int.from_bytes(content.digest(), signed=True)
+
+
+async def claim(session: AsyncSession, subscription: str, messages: Mapping[str, int]) -> Claim:
+    """Enter these messages, digests by ids, in one statement, at the time of the database's clock.
 
     An id that another, uncommitted transaction is entering is waited for.
     """
     # Sorted, so that two workers with the same messages wait for each other instead of deadlocking.
-    ids = sorted(set(message_ids))
+    ids = sorted(messages)
     dialect = session.get_bind().dialect.name
     if dialect == postgresql.NAME:
-        group = {"subscription": subscription, "received_at": now, "message_ids": ids}
-        return set(await session.scalars(postgresql.ENTER, group))
-    statement = insert_absent(dialect, inbox).returning(inbox.c.message_id)
-    rows = [
-        {"subscription": subscription, "message_id": message_id, "received_at": now}
-        for message_id in ids
-    ]
-    return set(await session.scalars(statement, rows))
+        digests = [messages[message_id] for message_id in ids]
+        group = {"subscription": subscription, "message_ids": ids, "digests": digests}
+        fresh = set(await session.scalars(postgresql.ENTER, group))
+    else:
+        rows = [
+            {"subscription": subscription, "message_id": each, "digest": messages[each]}
+            for each in ids
+        ]
+        fresh = set(await session.scalars(_enter(dialect), rows))
+    known = {message_id: messages[message_id] for message_id in fresh}
+    if len(fresh) == len(ids):
+        return Claim(fresh, known)
+    return Claim(fresh, known | await _digests(session, subscription, set(ids) - fresh))
 
 
 async def unclaim(session: AsyncSession, subscription: str, message_ids: Sequence[str]) -> None:
@@ -40,4 +74,25 @@ async def unclaim(session: AsyncSession, subscription: str, message_ids: Sequenc
         delete(inbox).where(
             inbox.c.subscription == subscription, inbox.c.message_id.in_(message_ids)
         )
+    )
+
+
+async def _digests(
+    session: AsyncSession, subscription: str, message_ids: set[str]
+) -> dict[str, int | None]:
+    """What the inbox holds for these ids; None, as for an old row, where it was purged since."""
+    rows = await session.execute(
+        select(inbox.c.message_id, inbox.c.digest).where(
+            inbox.c.subscription == subscription, inbox.c.message_id.in_(sorted(message_ids))
+        )
+    )
+    return dict.fromkeys(message_ids) | dict(rows.all())
+
+
+@cache  # building it takes longer than running it
+def _enter(dialect: str) -> Insert:
+    return (
+        insert_absent(dialect, inbox)
+        .values(received_at=database_now())
+        .returning(inbox.c.message_id)
     )

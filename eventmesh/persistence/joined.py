@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, select
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
@@ -22,6 +22,7 @@ from eventmesh.persistence.savepoints import Savepoints
 from eventmesh.persistence.session import TransactionSession
 from eventmesh.persistence.tables import outbox as table
 from eventmesh.persistence.transaction import Outgoing, Sender, Transaction
+from eventmesh.persistence.types import database_now
 
 AnySession = AsyncSession | Session | async_scoped_session[AsyncSession] | scoped_session[Session]
 """What an application may have; the plain ones for handlers that run in threads."""
@@ -91,7 +92,7 @@ class _Joint:
         """How many of the messages are in the outbox, uncommitted."""
         self._closing = False
         """Whether the outermost transaction is being committed, and all were stored."""
-        self._service, self._clock = sender.service, sender.clock
+        self._service = sender.service
         self._ordered = sender.ordered
         self._committed = committed
         self._savepoints = Savepoints[tuple[int, int]](self._go_back)
@@ -125,8 +126,11 @@ class _Joint:
         self._savepoints.note(session, (len(self.messages), self._stored))
         connection = session.connection(bind_arguments={"clause": table})
         _refuse_autocommit(connection, self._service)
-        dialect, now = connection.dialect.name, self._clock.now()
+        dialect = connection.dialect.name
         try:
+            now = (
+                connection.scalar(select(database_now())) if outbox.have_delays(messages) else None
+            )
             if self._ordered and dialect == postgresql.NAME:
                 connection.execute(*outbox.turns(messages))
             connection.execute(*outbox.insertion(dialect, messages, now))

@@ -17,7 +17,7 @@ from eventmesh.errors import Drift, UsageError
 from eventmesh.persistence import mariadb
 from eventmesh.persistence.database import Database
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration. A test compares it with `migrations/versions`."""
 
 VERSION_TABLE = "eventmesh_alembic_version"

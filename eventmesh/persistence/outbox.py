@@ -92,10 +92,17 @@ def bucket_of(key: str | None, message_id: str) -> int:
     return part_of(key, message_id, BUCKETS)
 
 
-async def store(session: AsyncSession, messages: Sequence[Outgoing], now: datetime) -> None:
-    """Insert all messages of a transaction in one statement, in their order."""
+async def store(session: AsyncSession, messages: Sequence[Outgoing]) -> None:
+    """Insert all messages of a transaction in one statement, in their order. When delayed ones are
+    due is counted by the database's clock, which is asked where there are any."""
     if messages:
+        now = await session.scalar(select(database_now())) if have_delays(messages) else None
         await session.execute(*insertion(session.get_bind().dialect.name, messages, now))
+
+
+def have_delays(messages: Sequence[Outgoing]) -> bool:
+    """Whether any of these is to be published later."""
+    return any(message.delay for message in messages)
 
 
 async def take_turns(session: AsyncSession, messages: Sequence[Outgoing]) -> None:
@@ -114,9 +121,10 @@ def turns(messages: Sequence[Outgoing]) -> tuple[Executable, dict[str, list[int]
 
 
 def insertion(
-    dialect: str, messages: Sequence[Outgoing], now: datetime
+    dialect: str, messages: Sequence[Outgoing], now: datetime | None
 ) -> tuple[Executable, dict[str, Any] | list[dict[str, Any]]]:
-    """The statement of `store` and its parameters, for any connection of this dialect."""
+    """The statement of `store` and its parameters, for any connection of this dialect. `now` is the
+    database's time, needed only if any of the messages is delayed."""
     rows = [_values(message, now) for message in messages]
     if dialect == postgresql.NAME:
         return postgresql.STORE, postgresql.columns(rows)
@@ -273,8 +281,10 @@ async def census(connection: AsyncConnection, now: datetime) -> list[OutboxLot]:
     ]
 
 
-def _values(message: Outgoing, now: datetime) -> dict[str, Any]:
+def _values(message: Outgoing, now: datetime | None) -> dict[str, Any]:
     envelope = message.envelope
+    if message.delay and now is None:
+        raise ValueError("a delayed message needs the database's time")
     return {
         "id": envelope.id,
         "name": envelope.name,
@@ -282,7 +292,7 @@ def _values(message: Outgoing, now: datetime) -> dict[str, Any]:
         "bucket": bucket_of(envelope.key, envelope.id),
         "headers": envelope.attributes,
         "data": envelope.data,
-        "due_at": now + timedelta(seconds=message.delay) if message.delay else None,
+        "due_at": now + timedelta(seconds=message.delay) if now and message.delay else None,
     }
 
 

@@ -25,16 +25,17 @@ NAME = "postgresql"
 
 ENTER = text(
     """
-    INSERT INTO eventmesh_inbox (subscription, message_id, received_at)
-    SELECT :subscription, message_id, :received_at FROM unnest(:message_ids) AS message_id
+    INSERT INTO eventmesh_inbox (subscription, message_id, received_at, digest)
+    SELECT :subscription, message_id, statement_timestamp(), digest
+    FROM unnest(:message_ids, :digests) AS message (message_id, digest)
     ON CONFLICT DO NOTHING RETURNING message_id
     """
 ).bindparams(
     bindparam("subscription", type_=String()),
-    bindparam("received_at", type_=DateTime(timezone=True)),
     bindparam("message_ids", type_=ARRAY(String())),
+    bindparam("digests", type_=ARRAY(BigInteger())),
 )
-"""Enter ids into the inbox, in their order; returns those that were not there."""
+"""Enter messages into the inbox, in their order; returns the ids that were not there."""
 
 # And no compiler: it comes in where costs are high, and a way that is off counts as very dear.
 _OFF = (

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Update, bindparam, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Insert,
+    Select,
+    Update,
+    bindparam,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from eventmesh.errors import Conflict
 from eventmesh.persistence.tables import saga
+from eventmesh.persistence.types import database_now
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +45,9 @@ async def load(session: AsyncSession, name: str, saga_id: str) -> SagaRow | None
     return None if row is None else SagaRow(*row)
 
 
-async def store(session: AsyncSession, row: SagaRow, *, ended: bool, now: datetime) -> None:
-    """Insert a saga at row version 1, or update it from the version before.
+async def store(session: AsyncSession, row: SagaRow, *, ended: bool) -> None:
+    """Insert a saga at row version 1, or update it from the version before; its times are the
+    database's.
 
     Conflict when somebody else has changed it since it was loaded.
     """
@@ -46,15 +57,13 @@ async def store(session: AsyncSession, row: SagaRow, *, ended: bool, now: dateti
         "steps": row.steps,
         "reason": row.reason,
         "row_version": row.row_version,
-        "updated_at": now,
-        "ended_at": now if ended else None,
     }
     if row.row_version == 1:
-        values |= {"id": row.id, "name": row.name, "version": row.version, "started_at": now}
-        await session.execute(insert(saga), values)
+        values |= {"id": row.id, "name": row.name, "version": row.version}
+        await session.execute(_insert_statement(ended), values)
         return
     known = {"saga_name": row.name, "saga_id": row.id, "known_version": row.row_version - 1}
-    updated = await session.execute(_update_statement(tuple(values)), values | known)
+    updated = await session.execute(_update_statement(tuple(values), ended), values | known)
     if not updated.rowcount:  # type: ignore[attr-defined]
         raise Conflict(f"saga {row.id} was changed by another worker at the same time")
 
@@ -76,10 +85,19 @@ def _this_saga() -> tuple[ColumnElement[bool], ...]:
 
 
 @cache
-def _update_statement(columns: tuple[str, ...]) -> Update:
+def _insert_statement(ended: bool) -> Insert:
+    return insert(saga).values(_times(ended) | {"started_at": database_now()})
+
+
+@cache
+def _update_statement(columns: tuple[str, ...], ended: bool) -> Update:
     return (
         update(saga)
         .where(*_this_saga())
         .where(saga.c.row_version == bindparam("known_version"))
-        .values({column: bindparam(column) for column in columns})
+        .values({column: bindparam(column) for column in columns} | _times(ended))
     )
+
+
+def _times(ended: bool) -> dict[str, Any]:
+    return {"updated_at": database_now(), "ended_at": database_now() if ended else None}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
@@ -72,6 +73,8 @@ inbox = Table(
     Column("subscription", String(255), primary_key=True),
     Column("message_id", String(255), primary_key=True),
     Column("received_at", UtcDateTime, nullable=False),
+    # Of name and data; NULL where the row is older than this column.
+    Column("digest", BigInteger),
     **TABLE,
 )
 Index("ix_eventmesh_inbox_received_at", inbox.c.received_at)

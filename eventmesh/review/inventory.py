@@ -116,7 +116,7 @@ async def _take(
             "it holds. Set EVENTMESH_BROKER_URL to the broker of the running mesh."
         )
     # First what sends and then what receives, so that nothing gets from one to the other unseen.
-    stocks = [each async for each in _in_outboxes(services, settings, clock)]
+    stocks = [each async for each in _in_outboxes(services, settings)]
     census = await _on_broker(services, settings, clock, messages, only)
     stocks += [
         Stock(
@@ -157,15 +157,13 @@ async def _on_broker(
         return await transport.census(subscriptions, messages, untouched=untouched)
 
 
-async def _in_outboxes(
-    services: Sequence[Service], settings: Settings, clock: Clock
-) -> AsyncIterator[Stock]:
+async def _in_outboxes(services: Sequence[Service], settings: Settings) -> AsyncIterator[Stock]:
     sharing: dict[str, list[str]] = {}
     for service in services:
         if service.needs_database:
             sharing.setdefault(settings.database_url(service.name), []).append(service.name)
     for url, names in sharing.items():
-        for lot in await _outbox_of(url, names[0], clock):
+        for lot in await _outbox_of(url, names[0]):
             # The same reading of names and versions as on the broker.
             census, place = Census(), _OUTBOX_PLACES[lot.state]
             attributes = {"type": lot.name, "dataschema": lot.dataschema, "time": lot.oldest}
@@ -175,14 +173,14 @@ async def _in_outboxes(
             yield Stock(lot.name, kind.version, lot.number, place, owner, "", counted.oldest)
 
 
-async def _outbox_of(url: str, service: str, clock: Clock) -> list[outbox.OutboxLot]:
+async def _outbox_of(url: str, service: str) -> list[outbox.OutboxLot]:
     if not _is_made(url, service):
         return []
     database = Database(url, service=service)
     try:
         await database.connect()
         async with database.reading() as connection:
-            return await outbox.census(connection, clock.now())
+            return await outbox.census(connection, await database.time.ask(connection))
     finally:
         await database.close()
 

@@ -33,6 +33,7 @@ from eventmesh.runtime.service import HANDLING, Service
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import DONE, Dead, Outcome
+from eventmesh.wire.envelope import Envelope
 
 SUSPECT_AFTER = 3
 """Deliveries, of one attempt, after which a message is handled alone and its starts are counted."""
@@ -262,18 +263,21 @@ class GroupRunner:
         async with database.session() as session:
             with database.own_statements():
                 ids = [delivery.envelope.unique_id for delivery, _ in group]
-                name, now = self.handler.subscription.name, self._clock.now()
-                fresh = await inbox.claim(session, name, ids, now)
+                digests = [inbox.digest_of(delivery.envelope) for delivery, _ in group]
+                name = self.handler.subscription.name
+                # Reversed, so that of two messages with the same id the first one counts.
+                messages = dict(zip(reversed(ids), reversed(digests), strict=True))
+                claim = await inbox.claim(session, name, messages)
             self._answered = True
             outgoing: list[Outgoing] = []
             began_at = self._clock.monotonic()
-            handled = await self._handle_all(session, group, ids, fresh, outgoing)
+            handled = await self._handle_all(session, group, ids, claim, outgoing)
             async with self._in_time():
                 with database.translated():
                     proved = await self._service.flush(session)
                     self._handlers_took += self._clock.monotonic() - began_at
                     if handled < len(group):
-                        await inbox.unclaim(session, name, sorted(fresh))
+                        await inbox.unclaim(session, name, sorted(claim.fresh))
                     if is_suspect(group[0][0]):
                         await starts.forget(session, *self._starts_key(group[0][0]))
                     await self._service.commit(session, outgoing, proved=proved)
@@ -323,10 +327,11 @@ class GroupRunner:
         session: AsyncSession,
         group: Sequence[_Readable],
         ids: Sequence[str],
-        fresh: set[str],
+        claim: inbox.Claim,
         outgoing: list[Outgoing],
     ) -> int:
-        """Handle in order until the group's time is over; takes what it handled out of `fresh`."""
+        """Handle in order until the group's time is over; takes what it handled out of what is
+        fresh in the claim. Reject for a message whose id stands for another one."""
         until = self._clock.monotonic() + self._settings.group_time
         sender = self._service.sender()
         is_first = True
@@ -335,11 +340,12 @@ class GroupRunner:
                 return number
             envelope = delivery.envelope
             self._log.turn_to(delivery)
-            if ids[number] not in fresh:
+            if ids[number] not in claim.fresh:
+                _refuse_other(claim, ids[number], envelope)
                 self._log.duplicate()
                 self._vitals.duplicates += 1
                 continue
-            fresh.remove(ids[number])
+            claim.fresh.remove(ids[number])
             transaction = Transaction(session, sender, cause=envelope)
             try:
                 for result in _messages(await self._call(delivery, message, transaction)):
@@ -405,6 +411,16 @@ class GroupRunner:
     ) -> Settlement:
         self._log.settled(delivery, outcome, error)
         return delivery, outcome
+
+
+def _refuse_other(claim: inbox.Claim, message_id: str, envelope: Envelope) -> None:
+    """Reject where the inbox has this id for a message with other data: it is not a duplicate, and
+    must not be lost as one."""
+    if claim.is_other(message_id, inbox.digest_of(envelope)):
+        raise Reject(
+            f"the id {envelope.id!r} was already used for a message with other data, which has "
+            f"taken effect: whoever publishes it must give each message an id of its own"
+        )
 
 
 def _messages(returned: object) -> Sequence[Message]:

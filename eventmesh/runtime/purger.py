@@ -1,5 +1,10 @@
 """Who clears away what is of no more use, and what is not yet: of all processes of a service, the
-relay that holds the first bucket of the outbox does it."""
+relay that holds the first bucket of the outbox does it.
+
+How old a row is goes by the database's clock, by which it was written. A process whose own clock is
+wrong says so and clears nothing: what else it may have wrong, such as a database whose clock it is
+that is wrong, is for people to find out, and purging can wait.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.persistence import purge
 from eventmesh.persistence.database import Database
+from eventmesh.persistence.database_time import clocks_differ
 from eventmesh.runtime.cancellation import Leaked, leaks_caught
 from eventmesh.runtime.handler import Handler
 from eventmesh.runtime.settings import Settings
@@ -51,16 +57,30 @@ class Purger:
     async def run(self) -> None:
         """Clear again and again, until cancelled."""
         while True:
-            await self._clock.sleep(EVERY * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
             try:
                 with leaks_caught():
-                    await self.clear()
+                    await self._clear_or_say_why_not()
             except (Unreachable, Leaked) as error:
                 self._log.warning("not purged, will be tried again", error=str(error))
+            await self._clock.sleep(EVERY * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
+
+    async def _clear_or_say_why_not(self) -> None:
+        if problem := await self.clock_problem():
+            self._log.warning("clocks differ", problem=problem)
+        else:
+            await self.clear()
+
+    async def clock_problem(self) -> str:
+        """Why nothing may be purged now, in words for people; empty where it may. Unreachable."""
+        async with self._database.reading() as connection:
+            await self._database.time.ask(connection)
+        difference = self._database.time.difference(self._clock.now())
+        return clocks_differ(difference, self._database.service)
 
     async def clear(self) -> None:
         """Delete all that is too old now, batch by batch; Unreachable."""
-        now = self._clock.now()
+        async with self._database.reading() as connection:
+            now = await self._database.time.ask(connection)
         for age, window in self._windows:
             more = True
             while more and self._mine():

@@ -6,6 +6,7 @@ import asyncio
 
 from eventmesh.errors import EventMeshError
 from eventmesh.persistence import outbox
+from eventmesh.persistence.database_time import clocks_differ
 from eventmesh.runtime.service import Service
 from eventmesh.runtime.vitals import Vitals
 from eventmesh.runtime.worker import Worker
@@ -19,7 +20,7 @@ async def problems(worker: Worker, *, outbox_max_age: float) -> list[str]:
 
     Ready: every subscription is being consumed and gets on, every relay does, every service's
     database answers, and no outbox holds a message that could have been relayed for more than
-    `outbox_max_age` seconds.
+    `outbox_max_age` seconds; and the clocks of the process and of each database agree.
     """
     if worker.vitals.stage != "running":
         return [f"the worker is {worker.vitals.stage}"]
@@ -58,11 +59,12 @@ def _standstills(vitals: Vitals, expected: list[str]) -> list[str]:
 
 async def outbox_age(service: Service) -> float:
     """Seconds for which the oldest message could have been relayed, 0 where none waits; Unreachable
-    or TimeoutError when the database does not answer."""
+    or TimeoutError when the database does not answer. Asks the database for its time, too."""
     async with asyncio.timeout(ANSWER_TIMEOUT):
         database = await service.database()
         async with database.reading() as connection:
-            since = await outbox.oldest(connection, now := service.clock.now())
+            now = await database.time.ask(connection)
+            since = await outbox.oldest(connection, now)
     return 0.0 if since is None else max((now - since).total_seconds(), 0.0)
 
 
@@ -73,9 +75,13 @@ async def _database_problems(service: Service, outbox_max_age: float) -> list[st
         return [f"the database of service {service.name} does not answer in {ANSWER_TIMEOUT:g} s"]
     except EventMeshError as error:
         return [str(error)]
+    problems = []
     if age > outbox_max_age:
-        return [
+        problems.append(
             f"a message waits in the outbox of service {service.name} for {age:.0f} s: look into "
             f"the log for what the broker says of it"
-        ]
-    return []
+        )
+    difference = (await service.database()).time.difference(service.clock.now())
+    if problem := clocks_differ(difference, service.name):
+        problems.append(problem)
+    return problems

@@ -190,11 +190,12 @@ class Relay:
             self._horizon.forget()
 
     async def _look(self) -> _Look:
-        began_at, now = self._clock.monotonic(), self._clock.now()
+        began_at = self._clock.monotonic()
         writers: Collection[str] | None = None
         async with self._database.queue(reads=True) as connection:
             self._forget_another_server()
             beyond = self._horizon.beyond
+            now = await self._database.time.recent(connection)
             waiting = await outbox.due(connection, self.tenure.buckets, now, BATCH, beyond)
             newest = 0 if waiting else await outbox.newest(connection, beyond)
             if self._horizon.wants_mark(began_at):
@@ -251,7 +252,7 @@ class Relay:
         if seen == NOTHING:
             return
         async with self._database.queue(reads=True) as connection:
-            now = self._clock.now()
+            now = await self._database.time.recent(connection)
             if await outbox.due(connection, self.tenure.buckets, now, 1, seen, behind=True):
                 self._horizon.forget()
                 self.wake()
@@ -267,7 +268,8 @@ class Relay:
             parked=attempt >= PARK_AFTER,
             reason=reason,
         )
-        return Refusal(row.seq, reason, self._clock.now() + timedelta(seconds=hold_time(attempt)))
+        again_at = self._database.time.now() + timedelta(seconds=hold_time(attempt))
+        return Refusal(row.seq, reason, again_at)
 
     async def _hold(self) -> None:
         """Extend the leases while a batch is on its way to a slow broker: else another relay would

@@ -248,7 +248,7 @@ class Service:
         Give what `flush` returned."""
         if self.ordered_outbox:
             await outbox.take_turns(session, outgoing)
-        await outbox.store(session, outgoing, self.clock.now())
+        await outbox.store(session, outgoing)
         await session.finish(proved=proved or bool(outgoing))
         if outgoing:
             self.committed()

@@ -137,8 +137,7 @@ class Coordinator:
             reason=record.reason,
             row_version=row_version,
         )
-        now = transaction.sender.clock.now()
-        await sagas.store(transaction.session, row, ended=record.ended, now=now)
+        await sagas.store(transaction.session, row, ended=record.ended)
         for sending in transition.sendings:
             labels = {"sagaid": f"{name}/{saga_id}", "sagastep": sending.label}
             transaction.add(sending.command, extensions=labels)

@@ -65,7 +65,7 @@ async def handle(url: str, name: str) -> None:
 async def claim(database: Database, name: str) -> None:
     async with database.session() as session:
         with database.own_statements():
-            new = await inbox.claim(session, "shop.do", [name], SystemClock().now())
+            new = (await inbox.claim(session, "shop.do", {name: 1})).fresh
         assert new == {name}
         with database.translated():
             await session.finish(proved=False)

@@ -301,7 +301,7 @@ async def test_an_outbox_is_counted_by_version_and_state(database_url: str) -> N
             for n, delay in enumerate([0, 0, 600, 0])
         ]
         async with database.session() as session:
-            await outbox.store(session, sent, clock.now())
+            await outbox.store(session, sent)
             await session.finish(proved=True)
         async with database.connection() as connection:
             refusal = outbox.Refusal(1, "too large", clock.now())

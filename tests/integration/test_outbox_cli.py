@@ -32,6 +32,7 @@ from eventmesh.runtime.relay import PARK_AFTER, Relay
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
 from tests.integration.conftest import BANK, until
+from tests.support.moved_time import MovedTime
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Project
@@ -168,6 +169,7 @@ async def bank_of_ours(database_url: str) -> AsyncIterator[Bank]:
     for message in (Deposited, Opened):
         service.publisher(message)
     database = Database(database_url, service="bank")
+    database.time = MovedTime(clock)
     await migration.upgrade(database)
     yield Bank(service, database, clock, Picky(clock))
     await database.close()

@@ -172,7 +172,7 @@ class Writer:
             for number in numbers:
                 tx.publish(Happened(key=key, number=number))
             await outbox.take_turns(session, tx.outgoing)
-            await outbox.store(session, tx.outgoing, service.clock.now())
+            await outbox.store(session, tx.outgoing)
             self._stored.set()
             await self._go.wait()
             await session.finish(proved=True)

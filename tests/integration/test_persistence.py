@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from eventmesh.errors import Conflict, Drift, Unreachable, UsageError
 from eventmesh.persistence import inbox, leases, migration, outbox, sagas, tables
-from eventmesh.persistence.database import Database
+from eventmesh.persistence.database import AsyncSession, Database
 from eventmesh.persistence.outbox import Refusal, bucket_of
 from eventmesh.persistence.sagas import SagaRow
 from eventmesh.persistence.silence import SILENCE
@@ -83,8 +83,18 @@ def message(number: int, *, key: str | None = "k", delay: float = 0.0) -> Outgoi
 
 async def store(database: Database, *messages: Outgoing, now: datetime = NOW) -> None:
     async with database.session() as session:
-        await outbox.store(session, messages, now)
+        dialect = session.get_bind().dialect.name
+        await session.execute(*outbox.insertion(dialect, messages, now))
         await session.finish(proved=True)
+
+
+OLDER = {"subscription": "s", "message_id": "older", "received_at": NOW}
+"""A row from before digests were kept."""
+
+
+async def claim(session: AsyncSession, subscription: str, *ids: str) -> set[str]:
+    """Those of these that were not in the inbox."""
+    return (await inbox.claim(session, subscription, dict.fromkeys(ids, 1))).fresh
 
 
 async def due(database: Database, *, now: datetime = NOW, limit: int = 100) -> list[str]:
@@ -205,7 +215,7 @@ class TestOutbox:
         self, database: Database
     ) -> None:
         async with database.session() as session:
-            await outbox.store(session, [message(1)], NOW)
+            await outbox.store(session, [message(1)])
         assert await due(database) == []
 
     async def test_a_transaction_that_commits_late_is_not_skipped(self, postgres_url: str) -> None:
@@ -213,7 +223,7 @@ class TestOutbox:
         database = Database(postgres_url, service="shop")
         await migration.upgrade(database)
         async with database.session() as late:
-            await outbox.store(late, [message(1)], NOW)
+            await outbox.store(late, [message(1)])
             await store(database, message(2))
             assert await due(database) == ["m2"]
             await late.finish(proved=True)
@@ -258,31 +268,48 @@ class TestOutbox:
 class TestInbox:
     async def test_an_id_is_new_once_for_each_subscription(self, database: Database) -> None:
         async with database.session() as session:
-            assert await inbox.claim(session, "s", ["a", "b", "a"], NOW) == {"a", "b"}
+            assert await claim(session, "s", "a", "b", "a") == {"a", "b"}
             await session.finish(proved=True)
         async with database.session() as session:
-            assert await inbox.claim(session, "s", ["b", "c"], NOW) == {"c"}
-            assert await inbox.claim(session, "other", ["b"], NOW) == {"b"}
+            assert await claim(session, "s", "b", "c") == {"c"}
+            assert await claim(session, "other", "b") == {"b"}
+
+    async def test_an_id_that_stands_for_another_message_is_noticed(
+        self, database: Database
+    ) -> None:
+        async with database.session() as session:
+            claim = await inbox.claim(session, "s", {"a": 1, "b": -2})
+            assert not claim.is_other("a", 1)
+            await session.finish(proved=True)
+        async with database.session() as session:
+            await session.execute(insert(tables.inbox), OLDER)
+            claim = await inbox.claim(session, "s", {"a": 2, "b": -2, "older": 3, "new": 4})
+            assert claim.fresh == {"new"}
+            assert claim.is_other("a", 2)
+            assert not any(
+                claim.is_other(known, digest)
+                for known, digest in (("b", -2), ("older", 3), ("new", 4))
+            )
 
     async def test_a_rolled_back_claim_leaves_the_id_new(self, database: Database) -> None:
         for _ in range(2):
             async with database.session() as session:
-                assert await inbox.claim(session, "s", ["a"], NOW) == {"a"}
+                assert await claim(session, "s", "a") == {"a"}
 
     async def test_an_unclaimed_id_is_new_again(self, database: Database) -> None:
         async with database.session() as session:
-            await inbox.claim(session, "s", ["a", "b"], NOW)
+            await claim(session, "s", "a", "b")
             await inbox.unclaim(session, "s", ["b"])
             await session.finish(proved=True)
         async with database.session() as session:
-            assert await inbox.claim(session, "s", ["a", "b"], NOW) == {"b"}
+            assert await claim(session, "s", "a", "b") == {"b"}
 
     async def test_of_two_workers_with_one_message_the_second_waits_and_finds_it_taken(
         self, database: Database
     ) -> None:
         async def handle(release: asyncio.Event) -> set[str]:
             async with database.session() as session:
-                fresh = await inbox.claim(session, "s", ["a", "b"], NOW)
+                fresh = await claim(session, "s", "a", "b")
                 await release.wait()
                 await session.finish(proved=True)
             return fresh
@@ -351,8 +378,8 @@ class TestSagas:
 
     async def test_a_saga_is_read_as_it_was_written(self, database: Database) -> None:
         async with database.session() as session:
-            await sagas.store(session, self.row(1), ended=False, now=NOW)
-            await sagas.store(session, self.row(2), ended=False, now=NOW)
+            await sagas.store(session, self.row(1), ended=False)
+            await sagas.store(session, self.row(2), ended=False)
             await session.finish(proved=True)
             assert await sagas.load(session, "shop.sell", "s1") == self.row(2)
             assert await sagas.load(session, "shop.sell", "none") is None
@@ -361,10 +388,10 @@ class TestSagas:
         self, database: Database
     ) -> None:
         async with database.session() as session:
-            await sagas.store(session, self.row(1), ended=False, now=NOW)
-            await sagas.store(session, self.row(2), ended=False, now=NOW)
+            await sagas.store(session, self.row(1), ended=False)
+            await sagas.store(session, self.row(2), ended=False)
             with pytest.raises(Conflict):
-                await sagas.store(session, self.row(2, "undoing"), ended=False, now=NOW)
+                await sagas.store(session, self.row(2, "undoing"), ended=False)
 
 
 class TestErrors:

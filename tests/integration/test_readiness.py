@@ -136,7 +136,8 @@ async def test_it_is_not_ready_while_a_message_waits_in_the_outbox_for_long(work
 
     async def store(message: Envelope, delay: float, at: datetime) -> None:
         async with database.session() as session:
-            await outbox.store(session, [Outgoing(message, delay)], at)
+            dialect = session.get_bind().dialect.name
+            await session.execute(*outbox.insertion(dialect, [Outgoing(message, delay)], at))
             await session.finish(proved=True)
 
     assert await outbox_age(service) == 0
@@ -184,3 +185,31 @@ async def test_it_is_not_ready_while_its_database_is_away(
         await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
         await admin.close()
     await until(well)
+
+
+async def test_it_is_not_ready_while_its_clock_differs_from_its_databases(worker: Worker) -> None:
+    [service] = worker.services
+    right = service.clock
+    service.clock = Ahead()
+
+    async def told() -> bool:
+        return any(
+            "the clock of this machine is 7,200 s ahead of that of the database of service shop"
+            in each
+            for each in await found(worker)
+        )
+
+    await until(told)
+    service.clock = right
+
+    async def well() -> bool:
+        return await found(worker) == []
+
+    await until(well)
+
+
+class Ahead(SystemClock):
+    """By two hours and half a second, of which the time that an answer takes is left."""
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(hours=2)

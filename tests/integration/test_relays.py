@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Column, delete, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
+from structlog.testing import capture_logs
 
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
 from eventmesh.errors import UsageError
-from eventmesh.persistence import migration, notify, outbox, purge, starts, tables
+from eventmesh.persistence import inbox, migration, notify, outbox, purge, starts, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime import horizon, purger, relay
@@ -32,6 +33,7 @@ from eventmesh.transports.factory import open_transport
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.transports.outcome import DONE
 from tests.conformance.refusing import refusing
+from tests.support.moved_time import MovedTime
 
 ALL = range(tables.BUCKETS)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -351,7 +353,7 @@ class TestLookingNoFurther:
             async with (await other.database()).session() as late:
                 tx = Transaction(late, other.sender())
                 tx.publish(Happened(key="late"))
-                await outbox.store(late, tx.outgoing, NOW)
+                await outbox.store(late, tx.outgoing)
                 for number in range(5):
                     await publish(other, f"k{number}")
                     await broker.until(f"k{number}")
@@ -409,9 +411,8 @@ async def ids(database: Database, of: Column[Any]) -> list[int]:
         return sorted(map(int, await connection.scalars(select(column))))
 
 
-class Frozen(SystemClock):
-    def now(self) -> datetime:
-        return NOW
+class Hasty(SystemClock):
+    """What it sleeps takes no time."""
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(0)
@@ -447,23 +448,23 @@ class TestPurge:
         monkeypatch.setattr(purger, "BATCH", 2)
         settings = Settings(inbox_window="1h", saga_window="1d")  # type: ignore[arg-type]
         for hours in (0.5, 2, 23, 25):
-            moment = NOW - timedelta(hours=hours)
+            moment = datetime.now(UTC) - timedelta(hours=hours)
             await age(database, moment, *(int(10 * hours) * 100 + n for n in range(5)))
-        await Purger(database, Frozen(), settings, lambda: True).clear()
+        await Purger(database, Hasty(), settings, lambda: True).clear()
         assert {n // 100 for n in await ids(database, purge.RECEIVED)} == {5}
         assert {n // 100 for n in await ids(database, purge.BEGUN)} == {5}
         assert {n // 100 for n in await ids(database, purge.ENDED)} == {5, 20, 230}
 
     async def test_a_process_whose_task_it_is_not_purges_nothing(self, database: Database) -> None:
         await age(database, NOW - timedelta(days=1000), 1)
-        await Purger(database, Frozen(), Settings(), lambda: False).clear()
+        await Purger(database, Hasty(), Settings(), lambda: False).clear()
         assert await ids(database, purge.RECEIVED) == [1]
 
     async def test_a_saga_that_runs_stays_however_old(self, database: Database) -> None:
         await age(database, NOW - timedelta(days=1000), 1)
         async with database.connection() as connection:
             await connection.execute(tables.saga.update().values(status="running", ended_at=None))
-        await Purger(database, Frozen(), Settings(), lambda: True).clear()
+        await Purger(database, Hasty(), Settings(), lambda: True).clear()
         assert await ids(database, purge.ENDED) == [1]
 
     async def test_only_what_goes_is_read(self, migrated: str) -> None:
@@ -508,6 +509,67 @@ class TestPurge:
             await worker.try_out()
 
 
+class Off(Hasty):
+    """A process's clock that is wrong by so much."""
+
+    def __init__(self, **by: float) -> None:
+        self.by = timedelta(**by)
+
+    def now(self) -> datetime:
+        return super().now() + self.by
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgres", "mariadb"], indirect=True)
+class TestClocks:
+    """What decides about effects goes by the database's clock, not by the process's."""
+
+    @pytest.mark.parametrize("days", [8, -8])
+    async def test_a_process_whose_clock_is_wrong_purges_nothing_and_says_so(
+        self, database: Database, days: int
+    ) -> None:
+        received = datetime.now(UTC) - timedelta(days=6)
+        await age(database, received, 1)
+        looked = Purger(database, Off(days=days), Settings(), lambda: True)
+        with capture_logs() as lines:
+            running = asyncio.ensure_future(looked.run())
+            await until(lambda: bool(lines))
+            running.cancel()
+            await asyncio.wait([running])
+        assert await ids(database, purge.RECEIVED) == [1]
+        side = "ahead of" if days > 0 else "behind"
+        assert lines[0]["event"] == "clocks differ"
+        assert f"691,200 s {side} that of the database of service shop" in lines[0]["problem"]
+
+    async def test_a_process_whose_clock_is_right_purges_what_is_old(
+        self, database: Database
+    ) -> None:
+        for number, days in enumerate((6, 8)):
+            await age(database, datetime.now(UTC) - timedelta(days=days), number)
+        await Purger(database, Off(seconds=20), Settings(), lambda: True).clear()
+        assert await ids(database, purge.RECEIVED) == [0]
+
+    @pytest.mark.parametrize("days", [8, -8])
+    async def test_when_a_message_was_received_and_is_due_is_the_databases_time(
+        self, database: Database, days: int
+    ) -> None:
+        """The service's clock is wrong: what it receives is not old at once, and what it delays
+        for a minute is due in a minute, for everybody."""
+        service = Service("shop", clock=Off(days=days))
+        url = database.url.render_as_string(hide_password=False)
+        service.configure(Settings(database_urls={"shop": url}))
+        service.publisher(Happened)
+        async with service, service.transaction() as tx:
+            tx.publish(Happened(key="a"), delay="1m")
+            await inbox.claim(tx.session, "s", {"1": 1})
+        async with database.reading() as connection:
+            now = await database.time.ask(connection)
+            received_at = await connection.scalar(select(tables.inbox.c.received_at))
+            due_at = await connection.scalar(select(tables.outbox.c.due_at))
+        # Within an hour: however slow the machine is, the wrong clock is not to be seen.
+        assert abs(now - received_at) < timedelta(hours=1)
+        assert abs(now + timedelta(minutes=1) - due_at) < timedelta(hours=1)
+
+
 class Moved(SystemClock):
     """A clock that only the test moves on."""
 
@@ -540,6 +602,7 @@ class TestABrokerThatRefuses:
         options = TransportOptions(prefix=prefix)
         async with open_transport(url, clock, options) as transport, shop(sqlite_url) as service:
             database = await service.database()
+            database.time = MovedTime(clock)
             await migration.upgrade(database)
             await transport.declare([happening])
             async with service.transaction() as tx:
@@ -578,7 +641,7 @@ class TestTwoWritersOfOneKey:
             tx.publish(Happened(key=key))
             if service.ordered_outbox:
                 await outbox.take_turns(session, tx.outgoing)
-            await outbox.store(session, tx.outgoing, NOW)
+            await outbox.store(session, tx.outgoing)
             stored.set()
             await go.wait()
             await session.finish(proved=True)

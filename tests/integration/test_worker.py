@@ -53,6 +53,7 @@ from eventmesh.transports.base import Consumer, DeadLetter, Delivery, Subscripti
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope, seal
+from tests.support.moved_time import MovedTime
 
 SOON = Retry(attempts=3, backoff=constant("10ms"))
 
@@ -710,7 +711,9 @@ class Picky(MemoryTransport):
 
 
 async def relay_of(mesh: Mesh, transport: Transport) -> Relay:
-    return Relay("shop", await mesh.service.database(), transport, mesh.clock, lease_time=30.0)
+    database = await mesh.service.database()
+    database.time = MovedTime(mesh.clock)
+    return Relay("shop", database, transport, mesh.clock, lease_time=30.0)
 
 
 async def fill(mesh: Mesh, *messages: Done) -> None:
@@ -1294,6 +1297,42 @@ async def test_a_handler_that_runs_elsewhere_is_left_alone(mesh: Mesh) -> None:
         await until_true(lambda: heard == [3])
     assert not handled
     assert (await mesh.transport.stats(bound.subscription)).ready == 2
+
+
+# Ids that are used twice
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("at_once", [True, False], ids=["in one group", "later"])
+async def test_the_same_id_with_other_data_is_a_dead_letter_and_no_duplicate(
+    mesh: Mesh, at_once: bool
+) -> None:
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        tx.session.add(Effect(number=command.number))
+
+    first, second, third = (
+        seal(Do(number=number), source="test", clock=mesh.clock) for number in range(3)
+    )
+    other = Envelope(first.attributes, second.data)
+    bridged = Envelope({**first.attributes, "time": "2026-01-01T00:00:00Z"}, first.data)
+    async with mesh.worker():
+        if at_once:
+            await mesh.transport.publish([first, other, bridged, third])
+        else:
+            await mesh.transport.publish([first])
+            await until(effects(mesh, 1))
+            await mesh.transport.publish([other, bridged, third])
+        await until(effects(mesh, 2))
+
+        async def dead() -> bool:
+            return bool(await mesh.dead("shop.do"))
+
+        await until(dead)
+    assert sorted(await mesh.effects()) == [0, 2]
+    [letter] = await mesh.dead("shop.do")
+    assert letter.envelope.data == other.data
+    assert "already used for a message with other data" in letter.reason
 
 
 # Lanes

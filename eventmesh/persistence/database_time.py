@@ -1,0 +1,75 @@
+"""The time by a database's own clock, as a process knows it.
+
+All processes of a service share their database, but each machine has a clock of its own, and one
+of them may be wrong by days. So what decides about effects goes by the database's clock: when a
+message was received, when a delayed one is due, what is old enough to be purged.
+
+Asking costs a round trip. Between two answers the process adds what has passed since the last one
+by the event loop's clock, which nobody sets. The result is never ahead of the database's clock, so
+nothing is due early; it is behind by at most the time that an answer takes to arrive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmesh.persistence.types import database_now
+
+ASK_AGAIN_AFTER = 1.0
+"""Seconds for which an answer is good enough. A machine that was suspended finds out after that."""
+
+MOST_DIFFERENCE = 60.0
+"""Seconds by which a process's clock may differ from its database's before we say that one of them
+is wrong. Clocks that are synchronised at all differ by far less."""
+
+
+class DatabaseTime:
+    """The time by one database's clock."""
+
+    def __init__(self) -> None:
+        self._answer: datetime | None = None
+        self._answered_at = 0.0
+
+    async def ask(self, connection: AsyncConnection) -> datetime:
+        """The time, asked of the database on this connection."""
+        answer: datetime = (await connection.execute(select(database_now()))).scalar_one()
+        self._answer, self._answered_at = answer, asyncio.get_running_loop().time()
+        return answer
+
+    async def recent(self, connection: AsyncConnection) -> datetime:
+        """The time; the database is asked again if its last answer is older than ASK_AGAIN_AFTER
+        seconds."""
+        if self._answer is None or self._since_answer() > ASK_AGAIN_AFTER:
+            return await self.ask(connection)
+        return self.now()
+
+    def now(self) -> datetime:
+        """The time by the last answer and what has passed since; RuntimeError before the first."""
+        if self._answer is None:
+            raise RuntimeError("the database has not been asked for its time yet")
+        return self._answer + timedelta(seconds=self._since_answer())
+
+    def difference(self, now: datetime) -> float:
+        """By how many seconds a clock that shows `now` is ahead of the database's; negative if it
+        is behind."""
+        return (now - self.now()).total_seconds()
+
+    def _since_answer(self) -> float:
+        return asyncio.get_running_loop().time() - self._answered_at
+
+
+def clocks_differ(difference: float, service: str) -> str:
+    """What to tell people of a process whose clock is so many seconds ahead of the database's;
+    nothing while that is within MOST_DIFFERENCE."""
+    if abs(difference) <= MOST_DIFFERENCE:
+        return ""
+    side = "ahead of" if difference > 0 else "behind"
+    return (
+        f"the clock of this machine is {abs(difference):,.0f} s {side} that of the database of "
+        f"service {service}; nothing is purged until they agree within {MOST_DIFFERENCE:g} s. Set "
+        f"the one that is wrong, for example by NTP"
+    )
