@@ -316,10 +316,9 @@ def _make_engine(url: URL, connections: int) -> AsyncEngine:
     if url.get_backend_name() == mariadb.NAME:
         return mariadb.make_engine(url, _CONNECT_TIMEOUT, options)
     if url.get_backend_name() != "sqlite":
-        from eventmesh.persistence import silence  # only where it is PostgreSQL
+        from eventmesh.persistence import postgresql_engine  # only where it is PostgreSQL
 
-        watched = {"timeout": _CONNECT_TIMEOUT, "async_creator_fn": silence.connect}
-        return create_async_engine(url, connect_args=watched, **options)
+        return postgresql_engine.make_engine(url, _CONNECT_TIMEOUT, options)
     if url.database:
         make_private_folder(Path(url.database).parent)
     engine = create_async_engine(url, connect_args={"timeout": _LOCK_TIMEOUT}, **options)

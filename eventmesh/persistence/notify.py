@@ -73,7 +73,7 @@ class Doorbell:
 async def listen(database: Database, heard: Callable[[], None]) -> None:
     """Call `heard` when another process has rung, and whenever it may have, until Unreachable.
 
-    Returns where what is told is not heard: some proxies lend a connection out by transactions.
+    Returns if NOTIFY does not arrive, as behind a pooler in transaction mode.
     """
     lost, answered = asyncio.Event(), asyncio.Event()
 
@@ -90,6 +90,8 @@ async def listen(database: Database, heard: Callable[[], None]) -> None:
         async with database.engine.connect() as connection:
             try:
                 raw: Any = (await connection.get_raw_connection()).driver_connection
+                if not raw.lent.can_listen:
+                    return
                 raw.add_termination_listener(ended)
                 await raw.add_listener(CHANNEL, notified)
                 await database.doorbell.tell()

@@ -3,10 +3,13 @@ that drops what it should carry. TCP alone would wait for up to a quarter of an 
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
+
+from eventmesh.persistence.pooling import Lent, PoolMode, lent
 
 SILENCE = 20
 """Seconds after which an end that acknowledges nothing counts as gone. The kernel of a living
@@ -14,29 +17,46 @@ server acknowledges whatever a statement takes, so that a slow one is not cut of
 
 _IDLE, _INTERVAL = 10, 5  # seconds without traffic before the first probe, and between probes
 
-_WATCHED_BY_SERVER = (
-    f"SET tcp_keepalives_idle = {_IDLE}; SET tcp_keepalives_interval = {_INTERVAL};"
-    f" SET tcp_keepalives_count = {(SILENCE - _IDLE) // _INTERVAL};"
-    f" SET tcp_user_timeout = {SILENCE * 1000}"
-)
+_WATCHED_BY_SERVER = {
+    "tcp_keepalives_idle": _IDLE,
+    "tcp_keepalives_interval": _INTERVAL,
+    "tcp_keepalives_count": (SILENCE - _IDLE) // _INTERVAL,
+    "tcp_user_timeout": SILENCE * 1000,
+}
 """The same for the other end. A machine that lost its power in the middle of a transaction would
 else hold its rows for two hours, and who is given its messages would wait for them. No parameters
 of the connection's start, which pgbouncer would refuse."""
 
+_WATCH = "SELECT {} WHERE pg_backend_pid() = {{pid}}".format(
+    ", ".join(
+        f"set_config('{name}', '{value}', false)" for name, value in _WATCHED_BY_SERVER.items()
+    )
+)
+"""Settings for a session of one's own. A pooler's connection to the server keeps them for others,
+and is the pooler's to watch."""
 
-async def connect(**options: Any) -> Any:
+
+async def connect(*, pool_mode: PoolMode | None = None, **options: Any) -> WatchedConnection:
     """A connection to PostgreSQL that each end gives up when the other has been silent for SILENCE
     seconds. What asyncpg raises here SQLAlchemy translates; not so what a listener raises."""
-    connection = await asyncpg.connect(**options, connection_class=_WatchedConnection)
+    connection: WatchedConnection
+    connection = await asyncpg.connect(**options, connection_class=WatchedConnection)
     try:
-        await connection.execute(_WATCHED_BY_SERVER, timeout=options.get("timeout"))
+        async with asyncio.timeout(options.get("timeout")):
+            told = await connection.execute(_WATCH.format(pid=connection.get_server_pid()))
+            connection.lent = await lent(connection, told == "SELECT 1", pool_mode)
     except BaseException:
         connection.terminate()
         raise
     return connection
 
 
-class _WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # it has no types
+class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # it has no types
+    """A connection that breaks when its other end falls silent."""
+
+    lent = Lent.SESSION
+    """For how long its server connection is ours."""
+
     def __init__(self, protocol: Any, transport: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(protocol, transport, *arguments, **options)
         watch(transport.get_extra_info("socket"))

@@ -141,10 +141,7 @@ class Relay:
                 self._told = False
                 await reconnect.wait()
             else:
-                self._log.warning(
-                    "the database does not pass on what other processes tell: looked every "
-                    f"{_LONGEST_POLL:g} s for what they have committed"
-                )
+                self._log.warning(f"LISTEN/NOTIFY unavailable; polling every {_LONGEST_POLL:g} s")
                 return
 
     def _hear(self) -> None:

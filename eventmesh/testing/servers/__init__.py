@@ -11,8 +11,8 @@
 A server comes from, in this order:
 
 1. its URL in the environment: EVENTMESH_TEST_REDIS_URL, EVENTMESH_TEST_RABBITMQ_URL,
-   EVENTMESH_TEST_POSTGRES_URL, EVENTMESH_TEST_MARIADB_URL. It is used as it is, and never started
-   or stopped;
+   EVENTMESH_TEST_POSTGRES_URL, EVENTMESH_TEST_MARIADB_URL, EVENTMESH_TEST_PGBOUNCER_URL. It is used
+   as it is, and never started or stopped;
 2. Docker, by testcontainers (`pip install 'testcontainers[postgres,rabbitmq,redis]'`); the image is
    EVENTMESH_TEST_REDIS_IMAGE and so on, and is pulled when it is not there;
 3. a server binary found on this machine, run on a free port of 127.0.0.1 in a temporary folder.
@@ -28,7 +28,7 @@ leaves something behind: containers with the label `eventmesh.testing`, or proce
 folders named `eventmesh-redis-*` and so on.
 
 What is particular to a kind of server is in one module each: `redis_server`, `rabbitmq_server`,
-`postgres_server`, `mariadb_server`.
+`postgres_server`, `mariadb_server`, `pgbouncer_server`.
 """
 
 from eventmesh.testing.servers.databases import fresh_database

@@ -45,6 +45,8 @@ def in_container(recipe: Recipe) -> Iterator[Instance]:
     testcontainers_config.max_tries = round(START_PATIENCE / POLL_INTERVAL)
 
     image = os.environ.get(variable(recipe.kind, "IMAGE")) or recipe.image
+    if not image:
+        raise Unavailable(f"{variable(recipe.kind, 'IMAGE')} is not set, and there is no default")
     with _errors_told():
         _fetch(testcontainers_config.hub_image_name_prefix + image)
     instance = _ContainerInstance(recipe, image)

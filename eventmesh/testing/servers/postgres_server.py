@@ -22,7 +22,8 @@ async def execute(url: str, statement: str) -> str | None:
     import asyncpg  # type: ignore[import-untyped]
 
     plain = urlunsplit(urlsplit(url)._replace(scheme="postgresql"))
-    connection = await asyncpg.connect(plain)
+    # Without named statements, which poolers such as PgBouncer may not know.
+    connection = await asyncpg.connect(plain, statement_cache_size=0)
     try:
         value: str | None = await connection.fetchval(statement)
     finally:
@@ -30,11 +31,13 @@ async def execute(url: str, statement: str) -> str | None:
     return value
 
 
-def _url(address: str, password: str) -> str:
+def url_at(address: str, password: str) -> str:
+    """The superuser's URL."""
     return f"postgresql+asyncpg://{SUPERUSER}:{password}@{address}/postgres"
 
 
-async def _greet(url: str) -> str:
+async def greet(url: str) -> str:
+    """The version of the server; Refused."""
     from asyncpg import InterfaceError, PostgresError
 
     try:
@@ -52,7 +55,7 @@ def _container(image: str, password: str) -> DockerContainer:
     )
 
 
-class _PrivatePostgres:
+class PrivatePostgres:
     """A cluster that answers on TCP only.
 
     It does not sync to disk: the folder is not meant to outlive the machine's next power cut.
@@ -60,8 +63,8 @@ class _PrivatePostgres:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._port = free_port()
-        self.url = _url(f"127.0.0.1:{self._port}", place.password)
+        self.port = free_port()
+        self.url = url_at(f"127.0.0.1:{self.port}", place.password)
         self._password_file = place.folder / "password"
         self._password_file.write_text(place.password)
         if place.account is not None:
@@ -84,7 +87,7 @@ class _PrivatePostgres:
         binary, _ = self._place.binaries
         settings = {
             "listen_addresses": "127.0.0.1",
-            "port": self._port,
+            "port": self.port,
             "unix_socket_directories": "",
             "max_connections": 200,
             "fsync": "off",
@@ -104,14 +107,14 @@ class _PrivatePostgres:
 RECIPE = Recipe(
     kind="postgres",
     schemes=("postgresql+asyncpg",),
-    url=_url,
-    greet=_greet,
+    url=url_at,
+    greet=greet,
     image="postgres:17",
     port=5432,
     container=_container,
     binaries=("postgres", "initdb"),
     places=("$PATH", "/usr/lib/postgresql/*/bin", "/usr/sbin"),
-    private=_PrivatePostgres,
+    private=PrivatePostgres,
     stopping=("sh", "-c", "kill -INT 1"),  # by SIGTERM it waits for every client to leave
     unprivileged=True,
 )

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from eventmesh.errors import UsageError
 from eventmesh.testing.servers import (
     mariadb_server,
+    pgbouncer_server,
     postgres_server,
     rabbitmq_server,
     redis_server,
@@ -22,6 +23,7 @@ _RECIPES: Mapping[str, Recipe] = MappingProxyType(
             rabbitmq_server.RECIPE,
             postgres_server.RECIPE,
             mariadb_server.RECIPE,
+            pgbouncer_server.RECIPE,
         )
     }
 )

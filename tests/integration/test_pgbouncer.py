@@ -1,0 +1,118 @@
+"""A service's database behind PgBouncer in transaction mode, where each transaction may have
+another server connection: with and without PgBouncer keeping track of prepared statements."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from eventmesh.testing.servers import WAYS, Server, fresh_database
+from eventmesh.testing.servers.postgres_server import execute
+from eventmesh.testing.servers.processes import free_port
+from tests.conftest import Servers
+from tests.integration.conftest import Project, until
+
+POLLING = "LISTEN/NOTIFY unavailable; polling every 0.5 s"
+WORKERS = 3
+PROGRAMS = 2
+MESSAGES = 150  # of each program
+
+SERVICE = """\
+from eventmesh import Command, Event, Service, Transaction
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+class Base(DeclarativeBase): ...
+class Entry(Base):
+    __tablename__ = "entries"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int]
+class Told(Base):
+    __tablename__ = "told"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int]
+
+class Enter(Command, name="bank.enter", version=1):
+    number: int
+class Entered(Event, name="bank.entered", version=1):
+    number: int
+
+service = Service("bank", metadata=Base.metadata)
+entries = service.publisher(Enter)
+
+@service.subscriber(Enter, concurrency=4)
+async def enter(command: Enter, tx: Transaction) -> Entered:
+    tx.session.add(Entry(number=command.number))
+    return Entered(number=command.number)
+
+@service.subscriber(Entered, concurrency=4)
+async def tell(event: Entered, tx: Transaction) -> None:
+    tx.session.add(Told(number=event.number))
+"""
+
+SEND = f"""\
+import asyncio, sys
+from services.bank.service import Enter, entries, service
+
+async def main():
+    first = {MESSAGES} * int(sys.argv[1])
+    async with service, asyncio.TaskGroup() as tasks:
+        for number in range(first, first + {MESSAGES}):
+            tasks.create_task(entries.publish(Enter(number=number)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def pgbouncer(request: pytest.FixtureRequest, servers: Servers) -> Server:
+    """In a container it keeps track of prepared statements; the private one does not."""
+    return servers.had_by("pgbouncer", request.param)
+
+
+@pytest.fixture
+async def pooled_url(pgbouncer: Server) -> AsyncIterator[str]:
+    async with fresh_database(pgbouncer) as url:
+        yield url.replace("postgresql+asyncpg://", "postgresql://")
+
+
+def ask(url: str, statement: str) -> Any:
+    return asyncio.run(execute(url, statement))
+
+
+def test_workers_lose_and_double_nothing(project: Project, pooled_url: str) -> None:
+    name = urlsplit(pooled_url).path.strip("/")
+    ask(pooled_url.removesuffix(name) + "postgres", f"DROP DATABASE {name}")
+    project.service(SERVICE)
+    project.environment["EVENTMESH_BANK_DATABASE_URL"] = pooled_url
+    upgraded = project.run("db", "upgrade", "--create", "bank")
+    upgraded.succeeds("upgraded to")
+    assert upgraded.err == ""
+
+    port = free_port()
+    worker = project.worker(
+        *("--workers", str(WORKERS), "--health-port", str(port)), processes=WORKERS
+    )
+    programs = [
+        project.start_program(sys.executable, "-c", SEND, str(number)) for number in range(PROGRAMS)
+    ]
+    for program in programs:
+        ended = program.ended()
+        assert (ended.code, ended.err) == (0, "")
+
+    told = "SELECT count(*) FROM told"
+    until(lambda: ask(pooled_url, told) == PROGRAMS * MESSAGES, "all messages handled")
+    assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+    worker.drain()
+
+    for table in ("entries", "told"):
+        numbers = f"SELECT array_agg(number ORDER BY number) FROM {table}"  # noqa: S608
+        assert ask(pooled_url, numbers) == [*range(PROGRAMS * MESSAGES)]
+    assert ask(pooled_url, "SELECT count(*) FROM eventmesh_outbox") == 0
+    unusual = [line for line in worker.lines() if line["level"] != "info"]
+    assert [line["event"] for line in unusual] == [POLLING] * WORKERS, worker.err
