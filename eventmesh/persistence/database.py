@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
+from ssl import SSLCertVerificationError
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -26,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncSession as AsyncSession
 from sqlalchemy.util import await_only
 
 from eventmesh.errors import Unreachable, UsageError
-from eventmesh.persistence import ending, mariadb, postgresql
+from eventmesh.persistence import ending, mariadb, postgresql, postgresql_url
 from eventmesh.persistence.database_time import DatabaseTime
 from eventmesh.persistence.notify import Doorbell
 from eventmesh.persistence.session import TransactionSession
@@ -58,6 +60,8 @@ _GIVEN_UP = "8s2b"
 # cancelled by a statement_timeout or an administrator, too little memory.
 _OWN_STATEMENTS = ("40001", "40P01", "55P03", "57014", "53200", "54000")
 
+_KEY_PATH = re.compile(r"([?&](?:ssl_?key|passfile|servicefile)=)[^&#]*", re.IGNORECASE)
+
 _NO_TRANSACTION = "eventmesh_no_transaction"
 _LOCK_TIMEOUT = 30.0  # seconds that SQLite waits for another process's transaction
 _LOCK_TRIES = 300  # in these seconds, where it does not wait by itself
@@ -76,7 +80,7 @@ class Database:
         self._given_url = url
         self.url = parse_url(url, service)
         with self.translated():  # a SQLite file's folder is made
-            self.engine = _make_engine(self.url, connections)
+            self.engine = _make_engine(self.url, self.variable, connections)
         ending.watch(self.engine.sync_engine)
         self.losses = 0
         """How often somebody found a connection lost. Whoever uses one after that may meet another
@@ -106,7 +110,7 @@ class Database:
     @property
     def shown_url(self) -> str:
         """The URL for people and logs."""
-        return redact(self._given_url)
+        return _without_key_paths(redact(self._given_url))
 
     def _said(self, error: BaseException) -> str:
         """What a driver says, for people and logs."""
@@ -188,7 +192,8 @@ class Database:
     async def maintenance(self) -> AsyncIterator[AsyncConnection]:
         """A connection, outside any transaction, to the server, whether the database is there or
         not: to PostgreSQL's own database, or to none."""
-        engine = _make_engine(self.url.set(database="" if self.is_mariadb else "postgres"), 0)
+        url = self.url.set(database="" if self.is_mariadb else "postgres")
+        engine = _make_engine(url, self.variable, 0)
         try:
             with self.translated():
                 async with engine.connect() as connection:
@@ -214,6 +219,11 @@ class Database:
             ):
                 raise
             advice = f"Start it, or correct {self.variable}."
+            if isinstance(error, SSLCertVerificationError):
+                advice = (
+                    f"Its certificate is not one that {self.variable} accepts: correct there what "
+                    f"names the authority, or the host."
+                )
             if isinstance(error, DBAPIError) and _sqlstate(error) == "3D000":
                 advice = (
                     f"Make it with `eventmesh db upgrade --create {self.service}`, or correct "
@@ -229,7 +239,7 @@ def parse_url(url: str, service: str) -> URL:
     """The URL with the driver EventMesh uses; UsageError for what is no database it knows."""
     variable = f"EVENTMESH_{service.upper()}_DATABASE_URL"
     try:
-        parsed = make_url(url)
+        parsed = make_url(postgresql_url.split_hosts(url))
         backend = parsed.get_backend_name()
     except (ArgumentError, ValueError):
         raise UsageError(f"{variable} is no database URL. Write {_WRITTEN}.") from None
@@ -250,7 +260,22 @@ def parse_url(url: str, service: str) -> URL:
         raise UsageError(
             f"{variable} names the port {redact_error(parsed.port, url)}; ports go from 1 to 65535."
         )
+    try:
+        if backend == postgresql.NAME:
+            parsed = postgresql_url.normal(parsed, variable)
+            postgresql_url.parameters(parsed, variable)  # which are all to be understood
+    except UsageError as error:  # a password that was not escaped may look like parameters
+        raise UsageError(redact_error(error, url)) from None
     return parsed.set(drivername=_DRIVERS[backend])
+
+
+def shown(url: URL) -> str:
+    """A database's URL for people and logs: without passwords, and without where keys are."""
+    return _without_key_paths(redact(url.render_as_string(hide_password=True)))
+
+
+def _without_key_paths(url: str) -> str:
+    return _KEY_PATH.sub(r"\1***", url)
 
 
 def connection_lost(error: BaseException) -> bool:
@@ -305,7 +330,7 @@ def _sqlstate(error: DBAPIError) -> str:
     return mariadb.sqlstate(error.orig) or str(getattr(error.orig, "sqlstate", "") or "")
 
 
-def _make_engine(url: URL, connections: int) -> AsyncEngine:
+def _make_engine(url: URL, variable: str, connections: int) -> AsyncEngine:
     options: dict[str, Any] = {
         "pool_size": _KEPT_CONNECTIONS,
         "max_overflow": connections + _SPARE_CONNECTIONS - _KEPT_CONNECTIONS,
@@ -318,7 +343,7 @@ def _make_engine(url: URL, connections: int) -> AsyncEngine:
     if url.get_backend_name() != "sqlite":
         from eventmesh.persistence import postgresql_engine  # only where it is PostgreSQL
 
-        return postgresql_engine.make_engine(url, _CONNECT_TIMEOUT, options)
+        return postgresql_engine.make_engine(url, variable, _CONNECT_TIMEOUT, options)
     if url.database:
         make_private_folder(Path(url.database).parent)
     engine = create_async_engine(url, connect_args={"timeout": _LOCK_TIMEOUT}, **options)

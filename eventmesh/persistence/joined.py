@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from eventmesh.errors import Drift, UsageError
 from eventmesh.persistence import mariadb, outbox, postgresql
-from eventmesh.persistence.database import parse_url
+from eventmesh.persistence.database import parse_url, shown
 from eventmesh.persistence.mark import Mark
 from eventmesh.persistence.savepoints import Savepoints
 from eventmesh.persistence.session import TransactionSession
@@ -201,8 +201,8 @@ def _refuse_elsewhere(session: Session, service: str, url: str) -> None:
     if _differ(ours, theirs):
         raise UsageError(
             f"Service {service!r} cannot join this session: the session is bound to "
-            f"{theirs.render_as_string()}, and the service's database is "
-            f"{ours.render_as_string()}. Bind it to that, or correct "
+            f"{shown(theirs)}, and the service's database is "
+            f"{shown(ours)}. Bind it to that, or correct "
             f"EVENTMESH_{service.upper()}_DATABASE_URL."
         )
 

@@ -55,7 +55,7 @@ class Lent(Enum):
 async def lent(connection: Any, direct: bool, pool_mode: PoolMode | None) -> Lent:
     """For how long a new connection of asyncpg's has its server connection, where it is known
     whether that is `direct`: to the very process that has greeted us."""
-    if direct or pool_mode == "session":
+    if pool_mode == "session" or (direct and pool_mode is None):
         return Lent.SESSION
     async with connection.transaction():
         name = f"eventmesh_{secrets.token_hex(8)}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+from ipaddress import ip_address
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -59,11 +61,24 @@ class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # it has no 
 
     def __init__(self, protocol: Any, transport: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(protocol, transport, *arguments, **options)
-        watch(transport.get_extra_info("socket"))
+        self.tls: ssl.SSLContext | None = transport.get_extra_info("sslcontext")
+        """By what its TLS was made; None where it is not encrypted."""
+        connected = transport.get_extra_info("socket")
+        self.is_local = is_local(connected)
+        """Whether its other end is on this machine."""
+        watch(connected)
+
+
+def is_local(connection: socket.socket) -> bool:
+    """Whether the other end of this connection is on this machine."""
+    if connection.family == getattr(socket, "AF_UNIX", None):
+        return True
+    ours, theirs = connection.getsockname()[0], connection.getpeername()[0]
+    return bool(ours == theirs or ip_address(theirs.partition("%")[0]).is_loopback)
 
 
 def watch(connection: socket.socket) -> None:
-    """Let the kernel probe this connection, unless its other end is on this machine anyway."""
+    """Let the kernel probe this connection, unless it is no network's."""
     if connection.family == getattr(socket, "AF_UNIX", None):
         return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

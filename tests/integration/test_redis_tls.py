@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -12,7 +11,8 @@ import pytest
 
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.transports.outcome import DONE
-from tests.integration.redis_nodes import Node, missing, nodes, own_port, until
+from tests.integration.certificates import make_certificates
+from tests.integration.redis_nodes import Node, nodes, own_port, until
 from tests.integration.redis_traffic import PAID, envelopes, opened
 
 PASSWORD = "p@ss/wörd?&#:"  # noqa: S105
@@ -21,28 +21,7 @@ PASSWORD = "p@ss/wörd?&#:"  # noqa: S105
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `ca.pem`, and `server.pem` and `client.pem` that it signed, with their keys."""
-    folder = tmp_path_factory.mktemp("certificates")
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        missing("no openssl on this machine to make certificates with")
-
-    def run(*arguments: str) -> None:
-        subprocess.run([str(openssl), *arguments], cwd=folder, check=True, capture_output=True)  # noqa: S603
-
-    key = ("-newkey", "rsa:2048", "-nodes", "-days", "2")
-    authority = ("-addext", "basicConstraints=critical,CA:TRUE")
-    run("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca", *authority)
-    for name in ("server", "client"):
-        run(
-            "req", *key[:3], "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
-        )
-        extensions = folder / f"{name}.ext"
-        extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-        run(
-            *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key"),
-            *("-CAcreateserial", "-days", "2", "-out", f"{name}.pem", "-extfile", extensions.name),
-        )
-    return folder
+    return make_certificates(tmp_path_factory.mktemp("certificates"), "IP:127.0.0.1,DNS:localhost")
 
 
 @pytest.fixture(scope="module")

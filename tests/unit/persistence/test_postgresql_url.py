@@ -1,0 +1,169 @@
+"""What is understood of a PostgreSQL URL, and how the rest is refused."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import pytest
+
+from eventmesh.errors import UsageError
+from eventmesh.persistence import postgresql_engine, postgresql_url
+from eventmesh.persistence.database import parse_url, shown
+
+VARIABLE = "EVENTMESH_BANK_DATABASE_URL"
+
+
+def arguments(url: str) -> dict[str, Any]:
+    return dict(postgresql_url.parameters(parse_url(url, "bank"), VARIABLE).arguments)
+
+
+def sslmode(parameters: str) -> str | None:
+    url = parse_url(f"postgresql://host/db?{parameters}", "bank")
+    return postgresql_url.parameters(url, VARIABLE).sslmode
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("postgresql://u:p@h:5433/db", ("u", "h", 5433, "db")),
+        ("postgres://u:p@h/db", ("u", "h", None, "db")),
+        ("postgresql://?host=h&port=5433&user=u&dbname=db", ("u", "h", 5433, "db")),
+        ("postgresql://u@/db?host=h:5433", ("u", "h", 5433, "db")),
+        ("postgresql://u@[::1]:5433/db", ("u", "::1", 5433, "db")),
+    ],
+)
+def test_where_and_who(url: str, place: tuple[object, ...]) -> None:
+    parsed = parse_url(url, "bank")
+    assert (parsed.username, parsed.host, parsed.port, parsed.database) == place
+    assert dict(parsed.query) == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts", "ports"),
+    [
+        ("postgresql://u:p@one,two/db", ["one", "two"], None),
+        ("postgresql://u:p@one:1,two/db", ["one", "two"], [1, 5432]),
+        ("postgresql://[::1]:1,two:2/db?sslmode=require", ["::1", "two"], [1, 2]),
+        ("postgresql:///db?host=one,two&port=1,2", ["one", "two"], [1, 2]),
+        ("postgresql:///db?host=one,two&port=1", ["one", "two"], [1]),
+        ("postgresql:///db?host=one:1&host=two:2", ["one", "two"], [1, 2]),
+        ("postgresql:///db?host=/run/postgresql", ["/run/postgresql"], None),
+        ("postgresql:///db?host=/run/postgresql&port=5433", ["/run/postgresql"], [5433]),
+        ("postgresql://%2Frun%2Fpostgresql/db", ["/run/postgresql"], None),
+    ],
+)
+def test_several_hosts_and_sockets(url: str, hosts: list[str], ports: list[int] | None) -> None:
+    found = arguments(url)
+    assert (found["host"], found.get("port")) == (hosts, ports)
+    assert parse_url(url, "bank").database == "db"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ("", None),
+        ("sslmode=prefer", "prefer"),
+        ("ssl=true", "require"),  # as libpq has it
+        ("ssl=false", "disable"),
+        ("ssl=verify-full", "verify-full"),  # as asyncpg has it
+        ("ssl=require&sslmode=require", "require"),
+        ("sslrootcert=system", "verify-full"),
+    ],
+)
+def test_modes_of_tls(parameters: str, expected: str | None) -> None:
+    assert sslmode(parameters) == expected
+
+
+def test_what_the_driver_reads_itself_goes_to_it_as_a_url() -> None:
+    found = arguments("postgresql://h/db?sslmode=verify-ca&sslrootcert=/a%20b.pem&service=main")
+    assert found == {"dsn": "postgresql://?sslmode=verify-ca&sslrootcert=%2Fa+b.pem&service=main"}
+
+
+def test_times_and_settings() -> None:
+    assert arguments("postgresql://h/db?connect_timeout=3") == {"timeout": 3}
+    assert arguments("postgresql://h/db?connect_timeout=0") == {"timeout": None}
+    found = arguments("postgresql://h/db?application_name=a&options=-c%20search_path%3Db")
+    assert found == {"server_settings": {"application_name": "a", "options": "-c search_path=b"}}
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        *("channel_binding=prefer", "client_encoding=UTF8", "gssencmode=disable", "keepalives=1"),
+        *("load_balance_hosts=disable", "sslsni=1", "sslcompression=0", "pgbouncer=true"),
+        *("pool_mode=session", "target_session_attrs=read-write", "fallback_application_name=a"),
+    ],
+)
+def test_what_is_so_anyway_is_accepted(harmless: str) -> None:
+    arguments(f"postgresql://h/db?{harmless}")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ("ssl_mode=require", "Did you mean sslmode?"),
+        ("search_path=bank", "options=-c%20search_path%3Dvalue"),
+        ("sslmode=verify", "Write one of disable, allow, prefer, require, verify-ca, verify-full"),
+        ("ssl=true&sslmode=disable", "Keep one"),
+        ("sslmode=require&sslmode=disable", "sslmode 2 times"),
+        ("sslrootcert=system&sslmode=require", "only sslmode=verify-full protects"),
+        ("sslnegotiation=direct", "goes with sslmode=require"),
+        ("channel_binding=require", "write sslmode=verify-full with sslrootcert"),
+        ("connect_timeout=soon", "Write a whole number"),
+        ("host=two", "names hosts in two places"),
+        ("client_encoding=latin1", "always UTF-8"),
+        ("keepalives_idle=30", "Leave it out: EventMesh has both ends notice within 20 s"),
+        ("statement_cache_size=0", "behind a pooler"),
+        ("requiressl=1", "Write sslmode=require"),
+        ("pool_mode=statement", "works with session and transaction"),
+        *(
+            (f"{name}=x", f"the parameter {name}. ")
+            for name in ("hostaddr", "replication", "require_auth", "sslcrldir", "requirepeer")
+        ),
+    ],
+)
+def test_what_is_refused_is_named_with_what_to_do(parameters: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_url(f"postgresql://h/db?{parameters}", "bank")
+    assert str(caught.value).startswith(VARIABLE)
+    assert said in str(caught.value)
+
+
+def test_as_many_ports_as_hosts() -> None:
+    with pytest.raises(UsageError, match="3 ports for 2 hosts"):
+        parse_url("postgresql:///db?host=a,b&port=1,2,3", "bank")
+
+
+def test_neither_passwords_nor_where_keys_are_is_shown() -> None:
+    url = "postgresql://u:hunter2@h/db?sslkey=/secret/key&sslpassword=hunter3&passfile=/secret/pass"
+    said = shown(parse_url(url, "bank"))
+    assert "hunter" not in said
+    assert "secret" not in said
+    assert "sslkey=" in said
+    unread = postgresql_url.parameters(parse_url(url, "bank"), VARIABLE)
+    assert "hunter" not in repr(unread)
+
+
+@pytest.mark.parametrize(
+    ("tls", "is_local", "sslmode", "said"),
+    [
+        (None, True, None, None),
+        (None, False, "disable", None),
+        (None, False, None, "not encrypted"),
+        (ssl.CERT_NONE, False, None, "not verified"),
+        (ssl.CERT_NONE, False, "require", "not verified"),
+        (ssl.CERT_NONE, True, "require", None),
+        (ssl.CERT_REQUIRED, False, "verify-ca", None),
+    ],
+)
+def test_what_the_network_could_do_is_said(
+    tls: ssl.VerifyMode | None, is_local: bool, sslmode: str | None, said: str | None
+) -> None:
+    context = None
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = tls
+    found = postgresql_engine.exposure(tls=context, is_local=is_local, sslmode=sslmode)
+    assert found is None if said is None else said in str(found)
