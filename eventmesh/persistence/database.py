@@ -28,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncSession as AsyncSession
 from sqlalchemy.util import await_only
 
 from eventmesh.errors import Unreachable, UsageError
-from eventmesh.persistence import ending, mariadb, postgresql, postgresql_url
+from eventmesh.persistence import ending, mariadb, mariadb_url, postgresql, postgresql_url
 from eventmesh.persistence.database_time import DatabaseTime
 from eventmesh.persistence.notify import Doorbell
 from eventmesh.persistence.session import TransactionSession
@@ -219,7 +219,7 @@ class Database:
             ):
                 raise
             advice = f"Start it, or correct {self.variable}."
-            if isinstance(error, SSLCertVerificationError):
+            if _is_of_certificate(error):
                 advice = (
                     f"Its certificate is not one that {self.variable} accepts: correct there what "
                     f"names the authority, or the host."
@@ -264,6 +264,8 @@ def parse_url(url: str, service: str) -> URL:
         if backend == postgresql.NAME:
             parsed = postgresql_url.normal(parsed, variable)
             postgresql_url.parameters(parsed, variable)  # which are all to be understood
+        elif backend == mariadb.NAME:
+            mariadb_url.tls(parsed, variable)
     except UsageError as error:  # a password that was not escaped may look like parameters
         raise UsageError(redact_error(error, url)) from None
     return parsed.set(drivername=_DRIVERS[backend])
@@ -339,7 +341,7 @@ def _make_engine(url: URL, variable: str, connections: int) -> AsyncEngine:
         "json_deserializer": from_json,
     }
     if url.get_backend_name() == mariadb.NAME:
-        return mariadb.make_engine(url, _CONNECT_TIMEOUT, options)
+        return mariadb.make_engine(url, variable, _CONNECT_TIMEOUT, options)
     if url.get_backend_name() != "sqlite":
         from eventmesh.persistence import postgresql_engine  # only where it is PostgreSQL
 
@@ -387,6 +389,13 @@ def _begin_immediate(connection: Connection) -> None:
     # A transaction that reads first and writes later would fail when another wrote meanwhile.
     if _NO_TRANSACTION not in connection.get_execution_options():
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _is_of_certificate(error: BaseException | None) -> bool:
+    """Whether the driver did not accept the server's certificate."""
+    while error is not None and not isinstance(error, SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _first_line(error: BaseException) -> str:

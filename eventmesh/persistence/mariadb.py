@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +20,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 from eventmesh.errors import Conflict, UsageError
+from eventmesh.persistence import mariadb_url
+from eventmesh.persistence.exposure import ExposureWarning
 
 NAME = "mariadb"
 """SQLAlchemy's name for it."""
@@ -98,17 +101,25 @@ _ENDS_TRANSACTION = re.compile(
 )
 
 
-def make_engine(url: URL, connect_timeout: float, options: Mapping[str, Any]) -> AsyncEngine:
+def make_engine(
+    url: URL, variable: str, connect_timeout: float, options: Mapping[str, Any]
+) -> AsyncEngine:
     """An engine whose transactions read what is committed, as on PostgreSQL: with MariaDB's own
     default, a group would read its rows as they were when it began."""
+    warning = ExposureWarning(
+        variable,
+        accepted=mariadb_url.is_off(url),
+        write="ssl_ca=FILE to its URL, or ssl=false",
+    )
     arguments = {
         "connect_timeout": connect_timeout,
         "charset": "utf8mb4",
-        "async_creator_fn": _connect,
+        "async_creator_fn": partial(_connect, warning),
+        **mariadb_url.arguments(url, variable),
     }
     try:
         engine = create_async_engine(
-            url, connect_args=arguments, isolation_level="READ COMMITTED", **options
+            url.set(query={}), connect_args=arguments, isolation_level="READ COMMITTED", **options
         )
     except ModuleNotFoundError as error:
         raise UsageError(
@@ -218,12 +229,12 @@ async def turn(connection: AsyncConnection) -> AsyncIterator[None]:
         raise
 
 
-async def _connect(**options: Any) -> Any:
+async def _connect(warning: ExposureWarning, **options: Any) -> Any:
     """A connection that breaks when its other end falls silent."""
     import asyncmy
     from asyncmy.cursors import Cursor
 
-    from eventmesh.persistence.silence import watch
+    from eventmesh.persistence.silence import is_local, watch
 
     largest = 0
 
@@ -241,7 +252,10 @@ async def _connect(**options: Any) -> Any:
 
     connection: Any = await asyncmy.connect(cursor_cls=OurCursor, **options)
     try:
-        watch(connection._transport.get_extra_info("socket"))
+        connected = connection._transport.get_extra_info("socket")
+        watch(connected)
+        tls = connection._transport.get_extra_info("sslcontext")
+        warning.look_at(tls, is_local=is_local(connected))
         async with connection.cursor() as cursor:
             await cursor.execute("SELECT @@max_allowed_packet")
             [largest] = await cursor.fetchone()

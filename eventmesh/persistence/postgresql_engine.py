@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from eventmesh.persistence import postgresql_url, silence
+from eventmesh.persistence.exposure import ExposureWarning
 from eventmesh.persistence.pooling import UNNAMED
-
-_log = logging.getLogger("eventmesh.database")
 
 
 def make_engine(
@@ -35,29 +32,20 @@ def make_engine(
         **({} if context is None else {"ssl": context}),
     }
     engine = create_async_engine(url.set(query={}), connect_args=arguments, **options)
-    connecting = _Connecting(variable, said.sslmode or os.environ.get("PGSSLMODE"))
-    event.listen(engine.sync_engine, "do_connect", connecting.connect)
+    warning = ExposureWarning(
+        variable,
+        accepted=(said.sslmode or os.environ.get("PGSSLMODE")) == "disable",
+        write="sslmode=verify-full&sslrootcert=FILE to its URL, or sslmode=disable",
+    )
+    event.listen(engine.sync_engine, "do_connect", _Connecting(warning).connect)
     return engine
-
-
-def exposure(*, tls: ssl.SSLContext | None, is_local: bool, sslmode: str | None) -> str | None:
-    """What others on the network can do to a connection, as far as nobody has asked for that."""
-    if is_local or sslmode == "disable":
-        return None
-    if tls is None:
-        return "is not encrypted, so that the network can read and change it"
-    if tls.verify_mode is ssl.CERT_NONE:
-        return "is encrypted, but to whom is not verified, so that another server could answer"
-    return None
 
 
 class _Connecting:
     """Opens the connections of one engine."""
 
-    def __init__(self, variable: str, sslmode: str | None) -> None:
-        self._variable = variable
-        self._sslmode = sslmode
-        self._warned = False
+    def __init__(self, warning: ExposureWarning) -> None:
+        self._warning = warning
         self._unnamed = False
         """Whether a connection was to a pooler that keeps no statements. The next ones, too, then
         are opened accordingly at once; to another server that would only be slower."""
@@ -73,21 +61,9 @@ class _Connecting:
         if not self._unnamed:
             connection = dialect.connect(**options)
             raw: Any = connection.driver_connection
-            self._warn(raw)
+            self._warning.look_at(raw.tls, is_local=raw.is_local)
             if raw.lent.keeps_statements:
                 return connection
             connection.close()  # before any statement is prepared by its name
             self._unnamed = True
         return dialect.connect(**options, **UNNAMED)
-
-    def _warn(self, raw: Any) -> None:
-        exposed = exposure(tls=raw.tls, is_local=raw.is_local, sslmode=self._sslmode)
-        if exposed and not self._warned:
-            self._warned = True
-            _log.warning(
-                "the connection to the database in %s %s: add "
-                "sslmode=verify-full&sslrootcert=FILE to its URL, or sslmode=disable where the "
-                "network is to be trusted",
-                self._variable,
-                exposed,
-            )

@@ -54,8 +54,11 @@ def _container(image: str, password: str) -> DockerContainer:
     return container
 
 
-class _PrivateMariaDB:
+class PrivateMariaDB:
     """A server that answers on TCP only, and does not sync to disk."""
+
+    options: tuple[str, ...] = ()
+    """More options of its command line."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -91,6 +94,7 @@ class _PrivateMariaDB:
             *(f"--socket={self._place.folder}/socket", f"--pid-file={self._place.folder}/pid"),
             *(f"--init-file={self._first}", "--innodb-flush-method=nosync"),
             *("--sync-frm=0", "--innodb-flush-log-at-trx-commit=2"),
+            *self.options,
         ]
         with running(command, self._place.folder, account=self._place.account) as process:
             yield (process,)
@@ -106,6 +110,6 @@ RECIPE = Recipe(
     container=_container,
     binaries=("mariadbd", "mariadb-install-db"),
     places=("$PATH", "/usr/sbin"),
-    private=_PrivateMariaDB,
+    private=PrivateMariaDB,
     unprivileged=True,
 )

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from eventmesh.errors import UsageError
-from eventmesh.persistence import postgresql_engine, postgresql_url
+from eventmesh.persistence import postgresql_url
 from eventmesh.persistence.database import parse_url, shown
+from eventmesh.persistence.exposure import exposure
 
 VARIABLE = "EVENTMESH_BANK_DATABASE_URL"
 
@@ -141,29 +142,31 @@ def test_neither_passwords_nor_where_keys_are_is_shown() -> None:
     assert "hunter" not in said
     assert "secret" not in said
     assert "sslkey=" in said
+    with pytest.raises(UsageError) as caught:
+        parse_url("postgresql://u:hunt?er4=x&y@h/db", "bank")  # a password that was not escaped
+    assert "er4" not in str(caught.value)
     unread = postgresql_url.parameters(parse_url(url, "bank"), VARIABLE)
     assert "hunter" not in repr(unread)
 
 
 @pytest.mark.parametrize(
-    ("tls", "is_local", "sslmode", "said"),
+    ("tls", "is_local", "accepted", "said"),
     [
-        (None, True, None, None),
-        (None, False, "disable", None),
-        (None, False, None, "not encrypted"),
-        (ssl.CERT_NONE, False, None, "not verified"),
-        (ssl.CERT_NONE, False, "require", "not verified"),
-        (ssl.CERT_NONE, True, "require", None),
-        (ssl.CERT_REQUIRED, False, "verify-ca", None),
+        (None, True, False, None),
+        (None, False, True, None),
+        (None, False, False, "not encrypted"),
+        (ssl.CERT_NONE, False, False, "not verified"),
+        (ssl.CERT_NONE, True, False, None),
+        (ssl.CERT_REQUIRED, False, False, None),
     ],
 )
 def test_what_the_network_could_do_is_said(
-    tls: ssl.VerifyMode | None, is_local: bool, sslmode: str | None, said: str | None
+    tls: ssl.VerifyMode | None, is_local: bool, accepted: bool, said: str | None
 ) -> None:
     context = None
     if tls is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = tls
-    found = postgresql_engine.exposure(tls=context, is_local=is_local, sslmode=sslmode)
+    found = exposure(tls=context, is_local=is_local, accepted=accepted)
     assert found is None if said is None else said in str(found)
