@@ -85,8 +85,7 @@ _KNOWN = (*_PLACE, *_READ_BY_DRIVER, *_READ_HERE, *_ONLY, *_REFUSED)
 _HIDDEN_FILES = ("sslkey", "passfile")
 
 _HOST_LIST = re.compile(
-    r"(?P<before>postgres(?:ql)?(?:\+\w+)?://(?:[^/?#]*@)?)(?P<hosts>[^/?#@]*,[^/?#@]*)(?P<after>.*)",
-    re.DOTALL,
+    r"(?P<before>postgres(?:ql)?(?:\+\w+)?://(?:[^/?#]*@)?)(?P<hosts>[^/?#@]*,[^/?#@]*)(?P<after>[^@]*)$",
 )
 
 
