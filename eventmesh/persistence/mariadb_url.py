@@ -21,9 +21,9 @@ from eventmesh.errors import UsageError
 _FILES = ("ssl_ca", "ssl_cert", "ssl_key")
 _SWITCHES = ("ssl", "ssl_disabled", "ssl_verify_cert", "ssl_verify_identity", "ssl_check_hostname")
 _TLS = (*_FILES, *_SWITCHES, "ssl_mode", "ssl_capath", "ssl_key_password", "ssl_cipher")
-_TIMES = ("connect_timeout", "read_timeout")
-_TEXTS = ("unix_socket", "program_name")
-_KNOWN = (*_TLS, *_TIMES, *_TEXTS, "charset")
+_NUMBERS = ("connect_timeout", "read_timeout", "port")
+_TEXTS = ("unix_socket", "program_name", "host", "user", "password")
+_KNOWN = (*_TLS, *_NUMBERS, *_TEXTS, "charset")
 
 _MODES = ("DISABLED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
 _TRUTH: Mapping[str, bool] = MappingProxyType(
@@ -91,7 +91,7 @@ def arguments(url: URL, variable: str) -> dict[str, Any]:
     asked = tls(url, variable)
     query = _understood(url, variable)
     found: dict[str, Any] = {name: query[name] for name in _TEXTS if name in query}
-    for name in _TIMES:
+    for name in _NUMBERS:
         if name in query:
             if not query[name].isdecimal() or int(query[name]) < 1:
                 raise UsageError(
