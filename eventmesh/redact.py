@@ -35,6 +35,11 @@ _RESERVED = re.compile(r"[^\w.~!$'()*+%-]")
 """What a password must not hold unescaped, because a parser may end it there. One that is escaped
 with % is understood, so that nothing of it can be elsewhere."""
 
+_KEY_PATH = re.compile(
+    r"([?&](?:ssl_?key(?:file)?|keyfile|passfile|servicefile)=)[^&#]*", re.IGNORECASE
+)
+"""Where a key or a file of passwords is. Nobody who reads a log needs to know."""
+
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 
 _PIECE = 4
@@ -43,12 +48,12 @@ tell little, and would be found everywhere."""
 
 
 def redact(url: str) -> str:
-    """The URL without its passwords; also one that is no proper URL."""
+    """The URL without its passwords, and without where keys are; also one that is no proper URL."""
     shown, begin = "", 0
     for start, end in _secret_spans(url):
         shown += url[begin:start] + _HIDDEN
         begin = end
-    return shown + url[begin:]
+    return _KEY_PATH.sub(rf"\1{_HIDDEN}", shown + url[begin:])
 
 
 def redact_error(error: object, url: str) -> str:

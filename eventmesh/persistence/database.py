@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sqlite3
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
@@ -60,8 +59,6 @@ _GIVEN_UP = "8s2b"
 # cancelled by a statement_timeout or an administrator, too little memory.
 _OWN_STATEMENTS = ("40001", "40P01", "55P03", "57014", "53200", "54000")
 
-_KEY_PATH = re.compile(r"([?&](?:ssl_?key|passfile|servicefile)=)[^&#]*", re.IGNORECASE)
-
 _NO_TRANSACTION = "eventmesh_no_transaction"
 _LOCK_TIMEOUT = 30.0  # seconds that SQLite waits for another process's transaction
 _LOCK_TRIES = 300  # in these seconds, where it does not wait by itself
@@ -110,7 +107,7 @@ class Database:
     @property
     def shown_url(self) -> str:
         """The URL for people and logs."""
-        return _without_key_paths(redact(self._given_url))
+        return redact(self._given_url)
 
     def _said(self, error: BaseException) -> str:
         """What a driver says, for people and logs."""
@@ -273,11 +270,7 @@ def parse_url(url: str, service: str) -> URL:
 
 def shown(url: URL) -> str:
     """A database's URL for people and logs: without passwords, and without where keys are."""
-    return _without_key_paths(redact(url.render_as_string(hide_password=True)))
-
-
-def _without_key_paths(url: str) -> str:
-    return _KEY_PATH.sub(r"\1***", url)
+    return redact(url.render_as_string(hide_password=True))
 
 
 def connection_lost(error: BaseException) -> bool:
