@@ -58,6 +58,10 @@ class Lock:
 class BrokenLock(ValueError):
     """A file cannot be read as the lock file that it should be: the reason, to follow its name."""
 
+    def __init__(self, reason: str) -> None:
+        # JSON can spell lone surrogates, which no terminal and no file takes.
+        super().__init__(reason.encode(errors="backslashreplace").decode())
+
 
 def seal(content: dict[str, Any]) -> str:
     """The hash of what may never change in a lock file; its layout may."""
@@ -213,15 +217,14 @@ def _members(text: str) -> dict[str, tuple[int, int]]:
         raise BrokenLock("is no lock file")
     decoder, spans = json.JSONDecoder(), dict[str, tuple[int, int]]()
     at = text.index("{") + 1
-    while True:
+    while text[_after_space(text, at)] != "}":
         name, at = decoder.raw_decode(text, _after_space(text, at))
         start = _after_space(text, _after_space(text, at) + 1)
         _, end = decoder.raw_decode(text, start)
         spans[name] = (start, end)
         at = _after_space(text, end)
-        if text[at] == "}":
-            return spans
-        at += 1
+        at += text[at] == ","
+    return spans
 
 
 def _after_space(text: str, at: int) -> int:

@@ -30,6 +30,8 @@ def read(
     """The validated message of the model's version, or why it can never be handled. `sources` are
     those from which events are taken beside their owner's. Undecided when `judge` does not know
     yet."""
+    if delivery.unreadable:
+        return Dead(f"this is no message of EventMesh: {printable(delivery.unreadable)}")
     if delivery.deliveries > max_deliveries:
         return Dead(poison(delivery))
     try:

@@ -11,10 +11,11 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import Outcome
+from eventmesh.wire.cloudevents import Unreadable
 from eventmesh.wire.envelope import Envelope
 
 
@@ -36,12 +37,24 @@ class Delivery:
     `attempt` counts from 1 and grows by one with each RetryAfter. `deliveries` counts how often
     this attempt was handed to a worker, this time included: it grows when workers vanish. `token`
     is the transport's own.
+
+    Where the broker holds something in which there is no envelope, `unreadable` says why; the
+    envelope then has no attributes, and all that came as its data.
     """
 
     envelope: Envelope
     attempt: int = 1
     deliveries: int = 1
     token: Any = field(default=None, repr=False)
+    unreadable: str = ""
+
+    @classmethod
+    def of(cls, opened: Envelope | Unreadable, attempt: int, deliveries: int, token: Any) -> Self:
+        """The delivery of what was found on the broker."""
+        if isinstance(opened, Unreadable):
+            raw = Envelope({}, opened.content)
+            return cls(raw, attempt, deliveries, token, opened.reason)
+        return cls(opened, attempt, deliveries, token)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,10 @@ from eventmesh.transports.redis_connection import (
     Refused,
     code_of,
 )
-from eventmesh.transports.redis_entries import letter_fields, open_parcel, parcel
+from eventmesh.transports.redis_entries import letter_fields, open_entry, open_parcel, parcel
 from eventmesh.transports.redis_keys import Keys
 from eventmesh.transports.redis_scripts import Command, call
 from eventmesh.transports.redis_upkeep import Token, Upkeep
-from eventmesh.wire.cloudevents import from_fields
 
 RETURNED = "returned"
 """The consumer of every group under whose name is pending what was given back."""
@@ -314,12 +313,9 @@ class RedisConsumer:
             token = (stream, entry_id)
             if token in self._mine:
                 continue  # claimed from ourselves, after a silence of this whole process
-            if retry:
-                envelope, attempt = open_parcel(fields)
-            else:
-                envelope, attempt = from_fields(zip(fields[::2], fields[1::2], strict=True)), 1
+            opened, attempt = open_parcel(fields) if retry else (open_entry(fields), 1)
             self._mine.add(token)
-            self._buffer.append(Delivery(envelope, attempt, deliveries, token))
+            self._buffer.append(Delivery.of(opened, attempt, deliveries, token))
         self._arrived.set()
 
     # Leaving

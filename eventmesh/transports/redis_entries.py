@@ -1,22 +1,27 @@
 """How envelopes are written into Redis where they are not a message's own stream entry: into
-parcels, which wait for a retry, and into dead letters."""
+parcels, which wait for a retry, and into dead letters.
+
+Anybody who can reach Redis can put other entries beside ours, so reading never fails. An entry
+that is not one of ours is taken by its bare fields, as in the stream of a message.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import Any
-
-import orjson
+from datetime import UTC, datetime
 
 from eventmesh.clock import Clock
 from eventmesh.transports.base import DeadLetter, Delivery
 from eventmesh.transports.outcome import Dead
-from eventmesh.wire.cloudevents import pack, unpack
+from eventmesh.wire.cloudevents import Unreadable, from_fields, pack, unpack
 from eventmesh.wire.envelope import Envelope
 
 _ENTRY_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+_LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+"""An entry's id may say any number of milliseconds; a date may not be later."""
+
+_ATTEMPT = re.compile(rb"[1-9][0-9]{0,8}")
 
 
 def flat(pairs: Iterable[tuple[str, str | bytes]]) -> list[str | bytes]:
@@ -34,15 +39,24 @@ def parcel(envelope: Envelope, attempt: int, clock: Clock) -> bytes:
     return head(attempt, clock) + pack(envelope)
 
 
-def open_parcel(fields: Sequence[bytes]) -> tuple[Envelope, int]:
-    """Envelope and attempt of an entry in the retry stream; garbage comes out as an envelope
-    without attributes, so that it is kept as a dead letter."""
+def open_entry(fields: Sequence[bytes]) -> Envelope:
+    """The envelope of an entry in the stream of a message."""
+    return from_fields(zip(fields[::2], fields[1::2], strict=True))
+
+
+def open_parcel(fields: Sequence[bytes]) -> tuple[Envelope | Unreadable, int]:
+    """Envelope and attempt of an entry in the retry stream."""
+    if fields[0] != b"parcel":
+        return open_entry(fields), 1
     content = fields[1]
     first_line, _, packed = content.partition(b"\n")
-    try:
-        return unpack(packed), int(first_line.split()[0])
-    except (orjson.JSONDecodeError, ValueError, IndexError):
-        return Envelope({}, content), 1
+    attempt, _, _ = first_line.partition(b" ")
+    if not _ATTEMPT.fullmatch(attempt):
+        return Unreadable(content, "its first line does not begin with the number of an attempt"), 1
+    opened = unpack(packed)
+    if isinstance(opened, Unreadable):
+        return Unreadable(content, opened.reason), 1
+    return opened, int(attempt)
 
 
 def letter_fields(delivery: Delivery, death: Dead, clock: Clock) -> list[str | bytes]:
@@ -57,19 +71,40 @@ def letter_fields(delivery: Delivery, death: Dead, clock: Clock) -> list[str | b
     return flat(fields.items())
 
 
-def dead_letter(subscription: str, entry: Any) -> DeadLetter:
-    """What `letter_fields` wrote."""
+def dead_letter(subscription: str, entry: tuple[bytes, Sequence[bytes]]) -> DeadLetter:
+    """The dead letter in an entry; one that others have put there says so as its reason."""
     entry_id, content = entry
     fields = dict(zip(content[::2], content[1::2], strict=True))
+    packed = fields.get(b"envelope")
+    opened = open_entry(content) if packed is None else unpack(packed)
+    foreign = "" if packed is not None else "it has no field named envelope"
+    if isinstance(opened, Unreadable):
+        envelope, foreign = Envelope({}, opened.content), opened.reason
+    else:
+        envelope = opened
+    reason = _text(fields.get(b"reason", b""))
+    if foreign and not reason:
+        reason = f"not written by EventMesh: {foreign}"
+    attempts = fields.get(b"attempts", b"")
     return DeadLetter(
         id=entry_id.decode(),
         subscription=subscription,
-        envelope=unpack(fields[b"envelope"]),
-        reason=fields[b"reason"].decode(),
-        error=fields[b"error"].decode(),
-        attempts=int(fields[b"attempts"]),
-        died_at=datetime.fromisoformat(fields[b"diedat"].decode()),
+        envelope=envelope,
+        reason=reason,
+        error=_text(fields.get(b"error", b"")),
+        attempts=int(attempts) if _ATTEMPT.fullmatch(attempts) else 1,
+        died_at=_moment(fields.get(b"diedat", b""), entry_id),
     )
+
+
+def _moment(written: bytes, entry_id: bytes) -> datetime:
+    """The time that a dead letter says, or else the one at which Redis added it."""
+    try:
+        moment = datetime.fromisoformat(_text(written))
+    except ValueError:
+        milliseconds = int(entry_id.partition(b"-")[0])
+        return datetime.fromtimestamp(min(milliseconds / 1000, _LATEST), UTC)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def possible_ids(ids: Sequence[str]) -> list[str]:
@@ -79,6 +114,10 @@ def possible_ids(ids: Sequence[str]) -> list[str]:
         for id_ in dict.fromkeys(ids)
         if _ENTRY_ID.fullmatch(id_) and all(int(part) < 2**64 for part in id_.split("-"))
     ]
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="backslashreplace")
 
 
 def _utf8(text: str) -> bytes:

@@ -16,7 +16,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import orjson
@@ -24,6 +24,7 @@ import orjson
 from eventmesh.clock import Clock
 from eventmesh.errors import Drift
 from eventmesh.private_files import make_private_file
+from eventmesh.transports import sqlite_rows as rows
 from eventmesh.transports.base import DeadLetter, Delivery, Subscription, SubscriptionStats
 from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
@@ -82,7 +83,7 @@ WITH wanted AS (
     SELECT value AS subscription FROM json_each(:subscriptions)
     UNION SELECT binding.subscription FROM binding
     WHERE message IN (SELECT value FROM json_each(:messages))
-), held (subscription, state, attributes) AS (
+), stored (subscription, state, attributes) AS (
     SELECT subscription,
         CASE WHEN owner IS NOT NULL THEN 'in_flight' WHEN due_at <= :now THEN 'ready'
              ELSE 'delayed' END,
@@ -93,6 +94,9 @@ WITH wanted AS (
     UNION ALL
     SELECT '', 'unrouted', CAST(attributes AS TEXT)
     FROM unrouted WHERE message IN (SELECT value FROM json_each(:messages))
+), held AS (
+    SELECT subscription, state,
+        CASE WHEN json_valid(attributes) THEN attributes ELSE '{}' END AS attributes FROM stored
 )
 SELECT subscription, state, json_extract(attributes, '$.type') AS name,
     json_extract(attributes, '$.dataschema') AS dataschema,
@@ -110,6 +114,7 @@ class SqliteStore:
             path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
         self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.text_factory = rows.text  # others may have written what is not UTF-8
         # FULL: what publish returned for also survives a power cut, as the outbox's delete does.
         self._connection.execute("PRAGMA synchronous = FULL")
         self._create(path)
@@ -176,7 +181,7 @@ class SqliteStore:
                 " WHERE subscription = ? AND owner IS NOT NULL AND leased_until <= ?",
                 (subscription, now),
             )
-            rows = connection.execute(
+            leased = connection.execute(
                 "UPDATE queue SET owner = ?, leased_until = ?, deliveries = deliveries + 1"
                 " WHERE sequence IN (SELECT sequence FROM queue"
                 "  WHERE subscription = ? AND owner IS NULL AND due_at <= ?"
@@ -185,8 +190,8 @@ class SqliteStore:
                 (owner, now + lease_time, subscription, now, limit),
             ).fetchall()
         return [
-            Delivery(Envelope(orjson.loads(attributes), data), attempt, deliveries, sequence)
-            for _, sequence, attributes, data, attempt, deliveries in sorted(rows)
+            rows.delivery(sequence, attributes, data, attempt, deliveries)
+            for _, sequence, attributes, data, attempt, deliveries in sorted(leased)
         ]
 
     def next_in(self, subscription: str) -> float | None:
@@ -199,7 +204,8 @@ class SqliteStore:
             " SELECT min(leased_until) FROM queue WHERE subscription = ?1 AND owner IS NOT NULL)",
             (subscription,),
         ).fetchone()
-        return None if row[0] is None else float(row[0] - self.now())
+        at = row[0]  # a text, which is never due, where others have written to the file
+        return float(at - self.now()) if isinstance(at, float | int) else None
 
     def settle(
         self,
@@ -275,7 +281,7 @@ class SqliteStore:
     def census(self, subscriptions: Collection[str], messages: Collection[str]) -> Census:
         """In one statement, so that nothing moves meanwhile; it hinders no writer."""
         found = Census()
-        rows = self._connection.execute(
+        counted = self._connection.execute(
             _CENSUS,
             {
                 "now": self.now(),
@@ -283,30 +289,19 @@ class SqliteStore:
                 "messages": orjson.dumps(sorted(messages)).decode(),
             },
         )
-        for subscription, state, name, dataschema, number, made_at in rows:
+        for subscription, state, name, dataschema, number, made_at in counted:
             texts = {"type": name, "dataschema": dataschema, "time": made_at}
             attributes = {key: text for key, text in texts.items() if isinstance(text, str)}
             found.add(subscription, Envelope(attributes, b""), state, number)
         return found
 
     def dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
-        rows = self._connection.execute(
+        found = self._connection.execute(
             "SELECT id, attributes, data, reason, error, attempts, died_at FROM dead_letter"
             " WHERE subscription = ? ORDER BY id LIMIT ?",
             (subscription, limit),
         )
-        return [
-            DeadLetter(
-                id=letter_id,
-                subscription=subscription,
-                envelope=Envelope(orjson.loads(attributes), data),
-                reason=reason,
-                error=error,
-                attempts=attempts,
-                died_at=datetime.fromtimestamp(died_at, UTC),
-            )
-            for letter_id, attributes, data, reason, error, attempts, died_at in rows
-        ]
+        return [rows.dead_letter(subscription, *row) for row in found]
 
     def replay(self, subscription: str, ids: Sequence[str]) -> list[str]:
         with self._transaction() as connection:

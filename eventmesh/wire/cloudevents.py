@@ -1,12 +1,14 @@
 """How an envelope is spelled on each kind of wire.
 
-Reading never fails: what is not understood stays as it came, and `check_envelope` says what is
-missing, so that garbage can be kept as a dead letter instead of being lost.
+Reading never fails. Fields and headers that are not understood stay as they came, and
+`check_envelope` says what is missing; bytes in which there is no envelope are `Unreadable`, which
+says why. So whatever comes can be kept as a dead letter instead of being lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -19,6 +21,14 @@ HEADER_PREFIX = "cloudEvents_"
 
 ACCEPTED_PREFIXES = ("cloudEvents_", "cloudEvents:", "ce-")
 _DATA_FIELD = "data"
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """What came instead of an envelope: its bytes, and why there is no envelope in them."""
+
+    content: bytes
+    reason: str
 
 
 def to_fields(envelope: Envelope) -> dict[str, str | bytes]:
@@ -64,10 +74,27 @@ def pack(envelope: Envelope) -> bytes:
     return orjson.dumps(dict(envelope.attributes)) + b"\n" + envelope.data
 
 
-def unpack(parcel: bytes) -> Envelope:
-    """The envelope in what `pack` made, and in nothing else: ValueError for anything else."""
+def unpack(parcel: bytes) -> Envelope | Unreadable:
+    """The envelope in what `pack` made."""
     head, _, data = parcel.partition(b"\n")
-    return Envelope(orjson.loads(head), data)
+    attributes = parse_attributes(head)
+    if isinstance(attributes, str):
+        return Unreadable(parcel, attributes)
+    return Envelope(attributes, data)
+
+
+def parse_attributes(head: bytes | str) -> dict[str, str] | str:
+    """The attributes in a JSON object of texts; a text that says why these are none."""
+    try:
+        attributes = orjson.loads(head)
+    except orjson.JSONDecodeError as error:
+        return f"its attributes are not JSON: {error}"
+    if not isinstance(attributes, dict):
+        return "its attributes are JSON, but not an object"
+    for name, value in attributes.items():
+        if not isinstance(value, str):
+            return f"its attribute {name!r} is not a text"
+    return attributes
 
 
 # The same few names come with every message. Bounded, because anybody can send others.

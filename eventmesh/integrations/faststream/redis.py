@@ -33,10 +33,9 @@ from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.transports.redis_address import locator_for, understand
 from eventmesh.transports.redis_connection import Redis
-from eventmesh.transports.redis_entries import letter_fields, open_parcel, parcel
+from eventmesh.transports.redis_entries import letter_fields, open_entry, open_parcel, parcel
 from eventmesh.transports.redis_keys import Keys, Layout
 from eventmesh.transports.redis_upkeep import Token, Upkeep
-from eventmesh.wire.cloudevents import from_fields
 
 BLOCK_MS = 500
 """Milliseconds that a read waits for the next message."""
@@ -233,14 +232,12 @@ class _RedisIntake(Intake):
 
     def _note(self, message: StreamMessage[Any], incoming: Any, deliveries: int) -> None:
         token = (incoming["channel"], incoming["message_ids"][0])
-        fields: dict[bytes, bytes] = incoming["data"]
-        if token[0] == self.keys.retry:
-            envelope, attempt = open_parcel([part for pair in fields.items() for part in pair])
-        else:
-            envelope, attempt = from_fields(fields.items()), 1
-        message.body = envelope.data
-        message.headers = dict(envelope.attributes)
-        delivery = Delivery(envelope, attempt, deliveries, token)
+        fields = [part for pair in incoming["data"].items() for part in pair]
+        retry = token[0] == self.keys.retry
+        opened, attempt = open_parcel(fields) if retry else (open_entry(fields), 1)
+        delivery = Delivery.of(opened, attempt, deliveries, token)
+        message.body = delivery.envelope.data
+        message.headers = dict(delivery.envelope.attributes)
         self.note(message, Arrival(self, delivery, held_already=token in self._held))
         self._held.add(token)
 

@@ -1,0 +1,342 @@
+"""Whatever can be read from a broker or a lock file is understood, or is said to be unreadable:
+no decoder raises anything else. Random inputs, and valid ones that were changed a little."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from eventmesh.clock import SystemClock
+from eventmesh.contracts.lock import Lock, lock_of
+from eventmesh.contracts.lockfile import BrokenLock, parse, read_lock, restate, write_lock
+from eventmesh.contracts.message import Event
+from eventmesh.errors import UsageError
+from eventmesh.runtime.delivery import read
+from eventmesh.transports import sqlite_rows
+from eventmesh.transports.amqp_frames import Arrived
+from eventmesh.transports.amqp_topology import letter_of
+from eventmesh.transports.base import DeadLetter, Delivery, Subscription
+from eventmesh.transports.census import Census
+from eventmesh.transports.outcome import Dead
+from eventmesh.transports.redis_entries import (
+    dead_letter,
+    letter_fields,
+    open_entry,
+    open_parcel,
+    parcel,
+)
+from eventmesh.wire.cloudevents import from_fields, from_headers, pack, to_fields, to_headers
+from eventmesh.wire.envelope import Envelope, seal
+
+IN_AN_ORDINARY_RUN = 40
+IN_THE_SOAK = 100_000
+
+CLOCK = SystemClock()
+AUDIT = Subscription("audit.note", ("payments.paid",))
+
+Fields = Sequence[bytes]
+
+
+class Paid(Event, name="payments.paid", version=1, key="order"):
+    order: str
+    cents: int = 0
+
+
+VALID = seal(Paid(order="a", cents=5), source="payments", clock=CLOCK)
+
+
+# --- inputs ---
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=6,
+)
+json_values = values.map(
+    lambda value: json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass")
+)
+attribute_names = st.sampled_from([*VALID.attributes, "data", "x"]) | st.text(max_size=9)
+numbers = st.sampled_from(
+    [b"0", b"1", b"-1", b"+1", b"1_0", b"9" * 30, b"9" * 5000, b"1e3", b"nan"]
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, valid: bytes) -> bytes:
+    """A valid input in which some places are replaced, removed, repeated or cut off."""
+    raw = valid
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(raw)))
+        end = min(len(raw), start + draw(st.integers(0, 8)))
+        new = draw(st.binary(max_size=4) | st.just(raw[start:end] * 2) | json_values | numbers)
+        raw = raw[:start] + new + raw[draw(st.sampled_from([end, len(raw)])) :]
+    return raw
+
+
+heads = st.binary(max_size=30) | numbers | st.just(b"1 x")
+envelopes = (
+    st.binary(max_size=60)
+    | st.tuples(json_values, st.binary(max_size=9)).map(b"\n".join)
+    | st.dictionaries(attribute_names, values).map(
+        lambda attributes: json.dumps(attributes).encode() + b"\n{}"
+    )
+    | mutated(pack(VALID))
+)
+parcels = st.tuples(heads, envelopes).map(b"\n".join) | mutated(parcel(VALID, 2, CLOCK))
+
+
+def fields_of(fields: dict[str, str | bytes]) -> list[bytes]:
+    return [
+        part if isinstance(part, bytes) else part.encode()
+        for pair in fields.items()
+        for part in pair
+    ]
+
+
+@st.composite
+def entries(draw: st.DrawFn, *names: bytes, contents: st.SearchStrategy[bytes]) -> Fields:
+    """The fields of an entry, which Redis never keeps without any."""
+    field = st.tuples(
+        st.sampled_from([*names, b"data", b"id"]) | st.binary(max_size=9),
+        contents | st.binary(max_size=9),
+    )
+    return [part for pair in draw(st.lists(field, min_size=1, max_size=6)) for part in pair]
+
+
+@st.composite
+def changed_entries(draw: st.DrawFn, valid: Fields) -> Fields:
+    """A valid entry, in which some names or values are others."""
+    fields = list(valid)
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.integers(0, len(fields) - 1))
+        fields[place] = draw(mutated(fields[place]))
+    return fields
+
+
+LETTER = [
+    part if isinstance(part, bytes) else str(part).encode()
+    for part in letter_fields(Delivery(VALID, attempt=3), Dead("no", "Traceback: ü"), CLOCK)
+]
+letters = entries(
+    b"envelope", b"reason", b"error", b"attempts", b"diedat", contents=envelopes | numbers
+) | changed_entries(LETTER)
+entry_ids = st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)).map(
+    lambda parts: b"%d-%d" % parts
+)
+
+HEADER = ContentHeader(
+    body_size=2,
+    properties=Basic.Properties(
+        content_type="application/json",
+        message_id=VALID.id,
+        headers={
+            **to_headers(VALID),
+            "x-delivery-count": 3,
+            "x-eventmesh-attempt": 2,
+            "a": [1, {"b": None}],
+        },
+    ),
+).marshal()
+content_headers = st.binary(max_size=80) | mutated(HEADER)
+
+columns = st.none() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text() | envelopes
+
+LOCK = lock_of(Paid)
+
+
+# --- decoders ---
+
+
+def check_readable(envelope: Envelope) -> None:
+    """What was read is of the types that it should be, and can be stored again."""
+    assert isinstance(envelope.data, bytes)
+    assert all(isinstance(value, str) for value in envelope.attributes.values())
+    assert envelope.unique_id
+    assert envelope.time is None or envelope.time.isoformat()
+    pack(envelope)
+    fields_of(to_fields(envelope))
+
+
+def check_delivery(delivery: Delivery) -> None:
+    """It is handled or dead-lettered, and the dead letter is read as it was written."""
+    check_readable(delivery.envelope)
+    assert delivery.attempt >= 1
+    outcome = read(delivery, {"payments.paid": Paid}, 20)
+    if delivery.unreadable:
+        assert isinstance(outcome, Dead)
+        assert delivery.unreadable in outcome.reason
+    if isinstance(outcome, Dead):
+        fields = [
+            part if isinstance(part, bytes) else str(part).encode()
+            for part in letter_fields(delivery, outcome, CLOCK)
+        ]
+        letter = dead_letter(AUDIT.name, (b"1-0", fields))
+        assert letter.envelope == delivery.envelope
+        assert (letter.reason, letter.attempts) == (outcome.reason, delivery.attempt)
+
+
+def check_letter(letter: DeadLetter) -> None:
+    check_readable(letter.envelope)
+    assert isinstance(letter.reason, str)
+    assert isinstance(letter.error, str)
+    assert letter.attempts >= 1
+    assert letter.died_at.astimezone(UTC).isoformat()
+    letter.reason.encode()
+    letter.error.encode()
+
+
+def open_a_redis_entry(fields: Fields) -> None:
+    check_delivery(Delivery.of(open_entry(fields), 1, 1, None))
+
+
+def open_a_redis_retry(fields: Fields) -> None:
+    opened, attempt = open_parcel(fields)
+    delivery = Delivery.of(opened, attempt, 1, None)
+    check_delivery(delivery)
+    if delivery.unreadable:
+        assert delivery.envelope.data == fields[1], "kept as it came"
+
+
+def open_a_redis_letter(entry: tuple[bytes, Fields]) -> None:
+    check_letter(dead_letter(AUDIT.name, entry))
+
+
+def open_an_amqp_message(content_header: bytes) -> None:
+    arrived = Arrived(1, content_header, b"{}")
+    content_type, headers = arrived.essentials()
+    check_delivery(Delivery(from_headers(headers, content_type, arrived.body)))
+    arrived.properties()
+
+
+def open_an_amqp_letter(content_header: bytes) -> None:
+    content_type, headers = Arrived(1, content_header, b"{}").essentials()
+    letter = letter_of(AUDIT, headers, content_type, b"{}")
+    check_readable(letter.envelope)
+
+
+def open_a_sqlite_row(row: tuple[Any, ...]) -> None:
+    check_delivery(sqlite_rows.delivery(1, *row[:4]))
+
+
+def open_a_sqlite_letter(row: tuple[Any, ...]) -> None:
+    check_letter(sqlite_rows.dead_letter(AUDIT.name, *row))
+
+
+def count_a_census(counted: Sequence[tuple[bytes, bytes, bytes]]) -> None:
+    found = Census()
+    for name, dataschema, made_at in counted:
+        fields = [(b"type", name), (b"dataschema", dataschema), (b"time", made_at)]
+        found.add(AUDIT.name, from_fields(fields), "ready")
+    assert sum(lot.number for lot in found.lots.values()) == len(counted)
+
+
+def open_a_lock_file(data: bytes) -> None:
+    try:
+        lock = read_lock(Path("v1.json"), "payments.paid", 1, 1, data)
+    except BrokenLock as error:
+        str(error).encode()  # can be printed
+    else:
+        assert isinstance(lock, Lock)
+
+
+times = (
+    st.datetimes().map(lambda moment: moment.isoformat().encode())
+    | mutated(b"2026-11-28T12:00:00+00:00")
+    | st.sampled_from([b"0001-01-01T00:00:00+23:59", b"9999-12-31T23:59:59-23:59"])
+)
+
+DECODERS: Sequence[tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = (
+    (
+        open_a_redis_entry,
+        entries(b"type", b"time", contents=envelopes)
+        | changed_entries(fields_of(to_fields(VALID))),
+    ),
+    (
+        open_a_redis_retry,
+        entries(b"parcel", contents=parcels) | parcels.map(lambda raw: [b"parcel", raw]),
+    ),
+    (open_a_redis_letter, st.tuples(entry_ids, letters)),
+    (open_an_amqp_message, content_headers),
+    (open_an_amqp_letter, content_headers),
+    (open_a_sqlite_row, st.tuples(columns, columns, columns, columns)),
+    (open_a_sqlite_letter, st.tuples(*[columns] * 7)),
+    (
+        count_a_census,
+        st.lists(
+            st.tuples(st.binary(max_size=9), envelopes, times | st.binary(max_size=9)), max_size=4
+        ),
+    ),
+)
+
+
+def fuzz(decoder: Callable[[Any], None], inputs: st.SearchStrategy[Any], examples: int) -> None:
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
+    @given(inputs)
+    def no_input_makes_it_fail(given_input: Any) -> None:
+        decoder(given_input)
+
+    no_input_makes_it_fail()
+
+
+how_many = pytest.mark.parametrize(
+    "examples", [IN_AN_ORDINARY_RUN, pytest.param(IN_THE_SOAK, marks=pytest.mark.soak)]
+)
+
+
+@how_many
+@pytest.mark.parametrize(
+    ("decoder", "inputs"),
+    [pytest.param(*pair, id=pair[0].__name__) for pair in DECODERS],
+)
+def test_no_input_makes_a_decoder_fail(
+    decoder: Callable[[Any], None], inputs: st.SearchStrategy[Any], examples: int
+) -> None:
+    fuzz(decoder, inputs, examples)
+
+
+@how_many
+def test_no_input_makes_reading_a_lock_file_fail(tmp_path: Path, examples: int) -> None:
+    path = tmp_path / "v1.json"
+    write_lock(lock_of(Paid, tmp_path))
+    written = lock_of(Paid, tmp_path).path.read_bytes()
+    content = orjson.loads(written)
+    other_parts = st.dictionaries(st.sampled_from(sorted(content)), values).map(
+        lambda parts: json.dumps(content | parts).encode()
+    )
+    inputs = json_values | mutated(written) | other_parts | st.binary()
+
+    def open_and_restate(data: bytes) -> None:
+        open_a_lock_file(data)
+        path.write_bytes(data)
+        try:
+            restate(path, "retired", None)
+        except UsageError as error:
+            str(error).encode()  # can be printed
+        else:
+            assert isinstance(parse(path.read_text()), dict)
+
+    fuzz(open_and_restate, inputs, examples)
+
+
+@pytest.mark.parametrize("fields", [[b"parcel", b"1 x\n[1,2]\n{}"], [b"parcel", b"1 x\nnull\n{}"]])
+def test_a_parcel_whose_head_is_not_an_object_says_so(fields: Fields) -> None:
+    opened, attempt = open_parcel(fields)
+    delivery = Delivery.of(opened, attempt, 1, None)
+    assert delivery.unreadable == "its attributes are JSON, but not an object"
+    assert delivery.envelope == Envelope({}, fields[1])
