@@ -91,7 +91,13 @@ def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outc
             plural = "s" if attempt > 1 else ""
             reason = f"failed {attempt} time{plural}: {summarize(error)}"
         case _:
-            return RetryAfter(policy.backoff(attempt) * (1 - policy.jitter * chance))
+            try:
+                return RetryAfter(policy.backoff(attempt) * (1 - policy.jitter * chance))
+            except Exception as mistake:  # noqa: BLE001  # a user's back-off may raise anything
+                reason = printable(
+                    f"the back-off of its Retry failed: {mistake!r}; "
+                    f"the handler: {summarize(error)}"
+                )
     return Dead(reason, describe(error))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,3 +167,12 @@ def test_the_reason_is_the_error_and_not_its_notes() -> None:
     assert isinstance(outcome, Dead)
     assert outcome.reason == "failed 1 time: ValueError: no such branch"
     assert "a note that a library added" in outcome.error
+
+
+@pytest.mark.parametrize("returned", [None, "soon", [1]])
+def test_a_back_off_that_returns_no_number_makes_a_dead_letter_that_says_so(returned: Any) -> None:
+    policy = Retry(backoff=lambda _attempt: returned)
+    outcome = decide(policy, 1, ValueError("no such branch"), 0.5)
+    assert isinstance(outcome, Dead)
+    assert outcome.reason.startswith("the back-off of its Retry failed: TypeError")
+    assert outcome.reason.endswith("ValueError: no such branch")
