@@ -188,14 +188,18 @@ class Transport(Protocol):
         ...
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
-        """The oldest dead letters, up to `limit`. They stay."""
+        """The oldest dead letters, one of each message, up to `limit`. They stay.
+
+        What others have put among them is shown as it is; its reason says so.
+        """
         ...
 
     async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        """Give these dead letters to their subscription again, as a first attempt; returns the
-        ids that were found."""
+        """Give the messages of these dead letters to their subscription again, each once, as a
+        first attempt, and delete all dead letters of theirs; returns the ids that were found."""
         ...
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        """Delete these dead letters; returns the ids that were found."""
+        """Delete these dead letters and all others of their messages; returns the ids that were
+        found."""
         ...

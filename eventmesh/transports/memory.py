@@ -23,6 +23,7 @@ from eventmesh.transports.base import (
     SubscriptionStats,
 )
 from eventmesh.transports.census import Census
+from eventmesh.transports.letters import copies, listed, mark_of
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
@@ -196,19 +197,25 @@ class MemoryTransport:
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
         queue = self._queue(subscription)
-        return list(itertools.islice(queue.dead.values(), limit))
+        return listed(queue.dead.values(), limit)
 
     async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         queue = self._queue(subscription)
-        found = [letter_id for letter_id in dict.fromkeys(ids) if letter_id in queue.dead]
-        for letter_id in found:
-            envelope = queue.dead.pop(letter_id).envelope
+        found = set[str]()
+        for first, *others in _copies(queue, ids):
+            envelope = queue.dead[first].envelope
             queue.put(_Parcel(envelope, self._clock.monotonic(), next(self.broker.sequence)))
-        return found
+            for letter_id in (first, *others):
+                del queue.dead[letter_id]
+                found.add(letter_id)
+        return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in found]
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         queue = self._queue(subscription)
-        return [letter_id for letter_id in ids if queue.dead.pop(letter_id, None) is not None]
+        found = {letter_id for group in _copies(queue, ids) for letter_id in group}
+        for letter_id in found:
+            del queue.dead[letter_id]
+        return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in found]
 
     def _queue(self, subscription: Subscription) -> _Queue:
         """The subscription's queue, or an empty one where there is none."""
@@ -221,6 +228,10 @@ class MemoryTransport:
         if not self.broker.running:
             raise Unreachable("The memory broker is stopped: start it.")
         return self.broker
+
+
+def _copies(queue: _Queue, ids: Sequence[str]) -> Sequence[Sequence[str]]:
+    return copies(((letter.id, mark_of(letter)) for letter in queue.dead.values()), ids)
 
 
 class _MemoryConsumer:

@@ -53,6 +53,7 @@ _ADVICE = {
     "NOPERM": "Give its user the rights that EventMesh needs",
     "OOM": "Raise its maxmemory; consuming goes on, and makes room",
     "READONLY": "Name the master in EVENTMESH_BROKER_URL, or find it by redis+sentinel://",
+    "WRONGTYPE": "Another program has put it there: rename or delete it, and EventMesh goes on",
     "WRONGPASS": "Correct user and password in EVENTMESH_BROKER_URL",
 }
 

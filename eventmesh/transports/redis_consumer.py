@@ -39,7 +39,9 @@ LOOK_INTERVAL = 0.5
 STABLE_AFTER = 1.0
 """Seconds that a connection must have served before its loss is mended without a word."""
 
-_HEALED_BY_DECLARING = ("NOGROUP", "UNBLOCKED")
+_HEALED_BY_DECLARING = ("NOGROUP", "UNBLOCKED", "WRONGTYPE")
+"""How Redis answers a read where a stream or a group is missing; where something else has the name
+of a stream, declaring it says which."""
 
 
 class RedisConsumer:

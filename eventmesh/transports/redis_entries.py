@@ -17,7 +17,6 @@ from eventmesh.transports.outcome import Dead
 from eventmesh.wire.cloudevents import Unreadable, from_fields, pack, unpack
 from eventmesh.wire.envelope import Envelope
 
-_ENTRY_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 """An entry's id may say any number of milliseconds; a date may not be later."""
 
@@ -60,11 +59,11 @@ def open_parcel(fields: Sequence[bytes]) -> tuple[Envelope | Unreadable, int]:
 
 
 def letter_fields(delivery: Delivery, death: Dead, clock: Clock) -> list[str | bytes]:
-    """The fields of a dead letter; the envelope comes first, as the script REPLAY expects."""
+    """The fields of a dead letter, as the script REPLAY knows them."""
     fields: dict[str, str | bytes] = {
         "envelope": pack(delivery.envelope),
-        "reason": _utf8(death.reason),
-        "error": _utf8(death.error),
+        "reason": death.reason,
+        "error": death.error,
         "attempts": str(delivery.attempt),
         "diedat": clock.now().isoformat(),
     }
@@ -107,18 +106,5 @@ def _moment(written: bytes, entry_id: bytes) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def possible_ids(ids: Sequence[str]) -> list[str]:
-    """Those that are an entry's id at all, each once. Redis refuses a command with any other."""
-    return [
-        id_
-        for id_ in dict.fromkeys(ids)
-        if _ENTRY_ID.fullmatch(id_) and all(int(part) < 2**64 for part in id_.split("-"))
-    ]
-
-
 def _text(raw: bytes) -> str:
     return raw.decode(errors="backslashreplace")
-
-
-def _utf8(text: str) -> bytes:
-    return text.encode(errors="backslashreplace")

@@ -1,6 +1,13 @@
 """The Lua that runs inside Redis, for what must be one step. Redis runs a script as a whole, with
 nothing in between, so each of these either sees and leaves a consistent state or none.
 
+Redis does not undo what a script has written when a later command of it fails. So what could fail
+comes first: a script that moves something begins with a command that writes to the same keys and
+changes nothing, such as the deletion of an entry that cannot exist (0-0). It fails where a key is
+of another type, where our user may not write, where replicas are missing or the disk is full; and
+once a script has written, Redis no longer refuses it memory. Then the script adds the new before it
+removes the old: should it fail in between all the same, a message is there twice, and never lost.
+
 KEYS and ARGV are listed with each. `group` is the consumer group of a subscription, `me` the name
 of a consumer in it, and `returned` the name under which a consumer that leaves puts down what it
 did not settle. Times are Redis's own, so that the clocks of the workers need not agree.
@@ -29,16 +36,30 @@ local function look(...)
   if not reply.err then return reply end
   if string.find(reply.err, 'NOGROUP', 1, true) then return nil end
   if string.find(reply.err, 'no such key', 1, true) then return nil end
+  if string.find(reply.err, 'WRONGTYPE', 1, true) then return nil end
   return error(reply)
 end
 """
-"""`look` is the reply of a command that reads, nothing where the stream or its group is missing."""
+"""`look` is the reply of a command that reads, nothing where the stream or its group is missing, or
+where something else is in its place: whoever needs the stream finds out."""
+
+_TRY = """
+local function try(key, command, ...)
+  local reply = redis.pcall(command, key, ...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  if not string.find(reply.err, 'WRONGTYPE', 1, true) then return error(reply) end
+  return error({err = 'WRONGTYPE the key ' .. key .. ' is in the place of one of EventMesh'})
+end
+"""
+"""`try` is the reply of a command; where its key is of another type, the error names it."""
 
 DECLARE = (
     _LOOK
+    + _TRY
     + """
 for _, stream in ipairs(KEYS) do
   if not look('XINFO', 'CONSUMERS', stream, ARGV[1]) then
+    try(stream, 'XLEN')
     redis.call('XGROUP', 'CREATE', stream, ARGV[1], '0', 'MKSTREAM')
   end
 end
@@ -60,7 +81,10 @@ while ARGV[at] do
   if held[key] then
     refused[#refused + 1] = {place, ''}
   else
-    local reply = redis.pcall('XADD', stream, '*', unpack(ARGV, at + 3, last))
+    local reply = {err = 'ERR more attributes than a Lua script can pass on'}
+    if last - at < 7000 then
+      reply = redis.pcall('XADD', stream, '*', unpack(ARGV, at + 3, last))
+    end
     if type(reply) == 'table' and reply.err then
       refused[#refused + 1] = {place, reply.err}
       held[key] = key ~= '0'
@@ -178,19 +202,25 @@ Acknowledges entries of a stream that nobody else reads, and deletes them.
 
 RESETTLE = (
     _LOOK
+    + _TRY
     + """
 local stream, retry, target = unpack(KEYS)
 local group, me, id, delay = unpack(ARGV, 1, 4)
 local pending = look('XPENDING', stream, group, id, id, 1, me)
-if not pending or #pending == 0 then return 0 end
-redis.call('XACK', stream, group, id)
-if stream == retry then redis.call('XDEL', stream, id) end
+if pending and #pending == 0 then return 0 end
+if not pending and #(look('XRANGE', stream, id, id) or {}) > 0 then return 0 end
 if delay == '' then
+  try(target, 'XDEL', '0-0')
   redis.call('XADD', target, '*', unpack(ARGV, 5))
 else
   local time = redis.call('TIME')
   local due = time[1] * 1000 + math.ceil(time[2] / 1000) + delay
+  try(target, 'ZREM', ARGV[5])
   redis.call('ZADD', target, string.format('%.0f', due), ARGV[5])
+end
+if pending then
+  redis.call('XACK', stream, group, id)
+  if stream == retry then redis.call('XDEL', stream, id) end
 end
 return 1
 """
@@ -198,28 +228,38 @@ return 1
 """KEYS stream, retry stream, target; ARGV group, me, entry id, delay in ms or nothing, then the
 fields of an entry (no delay) or the member of a sorted set (delay).
 
-Acknowledges an entry and puts its successor into the target in one step, or, when the entry is no
-longer pending under `me`, does nothing. A delay is rounded up: never early.
+Puts the successor of an entry into the target and acknowledges the entry in one step, or, when it
+is no longer pending under `me`, does nothing. Where its stream was deleted, nobody else can have
+the entry, and its successor is kept; where only the group was, the next group is given the entry
+again. A delay is rounded up: never early.
+
+The member of a sorted set has an id of its own (see `redis_entries.head`), so that removing it
+beforehand changes nothing.
 """
 
-MOVE_DUE = """
+MOVE_DUE = (
+    _TRY
+    + """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now),
-                       'LIMIT', 0, ARGV[1])
+local due = try(KEYS[1], 'ZRANGEBYSCORE', '-inf', string.format('%.0f', now), 'LIMIT', 0, ARGV[1])
+if #due > 0 then
+  try(KEYS[1], 'ZREM', ARGV[2])
+  try(KEYS[2], 'XDEL', '0-0')
+end
 for _, parcel in ipairs(due) do
-  redis.call('ZREM', KEYS[1], parcel)
   redis.call('XADD', KEYS[2], '*', 'parcel', parcel)
+  redis.call('ZREM', KEYS[1], parcel)
 end
 local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 if #first == 0 then return -1 end
-return math.max(0, first[2] - now)
+return math.min(math.max(0, first[2] - now), 1e9)
 """
-"""KEYS delayed set, retry stream; ARGV limit.
+)
+"""KEYS delayed set, retry stream; ARGV limit, a text that is not a member of the set.
 
-Moves the retries that are due, in the order of their times; returns the ms until the next is due,
--1 if there is none. ZREM comes first, because once a script has written, Redis no longer refuses
-it memory: what is due moves also when Redis is full.
+Moves the retries that are due, in the order of their times, also when Redis is out of memory;
+returns the ms until the next is due, -1 if there is none.
 """
 
 TRIM = (
@@ -320,23 +360,37 @@ the stream; then up to `most` are counted. In the retry stream, what was settled
 length tells.
 """
 
-REPLAY = """
-local found = {}
-for at = 1, #ARGV, 2 do
-  local id, header = ARGV[at], ARGV[at + 1]
-  local letter = redis.call('XRANGE', KEYS[1], id, id)[1]
-  if letter then
-    redis.call('XADD', KEYS[2], '*', 'parcel', header .. letter[2][2])
-    redis.call('XDEL', KEYS[1], id)
-    found[#found + 1] = id
-  end
+REPLAY = (
+    _TRY
+    + """
+local dead, retry, head = KEYS[1], KEYS[2], ARGV[1]
+try(dead, 'XDEL', '0-0')
+try(retry, 'XDEL', '0-0')
+local letter
+for at = 2, #ARGV do
+  letter = letter or redis.call('XRANGE', dead, ARGV[at], ARGV[at])[1]
 end
-return found
+if not letter then return 0 end
+local fields, packed = letter[2], nil
+for at = 1, #fields, 2 do
+  if fields[at] == 'envelope' then packed = fields[at + 1] end
+end
+if packed then
+  redis.call('XADD', retry, '*', 'parcel', head .. packed)
+elseif #fields < 7000 then
+  redis.call('XADD', retry, '*', unpack(fields))
+else
+  return 0
+end
+for at = 2, #ARGV do redis.call('XDEL', dead, ARGV[at]) end
+return 1
 """
-"""KEYS dead letters, retry stream; ARGV entry id and head of the new parcel, for each.
+)
+"""KEYS dead letters, retry stream; ARGV head of the new parcel, ids of a message's dead letters.
 
-Moves dead letters back, each in one step; returns the ids that were found. The first field of a
-dead letter is its packed envelope.
+Gives the message of the first that is still there back and deletes all of them in one step; returns
+1, or 0 where none is there. What others have put among the dead letters goes back with the fields
+that it has, as far as a script can pass on so many.
 """
 
 _TALLY = """

@@ -23,7 +23,7 @@ and besides `wait` for wait_replicas, `cluster|slots` and `command` on a Cluster
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 from eventmesh.clock import Clock
@@ -37,17 +37,21 @@ from eventmesh.transports.base import (
     TransportOptions,
 )
 from eventmesh.transports.census import Census
+from eventmesh.transports.letters import Listing, copies, mark_of
 from eventmesh.transports.redis_address import locator_for, understand
 from eventmesh.transports.redis_census import Counting
 from eventmesh.transports.redis_connection import Redis
 from eventmesh.transports.redis_consumer import RETURNED, RedisConsumer
-from eventmesh.transports.redis_entries import dead_letter, flat, head, possible_ids
+from eventmesh.transports.redis_entries import dead_letter, head
 from eventmesh.transports.redis_keys import Layout
 from eventmesh.transports.redis_publishing import Publisher
-from eventmesh.transports.redis_scripts import call
+from eventmesh.transports.redis_scripts import Command, call
 from eventmesh.wire.envelope import Envelope
 
 COUNT_LIMIT = 10_000
+
+LETTERS = 100
+"""How many dead letters are read at once."""
 
 
 class RedisStreamsTransport:
@@ -148,18 +152,48 @@ class RedisStreamsTransport:
         return await Counting(self._redis, self._layout).count(subscriptions, messages)
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
-        key = self._layout.of(subscription).dead
-        entries = await self._redis.ask("XRANGE", key, "-", "+", "COUNT", limit)
-        return [dead_letter(subscription.name, entry) for entry in entries]
+        listing = Listing(limit)
+        async for letter in self._letters(subscription):
+            if listing.is_full:
+                break
+            listing.add(letter)
+        return listing.letters
 
     async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         keys = self._layout.of(subscription)
-        heads = flat((id_, head(1, self._clock)) for id_ in possible_ids(ids))
-        found = await self._redis.run(scripts.REPLAY, (keys.dead, keys.retry), *heads)
-        return [id_.decode() for id_ in found]
+
+        def give_back(group: Sequence[str]) -> Command:
+            return call(scripts.REPLAY, (keys.dead, keys.retry), head(1, self._clock), *group)
+
+        return await self._for_each_message(subscription, ids, give_back)
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         key = self._layout.of(subscription).dead
-        possible = possible_ids(ids)
-        deleted = await self._redis.batch([("XDEL", key, id_) for id_ in possible])
-        return [id_ for id_, count in zip(possible, deleted, strict=True) if count]
+        return await self._for_each_message(subscription, ids, lambda group: ("XDEL", key, *group))
+
+    async def _for_each_message(
+        self,
+        subscription: Subscription,
+        ids: Sequence[str],
+        command: Callable[[Sequence[str]], Command],
+    ) -> Sequence[str]:
+        """Do this with all dead letters of each message of which one is named; returns those of the
+        ids that were found. The answer to the command is whether any was there."""
+        marks = [(letter.id, mark_of(letter)) async for letter in self._letters(subscription)]
+        groups = copies(marks, ids)
+        found = set[str]()
+        for start in range(0, len(groups), LETTERS):
+            some = groups[start : start + LETTERS]
+            answers = await self._redis.batch([command(group) for group in some])
+            for group, answer in zip(some, answers, strict=True):
+                if answer:
+                    found.update(group)
+        return [id_ for id_ in dict.fromkeys(ids) if id_ in found]
+
+    async def _letters(self, subscription: Subscription) -> AsyncIterator[DeadLetter]:
+        """All dead letters, in their order."""
+        key, start = self._layout.of(subscription).dead, b"-"
+        while entries := await self._redis.ask("XRANGE", key, start, "+", "COUNT", LETTERS):
+            for entry in entries:
+                yield dead_letter(subscription.name, entry)
+            start = b"(" + entries[-1][0]

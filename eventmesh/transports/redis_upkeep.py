@@ -134,7 +134,9 @@ class Upkeep:
     async def _move_due(self) -> float:
         """Move delayed retries to the retry stream as soon as they are due."""
         keys = self._keys
-        next_ms = await self._redis.run(scripts.MOVE_DUE, (keys.delayed, keys.retry), MOVE_LIMIT)
+        next_ms = await self._redis.run(
+            scripts.MOVE_DUE, (keys.delayed, keys.retry), MOVE_LIMIT, self._clock.new_id()
+        )
         return MOVE_INTERVAL if next_ms < 0 else float(min(next_ms / 1000, MOVE_INTERVAL))
 
     async def _tidy(self) -> float:

@@ -113,8 +113,7 @@ class SqliteTransport:
         return await self.run(lambda store: store.dead_letters(subscription.name, limit))
 
     async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        once = list(dict.fromkeys(ids))
-        found = await self.run(lambda store: store.replay(subscription.name, once))
+        found = await self.run(lambda store: store.replay(subscription.name, ids))
         self.wake()
         return found
 

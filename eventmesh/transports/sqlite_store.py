@@ -27,6 +27,7 @@ from eventmesh.private_files import make_private_file
 from eventmesh.transports import sqlite_rows as rows
 from eventmesh.transports.base import DeadLetter, Delivery, Subscription, SubscriptionStats
 from eventmesh.transports.census import Census
+from eventmesh.transports.letters import copies, listed, mark_of
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
@@ -296,37 +297,54 @@ class SqliteStore:
         return found
 
     def dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
+        """One of each message, the oldest first."""
+        return listed(self._letters(subscription), limit)
+
+    def _letters(self, subscription: str) -> Iterator[DeadLetter]:
         found = self._connection.execute(
             "SELECT id, attributes, data, reason, error, attempts, died_at FROM dead_letter"
-            " WHERE subscription = ? ORDER BY id LIMIT ?",
-            (subscription, limit),
+            " WHERE subscription = ? ORDER BY id",
+            (subscription,),
         )
-        return [rows.dead_letter(subscription, *row) for row in found]
+        return (rows.dead_letter(subscription, *row) for row in found)
 
     def replay(self, subscription: str, ids: Sequence[str]) -> list[str]:
+        """Give each message back once, and forget all its letters."""
         with self._transaction() as connection:
             now = self.now()
+            groups = self._copies(subscription, ids)
             connection.executemany(
                 "INSERT INTO queue (subscription, attributes, data, due_at)"
                 " SELECT subscription, attributes, data, ? FROM dead_letter"
                 " WHERE subscription = ? AND id = ?",
-                [(now, subscription, letter_id) for letter_id in ids],
+                [(now, subscription, group[0]) for group in groups],
             )
-            return self._forget(connection, subscription, ids)
+            return self._forget(connection, subscription, groups, ids)
 
     def discard(self, subscription: str, ids: Sequence[str]) -> list[str]:
+        """Forget all letters of these messages."""
         with self._transaction() as connection:
-            return self._forget(connection, subscription, ids)
+            groups = self._copies(subscription, ids)
+            return self._forget(connection, subscription, groups, ids)
+
+    def _copies(self, subscription: str, ids: Sequence[str]) -> Sequence[Sequence[str]]:
+        letters = self._letters(subscription)
+        return copies(((letter.id, mark_of(letter)) for letter in letters), ids)
 
     def _forget(
-        self, connection: sqlite3.Connection, subscription: str, ids: Sequence[str]
+        self,
+        connection: sqlite3.Connection,
+        subscription: str,
+        groups: Sequence[Sequence[str]],
+        ids: Sequence[str],
     ) -> list[str]:
-        statement = "DELETE FROM dead_letter WHERE subscription = ? AND id = ?"
-        return [
-            letter_id
-            for letter_id in ids
-            if connection.execute(statement, (subscription, letter_id)).rowcount
-        ]
+        """Delete these letters; returns those of the ids that are among them."""
+        found = {letter_id for group in groups for letter_id in group}
+        connection.executemany(
+            "DELETE FROM dead_letter WHERE subscription = ? AND id = ?",
+            [(subscription, letter_id) for letter_id in found],
+        )
+        return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in found]
 
     def _create(self, path: Path) -> None:
         with self._transaction() as connection:

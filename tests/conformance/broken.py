@@ -10,7 +10,14 @@ from dataclasses import replace
 
 from eventmesh.clock import SystemClock
 from eventmesh.errors import PublishError, Unreachable
-from eventmesh.transports.base import Consumer, Delivery, Subscription, SubscriptionStats, Transport
+from eventmesh.transports.base import (
+    Consumer,
+    DeadLetter,
+    Delivery,
+    Subscription,
+    SubscriptionStats,
+    Transport,
+)
 from eventmesh.transports.census import Census
 from eventmesh.transports.memory import MemoryBroker, MemoryTransport
 from eventmesh.transports.outcome import DONE, Dead, Done, Outcome, RetryAfter
@@ -232,6 +239,20 @@ class DropsTheDead(BrokenTransport):
                     for delivery, outcome in settlements
                 ]
             )
+
+
+class ListsEveryLetter(BrokenTransport):
+    async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
+        return list(self.broker.queues[subscription.name].dead.values())[:limit]
+
+
+class StoresShortTextsOnly(BrokenTransport):
+    class consumer(BrokenConsumer):  # noqa: N801
+        async def settle(self, settlements: Settlements) -> None:
+            for _, outcome in settlements:
+                if isinstance(outcome, Dead) and len(outcome.error) > 1_000:
+                    raise Unreachable("the error is too long")
+            await super().settle(settlements)
 
 
 class StealsFromTheSlow(BrokenTransport):

@@ -47,6 +47,8 @@ BROKEN: tuple[tuple[Guarantee, type[BrokenTransport]], ...] = (
     (conformance.delayed_retry, broken.RetriesAtOnce),
     (conformance.delays_do_not_block_each_other, broken.HasOneQueueForAllDelays),
     (conformance.dead_letters_are_kept, broken.DropsTheDead),
+    (conformance.one_letter_for_each_message, broken.ListsEveryLetter),
+    (conformance.settling_is_always_possible, broken.StoresShortTextsOnly),
     (conformance.stats_count_what_is_there, broken.TellsZeroForUnknown),
     (conformance.a_census_counts_what_is_there, broken.ForgetsTheDelayed),
     (conformance.a_census_disturbs_nobody, broken.CountsByTakingOut),

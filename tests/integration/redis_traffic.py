@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
 from eventmesh.runtime.backoff import Reconnect
-from eventmesh.transports.base import Subscription, Transport, TransportOptions
+from eventmesh.transports.base import (
+    Consumer,
+    Delivery,
+    Subscription,
+    Transport,
+    TransportOptions,
+)
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.redis_streams import RedisStreamsTransport
 from eventmesh.wire.envelope import Envelope
@@ -41,6 +47,15 @@ async def opened(url: str, **options: float) -> AsyncIterator[RedisStreamsTransp
         yield transport
     finally:
         await transport.close()
+
+
+async def take(consumer: Consumer, count: int) -> list[Delivery]:
+    """Exactly so many deliveries."""
+    got: list[Delivery] = []
+    async with asyncio.timeout(10):
+        while len(got) < count:
+            got += await consumer.receive(count - len(got))
+    return got
 
 
 @dataclass

@@ -23,6 +23,7 @@ from tests.integration.redis_traffic import (
     envelopes,
     opened,
     running,
+    take,
 )
 
 AUDIT = Subscription("audit.note", PAID.messages)
@@ -58,14 +59,6 @@ def info(node: Node, what: str, *arguments: str) -> list[dict[str, Any]]:
     if answer and isinstance(answer[0], dict):
         return [{str(k): v for k, v in each.items()} for each in answer]
     return [dict(zip([n.decode() for n in f[::2]], f[1::2], strict=True)) for f in answer]
-
-
-async def take(consumer: Consumer, count: int) -> list[Delivery]:
-    got: list[Delivery] = []
-    async with asyncio.timeout(10):
-        while len(got) < count:
-            got += await consumer.receive(count - len(got))
-    return got
 
 
 async def settle(consumer: Consumer, deliveries: Sequence[Delivery]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from eventmesh.clock import SystemClock
 from eventmesh.testing.conformance.observing import (
     drain,
@@ -11,9 +13,10 @@ from eventmesh.testing.conformance.observing import (
     receive,
     same_ids,
 )
-from eventmesh.testing.conformance.rig import Rig
-from eventmesh.transports.base import SubscriptionStats
-from eventmesh.transports.outcome import DONE, Dead, RetryAfter
+from eventmesh.testing.conformance.rig import GuaranteeBroken, Rig
+from eventmesh.transports.base import Consumer, DeadLetter, Delivery, SubscriptionStats
+from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
+from eventmesh.wire.envelope import Envelope
 
 
 async def settled_is_gone(rig: Rig) -> None:
@@ -143,6 +146,107 @@ async def dead_letters_are_kept(rig: Rig) -> None:
         )
         expect(not await transport.dead_letters(subscription, limit=10), "nothing is left")
         same_ids(await drain(rig, transport, other, 3), sent)
+
+
+async def one_letter_for_each_message(rig: Rig) -> None:
+    """A message that died twice has one dead letter in the list, is given back once by replaying
+    it, and is gone once that is discarded. Without an id, or with other data, it is another."""
+    subscription = rig.subscription("cat")
+    twice, once, other = rig.envelopes(3)
+    changed = Envelope(twice.attributes, b"other data")
+    nameless = Envelope({**once.attributes, "id": ""}, once.data)
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+
+        async def bury(*sent: Envelope) -> None:
+            # One by one, because a broker that can tell may take no message twice at once.
+            for envelope in sent:
+                await transport.publish([envelope])
+                async with transport.consume(subscription, prefetch=1) as consumer:
+                    [delivery] = await receive(rig, consumer, 1)
+                    await consumer.settle([(delivery, Dead("no"))])
+
+        async def letters() -> list[DeadLetter]:
+            return list(await transport.dead_letters(subscription, limit=100))
+
+        await bury(twice, other, twice)
+        listed = await letters()
+        expect([each.envelope for each in listed] == [twice, other], listed)
+        first = listed[0].id
+        expect(list(await transport.replay(subscription, [first])) == [first], "it is replayed")
+        same_ids(await drain(rig, transport, subscription, 1), [twice])
+        async with transport.consume(subscription, prefetch=1) as consumer:
+            await expect_silence(consumer, 0.3)
+        expect([each.envelope for each in await letters()] == [other], "one is left")
+
+        await bury(twice, twice)
+        [first] = [each.id for each in await letters() if each.envelope == twice]
+        expect(list(await transport.discard(subscription, [first])) == [first], "it is discarded")
+        expect([each.envelope for each in await letters()] == [other], "no copy is left")
+        expect((await transport.stats(subscription)).dead == 1, "nothing else is kept")
+
+        await bury(twice, changed, nameless, nameless)
+        data = sorted(each.envelope.data for each in await letters())
+        expected = [other.data, twice.data, changed.data, nameless.data, nameless.data]
+        expect(data == sorted(expected), f"these are five, and not {data}")
+
+
+async def settling_is_always_possible(rig: Rig) -> None:
+    """Whatever a message, the text of an error or a delay looks like: the message is settled, its
+    data is kept, and those behind it come."""
+    subscription = rig.subscription("odd")
+    odd = "\x00 \x1b[2J \u2028 \U0001f642 \r\n"
+    extensions = (
+        {"odd": odd},
+        {f"many{number}": "" for number in range(1_000)},
+        {"long": "x" * 130_000},
+        {"euro": "€" * 43_300},
+        {"x-death": "no", "\x00": "no"},
+    )
+    sent = [
+        Envelope({**plain.attributes, **extension}, plain.data)
+        for plain, extension in zip(rig.envelopes(len(extensions)), extensions, strict=True)
+    ]
+    deaths = (
+        Dead(odd, odd),
+        Dead("\ud800", "\udfff"),
+        Dead("x" * 100_000, "y" * 1_000_000),
+        Dead("€" * 100_000, "€" * 100_000),
+        Dead("", ""),
+    )
+    delays = (math.inf, math.nan, -math.inf, 1e300, -1.0, 1e-9)
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+        for envelope, death in zip(sent, deaths, strict=True):
+            await transport.publish([envelope])
+            async with transport.consume(subscription, prefetch=1) as consumer:
+                [delivery] = await receive(rig, consumer, 1)
+                await _settled(consumer, delivery, RetryAfter(0.0))
+                [delivery] = await receive(rig, consumer, 1)
+                expect(delivery.envelope.data == envelope.data, delivery)
+                await _settled(consumer, delivery, death)
+        letters = await transport.dead_letters(subscription, limit=100)
+        kept = sorted(each.envelope.data for each in letters)
+        expect(kept == sorted(each.data for each in sent), f"{len(kept)} are kept")
+        for each in letters:
+            (each.reason + each.error).encode()  # a text that can be shown
+        await transport.publish(rig.envelopes(len(delays)))
+        async with transport.consume(subscription, prefetch=len(delays)) as consumer:
+            for delay, delivery in zip(
+                delays, await receive(rig, consumer, len(delays)), strict=True
+            ):
+                await _settled(consumer, delivery, RetryAfter(delay))
+            # As soon as that is possible: what is not a number, is negative, or is next to nothing.
+            await receive(rig, consumer, 4)
+            await expect_silence(consumer, 0.3)
+
+
+async def _settled(consumer: Consumer, delivery: Delivery, outcome: Outcome) -> None:
+    try:
+        await consumer.settle([(delivery, outcome)])
+    except Exception as error:
+        shown = f"{delivery} as {outcome}"[:500]
+        raise GuaranteeBroken(f"it cannot settle {shown}: {error!r}") from error
 
 
 async def stats_count_what_is_there(rig: Rig) -> None:
