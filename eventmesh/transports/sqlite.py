@@ -3,6 +3,11 @@
 The embedded default. Every call is one short transaction of a batch, in a thread of its own. A
 waiting consumer notices commits of other processes by polling `PRAGMA data_version`, which reads
 shared memory and no table.
+
+A file that is deleted or replaced lives on for those who have it open. So before each call, and
+with each poll, we look whether the path still leads to our file. Where it does not, we open what is
+there now; consumers of the former file end, because its messages have numbers of their own.
+Subscriptions that somebody deletes from the file are made again by those who consume them.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from eventmesh.transports.base import (
 )
 from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import Outcome, RetryAfter
-from eventmesh.transports.sqlite_store import BUSY_TIMEOUT, SqliteStore
+from eventmesh.transports.sqlite_store import BUSY_TIMEOUT, File, SqliteStore, file_at
 from eventmesh.wire.envelope import Envelope
 
 SHORTEST_POLL, LONGEST_POLL = 0.002, 0.03
@@ -37,6 +42,9 @@ messages come, p50 3.3 ms at 3 to 6% of a core; when none has come for a quarter
 
 RELAXING = 1 / 500
 """By how much a second without a commit lengthens the poll."""
+
+DECLARE_INTERVAL = 1.0
+"""Seconds in which a consumer notices that its subscription was deleted from the file."""
 
 T = TypeVar("T")
 
@@ -72,8 +80,8 @@ class SqliteTransport:
         self._thread.shutdown(wait=False)
 
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
-        await self.run(lambda store: store.declare(subscriptions))
-        self.wake()
+        if await self.run(lambda store: store.declare(subscriptions)):
+            self.wake()
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         if envelopes:
@@ -85,14 +93,28 @@ class SqliteTransport:
         self, subscription: Subscription, *, prefetch: int
     ) -> AsyncIterator[_SqliteConsumer]:
         await self.declare([subscription])
-        consumer = _SqliteConsumer(self, subscription.name, prefetch, self._clock, self._options)
-        keeping_alive = asyncio.ensure_future(consumer.keep_alive())
+        file = await self.run(lambda store: store.file)
+        consumer = _SqliteConsumer(
+            self, file, subscription.name, prefetch, self._clock, self._options
+        )
+        upkeep = [
+            asyncio.ensure_future(consumer.keep_alive()),
+            asyncio.ensure_future(self._keep_declared(subscription)),
+        ]
         try:
             yield consumer
         finally:
-            keeping_alive.cancel()
-            await asyncio.wait([keeping_alive])
+            for task in upkeep:
+                task.cancel()
+            await asyncio.wait(upkeep)
             await consumer.give_back()
+
+    async def _keep_declared(self, subscription: Subscription) -> None:
+        """Make the subscription again whenever it is missing, until cancelled."""
+        while True:
+            await self._clock.sleep(DECLARE_INTERVAL)
+            with suppress(Unreachable):  # the worker hears of it by its next receive or settle
+                await self.declare([subscription])
 
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
         return await self.run(lambda store: store.stats(subscription.name))
@@ -131,12 +153,39 @@ class SqliteTransport:
             raise Unreachable(f"The broker file {self._path} is not open: connect first.")
         return self._watcher.watch()
 
-    async def run(self, work: Callable[[SqliteStore], T]) -> T:
-        """Do this with the store, in its thread; Unreachable when the file does not allow it."""
+    async def run(self, work: Callable[[SqliteStore], T], *, only_in: File | None = None) -> T:
+        """Do this with the store, in its thread; Unreachable when the file does not allow it, or is
+        no longer the one that it is to be done in."""
+        if self._store is None:
+            raise Unreachable(f"The broker file {self._path} is not open: connect first.")
+
+        def do() -> T:
+            store = self._store_in_place()
+            if only_in is not None and store.file != only_in:
+                raise Unreachable(self._replaced())
+            return work(store)
+
+        return await self._call(do)
+
+    def _store_in_place(self) -> SqliteStore:
+        """The store of the file that is at our path now. In the store's thread."""
         store = self._store
         if store is None:
             raise Unreachable(f"The broker file {self._path} is not open: connect first.")
-        return await self._call(lambda: work(store))
+        if store.file == file_at(self._path):
+            return store
+        if self._options.looking and not is_broker(self._path):
+            raise Unreachable(self._replaced())
+        new = SqliteStore(self._path, self._clock)
+        store.close()
+        self._store = new
+        return new
+
+    def _replaced(self) -> str:
+        return (
+            f"The broker file {self._path} was deleted or replaced while it was used. What it held "
+            f"is gone; the file that is there now is used."
+        )
 
     async def _call(self, work: Callable[[], T]) -> T:
         with _translated(self._path):
@@ -149,12 +198,14 @@ class _SqliteConsumer:
     def __init__(
         self,
         transport: SqliteTransport,
+        file: File,
         subscription: str,
         prefetch: int,
         clock: Clock,
         options: TransportOptions,
     ) -> None:
         self._transport = transport
+        self._file = file
         self._subscription = subscription
         self._prefetch = prefetch
         self._clock = clock
@@ -185,9 +236,7 @@ class _SqliteConsumer:
         if not mine:
             return
         letter_ids = [self._clock.new_id() for _ in mine]
-        await self._transport.run(
-            lambda store: store.settle(self._owner, mine, letter_ids, died_at)
-        )
+        await self._run(lambda store: store.settle(self._owner, mine, letter_ids, died_at))
         self._held.difference_update(delivery.token for delivery, _ in mine)
         self._room.set()
         if any(isinstance(outcome, RetryAfter) for _, outcome in mine):
@@ -200,21 +249,24 @@ class _SqliteConsumer:
             if not self._held and self._leasing is None:
                 continue
             with suppress(Unreachable):  # the worker hears of it by its next receive or settle
-                await self._transport.run(lambda store: store.renew(self._owner, self._lease_time))
+                await self._run(lambda store: store.renew(self._owner, self._lease_time))
 
     async def give_back(self) -> None:
         """Make all that this consumer leased visible to others, also what it never saw."""
         if self._leasing is not None:
             await asyncio.wait([self._leasing])
         with suppress(Unreachable):  # then the leases end by themselves
-            await self._transport.run(lambda store: store.release(self._owner, self._held))
+            await self._run(lambda store: store.release(self._owner, self._held))
         self._transport.wake()
+
+    async def _run(self, work: Callable[[SqliteStore], T]) -> T:
+        return await self._transport.run(work, only_in=self._file)
 
     async def _lease(self, limit: int) -> list[Delivery]:
         # Kept over a cancellation: what the thread leases meanwhile is the next call's.
         if self._leasing is None:
             self._leasing = asyncio.ensure_future(
-                self._transport.run(
+                self._run(
                     lambda store: store.lease(
                         self._subscription, self._owner, limit, self._lease_time
                     )
@@ -232,7 +284,7 @@ class _SqliteConsumer:
 
     async def _wait(self, changed: asyncio.Future[None]) -> None:
         """Return when somebody committed, or a delay or a dead worker's lease is over."""
-        seconds = await self._transport.run(lambda store: store.next_in(self._subscription))
+        seconds = await self._run(lambda store: store.next_in(self._subscription))
         await asyncio.wait([changed], timeout=None if seconds is None else max(seconds, 0.0))
 
 
@@ -241,6 +293,8 @@ class _Watcher:
     longer there was none. Runs on the event loop: a poll takes microseconds and no lock."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
+        self._path = path
+        self._file = file_at(path)
         self._connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
         self._clock = clock
         self._waiting: set[asyncio.Future[None]] = set()
@@ -268,7 +322,7 @@ class _Watcher:
         self._connection.close()
 
     async def _poll(self) -> None:
-        seen = 0
+        seen: object = None
         while True:
             if not self._waiting:
                 self._wanted.clear()
@@ -280,14 +334,21 @@ class _Watcher:
             quiet = self._clock.monotonic() - self._changed_at
             await self._clock.sleep(min(max(quiet * RELAXING, SHORTEST_POLL), LONGEST_POLL))
 
-    def _version(self) -> int:
-        """Another number after each commit; -1, which lets everyone look, when it cannot be read:
-        who looks will find out why."""
+    def _version(self) -> object:
+        """Something else after each commit, and when there is another file, or none. Whoever looks
+        then makes the file, or finds out why it cannot be read."""
+        file = file_at(self._path)
         try:
-            version: int = self._connection.execute("PRAGMA data_version").fetchone()[0]
+            if file is not None and file != self._file:
+                self._connection.close()
+                self._connection = sqlite3.connect(
+                    self._path, timeout=BUSY_TIMEOUT, isolation_level=None
+                )
+                self._file = file
+            version = self._connection.execute("PRAGMA data_version").fetchone()[0]
         except sqlite3.Error:
-            return -1
-        return version
+            return (file, None)
+        return (file, version)
 
 
 def path_of(url: str) -> Path:

@@ -106,11 +106,29 @@ FROM held GROUP BY subscription, state, name, dataschema
 """
 
 
+File = tuple[int, int]
+"""A file, whatever its name: device and inode."""
+
+
+def file_at(path: Path) -> File | None:
+    """The file to which the path leads now; None where there is none."""
+    try:
+        return _identity(path)
+    except OSError:
+        return None
+
+
+def _identity(path: Path) -> File:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
 class SqliteStore:
     """One connection to the file."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
         make_private_file(path)
+        self.file = _identity(path)
         self._connection = sqlite3.connect(
             path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
@@ -119,6 +137,8 @@ class SqliteStore:
         # FULL: what publish returned for also survives a power cut, as the outbox's delete does.
         self._connection.execute("PRAGMA synchronous = FULL")
         self._create(path)
+        if file_at(path) != self.file:
+            raise FileNotFoundError("it was deleted or replaced while it was opened")
         self._clock = clock
         self._ahead = self._anchor()
 
@@ -129,11 +149,12 @@ class SqliteStore:
     def close(self) -> None:
         self._connection.close()
 
-    def declare(self, subscriptions: Sequence[Subscription]) -> None:
+    def declare(self, subscriptions: Sequence[Subscription]) -> bool:
+        """Make these subscriptions; whether any was missing."""
         wanted = {(message, s.name) for s in subscriptions for message in s.messages}
         known = set(self._connection.execute("SELECT message, subscription FROM binding"))
         if wanted <= known:
-            return
+            return False
         with self._transaction() as connection:
             connection.executemany("INSERT OR IGNORE INTO binding VALUES (?, ?)", wanted)
             for message, subscription in sorted(wanted - known):
@@ -146,6 +167,7 @@ class SqliteStore:
             connection.executemany(
                 "DELETE FROM unrouted WHERE message = ?", [(message,) for message, _ in wanted]
             )
+        return True
 
     def publish(self, envelopes: Sequence[Envelope]) -> None:
         with self._transaction() as connection:

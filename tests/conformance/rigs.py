@@ -13,6 +13,7 @@ from eventmesh.testing.servers import ControlledServer, Server
 from eventmesh.transports.base import Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.memory import MemoryBroker, MemoryTransport
+from eventmesh.transports.sqlite import path_of
 from tests.conformance.refusing import refusing
 
 
@@ -76,9 +77,16 @@ def rig_in_memory(
 
 
 def rig_on_file(url: str) -> Rig:
-    """A rig on a broker in a file: no connection to cut, and nothing to restart."""
+    """A rig on a broker in a file: no connection to cut, and nothing to restart. Its data is lost
+    when somebody deletes the file."""
     prefix = _new_prefix()
-    return Rig(_connecting_to(url, prefix), url, prefix)
+
+    async def lose_data() -> None:
+        path = path_of(url)
+        for each in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+            each.unlink()
+
+    return Rig(_connecting_to(url, prefix), url, prefix, lose_data=lose_data)
 
 
 @asynccontextmanager

@@ -278,7 +278,20 @@ async def test_a_message_of_too_many_attributes_is_refused_alone(
     assert (await transport.stats(PAID)).ready == 2
 
 
-# --- a stream that is deleted while its messages are handled ---
+# --- what is deleted while messages are handled ---
+
+
+@pytest.mark.parametrize("kind", ["retry", "delayed"])
+async def test_retries_go_on_after_what_they_wait_in_was_deleted(
+    kind: str, node: Node, transport: RedisStreamsTransport
+) -> None:
+    await transport.publish(envelopes(1))
+    async with transport.consume(PAID, prefetch=1) as consumer:
+        for attempt in range(1, 7):
+            [delivery] = await take(consumer, 1)
+            assert delivery.attempt == attempt
+            node.tell("DEL", key_of(node, kind))
+            await consumer.settle([(delivery, RetryAfter(0.05 * (attempt % 2)))])
 
 
 @pytest.mark.parametrize("outcome", [Dead("no"), RetryAfter(0.1)])

@@ -1,0 +1,152 @@
+"""What somebody deletes or replaces of a broker file while it is used is noticed by whoever
+publishes or consumes, and made again; what was published meanwhile goes to its subscription."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from eventmesh.errors import Unreachable
+from eventmesh.transports.base import TransportOptions
+from eventmesh.transports.outcome import DONE
+from eventmesh.transports.sqlite import SqliteTransport
+from tests.integration.redis_traffic import CLOCK, PAID, Traffic, envelopes, running, take
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Project, Put
+
+FILES = ("broker.db", "broker.db-wal", "broker.db-shm")
+
+
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[SqliteTransport]:
+    transport = SqliteTransport(f"sqlite:///{folder}/broker.db", CLOCK, TransportOptions())
+    await transport.connect()
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+def delete_the_subscriptions(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "broker.db")) as file, file:
+        file.execute("DELETE FROM binding")
+
+
+def delete_the_file(folder: Path) -> None:
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+def delete_the_file_only(folder: Path) -> None:
+    """And leave what SQLite has beside it."""
+    (folder / "broker.db").unlink()
+
+
+def move_the_folder(folder: Path) -> None:
+    folder.rename(folder.with_name(f"{folder.name}-{len(list(folder.parent.iterdir()))}"))
+
+
+def replace_the_file(folder: Path) -> None:
+    """By a database without any table, as a backup of nothing would be."""
+    other = folder / "other.db"
+    with closing(sqlite3.connect(other)) as file, file:
+        file.execute("PRAGMA user_version = 0")
+    other.touch()
+    delete_the_file(folder)
+    other.rename(folder / "broker.db")
+
+
+LOSSES = [
+    delete_the_subscriptions,
+    delete_the_file,
+    delete_the_file_only,
+    move_the_folder,
+    replace_the_file,
+]
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+async def test_publisher_and_consumer_go_on_after(
+    lose: Callable[[Path], None], tmp_path: Path
+) -> None:
+    folder = tmp_path / "broker"
+    async with opened(folder) as publishing, opened(folder) as consuming:
+        publisher, consumer = Traffic(publishing), Traffic(consuming)
+        await consuming.declare([PAID])
+
+        async def flows() -> None:
+            await publisher.publish(envelopes(3))
+            consumer.published = publisher.published
+            await consumer.until_all_is_handled()
+
+        async with running(consumer.keep_consuming()):
+            await flows()
+            for _ in range(3):
+                lose(folder)
+                await flows()
+        assert all("was deleted or replaced" in error for error in consumer.consuming_errors)
+        assert not publisher.publishing_errors
+
+
+async def test_what_was_held_of_a_file_that_is_gone_settles_nothing_of_the_new_one(
+    tmp_path: Path,
+) -> None:
+    """Their messages have the same numbers."""
+    async with opened(tmp_path) as transport:
+        await transport.declare([PAID])
+        await transport.publish(envelopes(2))
+
+        async def settle_what_is_gone() -> None:
+            async with transport.consume(PAID, prefetch=4) as consumer:
+                held = await take(consumer, 2)
+                delete_the_file(tmp_path)
+                await transport.declare([PAID])
+                await transport.publish(new)
+                for _ in range(2):
+                    with pytest.raises(Unreachable, match="was deleted or replaced"):
+                        await consumer.settle([(delivery, DONE) for delivery in held])
+                await consumer.receive(2)
+
+        new = envelopes(2)
+        with pytest.raises(Unreachable, match="was deleted or replaced"):
+            await settle_what_is_gone()
+        async with transport.consume(PAID, prefetch=4) as consumer:
+            got = await take(consumer, 2)
+            assert [delivery.envelope for delivery in got] == new
+            assert [delivery.deliveries for delivery in got] == [1, 1]
+
+
+async def test_looking_makes_no_file_in_the_place_of_one_that_was_deleted(tmp_path: Path) -> None:
+    async with opened(tmp_path) as transport:
+        await transport.declare([PAID])
+    options = TransportOptions(looking=True)
+    looking = SqliteTransport(f"sqlite:///{tmp_path}/broker.db", CLOCK, options)
+    await looking.connect()
+    try:
+        delete_the_file(tmp_path)
+        with pytest.raises(Unreachable, match="was deleted or replaced"):
+            await looking.census([PAID])
+        assert not (tmp_path / "broker.db").exists()
+    finally:
+        await looking.close()
+
+
+@pytest.mark.parametrize("lose", [delete_the_subscriptions, delete_the_file])
+async def test_a_worker_goes_on_after(
+    lose: Callable[[Path], None],
+    bank: Project,
+    put: Put,
+    attributes: Callable[..., dict[str, str]],
+) -> None:
+    worker = bank.worker()
+    await asyncio.to_thread(lose, bank.root / ".eventmesh")
+    await put(bank, attributes(), b'{"owner": "ada", "cents": 1250}')
+    worker.until_prints("ada has 12.50")
+    worker.drain()
