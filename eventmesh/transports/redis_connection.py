@@ -7,6 +7,7 @@ have been done. Whoever sees Unreachable decides, and knows that it may be a sec
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -53,10 +54,13 @@ _ADVICE = {
     "NOPERM": "Give its user the rights that EventMesh needs",
     "OOM": "Raise its maxmemory; consuming goes on, and makes room",
     "READONLY": "Name the master in EVENTMESH_BROKER_URL, or find it by redis+sentinel://",
-    "WRONGTYPE": "Another program has put it there: rename or delete it, and EventMesh goes on",
+    "WRONGTYPE": "Another program uses that key: rename or delete it, and EventMesh goes on",
     "WRONGPASS": "Correct user and password in EVENTMESH_BROKER_URL",
 }
 
+
+_PLACE_IN_SCRIPT = re.compile(r" script: [0-9a-f]{40}, on @user_script:[0-9]+\.?$")
+"""What Redis says of every error in a script, and only its author can use."""
 
 _CLOSED_IN_UVLOOP = "the handler is closed"
 """What uvloop says, in a RuntimeError, of writing to a connection that was reset; asyncio's own
@@ -239,7 +243,7 @@ class Redis:
         code = code_of(error)
         if code in _ELSEWHERE:
             self._doubted = True
-        said = redact_error(error, self._url).rstrip(".")
+        said = _PLACE_IN_SCRIPT.sub("", redact_error(error, self._url)).rstrip(".")
         shown = said if said.startswith(code) else f"{code} {said}"
         return Refused(
             f"Redis at {self._shown_url} refuses: {shown}. "

@@ -48,7 +48,7 @@ local function try(key, command, ...)
   local reply = redis.pcall(command, key, ...)
   if type(reply) ~= 'table' or not reply.err then return reply end
   if not string.find(reply.err, 'WRONGTYPE', 1, true) then return error(reply) end
-  return error({err = 'WRONGTYPE the key ' .. key .. ' is in the place of one of EventMesh'})
+  return error({err = 'WRONGTYPE the key ' .. key .. ' does not hold what EventMesh keeps there'})
 end
 """
 """`try` is the reply of a command; where its key is of another type, the error names it."""

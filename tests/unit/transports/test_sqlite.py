@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -68,6 +69,52 @@ def test_a_url_names_a_path_from_here_or_an_absolute_one(url: str, path: str) ->
 def test_a_url_without_file_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="names no file: write sqlite:///"):
         path_of(url)
+
+
+# --- what others have written to the file ---
+
+ODD_ROWS: list[tuple[object, object, object]] = [
+    # attributes, data, attempt
+    (b"[1]", b"", 1),
+    ("null", "text", 1),
+    (b'{"id": 7}', b"\xff", 2),
+    (b"\xff", 5, 1),
+    ("", 1.5, 10**18),
+    (b"{}", b"{}", "many"),
+]
+
+
+async def test_odd_rows_are_handed_out_and_dead_lettered(
+    transport: SqliteTransport, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "broker.db")) as file, file:
+        file.executemany(
+            "INSERT INTO queue (subscription, attributes, data, due_at, attempt)"
+            " VALUES (?, ?, ?, 0, ?)",
+            [(PAID.name, *row) for row in ODD_ROWS],
+        )
+        file.executemany(
+            "INSERT INTO dead_letter VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?)",
+            [
+                (str(number), PAID.name, attributes, data, b"\xff", b"\xff", attempt, "never")
+                for number, (attributes, data, attempt) in enumerate(ODD_ROWS)
+            ],
+        )
+    await transport.publish(messages("1"))
+    census = await transport.census([PAID], PAID.messages)
+    assert sum(lot.number for lot in census.lots.values()) == 2 * len(ODD_ROWS) + 1
+    async with transport.consume(PAID, prefetch=10) as consumer:
+        *odd, good = await take(consumer, len(ODD_ROWS) + 1)
+        assert good.envelope.id == "1"
+        assert [bool(delivery.unreadable) for delivery in odd] == [True] * 5 + [False]
+        await consumer.settle([(good, DONE), (odd[0], RetryAfter(0.0))])
+        await consumer.settle([(delivery, Dead("no")) for delivery in odd[1:]])
+        await consumer.settle([(each, Dead("no")) for each in await take(consumer, 1)])
+    letters = await transport.dead_letters(PAID, limit=100)
+    assert len(letters) == 2 * len(ODD_ROWS)
+    ids = [letter.id for letter in letters]
+    assert await transport.replay(PAID, ids) == ids
+    assert (await transport.stats(PAID)).ready == len(ids)
 
 
 # --- the wall clock is set ---
