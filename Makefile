@@ -15,7 +15,7 @@ test: $(VENV)/.dev  ## all tests; ARGS="-k redis"
 	$(BIN)/python -m pytest $(ARGS)
 
 soak: export EVENTMESH_SOAK_MINUTES ?= 10
-soak: $(VENV)/.dev  ## all crash points; 100,000 inputs to each decoder; all faults on all servers, again and again for EVENTMESH_SOAK_MINUTES
+soak: $(VENV)/.dev  ## all crash points; 100,000 inputs to the decoders; all faults on all servers, again and again for EVENTMESH_SOAK_MINUTES
 	$(BIN)/python -m pytest tests/crash tests/unit/persistence/test_state_machine.py tests/unit/test_decoders.py tests/faults -m "soak or not soak" $(ARGS)
 
 cluster: $(VENV)/.dev  ## nodes of a three-node RabbitMQ cluster are killed under load; needs Docker

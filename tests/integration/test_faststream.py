@@ -393,6 +393,26 @@ async def test_an_event_of_somebody_else_is_taken_where_the_subscriber_names_its
     assert stage.calls == ["bridged"]
 
 
+@pytest.mark.parametrize("kind", ["redis"])
+@pytest.mark.parametrize(
+    "fields",
+    [{"parcel": b"1 x\n[1,2]\n{}"}, {"parcel": b"\xff"}, {"x": "y"}, {b"\xff": b"\xff"}],
+)
+async def test_what_is_no_retry_of_ours_becomes_a_dead_letter(
+    stage: Stage, fields: dict[Any, Any]
+) -> None:
+    invoicing(stage)
+    retries = f"{stage.settings.broker_prefix}:retry:{stage.subscription.name}"
+    async with stage.running(), Redis.from_url(stage.settings.broker_url) as redis:
+        await redis.xadd(retries, fields)
+        await stage.publish(stage.place("good"))
+        await stage.invoiced("good")
+        [letter] = await stage.letters()
+        assert letter.reason
+        assert (await stage.settled()).dead == 1
+    assert stage.calls == ["good"]
+
+
 async def test_data_that_does_not_fit_the_contract_becomes_a_dead_letter(stage: Stage) -> None:
     invoicing(stage)
     good = stage.place("a")
