@@ -128,9 +128,9 @@ class Redis:
     async def batch(self, commands: Sequence[Command]) -> list[Any]:
         """The answers to these commands, sent at once and done one by one."""
         answers = await self.attempt(commands)
-        for answer in answers:
+        for command, answer in zip(commands, answers, strict=True):
             if isinstance(answer, ResponseError):
-                raise self.refusal(answer)
+                raise self.refusal(answer, command)
         return answers
 
     async def attempt(self, commands: Sequence[Command]) -> list[Any]:
@@ -238,12 +238,14 @@ class Redis:
             f"EVENTMESH_BROKER_URL."
         )
 
-    def refusal(self, error: RedisError) -> Refused:
+    def refusal(self, error: RedisError, command: Command = ()) -> Refused:
         """The error for a Redis that answers, and does not do what is asked."""
         code = code_of(error)
         if code in _ELSEWHERE:
             self._doubted = True
         said = _PLACE_IN_SCRIPT.sub("", redact_error(error, self._url)).rstrip(".")
+        if code == "WRONGTYPE" and command and command[0] != "EVAL":  # our scripts name the key
+            said = f"the key {command[1]!s} does not hold what EventMesh keeps there"
         shown = said if said.startswith(code) else f"{code} {said}"
         return Refused(
             f"Redis at {self._shown_url} refuses: {shown}. "
@@ -279,7 +281,7 @@ class Connection:
         """The answer to one command."""
         [answer] = await self.exchange([command])
         if isinstance(answer, ResponseError):
-            raise self._redis.refusal(answer)
+            raise self._redis.refusal(answer, command)
         return answer
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:

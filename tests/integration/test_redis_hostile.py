@@ -344,6 +344,20 @@ async def test_a_dead_letter_that_cannot_be_replayed_is_kept(
     assert await transport.dead_letters(PAID, limit=10) == letters
 
 
+async def test_looking_at_a_key_of_another_type_names_it(
+    node: Node, transport: RedisStreamsTransport
+) -> None:
+    dead, delayed = key_of(node, "dead"), key_of(node, "delayed")
+    node.tell("SET", dead, "something else")
+    node.tell("SET", delayed, "something else")
+    with pytest.raises(Unreachable, match=wrong_type(dead)):
+        await transport.dead_letters(PAID, limit=10)
+    with pytest.raises(Unreachable, match=wrong_type(dead)):
+        await transport.discard(PAID, ["1-0"])
+    with pytest.raises(Unreachable, match=wrong_type(delayed)):
+        await transport.stats(PAID)
+
+
 @pytest.mark.parametrize("kind", ["stream", "retry", "delayed", "dead"])
 async def test_a_key_of_another_type_is_named_and_waited_for(
     kind: str, node: Node, transport: RedisStreamsTransport, monkeypatch: pytest.MonkeyPatch
