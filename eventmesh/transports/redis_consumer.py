@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import structlog
 from redis.exceptions import ResponseError
 
 from eventmesh.clock import Clock
@@ -38,6 +39,16 @@ LOOK_INTERVAL = 0.5
 
 STABLE_AFTER = 1.0
 """Seconds that a connection must have served before its loss is mended without a word."""
+
+REFUSED_DELAY = 30.0
+"""Seconds after which a message comes again that Redis takes neither as a dead letter nor for a
+retry, because of what is at the key."""
+
+_WRONG_WITH_A_KEY = ("WRONGTYPE", "ERR")
+"""How Redis answers where it could do the same with another key. ERR is, for one, a stream that has
+had its last id."""
+
+Settlement = tuple[Delivery, Outcome]
 
 _HEALED_BY_DECLARING = ("NOGROUP", "UNBLOCKED", "WRONGTYPE")
 """How Redis answers a read where a stream or a group is missing; where something else has the name
@@ -69,6 +80,7 @@ class RedisConsumer:
         self._turn = 0
         self._leaving = False
         self._client_id: int | None = None
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.redis")
         self._arrived = asyncio.Event()
         self._room_made = asyncio.Event()
         self._upkeep = Upkeep(redis, keys, self._name, self._mine, clock, visibility_timeout)
@@ -92,20 +104,68 @@ class RedisConsumer:
         self._room_made.set()
         return taken
 
-    async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> None:
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
         ours = [pair for pair in settlements if pair[0].token in self._mine]
-        commands = self._settling(ours)
-        # A settlement that was cancelled or failed can be tried again, because what it did to the
-        # broker it does not do twice. So the loss of a mere connection is nobody's business.
-        try:
-            await self._redis.batch(commands)
-        except ConnectionLost:
-            await self._redis.batch(commands)
+        done = [delivery for delivery, outcome in ours if isinstance(outcome, Done)]
+        moved = [pair for pair in ours if not isinstance(pair[1], Done)]
+        finishing = self._finishing(done)
+        answers = await self._done_once_or_twice(
+            [*finishing, *(self._moving(delivery, outcome) for delivery, outcome in moved)]
+        )
+        errors = [
+            (pair, answer)
+            for pair, answer in zip(moved, answers[len(finishing) :], strict=True)
+            if isinstance(answer, ResponseError)
+        ]
+        for answer in answers[: len(finishing)]:
+            if isinstance(answer, ResponseError):
+                raise self._redis.refusal(answer)
+        if errors:
+            await self._put_off(errors)
         self._mine.difference_update(delivery.token for delivery, _ in ours)
         self._room_made.set()
         self._arrived.set()
-        if any(isinstance(outcome, RetryAfter) for _, outcome in ours):
+        if errors or any(isinstance(outcome, RetryAfter) for _, outcome in moved):
             self._upkeep.delay_asked()
+
+    async def _done_once_or_twice(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers to these commands. Settling is idempotent, so that it is tried again on a
+        fresh connection when only the connection was lost."""
+        try:
+            return await self._redis.attempt(commands)
+        except ConnectionLost:
+            return await self._redis.attempt(commands)
+
+    async def _put_off(self, errors: Sequence[tuple[Settlement, ResponseError]]) -> None:
+        """See that deliveries which Redis does not take as dead letters or for a retry are not in
+        the way of others.
+
+        Where something is wrong with the key that they should go to, they wait for REFUSED_DELAY
+        among the delayed, and come again as they were. Where nothing helps, it is Refused.
+        """
+        for _, error in errors:
+            if code_of(error) not in _WRONG_WITH_A_KEY:
+                raise self._redis.refusal(error)
+        refusal = self._redis.refusal(errors[0][1])
+        self._log.warning(
+            "messages put off",
+            subscription=self._keys.group,
+            messages=len(errors),
+            error=str(refusal),
+            again_after=REFUSED_DELAY,
+        )
+        answers = await self._done_once_or_twice(
+            [
+                self._delaying(
+                    delivery,
+                    delivery.attempt + isinstance(outcome, RetryAfter),
+                    REFUSED_DELAY,
+                )
+                for (delivery, outcome), _ in errors
+            ]
+        )
+        if any(isinstance(answer, ResponseError) for answer in answers):
+            raise refusal
 
     async def leave(self) -> bool:
         """Stop reading and give back what is unsettled; False when Redis is away, and `give_back`
@@ -141,36 +201,42 @@ class RedisConsumer:
 
     # Settling
 
-    def _settling(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> list[Command]:
-        """Commands each of which is one step by itself. Not a MULTI, which a Redis that is out of
-        memory refuses whatever is in it: then above all consumers must be able to go on."""
-        done: dict[str, list[bytes]] = {}
-        others: list[Command] = []
-        for delivery, outcome in settlements:
+    # Each of these commands is one step by itself. Not a MULTI, which a Redis that is out of memory
+    # refuses whatever is in it: then above all consumers must be able to go on.
+
+    def _finishing(self, done: Iterable[Delivery]) -> list[Command]:
+        """Commands that forget what is done."""
+        entries: dict[str, list[bytes]] = {}
+        for delivery in done:
             stream, entry_id = delivery.token
-            match outcome:
-                case Done():
-                    done.setdefault(stream, []).append(entry_id)
-                case RetryAfter(delay):
-                    others.append(self._retrying(delivery, delay))
-                case Dead():
-                    fields = letter_fields(delivery, outcome, self._clock)
-                    others.append(self._resettling(delivery, self._keys.dead, "", fields))
+            entries.setdefault(stream, []).append(entry_id)
         commands: list[Command] = []
-        for stream, ids in done.items():
+        for stream, ids in entries.items():
             # Not guarded like the others: it was handled, so whoever has it now may be spared.
             if stream == self._keys.retry:
                 commands.append(call(scripts.FINISH, (stream,), self._keys.group, *ids))
             else:
                 commands.append(("XACK", stream, self._keys.group, *ids))
-        return commands + others
+        return commands
 
-    def _retrying(self, delivery: Delivery, delay: float) -> Command:
-        content = parcel(delivery.envelope, delivery.attempt + 1, self._clock)
-        if delay > 0:
-            delay_ms = math.ceil(delay * 1000)
-            return self._resettling(delivery, self._keys.delayed, delay_ms, (content,))
-        return self._resettling(delivery, self._keys.retry, "", ("parcel", content))
+    def _moving(self, delivery: Delivery, outcome: Outcome) -> Command:
+        """The command that moves a delivery to where its outcome has it."""
+        match outcome:
+            case RetryAfter(delay) if delay > 0:
+                return self._delaying(delivery, delivery.attempt + 1, delay)
+            case RetryAfter():
+                content = parcel(delivery.envelope, delivery.attempt + 1, self._clock)
+                return self._resettling(delivery, self._keys.retry, "", ("parcel", content))
+            case Dead():
+                fields = letter_fields(delivery, outcome, self._clock)
+                return self._resettling(delivery, self._keys.dead, "", fields)
+            case Done():
+                raise AssertionError("what is done is finished")
+
+    def _delaying(self, delivery: Delivery, attempt: int, delay: float) -> Command:
+        content = parcel(delivery.envelope, attempt, self._clock)
+        delay_ms = math.ceil(delay * 1000)
+        return self._resettling(delivery, self._keys.delayed, delay_ms, (content,))
 
     def _resettling(
         self, delivery: Delivery, target: str, delay_ms: int | str, content: Sequence[str | bytes]

@@ -13,7 +13,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from eventmesh.errors import PublishError, Unreachable
-from eventmesh.transports import redis_upkeep
+from eventmesh.transports import redis_consumer, redis_upkeep
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.transports.redis_scripts import MOVE_DUE, call
 from eventmesh.transports.redis_streams import RedisStreamsTransport
@@ -178,37 +178,70 @@ def wrong_type(key: str) -> str:
     )
 
 
-@pytest.mark.parametrize(
-    ("kind", "outcome"),
-    [("dead", Dead("no")), ("delayed", RetryAfter(0.1)), ("retry", RetryAfter(0.0))],
-)
-async def test_what_cannot_be_settled_comes_again_and_the_rest_is_settled(
-    kind: str, outcome: Dead | RetryAfter, node: Node, transport: RedisStreamsTransport
+async def test_what_cannot_be_dead_lettered_is_put_off_and_the_rest_goes_on(
+    node: Node, transport: RedisStreamsTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are of them: they are not in the way of what comes behind them."""
+    monkeypatch.setattr(redis_consumer, "REFUSED_DELAY", 0.3)
+    dead = key_of(node, "dead")
+    node.tell("SET", dead, "something else")
+    bad, good = envelopes(5), envelopes(1)
+    async with transport.consume(PAID, prefetch=2) as consumer:
+        await transport.publish([*bad, *good])
+        seen: set[str] = set()
+        while good[0].id not in seen:
+            got = await take(consumer, 1)
+            seen.update(delivery.envelope.id for delivery in got)
+            await consumer.settle(
+                [(each, DONE if each.envelope in good else Dead("no")) for each in got]
+            )
+        node.tell("DEL", dead)
+        for _ in bad:
+            [again] = await take(consumer, 1)
+            assert again.envelope in bad
+            assert again.attempt == 1
+            await consumer.settle([(again, Dead("no"))])
+    assert len(await transport.dead_letters(PAID, limit=10)) == len(bad)
+
+
+async def test_where_nothing_can_be_put_off_it_comes_again_and_the_rest_is_settled(
+    node: Node, transport: RedisStreamsTransport
 ) -> None:
     sent = envelopes(3)
     await transport.publish(sent)
-    name = key_of(node, kind)
+    dead, delayed = key_of(node, "dead"), key_of(node, "delayed")
 
     async def settle_all() -> None:
         async with transport.consume(PAID, prefetch=3) as consumer:
             first, second, third = await take(consumer, 3)
-            node.tell("DEL", name)
-            node.tell("SET", name, "something else")
-            await consumer.settle([(first, DONE), (second, outcome), (third, DONE)])
+            node.tell("SET", dead, "something else")
+            node.tell("SET", delayed, "something else")
+            await consumer.settle([(first, DONE), (second, Dead("no")), (third, DONE)])
 
-    with pytest.raises(Unreachable, match=wrong_type(name)):
+    with pytest.raises(Unreachable, match=wrong_type(dead)):
         await settle_all()
-    node.tell("DEL", name)
+    node.tell("DEL", dead, delayed)
     async with transport.consume(PAID, prefetch=3) as consumer:
         [again] = await take(consumer, 1)
-        assert again.envelope == sent[1]
-        await consumer.settle([(again, outcome)])
-        if isinstance(outcome, RetryAfter):
-            [again] = await take(consumer, 1)
-            assert (again.envelope, again.attempt) == (sent[1], 2)
-            await consumer.settle([(again, DONE)])
+        assert (again.envelope, again.deliveries) == (sent[1], 2)
+        await consumer.settle([(again, Dead("no"))])
     stats = await transport.stats(PAID)
-    assert (stats.ready, stats.dead) == (0, isinstance(outcome, Dead))
+    assert (stats.ready, stats.delayed, stats.dead) == (0, 0, 1)
+
+
+async def test_a_stream_that_had_its_last_id_takes_nothing_and_nothing_is_lost(
+    node: Node, transport: RedisStreamsTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_consumer, "REFUSED_DELAY", 0.1)
+    [sent] = envelopes(1)
+    await transport.publish([sent])
+    async with transport.consume(PAID, prefetch=1) as consumer:
+        [delivery] = await take(consumer, 1)
+        node.tell("XADD", key_of(node, "dead"), f"{2**64 - 1}-{2**64 - 1}", "x", "y")
+        await consumer.settle([(delivery, Dead("no"))])
+        [again] = await take(consumer, 1)
+        assert again.envelope == sent
+        await consumer.settle([(again, DONE)])
 
 
 def out_of_memory(node: Node) -> None:
@@ -223,26 +256,18 @@ def without_rights(node: Node) -> None:
     node.tell("ACL", "SETUSER", "default", "-zadd", "-xadd")
 
 
-def without_ids(node: Node) -> None:
-    """The last id that a stream can have has been given."""
-    for kind in ("dead", "retry"):
-        node.tell("XADD", key_of(node, kind), f"{2**64 - 1}-{2**64 - 1}", "x", "y")
-
-
 @pytest.fixture
 def healed(node: Node) -> Iterator[Callable[[], None]]:
     def heal() -> None:
         node.set("maxmemory", 0)
         node.set("min-replicas-to-write", 0)
         node.tell("ACL", "SETUSER", "default", "+zadd", "+xadd")
-        for kind in ("dead", "retry"):
-            node.tell("XDEL", key_of(node, kind), f"{2**64 - 1}-{2**64 - 1}")
 
     yield heal
     heal()
 
 
-@pytest.mark.parametrize("refuse", [short_of_replicas, without_rights, without_ids])
+@pytest.mark.parametrize("refuse", [short_of_replicas, without_rights])
 @pytest.mark.parametrize("outcome", [Dead("no"), RetryAfter(0.0)])
 async def test_what_redis_does_not_take_comes_again(
     outcome: Dead | RetryAfter,
@@ -266,9 +291,8 @@ async def test_what_redis_does_not_take_comes_again(
     with pytest.raises(Unreachable, match="refuses"):
         await settle_it()
     async with transport.consume(PAID, prefetch=1) as consumer:
-        while (delivery := (await take(consumer, 1))[0]).envelope != sent:
-            await consumer.settle([(delivery, DONE)])
-        assert delivery.deliveries == 2
+        [delivery] = await take(consumer, 1)
+        assert (delivery.envelope, delivery.deliveries) == (sent, 2)
         await consumer.settle([(delivery, DONE)])
 
 
