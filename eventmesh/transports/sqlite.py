@@ -74,10 +74,15 @@ class SqliteTransport:
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             await watcher.close()
+        if self._store is not None:
+            await self._call(self._close_store)
+        self._thread.shutdown(wait=False)
+
+    def _close_store(self) -> None:
+        """In the store's thread, where no other call can be opening another file meanwhile."""
         store, self._store = self._store, None
         if store is not None:
-            await self._call(store.close)
-        self._thread.shutdown(wait=False)
+            store.close()
 
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
         if await self.run(lambda store: store.declare(subscriptions)):
