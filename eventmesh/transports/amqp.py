@@ -20,14 +20,8 @@ from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
 from eventmesh.transports.amqp_census import Looking
 from eventmesh.transports.amqp_connection import CONNECT_TIMEOUT, Link
 from eventmesh.transports.amqp_consumer import AmqpConsumer
-from eventmesh.transports.amqp_publishing import (
-    PUBLISH_TIMEOUT,
-    Parcel,
-    Sender,
-    Shipment,
-    again,
-    properties_of,
-)
+from eventmesh.transports.amqp_parcels import Parcel, again, properties_of
+from eventmesh.transports.amqp_publishing import PUBLISH_TIMEOUT, Sender, Shipment
 from eventmesh.transports.amqp_topology import DEAD_ID, Piece, Topology, letter_of
 from eventmesh.transports.base import (
     DeadLetter,
@@ -227,7 +221,7 @@ class AmqpTransport:
         """Acknowledge each message once its parcel is safe; PublishError for those refused."""
         if not messages:
             return
-        shipment = Shipment(parcels)
+        shipment = Shipment(list(parcels))
         try:
             async with self._publishing.call(PUBLISH_TIMEOUT):
                 refused = await self._sender.send(shipment, needs)

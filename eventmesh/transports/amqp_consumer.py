@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
+import structlog
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 
@@ -14,13 +16,8 @@ from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.transports.amqp_connection import LEAVE_TIMEOUT, Link, close_channel
 from eventmesh.transports.amqp_frames import Arrived, Deliveries
-from eventmesh.transports.amqp_publishing import (
-    PUBLISH_TIMEOUT,
-    Parcel,
-    Sender,
-    Shipment,
-    again,
-)
+from eventmesh.transports.amqp_parcels import Cut, Parcel, again
+from eventmesh.transports.amqp_publishing import PUBLISH_TIMEOUT, Sender, Shipment, is_of_content
 from eventmesh.transports.amqp_topology import (
     ATTEMPT,
     Piece,
@@ -35,8 +32,19 @@ from eventmesh.transports.base import Delivery, Subscription
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.cloudevents import from_headers
 
+REFUSED_DELAY = 30.0
+"""Seconds after which a message comes again whose queue of retries or dead letters is full."""
+
 _Settlements = dict[int, tuple[Delivery, Outcome]]
 """What became of deliveries, by their tags."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A copy of a delivered message, and the pieces of topology that it needs."""
+
+    parcel: Parcel
+    needs: Sequence[Piece]
 
 
 class AmqpConsumer:
@@ -62,6 +70,7 @@ class AmqpConsumer:
         self._changed = asyncio.Event()
         self._acknowledging = asyncio.Lock()
         self._lost: str | None = None
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.rabbitmq")
 
     async def start(self, prefetch: int) -> None:
         """Let deliveries come."""
@@ -98,15 +107,9 @@ class AmqpConsumer:
         try:
             # First, because the others may have to wait for a broker that takes no messages.
             await self._acknowledge(done)
-            refused = await self._send_on({tag: mine[tag] for tag in mine if tag not in done})
+            await self._send_on({tag: mine[tag] for tag in mine if tag not in done})
         finally:
             self._settling -= mine.keys()
-        if refused:
-            raise Unreachable(
-                f"The broker did not take {len(refused)} message(s) of {self._subscription.name} "
-                f"for a retry or as dead letters, so they will come again: "
-                f"{next(iter(refused.values()))}."
-            )
 
     async def leave(self) -> None:
         """Give back what is unsettled. Never fails: a broker that is gone has taken it back."""
@@ -161,46 +164,98 @@ class AmqpConsumer:
             token=message,
         )
 
-    async def _send_on(self, mine: _Settlements) -> dict[int, str]:
-        """Store copies of what is to be retried or dead, and acknowledge it; the reasons by tag
-        where that failed."""
-        parcels: dict[int, Parcel] = {}
-        needs: list[Piece] = []
-        for tag, (delivery, outcome) in sorted(mine.items()):
-            match outcome:
-                case RetryAfter(delay):
-                    step = delay_step(delay)
-                    parcels[tag] = self._retry(delivery, step)
-                    if step is not None:
-                        needs += self._topology.for_delay(step)
-                case Dead():
-                    parcels[tag] = self._bury(delivery, outcome)
-        if not parcels:
+    async def _send_on(self, mine: _Settlements) -> None:
+        """Store copies of what is to be retried or dead, and acknowledge it.
+
+        What RabbitMQ does not take where it belongs must neither be lost nor block the others: a
+        message that cannot be retried for what is in it becomes a dead letter, one whose queue
+        refuses it (full by a policy, say) waits for REFUSED_DELAY and comes again as it was. Only
+        where that is refused as well it goes to the end of its own queue, which is Unreachable, so
+        that whoever consumes goes slowly.
+        """
+        refused = await self._store({tag: self._asked(*mine[tag]) for tag in sorted(mine)})
+        if unwritable := [
+            tag
+            for tag, error in refused.items()
+            if is_of_content(error) and isinstance(mine[tag][1], RetryAfter)
+        ]:
+            dead = {tag: _too_odd_for_a_retry(refused.pop(tag)) for tag in unwritable}
+            refused |= await self._store(
+                {tag: self._bury(mine[tag][0], dead[tag]) for tag in unwritable}
+            )
+        if not refused:
+            return
+        why = str(next(iter(refused.values())))
+        self._log.warning(
+            "message refused by its queue",
+            subscription=self._subscription.name,
+            messages=len(refused),
+            reason=why,
+            again_after=REFUSED_DELAY,
+        )
+        refused = await self._store(
+            {tag: self._come_again(mine[tag], REFUSED_DELAY) for tag in refused}
+        )
+        if not refused:
+            return
+        left = await self._store({tag: self._come_again(mine[tag], 0.0) for tag in refused})
+        raise Unreachable(
+            f"The broker did not take {len(refused)} message(s) of {self._subscription.name} for a "
+            f"retry or as dead letters, so they will come again: {why}. "
+            + (
+                f"Neither its queue for delays nor its own queue takes {len(left)} of them: see "
+                f"which policies of RabbitMQ limit them."
+                if left
+                else "Nor does its queue for delays: see which policies of RabbitMQ limit them."
+            )
+        )
+
+    async def _store(self, asked: Mapping[int, _Copy]) -> dict[int, BaseException]:
+        """Publish these copies, and acknowledge their messages; the errors of those refused."""
+        if not asked:
             return {}
+        needs = [piece for copy in asked.values() for piece in copy.needs]
         needs += self._topology.for_subscription(self._subscription)
-        tags = list(parcels)
-        shipment = Shipment(list(parcels.values()))
+        tags = list(asked)
+        shipment = Shipment([copy.parcel for copy in asked.values()])
         try:
             async with self._link.call(PUBLISH_TIMEOUT):
                 refused = await self._sender.send(shipment, needs)
         finally:
             # Also where the others were interrupted: these are safe, and need not come again.
             await self._acknowledge({tags[place] for place in shipment.confirmed})
-        return {tags[place]: why for place, why in refused.items()}
+        return {tags[place]: shipment.errors[place] for place in refused}
 
-    def _retry(self, delivery: Delivery, step: int | None) -> Parcel:
+    def _asked(self, delivery: Delivery, outcome: Outcome) -> _Copy:
+        match outcome:
+            case RetryAfter(delay):
+                return self._retry(delivery, delivery.attempt + 1, delay, "nothing")
+            case Dead():
+                return self._bury(delivery, outcome)
+            case Done():
+                raise AssertionError("what is done is acknowledged")
+
+    def _come_again(self, settlement: tuple[Delivery, Outcome], delay: float) -> _Copy:
+        """For what was refused: as the attempt that was asked for, or once more as it was."""
+        delivery, outcome = settlement
+        more = 1 if isinstance(outcome, RetryAfter) else 0
+        return self._retry(delivery, delivery.attempt + more, delay, "headers")
+
+    def _retry(self, delivery: Delivery, attempt: int, delay: float, may_be_cut: Cut) -> _Copy:
         message: Arrived = delivery.token
         _, came = message.essentials()
-        exchange = "" if step is None else self._topology.delay(step)
-        return again(
+        step = delay_step(delay)
+        parcel = again(
             message.properties(),
             message.body,
-            exchange,
+            "" if step is None else self._topology.delay(step),
             self._topology.queue(self._subscription),
-            retried(came, delivery.attempt + 1),
+            retried(came, attempt),
+            may_be_cut=may_be_cut,
         )
+        return _Copy(parcel, [] if step is None else self._topology.for_delay(step))
 
-    def _bury(self, delivery: Delivery, dead: Dead) -> Parcel:
+    def _bury(self, delivery: Delivery, dead: Dead) -> _Copy:
         message: Arrived = delivery.token
         _, came = message.essentials()
         headers = buried(
@@ -210,13 +265,15 @@ class AmqpConsumer:
             letter_id=self._clock.new_id(),
             now=self._clock.now(),
         )
-        return again(
+        parcel = again(
             message.properties(),
             message.body,
             "",
             self._topology.dead(self._subscription),
             headers,
+            may_be_cut="everything",
         )
+        return _Copy(parcel, [])
 
     async def _acknowledge(self, tags: Iterable[int]) -> None:
         # One at a time: an acknowledgement of many must not be overtaken by a later one.
@@ -229,6 +286,10 @@ class AmqpConsumer:
                 del self._held[tag]
             for tag, multiple in acks:
                 await channel.basic_ack(tag, multiple=multiple, wait=False)
+
+
+def _too_odd_for_a_retry(error: BaseException) -> Dead:
+    return Dead("RabbitMQ does not take it for a retry", str(error))
 
 
 async def _not_called(_: DeliveredMessage) -> None:

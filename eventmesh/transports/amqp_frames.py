@@ -57,6 +57,11 @@ UNDECODABLE_ERRORS = (
 """What decoding, ours or the library's, raises for bytes that make no sense."""
 
 
+MOST_NESTED = 40
+"""Tables in tables of a header that are read. RabbitMQ's own are three deep; what is read by
+recursion at one place must not be too deep for another that reads or writes it."""
+
+
 class Tap(Protocol):
     """Takes frames of one channel out of the stream."""
 
@@ -264,7 +269,23 @@ def _decoded(content_header: bytes) -> ContentHeader:
     """By the client library; one of UNDECODABLE_ERRORS where it cannot."""
     header = ContentHeader()
     header.unmarshal(content_header)
+    _not_too_deep(header.properties.headers or {})
     return header
+
+
+def _not_too_deep(headers: Mapping[str, Any]) -> None:
+    """ValueError where tables or arrays are nested deeper than MOST_NESTED."""
+    level = [value for value in headers.values() if isinstance(value, dict | list)]
+    for _ in range(MOST_NESTED + 1):
+        if not level:
+            return
+        level = [
+            value
+            for outer in level
+            for value in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(value, dict | list)
+        ]
+    raise ValueError(f"the headers are nested more than {MOST_NESTED} deep")
 
 
 def _readable(content_header: bytes) -> bytes:
@@ -293,7 +314,11 @@ def _essentials(raw: bytes) -> tuple[str | None, dict[str, Any]]:
         content_type = raw[start:at].decode()
     if flags & _HAS_CONTENT_ENCODING:
         at += 1 + raw[at]
-    return content_type, _table(raw, at) if flags & _HAS_HEADERS else {}
+    if not flags & _HAS_HEADERS:
+        return content_type, {}
+    headers = _table(raw, at)
+    _not_too_deep(headers)
+    return content_type, headers
 
 
 def _table(raw: bytes, at: int) -> dict[str, Any]:

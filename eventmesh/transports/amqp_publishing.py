@@ -10,22 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from aiormq.abc import ChannelFrame
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelAccessRefused, ChannelInvalidStateError, ChannelNotFoundEntity
 from aiormq.exceptions import ChannelPreconditionFailed as PreconditionFailed
-from pamqp.body import ContentBody
-from pamqp.commands import Basic
-from pamqp.frame import marshal
-from pamqp.header import ContentHeader
 
 from eventmesh.transports.amqp_connection import Link, close_channel
 from eventmesh.transports.amqp_frames import Verdicts
-from eventmesh.transports.amqp_topology import Piece, copied
-from eventmesh.wire.cloudevents import to_headers
-from eventmesh.wire.envelope import Envelope
+from eventmesh.transports.amqp_parcels import UNWRITABLE, Parcel, frames_of, smaller
+from eventmesh.transports.amqp_topology import Piece
 
 PUBLISH_TIMEOUT = 30.0
 """Seconds within which the broker must have a batch."""
@@ -33,27 +27,17 @@ PUBLISH_TIMEOUT = 30.0
 WRITE_BYTES = 64 * 1024
 """Bytes that are written at once: the broker works on them while the next are encoded."""
 
-_FRAME_OVERHEAD = 8
-_UNSENDABLE = (ValueError, TypeError, OverflowError)
-"""What the client library raises for a message that it cannot encode; nothing of it was sent."""
-
 _TOPIC_REFUSED = "access to topic "
 """What RabbitMQ 4.0 says of a routing key, where of an exchange it says "access to exchange". Of a
 server that says it in other words, the relay would wait, as it does for an exchange."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """A message to publish."""
-
-    exchange: str
-    routing_key: str
-    body: bytes
-    properties: Basic.Properties
-
-
 class Refused(Exception):
     """The broker, or the client library, did not take a message, for this reason."""
+
+
+class Unwritable(Refused):
+    """AMQP has no words for a message."""
 
 
 class NoRoute(Refused):
@@ -65,7 +49,7 @@ class Shipment:
     """Parcels on their way, by their places: what the broker has, and what went wrong. Also known
     when the broker is lost on the way."""
 
-    parcels: Sequence[Parcel]
+    parcels: list[Parcel]
     confirmed: set[int] = field(default_factory=set)
     errors: dict[int, BaseException] = field(default_factory=dict)
 
@@ -99,6 +83,12 @@ class Sender:
             await self._attempt(shipment, _places(shipment))
         if suspects := _suspects(shipment):
             await self._send_one_by_one(shipment, suspects)
+        if too_large := [
+            place
+            for place in _places(shipment, PreconditionFailed)
+            if shipment.parcels[place].may_be_cut == "everything"
+        ]:
+            await self._send_cut(shipment, too_large)
         return {place: _reason(error) for place, error in shipment.errors.items()}
 
     async def _send_one_by_one(self, shipment: Shipment, places: Sequence[int]) -> None:
@@ -108,6 +98,19 @@ class Sender:
         try:
             for place in places:
                 await alone._attempt(shipment, [place])
+        finally:
+            await alone.close()
+
+    async def _send_cut(self, shipment: Shipment, places: Sequence[int]) -> None:
+        """Publish each of these in the largest form that the broker takes."""
+        alone = Sender(self._link)
+        try:
+            for place in places:
+                for form in smaller(shipment.parcels[place], str(shipment.errors[place])):
+                    shipment.parcels[place] = form
+                    await alone._attempt(shipment, [place])
+                    if place not in _suspects(shipment):
+                        break
         finally:
             await alone.close()
 
@@ -184,6 +187,8 @@ class _Desk:
         cannot be encoded are settled."""
         batch: list[tuple[int, str, bytes]] = []
         size = 0
+        number = self.channel.number
+        frame_max = self.channel.connection.connection_tune.frame_max
         for place in places:
             parcel = waiting.shipment.parcels[place]
             message_id = parcel.properties.message_id
@@ -191,9 +196,9 @@ class _Desk:
                 # One that comes back is found by its id, so it must have one.
                 message_id = parcel.properties.message_id = f"unnamed-{self._number}-{place}"
             try:
-                frames = _frames(parcel, self.channel)
-            except _UNSENDABLE as error:
-                waiting.settle(place, Refused(f"it cannot be written as AMQP: {error}"))
+                frames = frames_of(parcel, number, frame_max)
+            except UNWRITABLE as error:
+                waiting.settle(place, Unwritable(f"it cannot be written as AMQP: {error}"))
                 continue
             batch.append((place, message_id, frames))
             size += len(frames)
@@ -260,62 +265,6 @@ class _Desk:
             each.waiting.settle(each.place, each.error or error)
 
 
-def properties_of(envelope: Envelope) -> Basic.Properties:
-    """The properties of a new message."""
-    return Basic.Properties(
-        content_type=envelope.attributes.get("datacontenttype"),
-        headers=dict(to_headers(envelope)),
-        delivery_mode=2,
-        message_id=envelope.id,
-    )
-
-
-def again(
-    came: Basic.Properties,
-    body: bytes,
-    exchange: str,
-    routing_key: str,
-    headers: dict[str, Any] | None = None,
-) -> Parcel:
-    """The message as it came, to be published again. Its expiry is left out, or a dead letter
-    would vanish, and its user, which the broker would compare with ours."""
-    properties = Basic.Properties(
-        content_type=came.content_type,
-        content_encoding=came.content_encoding,
-        headers=copied(came.headers) if headers is None else headers,
-        delivery_mode=2,
-        priority=came.priority,
-        correlation_id=came.correlation_id,
-        reply_to=came.reply_to,
-        message_id=came.message_id,
-        timestamp=came.timestamp,
-        message_type=came.message_type,
-        app_id=came.app_id,
-    )
-    return Parcel(exchange, routing_key, body, properties)
-
-
-def _frames(parcel: Parcel, channel: Channel) -> bytes:
-    """The parcel as it goes over the wire; one of _UNSENDABLE where AMQP has no words for it.
-    Mandatory: what no queue takes comes back."""
-    if len(parcel.routing_key.encode()) > 255:
-        raise ValueError("its routing key is longer than 255 bytes")
-    number, body = channel.number, parcel.body
-    most = channel.connection.connection_tune.frame_max - _FRAME_OVERHEAD
-    publish = Basic.Publish(
-        exchange=parcel.exchange, routing_key=parcel.routing_key, mandatory=True
-    )
-    header = marshal(ContentHeader(body_size=len(body), properties=parcel.properties), number)
-    if len(header) - _FRAME_OVERHEAD > most:
-        raise ValueError(f"its headers are longer than the {most} bytes of a frame")
-    parts = [marshal(publish, number), header]
-    parts += [
-        marshal(ContentBody(body[start : start + most]), number)
-        for start in range(0, len(body), most)
-    ]
-    return b"".join(parts)
-
-
 def _places(shipment: Shipment, *kinds: type[BaseException]) -> list[int]:
     """The places, in order, of the parcels with such an error, or with any."""
     errors = shipment.errors.items()
@@ -325,6 +274,11 @@ def _places(shipment: Shipment, *kinds: type[BaseException]) -> list[int]:
 def _suspects(shipment: Shipment) -> list[int]:
     """The places, in order, of the parcels one of which may be why the channel was closed."""
     return sorted(place for place, error in shipment.errors.items() if _of_message(error))
+
+
+def is_of_content(error: BaseException) -> bool:
+    """Whether a message was refused for what is in it, so that it would be refused always."""
+    return isinstance(error, Unwritable) or _of_message(error)
 
 
 def _of_message(error: BaseException) -> bool:

@@ -17,12 +17,13 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 from eventmesh.errors import UsageError
 from eventmesh.transports.base import DeadLetter, Subscription
 from eventmesh.transports.outcome import Dead
-from eventmesh.wire.cloudevents import ACCEPTED_PREFIXES, from_headers
+from eventmesh.wire.cloudevents import from_headers
 
 DELIVERY_LIMIT = 2**31 - 1
 """RabbitMQ 4 drops a message of a quorum queue after 20 returns unless told otherwise. `-1` (no
@@ -53,10 +54,12 @@ REASON = HEADER_PREFIX + "reason"
 ERROR = HEADER_PREFIX + "error"
 DIED_AT = HEADER_PREFIX + "died-at"
 DEAD_ID = HEADER_PREFIX + "dead-id"
+CUT = HEADER_PREFIX + "cut"
+"""What of a message could not be kept; see `amqp_parcels`."""
 
 MAX_REASON_BYTES = 1024
 MAX_ERROR_BYTES = 8 * 1024
-"""Headers must fit into one frame of 128 KiB, whatever a traceback is long."""
+"""Headers must fit into one frame, whatever the length of a traceback."""
 
 _NOT_COPIED = (
     HEADER_PREFIX,
@@ -67,9 +70,6 @@ _NOT_COPIED = (
     "x-acquired-count",
     "x-opt-",
 )
-MAX_COPIED_CHARACTERS = 90_000
-"""RabbitMQ's frame has 131,072 bytes by default, and all headers of a message must fit into one."""
-
 _ROUTING = frozenset({"CC", "BCC"})
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -232,12 +232,8 @@ def retried(headers: Mapping[str, Any] | None, attempt: int) -> dict[str, Any]:
 def buried(
     headers: Mapping[str, Any] | None, dead: Dead, *, attempts: int, letter_id: str, now: datetime
 ) -> dict[str, Any]:
-    """The headers of a dead letter: the message's own, without its foreign ones where all together
-    would not fit into a frame any more, and what became of it."""
-    kept = copied(headers)
-    if sum(len(name) + len(str(value)) for name, value in kept.items()) > MAX_COPIED_CHARACTERS:
-        kept = {name: value for name, value in kept.items() if name.startswith(ACCEPTED_PREFIXES)}
-    return kept | {
+    """The headers of a dead letter: the message's own, and what became of it."""
+    return copied(headers) | {
         DEAD_ID: letter_id,
         REASON: _cut(dead.reason, MAX_REASON_BYTES),
         ERROR: _cut(dead.error, MAX_ERROR_BYTES),
@@ -258,11 +254,17 @@ def letter_of(
         id=str(headers.get(DEAD_ID, "")),
         subscription=subscription.name,
         envelope=from_headers(headers, content_type, data),
-        reason=str(headers.get(REASON, "")),
+        reason=_reason(headers),
         error=str(headers.get(ERROR, "")),
         attempts=count_in(headers, ATTEMPTS, 1),
         died_at=died_at,
     )
+
+
+def _reason(headers: Mapping[str, Any]) -> str:
+    """Why it is dead, and what of it could not be kept."""
+    reason = str(headers.get(REASON, ""))
+    return f"{reason} (not kept whole; cut: {headers[CUT]})" if CUT in headers else reason
 
 
 def count_in(headers: Mapping[str, Any], name: str, default: int) -> int:
@@ -276,6 +278,8 @@ def _sendable(value: Any) -> Any:
     match value:
         case bytes():  # a string that is not UTF-8
             return bytearray(value)
+        case Decimal():  # would be refused for its scale or size
+            return value if _fits_decimal(value) else str(value)
         case float():  # would be written with 32 bits
             return value if _fits_single(value) else repr(value)
         case dict():
@@ -286,11 +290,25 @@ def _sendable(value: Any) -> Any:
             return value
 
 
+def _fits_decimal(value: Decimal) -> bool:
+    """Whether it can be written with a scale of 8 bits and a number of 32."""
+    scale = -int(value.as_tuple().exponent)
+    return 0 <= scale <= 255 and abs(value.scaleb(scale)) < 2**31
+
+
 def _fits_single(value: float) -> bool:
     try:
         return bool(struct.unpack(">f", struct.pack(">f", value))[0] == value)
     except OverflowError:
         return False
+
+
+def beginning(text: str, size: int) -> str:
+    """The text, or where it is longer than so many bytes, its beginning."""
+    raw = text.encode("utf-8", errors="backslashreplace")
+    if len(raw) > size:
+        raw = raw[: size - 3].decode(errors="ignore").encode() + "…".encode()
+    return raw.decode()
 
 
 def _cut(text: str, size: int) -> str:

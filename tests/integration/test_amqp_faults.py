@@ -29,7 +29,7 @@ from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
 from eventmesh.transports import amqp, amqp_consumer
 from eventmesh.transports.base import Consumer, Delivery, Subscription, Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
-from eventmesh.transports.outcome import DONE, Dead, RetryAfter
+from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
 PATIENCE = 30.0
@@ -566,6 +566,165 @@ async def test_a_header_that_cannot_be_decoded_becomes_a_dead_letter_and_stops_n
             [replayed] = await take(consumer, 1)
             await consumer.settle([(replayed, DONE)])
     assert replayed.envelope.data == b"{}"
+
+
+# --- messages that cannot be kept as they are ---
+
+
+def text(name: bytes, raw: bytes) -> tuple[bytes, bytes]:
+    return name, b"S" + len(raw).to_bytes(4, "big") + raw
+
+
+def raw_header(*items: tuple[bytes, bytes], body_size: int = 2) -> bytes:
+    """A content header with these headers, and a message id, as any client may write it."""
+    table = b"".join(bytes([len(name)]) + name + value for name, value in items)
+    begin = (60).to_bytes(2, "big") + b"\0\0" + body_size.to_bytes(8, "big")
+    return begin + (1 << 13).to_bytes(2, "big") + len(table).to_bytes(4, "big") + table
+
+
+def nested(depth: int) -> bytes:
+    value = b"V"
+    for _ in range(depth):
+        value = b"A" + len(value).to_bytes(4, "big") + value
+    return value
+
+
+HOSTILE = {
+    "an attribute of 130 KB": raw_header(text(b"cloudEvents_huge", b"x" * 130_300)),
+    "a header of 43,530 euro signs": raw_header(text(b"note", "€".encode() * 43_530)),
+    "as large as a frame": raw_header(text(b"cloudEvents_huge", b"x" * 131_020)),
+    "thousands of headers": raw_header(*((b"%05d" % number, b"V") for number in range(18_000))),
+    "8,000 doubles": raw_header(
+        *((b"%05d" % n, b"d" + b"\x3f\xb9" + b"\x99" * 6) for n in range(8000))
+    ),
+    "odd decimals": raw_header((b"a", b"D\xff\xff\xff\xff\xff"), (b"b", b"D\x05\x80\0\0\0")),
+    "deeply nested": raw_header((b"deep", nested(400))),
+    "names of 255 bytes": raw_header(*(text(b"n" * 254 + bytes([65 + n]), b"x") for n in range(5))),
+    "no headers": raw_header(),
+}
+
+
+async def test_hostile_messages_are_retried_and_dead_lettered_and_nobody_waits_behind_them(
+    rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
+) -> None:
+    subscription, good = rig.subscription("reader"), rig.envelopes(30)
+    await transport.declare([subscription])
+    for header in HOSTILE.values():
+        await put(operator, rig.prefix, "test.happened", header)
+    await transport.publish(good)
+    wanted, handled = set(ids(good)), set[str]()
+    async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=5) as consumer:
+        while not wanted <= handled or await dead_count(transport, subscription) < len(HOSTILE):
+            for delivery in await consumer.receive(5):
+                outcome: Outcome = DONE
+                if delivery.envelope.id not in wanted:
+                    again = delivery.attempt == 1
+                    outcome = RetryAfter(0.0) if again else Dead("no sense", "why " * 5_000)
+                await consumer.settle([(delivery, outcome)])
+                handled.add(delivery.envelope.id)
+    letters = await transport.dead_letters(subscription, limit=100)
+    assert len(letters) == len(HOSTILE)
+    assert {letter.envelope.data for letter in letters} == {b"{}"}
+    cut = [letter for letter in letters if "not kept whole" in letter.reason]
+    assert {letter.envelope.attributes.get("huge", "")[:9] for letter in cut} == {"", "x" * 9}
+
+
+async def dead_count(transport: Transport, subscription: Subscription) -> int:
+    return (await transport.stats(subscription)).dead
+
+
+@asynccontextmanager
+async def full(broker: Broker, rig: Rig, queues: str) -> AsyncIterator[None]:
+    """By a policy, queues of the rig whose names go on like this take no message."""
+    name = secrets.token_hex(5)
+    limits = '{"max-length": 0, "overflow": "reject-publish"}'
+    pattern = f"^{rig.prefix}\\.{queues}"
+    await asyncio.to_thread(broker.control, "set_policy", name, pattern, limits)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(broker.control, "clear_policy", name)
+
+
+async def test_a_full_queue_of_dead_letters_blocks_nobody_and_gets_them_later(
+    rig: Rig, transport: Transport, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amqp_consumer, "REFUSED_DELAY", 1.0)
+    subscription, sent = rig.subscription("reader"), rig.envelopes(10)
+    doomed, good = set(ids(sent[:5])), set(ids(sent[5:]))
+    await transport.declare([subscription])
+    await transport.publish(sent)
+    async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=2) as consumer:
+
+        async def handle_one() -> None:
+            [delivery] = await take(consumer, 1)
+            assert delivery.attempt == 1
+            is_doomed = delivery.envelope.id in doomed
+            await consumer.settle([(delivery, Dead("no") if is_doomed else DONE)])
+            good.discard(delivery.envelope.id)
+
+        async with full(broker, rig, "dead"):
+            while good:
+                await handle_one()
+            assert await dead_count(transport, subscription) < len(doomed)
+        while await dead_count(transport, subscription) < len(doomed):
+            await handle_one()
+    letters = await transport.dead_letters(subscription, limit=10)
+    assert {letter.envelope.id for letter in letters} == doomed
+
+
+async def test_a_full_queue_for_delays_loses_no_retry_and_blocks_nobody(
+    rig: Rig, transport: Transport, broker: Broker
+) -> None:
+    """What no queue for delays takes goes to the end of its own queue, and the consumer is to be
+    opened anew, by which a worker slows down."""
+    subscription, sent = rig.subscription("reader"), rig.envelopes(9)
+    await transport.declare([subscription])
+    await transport.publish(sent)
+    async with full(broker, rig, "(delay|dead)"):
+        refused = None
+        async with transport.consume(subscription, prefetch=1) as consumer:
+            while refused is None:  # a queue that has just become full takes one more
+                [delivery] = await take(consumer, 1)
+                try:
+                    await consumer.settle([(delivery, RetryAfter(3600.0))])
+                except Unreachable as error:
+                    refused = error
+        assert "which policies of RabbitMQ limit them" in str(refused)
+        left = ids(sent)[ids(sent).index(delivery.envelope.id) + 1 :]
+        async with transport.consume(subscription, prefetch=9) as consumer:
+            got = await take(consumer, len(left) + 1)
+            assert [each.envelope.id for each in got] == [*left, delivery.envelope.id]
+            assert [each.attempt for each in got] == [1] * len(left) + [2]
+            await consumer.settle([(each, DONE) for each in got])
+
+
+async def test_a_message_larger_than_the_broker_takes_by_now_is_kept_cut(
+    rig: Rig, transport: Transport, broker: Broker
+) -> None:
+    subscription = rig.subscription("reader")
+    large, small = rig.envelopes(2)
+    large = Envelope(large.attributes, b"x" * 100_000)
+    await transport.declare([subscription])
+    await transport.publish([large, small])
+
+    async def limit(size: int) -> None:
+        setting = f"application:set_env(rabbit, max_message_size, {size}), "
+        setting += f"persistent_term:put(max_message_size, {size})."
+        await asyncio.to_thread(broker.control, "eval", setting)
+
+    await limit(50_000)
+    try:
+        async with rig.open() as limited, limited.consume(subscription, prefetch=5) as consumer:
+            got = await take(consumer, 2)
+            assert [each.envelope.id for each in got] == ids([large, small])
+            await consumer.settle([(got[0], RetryAfter(0.0)), (got[1], DONE)])
+            [letter] = await limited.dead_letters(subscription, limit=5)
+    finally:
+        await limit(MAX_MESSAGE_BYTES)
+    assert letter.envelope == Envelope(large.attributes, b"x" * 50_000)
+    assert letter.reason.startswith("RabbitMQ does not take it for a retry (not kept whole; cut: ")
+    assert "larger than configured max size 50000" in letter.error
 
 
 # --- where the broker is ---

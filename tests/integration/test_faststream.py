@@ -352,6 +352,7 @@ async def test_a_message_that_was_committed_and_not_acknowledged_takes_no_second
     ("attributes", "data", "reason"),
     [
         ({}, b"\x00\xff garbage", "no CloudEvents message"),
+        ({"huge": "x" * 130_900}, b"{}", "CloudEvents"),
         (
             {"id": "1", "source": "/orders", "type": "orders.order_placed", "specversion": "1.0"},
             b"{}",

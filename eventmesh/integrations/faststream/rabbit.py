@@ -23,8 +23,10 @@ from eventmesh.integrations.faststream.intake import Arrival, Intake
 from eventmesh.integrations.faststream.mesh import Mesh
 from eventmesh.runtime.handler import Handler
 from eventmesh.runtime.service import Service
+from eventmesh.transports.amqp_parcels import cut_headers
 from eventmesh.transports.amqp_topology import (
     ATTEMPT,
+    CUT,
     Binding,
     Exchange,
     Queue,
@@ -118,22 +120,27 @@ class _RabbitIntake(Intake):
 
     async def settle(self, delivery: Delivery, outcome: Outcome) -> bool:
         subscription = self.handler.subscription
+        came = delivery.token.headers
+        if isinstance(outcome, RetryAfter) and CUT in cut_headers(retried(came, delivery.attempt)):
+            outcome = Dead("RabbitMQ does not take it for a retry", "its headers are too large")
         match outcome:
             case Done():
                 pass
             case RetryAfter(delay):
-                headers = retried(delivery.token.headers, delivery.attempt + 1)
+                headers = retried(came, delivery.attempt + 1)
                 step = delay_step(delay)
                 exchange = None if step is None else await self._delaying(step)
                 queue = self._topology.queue(subscription)
                 await self._publish(delivery.token, queue, headers, exchange)
             case Dead():
-                headers = buried(
-                    delivery.token.headers,
-                    outcome,
-                    attempts=delivery.attempt,
-                    letter_id=self._clock.new_id(),
-                    now=self._clock.now(),
+                headers = cut_headers(
+                    buried(
+                        came,
+                        outcome,
+                        attempts=delivery.attempt,
+                        letter_id=self._clock.new_id(),
+                        now=self._clock.now(),
+                    )
                 )
                 await self._publish(delivery.token, self._topology.dead(subscription), headers)
         return True

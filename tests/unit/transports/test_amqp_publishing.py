@@ -16,7 +16,8 @@ from pamqp.header import ContentHeader
 
 from eventmesh.transports.amqp_connection import Link
 from eventmesh.transports.amqp_frames import Tap
-from eventmesh.transports.amqp_publishing import Parcel, Sender, Shipment
+from eventmesh.transports.amqp_parcels import Parcel
+from eventmesh.transports.amqp_publishing import Sender, Shipment
 from eventmesh.transports.amqp_topology import Piece
 
 

@@ -76,19 +76,6 @@ def test_what_nobody_takes_waits_in_a_queue_of_its_name() -> None:
     assert len(bindings) == 2
 
 
-def test_a_dead_letter_leaves_out_foreign_headers_that_would_fill_a_frame() -> None:
-    headers = {"cloudEvents_id": "1", "x-mine": "y" * 120_000}
-    buried_headers = buried(
-        headers, Dead("no", "why"), attempts=1, letter_id="d", now=datetime(2026, 1, 1, tzinfo=UTC)
-    )
-    assert buried_headers["cloudEvents_id"] == "1"
-    assert "x-mine" not in buried_headers
-    small = buried(
-        {"x-mine": "y"}, Dead("no"), attempts=1, letter_id="d", now=datetime(2026, 1, 1, tzinfo=UTC)
-    )
-    assert small["x-mine"] == "y"
-
-
 def test_every_queue_is_a_quorum_queue_that_drops_nothing() -> None:
     queues = [p for p in SHOP.for_subscription(PAID) if isinstance(p, Queue)]
     assert len(queues) == 3 + len(PAID.messages)
