@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 
+import structlog
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
@@ -23,6 +24,7 @@ from eventmesh.transports.amqp_consumer import AmqpConsumer
 from eventmesh.transports.amqp_parcels import Parcel, again, properties_of
 from eventmesh.transports.amqp_publishing import PUBLISH_TIMEOUT, Sender, Shipment
 from eventmesh.transports.amqp_topology import DEAD_ID, Piece, Topology, letter_of
+from eventmesh.transports.amqp_upkeep import TopologyUpkeep
 from eventmesh.transports.base import (
     DeadLetter,
     Subscription,
@@ -31,6 +33,10 @@ from eventmesh.transports.base import (
 )
 from eventmesh.transports.census import Census
 from eventmesh.wire.envelope import Envelope
+
+MOST_FOREIGN = 1000
+"""Messages of names that nobody has declared, among which ours are looked for: they got there only
+if somebody deleted the queue of their name."""
 
 MOVED_AT_ONCE = 500
 """Messages that are held while they are published anew."""
@@ -48,18 +54,22 @@ class AmqpTransport:
         self._publishing = Link(url, f"{options.prefix} publishing", options)
         self._consuming = Link(url, f"{options.prefix} consuming", options)
         self._sender = Sender(self._publishing)
+        self._upkeep = TopologyUpkeep(self._consuming, self._topology, clock, self._route_again)
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.rabbitmq")
 
     async def connect(self) -> None:
         await self._publishing.open()
         self._consuming.allow()
 
     async def close(self) -> None:
+        await self._upkeep.stop()
         await self._consuming.close()
         await self._publishing.close()
 
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
         await self._make(self._publishing, subscriptions)
-        await self._route_again({name for each in subscriptions for name in each.messages})
+        await self._route_again({name for each in subscriptions for name in each.messages}, True)
+        self._upkeep.cover(subscriptions)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         if not envelopes:
@@ -87,7 +97,8 @@ class AmqpTransport:
     ) -> AsyncIterator[AmqpConsumer]:
         # Over the connection that consumes: the other may be blocked, and this must go on.
         await self._make(self._consuming, [subscription])
-        await self._route_again(subscription.messages)
+        await self._route_again(subscription.messages, True)
+        self._upkeep.cover([subscription])
         consumer = AmqpConsumer(
             self._consuming, self._publishing, subscription, self._topology, self._clock
         )
@@ -193,23 +204,37 @@ class AmqpTransport:
                 break
         return found
 
-    async def _route_again(self, names: Iterable[str]) -> None:
+    async def _route_again(self, names: Iterable[str], among_foreign: bool = False) -> None:
         """Bring what was kept for want of a subscription to those that take it now: through the
-        exchange, so that all that are declared together get theirs."""
+        exchange, so that all that are declared together get theirs. What is refused stays."""
+        wanted = sorted(set(names))
+        needs = self._topology.for_publishing(wanted)
+        for name in wanted:
+            await self._empty(self._topology.kept(name), [name], None, needs)
+        if not among_foreign:
+            return
+        async with self._consuming.call():
+            there_are_foreign = await self._count(self._topology.foreign) > 0
+        if there_are_foreign:
+            await self._empty(self._topology.foreign, wanted, MOST_FOREIGN, needs)
+
+    async def _empty(
+        self, queue: str, names: Sequence[str], most: int | None, needs: Sequence[Piece]
+    ) -> None:
+        """Publish anew what is in this queue of messages of these names."""
         exchange = self._topology.exchange
-        needs = self._topology.for_publishing(names)
-        try:
-            for name in sorted(set(names)):
-                async with self._consuming.call(None), self._consuming.channel() as channel:
-                    kept = _browse(channel, self._topology.kept(name), None)
-                    while taken := [message async for message in _some(kept, MOVED_AT_ONCE)]:
-                        parcels = [
-                            again(message.header.properties, message.body, exchange, name)
-                            for message in taken
-                        ]
-                        await self._move(channel, taken, parcels, needs)
-        except PublishError as error:
-            raise Unreachable(f"Kept messages could not be routed again: {error}") from error
+        async with self._consuming.call(None), self._consuming.channel() as channel:
+            kept = _browse(channel, queue, most)
+            while taken := [message async for message in _some(kept, MOVED_AT_ONCE)]:
+                ours = [message for message in taken if _key(message) in names]
+                parcels = [
+                    again(message.header.properties, message.body, exchange, _key(message))
+                    for message in ours
+                ]
+                try:
+                    await self._move(channel, ours, parcels, needs)
+                except PublishError as error:
+                    self._log.warning("messages stay unrouted", queue=queue, reason=str(error))
 
     async def _move(
         self,
@@ -267,6 +292,11 @@ async def _some(
             yield await anext(messages)
         except StopAsyncIteration:
             return
+
+
+def _key(message: DeliveredMessage) -> str:
+    """The routing key by which a message was published."""
+    return str(message.delivery.routing_key)  # type: ignore[union-attr]
 
 
 def _tag(message: DeliveredMessage) -> int:

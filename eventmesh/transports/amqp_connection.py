@@ -16,17 +16,20 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar, cast
 
 from aiormq import Connection
-from aiormq.abc import AbstractChannel
+from aiormq.abc import AbstractChannel, ChannelFrame
 from aiormq.channel import Channel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import AMQPError, ChannelPreconditionFailed
+from pamqp import commands as spec
+from pamqp.base import Frame
 from pamqp.exceptions import PAMQPException
+from pamqp.frame import marshal
 from yarl import URL
 
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.redact import redact, redact_error
 from eventmesh.transports.amqp_frames import FrameStream, Tap
-from eventmesh.transports.amqp_topology import Binding, Exchange, Piece, Queue
+from eventmesh.transports.amqp_topology import Binding, Exchange, Forwarding, Piece, Queue
 from eventmesh.transports.amqp_url import nodes
 from eventmesh.transports.base import TransportOptions
 
@@ -310,8 +313,51 @@ async def _make(channel: Channel, piece: Piece) -> None:
                 await channel.queue_declare(name, durable=True, arguments=piece.arguments)
             case Binding(queue, exchange, routing_key):
                 await channel.queue_bind(queue, exchange, routing_key)
+            case Forwarding(exchange, source, routing_key):
+                await channel.exchange_bind(exchange, source, routing_key)
     except ChannelPreconditionFailed as error:
-        raise UsageError(
-            f"RabbitMQ has another {piece.__class__.__name__.lower()} than EventMesh needs: "
-            f"{error}. Delete it there once it is empty, or set another prefix."
-        ) from error
+        raise _another(error) from error
+
+
+async def restore(channel: Channel, pieces: Sequence[Piece]) -> None:
+    """Make all of these, of which most are there, by one write and one answer; UsageError where
+    something else is there."""
+    methods = b"".join(marshal(_unanswered(piece), channel.number) for piece in pieces)
+    await channel.write_queue.put(ChannelFrame(methods, False))
+    try:
+        # The broker does what it is asked to in its order: with the answer to this, all are made.
+        await channel.basic_qos(prefetch_count=1)
+    except ChannelPreconditionFailed as error:
+        raise _another(error) from error
+
+
+def _another(error: BaseException) -> UsageError:
+    return UsageError(
+        f"RabbitMQ has another exchange or queue than EventMesh needs: {error}. Delete it there "
+        f"once it is empty, or set another prefix."
+    )
+
+
+def _unanswered(piece: Piece) -> Frame:
+    """The method that makes a piece, to which the broker answers only by closing the channel."""
+    match piece:
+        case Exchange(name, kind):
+            return spec.Exchange.Declare(
+                exchange=name,
+                exchange_type=kind,
+                durable=True,
+                nowait=True,
+                arguments=piece.arguments,
+            )
+        case Queue(name):
+            return spec.Queue.Declare(
+                queue=name, durable=True, nowait=True, arguments=piece.arguments
+            )
+        case Binding(queue, exchange, routing_key):
+            return spec.Queue.Bind(
+                queue=queue, exchange=exchange, routing_key=routing_key, nowait=True
+            )
+        case Forwarding(exchange, source, routing_key):
+            return spec.Exchange.Bind(
+                destination=exchange, source=source, routing_key=routing_key, nowait=True
+            )

@@ -62,6 +62,7 @@ class AmqpConsumer:
         self._sender = Sender(publishing)
         self._subscription = subscription
         self._topology = topology
+        self._needs = topology.for_subscription(subscription)
         self._clock = clock
         self._channel: Channel | None = None
         self._arrived: deque[Arrived] = deque()
@@ -215,7 +216,7 @@ class AmqpConsumer:
         if not asked:
             return {}
         needs = [piece for copy in asked.values() for piece in copy.needs]
-        needs += self._topology.for_subscription(self._subscription)
+        needs += self._needs
         tags = list(asked)
         shipment = Shipment([copy.parcel for copy in asked.values()])
         try:

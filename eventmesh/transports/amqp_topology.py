@@ -2,12 +2,19 @@
 arguments, headers, the steps of delays, the plan of acknowledgements. Pure; no connection here.
 
     publish ──> exchange <p> ──by message name──> queue <p>.queue.<subscription>
+                     ├─ by message name ─> exchange <p>.message.<message> ─> the same queues
                      └─ nobody takes it ─> exchange <p>.unrouted ──> queue <p>.unrouted.<message>,
                         until a subscription that does is declared; of a name that no publisher of
                         ours has used: queue <p>.foreign
     retry ────> exchange <p>.delay.<ms> ──> queue <p>.delay.<ms>
                      └─ expired ─> default exchange, by routing key: the subscription's queue
     dead ─────> queue <p>.dead.<subscription>
+
+A message takes two ways to a queue, of which RabbitMQ makes one delivery. Whichever exchange or
+binding somebody deletes, the other way delivers until `amqp_upkeep` has restored it. With one way,
+what is published while some subscriptions are bound again and others are not yet would reach only
+those. The exchange <p> takes all bindings with it; but whoever restores it for one subscription
+binds it to <p>.message.<message>, and thereby to the queues of all that take this message.
 """
 
 from __future__ import annotations
@@ -127,7 +134,16 @@ class Binding:
     routing_key: str = ""
 
 
-Piece = Exchange | Queue | Binding
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """Messages of the source with this routing key go to the exchange."""
+
+    exchange: str
+    source: str
+    routing_key: str
+
+
+Piece = Exchange | Queue | Binding | Forwarding
 
 
 class Topology:
@@ -157,6 +173,10 @@ class Topology:
         """The queue of what was published under this name before anybody took it."""
         return _checked(f"{self.unrouted}.{message}")
 
+    def fan(self, message: str) -> str:
+        """The exchange that has the queues of all who take this message."""
+        return _checked(f"{self._prefix}.message.{message}")
+
     def for_publishing(self, messages: Iterable[str] = ()) -> list[Piece]:
         """For messages of these names. One that nobody takes waits in a queue of its own name, so
         that its first subscription finds it without looking through all the others'."""
@@ -183,7 +203,17 @@ class Topology:
             *self.for_publishing(subscription.messages),
             Queue(self.dead(subscription)),
             Queue(queue),
-            *(Binding(queue, self.exchange, message) for message in subscription.messages),
+            *(
+                piece
+                for message in subscription.messages
+                for piece in (
+                    # In this order the exchange of a message is reached only once it has a queue.
+                    Exchange(self.fan(message), "fanout", alternate=self.unrouted),
+                    Binding(queue, self.fan(message)),
+                    Forwarding(self.fan(message), self.exchange, message),
+                    Binding(queue, self.exchange, message),
+                )
+            ),
         ]
 
     def for_delay(self, step: int) -> list[Piece]:

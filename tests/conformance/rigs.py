@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from eventmesh.clock import SystemClock
 from eventmesh.testing.conformance import Rig
 from eventmesh.testing.proxy import proxy_before
 from eventmesh.testing.servers import ControlledServer, Server
-from eventmesh.transports.base import Transport, TransportOptions
+from eventmesh.transports.base import Subscription, Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.memory import MemoryBroker, MemoryTransport
 from eventmesh.transports.sqlite import path_of
+from tests.conformance.losing import losing_topology
 from tests.conformance.refusing import refusing
 
 
@@ -62,6 +63,9 @@ def rig_in_memory(
     async def lose_data() -> None:
         broker.lose_data()
 
+    async def lose_topology(_: Sequence[Subscription]) -> None:
+        broker.cut()  # as a broker does with the consumers of what somebody deleted
+
     async def cut() -> None:
         broker.cut()
 
@@ -69,6 +73,7 @@ def rig_in_memory(
         connect,
         restart=restart,
         lose_data=lose_data,
+        lose_topology=lose_topology,
         cut=cut,
         refuse=broker.refusing if isinstance(broker, RefusingBroker) else None,
         visibility_timeout=0.2,  # memory has none; it is only waited for in vain
@@ -97,8 +102,17 @@ async def rig_on_server(server: Server) -> AsyncIterator[Rig]:
     def refuse(message: str) -> AbstractAsyncContextManager[None]:
         return refusing(server.url, prefix, message)
 
+    async def lose_topology(subscriptions: Sequence[Subscription]) -> None:
+        await losing_topology(server.url, prefix, subscriptions)
+
     if not isinstance(server, ControlledServer):
-        yield Rig(_connecting_to(server.url, prefix), server.url, prefix, refuse=refuse)
+        yield Rig(
+            _connecting_to(server.url, prefix),
+            server.url,
+            prefix,
+            lose_topology=lose_topology,
+            refuse=refuse,
+        )
         return
 
     async def restart() -> None:
@@ -118,6 +132,7 @@ async def rig_on_server(server: Server) -> AsyncIterator[Rig]:
             prefix,
             restart=restart,
             lose_data=server.lose_data,
+            lose_topology=lose_topology,
             cut=cut,
             refuse=refuse,
         )

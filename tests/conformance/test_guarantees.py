@@ -56,6 +56,7 @@ BROKEN: tuple[tuple[Guarantee, type[BrokenTransport]], ...] = (
     (conformance.a_closed_transport_says_so, broken.ConnectsAgainUnasked),
     (conformance.a_cut_connection_is_made_anew, broken.SleepsThroughALoss),
     (conformance.lost_topology_is_made_again, broken.DeclaresOnlyOnce),
+    (conformance.topology_lost_while_running_is_restored, broken.SleepsThroughALoss),
     (conformance.a_restarted_broker_has_everything, broken.KeepsDelaysToItself),
 )
 
@@ -91,11 +92,14 @@ async def test_it_is_not_the_way_of_breaking_that_is_noticed(guarantee: Guarante
         (conformance.a_restarted_broker_has_everything, "restart"),
         (conformance.lost_topology_is_made_again, "lose_data"),
         (conformance.nothing_overtakes_what_is_refused, "refuse"),
+        (conformance.topology_lost_while_running_is_restored, "lose_topology"),
     ],
 )
 async def test_a_guarantee_without_what_it_needs_is_not_passed(
     guarantee: Guarantee, part: str
 ) -> None:
-    bare = replace(rig_in_memory(), cut=None, restart=None, lose_data=None, refuse=None)
+    bare = replace(
+        rig_in_memory(), cut=None, restart=None, lose_data=None, lose_topology=None, refuse=None
+    )
     with pytest.raises(NotApplicable, match=part):
         await guarantee(bare)

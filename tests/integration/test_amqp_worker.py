@@ -71,4 +71,10 @@ async def test_a_worker_makes_what_was_deleted_under_it_again_and_misses_nothing
     await made_again(operator, topology.exchange)
     await deposit("third")
     assert worker.events().count("subscription waits") == 4
+
+    # Without queues that are deleted, nobody is cut off and told.
+    await channel.exchange_delete(topology.exchange)
+    await made_again(operator, topology.exchange)
+    await deposit("fourth")
+    assert worker.events().count("subscription waits") == 4
     worker.drain()

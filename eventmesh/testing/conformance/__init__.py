@@ -59,6 +59,7 @@ from eventmesh.testing.conformance.failing import (
     a_restarted_broker_has_everything,
     closing_ends_what_waits,
     lost_topology_is_made_again,
+    topology_lost_while_running_is_restored,
 )
 from eventmesh.testing.conformance.publishing import (
     a_refusal_leaves_the_rest,
@@ -114,6 +115,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
     a_closed_transport_says_so,
     a_cut_connection_is_made_anew,
     lost_topology_is_made_again,
+    topology_lost_while_running_is_restored,
     a_restarted_broker_has_everything,
 )
 
@@ -156,6 +158,7 @@ __all__ = [
     "settling_out_of_order",
     "settling_twice_is_harmless",
     "stats_count_what_is_there",
+    "topology_lost_while_running_is_restored",
     "unsettled_goes_back_on_leaving",
     "what_was_not_handed_out_does_not_count",
 ]

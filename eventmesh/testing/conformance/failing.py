@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from eventmesh.errors import Unreachable
 from eventmesh.testing.conformance.observing import (
     drain,
     drain_anew,
+    eventually,
     expect,
     notices_the_loss,
     reaching,
     receive,
+    running,
     same_ids,
 )
 from eventmesh.testing.conformance.rig import GuaranteeBroken, Rig, needed
 from eventmesh.transports.base import Subscription, Transport
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
+from eventmesh.wire.envelope import Envelope
 
 HOUR = 3600.0
 
@@ -132,6 +135,38 @@ async def lost_topology_is_made_again(rig: Rig) -> None:
         await reaching(rig, lambda: publisher.publish(late))
         for subscription in (one, two):
             same_ids(await drain_anew(rig, transport, subscription, 8), [*early, *late])
+
+
+async def topology_lost_while_running_is_restored(rig: Rig) -> None:
+    """Where somebody deletes the way of messages to subscriptions under those who publish and
+    consume, it is made again without anybody's doing, and all that is published reaches all."""
+    lose_topology = needed(rig.lose_topology, "lose_topology")
+    one, two = rig.subscription("one"), rig.subscription("two")
+    early, late = rig.envelopes(4), rig.envelopes(4)
+    seen: dict[Subscription, set[str]] = {one: set(), two: set()}
+
+    async def consume(transport: Transport, subscription: Subscription) -> None:
+        async def consume_once() -> None:
+            async with transport.consume(subscription, prefetch=10) as consumer:
+                while True:
+                    got = await consumer.receive(10)
+                    await consumer.settle([(delivery, DONE) for delivery in got])
+                    seen[subscription].update(delivery.envelope.id for delivery in got)
+
+        await reaching(rig, consume_once)
+
+    def have(envelopes: Sequence[Envelope]) -> Callable[[], bool]:
+        return lambda: all({each.id for each in envelopes} <= ids for ids in seen.values())
+
+    async with rig.open() as publisher, rig.open() as first, rig.open() as second:
+        await first.declare([one])
+        await second.declare([two])
+        async with running(consume(first, one), consume(second, two)):
+            await publisher.publish(early)
+            await eventually(rig, have(early), "all comes to both")
+            await lose_topology([one, two])
+            await reaching(rig, lambda: publisher.publish(late))
+            await eventually(rig, have(late), "all that was published after the loss comes to both")
 
 
 async def _is_unreachable(rig: Rig, call: Callable[[], Awaitable[object]], what: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -38,6 +38,8 @@ class Rig:
     the guarantees that need it are then NotApplicable:
     `restart` ends the broker, as a crash does, and starts it again;
     `lose_data` does so and has it lose all that it stored;
+    `lose_topology` deletes the way of messages to these subscriptions (an exchange, bindings,
+    consumer groups), while the broker and all connections run on;
     `cut` cuts all connections that `connect` has made, while the broker runs on;
     `refuse` has the broker refuse all messages of the name that it is told, inside a context.
 
@@ -49,6 +51,7 @@ class Rig:
     prefix: str = "eventmesh"
     restart: Callable[[], Awaitable[None]] | None = None
     lose_data: Callable[[], Awaitable[None]] | None = None
+    lose_topology: Callable[[Sequence[Subscription]], Awaitable[None]] | None = None
     cut: Callable[[], Awaitable[None]] | None = None
     refuse: Callable[[str], AbstractAsyncContextManager[None]] | None = None
     visibility_timeout: float = 1.0

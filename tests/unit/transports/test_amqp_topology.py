@@ -13,6 +13,7 @@ from eventmesh.transports.amqp_topology import (
     DELAY_STEPS,
     Binding,
     Exchange,
+    Forwarding,
     Queue,
     Topology,
     buried,
@@ -39,8 +40,14 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 def test_everything_on_the_broker_begins_with_the_prefix() -> None:
     pieces = [*SHOP.for_subscription(PAID), *SHOP.for_delay(100)]
     for piece in pieces:
-        name = piece.queue if isinstance(piece, Binding) else piece.name
-        assert name == "shop" or name.startswith("shop.")
+        match piece:
+            case Binding():
+                names = [piece.queue, piece.exchange]
+            case Forwarding():
+                names = [piece.exchange, piece.source]
+            case Exchange() | Queue():
+                names = [piece.name]
+        assert all(name == "shop" or name.startswith("shop.") for name in names)
 
 
 def test_a_piece_is_made_after_the_pieces_it_needs() -> None:
@@ -57,12 +64,18 @@ def test_a_piece_is_made_after_the_pieces_it_needs() -> None:
                 case Binding():
                     assert piece.queue in queues
                     assert piece.exchange in exchanges
+                case Forwarding():
+                    assert {piece.exchange, piece.source} <= exchanges
 
 
-def test_a_subscription_is_bound_to_each_of_its_messages() -> None:
-    pieces = SHOP.for_subscription(PAID)
+def test_a_subscription_is_reached_by_each_of_its_messages_on_two_ways() -> None:
+    pieces, queue = SHOP.for_subscription(PAID), "shop.queue.orders.note_payment"
     for message in PAID.messages:
-        assert Binding("shop.queue.orders.note_payment", "shop", message) in pieces
+        assert Binding(queue, "shop", message) in pieces
+        fan = f"shop.message.{message}"
+        assert Exchange(fan, "fanout", alternate="shop.unrouted") in pieces
+        # What comes to an exchange without queues would be kept as unrouted, and delivered as well.
+        assert pieces.index(Binding(queue, fan)) < pieces.index(Forwarding(fan, "shop", message))
 
 
 def test_what_nobody_takes_waits_in_a_queue_of_its_name() -> None:

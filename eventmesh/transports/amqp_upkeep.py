@@ -1,0 +1,134 @@
+"""Keeping what subscriptions need on RabbitMQ there, while the transport runs.
+
+Somebody may delete an exchange, a binding or a queue under running workers. Who publishes to a
+missing exchange is told so by RabbitMQ and makes it again, but knows nothing of subscriptions; and
+a consumer of a queue that is bound to nothing hears nothing: its messages are kept as unrouted.
+AMQP 0-9-1 cannot be asked which bindings there are, but making them again changes nothing where
+they are there. So every few seconds all of it is made again, in one write, and what is unrouted
+though it has a subscription is brought back.
+
+What was unrouted is not brought back at once, but only after the time in which every other process
+has restored its own subscriptions: until then it would reach some of them only. For example, the
+exchange is deleted at 0 s. Published messages are kept from 0.1 s on; the first process that has
+subscriptions restores the way of each message to all of its subscriptions, at the latest at 4 s,
+and sees what is kept; at 9 s it brings that back. Where both ways of a message are deleted at once,
+a subscription that is restored after another misses what is published in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import structlog
+from aiormq.channel import Channel
+
+from eventmesh.clock import Clock
+from eventmesh.errors import Unreachable, UsageError
+from eventmesh.transports.amqp_connection import Link, restore
+from eventmesh.transports.amqp_topology import Topology
+from eventmesh.transports.base import Subscription
+
+INTERVAL = 4.0
+"""Seconds between two restorations by one process, at the most."""
+
+LOOK_INTERVAL = 1.0
+"""Seconds between them while something waits to be brought back."""
+
+GRACE = 4.5
+"""Seconds for which it waits at least: INTERVAL and the time that a restoration takes."""
+
+FOREIGN_INTERVAL = 20.0
+"""Seconds between two searches for our messages among those of names that nobody has declared."""
+
+
+class TopologyUpkeep:
+    """Restores what the subscriptions need that this process has declared.
+
+    `bring_back` gets the names of messages that wait as unrouted, and whether to look for messages
+    of these names among the foreign ones.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        topology: Topology,
+        clock: Clock,
+        bring_back: Callable[[Iterable[str], bool], Awaitable[None]],
+    ) -> None:
+        self._link = link
+        self._topology = topology
+        self._clock = clock
+        self._bring_back = bring_back
+        self._subscriptions: dict[Subscription, None] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._channel: Channel | None = None
+        self._unrouted_since: dict[str, float] = {}
+        self._foreign_known = 0
+        self._foreign_searched_at = clock.monotonic()
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.rabbitmq")
+
+    def cover(self, subscriptions: Sequence[Subscription]) -> None:
+        """Keep up these from now on, too."""
+        self._subscriptions |= dict.fromkeys(subscriptions)
+        if self._task is None and self._subscriptions:
+            self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Keep up nothing any more."""
+        task, self._task, self._channel = self._task, None, None
+        self._subscriptions.clear()
+        self._unrouted_since.clear()
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _run(self) -> None:
+        said = ""
+        while True:
+            longest = LOOK_INTERVAL if self._unrouted_since else INTERVAL
+            await self._clock.sleep(longest * random.uniform(0.8, 1.0))  # noqa: S311  # no secret
+            try:
+                await self.restore()
+                said = ""
+            except Unreachable:
+                # Who consumes or publishes hears of that by itself.
+                self._channel = None
+            except UsageError as error:
+                self._channel = None
+                if said != str(error):
+                    said = str(error)
+                    self._log.error("topology cannot be restored", error=said)
+
+    async def restore(self) -> None:
+        """Make again what may have been deleted, and bring back what has waited long enough."""
+        subscriptions = list(self._subscriptions)
+        names = sorted({name for each in subscriptions for name in each.messages})
+        pieces = dict.fromkeys(
+            piece for each in subscriptions for piece in self._topology.for_subscription(each)
+        )
+        async with self._link.call():
+            if self._channel is None or self._channel.is_closed:
+                # One for all rounds: opening one costs more than a round.
+                self._channel = await self._link.new_channel()
+            channel = self._channel
+            await restore(channel, list(pieces))
+            waiting = {name for name in names if await _ready(channel, self._topology.kept(name))}
+            foreign = await _ready(channel, self._topology.foreign)
+        now = self._clock.monotonic()
+        self._unrouted_since = {name: self._unrouted_since.get(name, now) for name in waiting}
+        due = [name for name, since in self._unrouted_since.items() if now - since >= GRACE]
+        search = foreign != self._foreign_known and (
+            now - self._foreign_searched_at >= FOREIGN_INTERVAL
+        )
+        if due:
+            self._log.warning("messages brought back that were unrouted", messages=due)
+            await self._bring_back(due, False)
+        if search:
+            self._foreign_known, self._foreign_searched_at = foreign, now
+            await self._bring_back(names, True)
+
+
+async def _ready(channel: Channel, queue: str) -> int:
+    return (await channel.queue_declare(queue, passive=True)).message_count or 0

@@ -1,0 +1,172 @@
+"""Exchanges, bindings and queues that are deleted under those who publish and consume: all that is
+published reaches every subscription, without anybody's doing."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import aiormq
+import pytest
+
+from eventmesh.clock import SystemClock
+from eventmesh.errors import Unreachable
+from eventmesh.testing.servers import WAYS
+from eventmesh.transports import amqp_upkeep
+from eventmesh.transports.amqp_topology import Topology
+from eventmesh.transports.base import Subscription, Transport, TransportOptions
+from eventmesh.transports.factory import open_transport
+from eventmesh.transports.outcome import DONE
+from eventmesh.wire.envelope import Envelope
+
+if TYPE_CHECKING:
+    from tests.conftest import Servers
+
+PATIENCE = 60.0
+MESSAGE = "test.happened"
+ONE, TWO = Subscription("test.one", (MESSAGE,)), Subscription("test.two", (MESSAGE,))
+
+Operator = aiormq.abc.AbstractChannel
+Deletion = Callable[[Operator, Topology], Awaitable[object]]
+
+
+async def the_exchange(operator: Operator, topology: Topology) -> None:
+    await operator.exchange_delete(topology.exchange)
+
+
+async def the_exchange_of_a_message(operator: Operator, topology: Topology) -> None:
+    await operator.exchange_delete(topology.fan(MESSAGE))
+
+
+async def a_binding(operator: Operator, topology: Topology) -> None:
+    await operator.queue_unbind(topology.queue(ONE), topology.exchange, MESSAGE)
+
+
+async def a_binding_of_the_message(operator: Operator, topology: Topology) -> None:
+    await operator.queue_unbind(topology.queue(ONE), topology.fan(MESSAGE))
+
+
+async def the_way_for_unrouted_messages(operator: Operator, topology: Topology) -> None:
+    await operator.exchange_delete(topology.unrouted)
+    await the_exchange(operator, topology)
+
+
+async def the_queue_of_unrouted_messages(operator: Operator, topology: Topology) -> None:
+    await operator.queue_delete(topology.kept(MESSAGE))
+    await the_exchange(operator, topology)
+
+
+async def the_way_for_foreign_messages(operator: Operator, topology: Topology) -> None:
+    await operator.exchange_delete(topology.foreign)
+    await operator.queue_delete(topology.foreign)
+    await the_exchange(operator, topology)
+
+
+async def every_exchange(operator: Operator, topology: Topology) -> None:
+    for name in (topology.fan(MESSAGE), topology.exchange, topology.unrouted, topology.foreign):
+        await operator.exchange_delete(name)
+
+
+async def the_queue_of_a_subscription(operator: Operator, topology: Topology) -> None:
+    await operator.queue_delete(topology.queue(ONE))
+
+
+LOSSES: tuple[Deletion, ...] = (
+    the_exchange,
+    the_exchange_of_a_message,
+    a_binding,
+    a_binding_of_the_message,
+    the_way_for_unrouted_messages,
+    the_queue_of_unrouted_messages,
+    the_way_for_foreign_messages,
+)
+"""After these, no subscription misses anything."""
+
+LOSSES_OF_ONE: tuple[Deletion, ...] = (every_exchange, the_queue_of_a_subscription)
+"""After these, a message that has one subscription waits for it."""
+
+
+@pytest.fixture(params=WAYS)
+def url(request: pytest.FixtureRequest, servers: Servers) -> str:
+    """A RabbitMQ of each generation."""
+    return servers.had_by("rabbitmq", request.param).url
+
+
+def envelopes(count: int) -> list[Envelope]:
+    clock = SystemClock()
+    required = {"specversion": "1.0", "source": "/test", "type": MESSAGE}
+    return [Envelope({**required, "id": clock.new_id()}, b"{}") for _ in range(count)]
+
+
+async def consume(transport: Transport, subscription: Subscription, seen: set[str]) -> None:
+    """Until cancelled, as a worker does."""
+    while True:
+        try:
+            async with transport.consume(subscription, prefetch=10) as consumer:
+                while True:
+                    got = await consumer.receive(10)
+                    await consumer.settle([(delivery, DONE) for delivery in got])
+                    seen.update(delivery.envelope.id for delivery in got)
+        except Unreachable:
+            await asyncio.sleep(0.05)
+
+
+async def until_seen(envelopes: list[Envelope], *seen: set[str]) -> None:
+    while not all({each.id for each in envelopes} <= ids for ids in seen):  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+
+
+async def survives(url: str, deletion: Deletion, subscriptions: list[Subscription]) -> None:
+    """After this deletion, all that is published at once and later reaches these subscriptions."""
+    options = TransportOptions(prefix=f"test-{secrets.token_hex(5)}")
+    topology = Topology(options.prefix)
+    connection = await aiormq.connect(url)
+    seen: list[set[str]] = [set() for _ in subscriptions]
+    try:
+        async with (
+            open_transport(url, SystemClock(), options) as publisher,
+            open_transport(url, SystemClock(), options) as first,
+            open_transport(url, SystemClock(), options) as second,
+        ):
+            tasks = [
+                asyncio.ensure_future(consume(transport, subscription, ids))
+                for transport, subscription, ids in zip(
+                    (first, second), subscriptions, seen, strict=False
+                )
+            ]
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    for each in subscriptions:
+                        await first.declare([each])
+                    sent = envelopes(3)
+                    await publisher.publish(sent)
+                    await until_seen(sent, *seen)
+                    await deletion(await connection.channel(), topology)
+                    for _ in range(3):
+                        sent = envelopes(3)
+                        await publisher.publish(sent)
+                        await asyncio.sleep(0.3)  # while some of it may be restored
+                        await until_seen(sent, *seen)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+    except TimeoutError:
+        raise AssertionError(f"{deletion.__name__}: not all came, but {seen}") from None
+    finally:
+        await connection.close()
+
+
+async def test_whatever_is_deleted_is_restored_and_nothing_is_missed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amqp_upkeep, "INTERVAL", 0.8)
+    monkeypatch.setattr(amqp_upkeep, "LOOK_INTERVAL", 0.3)
+    monkeypatch.setattr(amqp_upkeep, "GRACE", 1.5)
+    monkeypatch.setattr(amqp_upkeep, "FOREIGN_INTERVAL", 2.0)
+    await asyncio.gather(
+        *(survives(url, deletion, [ONE, TWO]) for deletion in LOSSES),
+        *(survives(url, deletion, [ONE]) for deletion in LOSSES_OF_ONE),
+    )
