@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import structlog
 from aiormq.abc import DeliveredMessage
@@ -21,9 +22,10 @@ from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
 from eventmesh.transports.amqp_census import Looking
 from eventmesh.transports.amqp_connection import CONNECT_TIMEOUT, Link
 from eventmesh.transports.amqp_consumer import AmqpConsumer
+from eventmesh.transports.amqp_letters import LetterIds, letter_of
 from eventmesh.transports.amqp_parcels import Parcel, again, properties_of
 from eventmesh.transports.amqp_publishing import PUBLISH_TIMEOUT, Sender, Shipment
-from eventmesh.transports.amqp_topology import DEAD_ID, Piece, Topology, letter_of
+from eventmesh.transports.amqp_topology import Piece, Topology
 from eventmesh.transports.amqp_upkeep import TopologyUpkeep
 from eventmesh.transports.base import (
     DeadLetter,
@@ -32,6 +34,7 @@ from eventmesh.transports.base import (
     TransportOptions,
 )
 from eventmesh.transports.census import Census
+from eventmesh.transports.letters import Listing, Mark, copies, mark_of
 from eventmesh.wire.envelope import Envelope
 
 MOST_FOREIGN = 1000
@@ -139,33 +142,33 @@ class AmqpTransport:
             }
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
-        letters: list[DeadLetter] = []
+        listing = Listing(limit)
         async with self._consuming.call(None), self._consuming.channel() as channel:
-            async for message in _browse(channel, self._topology.dead(subscription), limit):
-                came = message.header.properties
-                letters.append(
-                    letter_of(subscription, came.headers or {}, came.content_type, message.body)
-                )
-        return letters
+            async for letter, _ in self._letters(channel, subscription):
+                listing.add(letter)
+                if listing.is_full:
+                    break
+        return listing.letters
 
     async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         queue = self._topology.queue(subscription)
         async with self._consuming.call(None), self._consuming.channel() as channel:
             found = await self._find(channel, subscription, ids)
+            groups = [list(group.values()) for group in found]
             parcels = [
-                again(message.header.properties, message.body, "", queue)
-                for message in found.values()
+                again(first.header.properties, first.body, "", queue) for first, *_ in groups
             ]
             needs = self._topology.for_subscription(subscription)
-            await self._move(channel, list(found.values()), parcels, needs)
-        return [letter_id for letter_id in ids if letter_id in found]
+            await self._move(channel, groups, parcels, needs)
+        return _of_these(ids, found)
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         async with self._consuming.call(None), self._consuming.channel() as channel:
             found = await self._find(channel, subscription, ids)
-            for message in found.values():
-                await channel.basic_ack(_tag(message))
-        return [letter_id for letter_id in ids if letter_id in found]
+            for group in found:
+                for message in group.values():
+                    await channel.basic_ack(_tag(message))
+        return _of_these(ids, found)
 
     async def _make(self, link: Link, subscriptions: Sequence[Subscription]) -> None:
         """Make what these need, whether it was made before or not: somebody may have deleted it."""
@@ -190,19 +193,29 @@ class AmqpTransport:
         except ChannelNotFoundEntity:
             return None
 
-    async def _find(
-        self, channel: Channel, subscription: Subscription, ids: Iterable[str]
-    ) -> dict[str, DeliveredMessage]:
-        """The dead letters with these ids, held by the channel."""
-        missing, found = set(ids), dict[str, DeliveredMessage]()
+    async def _letters(
+        self, channel: Channel, subscription: Subscription
+    ) -> AsyncIterator[tuple[DeadLetter, DeliveredMessage]]:
+        """All that is in the queue of the dead letters, the oldest first, held by the channel."""
+        ids = LetterIds()
         async for message in _browse(channel, self._topology.dead(subscription), None):
-            letter_id = (message.header.properties.headers or {}).get(DEAD_ID)
-            if letter_id in missing and isinstance(letter_id, str):
-                missing.remove(letter_id)
-                found[letter_id] = message
-            if not missing:
-                break
-        return found
+            came = message.header.properties
+            letter = letter_of(subscription, came.headers or {}, came.content_type, message.body)
+            yield replace(letter, id=ids.unique(letter.id)), message
+
+    async def _find(
+        self, channel: Channel, subscription: Subscription, ids: Collection[str]
+    ) -> list[dict[str, DeliveredMessage]]:
+        """All letters, by their ids and the oldest first, of each message of which one of these is
+        a letter."""
+        messages: dict[str, DeliveredMessage] = {}
+        marks: list[tuple[str, Mark]] = []
+        async for letter, message in self._letters(channel, subscription):
+            messages[letter.id] = message
+            marks.append((letter.id, mark_of(letter)))
+        return [
+            {letter_id: messages[letter_id] for letter_id in group} for group in copies(marks, ids)
+        ]
 
     async def _route_again(self, names: Iterable[str], among_foreign: bool = False) -> None:
         """Bring what was kept for want of a subscription to those that take it now: through the
@@ -232,19 +245,20 @@ class AmqpTransport:
                     for message in ours
                 ]
                 try:
-                    await self._move(channel, ours, parcels, needs)
+                    await self._move(channel, [[message] for message in ours], parcels, needs)
                 except PublishError as error:
                     self._log.warning("messages stay unrouted", queue=queue, reason=str(error))
 
     async def _move(
         self,
         channel: Channel,
-        messages: Sequence[DeliveredMessage],
+        groups: Sequence[Sequence[DeliveredMessage]],
         parcels: Sequence[Parcel],
         needs: Sequence[Piece],
     ) -> None:
-        """Acknowledge each message once its parcel is safe; PublishError for those refused."""
-        if not messages:
+        """Acknowledge all messages of each group once its parcel is safe; PublishError for those
+        refused."""
+        if not groups:
             return
         shipment = Shipment(list(parcels))
         try:
@@ -252,11 +266,12 @@ class AmqpTransport:
                 refused = await self._sender.send(shipment, needs)
         finally:
             for place in shipment.confirmed:
-                await channel.basic_ack(_tag(messages[place]))
+                for message in groups[place]:
+                    await channel.basic_ack(_tag(message))
         if refused:
             raise PublishError(
                 {
-                    messages[place].header.properties.message_id or "": why
+                    groups[place][0].header.properties.message_id or "": why
                     for place, why in refused.items()
                 }
             )
@@ -292,6 +307,12 @@ async def _some(
             yield await anext(messages)
         except StopAsyncIteration:
             return
+
+
+def _of_these(ids: Sequence[str], groups: Sequence[dict[str, DeliveredMessage]]) -> Sequence[str]:
+    """Those of these ids that are ids of letters in the groups."""
+    found = {letter_id for group in groups for letter_id in group}
+    return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in found]
 
 
 def _key(message: DeliveredMessage) -> str:

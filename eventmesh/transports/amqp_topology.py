@@ -23,14 +23,13 @@ import struct
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from eventmesh.errors import UsageError
-from eventmesh.transports.base import DeadLetter, Subscription
+from eventmesh.transports.base import Subscription
 from eventmesh.transports.outcome import Dead
-from eventmesh.wire.cloudevents import from_headers
 
 DELIVERY_LIMIT = 2**31 - 1
 """RabbitMQ 4 drops a message of a quorum queue after 20 returns unless told otherwise. `-1` (no
@@ -78,7 +77,6 @@ _NOT_COPIED = (
     "x-opt-",
 )
 _ROUTING = frozenset({"CC", "BCC"})
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,31 +268,6 @@ def buried(
         ATTEMPTS: attempts,
         DIED_AT: now.isoformat(),
     }
-
-
-def letter_of(
-    subscription: Subscription, headers: Mapping[str, Any], content_type: str | None, data: bytes
-) -> DeadLetter:
-    """The dead letter in a message; one that EventMesh did not bury has no id of its own."""
-    try:
-        died_at = datetime.fromisoformat(str(headers.get(DIED_AT)))
-    except ValueError:
-        died_at = _EPOCH
-    return DeadLetter(
-        id=str(headers.get(DEAD_ID, "")),
-        subscription=subscription.name,
-        envelope=from_headers(headers, content_type, data),
-        reason=_reason(headers),
-        error=str(headers.get(ERROR, "")),
-        attempts=count_in(headers, ATTEMPTS, 1),
-        died_at=died_at,
-    )
-
-
-def _reason(headers: Mapping[str, Any]) -> str:
-    """Why it is dead, and what of it could not be kept."""
-    reason = str(headers.get(REASON, ""))
-    return f"{reason} (not kept whole; cut: {headers[CUT]})" if CUT in headers else reason
 
 
 def count_in(headers: Mapping[str, Any], name: str, default: int) -> int:

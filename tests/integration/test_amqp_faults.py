@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import shutil
 import subprocess
@@ -633,6 +634,13 @@ async def dead_count(transport: Transport, subscription: Subscription) -> int:
     return (await transport.stats(subscription)).dead
 
 
+async def until_dead(transport: Transport, subscription: Subscription, count: int) -> None:
+    """Return once there are so many dead letters."""
+    async with asyncio.timeout(PATIENCE):
+        while await dead_count(transport, subscription) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
 @asynccontextmanager
 async def full(broker: Broker, rig: Rig, queues: str) -> AsyncIterator[None]:
     """By a policy, queues of the rig whose names go on like this take no message."""
@@ -725,6 +733,59 @@ async def test_a_message_larger_than_the_broker_takes_by_now_is_kept_cut(
     assert letter.envelope == Envelope(large.attributes, b"x" * 50_000)
     assert letter.reason.startswith("RabbitMQ does not take it for a retry (not kept whole; cut: ")
     assert "larger than configured max size 50000" in letter.error
+
+
+# --- dead letters that EventMesh did not write ---
+
+
+async def test_foreign_dead_letters_are_listed_replayed_and_discarded_like_ours(
+    rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
+) -> None:
+    subscription = rig.subscription("reader")
+    await transport.declare([subscription])
+    dead = f"{rig.prefix}.dead.{subscription.name}"
+    absurd = with_absurd_timestamp(Basic.Properties(message_id="absurd", delivery_mode=2))
+    for header in (raw_header(), raw_header(), raw_header(text(b"mine", b"x")), absurd):
+        await put(operator, "", dead, header)
+    await until_dead(transport, subscription, 4)
+    letters = await transport.dead_letters(subscription, limit=10)
+    assert letters == await transport.dead_letters(subscription, limit=10)
+    assert len({letter.id for letter in letters}) == 4
+    assert {letter.reason for letter in letters} == {"not written by EventMesh: it has no reason"}
+    replayed = [letters[0].id, letters[3].id]
+    assert list(await transport.replay(subscription, replayed)) == replayed
+    async with transport.consume(subscription, prefetch=10) as consumer:
+        got = await take(consumer, 2)
+        assert [each.envelope.data for each in got] == [b"{}", b"{}"]
+        await consumer.settle([(each, DONE) for each in got])
+    left = [letter.id for letter in await transport.dead_letters(subscription, limit=10)]
+    assert len(left) == 2
+    assert list(await transport.discard(subscription, left)) == left
+    assert await dead_count(transport, subscription) == 0
+
+
+async def test_what_rabbitmq_dead_letters_by_a_policy_is_a_dead_letter_with_its_reason(
+    rig: Rig, transport: Transport, broker: Broker
+) -> None:
+    subscription, [sent] = rig.subscription("reader"), rig.envelopes(1)
+    await transport.declare([subscription])
+    queue, dead = (f"{rig.prefix}.{kind}.{subscription.name}" for kind in ("queue", "dead"))
+    expiry = {"message-ttl": 1, "dead-letter-exchange": "", "dead-letter-routing-key": dead}
+    name = secrets.token_hex(5)
+    await asyncio.to_thread(
+        broker.control, "set_policy", name, f"^{re.escape(queue)}$", json.dumps(expiry)
+    )
+    try:
+        await transport.publish([sent])
+        await until_dead(transport, subscription, 1)
+    finally:
+        await asyncio.to_thread(broker.control, "clear_policy", name)
+    [letter] = await transport.dead_letters(subscription, limit=10)
+    assert letter.envelope == sent
+    assert letter.reason.endswith(f"RabbitMQ put it here, expired in the queue {queue}")
+    assert letter.died_at.year >= 2020
+    assert list(await transport.replay(subscription, [letter.id])) == [letter.id]
+    assert await take_all(transport, subscription, 1) == [sent.id]
 
 
 # --- where the broker is ---

@@ -16,6 +16,7 @@ from pamqp.header import ContentHeader
 
 from eventmesh.transports import amqp_topology as topology
 from eventmesh.transports.amqp_frames import UNDECODABLE, Arrived
+from eventmesh.transports.amqp_letters import letter_of
 from eventmesh.transports.amqp_parcels import (
     UNWRITABLE,
     Parcel,
@@ -25,7 +26,7 @@ from eventmesh.transports.amqp_parcels import (
     frames_of,
     smaller,
 )
-from eventmesh.transports.amqp_topology import CUT, buried, letter_of, retried
+from eventmesh.transports.amqp_topology import CUT, buried, retried
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.outcome import Dead
 

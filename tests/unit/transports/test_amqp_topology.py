@@ -20,7 +20,6 @@ from eventmesh.transports.amqp_topology import (
     copied,
     count_in,
     delay_step,
-    letter_of,
     plan_acks,
     retried,
 )
@@ -204,22 +203,6 @@ def test_values_that_the_client_reads_and_cannot_write_are_made_writable() -> No
 def test_a_retry_carries_the_number_of_its_attempt() -> None:
     headers = retried({**to_headers(ENVELOPE), topology.ATTEMPT: 2}, 3)
     assert headers == {**to_headers(ENVELOPE), topology.ATTEMPT: 3}
-
-
-def test_a_buried_message_is_read_as_the_dead_letter_it_was() -> None:
-    dead = Dead("no luck", "Traceback")
-    headers = buried(to_headers(ENVELOPE), dead, attempts=4, letter_id="l-1", now=NOW)
-    letter = letter_of(PAID, headers, None, b"{}")
-    assert letter.envelope == ENVELOPE
-    assert (letter.id, letter.subscription) == ("l-1", PAID.name)
-    assert (letter.reason, letter.error, letter.attempts) == ("no luck", "Traceback", 4)
-    assert letter.died_at == NOW
-
-
-def test_a_message_that_somebody_else_buried_is_a_dead_letter_too() -> None:
-    letter = letter_of(PAID, {topology.DIED_AT: "yesterday"}, None, b"")
-    assert (letter.id, letter.reason, letter.error, letter.attempts) == ("", "", "", 1)
-    assert letter.died_at == datetime.fromtimestamp(0, UTC)
 
 
 @given(
