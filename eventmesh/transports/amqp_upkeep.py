@@ -66,7 +66,8 @@ class TopologyUpkeep:
         self._channel: Channel | None = None
         self._unrouted_since: dict[str, float] = {}
         self._foreign_known = 0
-        self._foreign_searched_at = clock.monotonic()
+        self._foreign_since: float | None = None
+        self._foreign_searched_at = clock.monotonic() - FOREIGN_INTERVAL
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.rabbitmq")
 
     def cover(self, subscriptions: Sequence[Subscription]) -> None:
@@ -119,15 +120,24 @@ class TopologyUpkeep:
         now = self._clock.monotonic()
         self._unrouted_since = {name: self._unrouted_since.get(name, now) for name in waiting}
         due = [name for name, since in self._unrouted_since.items() if now - since >= GRACE]
-        search = foreign != self._foreign_known and (
-            now - self._foreign_searched_at >= FOREIGN_INTERVAL
-        )
         if due:
             self._log.warning("messages brought back that were unrouted", messages=due)
             await self._bring_back(due, False)
-        if search:
-            self._foreign_known, self._foreign_searched_at = foreign, now
+        if self._is_time_to_search(foreign, now):
             await self._bring_back(names, True)
+
+    def _is_time_to_search(self, foreign: int, now: float) -> bool:
+        """Whether among so many foreign messages may be ours that were not there before: seldom,
+        since each has to be looked at."""
+        if foreign == self._foreign_known:
+            self._foreign_since = None
+            return False
+        if self._foreign_since is None:
+            self._foreign_since = now
+        if now - self._foreign_since < GRACE or now - self._foreign_searched_at < FOREIGN_INTERVAL:
+            return False
+        self._foreign_known, self._foreign_since, self._foreign_searched_at = foreign, None, now
+        return True
 
 
 async def _ready(channel: Channel, queue: str) -> int:

@@ -1,0 +1,146 @@
+"""When what is unrouted is brought back, and what a broken broker does to the upkeep."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from eventmesh.errors import Unreachable, UsageError
+from eventmesh.transports import amqp_upkeep
+from eventmesh.transports.amqp_connection import Link
+from eventmesh.transports.amqp_topology import Piece, Topology
+from eventmesh.transports.amqp_upkeep import FOREIGN_INTERVAL, GRACE, TopologyUpkeep
+from eventmesh.transports.base import Subscription
+
+SHOP = Topology("shop")
+PAID = Subscription("orders.note_payment", ("payments.paid",))
+
+
+class Time:
+    """A clock that stands still until it is told how late it is."""
+
+    seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    async def sleep(self, _: float) -> None:
+        await asyncio.sleep(0)
+
+
+class Broker:
+    """A link to a broker that has so many messages in these queues, or fails."""
+
+    def __init__(self) -> None:
+        self.ready: dict[str, int] = {}
+        self.error: Exception | None = None
+        self.restored: list[Sequence[Piece]] = []
+
+    @asynccontextmanager
+    async def call(self) -> AsyncIterator[None]:
+        yield
+
+    async def new_channel(self) -> Any:
+        return SimpleNamespace(is_closed=False, queue_declare=self._told)
+
+    async def _told(self, queue: str, **_: Any) -> Any:
+        return SimpleNamespace(message_count=self.ready.get(queue, 0))
+
+    async def restore(self, _: Any, pieces: Sequence[Piece]) -> None:
+        self.restored.append(pieces)
+        if self.error is not None:
+            raise self.error
+
+    async def restored_times(self, times: int) -> None:
+        """Return once it was tried so often."""
+        while len(self.restored) < times:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
+    made = Broker()
+    monkeypatch.setattr(amqp_upkeep, "restore", made.restore)
+    return made
+
+
+@pytest.fixture
+def clock() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def brought() -> list[tuple[list[str], bool]]:
+    return []
+
+
+@pytest.fixture
+async def upkeep(
+    broker: Broker, clock: Time, brought: list[tuple[list[str], bool]]
+) -> AsyncIterator[TopologyUpkeep]:
+    async def bring(names: Iterable[str], among_foreign: bool) -> None:
+        brought.append((list(names), among_foreign))
+
+    made = TopologyUpkeep(cast(Link, broker), SHOP, cast(Any, clock), bring)
+    made._subscriptions[PAID] = None
+    yield made
+    await made.stop()
+
+
+async def test_all_that_the_subscriptions_need_is_made_again(
+    upkeep: TopologyUpkeep, broker: Broker
+) -> None:
+    await upkeep.restore()
+    await upkeep.restore()
+    assert broker.restored == [SHOP.for_subscription(PAID)] * 2
+
+
+async def test_what_is_unrouted_is_brought_back_once_all_others_had_time_to_restore_theirs(
+    upkeep: TopologyUpkeep, broker: Broker, clock: Time, brought: list[tuple[list[str], bool]]
+) -> None:
+    broker.ready = {SHOP.kept("payments.paid"): 3}
+    await upkeep.restore()
+    clock.seconds = GRACE * 0.9
+    await upkeep.restore()
+    assert brought == []
+    clock.seconds = GRACE
+    await upkeep.restore()
+    assert brought == [(["payments.paid"], False)]
+    broker.ready = {}
+    await upkeep.restore()
+    broker.ready = {SHOP.kept("payments.paid"): 1}
+    await upkeep.restore()
+    assert len(brought) == 1  # this is another loss, whose time begins now
+
+
+async def test_foreign_messages_are_searched_now_and_then_and_only_if_there_are_others_than_before(
+    upkeep: TopologyUpkeep, broker: Broker, clock: Time, brought: list[tuple[list[str], bool]]
+) -> None:
+    async def at(seconds: float, foreign: int) -> int:
+        clock.seconds, broker.ready = seconds, {SHOP.foreign: foreign}
+        await upkeep.restore()
+        return len(brought)
+
+    assert await at(0.0, foreign=7) == 0
+    assert await at(GRACE, foreign=7) == 1
+    assert brought == [(["payments.paid"], True)]
+    assert await at(GRACE + FOREIGN_INTERVAL, foreign=7) == 1
+    later = GRACE + 2 * FOREIGN_INTERVAL
+    assert await at(later, foreign=8) == 1
+    assert await at(later + GRACE, foreign=9) == 2
+
+
+async def test_a_lost_connection_and_a_foreign_exchange_do_not_end_the_upkeep(
+    upkeep: TopologyUpkeep, broker: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker.error = UsageError("another exchange")
+    upkeep.cover([PAID])
+    await broker.restored_times(3)
+    broker.error = Unreachable("gone")
+    await broker.restored_times(6)
+    assert capsys.readouterr().out.count("topology cannot be restored") == 1
