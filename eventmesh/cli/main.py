@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from eventmesh.cli import asyncapi, database, demo, dlq, outbox, schema, worker
+from eventmesh.cli import asyncapi, database, demo, dlq, outbox, schema, unrouted, worker
 from eventmesh.errors import EventMeshError
 from eventmesh.printable import printable_lines
 
@@ -45,6 +45,7 @@ app.add_typer(schema.app, name="schema")
 app.add_typer(database.app, name="db")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(outbox.app, name="outbox")
+app.add_typer(unrouted.app, name="unrouted")
 
 
 def main() -> None:

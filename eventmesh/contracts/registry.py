@@ -70,6 +70,10 @@ class Registry:
         for name in sorted(self._published):
             yield self._models[name]
 
+    def published_names(self) -> frozenset[str]:
+        """The names of the messages that the service declared to publish."""
+        return frozenset(self._published)
+
     def get(self, name: str) -> type[Message] | None:
         """The model of this name, if the service knows one."""
         return self._models.get(name)

@@ -78,6 +78,7 @@ class _WorkerCollector(Collector):
         yield from _states(subscriptions)
         yield from _broker(subscriptions, self._asked.stats)
         yield from self._relays()
+        yield from self._unrouted()
 
     def _relays(self) -> Iterator[Metric]:
         relayed = CounterMetricFamily(
@@ -99,6 +100,26 @@ class _WorkerCollector(Collector):
         for service, seconds in self._asked.outbox_ages.items():
             age.add_metric([service], seconds)
         yield from (relayed, refused, age)
+
+    def _unrouted(self) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily(
+            "eventmesh_unrouted_messages",
+            "Messages that the service publishes and no subscription takes, as counted in the last "
+            "minute; told by one process of the service. All services tell of the same foreign "
+            "messages.",
+            labels=["service", "message"],
+        )
+        purged = CounterMetricFamily(
+            "eventmesh_unrouted_purged",
+            "Unrouted messages that were deleted, because they were more than the limit.",
+            labels=["service", "message"],
+        )
+        for relay in self._vitals.relays:
+            for message, number in relay.unrouted.items():
+                waiting.add_metric([relay.service, message], number)
+            for message, number in relay.unrouted_purged.items():
+                purged.add_metric([relay.service, message], number)
+        yield from (waiting, purged)
 
 
 _LABELS = ["service", "subscription"]

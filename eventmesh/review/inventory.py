@@ -23,7 +23,7 @@ _PLACES = {
     "delayed": "delayed for a retry",
     "in_flight": "in flight",
     "dead": "dead letters",
-    "unrouted": "kept for a first subscription",
+    "unrouted": "unrouted, kept for a first subscription",
 }
 _OUTBOX_PLACES = {
     "due": "outbox",
@@ -35,7 +35,7 @@ _OUTBOX_PLACES = {
 @dataclass(frozen=True, slots=True)
 class Stock:
     """Messages of one version in one place. They are in the outbox of `service`, or wait for its
-    `subscription` or were given up by it; both are empty where nobody takes them yet. Services that
+    `subscription` or were given up by it; both are empty where they are unrouted. Services that
     share a database are named together. `oldest` is when the oldest of them was made."""
 
     message: str
@@ -75,7 +75,7 @@ class Inventory:
 async def take(
     services: Sequence[Service], settings: Settings, clock: Clock, *, strays: bool
 ) -> Inventory:
-    """What these services hold, and what nobody takes yet of the messages that they own; with
+    """What these services hold, and what is unrouted of the messages that they own; with
     `strays`, also what subscriptions to these messages hold that no service here has.
 
     Unreachable when the broker or a database does not answer: what is not seen is never zero.

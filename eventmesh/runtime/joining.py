@@ -84,6 +84,7 @@ async def _relay(service: Service, database: Database, stop: asyncio.Event) -> N
                         clock,
                         settings.lease_time,
                         purging=settings,
+                        published=service.registry.published_names(),
                     )
                     service.on_commit(relay.wake)
                     await relay.run(stop)

@@ -28,6 +28,7 @@ from eventmesh.runtime.horizon import Horizon
 from eventmesh.runtime.purger import Purger
 from eventmesh.runtime.settings import Settings
 from eventmesh.runtime.tenure import Tenure
+from eventmesh.runtime.unrouted import UnroutedBound
 from eventmesh.runtime.vitals import RelayVitals
 from eventmesh.transports.base import Transport
 
@@ -72,19 +73,28 @@ class Relay:
         lease_time: float,
         *,
         purging: Settings | None = None,
+        published: Collection[str] = (),
     ) -> None:
-        """With the settings for `purging`, it also clears away what is too old, where it has the
-        first bucket."""
+        """With the settings for `purging`, it also clears away what is too old, and bounds what no
+        subscription takes of the `published` messages, where it has the first bucket."""
         self.vitals = RelayVitals(service)
         self._database = database
         self._transport = transport
         self._clock = clock
         self._lease_time = lease_time
-        self._purger = (
-            None
-            if purging is None
-            else Purger(database, clock, purging, lambda: 0 in self.tenure.buckets)
-        )
+        self._cleaners: list[Purger | UnroutedBound] = []
+        if purging is not None:
+            self._cleaners += [
+                Purger(database, clock, purging, self._has_first_bucket),
+                UnroutedBound(
+                    transport,
+                    clock,
+                    purging.unrouted_max,
+                    published,
+                    self.vitals,
+                    self._has_first_bucket,
+                ),
+            ]
         self.tenure = Tenure(database, clock, lease_time)
         self._horizon = Horizon()
         self._losses = database.losses
@@ -107,12 +117,15 @@ class Relay:
             beside = [
                 tasks.create_task(each) for each in (self._listen(), self._sweep(), self._hold())
             ]
-            if self._purger is not None:
-                beside.append(tasks.create_task(self._purger.run()))
+            beside += [tasks.create_task(cleaner.run()) for cleaner in self._cleaners]
             await self._work(stop)
             for task in beside:
                 task.cancel()
         await self._finish()
+
+    def _has_first_bucket(self) -> bool:
+        """Which one process of the service has: so it does what one is to do for all."""
+        return 0 in self.tenure.buckets
 
     async def _work(self, stop: asyncio.Event) -> None:
         reconnect = Reconnect(self._clock)

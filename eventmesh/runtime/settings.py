@@ -102,6 +102,12 @@ class Settings(BaseSettings):
     outbox_max_age: Seconds = 60.0
     """How long a message may wait in the outbox before the worker says that it is not ready."""
 
+    unrouted_max: int = Field(default=1_000_000, ge=0)
+    """How many messages of each name that a service publishes are kept while no subscription takes
+    them; beyond that the oldest are deleted, after a warning at half of it. 0 keeps all. The
+    default is far more than piles up while services are deployed one after another (28 hours at 10
+    a second), and about a gigabyte of usual messages, which does not yet fill a broker."""
+
     event_loop: Literal["auto", "asyncio", "uvloop"] = "auto"
     """Which event loop a worker runs on; by default uvloop where it is installed."""
 

@@ -95,6 +95,11 @@ class RelayVitals:
     """Why it waits; empty while it does not."""
     relayed: int = 0
     refused: int = 0
+    unrouted: dict[str, int] = field(default_factory=dict)
+    """How many messages no subscription takes, by name, as counted last; in the one process of the
+    service that counts them."""
+    unrouted_purged: Counter[str] = field(default_factory=Counter)
+    """How many of these were deleted, because they were more than the limit."""
 
 
 @dataclass(slots=True)

@@ -89,6 +89,7 @@ class Worker:
                     self._clock,
                     self.settings.lease_time,
                     purging=self.settings,
+                    published=service.registry.published_names(),
                 )
                 service.on_commit(relay.wake)
                 relays.append(relay)

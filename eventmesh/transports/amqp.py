@@ -26,12 +26,14 @@ from eventmesh.transports.amqp_letters import LetterIds, letter_of
 from eventmesh.transports.amqp_parcels import Parcel, again, properties_of
 from eventmesh.transports.amqp_publishing import PUBLISH_TIMEOUT, Sender, Shipment
 from eventmesh.transports.amqp_topology import Piece, Topology
+from eventmesh.transports.amqp_unrouted import UnroutedQueues
 from eventmesh.transports.amqp_upkeep import TopologyUpkeep
 from eventmesh.transports.base import (
     DeadLetter,
     Subscription,
     SubscriptionStats,
     TransportOptions,
+    Unrouted,
 )
 from eventmesh.transports.census import Census
 from eventmesh.transports.letters import Listing, Mark, copies, mark_of
@@ -140,6 +142,40 @@ class AmqpTransport:
                 if await self._ready(self._topology.queue(subscription)) is not None
                 for name in subscription.messages
             }
+
+    async def unrouted(
+        self,
+        messages: Collection[str],
+        subscriptions: Sequence[Subscription] = (),
+        *,
+        thorough: bool = False,
+    ) -> Sequence[Unrouted]:
+        queues = UnroutedQueues(self._consuming, self._topology, self._clock)
+        if not thorough:
+            return await queues.count(messages)
+        found = await queues.look(messages)
+        await self._give_late(subscriptions, {each.message for each in found if not each.foreign})
+        return found
+
+    async def purge_unrouted(
+        self,
+        message: str,
+        subscriptions: Sequence[Subscription] = (),
+        *,
+        keep: int = 0,
+        older_than: float | None = None,
+    ) -> int:
+        queues = UnroutedQueues(self._consuming, self._topology, self._clock)
+        purged = await queues.purge(message, keep, older_than)
+        await self._give_late(subscriptions, {message})
+        return purged
+
+    async def _give_late(
+        self, subscriptions: Sequence[Subscription], messages: Collection[str]
+    ) -> None:
+        """Bring what was held to the subscriptions that were declared meanwhile and missed it."""
+        if waiting := set(messages) & await self._taken(subscriptions):
+            await self._route_again(waiting)
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
         listing = Listing(limit)

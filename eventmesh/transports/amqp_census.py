@@ -92,17 +92,17 @@ class Looking:
         untouched: Collection[str],
     ) -> Census:
         """What `Transport.census` promises."""
-        async with self._alone():
+        async with self.alone():
             waiting = await self._delayed(hidden=bool(untouched))
             # Held to the end: what waits for its retry cannot move on into a queue behind us.
-            async with self._holding(waiting, self._seeing_retries(subscriptions, messages)):
+            async with self.holding(waiting, self._seeing_retries(subscriptions, messages)):
                 for subscription in subscriptions:
                     await self._subscription(subscription, subscription.name in untouched)
             await self._unrouted(sorted(messages))
         return self._found
 
     @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
+    async def alone(self) -> AsyncIterator[None]:
         """Two at a time would each see a part, and mix it. The lock is a queue that only this
         connection may use, and that ends with it."""
         name = self._topology.census
@@ -135,9 +135,9 @@ class Looking:
 
     async def _ask(self, names: Iterable[str]) -> dict[str, _Queue]:
         """Those of these queues that there are. Asked twice, and the higher numbers count."""
-        first = await self._ask_once(names)
+        first = await self.ask_once(names)
         await self._clock.sleep(QUIET)
-        second = await self._ask_once(first)
+        second = await self.ask_once(first)
         return {
             name: _Queue(
                 max(queue.ready, first[name].ready), max(queue.consumers, first[name].consumers)
@@ -145,7 +145,7 @@ class Looking:
             for name, queue in second.items()
         }
 
-    async def _ask_once(self, names: Iterable[str]) -> dict[str, _Queue]:
+    async def ask_once(self, names: Iterable[str]) -> dict[str, _Queue]:
         found: dict[str, _Queue] = {}
         missing = deque(names)
         async with self._link.call(None):
@@ -192,7 +192,7 @@ class Looking:
         def see(came_from: str, _: str, envelope: Envelope) -> None:
             self._found.add(name, envelope, states[came_from])
 
-        async with self._holding(taken, see) as others:
+        async with self.holding(taken, see) as others:
             pass
         if working.consumers or others.get(queue, 0) > 0:
             self._found.hide(
@@ -228,23 +228,23 @@ class Looking:
             self._found.add("", envelope, "unrouted")
 
         waiting = [name for name, queue in (await self._ask(kept)).items() if queue.ready]
-        async with self._holding(waiting, see):
+        async with self.holding(waiting, see):
             pass
-        await self._until_still(waiting)
+        await self.until_still(waiting)
 
-    async def _until_still(self, queues: Sequence[str]) -> None:
+    async def until_still(self, queues: Sequence[str]) -> None:
         """Return once what was given back is there again, and nobody is taking it: who declares a
         subscription now finds it; who did so while we held it has not."""
         ready = None
         while queues:
-            before, told = ready, await self._ask_once(queues)
+            before, told = ready, await self.ask_once(queues)
             ready = sum(queue.ready for queue in told.values())
             if ready == before:
                 return
             await self._clock.sleep(STILL)
 
     @asynccontextmanager
-    async def _holding(self, queues: Sequence[str], see: Seen) -> AsyncIterator[dict[str, int]]:
+    async def holding(self, queues: Sequence[str], see: Seen) -> AsyncIterator[dict[str, int]]:
         """Hold all that waits in these queues, and what comes into them, until the context is left;
         entered once all of it was seen. Gives how many consumers each has beside ours."""
         if not queues:
@@ -256,7 +256,7 @@ class Looking:
         try:
             async with self._link.call(None):
                 self._link.tap(channel, tally)
-                held = await self._ask_once(queues)
+                held = await self.ask_once(queues)
                 await channel.basic_qos(prefetch_count=MOST_HELD)
                 ours = {name: _consumers_for(queue.ready) for name, queue in held.items()}
                 for name, count in ours.items():
@@ -284,7 +284,7 @@ class Looking:
         while True:
             before = tally.count
             await self._clock.sleep(QUIET)
-            told = await self._ask_once(ours)
+            told = await self.ask_once(ours)
             _still_holding(channel)
             if tally.count == before and not any(queue.ready for queue in told.values()):
                 return {name: queue.consumers - ours[name] for name, queue in told.items()}

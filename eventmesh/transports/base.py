@@ -98,6 +98,23 @@ class TransportOptions:
     looking: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Unrouted:
+    """The messages of one name that no subscription takes yet: they wait for the first that does.
+
+    `oldest_age` is the age in seconds of the oldest, `bytes` the size of their data; both are None
+    where the broker cannot tell. `foreign` messages are in RabbitMQ's queue for names that no
+    EventMesh publisher has used: no subscription will get them, because nobody has made their
+    routes.
+    """
+
+    message: str
+    number: int
+    oldest_age: float | None = None
+    bytes: int | None = None
+    foreign: bool = False
+
+
 class Consumer(Protocol):
     """A worker's hold on a subscription."""
 
@@ -184,6 +201,39 @@ class Transport(Protocol):
         looked into is `hidden`. A broker that shows its messages by handing them out only
         (`exact_deliveries` says no) counts that as a delivery of each, and its transport says what
         else it costs; of the subscriptions `untouched` it hands out nothing.
+        """
+        ...
+
+    async def unrouted(
+        self,
+        messages: Collection[str],
+        subscriptions: Sequence[Subscription] = (),
+        *,
+        thorough: bool = False,
+    ) -> Sequence[Unrouted]:
+        """How many messages are unrouted, by name; names of which there are none are left out.
+
+        Without `thorough` it counts these messages, which is cheap enough to be done all the time;
+        foreign messages are then counted together, under the empty name. `thorough` looks closely:
+        at all names that the broker can list, and at the age of what it shows only by handing it
+        out. Messages that one of these `subscriptions` should get, because it was declared in that
+        very moment, are brought to it.
+        """
+        ...
+
+    async def purge_unrouted(
+        self,
+        message: str,
+        subscriptions: Sequence[Subscription] = (),
+        *,
+        keep: int = 0,
+        older_than: float | None = None,
+    ) -> int:
+        """Delete unrouted messages of this name, the oldest first; returns how many.
+
+        All of them; or all but the newest `keep`; or those that are `older_than` so many seconds.
+        The empty name stands for all foreign messages together. What a subscription takes is never
+        deleted, and one that is declared meanwhile gets what was not. `subscriptions` as above.
         """
         ...
 

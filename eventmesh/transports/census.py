@@ -71,9 +71,9 @@ class Census:
             return
         lot = self.lots.setdefault(kind, Lot(0, None))
         lot.number += number
-        made_at = _moment(said.get("time", ""))
-        if made_at is not None and (lot.oldest is None or made_at < lot.oldest):
-            lot.oldest = made_at
+        since = made_at(envelope)
+        if since is not None and (lot.oldest is None or since < lot.oldest):
+            lot.oldest = since
 
     def hide(self, subscription: str, state: State, number: int | None, why: str) -> None:
         """Note what is not looked into."""
@@ -88,10 +88,10 @@ def _version(name: str, dataschema: str) -> int | None:
         return None
 
 
-def _moment(made_at: str) -> datetime | None:
-    """The time that an attribute says; one without a zone is taken for UTC."""
+def made_at(envelope: Envelope) -> datetime | None:
+    """When it was made, if it says so; a time without a zone is taken for UTC."""
     try:
-        moment = datetime.fromisoformat(made_at)
+        moment = datetime.fromisoformat(envelope.attributes.get("time", ""))
     except ValueError:
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

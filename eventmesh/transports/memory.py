@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from eventmesh.transports.base import (
     Delivery,
     Subscription,
     SubscriptionStats,
+    Unrouted,
 )
 from eventmesh.transports.census import Census
 from eventmesh.transports.letters import copies, listed, mark_of
@@ -71,7 +72,7 @@ class MemoryBroker:
         self.running = True
         self.queues: dict[str, _Queue] = {}
         self.bindings: dict[str, set[str]] = defaultdict(set)
-        self.unrouted: list[Envelope] = []
+        self.unrouted: list[_Parcel] = []
         self.consumers: set[_MemoryConsumer] = set()
         self.sequence = itertools.count()
 
@@ -128,14 +129,18 @@ class MemoryTransport:
             for message in subscription.messages:
                 broker.bindings[message].add(subscription.name)
         kept, broker.unrouted = broker.unrouted, []
-        await self.publish(kept)
+        routed: list[_Parcel] = []
+        for parcel in kept:
+            taken = broker.bindings.get(parcel.envelope.name)
+            (routed if taken else broker.unrouted).append(parcel)
+        await self.publish([parcel.envelope for parcel in routed])
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         broker, now = self._reach(), self._clock.monotonic()
         for envelope in envelopes:
             names = broker.bindings.get(envelope.name)
             if not names:
-                broker.unrouted.append(envelope)
+                broker.unrouted.append(_Parcel(envelope, now, next(broker.sequence)))
                 continue
             for name in sorted(names):
                 broker.queues[name].put(_Parcel(envelope, now, next(broker.sequence)))
@@ -190,10 +195,48 @@ class MemoryTransport:
                 found.add(name, parcel.envelope, "in_flight")
             for letter in queue.dead.values():
                 found.add(name, letter.envelope, "dead")
-        for envelope in broker.unrouted:
-            if envelope.name in messages:
-                found.add("", envelope, "unrouted")
+        for parcel in broker.unrouted:
+            if parcel.envelope.name in messages:
+                found.add("", parcel.envelope, "unrouted")
         return found
+
+    async def unrouted(
+        self,
+        messages: Collection[str],
+        subscriptions: Sequence[Subscription] = (),
+        *,
+        thorough: bool = False,
+    ) -> Sequence[Unrouted]:
+        now, oldest = self._clock.monotonic(), dict[str, float]()
+        numbers, sizes = Counter[str](), Counter[str]()
+        for parcel in self._reach().unrouted:
+            name = parcel.envelope.name
+            if thorough or name in messages:
+                oldest.setdefault(name, parcel.visible_at)
+                numbers[name] += 1
+                sizes[name] += len(parcel.envelope.data)
+        return [
+            Unrouted(name, numbers[name], now - oldest[name], sizes[name])
+            for name in sorted(numbers)
+        ]
+
+    async def purge_unrouted(
+        self,
+        message: str,
+        subscriptions: Sequence[Subscription] = (),
+        *,
+        keep: int = 0,
+        older_than: float | None = None,
+    ) -> int:
+        broker, now = self._reach(), self._clock.monotonic()
+        ours = [parcel for parcel in broker.unrouted if parcel.envelope.name == message]
+        purged = {
+            parcel.sequence
+            for parcel in ours[: max(len(ours) - keep, 0)]
+            if older_than is None or now - parcel.visible_at > older_than
+        }
+        broker.unrouted = [each for each in broker.unrouted if each.sequence not in purged]
+        return len(purged)
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
         queue = self._queue(subscription)

@@ -32,6 +32,11 @@ class Layout:
         """The stream of a message."""
         return f"{self._prefix}:stream:{message}"
 
+    @property
+    def streams(self) -> str:
+        """What the names of all messages' streams begin with."""
+        return self.stream("")
+
     def of(self, subscription: Subscription) -> Keys:
         """All that belongs to a subscription."""
         name = subscription.name

@@ -295,6 +295,42 @@ stream without groups keeps all for the first. Ids are compared as texts: their 
 bits, Lua's 53.
 """
 
+UNROUTED = (
+    _LOOK
+    + """
+local groups = look('XINFO', 'GROUPS', KEYS[1])
+local first = groups and #groups == 0 and redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+if not first then return {0, 0} end
+local time = redis.call('TIME')
+local age = time[1] * 1000 + math.floor(time[2] / 1000) - string.match(first[1], '%d+')
+return {redis.call('XLEN', KEYS[1]), math.max(age, 0)}
+"""
+)
+"""KEYS stream. Returns how many messages no group is to get, and the age in ms of the oldest."""
+
+PURGE_UNROUTED = (
+    _LOOK
+    + """
+local groups = look('XINFO', 'GROUPS', KEYS[1])
+if not groups or #groups > 0 then return 0 end
+local keep, older_ms, limit = unpack(ARGV)
+local rule, bound = 'MAXLEN', keep
+if older_ms ~= '' then
+  local time = redis.call('TIME')
+  local before = time[1] * 1000 + math.floor(time[2] / 1000) - older_ms
+  rule, bound = 'MINID', string.format('%.0f', math.max(before, 0))
+end
+local purged = redis.call('XTRIM', KEYS[1], rule, '~', bound, 'LIMIT', limit)
+if purged > 0 then return purged end
+return redis.call('XTRIM', KEYS[1], rule, bound)
+"""
+)
+"""KEYS stream; ARGV how many of the newest to keep, or an age in ms, about how many to delete.
+
+Deletes the oldest messages of a stream that has no group, first whole nodes of it; returns how
+many, 0 once nothing more is to be deleted.
+"""
+
 FORGET = (
     _LOOK
     + """

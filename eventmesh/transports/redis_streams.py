@@ -18,7 +18,8 @@ A user of Redis for EventMesh needs the keys `~eventmesh:*` (`~{eventmesh}:*` on
     +multi +exec +eval +time +xadd +xreadgroup +xack +xdel +xclaim +xpending +xrange +xlen +xtrim
     +xinfo|groups +xinfo|consumers +xgroup|create +xgroup|delconsumer
     +zadd +zrem +zcard +zrange +zrangebyscore +client|id +client|unblock
-and besides `wait` for wait_replicas, `cluster|slots` and `command` on a Cluster.
+and besides `wait` for wait_replicas, `cluster|slots` and `command` on a Cluster, and `scan` for
+`eventmesh unrouted`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from eventmesh.transports.base import (
     Subscription,
     SubscriptionStats,
     TransportOptions,
+    Unrouted,
 )
 from eventmesh.transports.census import Census
 from eventmesh.transports.letters import Listing, copies, mark_of
@@ -46,6 +48,7 @@ from eventmesh.transports.redis_entries import dead_letter, head
 from eventmesh.transports.redis_keys import Layout
 from eventmesh.transports.redis_publishing import Publisher
 from eventmesh.transports.redis_scripts import Command, call
+from eventmesh.transports.redis_unrouted import UnroutedStreams
 from eventmesh.wire.envelope import Envelope
 
 COUNT_LIMIT = 10_000
@@ -150,6 +153,25 @@ class RedisStreamsTransport:
         untouched: Collection[str] = (),
     ) -> Census:
         return await Counting(self._redis, self._layout).count(subscriptions, messages)
+
+    async def unrouted(
+        self,
+        messages: Collection[str],
+        subscriptions: Sequence[Subscription] = (),
+        *,
+        thorough: bool = False,
+    ) -> Sequence[Unrouted]:
+        return await UnroutedStreams(self._redis, self._layout).count(messages, thorough)
+
+    async def purge_unrouted(
+        self,
+        message: str,
+        subscriptions: Sequence[Subscription] = (),
+        *,
+        keep: int = 0,
+        older_than: float | None = None,
+    ) -> int:
+        return await UnroutedStreams(self._redis, self._layout).purge(message, keep, older_than)
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
         listing = Listing(limit)

@@ -29,6 +29,7 @@ from eventmesh.transports.base import (
     Subscription,
     SubscriptionStats,
     TransportOptions,
+    Unrouted,
 )
 from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import Outcome, RetryAfter
@@ -45,6 +46,9 @@ RELAXING = 1 / 500
 
 DECLARE_INTERVAL = 1.0
 """Seconds in which a consumer notices that its subscription was deleted from the file."""
+
+PURGED_AT_ONCE = 10_000
+"""Messages that one transaction deletes: publishers wait less than a tenth of a second for it."""
 
 T = TypeVar("T")
 
@@ -135,6 +139,37 @@ class SqliteTransport:
             return Census()
         names = [subscription.name for subscription in subscriptions]
         return await self.run(lambda store: store.census(names, messages))
+
+    async def unrouted(
+        self,
+        messages: Collection[str],
+        subscriptions: Sequence[Subscription] = (),
+        *,
+        thorough: bool = False,
+    ) -> Sequence[Unrouted]:
+        if self._options.looking and self._store is None:
+            return ()
+        if thorough:
+            return await self.run(lambda store: store.unrouted())
+        return await self.run(lambda store: store.count_unrouted(messages))
+
+    async def purge_unrouted(
+        self,
+        message: str,
+        subscriptions: Sequence[Subscription] = (),
+        *,
+        keep: int = 0,
+        older_than: float | None = None,
+    ) -> int:
+        if self._options.looking and self._store is None:
+            return 0
+        purged, more = 0, True
+        while more:
+            number = await self.run(
+                lambda store: store.purge_unrouted(message, keep, older_than, PURGED_AT_ONCE)
+            )
+            purged, more = purged + number, number == PURGED_AT_ONCE
+        return purged
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
         return await self.run(lambda store: store.dead_letters(subscription.name, limit))

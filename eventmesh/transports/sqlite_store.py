@@ -25,7 +25,13 @@ from eventmesh.clock import Clock
 from eventmesh.errors import Drift
 from eventmesh.private_files import make_private_file
 from eventmesh.transports import sqlite_rows as rows
-from eventmesh.transports.base import DeadLetter, Delivery, Subscription, SubscriptionStats
+from eventmesh.transports.base import (
+    DeadLetter,
+    Delivery,
+    Subscription,
+    SubscriptionStats,
+    Unrouted,
+)
 from eventmesh.transports.census import Census
 from eventmesh.transports.letters import copies, listed, mark_of
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
@@ -317,6 +323,41 @@ class SqliteStore:
             attributes = {key: text for key, text in texts.items() if isinstance(text, str)}
             found.add(subscription, Envelope(attributes, b""), state, number)
         return found
+
+    def count_unrouted(self, messages: Collection[str]) -> list[Unrouted]:
+        """How many of these messages are unrouted; reads the index only."""
+        found = self._connection.execute(
+            "SELECT message, count(*) FROM unrouted"
+            " WHERE message IN (SELECT value FROM json_each(?)) GROUP BY message",
+            (orjson.dumps(sorted(messages)).decode(),),
+        )
+        return [Unrouted(message, number) for message, number in found]
+
+    def unrouted(self) -> list[Unrouted]:
+        """All that is unrouted, with its age and size."""
+        now = self.now()
+        found = self._connection.execute(
+            "SELECT message, count(*), min(published_at), sum(length(data)) FROM unrouted"
+            " GROUP BY message ORDER BY message"
+        )
+        return [
+            Unrouted(message, number, max(now - oldest, 0.0), size)
+            for message, number, oldest, size in found
+        ]
+
+    def purge_unrouted(self, message: str, keep: int, older_than: float | None, limit: int) -> int:
+        """Delete at most `limit` of what is to be purged. A row of this table has no subscription:
+        `declare` takes it out in the transaction that makes one."""
+        with self._transaction() as connection:
+            [number] = connection.execute(
+                "SELECT count(*) FROM unrouted WHERE message = ?", (message,)
+            ).fetchone()
+            before = self.now() - older_than if older_than is not None else float("inf")
+            return connection.execute(
+                "DELETE FROM unrouted WHERE sequence IN (SELECT sequence FROM unrouted"
+                " WHERE message = ? AND published_at < ? ORDER BY sequence LIMIT ?)",
+                (message, before, min(max(number - keep, 0), limit)),
+            ).rowcount
 
     def dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
         """One of each message, the oldest first."""

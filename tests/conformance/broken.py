@@ -430,6 +430,27 @@ class CountsByTakingOut(BrokenTransport):
         return found
 
 
+class PurgesTheNewest(BrokenTransport):
+    """As a queue with a length limit that rejects what is published beyond it."""
+
+    async def purge_unrouted(
+        self,
+        message: str,
+        subscriptions: Sequence[Subscription] = (),
+        *,
+        keep: int = 0,
+        older_than: float | None = None,
+    ) -> int:
+        broker = self.broker
+        broker.unrouted = broker.unrouted[::-1]
+        try:
+            return await super().purge_unrouted(
+                message, subscriptions, keep=keep, older_than=older_than
+            )
+        finally:
+            broker.unrouted = broker.unrouted[::-1]
+
+
 class WaitsOnWhenClosed(BrokenTransport):
     async def close(self) -> None:
         pass

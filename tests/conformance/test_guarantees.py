@@ -52,6 +52,7 @@ BROKEN: tuple[tuple[Guarantee, type[BrokenTransport]], ...] = (
     (conformance.stats_count_what_is_there, broken.TellsZeroForUnknown),
     (conformance.a_census_counts_what_is_there, broken.ForgetsTheDelayed),
     (conformance.a_census_disturbs_nobody, broken.CountsByTakingOut),
+    (conformance.unrouted_messages_are_listed_kept_and_purged, broken.PurgesTheNewest),
     (conformance.closing_ends_what_waits, broken.WaitsOnWhenClosed),
     (conformance.a_closed_transport_says_so, broken.ConnectsAgainUnasked),
     (conformance.a_cut_connection_is_made_anew, broken.SleepsThroughALoss),

@@ -269,7 +269,7 @@ class Forked(Output):
         return Ended(int(code or -signal.SIGKILL), self.out, self.err)
 
 
-SHORT = ("asyncapi", "db", "dlq", "outbox", "schema")
+SHORT = ("asyncapi", "db", "dlq", "outbox", "schema", "unrouted")
 """Commands that do one thing and end."""
 
 

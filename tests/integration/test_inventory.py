@@ -245,8 +245,8 @@ async def test_what_nobody_takes_yet_and_what_a_forgotten_subscription_holds_is_
     (project.root / "services/mail/service.py").unlink()
     async with opened(project) as transport:
         await transport.publish([message(1), message(1)])
-        assert counted(project) == {("kept for a first subscription", 1, ""): 2}
-        project.run("schema", "retire", "bank.deposited", "1").fails(4, "2 kept for a first")
+        assert counted(project) == {("unrouted, kept for a first subscription", 1, ""): 2}
+        project.run("schema", "retire", "bank.deposited", "1").fails(4, "2 unrouted")
         if broker != "amqp":  # which does not tell its queues
             await transport.declare([TELL])
             assert counted(project) == {("waiting", 1, "mail.tell"): 2}

@@ -79,6 +79,7 @@ class Mesh(ABC):
                 service.clock,
                 settings.lease_time,
                 purging=settings,
+                published=service.registry.published_names(),
             )
             service.on_commit(relay.wake)
             self._transport = transport

@@ -61,6 +61,7 @@ from eventmesh.testing.conformance.failing import (
     lost_topology_is_made_again,
     topology_lost_while_running_is_restored,
 )
+from eventmesh.testing.conformance.keeping import unrouted_messages_are_listed_kept_and_purged
 from eventmesh.testing.conformance.publishing import (
     a_refusal_leaves_the_rest,
     batches_of_any_size,
@@ -111,6 +112,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
     stats_count_what_is_there,
     a_census_counts_what_is_there,
     a_census_disturbs_nobody,
+    unrouted_messages_are_listed_kept_and_purged,
     closing_ends_what_waits,
     a_closed_transport_says_so,
     a_cut_connection_is_made_anew,
@@ -159,6 +161,7 @@ __all__ = [
     "settling_twice_is_harmless",
     "stats_count_what_is_there",
     "topology_lost_while_running_is_restored",
+    "unrouted_messages_are_listed_kept_and_purged",
     "unsettled_goes_back_on_leaving",
     "what_was_not_handed_out_does_not_count",
 ]

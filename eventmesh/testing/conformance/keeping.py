@@ -1,0 +1,63 @@
+"""What becomes of messages that no subscription takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from eventmesh.testing.conformance.observing import drain, eventually_told, expect, in_order
+from eventmesh.testing.conformance.rig import Rig
+from eventmesh.transports.base import Transport, Unrouted
+
+
+async def unrouted_messages_are_listed_kept_and_purged(rig: Rig) -> None:
+    """Messages without a subscriber are counted by name, kept for the first subscription, and
+    deleted only as asked: some of the oldest, or those of an age, or all of a name. Nothing that a
+    subscription takes is deleted."""
+    first, second = rig.subscription("first", "happened"), rig.subscription("second", "ended")
+    [happened], [ended] = first.messages, second.messages
+    names = (happened, ended)
+    async with rig.open() as transport:
+        await _holds(rig, transport, {})
+        sent, others = rig.envelopes(30, "happened"), rig.envelopes(4, "ended")
+        await transport.publish([*sent, *others])
+        await _holds(rig, transport, {happened: 30, ended: 4})
+        looked = await transport.unrouted(names, [first, second], thorough=True)
+        expect({happened: 30, ended: 4}.items() <= _numbers(looked).items(), looked)
+        expect(all((each.oldest_age or 0) >= 0 for each in looked), looked)
+        purged = await transport.purge_unrouted(happened, [first, second], keep=12)
+        expect(purged == 18, f"{purged} purged instead of 18")
+        purged = await transport.purge_unrouted(happened, [first, second], keep=12)
+        expect(purged == 0, f"{purged} purged, and only as many were there as are to be kept")
+        purged = await transport.purge_unrouted(happened, [first, second], older_than=3600)
+        expect(purged == 0, f"{purged} purged, and none is an hour old")
+        await _holds(rig, transport, {happened: 12, ended: 4})
+        await transport.declare([first])
+        await _holds(rig, transport, {ended: 4})
+        purged = await transport.purge_unrouted(happened, [first, second])
+        expect(purged == 0, f"{purged} purged that a subscription takes")
+        in_order(await drain(rig, transport, first, 12), sent[18:])
+        purged = await transport.purge_unrouted(ended, [first, second])
+        expect(purged == 4, f"{purged} purged instead of 4")
+        await transport.declare([second])
+        stats = await transport.stats(second)
+        expect(stats.ready == 0, f"{stats.ready} of the purged came back")
+
+
+async def _holds(rig: Rig, transport: Transport, expected: Mapping[str, int]) -> None:
+    """GuaranteeBroken unless these become the numbers of this rig's messages that are unrouted."""
+    names = rig.subscription("any", "happened", "ended").messages
+    told: Mapping[str, int] = {}
+
+    async def agrees() -> bool:
+        nonlocal told
+        told = _numbers(each for each in await transport.unrouted(names) if each.message in names)
+        return told == expected
+
+    try:
+        await eventually_told(rig, agrees, "")
+    except AssertionError:
+        expect(False, f"{told} are told instead of {expected}")
+
+
+def _numbers(found: Iterable[Unrouted]) -> dict[str, int]:
+    return {each.message: each.number for each in found}

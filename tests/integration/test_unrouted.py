@@ -1,0 +1,229 @@
+"""Messages that no subscription takes: seen, purged and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+import pytest
+from structlog.testing import capture_logs
+
+from eventmesh.clock import SystemClock
+from eventmesh.contracts.message import Event
+from eventmesh.observability.metrics import WorkerMetrics
+from eventmesh.runtime.service import Service
+from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.unrouted import EVERY, UnroutedBound
+from eventmesh.runtime.vitals import RelayVitals
+from eventmesh.runtime.worker import Worker
+from eventmesh.transports.base import Subscription, Transport, TransportOptions
+from eventmesh.transports.factory import open_transport
+from eventmesh.transports.memory import MemoryTransport
+from eventmesh.wire.envelope import Envelope
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Project
+
+CLOSED = "bank.closed"
+AUDIT = Subscription("audit.closed", (CLOSED,))
+
+BANK = """
+from eventmesh import Event, Service
+class Closed(Event, name="bank.closed", version=1):
+    number: int
+service = Service("bank")
+closed = service.publisher(Closed)
+"""
+
+
+class Closed(Event, name="bank.closed", version=1):
+    number: int
+
+
+def messages(count: int, name: str = CLOSED, **attributes: str) -> list[Envelope]:
+    clock = SystemClock()
+    return [
+        Envelope(
+            {
+                "specversion": "1.0",
+                "id": clock.new_id(),
+                "source": "/bank",
+                "type": name,
+                "dataschema": f"urn:eventmesh:{name}:1",
+                "datacontenttype": "application/json",
+                "time": clock.now().isoformat(),
+                **attributes,
+            },
+            b'{"number":%d}' % number,
+        )
+        for number in range(count)
+    ]
+
+
+def opened(project: Project) -> AbstractAsyncContextManager[Transport]:
+    options = TransportOptions(prefix=project.prefix)
+    return open_transport(project.environment["EVENTMESH_BROKER_URL"], SystemClock(), options)
+
+
+def told(project: Project, *arguments: str) -> dict[str, tuple[int, bool]]:
+    """What `eventmesh unrouted` says: numbers by message, and whether they are foreign."""
+    rows = json.loads(project.run("unrouted", *arguments, "--json").succeeds())
+    return {row["message"]: (row["number"], row.get("foreign", False)) for row in rows}
+
+
+async def numbers_of(transport: Transport) -> list[str]:
+    """The data of what the first subscription gets, in its order."""
+    await transport.declare([AUDIT])
+    ready = (await transport.stats(AUDIT)).ready
+    got: list[str] = []
+    async with transport.consume(AUDIT, prefetch=1_000) as consumer:
+        while len(got) < ready:
+            got += [each.envelope.data.decode() for each in await consumer.receive(1_000)]
+    return got
+
+
+@pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
+async def test_unrouted_messages_are_listed_and_purged_by_command(
+    project: Project, durable_url: Callable[[str], str], broker: str
+) -> None:
+    project.environment["EVENTMESH_BROKER_URL"] = durable_url(broker)
+    project.service(BANK)
+    project.run("unrouted", "list").succeeds("0 unrouted message(s)")
+    async with opened(project) as transport:
+        await transport.publish([*messages(3), *messages(2, "bank.opened")])
+        named = ["--message", "bank.opened"] if broker == "amqp" else []
+        assert told(project, "list") | told(project, "list", *named) == {
+            CLOSED: (3, False),
+            "bank.opened": (2, False),
+        }
+        listed = project.run("unrouted", "list", "--message", CLOSED).succeeds()
+        assert listed.startswith(f"{CLOSED}  3  ")
+        assert "the oldest since " in listed
+        assert listed.endswith("3 unrouted message(s)\n")
+        project.run("unrouted", "purge").fails(2, "write --yes")
+        assert told(project, "purge", "--older-than", "7d", "--yes") == {}
+        project.run("unrouted", "purge", "--older-than", "soon", "--yes").fails(2, "duration")
+        purged = told(project, "purge", "--message", "bank.opened", "--yes")
+        assert purged == {"bank.opened": (2, False)}
+        assert await numbers_of(transport) == [f'{{"number":{number}}}' for number in range(3)]
+        assert told(project, "list", "--message", CLOSED) == {}
+        project.run("unrouted", "purge", "--message", CLOSED, "--yes").succeeds("0 unrouted")
+
+
+async def test_foreign_messages_on_rabbitmq_are_listed_and_purged(
+    project: Project, durable_url: Callable[[str], str]
+) -> None:
+    url = project.environment["EVENTMESH_BROKER_URL"] = durable_url("amqp")
+    async with opened(project) as transport, await aio_pika.connect(url) as connection:
+        await transport.publish(messages(1))  # by which the exchanges are made
+        channel = await connection.channel()
+        exchange = await channel.get_exchange(project.prefix)
+        for name in ("crm.won", "crm.lost", "crm.won"):
+            sent = aio_pika.Message(b"{}", headers={"cloudEvents_type": name})
+            await exchange.publish(sent, routing_key=name)
+        assert [(each.message, each.number) for each in await transport.unrouted([CLOSED])] == [
+            (CLOSED, 1),
+            ("", 3),
+        ]
+        expected = {"crm.won": (2, True), "crm.lost": (1, True)}
+        assert told(project, "list") == expected
+        listed = project.run("unrouted", "list").succeeds("crm.won (foreign)  2")
+        assert "bank" not in listed, "no service of the project names it"
+        assert told(project, "purge", "--older-than", "1s", "--yes") == {}
+        assert told(project, "purge", "--message", "crm.won", "--yes") == {"crm.won": (2, False)}
+        assert told(project, "list") == {"crm.lost": (1, True)}
+        assert told(project, "purge", "--yes") == {"": (1, False)}
+        assert await transport.purge_unrouted(CLOSED) == 1
+
+
+@pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
+async def test_beyond_the_limit_the_oldest_are_purged_after_a_warning(
+    project: Project, durable_url: Callable[[str], str], broker: str
+) -> None:
+    project.environment["EVENTMESH_BROKER_URL"] = durable_url(broker)
+    vitals = RelayVitals("bank")
+    async with opened(project) as transport:
+        bound = UnroutedBound(transport, SystemClock(), 10, [CLOSED], vitals, lambda: True)
+
+        async def check() -> list[tuple[str, Any]]:
+            with capture_logs() as logs:
+                await bound.check()
+            return [(each["event"], each["number"]) for each in logs]
+
+        sent = messages(14)
+        await transport.publish(sent[:4])
+        assert await check() == []
+        assert vitals.unrouted == {CLOSED: 4}
+        await transport.publish(sent[4:8])
+        assert await check() == [("unrouted messages near their limit", 8)]
+        assert await check() == []
+        await transport.publish(sent[8:])
+        assert await check() == [("unrouted messages purged", 4)]
+        assert await check() == []
+        assert vitals.unrouted == {CLOSED: 10}
+        assert vitals.unrouted_purged == {CLOSED: 4}
+        assert await numbers_of(transport) == [each.data.decode() for each in sent[4:]]
+        assert await check() == []
+        assert vitals.unrouted == {}
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await condition():  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0.02)
+
+
+class Hurried(SystemClock):
+    """Waits a moment where a minute is asked for."""
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(0.01 if seconds >= EVERY / 2 else seconds)
+
+
+async def test_a_worker_bounds_what_its_services_publish_and_counts_it(tmp_path: Path) -> None:
+    clock = Hurried()
+    transport = MemoryTransport(clock)
+    await transport.connect()
+    service = Service("bank", clock=clock)
+    service.publisher(Closed)
+    settings = Settings(
+        unrouted_max=3, database_urls={"bank": f"sqlite:///{tmp_path}/bank.db"}, schemas=tmp_path
+    )
+    worker, stop = Worker([service], transport, settings, clock), asyncio.Event()
+    running, said = asyncio.ensure_future(worker.run(stop)), ""
+    try:
+        await asyncio.wait_for(worker.ready.wait(), 20)
+        async with service.transaction() as tx:
+            for number in range(5):
+                tx.publish(Closed(number=number))
+
+        async def has_purged() -> bool:
+            nonlocal said
+            said = (await WorkerMetrics(worker).text()).decode()
+            return 'unrouted_purged_total{message="bank.closed",service="bank"} 2.0' in said
+
+        await until(has_purged)
+        assert 'unrouted_messages{message="bank.closed",service="bank"} 3.0' in said
+    finally:
+        stop.set()
+        await asyncio.wait_for(running, 20)
+
+
+async def test_purging_while_the_first_subscription_is_declared_leaves_each_message_to_one(
+    project: Project, durable_broker_url: str
+) -> None:
+    """What is not counted as purged, the subscription has."""
+    project.environment["EVENTMESH_BROKER_URL"] = durable_broker_url
+    async with opened(project) as transport, opened(project) as other:
+        await transport.publish(messages(60))
+        purged, _ = await asyncio.gather(
+            transport.purge_unrouted(CLOSED, [AUDIT], keep=20), other.declare([AUDIT])
+        )
+        # RabbitMQ delivers at least once: what is moved to the subscription may come twice.
+        assert len(set(await numbers_of(transport))) == 60 - purged
+        assert purged <= 40

@@ -1,0 +1,93 @@
+"""When unrouted messages are warned of, and by whom they are bounded."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from structlog.testing import capture_logs
+
+from eventmesh.errors import Unreachable
+from eventmesh.runtime.unrouted import EVERY, FOREIGN, UnroutedBound, is_near
+from eventmesh.runtime.vitals import RelayVitals
+from eventmesh.testing.clock import ManualClock
+from eventmesh.transports.base import Unrouted
+from eventmesh.transports.memory import MemoryTransport
+from eventmesh.wire.envelope import Envelope
+
+
+def closed(count: int) -> list[Envelope]:
+    return [Envelope({"id": str(number), "type": "bank.closed"}, b"") for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("number", "limit", "near"),
+    [(0, 1, False), (1, 1, True), (49, 100, False), (50, 100, True), (10**9, 0, False)],
+)
+def test_half_of_the_limit_is_near_it_unless_there_is_none(
+    number: int, limit: int, near: bool
+) -> None:
+    assert is_near(number, limit) is near
+
+
+async def test_only_one_process_counts_and_purges() -> None:
+    transport, vitals, mine = MemoryTransport(ManualClock()), RelayVitals("bank"), True
+    bound = UnroutedBound(transport, ManualClock(), 3, ["bank.closed"], vitals, lambda: mine)
+    await transport.publish(closed(3))
+    await bound.check()
+    assert vitals.unrouted == {"bank.closed": 3}
+    mine = False
+    await transport.publish(closed(3))
+    await bound.check()
+    assert vitals.unrouted == {}
+    assert len(transport.broker.unrouted) == 6
+
+
+async def test_without_a_limit_messages_are_counted_and_kept() -> None:
+    transport, vitals = MemoryTransport(ManualClock()), RelayVitals("bank")
+    await transport.publish(closed(5))
+    bound = UnroutedBound(transport, ManualClock(), 0, ["bank.closed"], vitals, lambda: True)
+    with capture_logs() as logs:
+        await bound.check()
+    assert logs == []
+    assert vitals.unrouted == {"bank.closed": 5}
+
+
+class WithForeign(MemoryTransport):
+    """A broker that keeps foreign messages apart, as RabbitMQ does."""
+
+    async def unrouted(self, *_: object, **__: object) -> list[Unrouted]:
+        return [Unrouted("", 9, foreign=True)]
+
+    async def purge_unrouted(self, message: str, *_: object, **options: object) -> int:
+        assert (message, options) == ("", {"keep": 4})
+        return 5
+
+
+async def test_foreign_messages_are_bounded_together() -> None:
+    vitals = RelayVitals("bank")
+    bound = UnroutedBound(WithForeign(ManualClock()), ManualClock(), 4, [], vitals, lambda: True)
+    with capture_logs() as logs:
+        await bound.check()
+    assert [(each["event"], each["message"], each["number"]) for each in logs] == [
+        ("unrouted messages near their limit", FOREIGN, 9),
+        ("unrouted messages purged", FOREIGN, 5),
+    ]
+    assert vitals.unrouted == {FOREIGN: 4}
+
+
+class Away(MemoryTransport):
+    async def unrouted(self, *_: object, **__: object) -> list[Unrouted]:
+        raise Unreachable("the broker is away")
+
+
+async def test_a_broker_that_is_away_is_counted_again_later() -> None:
+    clock = ManualClock()
+    bound = UnroutedBound(Away(clock), clock, 4, [], RelayVitals("bank"), lambda: True)
+    with capture_logs() as logs:
+        running = asyncio.ensure_future(bound.run())
+        for _ in range(3):
+            await clock.advance(EVERY)
+        running.cancel()
+    assert {each["event"] for each in logs} == {"unrouted messages not counted"}
+    assert len(logs) >= 3
