@@ -231,12 +231,12 @@ async def test_a_column_that_no_migration_has_made_is_told_of_before_the_first_m
     bank.run("worker", "bank").fails(4, *said)
     upgrade = bank.run("db", "upgrade", "bank")
     upgrade.fails(4, *said)
-    assert upgrade.out == "bank: is at 0002\n"
+    assert upgrade.out == "bank: is at 0003\n"
 
     with sqlite3.connect(bank.root / ".eventmesh/bank.db") as connection:
         connection.execute("ALTER TABLE accounts ADD COLUMN iban VARCHAR")
     connection.close()
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0002\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0003\n"
     worker = bank.worker()
     await put(bank, attributes(), GOOD)
     worker.until_prints("ada has 12.50")

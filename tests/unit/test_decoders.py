@@ -24,7 +24,7 @@ from eventmesh.errors import UsageError
 from eventmesh.runtime.delivery import read
 from eventmesh.transports import sqlite_rows
 from eventmesh.transports.amqp_frames import Arrived
-from eventmesh.transports.amqp_topology import letter_of
+from eventmesh.transports.amqp_letters import letter_of
 from eventmesh.transports.base import DeadLetter, Delivery, Subscription
 from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import Dead
