@@ -25,9 +25,9 @@ def seconds(duration: Duration) -> float:
             value = float(found[1]) * _UNITS[found[2]]
         case _:
             raise UsageError(
-                f'{duration!r} is no duration: write a number and a unit, such as "200ms", "30s", '
-                f'"10m", "2h" or "1d".'
+                f"{duration!r} is not a duration: write a number and a unit, such as "
+                f'"200ms", "30s", "10m", "2h" or "1d".'
             )
     if not 0 <= value < float("inf"):
-        raise UsageError(f"{duration!r} is no duration: it must be zero or more, and finite.")
+        raise UsageError(f"{duration!r} is not a duration: it must be zero or more, and finite.")
     return value

@@ -91,7 +91,7 @@ def _act(
     action: Callable[[Transport, Subscription, Sequence[str]], Awaitable[Sequence[str]]],
 ) -> None:
     if bool(ids) == every:
-        raise UsageError("Name the ids of dead letters, or write --all; not both.")
+        raise UsageError("Give the ids of dead letters, or --all, but not both.")
 
     async def run() -> int:
         wanted, count = set(ids or ()), 0

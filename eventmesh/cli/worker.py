@@ -58,7 +58,9 @@ def worker(
     if not end_with_stdin:  # else the parent has said it
         _log_unknown_variables(settings)
     if workers > 1 and not supervise:
-        raise UsageError("Several processes need their supervisor: --workers or --no-supervise.")
+        raise UsageError(
+            "--workers cannot be combined with --no-supervise: several processes need a supervisor."
+        )
     if supervise and not (end_with_stdin or trial):
         _run_supervised(services, workers, settings)
         return

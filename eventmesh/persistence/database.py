@@ -245,7 +245,7 @@ def parse_url(url: str, service: str) -> URL:
     if backend == "mysql":
         raise UsageError(
             f"{variable} names a mysql database, in which EventMesh cannot keep its promises: it "
-            f"needs INSERT … RETURNING, which MySQL has not. If the server is MariaDB, write "
+            f"needs INSERT … RETURNING, which MySQL does not have. If the server is MariaDB, write "
             f"mariadb://; else use postgresql:// or sqlite:///."
         )
     if backend not in _DRIVERS:

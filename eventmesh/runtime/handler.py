@@ -78,7 +78,9 @@ def bind(
     """
     where = f"The handler {getattr(function, '__module__', '?')}.{_name(function)}"
     if not inspect.iscoroutinefunction(function):
-        raise UsageError(f"{where} is no coroutine: write `async def {_name(function)}(…)`.")
+        raise UsageError(
+            f"{where} is not a coroutine function: write `async def {_name(function)}(…)`."
+        )
     hints = _hints(function, where)
     binding = _bind_parameters(function, hints, where)
     models = tuple(messages) or binding.accepts

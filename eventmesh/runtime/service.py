@@ -23,7 +23,7 @@ from eventmesh.persistence.transaction import Outgoing, Sender, Transaction
 from eventmesh.runtime.handler import Handler, bind
 from eventmesh.runtime.reading import Readings
 from eventmesh.runtime.retry import Retry
-from eventmesh.runtime.settings import Settings, load_settings
+from eventmesh.runtime.settings import Settings, load_settings, warn_of_unknown_variables
 
 M = TypeVar("M", bound=Message)
 Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
@@ -298,6 +298,7 @@ class Service:
         """The settings given to `configure`, or else those of the environment."""
         if self._settings is None:
             self._settings = load_settings()
+            warn_of_unknown_variables(self._settings, self.name)
         return self._settings
 
     def configure(self, settings: Settings) -> None:

@@ -10,7 +10,8 @@ import difflib
 import io
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +26,10 @@ from eventmesh.transports.base import TransportOptions
 from eventmesh.wire.envelope import DEFAULT_MAX_BYTES
 
 _PREFIX = "EVENTMESH_"
+_DATABASE = "_DATABASE_URL"
 _OF_OUR_TESTS = ("EVENTMESH_TEST_", "EVENTMESH_SOAK_", "EVENTMESH_FUZZ_")
+_ALIKE = 0.7
+"""How much alike two names must be, from 0 to 1, for one to be suggested instead of the other."""
 
 
 def _seconds(value: object) -> object:
@@ -178,7 +182,7 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         raise UsageError(f"The environment holds settings that cannot be read: {error}.") from None
     except ValidationError as error:
         problems = "; ".join(
-            f"{_PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}"
+            f"{_PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: {_in_words(problem['msg'])}"
             for problem in error.errors(include_url=False, include_input=False)
         )
         raise UsageError(
@@ -201,7 +205,15 @@ def read_env_file(path: Path) -> dict[str, str]:
             f"lines of NAME=value, or take it away."
         ) from None
     from dotenv import dotenv_values  # only where there is such a file
+    from dotenv.parser import parse_stream
 
+    for binding in parse_stream(io.StringIO(text)):
+        ours = _PREFIX in binding.original.string.upper()
+        if ours and (binding.error or (binding.key and binding.value is None)):
+            raise UsageError(
+                f"Line {binding.original.line} of {path.absolute()} is not NAME=value, so that its "
+                f"setting would be ignored."
+            )
     values = dotenv_values(stream=io.StringIO(text))
     return {
         name.upper(): value
@@ -219,15 +231,44 @@ def unknown_variables(settings: Settings, services: Collection[str]) -> list[Unk
     unknown = []
     for name in sorted(given.difference(fields, databases)):
         if name.startswith(_PREFIX) and not name.startswith(_OF_OUR_TESTS):
-            similar = databases if name.endswith("_DATABASE_URL") and databases else fields
-            nearest = difflib.get_close_matches(name, similar, 1)
-            unknown.append(UnknownVariable(name, nearest[0] if nearest else None))
+            # That this is to be a database is sure; of which service, need not be.
+            alike = 0.3 if name.endswith(_DATABASE) else _ALIKE
+            unknown.append(UnknownVariable(name, _nearest(name, [*fields, *databases], alike)))
     return unknown
+
+
+def warn_of_unknown_variables(settings: Settings, service: str) -> None:
+    """Warn, as a library does, of what this program's environment holds that has no effect. It is
+    known of one service only, so that databases of others are taken to be meant."""
+    database = database_variable(service)
+    for unknown in unknown_variables(settings, [service]):
+        of_another = unknown.name.endswith(_DATABASE) and not _nearest(unknown.name, [database])
+        if not of_another:
+            warnings.warn(str(unknown), stacklevel=3)
+
+
+def _nearest(name: str, known: Sequence[str], alike: float = _ALIKE) -> str | None:
+    """The known name that is so much like this one that it may have been meant. What all of them
+    begin and end with tells nothing."""
+    ending = _DATABASE if name.endswith(_DATABASE) else ""
+    cores = {
+        each.removeprefix(_PREFIX).removesuffix(ending): each
+        for each in known
+        if each.endswith(ending)
+    }
+    core = name.removeprefix(_PREFIX).removesuffix(ending)
+    found = difflib.get_close_matches(core, cores, 1, cutoff=alike)
+    return cores[found[0]] if found else None
+
+
+def _in_words(message: str) -> str:
+    """What pydantic says, without the words by which it says who raised it."""
+    return message.removeprefix("Value error, ").rstrip(".")
 
 
 def database_variable(service: str) -> str:
     """The environment variable that names the database of a service."""
-    return f"{_PREFIX}{service.upper()}_DATABASE_URL"
+    return f"{_PREFIX}{service.upper()}{_DATABASE}"
 
 
 def _fields(variables: Mapping[str, str]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def test_a_duration_is_read_as_people_write_it(written: object, meant: float) ->
 
 @pytest.mark.parametrize("written", ["", "5", "s", "5 weeks", "-1s", "1e3s", "1s2s", None, []])
 def test_what_is_no_duration_is_refused_with_examples(written: object) -> None:
-    with pytest.raises(UsageError, match=r'is no duration: write .* "200ms"'):
+    with pytest.raises(UsageError, match=r'is not a duration: write .* "200ms"'):
         seconds(written)
 
 

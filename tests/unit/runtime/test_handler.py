@@ -130,7 +130,7 @@ def test_a_handler_without_return_annotation_publishes_nothing() -> None:
 def test_a_function_that_is_not_async_is_refused() -> None:
     def handle(event: Paid) -> None: ...
 
-    with pytest.raises(UsageError, match="is no coroutine: write `async def handle"):
+    with pytest.raises(UsageError, match="is not a coroutine function: write `async def handle"):
         bound(handle)
 
 
@@ -138,7 +138,7 @@ def test_an_async_generator_is_refused() -> None:
     async def handle(event: Paid) -> AsyncIterator[Paid]:
         yield event
 
-    with pytest.raises(UsageError, match="is no coroutine"):
+    with pytest.raises(UsageError, match="is not a coroutine function"):
         bound(handle)
 
 

@@ -51,9 +51,9 @@ def test_a_back_off_that_shrinks_is_refused(factor: float) -> None:
 
 
 def test_a_back_off_of_no_duration_is_refused_when_it_is_declared() -> None:
-    with pytest.raises(UsageError, match="is no duration"):
+    with pytest.raises(UsageError, match="is not a duration"):
         exponential("soon")
-    with pytest.raises(UsageError, match="is no duration"):
+    with pytest.raises(UsageError, match="is not a duration"):
         constant("later")
 
 

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from eventmesh.errors import UsageError
+from eventmesh.runtime.service import Service
 from eventmesh.runtime.settings import Settings, load_settings, unknown_variables
 from eventmesh.transports.base import TransportOptions
 
@@ -167,3 +168,41 @@ def test_settings_cannot_be_changed() -> None:
 def test_a_transport_is_told_only_what_is_its_own() -> None:
     settings = Settings(visibility_timeout=5, broker_prefix="shop")
     assert settings.transport_options == TransportOptions(visibility_timeout=5.0, prefix="shop")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("EVENTMESH_BROKER_URI", "EVENTMESH_BROKER_URL"),
+        ("EVENTMESH_BANK_DB_URL", "EVENTMESH_BANK_DATABASE_URL"),
+        ("EVENTMESH_BNK_DATABASE_URL", "EVENTMESH_BANK_DATABASE_URL"),
+        ("EVENTMESH_PREFECTH", "EVENTMESH_PREFETCH"),
+        ("EVENTMESH_WORKERS", None),
+        ("EVENTMESH_ORDERS_DATABASE_URL", None),
+    ],
+)
+def test_what_was_meant_is_suggested_if_it_is_much_alike(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str | None
+) -> None:
+    monkeypatch.setenv(name, "x")
+    assert [each.nearest for each in unknown_variables(load_settings(), ["bank", "till"])] == [
+        meant
+    ]
+
+
+def test_a_program_of_a_service_warns_of_what_is_misspelt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep its messages in another database than the worker's. What may be the database
+    of another service is left alone."""
+    monkeypatch.setenv("EVENTMESH_ORDERS_DATABASE_URL", "sqlite:///x.db")
+    assert Service("bank").settings
+    monkeypatch.setenv("EVENTMESH_BNK_DATABASE_URL", "sqlite:///x.db")
+    with pytest.warns(UserWarning, match="Did you mean EVENTMESH_BANK_DATABASE_URL"):
+        assert Service("bank").settings
+
+
+def test_a_line_of_the_file_that_sets_nothing_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    for line in ("EVENTMESH_BROKER_URL redis://x", "EVENTMESH_BROKER_URL"):
+        file.write_text(f"OTHER=1\n# EVENTMESH_PREFETCH is not set\n{line}\n")
+        with pytest.raises(UsageError, match=r"Line 3 of .*\.env is not NAME=value"):
+            load_settings(file)
