@@ -6,25 +6,24 @@ publishes when it is short of memory or disk, and acknowledgements must still pa
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+import sys
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import structlog
 from aiormq.abc import DeliveredMessage
-from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
-from pamqp.commands import Basic
 
 from eventmesh.clock import Clock
 from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
 from eventmesh.transports.amqp_census import Looking
-from eventmesh.transports.amqp_connection import CONNECT_TIMEOUT, Link
+from eventmesh.transports.amqp_connection import Link
 from eventmesh.transports.amqp_consumer import AmqpConsumer
 from eventmesh.transports.amqp_letters import LetterIds, letter_of
 from eventmesh.transports.amqp_parcels import Parcel, again, properties_of
 from eventmesh.transports.amqp_publishing import PUBLISH_TIMEOUT, Sender, Shipment
+from eventmesh.transports.amqp_taking import MOST_HELD, Taken, taking
 from eventmesh.transports.amqp_topology import Piece, Topology
 from eventmesh.transports.amqp_unrouted import UnroutedQueues
 from eventmesh.transports.amqp_upkeep import TopologyUpkeep
@@ -178,32 +177,32 @@ class AmqpTransport:
             await self._route_again(waiting)
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
-        listing = Listing(limit)
-        async with self._consuming.call(None), self._consuming.channel() as channel:
-            async for letter, _ in self._letters(channel, subscription):
-                listing.add(letter)
-                if listing.is_full:
-                    break
+        for most in (limit, MOST_HELD):
+            listing, read = Listing(limit), 0
+            async with taking(self._consuming, self._topology.dead(subscription), most) as taken:
+                for letter, _ in _letters(subscription, await taken.next()):
+                    listing.add(letter)
+                    read += 1
+            if listing.is_full or read < most:
+                break  # else several were of one message
         return listing.letters
 
     async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         queue = self._topology.queue(subscription)
-        async with self._consuming.call(None), self._consuming.channel() as channel:
-            found = await self._find(channel, subscription, ids)
+        async with taking(self._consuming, self._topology.dead(subscription)) as taken:
+            found = _find(subscription, await taken.next(), ids)
             groups = [list(group.values()) for group in found]
             parcels = [
                 again(first.header.properties, first.body, "", queue) for first, *_ in groups
             ]
             needs = self._topology.for_subscription(subscription)
-            await self._move(channel, groups, parcels, needs)
+            await self._move(taken, groups, parcels, needs)
         return _of_these(ids, found)
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        async with self._consuming.call(None), self._consuming.channel() as channel:
-            found = await self._find(channel, subscription, ids)
-            for group in found:
-                for message in group.values():
-                    await channel.basic_ack(_tag(message))
+        async with taking(self._consuming, self._topology.dead(subscription)) as taken:
+            found = _find(subscription, await taken.next(), ids)
+            await taken.acknowledge(message for group in found for message in group.values())
         return _of_these(ids, found)
 
     async def _make(self, link: Link, subscriptions: Sequence[Subscription]) -> None:
@@ -229,30 +228,6 @@ class AmqpTransport:
         except ChannelNotFoundEntity:
             return None
 
-    async def _letters(
-        self, channel: Channel, subscription: Subscription
-    ) -> AsyncIterator[tuple[DeadLetter, DeliveredMessage]]:
-        """All that is in the queue of the dead letters, the oldest first, held by the channel."""
-        ids = LetterIds()
-        async for message in _browse(channel, self._topology.dead(subscription), None):
-            came = message.header.properties
-            letter = letter_of(subscription, came.headers or {}, came.content_type, message.body)
-            yield replace(letter, id=ids.unique(letter.id)), message
-
-    async def _find(
-        self, channel: Channel, subscription: Subscription, ids: Collection[str]
-    ) -> list[dict[str, DeliveredMessage]]:
-        """All letters, by their ids and the oldest first, of each message of which one of these is
-        a letter."""
-        messages: dict[str, DeliveredMessage] = {}
-        marks: list[tuple[str, Mark]] = []
-        async for letter, message in self._letters(channel, subscription):
-            messages[letter.id] = message
-            marks.append((letter.id, mark_of(letter)))
-        return [
-            {letter_id: messages[letter_id] for letter_id in group} for group in copies(marks, ids)
-        ]
-
     async def _route_again(self, names: Iterable[str], among_foreign: bool = False) -> None:
         """Bring what was kept for want of a subscription to those that take it now: through the
         exchange, so that all that are declared together get theirs. What is refused stays."""
@@ -272,22 +247,23 @@ class AmqpTransport:
     ) -> None:
         """Publish anew what is in this queue of messages of these names."""
         exchange = self._topology.exchange
-        async with self._consuming.call(None), self._consuming.channel() as channel:
-            kept = _browse(channel, queue, most)
-            while taken := [message async for message in _some(kept, MOVED_AT_ONCE)]:
-                ours = [message for message in taken if _key(message) in names]
+        async with taking(
+            self._consuming, queue, most or sys.maxsize, at_once=most or MOVED_AT_ONCE
+        ) as taken:
+            while messages := await taken.next(MOVED_AT_ONCE):
+                ours = [message for message in messages if _key(message) in names]
                 parcels = [
                     again(message.header.properties, message.body, exchange, _key(message))
                     for message in ours
                 ]
                 try:
-                    await self._move(channel, [[message] for message in ours], parcels, needs)
+                    await self._move(taken, [[message] for message in ours], parcels, needs)
                 except PublishError as error:
                     self._log.warning("messages stay unrouted", queue=queue, reason=str(error))
 
     async def _move(
         self,
-        channel: Channel,
+        taken: Taken,
         groups: Sequence[Sequence[DeliveredMessage]],
         parcels: Sequence[Parcel],
         needs: Sequence[Piece],
@@ -301,9 +277,9 @@ class AmqpTransport:
             async with self._publishing.call(PUBLISH_TIMEOUT):
                 refused = await self._sender.send(shipment, needs)
         finally:
-            for place in shipment.confirmed:
-                for message in groups[place]:
-                    await channel.basic_ack(_tag(message))
+            await taken.acknowledge(
+                message for place in shipment.confirmed for message in groups[place]
+            )
         if refused:
             raise PublishError(
                 {
@@ -313,36 +289,28 @@ class AmqpTransport:
             )
 
 
-async def _browse(
-    channel: Channel, queue: str, limit: int | None
-) -> AsyncIterator[DeliveredMessage]:
-    """The oldest messages of the queue, each held by the channel until it is acknowledged. At most
-    as many as were there at the start, since what goes back could come round for ever."""
-    taken, count = 0, 1
-    while taken < count and (limit is None or taken < limit):
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                message = await channel.basic_get(queue)
-        except ChannelNotFoundEntity:
-            return
-        if isinstance(message.delivery, Basic.GetEmpty):
-            return
-        if not taken:
-            # Not by a passive declare: its count does not see yet what was given back just now.
-            count = 1 + (message.message_count or 0)
-        taken += 1
-        yield message
+def _letters(
+    subscription: Subscription, messages: Iterable[DeliveredMessage]
+) -> Iterator[tuple[DeadLetter, DeliveredMessage]]:
+    """These messages of the queue of the dead letters, the oldest first, as what they are."""
+    ids = LetterIds()
+    for message in messages:
+        came = message.header.properties
+        letter = letter_of(subscription, came.headers or {}, came.content_type, message.body)
+        yield replace(letter, id=ids.unique(letter.id)), message
 
 
-async def _some(
-    messages: AsyncIterator[DeliveredMessage], count: int
-) -> AsyncIterator[DeliveredMessage]:
-    """The next of these, up to `count`; the others are left for the next call."""
-    for _ in range(count):
-        try:
-            yield await anext(messages)
-        except StopAsyncIteration:
-            return
+def _find(
+    subscription: Subscription, dead: Iterable[DeliveredMessage], ids: Collection[str]
+) -> list[dict[str, DeliveredMessage]]:
+    """All letters, by their ids and the oldest first, of each message of which one of these is a
+    letter."""
+    messages: dict[str, DeliveredMessage] = {}
+    marks: list[tuple[str, Mark]] = []
+    for letter, message in _letters(subscription, dead):
+        messages[letter.id] = message
+        marks.append((letter.id, mark_of(letter)))
+    return [{letter_id: messages[letter_id] for letter_id in group} for group in copies(marks, ids)]
 
 
 def _of_these(ids: Sequence[str], groups: Sequence[dict[str, DeliveredMessage]]) -> Sequence[str]:
@@ -354,9 +322,3 @@ def _of_these(ids: Sequence[str], groups: Sequence[dict[str, DeliveredMessage]])
 def _key(message: DeliveredMessage) -> str:
     """The routing key by which a message was published."""
     return str(message.delivery.routing_key)  # type: ignore[union-attr]
-
-
-def _tag(message: DeliveredMessage) -> int:
-    """The number of a delivery on its channel."""
-    tag: int = message.delivery.delivery_tag  # type: ignore[union-attr, assignment]
-    return tag

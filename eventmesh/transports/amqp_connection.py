@@ -271,6 +271,9 @@ async def close_channel(channel: Channel) -> None:
 
 async def _leave(channel: Channel) -> None:
     if not channel.is_closed:
+        for consumer in list(channel.consumers):
+            # Or acknowledgements may be lost: see amqp_taking.
+            await channel.basic_cancel(consumer)
         await channel.basic_nack(0, multiple=True, requeue=True)
         await channel.close()
 

@@ -47,6 +47,13 @@ class _Copy:
     needs: Sequence[Piece]
 
 
+PUT_OFF_AFTER = 32
+"""Acknowledgements on their way after which RabbitMQ puts off the next: see `amqp_taking`."""
+
+PASSED_ON = 0.5
+"""Seconds after which it has passed them on; usually it takes a few milliseconds."""
+
+
 class AmqpConsumer:
     """A worker's hold on one subscription's queue."""
 
@@ -70,6 +77,7 @@ class AmqpConsumer:
         self._settling: set[int] = set()
         self._changed = asyncio.Event()
         self._acknowledging = asyncio.Lock()
+        self._acks_sent, self._last_ack_at = 0, 0.0  # without a pause of PASSED_ON between two
         self._lost: str | None = None
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.rabbitmq")
 
@@ -127,6 +135,11 @@ class AmqpConsumer:
     async def _give_back(self) -> None:
         """By closing the channel, and no more: what is pushed while a consumer is being cancelled
         would go back before what it holds, and come out of order."""
+        since = self._clock.monotonic() - self._last_ack_at
+        if self._acks_sent > PUT_OFF_AFTER and since < PASSED_ON:
+            # RabbitMQ would drop those that it has put off, and deliver their messages again. It
+            # has no command that waits for them, except for cancelling.
+            await self._clock.sleep(PASSED_ON - since)
         channel, self._channel = self._channel, None
         self._held.clear()
         self._arrived.clear()
@@ -285,6 +298,10 @@ class AmqpConsumer:
             channel, acks = self._working(), plan_acks(self._held, set(wanted))
             for tag in wanted:
                 del self._held[tag]
+            now = self._clock.monotonic()
+            if now - self._last_ack_at >= PASSED_ON:
+                self._acks_sent = 0
+            self._acks_sent, self._last_ack_at = self._acks_sent + len(acks), now
             for tag, multiple in acks:
                 await channel.basic_ack(tag, multiple=multiple, wait=False)
 

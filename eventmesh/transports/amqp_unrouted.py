@@ -15,17 +15,17 @@ what it deletes.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from aiormq.abc import DeliveredMessage
-from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
-from pamqp.commands import Basic
 
 from eventmesh.clock import Clock
-from eventmesh.transports.amqp_census import QUIET, Looking
+from eventmesh.transports.amqp_census import Looking
 from eventmesh.transports.amqp_connection import CONNECT_TIMEOUT, Link
+from eventmesh.transports.amqp_taking import MOST_HELD, get, taking
 from eventmesh.transports.amqp_topology import Topology
 from eventmesh.transports.base import Unrouted
 from eventmesh.transports.census import Census, made_at
@@ -98,7 +98,7 @@ class UnroutedQueues:
 
     async def _age_of_first(self, queue: str) -> float | None:
         async with self._link.call(None), self._link.channel() as channel:
-            message = await _get(channel, queue)
+            message = await get(channel, queue)
             return None if message is None else self._age(_envelope(message))
 
     async def _foreign(self) -> list[Unrouted]:
@@ -146,49 +146,34 @@ class UnroutedQueues:
 
     async def _purge_first(self, queue: str, number: int) -> int:
         """The `number` oldest, or as many as there are. RabbitMQ hands out no more than these."""
-        tags: list[int] = []
-        complete = asyncio.Event()
-
-        async def take(message: DeliveredMessage) -> None:
-            tags.append(_tag(message))
-            if len(tags) == number:
-                complete.set()
-
-        async with self._link.call(None), self._link.channel() as channel:
-            await channel.basic_qos(prefetch_count=number)
-            consuming = await channel.basic_consume(queue, take)
-            seen = -1
-            while not complete.is_set() and len(tags) != seen and not channel.is_closed:
-                seen = len(tags)  # when no more come, somebody else has taken the rest
-                waiting = asyncio.ensure_future(complete.wait())
-                await asyncio.wait([waiting], timeout=QUIET)
-                waiting.cancel()
+        async with taking(self._link, queue, number) as taken:
+            purged = await taken.next()
             # Or each acknowledgement would make room for a message that is to be kept.
-            await channel.basic_cancel(consuming.consumer_tag or "")
-            purged = tags[:number]
-            if purged:
-                await channel.basic_ack(purged[-1], multiple=True)
+            await taken.stop()
+            await taken.acknowledge(purged)
         return len(purged)
 
     async def _purge_matching(self, queue: str, message: str | None, older_than: float) -> int:
         """Those of the queue that have this name, or any, and are older than so many seconds. A
         message that does not say when it was made is as old as need be only where no age is asked
         for. Without a name it ends at the first that is not: the others came later."""
-        told = (await self._looking.ask_once([queue])).get(queue)
         purged = 0
-        async with self._link.call(None), self._link.channel() as channel:
-            for _ in range(told.ready if told else 0):
-                got = await _get(channel, queue)
-                if got is None:
-                    break
-                envelope = _envelope(got)
-                age = self._age(envelope)
-                old = not older_than or (age is not None and age > older_than)
-                if old and message in (None, envelope.name):
-                    await channel.basic_ack(_tag(got))
-                    purged += 1
-                elif message is None and age is not None:
-                    break
+        at_once = PURGED_AT_ONCE if message is None else MOST_HELD
+        async with taking(self._link, queue, sys.maxsize, at_once=at_once) as taken:
+            there_may_be_more = True
+            while there_may_be_more and (batch := await taken.next(PURGED_AT_ONCE)):
+                matching = []
+                for each in batch:
+                    envelope = _envelope(each)
+                    age = self._age(envelope)
+                    old = not older_than or (age is not None and age > older_than)
+                    if old and message in (None, envelope.name):
+                        matching.append(each)
+                    elif message is None and age is not None:
+                        there_may_be_more = False
+                        break
+                await taken.acknowledge(matching)
+                purged += len(matching)
         return purged
 
     def _age(self, envelope: Envelope) -> float | None:
@@ -198,18 +183,6 @@ class UnroutedQueues:
         return None if moment is None else max((self._clock.now() - moment).total_seconds(), 0.0)
 
 
-async def _get(channel: Channel, queue: str) -> DeliveredMessage | None:
-    """The oldest message of the queue, held by the channel; None when there is none."""
-    async with asyncio.timeout(CONNECT_TIMEOUT):
-        message = await channel.basic_get(queue)
-    return None if isinstance(message.delivery, Basic.GetEmpty) else message
-
-
 def _envelope(message: DeliveredMessage) -> Envelope:
     properties = message.header.properties
     return from_headers(properties.headers or {}, properties.content_type, b"")
-
-
-def _tag(message: DeliveredMessage) -> int:
-    tag: int = message.delivery.delivery_tag  # type: ignore[union-attr, assignment]
-    return tag

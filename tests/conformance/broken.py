@@ -451,6 +451,15 @@ class PurgesTheNewest(BrokenTransport):
             broker.unrouted = broker.unrouted[::-1]
 
 
+class KeepsWhatItRoutes(BrokenTransport):
+    """As a broker that drops acknowledgements when their channel is closed."""
+
+    async def declare(self, subscriptions: Sequence[Subscription]) -> None:
+        kept = list(self.broker.unrouted)
+        await super().declare(subscriptions)
+        self.broker.unrouted += kept
+
+
 class WaitsOnWhenClosed(BrokenTransport):
     async def close(self) -> None:
         pass

@@ -53,6 +53,7 @@ BROKEN: tuple[tuple[Guarantee, type[BrokenTransport]], ...] = (
     (conformance.a_census_counts_what_is_there, broken.ForgetsTheDelayed),
     (conformance.a_census_disturbs_nobody, broken.CountsByTakingOut),
     (conformance.unrouted_messages_are_listed_kept_and_purged, broken.PurgesTheNewest),
+    (conformance.what_was_kept_for_a_first_subscription_comes_once, broken.KeepsWhatItRoutes),
     (conformance.closing_ends_what_waits, broken.WaitsOnWhenClosed),
     (conformance.a_closed_transport_says_so, broken.ConnectsAgainUnasked),
     (conformance.a_cut_connection_is_made_anew, broken.SleepsThroughALoss),

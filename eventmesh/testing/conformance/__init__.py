@@ -61,7 +61,10 @@ from eventmesh.testing.conformance.failing import (
     lost_topology_is_made_again,
     topology_lost_while_running_is_restored,
 )
-from eventmesh.testing.conformance.keeping import unrouted_messages_are_listed_kept_and_purged
+from eventmesh.testing.conformance.keeping import (
+    unrouted_messages_are_listed_kept_and_purged,
+    what_was_kept_for_a_first_subscription_comes_once,
+)
 from eventmesh.testing.conformance.publishing import (
     a_refusal_leaves_the_rest,
     batches_of_any_size,
@@ -113,6 +116,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
     a_census_counts_what_is_there,
     a_census_disturbs_nobody,
     unrouted_messages_are_listed_kept_and_purged,
+    what_was_kept_for_a_first_subscription_comes_once,
     closing_ends_what_waits,
     a_closed_transport_says_so,
     a_cut_connection_is_made_anew,
@@ -163,5 +167,6 @@ __all__ = [
     "topology_lost_while_running_is_restored",
     "unrouted_messages_are_listed_kept_and_purged",
     "unsettled_goes_back_on_leaving",
+    "what_was_kept_for_a_first_subscription_comes_once",
     "what_was_not_handed_out_does_not_count",
 ]

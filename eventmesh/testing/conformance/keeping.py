@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 
-from eventmesh.testing.conformance.observing import drain, eventually_told, expect, in_order
+from eventmesh.testing.conformance.observing import (
+    drain,
+    eventually_told,
+    expect,
+    in_order,
+    same_ids,
+)
 from eventmesh.testing.conformance.rig import Rig
 from eventmesh.transports.base import Transport, Unrouted
 
@@ -41,6 +48,20 @@ async def unrouted_messages_are_listed_kept_and_purged(rig: Rig) -> None:
         await transport.declare([second])
         stats = await transport.stats(second)
         expect(stats.ready == 0, f"{stats.ready} of the purged came back")
+
+
+async def what_was_kept_for_a_first_subscription_comes_once(rig: Rig) -> None:
+    """Messages without a subscriber are delivered once to the first subscription, and are unrouted
+    no more, also where two processes declare it at the same moment."""
+    subscription = rig.subscription("first", "happened")
+    async with rig.open() as transport, rig.open() as other:
+        sent = rig.envelopes(300, "happened")
+        await transport.publish(sent)
+        await asyncio.gather(transport.declare([subscription]), other.declare([subscription]))
+        same_ids(await drain(rig, transport, subscription, 300), sent)
+        await _holds(rig, transport, {})
+        stats = await transport.stats(subscription)
+        expect(stats.ready == 0, f"{stats.ready} came twice")
 
 
 async def _holds(rig: Rig, transport: Transport, expected: Mapping[str, int]) -> None:
