@@ -21,7 +21,7 @@ from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE
 from tests.integration.redis_traffic import PAID, envelopes
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 STEPS = {"redis": 23, "rabbitmq": 131}
 """Bytes: less than most that is said at a time."""
 

@@ -22,7 +22,7 @@ from tests.integration.giving_up import ask_while_another_gives_up
 from tests.integration.redis_nodes import eventually
 from tests.integration.redis_traffic import PAID, envelopes
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 STEPS = {"redis": 5, "rabbitmq": 61}
 """Bytes: the shortest answer of Redis, and less than most of RabbitMQ's."""
 

@@ -19,7 +19,7 @@ from eventmesh.testing.proxy import Direction, Proxy
 from eventmesh.testing.servers import Server
 from tests.integration.test_broker_cuts import ENOUGH, Account, connected, hear, live
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 HEADER, END = 7, 1
 """Bytes of a frame, before and after what it holds."""
 

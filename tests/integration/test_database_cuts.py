@@ -33,7 +33,7 @@ from eventmesh.transports.memory import MemoryTransport
 from tests.integration.giving_up import ask_while_another_gives_up
 from tests.integration.one_handler import SUB, Do, send, until_settled, worker
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 STEP = 47
 """Bytes: less than most messages of either protocol, and no divisor of anything."""
 
