@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.crash.points import LIFE, Life
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Real seconds within which a server answers; only a failure takes so long."""
 
 _LOCK_RETRY = 0.001  # virtual seconds between two tries for another's lock

@@ -43,7 +43,7 @@ from tests.faults.services.feed import service as feed
 from tests.faults.services.till import service as till
 from tests.integration.conftest import Project, Running
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds within which all must be there in the end; only a failure takes so long."""
 
 RECOVERY = 5.0

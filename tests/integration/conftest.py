@@ -27,7 +27,7 @@ from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope
 from tests.integration.forks import Forks
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds within which anything waited for must happen; only a failure takes so long."""
 
 POLL_INTERVAL = 0.01

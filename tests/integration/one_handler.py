@@ -21,7 +21,7 @@ from eventmesh.transports.base import Subscription
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import seal
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 SOON = Retry(attempts=3, backoff=constant("10ms"))
 SUB = Subscription("shop.do", ("shop.do",))
 

@@ -26,7 +26,7 @@ from redis.retry import Retry
 from eventmesh.testing.servers import required
 from eventmesh.testing.servers.processes import free_port
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 # The shell ends with its input, and takes the server with it.
 _SUPERVISED = '"$@" & server=$!; cat; kill -9 $server; wait'

@@ -33,7 +33,7 @@ from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds within which what must happen happens; only a failure takes so long."""
 
 AT_ONCE = 3.0

@@ -17,7 +17,7 @@ DEPOSITS = Subscription("bank.deposit", ("bank.deposit",))
 TOLD = Subscription("bank.tell", ("bank.deposited",))
 
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from eventmesh.wire.cloudevents import to_fields, to_headers
 from eventmesh.wire.envelope import Envelope as MeshEnvelope
 from eventmesh.wire.envelope import seal
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds within which anything waited for must happen; only a failure takes so long."""
 
 VISIBILITY = 2.0

@@ -531,7 +531,7 @@ async def test_a_plain_session_in_a_thread_is_joined_as_well(plain_url: str) -> 
             service.join(session).publish(Placed(number=2))
 
     await asyncio.to_thread(handle)
-    await asyncio.wait_for(woken.wait(), 10)
+    await asyncio.wait_for(woken.wait(), 60)
     with Session(engine) as session:
         assert [json.loads(d)["number"] for d in session.scalars(select(outbox.c.data))] == [1]
     engine.dispose()
@@ -543,12 +543,12 @@ async def test_relays_of_other_processes_are_told_of_a_commit(postgres_url: str)
     heard = asyncio.Queue[None]()
     other = Database(postgres_url, service="orders")
     listening = asyncio.ensure_future(notify.listen(other, lambda: heard.put_nowait(None)))
-    await asyncio.wait_for(heard.get(), 20)  # it listens
+    await asyncio.wait_for(heard.get(), 60)  # it listens
     engine = create_async_engine(postgres_url)
     async with make_service(postgres_url) as service:
         async with AsyncSession(engine) as session, session.begin():
             service.join(session).publish(Placed(number=1))
-        await asyncio.wait_for(heard.get(), 20)
+        await asyncio.wait_for(heard.get(), 60)
     listening.cancel()
     await asyncio.wait([listening])
     await engine.dispose()

@@ -721,7 +721,7 @@ async def waiting_for_locks(database: Database, count: int) -> None:
         " WHERE t.trx_state = 'LOCK WAIT' AND p.DB = DATABASE()"
     )
 
-    async with asyncio.timeout(20), database.reading() as connection:
+    async with asyncio.timeout(60), database.reading() as connection:
         while await connection.scalar(text(query)) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.15)  # asked more often, the server would repeat its answer
 

@@ -318,7 +318,7 @@ class TestBesideRelays:
         await bank.publish("a1")
         bank.broker.may_answer.clear()
         publishing = asyncio.ensure_future(bank.relay.round())
-        await asyncio.wait_for(bank.broker.asked.wait(), 20)
+        await asyncio.wait_for(bank.broker.asked.wait(), 60)
         assert await bank.retry() == []
         assert await bank.skip(await bank.row("a1")) == []
         bank.broker.may_answer.set()
@@ -336,7 +336,7 @@ class TestBesideRelays:
         await bank.publish("a1", "a2")
         slow.may_answer.clear()
         hanging = asyncio.ensure_future(late.round())
-        await asyncio.wait_for(slow.asked.wait(), 20)
+        await asyncio.wait_for(slow.asked.wait(), 60)
         async with bank.database.connection() as connection:  # its lease is over
             await connection.execute(
                 text("UPDATE eventmesh_lease SET owner = NULL, expires_at = NULL")

@@ -23,7 +23,7 @@ from eventmesh.runtime.service import Service
 from eventmesh.runtime.settings import Settings
 from eventmesh.transports.memory import MemoryTransport
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 class Happened(Event, name="shop.happened", version=1, key="key"):

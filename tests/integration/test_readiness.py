@@ -82,7 +82,7 @@ async def worker(database_url: str, tmp_path: Path) -> AsyncIterator[Worker]:
     assert await problems(worker, outbox_max_age=60) == ["the worker is starting"]
     running = asyncio.ensure_future(worker.run(stop))
     try:
-        await asyncio.wait_for(worker.ready.wait(), 10)
+        await asyncio.wait_for(worker.ready.wait(), 60)
         yield worker
     finally:
         stop.set()
@@ -100,7 +100,7 @@ async def found(worker: Worker) -> list[str]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110  # the condition asks a server
             await asyncio.sleep(0.01)
 

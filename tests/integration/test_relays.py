@@ -37,7 +37,7 @@ from tests.support.moved_time import MovedTime
 
 ALL = range(tables.BUCKETS)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 class Happened(Event, name="shop.happened", version=1, key="key"):

@@ -41,7 +41,7 @@ from eventmesh.testing.servers.mariadb_server import execute
 NO_ENGINE = {"DOCKER_HOST": "tcp://127.0.0.1:1"}
 """An address at which no container engine ever answers."""
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 def environment(**changes: str) -> dict[str, str]:

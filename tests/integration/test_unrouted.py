@@ -197,7 +197,7 @@ async def test_a_worker_bounds_what_its_services_publish_and_counts_it(tmp_path:
     worker, stop = Worker([service], transport, settings, clock), asyncio.Event()
     running, said = asyncio.ensure_future(worker.run(stop)), ""
     try:
-        await asyncio.wait_for(worker.ready.wait(), 20)
+        await asyncio.wait_for(worker.ready.wait(), 60)
         async with service.transaction() as tx:
             for number in range(5):
                 tx.publish(Closed(number=number))
@@ -211,7 +211,7 @@ async def test_a_worker_bounds_what_its_services_publish_and_counts_it(tmp_path:
         assert 'unrouted_messages{message="bank.closed",service="bank"} 3.0' in said
     finally:
         stop.set()
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, 60)
 
 
 async def test_purging_while_the_first_subscription_is_declared_leaves_each_message_to_one(

@@ -138,7 +138,7 @@ class Mesh:
             yield stop
         finally:
             stop.set()
-            await asyncio.wait_for(running, 20)
+            await asyncio.wait_for(running, 60)
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -151,7 +151,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
         except Unreachable:
             return False
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await holds():  # noqa: ASYNC110  # the condition lies in a database
             await asyncio.sleep(0.01)
 
@@ -687,7 +687,7 @@ async def test_a_handler_that_does_not_finish_in_time_ends_the_drain_with_an_err
     await begun.wait()
     stop.set()
     with pytest.raises(ExceptionGroup) as caught:
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, 60)
     assert caught.group_contains(DrainTimeout)
     assert (await mesh.transport.stats(Subscription("shop.do", ()))).ready == 1
 
@@ -1345,7 +1345,7 @@ async def test_lanes_handle_side_by_side_and_each_key_in_order(mesh: Mesh) -> No
     @mesh.service.subscriber(Do, concurrency=4)
     async def do(command: Do) -> None:
         if command.number == 0:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await at_once.wait()
         await asyncio.sleep(0)
         seen.setdefault(command.key, []).append(command.number)
@@ -1416,7 +1416,7 @@ async def test_a_lane_that_loses_the_broker_lets_the_others_finish(mesh: Mesh) -
 
     async with mesh.worker():
         await mesh.send(0, key="k-0")
-        await asyncio.wait_for(began.wait(), 10)
+        await asyncio.wait_for(began.wait(), 60)
         await mesh.send(1, key="k-4")
         await until_true(lambda: {0, 1} <= set(finished))
         assert finished[:2] == [1, 0]  # 0 was not begun anew: the loss came while it was handled

@@ -54,7 +54,7 @@ class Losing:
 
 async def ids(lane: Consumer) -> list[str]:
     await settle_loop()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         return [delivery.envelope.id for delivery in await lane.receive(100)]
 
 

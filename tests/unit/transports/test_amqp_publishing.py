@@ -190,7 +190,7 @@ async def test_a_channel_that_closes_while_a_batch_waits_to_be_written_is_notice
 
     monkeypatch.setattr(Channel, "_put", put)
     monkeypatch.setattr(Channel, "create_future", lambda _: done_future())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(AMQPConnectionError):
             await sender.send(shipment_of(*"abc"), [])
 

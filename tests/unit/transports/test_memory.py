@@ -30,7 +30,7 @@ def ids(deliveries: Sequence[Delivery]) -> list[str]:
 
 async def soon(happening: Awaitable[T]) -> T:
     """The result; a failure instead of waiting for ever."""
-    return await asyncio.wait_for(happening, 5)
+    return await asyncio.wait_for(happening, 60)
 
 
 @pytest.fixture

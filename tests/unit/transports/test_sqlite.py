@@ -38,7 +38,7 @@ async def bury(transport: SqliteTransport, message_id: str) -> str:
     """Make a dead letter of a message of this id; returns its id as a dead letter."""
     await transport.publish([Envelope({"id": message_id, "type": "payments.paid"}, b"")])
     async with transport.consume(PAID, prefetch=1) as consumer:
-        [delivery] = await asyncio.wait_for(consumer.receive(1), 5)
+        [delivery] = await asyncio.wait_for(consumer.receive(1), 60)
         await consumer.settle([(delivery, Dead("no"))])
     [letter] = await transport.dead_letters(PAID, limit=9)
     return letter.id
@@ -310,7 +310,7 @@ async def test_five_consumers_share_a_poll_that_relaxes_and_tightens(tmp_path: P
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.001)
 
