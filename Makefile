@@ -5,14 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
+JOBS ?= 4
+SIDE_BY_SIDE := --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test soak cluster check bench kills pinned waiting format image clean
+.PHONY: demo test quick soak cluster check bench kills pinned waiting format image clean
 
 demo: $(VENV)/.run  ## real purchases through four worker processes; ARGS="--kill"
 	@$(BIN)/eventmesh demo $(ARGS)
 
-test: $(VENV)/.dev  ## all tests; ARGS="-k redis"
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev  ## all tests, several processes side by side (JOBS=4); ARGS="-k redis"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
+
+quick: check  ## lint, types and unit tests, within a minute
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/unit $(ARGS)
 
 soak: export EVENTMESH_SOAK_MINUTES ?= 10
 soak: $(VENV)/.dev  ## all crash points; 100,000 inputs to the decoders; all faults on all servers, again and again for EVENTMESH_SOAK_MINUTES

@@ -20,20 +20,26 @@ from eventmesh.testing.servers import (
     Way,
     fresh_database,
     required,
-    serve,
 )
+from tests.support.shared_servers import ServerPool, answering, ask
+from tests.support.side_by_side import GroupScheduling
 
 ORIGINS = pytest.StashKey[list[str]]()
 """One line for each server that a test asked for."""
 
+_HELD = pytest.StashKey[ExitStack]()
+"""What the controlling process of pytest-xdist holds for its workers."""
+
+_SOCKET_PATH = pytest.StashKey[Path]()
+_SOCKET = "servers_socket"
+"""The name under which a worker is told where to ask for servers."""
+
 
 class Servers:
-    """The servers of the session, of each kind at most one in each way."""
+    """The servers of the run, of each kind at most one in each way."""
 
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-        self._stack = ExitStack()
-        self._found: dict[tuple[str, Way], Server | ServerMissing] = {}
+    def __init__(self, find: Callable[[str, Way], Server | ServerMissing]) -> None:
+        self._find = find
 
     def any(self, kind: str) -> Server:
         """This server, in the first way that gives one; without any, the test is skipped with the
@@ -58,32 +64,18 @@ class Servers:
         self.any(kind)
         pytest.skip(str(found))
 
-    def close(self) -> None:
-        self._stack.close()
-
-    def _find(self, kind: str, way: Way) -> Server | ServerMissing:
-        """The server, or why there is none; looked for once in a session. One that the environment
-        gives is had in every way."""
-        if (kind, way) not in self._found:
-            found = self._found[kind, way] = self._start(kind, way)
-            if isinstance(found, ServerMissing):
-                note(self._config, f"{kind} ({way}): MISSING. {'; '.join(found.reasons)}")
-            else:
-                note(self._config, f"{kind} {found.version or 'given'}: {found.origin}")
-        return self._found[kind, way]
-
-    def _start(self, kind: str, way: Way) -> Server | ServerMissing:
-        try:
-            return self._stack.enter_context(serve(kind, way=way))
-        except ServerMissing as missing:
-            return missing
-
 
 @pytest.fixture(scope="session")
 def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    found = Servers(request.config)
-    yield found
-    found.close()
+    """Servers of this process, or in a worker of pytest-xdist those of the controlling process."""
+    config = request.config
+    if (worker := getattr(config, "workerinput", None)) is not None:
+        socket_path = Path(worker[_SOCKET])
+        yield Servers(lambda kind, way: ask(socket_path, kind, way))
+        return
+    pool = ServerPool(config.stash[ORIGINS].append)
+    yield Servers(pool.find)
+    pool.close()
 
 
 @pytest.fixture(scope="session")
@@ -166,13 +158,6 @@ def broker_server(request: pytest.FixtureRequest) -> Server:
     return server
 
 
-def note(config: pytest.Config, line: str) -> None:
-    """Keep this line for the end of the session; a worker of pytest-xdist sends it along."""
-    config.stash[ORIGINS].append(line)
-    if hasattr(config, "workeroutput"):
-        config.workeroutput["servers"] = list(config.stash[ORIGINS])
-
-
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ORIGINS] = []
     required("redis")  # a wrong name in EVENTMESH_TEST_REQUIRE is an error before any test
@@ -187,6 +172,12 @@ def refuse_env_file(path: Path) -> None:
         raise pytest.UsageError(f"Move {path} away while tests run: it sets {', '.join(found)}.")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling | None:
+    """Of pytest-xdist: who decides which process runs what."""
+    return GroupScheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
 def compile_ahead() -> None:
     """Compile EventMesh once. Tests start hundreds of processes that write no byte code, and each
     of them would spend a seventh of its start on compiling."""
@@ -194,8 +185,16 @@ def compile_ahead() -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    node.config.stash[ORIGINS].extend(getattr(node, "workeroutput", {}).get("servers", []))
+def pytest_configure_node(node: Any) -> None:
+    """Of pytest-xdist: a worker is about to be started."""
+    stash = node.config.stash
+    if _HELD not in stash:
+        stash[_HELD] = held = ExitStack()
+        pool = ServerPool(stash[ORIGINS].append)
+        held.callback(pool.close)
+        node.config.add_cleanup(held.close)
+        stash[_SOCKET_PATH] = held.enter_context(answering(pool))
+    node.workerinput[_SOCKET] = str(stash[_SOCKET_PATH])
 
 
 def pytest_terminal_summary(

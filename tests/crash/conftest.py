@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +15,9 @@ from eventmesh.testing.servers import Server, fresh_database, version_of
 from tests.crash import report
 from tests.crash.lanes import Lanes, Nursery
 from tests.crash.world import World, on_files
+from tests.support.rows import Rows
 
-ROWS = pytest.StashKey[list[report.Row]]()
+ROWS = pytest.StashKey[Rows[report.Row]]()
 Record = Callable[[report.Row], None]
 
 
@@ -60,17 +63,22 @@ async def postgres_name(postgres_server: Server) -> str:
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Record:
     """Puts a row into the table."""
-    return request.config.stash[ROWS].append
+    return request.config.stash[ROWS].add
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
+    config.stash[ROWS] = rows = Rows("crash points", asdict, _row)
+    config.pluginmanager.register(rows)
+
+
+def _row(sent: dict[str, Any]) -> report.Row:
+    return report.Row(**sent)
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    if rows := config.stash[ROWS]:
+    if rows := config.stash[ROWS].all:
         report.write(config.rootpath / "build" / "crash-points.md", rows)
         terminalreporter.section("crash points")
         terminalreporter.write(report.table(rows))

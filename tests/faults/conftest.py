@@ -13,7 +13,9 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import make_url
@@ -28,11 +30,13 @@ from eventmesh.testing.servers import (
 )
 from eventmesh.testing.servers.postgres_server import execute
 from tests.faults import report
+from tests.faults.effects import Account
 from tests.faults.mesh import Mesh, Place, Servers, linked, mesh_at
 from tests.integration.conftest import Project
+from tests.support.rows import Rows
 
-ROWS = pytest.StashKey[list[report.Row]]()
-ORIGINS = pytest.StashKey[list[str]]()
+ROWS = pytest.StashKey[Rows[report.Row]]()
+ORIGINS = pytest.StashKey[Rows[str]]()
 SOAK_UNTIL = pytest.StashKey[float]()
 """The time.monotonic() at which no further test is begun."""
 
@@ -59,7 +63,7 @@ def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
                         pytest.fail(str(missing), pytrace=False)
                     pytest.skip(str(missing))
                 started[kind, way] = server
-                request.config.stash[ORIGINS].append(f"{kind} {server.version}: {server.origin}")
+                request.config.stash[ORIGINS].add(f"{kind} {server.version}: {server.origin}")
             return started[kind, way]
 
         yield ask
@@ -136,7 +140,7 @@ def record(request: pytest.FixtureRequest) -> Record:
     """Puts a row into the table, and says it."""
 
     def put(row: report.Row) -> None:
-        request.config.stash[ROWS].append(row)
+        request.config.stash[ROWS].add(row)
         print(" | ".join(row.cells()))  # noqa: T201
 
     return put
@@ -174,7 +178,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS], config.stash[ORIGINS] = [], []
+    config.stash[ROWS] = rows = Rows("faults", asdict, _row)
+    config.stash[ORIGINS] = origins = Rows("servers of faults", str, str)
+    for collected in (rows, origins):
+        config.pluginmanager.register(collected)
     if minutes := os.environ.get(MINUTES_VARIABLE):
         config.stash[SOAK_UNTIL] = time.monotonic() + 60 * float(minutes)
 
@@ -205,9 +212,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    rows, origins = config.stash[ROWS], sorted(config.stash[ORIGINS])
+    rows, origins = config.stash[ROWS].all, sorted({*config.stash[ORIGINS].all})
     if rows:
         path = config.rootpath / "build" / "faults.md"
         report.write(path, rows, origins)
         terminalreporter.section("faults")
         terminalreporter.write(report.table(rows, origins))
+
+
+def _row(sent: dict[str, Any]) -> report.Row:
+    return report.Row(**sent | {"account": Account(**sent["account"])})

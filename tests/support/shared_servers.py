@@ -1,0 +1,114 @@
+"""One server of each kind for all processes of a test run.
+
+With pytest-xdist, tests run in several processes side by side. A RabbitMQ and a PostgreSQL for each
+of them would cost more than running side by side gains. So the controlling process, which outlives
+the others, holds the servers, and the workers ask it through a socket in a private folder:
+
+- a worker sends `{"kind": "redis", "way": "container"}`;
+- the answer is `{"server": {"kind": …}}` once it is started, or `{"reasons": […]}` without one.
+
+A server is started when it is first asked for, and ended with the run.
+"""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from socket import AF_UNIX, socket
+from typing import Any
+
+from eventmesh.testing.servers import Server, ServerMissing, Way, serve
+
+Origin = Callable[[str], None]
+"""Takes a line about a server that was started, or is missing."""
+
+
+class ServerPool:
+    """Servers by kind and way, each started once; may be asked from several threads."""
+
+    def __init__(self, tell: Origin) -> None:
+        self._tell = tell
+        self._stack = ExitStack()
+        self._found: dict[tuple[str, Way], Server | ServerMissing] = {}
+        self._adding = threading.Lock()
+        self._locks: dict[tuple[str, Way], threading.Lock] = {}
+
+    def find(self, kind: str, way: Way) -> Server | ServerMissing:
+        """The server, or why there is none; waits while another thread starts it."""
+        asked = kind, way
+        with self._adding:
+            starting = self._locks.setdefault(asked, threading.Lock())
+        with starting:
+            if asked not in self._found:
+                self._found[asked] = self._start(kind, way)
+            return self._found[asked]
+
+    def close(self) -> None:
+        """End all servers."""
+        self._stack.close()
+
+    def _start(self, kind: str, way: Way) -> Server | ServerMissing:
+        with ExitStack() as stack:
+            try:
+                server = stack.enter_context(serve(kind, way=way))
+            except ServerMissing as missing:
+                self._tell(f"{kind} ({way}): MISSING. {'; '.join(missing.reasons)}")
+                return missing
+            with self._adding:
+                self._stack.push(stack.pop_all())
+        self._tell(f"{kind} {server.version or 'given'}: {server.origin}")
+        return server
+
+
+class _Answering(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+    pool: ServerPool
+
+
+class _Question(socketserver.StreamRequestHandler):
+    server: _Answering
+
+    def handle(self) -> None:
+        asked: dict[str, Any] = json.loads(self.rfile.readline())
+        found = self.server.pool.find(asked["kind"], asked["way"])
+        if isinstance(found, ServerMissing):
+            answer: dict[str, Any] = {"reasons": found.reasons}
+        else:
+            answer = {"server": {name: getattr(found, name) for name in _FIELDS}}
+        self.wfile.write(json.dumps(answer).encode() + b"\n")
+
+
+_FIELDS = ("kind", "url", "origin", "version")
+
+
+@contextmanager
+def answering(pool: ServerPool) -> Iterator[Path]:
+    """Answer questions about the pool's servers at a socket, whose path this is."""
+    with tempfile.TemporaryDirectory(prefix="eventmesh-servers-") as folder:
+        path = Path(folder) / "socket"
+        with _Answering(str(path), _Question) as server:
+            server.pool = pool
+            thread = threading.Thread(target=server.serve_forever, daemon=True)
+            thread.start()
+            try:
+                yield path
+            finally:
+                server.shutdown()
+                thread.join()
+
+
+def ask(path: Path, kind: str, way: Way) -> Server | ServerMissing:
+    """The server that the controlling process holds, or why there is none."""
+    with socket(AF_UNIX) as connection:
+        connection.connect(str(path))
+        connection.sendall(json.dumps({"kind": kind, "way": way}).encode() + b"\n")
+        with connection.makefile("rb") as answers:
+            answer: dict[str, Any] = json.loads(answers.readline())
+    if "reasons" in answer:
+        return ServerMissing(kind, answer["reasons"])
+    return Server(**answer["server"])
