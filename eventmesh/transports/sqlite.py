@@ -33,7 +33,7 @@ from eventmesh.transports.base import (
 )
 from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import Outcome, RetryAfter
-from eventmesh.transports.sqlite_store import BUSY_TIMEOUT, File, SqliteStore, file_at
+from eventmesh.transports.sqlite_store import File, SqliteStore, connect, file_at
 from eventmesh.wire.envelope import Envelope
 
 SHORTEST_POLL, LONGEST_POLL = 0.002, 0.03
@@ -335,7 +335,7 @@ class _Watcher:
     def __init__(self, path: Path, clock: Clock) -> None:
         self._path = path
         self._file = file_at(path)
-        self._connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+        self._connection = connect(path)
         self._clock = clock
         self._waiting: set[asyncio.Future[None]] = set()
         self._wanted = asyncio.Event()
@@ -381,9 +381,7 @@ class _Watcher:
         try:
             if file is not None and file != self._file:
                 self._connection.close()
-                self._connection = sqlite3.connect(
-                    self._path, timeout=BUSY_TIMEOUT, isolation_level=None
-                )
+                self._connection = connect(self._path)
                 self._file = file
             version = self._connection.execute("PRAGMA data_version").fetchone()[0]
         except sqlite3.Error:

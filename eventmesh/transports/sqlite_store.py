@@ -129,15 +129,24 @@ def _identity(path: Path) -> File:
     return found.st_dev, found.st_ino
 
 
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection to the file, which is not made where there is none."""
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=BUSY_TIMEOUT,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+
+
 class SqliteStore:
     """One connection to the file."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
         make_private_file(path)
         self.file = _identity(path)
-        self._connection = sqlite3.connect(
-            path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
-        )
+        self._connection = connect(path)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.text_factory = rows.text  # others may have written what is not UTF-8
         # FULL: what publish returned for also survives a power cut, as the outbox's delete does.

@@ -23,6 +23,7 @@ from eventmesh.transports.base import (
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.redis_streams import RedisStreamsTransport
 from eventmesh.wire.envelope import Envelope
+from tests.integration.redis_nodes import PATIENCE
 
 CLOCK = SystemClock()
 PAID = Subscription("orders.note_payment", ("payments.paid",))
@@ -52,7 +53,7 @@ async def opened(url: str, **options: float) -> AsyncIterator[RedisStreamsTransp
 async def take(consumer: Consumer, count: int) -> list[Delivery]:
     """Exactly so many deliveries."""
     got: list[Delivery] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while len(got) < count:
             got += await consumer.receive(count - len(got))
     return got
@@ -108,7 +109,7 @@ class Traffic:
     def unhandled(self) -> set[str]:
         return set(self.published) - set(self.handled)
 
-    async def until_all_is_handled(self, patience: float = 10.0) -> None:
+    async def until_all_is_handled(self, patience: float = PATIENCE) -> None:
         deadline = time.monotonic() + patience
         while self.unhandled():
             assert time.monotonic() < deadline, (

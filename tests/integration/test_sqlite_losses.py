@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +23,27 @@ from tests.integration.redis_traffic import CLOCK, PAID, Traffic, envelopes, run
 if TYPE_CHECKING:
     from tests.integration.conftest import Project, Put
 
-FILES = ("broker.db", "broker.db-wal", "broker.db-shm")
+ROOT = Path(__file__).parents[2]
+
+FILES = ("broker.db-wal", "broker.db-shm", "broker.db")
+"""In this order nobody can make the new file while its companions are still to be deleted."""
+
+PUBLISHER = """
+import asyncio, sys
+from tests.integration.redis_traffic import PAID, envelopes
+from tests.integration.test_sqlite_losses import opened
+from pathlib import Path
+
+async def main():
+    async with opened(Path(sys.argv[1])) as transport:
+        await transport.declare([PAID])
+        for line in iter(sys.stdin.readline, ""):
+            await transport.publish(envelopes(int(line)))
+            print("published", flush=True)
+
+asyncio.run(main())
+"""
+"""Another process: publishes as many messages as each line of its input says."""
 
 
 @asynccontextmanager
@@ -58,8 +80,8 @@ def replace_the_file(folder: Path) -> None:
     other = folder / "other.db"
     with closing(sqlite3.connect(other)) as file, file:
         file.execute("PRAGMA user_version = 0")
-    other.touch()
-    delete_the_file(folder)
+    for name in FILES[:-1]:
+        (folder / name).unlink(missing_ok=True)
     other.rename(folder / "broker.db")
 
 
@@ -93,6 +115,46 @@ async def test_publisher_and_consumer_go_on_after(
                 await flows()
         assert all("was deleted or replaced" in error for error in consumer.consuming_errors)
         assert not publisher.publishing_errors
+
+
+@asynccontextmanager
+async def publishing_process(folder: Path) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+    """Publishes from another process, which has the file open all the time."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PUBLISHER, str(folder)), stdin=PIPE, stdout=PIPE, cwd=ROOT
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    commands, answers = process.stdin, process.stdout
+
+    async def publish(count: int) -> None:
+        commands.write(b"%d\n" % count)
+        assert await answers.readline() == b"published\n"
+
+    try:
+        yield publish
+        commands.close()
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_a_file_that_another_process_still_holds_open_is_made_again(tmp_path: Path) -> None:
+    """SQLite's `-wal` and `-shm` are left behind, and belong to the file that is gone."""
+    async with publishing_process(tmp_path) as publish_elsewhere:
+        await publish_elsewhere(200)
+        async with opened(tmp_path) as transport:
+            for _ in range(2):
+                delete_the_file_only(tmp_path)
+                await transport.declare([PAID])
+                await transport.publish(envelopes(3))
+                await publish_elsewhere(4)
+                assert (await transport.stats(PAID)).ready == 7
+    with closing(sqlite3.connect(tmp_path / "broker.db")) as file:
+        assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert file.execute("SELECT count(*) FROM queue").fetchone() == (7,)
 
 
 async def test_what_was_held_of_a_file_that_is_gone_settles_nothing_of_the_new_one(
