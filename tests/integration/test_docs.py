@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import pytest
 
 from eventmesh.testing.servers import Server
-from tests.support.pages import BLOCK, ROOT, Reader
-
-if TYPE_CHECKING:
-    from tests.integration.conftest import Project
+from tests.integration.conftest import Ended, Project
+from tests.support.pages import BLOCK, ROOT, Printed, Reader
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -55,6 +52,12 @@ def test_what_the_page_says_happens(page: str, reader: Callable[[str], Reader]) 
 def test_its_links_lead_somewhere(page: str) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", BLOCK.sub("", (DOCS / page).read_text())):
         assert link.startswith(("https://", "#")) or (DOCS / link).exists(), link
+
+
+def test_a_line_that_a_page_shows_is_a_whole_line_after_those_before_it() -> None:
+    printed = Printed(Ended(0, "10 letters\n0 letters\nada has 1\n", "warning\n"))
+    shown = ["0 letters", "warning", "10 letters", "ada …", "ada …"]
+    assert [printed.shows(line) for line in shown] == [True, True, False, True, False]
 
 
 def test_the_readme_names_every_page() -> None:

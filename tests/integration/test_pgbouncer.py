@@ -19,6 +19,7 @@ from tests.conftest import Servers
 from tests.integration.conftest import Project, until
 
 POLLING = "LISTEN/NOTIFY unavailable; polling every 0.5 s"
+WAITING = ("relay waits", "subscription waits")
 WORKERS = 3
 PROGRAMS = 2
 MESSAGES = 150  # of each program
@@ -114,5 +115,7 @@ def test_workers_lose_and_double_nothing(project: Project, pooled_url: str) -> N
         numbers = f"SELECT array_agg(number ORDER BY number) FROM {table}"  # noqa: S608
         assert ask(pooled_url, numbers) == [*range(PROGRAMS * MESSAGES)]
     assert ask(pooled_url, "SELECT count(*) FROM eventmesh_outbox") == 0
-    unusual = [line for line in worker.lines() if line["level"] != "info"]
-    assert [line["event"] for line in unusual] == [POLLING] * WORKERS, worker.err
+    events = [line["event"] for line in worker.lines() if line["level"] != "info"]
+    assert events.count(POLLING) == WORKERS, worker.err
+    # A machine that is busy may keep a worker waiting for its database, which is no failure.
+    assert {*events} <= {POLLING, *WAITING}, worker.err

@@ -67,7 +67,7 @@ def test_the_service_runs(reader: Reader) -> None:
     assert [step.output for step in steps(RUN_IT)][-1]  # something is shown to come out
     reader.follow(RUN_IT)
     for worker in reader.workers:
-        worker.drain()
+        worker.output.drain()
 
 
 def test_it_runs_on_servers(reader: Reader, rabbitmq_server: Server, postgres_url: str) -> None:
@@ -78,8 +78,8 @@ def test_it_runs_on_servers(reader: Reader, rabbitmq_server: Server, postgres_ur
     reader.follow(ON_SERVERS)
     reader.type("python send.py")
     [workers] = reader.workers
-    workers.until_prints("ada has 12.50")
-    workers.drain()
+    workers.output.until_prints("ada has 12.50")
+    workers.output.drain()
 
 
 def test_the_commands_in_the_text_work(reader: Reader) -> None:

@@ -5,8 +5,9 @@ A page is Markdown. Its blocks, from top to bottom:
 
 - `python`, `toml` or `ini`: a file, named by the comment on the first line (`# services/bank/…`).
 - `console`: `$ ` begins a command; the lines below it are what it prints, or what the worker in the
-  background prints meanwhile. `…` stands for any text. A worker with `&` is waited for until it is
-  ready. `export NAME=URL` takes a test server's URL of the same scheme instead.
+  background prints meanwhile: whole lines, in their order. `…` stands for any text. A worker with
+  `&` is waited for until it is ready. `export NAME=URL` takes a URL of a test server of the same
+  scheme instead.
 - `text`: shown, and not run.
 
 A block of any other kind, and a command that nobody knows how to run, fails the page's test.
@@ -20,7 +21,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Ended, Project, Running
@@ -47,13 +48,35 @@ def steps(block: str) -> Iterator[Step]:
         yield Step(first.partition("  #")[0].strip(), [line for line in output if line.strip()])
 
 
+Said = TypeVar("Said", "Ended", "Running")
+
+
+class Printed(Generic[Said]):
+    """What a command prints, line by line: each line that a page shows comes after those before it.
+    Its two streams have no common order."""
+
+    def __init__(self, output: Said) -> None:
+        self.output = output
+        self._seen = [0, 0]
+
+    def shows(self, line: str) -> bool:
+        """Whether a whole line like this one has been printed, after those asked for before."""
+        parts = map(re.escape, line.strip().split(_ANYTHING))
+        whole = re.compile(rf"^[ \t]*{'.*'.join(parts)}[ \t]*\n", re.MULTILINE)
+        for stream, text in enumerate((self.output.out, self.output.err)):
+            if found := whole.search(text, self._seen[stream]):
+                self._seen[stream] = found.end()
+                return True
+        return False
+
+
 class Reader:
     """Follows a page in a project; `urls` are those of test servers, by their schemes."""
 
     def __init__(self, project: Project, urls: Mapping[str, str] | None = None) -> None:
         self.project = project
         self.urls = urls or {}
-        self.workers: list[Running] = []
+        self.workers: list[Printed[Running]] = []
 
     def read(self, page: str) -> None:
         """Do everything that the page says, then let the workers that it started drain."""
@@ -65,7 +88,7 @@ class Reader:
             else:
                 assert kind == "text", f"no test knows what to do with a block of {kind!r}"
         for worker in self.workers:
-            worker.drain()
+            worker.output.drain()
 
     def write(self, text: str) -> None:
         """Write a file that is named on its first line."""
@@ -77,8 +100,14 @@ class Reader:
         """Type a console block line by line."""
         for step in steps(block):
             ended = self.type(step.command)
+            command = Printed(ended) if ended is not None else None
             for line in step.output:
-                self._expect(line, ended)
+                if command is None or not command.shows(line):
+                    assert self.workers, f"{line!r} was not printed by {step.command!r}: {ended}"
+                    self._await(self.workers[-1], line)
+
+    def _await(self, worker: Printed[Running], line: str) -> None:
+        worker.output.until(lambda _: worker.shows(line), f"the line {line!r}")
 
     def type(self, command: str) -> Ended | None:
         """Run a command; what came of it, unless it goes on in the background."""
@@ -91,7 +120,7 @@ class Reader:
                 self.project.environment[name] = self.urls[scheme] if has_scheme else value
             case ["eventmesh", "worker", *arguments] as whole:
                 worker = self.project.start_program(*whole)
-                self.workers.append(worker)
+                self.workers.append(Printed(worker))
                 count = re.search(r"--workers (\d+)", " ".join(arguments))
                 worker.until_says("worker is ready", int(count[1]) if count else 1)
             case ["eventmesh" | "python", *_] as whole:
@@ -101,14 +130,6 @@ class Reader:
             case _:
                 raise AssertionError(f"no test knows how to run {command!r}")
         return None
-
-    def _expect(self, line: str, ended: Ended | None) -> None:
-        """The line was printed by the command, or is by the worker that was started last."""
-        pattern = re.compile(".*".join(re.escape(part) for part in line.strip().split(_ANYTHING)))
-        if ended is not None and pattern.search(ended.said):
-            return
-        assert self.workers, f"{line!r} was not printed, but {ended.said if ended else ''!r}"
-        self.workers[-1].until(lambda said: bool(pattern.search(said)), f"{line!r} printed")
 
 
 def _make_takes(arguments: list[str]) -> None:
