@@ -105,8 +105,8 @@ class _WorkerCollector(Collector):
         waiting = GaugeMetricFamily(
             "eventmesh_unrouted_messages",
             "Messages that the service publishes and no subscription takes, as counted in the last "
-            "minute; told by one process of the service. All services tell of the same foreign "
-            "messages.",
+            "minute; reported by one process of the service. All services report the same "
+            "foreign messages.",
             labels=["service", "message"],
         )
         purged = CounterMetricFamily(

@@ -31,7 +31,7 @@ def read(
     those from which events are taken beside their owner's. Undecided when `judge` does not know
     yet."""
     if delivery.unreadable:
-        return Dead(f"this is no message of EventMesh: {printable(delivery.unreadable)}")
+        return Dead(f"this is not a valid EventMesh message: {printable(delivery.unreadable)}")
     if delivery.deliveries > max_deliveries:
         return Dead(poison(delivery))
     try:

@@ -108,7 +108,7 @@ class Coordinator:
         if row is None:
             raise UnknownSaga(
                 f"no saga {saga_id} of {name} exists: either the attribute sagaid of this "
-                f"{envelope.name} was not handed on from a command of that saga, or the saga was "
+                f"{envelope.name} was not copied from a command of that saga, or the saga was "
                 f"deleted. If its row comes back, as by a restored database, replay this dead "
                 f"letter."
             )

@@ -77,7 +77,7 @@ async def _holds(rig: Rig, transport: Transport, expected: Mapping[str, int]) ->
     try:
         await eventually_told(rig, agrees, "")
     except AssertionError:
-        expect(False, f"{told} are told instead of {expected}")
+        expect(False, f"{told} are reported instead of {expected}")
 
 
 def _numbers(found: Iterable[Unrouted]) -> dict[str, int]:
