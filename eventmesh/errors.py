@@ -88,4 +88,5 @@ class Conflict(EventMeshError):
 
 
 class UnknownSaga(Conflict):
-    """A reply names a saga that is not there, or not yet; it is handled again for a minute."""
+    """A reply names a saga that is not there, or not yet; it is handled again for
+    about ten minutes."""

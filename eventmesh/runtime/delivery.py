@@ -8,7 +8,7 @@ from eventmesh.contracts.message import Message
 from eventmesh.contracts.upcast import unknown
 from eventmesh.errors import UnreadableMessage
 from eventmesh.runtime.reading import Undecided
-from eventmesh.runtime.retry import describe, printable
+from eventmesh.runtime.retry import describe
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Dead
 from eventmesh.wire.envelope import (
@@ -31,7 +31,7 @@ def read(
     those from which events are taken beside their owner's. Undecided when `judge` does not know
     yet."""
     if delivery.unreadable:
-        return Dead(f"this is not a valid EventMesh message: {printable(delivery.unreadable)}")
+        return Dead(f"this is not a valid EventMesh message: {delivery.unreadable}")
     if delivery.deliveries > max_deliveries:
         return Dead(poison(delivery))
     try:
@@ -46,9 +46,9 @@ def read(
     except Undecided:
         raise
     except UnreadableMessage as error:
-        return Dead(printable(str(error)))
+        return Dead(str(error))
     except Exception as error:  # noqa: BLE001  # a user's validator may raise anything
-        return Dead(printable(f"the message could not be read: {error!r}"), describe(error))
+        return Dead(f"the message could not be read: {error!r}", describe(error))
 
 
 def poison(delivery: Delivery) -> str:

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 from eventmesh.duration import Duration, seconds
 from eventmesh.errors import Reject, UnreadableMessage, UsageError
 from eventmesh.redact import redact_text
-from eventmesh.transports.outcome import Dead, Outcome, RetryAfter
+from eventmesh.transports.outcome import Dead, Outcome, RetryAfter, storable
 
 Backoff = Callable[[int], float]
 """From the number of the attempt that failed, counted from 1, to the seconds before the next."""
-
-_MAX_ERROR_CHARACTERS = 8_000
 
 
 def exponential(first: Duration, *, cap: Duration = "5m", factor: float = 2.0) -> Backoff:
@@ -54,7 +52,8 @@ class Retry:
     Each delay is shortened by a random part of up to `jitter`
     (0 to 1), so that messages that failed together do not come back together. Errors of the types
     in `give_up_on` are never retried. `per_error` gives errors of a type a policy of their own; the
-    first that fits is taken: `Retry(per_error={RateLimited: Retry(30, constant("10s"))})`.
+    first that fits is taken: `Retry(per_error={RateLimited: Retry(30, constant("10s"))})`. Its
+    `attempts`, too, counts all calls for the message, whatever errors they ended with.
     """
 
     attempts: int = 8
@@ -82,9 +81,9 @@ def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outc
     policy = policy.of(error)
     match error:
         case Reject() | UnreadableMessage():
-            reason = printable(str(error))
+            reason = str(error)
         case UsageError():
-            reason = printable(f"the handler misuses the API: {error}")
+            reason = f"the handler misuses the API: {error}"
         case _ if isinstance(error, policy.give_up_on):
             reason = summarize(error)
         case _ if attempt >= policy.attempts:
@@ -94,16 +93,11 @@ def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outc
             try:
                 return RetryAfter(policy.backoff(attempt) * (1 - policy.jitter * chance))
             except Exception as mistake:  # noqa: BLE001  # a user's back-off may raise anything
-                reason = printable(
+                reason = (
                     f"the back-off of its Retry failed: {mistake!r}; "
                     f"the handler: {summarize(error)}"
                 )
     return Dead(reason, describe(error))
-
-
-def printable(text: str) -> str:
-    """The text without what no broker can store: lone surrogates, as in odd file names."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def summarize(error: Exception) -> str:
@@ -111,13 +105,9 @@ def summarize(error: Exception) -> str:
     lines = traceback.format_exception_only(error)
     # Notes come after the message; what a SyntaxError shows of the source comes before it.
     said = lines[-1 if isinstance(error, SyntaxError) else 0].strip()
-    return printable(redact_text(said))
+    return storable(redact_text(said))
 
 
 def describe(error: Exception) -> str:
-    """The error with its traceback, cut in the middle when it is very long."""
-    text = printable(redact_text("".join(traceback.format_exception(error))))
-    if len(text) <= _MAX_ERROR_CHARACTERS:
-        return text
-    half = _MAX_ERROR_CHARACTERS // 2
-    return f"{text[:half]}\n…\n{text[-half:]}"
+    """The error with its traceback, as a dead letter keeps it."""
+    return storable(redact_text("".join(traceback.format_exception(error))))

@@ -26,8 +26,10 @@ SUBSCRIPTION_SUFFIX = ".saga"
 """So that a saga may be called like the command with which its story begins."""
 
 # Commands leave with the commit that stores their saga, so a reply finds its row, unless a database
-# is just failing over or being restored. About a minute (63 s without jitter) is waited for that.
-_UNKNOWN_SAGA = Retry(attempts=8, backoff=exponential("500ms"))
+# is just failing over or being restored. We wait about ten minutes for that: 13 without jitter. The
+# bound counts all attempts of the reply, so it leaves several minutes to one that was retried for a
+# Conflict a dozen times before.
+_UNKNOWN_SAGA = Retry(attempts=20, backoff=exponential("500ms", cap="1m"))
 
 # What a saga waits for must not be given up while the trouble may pass: about a day.
 _RETRY = Retry(
