@@ -12,6 +12,7 @@ the monotonic clock begins anew, is noticed when times of the file would lie in 
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -109,6 +110,12 @@ SELECT subscription, state, json_extract(attributes, '$.type') AS name,
     json_extract(attributes, '$.dataschema') AS dataschema,
     count(*), min(json_extract(attributes, '$.time'))
 FROM held GROUP BY subscription, state, name, dataschema
+"""
+_NAMED = "id IN (SELECT value FROM json_each(:values))"
+_OF_MESSAGES = """
+CASE WHEN json_valid(CAST(attributes AS TEXT))
+     THEN json_extract(CAST(attributes AS TEXT), '$.id') IN (SELECT value FROM json_each(:values))
+END
 """
 
 
@@ -372,11 +379,15 @@ class SqliteStore:
         """One of each message, the oldest first."""
         return listed(self._letters(subscription), limit)
 
-    def _letters(self, subscription: str) -> Iterator[DeadLetter]:
+    def _letters(
+        self, subscription: str, condition: str = "TRUE", values: Collection[str] = ()
+    ) -> Iterator[DeadLetter]:
+        """The letters of which this SQL holds; `:values` in it is a JSON array of the values."""
         found = self._connection.execute(
-            "SELECT id, attributes, data, reason, error, attempts, died_at FROM dead_letter"
-            " WHERE subscription = ? ORDER BY id",
-            (subscription,),
+            "SELECT id, attributes, data, reason, error, attempts, died_at FROM dead_letter"  # noqa: S608  # our own text
+            f" WHERE subscription = :subscription AND {condition} ORDER BY id",
+            # Not orjson: an id that is typed at a terminal may be no valid Unicode.
+            {"subscription": subscription, "values": json.dumps(sorted(values))},
         )
         return (rows.dead_letter(subscription, *row) for row in found)
 
@@ -400,8 +411,13 @@ class SqliteStore:
             return self._forget(connection, subscription, groups, ids)
 
     def _copies(self, subscription: str, ids: Sequence[str]) -> Sequence[Sequence[str]]:
-        letters = self._letters(subscription)
-        return copies(((letter.id, mark_of(letter)) for letter in letters), ids)
+        """The ids of all letters of the messages of which these are letters. Publishers wait for
+        this transaction, so the data of other messages is not read."""
+        named = list(self._letters(subscription, _NAMED, ids))
+        messages = {letter.envelope.id for letter in named if letter.envelope.id}
+        same = self._letters(subscription, _OF_MESSAGES, messages) if messages else ()
+        letters = {letter.id: mark_of(letter) for letter in (*named, *same)}
+        return copies(sorted(letters.items()), ids)
 
     def _forget(
         self,

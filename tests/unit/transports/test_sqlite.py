@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eventmesh.clock import Clock, SystemClock
 from eventmesh.errors import UsageError
 from eventmesh.testing.clock import ManualClock
-from eventmesh.transports import sqlite
-from eventmesh.transports.base import Consumer, Delivery, Subscription, TransportOptions
+from eventmesh.transports import sqlite, sqlite_rows
+from eventmesh.transports.base import Consumer, DeadLetter, Delivery, Subscription, TransportOptions
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.transports.sqlite import SqliteTransport, path_of
 from eventmesh.wire.envelope import Envelope
@@ -56,6 +57,28 @@ async def test_a_dead_letter_named_twice_is_discarded_once(transport: SqliteTran
     assert await transport.discard(PAID, [letter, letter]) == [letter]
     stats = await transport.stats(PAID)
     assert (stats.ready, stats.dead) == (0, 0)
+
+
+@pytest.mark.parametrize("act", ["replay", "discard"])
+async def test_of_many_dead_letters_only_those_of_the_named_message_are_read(
+    act: str, transport: SqliteTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every publisher waits while they are read."""
+    await transport.publish(messages("1", "2", "3", "1", "4"))
+    async with transport.consume(PAID, prefetch=9) as consumer:
+        await consumer.settle([(each, Dead("no")) for each in await take(consumer, 5)])
+    ids = {each.envelope.id: each.id for each in await transport.dead_letters(PAID, limit=9)}
+    read, dead_letter = [], sqlite_rows.dead_letter
+
+    def counted(*row: Any) -> DeadLetter:
+        read.append(dead_letter(*row))
+        return read[-1]
+
+    monkeypatch.setattr(sqlite_rows, "dead_letter", counted)
+    assert await getattr(transport, act)(PAID, [ids["1"], "other", "\udc80"]) == [ids["1"]]
+    assert {each.envelope.id for each in read} == {"1"}
+    stats = await transport.stats(PAID)
+    assert (stats.ready, stats.dead) == (1 if act == "replay" else 0, 3)
 
 
 @pytest.mark.parametrize(
