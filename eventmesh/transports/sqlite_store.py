@@ -393,26 +393,27 @@ class SqliteStore:
 
     def replay(self, subscription: str, ids: Sequence[str]) -> list[str]:
         """Give each message back once, and forget all its letters."""
+        groups = self._copies(subscription, ids)
         with self._transaction() as connection:
             now = self.now()
-            groups = self._copies(subscription, ids)
             connection.executemany(
                 "INSERT INTO queue (subscription, attributes, data, due_at)"
                 " SELECT subscription, attributes, data, ? FROM dead_letter"
-                " WHERE subscription = ? AND id = ?",
-                [(now, subscription, group[0]) for group in groups],
+                " WHERE subscription = ? AND id IN (SELECT value FROM json_each(?))"
+                " ORDER BY id LIMIT 1",
+                [(now, subscription, json.dumps(group)) for group in groups],
             )
             return self._forget(connection, subscription, groups, ids)
 
     def discard(self, subscription: str, ids: Sequence[str]) -> list[str]:
         """Forget all letters of these messages."""
+        groups = self._copies(subscription, ids)
         with self._transaction() as connection:
-            groups = self._copies(subscription, ids)
             return self._forget(connection, subscription, groups, ids)
 
     def _copies(self, subscription: str, ids: Sequence[str]) -> Sequence[Sequence[str]]:
-        """The ids of all letters of the messages of which these are letters. Publishers wait for
-        this transaction, so the data of other messages is not read."""
+        """The ids of all letters of the messages of which these are letters. Reads before the
+        transaction for which publishers wait: somebody else may delete such letters meanwhile."""
         named = list(self._letters(subscription, _NAMED, ids))
         messages = {letter.envelope.id for letter in named if letter.envelope.id}
         same = self._letters(subscription, _OF_MESSAGES, messages) if messages else ()
@@ -427,11 +428,12 @@ class SqliteStore:
         ids: Sequence[str],
     ) -> list[str]:
         """Delete these letters; returns those of the ids that are among them."""
-        found = {letter_id for group in groups for letter_id in group}
-        connection.executemany(
-            "DELETE FROM dead_letter WHERE subscription = ? AND id = ?",
-            [(subscription, letter_id) for letter_id in found],
+        deleted = connection.execute(
+            "DELETE FROM dead_letter WHERE subscription = ?"
+            " AND id IN (SELECT value FROM json_each(?)) RETURNING id",
+            (subscription, json.dumps([letter_id for group in groups for letter_id in group])),
         )
+        found = {letter_id for (letter_id,) in deleted}
         return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in found]
 
     def _create(self, path: Path) -> None:
