@@ -6,7 +6,9 @@ shared memory and no table.
 
 A file that is deleted or replaced lives on for those who have it open. So before each call, and
 with each poll, we look whether the path still leads to our file. Where it does not, we open what is
-there now; consumers of the former file end, because its messages have numbers of their own.
+there now; consumers of the former file end, because its messages have numbers of their own. Who
+makes a file deletes what SQLite left of the former one; who puts another file in its place while it
+is in use must do that, too.
 Subscriptions that somebody deletes from the file are made again by those who consume them.
 """
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from eventmesh.private_files import make_private_file
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Project
@@ -57,3 +62,24 @@ def test_what_was_there_keeps_its_mode(bank: Project) -> None:
     assert {found[f"bank.db{end}"] for end in ("", "-wal", "-shm")} == {"664"}
     assert {found[f"broker.db{end}"] for end in ("", "-wal", "-shm")} == {"600"}
     assert f"{folder.stat().st_mode & 0o777:o}" == "755"
+
+
+def test_what_is_left_of_a_deleted_database_is_not_taken_for_the_new_one_s(tmp_path: Path) -> None:
+    for name in ("bank.db-wal", "bank.db-shm", "bank.db-journal", "other.db-wal"):
+        (tmp_path / name).touch()
+    make_private_file(tmp_path / "bank.db")
+    assert modes(tmp_path).keys() == {"bank.db", "other.db-wal"}
+
+
+def test_nobody_deletes_what_belongs_to_a_database_that_another_process_just_made(
+    tmp_path: Path,
+) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    slower = threading.Thread(target=make_private_file, args=[tmp_path / "bank.db"])
+    slower.start()
+    for name in ("bank.db", "bank.db-wal"):
+        (tmp_path / name).touch()
+    os.close(folder)
+    slower.join()
+    assert modes(tmp_path).keys() == {"bank.db", "bank.db-wal"}
