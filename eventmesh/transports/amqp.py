@@ -7,6 +7,7 @@ publishes when it is short of memory or disk, and acknowledgements must still pa
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -26,7 +27,7 @@ from eventmesh.transports.amqp_publishing import PUBLISH_TIMEOUT, Sender, Shipme
 from eventmesh.transports.amqp_taking import MOST_HELD, Taken, taking
 from eventmesh.transports.amqp_topology import Piece, Topology
 from eventmesh.transports.amqp_unrouted import UnroutedQueues
-from eventmesh.transports.amqp_upkeep import TopologyUpkeep
+from eventmesh.transports.amqp_upkeep import Refusals, TopologyUpkeep
 from eventmesh.transports.base import (
     DeadLetter,
     Subscription,
@@ -58,7 +59,15 @@ class AmqpTransport:
         self._publishing = Link(url, f"{options.prefix} publishing", options)
         self._consuming = Link(url, f"{options.prefix} consuming", options)
         self._sender = Sender(self._publishing)
-        self._upkeep = TopologyUpkeep(self._consuming, self._topology, clock, self._route_again)
+        self._refusals = Refusals(clock)
+        self._upkeep = TopologyUpkeep(
+            self._consuming,
+            self._topology,
+            clock,
+            self._refusals,
+            self._route_again,
+            self._search_foreign,
+        )
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.rabbitmq")
 
     async def connect(self) -> None:
@@ -72,7 +81,9 @@ class AmqpTransport:
 
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
         await self._make(self._publishing, subscriptions)
-        await self._route_again({name for each in subscriptions for name in each.messages}, True)
+        names = {name for each in subscriptions for name in each.messages}
+        await self._route_again(names)
+        await self._search_foreign(names)
         self._upkeep.cover(subscriptions)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
@@ -101,7 +112,8 @@ class AmqpTransport:
     ) -> AsyncIterator[AmqpConsumer]:
         # Over the connection that consumes: the other may be blocked, and this must go on.
         await self._make(self._consuming, [subscription])
-        await self._route_again(subscription.messages, True)
+        await self._route_again(subscription.messages)
+        await self._search_foreign(subscription.messages)
         self._upkeep.cover([subscription])
         consumer = AmqpConsumer(
             self._consuming, self._publishing, subscription, self._topology, self._clock
@@ -228,38 +240,53 @@ class AmqpTransport:
         except ChannelNotFoundEntity:
             return None
 
-    async def _route_again(self, names: Iterable[str], among_foreign: bool = False) -> None:
+    async def _route_again(self, names: Iterable[str]) -> Counter[str]:
         """Bring what was kept for want of a subscription to those that take it now: through the
-        exchange, so that all that are declared together get theirs. What is refused stays."""
-        wanted = sorted(set(names))
+        exchange, so that all that are declared together get theirs. What is refused stays, and its
+        name is left alone for a while. Returns how many of each name went."""
+        wanted = [name for name in sorted(set(names)) if self._refusals.may_try(name)]
         needs = self._topology.for_publishing(wanted)
+        brought: Counter[str] = Counter()
         for name in wanted:
-            await self._empty(self._topology.kept(name), [name], None, needs)
-        if not among_foreign:
-            return
+            brought += await self._empty(self._topology.kept(name), [name], None, needs)
+        return brought
+
+    async def _search_foreign(self, names: Iterable[str]) -> Counter[str]:
+        """The same for those of these names that are among the oldest foreign messages."""
+        wanted = [name for name in sorted(set(names)) if self._refusals.may_try(name)]
         async with self._consuming.call():
-            there_are_foreign = await self._count(self._topology.foreign) > 0
-        if there_are_foreign:
-            await self._empty(self._topology.foreign, wanted, MOST_FOREIGN, needs)
+            if not wanted or not await self._count(self._topology.foreign):
+                return Counter()
+        needs = self._topology.for_publishing(wanted)
+        return await self._empty(self._topology.foreign, wanted, MOST_FOREIGN, needs)
 
     async def _empty(
         self, queue: str, names: Sequence[str], most: int | None, needs: Sequence[Piece]
-    ) -> None:
-        """Publish anew what is in this queue of messages of these names."""
+    ) -> Counter[str]:
+        """Publish anew what is in this queue of messages of these names, up to the first of each
+        name that is refused; returns how many of each went."""
         exchange = self._topology.exchange
+        wanted, brought = set(names), Counter[str]()
         async with taking(
             self._consuming, queue, most or sys.maxsize, at_once=most or MOVED_AT_ONCE
         ) as taken:
-            while messages := await taken.next(MOVED_AT_ONCE):
-                ours = [message for message in messages if _key(message) in names]
+            while wanted and (messages := await taken.next(MOVED_AT_ONCE)):
+                ours = [message for message in messages if _key(message) in wanted]
                 parcels = [
                     again(message.header.properties, message.body, exchange, _key(message))
                     for message in ours
                 ]
+                refused: Collection[str] = ()
                 try:
                     await self._move(taken, [[message] for message in ours], parcels, needs)
                 except PublishError as error:
+                    refused = error.refused
                     self._log.warning("messages stay unrouted", queue=queue, reason=str(error))
+                stay = {_key(message) for message in ours if _id(message) in refused}
+                brought.update(_key(message) for message in ours if _id(message) not in refused)
+                self._refusals.note({_key(message) for message in ours}, stay)
+                wanted -= stay
+        return brought
 
     async def _move(
         self,
@@ -322,3 +349,8 @@ def _of_these(ids: Sequence[str], groups: Sequence[dict[str, DeliveredMessage]])
 def _key(message: DeliveredMessage) -> str:
     """The routing key by which a message was published."""
     return str(message.delivery.routing_key)  # type: ignore[union-attr]
+
+
+def _id(message: DeliveredMessage) -> str:
+    """By which `_move` says that a message was refused."""
+    return message.header.properties.message_id or ""

@@ -13,13 +13,18 @@ exchange is deleted at 0 s. Published messages are kept from 0.1 s on; the first
 subscriptions restores the way of each message to all of its subscriptions, at the latest at 4 s,
 and sees what is kept; at 9 s it brings that back. Where both ways of a message are deleted at once,
 a subscription that is restored after another misses what is published in between.
+
+RabbitMQ refuses a message as a whole when one of its queues does, for example one that is full by a
+policy; the other queues have taken it all the same. Each attempt to bring it back would give these
+another copy, so after a refusal the message's name is left alone for 30 s, then 60 s, up to 10 min.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 import structlog
 from aiormq.channel import Channel
@@ -43,11 +48,41 @@ FOREIGN_INTERVAL = 20.0
 """Seconds between two searches for our messages among those of names that nobody has declared."""
 
 
+FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0
+"""Seconds for which nothing of a name is brought back after RabbitMQ refused some of it: the first,
+doubled with each refusal, up to the last."""
+
+
+class Refusals:
+    """The names of messages that RabbitMQ refused when they were brought back, and until when each
+    is left alone."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._pauses: dict[str, float] = {}
+        self._until: dict[str, float] = {}
+
+    def may_try(self, name: str) -> bool:
+        """Whether messages of this name may be brought back now."""
+        return self._clock.monotonic() >= self._until.get(name, float("-inf"))
+
+    def note(self, tried: Iterable[str], refused: Collection[str]) -> None:
+        """Messages of these names were brought back; of these, some were refused."""
+        for name in tried:
+            if name in refused:
+                pause = min(2 * self._pauses.get(name, FIRST_PAUSE / 2), LONGEST_PAUSE)
+                self._pauses[name] = pause
+                self._until[name] = self._clock.monotonic() + pause
+            else:
+                self._pauses.pop(name, None)
+                self._until.pop(name, None)
+
+
 class TopologyUpkeep:
     """Restores what the subscriptions need that this process has declared.
 
-    `bring_back` gets the names of messages that wait as unrouted, and whether to look for messages
-    of these names among the foreign ones.
+    `bring_back` gets the names of messages that wait as unrouted, and returns how many of each it
+    brought back. `search` looks for messages of these names among the foreign ones.
     """
 
     def __init__(
@@ -55,12 +90,16 @@ class TopologyUpkeep:
         link: Link,
         topology: Topology,
         clock: Clock,
-        bring_back: Callable[[Iterable[str], bool], Awaitable[None]],
+        refusals: Refusals,
+        bring_back: Callable[[Iterable[str]], Awaitable[Counter[str]]],
+        search: Callable[[Iterable[str]], Awaitable[Counter[str]]],
     ) -> None:
         self._link = link
         self._topology = topology
         self._clock = clock
+        self._refusals = refusals
         self._bring_back = bring_back
+        self._search = search
         self._subscriptions: dict[Subscription, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
@@ -69,6 +108,10 @@ class TopologyUpkeep:
         self._foreign_since: float | None = None
         self._foreign_searched_at = clock.monotonic() - FOREIGN_INTERVAL
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.rabbitmq")
+
+    def covers(self, subscription: Subscription) -> bool:
+        """Whether it is kept up."""
+        return subscription in self._subscriptions
 
     def cover(self, subscriptions: Sequence[Subscription]) -> None:
         """Keep up these from now on, too."""
@@ -88,7 +131,8 @@ class TopologyUpkeep:
     async def _run(self) -> None:
         said = ""
         while True:
-            longest = LOOK_INTERVAL if self._unrouted_since else INTERVAL
+            waits = any(map(self._refusals.may_try, self._unrouted_since))
+            longest = LOOK_INTERVAL if waits else INTERVAL
             await self._clock.sleep(longest * random.uniform(0.8, 1.0))  # noqa: S311  # no secret
             try:
                 await self.restore()
@@ -119,12 +163,13 @@ class TopologyUpkeep:
             foreign = await _ready(channel, self._topology.foreign)
         now = self._clock.monotonic()
         self._unrouted_since = {name: self._unrouted_since.get(name, now) for name in waiting}
-        due = [name for name, since in self._unrouted_since.items() if now - since >= GRACE]
-        if due:
-            self._log.warning("messages brought back that were unrouted", messages=due)
-            await self._bring_back(due, False)
+        brought = await self._bring_back(
+            name for name, since in self._unrouted_since.items() if now - since >= GRACE
+        )
         if self._is_time_to_search(foreign, now):
-            await self._bring_back(names, True)
+            brought += await self._search(names)
+        if brought:
+            self._log.warning("messages brought back that were unrouted", messages=dict(brought))
 
     def _is_time_to_search(self, foreign: int, now: float) -> bool:
         """Whether among so many foreign messages may be ours that were not there before: seldom,

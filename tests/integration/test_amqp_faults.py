@@ -24,14 +24,17 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.frame import marshal
 from pamqp.header import ContentHeader
+from structlog.testing import capture_logs
 
 from eventmesh.clock import SystemClock
 from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
-from eventmesh.transports import amqp, amqp_consumer
+from eventmesh.transports import amqp, amqp_consumer, amqp_upkeep
+from eventmesh.transports.amqp import AmqpTransport
 from eventmesh.transports.base import Consumer, Delivery, Subscription, Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
+from tests.support.moved_clock import MovedClock
 
 PATIENCE = 120.0
 """Seconds within which what must happen happens; only a failure takes so long."""
@@ -642,16 +645,36 @@ async def until_dead(transport: Transport, subscription: Subscription, count: in
 
 
 @asynccontextmanager
-async def full(broker: Broker, rig: Rig, queues: str) -> AsyncIterator[None]:
-    """By a policy, queues of the rig whose names go on like this take no message."""
-    name = secrets.token_hex(5)
+async def full(broker: Broker, rig: Rig, queues: str, probed: str) -> AsyncIterator[int]:
+    """By a policy, queues of the rig whose names match this take no message. A quorum queue follows
+    a policy some time after it is set: entered once the probed one, which must be empty, refuses
+    messages. Gives how many it holds of those with which that was tried; they are deleted at the
+    end."""
+    name, queue = secrets.token_hex(5), f"{rig.prefix}.{probed}"
     limits = '{"max-length": 0, "overflow": "reject-publish"}'
     pattern = f"^{rig.prefix}\\.{queues}"
-    await asyncio.to_thread(broker.control, "set_policy", name, pattern, limits)
+    connection = await aiormq.connect(broker.url)
     try:
-        yield
+        await asyncio.to_thread(broker.control, "set_policy", name, pattern, limits)
+        channel = await connection.channel()
+        taken = 0
+        async with asyncio.timeout(PATIENCE):
+            while await is_taken(channel, queue):
+                taken += 1
+        yield taken
+        for _ in range(taken):  # they are the oldest
+            await channel.basic_get(queue, no_ack=True)
     finally:
         await asyncio.to_thread(broker.control, "clear_policy", name)
+        await connection.close()
+
+
+async def is_taken(channel: aiormq.abc.AbstractChannel, queue: str) -> bool:
+    try:
+        await channel.basic_publish(b"{}", routing_key=queue)
+    except aiormq.exceptions.DeliveryError:
+        return False
+    return True
 
 
 async def test_a_full_queue_of_dead_letters_blocks_nobody_and_gets_them_later(
@@ -671,14 +694,59 @@ async def test_a_full_queue_of_dead_letters_blocks_nobody_and_gets_them_later(
             await consumer.settle([(delivery, Dead("no") if is_doomed else DONE)])
             good.discard(delivery.envelope.id)
 
-        async with full(broker, rig, "dead"):
+        async with full(broker, rig, "dead", f"dead.{subscription.name}") as probes:
             while good:
                 await handle_one()
-            assert await dead_count(transport, subscription) < len(doomed)
+            assert await dead_count(transport, subscription) == probes
         while await dead_count(transport, subscription) < len(doomed):
             await handle_one()
     letters = await transport.dead_letters(subscription, limit=10)
     assert {letter.envelope.id for letter in letters} == doomed
+
+
+async def test_a_full_queue_does_not_flood_other_subscriptions_with_what_is_brought_back(
+    rig: Rig, broker: Broker, operator: aiormq.abc.AbstractChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ refuses a message that one of its queues refuses, after the others have taken it. So
+    each time that it is brought back these get it again, which must happen seldom."""
+    monkeypatch.setattr(amqp_upkeep, "INTERVAL", 3600.0)  # the test says when
+    one, two, sent = rig.subscription("one"), rig.subscription("two"), rig.envelopes(5)
+    clock = MovedClock()
+    async with open_transport(rig.url, clock, TransportOptions(prefix=rig.prefix)) as transport:
+        assert isinstance(transport, AmqpTransport)
+        upkeep = transport._upkeep
+        await transport.declare([one, two])
+
+        async def until_ready(subscription: Subscription, count: int) -> None:
+            async with asyncio.timeout(PATIENCE):
+                while (await transport.stats(subscription)).ready != count:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+        async def restore_after(seconds: float) -> list[str]:
+            """What is logged of messages."""
+            clock.ahead += seconds
+            with capture_logs() as logs:
+                await upkeep.restore()
+            return [each["event"] for each in logs]
+
+        async with full(broker, rig, "queue.*two", f"queue.{two.name}"):
+            for exchange in (rig.prefix, f"{rig.prefix}.message.test.happened"):
+                await operator.exchange_delete(exchange)
+            await transport.publish(sent)
+            async with asyncio.timeout(PATIENCE):
+                events: list[str] = []
+                while "messages stay unrouted" not in events:
+                    events = await restore_after(amqp_upkeep.GRACE)
+            await until_ready(one, 5)
+            for _ in range(5):
+                assert await restore_after(1.0) == []
+            assert "messages stay unrouted" in await restore_after(amqp_upkeep.FIRST_PAUSE)
+            assert await restore_after(amqp_upkeep.FIRST_PAUSE * 1.5) == []
+            await until_ready(one, 10)
+        async with asyncio.timeout(PATIENCE):
+            while "messages brought back that were unrouted" not in events:
+                events = await restore_after(amqp_upkeep.LONGEST_PAUSE)
+        assert await take_until(transport, two, set(ids(sent))) == set(ids(sent))
 
 
 async def test_a_full_queue_for_delays_loses_no_retry_and_blocks_nobody(
@@ -689,7 +757,7 @@ async def test_a_full_queue_for_delays_loses_no_retry_and_blocks_nobody(
     subscription, sent = rig.subscription("reader"), rig.envelopes(9)
     await transport.declare([subscription])
     await transport.publish(sent)
-    async with full(broker, rig, "(delay|dead)"):
+    async with full(broker, rig, "(delay|dead)", f"dead.{subscription.name}"):
         refused = None
         async with transport.consume(subscription, prefetch=1) as consumer:
             while refused is None:  # a queue that has just become full takes one more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from eventmesh.errors import Unreachable, UsageError
 from eventmesh.transports import amqp_upkeep
 from eventmesh.transports.amqp_connection import Link
 from eventmesh.transports.amqp_topology import Piece, Topology
-from eventmesh.transports.amqp_upkeep import FOREIGN_INTERVAL, GRACE, TopologyUpkeep
+from eventmesh.transports.amqp_upkeep import FOREIGN_INTERVAL, GRACE, Refusals, TopologyUpkeep
 from eventmesh.transports.base import Subscription
 
 SHOP = Topology("shop")
@@ -83,10 +84,16 @@ def brought() -> list[tuple[list[str], bool]]:
 async def upkeep(
     broker: Broker, clock: Time, brought: list[tuple[list[str], bool]]
 ) -> AsyncIterator[TopologyUpkeep]:
-    async def bring(names: Iterable[str], among_foreign: bool) -> None:
-        brought.append((list(names), among_foreign))
+    async def bring(names: Iterable[str], *, among_foreign: bool = False) -> Counter[str]:
+        if wanted := list(names):
+            brought.append((wanted, among_foreign))
+        return Counter(wanted)
 
-    made = TopologyUpkeep(cast(Link, broker), SHOP, cast(Any, clock), bring)
+    async def search(names: Iterable[str]) -> Counter[str]:
+        return await bring(names, among_foreign=True)
+
+    time = cast(Any, clock)
+    made = TopologyUpkeep(cast(Link, broker), SHOP, time, Refusals(time), bring, search)
     made._subscriptions[PAID] = None
     yield made
     await made.stop()
@@ -144,3 +151,22 @@ async def test_a_lost_connection_and_a_foreign_exchange_do_not_end_the_upkeep(
     broker.error = Unreachable("gone")
     await broker.restored_times(6)
     assert capsys.readouterr().out.count("topology cannot be restored") == 1
+
+
+def test_a_name_of_which_something_was_refused_is_left_alone_longer_each_time_up_to_10_minutes(
+    clock: Time,
+) -> None:
+    refusals, pauses = Refusals(cast(Any, clock)), []
+    for _ in range(7):
+        assert refusals.may_try("a")
+        refusals.note(["a", "b"], ["a"])
+        assert refusals.may_try("b")
+        began = clock.seconds
+        while not refusals.may_try("a"):
+            clock.seconds += 30.0
+        pauses.append(clock.seconds - began)
+    assert pauses == [30.0, 60.0, 120.0, 240.0, 480.0, 600.0, 600.0]
+    refusals.note(["a"], [])
+    refusals.note(["a"], ["a"])
+    clock.seconds += 30.0
+    assert refusals.may_try("a")
