@@ -85,6 +85,7 @@ async def _relay(service: Service, database: Database, stop: asyncio.Event) -> N
                         settings.lease_time,
                         purging=settings,
                         published=service.registry.published_names(),
+                        subscriptions=[handler.subscription for handler in service.worked],
                     )
                     service.on_commit(relay.wake)
                     await relay.run(stop)

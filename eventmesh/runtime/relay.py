@@ -30,7 +30,7 @@ from eventmesh.runtime.settings import Settings
 from eventmesh.runtime.tenure import Tenure
 from eventmesh.runtime.unrouted import UnroutedBound
 from eventmesh.runtime.vitals import RelayVitals
-from eventmesh.transports.base import Transport
+from eventmesh.transports.base import Subscription, Transport
 
 BATCH = 500
 """How many messages a round relays at the most."""
@@ -74,9 +74,11 @@ class Relay:
         *,
         purging: Settings | None = None,
         published: Collection[str] = (),
+        subscriptions: Sequence[Subscription] = (),
     ) -> None:
         """With the settings for `purging`, it also clears away what is too old, and bounds what no
-        subscription takes of the `published` messages, where it has the first bucket."""
+        subscription takes of the `published` messages, where it has the first bucket;
+        `subscriptions` are the service's own."""
         self.vitals = RelayVitals(service)
         self._database = database
         self._transport = transport
@@ -91,6 +93,7 @@ class Relay:
                     clock,
                     purging.unrouted_max,
                     published,
+                    subscriptions,
                     self.vitals,
                     self._has_first_bucket,
                 ),

@@ -15,14 +15,14 @@ idempotent, so two processes that do it at the same moment delete no more than o
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import structlog
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.runtime.vitals import RelayVitals
-from eventmesh.transports.base import Transport, Unrouted
+from eventmesh.transports.base import Subscription, Transport, Unrouted
 
 EVERY = 60.0
 """Seconds between two counts."""
@@ -41,14 +41,17 @@ class UnroutedBound:
         clock: Clock,
         limit: int,
         published: Collection[str],
+        subscriptions: Sequence[Subscription],
         vitals: RelayVitals,
         mine: Callable[[], bool],
     ) -> None:
-        """`limit` is for each name; with 0, messages are counted only."""
+        """`limit` is for each name; with 0, messages are counted only. `subscriptions` are the
+        service's own: what they take is brought to them instead of deleted."""
         self._transport = transport
         self._clock = clock
         self._limit = limit
         self._published = published
+        self._subscriptions = subscriptions
         self._vitals = vitals
         self._mine = mine
         self._warned: set[str] = set()
@@ -84,7 +87,9 @@ class UnroutedBound:
                     "beyond EVENTMESH_UNROUTED_MAX the oldest are deleted",
                 )
             if 0 < self._limit < each.number:
-                purged = await self._transport.purge_unrouted(each.message, keep=self._limit)
+                purged = await self._transport.purge_unrouted(
+                    each.message, self._subscriptions, keep=self._limit
+                )
                 numbers[shown] -= purged
                 if purged:
                     self._vitals.unrouted_purged[shown] += purged

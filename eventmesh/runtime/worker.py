@@ -90,6 +90,7 @@ class Worker:
                     self.settings.lease_time,
                     purging=self.settings,
                     published=service.registry.published_names(),
+                    subscriptions=[handler.subscription for handler in service.worked],
                 )
                 service.on_commit(relay.wake)
                 relays.append(relay)

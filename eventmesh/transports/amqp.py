@@ -176,6 +176,16 @@ class AmqpTransport:
         keep: int = 0,
         older_than: float | None = None,
     ) -> int:
+        taken = await self._taken(subscriptions)
+        if message:
+            taken &= {message}
+        # What they take is unrouted all the same if somebody deleted bindings or the exchange.
+        if message:
+            await self._route_again(taken)
+        if not (message and keep):
+            await self._search_foreign(taken)
+        if not all(map(self._refusals.may_try, taken)):
+            return 0  # RabbitMQ refused some of it, which stays
         queues = UnroutedQueues(self._consuming, self._topology, self._clock)
         purged = await queues.purge(message, keep, older_than)
         await self._give_late(subscriptions, {message})

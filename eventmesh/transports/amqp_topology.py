@@ -177,7 +177,27 @@ class Topology:
 
     def for_publishing(self, messages: Iterable[str] = ()) -> list[Piece]:
         """For messages of these names. One that nobody takes waits in a queue of its own name, so
-        that its first subscription finds it without looking through all the others'."""
+        that its first subscription finds it without looking through all the others'.
+
+        Part of it is the second way, up to the queues that are bound to it: if the exchange was
+        deleted, whoever publishes restores the way to subscriptions whose processes are stopped.
+        """
+        names = sorted(set(messages))
+        return [
+            *self._for_messages(names),
+            *(piece for name in names if _is_plain(name) for piece in self._fan(name)),
+        ]
+
+    def _fan(self, message: str) -> tuple[Piece, Piece]:
+        """The second way of a message to queues that are bound to its end."""
+        fan = self.fan(message)
+        return (
+            Exchange(fan, "fanout", alternate=self.unrouted),
+            Forwarding(fan, self.exchange, message),
+        )
+
+    def _for_messages(self, messages: Iterable[str]) -> list[Piece]:
+        """What all messages need, and what those of these names need to be kept as unrouted."""
         return [
             Exchange(self.foreign, "fanout"),
             Queue(self.foreign),
@@ -185,7 +205,7 @@ class Topology:
             Exchange(self.unrouted, "direct", alternate=self.foreign),
             *(
                 piece
-                for message in sorted(set(messages))
+                for message in sorted(messages)
                 if message
                 for piece in (
                     Queue(self.kept(message)),
@@ -198,17 +218,18 @@ class Topology:
     def for_subscription(self, subscription: Subscription) -> list[Piece]:
         queue = self.queue(subscription)
         return [
-            *self.for_publishing(subscription.messages),
+            *self._for_messages(subscription.messages),
             Queue(self.dead(subscription)),
             Queue(queue),
             *(
                 piece
                 for message in subscription.messages
+                for exchange, forwarding in [self._fan(message)]
                 for piece in (
                     # In this order the exchange of a message is reached only once it has a queue.
-                    Exchange(self.fan(message), "fanout", alternate=self.unrouted),
+                    exchange,
                     Binding(queue, self.fan(message)),
-                    Forwarding(self.fan(message), self.exchange, message),
+                    forwarding,
                     Binding(queue, self.exchange, message),
                 )
             ),
@@ -320,6 +341,11 @@ def _cut(text: str, size: int) -> str:
     if len(raw) > size:
         raw = "…".encode() + raw[len(raw) - size + 3 :].lstrip(bytes(range(0x80, 0xC0)))
     return raw.decode()
+
+
+def _is_plain(message: str) -> bool:
+    """Whether it names one message: a topic exchange would take `*` and `#` for any."""
+    return bool(message) and not {"*", "#"} & set(message.split("."))
 
 
 def _checked(name: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import aiormq
@@ -157,6 +158,62 @@ async def survives(url: str, deletion: Deletion, subscriptions: list[Subscriptio
         raise AssertionError(f"{deletion.__name__}: not all came, but {seen}") from None
     finally:
         await connection.close()
+
+
+@asynccontextmanager
+async def operating(url: str) -> AsyncIterator[Operator]:
+    """A channel of somebody who knows nothing of EventMesh."""
+    connection = await aiormq.connect(url)
+    try:
+        yield await connection.channel()
+    finally:
+        await connection.close()
+
+
+async def takes(transport: Transport, subscription: Subscription, sent: list[Envelope]) -> None:
+    """Return once the subscription has got all of these."""
+    missing = {each.id for each in sent}
+    async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=100) as consumer:
+        while missing:
+            got = await consumer.receive(100)
+            await consumer.settle([(delivery, DONE) for delivery in got])
+            missing -= {delivery.envelope.id for delivery in got}
+
+
+async def test_a_publisher_restores_the_way_to_subscriptions_whose_processes_are_stopped(
+    url: str,
+) -> None:
+    options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(10)
+    async with operating(url) as operator, open_transport(url, SystemClock(), options) as publisher:
+        await publisher.publish(envelopes(1))  # so that it has made what it needs once
+        async with open_transport(url, SystemClock(), options) as stopped:
+            await stopped.declare([ONE, TWO])
+        await the_exchange(operator, Topology(options.prefix))
+        await publisher.publish(sent)
+        assert await publisher.unrouted([MESSAGE]) == []
+        for subscription in (ONE, TWO):
+            await takes(publisher, subscription, sent)
+
+
+async def test_what_an_existing_subscription_takes_is_brought_to_it_before_anything_is_purged(
+    url: str,
+) -> None:
+    """It is unrouted although the subscription exists, because the bindings were deleted for a
+    while."""
+    options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(10)
+    topology = Topology(options.prefix)
+    async with operating(url) as operator, open_transport(url, SystemClock(), options) as publisher:
+        async with open_transport(url, SystemClock(), options) as stopped:
+            await stopped.declare([ONE])
+        for exchange in (topology.exchange, topology.fan(MESSAGE)):
+            await operator.queue_unbind(topology.queue(ONE), exchange, MESSAGE)
+            await operator.queue_unbind(topology.queue(ONE), exchange, "")
+        await publisher.publish(sent)
+        [waiting] = await publisher.unrouted([MESSAGE])
+        assert waiting.number == 10
+        await operator.queue_bind(topology.queue(ONE), topology.fan(MESSAGE), "")
+        assert await publisher.purge_unrouted(MESSAGE, [ONE], keep=4) == 0
+        await takes(publisher, ONE, sent)
 
 
 async def test_whatever_is_deleted_is_restored_and_nothing_is_missed(

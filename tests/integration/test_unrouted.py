@@ -148,7 +148,7 @@ async def test_beyond_the_limit_the_oldest_are_purged_after_a_warning(
     project.environment["EVENTMESH_BROKER_URL"] = durable_url(broker)
     vitals = RelayVitals("bank")
     async with opened(project) as transport:
-        bound = UnroutedBound(transport, SystemClock(), 10, [CLOSED], vitals, lambda: True)
+        bound = UnroutedBound(transport, SystemClock(), 10, [CLOSED], [], vitals, lambda: True)
 
         async def check() -> list[tuple[str, Any]]:
             with capture_logs() as logs:

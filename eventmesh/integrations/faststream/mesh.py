@@ -80,6 +80,7 @@ class Mesh(ABC):
                 settings.lease_time,
                 purging=settings,
                 published=service.registry.published_names(),
+                subscriptions=[handler.subscription for handler in service.worked],
             )
             service.on_commit(relay.wake)
             self._transport = transport

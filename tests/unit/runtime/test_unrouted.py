@@ -32,7 +32,7 @@ def test_half_of_the_limit_is_near_it_unless_there_is_none(
 
 async def test_only_one_process_counts_and_purges() -> None:
     transport, vitals, mine = MemoryTransport(ManualClock()), RelayVitals("bank"), True
-    bound = UnroutedBound(transport, ManualClock(), 3, ["bank.closed"], vitals, lambda: mine)
+    bound = UnroutedBound(transport, ManualClock(), 3, ["bank.closed"], [], vitals, lambda: mine)
     await transport.publish(closed(3))
     await bound.check()
     assert vitals.unrouted == {"bank.closed": 3}
@@ -46,7 +46,7 @@ async def test_only_one_process_counts_and_purges() -> None:
 async def test_without_a_limit_messages_are_counted_and_kept() -> None:
     transport, vitals = MemoryTransport(ManualClock()), RelayVitals("bank")
     await transport.publish(closed(5))
-    bound = UnroutedBound(transport, ManualClock(), 0, ["bank.closed"], vitals, lambda: True)
+    bound = UnroutedBound(transport, ManualClock(), 0, ["bank.closed"], [], vitals, lambda: True)
     with capture_logs() as logs:
         await bound.check()
     assert logs == []
@@ -66,7 +66,9 @@ class WithForeign(MemoryTransport):
 
 async def test_foreign_messages_are_bounded_together() -> None:
     vitals = RelayVitals("bank")
-    bound = UnroutedBound(WithForeign(ManualClock()), ManualClock(), 4, [], vitals, lambda: True)
+    bound = UnroutedBound(
+        WithForeign(ManualClock()), ManualClock(), 4, [], [], vitals, lambda: True
+    )
     with capture_logs() as logs:
         await bound.check()
     assert [(each["event"], each["message"], each["number"]) for each in logs] == [
@@ -83,7 +85,7 @@ class Away(MemoryTransport):
 
 async def test_a_broker_that_is_away_is_counted_again_later() -> None:
     clock = ManualClock()
-    bound = UnroutedBound(Away(clock), clock, 4, [], RelayVitals("bank"), lambda: True)
+    bound = UnroutedBound(Away(clock), clock, 4, [], [], RelayVitals("bank"), lambda: True)
     with capture_logs() as logs:
         running = asyncio.ensure_future(bound.run())
         for _ in range(3):

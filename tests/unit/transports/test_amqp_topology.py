@@ -50,7 +50,11 @@ def test_everything_on_the_broker_begins_with_the_prefix() -> None:
 
 
 def test_a_piece_is_made_after_the_pieces_it_needs() -> None:
-    for pieces in (SHOP.for_publishing(), SHOP.for_subscription(PAID), SHOP.for_delay(100)):
+    for pieces in (
+        SHOP.for_publishing(PAID.messages),
+        SHOP.for_subscription(PAID),
+        SHOP.for_delay(100),
+    ):
         exchanges: set[str] = set()
         queues: set[str] = set()
         for piece in pieces:
@@ -86,6 +90,13 @@ def test_what_nobody_takes_waits_in_a_queue_of_its_name() -> None:
     bindings = [piece for piece in pieces if isinstance(piece, Binding)]
     assert Binding("shop.unrouted.orders.placed", "shop.unrouted", "orders.placed") in bindings
     assert len(bindings) == 2
+    forwardings = [piece for piece in pieces if isinstance(piece, Forwarding)]
+    assert forwardings == [Forwarding("shop.message.orders.placed", "shop", "orders.placed")]
+
+
+@pytest.mark.parametrize("name", ["#", "*", "orders.#", "orders.*.placed"])
+def test_a_publisher_forwards_no_message_but_its_own(name: str) -> None:
+    assert not any(isinstance(piece, Forwarding) for piece in SHOP.for_publishing([name]))
 
 
 def test_every_queue_is_a_quorum_queue_that_drops_nothing() -> None:
