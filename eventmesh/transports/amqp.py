@@ -81,10 +81,7 @@ class AmqpTransport:
 
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
         await self._make(self._publishing, subscriptions)
-        names = {name for each in subscriptions for name in each.messages}
-        await self._route_again(names)
-        await self._search_foreign(names)
-        self._upkeep.cover(subscriptions)
+        await self._start(subscriptions)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
         if not envelopes:
@@ -112,9 +109,7 @@ class AmqpTransport:
     ) -> AsyncIterator[AmqpConsumer]:
         # Over the connection that consumes: the other may be blocked, and this must go on.
         await self._make(self._consuming, [subscription])
-        await self._route_again(subscription.messages)
-        await self._search_foreign(subscription.messages)
-        self._upkeep.cover([subscription])
+        await self._start([subscription])
         consumer = AmqpConsumer(
             self._consuming, self._publishing, subscription, self._topology, self._clock
         )
@@ -236,6 +231,16 @@ class AmqpTransport:
         ]
         link.forget(pieces)
         await link.ensure(pieces or self._topology.for_publishing())
+
+    async def _start(self, subscriptions: Sequence[Subscription]) -> None:
+        """Bring what was kept to those of these that this process has not had before. The others
+        were here already, so that something was lost, and others may have lost theirs, too: the
+        upkeep brings it back once these had time to restore them."""
+        new = [each for each in subscriptions if not self._upkeep.covers(each)]
+        names = {name for subscription in new for name in subscription.messages}
+        await self._route_again(names)
+        await self._search_foreign(names)
+        self._upkeep.cover(new)
 
     async def _count(self, queue: str) -> int:
         """How many messages are ready in the queue; none where there is no queue."""

@@ -256,8 +256,13 @@ def ids(envelopes: list[Envelope]) -> list[str]:
 
 
 async def test_a_deleted_queue_is_noticed_at_once_made_again_and_misses_nothing(
-    rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
+    rig: Rig,
+    transport: Transport,
+    operator: aiormq.abc.AbstractChannel,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in ("INTERVAL", "LOOK_INTERVAL", "GRACE"):
+        monkeypatch.setattr(amqp_upkeep, name, 0.5)
     subscription = rig.subscription("orphan")
     sent = rig.envelopes(5)
     async with transport.consume(subscription, prefetch=10) as consumer:

@@ -16,11 +16,13 @@ from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
 from eventmesh.testing.servers import WAYS
 from eventmesh.transports import amqp_upkeep
+from eventmesh.transports.amqp import AmqpTransport
 from eventmesh.transports.amqp_topology import Topology
 from eventmesh.transports.base import Subscription, Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE
 from eventmesh.wire.envelope import Envelope
+from tests.support.moved_clock import MovedClock
 
 if TYPE_CHECKING:
     from tests.conftest import Servers
@@ -214,6 +216,44 @@ async def test_what_an_existing_subscription_takes_is_brought_to_it_before_anyth
         await operator.queue_bind(topology.queue(ONE), topology.fan(MESSAGE), "")
         assert await publisher.purge_unrouted(MESSAGE, [ONE], keep=4) == 0
         await takes(publisher, ONE, sent)
+
+
+async def everything(operator: Operator, topology: Topology) -> None:
+    await every_exchange(operator, topology)
+    for subscription in (ONE, TWO):
+        await operator.queue_delete(topology.queue(subscription))
+    for queue in (topology.kept(MESSAGE), topology.foreign):
+        await operator.queue_delete(queue)
+
+
+async def test_after_everything_was_lost_the_first_that_consumes_again_does_not_take_all(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amqp_upkeep, "INTERVAL", 3600.0)  # the test says when
+    monkeypatch.setattr(amqp_upkeep, "LOOK_INTERVAL", 3600.0)
+    options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(10)
+    clock = MovedClock()
+    async with (
+        operating(url) as operator,
+        open_transport(url, SystemClock(), options) as publisher,
+        open_transport(url, clock, options) as first,
+        open_transport(url, clock, options) as second,
+    ):
+        assert isinstance(first, AmqpTransport)
+        for transport, subscription in ((first, ONE), (second, TWO)):
+            await transport.declare([subscription])
+            async with transport.consume(subscription, prefetch=1):
+                pass
+        await everything(operator, Topology(options.prefix))
+        await publisher.publish(sent)
+        async with first.consume(ONE, prefetch=1):
+            await first._upkeep.restore()
+        async with second.consume(TWO, prefetch=1):
+            pass
+        clock.ahead += amqp_upkeep.GRACE
+        await first._upkeep.restore()
+        await takes(second, TWO, sent)
+        await takes(first, ONE, sent)
 
 
 async def test_whatever_is_deleted_is_restored_and_nothing_is_missed(
