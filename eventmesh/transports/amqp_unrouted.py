@@ -142,7 +142,10 @@ class UnroutedQueues:
             excess = 0 if told is None else told.ready - keep
             if excess <= 0:
                 return purged
-            purged += await self._purge_first(queue, min(excess, PURGED_AT_ONCE))
+            just_purged = await self._purge_first(queue, min(excess, PURGED_AT_ONCE))
+            if not just_purged:  # somebody else holds them, or RabbitMQ does not hand them out
+                return purged
+            purged += just_purged
 
     async def _purge_first(self, queue: str, number: int) -> int:
         """The `number` oldest, or as many as there are. RabbitMQ hands out no more than these."""
