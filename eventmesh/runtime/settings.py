@@ -25,6 +25,9 @@ from eventmesh.redact import redact
 from eventmesh.transports.base import TransportOptions
 from eventmesh.wire.envelope import DEFAULT_MAX_BYTES
 
+UNROUTED_MAX = 1_000_000
+"""Messages of a name that are kept while no subscription takes them, unless a service says else."""
+
 _PREFIX = "EVENTMESH_"
 _DATABASE = "_DATABASE_URL"
 _OF_OUR_TESTS = ("EVENTMESH_TEST_", "EVENTMESH_SOAK_", "EVENTMESH_FUZZ_")
@@ -106,7 +109,7 @@ class Settings(BaseSettings):
     outbox_max_age: Seconds = 60.0
     """How long a message may wait in the outbox before the worker says that it is not ready."""
 
-    unrouted_max: int = Field(default=1_000_000, ge=0)
+    unrouted_max: int = Field(default=UNROUTED_MAX, ge=0)
     """How many messages of each name that a service publishes are kept while no subscription takes
     them; beyond that the oldest are deleted, after a warning at half of it. 0 keeps all. The
     default is far more than piles up while services are deployed one after another (28 hours at 10

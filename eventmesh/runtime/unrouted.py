@@ -21,6 +21,7 @@ import structlog
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
+from eventmesh.runtime.settings import UNROUTED_MAX
 from eventmesh.runtime.vitals import RelayVitals
 from eventmesh.transports.base import Subscription, Transport, Unrouted
 
@@ -29,6 +30,10 @@ EVERY = 60.0
 
 FOREIGN = "(foreign)"
 """What foreign messages are called together, which is no message's name."""
+
+FOREIGN_LIMIT = UNROUTED_MAX
+"""How many foreign messages are kept, whatever the limit of a service: all services share them, so
+the smallest limit of any would count for all."""
 
 
 class UnroutedBound:
@@ -45,8 +50,9 @@ class UnroutedBound:
         vitals: RelayVitals,
         mine: Callable[[], bool],
     ) -> None:
-        """`limit` is for each name; with 0, messages are counted only. `subscriptions` are the
-        service's own: what they take is brought to them instead of deleted."""
+        """`limit` is for each name, and for foreign messages FOREIGN_LIMIT; with 0, messages are
+        counted only. `subscriptions` are the service's own: what they take is brought to them
+        instead of deleted."""
         self._transport = transport
         self._clock = clock
         self._limit = limit
@@ -76,28 +82,33 @@ class UnroutedBound:
         found = await self._transport.unrouted(self._published)
         numbers = {_shown(each): each.number for each in found}
         for each in found:
-            shown = _shown(each)
-            if is_near(each.number, self._limit) and shown not in self._warned:
+            shown, limit = _shown(each), self._limit_of(each)
+            if is_near(each.number, limit) and shown not in self._warned:
                 self._log.warning(
                     "unrouted messages near their limit",
                     message=shown,
                     number=each.number,
-                    limit=self._limit,
+                    limit=limit,
                     advice="no subscription takes them: start one, or see `eventmesh unrouted`; "
-                    "beyond EVENTMESH_UNROUTED_MAX the oldest are deleted",
+                    "beyond the limit the oldest are deleted",
                 )
-            if 0 < self._limit < each.number:
+            if 0 < limit < each.number:
                 purged = await self._transport.purge_unrouted(
-                    each.message, self._subscriptions, keep=self._limit
+                    each.message, self._subscriptions, keep=limit
                 )
                 numbers[shown] -= purged
                 if purged:
                     self._vitals.unrouted_purged[shown] += purged
                     self._log.warning(
-                        "unrouted messages purged", message=shown, number=purged, limit=self._limit
+                        "unrouted messages purged", message=shown, number=purged, limit=limit
                     )
-        self._warned = {name for name, number in numbers.items() if is_near(number, self._limit)}
+        self._warned = {
+            shown for each in found if is_near(numbers[shown := _shown(each)], self._limit_of(each))
+        }
         self._vitals.unrouted = numbers
+
+    def _limit_of(self, unrouted: Unrouted) -> int:
+        return FOREIGN_LIMIT if unrouted.foreign and self._limit else self._limit
 
 
 def is_near(number: int, limit: int) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from eventmesh.errors import Unreachable
-from eventmesh.runtime.unrouted import EVERY, FOREIGN, UnroutedBound, is_near
+from eventmesh.runtime.unrouted import EVERY, FOREIGN, FOREIGN_LIMIT, UnroutedBound, is_near
 from eventmesh.runtime.vitals import RelayVitals
 from eventmesh.testing.clock import ManualClock
 from eventmesh.transports.base import Unrouted
@@ -56,15 +56,17 @@ async def test_without_a_limit_messages_are_counted_and_kept() -> None:
 class WithForeign(MemoryTransport):
     """A broker that keeps foreign messages apart, as RabbitMQ does."""
 
+    foreign = FOREIGN_LIMIT + 5
+
     async def unrouted(self, *_: object, **__: object) -> list[Unrouted]:
-        return [Unrouted("", 9, foreign=True)]
+        return [Unrouted("", self.foreign, foreign=True)]
 
     async def purge_unrouted(self, message: str, *_: object, **options: object) -> int:
-        assert (message, options) == ("", {"keep": 4})
+        assert (message, options) == ("", {"keep": FOREIGN_LIMIT})
         return 5
 
 
-async def test_foreign_messages_are_bounded_together() -> None:
+async def test_foreign_messages_are_bounded_together_whatever_the_limit_of_a_service() -> None:
     vitals = RelayVitals("bank")
     bound = UnroutedBound(
         WithForeign(ManualClock()), ManualClock(), 4, [], [], vitals, lambda: True
@@ -72,10 +74,10 @@ async def test_foreign_messages_are_bounded_together() -> None:
     with capture_logs() as logs:
         await bound.check()
     assert [(each["event"], each["message"], each["number"]) for each in logs] == [
-        ("unrouted messages near their limit", FOREIGN, 9),
+        ("unrouted messages near their limit", FOREIGN, FOREIGN_LIMIT + 5),
         ("unrouted messages purged", FOREIGN, 5),
     ]
-    assert vitals.unrouted == {FOREIGN: 4}
+    assert vitals.unrouted == {FOREIGN: FOREIGN_LIMIT}
 
 
 class Away(MemoryTransport):
