@@ -15,6 +15,11 @@ binding somebody deletes, the other way delivers until `amqp_upkeep` has restore
 what is published while some subscriptions are bound again and others are not yet would reach only
 those. The exchange <p> takes all bindings with it; but whoever restores it for one subscription
 binds it to <p>.message.<message>, and thereby to the queues of all that take this message.
+
+While no queue is bound to <p>.message.<message> and some are bound to <p>, these get a message, and
+it is kept as unrouted all the same, because RabbitMQ looks at each exchange by itself. It is
+brought back once the binding is restored, so that they get it twice. Keeping nothing there would
+lose what is published while the other way is missing.
 """
 
 from __future__ import annotations
