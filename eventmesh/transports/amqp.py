@@ -18,7 +18,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 
 from eventmesh.clock import Clock
 from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
-from eventmesh.transports.amqp_census import Looking
+from eventmesh.transports.amqp_census import LookedInto, Looking
 from eventmesh.transports.amqp_connection import Link
 from eventmesh.transports.amqp_consumer import AmqpConsumer
 from eventmesh.transports.amqp_letters import LetterIds, letter_of
@@ -27,7 +27,7 @@ from eventmesh.transports.amqp_publishing import PUBLISH_TIMEOUT, Sender, Shipme
 from eventmesh.transports.amqp_taking import MOST_HELD, Taken, taking
 from eventmesh.transports.amqp_topology import Piece, Topology
 from eventmesh.transports.amqp_unrouted import UnroutedQueues
-from eventmesh.transports.amqp_upkeep import Refusals, TopologyUpkeep
+from eventmesh.transports.amqp_upkeep import Refusals, Searched, TopologyUpkeep
 from eventmesh.transports.base import (
     DeadLetter,
     Subscription,
@@ -66,7 +66,7 @@ class AmqpTransport:
             clock,
             self._refusals,
             self._route_again,
-            self._search_foreign,
+            self._search_alone,
         )
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.rabbitmq")
 
@@ -274,6 +274,19 @@ class AmqpTransport:
                 return Counter()
         needs = self._topology.for_publishing(wanted)
         return await self._empty(self._topology.foreign, wanted, MOST_FOREIGN, needs)
+
+    async def _search_alone(self, names: Iterable[str], known: int) -> Searched | None:
+        """Search where there are not as many foreign messages as known; None where somebody else
+        is looking into queues, whose messages would be missed."""
+        looking = Looking(self._consuming, self._topology, self._clock)
+        try:
+            async with looking.alone(patience=0.0):
+                async with self._consuming.call():
+                    foreign = await self._count(self._topology.foreign)
+                brought = await self._search_foreign(names) if foreign != known else Counter[str]()
+                return Searched(foreign, brought)
+        except LookedInto:
+            return None
 
     async def _empty(
         self, queue: str, names: Sequence[str], most: int | None, needs: Sequence[Piece]

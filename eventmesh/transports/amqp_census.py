@@ -76,6 +76,10 @@ class _Queue:
     consumers: int
 
 
+class LookedInto(Unreachable):
+    """Somebody else is looking into the queues."""
+
+
 class Looking:
     """One census."""
 
@@ -102,11 +106,12 @@ class Looking:
         return self._found
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
+    async def alone(self, patience: float = LOCK_PATIENCE) -> AsyncIterator[None]:
         """Two at a time would each see a part, and mix it. The lock is a queue that only this
-        connection may use, and that ends with it."""
+        connection may use, and that ends with it. LookedInto if another has it for longer than so
+        many seconds."""
         name = self._topology.census
-        channel = await self._lock(name)
+        channel = await self._lock(name, patience)
         try:
             yield
         finally:
@@ -115,10 +120,10 @@ class Looking:
                     await channel.queue_delete(name)
                     await close_channel(channel)
 
-    async def _lock(self, name: str) -> Channel:
+    async def _lock(self, name: str, patience: float) -> Channel:
         """The channel that holds the lock. That of a connection that was cut goes with it, which
         the broker takes a moment to notice."""
-        until = self._clock.monotonic() + LOCK_PATIENCE
+        until = self._clock.monotonic() + patience
         while True:
             async with self._link.call(None):
                 channel = await self._link.new_channel()
@@ -126,8 +131,8 @@ class Looking:
                     await channel.queue_declare(name, exclusive=True, auto_delete=True)
                     return channel
                 except ChannelLockedResource:
-                    if self._clock.monotonic() > until:
-                        raise Unreachable(
+                    if self._clock.monotonic() >= until:
+                        raise LookedInto(
                             "Somebody else is counting the messages of this broker: wait until "
                             "they have finished, and try again."
                         ) from None

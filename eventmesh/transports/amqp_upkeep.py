@@ -25,6 +25,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 import structlog
 from aiormq.channel import Channel
@@ -78,11 +79,21 @@ class Refusals:
                 self._until.pop(name, None)
 
 
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """How many foreign messages there were, and how many of each name were brought back."""
+
+    foreign: int
+    brought: Counter[str]
+
+
 class TopologyUpkeep:
     """Restores what the subscriptions need that this process has declared.
 
     `bring_back` gets the names of messages that wait as unrouted, and returns how many of each it
-    brought back. `search` looks for messages of these names among the foreign ones.
+    brought back. `search` looks for messages of these names among the foreign ones, unless of these
+    there are as many as it was told; None where another process is looking into queues. A search
+    holds messages, so that others see fewer of them: only one that looks alone sees the number.
     """
 
     def __init__(
@@ -92,7 +103,7 @@ class TopologyUpkeep:
         clock: Clock,
         refusals: Refusals,
         bring_back: Callable[[Iterable[str]], Awaitable[Counter[str]]],
-        search: Callable[[Iterable[str]], Awaitable[Counter[str]]],
+        search: Callable[[Iterable[str], int], Awaitable[Searched | None]],
     ) -> None:
         self._link = link
         self._topology = topology
@@ -167,7 +178,11 @@ class TopologyUpkeep:
             name for name, since in self._unrouted_since.items() if now - since >= GRACE
         )
         if self._is_time_to_search(foreign, now):
-            brought += await self._search(names)
+            searched = await self._search(names, self._foreign_known)
+            if searched is not None:
+                brought += searched.brought
+                self._foreign_known = searched.foreign - searched.brought.total()
+                self._foreign_since, self._foreign_searched_at = None, now
         if brought:
             self._log.warning("messages brought back that were unrouted", messages=dict(brought))
 
@@ -179,10 +194,8 @@ class TopologyUpkeep:
             return False
         if self._foreign_since is None:
             self._foreign_since = now
-        if now - self._foreign_since < GRACE or now - self._foreign_searched_at < FOREIGN_INTERVAL:
-            return False
-        self._foreign_known, self._foreign_since, self._foreign_searched_at = foreign, None, now
-        return True
+        waited, since_search = now - self._foreign_since, now - self._foreign_searched_at
+        return waited >= GRACE and since_search >= FOREIGN_INTERVAL
 
 
 async def _ready(channel: Channel, queue: str) -> int:

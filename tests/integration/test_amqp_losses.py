@@ -19,6 +19,7 @@ from eventmesh.testing.servers import WAYS
 from eventmesh.transports import amqp_upkeep
 from eventmesh.transports.amqp import AmqpTransport
 from eventmesh.transports.amqp_topology import Topology
+from eventmesh.transports.amqp_upkeep import Searched
 from eventmesh.transports.base import Subscription, Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE
@@ -265,6 +266,28 @@ async def test_after_everything_was_lost_the_first_that_consumes_again_does_not_
         await first._upkeep.restore()
         await takes(second, TWO, sent)
         await takes(first, ONE, sent)
+
+
+async def test_foreign_messages_are_not_searched_while_somebody_else_looks_into_queues(
+    url: str,
+) -> None:
+    options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(3)
+    topology = Topology(options.prefix)
+    async with operating(url) as operator, open_transport(url, SystemClock(), options) as transport:
+        assert isinstance(transport, AmqpTransport)
+        await transport.publish(envelopes(1))
+        await operator.queue_unbind(topology.kept(MESSAGE), topology.unrouted, MESSAGE)
+        await transport.publish(sent)
+        await operator.queue_declare(topology.census, exclusive=True)
+        assert await transport._search_alone([MESSAGE], known=0) is None
+        await operator.queue_delete(topology.census)
+        assert await transport._search_alone([MESSAGE], known=3) == Searched(3, Counter())
+        assert [each.number for each in await transport.unrouted([MESSAGE])] == [1, 3]
+        await operator.queue_bind(topology.kept(MESSAGE), topology.unrouted, MESSAGE)
+        found = await transport._search_alone([MESSAGE], known=0)
+        assert found == Searched(3, Counter({MESSAGE: 3}))
+        [waiting] = await transport.unrouted([MESSAGE])
+        assert (waiting.message, waiting.number) == (MESSAGE, 4)
 
 
 async def test_whatever_is_deleted_is_restored_and_nothing_is_missed(

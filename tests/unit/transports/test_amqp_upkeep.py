@@ -15,7 +15,13 @@ from eventmesh.errors import Unreachable, UsageError
 from eventmesh.transports import amqp_upkeep
 from eventmesh.transports.amqp_connection import Link
 from eventmesh.transports.amqp_topology import Piece, Topology
-from eventmesh.transports.amqp_upkeep import FOREIGN_INTERVAL, GRACE, Refusals, TopologyUpkeep
+from eventmesh.transports.amqp_upkeep import (
+    FOREIGN_INTERVAL,
+    GRACE,
+    Refusals,
+    Searched,
+    TopologyUpkeep,
+)
 from eventmesh.transports.base import Subscription
 
 SHOP = Topology("shop")
@@ -39,6 +45,8 @@ class Broker:
 
     def __init__(self) -> None:
         self.ready: dict[str, int] = {}
+        self.foreign = 0
+        self.foreign_held = False
         self.error: Exception | None = None
         self.restored: list[Sequence[Piece]] = []
 
@@ -89,8 +97,13 @@ async def upkeep(
             brought.append((wanted, among_foreign))
         return Counter(wanted)
 
-    async def search(names: Iterable[str]) -> Counter[str]:
-        return await bring(names, among_foreign=True)
+    async def search(names: Iterable[str], known: int) -> Searched | None:
+        if broker.foreign_held:
+            return None
+        if broker.foreign == known:
+            return Searched(known, Counter())
+        await bring(names, among_foreign=True)
+        return Searched(broker.foreign, Counter())
 
     time = cast(Any, clock)
     made = TopologyUpkeep(cast(Link, broker), SHOP, time, Refusals(time), bring, search)
@@ -129,7 +142,7 @@ async def test_foreign_messages_are_searched_now_and_then_and_only_if_there_are_
     upkeep: TopologyUpkeep, broker: Broker, clock: Time, brought: list[tuple[list[str], bool]]
 ) -> None:
     async def at(seconds: float, foreign: int) -> int:
-        clock.seconds, broker.ready = seconds, {SHOP.foreign: foreign}
+        clock.seconds, broker.ready, broker.foreign = seconds, {SHOP.foreign: foreign}, foreign
         await upkeep.restore()
         return len(brought)
 
@@ -140,6 +153,29 @@ async def test_foreign_messages_are_searched_now_and_then_and_only_if_there_are_
     later = GRACE + 2 * FOREIGN_INTERVAL
     assert await at(later, foreign=8) == 1
     assert await at(later + GRACE, foreign=9) == 2
+
+
+async def test_a_search_by_another_process_does_not_cause_one_here(
+    upkeep: TopologyUpkeep, broker: Broker, clock: Time, brought: list[tuple[list[str], bool]]
+) -> None:
+    """It holds messages, so that for a while others see fewer of them."""
+
+    async def at(seconds: float, seen: int) -> int:
+        clock.seconds, broker.ready = seconds, {SHOP.foreign: seen}
+        await upkeep.restore()
+        return len(brought)
+
+    broker.foreign = 7
+    assert await at(0.0, seen=7) == 0
+    assert await at(GRACE, seen=7) == 1
+    for round_ in range(1, 5):
+        began = round_ * 2 * FOREIGN_INTERVAL
+        broker.foreign_held = True
+        assert await at(began, seen=3) == 1
+        assert await at(began + GRACE, seen=2) == 1
+        broker.foreign_held = False
+        assert await at(began + 2 * GRACE, seen=1) == 1, "given back by the time that we looked"
+        assert await at(began + 3 * GRACE, seen=7) == 1
 
 
 async def test_a_lost_connection_and_a_foreign_exchange_do_not_end_the_upkeep(
