@@ -112,7 +112,7 @@ async def test_unrouted_messages_are_listed_and_purged_by_command(
         assert listed.startswith(f"{CLOSED}  3  ")
         assert "the oldest since " in listed
         assert listed.endswith("3 unrouted message(s)\n")
-        project.run("unrouted", "purge").fails(2, "write --yes")
+        project.run("unrouted", "purge").fails(2, "add --yes")
         assert told(project, "purge", "--older-than", "7d", "--yes") == {}
         project.run("unrouted", "purge", "--older-than", "soon", "--yes").fails(2, "duration")
         purged = told(project, "purge", "--message", "bank.opened", "--yes")
