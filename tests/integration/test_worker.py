@@ -1253,7 +1253,7 @@ async def test_two_sagas_that_one_event_starts_both_come_to_their_end(mesh: Mesh
 @EVERYWHERE
 @pytest.mark.parametrize(
     ("saga_id", "attempts"),
-    [("01900000-0000-7000-8000-0000000000aa", 8), ("no\0such saga", 1)],
+    [("01900000-0000-7000-8000-0000000000aa", 20), ("no\0such saga", 1)],
 )
 async def test_a_reply_that_names_a_saga_which_is_not_there_is_given_up(
     mesh: Mesh, saga_id: str, attempts: int
