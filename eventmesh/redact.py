@@ -48,7 +48,7 @@ tell little, and would be found everywhere."""
 
 
 def redact(url: str) -> str:
-    """The URL without its passwords, and without where keys are; also one that is no proper URL."""
+    """The URL without its passwords and the paths of keys, also if it is not a valid URL."""
     shown, begin = "", 0
     for start, end in _secret_spans(url):
         shown += url[begin:start] + _HIDDEN
@@ -98,8 +98,8 @@ def _secret_spans(url: str) -> list[tuple[int, int]]:
 
 
 def _misplaced_password(url: str, begin: int) -> int | None:
-    """Where something begins that is in the place of a port, but is no number: in `user:password`
-    without a host."""
+    """Where something begins that is in the place of a port, but is not a number: in
+    `user:password` without a host."""
     if not begin:
         colon = _COLON.search(url)
         return colon.end() if colon and not url.startswith("/", colon.end()) else None

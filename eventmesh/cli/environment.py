@@ -12,8 +12,8 @@ if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
 
 
 def settings_of_command() -> Settings:
-    """The settings for a command that connects to a server. What the environment holds in vain is
-    told on standard error: a misspelt name would mean another broker, or another database."""
+    """The settings for a command that connects to a server. Names in the environment that have no
+    effect are reported on standard error: a misspelt one would mean another broker or database."""
     from eventmesh.runtime.settings import load_settings, unknown_variables
     from eventmesh.runtime.targets import service_targets
 

@@ -1,7 +1,7 @@
 """What the parameters of a PostgreSQL URL mean.
 
 They are those of PostgreSQL's own clients, as `psql` takes them, and a few of asyncpg's. Each is
-understood or refused: one that is passed over could be the one that was to protect the connection.
+understood or refused: one that is ignored could be the one that was to protect the connection.
 
     postgresql://host/db?sslmode=verify-full&sslrootcert=ca.pem&application_name=bank
 """

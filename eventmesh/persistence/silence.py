@@ -34,8 +34,8 @@ _WATCH = "SELECT {} WHERE pg_backend_pid() = {{pid}}".format(
         f"set_config('{name}', '{value}', false)" for name, value in _WATCHED_BY_SERVER.items()
     )
 )
-"""Settings for a session of one's own. A pooler's connection to the server keeps them for others,
-and is the pooler's to watch."""
+"""Settings for a session that is ours alone. A pooler shares its connections to the server, so
+others would get these settings, too, and it watches those connections itself."""
 
 
 async def connect(*, pool_mode: PoolMode | None = None, **options: Any) -> WatchedConnection:
@@ -78,7 +78,7 @@ def is_local(connection: socket.socket) -> bool:
 
 
 def watch(connection: socket.socket) -> None:
-    """Let the kernel probe this connection, unless it is no network's."""
+    """Let the kernel probe this connection, unless it is not a network connection."""
     if connection.family == getattr(socket, "AF_UNIX", None):
         return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
