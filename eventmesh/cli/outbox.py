@@ -225,7 +225,9 @@ def _make_sure(number: int, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError("Nothing was skipped, because there is no terminal to ask at: add --yes.")
+        raise UsageError(
+            "Nothing was skipped: nobody can confirm without a terminal, so add --yes."
+        )
     typer.confirm(f"Delete {number} message(s) for good?", abort=True, err=True)
 
 

@@ -154,7 +154,7 @@ def _make_sure(found: Sequence[Unrouted], older_than: str | None, yes: bool) -> 
     if yes or not found:
         return
     if not sys.stdin.isatty():
-        raise UsageError("Nothing was purged, because there is no terminal to ask at: add --yes.")
+        raise UsageError("Nothing was purged: nobody can confirm without a terminal, so add --yes.")
     for each in found:
         typer.echo(_line(each), err=True)
     which = "all of these" if older_than is None else f"those of them older than {older_than}"

@@ -5,8 +5,9 @@ of them may be wrong by days. So what decides about effects goes by the database
 message was received, when a delayed one is due, what is old enough to be purged.
 
 Asking costs a round trip. Between two answers the process adds what has passed since the last one
-by the event loop's clock, which nobody sets. The result is never ahead of the database's clock, so
-nothing is due early; it is behind by at most the time that an answer takes to arrive.
+by the event loop's clock, which nobody sets. Unless the database's clock is set back meanwhile, the
+result is not ahead of it, so nothing is due early; it is behind by at most the time that an answer
+takes to arrive.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ _OUTBOX_PLACES = {
 @dataclass(frozen=True, slots=True)
 class Stock:
     """Messages of one version in one place. They are in the outbox of `service`, or wait for its
-    `subscription` or were given up by it; both are empty where they are unrouted. Services that
-    share a database are named together. `oldest` is when the oldest of them was made."""
+    `subscription` or were dead-lettered by it; both are empty where they are unrouted. Services
+    that share a database are named together. `oldest` is when the oldest of them was made."""
 
     message: str
     version: int | None

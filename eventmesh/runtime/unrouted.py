@@ -29,7 +29,7 @@ EVERY = 60.0
 """Seconds between two counts."""
 
 FOREIGN = "(foreign)"
-"""What foreign messages are called together, which is no message's name."""
+"""Stands for all foreign messages; no message can have this name."""
 
 FOREIGN_LIMIT = UNROUTED_MAX
 """How many foreign messages are kept, whatever the limit of a service: all services share them, so

@@ -29,7 +29,7 @@ from eventmesh.transports.base import DeadLetter, Subscription
 from eventmesh.wire.cloudevents import from_headers
 
 _ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
-"""What is no id of ours is not shown as one."""
+"""What our own ids look like; anything else in their place is not shown as an id."""
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 

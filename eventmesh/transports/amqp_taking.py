@@ -119,8 +119,8 @@ async def taking(
     link: Link, queue: str, most: int = MOST_HELD, *, at_once: int = MOST_HELD
 ) -> AsyncIterator[Taken]:
     """Take the oldest messages of the queue, up to `most`, and never more than were there at the
-    start: what somebody gives back meanwhile could come round for ever. None where there is no such
-    queue. Those that were not acknowledged go back when the context is left."""
+    start, because what others give back meanwhile could come again and again. Takes nothing if the
+    queue does not exist. Those that were not acknowledged go back when the context is left."""
     async with link.call(None), link.channel() as channel:
         taken = Taken(channel, await get(channel, queue), most)
         try:
