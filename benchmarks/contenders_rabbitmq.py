@@ -21,7 +21,7 @@ from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 from benchmarks.measure import BATCH, Contender, Handle, Make
 from benchmarks.messages import OrderPlaced
 from benchmarks.ours import SUBSCRIPTION, ours
-from eventmesh.transports.amqp_topology import Exchange, Queue, Topology
+from eventmesh.transports.rabbitmq.topology import Exchange, Queue, Topology
 from eventmesh.wire.cloudevents import to_headers
 from eventmesh.wire.envelope import Envelope
 

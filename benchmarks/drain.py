@@ -30,7 +30,7 @@ from benchmarks.messages import EVENT_BYTES, make_envelopes
 from benchmarks.relays_programs import Relaying, ours
 from benchmarks.report import facts
 from eventmesh.observability.logs import configure_logs
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.testing.servers import Server, ServerMissing, fresh_database, serve
 
 MADE = 10_000

@@ -44,7 +44,7 @@ from benchmarks.measure import (
 from benchmarks.messages import EVENT_BYTES, in_batches, make_envelopes
 from benchmarks.report import Row, facts, print_table, rate_rows, target_row, write_json
 from eventmesh.observability.logs import configure_logs
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.testing.servers import Server, ServerMissing, fresh_database, serve
 from eventmesh.wire.envelope import Envelope
 

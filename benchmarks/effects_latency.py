@@ -22,9 +22,9 @@ from benchmarks.ours import Ours
 from eventmesh.clock import SystemClock
 from eventmesh.persistence.session import TransactionSession
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
-from eventmesh.runtime.worker import Worker
+from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.testing.servers import Server, fresh_database
 
 EVERY = 0.01

@@ -36,8 +36,8 @@ from eventmesh.persistence.database import Database
 from eventmesh.persistence.session import TransactionSession
 from eventmesh.persistence.tables import inbox, outbox
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.worker import Worker
+from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.runtime.declaring.service import Service
 
 FOREVER = 3600.0
 """Seconds for which nobody relays: longer than any run."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from benchmarks.measure import Handle, Place
 from benchmarks.messages import OrderPlaced
 from eventmesh.clock import SystemClock
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
-from eventmesh.runtime.worker import Worker
+from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.transports.base import Subscription, Transport
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope

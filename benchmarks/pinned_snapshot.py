@@ -30,8 +30,8 @@ from eventmesh.observability.logs import configure_logs
 from eventmesh.persistence import outbox
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Outgoing
-from eventmesh.runtime.relay import Relay
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.settings import Settings
+from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.testing.servers import Server, fresh_database, serve
 from eventmesh.wire.envelope import Envelope
 

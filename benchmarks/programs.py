@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.messages import OrderPlaced
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.service import Service
+from eventmesh.runtime.declaring.service import Service
 
 SUBSCRIPTIONS = 5
 COUNTED = 50_000

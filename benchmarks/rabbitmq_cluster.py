@@ -46,8 +46,8 @@ from benchmarks.rabbitmq_cluster_service import Entry, Sold, shop
 from eventmesh.clock import SystemClock
 from eventmesh.errors import EventMeshError
 from eventmesh.observability.logs import configure_logs
-from eventmesh.runtime.settings import Settings
-from eventmesh.runtime.worker import Worker
+from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.transports.factory import open_transport
 
 QUEUE = "eventmesh.queue.ledger.write_down"

@@ -24,7 +24,7 @@ from benchmarks.messages import EVENT_BYTES, make_envelopes
 from benchmarks.relays_programs import WORKERS, MakeRelay, faststream_outbox, ours
 from benchmarks.report import Row, facts, print_table, rate_rows, write_json
 from eventmesh.observability.logs import configure_logs
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.testing.servers import Server, ServerMissing, fresh_database, serve
 from eventmesh.wire.envelope import Envelope
 

@@ -22,7 +22,7 @@ from eventmesh.persistence import outbox
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.tables import outbox as outbox_table
 from eventmesh.persistence.transaction import Outgoing
-from eventmesh.runtime.relay import Relay
+from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.wire.envelope import Envelope
 
 QUEUE = "orders_outbox"

@@ -20,7 +20,7 @@ from typing import Any
 import jsonschema_rs
 from jsonschema_rs import canonical
 
-from eventmesh.contracts.compat import compare
+from eventmesh.compat import compare
 
 PAIRS = Path(__file__).parents[1] / "tests" / "schemas" / "compat" / "schema-pairs.json"
 ROUNDS = 5

@@ -36,7 +36,7 @@ from eventmesh.observability.logs import configure_logs
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.tables import outbox
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.testing.servers import Server, ServerMissing, fresh_database, serve
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.factory import open_transport

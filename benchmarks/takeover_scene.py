@@ -22,7 +22,7 @@ from benchmarks.takeover_service import Counted
 from eventmesh.persistence import tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import bucket_of
-from eventmesh.runtime.service import Service
+from eventmesh.runtime.declaring.service import Service
 
 ROOT = Path(__file__).parents[1]
 PROJECT = '[tool.eventmesh.services]\nbench = "shared:service"\n'

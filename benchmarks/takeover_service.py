@@ -7,7 +7,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from eventmesh.contracts.message import Event
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.service import Service
+from eventmesh.runtime.declaring.service import Service
 
 
 class Base(DeclarativeBase):

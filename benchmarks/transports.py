@@ -37,7 +37,7 @@ from benchmarks.measure import (
 from benchmarks.messages import EVENT_BYTES, make_envelopes
 from benchmarks.report import Row, facts, latency_row, print_table, rate_rows, write_json
 from eventmesh.observability.logs import configure_logs
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.testing.servers import ServerMissing, serve
 from eventmesh.wire.envelope import Envelope
 

@@ -23,7 +23,7 @@ from benchmarks.messages import in_batches, make_envelopes
 from benchmarks.processes import Program
 from benchmarks.programs import COUNTED
 from eventmesh.clock import SystemClock
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.testing.servers import serve
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.factory import open_transport

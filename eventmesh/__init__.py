@@ -17,12 +17,12 @@ if TYPE_CHECKING:  # what `__getattr__` does at run time, for type checkers
     from eventmesh.errors import EventMeshError as EventMeshError
     from eventmesh.errors import Reject as Reject
     from eventmesh.persistence.transaction import Transaction as Transaction
-    from eventmesh.runtime.retry import Retry as Retry
-    from eventmesh.runtime.retry import constant as constant
-    from eventmesh.runtime.retry import exponential as exponential
-    from eventmesh.runtime.service import Publisher as Publisher
-    from eventmesh.runtime.service import Service as Service
-    from eventmesh.runtime.settings import Settings as Settings
+    from eventmesh.runtime.declaring.retry import Retry as Retry
+    from eventmesh.runtime.declaring.retry import constant as constant
+    from eventmesh.runtime.declaring.retry import exponential as exponential
+    from eventmesh.runtime.declaring.service import Publisher as Publisher
+    from eventmesh.runtime.declaring.service import Service as Service
+    from eventmesh.runtime.declaring.settings import Settings as Settings
     from eventmesh.saga.definition import Saga as Saga
     from eventmesh.saga.definition import pivot as pivot
     from eventmesh.saga.definition import step as step
@@ -34,15 +34,15 @@ _HOMES = {
     "Envelope": "eventmesh.wire.envelope",
     "Event": "eventmesh.contracts.message",
     "EventMeshError": "eventmesh.errors",
-    "Publisher": "eventmesh.runtime.service",
+    "Publisher": "eventmesh.runtime.declaring.service",
     "Reject": "eventmesh.errors",
-    "Retry": "eventmesh.runtime.retry",
+    "Retry": "eventmesh.runtime.declaring.retry",
     "Saga": "eventmesh.saga.definition",
-    "Service": "eventmesh.runtime.service",
-    "Settings": "eventmesh.runtime.settings",
+    "Service": "eventmesh.runtime.declaring.service",
+    "Settings": "eventmesh.runtime.declaring.settings",
     "Transaction": "eventmesh.persistence.transaction",
-    "constant": "eventmesh.runtime.retry",
-    "exponential": "eventmesh.runtime.retry",
+    "constant": "eventmesh.runtime.declaring.retry",
+    "exponential": "eventmesh.runtime.declaring.retry",
     "pivot": "eventmesh.saga.definition",
     "step": "eventmesh.saga.definition",
 }

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import eventmesh
-from eventmesh.runtime.settings import read_env_file
+from eventmesh.runtime.declaring.settings import read_env_file
 from eventmesh.testing.servers import (
     WAYS,
     Server,

@@ -47,7 +47,7 @@ def asyncapi(
 
 
 def _describe(names: list[str]) -> Specification:
-    from eventmesh.runtime.discovery import load_services
+    from eventmesh.runtime.declaring.discovery import load_services
 
     try:
         from eventmesh.integrations.faststream.asyncapi import document

@@ -33,7 +33,7 @@ def upgrade(
     from eventmesh.persistence import migration
     from eventmesh.persistence.database import Database
     from eventmesh.persistence.own_tables import require_own_tables
-    from eventmesh.runtime.discovery import load_services
+    from eventmesh.runtime.declaring.discovery import load_services
 
     settings = settings_of_command()
 

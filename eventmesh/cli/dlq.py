@@ -125,7 +125,7 @@ async def _find(service: str, limit: int) -> Letters:
 async def _opened(name: str) -> AsyncIterator[tuple[Transport, list[Subscription]]]:
     from eventmesh.cli.environment import settings_of_command
     from eventmesh.clock import SystemClock
-    from eventmesh.runtime.discovery import load_services
+    from eventmesh.runtime.declaring.discovery import load_services
     from eventmesh.transports.factory import open_transport
 
     settings = settings_of_command()

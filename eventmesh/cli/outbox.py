@@ -288,7 +288,7 @@ async def _opened(name: str) -> AsyncIterator[tuple[Database, datetime]]:
     """The service's database, and what time it is there."""
     from eventmesh.cli.environment import settings_of_command
     from eventmesh.persistence.existing import existing
-    from eventmesh.runtime.discovery import load_services
+    from eventmesh.runtime.declaring.discovery import load_services
 
     [service] = load_services([name], Path.cwd())
     if not service.needs_database:

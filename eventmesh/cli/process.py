@@ -14,9 +14,9 @@ from eventmesh.cli.signals import Signals
 from eventmesh.cli.supervise import worker_command
 from eventmesh.clock import SystemClock
 from eventmesh.errors import EventMeshError, UsageError
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
-from eventmesh.runtime.worker import Worker
+from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.transports.factory import make_transport, open_transport
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from eventmesh.clock import SystemClock
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.supervisor import Supervisor
 
 

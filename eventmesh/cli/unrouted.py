@@ -120,8 +120,8 @@ async def _opened(names: Sequence[str] | None) -> AsyncIterator[_Asked]:
     from dataclasses import replace as changed
 
     from eventmesh.clock import SystemClock
-    from eventmesh.runtime.discovery import load_services, service_targets
-    from eventmesh.runtime.settings import load_settings
+    from eventmesh.runtime.declaring.discovery import load_services, service_targets
+    from eventmesh.runtime.declaring.settings import load_settings
     from eventmesh.transports.factory import open_transport
 
     settings = load_settings()

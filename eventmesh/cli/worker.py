@@ -11,7 +11,7 @@ import typer
 from eventmesh.errors import UsageError
 
 if TYPE_CHECKING:  # imported when a worker runs; see `eventmesh.cli`
-    from eventmesh.runtime.settings import Settings
+    from eventmesh.runtime.declaring.settings import Settings
 
 Names = Annotated[list[str], typer.Argument(help="Services to run.", metavar="SVC...")]
 
@@ -49,7 +49,7 @@ def worker(
     SIGHUP loads the code anew, if that code starts.
     """
     from eventmesh.observability.logs import configure_logs
-    from eventmesh.runtime.settings import load_settings
+    from eventmesh.runtime.declaring.settings import load_settings
 
     settings = load_settings()
     if health_port is not None:
@@ -65,7 +65,7 @@ def worker(
         _run_supervised(services, workers, settings)
         return
     from eventmesh.cli.process import run_worker, try_out
-    from eventmesh.runtime.discovery import load_services
+    from eventmesh.runtime.declaring.discovery import load_services
 
     loaded = load_services(services, Path.cwd())
     if trial:
@@ -79,7 +79,7 @@ def dev(
 ) -> None:
     """Run all services in one process, and start again when the code changes."""
     from eventmesh.cli.supervise import worker_command
-    from eventmesh.runtime.discovery import load_services
+    from eventmesh.runtime.declaring.discovery import load_services
 
     services = load_services([], Path.cwd())
     names = [service.name for service in services]
@@ -101,7 +101,7 @@ def dev(
 
 def _run_supervised(names: Sequence[str], workers: int, settings: Settings) -> None:
     from eventmesh.cli.supervise import supervise
-    from eventmesh.runtime.targets import known_targets
+    from eventmesh.runtime.declaring.targets import known_targets
 
     known_targets(names, Path.cwd())
     code = supervise(list(dict.fromkeys(names)), workers, settings)
@@ -112,8 +112,8 @@ def _run_supervised(names: Sequence[str], workers: int, settings: Settings) -> N
 def _log_unknown_variables(settings: Settings) -> None:
     import structlog
 
-    from eventmesh.runtime.settings import unknown_variables
-    from eventmesh.runtime.targets import service_targets
+    from eventmesh.runtime.declaring.settings import unknown_variables
+    from eventmesh.runtime.declaring.targets import service_targets
 
     for unknown in unknown_variables(settings, service_targets(Path.cwd())):
         structlog.get_logger("eventmesh.settings").warning(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from eventmesh.contracts.compat.formats import FORMATS
+from eventmesh.compat.formats import FORMATS
 
 Form = dict[str, Any]
 """A schema of which everything without meaning is gone. Below `allOf`, `anyOf` and `oneOf` are

@@ -2,7 +2,7 @@
 
 Every such version is read by today's model: through upcasters, which are pure and take whatever
 their version allows, or as it is, where that is proved. A downcaster ends in what its version
-allowed. What holds within one version is said by `eventmesh.contracts.drift`.
+allowed. What holds within one version is said by `eventmesh.contracts.locks.drift`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from eventmesh.contracts.compat.model_documents import nodes
-from eventmesh.contracts.compat.models import allowed, compare_model, reader_schema, written
-from eventmesh.contracts.compat.reading import Deadline
-from eventmesh.contracts.compat.shrink import shrunk
-from eventmesh.contracts.compat.verdict import Breaking, Change, Unknown
-from eventmesh.contracts.lockfile import Lock
+from eventmesh.compat.model_documents import nodes
+from eventmesh.compat.models import allowed, compare_model, reader_schema, written
+from eventmesh.compat.reading import Deadline
+from eventmesh.compat.shrink import shrunk
+from eventmesh.compat.verdict import Breaking, Change, Unknown
+from eventmesh.contracts.locks.lockfile import Lock
 from eventmesh.contracts.message import Message, identity_of
 from eventmesh.contracts.problem import Place, Problem, Severity, Witness
 from eventmesh.contracts.upcast import readable_versions

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from eventmesh.contracts.compat.verdict import Change
+from eventmesh.compat.verdict import Change
 
 Severity = Literal["error", "warning"]
 

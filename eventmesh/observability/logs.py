@@ -12,7 +12,7 @@ import structlog
 
 from eventmesh.printable import printable, printable_lines
 from eventmesh.redact import redact_text
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.settings import Settings
 
 Line = structlog.typing.EventDict
 

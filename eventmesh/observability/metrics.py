@@ -13,9 +13,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from eventmesh.errors import EventMeshError
+from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.readiness import ANSWER_TIMEOUT, outbox_age
 from eventmesh.runtime.vitals import SubscriptionVitals
-from eventmesh.runtime.worker import Worker
 from eventmesh.transports.base import SubscriptionStats
 
 T = TypeVar("T")

@@ -28,8 +28,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eventmesh.errors import UsageError
 from eventmesh.observability.metrics import WorkerMetrics
+from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.readiness import problems
-from eventmesh.runtime.worker import Worker
 
 MOST_CONNECTIONS = 32
 REQUEST_TIMEOUT = 5.0  # seconds for sending a request

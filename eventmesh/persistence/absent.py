@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Insert, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
-from eventmesh.persistence import mariadb
+from eventmesh.persistence.dialects import mariadb
 
 
 def insert_absent(dialect: str, table: Table) -> Insert:

@@ -27,8 +27,9 @@ from sqlalchemy.ext.asyncio import AsyncSession as AsyncSession
 from sqlalchemy.util import await_only
 
 from eventmesh.errors import Unreachable, UsageError
-from eventmesh.persistence import ending, mariadb, mariadb_url, postgresql, postgresql_url
+from eventmesh.persistence import ending
 from eventmesh.persistence.database_time import DatabaseTime
+from eventmesh.persistence.dialects import mariadb, mariadb_url, postgresql, postgresql_url
 from eventmesh.persistence.notify import Doorbell
 from eventmesh.persistence.session import TransactionSession
 from eventmesh.private_files import make_private_file, make_private_folder
@@ -336,7 +337,7 @@ def _make_engine(url: URL, variable: str, connections: int) -> AsyncEngine:
     if url.get_backend_name() == mariadb.NAME:
         return mariadb.make_engine(url, variable, _CONNECT_TIMEOUT, options)
     if url.get_backend_name() != "sqlite":
-        from eventmesh.persistence import postgresql_engine  # only where it is PostgreSQL
+        from eventmesh.persistence.dialects import postgresql_engine
 
         return postgresql_engine.make_engine(url, variable, _CONNECT_TIMEOUT, options)
     if url.database:

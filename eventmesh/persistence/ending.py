@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event
 
 from eventmesh.errors import Conflict, UsageError
-from eventmesh.persistence import mariadb
+from eventmesh.persistence.dialects import mariadb
 
 _GUARD = "eventmesh_guard"
 _ENDS = re.compile(

@@ -16,8 +16,8 @@ import orjson
 from sqlalchemy import Insert, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from eventmesh.persistence import postgresql
 from eventmesh.persistence.absent import insert_absent
+from eventmesh.persistence.dialects import postgresql
 from eventmesh.persistence.tables import inbox
 from eventmesh.persistence.types import database_now
 from eventmesh.wire.envelope import Envelope

@@ -15,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from eventmesh.errors import Drift, UsageError
-from eventmesh.persistence import mariadb, outbox, postgresql
+from eventmesh.persistence import outbox
 from eventmesh.persistence.database import parse_url, shown
+from eventmesh.persistence.dialects import mariadb, postgresql
 from eventmesh.persistence.mark import Mark
 from eventmesh.persistence.savepoints import Savepoints
 from eventmesh.persistence.session import TransactionSession

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 
-from eventmesh.persistence import mariadb
+from eventmesh.persistence.dialects import mariadb
 from eventmesh.persistence.tables import outbox
 
 _KINDS = (mariadb.NAME, "mysql")  # the second is what applications often call it

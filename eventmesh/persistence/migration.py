@@ -14,8 +14,8 @@ from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.errors import Drift, UsageError
-from eventmesh.persistence import mariadb
 from eventmesh.persistence.database import Database
+from eventmesh.persistence.dialects import mariadb
 
 HEAD = "0003"
 """The newest migration. A test compares it with `migrations/versions`."""

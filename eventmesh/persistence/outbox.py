@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from eventmesh.persistence import mariadb, postgresql
+from eventmesh.persistence.dialects import mariadb, postgresql
 from eventmesh.persistence.tables import BUCKETS, outbox
 from eventmesh.persistence.transaction import Outgoing
 from eventmesh.persistence.types import UtcDateTime, database_now, refused_key

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 
 from eventmesh.errors import UsageError
-from eventmesh.persistence import ending, mariadb
+from eventmesh.persistence import ending
+from eventmesh.persistence.dialects import mariadb
 
 _STILL_GOOD = text("SELECT 1")
 _GUARD = "eventmesh_guard"

@@ -7,7 +7,7 @@ from sqlalchemy import Insert, delete
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from eventmesh.persistence import mariadb
+from eventmesh.persistence.dialects import mariadb
 from eventmesh.persistence.tables import start
 from eventmesh.persistence.types import database_now
 

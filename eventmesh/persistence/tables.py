@@ -19,7 +19,7 @@ from sqlalchemy import (
     false,
 )
 
-from eventmesh.persistence.mariadb import TABLE
+from eventmesh.persistence.dialects.mariadb import TABLE
 from eventmesh.persistence.types import Bytes, Json, LongText, Sequence, UtcDateTime
 
 BUCKETS = 16

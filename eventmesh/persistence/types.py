@@ -13,7 +13,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from eventmesh.persistence import mariadb
+from eventmesh.persistence.dialects import mariadb
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from eventmesh.contracts.lock import Locks, locks_from
+from eventmesh.contracts.locks.lock import Locks, locks_from
 from eventmesh.contracts.problem import Place, Problem
 from eventmesh.errors import UsageError
 from eventmesh.review.documents import parse_document, read_document

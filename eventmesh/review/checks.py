@@ -7,17 +7,17 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
-from eventmesh.contracts.compat.models import compare_model, compare_schemas
+from eventmesh.compat.models import compare_model, compare_schemas
 from eventmesh.contracts.evolution import check_versions
-from eventmesh.contracts.lock import Locks, check, read_locks
-from eventmesh.contracts.mesh import check_mesh
+from eventmesh.contracts.fleet import check_mesh
+from eventmesh.contracts.locks.lock import Locks, check, read_locks
 from eventmesh.contracts.problem import Problem
 from eventmesh.review.imports import foreign_imports, homes
 from eventmesh.review.mesh import gather
 from eventmesh.review.sources import Sources
-from eventmesh.runtime.discovery import service_targets
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.discovery import service_targets
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
 
 _UNREAD = {"EM050", "EM057"}
 _BETWEEN_VERSIONS = {"EM036", "EM037", "EM039", "EM044"}

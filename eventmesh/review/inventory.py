@@ -12,8 +12,8 @@ from eventmesh.clock import Clock
 from eventmesh.errors import UsageError
 from eventmesh.persistence import outbox
 from eventmesh.persistence.database import Database, parse_url
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.transports.census import Census, Hidden
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eventmesh.contracts.mesh import DatabaseUse, Facts, Frozen, Publication, Reading
+from eventmesh.contracts.fleet import DatabaseUse, Facts, Frozen, Publication, Reading
 from eventmesh.contracts.message import Message
 from eventmesh.persistence.database import parse_url
 from eventmesh.redact import redact_error
 from eventmesh.review.imports import Home, place_of_service
 from eventmesh.review.sources import Sources
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
 
 _DEFAULT_PORTS = {"postgresql": 5432, "mariadb": 3306}
 _THIS_MACHINE = {"", "127.0.0.1", "::1", "localhost"}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eventmesh.contracts.compat import Verdict, compare
-from eventmesh.contracts.lock import Lock, Locks, lock_of
+from eventmesh.compat import Verdict, compare
+from eventmesh.contracts.locks.lock import Lock, Locks, lock_of
 from eventmesh.contracts.message import Message
 from eventmesh.errors import UsageError
 from eventmesh.review.bundling import bundle
@@ -28,8 +28,8 @@ class Side:
 
     def reads(self, other: Side) -> Verdict:
         """Whether this side can read all that the other writes."""
-        from eventmesh.contracts.compat.model_schemas import plain
-        from eventmesh.contracts.compat.models import compare_model
+        from eventmesh.compat.model_schemas import plain
+        from eventmesh.compat.models import compare_model
 
         if self.model is not None:
             return compare_model(

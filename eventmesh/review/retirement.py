@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from eventmesh.clock import Clock
-from eventmesh.contracts.lock import read_locks
+from eventmesh.contracts.locks.lock import read_locks
 from eventmesh.contracts.message import Message
 from eventmesh.errors import Drift
 from eventmesh.review.inventory import take_of
 from eventmesh.review.references import frozen
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
 
 
 async def retire(

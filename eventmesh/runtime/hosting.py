@@ -3,10 +3,10 @@ application that relays, or a FastStream app."""
 
 from __future__ import annotations
 
-from eventmesh.contracts.drift import refuse_drift
-from eventmesh.runtime.purger import check_window
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
+from eventmesh.contracts.locks.drift import refuse_drift
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
+from eventmesh.runtime.relaying.purger import check_window
 
 
 def check_before_start(service: Service, settings: Settings) -> None:

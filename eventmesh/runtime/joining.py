@@ -37,12 +37,12 @@ import structlog
 from eventmesh.errors import Unreachable
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.hosting import check_before_start
-from eventmesh.runtime.relay import Relay
+from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.factory import make_transport, open_transport
 
 if TYPE_CHECKING:
     from eventmesh.persistence.database import Database
-    from eventmesh.runtime.service import Service
+    from eventmesh.runtime.declaring.service import Service
 
 
 @asynccontextmanager

@@ -7,9 +7,9 @@ import asyncio
 from eventmesh.errors import EventMeshError
 from eventmesh.persistence import outbox
 from eventmesh.persistence.database_time import clocks_differ
-from eventmesh.runtime.service import Service
+from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.vitals import Vitals
-from eventmesh.runtime.worker import Worker
 
 ANSWER_TIMEOUT = 2.0
 """Seconds within which a database answers, or counts as away."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from eventmesh.clock import Clock
-from eventmesh.runtime.delivery_log import SeenErrors
+from eventmesh.runtime.consuming.delivery_log import SeenErrors
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 

@@ -13,9 +13,9 @@ from eventmesh.errors import Reject, UnknownSaga, UsageError
 from eventmesh.persistence import sagas
 from eventmesh.persistence.sagas import SagaRow
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.handler import Handler
-from eventmesh.runtime.retry import Retry, exponential
-from eventmesh.runtime.service import Service
+from eventmesh.runtime.declaring.handler import Handler
+from eventmesh.runtime.declaring.retry import Retry, exponential
+from eventmesh.runtime.declaring.service import Service
 from eventmesh.saga.definition import Definition
 from eventmesh.saga.transition import SagaRecord, StepRecord, advance, start
 from eventmesh.saga.transition import Transition as SagaTransition

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from eventmesh.contracts.message import Command, Event, Message, identity_of
 from eventmesh.errors import UsageError
-from eventmesh.runtime.handler import checked_sources
+from eventmesh.runtime.declaring.handler import checked_sources
 
 State = TypeVar("State", bound=BaseModel)
 MakeCommand = Callable[[Any], Command]

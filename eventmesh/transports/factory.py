@@ -26,15 +26,15 @@ def make_transport(url: str, clock: Clock, options: TransportOptions) -> Transpo
 
             return MemoryTransport(clock)
         case "sqlite":
-            from eventmesh.transports.sqlite import SqliteTransport
+            from eventmesh.transports.sqlite.transport import SqliteTransport
 
             return SqliteTransport(url, clock, options)
         case _ if scheme in _REDIS:
-            from eventmesh.transports.redis_streams import RedisStreamsTransport
+            from eventmesh.transports.redis.transport import RedisStreamsTransport
 
             return RedisStreamsTransport(url, clock, options)
         case _ if scheme in _RABBITMQ:
-            from eventmesh.transports.amqp import AmqpTransport
+            from eventmesh.transports.rabbitmq.transport import AmqpTransport
 
             return AmqpTransport(url, clock, options)
         case _:

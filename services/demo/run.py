@@ -20,9 +20,9 @@ from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
 from eventmesh.private_files import make_private_folder
 from eventmesh.redact import redact
-from eventmesh.runtime.discovery import load_services
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.discovery import load_services
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.transports.base import Subscription, Transport
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import seal

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import aiormq
 from redis.asyncio import Redis
 
-from eventmesh.transports.amqp_topology import Topology
 from eventmesh.transports.base import Subscription
-from eventmesh.transports.redis_keys import Layout
+from eventmesh.transports.rabbitmq.topology import Topology
+from eventmesh.transports.redis.keys import Layout
 
 
 async def losing_topology(url: str, prefix: str, subscriptions: Sequence[Subscription]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import aiormq
 from redis.asyncio import Redis
 
-from eventmesh.transports.amqp_topology import Topology
-from eventmesh.transports.redis_keys import Layout
+from eventmesh.transports.rabbitmq.topology import Topology
+from eventmesh.transports.redis.keys import Layout
 
 
 def refusing(url: str, prefix: str, message: str) -> AbstractAsyncContextManager[None]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from eventmesh.clock import Clock
 from eventmesh.errors import PublishError
-from eventmesh.runtime.worker import Worker
+from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.transports.base import Transport
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope

@@ -13,7 +13,7 @@ from typing import Any
 from eventmesh.clock import Clock
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import bucket_of
-from eventmesh.runtime.relay import Relay
+from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
 from tests.crash.fickle import Broker, Wire

@@ -16,7 +16,7 @@ from eventmesh.clock import Clock
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.tables import outbox
-from eventmesh.runtime.relay import PARK_AFTER
+from eventmesh.runtime.relaying.relay import PARK_AFTER
 from eventmesh.transports.base import Subscription, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import seal

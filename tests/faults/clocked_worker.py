@@ -16,9 +16,9 @@ import uuid_utils
 
 from eventmesh.clock import SystemClock
 from eventmesh.observability.logs import configure_logs
-from eventmesh.runtime.discovery import load_services
-from eventmesh.runtime.settings import Settings, load_settings
-from eventmesh.runtime.worker import Worker
+from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.runtime.declaring.discovery import load_services
+from eventmesh.runtime.declaring.settings import Settings, load_settings
 from eventmesh.transports.factory import open_transport
 
 

@@ -16,8 +16,8 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import make_url
 
-from eventmesh.testing.proxy import Direction, Proxy
 from tests.faults.mesh import RECOVERY, Mesh, kill
+from tests.support.proxy import Direction, Proxy
 
 KILLS = 2
 CUTS = 4

@@ -21,7 +21,6 @@ from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
-from eventmesh.testing.proxy import Proxy, proxy_before
 from eventmesh.testing.servers import ControlledServer, Way
 from eventmesh.transports.base import (
     Subscription,
@@ -42,6 +41,7 @@ from tests.faults.effects import (
 from tests.faults.services.feed import service as feed
 from tests.faults.services.till import service as till
 from tests.integration.conftest import Project, Running
+from tests.support.proxy import Proxy, proxy_before
 
 PATIENCE = 120.0
 """Seconds within which all must be there in the end; only a failure takes so long."""

@@ -9,7 +9,7 @@ import time
 import pytest
 from redis.asyncio import Redis
 
-from eventmesh.transports.amqp_upkeep import GRACE
+from eventmesh.transports.rabbitmq.upkeep import GRACE
 from tests.faults.conftest import At, Record
 from tests.faults.faults import Fault, by_itself
 from tests.faults.mesh import RECOVERY

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from eventmesh.testing.proxy import Direction, Proxy
+from tests.support.proxy import Direction, Proxy
 
 TURNS = 50
 """Of the event loop, in which who asks next says what it can while the server is silent."""

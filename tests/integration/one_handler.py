@@ -13,10 +13,10 @@ from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Command
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
-from eventmesh.runtime.retry import Retry, constant
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
-from eventmesh.runtime.worker import Worker
+from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.runtime.declaring.retry import Retry, constant
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import seal

@@ -21,7 +21,7 @@ from eventmesh.transports.base import (
     TransportOptions,
 )
 from eventmesh.transports.outcome import DONE
-from eventmesh.transports.redis_streams import RedisStreamsTransport
+from eventmesh.transports.redis.transport import RedisStreamsTransport
 from eventmesh.wire.envelope import Envelope
 from tests.integration.redis_nodes import PATIENCE
 

@@ -28,11 +28,13 @@ from structlog.testing import capture_logs
 
 from eventmesh.clock import SystemClock
 from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
-from eventmesh.transports import amqp, amqp_consumer, amqp_upkeep
-from eventmesh.transports.amqp import AmqpTransport
 from eventmesh.transports.base import Consumer, Delivery, Subscription, Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
+from eventmesh.transports.rabbitmq import consumer as amqp_consumer
+from eventmesh.transports.rabbitmq import transport as amqp
+from eventmesh.transports.rabbitmq import upkeep as amqp_upkeep
+from eventmesh.transports.rabbitmq.transport import AmqpTransport
 from eventmesh.wire.envelope import Envelope
 from tests.support.moved_clock import MovedClock
 

@@ -16,13 +16,13 @@ import pytest
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
 from eventmesh.testing.servers import WAYS
-from eventmesh.transports import amqp_upkeep
-from eventmesh.transports.amqp import AmqpTransport
-from eventmesh.transports.amqp_topology import Topology
-from eventmesh.transports.amqp_upkeep import Searched
 from eventmesh.transports.base import Subscription, Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE
+from eventmesh.transports.rabbitmq import upkeep as amqp_upkeep
+from eventmesh.transports.rabbitmq.topology import Topology
+from eventmesh.transports.rabbitmq.transport import AmqpTransport
+from eventmesh.transports.rabbitmq.upkeep import Searched
 from eventmesh.wire.envelope import Envelope
 from tests.support.moved_clock import MovedClock
 

@@ -9,9 +9,9 @@ import pytest
 
 from eventmesh.clock import SystemClock
 from eventmesh.testing.servers import WAYS
-from eventmesh.transports.amqp import AmqpTransport
 from eventmesh.transports.base import DeadLetter, Delivery, Subscription, TransportOptions
 from eventmesh.transports.outcome import DONE, Dead
+from eventmesh.transports.rabbitmq.transport import AmqpTransport
 from eventmesh.wire.envelope import Envelope
 from tests.integration.test_unrouted import messages
 

@@ -10,8 +10,8 @@ import aiormq
 import pytest
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from eventmesh.transports.amqp_topology import Topology
 from eventmesh.transports.base import Subscription
+from eventmesh.transports.rabbitmq.topology import Topology
 
 DEPOSITS = Subscription("bank.deposit", ("bank.deposit",))
 TOLD = Subscription("bank.tell", ("bank.deposited",))

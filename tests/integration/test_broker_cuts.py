@@ -14,12 +14,12 @@ import pytest
 
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
-from eventmesh.testing.proxy import Direction, Proxy, proxy_before
 from eventmesh.testing.servers import Server
 from eventmesh.transports.base import Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE
 from tests.integration.redis_traffic import PAID, envelopes
+from tests.support.proxy import Direction, Proxy, proxy_before
 
 PATIENCE = 300.0
 STEPS = {"redis": 23, "rabbitmq": 131}

@@ -13,7 +13,6 @@ import pytest
 
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
-from eventmesh.testing.proxy import Direction, proxy_before
 from eventmesh.testing.servers import Server
 from eventmesh.transports.base import Transport, TransportOptions
 from eventmesh.transports.factory import make_transport, open_transport
@@ -21,6 +20,7 @@ from eventmesh.transports.outcome import DONE
 from tests.integration.giving_up import ask_while_another_gives_up
 from tests.integration.redis_nodes import eventually
 from tests.integration.redis_traffic import PAID, envelopes
+from tests.support.proxy import Direction, proxy_before
 
 PATIENCE = 300.0
 STEPS = {"redis": 5, "rabbitmq": 61}

@@ -15,9 +15,9 @@ from pamqp.commands import Channel, Connection
 from pamqp.frame import marshal
 
 from eventmesh.errors import Unreachable
-from eventmesh.testing.proxy import Direction, Proxy
 from eventmesh.testing.servers import Server
 from tests.integration.test_broker_cuts import ENOUGH, Account, connected, hear, live
+from tests.support.proxy import Direction, Proxy
 
 PATIENCE = 300.0
 HEADER, END = 7, 1

@@ -423,7 +423,7 @@ def test_a_worker_that_dies_again_and_again_is_replaced_ever_later(bank: Project
 
 DIES_WHEN_IT_RUNS = """
 import os
-from eventmesh.runtime.worker import Worker
+from eventmesh.runtime.consuming.worker import Worker
 
 async def dying(self, *_):
     os._exit(7)

@@ -24,14 +24,14 @@ from eventmesh.errors import Unreachable
 from eventmesh.persistence import inbox, migration, notify, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.relay import Relay
-from eventmesh.runtime.retry import Retry
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
-from eventmesh.testing.proxy import Direction, Proxy, proxy_before
+from eventmesh.runtime.declaring.retry import Retry
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
+from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.memory import MemoryTransport
 from tests.integration.giving_up import ask_while_another_gives_up
 from tests.integration.one_handler import SUB, Do, send, until_settled, worker
+from tests.support.proxy import Direction, Proxy, proxy_before
 
 PATIENCE = 300.0
 STEP = 47

@@ -11,11 +11,11 @@ from sqlalchemy import select, text
 from eventmesh.clock import SystemClock
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.silence import SILENCE
+from eventmesh.persistence.dialects.silence import SILENCE
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.relay import Relay
-from eventmesh.runtime.retry import Retry, constant
-from eventmesh.runtime.service import Service
+from eventmesh.runtime.declaring.retry import Retry, constant
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.memory import MemoryTransport
 from tests.integration.one_handler import (
     PATIENCE,

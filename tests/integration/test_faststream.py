@@ -27,12 +27,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from eventmesh import Event, Retry, Service, Settings, constant
 from eventmesh import Transaction as MeshTransaction
 from eventmesh.clock import SystemClock
-from eventmesh.contracts.lock import freeze
+from eventmesh.contracts.locks.lock import freeze
 from eventmesh.errors import UndeclaredMessage, Unreachable, UsageError
 from eventmesh.integrations.faststream.annotations import Envelope, Session, Transaction
 from eventmesh.integrations.faststream.rabbit import RabbitMesh
 from eventmesh.integrations.faststream.redis import RedisMesh
-from eventmesh.runtime.worker import Worker
+from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.transports.base import DeadLetter, Subscription, SubscriptionStats, Transport
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.cloudevents import to_fields, to_headers

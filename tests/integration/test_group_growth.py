@@ -10,7 +10,7 @@ from sqlalchemy import event
 
 from eventmesh import Command, Service, Settings, Transaction
 from eventmesh.clock import SystemClock
-from eventmesh.runtime.group import GroupRunner
+from eventmesh.runtime.consuming.group import GroupRunner
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import Delivery
 from eventmesh.wire.envelope import seal

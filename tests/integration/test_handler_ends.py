@@ -14,8 +14,8 @@ from sqlalchemy.exc import IntegrityError
 from eventmesh.errors import UsageError
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
 from tests.integration import one_handler
 from tests.integration.one_handler import (
     PATIENCE,

@@ -7,9 +7,8 @@ import asyncio
 from sqlalchemy import text
 
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.retry import Retry
-from eventmesh.runtime.service import Service
-from eventmesh.testing.proxy import proxy_before
+from eventmesh.runtime.declaring.retry import Retry
+from eventmesh.runtime.declaring.service import Service
 from eventmesh.transports.base import Subscription
 from tests.integration.one_handler import (
     SOON,
@@ -22,6 +21,7 @@ from tests.integration.one_handler import (
     until_settled,
     worker,
 )
+from tests.support.proxy import proxy_before
 
 
 async def test_a_statement_that_takes_too_long_is_ended_and_only_its_message_is_tried_again(

@@ -20,11 +20,11 @@ from eventmesh.errors import Unreachable
 from eventmesh.persistence import migration, outbox
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Outgoing
-from eventmesh.testing.proxy import Proxy, proxy_before
 from eventmesh.transports.base import Delivery, Subscription, Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.wire.envelope import Envelope, seal
+from tests.support.proxy import Proxy, proxy_before
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Project

@@ -27,11 +27,11 @@ from eventmesh import Event, Service, Settings, Transaction
 from eventmesh.errors import Conflict, Unreachable, UsageError
 from eventmesh.persistence import inbox, migration, outbox, sagas, tables
 from eventmesh.persistence.database import Database
+from eventmesh.persistence.dialects.silence import SILENCE
 from eventmesh.persistence.outbox import Refusal
 from eventmesh.persistence.sagas import SagaRow
-from eventmesh.persistence.silence import SILENCE
 from eventmesh.persistence.transaction import Outgoing
-from eventmesh.runtime.relay import Relay
+from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
 from tests.integration.test_worker import (

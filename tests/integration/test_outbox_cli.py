@@ -28,7 +28,7 @@ from eventmesh.persistence import parked
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.parked import ParkedKey, Waiting
 from eventmesh.persistence.tables import outbox
-from eventmesh.runtime.relay import PARK_AFTER, Relay
+from eventmesh.runtime.relaying.relay import PARK_AFTER, Relay
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
 from tests.integration.conftest import BANK, until

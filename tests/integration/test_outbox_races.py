@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from pydantic_core import from_json
-from sqlalchemy import delete, text, update
+from sqlalchemy import delete, func, select, text, update
 
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
@@ -17,13 +17,15 @@ from eventmesh.errors import PublishError, Unreachable
 from eventmesh.persistence import migration, notify, outbox, parked, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime import horizon, relay
-from eventmesh.runtime.relay import Relay
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
+from eventmesh.runtime.relaying import relay
+from eventmesh.runtime.relaying import watermark as horizon
+from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.memory import MemoryTransport
 
 PATIENCE = 120.0
+POLL_INTERVAL = 0.01
 
 
 class Happened(Event, name="shop.happened", version=1, key="key"):
@@ -337,10 +339,21 @@ LOSE = text(
 
 
 async def take_over(service: Service) -> None:
-    """As a replica does that does not know of the last numbers that were given out."""
-    async with (await service.database()).connection() as connection:
-        await connection.execute(RESTART)
-        await connection.execute(LOSE)
+    """As a replica does that knows neither the last rows nor their numbers: it gives these numbers
+    out again, from the first connection on."""
+    database = await service.database()
+    async with asyncio.timeout(PATIENCE):
+        while await rows_left(database):  # noqa: ASYNC110  # the condition lies in a database
+            await asyncio.sleep(POLL_INTERVAL)
+    # Two transactions: whoever reconnects at once must meet the sequence as it is from then on.
+    for statement in (RESTART, LOSE):
+        async with database.connection() as connection:
+            await connection.execute(statement)
+
+
+async def rows_left(database: Database) -> int:
+    async with database.reading() as connection:
+        return await connection.scalar(select(func.count()).select_from(tables.outbox)) or 0
 
 
 async def publish_at_last(service: Service, key: str, number: int) -> None:

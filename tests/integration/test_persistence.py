@@ -22,14 +22,14 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from eventmesh.errors import Conflict, Drift, Unreachable, UsageError
 from eventmesh.persistence import inbox, leases, migration, outbox, sagas, tables
 from eventmesh.persistence.database import AsyncSession, Database
+from eventmesh.persistence.dialects.silence import SILENCE
 from eventmesh.persistence.outbox import Refusal, bucket_of
 from eventmesh.persistence.sagas import SagaRow
-from eventmesh.persistence.silence import SILENCE
 from eventmesh.persistence.transaction import Outgoing
 from eventmesh.persistence.types import database_now
-from eventmesh.testing.proxy import proxy_before
 from eventmesh.testing.servers import WAYS, fresh_database
 from eventmesh.wire.envelope import Envelope
+from tests.support.proxy import proxy_before
 
 if TYPE_CHECKING:
     from tests.conftest import Servers

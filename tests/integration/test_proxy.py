@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from eventmesh.errors import UsageError
-from eventmesh.testing.proxy import Direction, Proxy, proxy_before
+from tests.support.proxy import Direction, Proxy, proxy_before
 
 SILENCE = 0.1
 """Seconds without a byte that show that none comes."""

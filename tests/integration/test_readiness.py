@@ -19,8 +19,8 @@ from eventmesh.errors import Unreachable
 from eventmesh.persistence import migration, outbox
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Outgoing
+from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.readiness import outbox_age, problems
-from eventmesh.runtime.worker import Worker
 from eventmesh.transports.base import Consumer, Subscription
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope, seal

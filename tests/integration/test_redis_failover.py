@@ -18,10 +18,10 @@ import pytest
 from redis.exceptions import RedisError
 
 from eventmesh.errors import Unreachable
-from eventmesh.transports import redis_streams
 from eventmesh.transports.base import TransportOptions
 from eventmesh.transports.outcome import DONE
-from eventmesh.transports.redis_streams import RedisStreamsTransport
+from eventmesh.transports.redis import transport as redis_streams
+from eventmesh.transports.redis.transport import RedisStreamsTransport
 from tests.integration.redis_nodes import Node, eventually, nodes, own_port, until
 from tests.integration.redis_traffic import CLOCK, PAID, Traffic, envelopes, flowing, opened
 

@@ -13,10 +13,11 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from eventmesh.errors import PublishError, Unreachable
-from eventmesh.transports import redis_consumer, redis_upkeep
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
-from eventmesh.transports.redis_scripts import MOVE_DUE, call
-from eventmesh.transports.redis_streams import RedisStreamsTransport
+from eventmesh.transports.redis import consumer as redis_consumer
+from eventmesh.transports.redis import upkeep as redis_upkeep
+from eventmesh.transports.redis.scripts import MOVE_DUE, call
+from eventmesh.transports.redis.transport import RedisStreamsTransport
 from tests.integration.redis_nodes import Node, eventually, nodes
 from tests.integration.redis_traffic import PAID, Traffic, envelopes, opened, running, take
 

@@ -9,11 +9,11 @@ from contextlib import suppress
 import pytest
 
 from eventmesh.errors import Unreachable
-from eventmesh.testing.proxy import Proxy, proxy_before
 from eventmesh.testing.servers import Server
-from eventmesh.transports.redis_address import Address, understand
-from eventmesh.transports.redis_connection import Redis
+from eventmesh.transports.redis.address import Address, understand
+from eventmesh.transports.redis.connection import Redis
 from tests.integration.redis_nodes import eventually
+from tests.support.proxy import Proxy, proxy_before
 
 TURNS = 60
 """Of the event loop, in each of which somebody asks for something."""

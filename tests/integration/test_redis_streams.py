@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from eventmesh.errors import PublishError, Unreachable
-from eventmesh.transports import redis_connection, redis_publishing, redis_upkeep
 from eventmesh.transports.base import Consumer, Delivery, Subscription, TransportOptions
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
-from eventmesh.transports.redis_streams import RedisStreamsTransport
+from eventmesh.transports.redis import connection as redis_connection
+from eventmesh.transports.redis import publishing as redis_publishing
+from eventmesh.transports.redis import upkeep as redis_upkeep
+from eventmesh.transports.redis.transport import RedisStreamsTransport
 from tests.integration.redis_nodes import Node, eventually, nodes, own_port
 from tests.integration.redis_traffic import (
     CLOCK,
@@ -652,7 +654,7 @@ async def test_the_least_rights_are_enough(
 
 
 def test_the_docstring_lists_the_least_rights() -> None:
-    from eventmesh.transports import redis_streams
+    from eventmesh.transports.redis import transport as redis_streams
 
     assert LEAST_COMMANDS.split() == [
         word for word in (redis_streams.__doc__ or "").split() if word.startswith("+")

@@ -21,13 +21,14 @@ from eventmesh.errors import UsageError
 from eventmesh.persistence import inbox, migration, notify, outbox, purge, starts, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime import horizon, purger, relay
-from eventmesh.runtime.purger import Purger
-from eventmesh.runtime.relay import Relay
-from eventmesh.runtime.retry import Retry, constant
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
-from eventmesh.runtime.worker import Worker
+from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.runtime.declaring.retry import Retry, constant
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
+from eventmesh.runtime.relaying import purger, relay
+from eventmesh.runtime.relaying import watermark as horizon
+from eventmesh.runtime.relaying.purger import Purger
+from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.base import Subscription, Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.memory import MemoryTransport

@@ -15,7 +15,7 @@ from xml.etree import ElementTree as Xml
 
 import pytest
 
-from eventmesh.contracts.compat import accepts
+from eventmesh.compat import accepts
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Ended, Project

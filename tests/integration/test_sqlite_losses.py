@@ -17,7 +17,7 @@ import pytest
 from eventmesh.errors import Unreachable
 from eventmesh.transports.base import TransportOptions
 from eventmesh.transports.outcome import DONE
-from eventmesh.transports.sqlite import SqliteTransport
+from eventmesh.transports.sqlite.transport import SqliteTransport
 from tests.integration.redis_traffic import CLOCK, PAID, Traffic, envelopes, running, take
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from structlog.testing import capture_logs
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
 from eventmesh.observability.metrics import WorkerMetrics
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
-from eventmesh.runtime.unrouted import EVERY, UnroutedBound
+from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
+from eventmesh.runtime.relaying.unrouted_bound import EVERY, UnroutedBound
 from eventmesh.runtime.vitals import RelayVitals
-from eventmesh.runtime.worker import Worker
 from eventmesh.transports.base import Subscription, Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.memory import MemoryTransport

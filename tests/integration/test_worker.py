@@ -43,12 +43,12 @@ from eventmesh.errors import (
 from eventmesh.persistence import outbox, sagas, starts
 from eventmesh.persistence.database import AsyncSession
 from eventmesh.persistence.tables import inbox, start
-from eventmesh.runtime.group import CALM, DOUBTED_AFTER, GroupRunner
-from eventmesh.runtime.handler import bind
-from eventmesh.runtime.lanes import lane_of
-from eventmesh.runtime.relay import Relay, hold_time
+from eventmesh.runtime.consuming.group import CALM, DOUBTED_AFTER, GroupRunner
+from eventmesh.runtime.consuming.lanes import lane_of
+from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.runtime.declaring.handler import bind
+from eventmesh.runtime.relaying.relay import Relay, hold_time
 from eventmesh.runtime.vitals import SubscriptionVitals
-from eventmesh.runtime.worker import Worker
 from eventmesh.transports.base import Consumer, DeadLetter, Delivery, Subscription, Transport
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter

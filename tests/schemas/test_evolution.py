@@ -16,9 +16,9 @@ from uuid import UUID, uuid4
 import pytest
 from pydantic import Field, field_validator
 
-from eventmesh.contracts.compat.models import reader_schema, writer_schema, written
+from eventmesh.compat.models import reader_schema, writer_schema, written
 from eventmesh.contracts.evolution import check_versions
-from eventmesh.contracts.lockfile import Lock
+from eventmesh.contracts.locks.lockfile import Lock
 from eventmesh.contracts.message import Command, Event, Message
 from eventmesh.contracts.problem import Problem
 

@@ -12,15 +12,15 @@ import pytest
 from pydantic import Field
 
 from eventmesh import Command, Event
-from eventmesh.contracts.compat.models import compare_model, compare_schemas
-from eventmesh.contracts.lock import Locks, freeze, read_locks
-from eventmesh.contracts.mesh import (
+from eventmesh.compat.models import compare_model, compare_schemas
+from eventmesh.contracts.fleet import (
     DatabaseUse,
     Facts,
     Publication,
     Reading,
     check_mesh,
 )
+from eventmesh.contracts.locks.lock import Locks, freeze, read_locks
 from eventmesh.contracts.message import Message
 from eventmesh.contracts.problem import Place, Problem
 
@@ -226,7 +226,7 @@ def test_a_service_reads_its_own_event(tmp_path: Path) -> None:
 
 
 def test_what_nobody_can_decide_is_told_as_such(tmp_path: Path) -> None:
-    from eventmesh.contracts.compat.verdict import Unknown
+    from eventmesh.compat.verdict import Unknown
 
     given = facts(frozen(tmp_path, Paid), publishes(Paid), reads(ReadsAmount))
     [problem] = check_mesh(given, lambda *_, **__: Unknown("too deep"), compare_schemas)

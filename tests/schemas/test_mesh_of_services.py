@@ -13,15 +13,15 @@ from pydantic import BaseModel
 from sqlalchemy import Column, Integer, MetaData, Table
 
 from eventmesh import Command, Event, Saga, Service, Transaction, step
-from eventmesh.contracts.lock import freeze, read_locks
-from eventmesh.contracts.mesh import Facts
+from eventmesh.contracts.fleet import Facts
+from eventmesh.contracts.locks.lock import freeze, read_locks
 from eventmesh.contracts.problem import Place, Problem
 from eventmesh.errors import UsageError
 from eventmesh.review.checks import review
 from eventmesh.review.mesh import database_name, gather
 from eventmesh.review.sources import Sources
-from eventmesh.runtime.discovery import load_services
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.discovery import load_services
+from eventmesh.runtime.declaring.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 TODAY = date(2026, 11, 21)

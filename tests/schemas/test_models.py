@@ -30,8 +30,8 @@ from pydantic import (
 )
 from pydantic_core import from_json, to_json
 
-from eventmesh.contracts.compat import Breaking, Compatible, Unknown
-from eventmesh.contracts.compat.models import (
+from eventmesh.compat import Breaking, Compatible, Unknown
+from eventmesh.compat.models import (
     compare_model,
     compare_schemas,
     reader_schema,
@@ -379,8 +379,8 @@ def test_a_frozen_reader_is_answered_by_its_schema() -> None:
 )  # fmt: skip
 def test_what_the_reader_s_schema_accepts_pydantic_accepts(kind: Any) -> None:
     """The schema of what is read is no wider than the model, or a proof would prove nothing."""
-    from eventmesh.contracts.compat import documents
-    from eventmesh.contracts.compat.model_schemas import plain
+    from eventmesh.compat import documents
+    from eventmesh.compat.model_schemas import plain
 
     model = create_model("Model", a=(kind, ...))
     for document in documents(plain(reader_schema(model)), limit=300):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from eventmesh.contracts.lock import check, freeze, lock_path, read_locks
+from eventmesh.contracts.locks.lock import check, freeze, lock_path, read_locks
 from eventmesh.contracts.message import Message
-from eventmesh.runtime.discovery import load_services
+from eventmesh.runtime.declaring.discovery import load_services
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT / "schemas"

@@ -17,24 +17,24 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from eventmesh.clock import SystemClock
-from eventmesh.contracts.lock import Lock, lock_of
-from eventmesh.contracts.lockfile import BrokenLock, parse, read_lock, restate, write_lock
+from eventmesh.contracts.locks.lock import Lock, lock_of
+from eventmesh.contracts.locks.lockfile import BrokenLock, parse, read_lock, restate, write_lock
 from eventmesh.contracts.message import Event
 from eventmesh.errors import UsageError
-from eventmesh.runtime.delivery import read
-from eventmesh.transports import sqlite_rows
-from eventmesh.transports.amqp_frames import Arrived
-from eventmesh.transports.amqp_letters import letter_of
+from eventmesh.runtime.consuming.delivery import read
 from eventmesh.transports.base import DeadLetter, Delivery, Subscription
 from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import Dead
-from eventmesh.transports.redis_entries import (
+from eventmesh.transports.rabbitmq.frames import Arrived
+from eventmesh.transports.rabbitmq.letters import letter_of
+from eventmesh.transports.redis.entries import (
     dead_letter,
     letter_fields,
     open_entry,
     open_parcel,
     parcel,
 )
+from eventmesh.transports.sqlite import rows as sqlite_rows
 from eventmesh.wire.cloudevents import from_fields, from_headers, pack, to_fields, to_headers
 from eventmesh.wire.envelope import Envelope, seal
 

@@ -13,7 +13,7 @@ from eventmesh.errors import UsageError
 from eventmesh.persistence.database import Database, parse_url
 from eventmesh.redact import redact, redact_error, redact_text
 from eventmesh.review.mesh import database_name
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.testing.clock import ManualClock
 from eventmesh.transports.base import TransportOptions
 from eventmesh.transports.factory import make_transport

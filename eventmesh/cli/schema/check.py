@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # imported when the command runs; see `eventmesh.cli`
     from eventmesh.review.baseline import Baseline
     from eventmesh.review.repair import Repairs
     from eventmesh.review.report import Report
-    from eventmesh.runtime.service import Service
-    from eventmesh.runtime.settings import Settings
+    from eventmesh.runtime.declaring.service import Service
+    from eventmesh.runtime.declaring.settings import Settings
 
 
 class Format(StrEnum):
@@ -51,7 +51,7 @@ def check(
     ] = None,
 ) -> None:
     """Prove that nobody breaks a neighbour; exit code 4 when somebody does."""
-    from eventmesh.runtime.settings import load_settings
+    from eventmesh.runtime.declaring.settings import load_settings
 
     settings, found = load_settings(), services_of(None)
     if services:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from collections.abc import Sequence
 
     from eventmesh.contracts.message import Message
-    from eventmesh.runtime.service import Service
+    from eventmesh.runtime.declaring.service import Service
 
 Names = Annotated[
     list[str] | None, typer.Argument(help="Services; all when none is named.", metavar="[SVC]...")
@@ -23,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def services_of(names: list[str] | None) -> list[Service]:
     """The services that are named, or all."""
-    from eventmesh.runtime.discovery import load_services
+    from eventmesh.runtime.declaring.discovery import load_services
 
     return load_services(names or [], Path.cwd())
 

@@ -17,10 +17,10 @@ Side = Annotated[
 
 def diff(a: Side, b: Side, as_json: AsJson = False) -> None:
     """Compare two versions, both ways: what differs, and the document that breaks."""
-    from eventmesh.contracts.lock import read_locks
+    from eventmesh.contracts.locks.lock import read_locks
     from eventmesh.review.formats.difference import as_text, as_value
     from eventmesh.review.references import resolve
-    from eventmesh.runtime.settings import load_settings
+    from eventmesh.runtime.declaring.settings import load_settings
 
     locks = read_locks(Path.cwd() / load_settings().schemas)
     first, second = (resolve(text, locks, lambda: owned(services_of(None))) for text in (a, b))

@@ -22,7 +22,7 @@ def import_(
 ) -> None:
     """Write a model that reads what a JSON Schema of somebody else allows, and prove that it
     does."""
-    from eventmesh.contracts.compat.models import compare_model
+    from eventmesh.compat.models import compare_model
     from eventmesh.review.bundling import bundle
     from eventmesh.review.formats.difference import as_text, as_value
     from eventmesh.review.importing import import_schema

@@ -15,9 +15,9 @@ from eventmesh.errors import UsageError
 def freeze(services: Names = None) -> None:
     """Write the lock files of message versions that have none yet."""
     from eventmesh.clock import SystemClock
-    from eventmesh.contracts import lock
+    from eventmesh.contracts.locks import lock
     from eventmesh.review.waivers import read_waivers
-    from eventmesh.runtime.settings import load_settings
+    from eventmesh.runtime.declaring.settings import load_settings
 
     today = SystemClock().now().date()
     waivers = read_waivers(Path.cwd() / "pyproject.toml")
@@ -33,9 +33,9 @@ def deprecate(
     sunset: Annotated[str, typer.Option(help="The last day on which it is used, as 2026-12-31.")],
 ) -> None:
     """Say that nobody should use a version any more after a day."""
-    from eventmesh.contracts.lock import read_locks
+    from eventmesh.contracts.locks.lock import read_locks
     from eventmesh.review.references import frozen
-    from eventmesh.runtime.settings import load_settings
+    from eventmesh.runtime.declaring.settings import load_settings
 
     locks = read_locks(load_settings().schemas)
     revisions = frozen(locks, name, version)

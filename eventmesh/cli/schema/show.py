@@ -14,7 +14,7 @@ from eventmesh.errors import EventMeshError
 if TYPE_CHECKING:  # imported when the command runs; see `eventmesh.cli`
     from collections.abc import Iterator
 
-    from eventmesh.contracts.lock import Lock, Locks
+    from eventmesh.contracts.locks.lock import Lock, Locks
 
 Message = Annotated[
     str, typer.Argument(help="Its name, or name@version.", metavar="NAME[@VERSION]")
@@ -23,9 +23,9 @@ Message = Annotated[
 
 def show(message: Message, as_json: AsJson = False) -> None:
     """Show a frozen version: its fields, its status, and who publishes and reads it."""
-    from eventmesh.contracts.lock import read_locks
+    from eventmesh.contracts.locks.lock import read_locks
     from eventmesh.review.references import frozen, version_of
-    from eventmesh.runtime.settings import load_settings
+    from eventmesh.runtime.declaring.settings import load_settings
 
     locks = read_locks(load_settings().schemas)
     name, at, version = message.partition("@")
@@ -66,7 +66,7 @@ def _described(lock: Lock, locks: Locks) -> dict[str, Any]:
 
 def _users(name: str) -> dict[str, Any]:
     """Who publishes and who reads it, where the project's services can be loaded."""
-    from eventmesh.runtime.discovery import load_services, service_targets
+    from eventmesh.runtime.declaring.discovery import load_services, service_targets
 
     try:
         services = load_services([], Path.cwd()) if service_targets(Path.cwd()) else []

@@ -17,11 +17,11 @@ from faststream.specification import AsyncAPI, Specification
 from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
 from pydantic import BaseModel
 
-from eventmesh.contracts.compat.model_schemas import plain
-from eventmesh.contracts.lockfolder import read_locks
+from eventmesh.compat.model_schemas import plain
+from eventmesh.contracts.locks.lockfolder import read_locks
 from eventmesh.contracts.message import Message
 from eventmesh.errors import UsageError
-from eventmesh.runtime.service import Service
+from eventmesh.runtime.declaring.service import Service
 
 Action = Literal["send", "receive"]
 

@@ -15,9 +15,9 @@ from faststream import StreamMessage
 from eventmesh.contracts.message import Message
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.runtime.backoff import Reconnect
-from eventmesh.runtime.group import GroupRunner
-from eventmesh.runtime.handler import Call, Handler
-from eventmesh.runtime.service import Service
+from eventmesh.runtime.consuming.group import GroupRunner
+from eventmesh.runtime.declaring.handler import Call, Handler
+from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Outcome

@@ -18,16 +18,16 @@ from eventmesh.integrations.faststream.intake import Arrival, Intake
 from eventmesh.integrations.faststream.middleware import EventMeshMiddleware
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.redact import redact
-from eventmesh.runtime.handler import (
+from eventmesh.runtime.declaring.handler import (
     Handler,
     Returned,
     checked_concurrency,
     checked_sources,
 )
+from eventmesh.runtime.declaring.retry import Retry
+from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.hosting import check_before_start
-from eventmesh.runtime.relay import Relay
-from eventmesh.runtime.retry import Retry
-from eventmesh.runtime.service import Service
+from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.base import Subscription, Transport
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope, seal

@@ -20,7 +20,7 @@ from eventmesh.errors import Reject, Unreachable, UsageError
 from eventmesh.integrations.faststream.intake import Arrival, messages_in
 from eventmesh.integrations.faststream.unit import UNIT, Unit
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.handler import Returned
+from eventmesh.runtime.declaring.handler import Returned
 from eventmesh.transports.outcome import DONE
 from eventmesh.wire.envelope import Envelope
 

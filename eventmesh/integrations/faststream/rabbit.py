@@ -21,10 +21,12 @@ from eventmesh.contracts.message import Message, identity_of
 from eventmesh.errors import Unreachable
 from eventmesh.integrations.faststream.intake import Arrival, Intake
 from eventmesh.integrations.faststream.mesh import Mesh
-from eventmesh.runtime.handler import Handler
-from eventmesh.runtime.service import Service
-from eventmesh.transports.amqp_parcels import cut_headers
-from eventmesh.transports.amqp_topology import (
+from eventmesh.runtime.declaring.handler import Handler
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.transports.base import Delivery
+from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
+from eventmesh.transports.rabbitmq.parcels import cut_headers
+from eventmesh.transports.rabbitmq.topology import (
     ATTEMPT,
     CUT,
     Binding,
@@ -36,8 +38,6 @@ from eventmesh.transports.amqp_topology import (
     delay_step,
     retried,
 )
-from eventmesh.transports.base import Delivery
-from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.cloudevents import from_headers
 
 _CONFIRMED = "Basic.Ack"

@@ -26,16 +26,16 @@ from eventmesh.errors import Unreachable
 from eventmesh.integrations.faststream.intake import Arrival, Intake
 from eventmesh.integrations.faststream.mesh import Mesh
 from eventmesh.runtime.backoff import Reconnect
-from eventmesh.runtime.handler import Handler
-from eventmesh.runtime.service import Service
-from eventmesh.transports import redis_scripts as scripts
+from eventmesh.runtime.declaring.handler import Handler
+from eventmesh.runtime.declaring.service import Service
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
-from eventmesh.transports.redis_address import locator_for, understand
-from eventmesh.transports.redis_connection import Redis
-from eventmesh.transports.redis_entries import letter_fields, open_entry, open_parcel, parcel
-from eventmesh.transports.redis_keys import Keys, Layout
-from eventmesh.transports.redis_upkeep import Token, Upkeep
+from eventmesh.transports.redis import scripts
+from eventmesh.transports.redis.address import locator_for, understand
+from eventmesh.transports.redis.connection import Redis
+from eventmesh.transports.redis.entries import letter_fields, open_entry, open_parcel, parcel
+from eventmesh.transports.redis.keys import Keys, Layout
+from eventmesh.transports.redis.upkeep import Token, Upkeep
 
 BLOCK_MS = 500
 """Milliseconds that a read waits for the next message."""

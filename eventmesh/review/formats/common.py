@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from eventmesh.contracts.compat import Change
+from eventmesh.compat import Change
 from eventmesh.contracts.problem import Problem
 from eventmesh.review.report import Finding
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from eventmesh.contracts.compat import Breaking, Change, Unknown, Verdict
+from eventmesh.compat import Breaking, Change, Unknown, Verdict
 from eventmesh.review.formats.common import change_lines, pretty, wrapped
 
 

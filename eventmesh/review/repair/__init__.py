@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eventmesh.contracts.compat import accepts, documents
-from eventmesh.contracts.lock import Lock, Locks, freeze, lock_of, read_locks
+from eventmesh.compat import accepts, documents
+from eventmesh.contracts.locks.lock import Lock, Locks, freeze, lock_of, read_locks
 from eventmesh.contracts.message import Message
 from eventmesh.contracts.problem import Problem
 from eventmesh.errors import EventMeshError, UsageError

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eventmesh.contracts.compat import Compatible, compare
+from eventmesh.compat import Compatible, compare
 
 _WIDTH = 96
 

@@ -21,7 +21,7 @@ GuaranteeBroken with what it saw. Bind `GUARANTEES` to a test framework of your 
 
 A rig should have all that can be done to its broker: a guarantee that lacks what it needs is
 NotApplicable, which proves nothing. `eventmesh.testing.servers.serve_controlled` has servers to
-restart, `eventmesh.testing.proxy` cuts connections. A transport that other processes can reach by
+restart, a TCP proxy cuts connections. A transport that other processes can reach by
 `eventmesh.transports.factory` gives `url` and `prefix`; then consumers die by SIGKILL instead of
 by leaving.
 

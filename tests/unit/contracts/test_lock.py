@@ -18,7 +18,7 @@ import pytest
 from pydantic import BaseModel, Field, computed_field, create_model, field_validator
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from eventmesh.contracts.lock import (
+from eventmesh.contracts.locks.lock import (
     Lock,
     check,
     freeze,
@@ -28,7 +28,7 @@ from eventmesh.contracts.lock import (
     read_locks,
     refuse_drift,
 )
-from eventmesh.contracts.lockfile import MAX_BYTES, MAX_DEPTH
+from eventmesh.contracts.locks.lockfile import MAX_BYTES, MAX_DEPTH
 from eventmesh.contracts.message import Command, Event, Message
 from eventmesh.errors import Drift, UsageError
 
@@ -139,7 +139,7 @@ def test_samples_are_the_same_each_time() -> None:
 SETS = """
 import json
 from eventmesh import Event
-from eventmesh.contracts.lock import lock_of
+from eventmesh.contracts.locks.lock import lock_of
 
 class Tagged(Event, name="a.tagged", version=1):
     tags: set[str]

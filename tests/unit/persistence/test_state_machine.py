@@ -37,8 +37,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from eventmesh import Event, Service, Settings, Transaction
 from eventmesh.persistence import parked, purge
-from eventmesh.runtime import relay as relay_module
-from eventmesh.runtime.group import GroupRunner
+from eventmesh.runtime.consuming.group import GroupRunner
+from eventmesh.runtime.relaying import relay as relay_module
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.memory import MemoryTransport
 from tests.crash import boundaries

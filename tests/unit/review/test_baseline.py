@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eventmesh import Event
-from eventmesh.contracts.lock import check, freeze, read_locks
+from eventmesh.contracts.locks.lock import check, freeze, read_locks
 from eventmesh.errors import UsageError
 from eventmesh.review.baseline import locks_then, lost, prefix, read_baseline, restore
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eventmesh.contracts.lock import read_locks
+from eventmesh.contracts.locks.lock import read_locks
 from eventmesh.errors import UsageError
 from eventmesh.review.bundling import bundle
 from eventmesh.review.documents import MAX_BYTES, read_schema

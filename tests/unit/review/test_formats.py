@@ -9,7 +9,7 @@ from xml.etree import ElementTree as Xml
 
 import pytest
 
-from eventmesh.contracts.compat import Change
+from eventmesh.compat import Change
 from eventmesh.contracts.problem import Place, Problem, Witness
 from eventmesh.contracts.rules import RULES
 from eventmesh.review.formats import FORMATS

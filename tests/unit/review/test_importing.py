@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from eventmesh.contracts.compat import Compatible
-from eventmesh.contracts.compat.models import compare_model
+from eventmesh.compat import Compatible
+from eventmesh.compat.models import compare_model
 from eventmesh.errors import UsageError
 from eventmesh.review import importing
 from eventmesh.review.bundling import bundle

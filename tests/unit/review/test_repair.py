@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eventmesh import Event
-from eventmesh.contracts.lock import check, freeze, read_locks
+from eventmesh.contracts.locks.lock import check, freeze, read_locks
 from eventmesh.contracts.problem import Problem
 from eventmesh.review.places import placed
 from eventmesh.review.repair import Project, Repairs, repair

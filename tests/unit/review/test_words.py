@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from eventmesh import Event
-from eventmesh.contracts.lock import schemas_of
+from eventmesh.contracts.locks.lock import schemas_of
 from eventmesh.review.words import fields, spell
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import field_validator
 
 from eventmesh.contracts.message import Command, Event, Message
-from eventmesh.runtime.delivery import read
+from eventmesh.runtime.consuming.delivery import read
 from eventmesh.testing.clock import ManualClock
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Dead

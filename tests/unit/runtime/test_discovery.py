@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eventmesh.errors import Drift, UsageError
-from eventmesh.runtime.discovery import load_services, service_targets
+from eventmesh.runtime.declaring.discovery import load_services, service_targets
 
 Project = Callable[..., Path]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from eventmesh.persistence.outbox import OutboxRow, bucket_of
 from eventmesh.persistence.tables import BUCKETS
-from eventmesh.runtime.dispatch import told_apart, waves
+from eventmesh.runtime.relaying.dispatch import told_apart, waves
 from eventmesh.wire.envelope import Envelope
 
 keys = st.none() | st.sampled_from("abc") | st.text(min_size=1)

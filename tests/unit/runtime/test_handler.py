@@ -10,8 +10,8 @@ from eventmesh.contracts.message import Command, Event, Message
 from eventmesh.contracts.registry import Registry
 from eventmesh.errors import UsageError
 from eventmesh.persistence.transaction import Sender, Transaction
-from eventmesh.runtime.handler import Handler, bind
-from eventmesh.runtime.retry import Retry
+from eventmesh.runtime.declaring.handler import Handler, bind
+from eventmesh.runtime.declaring.retry import Retry
 from eventmesh.testing.clock import ManualClock
 from eventmesh.wire.envelope import Envelope
 

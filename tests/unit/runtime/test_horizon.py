@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from eventmesh.persistence.outbox import NOTHING, Seen
-from eventmesh.runtime.horizon import LAG, PATIENCE, STEP, Horizon
+from eventmesh.runtime.relaying.watermark import LAG, PATIENCE, STEP, Horizon
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
-from eventmesh.runtime.lanes import lane_of, split
+from eventmesh.runtime.consuming.lanes import lane_of, split
 from eventmesh.testing.clock import settle_loop
 from eventmesh.transports.base import Consumer, Delivery, Subscription
 from eventmesh.transports.memory import MemoryTransport

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from pydantic import create_model, field_validator
 
-from eventmesh.contracts.lock import freeze
+from eventmesh.contracts.locks.lock import freeze
 from eventmesh.contracts.message import Event, Message
-from eventmesh.runtime import reading
-from eventmesh.runtime.reading import LOOK_AGAIN_AFTER, Readings, Undecided
+from eventmesh.runtime.declaring import reading
+from eventmesh.runtime.declaring.reading import LOOK_AGAIN_AFTER, Readings, Undecided
 
 NAME = "payments.paid"
 

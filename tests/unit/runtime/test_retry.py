@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventmesh.errors import Conflict, Reject, UndeclaredMessage, UnreadableMessage, UsageError
-from eventmesh.runtime.retry import Retry, constant, decide, describe, exponential
+from eventmesh.runtime.declaring.retry import Retry, constant, decide, describe, exponential
 from eventmesh.transports.outcome import Dead, RetryAfter
 
 delays = st.floats(min_value=0.001, max_value=3600)

@@ -8,8 +8,8 @@ from eventmesh.contracts.message import Command, Event
 from eventmesh.errors import UndeclaredMessage, UsageError
 from eventmesh.persistence.database import AsyncSession
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings
 
 
 class Placed(Event, name="orders.placed", version=1):

@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from eventmesh.errors import UsageError
-from eventmesh.runtime.service import Service
-from eventmesh.runtime.settings import Settings, load_settings, unknown_variables
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.settings import Settings, load_settings, unknown_variables
 from eventmesh.transports.base import TransportOptions
 
 

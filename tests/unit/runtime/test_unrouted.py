@@ -8,7 +8,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from eventmesh.errors import Unreachable
-from eventmesh.runtime.unrouted import EVERY, FOREIGN, FOREIGN_LIMIT, UnroutedBound, is_near
+from eventmesh.runtime.relaying.unrouted_bound import (
+    EVERY,
+    FOREIGN,
+    FOREIGN_LIMIT,
+    UnroutedBound,
+    is_near,
+)
 from eventmesh.runtime.vitals import RelayVitals
 from eventmesh.testing.clock import ManualClock
 from eventmesh.transports.base import Unrouted

@@ -17,8 +17,8 @@ from eventmesh.errors import Reject, UnknownSaga
 from eventmesh.persistence import tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Sender, Transaction
-from eventmesh.runtime.retry import Retry, decide
-from eventmesh.runtime.service import Service
+from eventmesh.runtime.declaring.retry import Retry, decide
+from eventmesh.runtime.declaring.service import Service
 from eventmesh.saga.coordinator import Coordinator
 from eventmesh.saga.definition import Saga, step
 from eventmesh.testing.clock import ManualClock

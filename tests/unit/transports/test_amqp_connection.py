@@ -9,8 +9,8 @@ import pytest
 from aiormq import Connection
 
 from eventmesh.errors import Unreachable
-from eventmesh.transports.amqp_connection import Link
 from eventmesh.transports.base import TransportOptions
+from eventmesh.transports.rabbitmq.connection import Link
 
 
 class _LosesIt:

@@ -16,7 +16,7 @@ from pamqp.frame import FrameTypes, marshal, unmarshal
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from eventmesh.transports.amqp_frames import (
+from eventmesh.transports.rabbitmq.frames import (
     UNDECODABLE,
     Arrived,
     Deliveries,
@@ -169,7 +169,7 @@ async def test_a_header_that_would_end_the_connection_is_replaced_for_the_librar
 async def test_the_library_hears_that_something_came_when_all_of_it_was_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("eventmesh.transports.amqp_frames._SIGN_OF_LIFE", 0.0)
+    monkeypatch.setattr("eventmesh.transports.rabbitmq.frames._SIGN_OF_LIFE", 0.0)
     stream = delivered(Basic.Properties(), b"body")
     [sign] = await read_all(stream, {1: Deliveries(lambda _: None)})
     assert isinstance(unmarshal(sign)[2], Heartbeat)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventmesh.transports import amqp_topology as topology
-from eventmesh.transports.amqp_letters import LetterIds, letter_of
-from eventmesh.transports.amqp_topology import buried
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.outcome import Dead
+from eventmesh.transports.rabbitmq import topology
+from eventmesh.transports.rabbitmq.letters import LetterIds, letter_of
+from eventmesh.transports.rabbitmq.topology import buried
 from eventmesh.wire.cloudevents import to_headers
 from eventmesh.wire.envelope import Envelope
 

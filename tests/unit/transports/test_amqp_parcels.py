@@ -14,10 +14,12 @@ from pamqp.commands import Basic
 from pamqp.frame import unmarshal
 from pamqp.header import ContentHeader
 
-from eventmesh.transports import amqp_topology as topology
-from eventmesh.transports.amqp_frames import UNDECODABLE, Arrived
-from eventmesh.transports.amqp_letters import letter_of
-from eventmesh.transports.amqp_parcels import (
+from eventmesh.transports.base import Subscription
+from eventmesh.transports.outcome import Dead
+from eventmesh.transports.rabbitmq import topology
+from eventmesh.transports.rabbitmq.frames import UNDECODABLE, Arrived
+from eventmesh.transports.rabbitmq.letters import letter_of
+from eventmesh.transports.rabbitmq.parcels import (
     UNWRITABLE,
     Parcel,
     again,
@@ -26,9 +28,7 @@ from eventmesh.transports.amqp_parcels import (
     frames_of,
     smaller,
 )
-from eventmesh.transports.amqp_topology import CUT, buried, retried
-from eventmesh.transports.base import Subscription
-from eventmesh.transports.outcome import Dead
+from eventmesh.transports.rabbitmq.topology import CUT, buried, retried
 
 DEFAULT_FRAME = 131_072
 SMALLEST_FRAME = 4096

@@ -14,11 +14,11 @@ from pamqp.commands import Basic
 from pamqp.frame import FrameTypes, marshal, unmarshal
 from pamqp.header import ContentHeader
 
-from eventmesh.transports.amqp_connection import Link
-from eventmesh.transports.amqp_frames import Tap
-from eventmesh.transports.amqp_parcels import Parcel
-from eventmesh.transports.amqp_publishing import Sender, Shipment
-from eventmesh.transports.amqp_topology import Piece
+from eventmesh.transports.rabbitmq.connection import Link
+from eventmesh.transports.rabbitmq.frames import Tap
+from eventmesh.transports.rabbitmq.parcels import Parcel
+from eventmesh.transports.rabbitmq.publishing import Sender, Shipment
+from eventmesh.transports.rabbitmq.topology import Piece
 
 
 async def eventually(condition: Callable[[], bool]) -> None:

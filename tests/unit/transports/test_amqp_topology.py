@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventmesh.errors import UsageError
-from eventmesh.transports import amqp_topology as topology
-from eventmesh.transports.amqp_topology import (
+from eventmesh.transports.base import Subscription
+from eventmesh.transports.outcome import Dead
+from eventmesh.transports.rabbitmq import topology
+from eventmesh.transports.rabbitmq.topology import (
     DELAY_STEPS,
     Binding,
     Exchange,
@@ -23,8 +25,6 @@ from eventmesh.transports.amqp_topology import (
     plan_acks,
     retried,
 )
-from eventmesh.transports.base import Subscription
-from eventmesh.transports.outcome import Dead
 from eventmesh.wire.cloudevents import to_headers
 from eventmesh.wire.envelope import Envelope
 

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import pytest
 
-from eventmesh.transports.amqp_connection import Link
-from eventmesh.transports.amqp_topology import Topology
-from eventmesh.transports.amqp_unrouted import PURGED_AT_ONCE, UnroutedQueues
+from eventmesh.transports.rabbitmq.connection import Link
+from eventmesh.transports.rabbitmq.topology import Topology
+from eventmesh.transports.rabbitmq.unrouted import PURGED_AT_ONCE, UnroutedQueues
 
 
 class Queues(UnroutedQueues):

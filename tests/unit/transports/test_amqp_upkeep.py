@@ -12,17 +12,17 @@ from typing import Any, cast
 import pytest
 
 from eventmesh.errors import Unreachable, UsageError
-from eventmesh.transports import amqp_upkeep
-from eventmesh.transports.amqp_connection import Link
-from eventmesh.transports.amqp_topology import Piece, Topology
-from eventmesh.transports.amqp_upkeep import (
+from eventmesh.transports.base import Subscription
+from eventmesh.transports.rabbitmq import upkeep as amqp_upkeep
+from eventmesh.transports.rabbitmq.connection import Link
+from eventmesh.transports.rabbitmq.topology import Piece, Topology
+from eventmesh.transports.rabbitmq.upkeep import (
     FOREIGN_INTERVAL,
     GRACE,
     Refusals,
     Searched,
     TopologyUpkeep,
 )
-from eventmesh.transports.base import Subscription
 
 SHOP = Topology("shop")
 PAID = Subscription("orders.note_payment", ("payments.paid",))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from eventmesh.errors import UsageError
-from eventmesh.transports.amqp_url import nodes
+from eventmesh.transports.rabbitmq.url import nodes
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from redis.asyncio.connection import SSLConnection
 
 from eventmesh.errors import UsageError
 from eventmesh.transports.base import Subscription
-from eventmesh.transports.redis_address import understand
-from eventmesh.transports.redis_keys import Layout
+from eventmesh.transports.redis.address import understand
+from eventmesh.transports.redis.keys import Layout
 
 
 def test_a_url_names_one_server_with_user_password_and_database() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventmesh.transports.redis_publishing import several_names_of_a_key
+from eventmesh.transports.redis.publishing import several_names_of_a_key
 from eventmesh.wire.envelope import Envelope
 
 NAMES, KEYS = ("paid", "failed", "refunded"), ("", "a", "b", "c")

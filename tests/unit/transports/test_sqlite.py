@@ -16,10 +16,11 @@ import pytest
 from eventmesh.clock import Clock, SystemClock
 from eventmesh.errors import UsageError
 from eventmesh.testing.clock import ManualClock
-from eventmesh.transports import sqlite, sqlite_rows
 from eventmesh.transports.base import Consumer, DeadLetter, Delivery, Subscription, TransportOptions
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
-from eventmesh.transports.sqlite import SqliteTransport, path_of
+from eventmesh.transports.sqlite import rows as sqlite_rows
+from eventmesh.transports.sqlite import transport as sqlite
+from eventmesh.transports.sqlite.transport import SqliteTransport, path_of
 from eventmesh.wire.envelope import Envelope
 
 PAID = Subscription("orders.note_payment", ("payments.paid",))

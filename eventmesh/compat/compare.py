@@ -1,0 +1,191 @@
+"""The one question: is every document that the writer's schema accepts accepted by the reader's?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+from pydantic_core import to_json
+
+from eventmesh.compat.algebra import Algebra
+from eventmesh.compat.changes import changes
+from eventmesh.compat.documents import Maker
+from eventmesh.compat.normal import normal
+from eventmesh.compat.proof import proved
+from eventmesh.compat.reading import (
+    Deadline,
+    Schema,
+    Unproved,
+    check_draft,
+    check_schema,
+    dialect,
+)
+from eventmesh.compat.shrink import shrunk
+from eventmesh.compat.validity import Check, explain, second_validator, validator
+from eventmesh.compat.values import same
+from eventmesh.compat.verdict import Breaking, Compatible, Unknown, Verdict
+
+TRIES = 4_000
+"""Candidates that are tried as witnesses."""
+FIRST = 300
+"""How many of them before a proof is tried; all others if there is none."""
+SECONDS = 0.4
+"""How long each of these may take; almost all end by themselves within a hundredth of it."""
+
+
+def compare(writer: Schema, reader: Schema, *, draft: str = "2020") -> Verdict:
+    """Whether the reader's schema accepts every document that the writer's accepts.
+
+    `draft` is `4`, `7` or `2020`; a schema's own `$schema` wins. `format` is enforced as pydantic
+    enforces it. Compatible is proved; the witness of Breaking is valid for the writer's schema and
+    not for the reader's by two validators; whatever is neither is Unknown, such as a reference out
+    of the schema, which is never followed. UsageError for what is no JSON Schema.
+    """
+    check_draft(draft)
+    try:
+        check_schema(writer, draft, "The writer's schema")
+        check_schema(reader, draft, "The reader's schema")
+        return _compare(writer, reader, draft)
+    except Unproved as error:
+        return Unknown(str(error))
+    except RecursionError:
+        return Unknown("the schemas are nested too deeply")
+
+
+def _compare(writer: Schema, reader: Schema, draft: str) -> Verdict:
+    mine, theirs = normal(writer, draft), normal(reader, draft)
+    found = changes(writer, reader)
+    if same(mine, theirs):
+        return Compatible(found)
+    judge = _Judge(writer, reader, draft)
+    algebra = Algebra(mine, theirs)
+    searched = iter(_candidates(mine, theirs, algebra))
+    for step in (islice(searched, FIRST), None, searched):
+        if step is None:
+            if algebra.covered() or _proved(mine, theirs):
+                return Compatible(found)
+            continue
+        witness = _witness(step, judge)
+        if witness is not _NONE:
+            return Breaking(witness, found, explain(reader, draft, witness))
+    return Unknown("no document was found that breaks, and no proof that there is none", found)
+
+
+def _proved(writer: Schema, reader: Schema) -> bool:
+    try:
+        return proved(writer, reader, Deadline(SECONDS))
+    except Unproved:
+        return False
+
+
+def _candidates(writer: Schema, reader: Schema, algebra: Algebra) -> Iterator[Any]:
+    """What may be a witness: documents of the difference, then those beside all bounds."""
+    deadline = Deadline(SECONDS)
+    left = algebra.difference()
+    if left is not None and left is not True:
+        with suppress(Unproved):
+            yield from islice(Maker(normal(left, "2020"), deadline=deadline).candidates(), 300)
+    yield from islice(Maker(writer, reader, deadline=deadline).candidates(), TRIES)
+
+
+_NONE: Any = object()
+
+
+def _witness(candidates: Iterator[Any], judge: _Judge) -> Any:
+    """A small document that breaks; one that no engine of patterns minds, if there is one."""
+    fallback = _NONE
+    deadline = Deadline(SECONDS)
+    with suppress(Unproved):  # the time is over
+        for candidate in candidates:
+            deadline.check()
+            if not judge.refutes(candidate):
+                continue
+            if not _contested(candidate):
+                return shrunk(candidate, judge.refutes, Deadline(SECONDS))
+            fallback = candidate if fallback is _NONE else fallback
+    return fallback
+
+
+def _contested(document: Any) -> bool:
+    """Whether it has texts of which engines of patterns are of two minds: line ends before `$` and
+    for a dot, and whether digits and letters of all scripts are any."""
+    if isinstance(document, dict):
+        return any(map(_contested, document)) or any(map(_contested, document.values()))
+    if isinstance(document, list):
+        return any(map(_contested, document))
+    if not isinstance(document, str):
+        return False
+    return any(
+        char in "\n\r\u2028\u2029" or (char > "\x7f" and char.isalnum()) for char in document
+    )
+
+
+class _Judge:
+    """Says of documents whether they are witnesses: by one validator and, last, by another."""
+
+    def __init__(self, writer: Schema, reader: Schema, draft: str) -> None:
+        self._pair = (writer, reader)
+        self._draft = draft
+        self._first = tuple(validator(schema, draft) for schema in self._pair)
+        self._second: tuple[Check, ...] | None = None
+        # Draft 4 calls 1.0 no integer, which all later drafts and pydantic do.
+        self._whole = "4" in {dialect(schema, draft) for schema in self._pair}
+
+    def refutes(self, document: Any) -> bool:
+        """Whether the writer's schema accepts the document, and the reader's does not."""
+        written, read = self._first
+        if not written(document) or read(document) or (self._whole and _has_whole(document)):
+            return False
+        try:
+            if self._second is None:
+                self._second = tuple(second_validator(schema, self._draft) for schema in self._pair)
+            written, read = self._second
+            return written(document) and not read(document)
+        except Unproved:
+            return True  # it cannot be asked: the first one's word counts
+
+
+def _has_whole(document: Any) -> bool:
+    if isinstance(document, dict):
+        return any(map(_has_whole, document.values()))
+    if isinstance(document, list):
+        return any(map(_has_whole, document))
+    return isinstance(document, float) and document.is_integer()
+
+
+def documents(
+    schema: Schema, *, also: Sequence[Schema] = (), draft: str = "2020", limit: int = 200
+) -> list[Any]:
+    """At most `limit` documents that the schema accepts, simplest first, always the same ones.
+
+    They lie on its bounds and, where `also` names other schemas, beside the bounds of those.
+    UsageError for what is no JSON Schema; Unproved for a schema that cannot be read here.
+    """
+    check_draft(draft)
+    for one in (schema, *also):
+        check_schema(one, draft)
+    accepted = accepts(schema, draft=draft)
+    mine = normal(schema, draft)
+    deadline = Deadline(2 * SECONDS * (len(also) + 1))
+    made = [Maker(mine, deadline=deadline).candidates()]
+    made += [Maker(mine, normal(one, draft), deadline=deadline).candidates() for one in also]
+    found: list[Any] = []
+    known: set[bytes] = set()
+    for candidates in made:
+        room = limit if candidates is made[-1] else max(limit // (len(made) + 1), 1)
+        for candidate in islice(candidates, TRIES):
+            if len(found) >= limit or room <= 0:
+                break
+            mark = to_json(candidate)
+            if mark not in known and accepted(candidate):
+                known.add(mark)
+                found.append(candidate)
+                room -= 1
+    return found
+
+
+def accepts(schema: Schema, *, draft: str = "2020") -> Check:
+    """Whether a document is of the schema, with `format` as pydantic enforces it."""
+    return validator(schema, draft)

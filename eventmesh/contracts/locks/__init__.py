@@ -1,0 +1,1 @@
+"""Frozen schemas: the files that say what each published version of a message is."""

@@ -1,0 +1,1 @@
+"""What differs between PostgreSQL, MariaDB and SQLite: nothing outside this folder asks which."""

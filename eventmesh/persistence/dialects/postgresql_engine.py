@@ -1,0 +1,69 @@
+"""The engine for PostgreSQL, directly or behind a pooler."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import URL
+from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from eventmesh.persistence.dialects import postgresql_url, silence
+from eventmesh.persistence.dialects.exposure import ExposureWarning
+from eventmesh.persistence.dialects.pooling import UNNAMED
+
+
+def make_engine(
+    url: URL, variable: str, connect_timeout: float, options: Mapping[str, Any]
+) -> AsyncEngine:
+    """An engine whose connections are watched, and that works behind a pooler. UsageError for
+    parameters of the URL, which is in `variable`, that cannot be used."""
+    said = postgresql_url.parameters(url, variable)
+    context = postgresql_url.check_files(url, variable)
+    arguments = {
+        "timeout": connect_timeout,
+        "async_creator_fn": silence.connect,
+        "pool_mode": said.pool_mode,
+        **said.arguments,
+        **({} if context is None else {"ssl": context}),
+    }
+    engine = create_async_engine(url.set(query={}), connect_args=arguments, **options)
+    warning = ExposureWarning(
+        variable,
+        accepted=(said.sslmode or os.environ.get("PGSSLMODE")) == "disable",
+        write="sslmode=verify-full&sslrootcert=FILE to its URL, or sslmode=disable",
+    )
+    event.listen(engine.sync_engine, "do_connect", _Connecting(warning).connect)
+    return engine
+
+
+class _Connecting:
+    """Opens the connections of one engine."""
+
+    def __init__(self, warning: ExposureWarning) -> None:
+        self._warning = warning
+        self._unnamed = False
+        """Whether a connection was to a pooler that keeps no statements. The next ones, too, then
+        are opened accordingly at once; to another server that would only be slower."""
+
+    def connect(
+        self,
+        dialect: Dialect,
+        _record: ConnectionPoolEntry,
+        _arguments: object,
+        options: Mapping[str, Any],
+    ) -> DBAPIConnection:
+        """What SQLAlchemy calls for each of them."""
+        if not self._unnamed:
+            connection = dialect.connect(**options)
+            raw: Any = connection.driver_connection
+            self._warning.look_at(raw.tls, is_local=raw.is_local)
+            if raw.lent.keeps_statements:
+                return connection
+            connection.close()  # before any statement is prepared by its name
+            self._unnamed = True
+        return dialect.connect(**options, **UNNAMED)

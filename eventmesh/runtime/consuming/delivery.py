@@ -1,0 +1,85 @@
+"""From a delivery to the message a handler takes: a pure function, whose other answer is Dead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from eventmesh.contracts.message import Message
+from eventmesh.contracts.upcast import unknown
+from eventmesh.errors import UnreadableMessage
+from eventmesh.runtime.declaring.reading import Undecided
+from eventmesh.runtime.declaring.retry import describe
+from eventmesh.transports.base import Delivery
+from eventmesh.transports.outcome import Dead
+from eventmesh.wire.envelope import (
+    MAX_ATTRIBUTE_BYTES,
+    Envelope,
+    Judge,
+    check_envelope,
+    open_envelope,
+)
+
+
+def read(
+    delivery: Delivery,
+    models: Mapping[str, type[Message]],
+    max_deliveries: float,
+    judge: Judge = unknown,
+    sources: Sequence[str] = (),
+) -> Message | Dead:
+    """The validated message of the model's version, or why it can never be handled. `sources` are
+    those from which events are taken beside their owner's. Undecided when `judge` does not know
+    yet."""
+    if delivery.unreadable:
+        return Dead(f"this is not a valid EventMesh message: {delivery.unreadable}")
+    if delivery.deliveries > max_deliveries:
+        return Dead(poison(delivery))
+    try:
+        check_envelope(delivery.envelope)
+        model = models.get(delivery.envelope.name)
+        if model is None:
+            raise UnreadableMessage(
+                f"this subscription takes {', '.join(models)}, and not {delivery.envelope.name!r}"
+            )
+        check_source(delivery.envelope, model, sources)
+        return open_envelope(delivery.envelope, model, judge)
+    except Undecided:
+        raise
+    except UnreadableMessage as error:
+        return Dead(str(error))
+    except Exception as error:  # noqa: BLE001  # a user's validator may raise anything
+        return Dead(f"the message could not be read: {error!r}", describe(error))
+
+
+def poison(delivery: Delivery) -> str:
+    """What is said of a message that was delivered too often."""
+    return (
+        f"poison message: delivered {delivery.deliveries - 1} times before this without being "
+        f"settled, so its handler may be killing its worker (EVENTMESH_MAX_DELIVERIES)"
+    )
+
+
+def check_source(envelope: Envelope, model: type[Message], sources: Sequence[str] = ()) -> None:
+    """UnreadableMessage for an event that does not come from its owner, nor from one of `sources`.
+
+    The events of the service `payments` have the source `/payments`, or one below it, such as
+    `/payments/eu`. An entry of `sources` is a source, or its beginning with `*` after it. A command
+    may be sent by anybody.
+    """
+    identity = model.__identity__
+    if identity.kind == "command":
+        return
+    source, owners = envelope.attributes["source"], f"/{identity.owner}"
+    if source == owners or source.startswith(f"{owners}/"):
+        return
+    for accepted in sources:
+        if source == accepted or (accepted.endswith("*") and source.startswith(accepted[:-1])):
+            return
+    if len(source) > MAX_ATTRIBUTE_BYTES:
+        source = f"{source[:MAX_ATTRIBUTE_BYTES]}…"
+    raise UnreadableMessage(
+        f"the event {identity.name} comes from the source {source!r}, and belongs to the service "
+        f"{identity.owner}, whose events have the source {owners!r}. If it may be published from "
+        f"there, as by a bridge or a program in another language, name that source where the event "
+        f"is subscribed to, with sources=[{source!r}], and replay this dead letter."
+    )

@@ -1,0 +1,1 @@
+"""What users write: services, their handlers and their settings, and how they are found by name."""

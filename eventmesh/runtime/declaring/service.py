@@ -1,0 +1,391 @@
+"""A service: the owner of messages, handlers and one database. Everything hangs on this object."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from eventmesh.clock import Clock, SystemClock
+from eventmesh.contracts.message import Command, Message, check_message, identity_of
+from eventmesh.contracts.registry import Registry
+from eventmesh.duration import Duration, seconds
+from eventmesh.errors import UsageError
+from eventmesh.persistence import joined, migration, outbox
+from eventmesh.persistence.database import Database, MetaData
+from eventmesh.persistence.joined import AnySession
+from eventmesh.persistence.own_tables import require_own_tables
+from eventmesh.persistence.session import TransactionSession
+from eventmesh.persistence.transaction import Outgoing, Sender, Transaction
+from eventmesh.runtime.declaring.handler import Handler, bind
+from eventmesh.runtime.declaring.reading import Readings
+from eventmesh.runtime.declaring.retry import Retry
+from eventmesh.runtime.declaring.settings import Settings, load_settings, warn_of_unknown_variables
+
+M = TypeVar("M", bound=Message)
+Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
+
+HANDLING: ContextVar[str] = ContextVar("eventmesh_handling", default="")
+"""The service whose handler runs in this context, in a transaction."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_SUBSCRIPTION = re.compile(r"[a-z][a-z0-9_.]{0,199}")
+
+
+class Extension(Protocol):
+    """Something that brings handlers and messages of its own to a service, such as a saga."""
+
+    def extend(self, service: Service) -> None:
+        """Add them."""
+        ...
+
+
+class Publisher(Generic[M]):
+    """Publishes one message of a service from outside its handlers, through the outbox."""
+
+    def __init__(self, service: Service, message: type[M]) -> None:
+        self.message = message
+        self._service = service
+
+    async def publish(self, message: M, *, delay: Duration = 0) -> None:
+        """Return once the message is safe in the outbox, in a transaction of its own.
+
+        In a handler, or together with changes of state, use a Transaction's `publish` instead.
+        """
+        check_message(message)
+        if type(message) is not self.message:
+            raise UsageError(
+                f"This publisher of {self.message.__name__} was given a {type(message).__name__}."
+            )
+        async with self._service.transaction() as transaction:
+            transaction.add(message, delay=delay)
+
+
+class Service:
+    """Declares who subscribes to what and who publishes what; `eventmesh worker` runs it.
+
+    `metadata` holds the service's own SQLAlchemy tables, made where they are missing by
+    `eventmesh db upgrade`; a worker does not start while the database lacks one of their columns.
+    `shares_database_with` names the services that may use the same database; `eventmesh schema
+    check` wants them to name this one too. UsageError for a name that cannot be the first part of a
+    message's name.
+
+    Messages of one key are published in the order in which they were written to the outbox, which
+    happens at the end of their transactions. If two transactions write messages of one key at the
+    same moment, and nothing else makes one wait for the other (such as a row that both update),
+    this may differ from the order of their commits. With `ordered_outbox`, on PostgreSQL, one
+    waits until the other has committed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        metadata: MetaData | None = None,
+        clock: Clock | None = None,
+        shares_database_with: Sequence[str] = (),
+        ordered_outbox: bool = False,
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"The service name {name!r} cannot be used: write lower-case letters, digits and "
+                f'underscores, such as Service("payments").'
+            )
+        self.name = name
+        if isinstance(shares_database_with, str):
+            raise UsageError(
+                f"Service {name!r} has shares_database_with={shares_database_with!r}: write a list "
+                f"of names, such as [{shares_database_with!r}]."
+            )
+        self.metadata = metadata
+        self.clock = clock or SystemClock()
+        self.shares_database_with = tuple(shares_database_with)
+        self.ordered_outbox = ordered_outbox
+        self.registry = Registry(name)
+        self.handlers: dict[str, Handler] = {}
+        self.has_publishers = False
+        self._settings: Settings | None = None
+        self._readings: Readings | None = None
+        self._database: Database | None = None
+        self._database_ready = False
+        self._on_commit: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
+
+    def __repr__(self) -> str:
+        return f"Service({self.name!r}, handlers={sorted(self.handlers)})"
+
+    def subscriber(
+        self,
+        *messages: type[Message],
+        name: str | None = None,
+        retry: Retry | None = None,
+        isolated: bool = False,
+        concurrency: int = 1,
+        timeout: Duration | None = None,
+        sources: Sequence[str] = (),
+    ) -> Callable[[Function], Function]:
+        """Declare a handler; the decorated function stays an ordinary function.
+
+        The subscription is called `<service>.<name>`, by default after the function; on the broker
+        it outlives the process, so a handler that is renamed needs `name=` to keep its backlog.
+        `isolated` gives each message a transaction of its own. `concurrency` is how many messages,
+        or groups of them, a process handles at a time. One process handles messages of one key one
+        after another and in order, except that a message that is retried, or delivered again after
+        a lost connection, comes after the later ones. Several processes keep no order.
+        A handler that takes longer than `timeout`, by a message or by committing its effects, is
+        cancelled, undone, and tried again as after any error.
+
+        An event is taken only from its owner: the CloudEvents source of `bank.deposited` must be
+        `/bank`, or begin with `/bank/`; with another one it becomes a dead letter. `sources` names
+        further ones that may publish the events of this subscription, such as a bridge from another
+        system: `sources=["/bridge"]`, or `["/bridges/*"]` for all that begin so. Raises UsageError.
+        """
+
+        for message in messages:
+            if not (isinstance(message, type) and issubclass(message, Message)):
+                raise UsageError(
+                    f"Service {self.name!r}: subscriber was given {message!r}, which is no "
+                    f"message. Write @service.subscriber() or @service.subscriber(SomeEvent)."
+                )
+
+        def declare(function: Function) -> Function:
+            self.add_handler(
+                bind(
+                    function,
+                    messages,
+                    subscription=f"{self.name}.{name or function.__name__}",
+                    retry=retry or Retry(),
+                    isolated=isolated,
+                    concurrency=concurrency,
+                    timeout=None if timeout is None else seconds(timeout),
+                    sources=sources,
+                )
+            )
+            return function
+
+        return declare
+
+    def publisher(self, message: type[M], *, version: int | None = None) -> Publisher[M]:
+        """Declare that this service publishes an event of its own, or sends a command.
+
+        With `version`, wherever it publishes this message, its data is written as that older
+        version, by the model's downcasters: for as long as somebody reads no newer one.
+        """
+        self.registry.add_published(message, version=version)
+        self.has_publishers = True
+        return Publisher(self, message)
+
+    def include(self, extension: Extension) -> None:
+        """Add the handlers and messages of an extension, such as a Saga."""
+        extension.extend(self)
+
+    def add_handler(self, handler: Handler) -> None:
+        """Add a bound handler; UsageError for a name or a command that is taken."""
+        name = handler.subscription.name
+        if not _SUBSCRIPTION.fullmatch(name):
+            raise UsageError(
+                f"The subscription {name!r} of service {self.name!r} cannot be named so: write at "
+                f"most 200 lower-case letters, digits, underscores and dots."
+            )
+        if name in self.handlers:
+            raise UsageError(
+                f"Service {self.name!r} has two handlers of the name {name!r}. Rename one of the "
+                f"functions, or give one subscriber(…, name=…)."
+            )
+        for model in handler.models.values():
+            self._check_subscribes(handler, model)
+        for model in handler.models.values():
+            self.registry.add(model)
+        for model in handler.returns:
+            self.registry.add_published(model)
+        self.handlers[name] = handler
+
+    @property
+    def worked(self) -> Sequence[Handler]:
+        """The handlers that a worker runs."""
+        return [handler for handler in self.handlers.values() if not handler.elsewhere]
+
+    @property
+    def needs_database(self) -> bool:
+        """Whether anything of this service reads or writes its database."""
+        return (
+            self.metadata is not None
+            or self.has_publishers
+            or any(handler.transactional for handler in self.handlers.values())
+        )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """A transaction outside any handler: committed on leaving, with its messages."""
+        self._refuse_in_handler(
+            "opened another transaction of the service, by a publisher or by service.transaction()"
+        )
+        database = await self.database()
+        async with database.session() as session:
+            transaction = Transaction(session, self.sender())
+            try:
+                yield transaction
+                with database.translated():
+                    proved = await self.flush(session)
+            finally:
+                transaction.end()
+            with database.translated():
+                await self.commit(session, transaction.outgoing, proved=proved)
+
+    async def flush(self, session: TransactionSession) -> bool:
+        """Write what the session holds; returns whether that has proved that the transaction is
+        good, as an insert or a delete does that the database has taken."""
+        proves = bool(session.new) or bool(session.deleted)
+        await session.flush()
+        return proves
+
+    async def commit(
+        self, session: TransactionSession, outgoing: Sequence[Outgoing], *, proved: bool
+    ) -> None:
+        """Commit a flushed session with these messages: the outbox last, in one statement.
+        Give what `flush` returned."""
+        if self.ordered_outbox:
+            await outbox.take_turns(session, outgoing)
+        await outbox.store(session, outgoing)
+        await session.finish(proved=proved or bool(outgoing))
+        if outgoing:
+            self.committed()
+
+    def join(self, session: AnySession) -> Transaction:
+        """Publish with a SQLAlchemy session of the application's own, which is bound to this
+        service's database: messages are in the outbox if and only if the session's own commit
+        succeeds. They are kept with the transaction that the session is in, or begins next;
+        `tx.session` is the session. Joining again in the same transaction does no harm; joining
+        for the first time in a listener of the session's commit is too late, and an error.
+
+        UsageError for a session of another database, and in a handler of the service.
+        """
+        self._refuse_in_handler("joined a session")
+        url = self.settings.database_url(self.name)
+        return joined.join(session, self.sender(), url, self.committed)
+
+    def relay(self) -> AbstractAsyncContextManager[None]:
+        """For the lifespan of a web application: `async with service.relay():` brings to the broker
+        what is committed meanwhile. It waits for a broker that is away. Any number of processes may
+        do so, beside workers of the service or instead of them; the service is closed on leaving.
+
+        Raises Unreachable, Drift or UsageError as a worker does at its start.
+        """
+        from eventmesh.runtime.joining import relaying  # and brokers: not all who publish relay
+
+        return relaying(self)
+
+    def committed(self) -> None:
+        """Messages have come into the outbox: wake those who relay them. From any thread."""
+        for loop, wake in self._on_commit:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(wake)
+
+    def on_commit(self, wake: Callable[[], None]) -> None:
+        """Call this, on the running event loop, after each commit of this process that put messages
+        into the outbox, until the service is closed."""
+        self._on_commit.append((asyncio.get_running_loop(), wake))
+
+    def sender(self) -> Sender:
+        """What the service's transactions share."""
+        most = self.settings.max_message_bytes
+        return Sender(self.name, self.registry, self.clock, most, self.ordered_outbox)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings given to `configure`, or else those of the environment."""
+        if self._settings is None:
+            self._settings = load_settings()
+            warn_of_unknown_variables(self._settings, self.name)
+        return self._settings
+
+    def configure(self, settings: Settings) -> None:
+        """Use these settings; UsageError when the database is open already with others."""
+        if self._database is not None and settings is not self._settings:
+            raise UsageError(f"Service {self.name!r} is running: close it before configuring it.")
+        self._settings, self._readings = settings, None
+
+    @property
+    def readings(self) -> Readings:
+        """Which versions of what it subscribes to can be read as they are."""
+        if self._readings is None:
+            self._readings = Readings(self.settings.schemas)
+        return self._readings
+
+    async def database(self) -> Database:
+        """The open database, at the migration this version needs; SQLite is migrated by itself.
+
+        Unreachable; or Drift, with what to do, when EventMesh's tables are not at that migration,
+        or the service's own lack a table or a column of its metadata.
+        """
+        if self._database is None:
+            self._database = Database(
+                self.settings.database_url(self.name),
+                service=self.name,
+                connections=sum(handler.concurrency for handler in self.handlers.values()),
+            )
+        database = self._database
+        if not self._database_ready:  # callers at the same time may each see to it: it does no harm
+            await database.connect(largest=self.settings.max_message_bytes)
+            if database.is_sqlite:
+                await migration.upgrade(database, self.metadata)
+            else:
+                await migration.require_current(database)
+            if self.metadata is not None:
+                await require_own_tables(database, self.metadata)
+            if self.ordered_outbox and database.is_mariadb:
+                raise UsageError(
+                    f"Service {self.name!r} has ordered_outbox=True, for which MariaDB has no lock "
+                    f"that ends with a transaction. Use PostgreSQL, or lock a row by the key."
+                )
+            self.on_commit(database.doorbell.ring)
+            self._database_ready = True
+        return database
+
+    async def __aenter__(self) -> Self:
+        """The service, for a program that publishes and runs no worker: its database is open, and
+        closed on leaving. Raises as `database`."""
+        if self.needs_database:
+            try:
+                await self.database()
+            except BaseException:
+                await self.close()
+                raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the database; it is opened again when it is next needed."""
+        database, self._database = self._database, None
+        self._database_ready, self._readings = False, None
+        self._on_commit.clear()
+        if database is not None:
+            await database.close()
+
+    def _refuse_in_handler(self, did: str) -> None:
+        if HANDLING.get() == self.name:
+            raise UsageError(
+                f"A handler of service {self.name!r} {did}: it would not be committed together "
+                f"with the handler's own. Take a Transaction as a parameter and use tx.publish."
+            )
+
+    def _check_subscribes(self, handler: Handler, model: type[Message]) -> None:
+        identity = identity_of(model)
+        if not issubclass(model, Command):
+            return
+        if identity.owner != self.name:
+            raise UsageError(
+                f"Service {self.name!r} cannot handle {identity.name}: that command belongs to "
+                f"service {identity.owner!r}, and only its owner handles a command."
+            )
+        for other in self.handlers.values():
+            if identity.name in other.models:
+                raise UsageError(
+                    f"The command {identity.name} has two handlers, {other.subscription.name} and "
+                    f"{handler.subscription.name}: a command is handled once. Remove one, or "
+                    f"publish an event that several may handle."
+                )

@@ -1,0 +1,1 @@
+"""RabbitMQ as a transport, by AMQP 0-9-1."""

@@ -1,0 +1,1 @@
+"""A SQLite file as a transport: for development, tests, and one machine."""
