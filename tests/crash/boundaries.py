@@ -21,8 +21,8 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import Pool
 from sqlalchemy.pool.base import _ConnectionRecord
 
+from eventmesh.transports.sqlite import store as sqlite_store
 from eventmesh.transports.sqlite import transport as sqlite
-from eventmesh.transports.sqlite.transport import store as sqlite_store
 from tests.crash.points import LIFE
 from tests.crash.virtual_loop import VirtualLoop, call_here
 
