@@ -8,7 +8,12 @@ ARGS ?=
 JOBS ?= 4
 SIDE_BY_SIDE := --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test quick soak cluster check bench kills pinned waiting format image clean
+.DEFAULT_GOAL := help
+
+.PHONY: help demo test quick soak cluster check bench kills pinned waiting format image clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run  ## real purchases through four worker processes; ARGS="--kill"
 	@$(BIN)/eventmesh demo $(ARGS)
@@ -30,6 +35,7 @@ check: $(VENV)/.dev  ## what a reader's tools would say
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pyright
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev  ## ratios against raw clients, FastStream, and programs written by hand
@@ -49,7 +55,7 @@ pinned: $(VENV)/.dev  ## the relay's rate while another transaction pins what ma
 waiting: $(VENV)/.dev  ## a worker's memory while a million messages wait
 	$(BIN)/python -m benchmarks.waiting $(ARGS)
 
-format: $(VENV)/.dev
+format: $(VENV)/.dev  ## the code's layout, and what the linter can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -59,7 +65,7 @@ image: $(VENV)/.dev  ## wheels for the Dockerfile, where a build cannot reach a 
 	$(PIP) download --dest build/wheels --only-binary=:all: --python-version $(or $(IMAGE_PYTHON),3.13) \
 		--find-links build/wheels --constraint constraints.txt eventmesh
 
-clean:
+clean:  ## remove what was built, the environment too
 	rm -rf $(VENV) build *.egg-info .eventmesh .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:

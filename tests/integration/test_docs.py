@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ SERVICE, SEND = (
 )
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[path.stem for path in PAGES])
+NEWCOMERS = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
 
 
 @pytest.fixture
@@ -48,10 +50,15 @@ def test_what_the_page_says_happens(page: str, reader: Callable[[str], Reader]) 
     reader(text).read(text)
 
 
-@each_page
-def test_its_links_lead_somewhere(page: str) -> None:
-    for link in re.findall(r"\]\(([^)]+)\)", BLOCK.sub("", (DOCS / page).read_text())):
-        assert link.startswith(("https://", "#")) or (DOCS / link).exists(), link
+@pytest.mark.parametrize("page", [*PAGES, *NEWCOMERS], ids=lambda page: page.stem)
+def test_its_links_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        assert link.startswith(("https://", "#")) or (page.parent / link).exists(), link
+
+
+def links(page: Path) -> list[str]:
+    """Where a page's links lead, as they are written."""
+    return re.findall(r"\]\(([^)]+)\)", BLOCK.sub("", page.read_text(encoding="utf-8")))
 
 
 def test_a_line_that_a_page_shows_is_a_whole_line_after_those_before_it() -> None:
@@ -60,6 +67,11 @@ def test_a_line_that_a_page_shows_is_a_whole_line_after_those_before_it() -> Non
     assert [printed.shows(line) for line in shown] == [True, True, False, True, False]
 
 
-def test_the_readme_names_every_page() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [page.stem for page in PAGES if f"(docs/{page.name})" not in readme] == []
+def test_the_readme_names_every_page_and_the_list_of_decisions_every_record() -> None:
+    for page, prefix, named_by in (
+        (DOCS, "docs/", ROOT / "README.md"),
+        (DOCS / "decisions", "", DOCS / "decisions" / "README.md"),
+    ):
+        named = links(named_by)
+        pages = [path.name for path in page.glob("*.md") if path != named_by]
+        assert [name for name in pages if f"{prefix}{name}" not in named] == []

@@ -8,7 +8,7 @@ A page is Markdown. Its blocks, from top to bottom:
   background prints meanwhile: whole lines, in their order. `…` stands for any text. A worker with
   `&` is waited for until it is ready. `export NAME=URL` takes a URL of a test server of the same
   scheme instead.
-- `text`: shown, and not run.
+- `text` and `mermaid`: shown, and not run.
 
 A block of any other kind, and a command that nobody knows how to run, fails the page's test.
 """
@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILES = ("python", "toml", "ini")
+_SHOWN = ("text", "mermaid")
 _ANYTHING = "…"
 
 
@@ -86,7 +87,7 @@ class Reader:
             elif kind == "console":
                 self.follow(text)
             else:
-                assert kind == "text", f"no test knows what to do with a block of {kind!r}"
+                assert kind in _SHOWN, f"no test knows what to do with a block of {kind!r}"
         for worker in self.workers:
             worker.output.drain()
 
