@@ -37,6 +37,7 @@ check: $(VENV)/.dev  ## what a reader's tools would say
 	$(BIN)/mypy
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/deptry .
 
 bench: $(VENV)/.dev  ## ratios against raw clients, FastStream, and programs written by hand
 	$(BIN)/python -m benchmarks.transports $(ARGS)
@@ -76,5 +77,5 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --constraint constraints.txt --editable '.[test,bench,check,faststream,import,mariadb,reload,uvloop]'
+	$(PIP) install --constraint constraints.txt --editable '.[test,bench,check,import,mariadb,reload,uvloop]'
 	@touch $@ $(VENV)/.run

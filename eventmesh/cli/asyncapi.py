@@ -47,15 +47,9 @@ def asyncapi(
 
 
 def _describe(names: list[str]) -> Specification:
+    from eventmesh.integrations.faststream.asyncapi import document
     from eventmesh.runtime.declaring.discovery import load_services
 
-    try:
-        from eventmesh.integrations.faststream.asyncapi import document
-    except ImportError as error:
-        raise UsageError(
-            f"The document is made by FastStream's generator, which cannot be imported here "
-            f"({error}). Install it: pip install 'eventmesh[faststream]'."
-        ) from error
     found = load_services(names, Path.cwd())
     project, version = _project(Path.cwd() / "pyproject.toml")
     spelled = ", ".join(sorted(service.name for service in found))
@@ -79,12 +73,6 @@ def _project(path: Path) -> tuple[str, str]:
 
 
 def _spell(document: Specification, written_as: Format) -> str:
-    if written_as is Format.JSON:
-        return json.dumps(document.to_jsonable(), indent=2, ensure_ascii=False) + "\n"
-    try:
+    if written_as is Format.YAML:
         return document.to_yaml()
-    except ImportError as error:
-        raise UsageError(
-            "YAML needs PyYAML, which is not installed: pip install pyyaml, or write JSON, which "
-            "is YAML too."
-        ) from error
+    return json.dumps(document.to_jsonable(), indent=2, ensure_ascii=False) + "\n"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
 from pydantic import BaseModel, Field
 
@@ -239,7 +239,6 @@ def test_the_command_writes_the_document(shop: Project) -> None:
 
 
 def test_the_command_writes_yaml(shop: Project) -> None:
-    yaml = pytest.importorskip("yaml")
     as_json, as_yaml = asyncapi(shop, [], ["--format", "yaml"])
     assert yaml.safe_load(as_yaml.succeeds()) == json.loads(as_json.succeeds())
 
@@ -248,18 +247,6 @@ def test_mistakes_are_told_in_one_paragraph(shop: Project) -> None:
     unknown, unwritable = asyncapi(shop, ["nobody"], ["--output", "no/such/folder.json"])
     unknown.fails(2, "There is no service 'nobody'")
     unwritable.fails(2, "no/such/folder.json cannot be written: No such file or directory")
-
-
-def test_without_faststream_the_command_says_what_to_install(shop: Project) -> None:
-    program = shop.write(
-        "without.py",
-        "import sys\n"
-        "sys.modules['faststream'] = None\n"
-        "from eventmesh.cli.main import main\n"
-        "main()\n",
-    )
-    ended = shop.start_program(sys.executable, str(program), "asyncapi").ended()
-    ended.fails(2, "pip install 'eventmesh[faststream]'")
 
 
 class SoldOnce(Event, name="mall.sold", version=1):

@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from faststream.redis import RedisBroker
 from pydantic import BaseModel
 from sqlalchemy import Column, Integer, MetaData, Table
 
@@ -17,6 +18,7 @@ from eventmesh.contracts.fleet import Facts
 from eventmesh.contracts.locks.lock import freeze, read_locks
 from eventmesh.contracts.problem import Place, Problem
 from eventmesh.errors import UsageError
+from eventmesh.integrations.faststream.redis import RedisMesh
 from eventmesh.review.checks import review
 from eventmesh.review.mesh import database_name, gather
 from eventmesh.review.sources import Sources
@@ -106,11 +108,8 @@ def test_what_a_saga_reads_and_sends_is_gathered() -> None:
 
 
 def test_a_handler_that_runs_in_a_faststream_app_is_gathered() -> None:
-    faststream = pytest.importorskip("faststream.redis")
-    from eventmesh.integrations.faststream.redis import RedisMesh
-
     service = Service("till")
-    mesh = RedisMesh(service, faststream.RedisBroker())
+    mesh = RedisMesh(service, RedisBroker())
 
     @mesh.subscriber(Payed)
     async def note(event: Payed) -> None: ...
