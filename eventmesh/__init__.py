@@ -23,9 +23,9 @@ if TYPE_CHECKING:  # what `__getattr__` does at run time, for type checkers
     from eventmesh.runtime.declaring.service import Publisher as Publisher
     from eventmesh.runtime.declaring.service import Service as Service
     from eventmesh.runtime.declaring.settings import Settings as Settings
-    from eventmesh.saga.definition import Saga as Saga
-    from eventmesh.saga.definition import pivot as pivot
-    from eventmesh.saga.definition import step as step
+    from eventmesh.saga.authoring import Saga as Saga
+    from eventmesh.saga.authoring import pivot as pivot
+    from eventmesh.saga.authoring import step as step
     from eventmesh.wire.envelope import Envelope as Envelope
 
 _HOMES = {
@@ -37,14 +37,14 @@ _HOMES = {
     "Publisher": "eventmesh.runtime.declaring.service",
     "Reject": "eventmesh.errors",
     "Retry": "eventmesh.runtime.declaring.retry",
-    "Saga": "eventmesh.saga.definition",
+    "Saga": "eventmesh.saga.authoring",
     "Service": "eventmesh.runtime.declaring.service",
     "Settings": "eventmesh.runtime.declaring.settings",
     "Transaction": "eventmesh.persistence.transaction",
     "constant": "eventmesh.runtime.declaring.retry",
     "exponential": "eventmesh.runtime.declaring.retry",
-    "pivot": "eventmesh.saga.definition",
-    "step": "eventmesh.saga.definition",
+    "pivot": "eventmesh.saga.authoring",
+    "step": "eventmesh.saga.authoring",
 }
 
 

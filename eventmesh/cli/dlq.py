@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eventmesh.cli.envelopes import as_dict, for_people
-from eventmesh.cli.terminal import printable
 from eventmesh.errors import UsageError
+from eventmesh.printable import printable
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from eventmesh.cli.terminal import printable, printable_lines
+from eventmesh.printable import printable, printable_lines
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from eventmesh.wire.envelope import Envelope

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eventmesh.cli.terminal import printable
 from eventmesh.duration import seconds
 from eventmesh.errors import UsageError
+from eventmesh.printable import printable
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from eventmesh.transports.base import Subscription, Transport, Unrouted

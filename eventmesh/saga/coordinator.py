@@ -1,4 +1,15 @@
-"""Runs a saga: an ordinary handler, whose state row and commands commit in one transaction."""
+"""Runs sagas: an ordinary transactional handler of the service that owns them.
+
+The coordinator subscribes to the event that starts a saga and to all replies. For each message it
+loads the saga's row, asks `transition` what happens next, and stores the row and the outgoing
+commands in the same transaction. Two message attributes connect a reply to its saga: `sagaid`
+(`<saga name>/<id>`) and `sagastep` (the step's label). Every command carries them, and the
+replying service copies them to its reply.
+
+The id of a saga is the id of the event that started it, so an event that is delivered twice cannot
+start two sagas. Two replies that arrive at the same time are resolved by the row's version number:
+the slower transaction gets a Conflict and is retried.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +34,15 @@ from eventmesh.transports.base import Subscription
 from eventmesh.wire.envelope import Envelope
 
 SUBSCRIPTION_SUFFIX = ".saga"
-"""So that a saga may be called like the command with which its story begins."""
+"""Keeps the subscription's name apart from a command of the same name as the saga."""
 
-# Commands leave with the commit that stores their saga, so a reply finds its row, unless a database
-# is just failing over or being restored. We wait about ten minutes for that: 13 without jitter. The
-# bound counts all attempts of the reply, so it leaves several minutes to one that was retried for a
-# Conflict a dozen times before.
+# A saga's commands are published only after the commit that stores its row, so a reply finds the
+# row unless a database is failing over or being restored. We wait about ten minutes for that (13
+# without jitter). The limit counts all attempts of the reply, so that one which was retried a dozen
+# times for a Conflict still has several minutes.
 _UNKNOWN_SAGA = Retry(attempts=20, backoff=exponential("500ms", cap="1m"))
 
-# What a saga waits for must not be given up while the trouble may pass: about a day.
+# A dead-lettered reply leaves its saga waiting for ever, so we retry for about a day.
 _RETRY = Retry(
     attempts=300,
     backoff=exponential("100ms", cap="5m"),
@@ -39,7 +50,7 @@ _RETRY = Retry(
 )
 
 _SAGA_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|sha256:[0-9a-f]{64}")
-"""What `Envelope.unique_id` makes: anything else names no saga, and need not be looked for."""
+"""The forms that `Envelope.unique_id` returns. Anything else cannot be the id of a saga."""
 
 
 class Coordinator:
@@ -50,12 +61,12 @@ class Coordinator:
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.saga")
 
     def extend(self, service: Service) -> None:
-        """Subscribe to all it handles, and declare all it publishes."""
+        """Add the subscription and the published messages of this saga to the service."""
         definition = self._definition
         if not definition.name.startswith(f"{service.name}."):
             raise UsageError(
-                f"The saga {definition.name!r} does not belong to service {service.name!r}: name "
-                f"it {service.name}.…"
+                f"The saga {definition.name!r} does not belong to service {service.name!r}: its "
+                f"name must begin with {service.name!r} and a dot."
             )
         models = {
             model.__identity__.name: model
@@ -77,18 +88,20 @@ class Coordinator:
     async def handle(
         self, message: Message, envelope: Envelope, transaction: Transaction | None
     ) -> None:
-        """Move one saga on by one message. Conflict, to be tried again, when another worker did
-        so at the same time; UnknownSaga when there is none of this id; Reject when there cannot
-        be one."""
+        """Apply one message to one saga.
+
+        Raises Conflict, which is retried, if another worker changed the saga at the same time;
+        UnknownSaga if there is no saga with this id; Reject if the id cannot be a saga's.
+        """
         if transaction is None or not isinstance(message, Event):
-            raise UsageError("A saga's coordinator runs in a transaction, and on events only.")
+            raise UsageError("A saga's coordinator handles events only, and in a transaction.")
         if isinstance(message, self._definition.started_by):
             await self._start(message, envelope, transaction)
         else:
             await self._advance(message, envelope, transaction)
 
     async def _start(self, event: Event, envelope: Envelope, transaction: Transaction) -> None:
-        # The event's id is the saga's: the same event can never start two.
+        # The saga takes the event's id, so that a duplicate cannot start a second one.
         await self._apply(
             start(self._definition, event),
             envelope.unique_id,
@@ -99,25 +112,23 @@ class Coordinator:
     async def _advance(self, reply: Event, envelope: Envelope, transaction: Transaction) -> None:
         name, _, saga_id = envelope.attributes.get("sagaid", "").partition("/")
         if name != self._definition.name:
-            return  # the same event, but in answer to somebody else's command
+            return  # a reply to another sender's command
         if not _SAGA_ID.fullmatch(saga_id):
             raise Reject(
-                f"the attribute sagaid of this {envelope.name} is not one that EventMesh made: it "
-                f"names no saga of {name}. Whoever published it must hand on the sagaid of the "
-                f"command that it answers."
+                f"the attribute sagaid of this {envelope.name} is not the id of a saga of {name}. "
+                f"The publisher must copy the attribute sagaid of the command it replies to."
             )
         row = await sagas.load(transaction.session, name, saga_id)
         if row is None:
             raise UnknownSaga(
-                f"no saga {saga_id} of {name} exists: either the attribute sagaid of this "
-                f"{envelope.name} was not copied from a command of that saga, or the saga was "
-                f"deleted. If its row comes back, as by a restored database, replay this dead "
-                f"letter."
+                f"no saga {saga_id} of {name} exists: either the saga was deleted, or the "
+                f"attribute sagaid of this {envelope.name} was not copied from a command of that "
+                f"saga. If a restored database brings its row back, replay this dead letter."
             )
         label = envelope.attributes.get("sagastep", "")
         transition = advance(self._definition, self._record(row), label, reply)
         if transition is None:
-            self._log.info("reply changes nothing", saga_id=saga_id, step=label, status=row.status)
+            self._log.info("saga reply ignored", saga_id=saga_id, step=label, status=row.status)
             return
         await self._apply(transition, saga_id, row.row_version + 1, transaction)
 
@@ -145,10 +156,12 @@ class Coordinator:
             transaction.add(sending.command, extensions=labels)
         if transition.ending is not None:
             transaction.add(transition.ending)
-        self._log.debug("saga moved", saga_id=saga_id, status=record.status, reason=record.reason)
+        self._log.debug(
+            "saga advanced", saga_id=saga_id, status=record.status, reason=record.reason
+        )
 
     def _record(self, row: SagaRow) -> SagaRecord:
-        # The check constraint on the row admits no other status.
+        # A check constraint of the table allows only the statuses of SagaRecord.
         return SagaRecord(
             status=row.status,  # type: ignore[arg-type]
             state=self._definition.state.model_validate_json(

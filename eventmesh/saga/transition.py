@@ -1,7 +1,18 @@
-"""What happens next in a saga: a pure function of what has happened so far and one message.
+"""What happens next in a saga: a pure function of its record and one reply.
 
-Steps are known by name, so that a saga under way survives a new order of the code. A reply that
-does not fit (late, twice, or to a step of no interest any more) changes nothing.
+`start` and `advance` read a definition and a record and return the next record together with the
+commands to send. They touch no database and no broker, so every path through a saga can be walked
+in a unit test. For `flow = reserve >> capture`, where only `reserve` has an undo:
+
+    reply               record afterwards                   commands to send
+    (start)             running: reserve sent               reserve
+    reserve ok          running: reserve done, capture sent capture
+    capture failed      undoing: reserve undo_sent          reserve:undo
+    reserve:undo ok     undone: reserve undone              none, and the end is published
+
+Steps are identified by name, so a running saga survives a reordering of the code. A reply that
+does not fit, because it is late, a duplicate or for a step that is no longer open, changes
+nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +33,7 @@ StepStatus = Literal["sent", "done", "failed", "undo_sent", "undone"]
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """How far a step is, and the reply it got: the message's name and its data."""
+    """The status of a step, and its reply: the message's name and its data."""
 
     status: StepStatus
     reply_name: str | None = None
@@ -31,7 +42,7 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class SagaRecord:
-    """A saga under way. A step that is not in `steps` has not begun."""
+    """The progress of one saga. A step that is not in `steps` has not been sent."""
 
     status: Status
     state: BaseModel
@@ -40,22 +51,22 @@ class SagaRecord:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing can happen to this saga any more."""
+        """Whether no further message can change this saga."""
         return self.status in ("completed", "undone")
 
-    def at(self, step: Step) -> StepStatus | None:
-        """How far this step is; None before it has begun."""
+    def status_of(self, step: Step) -> StepStatus | None:
+        """The status of this step; None before it has been sent."""
         record = self.steps.get(step.name)
         return None if record is None else record.status
 
     def with_step(self, step: Step, record: StepRecord) -> SagaRecord:
-        """The same with this step's record changed."""
+        """A copy with this step's record replaced."""
         return replace(self, steps={**self.steps, step.name: record})
 
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A command to send, and the label by which its reply will be known."""
+    """A command to send, and the label that its reply will carry."""
 
     label: str
     command: Command
@@ -63,7 +74,7 @@ class Sending:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """The saga afterwards, and what is to be sent and published with it in one transaction."""
+    """The next record, and what is sent and published in the same transaction."""
 
     record: SagaRecord
     sendings: tuple[Sending, ...] = ()
@@ -71,29 +82,29 @@ class Transition:
 
 
 def start(definition: Definition, event: Event) -> Transition:
-    """A new saga, with the commands of its first stage."""
+    """Begin a saga, with the commands of its first stage."""
     return _forward(definition, SagaRecord("running", definition.begin(event), {}))
 
 
 def advance(
     definition: Definition, record: SagaRecord, label: str, reply: Event
 ) -> Transition | None:
-    """The saga after this reply to the step or undo of this label; None when it changes nothing."""
+    """Apply the reply to the step or undo with this label; None when it changes nothing."""
     name = label.removesuffix(UNDO_SUFFIX)
     step = next((each for each in definition.steps if each.name == name), None)
     if step is None or record.ended:
         return None
     if label != name:
         undo = step.undoing
-        if undo is None or type(reply) is not undo.ok or record.at(step) != "undo_sent":
+        if undo is None or type(reply) is not undo.ok or record.status_of(step) != "undo_sent":
             return None
         undone = replace(record.steps[name], status="undone")
         return _backward(definition, record.with_step(step, undone))
-    if record.at(step) != "sent":
+    if record.status_of(step) != "sent":
         return None
     if type(reply) is step.ok:
         done = record.with_step(step, _answered("done", reply))
-        # When another step has failed meanwhile, this one is undone like the rest.
+        # If another step of the stage has failed meanwhile, this one is undone with the rest.
         move = _backward if record.status == "undoing" else _forward
         return move(definition, done)
     if type(reply) in step.failed:
@@ -104,13 +115,13 @@ def advance(
 
 
 def _forward(definition: Definition, record: SagaRecord) -> Transition:
-    """Send what the first unfinished stage has not sent yet; the end when there is none."""
+    """Send the unsent steps of the first unfinished stage; complete the saga if there is none."""
     for stage in definition.stages:
-        if all(record.at(each) == "done" for each in stage):
+        if all(record.status_of(each) == "done" for each in stage):
             continue
         sendings = []
         for each in stage:
-            if record.at(each) is None:
+            if record.status_of(each) is None:
                 sendings.append(Sending(each.name, each.command(record.state)))
                 record = record.with_step(each, StepRecord("sent"))
         return Transition(record, tuple(sendings))
@@ -118,16 +129,16 @@ def _forward(definition: Definition, record: SagaRecord) -> Transition:
 
 
 def _backward(definition: Definition, record: SagaRecord) -> Transition:
-    """Undo the last step that is done, once none is under way; the end when there is none."""
+    """Undo the last completed step, once no reply is outstanding; end the saga if none is left."""
     sendings: list[Sending] = []
     for step in reversed(list(definition.steps)):
-        match record.at(step), step.undoing:
+        match record.status_of(step), step.undoing:
             case (("sent" | "undo_sent"), _):
                 return Transition(record, tuple(sendings))
             case "done", None:
                 record = record.with_step(step, replace(record.steps[step.name], status="undone"))
             case "done", Undo() as undo:
-                reply = _revived(step.ok, record.steps[step.name])
+                reply = _parsed_reply(step.ok, record.steps[step.name])
                 sendings.append(Sending(step.name + UNDO_SUFFIX, undo.command(record.state, reply)))
                 waits = undo.ok is not None
                 status: StepStatus = "undo_sent" if waits else "undone"
@@ -144,19 +155,19 @@ def _answered(status: StepStatus, reply: Event) -> StepRecord:
     return StepRecord(status, reply.__identity__.name, data)
 
 
-def _revived(model: type[Event], record: StepRecord) -> Event:
-    # Through JSON, as it was read the first time: a strict model takes a date only from there.
-    # By name, because an alias may be for reading only.
+def _parsed_reply(model: type[Event], record: StepRecord) -> Event:
+    # Through JSON, as it arrived: a strict model accepts a date as text only from JSON.
+    # By name, because an alias may be for validation only.
     return model.model_validate_json(to_json(record.reply), by_name=True, by_alias=False)
 
 
 def _failure(definition: Definition, record: SagaRecord) -> Event:
-    """The reply with which the first failed step of the flow failed."""
+    """The reply of the first step in the flow that failed."""
     for step in definition.steps:
         answer = record.steps.get(step.name)
         if answer is None or answer.status != "failed":
             continue
         for model in step.failed:
             if model.__identity__.name == answer.reply_name:
-                return _revived(model, answer)
+                return _parsed_reply(model, answer)
     raise AssertionError("a saga is undone only after a step has failed")

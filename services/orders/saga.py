@@ -41,6 +41,7 @@ class OrderState(BaseModel):
 class FulfilOrder(Saga[OrderState], name="orders.fulfil_order", started_by=OrderPlaced):
     """Stock first, for it can be given back; money next; the parcel last, for it cannot."""
 
+    @staticmethod
     def begin(event: OrderPlaced) -> OrderState:
         return OrderState(**event.model_dump())
 
@@ -66,9 +67,11 @@ class FulfilOrder(Saga[OrderState], name="orders.fulfil_order", started_by=Order
 
     flow = reserve >> capture >> ship
 
+    @staticmethod
     def completed(state: OrderState) -> OrderClosed:
         return OrderClosed(order_id=state.order_id)
 
+    @staticmethod
     def undone(
         state: OrderState, failure: OutOfStock | PaymentDeclined | ShipmentRefused
     ) -> OrderCancelled:

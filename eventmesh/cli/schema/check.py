@@ -126,7 +126,7 @@ def _report(problems: Sequence[Problem], services: Sequence[Service], *, every: 
 
 
 def _tell(report: Report, written_as: Format, output: Path | None) -> None:
-    from eventmesh.cli.terminal import printable_lines
+    from eventmesh.printable import printable_lines
     from eventmesh.review.formats import FORMATS
 
     text = FORMATS[written_as](report)
@@ -152,7 +152,7 @@ def _repair(
 
 
 def _tell_repairs(repairs: Repairs, *, aside: bool) -> None:
-    from eventmesh.cli.terminal import printable
+    from eventmesh.printable import printable
 
     for line in repairs.done:
         typer.echo(printable(line), err=aside)
@@ -164,7 +164,7 @@ def _fail(problems: Sequence[Problem], advice: str = "") -> None:
     """Drift that names each problem, and says what to do where that is the same for all."""
     if not problems:
         return
-    from eventmesh.cli.terminal import printable
+    from eventmesh.printable import printable
 
     by_rule: dict[str, list[str]] = {}
     for problem in problems:

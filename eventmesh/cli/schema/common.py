@@ -35,7 +35,7 @@ def owned(services: Sequence[Service]) -> list[type[Message]]:
 
 def say(text: str) -> None:
     """Print lines for people, whatever was written into them by others."""
-    from eventmesh.cli.terminal import printable_lines
+    from eventmesh.printable import printable_lines
 
     typer.echo(printable_lines(text), nl=False)
 

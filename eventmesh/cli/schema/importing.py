@@ -45,6 +45,6 @@ def import_(
 
 def _commented(text: str) -> str:
     """As a comment, so that all of the output is Python."""
-    from eventmesh.cli.terminal import printable_lines
+    from eventmesh.printable import printable_lines
 
     return "".join(f"# {line}".rstrip() + "\n" for line in printable_lines(text).splitlines())

@@ -49,7 +49,7 @@ def retire(
 
 
 def _as_text(found: Inventory) -> str:
-    from eventmesh.cli.terminal import printable
+    from eventmesh.printable import printable
     from eventmesh.review.inventory import told
 
     lines = [printable(f"{_title(stock)}: {stock}") for stock in found.stocks]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eventmesh.cli.schema.common import AsJson, say, say_json
-from eventmesh.cli.terminal import printable
 from eventmesh.errors import EventMeshError
+from eventmesh.printable import printable
 
 if TYPE_CHECKING:  # imported when the command runs; see `eventmesh.cli`
     from collections.abc import Iterator

@@ -19,8 +19,8 @@ from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Sender, Transaction
 from eventmesh.runtime.declaring.retry import Retry, decide
 from eventmesh.runtime.declaring.service import Service
+from eventmesh.saga.authoring import Saga, step
 from eventmesh.saga.coordinator import Coordinator
-from eventmesh.saga.definition import Saga, step
 from eventmesh.testing.clock import ManualClock
 from eventmesh.transports.outcome import Dead, RetryAfter
 from eventmesh.wire.envelope import DEFAULT_MAX_BYTES, Envelope, open_envelope, seal

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from eventmesh.contracts.message import Command, Event
-from eventmesh.saga.definition import UNDO_SUFFIX, Definition, Flow, Saga, Step, pivot, step
+from eventmesh.saga.authoring import Saga, pivot, step
+from eventmesh.saga.definition import UNDO_SUFFIX, Definition, Flow, Step
 from eventmesh.saga.transition import SagaRecord, StepRecord, Transition, advance, start
 from services.orders import contracts as shop
 from services.orders.saga import FulfilOrder

@@ -1,5 +1,8 @@
-# ruff: noqa: N805  # the functions of a saga take its state, there is no self
-# Annotations are not postponed here: sagas are made inside tests.
+# ruff: noqa: N805  # the functions of a saga take its state instead of self
+# No `from __future__ import annotations`: sagas are defined inside tests, whose local names a
+# postponed annotation could not resolve.
+"""A saga is checked when its class is defined, and each mistake is named."""
+
 import functools
 import operator
 import types
@@ -10,7 +13,8 @@ from pydantic import BaseModel
 
 from eventmesh.contracts.message import Command, Event
 from eventmesh.errors import UsageError
-from eventmesh.saga.definition import Definition, Flow, Saga, Step, pivot, step
+from eventmesh.saga.authoring import Saga, pivot, step
+from eventmesh.saga.definition import Definition, Flow, Step
 
 
 class State(BaseModel):
@@ -67,7 +71,7 @@ AS_WRITTEN = Flow(())
 def define(
     flow: object = AS_WRITTEN, begin: object = begin, completed: object = None, **steps: Step
 ) -> Definition:
-    """The definition of a saga of these steps, one after another unless `flow` says otherwise."""
+    """The definition of a saga with these steps, one after another unless `flow` is given."""
     if flow is AS_WRITTEN:
         flow = functools.reduce(operator.rshift, steps.values())
     body = {"begin": begin, **steps, "flow": flow, "completed": completed}
@@ -137,11 +141,11 @@ def test_a_saga_takes_the_replies_to_its_steps_and_undos() -> None:
     assert set(Written.definition.replies()) == {Did, Refused, Ended, Undid}
 
 
-def test_an_end_that_is_not_written_is_nothing() -> None:
+def test_an_end_that_is_not_written_publishes_nothing() -> None:
     assert Written.definition.undone(State(), Refused()) is None
 
 
-def test_a_version_is_1_unless_it_is_said() -> None:
+def test_the_version_is_1_by_default() -> None:
     assert define(a=plain(), b=plain()).version == 1
 
 
@@ -152,7 +156,7 @@ def test_a_saga_without_flow_is_refused(flow: object) -> None:
 
 
 def test_a_saga_without_begin_is_refused() -> None:
-    with pytest.raises(UsageError, match="has no begin: write def begin"):
+    with pytest.raises(UsageError, match="has no begin: write @staticmethod def begin"):
         define(begin=None, a=plain(), b=plain())
 
 
@@ -169,7 +173,7 @@ def test_a_step_twice_in_the_flow_is_refused() -> None:
 
 
 def test_a_step_after_the_pivot_cannot_fail() -> None:
-    with pytest.raises(UsageError, match="has the step b after its pivot, where it only goes"):
+    with pytest.raises(UsageError, match="has the step b after its pivot, where the saga"):
         define(a=pivot(ok=Did)(do), b=failing())
 
 
@@ -185,8 +189,8 @@ def test_a_pivot_itself_may_fail() -> None:
     assert Refused in list(definition.replies())
 
 
-def test_there_is_one_point_of_no_return() -> None:
-    with pytest.raises(UsageError, match="has 2 pivots: there is one point of no return"):
+def test_a_saga_has_at_most_one_pivot() -> None:
+    with pytest.raises(UsageError, match="has 2 pivots: a saga has at most one point of no return"):
         define(a=pivot(ok=Did)(do), b=pivot(ok=Did)(do))
 
 
@@ -225,7 +229,7 @@ def test_a_reply_has_a_name(replies: Any) -> None:
 
 
 def test_a_saga_says_what_its_state_is() -> None:
-    with pytest.raises(UsageError, match=r"does not say what its state is: .*Saga\[SomeModel\]"):
+    with pytest.raises(UsageError, match=r"name the type of its state: .*Saga\[SomeModel\]"):
 
         class Stateless(Saga, name="a.stateless", started_by=Started):
             def begin(event: Started) -> State:
@@ -236,7 +240,7 @@ def test_a_saga_says_what_its_state_is() -> None:
             flow = a >> b
 
 
-def test_a_flow_is_its_steps_one_after_another() -> None:
+def test_chained_steps_form_consecutive_stages() -> None:
     a, b, c = plain(), plain(), plain()
     assert (a >> b >> c) == Flow(((a,), (b,), (c,)))
 
@@ -269,11 +273,11 @@ def test_a_flow_may_be_made_of_flows() -> None:
 def test_a_pivot_cannot_be_undone() -> None:
     undoable = pivot(ok=Did)(do)
     undoable.undo(take_back)
-    with pytest.raises(UsageError, match="has an undo for its pivot a, which cannot be taken back"):
+    with pytest.raises(UsageError, match="has an undo for its pivot a, which cannot be undone"):
         define(undoable, a=undoable)
 
 
-def test_what_starts_a_saga_answers_none_of_its_steps() -> None:
+def test_the_starting_event_cannot_answer_a_step() -> None:
     undoable = plain()
     undoable.undo(ok=Started)(take_back)
     answered = (step(ok=Started)(do), step(ok=Did, failed=[Refused, Started])(do), undoable)
@@ -288,8 +292,26 @@ def end_without_annotation(state: State):  # type: ignore[no-untyped-def]
     return Ended()
 
 
-def test_an_end_says_which_message_it_makes() -> None:
+def test_begin_and_the_ends_may_be_static_methods() -> None:
+    class Static(Saga[State], name="a.static", started_by=Started):
+        @staticmethod
+        def begin(event: Started) -> State:
+            return State(number=7)
+
+        only = step(ok=Did)(do)
+        flow = only
+
+        @staticmethod
+        def completed(state: State) -> Ended:
+            return Ended()
+
+    assert Static.definition.begin(Started()) == State(number=7)
+    assert Static.definition.completed(State()) == Ended()
+    assert Static.definition.publishes == (Do, Ended)
+
+
+def test_an_end_says_which_message_it_returns() -> None:
     with pytest.raises(
-        UsageError, match="end_without_annotation must say which message it makes, or None"
+        UsageError, match="end_without_annotation must say which message it returns, or None"
     ):
         define(a=plain(), b=plain(), completed=end_without_annotation)
