@@ -12,6 +12,7 @@ from contextlib import suppress
 from copy import copy
 from typing import Any
 
+from eventmesh.compat.budget import StepBudget
 from eventmesh.compat.flat import Flat, closed
 from eventmesh.compat.narrowing import FAILING, FAILS, narrow
 from eventmesh.compat.reading import Schema, Unproved
@@ -31,8 +32,9 @@ Choice = list[tuple[Schema, bool]]
 class Flattener:
     """Flattens schemas of one document, whose definitions it knows."""
 
-    def __init__(self, definitions: Mapping[str, Schema]) -> None:
+    def __init__(self, definitions: Mapping[str, Schema], budget: StepBudget) -> None:
         self.definitions = definitions
+        self._budget = budget
         self._steps = 0
 
     def alternatives(self, schemas: Sequence[Schema]) -> list[Flat]:
@@ -65,6 +67,7 @@ class Flattener:
         flat, ahead = copy(flat), list(ahead)
         while ahead:
             self._steps += 1
+            self._budget.spend(4)
             if self._steps > MAX_STEPS:
                 raise TooMany("it has too many alternatives")
             if not flat.types:

@@ -10,12 +10,12 @@ from typing import Any
 from pydantic_core import to_json
 
 from eventmesh.compat.algebra import Algebra
+from eventmesh.compat.budget import StepBudget, price_of, with_whole_stack
 from eventmesh.compat.changes import changes
 from eventmesh.compat.documents import Maker
 from eventmesh.compat.normal import normal
 from eventmesh.compat.proof import proved
 from eventmesh.compat.reading import (
-    Deadline,
     Schema,
     Unproved,
     check_draft,
@@ -31,8 +31,8 @@ TRIES = 4_000
 """Candidates that are tried as witnesses."""
 FIRST = 300
 """How many of them before a proof is tried; all others if there is none."""
-SECONDS = 0.4
-"""How long each of these may take; almost all end by themselves within a hundredth of it."""
+STEPS = 100_000
+"""The step budget of each search and each proof; most need less than a hundredth of it."""
 
 
 def compare(writer: Schema, reader: Schema, *, draft: str = "2020") -> Verdict:
@@ -47,7 +47,7 @@ def compare(writer: Schema, reader: Schema, *, draft: str = "2020") -> Verdict:
     try:
         check_schema(writer, draft, "The writer's schema")
         check_schema(reader, draft, "The reader's schema")
-        return _compare(writer, reader, draft)
+        return with_whole_stack(lambda: _compare(writer, reader, draft))
     except Unproved as error:
         return Unknown(str(error))
     except RecursionError:
@@ -75,19 +75,19 @@ def _compare(writer: Schema, reader: Schema, draft: str) -> Verdict:
 
 def _proved(writer: Schema, reader: Schema) -> bool:
     try:
-        return proved(writer, reader, Deadline(SECONDS))
+        return proved(writer, reader, StepBudget(STEPS))
     except Unproved:
         return False
 
 
 def _candidates(writer: Schema, reader: Schema, algebra: Algebra) -> Iterator[Any]:
     """What may be a witness: documents of the difference, then those beside all bounds."""
-    deadline = Deadline(SECONDS)
+    budget = StepBudget(STEPS)
     left = algebra.difference()
     if left is not None and left is not True:
         with suppress(Unproved):
-            yield from islice(Maker(normal(left, "2020"), deadline=deadline).candidates(), 300)
-    yield from islice(Maker(writer, reader, deadline=deadline).candidates(), TRIES)
+            yield from islice(Maker(normal(left, "2020"), budget=budget).candidates(), 300)
+    yield from islice(Maker(writer, reader, budget=budget).candidates(), TRIES)
 
 
 _NONE: Any = object()
@@ -96,14 +96,14 @@ _NONE: Any = object()
 def _witness(candidates: Iterator[Any], judge: _Judge) -> Any:
     """A small document that breaks; one that no engine of patterns minds, if there is one."""
     fallback = _NONE
-    deadline = Deadline(SECONDS)
-    with suppress(Unproved):  # the time is over
+    budget = StepBudget(STEPS)
+    with suppress(Unproved):  # the budget is spent
         for candidate in candidates:
-            deadline.check()
+            budget.spend(price_of(candidate))
             if not judge.refutes(candidate):
                 continue
             if not _contested(candidate):
-                return shrunk(candidate, judge.refutes, Deadline(SECONDS))
+                return shrunk(candidate, judge.refutes, StepBudget(STEPS))
             fallback = candidate if fallback is _NONE else fallback
     return fallback
 
@@ -168,9 +168,9 @@ def documents(
         check_schema(one, draft)
     accepted = accepts(schema, draft=draft)
     mine = normal(schema, draft)
-    deadline = Deadline(2 * SECONDS * (len(also) + 1))
-    made = [Maker(mine, deadline=deadline).candidates()]
-    made += [Maker(mine, normal(one, draft), deadline=deadline).candidates() for one in also]
+    budget = StepBudget(2 * STEPS * (len(also) + 1))
+    made = [Maker(mine, budget=budget).candidates()]
+    made += [Maker(mine, normal(one, draft), budget=budget).candidates() for one in also]
     found: list[Any] = []
     known: set[bytes] = set()
     for candidates in made:

@@ -12,10 +12,11 @@ from itertools import chain, islice, product
 from typing import Any
 
 from eventmesh.compat.alternatives import Flattener, TooMany
+from eventmesh.compat.budget import StepBudget
 from eventmesh.compat.flat import Flat
 from eventmesh.compat.leaves import fits
 from eventmesh.compat.normal import definitions_of
-from eventmesh.compat.reading import Deadline, Schema
+from eventmesh.compat.reading import Schema
 from eventmesh.compat.regular import Irregular, example
 from eventmesh.compat.scalars import numbers, texts
 from eventmesh.compat.values import same, type_of
@@ -44,15 +45,15 @@ Conjunction = tuple[Schema, ...]
 class Maker:
     """Makes candidates: likely, not surely, documents of the writer's schema."""
 
-    def __init__(self, writer: Schema, reader: Schema | None = None, *, deadline: Deadline) -> None:
-        self._writer = Flattener(definitions_of(writer))
-        self._reader = Flattener(definitions_of(True if reader is None else reader))
+    def __init__(self, writer: Schema, reader: Schema | None = None, *, budget: StepBudget) -> None:
+        self._writer = Flattener(definitions_of(writer), budget)
+        self._reader = Flattener(definitions_of(True if reader is None else reader), budget)
         theirs = definitions_of(True if reader is None else reader)
         self._shared = same(definitions_of(writer), theirs)
         self._root = (_bare(writer),)
         self._rival: Conjunction | None = None if reader is None else (_bare(reader),)
         self._steps = MAX_STEPS + 2 * _size(writer)
-        self._deadline = deadline
+        self._budget = budget
 
     def candidates(self) -> Iterator[Any]:
         """The candidates, simplest first; each is new."""
@@ -66,7 +67,7 @@ class Maker:
         most: int,
     ) -> Iterator[Any]:
         """At most so many values for one part of a document."""
-        self._deadline.check()
+        self._budget.spend(10)
         self._steps -= 1
         if depth > MAX_DEPTH or self._steps < 0:
             return
@@ -119,7 +120,7 @@ class Maker:
         elif kind in ("integer", "fraction"):
             yield from (n for n in numbers(flat, theirs) if type_of(n) == kind)
         elif kind == "string":
-            yield from (text for text in texts(flat, theirs) if fits(flat, text))
+            yield from (text for text in texts(flat, theirs, self._budget) if fits(flat, text))
         elif kind == "array":
             yield from self._lists(flat, theirs, alone, depth)
         else:
@@ -167,8 +168,8 @@ class Maker:
             for contains in rival.contains if self._shared else ():
                 held = (*flat.at(first), contains.schema)
                 inside = list(self._values(held, None, depth + 1, 3))
-                for count in {contains.least, contains.most, (contains.most or 0) + 1}:
-                    if inside and count is not None and count <= MAX_ENTRIES:
+                for count in sorted({contains.least, contains.most or 0, (contains.most or 0) + 1}):
+                    if inside and count <= MAX_ENTRIES:
                         yield [inside[i % len(inside)] for i in range(count)]
 
     def _entries(
@@ -356,15 +357,22 @@ class Maker:
         patterns = [pattern for one in [flat, *rivals] for pattern, _ in one.by_pattern]
         for pattern in dict.fromkeys(patterns):
             others = [other for other in dict.fromkeys(patterns) if other != pattern]
-            names += _some([pattern]) + _some([pattern], others)
+            names += self._some([pattern]) + self._some([pattern], others)
         held = [*flat.names, *(schema for rival in rivals for schema in rival.names)]
         for schema in held:
             spelled = self._values(({"type": "string"}, *flat.names), (schema,), MAX_DEPTH, 12)
             names += [name for name in spelled if isinstance(name, str)]
         if patterns:
-            names += _some([], list(dict.fromkeys(patterns)))
+            names += self._some([], list(dict.fromkeys(patterns)))
         found = dict.fromkeys([*names, *(_NAMES if rivals else _NAMES[:1])])
         return [name for name in found if self._may_be_named(flat, name)]
+
+    def _some(self, patterns: Sequence[str], others: Sequence[str] = ()) -> list[str]:
+        try:
+            found = example(patterns, others, budget=self._budget)
+        except Irregular:
+            return []
+        return [] if found is None else [found]
 
     def _may_be_named(self, flat: Flat, name: str) -> bool:
         if not flat.names:
@@ -388,14 +396,6 @@ def _telling(flat: Flat, choices: Mapping[str, list[Any]]) -> list[str]:
     unnamed = [n for n in names if n not in flat.properties and len(choices[n]) <= EQUAL]
     others = [n for n in names if n in flat.properties and len(choices[n]) <= EQUAL]
     return [*differing, *unnamed, *others[:MAX_EQUAL]]
-
-
-def _some(patterns: Sequence[str], others: Sequence[str] = ()) -> list[str]:
-    try:
-        found = example(patterns, others)
-    except Irregular:
-        return []
-    return [] if found is None else [found]
 
 
 def _constrained(schemas: Conjunction) -> bool:

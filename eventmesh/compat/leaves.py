@@ -9,6 +9,7 @@ from math import gcd, lcm
 from typing import Any
 
 from eventmesh.compat import formats
+from eventmesh.compat.budget import StepBudget
 from eventmesh.compat.flat import Flat
 from eventmesh.compat.regular import Irregular, example
 from eventmesh.compat.scalars import in_bounds
@@ -115,15 +116,15 @@ def _common_multiple(steps: Sequence[Fraction]) -> Fraction | None:
     return Fraction(lcm(*(s.numerator for s in steps)), gcd(*(s.denominator for s in steps)))
 
 
-def text_within(flat: Flat, other: Flat) -> bool:
+def text_within(flat: Flat, other: Flat, budget: StepBudget) -> bool:
     """Whether the texts of one alternative are all of the other."""
     if flat.min_length < other.min_length and not no_text(
-        flat, [], max_length=other.min_length - 1
+        flat, [], budget, max_length=other.min_length - 1
     ):
         return False
     if other.max_length is not None and (
         flat.max_length is None or flat.max_length > other.max_length
-    ) and not no_text(flat, [], min_length=other.max_length + 1):  # fmt: skip
+    ) and not no_text(flat, [], budget, min_length=other.max_length + 1):  # fmt: skip
         return False
     for name in other.formats:
         if not any(formats.includes(name, mine) for mine in flat.formats):
@@ -132,11 +133,17 @@ def text_within(flat: Flat, other: Flat) -> bool:
         if not any(formats.includes(mine, name) for mine in flat.no_formats):
             return False
     for pattern in other.patterns:
-        if pattern not in flat.patterns and not no_text(flat, [pattern]):
+        if pattern not in flat.patterns and not no_text(flat, [pattern], budget):
             return False
     return all(
         pattern in flat.no_patterns
-        or _empty([*flat.patterns, pattern], flat.no_patterns, flat.min_length, flat.max_length)
+        or _empty(
+            [*flat.patterns, pattern],
+            flat.no_patterns,
+            flat.min_length,
+            flat.max_length,
+            budget,
+        )
         for pattern in other.no_patterns
     )
 
@@ -144,6 +151,7 @@ def text_within(flat: Flat, other: Flat) -> bool:
 def no_text(
     flat: Flat,
     missing: Sequence[str],
+    budget: StepBudget,
     *,
     min_length: int | None = None,
     max_length: int | None = None,
@@ -155,7 +163,7 @@ def no_text(
     most = flat.max_length
     if max_length is not None:
         most = max_length if most is None else min(most, max_length)
-    return _empty(flat.patterns, [*flat.no_patterns, *missing], least, most)
+    return _empty(flat.patterns, [*flat.no_patterns, *missing], least, most, budget)
 
 
 def spelled(values: Sequence[Any]) -> str:
@@ -165,12 +173,23 @@ def spelled(values: Sequence[Any]) -> str:
 
 
 def _empty(
-    patterns: Sequence[str], no_patterns: Sequence[str], least: int, most: int | None
+    patterns: Sequence[str],
+    no_patterns: Sequence[str],
+    least: int,
+    most: int | None,
+    budget: StepBudget,
 ) -> bool:
     """Whether no text is so, whichever way an engine counts digits and letters."""
     try:
         return all(
-            example(patterns, no_patterns, min_length=least, max_length=most, unicode=unicode)
+            example(
+                patterns,
+                no_patterns,
+                min_length=least,
+                max_length=most,
+                unicode=unicode,
+                budget=budget,
+            )
             is None
             for unicode in (False, True)
         )
@@ -178,11 +197,11 @@ def _empty(
         return False
 
 
-def never_both(one: str, other: str) -> bool:
+def never_both(one: str, other: str, budget: StepBudget) -> bool:
     """Whether no text matches both patterns."""
-    return _empty([one, other], [], 0, None)
+    return _empty([one, other], [], 0, None, budget)
 
 
-def implies(one: str, other: str) -> bool:
+def implies(one: str, other: str, budget: StepBudget) -> bool:
     """Whether every text that matches the one pattern matches the other."""
-    return one == other or _empty([one], [other], 0, None)
+    return one == other or _empty([one], [other], 0, None, budget)

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
 from eventmesh.compat import accepts, compare
+from eventmesh.compat.budget import StepBudget
 from eventmesh.compat.model_checks import functions_of, interests
 from eventmesh.compat.model_documents import (
     Path,
@@ -48,7 +49,7 @@ from eventmesh.compat.model_schemas import (
     shown_schema,
     writer_schema,
 )
-from eventmesh.compat.reading import Deadline, Unproved
+from eventmesh.compat.reading import Unproved
 from eventmesh.compat.shrink import shrunk
 from eventmesh.compat.validity import explain
 from eventmesh.compat.verdict import Breaking, Change, Compatible, Unknown, Verdict
@@ -67,8 +68,8 @@ Cast = Callable[[dict[str, Any]], dict[str, Any]]
 _VALIDATORS_ERRORS = {"value_error", "assertion_error"}
 _REFUSED = "Take what was allowed before, or raise the version and add an upcaster."
 _NOT_READ = object()
-_SHRINKING = 1.0
-"""Seconds in which a witness is made smaller."""
+_SHRINKING = 10_000
+"""The step budget for making a witness smaller, with the model itself asked at each step."""
 _MOST = 200
 """Documents that are tried, of each of the few ways to make them."""
 _KEYWORDS = {
@@ -278,7 +279,7 @@ class _Question:
             refusal = self.attempt(smaller)
             return refusal is not None and self._blames(smaller, refusal) == "reader"
 
-        witness = shrunk(document, still_breaks, Deadline(_SHRINKING))
+        witness = shrunk(document, still_breaks, StepBudget(_SHRINKING))
         refusal = self.attempt(witness)
         reason = refusal.reason if refusal else ""
         told = compare(plain(self.writer), self.words) if self.words else self.proof

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from eventmesh.compat.alternatives import Flattener, TooMany
+from eventmesh.compat.budget import StepBudget
 from eventmesh.compat.flat import Contains, Flat
 from eventmesh.compat.leaves import (
     finite,
@@ -23,45 +24,42 @@ from eventmesh.compat.leaves import (
     text_within,
 )
 from eventmesh.compat.normal import definitions_of
-from eventmesh.compat.reading import Deadline, Schema, Unproved
+from eventmesh.compat.reading import Schema, Unproved
 from eventmesh.compat.regular import Irregular
 from eventmesh.compat.scalars import in_bounds
 from eventmesh.compat.validity import matches, validator
 from eventmesh.compat.values import same, type_of
 
-MAX_STEPS = 20_000
 MAX_SPLITS = 3
+MAX_DEPTH = 60
+"""Levels of a document that a proof goes down; each takes about ten frames of the stack."""
 Conjunction = tuple[Schema, ...]
 
 
-def proved(writer: Schema, reader: Schema, deadline: Deadline) -> bool:
+def proved(writer: Schema, reader: Schema, budget: StepBudget) -> bool:
     """Whether our own reasoning proves that each document of the writer's is one of the reader's.
     Both are in their one form."""
     if reader is True or writer is False:
         return True
-    return _Prover(writer, reader, deadline).run()
-
-
-class _Stuck(Exception):
-    """No proof within the bounds."""
+    return _Prover(writer, reader, budget).run()
 
 
 class _Prover:
     """Proves containment part by part, assuming of recursive parts what it is about to prove."""
 
-    def __init__(self, writer: Schema, reader: Schema, deadline: Deadline) -> None:
-        self._deadline = deadline
+    def __init__(self, writer: Schema, reader: Schema, budget: StepBudget) -> None:
+        self._budget = budget
         self._goal = ((_bare(writer),), (_bare(reader),))
-        self._writer = Flattener(definitions_of(writer))
-        self._reader = Flattener(definitions_of(reader))
+        self._writer = Flattener(definitions_of(writer), budget)
+        self._reader = Flattener(definitions_of(reader), budget)
         self._shared = same(definitions_of(writer), definitions_of(reader))
         self._assumed: set[tuple[str, str]] = set()
-        self._steps = 0
+        self._depth = 0
 
     def run(self) -> bool:
         try:
             return self._contained(*self._goal)
-        except (_Stuck, Unproved, Irregular, RecursionError):
+        except (Unproved, Irregular):
             return False
 
     def _contained(self, writer: Conjunction, reader: Conjunction) -> bool:
@@ -75,13 +73,15 @@ class _Prover:
         # document, so that the induction is on a smaller one.
         if goal in self._assumed:
             return True
-        self._deadline.check()
-        self._steps += 1
-        if self._steps > MAX_STEPS:
-            raise _Stuck
+        self._budget.spend(10)
+        if self._depth >= MAX_DEPTH:
+            raise Unproved("the schemas are nested too deeply")
         before = set(self._assumed)
         self._assumed.add(goal)
-        if self._contained_by_cases(writer, reader):
+        self._depth += 1
+        proved = self._contained_by_cases(writer, reader)
+        self._depth -= 1
+        if proved:
             return True
         self._assumed = before  # what was proved with its help is not proved
         return False
@@ -99,17 +99,14 @@ class _Prover:
         return all(
             self._covered(replace(flat, types=frozenset({kind})), theirs, reader, MAX_SPLITS)
             for flat in mine
-            for kind in flat.types
+            for kind in sorted(flat.types)
         )
 
     def _covered(
         self, flat: Flat, theirs: Sequence[Flat], reader: Conjunction, splits: int
     ) -> bool:
         """Whether one alternative of one type is within the reader's alternatives."""
-        self._deadline.check()
-        self._steps += 1
-        if self._steps > MAX_STEPS:
-            raise _Stuck
+        self._budget.spend(10)
         if self._impossible(flat):
             return True
         values = finite(flat)
@@ -148,10 +145,11 @@ class _Prover:
         if flat.types == {"object"}:
             possible = self._possible(flat)
             return (possible is not None and possible < flat.min_properties) or any(
-                not self._writer.alternatives(flat.of(name, matches)) for name in flat.required
+                not self._writer.alternatives(flat.of(name, matches))
+                for name in sorted(flat.required)
             )
         if flat.types == {"string"} and (flat.patterns or flat.no_patterns):
-            return no_text(flat, [])
+            return no_text(flat, [], self._budget)
         return False
 
     def _splits(self, flat: Flat, theirs: Sequence[Flat]) -> Iterable[list[Flat]]:
@@ -193,7 +191,7 @@ class _Prover:
         names = [
             name
             for name in dict.fromkeys(
-                name for other in theirs for name in (*other.required, *other.properties)
+                name for other in theirs for name in (*sorted(other.required), *other.properties)
             )
             if any(_says(other, name) != _says(theirs[0], name) for other in theirs)
         ]
@@ -222,7 +220,7 @@ class _Prover:
         if kind not in other.types:
             return False
         if other.values is not None and not (
-            kind == "string" and no_text(flat, [spelled(other.values)])
+            kind == "string" and no_text(flat, [spelled(other.values)], self._budget)
         ):
             return False
         if any(not self._bars(flat, value) for value in other.barred):
@@ -230,7 +228,7 @@ class _Prover:
         if kind in ("integer", "fraction"):
             return number_within(flat, other, kind)
         if kind == "string":
-            return text_within(flat, other)
+            return text_within(flat, other, self._budget)
         if kind == "array":
             return self._list_within(flat, other)
         return kind != "object" or self._object_within(flat, other)
@@ -338,7 +336,7 @@ class _Prover:
             return True
         if other.max_properties is not None and not self._few(flat, other.max_properties):
             return False
-        names = dict.fromkeys([*flat.properties, *other.properties, *flat.required])
+        names = dict.fromkeys([*flat.properties, *other.properties, *sorted(flat.required)])
         named = {name for o in (*flat.others, *other.others) for name in o.names}
         for name in dict.fromkeys([*names, *sorted(named)]):
             mine = flat.of(name, matches)
@@ -375,13 +373,15 @@ class _Prover:
         """Names that neither mentions: those of patterns, and all the rest."""
         for pattern, schema in other.by_pattern:
             for mine, given in self._classes(flat):
-                if mine is not None and never_both(mine, pattern):
+                if mine is not None and never_both(mine, pattern, self._budget):
                     continue
                 if not self._contained(self._sure(flat, pattern, mine, given), (schema,)):
                     return False
         for others in other.others:
             for mine, given in self._classes(flat):
-                if mine is not None and any(implies(mine, known) for known in others.patterns):
+                if mine is not None and any(
+                    implies(mine, known, self._budget) for known in others.patterns
+                ):
                     continue
                 if not self._contained(self._sure(flat, mine, mine, given), (others.schema,)):
                     return False
@@ -404,7 +404,7 @@ class _Prover:
         """What the value of a name of this class is held to, that also matches the pattern."""
         if pattern is None:
             return given
-        implied = [known for known, _ in flat.by_pattern if implies(pattern, known)]
+        implied = [known for known, _ in flat.by_pattern if implies(pattern, known, self._budget)]
         if mine is None and implied:
             return (False,)  # such a name is of that class, and not of the rest
         return given + tuple(s for known, s in flat.by_pattern if known in implied)

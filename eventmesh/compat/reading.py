@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from time import monotonic
 from typing import Any
 
 from eventmesh.errors import UsageError
@@ -29,18 +28,6 @@ _URIS = {draft: uri for uri, draft in _DIALECTS.items()}
 
 class Unproved(Exception):
     """Why a question about schemas cannot be answered."""
-
-
-class Deadline:
-    """Ends a search that would take too long, on schemas that were not foreseen."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = monotonic() + seconds
-
-    def check(self) -> None:
-        """Unproved once the time is over."""
-        if monotonic() > self._end:
-            raise Unproved("it takes too long to tell")
 
 
 def check_draft(draft: str) -> None:

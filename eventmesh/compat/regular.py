@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from eventmesh.compat.budget import StepBudget
+
 MAX_STATES = 2_000
 MAX_STEPS = 4_000
 
@@ -106,11 +108,17 @@ def example(
     min_length: int = 0,
     max_length: int | None = None,
     unicode: bool = False,
+    budget: StepBudget,
 ) -> str | None:
     """The shortest text that matches all of `matching` and none of `missing`; None if there is
     none, which is a proof. Irregular when that cannot be told."""
     found = examples(
-        matching, missing, min_length=min_length, max_length=max_length, unicode=unicode
+        matching,
+        missing,
+        min_length=min_length,
+        max_length=max_length,
+        unicode=unicode,
+        budget=budget,
     )
     return next(found, None)
 
@@ -122,11 +130,13 @@ def examples(
     min_length: int = 0,
     max_length: int | None = None,
     unicode: bool = False,
+    budget: StepBudget,
 ) -> Iterator[str]:
     """Such texts, one for each way to end, the shortest first."""
     wanted = [_compile(pattern, unicode) for pattern in matching]
     barred = [_compile(pattern, unicode) for pattern in missing]
     automata = [*wanted, *barred]
+    budget.spend(10 + sum(len(automaton.moves) for automaton in automata))
     alphabet = _alphabet(automata)
     begin = tuple(a.closure(frozenset({a.first}), True, False) for a in automata)
     seen = {(begin, 0, True)}
@@ -146,6 +156,7 @@ def examples(
                 continue
             for char in alphabet:
                 steps += 1
+                budget.spend(len(automata))
                 if steps > MAX_STEPS:
                     raise Irregular("the patterns are too large to be compared")
                 moved = tuple(a.step(s, char) for a, s in zip(automata, states, strict=True))

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from eventmesh.compat import formats
+from eventmesh.compat.budget import StepBudget
 from eventmesh.compat.flat import Flat
 from eventmesh.compat.regular import Irregular, examples
 
@@ -28,7 +29,7 @@ _NUMBERS: tuple[int | float, ...] = (
 )  # fmt: skip
 
 
-def texts(flat: Flat, rivals: Sequence[Flat], most: int = 40) -> Iterator[str]:
+def texts(flat: Flat, rivals: Sequence[Flat], budget: StepBudget, most: int = 40) -> Iterator[str]:
     """Texts that the alternative may accept, those first that a rival may refuse."""
     lengths = {flat.min_length, flat.min_length + 1}
     lengths |= {flat.max_length} if flat.max_length is not None else set()
@@ -39,7 +40,7 @@ def texts(flat: Flat, rivals: Sequence[Flat], most: int = 40) -> Iterator[str]:
             lengths |= {rival.max_length, rival.max_length + 1}
     yield from _formatted(flat, rivals)
     if flat.patterns or flat.no_patterns or any(r.patterns or r.no_patterns for r in rivals):
-        yield from _matching(flat, rivals, lengths, most)
+        yield from _matching(flat, rivals, lengths, most, budget)
     if not flat.patterns:
         for length in sorted(lengths):
             if 0 <= length <= MAX_TEXT:
@@ -59,8 +60,14 @@ def _formatted(flat: Flat, rivals: Sequence[Flat]) -> Iterator[str]:
         yield from formats.samples(name)
 
 
-def _matching(flat: Flat, rivals: Sequence[Flat], lengths: set[int], most: int) -> Iterator[str]:
-    bounds: dict[str, Any] = {"min_length": flat.min_length, "max_length": flat.max_length}
+def _matching(
+    flat: Flat, rivals: Sequence[Flat], lengths: set[int], most: int, budget: StepBudget
+) -> Iterator[str]:
+    bounds: dict[str, Any] = {
+        "min_length": flat.min_length,
+        "max_length": flat.max_length,
+        "budget": budget,
+    }
     theirs = [(rival.patterns, rival.no_patterns) for rival in rivals]
     for patterns, no_patterns in theirs:
         for pattern in patterns:
@@ -80,7 +87,7 @@ def _matching(flat: Flat, rivals: Sequence[Flat], lengths: set[int], most: int) 
             yield pattern.strip("^$")
     for length in sorted(lengths):
         if 0 <= length <= 200:
-            exact = {"min_length": length, "max_length": length}
+            exact = {**bounds, "min_length": length, "max_length": length}
             yield from _one(flat.patterns, flat.no_patterns, exact)
 
 

@@ -6,34 +6,26 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from eventmesh.compat.reading import Deadline, Unproved
-
-MAX_TRIES = 600
-
-
-def shrunk(document: Any, holds: Callable[[Any], bool], deadline: Deadline) -> Any:
-    """The smallest document that is found, step by step, of which `holds` is still true."""
-    with suppress(Unproved):  # the time is over: what was found by then is a witness, too
-        for smaller in _steps(document, holds):
-            document = smaller
-            deadline.check()
-    return document
+from eventmesh.compat.budget import StepBudget, price_of
+from eventmesh.compat.reading import Unproved
 
 
-def _steps(document: Any, holds: Callable[[Any], bool]) -> Iterator[Any]:
-    tries = 0
+def shrunk(document: Any, holds: Callable[[Any], bool], budget: StepBudget) -> Any:
+    """The smallest document that is found, step by step, of which `holds` is still true.
+
+    Each document that `holds` is asked about spends from the budget; once that is spent, the
+    smallest one so far is the answer.
+    """
     smaller = True
-    while smaller:
-        smaller = False
-        for candidate in _smaller(document):
-            tries += 1
-            if tries > MAX_TRIES:
-                return
-            if holds(candidate):
-                document, smaller = candidate, True
-                break
-            yield document
-        yield document
+    with suppress(Unproved):
+        while smaller:
+            smaller = False
+            for candidate in _smaller(document):
+                budget.spend(price_of(candidate))
+                if holds(candidate):
+                    document, smaller = candidate, True
+                    break
+    return document
 
 
 def _smaller(value: Any) -> Iterator[Any]:

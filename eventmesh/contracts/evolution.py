@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+from eventmesh.compat.budget import StepBudget
 from eventmesh.compat.model_documents import nodes
 from eventmesh.compat.models import allowed, compare_model, reader_schema, written
-from eventmesh.compat.reading import Deadline
 from eventmesh.compat.shrink import shrunk
 from eventmesh.compat.verdict import Breaking, Change, Unknown
 from eventmesh.contracts.locks.lockfile import Lock
@@ -246,7 +246,9 @@ class _Versions:
         why = ""
         if failing is not None:
             failing = shrunk(
-                failing, lambda d: bool(refused(d)) and _is_written(self.model, d), Deadline(1.0)
+                failing,
+                lambda d: bool(refused(d)) and _is_written(self.model, d),
+                StepBudget(10_000),
             )
             why = refused(failing)
         elif chain.impure:
