@@ -10,9 +10,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote
 
 from eventmesh.compat.formats import FORMATS
+from eventmesh.compat.pointers import resolve_reference
 
 Form = dict[str, Any]
 """A schema of which everything without meaning is gone. Below `allOf`, `anyOf` and `oneOf` are
@@ -99,7 +99,7 @@ class _Forms:
         for reference in circle:
             self._definitions[reference] = {"$ref": ""}
         for _ in circle[:_MOST_ROUNDS]:
-            seen = {name: self.hash(self.form(_target(root, name))) for name in circle}
+            seen = {name: self.hash(self.form(resolve_reference(root, name))) for name in circle}
             self._definitions |= {name: {"$ref": colour} for name, colour in seen.items()}
             self._hashes.clear()
         for reference in above:
@@ -138,7 +138,7 @@ class _Forms:
         return found
 
     def _define(self, reference: str) -> None:
-        self._definitions[reference] = self.form(_target(self._root, reference))
+        self._definitions[reference] = self.form(resolve_reference(self._root, reference))
 
     def _referred(self, reference: str) -> Form:
         if reference in self._definitions:
@@ -254,7 +254,7 @@ def _graph(root: Any) -> dict[str, set[str]]:
     waiting = list(_references(root))
     while waiting:
         name = waiting.pop()
-        if name not in found and (target := _target(root, name)) is not None:
+        if name not in found and (target := resolve_reference(root, name)) is not None:
             found[name] = set(_references(target))
             waiting.extend(found[name])
     return {
@@ -293,22 +293,6 @@ def _references(schema: Any) -> Iterator[str]:
                 waiting.append(value)
             elif keyword in _NAMED and isinstance(value, dict):
                 waiting.extend(value.values())
-
-
-def _target(root: Any, reference: str) -> Any:
-    """What a reference inside this schema points to; None where it leads out of it or nowhere."""
-    found, steps = root, reference.split("/")
-    if steps[0] != "#":
-        return None
-    for step in steps[1:]:
-        key = unquote(step).replace("~1", "/").replace("~0", "~")
-        if isinstance(found, list) and key.isdecimal() and int(key) < len(found):
-            found = found[int(key)]
-        elif isinstance(found, dict) and key in found:
-            found = found[key]
-        else:
-            return None
-    return found
 
 
 def _of_today(schema: dict[str, Any]) -> dict[str, Any]:

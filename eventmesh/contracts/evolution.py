@@ -20,10 +20,10 @@ from eventmesh.compat.model_documents import nodes
 from eventmesh.compat.models import allowed, compare_model, reader_schema, written
 from eventmesh.compat.shrink import shrunk
 from eventmesh.compat.verdict import Breaking, Change, Unknown
-from eventmesh.contracts.locks.lockfile import Lock
+from eventmesh.contracts.locks.lock_file import Lock
 from eventmesh.contracts.message import Message, identity_of
 from eventmesh.contracts.problem import Place, Problem, Severity, Witness
-from eventmesh.contracts.upcast import readable_versions
+from eventmesh.contracts.versions import readable_versions
 
 Revisions = Mapping[int, Sequence[Lock]]
 Step = Callable[[dict[str, Any]], dict[str, Any]]

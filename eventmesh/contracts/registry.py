@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from eventmesh.contracts.downcast import check_writable
 from eventmesh.contracts.message import Message, identity_of
+from eventmesh.contracts.versions import check_writable
 from eventmesh.errors import UsageError
 
 

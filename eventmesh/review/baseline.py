@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from eventmesh.contracts.locks.lock import Locks, locks_from
+from eventmesh.contracts.locks.lock_folder import Locks, locks_from
 from eventmesh.contracts.problem import Place, Problem
 from eventmesh.errors import UsageError
-from eventmesh.review.documents import parse_document, read_document
+from eventmesh.review.json_files import parse_document, read_document
 
 LOST = "EM034"
 _PATIENCE = 60

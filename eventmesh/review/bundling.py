@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import unquote, urldefrag
 
 from eventmesh.errors import UsageError
-from eventmesh.review.documents import read_schema
+from eventmesh.review.json_files import read_schema
 
 _MAX_FILES = 200
 _VALUES = {"const", "default", "enum", "example", "examples"}  # what stands below is no schema

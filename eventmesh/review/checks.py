@@ -9,12 +9,13 @@ from pathlib import Path
 
 from eventmesh.compat.models import compare_model, compare_schemas
 from eventmesh.contracts.evolution import check_versions
-from eventmesh.contracts.fleet import check_mesh
-from eventmesh.contracts.locks.lock import Locks, check, read_locks
+from eventmesh.contracts.fleet import check_fleet
+from eventmesh.contracts.locks.drift import check
+from eventmesh.contracts.locks.lock_folder import Locks, read_locks
 from eventmesh.contracts.problem import Problem
-from eventmesh.review.imports import foreign_imports, homes
-from eventmesh.review.mesh import gather
-from eventmesh.review.sources import Sources
+from eventmesh.review.fleet_facts import collect_facts
+from eventmesh.review.foreign_imports import foreign_imports, homes
+from eventmesh.review.python_sources import Sources
 from eventmesh.runtime.declaring.discovery import service_targets
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
@@ -69,10 +70,10 @@ def _mesh(
     sources = Sources(root)
     targets = service_targets(root)
     known = homes(targets, sources.root)
-    facts = gather(services, locks, settings, sources, known)
+    facts = collect_facts(services, locks, settings, sources, known)
     found = {service.name for service in services}
     return [
-        *check_mesh(facts, compare_model, compare_schemas),
+        *check_fleet(facts, compare_model, compare_schemas),
         *foreign_imports(targets, sources, of=found),
     ]
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from eventmesh.clock import Clock
-from eventmesh.contracts.locks.lock import read_locks
+from eventmesh.contracts.locks.lock_folder import read_locks
 from eventmesh.contracts.message import Message
 from eventmesh.errors import Drift
 from eventmesh.review.inventory import take_of
-from eventmesh.review.references import frozen
+from eventmesh.review.schema_lookup import frozen
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 

@@ -18,9 +18,14 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from eventmesh.clock import Clock
-from eventmesh.contracts.downcast import downcast
 from eventmesh.contracts.message import Message, key_of
-from eventmesh.contracts.upcast import explain, readable_versions, unknown, upcast
+from eventmesh.contracts.versions import (
+    describe_invalid_data,
+    describe_unreadable_version,
+    downcast,
+    readable_versions,
+    upcast,
+)
 from eventmesh.errors import MessageTooLarge, UnreadableMessage, UsageError
 
 DEFAULT_MAX_BYTES = 1024 * 1024
@@ -201,7 +206,9 @@ def version_of(envelope: Envelope) -> int:
     return version
 
 
-def open_envelope(envelope: Envelope, model: type[Message], judge: Judge = unknown) -> Message:
+def open_envelope(
+    envelope: Envelope, model: type[Message], judge: Judge = describe_unreadable_version
+) -> Message:
     """The message inside, brought to the model's version and validated. `judge` decides on versions
     from which nothing leads there.
 
@@ -219,7 +226,7 @@ def open_envelope(envelope: Envelope, model: type[Message], judge: Judge = unkno
         # Through JSON again, because a strict model takes a date from JSON but not from a str.
         return model.model_validate_json(to_json(upcast(model, _parse(envelope), version)))
     except ValidationError as error:
-        raise UnreadableMessage(explain(model, error)) from error
+        raise UnreadableMessage(describe_invalid_data(model, error)) from error
     except (PydanticSerializationError, ArithmeticError, LookupError, TypeError) as error:
         # What an upcaster returned, or what a user's validator let escape.
         raise UnreadableMessage(

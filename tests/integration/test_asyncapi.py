@@ -15,7 +15,7 @@ from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
 from pydantic import BaseModel, Field
 
 from eventmesh import Command, Event, Service, Settings
-from eventmesh.contracts.locks.lock import freeze
+from eventmesh.contracts.locks.freezing import freeze
 from eventmesh.errors import UsageError
 from eventmesh.integrations.faststream.asyncapi import document
 from services.inventory.service import service as inventory

@@ -27,7 +27,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from eventmesh import Event, Retry, Service, Settings, constant
 from eventmesh import Transaction as MeshTransaction
 from eventmesh.clock import SystemClock
-from eventmesh.contracts.locks.lock import freeze
+from eventmesh.contracts.locks.freezing import freeze
 from eventmesh.errors import UndeclaredMessage, Unreachable, UsageError
 from eventmesh.integrations.faststream.annotations import Envelope, Session, Transaction
 from eventmesh.integrations.faststream.rabbit import RabbitMesh

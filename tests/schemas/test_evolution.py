@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 
 from eventmesh.compat.models import reader_schema, writer_schema, written
 from eventmesh.contracts.evolution import check_versions
-from eventmesh.contracts.locks.lockfile import Lock
+from eventmesh.contracts.locks.lock_file import Lock
 from eventmesh.contracts.message import Command, Event, Message
 from eventmesh.contracts.problem import Problem
 

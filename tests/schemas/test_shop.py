@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from eventmesh.contracts.locks.lock import check, freeze, lock_path, read_locks
+from eventmesh.contracts.locks.drift import check
+from eventmesh.contracts.locks.freezing import freeze
+from eventmesh.contracts.locks.lock_folder import lock_path, read_locks
 from eventmesh.contracts.message import Message
 from eventmesh.runtime.declaring.discovery import load_services
 

@@ -17,8 +17,15 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from eventmesh.clock import SystemClock
-from eventmesh.contracts.locks.lock import Lock, lock_of
-from eventmesh.contracts.locks.lockfile import BrokenLock, parse, read_lock, restate, write_lock
+from eventmesh.contracts.locks.freezing import lock_of
+from eventmesh.contracts.locks.lock_file import (
+    BrokenLock,
+    Lock,
+    parse,
+    read_lock,
+    restate,
+    write_lock,
+)
 from eventmesh.contracts.message import Event
 from eventmesh.errors import UsageError
 from eventmesh.runtime.consuming.delivery import read

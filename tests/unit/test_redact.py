@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from eventmesh.errors import UsageError
 from eventmesh.persistence.database import Database, parse_url
 from eventmesh.redact import redact, redact_error, redact_text
-from eventmesh.review.mesh import database_name
+from eventmesh.review.fleet_facts import database_name
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.testing.clock import ManualClock
 from eventmesh.transports.base import TransportOptions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from eventmesh.cli.schema.check import check
-from eventmesh.cli.schema.compare import diff
+from eventmesh.cli.schema.diff import diff
 from eventmesh.cli.schema.importing import import_
 from eventmesh.cli.schema.inventory import inventory, retire
 from eventmesh.cli.schema.locks import deprecate, freeze, rules

@@ -86,7 +86,7 @@ def _problems(
     from eventmesh.clock import SystemClock
     from eventmesh.review.baseline import locks_then, lost
     from eventmesh.review.checks import review
-    from eventmesh.review.places import placed
+    from eventmesh.review.locations import placed
 
     today = SystemClock().now().date()
     # A relative root, so that paths are told as one would write them here.

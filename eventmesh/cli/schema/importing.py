@@ -24,8 +24,8 @@ def import_(
     does."""
     from eventmesh.compat.models import compare_model
     from eventmesh.review.bundling import bundle
-    from eventmesh.review.formats.difference import as_text, as_value
-    from eventmesh.review.importing import import_schema
+    from eventmesh.review.formats.comparison import as_text, as_value
+    from eventmesh.review.schema_import import import_schema
 
     if output is not None and output.exists():
         raise UsageError(f"{output} is there already: name a new file.")

@@ -15,7 +15,7 @@ from eventmesh.errors import UsageError
 def freeze(services: Names = None) -> None:
     """Write the lock files of message versions that have none yet."""
     from eventmesh.clock import SystemClock
-    from eventmesh.contracts.locks import lock
+    from eventmesh.contracts.locks import freezing
     from eventmesh.review.waivers import read_waivers
     from eventmesh.runtime.declaring.settings import load_settings
 
@@ -23,7 +23,7 @@ def freeze(services: Names = None) -> None:
     waivers = read_waivers(Path.cwd() / "pyproject.toml")
     waived = {waiver.fingerprint for waiver in waivers if waiver.counts(today)}
     models = owned(services_of(services))
-    for written in lock.freeze(models, load_settings().schemas, waived=waived):
+    for written in freezing.freeze(models, load_settings().schemas, waived=waived):
         typer.echo(f"frozen {written} in {written.path}")
 
 
@@ -33,8 +33,8 @@ def deprecate(
     sunset: Annotated[str, typer.Option(help="The last day on which it is used, as 2026-12-31.")],
 ) -> None:
     """Say that nobody should use a version any more after a day."""
-    from eventmesh.contracts.locks.lock import read_locks
-    from eventmesh.review.references import frozen
+    from eventmesh.contracts.locks.lock_folder import read_locks
+    from eventmesh.review.schema_lookup import frozen
     from eventmesh.runtime.declaring.settings import load_settings
 
     locks = read_locks(load_settings().schemas)

@@ -14,7 +14,8 @@ from eventmesh.printable import printable
 if TYPE_CHECKING:  # imported when the command runs; see `eventmesh.cli`
     from collections.abc import Iterator
 
-    from eventmesh.contracts.locks.lock import Lock, Locks
+    from eventmesh.contracts.locks.lock_file import Lock
+    from eventmesh.contracts.locks.lock_folder import Locks
 
 Message = Annotated[
     str, typer.Argument(help="Its name, or name@version.", metavar="NAME[@VERSION]")
@@ -23,8 +24,8 @@ Message = Annotated[
 
 def show(message: Message, as_json: AsJson = False) -> None:
     """Show a frozen version: its fields, its status, and who publishes and reads it."""
-    from eventmesh.contracts.locks.lock import read_locks
-    from eventmesh.review.references import frozen, version_of
+    from eventmesh.contracts.locks.lock_folder import read_locks
+    from eventmesh.review.schema_lookup import frozen, version_of
     from eventmesh.runtime.declaring.settings import load_settings
 
     locks = read_locks(load_settings().schemas)
@@ -44,7 +45,7 @@ def show(message: Message, as_json: AsJson = False) -> None:
 def _described(lock: Lock, locks: Locks) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from eventmesh.review.words import fields
+    from eventmesh.review.field_descriptions import fields
 
     versions = locks.of(lock.name)
     return {

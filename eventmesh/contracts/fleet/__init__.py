@@ -9,10 +9,10 @@ from eventmesh.contracts.fleet.publishing import command_handlers, unpublished
 from eventmesh.contracts.fleet.readers import FrozenJudge, Judge, misread_elsewhere, unreadable
 from eventmesh.contracts.problem import Problem
 
-__all__ = ["DatabaseUse", "Facts", "Frozen", "Publication", "Reading", "check_mesh"]
+__all__ = ["DatabaseUse", "Facts", "Frozen", "Publication", "Reading", "check_fleet"]
 
 
-def check_mesh(facts: Facts, judge: Judge, judge_frozen: FrozenJudge) -> list[Problem]:
+def check_fleet(facts: Facts, judge: Judge, judge_frozen: FrozenJudge) -> list[Problem]:
     """All that is wrong between the services, each fault once: where it is not clear what a message
     is, or whose, nothing else is said of it."""
     unclear = [*two_owners(facts), *other_identities(facts)]

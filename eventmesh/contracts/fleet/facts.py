@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from eventmesh.contracts.locks.lockfile import Lock
+from eventmesh.contracts.locks.lock_file import Lock
 from eventmesh.contracts.message import Message
 from eventmesh.contracts.problem import Place
 

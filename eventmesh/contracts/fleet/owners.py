@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from eventmesh.contracts.fleet.facts import Facts, Publication, Reading
-from eventmesh.contracts.fleet.words import once
+from eventmesh.contracts.fleet.wording import once
 from eventmesh.contracts.message import Identity, Message
 from eventmesh.contracts.problem import Problem
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from eventmesh.contracts.fleet.facts import Facts, Publication, Reading
-from eventmesh.contracts.fleet.words import listed, once, reader_of, suggestion
+from eventmesh.contracts.fleet.wording import listed, once, reader_of, suggestion
 from eventmesh.contracts.problem import Problem, Severity
 
 

@@ -6,12 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from eventmesh.compat.verdict import Breaking, Compatible, Unknown, Verdict
-from eventmesh.contracts.fleet.arrivals import Arrival, Form, arrivals, different, own_forms
+from eventmesh.contracts.fleet.arriving_versions import (
+    Arrival,
+    Form,
+    arrivals,
+    different,
+    own_forms,
+)
 from eventmesh.contracts.fleet.facts import Facts, Reading
-from eventmesh.contracts.fleet.words import listed, once, reader_of
+from eventmesh.contracts.fleet.wording import listed, once, reader_of
 from eventmesh.contracts.message import Message
 from eventmesh.contracts.problem import Place, Problem, Witness
-from eventmesh.contracts.upcast import readable_versions, upcast
+from eventmesh.contracts.versions import readable_versions, upcast
 
 Cast = Callable[[Any], Any]
 

@@ -11,8 +11,8 @@ from pydantic.errors import PydanticUserError
 
 from eventmesh.compat.verdict import Breaking, Unknown, Verdict
 from eventmesh.contracts.canonical import digest
-from eventmesh.contracts.locks.lockfile import MAX_DEPTH, Lock, is_deeper
-from eventmesh.contracts.locks.lockfolder import Locks, lock_path, read_locks
+from eventmesh.contracts.locks.lock_file import MAX_DEPTH, Lock, is_deeper
+from eventmesh.contracts.locks.lock_folder import Locks, lock_path, read_locks
 from eventmesh.contracts.message import Message, identity_of
 from eventmesh.contracts.problem import Place, Problem, Witness
 from eventmesh.errors import Drift, UsageError

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from eventmesh.compat import accepts, documents
-from eventmesh.contracts.locks.lock import Lock, Locks, freeze, lock_of, read_locks
+from eventmesh.contracts.locks.freezing import freeze, lock_of
+from eventmesh.contracts.locks.lock_file import Lock
+from eventmesh.contracts.locks.lock_folder import Locks, read_locks
 from eventmesh.contracts.message import Message
 from eventmesh.contracts.problem import Problem
 from eventmesh.errors import EventMeshError, UsageError
 from eventmesh.review.baseline import LOST, Baseline, restore
-from eventmesh.review.repair.source import Source
-from eventmesh.review.repair.stub import step_between, upcaster
-from eventmesh.review.repair.witness import file_name, file_text
+from eventmesh.review.repair.source_edit import Source
+from eventmesh.review.repair.upcaster_stub import step_between, upcaster
+from eventmesh.review.repair.witness_test import file_name, file_text
 
 _SUBJECT = re.compile(r"(?P<name>[a-z0-9_.]+) v(?P<version>[1-9]\d*)")
 _BROKEN, _NOT_UPCAST = "EM031", "EM036"

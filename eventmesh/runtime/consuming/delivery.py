@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from eventmesh.contracts.message import Message
-from eventmesh.contracts.upcast import unknown
+from eventmesh.contracts.versions import describe_unreadable_version
 from eventmesh.errors import UnreadableMessage
 from eventmesh.runtime.declaring.reading import Undecided
 from eventmesh.runtime.declaring.retry import describe
@@ -24,7 +24,7 @@ def read(
     delivery: Delivery,
     models: Mapping[str, type[Message]],
     max_deliveries: float,
-    judge: Judge = unknown,
+    judge: Judge = describe_unreadable_version,
     sources: Sequence[str] = (),
 ) -> Message | Dead:
     """The validated message of the model's version, or why it can never be handled. `sources` are

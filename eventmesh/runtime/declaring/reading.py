@@ -15,10 +15,10 @@ from pathlib import Path
 from time import monotonic
 
 from eventmesh.compat.verdict import Breaking, Compatible, Unknown, Verdict
-from eventmesh.contracts.locks.lockfile import Lock
-from eventmesh.contracts.locks.lockfolder import Locks, folder_of, read_locks
+from eventmesh.contracts.locks.lock_file import Lock
+from eventmesh.contracts.locks.lock_folder import Locks, folder_of, read_locks
 from eventmesh.contracts.message import Message
-from eventmesh.contracts.upcast import unknown
+from eventmesh.contracts.versions import describe_unreadable_version
 
 LOOK_AGAIN_AFTER = 3.0
 """For how many seconds nobody looks whether a message's lock files have changed."""
@@ -97,14 +97,14 @@ def _refused(model: type[Message], version: int, locks: Locks) -> str | None:
     name = model.__identity__.name
     for problem in locks.problems_of(name):
         if problem.subject == f"{name} v{version}":
-            return unknown(model, version, f", and {problem.summary}")
+            return describe_unreadable_version(model, version, f", and {problem.summary}")
     for lock in locks.of(name)[version]:
         try:
             verdict: Verdict = compare_model(lock.writer, model, samples=lock.samples)
         except Exception as error:  # noqa: BLE001  # a user's validator may raise anything
             verdict = Unknown(f"{error!r}")
         if not isinstance(verdict, Compatible):
-            return unknown(model, version, f", and {_because(lock, verdict)}")
+            return describe_unreadable_version(model, version, f", and {_because(lock, verdict)}")
     return None
 
 
@@ -124,7 +124,7 @@ def _short(text: str) -> str:
 
 def _missing(model: type[Message], version: int, root: Path) -> str:
     folder = folder_of(root, model.__identity__.name)
-    return unknown(
+    return describe_unreadable_version(
         model, version, f", and {folder} has no frozen schema by which to tell whether it could"
     )
 

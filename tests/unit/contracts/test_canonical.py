@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventmesh.contracts.canonical import digest
-from eventmesh.contracts.locks.lockfile import MAX_DEPTH, is_deeper
+from eventmesh.contracts.locks.lock_file import MAX_DEPTH, is_deeper
 
 TEXT = {"type": "string"}
 NUMBER = {"type": "number"}

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from eventmesh import Event
-from eventmesh.contracts.locks.lock import check, freeze, read_locks
+from eventmesh.contracts.locks.drift import check
+from eventmesh.contracts.locks.freezing import freeze
+from eventmesh.contracts.locks.lock_folder import read_locks
 from eventmesh.errors import UsageError
 from eventmesh.review.baseline import locks_then, lost, prefix, read_baseline, restore
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from eventmesh import Event
-from eventmesh.contracts.locks.lock import check, freeze, read_locks
+from eventmesh.contracts.locks.drift import check
+from eventmesh.contracts.locks.freezing import freeze
+from eventmesh.contracts.locks.lock_folder import read_locks
 from eventmesh.contracts.problem import Problem
-from eventmesh.review.places import placed
+from eventmesh.review.locations import placed
 from eventmesh.review.repair import Project, Repairs, repair
 
 Load = Callable[[str], type[Event]]

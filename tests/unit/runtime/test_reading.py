@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import create_model, field_validator
 
-from eventmesh.contracts.locks.lock import freeze
+from eventmesh.contracts.locks.freezing import freeze
 from eventmesh.contracts.message import Event, Message
 from eventmesh.runtime.declaring import reading
 from eventmesh.runtime.declaring.reading import LOOK_AGAIN_AFTER, Readings, Undecided

@@ -302,15 +302,15 @@ def test_a_whole_number_of_any_size_survives_upcasting(number: int) -> None:
 @pytest.mark.parametrize(
     ("version", "data", "reason"),
     [
-        (2, b"", "the data does not fit payments.paid v2: data: Invalid JSON"),
-        (2, b"\xff\xfe", "the data does not fit payments.paid v2: data: Invalid JSON"),
-        (2, b"[]", "the data does not fit payments.paid v2: data: "),
-        (2, b"{}", "the data does not fit payments.paid v2: order_id: Field required"),
+        (2, b"", "the data is not a valid payments.paid v2: data: Invalid JSON"),
+        (2, b"\xff\xfe", "the data is not a valid payments.paid v2: data: Invalid JSON"),
+        (2, b"[]", "the data is not a valid payments.paid v2: data: "),
+        (2, b"{}", "the data is not a valid payments.paid v2: order_id: Field required"),
         (1, b"", "the data is not JSON"),
         (1, b"\xff\xfe", "the data is not JSON"),
         (1, b"[]", "the data is JSON, but no object"),
         (1, b"{}", "the upcaster of payments.paid from version 1 failed: KeyError"),
-        (1, b'{"order": 5}', "the data does not fit payments.paid v2: order_id: "),
+        (1, b'{"order": 5}', "the data is not a valid payments.paid v2: order_id: "),
         (3, b"{}", "version 3 of payments.paid is not known here"),
     ],
 )

@@ -10,10 +10,10 @@ import pytest
 from eventmesh.compat import Compatible
 from eventmesh.compat.models import compare_model
 from eventmesh.errors import UsageError
-from eventmesh.review import importing
+from eventmesh.review import schema_import
 from eventmesh.review.bundling import bundle
-from eventmesh.review.circles import circle
-from eventmesh.review.importing import Imported, import_schema
+from eventmesh.review.reference_cycles import find_cycle
+from eventmesh.review.schema_import import Imported, import_schema
 
 CUSTOMER: dict[str, Any] = {
     "$schema": "http://json-schema.org/draft-07/schema#",
@@ -243,7 +243,7 @@ def test_references_in_a_row_of_thousands_end_in_an_answer() -> None:
 
 def test_a_schema_that_contains_itself_further_down_is_no_circle() -> None:
     part = {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}, "b": {"$ref": "#"}}}
-    assert circle(an_object({"a": {"anyOf": [{"$ref": "#/$defs/A"}]}}, A=part)) is None
+    assert find_cycle(an_object({"a": {"anyOf": [{"$ref": "#/$defs/A"}]}}, A=part)) is None
 
 
 HOSTILE = '"""\n\'); import os; os.system("touch broken") #\n'
@@ -281,7 +281,7 @@ def test_a_schema_cannot_have_modules_imported() -> None:
 def test_without_the_generator_the_command_to_install_it_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(importing.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(schema_import.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install 'eventmesh\[import\]'"):
         imported(CUSTOMER)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from eventmesh.review.repair.stub import step_between, upcaster
+from eventmesh.review.repair.upcaster_stub import step_between, upcaster
 
 
 def an_object(required: list[str], **fields: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eventmesh.contracts.locks.lockfile import MAX_BYTES, BrokenLock, parse
+from eventmesh.contracts.locks.lock_file import MAX_BYTES, BrokenLock, parse
 from eventmesh.errors import UsageError
 
 

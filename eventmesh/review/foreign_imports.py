@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eventmesh.contracts.problem import Place, Problem
-from eventmesh.review.sources import Sources, python_files
+from eventmesh.review.python_sources import Sources, python_files
 
 RULE = "EM055"
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from eventmesh.contracts.canonical import digest
 from eventmesh.contracts.fleet.facts import Facts, Publication, Reading
-from eventmesh.contracts.fleet.words import once
+from eventmesh.contracts.fleet.wording import once
 from eventmesh.contracts.locks.drift import schemas_of
-from eventmesh.contracts.locks.lockfile import Lock
+from eventmesh.contracts.locks.lock_file import Lock
 from eventmesh.contracts.message import Message
 
 

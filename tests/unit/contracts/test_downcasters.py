@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from eventmesh.contracts.downcast import check_writable, downcast
 from eventmesh.contracts.message import Event
 from eventmesh.contracts.registry import Registry
+from eventmesh.contracts.versions import check_writable, downcast
 from eventmesh.errors import UsageError
 
 

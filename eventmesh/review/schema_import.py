@@ -19,7 +19,7 @@ from typing import Any
 
 from eventmesh.contracts.message import Event
 from eventmesh.errors import EventMeshError, UsageError
-from eventmesh.review.circles import circle
+from eventmesh.review.reference_cycles import find_cycle
 
 _PATIENCE = 60
 _ROOT = "EventMeshImported"
@@ -82,7 +82,7 @@ def import_schema(schema: dict[str, Any], name: str, version: int) -> Imported:
 
 def _refuse_circles(schema: dict[str, Any]) -> None:
     try:
-        reference = circle(schema)
+        reference = find_cycle(schema)
     except RecursionError:
         raise UsageError("The schema's references lead to one another without end.") from None
     if reference is not None:

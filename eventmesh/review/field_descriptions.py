@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from eventmesh.compat.pointers import resolve_reference
 
 _WORDS = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false"}
 _BOUNDS = {
@@ -130,17 +131,8 @@ def _followed(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
     """What the schema refers to, if it refers to a definition."""
     for _ in range(20):  # references may lead around in a circle
         reference = schema.get("$ref")
-        if not isinstance(reference, str) or not reference.startswith("#/"):
-            break
-        found: Any = root
-        for part in _parts(reference):
-            found = found.get(part) if isinstance(found, dict) else None
+        found = resolve_reference(root, reference) if isinstance(reference, str) else None
         if not isinstance(found, dict):
             break
         schema = found
     return schema
-
-
-def _parts(reference: str) -> Iterator[str]:
-    for part in reference[2:].split("/"):
-        yield part.replace("~1", "/").replace("~0", "~")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic_core import to_json
 
-from eventmesh.contracts.upcast import upcast
+from eventmesh.contracts.versions import upcast
 from eventmesh.runtime.declaring.discovery import load_services
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,17 +18,10 @@ import pytest
 from pydantic import BaseModel, Field, computed_field, create_model, field_validator
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from eventmesh.contracts.locks.lock import (
-    Lock,
-    check,
-    freeze,
-    lock_of,
-    lock_path,
-    locks_from,
-    read_locks,
-    refuse_drift,
-)
-from eventmesh.contracts.locks.lockfile import MAX_BYTES, MAX_DEPTH
+from eventmesh.contracts.locks.drift import check, refuse_drift
+from eventmesh.contracts.locks.freezing import freeze, lock_of
+from eventmesh.contracts.locks.lock_file import MAX_BYTES, MAX_DEPTH, Lock
+from eventmesh.contracts.locks.lock_folder import lock_path, locks_from, read_locks
 from eventmesh.contracts.message import Command, Event, Message
 from eventmesh.errors import Drift, UsageError
 
@@ -139,7 +132,7 @@ def test_samples_are_the_same_each_time() -> None:
 SETS = """
 import json
 from eventmesh import Event
-from eventmesh.contracts.locks.lock import lock_of
+from eventmesh.contracts.locks.freezing import lock_of
 
 class Tagged(Event, name="a.tagged", version=1):
     tags: set[str]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eventmesh.review.mesh import database_name
+from eventmesh.review.fleet_facts import database_name
 
 
 @pytest.mark.parametrize(

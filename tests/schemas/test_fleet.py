@@ -18,9 +18,10 @@ from eventmesh.contracts.fleet import (
     Facts,
     Publication,
     Reading,
-    check_mesh,
+    check_fleet,
 )
-from eventmesh.contracts.locks.lock import Locks, freeze, read_locks
+from eventmesh.contracts.locks.freezing import freeze
+from eventmesh.contracts.locks.lock_folder import Locks, read_locks
 from eventmesh.contracts.message import Message
 from eventmesh.contracts.problem import Place, Problem
 
@@ -108,7 +109,7 @@ def facts(locks: Locks, *declared: Publication | Reading, services: str = "") ->
 
 
 def check(given: Facts) -> list[Problem]:
-    return check_mesh(given, compare_model, compare_schemas)
+    return check_fleet(given, compare_model, compare_schemas)
 
 
 # Every subscriber reads what may still arrive
@@ -229,7 +230,7 @@ def test_what_nobody_can_decide_is_told_as_such(tmp_path: Path) -> None:
     from eventmesh.compat.verdict import Unknown
 
     given = facts(frozen(tmp_path, Paid), publishes(Paid), reads(ReadsAmount))
-    [problem] = check_mesh(given, lambda *_, **__: Unknown("too deep"), compare_schemas)
+    [problem] = check_fleet(given, lambda *_, **__: Unknown("too deep"), compare_schemas)
     assert (problem.rule, problem.severity) == ("EM057", "error")
     assert "too deep" in problem.summary
     assert "waive" in problem.fix

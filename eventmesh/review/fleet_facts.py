@@ -9,8 +9,8 @@ from eventmesh.contracts.fleet import DatabaseUse, Facts, Frozen, Publication, R
 from eventmesh.contracts.message import Message
 from eventmesh.persistence.database import parse_url
 from eventmesh.redact import redact_error
-from eventmesh.review.imports import Home, place_of_service
-from eventmesh.review.sources import Sources
+from eventmesh.review.foreign_imports import Home, place_of_service
+from eventmesh.review.python_sources import Sources
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 
@@ -18,7 +18,7 @@ _DEFAULT_PORTS = {"postgresql": 5432, "mariadb": 3306}
 _THIS_MACHINE = {"", "127.0.0.1", "::1", "localhost"}
 
 
-def gather(
+def collect_facts(
     services: Sequence[Service],
     frozen: Frozen,
     settings: Settings,

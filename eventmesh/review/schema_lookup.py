@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from eventmesh.compat import Verdict, compare
-from eventmesh.contracts.locks.lock import Lock, Locks, lock_of
+from eventmesh.contracts.locks.freezing import lock_of
+from eventmesh.contracts.locks.lock_file import Lock
+from eventmesh.contracts.locks.lock_folder import Locks
 from eventmesh.contracts.message import Message
 from eventmesh.errors import UsageError
 from eventmesh.review.bundling import bundle
-from eventmesh.review.documents import read_document
+from eventmesh.review.json_files import read_document
 
 
 @dataclass(frozen=True, slots=True)

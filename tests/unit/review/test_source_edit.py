@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from eventmesh.errors import UsageError
-from eventmesh.review.repair.source import Source
+from eventmesh.review.repair.source_edit import Source
 
 STUB = ["@Sold.upcaster(from_version=1)", "def up(data):", "    return data"]
 

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from eventmesh.contracts.locks.lockfile import (
+from eventmesh.contracts.locks.lock_file import (
     FILE_NAME,
     BrokenLock,
     Lock,

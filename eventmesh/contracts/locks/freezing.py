@@ -18,9 +18,15 @@ from eventmesh.contracts.locks.drift import (
     same_contract,
     schemas_of,
 )
-from eventmesh.contracts.locks.lockfile import Lock, file_name, seal, write_lock
-from eventmesh.contracts.locks.lockfolder import Locks, folder_of, lock_path, locks_from, read_locks
-from eventmesh.contracts.locks.samples import samples_of
+from eventmesh.contracts.locks.lock_file import Lock, file_name, seal, write_lock
+from eventmesh.contracts.locks.lock_folder import (
+    Locks,
+    folder_of,
+    lock_path,
+    locks_from,
+    read_locks,
+)
+from eventmesh.contracts.locks.sample_messages import samples_of
 from eventmesh.contracts.message import Message, identity_of
 
 __all__ = [

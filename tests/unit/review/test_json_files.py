@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from eventmesh.contracts.locks.lock import read_locks
+from eventmesh.contracts.locks.lock_folder import read_locks
 from eventmesh.errors import UsageError
 from eventmesh.review.bundling import bundle
-from eventmesh.review.documents import MAX_BYTES, read_schema
-from eventmesh.review.references import resolve
+from eventmesh.review.json_files import MAX_BYTES, read_schema
+from eventmesh.review.schema_lookup import resolve
 
 NESTED = '{"not":' * 200 + "{}" + "}" * 200
 

@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from eventmesh import Event
-from eventmesh.contracts.locks.lock import schemas_of
-from eventmesh.review.words import fields, spell
+from eventmesh.contracts.locks.drift import schemas_of
+from eventmesh.review.field_descriptions import fields, spell
 
 
 class Color(Enum):

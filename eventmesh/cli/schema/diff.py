@@ -17,9 +17,9 @@ Side = Annotated[
 
 def diff(a: Side, b: Side, as_json: AsJson = False) -> None:
     """Compare two versions, both ways: what differs, and the document that breaks."""
-    from eventmesh.contracts.locks.lock import read_locks
-    from eventmesh.review.formats.difference import as_text, as_value
-    from eventmesh.review.references import resolve
+    from eventmesh.contracts.locks.lock_folder import read_locks
+    from eventmesh.review.formats.comparison import as_text, as_value
+    from eventmesh.review.schema_lookup import resolve
     from eventmesh.runtime.declaring.settings import load_settings
 
     locks = read_locks(Path.cwd() / load_settings().schemas)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from eventmesh.contracts.message import Event
-from eventmesh.contracts.upcast import explain, readable_versions, upcast
+from eventmesh.contracts.versions import describe_invalid_data, readable_versions, upcast
 from eventmesh.errors import UnreadableMessage
 
 
@@ -93,12 +93,12 @@ class Secret(Event, name="a.secret", version=1):
 def reason_for(data: object) -> str:
     with pytest.raises(ValidationError) as caught:
         Secret.model_validate(data)
-    return explain(Secret, caught.value)
+    return describe_invalid_data(Secret, caught.value)
 
 
 def test_a_reason_names_each_field_and_what_is_wrong() -> None:
     reason = reason_for({"number": "x", "parts": [1, "y"]})
-    assert reason.startswith("the data does not fit a.secret v1: card: Field required; number: ")
+    assert reason.startswith("the data is not a valid a.secret v1: card: Field required; number: ")
     assert "; parts.1: " in reason
 
 
@@ -107,4 +107,4 @@ def test_a_reason_never_tells_a_value() -> None:
 
 
 def test_a_reason_for_the_data_as_a_whole_says_data() -> None:
-    assert reason_for([]).startswith("the data does not fit a.secret v1: data: ")
+    assert reason_for([]).startswith("the data is not a valid a.secret v1: data: ")

@@ -15,13 +15,14 @@ from sqlalchemy import Column, Integer, MetaData, Table
 
 from eventmesh import Command, Event, Saga, Service, Transaction, step
 from eventmesh.contracts.fleet import Facts
-from eventmesh.contracts.locks.lock import freeze, read_locks
+from eventmesh.contracts.locks.freezing import freeze
+from eventmesh.contracts.locks.lock_folder import read_locks
 from eventmesh.contracts.problem import Place, Problem
 from eventmesh.errors import UsageError
 from eventmesh.integrations.faststream.redis import RedisMesh
 from eventmesh.review.checks import review
-from eventmesh.review.mesh import database_name, gather
-from eventmesh.review.sources import Sources
+from eventmesh.review.fleet_facts import collect_facts, database_name
+from eventmesh.review.python_sources import Sources
 from eventmesh.runtime.declaring.discovery import load_services
 from eventmesh.runtime.declaring.settings import Settings
 
@@ -58,7 +59,7 @@ class Settle(Saga[State], name="till.settle", started_by=Asked):
 
 def gathered(*services: Service, folder: Path = ROOT, **urls: str) -> Facts:
     settings = Settings(database_urls=urls)
-    return gather(services, read_locks(folder / "schemas"), settings, Sources(folder), {})
+    return collect_facts(services, read_locks(folder / "schemas"), settings, Sources(folder), {})
 
 
 # What is gathered
@@ -92,7 +93,7 @@ def test_what_handlers_read_return_and_send_is_gathered() -> None:
     lines = Path(__file__).read_text().splitlines()
     place = found.publications[1].place
     assert place is not None
-    assert place.file == "tests/schemas/test_mesh_of_services.py"
+    assert place.file == "tests/schemas/test_fleet_of_services.py"
     assert lines[place.line - 1].startswith("class Pay(")
 
 

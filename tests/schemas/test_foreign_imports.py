@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from eventmesh.contracts.problem import Place, Problem
-from eventmesh.review.imports import foreign_imports, homes, place_of_service
-from eventmesh.review.sources import MAX_BYTES, Sources
+from eventmesh.review.foreign_imports import foreign_imports, homes, place_of_service
+from eventmesh.review.python_sources import MAX_BYTES, Sources
 from eventmesh.runtime.declaring.discovery import service_targets
 
 ROOT = Path(__file__).resolve().parents[2]
