@@ -370,7 +370,7 @@ def report(console: Console, verdict: Verdict, effects: Sequence[Effect], run: R
             f"{longest(pauses(effects, kill.started_at, kill.back_at)):.2f} s",
         )
     console.print(kills)
-    waits = run.ledger.log.count('"subscription waits"')
+    waits = run.ledger.log.count('"subscription waiting for broker"')
     console.print(f"The ledger's worker lost its broker {waits} time(s).", highlight=False)
 
 

@@ -69,28 +69,25 @@ async def relaying(service: Service) -> AsyncIterator[None]:
 async def _relay(service: Service, database: Database, stop: asyncio.Event) -> None:
     settings, clock = service.settings, service.clock
     log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.relay")
-    reconnect, stopping = Reconnect(clock), asyncio.ensure_future(stop.wait())
-    try:
-        while not stop.is_set():
-            try:
-                async with open_transport(
-                    settings.broker_url, clock, settings.transport_options
-                ) as transport:
-                    await transport.declare([])
-                    relay = Relay(
-                        service.name,
-                        database,
-                        transport,
-                        clock,
-                        settings.lease_time,
-                        purging=settings,
-                        published=service.registry.published_names(),
-                        subscriptions=[handler.subscription for handler in service.worked],
-                    )
-                    service.on_commit(relay.wake)
-                    await relay.run(stop)
-            except Unreachable as error:
-                log.warning("relay waits", service=service.name, error=str(error))
-                await reconnect.wait(stopping)
-    finally:
-        stopping.cancel()
+    reconnect = Reconnect(clock)
+    while not stop.is_set():
+        try:
+            async with open_transport(
+                settings.broker_url, clock, settings.transport_options
+            ) as transport:
+                await transport.declare([])
+                relay = Relay(
+                    service.name,
+                    database,
+                    transport,
+                    clock,
+                    settings.lease_time,
+                    purging=settings,
+                    published=service.registry.published_names(),
+                    subscriptions=[handler.subscription for handler in service.worked],
+                )
+                service.on_commit(relay.wake)
+                await relay.run(stop)
+        except Unreachable as error:
+            log.warning("relay waits", service=service.name, error=str(error))
+            await reconnect.wait(stop)

@@ -119,10 +119,9 @@ class Supervisor:
     async def _keep(self, number: int) -> int:
         """Run one worker after the other until `stop`; returns the last one's exit code."""
         pause = Reconnect(self._clock, first=_FIRST_PAUSE, most=_LONGEST_PAUSE)
-        stopping = asyncio.ensure_future(self._stop.wait())
         code, worked = 0, False
         if number:
-            await _either(self._first_has_begun.wait(), stopping)
+            await _either(self._first_has_begun.wait(), self._stop.wait())
         while not self._stop.is_set():
             child, began_at = await self._start(number), self._clock.monotonic()
             child.ready.add_done_callback(lambda _: self._first_has_begun.set())
@@ -143,8 +142,7 @@ class Supervisor:
             )
             if self._clock.monotonic() - began_at > _STEADY:
                 pause.succeeded()
-            await pause.wait(stopping)
-        stopping.cancel()
+            await pause.wait(self._stop)
         return code
 
     async def _start(self, number: int) -> _Child:
@@ -199,13 +197,14 @@ class Supervisor:
                 child.process.kill()
 
 
-async def _either(first: Coroutine[Any, Any, object], second: asyncio.Future[Any]) -> None:
+async def _either(*conditions: Coroutine[Any, Any, object]) -> None:
     """Return when one of these has."""
-    waiting = asyncio.ensure_future(first)
+    waits = [asyncio.ensure_future(condition) for condition in conditions]
     try:
-        await asyncio.wait([waiting, second], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        waiting.cancel()
+        for wait in waits:
+            wait.cancel()
 
 
 async def _hears(descriptor: int) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from eventmesh.runtime.consuming.group import SUSPECT_AFTER
+from eventmesh.runtime.consuming.poison import SUSPECT_AFTER
 from eventmesh.transports.base import Subscription
 from tests.faults.conftest import At, Record
 from tests.faults.effects import SUBSCRIPTIONS, Account

@@ -63,18 +63,18 @@ async def test_a_worker_makes_what_was_deleted_under_it_again_and_misses_nothing
     for queue in (topology.queue(DEPOSITS), topology.queue(TOLD)):
         await channel.queue_delete(queue)
     await deposit("second")
-    assert worker.events().count("subscription waits") == 2
+    assert worker.events().count("subscription waiting for broker") == 2
 
     await channel.exchange_delete(topology.exchange)
     for queue in (topology.queue(DEPOSITS), topology.queue(TOLD)):
         await channel.queue_delete(queue)
     await made_again(operator, topology.exchange)
     await deposit("third")
-    assert worker.events().count("subscription waits") == 4
+    assert worker.events().count("subscription waiting for broker") == 4
 
     # Without queues that are deleted, nobody is cut off and told.
     await channel.exchange_delete(topology.exchange)
     await made_again(operator, topology.exchange)
     await deposit("fourth")
-    assert worker.events().count("subscription waits") == 4
+    assert worker.events().count("subscription waiting for broker") == 4
     worker.drain()

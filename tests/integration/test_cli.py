@@ -273,7 +273,7 @@ def test_dev_starts_again_when_code_changes(bank: Project, wait_until: Callable[
     running.tell_all(signal.SIGINT)
     ended = running.ended()
     assert ended.code == 0, ended.said
-    assert running.events().count("worker has stopped") == 2
+    assert running.events().count("worker stopped") == 2
     assert "Traceback" not in ended.err
 
 
@@ -304,12 +304,12 @@ async def test_the_first_signal_lets_a_handler_finish(
     worker = bank.worker(*options)
     await holding(bank, worker, put, attributes())
     worker.tell(number)
-    worker.until_says("worker drains")
+    worker.until_says("worker draining")
     assert worker.process.poll() is None
     bank.write("go", "")
     ended = worker.ended()
     assert ended.code == 0, ended.said
-    assert worker.events()[-1] == "worker has stopped"
+    assert worker.events()[-1] == "worker stopped"
     assert "Error" not in ended.err
     assert balances(bank) == {"slow": 100}
     # The event that the handler returned was kept too: told before the end, or by the next one.
@@ -333,7 +333,7 @@ async def test_the_second_signal_aborts_and_nothing_is_lost(
     worker = bank.worker(*options)
     await holding(bank, worker, put, attributes())
     worker.tell(signal.SIGTERM)
-    worker.until_says("worker drains")
+    worker.until_says("worker draining")
     worker.tell(second)
     ended = worker.ended()
     assert ended.code == 1, ended.said
@@ -381,11 +381,11 @@ async def test_two_workers_finish_and_end_together(
     await holding(bank, parent, put, attributes())
     # A terminal sends Ctrl-C to the whole group, as `timeout` does with SIGTERM.
     (parent.tell if whom == "one" else parent.tell_all)(number)
-    parent.until_says("worker drains", 2)
+    parent.until_says("worker draining", 2)
     bank.write("go", "")
     ended = parent.ended()
     assert ended.code == 0, ended.said
-    assert parent.events().count("worker has stopped") == 2
+    assert parent.events().count("worker stopped") == 2
     assert balances(bank) == {"slow": 100}
     assert not alive(children)
 
@@ -408,7 +408,7 @@ async def test_a_killed_worker_is_replaced_and_told_of_at_the_end(
     parent.tell(signal.SIGTERM)
     ended = parent.ended()
     assert ended.code == 1, ended.said  # all is well again, but it was not all the time
-    assert parent.events().count("worker has stopped") == processes
+    assert parent.events().count("worker stopped") == processes
     assert not alive(children)
 
 
@@ -445,7 +445,7 @@ async def test_sighup_loads_the_code_anew(
     worker.until_prints("ada now owns 12.50")
     assert worker.process.pid == pid
     assert worker.drain().code == 0
-    assert worker.events().count("worker has stopped") == 2 * processes
+    assert worker.events().count("worker stopped") == 2 * processes
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -507,7 +507,7 @@ def test_a_terminal_that_is_closed_stops_the_worker(
         with worker, worker.stderr as said:
             assert any("worker is ready" in line for line in said)
             worker.send_signal(signal.SIGHUP)
-            assert any("worker has stopped" in line for line in said)
+            assert any("worker stopped" in line for line in said)
             assert worker.wait(30) == 0
     finally:
         os.close(ours)

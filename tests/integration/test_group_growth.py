@@ -48,7 +48,7 @@ class Lane:
                 seal(Do(), source="test", clock=self.clock) for _ in range(self.runner.size)
             ]
             deliveries = [Delivery(envelope, deliveries=1) for envelope in envelopes]
-            assert len(await self.runner.run(deliveries, lambda: False)) == len(deliveries)
+            assert len(await self.runner.run(deliveries)) == len(deliveries)
         return self.runner.size
 
 

@@ -113,7 +113,7 @@ async def test_a_service_manager_that_tells_every_process_makes_them_drain(
     worker.until_says("depositing")
     for pid in [*worker.children(), worker.process.pid]:
         os.kill(pid, signal.SIGTERM)
-    worker.until_says("worker drains", 2)
+    worker.until_says("worker draining", 2)
     bank.write("go", "")
     assert worker.ended().code == 0
 

@@ -19,7 +19,11 @@ from tests.conftest import Servers
 from tests.integration.conftest import Project, until
 
 POLLING = "LISTEN/NOTIFY unavailable; polling every 0.5 s"
-WAITING = ("relay waits", "subscription waits")
+WAITING = (
+    "relay waits",
+    "subscription waiting for broker",
+    "subscription waiting for database",
+)
 WORKERS = 3
 PROGRAMS = 2
 MESSAGES = 150  # of each program

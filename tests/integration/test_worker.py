@@ -43,8 +43,9 @@ from eventmesh.errors import (
 from eventmesh.persistence import outbox, sagas, starts
 from eventmesh.persistence.database import AsyncSession
 from eventmesh.persistence.tables import inbox, start
-from eventmesh.runtime.consuming.group import CALM, DOUBTED_AFTER, GroupRunner
+from eventmesh.runtime.consuming.group import GroupRunner
 from eventmesh.runtime.consuming.lanes import lane_of
+from eventmesh.runtime.consuming.poison import CAUTIOUS_AFTER, FIRST_DELIVERIES_TO_LEAVE
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.handler import bind
 from eventmesh.runtime.relaying.relay import Relay, hold_time
@@ -474,7 +475,7 @@ class Grouped:
             Delivery(seal(Do(number=number), source="x", clock=self._clock), attempts): number
             for number in numbers
         }
-        settled = await self.runner.run(list(deliveries), lambda: False)
+        settled = await self.runner.run(list(deliveries))
         return {deliveries[delivery]: outcome for delivery, outcome in settled}
 
 
@@ -1030,7 +1031,7 @@ async def test_only_the_message_that_kills_its_worker_is_given_up(mesh: Mesh) ->
         async with database.connection() as connection:
             await starts.note(connection, "shop.do", envelopes[2].unique_id)
     deliveries = [Delivery(envelope, deliveries=50) for envelope in envelopes]
-    settlements = await runner.run(deliveries, lambda: False)
+    settlements = await runner.run(deliveries)
     outcomes = {delivery.envelope.id: outcome for delivery, outcome in settlements}
     dead = outcomes.pop(envelopes[2].id)
     assert isinstance(dead, Dead)
@@ -1062,7 +1063,7 @@ async def test_a_plain_handler_gives_up_only_what_kills_its_worker(mesh: Mesh) -
         async with database.connection() as connection:
             await starts.note(connection, "shop.do", envelopes[2].unique_id)
     deliveries = [Delivery(envelope, deliveries=50) for envelope in envelopes]
-    settlements = await runner.run(deliveries, lambda: False)
+    settlements = await runner.run(deliveries)
     outcomes = [outcome for _, outcome in settlements]
     assert isinstance(outcomes[2], Dead)
     assert isinstance(outcomes[3], RetryAfter)
@@ -1072,42 +1073,46 @@ async def test_a_plain_handler_gives_up_only_what_kills_its_worker(mesh: Mesh) -
         assert await connection.scalar(select(func.count()).select_from(start)) == 0
 
 
-async def test_without_a_database_messages_are_taken_one_by_one_while_one_may_be_deadly() -> None:
-    clock = SystemClock()
-    service = Service("shop")
-    service.configure(Settings())
+async def test_without_a_database_a_message_that_keeps_coming_back_is_fetched_alone() -> None:
+    """The first consumer fetches one at a time, as a worker before may have been killed; then as
+    many as allowed, until a message comes for the third time; then one at a time again."""
+    clock, prefetches = SystemClock(), list[int]()
+    service, settings = Service("shop"), Settings()
     handled: list[int] = []
+
+    class Redelivering(MemoryTransport):
+        """Says of the message 99 that it has come three times."""
+
+        @asynccontextmanager
+        async def consume(
+            self, subscription: Subscription, *, prefetch: int
+        ) -> AsyncIterator[Consumer]:
+            prefetches.append(prefetch)
+            async with super().consume(subscription, prefetch=prefetch) as consumer:
+                receive = consumer.receive
+
+                async def receive_with_counts(limit: int) -> Sequence[Delivery]:
+                    return [
+                        replace(each, deliveries=CAUTIOUS_AFTER + 1)
+                        if b'"number":99' in each.envelope.data
+                        else each
+                        for each in await receive(limit)
+                    ]
+
+                consumer.receive = receive_with_counts  # type: ignore[method-assign]
+                yield consumer
 
     @service.subscriber(Do, name="do")
     async def do(command: Do) -> None:
         handled.append(command.number)
 
-    [handler] = service.handlers.values()
-    runner = GroupRunner(service, handler, SubscriptionVitals("shop", handler.subscription, clock))
-
-    async def run(*counts: int) -> int:
-        """How many of these, each handed out so often, are settled."""
-        deliveries = [
-            Delivery(seal(Do(number=count), source="test", clock=clock), deliveries=count)
-            for count in counts
-        ]
-        return len(await runner.run(deliveries, lambda: False))
-
-    assert runner.careful  # at first: the worker before may have been killed
-    for _ in range(CALM):
-        assert runner.careful
-        assert await run(1) == 1
-    assert not runner.careful
-    assert await run(1, 2, 1) == 3  # what a consumer that left had fetched is no suspect
-    assert not runner.careful
-    assert await run(1, DOUBTED_AFTER + 1, 1) == 0  # given back, to be taken one by one
-    assert runner.careful
-    assert runner.size == 1
-    assert await run(DOUBTED_AFTER + 1) == 1
-    assert await run(*[2] * CALM) == CALM
-    assert runner.careful
-    assert await run(*[1] * CALM) == CALM
-    assert not runner.careful
+    mesh = Mesh(service, settings, Redelivering(clock), MovableClock())
+    async with mesh.worker():
+        await mesh.send(*range(FIRST_DELIVERIES_TO_LEAVE))
+        await until_true(lambda: len(prefetches) == 2)
+        await mesh.send(99)
+        await until_true(lambda: 99 in handled)
+    assert prefetches == [1, settings.prefetch, 1]
 
 
 async def test_a_suspect_whose_handling_fails_in_good_order_is_none_any_more(mesh: Mesh) -> None:
@@ -1120,7 +1125,7 @@ async def test_a_suspect_whose_handling_fails_in_good_order_is_none_any_more(mes
     runner = GroupRunner(mesh.service, handler, vitals)
     envelope = seal(Do(number=1), source="test", clock=mesh.clock)
     for _ in range(20):
-        [(_, outcome)] = await runner.run([Delivery(envelope, deliveries=50)], lambda: False)
+        [(_, outcome)] = await runner.run([Delivery(envelope, deliveries=50)])
         assert isinstance(outcome, RetryAfter)
 
 
@@ -1266,7 +1271,7 @@ async def test_a_reply_that_names_a_saga_which_is_not_there_is_given_up(
     vitals = SubscriptionVitals("shop", handler.subscription, mesh.clock)
     runner = GroupRunner(mesh.service, handler, vitals)
     for attempt in range(1, 1_000):
-        [(_, outcome)] = await runner.run([Delivery(reply, attempt)], lambda: False)
+        [(_, outcome)] = await runner.run([Delivery(reply, attempt)])
         if isinstance(outcome, Dead):
             break
     assert isinstance(outcome, Dead)

@@ -88,23 +88,27 @@ class Intake(ABC):
 
         It is held through every loss of the database; Unreachable only when the app is stopping.
         """
-        runner = GroupRunner(self._service, replace(self.handler, call=call), self._vitals)
         reconnect = Reconnect(self._service.clock)
-        while True:
-            try:
-                [(_, outcome)] = await runner.run([delivery], lambda: False)
-            except Unreachable as error:
-                if not any(subscriber.running for subscriber in self._subscribers):
-                    raise
-                self._log.warning(
-                    "subscription waits",
-                    subscription=self.handler.subscription.name,
-                    error=str(error),
-                )
-                await reconnect.wait()
-            else:
-                self._trouble.succeeded()
-                return outcome
+
+        async def wait_for_database(error: Unreachable) -> None:
+            if not any(subscriber.running for subscriber in self._subscribers):
+                raise error
+            self._log.warning(
+                "subscription waiting for database",
+                subscription=self.handler.subscription.name,
+                error=str(error),
+            )
+            await reconnect.wait()
+
+        runner = GroupRunner(
+            self._service,
+            replace(self.handler, call=call),
+            self._vitals,
+            wait_for_database=wait_for_database,
+        )
+        [(_, outcome)] = await runner.run([delivery])
+        self._trouble.succeeded()
+        return outcome
 
     async def pause(self) -> None:
         """Before a message is given back that will come again at once."""

@@ -216,7 +216,7 @@ class _RedisIntake(Intake):
                     task.result()
             except Unreachable as error:
                 self._log.warning(
-                    "subscription waits",
+                    "subscription waiting for broker",
                     subscription=self.handler.subscription.name,
                     error=str(error),
                 )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from eventmesh.contracts.message import Message
 from eventmesh.contracts.versions import describe_unreadable_version
 from eventmesh.errors import UnreadableMessage
+from eventmesh.runtime.consuming.poison import poison_reason
 from eventmesh.runtime.declaring.reading import Undecided
 from eventmesh.runtime.declaring.retry import describe
 from eventmesh.transports.base import Delivery
@@ -33,7 +34,7 @@ def read(
     if delivery.unreadable:
         return Dead(f"this is not a valid EventMesh message: {delivery.unreadable}")
     if delivery.deliveries > max_deliveries:
-        return Dead(poison(delivery))
+        return Dead(poison_reason(delivery))
     try:
         check_envelope(delivery.envelope)
         model = models.get(delivery.envelope.name)
@@ -49,14 +50,6 @@ def read(
         return Dead(str(error))
     except Exception as error:  # noqa: BLE001  # a user's validator may raise anything
         return Dead(f"the message could not be read: {error!r}", describe(error))
-
-
-def poison(delivery: Delivery) -> str:
-    """What is said of a message that was delivered too often."""
-    return (
-        f"poison message: delivered {delivery.deliveries - 1} times before this without being "
-        f"settled, so its handler may be killing its worker (EVENTMESH_MAX_DELIVERIES)"
-    )
 
 
 def check_source(envelope: Envelope, model: type[Message], sources: Sequence[str] = ()) -> None:

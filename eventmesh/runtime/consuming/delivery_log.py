@@ -81,14 +81,6 @@ class DeliveryLog:
         """The delivery turned to has taken effect before."""
         self._log.info("duplicate passed over")
 
-    def careful(self) -> None:
-        """Something seems to kill its workers."""
-        self._log.warning(
-            "messages are taken one by one: one of them may be killing its worker",
-            service=self._service,
-            subscription=self._subscription,
-        )
-
     def settled(self, delivery: Delivery, outcome: Outcome, error: Exception | None = None) -> None:
         """What became of a delivery."""
         if isinstance(outcome, Done) and not self._tells_all:

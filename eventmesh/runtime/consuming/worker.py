@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 import structlog
 
 from eventmesh.clock import Clock
-from eventmesh.errors import DrainTimeout, Unreachable
+from eventmesh.errors import DrainTimeout
 from eventmesh.redact import redact
-from eventmesh.runtime.backoff import Reconnect
-from eventmesh.runtime.cancellation import Leaked, leaks_caught
-from eventmesh.runtime.consuming.group import GroupRunner, Settlement
-from eventmesh.runtime.consuming.lanes import split
-from eventmesh.runtime.declaring.handler import Handler
+from eventmesh.runtime.consuming.subscription import ConsumedSubscription
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.hosting import check_before_start
 from eventmesh.runtime.relaying.relay import Relay
-from eventmesh.runtime.vitals import SubscriptionVitals, Vitals
-from eventmesh.transports.base import Consumer, Delivery, Transport
+from eventmesh.runtime.vitals import Vitals
+from eventmesh.transports.base import Transport
 
 
 class Worker:
@@ -44,19 +39,20 @@ class Worker:
         self.ready = asyncio.Event()
         """Set once every subscription has been consumed."""
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set, then finish what was begun and give back the rest."""
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Work until `stopping` is set, then finish what was begun and give back the rest."""
         async with self._opened():
             self.vitals.stage = "running"
-            consumers_left = asyncio.Event()
             relays = await self._relays()
             self.vitals.relays = [relay.vitals for relay in relays]
+            relays_stopping = asyncio.Event()  # later: what the last messages published is relayed
             async with asyncio.TaskGroup() as tasks:
                 for relay in relays:
-                    tasks.create_task(relay.run(consumers_left))
-                tasks.create_task(self._consume_all(stop, consumers_left))
+                    tasks.create_task(relay.run(relays_stopping))
+                await self._consume_all(stopping)
+                relays_stopping.set()
         self.vitals.stage = "stopped"
-        self._log.info("worker has stopped")
+        self._log.info("worker stopped")
 
     async def try_out(self) -> None:
         """Do all that comes before the first message, and no more; raises as `run`."""
@@ -96,19 +92,22 @@ class Worker:
                 relays.append(relay)
         return relays
 
-    async def _consume_all(self, stop: asyncio.Event, left: asyncio.Event) -> None:
-        """Run all subscriptions until `stop`; then they have `drain_timeout` to finish."""
+    async def _consume_all(self, stopping: asyncio.Event) -> None:
+        """Consume all subscriptions until `stopping`; then they have `drain_timeout` to finish."""
+        subscriptions = [
+            ConsumedSubscription(
+                service, handler, self.transport, self._clock, stopping, self._announce_if_ready
+            )
+            for service in self.services
+            for handler in service.worked
+        ]
+        self.vitals.subscriptions = [subscription.vitals for subscription in subscriptions]
         async with asyncio.TaskGroup() as tasks:
-            stopping = tasks.create_task(stop.wait())
-            consuming = [
-                tasks.create_task(self._consume(service, handler, stopping))
-                for service in self.services
-                for handler in service.worked
-            ]
-            self._say_if_ready()  # a worker without subscriptions is
-            await asyncio.wait([stopping])
+            consuming = [tasks.create_task(subscription.run()) for subscription in subscriptions]
+            self._announce_if_ready()  # a worker without subscriptions is
+            await stopping.wait()
             self.vitals.stage = "draining"
-            self._log.info("worker drains", timeout=self.settings.drain_timeout)
+            self._log.info("worker draining", timeout=self.settings.drain_timeout)
             late: set[asyncio.Task[None]] = set()
             if consuming:
                 _, late = await asyncio.wait(consuming, timeout=self.settings.drain_timeout)
@@ -119,101 +118,9 @@ class Worker:
                     f"messages will be delivered again. Raise EVENTMESH_DRAIN_TIMEOUT if handlers "
                     f"need longer."
                 )
-        left.set()
 
-    async def _consume(
-        self, service: Service, handler: Handler, stopping: asyncio.Future[Any]
-    ) -> None:
-        """Consume one subscription until `stopping`, through every loss of a server."""
-        reconnect = Reconnect(self._clock)
-        vitals = SubscriptionVitals(service.name, handler.subscription, self._clock)
-        self.vitals.subscriptions.append(vitals)
-        runners = [GroupRunner(service, handler, vitals) for _ in range(handler.concurrency)]
-        while not stopping.done():
-            try:
-                with leaks_caught():
-                    await self._consume_once(handler, runners, vitals, reconnect, stopping)
-            except (Unreachable, Leaked) as error:
-                await self._wait(reconnect, stopping, vitals, error)
-
-    async def _consume_once(
-        self,
-        handler: Handler,
-        runners: Sequence[GroupRunner],
-        vitals: SubscriptionVitals,
-        reconnect: Reconnect,
-        stopping: asyncio.Future[Any],
-    ) -> None:
-        """Consume, in as many lanes as there are runners, until `stopping`, or until it is to be
-        done more carefully or no longer so; Unreachable once the broker is lost."""
-        careful = any(runner.careful for runner in runners)
-        most = 1 if careful else max(self.settings.prefetch, len(runners))
-        anew: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        async with (
-            self.transport.consume(handler.subscription, prefetch=most) as consumer,
-            split(consumer, len(runners), most) as lanes,
-        ):
-            with vitals.consuming():
-                self._say_if_ready()
-                await _all_of(
-                    self._serve(number, lane, runner, vitals, reconnect, stopping, anew)
-                    for number, (lane, runner) in enumerate(zip(lanes, runners, strict=True))
-                )
-
-    async def _serve(
-        self,
-        number: int,
-        lane: Consumer,
-        runner: GroupRunner,
-        vitals: SubscriptionVitals,
-        reconnect: Reconnect,
-        stopping: asyncio.Future[Any],
-        anew: asyncio.Future[None],
-    ) -> None:
-        """Handle what comes to one lane, batch after batch, until either future is done."""
-        careful = runner.careful
-        with leaks_caught():
-            while deliveries := await _receive(lane, runner.size, stopping, anew):
-                with vitals.handling(number):
-                    settlements = await self._run(runner, deliveries, vitals, stopping)
-                await lane.settle(settlements)
-                vitals.settled(outcome for _, outcome in settlements)
-                reconnect.succeeded()
-                if runner.careful != careful and not anew.done():
-                    anew.set_result(None)
-
-    async def _run(
-        self,
-        runner: GroupRunner,
-        deliveries: Sequence[Delivery],
-        vitals: SubscriptionVitals,
-        stopping: asyncio.Future[Any],
-    ) -> Sequence[Settlement]:
-        """Run a batch, through every loss of the database. Meanwhile it is held: given back, it
-        would come again at once, and count as handed out once more."""
-        reconnect = Reconnect(self._clock)
-        while not stopping.done():
-            try:
-                return await runner.run(deliveries, stopping.done)
-            except Unreachable as error:
-                await self._wait(reconnect, stopping, vitals, error)
-        return ()
-
-    async def _wait(
-        self,
-        reconnect: Reconnect,
-        stopping: asyncio.Future[Any],
-        vitals: SubscriptionVitals,
-        error: Exception,
-    ) -> None:
-        self._log.warning(
-            "subscription waits", subscription=vitals.subscription.name, error=str(error)
-        )
-        with vitals.standing_still(str(error)):
-            await reconnect.wait(stopping)
-
-    def _say_if_ready(self) -> None:
-        """Tell, once, that everything is consumed."""
+    def _announce_if_ready(self) -> None:
+        """Set `ready`, and log it, once every subscription is being consumed."""
         expected = sum(len(service.worked) for service in self.services)
         consumed = [vitals for vitals in self.vitals.subscriptions if not vitals.trouble]
         if self.ready.is_set() or len(consumed) < expected:
@@ -231,38 +138,3 @@ class Worker:
                 if service.needs_database
             },
         )
-
-
-async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run these lanes to their ends, also when the broker is lost in one: the others hear of it
-    when they have handled what they began. Raises what the first that failed raised."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        if others and all(isinstance(task.exception(), Unreachable | None) for task in done):
-            await asyncio.wait(others)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    errors = [error for task in tasks if not task.cancelled() and (error := task.exception())]
-    if errors:
-        raise next((error for error in errors if not isinstance(error, Unreachable)), errors[0])
-
-
-async def _receive(
-    consumer: Consumer, limit: int, *ends: asyncio.Future[Any]
-) -> Sequence[Delivery]:
-    """The next deliveries; none once any of these is done."""
-    if any(end.done() for end in ends):
-        return ()
-    receiving = asyncio.ensure_future(consumer.receive(limit))
-    waits: list[asyncio.Future[Any]] = [receiving, *ends]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        return receiving.result() if receiving.done() else ()
-    finally:
-        if not receiving.done():
-            receiving.cancel()
-            # Cancelled for good before the consumer is left: it may hold deliveries.
-            await asyncio.wait([receiving])

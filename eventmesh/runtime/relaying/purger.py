@@ -19,7 +19,7 @@ from eventmesh.errors import Unreachable, UsageError
 from eventmesh.persistence import purge
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.database_time import clocks_differ
-from eventmesh.runtime.cancellation import Leaked, leaks_caught
+from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.settings import Settings
 
@@ -58,9 +58,9 @@ class Purger:
         """Clear again and again, until cancelled."""
         while True:
             try:
-                with leaks_caught():
+                with leaked_cancellations_raised():
                     await self._clear_or_say_why_not()
-            except (Unreachable, Leaked) as error:
+            except (Unreachable, LeakedCancellation) as error:
                 self._log.warning("not purged, will be tried again", error=str(error))
             await self._clock.sleep(EVERY * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
 

@@ -22,7 +22,7 @@ from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import NOTHING, OutboxRow, Refusal
 from eventmesh.persistence.tables import BUCKETS
 from eventmesh.runtime.backoff import Reconnect
-from eventmesh.runtime.cancellation import Leaked, leaks_caught
+from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.relaying.dispatch import dispatch
 from eventmesh.runtime.relaying.held_leases import Tenure
@@ -134,13 +134,13 @@ class Relay:
         reconnect = Reconnect(self._clock)
         while not stop.is_set():
             try:
-                with leaks_caught():
+                with leaked_cancellations_raised():
                     await self.round()
                     if self._saw_all:
                         await self._idle(stop)
                 reconnect.succeeded()
                 self.vitals.trouble = ""
-            except (Unreachable, Leaked) as error:
+            except (Unreachable, LeakedCancellation) as error:
                 self.vitals.trouble = str(error)
                 self._log.warning("relay waits", error=str(error))
                 self._horizon.forget()  # another server may answer next, as after a loss
@@ -151,9 +151,9 @@ class Relay:
         reconnect = Reconnect(self._clock)
         while self._database.is_postgresql:
             try:
-                with leaks_caught():
+                with leaked_cancellations_raised():
                     await notify.listen(self._database, self._hear)
-            except (Unreachable, Leaked):  # which the relay itself tells of, too
+            except (Unreachable, LeakedCancellation):  # which the relay itself tells of, too
                 self._told = False
                 await reconnect.wait()
             else:
@@ -256,7 +256,10 @@ class Relay:
         while True:
             await self._clock.sleep(pause)
             began = self._clock.monotonic()
-            with suppress(Unreachable, Leaked), leaks_caught():  # the rounds will tell of it
+            with (
+                suppress(Unreachable, LeakedCancellation),
+                leaked_cancellations_raised(),
+            ):  # the rounds will tell of it
                 await self._sweep_once()
             pause = max(SWEEP_EVERY, _SWEEP_SHARE * (self._clock.monotonic() - began))
 
@@ -290,7 +293,10 @@ class Relay:
         while True:
             await self._clock.sleep(self._lease_time / 8)
             if self._publishing and self.tenure.overdue:
-                with suppress(Unreachable, Leaked), leaks_caught():  # the rounds will tell of it
+                with (
+                    suppress(Unreachable, LeakedCancellation),
+                    leaked_cancellations_raised(),
+                ):  # the rounds will tell of it
                     await self.tenure.extend()
 
     async def _idle(self, stop: asyncio.Event) -> None:

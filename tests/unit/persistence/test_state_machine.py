@@ -208,7 +208,7 @@ class OutboxAndInbox(RuleBasedStateMachine):
         if not (await self.memory.stats(subscription)).ready:
             return False
         async with self.memory.consume(subscription, prefetch=limit) as consumer:
-            settlements = await self.runner.run(await consumer.receive(limit), lambda: False)
+            settlements = await self.runner.run(await consumer.receive(limit))
             if settled:
                 await consumer.settle(settlements)
         return True

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventmesh.runtime.consuming.group import next_size
+from eventmesh.runtime.consuming.pacing import next_size
 
 MOST, TIME = 100, 0.05
 
