@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -22,22 +22,31 @@ SERVICES = ("orders", "payments", "inventory", "shipping")
 PATIENCE = 240  # seconds
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def kind_of_database(request: pytest.FixtureRequest) -> Server | None:
-    """The PostgreSQL server, or None for SQLite files, which are the default."""
-    return None if request.param == "sqlite" else request.getfixturevalue("postgres_server")
+COMBINATIONS = [
+    pytest.param(broker, database, marks=[] if daily else [pytest.mark.soak])
+    for broker, database, daily in (
+        ("sqlite", "sqlite", True),
+        ("redis", "postgres", True),
+        ("amqp", "postgres", True),
+        ("sqlite", "postgres", False),
+        ("redis", "sqlite", False),
+        ("amqp", "sqlite", False),
+    )
+]
+"""Each broker and each database; what these have in common is left to a soak."""
 
 
-@pytest.fixture
-async def four_databases(kind_of_database: Server | None) -> AsyncIterator[dict[str, str]]:
-    """The variables that give each service an empty database of its own."""
+@asynccontextmanager
+async def four_databases(server: Server | None) -> AsyncIterator[dict[str, str]]:
+    """The variables that give each service an empty database of its own: on this server, or in
+    SQLite files, which are the default."""
     async with AsyncExitStack() as stack:
         yield {
             f"EVENTMESH_{service.upper()}_DATABASE_URL": await stack.enter_async_context(
-                fresh_database(kind_of_database)
+                fresh_database(server)
             )
             for service in SERVICES
-            if kind_of_database is not None
+            if server is not None
         }
 
 
@@ -64,10 +73,14 @@ async def demo(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
     return process.returncode or 0, output.decode()
 
 
+@pytest.mark.parametrize(("broker", "database"), COMBINATIONS)
 async def test_every_purchase_comes_to_one_end(
-    durable_broker_url: str, four_databases: dict[str, str]
+    broker: str, database: str, durable_url: Callable[[str], str], request: pytest.FixtureRequest
 ) -> None:
-    code, output = await demo(four_databases, "--purchases", "60", "--broker", durable_broker_url)
+    url = durable_url(broker)
+    server = request.getfixturevalue("postgres_server") if database == "postgres" else None
+    async with four_databases(server) as environment:
+        code, output = await demo(environment, "--purchases", "60", "--broker", url)
     assert output.splitlines()[-1] == "ok: 60 purchases, 0 lost, 0 doubled, 0 stuck", output
     assert code == 0
 
@@ -75,8 +88,8 @@ async def test_every_purchase_comes_to_one_end(
 async def test_every_purchase_comes_to_one_end_while_workers_are_killed(
     durable_broker_url: str,
 ) -> None:
-    code, output = await demo({}, "--purchases", "200", "--kill", "--broker", durable_broker_url)
-    assert output.splitlines()[-1] == "ok: 200 purchases, 0 lost, 0 doubled, 0 stuck", output
+    code, output = await demo({}, "--purchases", "80", "--kill", "--broker", durable_broker_url)
+    assert output.splitlines()[-1] == "ok: 80 purchases, 0 lost, 0 doubled, 0 stuck", output
     assert "workers killed" in output
     assert code == 0
 
