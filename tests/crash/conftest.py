@@ -1,4 +1,4 @@
-"""Nurseries, worlds, and the table of what was stopped where: build/crash-points.md."""
+"""Fork servers, deployments, and the table of all kills: build/crash-points.md."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from eventmesh.testing.servers import Server, fresh_database, version_of
 from tests.crash import report
-from tests.crash.lanes import Lanes, Nursery
-from tests.crash.world import World, on_files
+from tests.crash.deployment import Deployment, sqlite_deployment
+from tests.crash.fork_server_pool import ForkServer, ForkServerPool
 from tests.support.rows import Rows
 
 ROWS = pytest.StashKey[Rows[report.Row]]()
@@ -22,37 +22,39 @@ Record = Callable[[report.Row], None]
 
 
 @pytest.fixture(scope="session")
-def lanes() -> Iterator[Lanes]:
-    nurseries = [Nursery() for _ in range(min(os.cpu_count() or 1, 4))]
-    yield Lanes(nurseries)
-    for nursery in nurseries:
-        nursery.close()
+def pool() -> Iterator[ForkServerPool]:
+    servers = [ForkServer() for _ in range(min(os.cpu_count() or 1, 4))]
+    yield ForkServerPool(servers)
+    for server in servers:
+        server.close()
 
 
 @pytest.fixture
-def file_worlds(lanes: Lanes, tmp_path: Path) -> list[World]:
-    """A world on SQLite files for each lane."""
-    worlds = [on_files(tmp_path / f"lane-{number}") for number in range(len(lanes))]
-    for world in worlds:
-        assert not lanes.ask("make", world)
-    return worlds
+def sqlite_deployments(pool: ForkServerPool, tmp_path: Path) -> list[Deployment]:
+    """A deployment on SQLite files for each fork server."""
+    deployments = [
+        sqlite_deployment(tmp_path / f"deployment-{number}") for number in range(len(pool))
+    ]
+    for deployment in deployments:
+        assert not pool.call("create", deployment)
+    return deployments
 
 
 @pytest.fixture
-async def postgres_worlds(
-    lanes: Lanes, postgres_server: Server, tmp_path: Path
-) -> AsyncIterator[list[World]]:
-    """A world on PostgreSQL for each lane, with the broker in a file."""
+async def postgres_deployments(
+    pool: ForkServerPool, postgres_server: Server, tmp_path: Path
+) -> AsyncIterator[list[Deployment]]:
+    """A deployment on PostgreSQL for each fork server, with the broker in a file."""
     async with AsyncExitStack() as stack:
-        worlds = []
-        for number in range(len(lanes)):
+        deployments = []
+        for number in range(len(pool)):
             urls = [
                 await stack.enter_async_context(fresh_database(postgres_server)) for _ in range(2)
             ]
-            worlds.append(World(str(tmp_path / f"lane-{number}"), *urls, True))
-        for world in worlds:
-            assert not lanes.ask("make", world)
-        yield worlds
+            deployments.append(Deployment(str(tmp_path / f"deployment-{number}"), *urls, True))
+        for deployment in deployments:
+            assert not pool.call("create", deployment)
+        yield deployments
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ async def postgres_name(postgres_server: Server) -> str:
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Record:
-    """Puts a row into the table."""
+    """Adds a row to the table."""
     return request.config.stash[ROWS].add
 
 

@@ -1,4 +1,4 @@
-"""The table of all that a run has stopped, written at its end."""
+"""The table of all kills of a test run, written at its end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.crash.points import Point
-from tests.crash.shop import NUMBERS, SUBSCRIPTIONS
+from tests.crash.crash_points import Point
+from tests.crash.services import NUMBERS, SUBSCRIPTIONS
 
 KINDS = {
     "await": "awaits",
@@ -16,30 +16,30 @@ KINDS = {
     "statement": "SQL statements, before and after",
     "broker": "statements of the broker's file",
 }
-"""Of crash points, and what they are."""
+"""The kinds of crash points and their meaning."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A set of schedules on one database."""
+    """Schedules of one kind on one database."""
 
     database: str
     what: str
     points: Sequence[Point]
-    """Where the process was stopped."""
+    """Where the process was killed."""
     schedules: int
-    """How often it was started again until all was quiet, and everything checked."""
+    """How often the process was restarted, run until idle, and checked."""
     kills: int
-    """How many processes, or workers, really ended at their points."""
+    """How many processes or workers really died at their points."""
 
 
 HEAD = ("database", "what", "points", *KINDS, "schedules", "kills", "messages")
 MESSAGES = len(NUMBERS) * sum(map(len, SUBSCRIPTIONS.values()))
-"""Messages that are handled in each schedule; the effect of each is checked."""
+"""Messages handled in each schedule; the effect of each is checked."""
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: the rows, and the sum of those of each database."""
+    """Markdown: the rows, and the sum for each database."""
     lines = ["# Crash points", ""]
     lines += [_line(HEAD), _line(["---"] * len(HEAD))]
     for database in dict.fromkeys(row.database for row in rows):

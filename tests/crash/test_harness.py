@@ -1,15 +1,15 @@
-"""What stands for a killed process leaves what one leaves."""
+"""A simulated kill leaves the same state as a real one."""
 
 from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
 
-from tests.crash.points import Life
-from tests.crash.virtual_loop import bury
+from tests.crash.crash_points import WorkerRun
+from tests.crash.virtual_loop import close_connections
 
 
-async def test_what_is_dead_holds_no_lock_though_it_has_not_read_its_rows(tmp_path: Path) -> None:
+async def test_a_dead_worker_holds_no_lock_even_with_unread_rows(tmp_path: Path) -> None:
     dead, other = (
         sqlite3.connect(tmp_path / "shop.db", isolation_level=None, timeout=0) for _ in range(2)
     )
@@ -17,8 +17,8 @@ async def test_what_is_dead_holds_no_lock_though_it_has_not_read_its_rows(tmp_pa
     dead.execute("INSERT INTO shop VALUES (1), (2)")
     dead.execute("BEGIN IMMEDIATE")
     rows = dead.execute("SELECT number FROM shop")
-    life = Life(connections=[dead], kept=[rows])
-    bury(life)
-    bury(life)  # which does no harm
+    run = WorkerRun(connections=[dead], kept=[rows])
+    close_connections(run)
+    close_connections(run)  # is idempotent
     other.execute("BEGIN IMMEDIATE")
     other.close()

@@ -1,8 +1,8 @@
-"""An event loop that owns the time and counts every step: nothing on it sleeps and nothing runs in
-a thread, so that a run is the same each time, and can be stopped between any two of its steps.
+"""An event loop with virtual time, on which every step of a worker is a crash point.
 
-Time jumps to the next timer when there is nothing else to do. What a server is asked is waited for
-while the time stands still.
+Nothing on it sleeps or runs in a thread: time jumps to the next timer when nothing else is ready.
+A run therefore takes the same steps each time and can be stopped between any two of them. While
+an answer from a server is outstanding, the loop waits for it and virtual time stands still.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tests.crash.points import LIFE, Life
+from tests.crash.crash_points import CURRENT_RUN, WorkerRun
 
-PATIENCE = 60.0
-"""Real seconds within which a server answers; only a failure takes so long."""
+ANSWER_LIMIT = 60.0
+"""Real seconds within which a server answers; only a failure takes longer."""
 
-_LOCK_RETRY = 0.001  # virtual seconds between two tries for another's lock
+_LOCK_RETRY = 0.001  # virtual seconds between two attempts to get a lock
 _LOCK_TIMEOUT = 30.0
 _BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Stalled(Exception):
-    """Nothing can run any more, and no timer will change that."""
+    """Nothing can run, and no timer is pending."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Begins at this time. With `server`, answers may come from elsewhere, and are waited for."""
+    """`start` is the first virtual time. With `server`, answers from servers are waited for."""
 
     def __init__(self, start: float, *, server: bool) -> None:
         self.now = start
         self._server = server
-        self.lives: list[Life] = []
+        self.runs: list[WorkerRun] = []
         self.observers: dict[str, Any] = {}
         """The test's own connections, by their URLs."""
         super().__init__(_Selector(self))
@@ -47,7 +47,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.now
 
     def date(self) -> datetime:
-        """The same as a time of day."""
+        """The virtual time as a date."""
         return _BEGINNING + timedelta(seconds=self.now)
 
     def call_soon(
@@ -57,37 +57,37 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return super().call_soon(self._step, callback, args, context, context=context)
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
-        """Here and now, instead of in a thread."""
+        """Run the function on the loop instead of in a thread."""
         future = self.create_future()
         call_here(future, lambda: func(*args))
         return future
 
-    def resume(self, life: Life) -> None:
-        """Let a worker that stood still go on."""
-        life.paused, held = False, list(life.held)
-        life.held.clear()
+    def resume(self, run: WorkerRun) -> None:
+        """Let a paused worker continue."""
+        run.paused, held = False, list(run.held)
+        run.held.clear()
         for callback, args, context in held:
             self.call_soon(callback, *args, context=context)
 
     def _step(
         self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context
     ) -> None:
-        life = LIFE.get()
+        run = CURRENT_RUN.get()
         task = getattr(callback, "__self__", None)
-        # Anything else is asyncio's own, such as to forget a socket: only tasks do something.
-        if life is not None and isinstance(task, asyncio.Task):
-            if life.runs:
-                life.reach("await", site(task))
-                if life.dead:
-                    bury(life)
-            if not life.runs:
-                life.held.append((callback, args, context))
+        # Only the steps of tasks count; other callbacks are asyncio's own housekeeping.
+        if run is not None and isinstance(task, asyncio.Task):
+            if run.is_running:
+                run.reach("await", site(task))
+                if run.dead:
+                    close_connections(run)
+            if not run.is_running:
+                run.held.append((callback, args, context))
                 return
         callback(*args)
 
     @property
-    def waits_for_a_server(self) -> bool:
-        return self._server and any(life.asking for life in self.lives if not life.dead)
+    def is_waiting_for_server(self) -> bool:
+        return self._server and any(run.asking for run in self.runs if not run.dead)
 
 
 class _Selector(selectors.DefaultSelector):
@@ -99,30 +99,30 @@ class _Selector(selectors.DefaultSelector):
         found = super().select(0)
         if found or timeout == 0:
             return found
-        if self._loop.waits_for_a_server or timeout is None:
-            found = super().select(PATIENCE)
+        if self._loop.is_waiting_for_server or timeout is None:
+            found = super().select(ANSWER_LIMIT)
             if not found:
-                raise Stalled(f"no answer in {PATIENCE:g} s")
+                raise Stalled(f"no answer in {ANSWER_LIMIT:g} s")
             return found
         self._loop.now += timeout
         return []
 
 
 def call_here(future: asyncio.Future[Any], work: Callable[[], Any]) -> None:
-    """Do in a step of its own what else a thread would do. Another's lock is waited for, as it
-    would be there, without standing in that other's way."""
+    """Run in a step of its own what a thread would run otherwise. If another connection holds the
+    lock, try again later, so that the holder can go on."""
     task = asyncio.current_task()
     loop = future.get_loop()
     until = loop.time() + _LOCK_TIMEOUT
 
     def attempt() -> None:
-        life = LIFE.get()
-        if life is not None and life.runs:
-            life.reach("call", site(task))
-            if life.dead:
-                bury(life)
-        if life is not None and not life.runs:
-            life.held.append((attempt, (), contextvars.copy_context()))
+        run = CURRENT_RUN.get()
+        if run is not None and run.is_running:
+            run.reach("call", site(task))
+            if run.dead:
+                close_connections(run)
+        if run is not None and not run.is_running:
+            run.held.append((attempt, (), contextvars.copy_context()))
             return
         try:
             result = work()
@@ -131,7 +131,7 @@ def call_here(future: asyncio.Future[Any], work: Callable[[], Any]) -> None:
                 loop.call_later(_LOCK_RETRY, loop.call_soon, attempt)
                 return
             _answer(future, error=error)
-        except BaseException as error:  # noqa: BLE001  # it is the caller's
+        except BaseException as error:  # noqa: BLE001  # raised to the caller
             _answer(future, error=error)
         else:
             _answer(future, result)
@@ -139,17 +139,17 @@ def call_here(future: asyncio.Future[Any], work: Callable[[], Any]) -> None:
     loop.call_soon(attempt)
 
 
-def bury(life: Life) -> None:
-    """What the kernel does for a dead process: close what it had open."""
-    life.kept.extend(asyncio.all_tasks())
-    for connection in life.connections:
+def close_connections(run: WorkerRun) -> None:
+    """Do what the kernel does for a dead process: close its connections."""
+    run.kept.extend(asyncio.all_tasks())
+    for connection in run.connections:
         if isinstance(connection, sqlite3.Connection):
-            # Closing alone keeps the locks, as long as there is a cursor that was not read to its
-            # end, and nothing of what is dead is collected.
-            with suppress(sqlite3.ProgrammingError):  # it was closed before
+            # close() alone would keep the locks while a cursor has unread rows, and the cursors of
+            # a dead worker are never collected.
+            with suppress(sqlite3.ProgrammingError):  # it is closed already
                 connection.rollback()
             connection.close()
-        else:  # what is left to do then is nobody's life
+        else:  # in a context without a run, so that its callbacks execute
             contextvars.Context().run(connection.abort)
 
 
@@ -168,7 +168,7 @@ _ROOT = f"{Path(__file__).parents[2] / 'eventmesh'}/"
 
 
 def site(task: asyncio.Task[Any] | None) -> str:
-    """Where in EventMesh's code, or else in whose, this task waits: file:function:line."""
+    """Where this task waits, as file:function:line, in EventMesh's code if it is there."""
     ours = theirs = ""
     waiting: Any = task.get_coro() if task is not None else None
     while waiting is not None:
@@ -190,11 +190,11 @@ def site(task: asyncio.Task[Any] | None) -> str:
 
 
 def _inner(waiting: Any) -> Any:
-    """What this awaits."""
+    """The awaitable that this one waits for."""
     for name in ("cr_await", "ag_await", "gi_yieldfrom"):
         if (inner := getattr(waiting, name, None)) is not None:
             return inner
     if type(waiting).__name__ in ("async_generator_asend", "async_generator_athrow"):
-        # Which generator it belongs to is not told otherwise.
+        # There is no public way to get its generator.
         return next((each for each in gc.get_referents(waiting) if hasattr(each, "ag_frame")), None)
     return None

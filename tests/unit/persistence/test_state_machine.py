@@ -41,11 +41,11 @@ from eventmesh.runtime.consuming.group import GroupRunner
 from eventmesh.runtime.relaying import relay as relay_module
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.memory import MemoryTransport
-from tests.crash import boundaries
-from tests.crash.fickle import Broker
-from tests.crash.life import LoopClock
-from tests.crash.relays import LEASE_TIME, Running, ask, end_all, start
+from tests.crash import instrumentation
+from tests.crash.faulty_broker import FaultyBroker
+from tests.crash.killable_relay import LEASE_TIME, KillableRelay, query, shut_down_all, start
 from tests.crash.virtual_loop import VirtualLoop
+from tests.crash.worker_run import LoopClock
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ class OutboxAndInbox(RuleBasedStateMachine):
         self.loop = VirtualLoop(0.0, server=False)
         asyncio.set_event_loop(self.loop)
         self.clock = LoopClock(self.loop)
-        self.behaves = Broker(whole)
+        self.broker = FaultyBroker(whole)
         self.memory = MemoryTransport(self.clock)
         self.committed: list[Noted] = []
         self.delayed: set[int] = set()
@@ -110,7 +110,7 @@ class OutboxAndInbox(RuleBasedStateMachine):
         self.service = make_service(self.clock, self.file)
         [self.handler] = self.service.handlers.values()
         self.runner = self.do(self._runner())
-        self.started: list[Running] = []
+        self.started: list[KillableRelay] = []
         self.relays = [self.start_relay(), self.start_relay()]
 
     async def _runner(self) -> GroupRunner:
@@ -118,8 +118,8 @@ class OutboxAndInbox(RuleBasedStateMachine):
         vitals = SubscriptionVitals("shop", self.handler.subscription, self.clock)
         return GroupRunner(self.service, self.handler, vitals)
 
-    def start_relay(self) -> Running:
-        running = start(self.file, self.clock, self.memory, self.behaves)
+    def start_relay(self) -> KillableRelay:
+        running = start(self.file, self.clock, self.memory, self.broker)
         self.started.append(running)
         return running
 
@@ -160,8 +160,8 @@ class OutboxAndInbox(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), steps=STEPS, keys=SOME_KEYS)
     def let_a_relay_stand_still(self, which: int, steps: int, keys: list[str]) -> None:
         self.do(self._commit(keys))
-        if not self.relays[which].life.paused:
-            self.do(self.relays[which].stand_still(steps))
+        if not self.relays[which].run.paused:
+            self.do(self.relays[which].pause(steps))
 
     @rule()
     def let_all_relays_go_on(self) -> None:
@@ -171,17 +171,17 @@ class OutboxAndInbox(RuleBasedStateMachine):
     @rule(after=st.integers(0, 4), tells=st.booleans(), keys=SOME_KEYS)
     def lose_the_broker_in_the_next_batch(self, after: int, tells: bool, keys: list[str]) -> None:
         self.do(self._commit(keys))
-        self.behaves.lost_after, self.behaves.tells = after, tells
+        self.broker.lost_after, self.broker.confirms_before_loss = after, tells
 
     @rule(key=st.sampled_from(KEYS), times=st.integers(1, 2 * PARK_AFTER), keys=SOME_KEYS)
     def refuse_the_next_of_a_key(self, key: str, times: int, keys: list[str]) -> None:
         self.do(self._commit([*keys, key, key]))
-        self.behaves.refuses[key] = times
+        self.broker.rejects[key] = times
         self.ever_refused.add(key)
 
     @rule()
     def refuse_none_any_more(self) -> None:
-        self.behaves.refuses.clear()
+        self.broker.rejects.clear()
 
     @precondition(lambda self: self.parked())
     @rule(retry=st.booleans())
@@ -194,7 +194,7 @@ class OutboxAndInbox(RuleBasedStateMachine):
             if retry:
                 await parked.retry(connection, self.clock.now())
                 return
-            rows = ask(self.file, "SELECT seq, data FROM eventmesh_outbox WHERE parked")
+            rows = query(self.file, "SELECT seq, data FROM eventmesh_outbox WHERE parked")
             gone = await parked.skip(connection, [seq for seq, _ in rows])
             self.skipped |= {json.loads(data)["number"] for seq, data in rows if seq in gone}
 
@@ -213,16 +213,16 @@ class OutboxAndInbox(RuleBasedStateMachine):
                 await consumer.settle(settlements)
         return True
 
-    @precondition(lambda self: self.behaves.sent)
+    @precondition(lambda self: self.broker.sent)
     @rule(choice=st.randoms(use_true_random=False))
     def have_the_broker_repeat_itself(self, choice: random.Random) -> None:
-        self.do(self.memory.publish([choice.choice(self.behaves.sent)]))
+        self.do(self.memory.publish([choice.choice(self.broker.sent)]))
 
-    @precondition(lambda self: self.behaves.sent)
+    @precondition(lambda self: self.broker.sent)
     @rule()
     def purge_when_all_is_quiet_and_old(self) -> None:
         self.settle_all()
-        self.behaves.sent.clear()  # nothing that old comes back
+        self.broker.sent.clear()  # nothing that old comes back
         self.loop.now += WINDOW + 1  # all sleep through it
         self.do(self._purge())
 
@@ -238,12 +238,12 @@ class OutboxAndInbox(RuleBasedStateMachine):
     def every_effect_was_committed_and_happened_once_in_its_order(self) -> None:
         if not hasattr(self, "file"):
             return
-        assert not self.behaves.broken
+        assert not self.broker.violations
         times = Counter(self.effects())
         assert not [number for number, count in times.items() if count > 1]
         promised = {each.number for each in self.committed}
         assert set(times) <= promised
-        assert {json.loads(each.data)["number"] for each in self.behaves.sent} <= promised
+        assert {json.loads(each.data)["number"] for each in self.broker.sent} <= promised
         for key in KEYS:
             effects = [number for number in times if number in set(self.of(key))]
             assert effects == self.of(key)[: len(effects)]
@@ -258,13 +258,13 @@ class OutboxAndInbox(RuleBasedStateMachine):
         ]
 
     def effects(self) -> list[int]:
-        return [number for (number,) in ask(self.file, "SELECT number FROM effects ORDER BY id")]
+        return [number for (number,) in query(self.file, "SELECT number FROM effects ORDER BY id")]
 
     def settle_all(self) -> None:
         """Let all that is still to happen, happen: nothing is lost, and parked keys keep only
         themselves."""
-        self.behaves.lost_after = None
-        self.behaves.refuses.clear()
+        self.broker.lost_after = None
+        self.broker.rejects.clear()
         self.let_all_relays_go_on()
         until = self.loop.time() + SETTLED_AFTER
         # Slept first: who goes on only now may free a key that is parked, and what waits behind it.
@@ -283,10 +283,10 @@ class OutboxAndInbox(RuleBasedStateMachine):
 
     def waiting(self) -> Counter[str]:
         """How many messages of each key are in the outbox."""
-        return Counter(key for (key,) in ask(self.file, "SELECT key FROM eventmesh_outbox"))
+        return Counter(key for (key,) in query(self.file, "SELECT key FROM eventmesh_outbox"))
 
     def parked(self) -> set[str]:
-        rows = ask(self.file, "SELECT key FROM eventmesh_outbox WHERE parked")
+        rows = query(self.file, "SELECT key FROM eventmesh_outbox WHERE parked")
         return {key for (key,) in rows}
 
     def teardown(self) -> None:
@@ -295,7 +295,7 @@ class OutboxAndInbox(RuleBasedStateMachine):
         try:
             self.settle_all()
         finally:
-            self.do(end_all(self.started))
+            self.do(shut_down_all(self.started))
             self.do(self.service.close())
             self.loop.close()
             asyncio.set_event_loop(None)
@@ -320,7 +320,7 @@ def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     file = tmp_path / "shop.db"
     monkeypatch.setattr(relay_module, "PARK_AFTER", PARK_AFTER)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    with boundaries.on_virtual_loops():
+    with instrumentation.on_virtual_loops():
         loop = VirtualLoop(0.0, server=False)
 
         async def make() -> None:
@@ -360,7 +360,9 @@ def test_what_follows_a_message_that_is_taken_at_last_is_not_overtaken(
     machine.see_to_what_is_parked(retry=True)
     machine.commit(keys=["b"], delayed=False, good=True)
     machine.let_time_pass(2.0)
-    assert [
-        json.loads(each.data)["number"] for each in machine.behaves.sent if each.key == "b"
-    ] == [1, 2, 5]
+    assert [json.loads(each.data)["number"] for each in machine.broker.sent if each.key == "b"] == [
+        1,
+        2,
+        5,
+    ]
     machine.teardown()

@@ -1,4 +1,4 @@
-"""What must be true in the end, whatever was killed, and what is not."""
+"""What must be true at the end of every schedule, whatever was killed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from eventmesh.wire.envelope import Envelope
-from tests.crash.shop import NUMBERS, ORDERED, REFUSED, SUBSCRIPTIONS
-from tests.crash.world import World
+from tests.crash.deployment import Deployment
+from tests.crash.services import NUMBERS, ORDERED, REFUSED, SUBSCRIPTIONS
 
 _OUTBOX = "SELECT key, parked FROM eventmesh_outbox ORDER BY seq"
 _EFFECTS = "SELECT subscription, account, number FROM effects ORDER BY id"
@@ -18,21 +18,21 @@ _LEASES = "SELECT owner FROM eventmesh_lease WHERE expires_at > '2001-01-01'"
 _BROKER = ("queue", "dead_letter", "unrouted")
 
 
-async def is_quiet(world: World) -> bool:
-    """Whether nothing is under way: the broker holds nothing, and the outboxes only what the
-    broker refuses."""
-    [[(held,)]] = world.held("SELECT count(*) FROM queue")
+async def is_idle(deployment: Deployment) -> bool:
+    """Whether nothing is left to do: the queues are empty, and the outbox holds only what the
+    broker rejects."""
+    [[(held,)]] = deployment.query_broker("SELECT count(*) FROM queue")
     if held:
         return False
-    [waiting] = await world.ask("desk", _OUTBOX)
+    [waiting] = await deployment.query("desk", _OUTBOX)
     return all(key == REFUSED for key, _ in waiting) and any(parked for _, parked in waiting)
 
 
-async def faults(world: World, *, ordered: bool = True) -> list[str]:
-    """What is not as it must be; nothing when all is well."""
+async def violations(deployment: Deployment, *, ordered: bool = True) -> list[str]:
+    """The invariants that do not hold, in words; empty when all do."""
     found: list[str] = []
     for service, names in SUBSCRIPTIONS.items():
-        waiting, effects, claimed, starts, leases = await world.ask(
+        waiting, effects, claimed, starts, leases = await deployment.query(
             service, _OUTBOX, _EFFECTS, _INBOX, _STARTS, _LEASES
         )
         for name in names:
@@ -41,28 +41,30 @@ async def faults(world: World, *, ordered: bool = True) -> list[str]:
             if (number := dict(claimed).get(name)) != len(NUMBERS):
                 found.append(f"{name}: {number} messages in the inbox")
         if starts:
-            found.append(f"{service}: starts are still counted")
+            found.append(f"{service}: starts of handlers are still recorded")
         if leases:
             found.append(f"{service}: leases are still held")
         left = [(key, bool(parked)) for key, parked in waiting]
         if left != ([(REFUSED, True), (REFUSED, False)] if service == "desk" else []):
             found.append(f"{service}: the outbox holds {left}")
-    counts = world.held(*(f"SELECT count(*) FROM {table}" for table in _BROKER))  # noqa: S608  # constants
+    counts = deployment.query_broker(*(f"SELECT count(*) FROM {table}" for table in _BROKER))  # noqa: S608  # constants
     for table, [(number,)] in zip(_BROKER, counts, strict=True):
         if number:
             found.append(f"the broker's {table} holds {number}")
     return found
 
 
-async def faults_of_order(world: World, sent: Sequence[Envelope]) -> list[str]:
-    """Of each message's first time on its way, those that were not in the order in which the desk
-    committed those of their key. Workers that compete commit in any order, which a server's tables
-    do not tell."""
-    [effects] = await world.ask("desk", _EFFECTS)
+async def order_violations(deployment: Deployment, sent: Sequence[Envelope]) -> list[str]:
+    """The keys whose messages were first published in another order than they were committed.
+
+    The commit order of the desk's events is read from the effects table. On a server, competing
+    workers commit in any order and the table does not show which, so only commands are checked.
+    """
+    [effects] = await deployment.query("desk", _EFFECTS)
     found = []
     for account, numbers in ORDERED.items():
         orders = {"desk.take": numbers}
-        if not world.has_server:
+        if not deployment.has_server:
             orders["desk.taken"] = tuple(number for _, each, number in effects if each == account)
         for name, committed in orders.items():
             order = tuple(
@@ -73,7 +75,7 @@ async def faults_of_order(world: World, sent: Sequence[Envelope]) -> list[str]:
                 )
             )
             if order != committed:
-                found.append(f"{name}: of {account}, {order} were sent in this order")
+                found.append(f"{name}: messages of {account} were sent in the order {order}")
     return found
 
 
@@ -83,11 +85,11 @@ def _effects_of(name: str, effects: list[tuple[str, int]], *, ordered: bool) -> 
     if lost := sorted(set(NUMBERS) - set(times)):
         found.append(f"{name}: lost {lost}")
     if doubled := sorted(number for number, count in times.items() if count > 1):
-        found.append(f"{name}: done twice {doubled}")
+        found.append(f"{name}: handled twice {doubled}")
     if unknown := sorted(set(times) - set(NUMBERS)):
-        found.append(f"{name}: not promised {unknown}")
+        found.append(f"{name}: never sent {unknown}")
     for account, numbers in ORDERED.items():
         order = tuple(dict.fromkeys(number for each, number in effects if each == account))
         if ordered and order != numbers and set(order) == set(numbers):
-            found.append(f"{name}: {account} in the order {order}")
+            found.append(f"{name}: {account} was handled in the order {order}")
     return found

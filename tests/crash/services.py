@@ -1,4 +1,4 @@
-"""Two services and a handful of messages that take every turn a message can take."""
+"""Two services, and a handful of messages that together take every path a message can take."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Base(DeclarativeBase):
 
 
 class Effect(Base):
-    """Nothing here keeps an effect from happening twice but the inbox."""
+    """No constraint of this table prevents a duplicate: only the inbox does."""
 
     __tablename__ = "effects"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -45,26 +45,26 @@ class TakenRead(Event, name="desk.taken", version=1, key="account"):
 
 
 ORDERED = {"ada": (1, 2, 3), "ben": (4, 5)}
-"""Of each account the numbers of its commands, whose effects are in this order everywhere."""
+"""The numbers of each account's commands; their effects keep this order everywhere."""
 
-ODD = {
+SPECIAL = {
     "later": 6,  # its command and its event are delayed
-    "faulty": 7,  # the first time, its handler in the ledger raises
+    "faulty": 7,  # its handler in the ledger raises the first time
     "slow": 8,  # its handler takes longer than a group may
     "twin": 9,  # the broker holds it twice
-    "suspect": 10,  # it was handed out so often that it may be killing its workers
+    "suspect": 10,  # it was redelivered so often that it may be a poison message
 }
 
 REFUSED = "refused"
-"""The account whose messages the broker does not take."""
+"""The account whose messages the broker rejects."""
 
 SUBSCRIPTIONS = {"desk": ("desk.take",), "ledger": ("ledger.book", "ledger.post")}
 METADATA: MetaData = Base.metadata
-NUMBERS = [*itertools.chain(*ORDERED.values()), *ODD.values()]
+NUMBERS = [*itertools.chain(*ORDERED.values()), *SPECIAL.values()]
 
 
 def make_desk(clock: Clock) -> Service:
-    """Takes commands and tells of each."""
+    """Handles commands and publishes an event for each."""
     desk = Service("desk", metadata=METADATA, clock=clock)
     desk.publisher(Taken)
     desk.publisher(Take)
@@ -81,7 +81,7 @@ def make_desk(clock: Clock) -> Service:
 
 
 def make_ledger(clock: Clock) -> Service:
-    """Reads what was taken, in two subscriptions, one of them with two lanes."""
+    """Handles the desk's events in two subscriptions, one of them with two lanes."""
     ledger = Service("ledger", metadata=METADATA, clock=clock)
     fail = _fails_once()
 
@@ -105,12 +105,12 @@ async def _enter(tx: Transaction, subscription: str, message: Take | TakenRead) 
 
 
 def _fails_once() -> Callable[[TakenRead], None]:
-    """Once in a process: nothing outlives it that could tell."""
+    """A function that raises for each faulty event once in a process."""
     failed: set[int] = set()
 
     def fail(event: TakenRead) -> None:
         if event.account == "faulty" and event.number not in failed:
             failed.add(event.number)
-            raise RuntimeError("for the first time")
+            raise RuntimeError("the first attempt fails")
 
     return fail

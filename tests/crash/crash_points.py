@@ -1,7 +1,8 @@
-"""Crash points: everywhere a process can be stopped, and one process's life up to there.
+"""Crash points: the places where a worker process can be killed, counted during one run.
 
-A place that is passed again although nothing has been committed in between is the same point: what
-a dead process leaves is what was committed.
+A point is an await, a call to a database or broker, or an SQL statement. What a killed process
+leaves behind is what it has committed, so passing the same place again without a commit in between
+is the same point: killing there would prove nothing new.
 """
 
 from __future__ import annotations
@@ -21,40 +22,45 @@ BETWEEN_STEPS = ("await", "call")
 """The kinds of points at which the event loop has control."""
 
 Point = tuple[str, str, int]
-"""The kind, the place, and which time it is passed; counted from 1."""
+"""Kind, place, and how often this place was passed, counted from 1."""
 
 Kill = Point | int | None
-"""At which point a life ends: at this one, at the so-manieth of all, or at none."""
+"""Where a run is killed: at this point, at the n-th of all points, or nowhere."""
 
 
 @dataclass(eq=False)
-class Life:
-    """A worker from its start to its end."""
+class WorkerRun:
+    """One run of a worker: its crash points so far, and what the harness keeps for it."""
 
     kill: Kill = None
     exits: bool = True
-    """Whether its end is the process's end, too; else nothing of it ever runs again."""
+    """Whether a kill ends the process. Otherwise none of the worker's steps runs any more, which
+    looks the same from outside and allows a second worker in the same process."""
     points: list[Point] = field(default_factory=list)
     commits: int = 0
     dead: bool = False
     asking: int = 0
-    """How many answers of servers it waits for."""
+    """How many answers from servers are outstanding."""
     connections: list[Any] = field(default_factory=list)
     paused: bool = False
     held: list[tuple[Callable[..., object], tuple[Any, ...], Context]] = field(default_factory=list)
-    """What it would do next, if it were not dead or paused."""
+    """The callbacks that are due but not run, because the worker is dead or paused."""
     kept: list[Any] = field(default_factory=list)
-    """Of what is dead, nothing is to be collected, which would end it in an orderly way."""
+    """References to the tasks of a dead worker: collecting them would run their clean-up, which a
+    kill does not do."""
     on_point: Callable[[Point], None] = lambda _: None
     _passed: Counter[tuple[str, str]] = field(default_factory=Counter)
     _seen_at: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property
-    def runs(self) -> bool:
+    def is_running(self) -> bool:
         return not (self.dead or self.paused)
 
     def reach(self, kind: str, place: str) -> None:
-        """Pass a point, or end there. What does not exit can end only between two steps."""
+        """Count a point, and die there if the run is to be killed there.
+
+        A run that does not exit the process can be stopped only between two steps of the loop.
+        """
         if not self.exits and kind not in BETWEEN_STEPS:
             return
         if self._seen_at.get((kind, place)) == self.commits:
@@ -71,7 +77,7 @@ class Life:
 
     @contextmanager
     def asks(self) -> Iterator[None]:
-        """While a server is asked."""
+        """Count an outstanding answer while the context is open."""
         self.asking += 1
         try:
             yield
@@ -79,5 +85,5 @@ class Life:
             self.asking -= 1
 
 
-LIFE: ContextVar[Life | None] = ContextVar("crash_life", default=None)
-"""Whose step is being run; nobody's, if it is the test's own."""
+CURRENT_RUN: ContextVar[WorkerRun | None] = ContextVar("crash_worker_run", default=None)
+"""The run whose step is executing; None for steps of the test itself."""

@@ -1,4 +1,8 @@
-"""What outlives a process: two databases and a broker's file. How it begins, and what is in it."""
+"""Two databases and a broker's file: everything that outlives a worker process.
+
+`seed` puts a deployment into the state in which every schedule begins, and `Deployment.query`
+reads what is in it, past the code under test.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,12 @@ from eventmesh.runtime.relaying.relay import PARK_AFTER
 from eventmesh.transports.base import Subscription, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import seal
-from tests.crash.shop import (
+from tests.crash.services import (
     DELAY,
     METADATA,
-    ODD,
     ORDERED,
     REFUSED,
+    SPECIAL,
     SUBSCRIPTIONS,
     Take,
     make_desk,
@@ -35,23 +39,23 @@ Rows = list[tuple[Any, ...]]
 
 _LOCK_RETRY = 0.001  # of the loop's seconds
 _LEASE_TIME = 3.0  # of the loop's seconds
-_SERVER_LEASE_TIME = 60.0  # of real seconds: no lease is to end while a relay lives
+_SERVER_LEASE_TIME = 60.0  # real seconds: no lease expires while a relay runs
 
 LONG_AGO = "2000-01-01"
-"""When what was made older has ended."""
+"""An expiry that lies in the past for every clock."""
 
 _TABLES = ("outbox", "inbox", "start", "relay")
 
 
 @dataclass(frozen=True)
-class World:
-    """One scenario's servers and files."""
+class Deployment:
+    """The databases and files of one schedule."""
 
     folder: str
     desk: str
     ledger: str
-    whole: bool
-    """Whether the broker stores a batch as a whole, or message by message."""
+    atomic_batches: bool
+    """Whether the broker stores a batch completely or not at all, or message by message."""
 
     @property
     def broker_file(self) -> Path:
@@ -63,8 +67,9 @@ class World:
 
     @property
     def taken_over_after(self) -> float:
-        """Seconds of the loop's time after which, once what a dead relay held is free, another has
-        renewed its leases; on files, it becomes free only meanwhile."""
+        """Seconds of loop time until another relay has the leases of a dead one. With a server
+        they were expired before, so one renewal interval is enough; on files, they expire within
+        this time."""
         return 0.6 * _SERVER_LEASE_TIME if self.has_server else 1.2 * _LEASE_TIME
 
     def settings(self) -> Settings:
@@ -79,13 +84,13 @@ class World:
     def json(self) -> dict[str, Any]:
         return asdict(self)
 
-    async def ask(self, service: str, *statements: str) -> list[Rows]:
-        """What a service's database answers to each, past all that is under test."""
+    async def query(self, service: str, *statements: str) -> list[Rows]:
+        """The rows of each statement in a service's database, read past the code under test."""
         url = make_url(getattr(self, service))
         if url.get_backend_name() == "sqlite":
             while True:
                 try:
-                    return ask_file(url.database or "", *statements)
+                    return query_file(url.database or "", *statements)
                 except sqlite3.OperationalError as error:
                     if "locked" not in str(error):
                         raise
@@ -97,26 +102,26 @@ class World:
             [tuple(row) for row in await connection.fetch(statement)] for statement in statements
         ]
 
-    def held(self, *statements: str) -> list[Rows]:
-        """What the broker's file answers to each."""
-        return ask_file(str(self.broker_file), *statements)
+    def query_broker(self, *statements: str) -> list[Rows]:
+        """The rows of each statement in the broker's file."""
+        return query_file(str(self.broker_file), *statements)
 
 
 async def _connected(url: str) -> Any:
-    """A connection of the test's own, which lasts as long as its loop and its process."""
+    """A connection of the test's own, kept for as long as its loop and its process."""
     kept = asyncio.get_running_loop().observers  # type: ignore[attr-defined]
     if url not in kept:
         kept[url] = await asyncpg.connect(url)
     return kept[url]
 
 
-def on_files(folder: Path, *, whole: bool = True) -> World:
-    """A world of SQLite files."""
+def sqlite_deployment(folder: Path, *, atomic_batches: bool = True) -> Deployment:
+    """A deployment on SQLite files."""
     urls = (f"sqlite+aiosqlite:///{folder}/{name}.db" for name in ("desk", "ledger"))
-    return World(str(folder), *urls, whole)
+    return Deployment(str(folder), *urls, atomic_batches)
 
 
-def ask_file(path: str, *statements: str) -> list[Rows]:
+def query_file(path: str, *statements: str) -> list[Rows]:
     connection = sqlite3.connect(path, isolation_level=None, timeout=0)
     connection.execute("PRAGMA synchronous = OFF")
     try:
@@ -125,29 +130,29 @@ def ask_file(path: str, *statements: str) -> list[Rows]:
         connection.close()
 
 
-async def make(world: World) -> None:
-    """Make the tables. They are emptied, not made, for each schedule."""
-    Path(world.folder).mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  # nobody waits for it
+async def create_tables(deployment: Deployment) -> None:
+    """Create the tables. For each schedule they are emptied, not created again."""
+    Path(deployment.folder).mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240  # nothing else runs
     for service in SUBSCRIPTIONS:
-        database = Database(getattr(world, service), service=service)
+        database = Database(getattr(deployment, service), service=service)
         await migration.upgrade(database, METADATA)
         await database.close()
 
 
-async def begin(world: World, clock: Clock) -> None:
-    """Set the world to the beginning: what the desk has promised waits in its outbox, and what
-    others have told it in the broker."""
-    for file in Path(world.folder).glob("broker.db*"):  # noqa: ASYNC240  # as above
+async def seed(deployment: Deployment, clock: Clock) -> None:
+    """Reset everything to the beginning of a schedule: unpublished messages in the desk's outbox,
+    and undelivered ones in the broker."""
+    for file in Path(deployment.folder).glob("broker.db*"):  # noqa: ASYNC240  # as above
         file.unlink()
     for service in SUBSCRIPTIONS:
-        await world.ask(
+        await deployment.query(
             service,
             *(f"DELETE FROM eventmesh_{table}" for table in _TABLES),  # noqa: S608  # constants
             "DELETE FROM effects",
             "UPDATE eventmesh_lease SET owner = NULL, expires_at = NULL",
         )
     desk = make_desk(clock)
-    desk.configure(world.settings())
+    desk.configure(deployment.settings())
     async with desk:
         async with desk.transaction() as tx:
             for account, numbers in ORDERED.items():
@@ -155,7 +160,7 @@ async def begin(world: World, clock: Clock) -> None:
                     tx.send(Take(account=account, number=number))
             for account in ("faulty", "slow", "later"):
                 tx.send(
-                    Take(account=account, number=ODD[account]),
+                    Take(account=account, number=SPECIAL[account]),
                     delay=DELAY if account == "later" else 0,
                 )
             for number in (98, 99):
@@ -169,11 +174,11 @@ async def begin(world: World, clock: Clock) -> None:
             )
         max_bytes = desk.settings.max_message_bytes
     sealed = [
-        seal(Take(account=each, number=ODD[each]), source="x", clock=clock, max_bytes=max_bytes)
+        seal(Take(account=each, number=SPECIAL[each]), source="x", clock=clock, max_bytes=max_bytes)
         for each in ("twin", "suspect")
     ]
     options = TransportOptions()
-    async with open_transport(f"sqlite:///{world.broker_file}", clock, options) as transport:
+    async with open_transport(f"sqlite:///{deployment.broker_file}", clock, options) as transport:
         await transport.declare(
             [
                 Subscription(name, ("desk.take",) if service == "desk" else ("desk.taken",))
@@ -183,17 +188,19 @@ async def begin(world: World, clock: Clock) -> None:
         )
         await transport.publish([sealed[0], *sealed])
     suspect = sealed[1].id
-    world.held(f"UPDATE queue SET deliveries = 3 WHERE attributes LIKE '%{suspect}%'")  # noqa: S608
+    deployment.query_broker(f"UPDATE queue SET deliveries = 3 WHERE attributes LIKE '%{suspect}%'")  # noqa: S608
 
 
-async def outlast_leases(world: World) -> None:
-    """Let the time pass until what a dead relay held is free. A server's clock is its own, so its
-    leases are made older instead, once what is dead has none to come: the server may still be
-    committing what it was told last."""
-    if not world.has_server:
+async def expire_leases(deployment: Deployment) -> None:
+    """Make the leases of a dead relay expire.
+
+    A server's clock cannot be moved, so its leases are given an expiry in the past. SELECT FOR
+    UPDATE comes first, because the server may still be committing the dead relay's last statement.
+    """
+    if not deployment.has_server:
         return
     for service in SUBSCRIPTIONS:
-        await world.ask(
+        await deployment.query(
             service,
             "SELECT bucket FROM eventmesh_lease FOR UPDATE",
             *(

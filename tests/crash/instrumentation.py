@@ -1,5 +1,9 @@
-"""Where a process touches what outlives it: patched, in a process of the tests' own, so that each
-statement is a crash point, and SQLite runs on the event loop."""
+"""Patches of database drivers that turn every SQL statement into a crash point.
+
+They are applied only in a process of the tests' own (a fork server, or a test that opens
+`on_virtual_loops`). SQLite is moved from its thread to the event loop, so that a run on a
+`VirtualLoop` takes the same steps each time.
+"""
 
 from __future__ import annotations
 
@@ -23,77 +27,79 @@ from sqlalchemy.pool.base import _ConnectionRecord
 
 from eventmesh.transports.sqlite import store as sqlite_store
 from eventmesh.transports.sqlite import transport as sqlite
-from tests.crash.points import LIFE
+from tests.crash.crash_points import CURRENT_RUN
 from tests.crash.virtual_loop import VirtualLoop, call_here
 
 
-def note_points() -> None:
-    """For this process, once and for all."""
+def instrument() -> None:
+    """Patch this process; there is no way back."""
     _note_statements()
     _note_broker_statements()
 
 
 def named(statement: str) -> str:
-    """The statement in a few words: what it does to which table."""
+    """A short name of the statement: its verb and its table."""
     words = statement.split()
     table = re.search(r"\b(?:FROM|INTO|UPDATE|TABLE)\s+(?!\()(\w+)", statement)
     return " ".join([words[0], *table.groups()]) if table else " ".join(words[:3])
 
 
 def reach(kind: str, place: str) -> None:
-    life = LIFE.get()
-    if life is not None and not life.dead:
-        life.reach(kind, place)
+    run = CURRENT_RUN.get()
+    if run is not None and not run.dead:
+        run.reach(kind, place)
 
 
 def committed() -> None:
-    """From here on, a kill may leave something else than before."""
-    life = LIFE.get()
-    if life is not None:
-        life.commits += 1
+    """Note a commit: from here on, a kill may leave another state than before."""
+    run = CURRENT_RUN.get()
+    if run is not None:
+        run.commits += 1
 
 
 # SQLite's connections
 
 
 class _Here:
-    """Stands for the queue of a connection's thread."""
+    """Replaces the queue of a connection's thread: runs each item on the event loop."""
 
     def put_nowait(self, item: tuple[asyncio.Future[Any] | None, Callable[[], Any]]) -> None:
         future, function = item
         if future is None:
             function()
         else:
-            call_here(future, lambda: _without_patience(function()))
+            call_here(future, lambda: _without_busy_timeout(function()))
 
 
 class _NoThread:
     daemon = True
 
     def start(self) -> None:
-        """There is nothing to start."""
+        pass
 
 
-def _without_patience(result: Any) -> Any:
-    """A new connection waits for no lock: it would wait for ever on the one thread there is."""
+def _without_busy_timeout(result: Any) -> Any:
+    """Let a new connection fail at once on a lock: blocking would block the holder too, which
+    runs on the same thread."""
     if isinstance(result, sqlite3.Connection):
         result.execute("PRAGMA busy_timeout = 0")
         result.create_function("strftime", 2, _loop_time)
         result.set_trace_callback(_count_commits)
-        if (life := LIFE.get()) is not None:
-            life.connections.append(result)
+        if (run := CURRENT_RUN.get()) is not None:
+            run.connections.append(result)
     return result
 
 
 def _loop_time(_form: str, _now: str) -> str:
-    """The loop's time is the database's, too."""
+    """The loop's time, as SQLite's strftime formats it."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     return loop.date().replace(tzinfo=None).isoformat(" ", "milliseconds")
 
 
 def _without_sync(connection: Any, *_: object) -> None:
-    """A killed process leaves to the kernel what it has written; only a power cut would not."""
+    """Skip fsync: what a killed process has written stays with the kernel, and only a power
+    failure would lose it."""
     driver = getattr(connection, "driver_connection", None)
     if isinstance(driver, aiosqlite.core.Connection) and isinstance(driver._tx, _Here):
         driver._conn.execute("PRAGMA synchronous = OFF")
@@ -101,7 +107,7 @@ def _without_sync(connection: Any, *_: object) -> None:
 
 @contextmanager
 def on_virtual_loops() -> Iterator[None]:
-    """SQLite is run on the event loop, where that is one that owns the time."""
+    """While the context is open, SQLite runs on the event loop if that is a VirtualLoop."""
     begin = aiosqlite.core.Connection.__init__
 
     @wraps(begin)
@@ -139,27 +145,27 @@ def _note_statements() -> None:
         _note(dialect, "do_terminate")
     _note(_ConnectionRecord, "_ConnectionRecord__connect")
     event.listen(Pool, "connect", _remember)
-    _ask_for_listening()
+    _count_listen_calls()
 
 
-def _ask_for_listening() -> None:
-    """What is asked past SQLAlchemy is waited for, too."""
+def _count_listen_calls() -> None:
+    """LISTEN bypasses SQLAlchemy; count its outstanding answer as well."""
     add_listener = asyncpg.Connection.add_listener
 
     @wraps(add_listener)
     async def asked(self: Any, *args: Any) -> None:
-        life = LIFE.get()
-        with life.asks() if life is not None else nullcontext():
+        run = CURRENT_RUN.get()
+        with run.asks() if run is not None else nullcontext():
             await add_listener(self, *args)
 
     asyncpg.Connection.add_listener = asked
 
 
 def _remember(connection: Any, _record: object) -> None:
-    """A connection to a server, to be cut when its worker dies."""
+    """Keep a connection to a server, to close it when its worker dies."""
     driver = getattr(connection, "driver_connection", None)
-    if (life := LIFE.get()) is not None and isinstance(driver, asyncpg.Connection):
-        life.connections.append(driver._transport)
+    if (run := CURRENT_RUN.get()) is not None and isinstance(driver, asyncpg.Connection):
+        run.connections.append(driver._transport)
 
 
 def _note(owner: Any, name: str, place: str = "", *, commits: bool = False) -> None:
@@ -167,12 +173,12 @@ def _note(owner: Any, name: str, place: str = "", *, commits: bool = False) -> N
 
     @wraps(original)
     def noted(self: Any, *args: Any, **options: Any) -> Any:
-        life = LIFE.get()
+        run = CURRENT_RUN.get()
         if place:
             reach("statement", f"before {place}")
         if commits:
-            committed()  # where a server does so, nobody knows when until it answers
-        with life.asks() if life is not None else nullcontext():
+            committed()  # a server commits at some moment before it answers
+        with run.asks() if run is not None else nullcontext():
             result = original(self, *args, **options)
         if commits:
             committed()
@@ -193,23 +199,23 @@ def _count_commits(statement: str) -> None:
 
 def _note_broker_statements() -> None:
     def trace(statement: str) -> None:
-        # Called before the statement is run, also for each row of many.
+        # SQLite calls this before it runs the statement, and for each row of executemany.
         reach("broker", f"before {named(statement)}")
         _count_commits(statement)
 
     for owner in (sqlite_store.SqliteStore, sqlite._Watcher):
-        _open_here(owner, trace)
+        _trace_connections(owner, trace)
 
 
-def _open_here(owner: Any, trace: Callable[[str], None]) -> None:
+def _trace_connections(owner: Any, trace: Callable[[str], None]) -> None:
     original = owner.__init__
 
     @wraps(original)
     def opened(self: Any, *args: Any, **options: Any) -> None:
         original(self, *args, **options)
-        _without_patience(self._connection)
+        _without_busy_timeout(self._connection)
         if owner is sqlite_store.SqliteStore:
-            # Killed processes need no disk, as above.
+            # No fsync, as above.
             self._connection.execute("PRAGMA synchronous = OFF")
             self._connection.set_trace_callback(trace)
 

@@ -1,0 +1,224 @@
+"""One run of a worker process: from its start until it is idle, or until it is killed.
+
+A run happens on a `VirtualLoop`, which owns the time, so it takes no real time and passes the same
+crash points each time. Run number 1 begins with a deployment that holds unpublished and
+undelivered messages; run number 2 begins with what run 1 has left when it was killed. After the
+last run, `invariants` says what is not as it must be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from eventmesh.clock import Clock
+from eventmesh.errors import PublishError
+from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.transports.base import Transport
+from eventmesh.transports.factory import open_transport
+from eventmesh.wire.envelope import Envelope
+from tests.crash import invariants
+from tests.crash.crash_points import CURRENT_RUN, Kill, WorkerRun
+from tests.crash.deployment import Deployment, expire_leases, seed
+from tests.crash.services import REFUSED, make_desk, make_ledger
+from tests.crash.snapshots import Snapshots
+from tests.crash.virtual_loop import VirtualLoop, site
+
+Result = dict[str, Any]
+
+BETWEEN_RUNS = 1_000.0
+"""Seconds of loop time between the starts of two runs; every lease expires within them."""
+
+LOOK_INTERVAL = 0.2
+LONGEST = 60.0
+"""Seconds of loop time after which a worker that is not idle counts as stuck."""
+
+
+class LoopClock:
+    """The loop's time, and ids that count up from a different number in each run."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self._first = int(loop.time() / BETWEEN_RUNS) + 0x8000
+        self._count = 0
+
+    def now(self) -> datetime:
+        return self._loop.date()
+
+    def monotonic(self) -> float:
+        return self._loop.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def new_id(self) -> str:
+        self._count += 1
+        return f"01900000-0000-7000-{self._first:04x}-{self._count:012x}"
+
+
+class RejectingTransport:
+    """A transport that rejects the messages of one key, and may store a batch message by
+    message."""
+
+    def __init__(self, transport: Transport, sent: list[Envelope], *, atomic_batches: bool) -> None:
+        self.atomic_batches = atomic_batches
+        self._transport = transport
+        self._sent = sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+        accepted = [each for each in envelopes if each.key != REFUSED]
+        for part in [accepted] if self.atomic_batches else [[each] for each in accepted]:
+            self._sent.extend(part)
+            await self._transport.publish(part)
+        rejected = {each.id: "refused" for each in envelopes if each.key == REFUSED}
+        if rejected:
+            raise PublishError(rejected)
+
+
+def run_worker(
+    deployment: Deployment, number: int, kill: Kill = None, snapshot_folder: Path | None = None
+) -> Result:
+    """Run one worker on the deployment as the previous run has left it; run 1 seeds it first.
+
+    Returns the points that were passed and the violations at the end. With `snapshot_folder`, a
+    copy of the files is kept there for each point.
+    """
+    run = WorkerRun(kill)
+    snapshots = Snapshots(deployment, snapshot_folder, run) if snapshot_folder is not None else None
+    if snapshots is not None:
+        run.on_point = snapshots.take
+
+    async def scenario(loop: VirtualLoop, clock: Clock) -> Result:
+        await prepare(deployment, number, clock)
+        stop = asyncio.Event()
+        working = start(run, deployment, clock, stop)
+        found = await finish(deployment, stop, working)
+        return {
+            "points": run.points,
+            "violations": found,
+            "left": snapshots.left if snapshots else [],
+        }
+
+    return run_on_virtual_loop(deployment, number, [run], scenario)
+
+
+def run_two_workers(deployment: Deployment, kill: Kill = None) -> Result:
+    """Run two workers side by side, of which the first is killed and the second continues.
+
+    Competing consumers keep no order, so only the order in which the relays published is checked.
+    """
+    first, second = WorkerRun(kill, exits=False), WorkerRun(exits=False)
+
+    async def scenario(_loop: VirtualLoop, clock: Clock) -> Result:
+        await prepare(deployment, 1, clock)
+        stop, sent = asyncio.Event(), list[Envelope]()
+        killed, working = (start(each, deployment, clock, stop, sent) for each in (first, second))
+        await until_idle(deployment, working, sooner=lambda: first.dead)
+        first.kill, passed = None, list(first.points)
+        if first.dead:
+            await prepare(deployment, 2, clock)
+            await asyncio.sleep(deployment.taken_over_after)
+        ends = [working] if first.dead else [working, killed]
+        found = await finish(deployment, stop, *ends, ordered=False)
+        with observing():
+            found += await invariants.order_violations(deployment, sent)
+        return {"points": passed, "violations": found, "reached": [first.dead]}
+
+    return run_on_virtual_loop(deployment, 1, [first, second], scenario)
+
+
+def run_on_virtual_loop(
+    deployment: Deployment,
+    number: int,
+    runs: Sequence[WorkerRun],
+    scenario: Callable[[VirtualLoop, Clock], Coroutine[Any, Any, Result]],
+) -> Result:
+    """Run a scenario on a new virtual loop."""
+    random.seed(number)
+    loop = VirtualLoop(BETWEEN_RUNS * number, server=deployment.has_server)
+    loop.runs.extend(runs)
+    asyncio.set_event_loop(loop)
+    return loop.run_until_complete(scenario(loop, LoopClock(loop)))
+
+
+async def prepare(deployment: Deployment, number: int, clock: Clock) -> None:
+    """Seed the deployment before run 1; before a later run, let the dead worker's leases
+    expire."""
+    with observing():
+        await (seed(deployment, clock) if number == 1 else expire_leases(deployment))
+
+
+async def finish(
+    deployment: Deployment, stop: asyncio.Event, *working: asyncio.Task[None], ordered: bool = True
+) -> list[str]:
+    """Wait until the workers are idle, drain them, and return the violations."""
+    found = [] if await until_idle(deployment, *working) else ["the workers did not become idle"]
+    stop.set()
+    await asyncio.wait(working, timeout=LONGEST)
+    for task in working:
+        if not task.done():
+            waits = sorted(map(site, asyncio.all_tasks()))
+            return [*found, f"a worker does not stop; its tasks wait at {waits}"]
+        task.result()
+    with observing():
+        return found + await invariants.violations(deployment, ordered=ordered)
+
+
+def observing() -> AbstractContextManager[None]:
+    """While the context is open, the loop waits for servers that the test itself queries."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    observer = WorkerRun()
+    loop.runs.append(observer)
+    return observer.asks()
+
+
+def start(
+    run: WorkerRun,
+    deployment: Deployment,
+    clock: Clock,
+    stop: asyncio.Event,
+    sent: list[Envelope] | None = None,
+) -> asyncio.Task[None]:
+    """Start a worker, all of whose steps belong to this run. `sent` collects what it publishes."""
+    context = contextvars.copy_context()
+    context.run(CURRENT_RUN.set, run)
+    loop = asyncio.get_running_loop()
+    work = _work(deployment, clock, stop, [] if sent is None else sent)
+    return loop.create_task(work, context=context)
+
+
+async def _work(
+    deployment: Deployment, clock: Clock, stop: asyncio.Event, sent: list[Envelope]
+) -> None:
+    settings = deployment.settings()
+    services = [make_desk(clock), make_ledger(clock)]
+    async with open_transport(settings.broker_url, clock, settings.transport_options) as transport:
+        rejecting = RejectingTransport(transport, sent, atomic_batches=deployment.atomic_batches)
+        await Worker(services, rejecting, settings, clock).run(stop)
+
+
+async def until_idle(
+    deployment: Deployment, *working: asyncio.Task[None], sooner: Callable[[], bool] = lambda: False
+) -> bool:
+    """Poll until nothing is left to do; False after LONGEST, when a worker has failed, or once
+    `sooner` holds."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + LONGEST
+    while loop.time() < until and not sooner():
+        await asyncio.sleep(LOOK_INTERVAL)
+        with observing():
+            if await invariants.is_idle(deployment):
+                return True
+        if any(task.done() for task in working):
+            return False
+    return False
