@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # what `__getattr__` does at run time, for type checkers
     from eventmesh.runtime.declaring.retry import constant as constant
     from eventmesh.runtime.declaring.retry import exponential as exponential
     from eventmesh.runtime.declaring.service import Publisher as Publisher
-    from eventmesh.runtime.declaring.service import Service as Service
     from eventmesh.runtime.declaring.settings import Settings as Settings
+    from eventmesh.runtime.service import Service as Service
     from eventmesh.saga.authoring import Saga as Saga
     from eventmesh.saga.authoring import pivot as pivot
     from eventmesh.saga.authoring import step as step
@@ -38,7 +38,7 @@ _HOMES = {
     "Reject": "eventmesh.errors",
     "Retry": "eventmesh.runtime.declaring.retry",
     "Saga": "eventmesh.saga.authoring",
-    "Service": "eventmesh.runtime.declaring.service",
+    "Service": "eventmesh.runtime.service",
     "Settings": "eventmesh.runtime.declaring.settings",
     "Transaction": "eventmesh.persistence.transaction",
     "constant": "eventmesh.runtime.declaring.retry",

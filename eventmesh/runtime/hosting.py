@@ -1,17 +1,162 @@
-"""What must hold before a service's first message, whichever program hosts it: a worker, a web
-application that relays, or a FastStream app."""
+"""Start-up: what must hold before the first message, the same for every program that runs services.
+
+    check      settings go to the services; their messages match the frozen schemas; the inbox
+               remembers for longer than a copy may take; the broker's URL is understood
+    databases  each is reached, and its tables are those that this version needs
+    broker     it is reached, and has what the program's subscriptions need
+    relays     one for each service with an outbox, woken by that service's commits
+
+The steps run in this order and are undone in reverse. The first three fail with the error that says
+what to correct: UsageError, Drift or Unreachable. A program may differ in these points only:
+
+    program              subscriptions   relays for                     no broker at the start
+    worker               its handlers'   services that need a database  fails
+    FastStream app       its handlers'   its service                    fails
+    service.relay()      none            its service                    serves, and relays later
+
+A database that is away at the start is an error in all of them: nothing could be published. Servers
+that are lost later are waited for.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+
+import structlog
+
+from eventmesh.clock import Clock
 from eventmesh.contracts.locks.drift import refuse_drift
+from eventmesh.errors import Unreachable
+from eventmesh.redact import redact
+from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.relaying.purger import check_window
+from eventmesh.runtime.relaying.relay import Relay
+from eventmesh.transports.base import Subscription, Transport
+from eventmesh.transports.factory import make_transport, open_transport
 
 
-def check_before_start(service: Service, settings: Settings) -> None:
-    """Drift where a message differs from its frozen schema; UsageError where the inbox would forget
-    a message while a copy of it may still come, for every host purges the inbox."""
-    refuse_drift(service.registry.owned(), settings.schemas)
-    if service.needs_database:
-        check_window(service.handlers.values(), settings)
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What start-up leaves open. The relays are not running yet."""
+
+    transport: Transport
+    relays: Sequence[Relay]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A program that runs services, as far as start-up must know it.
+
+    `relayed` are the services whose outbox it relays, `subscriptions` those that it consumes.
+    `transport`, if given, is connected already, and is not closed.
+    """
+
+    services: Sequence[Service]
+    settings: Settings
+    clock: Clock
+    relayed: Sequence[Service]
+    subscriptions: Sequence[Subscription] = ()
+    transport: Transport | None = None
+
+    @asynccontextmanager
+    async def start(self) -> AsyncIterator[Started]:
+        """All steps; raises Unreachable, Drift or UsageError when one of them fails."""
+        self._check()
+        async with self._databases(), self._broker() as started:
+            yield started
+
+    @asynccontextmanager
+    async def start_relaying(self) -> AsyncIterator[None]:
+        """The same, but a broker that is away is waited for beside the body, and the relays run
+        until the body ends; what is left then is relayed for a short time."""
+        self._check()
+        stopping = asyncio.Event()
+        async with self._databases(), asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._relay(stopping))
+            try:
+                yield
+            finally:
+                stopping.set()
+
+    def log_ready(self) -> None:
+        """Tell operators, once all subscriptions are consumed, what this program works on."""
+        structlog.get_logger("eventmesh.worker").info(
+            "worker is ready",
+            services=[service.name for service in self.services],
+            subscriptions=len(self.subscriptions),
+            broker=redact(self.settings.broker_url),
+            prefix=self.settings.broker_prefix,
+            databases={
+                service.name: redact(self.settings.database_url(service.name))
+                for service in self.relayed
+            },
+        )
+
+    def _check(self) -> None:
+        for service in self.services:
+            service.configure(self.settings)
+            refuse_drift(service.registry.owned(), self.settings.schemas)
+        for service in self.relayed:  # whose relay purges the inbox
+            check_window(service.handlers.values(), self.settings)
+        if self.transport is None:
+            make_transport(
+                self.settings.broker_url, self.clock, self.settings.transport_options
+            )  # UsageError for a URL of which none can be made
+
+    @asynccontextmanager
+    async def _databases(self) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            for service in self.relayed:
+                stack.push_async_callback(service.close)
+                await service.database()
+            yield
+
+    @asynccontextmanager
+    async def _broker(self) -> AsyncIterator[Started]:
+        """The connected broker with its topology, and a relay for each outbox."""
+        settings = self.settings
+        connection: AbstractAsyncContextManager[Transport] = (
+            open_transport(settings.broker_url, self.clock, settings.transport_options)
+            if self.transport is None
+            else nullcontext(self.transport)
+        )
+        async with connection as transport:
+            await transport.declare(self.subscriptions)
+            relays = []
+            for service in self.relayed:
+                relay = Relay(
+                    service.name,
+                    await service.database(),
+                    transport,
+                    self.clock,
+                    settings.lease_time,
+                    purging=settings,
+                    published=service.registry.published_names(),
+                    subscriptions=[handler.subscription for handler in service.worked],
+                )
+                service.on_commit(relay.wake)
+                relays.append(relay)
+            yield Started(transport, relays)
+
+    async def _relay(self, stopping: asyncio.Event) -> None:
+        """Relay until `stopping`, from when the broker is there."""
+        log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.relay").bind(
+            service=",".join(service.name for service in self.relayed)
+        )
+        reconnect, waiting = Reconnect(self.clock), False
+        while not stopping.is_set():
+            try:
+                async with self._broker() as started, asyncio.TaskGroup() as tasks:
+                    if waiting:
+                        log.info("outbox relay publishing again")
+                    for relay in started.relays:
+                        tasks.create_task(relay.run(stopping))
+            except Unreachable as error:
+                waiting = True
+                log.warning("outbox relay waiting for broker", error=str(error))
+                await reconnect.wait(stopping)

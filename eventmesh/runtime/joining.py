@@ -27,67 +27,12 @@ published shares the fate of what is added: without a commit, nothing comes of e
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import AbstractAsyncContextManager
 
-import structlog
-
-from eventmesh.errors import Unreachable
-from eventmesh.runtime.backoff import Reconnect
-from eventmesh.runtime.hosting import check_before_start
-from eventmesh.runtime.relaying.relay import Relay
-from eventmesh.transports.factory import make_transport, open_transport
-
-if TYPE_CHECKING:
-    from eventmesh.persistence.database import Database
-    from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.hosting import Host
 
 
-@asynccontextmanager
-async def relaying(service: Service) -> AsyncIterator[None]:
-    """Relay beside the body; what is left at its end is relayed for a short time. A broker that is
-    away, at the start too, is waited for: what is published stays in the outbox until then.
-
-    Raises Unreachable, Drift or UsageError, as a worker at its start, when anything else is amiss.
-    """
-    settings = service.settings
-    check_before_start(service, settings)
-    make_transport(settings.broker_url, service.clock, settings.transport_options)  # can it be?
-    stop = asyncio.Event()
-    async with service:
-        database = await service.database()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_relay(service, database, stop))
-            try:
-                yield
-            finally:
-                stop.set()
-
-
-async def _relay(service: Service, database: Database, stop: asyncio.Event) -> None:
-    settings, clock = service.settings, service.clock
-    log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.relay")
-    reconnect = Reconnect(clock)
-    while not stop.is_set():
-        try:
-            async with open_transport(
-                settings.broker_url, clock, settings.transport_options
-            ) as transport:
-                await transport.declare([])
-                relay = Relay(
-                    service.name,
-                    database,
-                    transport,
-                    clock,
-                    settings.lease_time,
-                    purging=settings,
-                    published=service.registry.published_names(),
-                    subscriptions=[handler.subscription for handler in service.worked],
-                )
-                service.on_commit(relay.wake)
-                await relay.run(stop)
-        except Unreachable as error:
-            log.warning("relay waits", service=service.name, error=str(error))
-            await reconnect.wait(stop)
+def relaying(service: Service) -> AbstractAsyncContextManager[None]:
+    """Relay beside the body, see `service.relay()`."""
+    return Host([service], service.settings, service.clock, relayed=[service]).start_relaying()

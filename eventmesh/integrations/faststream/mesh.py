@@ -26,10 +26,8 @@ from eventmesh.runtime.declaring.handler import (
 )
 from eventmesh.runtime.declaring.retry import Retry
 from eventmesh.runtime.declaring.service import Service
-from eventmesh.runtime.hosting import check_before_start
-from eventmesh.runtime.relaying.relay import Relay
+from eventmesh.runtime.hosting import Host
 from eventmesh.transports.base import Subscription, Transport
-from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope, seal
 
 
@@ -62,31 +60,19 @@ class Mesh(ABC):
         _log_where_the_app_does()
         service, settings = self.service, self.service.settings
         self.check_broker(settings.broker_url)
-        check_before_start(service, settings)
-        stop = asyncio.Event()
-        async with (
-            service,
-            open_transport(
-                settings.broker_url, service.clock, settings.transport_options
-            ) as transport,
-        ):
-            database = await service.database()
-            await transport.declare([intake.handler.subscription for intake in self._intakes])
-            relay = Relay(
-                service.name,
-                database,
-                transport,
-                service.clock,
-                settings.lease_time,
-                purging=settings,
-                published=service.registry.published_names(),
-                subscriptions=[handler.subscription for handler in service.worked],
-            )
-            service.on_commit(relay.wake)
-            self._transport = transport
+        host = Host(
+            [service],
+            settings,
+            service.clock,
+            relayed=[service],
+            subscriptions=[intake.handler.subscription for intake in self._intakes],
+        )
+        async with host.start() as started:
+            self._transport, stop = started.transport, asyncio.Event()
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(relay.run(stop))
+                    for relay in started.relays:
+                        tasks.create_task(relay.run(stop))
                     upkeep = [tasks.create_task(work) for work in self.upkeep()]
                     try:
                         yield

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
 
 import structlog
 
 from eventmesh.clock import Clock
 from eventmesh.errors import DrainTimeout
-from eventmesh.redact import redact
 from eventmesh.runtime.consuming.subscription import ConsumedSubscription
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
-from eventmesh.runtime.hosting import check_before_start
-from eventmesh.runtime.relaying.relay import Relay
+from eventmesh.runtime.hosting import Host
 from eventmesh.runtime.vitals import Vitals
 from eventmesh.transports.base import Transport
 
@@ -41,13 +38,12 @@ class Worker:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping` is set, then finish what was begun and give back the rest."""
-        async with self._opened():
+        async with self._host().start() as started:
             self.vitals.stage = "running"
-            relays = await self._relays()
-            self.vitals.relays = [relay.vitals for relay in relays]
+            self.vitals.relays = [relay.vitals for relay in started.relays]
             relays_stopping = asyncio.Event()  # later: what the last messages published is relayed
             async with asyncio.TaskGroup() as tasks:
-                for relay in relays:
+                for relay in started.relays:
                     tasks.create_task(relay.run(relays_stopping))
                 await self._consume_all(stopping)
                 relays_stopping.set()
@@ -56,41 +52,20 @@ class Worker:
 
     async def try_out(self) -> None:
         """Do all that comes before the first message, and no more; raises as `run`."""
-        async with self._opened():
+        async with self._host().start():
             pass
 
-    @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[None]:
-        """Everything that must be there before the first message is touched, closed on leaving."""
-        async with AsyncExitStack() as stack:
-            for service in self.services:
-                service.configure(self.settings)
-                check_before_start(service, self.settings)
-                if service.needs_database:
-                    stack.push_async_callback(service.close)
-                    await service.database()
-            await self.transport.declare(
-                [handler.subscription for service in self.services for handler in service.worked]
-            )
-            yield
-
-    async def _relays(self) -> list[Relay]:
-        relays = []
-        for service in self.services:
-            if service.needs_database:
-                relay = Relay(
-                    service.name,
-                    await service.database(),
-                    self.transport,
-                    self._clock,
-                    self.settings.lease_time,
-                    purging=self.settings,
-                    published=service.registry.published_names(),
-                    subscriptions=[handler.subscription for handler in service.worked],
-                )
-                service.on_commit(relay.wake)
-                relays.append(relay)
-        return relays
+    def _host(self) -> Host:
+        return Host(
+            self.services,
+            self.settings,
+            self._clock,
+            relayed=[service for service in self.services if service.needs_database],
+            subscriptions=[
+                handler.subscription for service in self.services for handler in service.worked
+            ],
+            transport=self.transport,
+        )
 
     async def _consume_all(self, stopping: asyncio.Event) -> None:
         """Consume all subscriptions until `stopping`; then they have `drain_timeout` to finish."""
@@ -126,15 +101,4 @@ class Worker:
         if self.ready.is_set() or len(consumed) < expected:
             return
         self.ready.set()
-        self._log.info(
-            "worker is ready",
-            services=[service.name for service in self.services],
-            subscriptions=expected,
-            broker=redact(self.settings.broker_url),
-            prefix=self.settings.broker_prefix,
-            databases={
-                service.name: redact(self.settings.database_url(service.name))
-                for service in self.services
-                if service.needs_database
-            },
-        )
+        self._host().log_ready()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -65,20 +65,7 @@ class Publisher(Generic[M]):
 
 
 class Service:
-    """Declares who subscribes to what and who publishes what; `eventmesh worker` runs it.
-
-    `metadata` holds the service's own SQLAlchemy tables, made where they are missing by
-    `eventmesh db upgrade`; a worker does not start while the database lacks one of their columns.
-    `shares_database_with` names the services that may use the same database; `eventmesh schema
-    check` wants them to name this one too. UsageError for a name that cannot be the first part of a
-    message's name.
-
-    Messages of one key are published in the order in which they were written to the outbox, which
-    happens at the end of their transactions. If two transactions write messages of one key at the
-    same moment, and nothing else makes one wait for the other (such as a row that both update),
-    this may differ from the order of their commits. With `ordered_outbox`, on PostgreSQL, one
-    waits until the other has committed.
-    """
+    """All of `eventmesh.Service`, which documents it, except what runs a relay."""
 
     def __init__(
         self,
@@ -265,17 +252,6 @@ class Service:
         self._refuse_in_handler("joined a session")
         url = self.settings.database_url(self.name)
         return joined.join(session, self.sender(), url, self.committed)
-
-    def relay(self) -> AbstractAsyncContextManager[None]:
-        """For the lifespan of a web application: `async with service.relay():` brings to the broker
-        what is committed meanwhile. It waits for a broker that is away. Any number of processes may
-        do so, beside workers of the service or instead of them; the service is closed on leaving.
-
-        Raises Unreachable, Drift or UsageError as a worker does at its start.
-        """
-        from eventmesh.runtime.joining import relaying  # and brokers: not all who publish relay
-
-        return relaying(self)
 
     def committed(self) -> None:
         """Messages have come into the outbox: wake those who relay them. From any thread."""
