@@ -33,9 +33,9 @@ from benchmarks.ours import Ours
 from eventmesh.clock import SystemClock
 from eventmesh.persistence import leases, migration
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.session import TransactionSession
 from eventmesh.persistence.tables import inbox, outbox
 from eventmesh.persistence.transaction import Transaction
+from eventmesh.persistence.unit_of_work import TransactionSession
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.service import Service
 

@@ -29,7 +29,7 @@ from eventmesh.clock import SystemClock
 from eventmesh.observability.logs import configure_logs
 from eventmesh.persistence import outbox
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.transaction import Outgoing
+from eventmesh.persistence.outbox import Outgoing
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.testing.servers import Server, fresh_database, serve
@@ -153,9 +153,8 @@ class _Producer:
                 Outgoing(Envelope({**each.attributes, "id": self._clock.new_id()}, each.data))
                 for each in self._made
             ]
-            async with self._database.session() as session:
-                await outbox.store(session, messages)
-                await session.finish(proved=True)
+            async with self._database.connection() as connection:
+                await connection.run_sync(outbox.store, messages)
             self.stored += GROUP
             self._relay.wake()
 

@@ -20,8 +20,8 @@ from benchmarks.ours import Ours
 from eventmesh.clock import SystemClock
 from eventmesh.persistence import outbox
 from eventmesh.persistence.database import Database
+from eventmesh.persistence.outbox import Outgoing
 from eventmesh.persistence.tables import outbox as outbox_table
-from eventmesh.persistence.transaction import Outgoing
 from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.wire.envelope import Envelope
 
@@ -78,9 +78,8 @@ class _Ours:
 
     async def fill(self, envelopes: Sequence[Envelope], times: int) -> None:
         for batch in in_batches(envelopes, FILL):
-            async with self._database.session() as session:
-                await outbox.store(session, [Outgoing(each) for each in batch])
-                await session.finish(proved=True)
+            async with self._database.connection() as connection:
+                await connection.run_sync(outbox.store, [Outgoing(each) for each in batch])
         await _multiply(
             self._database.engine, outbox_table.name, "id, name, key, bucket, headers, data", times
         )

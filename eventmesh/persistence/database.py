@@ -27,11 +27,12 @@ from sqlalchemy.ext.asyncio import AsyncSession as AsyncSession
 from sqlalchemy.util import await_only
 
 from eventmesh.errors import Unreachable, UsageError
-from eventmesh.persistence import ending
+from eventmesh.persistence import unit_of_work
 from eventmesh.persistence.database_time import DatabaseTime
 from eventmesh.persistence.dialects import mariadb, mariadb_url, postgresql, postgresql_url
 from eventmesh.persistence.notify import Doorbell
-from eventmesh.persistence.session import TransactionSession
+from eventmesh.persistence.transaction import Sender
+from eventmesh.persistence.unit_of_work import UnitOfWork
 from eventmesh.private_files import make_private_file, make_private_folder
 from eventmesh.redact import redact, redact_error
 
@@ -79,7 +80,7 @@ class Database:
         self.url = parse_url(url, service)
         with self.translated():  # a SQLite file's folder is made
             self.engine = _make_engine(self.url, self.variable, connections)
-        ending.watch(self.engine.sync_engine)
+        unit_of_work.guard(self.engine.sync_engine)
         self.losses = 0
         """How often somebody found a connection lost. Whoever uses one after that may meet another
         server than before, though nothing fails for him."""
@@ -142,14 +143,9 @@ class Database:
         await self.doorbell.close()
         await self.engine.dispose()
 
-    @asynccontextmanager
-    async def session(self) -> AsyncIterator[TransactionSession]:
-        """A session, ended on leaving; what was not finished is rolled back."""
-        session = TransactionSession(self.engine, expire_on_commit=False)
-        try:
-            yield session
-        finally:
-            await session.end()
+    def unit_of_work(self, sender: Sender) -> UnitOfWork:
+        """A transaction with messages, to be committed by its `commit`."""
+        return UnitOfWork(self.engine, sender, self.translated)
 
     @asynccontextmanager
     async def connection(

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Connection, event, select
+from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from eventmesh.errors import Drift, UsageError
-from eventmesh.persistence import outbox
 from eventmesh.persistence.database import parse_url, shown
-from eventmesh.persistence.dialects import mariadb, postgresql
+from eventmesh.persistence.dialects import mariadb
 from eventmesh.persistence.mark import Mark
-from eventmesh.persistence.savepoints import Savepoints
-from eventmesh.persistence.session import TransactionSession
+from eventmesh.persistence.outbox import Outgoing
 from eventmesh.persistence.tables import outbox as table
-from eventmesh.persistence.transaction import Outgoing, Sender, Transaction
-from eventmesh.persistence.types import database_now
+from eventmesh.persistence.transaction import Sender, Transaction
+from eventmesh.persistence.unit_of_work import PendingMessages, TransactionSession
 
 AnySession = AsyncSession | Session | async_scoped_session[AsyncSession] | scoped_session[Session]
 """What an application may have; the plain ones for handlers that run in threads."""
 
 
-def join(
-    session: AnySession, sender: Sender, url: str, committed: Callable[[], None]
-) -> Transaction:
+def join(session: AnySession, sender: Sender, url: str) -> Transaction:
     """A transaction of a service whose database is at `url`, that ends as the session's does.
-    `committed` is called when that has committed messages.
+    Publishing begins the session's transaction as `session.add` does. Once that has ended, in
+    whatever way, nothing more can be published here.
 
-    UsageError for the session of another database, and for what is no session.
+    UsageError for the session of another database, and for what is not a session.
     """
     plain = _plain(session, sender.service)
     if isinstance(session, TransactionSession):
@@ -48,65 +44,42 @@ def join(
     if joint is None:
         _refuse_elsewhere(plain, sender.service, url)
         mark = plain.info.get(_MARK) or plain.info.setdefault(_MARK, Mark(plain))
-        joint = joints[sender.service] = _Joint(plain, sender, committed, mark)
+        joint = joints[sender.service] = _Joint(plain, sender, mark)
     joint.mark.want()
-    return JoinedTransaction(session, plain, sender, joint)
-
-
-class JoinedTransaction(Transaction):
-    """A transaction that the application ends: `session` is its own, of whatever kind that is.
-
-    Publishing begins the session's transaction as `session.add` does. Once that has ended, in
-    whatever way, nothing more can be published here.
-    """
-
-    def __init__(self, session: AnySession, plain: Session, sender: Sender, joint: _Joint) -> None:
-        super().__init__(cast(AsyncSession, session), sender)
-        self.outgoing = joint.messages
-        self._plain = plain
-        self._joint = joint
-        self._number = joint.ended
-
-    def keep(self, message: Outgoing) -> None:
-        if self._number != self._joint.ended:
-            raise UsageError(
-                f"{message.envelope.name} was published with a transaction that has ended, by a "
-                f"commit, a rollback or a close of its session. Join the session again, with "
-                f"service.join(session), for each of its transactions."
-            )
-        if not self._plain.in_transaction():
-            self._plain.begin()
-        self._joint.keep(self._plain, message)
+    keep = partial(joint.keep, plain, joint.ended)
+    return Transaction(cast(AsyncSession, session), sender, keep)
 
 
 class _Joint:
     """What one session has published for one service, from transaction to transaction."""
 
-    def __init__(
-        self, session: Session, sender: Sender, committed: Callable[[], None], mark: Mark
-    ) -> None:
-        self.messages: list[Outgoing] = []
+    def __init__(self, session: Session, sender: Sender, mark: Mark) -> None:
         self.mark = mark
         self.ended = 0
         """How many transactions have."""
-        self._stored = 0
-        """How many of the messages are in the outbox, uncommitted."""
-        self._closing = False
-        """Whether the outermost transaction is being committed, and all were stored."""
-        self._service = sender.service
-        self._ordered = sender.ordered
-        self._committed = committed
-        self._savepoints = Savepoints[tuple[int, int]](self._go_back)
+        self._sender = sender
+        self._pending = PendingMessages()
         self._committing: SessionTransaction | None = None
+        """The savepoint that is being released, or is about to be."""
+        self._is_closing = False
+        """Whether the outermost transaction is being committed, and all were stored."""
         # Not at the first message: that may be published by a listener of the same event.
         event.listen(session, "before_commit", self._before_commit)
         event.listen(session, "after_commit", self._after_commit)
         event.listen(session, "after_transaction_end", self._after_end)
 
-    def keep(self, session: Session, message: Outgoing) -> None:
-        self._savepoints.note(session, (len(self.messages), self._stored))
-        self.messages.append(message)
-        if self._closing:  # by another listener of the commit, which has its turn after us
+    def keep(self, session: Session, number: int, message: Outgoing) -> None:
+        """Take a message that is published in the transaction of this number."""
+        if number != self.ended:
+            raise UsageError(
+                f"{message.envelope.name} was published with a transaction that has ended, by a "
+                f"commit, a rollback or a close of its session. Join the session again, with "
+                f"service.join(session), for each of its transactions."
+            )
+        if not session.in_transaction():
+            session.begin()
+        self._pending.add(session, message)
+        if self._is_closing:  # by another listener of the commit, which runs after ours
             self._store(session)
 
     def _before_commit(self, session: Session) -> None:
@@ -118,56 +91,45 @@ class _Joint:
             return
         session.flush()  # where listeners of the application may publish
         self._store(session)
-        self._closing = savepoint is None
+        self._is_closing = savepoint is None
 
     def _store(self, session: Session) -> None:
-        messages = self.messages[self._stored :]
-        if not messages:
+        if self._pending.stored == len(self._pending.messages):
             return
-        self._savepoints.note(session, (len(self.messages), self._stored))
+        service = self._sender.service
         connection = session.connection(bind_arguments={"clause": table})
-        _refuse_autocommit(connection, self._service)
-        dialect = connection.dialect.name
+        _refuse_autocommit(connection, service)
         try:
-            now = (
-                connection.scalar(select(database_now())) if outbox.have_delays(messages) else None
-            )
-            if self._ordered and dialect == postgresql.NAME:
-                connection.execute(*outbox.turns(messages))
-            connection.execute(*outbox.insertion(dialect, messages, now))
+            self._pending.store(session, connection, ordered=self._sender.ordered)
         except DBAPIError as error:
             if not _is_no_table(error):
                 raise
             raise Drift(
-                f"The database of service {self._service!r} has no EventMesh tables. Run "
-                f"`eventmesh db upgrade {self._service}`."
+                f"The database of service {service!r} has no EventMesh tables. Run "
+                f"`eventmesh db upgrade {service}`."
             ) from error
-        self._stored = len(self.messages)
         self.mark.arm()
 
     def _after_commit(self, session: Session) -> None:
-        self._savepoints.after_commit(session)
-        if self._stored:
-            self._committed()
-        if len(self.messages) > self._stored and not session.in_nested_transaction():
+        pending = self._pending
+        pending.after_commit(session)
+        if pending.stored:
+            self._sender.committed()
+        if len(pending.messages) > pending.stored and not session.in_nested_transaction():
             raise UsageError(
-                f"Service {self._service!r} has joined a session while that was being committed, "
-                f"by a listener of the commit: the commit was done, and what was published there "
-                f"was not. Join the session when it is made."
+                f"Service {self._sender.service!r} has joined a session while that was being "
+                f"committed, by a listener of the commit: the commit was done, and what was "
+                f"published there was not. Join the session when it is made."
             )
 
     def _after_end(self, session: Session, transaction: SessionTransaction) -> None:
-        self._savepoints.after_end(session, transaction)
+        self._pending.after_end(session, transaction)
         if transaction is self._committing:
             self._committing = None
         if transaction.parent is None:
-            self.messages.clear()
-            self._stored, self._closing = 0, False
+            self._pending.clear()
+            self._is_closing = False
             self.ended += 1
-
-    def _go_back(self, state: tuple[int, int]) -> None:
-        number, self._stored = state
-        del self.messages[number:]
 
 
 _JOINTS = "eventmesh_joints"

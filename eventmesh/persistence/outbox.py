@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Connection,
     Executable,
     Integer,
     Select,
@@ -26,13 +27,21 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.dialects import mariadb, postgresql
 from eventmesh.persistence.tables import BUCKETS, outbox
-from eventmesh.persistence.transaction import Outgoing
 from eventmesh.persistence.types import UtcDateTime, database_now, refused_key
 from eventmesh.wire.envelope import Envelope, part_of
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message that goes to the outbox with its transaction, to be published after `delay`
+    seconds at the earliest."""
+
+    envelope: Envelope
+    delay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,43 +101,33 @@ def bucket_of(key: str | None, message_id: str) -> int:
     return part_of(key, message_id, BUCKETS)
 
 
-async def store(session: AsyncSession, messages: Sequence[Outgoing]) -> None:
-    """Insert all messages of a transaction in one statement, in their order. When delayed ones are
-    due is counted by the database's clock, which is asked where there are any."""
-    if messages:
-        now = await session.scalar(select(database_now())) if have_delays(messages) else None
-        await session.execute(*insertion(session.get_bind().dialect.name, messages, now))
+def store(
+    connection: Connection,
+    messages: Sequence[Outgoing],
+    *,
+    ordered: bool = False,
+    now: datetime | None = None,
+) -> None:
+    """Insert these messages in one statement, in their order. When a delayed one is due is counted
+    from `now`, which is asked of the database unless it is given.
 
-
-def have_delays(messages: Sequence[Outgoing]) -> bool:
-    """Whether any of these is to be published later."""
-    return any(message.delay for message in messages)
-
-
-async def take_turns(session: AsyncSession, messages: Sequence[Outgoing]) -> None:
-    """Let the messages of a key have the order in which their transactions are committed: to be
-    called right before `store`. On SQLite, where one transaction writes at a time, they have it."""
-    if messages and session.get_bind().dialect.name == postgresql.NAME:
-        await session.execute(*turns(messages))
-
-
-def turns(messages: Sequence[Outgoing]) -> tuple[Executable, dict[str, list[int]]]:
-    """The statement of `take_turns` and its parameters, for any connection to PostgreSQL."""
-    known = {message.envelope.key for message in messages}
-    # Sorted, so that nobody waits in a circle. Two keys of one number wait for each other in vain.
-    numbers = sorted({part_of(key, "", 2**31) for key in known if key is not None})
-    return postgresql.TAKE_TURNS, {"keys": numbers}
-
-
-def insertion(
-    dialect: str, messages: Sequence[Outgoing], now: datetime | None
-) -> tuple[Executable, dict[str, Any] | list[dict[str, Any]]]:
-    """The statement of `store` and its parameters, for any connection of this dialect. `now` is the
-    database's time, needed only if any of the messages is delayed."""
+    With `ordered`, on PostgreSQL, transactions with messages of one key wait for each other: each
+    locks the keys of its messages until it ends. So their row numbers, by which relays publish,
+    have the order of their commits. SQLite has one writer at a time, so there they have it anyway.
+    """
+    dialect = connection.dialect.name
+    if ordered and dialect == postgresql.NAME:
+        keys = {message.envelope.key for message in messages}
+        # Sorted, so that two transactions cannot deadlock. Keys that share a number wait in vain.
+        numbers = sorted({part_of(key, "", 2**31) for key in keys if key is not None})
+        connection.execute(postgresql.LOCK_KEYS, {"keys": numbers})
+    if now is None and any(message.delay for message in messages):
+        now = connection.scalar(select(database_now()))
     rows = [_values(message, now) for message in messages]
     if dialect == postgresql.NAME:
-        return postgresql.STORE, postgresql.columns(rows)
-    return insert(outbox), rows
+        connection.execute(postgresql.STORE, postgresql.columns(rows))
+    else:
+        connection.execute(insert(outbox), rows)
 
 
 async def due(
@@ -283,8 +282,6 @@ async def census(connection: AsyncConnection, now: datetime) -> list[OutboxLot]:
 
 def _values(message: Outgoing, now: datetime | None) -> dict[str, Any]:
     envelope = message.envelope
-    if message.delay and now is None:
-        raise ValueError("a delayed message needs the database's time")
     return {
         "id": envelope.id,
         "name": envelope.name,

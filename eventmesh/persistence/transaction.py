@@ -1,8 +1,8 @@
-"""The unit of work that a handler gets: the database session and the messages to send with it."""
+"""What a handler gets: the database session, and the messages to send if its changes commit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -12,17 +12,8 @@ from eventmesh.contracts.message import Command, Event, Message, check_message
 from eventmesh.contracts.registry import Registry
 from eventmesh.duration import Duration, seconds
 from eventmesh.errors import UndeclaredMessage, UsageError
-from eventmesh.persistence.savepoints import Savepoints
+from eventmesh.persistence.outbox import Outgoing
 from eventmesh.wire.envelope import Envelope, seal
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message that goes to the outbox with its transaction, to be published after `delay`
-    seconds at the earliest."""
-
-    envelope: Envelope
-    delay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +25,9 @@ class Sender:
     clock: Clock
     max_bytes: int
     ordered: bool = False
-    """Whether transactions with messages of the same key wait for each other to commit."""
+    """Whether a transaction waits for those with messages of the same keys to end."""
+    committed: Callable[[], None] = lambda: None
+    """Called after each commit that put messages into the outbox."""
 
 
 class Transaction:
@@ -46,18 +39,21 @@ class Transaction:
     """
 
     def __init__(
-        self, session: AsyncSession, sender: Sender, cause: Envelope | None = None
+        self,
+        session: AsyncSession,
+        sender: Sender,
+        keep: Callable[[Outgoing], None],
+        cause: Envelope | None = None,
     ) -> None:
         self.session = session
-        self.outgoing: list[Outgoing] = []
-        self.sender = sender
+        self._sender = sender
+        self._keep = keep
         self._cause = cause
-        self._savepoints: Savepoints[int] | None = None
-        self._ended = False
+        self._has_ended = False
 
     def end(self) -> None:
-        """Take no more messages: nobody would store them."""
-        self._ended = True
+        """Refuse further messages: nobody would store them."""
+        self._has_ended = True
 
     def publish(self, event: Event, *, delay: Duration = 0) -> None:
         """Publish an event of this service, after `delay` at the earliest.
@@ -85,7 +81,7 @@ class Transaction:
     ) -> None:
         """Publish or send, whichever the message is, with attributes of one's own."""
         check_message(message)
-        sender = self.sender
+        sender = self._sender
         if not sender.registry.publishes(type(message)):
             raise UndeclaredMessage(
                 f"Service {sender.service!r} published {_name(message)} without declaring it. Add "
@@ -101,25 +97,12 @@ class Transaction:
             max_bytes=sender.max_bytes,
             version=sender.registry.written(type(message)),
         )
-        self.keep(Outgoing(envelope, seconds(delay)))
-
-    def keep(self, message: Outgoing) -> None:
-        """Take a message into the buffer; UsageError once the transaction has ended."""
-        if self._ended:
+        if self._has_ended:
             raise UsageError(
-                f"{message.envelope.name} was published with a transaction that has ended: publish "
+                f"{envelope.name} was published with a transaction that has ended: publish "
                 f"before the handler returns, or inside `async with service.transaction() as tx:`."
             )
-        if self.session.in_nested_transaction():
-            session = self.session.sync_session
-            if self._savepoints is None:
-                self._savepoints = Savepoints(self._go_back)
-                self._savepoints.listen(session)
-            self._savepoints.note(session, len(self.outgoing))
-        self.outgoing.append(message)
-
-    def _go_back(self, number: int) -> None:
-        del self.outgoing[number:]
+        self._keep(Outgoing(envelope, seconds(delay)))
 
 
 def _name(message: object) -> str:

@@ -32,6 +32,7 @@ from eventmesh.transports.memory import MemoryTransport
 from tests.integration.giving_up import ask_while_another_gives_up
 from tests.integration.one_handler import SUB, Do, send, until_settled, worker
 from tests.support.proxy import Direction, Proxy, proxy_before
+from tests.support.units import unit_of_work
 
 PATIENCE = 300.0
 STEP = 47
@@ -63,12 +64,12 @@ async def handle(url: str, name: str) -> None:
 
 
 async def claim(database: Database, name: str) -> None:
-    async with database.session() as session:
+    async with unit_of_work(database) as unit:
         with database.own_statements():
-            new = (await inbox.claim(session, "shop.do", {name: 1})).fresh
+            new = (await inbox.claim(unit.session, "shop.do", {name: 1})).fresh
         assert new == {name}
         with database.translated():
-            await session.finish(proved=False)
+            await unit.commit()
 
 
 async def publish(url: str, name: str) -> None:
@@ -245,8 +246,8 @@ async def test_a_handlers_error_is_told_though_its_rollback_finds_the_connection
 ) -> None:
     database = Database(proxy.url, service="shop")
     with pytest.raises(ZeroDivisionError):  # noqa: PT012  # it is raised inside, and cut outside
-        async with database.session() as session:
-            await session.execute(text("SELECT 1"))
+        async with unit_of_work(database) as unit:
+            await unit.session.execute(text("SELECT 1"))
             cutting = asyncio.ensure_future(proxy.cut_after(1))  # of the rollback
             await asyncio.sleep(0)
             raise ZeroDivisionError

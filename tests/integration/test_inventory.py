@@ -19,11 +19,12 @@ from eventmesh.contracts.message import Event
 from eventmesh.errors import Unreachable
 from eventmesh.persistence import migration, outbox
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.transaction import Outgoing
+from eventmesh.persistence.outbox import Outgoing
 from eventmesh.transports.base import Delivery, Subscription, Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.wire.envelope import Envelope, seal
+from tests.support import units
 from tests.support.proxy import Proxy, proxy_before
 
 if TYPE_CHECKING:
@@ -300,9 +301,8 @@ async def test_an_outbox_is_counted_by_version_and_state(database_url: str) -> N
             Outgoing(seal(Paid(order=str(n)), source="shop", clock=clock), delay=delay)
             for n, delay in enumerate([0, 0, 600, 0])
         ]
-        async with database.session() as session:
-            await outbox.store(session, sent)
-            await session.finish(proved=True)
+        async with database.connection() as connection:
+            await units.store(connection, sent)
         async with database.connection() as connection:
             refusal = outbox.Refusal(1, "too large", clock.now())
             await outbox.mark_refused(connection, [refusal], park_after=1)

@@ -28,9 +28,8 @@ from eventmesh.errors import Conflict, Unreachable, UsageError
 from eventmesh.persistence import inbox, migration, outbox, sagas, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.dialects.silence import SILENCE
-from eventmesh.persistence.outbox import Refusal
+from eventmesh.persistence.outbox import Outgoing, Refusal
 from eventmesh.persistence.sagas import SagaRow
-from eventmesh.persistence.transaction import Outgoing
 from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
@@ -46,6 +45,8 @@ from tests.integration.test_worker import (
     prepare,
     until,
 )
+from tests.support import units
+from tests.support.units import unit_of_work
 
 if TYPE_CHECKING:
     from eventmesh.testing.servers import Server
@@ -132,14 +133,14 @@ class TestHandlers:
         self, mesh: Mesh, database: Database
     ) -> None:
         await make_spots(database)
-        async with database.session() as session:
-            tx = Transaction(session, mesh.service.sender())
-            session.add(Effect(number=1))
-            with suppress(DBAPIError):
-                async with session.begin_nested(), rival_of(database, tx) as deadlock:
-                    await deadlock()
+        async with database.unit_of_work(mesh.service.sender()) as unit:
+            with unit.transaction() as tx:
+                tx.session.add(Effect(number=1))
+                with suppress(DBAPIError):
+                    async with tx.session.begin_nested(), rival_of(database, tx) as deadlock:
+                        await deadlock()
             with pytest.raises((Conflict, DBAPIError)):
-                await session.finish(proved=True)
+                await unit.commit()
         assert await mesh.effects() == []
 
     @pytest.mark.parametrize(
@@ -180,18 +181,18 @@ class TestHandlers:
         """Too late for its own transaction, but nobody is told that all is well."""
         async with database.connection() as connection:
             await connection.execute(text("CREATE PROCEDURE sly() COMMIT"))
-        async with database.session() as session:
-            await session.execute(text("CALL sly()"))
+        async with unit_of_work(database) as unit:
+            await unit.session.execute(text("CALL sly()"))
             with pytest.raises(Conflict, match="commits"):
-                await session.finish(proved=True)
+                await unit.commit()
 
     async def test_what_needs_no_commit_is_allowed(self, database: Database) -> None:
-        async with database.session() as session:
-            await session.execute(text("CREATE TEMPORARY TABLE some (id INT)"))
-            async with session.begin_nested():
-                await session.execute(text("INSERT INTO some VALUES (1)"))
-            await session.execute(text("DROP TEMPORARY TABLE some"))
-            await session.finish(proved=True)
+        async with unit_of_work(database) as unit:
+            await unit.session.execute(text("CREATE TEMPORARY TABLE some (id INT)"))
+            async with unit.session.begin_nested():
+                await unit.session.execute(text("INSERT INTO some VALUES (1)"))
+            await unit.session.execute(text("DROP TEMPORARY TABLE some"))
+            await unit.commit()
 
     async def test_a_connection_that_is_killed_under_a_handler_costs_no_attempt(
         self, mesh: Mesh, database: Database
@@ -242,11 +243,12 @@ class TestHandlers:
     async def test_an_update_reads_the_old_values_of_its_row_as_elsewhere(
         self, database: Database
     ) -> None:
-        async with database.session() as session:
-            session.add(Effect(id=1, number=10))
-            await session.flush()
-            await session.execute(text("UPDATE effects SET id = id + 1, number = id"))
-            assert (await session.execute(text("SELECT id, number FROM effects"))).one() == (2, 1)
+        async with unit_of_work(database) as unit:
+            unit.session.add(Effect(id=1, number=10))
+            await unit.session.flush()
+            await unit.session.execute(text("UPDATE effects SET id = id + 1, number = id"))
+            row = await unit.session.execute(text("SELECT id, number FROM effects"))
+            assert row.one() == (2, 1)
 
 
 async def claim(session: AsyncSession, *ids: str) -> set[str]:
@@ -259,9 +261,9 @@ class TestInbox:
         self, database: Database
     ) -> None:
         ids = ["a", "A", "a ", "ä", "a\u0308", "a\0", "ß", "ss", "😀", "😁"]
-        async with database.session() as session:
-            assert await claim(session, *ids) == set(ids)
-            assert await claim(session, *ids) == set()
+        async with unit_of_work(database) as unit:
+            assert await claim(unit.session, *ids) == set(ids)
+            assert await claim(unit.session, *ids) == set()
 
     async def test_of_three_workers_with_one_message_one_that_fails_costs_nobody_an_attempt(
         self, database: Database
@@ -271,25 +273,25 @@ class TestInbox:
         async def handle() -> set[str]:
             while True:
                 with suppress(Unreachable):
-                    async with database.session() as session:
+                    async with unit_of_work(database) as unit:
                         with database.own_statements():
-                            fresh = await claim(session, "a", "b")
-                        await session.finish(proved=True)
+                            fresh = await claim(unit.session, "a", "b")
+                        await unit.commit()
                     return fresh
 
-        async with database.session() as first:
-            await claim(first, "a", "b")
+        async with unit_of_work(database) as first:
+            await claim(first.session, "a", "b")
             others = [asyncio.ensure_future(handle()) for _ in range(2)]
             await waiting_for_locks(database, 2)
         assert sorted(map(len, await asyncio.gather(*others))) == [0, 2]
 
     async def test_a_lock_that_takes_too_long_is_nobodys_fault(self, database: Database) -> None:
-        async with database.session() as first, database.session() as second:
-            await claim(first, "a")
-            await second.execute(text("SET SESSION innodb_lock_wait_timeout = 1"))
+        async with unit_of_work(database) as first, unit_of_work(database) as second:
+            await claim(first.session, "a")
+            await second.session.execute(text("SET SESSION innodb_lock_wait_timeout = 1"))
             with pytest.raises(Unreachable, match="Lock wait timeout"), database.own_statements():
-                await claim(second, "a")
-            await (await second.connection()).invalidate()  # which has the short time still
+                await claim(second.session, "a")
+            await (await second.session.connection()).invalidate()  # which has the short time still
 
 
 class TestOutbox:
@@ -303,12 +305,12 @@ class TestOutbox:
         data = bytes(range(256)) * 4096
         attributes = {"id": "m", "source": "/t", "type": "t.happened", "subject": "'\\\0😀\u2028"}
         row = SagaRow("s", "shop.sell", 1, "running", state, {}, "x" * 100_000, 1)
-        async with database.session() as session:
+        async with unit_of_work(database) as unit:
             sent = [Outgoing(Envelope(attributes, data), 0.5)]
-            await session.execute(*outbox.insertion("mariadb", sent, NOW))
-            await sagas.store(session, row, ended=False)
-            await session.finish(proved=True)
-            assert await sagas.load(session, "shop.sell", "s") == row
+            await units.store(await unit.session.connection(), sent, now=NOW)
+            await sagas.store(unit.session, row, ended=False)
+            await unit.commit()
+            assert await sagas.load(unit.session, "shop.sell", "s") == row
         later = NOW.replace(microsecond=623456)
         async with database.connection() as connection:
             assert await outbox.due(connection, ALL, later.replace(microsecond=623455), 9) == []
@@ -328,13 +330,11 @@ class TestOutbox:
             async with database.reading() as connection:
                 return [row.envelope.id for row in await outbox.due(connection, ALL, NOW, 9)]
 
-        async with database.session() as late:
-            await outbox.store(late, [message(1)])
-            async with database.session() as early:
-                await outbox.store(early, [message(2)])
-                await early.finish(proved=True)
+        async with database.connection() as late:
+            await units.store(late, [message(1)])
+            async with database.connection() as early:
+                await units.store(early, [message(2)])
             assert await due() == ["m2"]
-            await late.finish(proved=True)
         assert await due() == ["m1", "m2"]
 
     async def test_a_round_reads_no_more_rows_than_it_relays_however_many_wait(

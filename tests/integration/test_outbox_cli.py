@@ -33,6 +33,7 @@ from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
 from tests.integration.conftest import BANK, until
 from tests.support.moved_time import MovedTime
+from tests.support.units import newest_ids
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Project
@@ -112,7 +113,7 @@ class Bank:
                 number = int(name[1:])
                 event = Opened(number=number) if name[0] == "-" else None
                 tx.publish(event or Deposited(owner=name[0], balance=number))
-                self.ids[name] = tx.outgoing[-1].envelope.id
+        self.ids.update(zip(names, await newest_ids(self.database, len(names)), strict=True))
 
     async def relay_all(self, rounds: int = PARK_AFTER + 2) -> None:
         """Let time pass, so that whatever is held comes to its turn."""
@@ -210,7 +211,7 @@ class TestParking:
         await bank.publish("a1", "a2", "b1")
         async with bank.service.transaction() as tx:
             tx.publish(Deposited(owner="c", balance=1), delay="1h")
-            bank.ids["c1"] = tx.outgoing[0].envelope.id
+        [bank.ids["c1"]] = await newest_ids(bank.database)
         assert dict(await bank.listed()) == {
             "a1": "ready", "a2": "ready", "b1": "ready", "c1": "delayed"
         }  # fmt: skip
@@ -438,7 +439,7 @@ async def shop(
     ) -> str:
         async with service.transaction() as tx:
             tx.publish(Deposited(owner=owner, balance=balance))
-            message_id = tx.outgoing[0].envelope.id
+        [message_id] = await newest_ids(await service.database())
         changes: dict[str, Any] = {"data": data} if data is not None else {}
         if error:
             changes |= {"parked": True, "attempts": 10, "last_error": error}

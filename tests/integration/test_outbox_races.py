@@ -16,13 +16,14 @@ from eventmesh.contracts.message import Event
 from eventmesh.errors import PublishError, Unreachable
 from eventmesh.persistence import migration, notify, outbox, parked, tables
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.relaying import relay
 from eventmesh.runtime.relaying import watermark as horizon
 from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.memory import MemoryTransport
+from tests.support import units
+from tests.support.units import outgoing
 
 PATIENCE = 120.0
 POLL_INTERVAL = 0.01
@@ -169,15 +170,11 @@ class Writer:
         self._task = asyncio.ensure_future(self._write(service, key, numbers))
 
     async def _write(self, service: Service, key: str, numbers: tuple[int, ...]) -> None:
-        async with (await service.database()).session() as session:
-            tx = Transaction(session, service.sender())
-            for number in numbers:
-                tx.publish(Happened(key=key, number=number))
-            await outbox.take_turns(session, tx.outgoing)
-            await outbox.store(session, tx.outgoing)
+        messages = outgoing(service, *(Happened(key=key, number=number) for number in numbers))
+        async with (await service.database()).connection() as connection:
+            await units.store(connection, messages, ordered=True)
             self._stored.set()
             await self._go.wait()
-            await session.finish(proved=True)
 
     async def stored(self) -> None:
         await self._stored.wait()

@@ -23,13 +23,14 @@ from eventmesh.errors import Conflict, Drift, Unreachable, UsageError
 from eventmesh.persistence import inbox, leases, migration, outbox, sagas, tables
 from eventmesh.persistence.database import AsyncSession, Database
 from eventmesh.persistence.dialects.silence import SILENCE
-from eventmesh.persistence.outbox import Refusal, bucket_of
+from eventmesh.persistence.outbox import Outgoing, Refusal, bucket_of
 from eventmesh.persistence.sagas import SagaRow
-from eventmesh.persistence.transaction import Outgoing
 from eventmesh.persistence.types import database_now
 from eventmesh.testing.servers import WAYS, fresh_database
 from eventmesh.wire.envelope import Envelope
+from tests.support import units
 from tests.support.proxy import proxy_before
+from tests.support.units import unit_of_work
 
 if TYPE_CHECKING:
     from tests.conftest import Servers
@@ -82,10 +83,8 @@ def message(number: int, *, key: str | None = "k", delay: float = 0.0) -> Outgoi
 
 
 async def store(database: Database, *messages: Outgoing, now: datetime = NOW) -> None:
-    async with database.session() as session:
-        dialect = session.get_bind().dialect.name
-        await session.execute(*outbox.insertion(dialect, messages, now))
-        await session.finish(proved=True)
+    async with database.connection() as connection:
+        await units.store(connection, messages, now=now)
 
 
 OLDER = {"subscription": "s", "message_id": "older", "received_at": NOW}
@@ -214,19 +213,18 @@ class TestOutbox:
     async def test_a_message_is_there_only_when_its_transaction_commits(
         self, database: Database
     ) -> None:
-        async with database.session() as session:
-            await outbox.store(session, [message(1)])
+        async with unit_of_work(database) as unit:
+            await units.store(await unit.session.connection(), [message(1)])
         assert await due(database) == []
 
     async def test_a_transaction_that_commits_late_is_not_skipped(self, postgres_url: str) -> None:
         """On PostgreSQL; SQLite has one writer at a time, so that nobody can commit late."""
         database = Database(postgres_url, service="shop")
         await migration.upgrade(database)
-        async with database.session() as late:
-            await outbox.store(late, [message(1)])
+        async with database.connection() as late:
+            await units.store(late, [message(1)])
             await store(database, message(2))
             assert await due(database) == ["m2"]
-            await late.finish(proved=True)
         assert await due(database) == ["m1", "m2"]
         await database.close()
 
@@ -267,23 +265,23 @@ class TestOutbox:
 
 class TestInbox:
     async def test_an_id_is_new_once_for_each_subscription(self, database: Database) -> None:
-        async with database.session() as session:
-            assert await claim(session, "s", "a", "b", "a") == {"a", "b"}
-            await session.finish(proved=True)
-        async with database.session() as session:
-            assert await claim(session, "s", "b", "c") == {"c"}
-            assert await claim(session, "other", "b") == {"b"}
+        async with unit_of_work(database) as unit:
+            assert await claim(unit.session, "s", "a", "b", "a") == {"a", "b"}
+            await unit.commit()
+        async with unit_of_work(database) as unit:
+            assert await claim(unit.session, "s", "b", "c") == {"c"}
+            assert await claim(unit.session, "other", "b") == {"b"}
 
     async def test_an_id_that_stands_for_another_message_is_noticed(
         self, database: Database
     ) -> None:
-        async with database.session() as session:
-            claim = await inbox.claim(session, "s", {"a": 1, "b": -2})
+        async with unit_of_work(database) as unit:
+            claim = await inbox.claim(unit.session, "s", {"a": 1, "b": -2})
             assert not claim.is_other("a", 1)
-            await session.finish(proved=True)
-        async with database.session() as session:
-            await session.execute(insert(tables.inbox), OLDER)
-            claim = await inbox.claim(session, "s", {"a": 2, "b": -2, "older": 3, "new": 4})
+            await unit.commit()
+        async with unit_of_work(database) as unit:
+            await unit.session.execute(insert(tables.inbox), OLDER)
+            claim = await inbox.claim(unit.session, "s", {"a": 2, "b": -2, "older": 3, "new": 4})
             assert claim.fresh == {"new"}
             assert claim.is_other("a", 2)
             assert not any(
@@ -293,25 +291,25 @@ class TestInbox:
 
     async def test_a_rolled_back_claim_leaves_the_id_new(self, database: Database) -> None:
         for _ in range(2):
-            async with database.session() as session:
-                assert await claim(session, "s", "a") == {"a"}
+            async with unit_of_work(database) as unit:
+                assert await claim(unit.session, "s", "a") == {"a"}
 
     async def test_an_unclaimed_id_is_new_again(self, database: Database) -> None:
-        async with database.session() as session:
-            await claim(session, "s", "a", "b")
-            await inbox.unclaim(session, "s", ["b"])
-            await session.finish(proved=True)
-        async with database.session() as session:
-            assert await claim(session, "s", "a", "b") == {"b"}
+        async with unit_of_work(database) as unit:
+            await claim(unit.session, "s", "a", "b")
+            await inbox.unclaim(unit.session, "s", ["b"])
+            await unit.commit()
+        async with unit_of_work(database) as unit:
+            assert await claim(unit.session, "s", "a", "b") == {"b"}
 
     async def test_of_two_workers_with_one_message_the_second_waits_and_finds_it_taken(
         self, database: Database
     ) -> None:
         async def handle(release: asyncio.Event) -> set[str]:
-            async with database.session() as session:
-                fresh = await claim(session, "s", "a", "b")
+            async with unit_of_work(database) as unit:
+                fresh = await claim(unit.session, "s", "a", "b")
                 await release.wait()
-                await session.finish(proved=True)
+                await unit.commit()
             return fresh
 
         release = asyncio.Event()
@@ -377,21 +375,21 @@ class TestSagas:
         return SagaRow("s1", "shop.sell", 1, status, {"a": 1}, {}, None, row_version)
 
     async def test_a_saga_is_read_as_it_was_written(self, database: Database) -> None:
-        async with database.session() as session:
-            await sagas.store(session, self.row(1), ended=False)
-            await sagas.store(session, self.row(2), ended=False)
-            await session.finish(proved=True)
-            assert await sagas.load(session, "shop.sell", "s1") == self.row(2)
-            assert await sagas.load(session, "shop.sell", "none") is None
+        async with unit_of_work(database) as unit:
+            await sagas.store(unit.session, self.row(1), ended=False)
+            await sagas.store(unit.session, self.row(2), ended=False)
+            await unit.commit()
+            assert await sagas.load(unit.session, "shop.sell", "s1") == self.row(2)
+            assert await sagas.load(unit.session, "shop.sell", "none") is None
 
     async def test_of_two_writers_from_one_version_the_second_is_told(
         self, database: Database
     ) -> None:
-        async with database.session() as session:
-            await sagas.store(session, self.row(1), ended=False)
-            await sagas.store(session, self.row(2), ended=False)
+        async with unit_of_work(database) as unit:
+            await sagas.store(unit.session, self.row(1), ended=False)
+            await sagas.store(unit.session, self.row(2), ended=False)
             with pytest.raises(Conflict):
-                await sagas.store(session, self.row(2, "undoing"), ended=False)
+                await sagas.store(unit.session, self.row(2, "undoing"), ended=False)
 
 
 class TestErrors:

@@ -16,14 +16,15 @@ import pytest
 from eventmesh import Event, Service, Settings, Transaction
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
-from eventmesh.persistence import migration, outbox
+from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.transaction import Outgoing
+from eventmesh.persistence.outbox import Outgoing
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.readiness import outbox_age, problems
 from eventmesh.transports.base import Consumer, Subscription
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope, seal
+from tests.support import units
 
 
 class Heard(Event, name="shop.heard", version=1):
@@ -135,10 +136,8 @@ async def test_it_is_not_ready_while_a_message_waits_in_the_outbox_for_long(work
     old = Envelope({**envelope(1).attributes, "time": earlier.isoformat()}, b"{}")
 
     async def store(message: Envelope, delay: float, at: datetime) -> None:
-        async with database.session() as session:
-            dialect = session.get_bind().dialect.name
-            await session.execute(*outbox.insertion(dialect, [Outgoing(message, delay)], at))
-            await session.finish(proved=True)
+        async with database.connection() as connection:
+            await units.store(connection, [Outgoing(message, delay)], now=at)
 
     assert await outbox_age(service) == 0
     await store(old, 30.0, now)  # one that is delayed is not late

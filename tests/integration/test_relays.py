@@ -20,7 +20,6 @@ from eventmesh.contracts.message import Event
 from eventmesh.errors import UsageError
 from eventmesh.persistence import inbox, migration, notify, outbox, purge, starts, tables
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.retry import Retry, constant
 from eventmesh.runtime.declaring.service import Service
@@ -34,7 +33,9 @@ from eventmesh.transports.factory import open_transport
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.transports.outcome import DONE
 from tests.conformance.refusing import refusing
+from tests.support import units
 from tests.support.moved_time import MovedTime
+from tests.support.units import outgoing
 
 ALL = range(tables.BUCKETS)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -351,14 +352,11 @@ class TestLookingNoFurther:
         monkeypatch.setattr(relay, "SWEEP_EVERY", 0.05)
         broker = Broker()
         async with relaying(migrated, broker), shop(migrated) as other:
-            async with (await other.database()).session() as late:
-                tx = Transaction(late, other.sender())
-                tx.publish(Happened(key="late"))
-                await outbox.store(late, tx.outgoing)
+            async with (await other.database()).connection() as late:
+                await units.store(late, outgoing(other, Happened(key="late")))
                 for number in range(5):
                     await publish(other, f"k{number}")
                     await broker.until(f"k{number}")
-                await late.finish(proved=True)
             await broker.until("late")
         assert broker.keys.count("late") == 1
 
@@ -637,15 +635,11 @@ class TestTwoWritersOfOneKey:
     @staticmethod
     async def write(service: Service, key: str, stored: asyncio.Event, go: asyncio.Event) -> None:
         """Commit, with a pause between the insert and the commit."""
-        async with (await service.database()).session() as session:
-            tx = Transaction(session, service.sender())
-            tx.publish(Happened(key=key))
-            if service.ordered_outbox:
-                await outbox.take_turns(session, tx.outgoing)
-            await outbox.store(session, tx.outgoing)
+        messages = outgoing(service, Happened(key=key))
+        async with (await service.database()).connection() as connection:
+            await units.store(connection, messages, ordered=service.ordered_outbox)
             stored.set()
             await go.wait()
-            await session.finish(proved=True)
 
     async def test_those_who_take_turns_commit_in_the_order_of_their_numbers(
         self, migrated: str

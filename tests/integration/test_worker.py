@@ -881,7 +881,7 @@ async def test_a_handler_cannot_end_the_transaction_that_it_shares(mesh: Mesh, c
         await until(effects(mesh, 11))
         await until(mesh.outbox_is_empty)
     [letter] = await mesh.dead("shop.do")
-    assert f"tx.session.{call}() is not a handler's to call" in letter.reason
+    assert f"tx.session.{call}() cannot be called by a handler" in letter.reason
     assert await mesh.effects() == [number for number in range(12) if number != 5]
 
 

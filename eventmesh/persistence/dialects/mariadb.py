@@ -17,7 +17,7 @@ from sqlalchemy import Connection, FromClause, Select, Table, event, text
 from sqlalchemy.dialects.mysql import Insert, insert
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from eventmesh.errors import Conflict, UsageError
 from eventmesh.persistence.dialects import mariadb_url
@@ -187,11 +187,11 @@ def mark(connection: Connection) -> None:
     connection.exec_driver_sql(f"SAVEPOINT {_SAVEPOINT}")
 
 
-async def prove(session: AsyncSession) -> None:
-    """Conflict unless the session's transaction is still the one that began: MariaDB undoes all of
-    it at a deadlock, and goes on in a new one when a handler has swallowed the error."""
+def prove(connection: Connection) -> None:
+    """Conflict unless the transaction is still the one that began: MariaDB undoes all of it at a
+    deadlock, and goes on in a new one when a handler has swallowed the error."""
     with _found_out("before the handler did: at a deadlock whose error the handler caught"):
-        await session.execute(_RELEASE)
+        connection.execute(_RELEASE)
 
 
 def prove_marked(connection: Connection) -> None:

@@ -50,11 +50,11 @@ GUARD = text("SELECT " + ", ".join(f"set_config('{setting}', 'off', true)" for s
 million rows at the next: only plans that follow an index, whatever the statistics say, for a plan
 made for the empty table is kept. And let the commit not wait for the disk."""
 
-TAKE_TURNS = text("SELECT pg_advisory_xact_lock(:space, key) FROM unnest(:keys) AS key").bindparams(
+LOCK_KEYS = text("SELECT pg_advisory_xact_lock(:space, key) FROM unnest(:keys) AS key").bindparams(
     bindparam("space", 0x6F726472, Integer()),  # any number that nobody else locks: "ordr" in ASCII
     bindparam("keys", type_=ARRAY(Integer())),
 )
-"""Wait for every other transaction that has taken one of these turns; hold them to the end."""
+"""Lock these keys until the transaction ends, each when no other transaction has it locked."""
 
 WRITERS = text(
     """

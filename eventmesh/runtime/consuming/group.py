@@ -17,12 +17,12 @@ from eventmesh.contracts.message import Message
 from eventmesh.errors import EventMeshError, Reject, Unreachable, UsageError
 from eventmesh.persistence import inbox
 from eventmesh.persistence.database import (
-    AsyncSession,
     comes_from_database,
     connection_cut,
     connection_lost,
 )
-from eventmesh.persistence.transaction import Outgoing, Transaction
+from eventmesh.persistence.transaction import Transaction
+from eventmesh.persistence.unit_of_work import UnitOfWork
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
 from eventmesh.runtime.consuming.delivery import read
 from eventmesh.runtime.consuming.delivery_log import DeliveryLog
@@ -274,25 +274,25 @@ class GroupRunner:
         left as if never begun."""
         database = await self._service.database()
         name = self.handler.subscription.name
-        async with database.session() as session:
+        async with database.unit_of_work(self._service.sender()) as unit:
             with database.own_statements():
                 ids = [delivery.envelope.unique_id for delivery, _ in group]
                 digests = [inbox.digest_of(delivery.envelope) for delivery, _ in group]
                 # Reversed, so that of two messages with the same id the first one counts.
                 messages = dict(zip(reversed(ids), reversed(digests), strict=True))
-                claim = await inbox.claim(session, name, messages)
+                claim = await inbox.claim(unit.session, name, messages)
             try:
                 began_at = self._clock.monotonic()
-                handled, outgoing, begun = await self._handle_all(session, group, ids, claim)
+                handled, begun = await self._handle_all(unit, group, ids, claim)
                 async with self._in_time():
+                    await unit.flush()
+                    took = self._clock.monotonic() - began_at
                     with database.translated():
-                        proved = await self._service.flush(session)
-                        took = self._clock.monotonic() - began_at
                         if handled < len(group):
-                            await inbox.unclaim(session, name, sorted(claim.fresh - begun))
+                            await inbox.unclaim(unit.session, name, sorted(claim.fresh - begun))
                         if is_suspect(group[0][0]):
-                            await self._starts.end_with(session, group[0][0])
-                        await self._service.commit(session, outgoing, proved=proved)
+                            await self._starts.end_with(unit.session, group[0][0])
+                    await unit.commit()
             except Unreachable as error:
                 if connection_cut(error.__cause__):
                     raise _ConnectionCut(str(error)) from error.__cause__
@@ -301,21 +301,19 @@ class GroupRunner:
 
     async def _handle_all(
         self,
-        session: AsyncSession,
+        unit: UnitOfWork,
         group: Sequence[_Readable],
         ids: Sequence[str],
         claim: inbox.Claim,
-    ) -> tuple[int, list[Outgoing], set[str]]:
-        """Handle in order until the group's time is over. Returns how many were seen to, what they
-        published, and the ids of those that were handled and not skipped as duplicates. Reject for
-        a message whose id stands for another one."""
+    ) -> tuple[int, set[str]]:
+        """Handle in order until the group's time is over. Returns how many were seen to, and the
+        ids of those that were handled and not skipped as duplicates. Reject for a message whose id
+        stands for another one."""
         until = self._clock.monotonic() + self._settings.group_time
-        sender = self._service.sender()
-        outgoing: list[Outgoing] = []
         handled: set[str] = set()
         for number, (delivery, message) in enumerate(group):
             if number and self._clock.monotonic() >= until:
-                return number, outgoing, handled
+                return number, handled
             envelope = delivery.envelope
             self._log.turn_to(delivery)
             if ids[number] in handled or ids[number] not in claim.fresh:
@@ -323,19 +321,17 @@ class GroupRunner:
                 self._log.duplicate()
                 self._vitals.duplicates += 1
                 continue
-            transaction = Transaction(session, sender, cause=envelope)
             try:
-                for result in _messages(await self._call(delivery, message, transaction)):
-                    transaction.add(result)
+                with unit.transaction(cause=envelope) as transaction:
+                    for result in _messages(await self._call(delivery, message, transaction)):
+                        transaction.add(result)
             except Unreachable:
                 raise
             except Exception as error:
                 is_its_own = not handled or not may_come_from_sharing(error)
                 raise _HandlerFailed(number, error, is_its_own=is_its_own) from error
-            transaction.end()
-            outgoing.extend(transaction.outgoing)
             handled.add(ids[number])
-        return len(group), outgoing, handled
+        return len(group), handled
 
     async def _call(
         self, delivery: Delivery, message: Message, transaction: Transaction

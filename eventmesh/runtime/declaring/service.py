@@ -14,12 +14,11 @@ from eventmesh.contracts.message import Command, Message, check_message, identit
 from eventmesh.contracts.registry import Registry
 from eventmesh.duration import Duration, seconds
 from eventmesh.errors import UsageError
-from eventmesh.persistence import joined, migration, outbox
+from eventmesh.persistence import joined, migration
 from eventmesh.persistence.database import Database, MetaData
 from eventmesh.persistence.joined import AnySession
 from eventmesh.persistence.own_tables import require_own_tables
-from eventmesh.persistence.session import TransactionSession
-from eventmesh.persistence.transaction import Outgoing, Sender, Transaction
+from eventmesh.persistence.transaction import Sender, Transaction
 from eventmesh.runtime.declaring.handler import Handler, bind
 from eventmesh.runtime.declaring.reading import Readings
 from eventmesh.runtime.declaring.retry import Retry
@@ -209,36 +208,11 @@ class Service:
         self._refuse_in_handler(
             "opened another transaction of the service, by a publisher or by service.transaction()"
         )
-        database = await self.database()
-        async with database.session() as session:
-            transaction = Transaction(session, self.sender())
-            try:
+        async with (await self.database()).unit_of_work(self.sender()) as unit:
+            with unit.transaction() as transaction:
                 yield transaction
-                with database.translated():
-                    proved = await self.flush(session)
-            finally:
-                transaction.end()
-            with database.translated():
-                await self.commit(session, transaction.outgoing, proved=proved)
-
-    async def flush(self, session: TransactionSession) -> bool:
-        """Write what the session holds; returns whether that has proved that the transaction is
-        good, as an insert or a delete does that the database has taken."""
-        proves = bool(session.new) or bool(session.deleted)
-        await session.flush()
-        return proves
-
-    async def commit(
-        self, session: TransactionSession, outgoing: Sequence[Outgoing], *, proved: bool
-    ) -> None:
-        """Commit a flushed session with these messages: the outbox last, in one statement.
-        Give what `flush` returned."""
-        if self.ordered_outbox:
-            await outbox.take_turns(session, outgoing)
-        await outbox.store(session, outgoing)
-        await session.finish(proved=proved or bool(outgoing))
-        if outgoing:
-            self.committed()
+                await unit.flush()  # where listeners of the application may publish
+            await unit.commit()
 
     def join(self, session: AnySession) -> Transaction:
         """Publish with a SQLAlchemy session of the application's own, which is bound to this
@@ -251,7 +225,7 @@ class Service:
         """
         self._refuse_in_handler("joined a session")
         url = self.settings.database_url(self.name)
-        return joined.join(session, self.sender(), url, self.committed)
+        return joined.join(session, self.sender(), url)
 
     def committed(self) -> None:
         """Messages have come into the outbox: wake those who relay them. From any thread."""
@@ -267,7 +241,9 @@ class Service:
     def sender(self) -> Sender:
         """What the service's transactions share."""
         most = self.settings.max_message_bytes
-        return Sender(self.name, self.registry, self.clock, most, self.ordered_outbox)
+        return Sender(
+            self.name, self.registry, self.clock, most, self.ordered_outbox, self.committed
+        )
 
     @property
     def settings(self) -> Settings:

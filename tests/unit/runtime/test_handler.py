@@ -36,7 +36,8 @@ def bound(function: Any, *messages: type[Message], isolated: bool = False) -> Ha
 
 
 def transaction() -> Transaction:
-    return Transaction(AsyncSession(), Sender("payments", Registry("payments"), ManualClock(), 99))
+    sender = Sender("payments", Registry("payments"), ManualClock(), 99)
+    return Transaction(AsyncSession(), sender, keep=[].append)
 
 
 # What a handler is made of

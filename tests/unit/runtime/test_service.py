@@ -7,6 +7,7 @@ from sqlalchemy import MetaData
 from eventmesh.contracts.message import Command, Event
 from eventmesh.errors import UndeclaredMessage, UsageError
 from eventmesh.persistence.database import AsyncSession
+from eventmesh.persistence.outbox import Outgoing
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
@@ -177,8 +178,9 @@ def test_an_extension_adds_itself(orders: Service) -> None:
 # What a transaction of a service takes, before any database
 
 
-def open_transaction(service: Service) -> Transaction:
-    return Transaction(AsyncSession(), service.sender())
+def open_transaction(service: Service, sent: list[Outgoing] | None = None) -> Transaction:
+    keep = [] if sent is None else sent
+    return Transaction(AsyncSession(), service.sender(), keep.append)
 
 
 def test_an_undeclared_message_cannot_be_published(orders: Service) -> None:
@@ -189,14 +191,15 @@ def test_an_undeclared_message_cannot_be_published(orders: Service) -> None:
 def test_events_are_published_and_commands_are_sent(orders: Service) -> None:
     orders.publisher(Placed)
     orders.publisher(Pay)
-    transaction = open_transaction(orders)
+    sent: list[Outgoing] = []
+    transaction = open_transaction(orders, sent)
     with pytest.raises(UsageError, match=r"payments.pay v1 is not an event: use send"):
         transaction.publish(Pay())
     with pytest.raises(UsageError, match=r"orders.placed v1 is not a command: use publish"):
         transaction.send(Placed())
     transaction.publish(Placed())
     transaction.send(Pay(), delay="2m")
-    assert [(each.envelope.name, each.delay) for each in transaction.outgoing] == [
+    assert [(each.envelope.name, each.delay) for each in sent] == [
         ("orders.placed", 0.0),
         ("payments.pay", 120.0),
     ]

@@ -16,6 +16,7 @@ from eventmesh.contracts.message import Command, Event, Message
 from eventmesh.errors import Reject, UnknownSaga
 from eventmesh.persistence import tables
 from eventmesh.persistence.database import Database
+from eventmesh.persistence.outbox import Outgoing
 from eventmesh.persistence.transaction import Sender, Transaction
 from eventmesh.runtime.declaring.retry import Retry, decide
 from eventmesh.runtime.declaring.service import Service
@@ -24,6 +25,7 @@ from eventmesh.saga.coordinator import Coordinator
 from eventmesh.testing.clock import ManualClock
 from eventmesh.transports.outcome import Dead, RetryAfter
 from eventmesh.wire.envelope import DEFAULT_MAX_BYTES, Envelope, open_envelope, seal
+from tests.support.units import unit_of_work
 
 SAGA_ID = "01900000-0000-7000-8000-0000000000aa"
 
@@ -97,11 +99,12 @@ class Trips:
         cause = Envelope({**sealed.attributes, **attributes}, sealed.data)
         registry = self._service.registry
         sender = Sender("trips", registry, self._clock, DEFAULT_MAX_BYTES)
-        async with self._database.session() as session:
-            transaction = Transaction(session, sender, cause)
+        sent: list[Outgoing] = []
+        async with unit_of_work(self._database) as unit:
+            transaction = Transaction(unit.session, sender, sent.append, cause)
             await self._coordinator.handle(message, cause, transaction)
-            await session.finish(proved=True)
-        return [self._open(outgoing.envelope) for outgoing in transaction.outgoing]
+            await unit.commit()
+        return [self._open(outgoing.envelope) for outgoing in sent]
 
     @property
     def retry(self) -> Retry:

@@ -1,0 +1,316 @@
+"""The unit of work: one database transaction, with the messages that are to be sent if it commits.
+
+A group of messages, `service.transaction()` and the saga coordinator change state, the inbox and
+the outbox together or not at all, and this is where that is done:
+
+    async with database.unit_of_work(sender) as unit:
+        with unit.transaction(cause=envelope) as tx:  # for each message of a group
+            await handler(message, tx)
+        await unit.commit()
+
+`commit` executes, in this order: what the ORM session still holds (a flush); with an ordered
+outbox, the locks of the messages' keys; one INSERT with all messages; where none of these has shown
+it, a statement that proves the transaction intact; COMMIT. Then it wakes the relays. Leaving
+without `commit` rolls back.
+
+Handlers work with an ordinary AsyncSession, except that they cannot end its transaction, which
+other messages may share. They are stopped at each of the ways to do so: methods of the session, its
+plain session, its connection, the words COMMIT and ROLLBACK, and SQLite's constraints that roll
+back everything.
+
+A session that belongs to an application has its transaction ended by the application: see
+`joined`, which shares `PendingMessages`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn, Self
+
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
+
+from eventmesh.errors import Conflict, UsageError
+from eventmesh.persistence import outbox
+from eventmesh.persistence.dialects import mariadb
+from eventmesh.persistence.outbox import Outgoing
+from eventmesh.persistence.transaction import Sender, Transaction
+from eventmesh.wire.envelope import Envelope
+
+_STILL_GOOD = text("SELECT 1")
+_ENDS = re.compile(
+    r"(?:\s|/\*.*?\*/|--[^\n]*\n)*"
+    r"(?:COMMIT|END|ABORT|BEGIN|START|ROLLBACK(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO)"
+    r"|PREPARE\s+TRANSACTION)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_GUARD = "eventmesh_guard"
+"""Where a session and a connection keep the guard of their current transaction."""
+
+
+class UnitOfWork:
+    """One transaction of a service's database: committed with `commit`, or rolled back on leaving.
+
+    `session` is what handlers work with. The engine must be guarded with `guard`; `translated` is a
+    context that turns the errors of a lost database into Unreachable.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        sender: Sender,
+        translated: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.session = TransactionSession(engine, expire_on_commit=False)
+        self._translated = translated
+        self._sender = sender
+        self._pending = PendingMessages()
+        self._is_proved = False
+        """Whether a statement has succeeded since the last handler returned."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the session; what was not committed is rolled back. Raises nothing where that
+        fails: the database rolls back when the connection ends, and the error that led here tells
+        more."""
+        try:
+            await asyncio.shield(AsyncSession.close(self.session))
+        except DBAPIError:
+            await asyncio.shield(AsyncSession.invalidate(self.session))
+
+    @contextmanager
+    def transaction(self, cause: Envelope | None = None) -> Iterator[Transaction]:
+        """What one handler gets; it takes no more messages after the block."""
+        self._is_proved = False
+        transaction = Transaction(self.session, self._sender, self._keep, cause)
+        try:
+            yield transaction
+        finally:
+            transaction.end()
+
+    async def flush(self) -> None:
+        """Execute what the handlers have added to the session, which `commit` does otherwise.
+        Unreachable."""
+        with self._translated():
+            await self.session.run_sync(self._flush)
+
+    async def commit(self) -> None:
+        """Commit the changes and the messages, then wake the relays. Unreachable; Conflict or a
+        DBAPIError when the database has undone the transaction, wholly or in part."""
+        with self._translated():
+            await self.session.run_sync(self._commit)
+        if self._pending.messages:
+            self._sender.committed()
+
+    def _keep(self, message: Outgoing) -> None:
+        session = self.session.sync_session
+        if session.in_nested_transaction():
+            self._pending.listen(session)
+        self._pending.add(session, message)
+
+    def _flush(self, session: Session) -> None:
+        # An update may come to nothing, so that no statement is executed.
+        executes = bool(session.new) or bool(session.deleted)
+        session.flush()
+        self._is_proved = self._is_proved or executes
+
+    def _commit(self, session: Session) -> None:
+        self._flush(session)
+        connection = session.connection()
+        if self._pending.store(session, connection, ordered=self._sender.ordered):
+            self._is_proved = True
+        # After an error that a handler has swallowed, PostgreSQL answers COMMIT with a silent
+        # rollback, and MariaDB, which may have begun another transaction by itself, commits half.
+        if connection.dialect.name == mariadb.NAME:
+            mariadb.prove(connection)
+        elif not self._is_proved:
+            connection.execute(_STILL_GOOD)
+        session.info[_GUARD].is_committing = True
+        session.commit()
+        del session.info[_GUARD]  # the session may still be read from
+
+
+class TransactionSession(AsyncSession):
+    """An AsyncSession whose transaction only its unit of work can end.
+
+    For a part that may fail, a handler uses `begin_nested()`; to undo everything, it raises.
+    """
+
+    sync_session_class = type("_Session", (Session,), {})
+
+    async def commit(self) -> NoReturn:
+        self._refuse("commit")
+
+    async def rollback(self) -> NoReturn:
+        self._refuse("rollback")
+
+    async def close(self) -> NoReturn:
+        self._refuse("close")
+
+    async def reset(self) -> NoReturn:
+        self._refuse("reset")
+
+    async def invalidate(self) -> NoReturn:
+        self._refuse("invalidate")
+
+    def _refuse(self, method: str) -> NoReturn:
+        raise UsageError(
+            f"tx.session.{method}() cannot be called by a handler: EventMesh ends the transaction "
+            f"when the handler returns. Raise an error to undo it, or use `async with "
+            f"tx.session.begin_nested():` for a part that may fail."
+        )
+
+
+class PendingMessages:
+    """Messages that a session's transaction has published and not committed yet, in order.
+
+    Those published in a savepoint that is rolled back are dropped with it. For each open savepoint
+    we remember how many messages there were, and how many of them in the outbox, when the first one
+    was published in it:
+
+        publish A                           [A]
+        begin_nested(), publish B, C        [A, B, C]    the savepoint remembers 1 message
+        rollback of the savepoint           [A]
+        publish D                           [A, D]
+    """
+
+    def __init__(self) -> None:
+        # The session is passed to each method, not kept: it holds its listeners, and two objects
+        # that hold each other are freed late.
+        self.messages: list[Outgoing] = []
+        self.stored = 0
+        """How many of the messages are in the outbox, uncommitted."""
+        self._before: dict[SessionTransaction, tuple[int, int]] = {}
+        self._released: SessionTransaction | None = None
+        self._listens = False
+
+    def listen(self, session: Session) -> None:
+        """Follow the session's savepoints, which must be done before the first message in one."""
+        if not self._listens:
+            self._listens = True
+            event.listen(session, "after_commit", self.after_commit)
+            event.listen(session, "after_transaction_end", self.after_end)
+
+    def add(self, session: Session, message: Outgoing) -> None:
+        self._remember(session)
+        self.messages.append(message)
+
+    def store(self, session: Session, connection: Connection, *, ordered: bool) -> bool:
+        """Insert what is not in the outbox yet; returns whether there was anything."""
+        messages = self.messages[self.stored :]
+        if messages:
+            self._remember(session)
+            outbox.store(connection, messages, ordered=ordered)
+            self.stored = len(self.messages)
+        return bool(messages)
+
+    def clear(self) -> None:
+        self.messages.clear()
+        self.stored = 0
+
+    def after_commit(self, session: Session) -> None:
+        """The session, or its innermost savepoint, was committed."""
+        self._released = session.get_nested_transaction()
+
+    def after_end(self, _session: Session, transaction: SessionTransaction) -> None:
+        """A savepoint has ended: by a release, by a rollback, or by a close without either."""
+        before = self._before.pop(transaction, None)
+        if transaction is self._released:
+            self._released = None
+        elif before is not None:
+            number, self.stored = before
+            del self.messages[number:]
+
+    def _remember(self, session: Session) -> None:
+        savepoint = session.get_nested_transaction()
+        while savepoint is not None and savepoint not in self._before:
+            if savepoint.nested:
+                self._before[savepoint] = len(self.messages), self.stored
+            savepoint = savepoint.parent
+
+
+@dataclass(slots=True)
+class _Guard:
+    """Of one transaction. `is_committing` while its unit of work commits it."""
+
+    is_committing: bool = False
+
+
+@event.listens_for(TransactionSession.sync_session_class, "after_begin")
+def _begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    if transaction.nested:
+        return
+    if _GUARD in session.info:
+        raise _misuse("ended the transaction and went on")
+    session.info[_GUARD] = _Guard()
+    connection.execution_options(**{_GUARD: session.info[_GUARD]})
+    if connection.dialect.name == mariadb.NAME:
+        mariadb.begin(connection)
+
+
+@event.listens_for(TransactionSession.sync_session_class, "do_orm_execute")
+def _read_locked_rows_afresh(state: ORMExecuteState) -> None:
+    """Read a row that is locked, though an earlier message of the group has loaded it: another
+    process may have changed it in between."""
+    statement: Any = state.statement
+    if state.is_select and getattr(statement, "_for_update_arg", None) is not None:
+        state.update_execution_options(populate_existing=True)
+
+
+def guard(engine: Engine) -> None:
+    """Let nobody but its unit of work end a transaction of ours on this engine. Called before the
+    engine is used: to add a listener while an event is in progress would be an error."""
+    event.listen(engine, "commit", _refuse_commit)
+    event.listen(engine, "begin", _refuse_another)
+    event.listen(engine, "before_cursor_execute", _refuse_statement)
+
+
+def _guard_of(connection: Connection) -> _Guard | None:
+    found: _Guard | None = connection.get_execution_options().get(_GUARD)
+    return found
+
+
+def _refuse_commit(connection: Connection) -> None:
+    found = _guard_of(connection)
+    if found is not None and not found.is_committing:
+        # SQLAlchemy now believes the transaction ended, and would lend the connection to others
+        # with it still open.
+        connection.dialect.do_rollback(connection.connection)
+        raise _misuse("committed the transaction")
+
+
+def _refuse_another(connection: Connection) -> None:
+    if _guard_of(connection) is not None:
+        raise _misuse("ended the transaction and went on")
+
+
+def _refuse_statement(
+    connection: Connection, _cursor: object, statement: str, *_rest: object
+) -> None:
+    if _guard_of(connection) is None or connection.dialect.name == mariadb.NAME:
+        return  # MariaDB has more such statements, and looks for them itself
+    if _ENDS.match(statement):
+        raise _misuse(f"executed {' '.join(statement.split()[:2])!r}")
+    if connection.dialect.name == "sqlite":
+        raw: Any = connection.connection.driver_connection
+        if not raw.in_transaction:
+            raise Conflict(
+                "SQLite rolled back the whole transaction, at an error that the handler caught: by "
+                "a constraint that says ON CONFLICT ROLLBACK, or a trigger"
+            )
+
+
+def _misuse(what: str) -> UsageError:
+    return UsageError(
+        f"a handler {what}, which it must not do: EventMesh ends the transaction when the handler "
+        f"returns, as other messages may share it. Raise an error to undo it, or use `async with "
+        f"tx.session.begin_nested():` for a part that may fail."
+    )
