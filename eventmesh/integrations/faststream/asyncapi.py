@@ -17,7 +17,7 @@ from faststream.specification import AsyncAPI, Specification
 from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
 from pydantic import BaseModel
 
-from eventmesh.compat.model_schemas import plain
+from eventmesh.compat.pydantic_models.schemas import plain
 from eventmesh.contracts.locks.lock_folder import read_locks
 from eventmesh.contracts.message import Message
 from eventmesh.errors import UsageError

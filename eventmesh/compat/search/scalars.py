@@ -6,14 +6,15 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from fractions import Fraction
 from itertools import islice
 from typing import Any
 
-from eventmesh.compat import formats
 from eventmesh.compat.budget import StepBudget
-from eventmesh.compat.flat import Flat
-from eventmesh.compat.regular import Irregular, examples
+from eventmesh.compat.schema import formats
+from eventmesh.compat.schema.flat import Flat
+from eventmesh.compat.schema.members import in_bounds
+from eventmesh.compat.schema.regular import Irregular, examples
+from eventmesh.compat.schema.values import exact
 
 MAX_TEXT = 20_000
 """The longest text that is made up, in characters."""
@@ -132,25 +133,8 @@ def _is_finite(value: int | float) -> bool:
 
 def _near(point: int | float, step: int | float) -> Iterator[int | float]:
     """Multiples of the step around a point."""
-    exact = _exact(step)
-    below = _exact(point) // exact
+    width = exact(step)
+    below = exact(point) // width
     for count in (below - 1, below, below + 1, below + 2):
-        value = exact * count
+        value = width * count
         yield int(value) if value.denominator == 1 else float(value)
-
-
-def in_bounds(flat: Flat, value: int | float) -> bool:
-    """Whether a number is within the bounds, and a multiple of what it must be one of."""
-    if flat.low is not None and (value < flat.low or (flat.low_open and value == flat.low)):
-        return False
-    if flat.high is not None and (value > flat.high or (flat.high_open and value == flat.high)):
-        return False
-    exact = _exact(value)
-    return all(exact % _exact(step) == 0 for step in flat.multiples) and not any(
-        exact % _exact(step) == 0 for step in flat.no_multiples
-    )
-
-
-def _exact(value: int | float) -> Fraction:
-    """The number that its decimal digits say, as JSON means it."""
-    return Fraction(value) if isinstance(value, int) else Fraction(repr(value))

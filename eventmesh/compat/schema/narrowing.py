@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eventmesh.compat.flat import Contains, Flat, Others
-from eventmesh.compat.values import same, types_of
+from eventmesh.compat.schema.flat import Contains, Flat, Others
+from eventmesh.compat.schema.values import same, types_of
 
 FAILS = "x-fails"
 FAILING = {

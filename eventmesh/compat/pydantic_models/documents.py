@@ -10,9 +10,10 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Annotated, Any
 
+from eventmesh.compat.budget import Unproved
 from eventmesh.compat.compare import accepts, compare, documents
-from eventmesh.compat.model_schemas import CHECKED, DECIMAL, plain
-from eventmesh.compat.reading import Unproved
+from eventmesh.compat.pydantic_models.schemas import CHECKED, DECIMAL, plain
+from eventmesh.compat.schema.pointers import at, escaped, parts_of
 from eventmesh.compat.verdict import Compatible
 
 Path = tuple[str | int, ...]
@@ -61,7 +62,7 @@ def nodes(schema: Any, pointer: str = "") -> Iterator[tuple[str, dict[str, Any]]
     yield pointer, schema
     for keyword in _MAPS:
         for name, entry in schema.get(keyword, {}).items():
-            yield from nodes(entry, f"{pointer}/{keyword}/{_escaped(name)}")
+            yield from nodes(entry, f"{pointer}/{keyword}/{escaped(name)}")
     for keyword in _LISTS:
         for index, entry in enumerate(schema.get(keyword, ())):
             yield from nodes(entry, f"{pointer}/{keyword}/{index}")
@@ -102,29 +103,18 @@ def spots(schema: Any, document: Any) -> Iterator[Spot]:
     yield from walk(schema, "", document, ())
 
 
-def at(schema: Any, pointer: str) -> Any:
-    """What is at this JSON pointer; None where nothing is."""
-    for part in pointer.split("/")[1:]:
-        part = part.replace("~1", "/").replace("~0", "~")
-        try:
-            schema = schema[int(part)] if isinstance(schema, list) else schema[part]
-        except (KeyError, IndexError, TypeError, ValueError):
-            return None
-    return schema
-
-
 def replaced(schema: Any, replacements: Mapping[str, Any]) -> Any:
     """A copy of the schema that says something else at these JSON pointers."""
     copy = json.loads(json.dumps(schema))
     for pointer, new in sorted(replacements.items(), key=lambda item: -item[0].count("/")):
         if not pointer:
             return {**new, "$defs": copy["$defs"]} if "$defs" in copy else dict(new)
-        parent, _, last = pointer.rpartition("/")
-        holder = at(copy, parent)
+        holder = at(copy, pointer.rpartition("/")[0])
+        last = parts_of(pointer)[-1]
         if isinstance(holder, list):
             holder[int(last)] = new
         elif isinstance(holder, dict):
-            holder[last.replace("~1", "/").replace("~0", "~")] = new
+            holder[last] = new
     return copy
 
 
@@ -148,7 +138,7 @@ def _leaves(schema: Any, pointer: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(schema, dict):
         for keyword in ("properties", "$defs"):
             for name, entry in schema.get(keyword, {}).items():
-                yield from _leaves(entry, f"{pointer}/{keyword}/{_escaped(name)}")
+                yield from _leaves(entry, f"{pointer}/{keyword}/{escaped(name)}")
         for keyword in _SINGLE:
             yield from _leaves(schema.get(keyword), f"{pointer}/{keyword}")
 
@@ -242,7 +232,7 @@ def _values_below(writer: Any, pointer: str) -> Iterator[str]:
     if "properties" not in node:
         yield pointer
     for name in node.get("properties", {}):
-        yield f"{pointer}/properties/{_escaped(name)}"
+        yield f"{pointer}/properties/{escaped(name)}"
 
 
 def _values_of(writer: Any, pointer: str, pools: Sequence[Any]) -> list[Any]:
@@ -330,17 +320,13 @@ def within(bounds: Mapping[str, str]) -> Callable[[str], bool]:
 
 def _of_name(node: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
     if name in node.get("properties", {}):
-        yield f"/properties/{_escaped(name)}", node["properties"][name]
+        yield f"/properties/{escaped(name)}", node["properties"][name]
     elif isinstance(node.get("additionalProperties"), dict):
         yield "/additionalProperties", node["additionalProperties"]
     for pattern, entry in node.get("patternProperties", {}).items():
-        yield f"/patternProperties/{_escaped(pattern)}", entry
+        yield f"/patternProperties/{escaped(pattern)}", entry
 
 
 def _may_be(node: Mapping[str, Any], value: Any) -> bool:
     kind = node.get("type")
     return not isinstance(kind, str) or isinstance(value, _KINDS[kind])
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")

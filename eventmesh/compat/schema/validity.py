@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from eventmesh.compat.formats import checks
-from eventmesh.compat.reading import Schema, Unproved, dialect, stated
+from eventmesh.compat.budget import Unproved
+from eventmesh.compat.schema.formats import checks
+from eventmesh.compat.schema.reading import Schema, dialect, stated
 
 if TYPE_CHECKING:
     from jsonschema import FormatChecker, ValidationError

@@ -10,12 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from eventmesh.compat.alternatives import Flattener, TooMany
-from eventmesh.compat.budget import StepBudget
-from eventmesh.compat.flat import Contains, Flat
-from eventmesh.compat.leaves import (
-    finite,
-    finite_of,
+from eventmesh.compat.budget import StepBudget, Unproved
+from eventmesh.compat.proof.leaves import (
     implies,
     never_both,
     no_text,
@@ -23,12 +19,14 @@ from eventmesh.compat.leaves import (
     spelled,
     text_within,
 )
-from eventmesh.compat.normal import definitions_of
-from eventmesh.compat.reading import Schema, Unproved
-from eventmesh.compat.regular import Irregular
-from eventmesh.compat.scalars import in_bounds
-from eventmesh.compat.validity import matches, validator
-from eventmesh.compat.values import same, type_of
+from eventmesh.compat.schema.alternatives import Flattener, TooMany
+from eventmesh.compat.schema.flat import Contains, Flat
+from eventmesh.compat.schema.members import finite, finite_of, in_bounds
+from eventmesh.compat.schema.normal import bare, definitions_of
+from eventmesh.compat.schema.reading import Schema
+from eventmesh.compat.schema.regular import Irregular
+from eventmesh.compat.schema.validity import matches, validator
+from eventmesh.compat.schema.values import same, type_of
 
 MAX_SPLITS = 3
 MAX_DEPTH = 60
@@ -49,7 +47,7 @@ class _Prover:
 
     def __init__(self, writer: Schema, reader: Schema, budget: StepBudget) -> None:
         self._budget = budget
-        self._goal = ((_bare(writer),), (_bare(reader),))
+        self._goal = ((bare(writer),), (bare(reader),))
         self._writer = Flattener(definitions_of(writer), budget)
         self._reader = Flattener(definitions_of(reader), budget)
         self._shared = same(definitions_of(writer), definitions_of(reader))
@@ -420,12 +418,6 @@ class _Prover:
             if not self._contained(held, other.names):
                 return False
         return True
-
-
-def _bare(schema: Schema) -> Schema:
-    if isinstance(schema, bool):
-        return schema
-    return {keyword: value for keyword, value in schema.items() if keyword != "$defs"}
 
 
 def _refers(schemas: Any) -> bool:

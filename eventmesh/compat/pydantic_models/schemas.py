@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema as core
 
-from eventmesh.compat.model_checks import fingerprint, is_library, missing_of
+from eventmesh.compat.pydantic_models.functions import fingerprint, is_library, missing_of
 
 CHECKED, DECIMAL = "x-checked", "x-decimal"
 

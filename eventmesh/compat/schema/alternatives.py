@@ -12,11 +12,11 @@ from contextlib import suppress
 from copy import copy
 from typing import Any
 
-from eventmesh.compat.budget import StepBudget
-from eventmesh.compat.flat import Flat, closed
-from eventmesh.compat.narrowing import FAILING, FAILS, narrow
-from eventmesh.compat.reading import Schema, Unproved
-from eventmesh.compat.values import TYPES, same, type_of, types_of
+from eventmesh.compat.budget import StepBudget, Unproved
+from eventmesh.compat.schema.flat import Flat, closed
+from eventmesh.compat.schema.narrowing import FAILING, FAILS, narrow
+from eventmesh.compat.schema.reading import Schema
+from eventmesh.compat.schema.values import TYPES, same, type_of, types_of
 
 MAX_ALTERNATIVES = 96
 MAX_STEPS = 4_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from eventmesh.compat.budget import Unproved
 from eventmesh.errors import UsageError
 
 Schema = dict[str, Any] | bool
@@ -24,10 +25,6 @@ _DIALECTS = {
 DRAFTS = ("4", "7", "2020")
 
 _URIS = {draft: uri for uri, draft in _DIALECTS.items()}
-
-
-class Unproved(Exception):
-    """Why a question about schemas cannot be answered."""
 
 
 def check_draft(draft: str) -> None:

@@ -24,16 +24,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
-from eventmesh.compat import accepts, compare
-from eventmesh.compat.budget import StepBudget
-from eventmesh.compat.model_checks import functions_of, interests
-from eventmesh.compat.model_documents import (
+from eventmesh.compat.budget import StepBudget, Unproved
+from eventmesh.compat.compare import accepts, compare
+from eventmesh.compat.pydantic_models.documents import (
     Path,
     Pools,
     Spot,
     aligned,
     as_written,
-    at,
     has_bounds,
     nodes,
     replaced,
@@ -41,7 +39,8 @@ from eventmesh.compat.model_documents import (
     varied,
     within,
 )
-from eventmesh.compat.model_schemas import (
+from eventmesh.compat.pydantic_models.functions import functions_of, interests
+from eventmesh.compat.pydantic_models.schemas import (
     CHECKED,
     DECIMAL,
     plain,
@@ -49,9 +48,9 @@ from eventmesh.compat.model_schemas import (
     shown_schema,
     writer_schema,
 )
-from eventmesh.compat.reading import Unproved
-from eventmesh.compat.shrink import shrunk
-from eventmesh.compat.validity import explain
+from eventmesh.compat.schema.pointers import at
+from eventmesh.compat.schema.validity import explain
+from eventmesh.compat.search.shrink import shrunk
 from eventmesh.compat.verdict import Breaking, Change, Compatible, Unknown, Verdict
 
 __all__ = [

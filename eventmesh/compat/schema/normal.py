@@ -10,15 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eventmesh.compat.formats import FORMATS
-from eventmesh.compat.reading import (
-    MAX_NODES,
-    Schema,
-    Unproved,
-    check_target,
-    dialect,
-    stated,
-)
+from eventmesh.compat.budget import Unproved
+from eventmesh.compat.schema.formats import FORMATS
+from eventmesh.compat.schema.reading import MAX_NODES, Schema, check_target, dialect, stated
 
 if TYPE_CHECKING:
     from referencing._core import Resolver  # the type of a public function's result
@@ -74,6 +68,13 @@ def normal(schema: Schema, draft: str) -> Schema:
 def definitions_of(schema: Schema) -> Mapping[str, Schema]:
     """The definitions that a schema in its one form refers to."""
     return {} if isinstance(schema, bool) else schema.get("$defs", {})
+
+
+def bare(schema: Schema) -> Schema:
+    """The schema without its definitions."""
+    if isinstance(schema, bool):
+        return schema
+    return {keyword: value for keyword, value in schema.items() if keyword != "$defs"}
 
 
 class _Reference(dict[str, Any]):

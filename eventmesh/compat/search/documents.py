@@ -11,15 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice, product
 from typing import Any
 
-from eventmesh.compat.alternatives import Flattener, TooMany
+from pydantic_core import to_json
+
 from eventmesh.compat.budget import StepBudget
-from eventmesh.compat.flat import Flat
-from eventmesh.compat.leaves import fits
-from eventmesh.compat.normal import definitions_of
-from eventmesh.compat.reading import Schema
-from eventmesh.compat.regular import Irregular, example
-from eventmesh.compat.scalars import numbers, texts
-from eventmesh.compat.values import same, type_of
+from eventmesh.compat.schema.alternatives import Flattener, TooMany
+from eventmesh.compat.schema.flat import Flat
+from eventmesh.compat.schema.members import fits
+from eventmesh.compat.schema.normal import bare, definitions_of
+from eventmesh.compat.schema.reading import Schema
+from eventmesh.compat.schema.regular import Irregular, example
+from eventmesh.compat.schema.validity import matches, validator
+from eventmesh.compat.schema.values import same, type_of
+from eventmesh.compat.search.scalars import numbers, texts
 
 MAX_DEPTH = 12
 WIDTH = 60
@@ -50,8 +53,8 @@ class Maker:
         self._reader = Flattener(definitions_of(True if reader is None else reader), budget)
         theirs = definitions_of(True if reader is None else reader)
         self._shared = same(definitions_of(writer), theirs)
-        self._root = (_bare(writer),)
-        self._rival: Conjunction | None = None if reader is None else (_bare(reader),)
+        self._root = (bare(writer),)
+        self._rival: Conjunction | None = None if reader is None else (bare(reader),)
         self._steps = MAX_STEPS + 2 * _size(writer)
         self._budget = budget
 
@@ -248,7 +251,7 @@ class Maker:
         """An object with what is required and no more, before a longer search."""
         made = {}
         for name in sorted(flat.required):
-            value = next(self._values(flat.of(name, _matches), None, depth + 1, 1), _NONE)
+            value = next(self._values(flat.of(name, matches), None, depth + 1, 1), _NONE)
             if value is _NONE:
                 return None
             made[name] = value
@@ -263,8 +266,8 @@ class Maker:
         equal = 0
         names = list(dict.fromkeys([*sorted(flat.required), *self._names(flat, rivals)]))
         for number, name in enumerate(names):
-            held = flat.of(name, _matches)
-            against = None if alone else _merged(rival.of(name, _matches) for rival in rivals)
+            held = flat.of(name, matches)
+            against = None if alone else _merged(rival.of(name, matches) for rival in rivals)
             if against is not None and name not in flat.required and self._equal(held, against):
                 equal += 1
                 if equal > MAX_EQUAL:
@@ -343,7 +346,7 @@ class Maker:
                 break
             if name in made:
                 continue
-            held = flat.of(name, _matches)
+            held = flat.of(name, matches)
             values = choices.get(name) or list(self._values(held, None, depth + 1, 1))
             if values:
                 made[name] = values[0]
@@ -377,8 +380,6 @@ class Maker:
     def _may_be_named(self, flat: Flat, name: str) -> bool:
         if not flat.names:
             return True
-        from eventmesh.compat.validity import validator
-
         schema = {"allOf": list(flat.names), "$defs": dict(self._writer.definitions)}
         return validator(schema, "2020")(name)
 
@@ -407,12 +408,6 @@ def _size(schema: Any) -> int:
     if isinstance(schema, dict):
         return len(schema.get("properties", ())) + sum(map(_size, schema.values()))
     return sum(map(_size, schema)) if isinstance(schema, list) else 0
-
-
-def _bare(schema: Schema) -> Schema:
-    if isinstance(schema, bool):
-        return schema
-    return {keyword: value for keyword, value in schema.items() if keyword != "$defs"}
 
 
 def _kinds(flat: Flat) -> list[str]:
@@ -447,13 +442,6 @@ def _fill(choices: Sequence[Sequence[Any]], length: int, unique: bool) -> list[A
 _NONE: Any = object()
 
 
-def _matches(pattern: str, name: str) -> bool:
-    """Whether a name matches; where that cannot be told here, that it does not."""
-    from eventmesh.compat.validity import matches
-
-    return matches(pattern, name)
-
-
 def _in_turn(makers: Sequence[Iterator[Any]]) -> Iterator[Any]:
     """One from each, in turn, until all have ended."""
     ahead = list(makers)
@@ -468,8 +456,6 @@ def _in_turn(makers: Sequence[Iterator[Any]]) -> Iterator[Any]:
 
 
 def _distinct(values: Iterable[Any]) -> Iterator[Any]:
-    from pydantic_core import to_json
-
     seen = set()
     for value in values:
         mark = to_json(value)

@@ -8,62 +8,11 @@ from fractions import Fraction
 from math import gcd, lcm
 from typing import Any
 
-from eventmesh.compat import formats
 from eventmesh.compat.budget import StepBudget
-from eventmesh.compat.flat import Flat
-from eventmesh.compat.regular import Irregular, example
-from eventmesh.compat.scalars import in_bounds
-from eventmesh.compat.validity import matches
-from eventmesh.compat.values import same, type_of
-
-
-def finite(flat: Flat) -> Sequence[Any] | None:
-    """All values of an alternative, when they are few."""
-    if flat.values is not None:
-        return [
-            value for value in flat.values if type_of(value) in flat.types and fits(flat, value)
-        ]
-    values: list[Any] = []
-    for kind in sorted(flat.types):
-        if kind == "null":
-            values.append(None)
-        elif kind == "boolean":
-            values += [False, True]
-        elif kind == "integer" and flat.low is not None and flat.high is not None:
-            if flat.high - flat.low > 50:
-                return None
-            values += range(int(flat.low // 1), int(flat.high // 1) + 2)
-        else:
-            return None
-    return [
-        value
-        for value in values
-        if not any(same(value, barred) for barred in flat.barred) and fits(flat, value)
-    ]
-
-
-def fits(flat: Flat, value: Any) -> bool:
-    """Whether a text or a number keeps the bounds of an alternative; of other values, true."""
-    if isinstance(value, str):
-        return (
-            flat.min_length <= len(value)
-            and (flat.max_length is None or len(value) <= flat.max_length)
-            and all(matches(pattern, value) for pattern in flat.patterns)
-            and not any(matches(pattern, value) for pattern in flat.no_patterns)
-            and all(formats.is_of(value, name) for name in flat.formats)
-        )
-    return type_of(value) not in ("integer", "fraction") or in_bounds(flat, value)
-
-
-def finite_of(flats: Sequence[Flat]) -> list[Any] | None:
-    """All values of these alternatives, each once, when they are few."""
-    values: list[Any] = []
-    for flat in flats:
-        some = finite(flat)
-        if some is None:
-            return None
-        values += [value for value in some if not any(same(value, known) for known in values)]
-    return values
+from eventmesh.compat.schema import formats
+from eventmesh.compat.schema.flat import Flat
+from eventmesh.compat.schema.regular import Irregular, example
+from eventmesh.compat.schema.values import exact
 
 
 def number_within(flat: Flat, other: Flat, kind: str) -> bool:
@@ -79,10 +28,10 @@ def number_within(flat: Flat, other: Flat, kind: str) -> bool:
             return False
         if high[0] == other.high and other.high_open and not high[1]:
             return False
-    mine = [_exact(step) for step in flat.multiples]
+    mine = [exact(step) for step in flat.multiples]
     whole = _common_multiple([*mine, Fraction(1)] if kind == "integer" else mine)
     for step in other.multiples:
-        if whole is None or whole % _exact(step) != 0:
+        if whole is None or whole % exact(step) != 0:
             return False
     return all(step in flat.no_multiples for step in other.no_multiples)
 
@@ -91,7 +40,7 @@ def _lower(flat: Flat, kind: str) -> tuple[Any, bool] | None:
     if flat.low is None:
         return None
     if kind == "integer":
-        least = -(-_exact(flat.low) // 1)
+        least = -(-exact(flat.low) // 1)
         return (least + 1 if flat.low_open and least == flat.low else least), False
     return flat.low, flat.low_open
 
@@ -100,13 +49,9 @@ def _upper(flat: Flat, kind: str) -> tuple[Any, bool] | None:
     if flat.high is None:
         return None
     if kind == "integer":
-        most = _exact(flat.high) // 1
+        most = exact(flat.high) // 1
         return (most - 1 if flat.high_open and most == flat.high else most), False
     return flat.high, flat.high_open
-
-
-def _exact(value: int | float) -> Fraction:
-    return Fraction(value) if isinstance(value, int) else Fraction(repr(value))
 
 
 def _common_multiple(steps: Sequence[Fraction]) -> Fraction | None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from eventmesh.compat.reading import Schema
-from eventmesh.compat.values import TYPES, same, type_of
+from eventmesh.compat.schema.reading import Schema
+from eventmesh.compat.schema.values import TYPES, same, type_of
 
 
 @dataclass(frozen=True, slots=True)

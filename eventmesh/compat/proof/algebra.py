@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from eventmesh.compat.normal import definitions_of
-from eventmesh.compat.reading import Schema
+from eventmesh.compat.schema.normal import definitions_of
+from eventmesh.compat.schema.reading import Schema
 
 
 class Algebra:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 TYPES = ("null", "boolean", "integer", "fraction", "string", "array", "object")
@@ -43,3 +44,8 @@ def same(one: Any, other: Any) -> bool:
 
 def _numbers_equal(one: Any, other: Any) -> bool:
     return isinstance(one, int | float) and isinstance(other, int | float) and one == other
+
+
+def exact(value: int | float) -> Fraction:
+    """The number that its decimal digits say, as JSON means it."""
+    return Fraction(value) if isinstance(value, int) else Fraction(repr(value))

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from eventmesh.compat.budget import StepBudget, price_of
-from eventmesh.compat.reading import Unproved
+from eventmesh.compat.budget import StepBudget, Unproved, price_of
 
 
 def shrunk(document: Any, holds: Callable[[Any], bool], budget: StepBudget) -> Any:
