@@ -27,8 +27,15 @@ from pamqp.header import ContentHeader
 from structlog.testing import capture_logs
 
 from eventmesh.clock import SystemClock
-from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
-from eventmesh.transports.base import Consumer, Delivery, Subscription, Transport, TransportOptions
+from eventmesh.errors import PublishError, Unreachable
+from eventmesh.transports.base import (
+    Consumer,
+    Delivery,
+    Subscription,
+    Transport,
+    TransportOptions,
+    publish_or_raise,
+)
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
 from eventmesh.transports.rabbitmq import consumer as amqp_consumer
@@ -270,7 +277,7 @@ async def test_a_deleted_queue_is_noticed_at_once_made_again_and_misses_nothing(
     async with transport.consume(subscription, prefetch=10) as consumer:
         await operator.queue_delete(f"{rig.prefix}.queue.{subscription.name}")
         assert await lost(consumer) < AT_ONCE
-        await transport.publish(sent)  # while there is no queue
+        await publish_or_raise(transport, sent)  # while there is no queue
     assert await take_all(transport, subscription, 5) == ids(sent)
 
 
@@ -280,9 +287,9 @@ async def test_a_deleted_exchange_is_made_again(
     subscription = rig.subscription("reader")
     first, second = rig.envelopes(3), rig.envelopes(3)
     async with transport.consume(subscription, prefetch=10) as consumer:
-        await transport.publish(first)
+        await publish_or_raise(transport, first)
         await operator.exchange_delete(rig.prefix)
-        await transport.publish(second)
+        await publish_or_raise(transport, second)
         got = await take(consumer, 3)
         await consumer.settle([(delivery, DONE) for delivery in got])
         assert [delivery.envelope.id for delivery in got] == ids(first)
@@ -296,14 +303,14 @@ async def test_closed_connections_are_noticed_at_once_and_opened_again(
     subscription = rig.subscription("cut")
     first, second = rig.envelopes(4), rig.envelopes(4)
     async with transport.consume(subscription, prefetch=10) as consumer:
-        await transport.publish(first)
+        await publish_or_raise(transport, first)
         held = await take(consumer, 4)
         waiting = asyncio.ensure_future(lost(consumer))
         await asyncio.to_thread(broker.control, "close_all_connections", "test")
         assert await waiting < PATIENCE
         with pytest.raises(Unreachable):
             await consumer.settle([(delivery, DONE) for delivery in held])
-    await transport.publish(second)
+    await publish_or_raise(transport, second)
     assert sorted(await take_all(transport, subscription, 8)) == sorted(ids([*first, *second]))
 
 
@@ -317,7 +324,7 @@ async def test_one_lost_queue_is_not_another_consumers(
     ):
         await operator.queue_delete(f"{rig.prefix}.queue.{doomed.name}")
         assert await lost(one) < AT_ONCE
-        await transport.publish(rig.envelopes(1))
+        await publish_or_raise(transport, rig.envelopes(1))
         [delivery] = await take(other, 1)
         await other.settle([(delivery, DONE)])
 
@@ -334,16 +341,19 @@ async def test_a_message_too_large_for_the_broker_hurts_no_other(
     large = Envelope(batches[0][7].attributes, b"x" * (MAX_MESSAGE_BYTES + 1))
     batches[0][7] = large
     async with transport.consume(subscription, prefetch=10) as consumer:
-        await transport.publish(batches[1][:1])
+        await publish_or_raise(transport, batches[1][:1])
         [delivery] = await take(consumer, 1)
         results = await asyncio.gather(
-            *(transport.publish(batch) for batch in (batches[0], batches[1][1:], *batches[2:])),
+            *(
+                publish_or_raise(transport, batch)
+                for batch in (batches[0], batches[1][1:], *batches[2:])
+            ),
             consumer.settle([(delivery, RetryAfter(0.0))]),
             return_exceptions=True,
         )
     assert isinstance(results[0], PublishError)
-    assert list(results[0].refused) == [large.id]
-    assert "larger than configured max size" in results[0].refused[large.id]
+    assert list(results[0].rejected) == [large.id]
+    assert "larger than configured max size" in results[0].rejected[large.id]
     assert results[1:] == [None] * 4
     # At least once: what was not confirmed when the channel was closed was sent again.
     wanted = {each.id for batch in batches for each in batch} - {large.id}
@@ -378,10 +388,9 @@ async def test_a_message_that_this_user_may_not_publish_hurts_no_other(
         restricted(broker, rig, everything, topics) as his,
         his.open() as publishing,
     ):
-        with pytest.raises(PublishError) as refused:
-            await publishing.publish(batch)
-    assert list(refused.value.refused) == [forbidden.id]
-    assert "access to topic 'test.secret'" in refused.value.refused[forbidden.id]
+        result = await publishing.publish(batch)
+    assert list(result.rejected) == [forbidden.id]
+    assert "access to topic 'test.secret'" in result.rejected[forbidden.id]
     wanted = {each.id for each in batch} - {forbidden.id}
     assert await take_until(transport, subscription, wanted) == wanted
 
@@ -394,7 +403,7 @@ async def test_a_user_who_may_not_publish_at_all_waits_for_the_permission(
     reads = ("set_permissions", ".*", "^$", ".*")
     async with restricted(broker, rig, reads) as his, his.open() as publishing:
         with pytest.raises(Unreachable, match="refused"):
-            await publishing.publish(rig.envelopes(3))
+            await publish_or_raise(publishing, rig.envelopes(3))
 
 
 # --- the way to the broker ends in the middle of a batch ---
@@ -461,12 +470,13 @@ async def test_a_batch_that_is_interrupted_says_what_is_safe(
     async with wire.open() as port:
         url = rig.url.replace(f":{parts.port}/", f":{port}/")
         async with open_transport(url, SystemClock(), TransportOptions(prefix=rig.prefix)) as wired:
-            with pytest.raises(PublishInterrupted) as caught:
-                await wired.publish(batch)
-    assert caught.value.confirmed < set(ids(batch))
-    assert cut or len(caught.value.confirmed) > 50
-    delivered = await take_until(transport, subscription, set(caught.value.confirmed))
-    assert caught.value.confirmed <= delivered < set(ids(batch))
+            result = await wired.publish(batch)
+    assert result.error is not None
+    confirmed = {each.id for each in batch if result.is_confirmed(each)}
+    assert confirmed < set(ids(batch))
+    assert cut or len(confirmed) > 50
+    delivered = await take_until(transport, subscription, set(confirmed))
+    assert confirmed <= delivered < set(ids(batch))
 
 
 # --- the broker is short of memory ---
@@ -480,12 +490,12 @@ async def test_while_the_broker_is_short_of_memory_consuming_goes_on(
     subscription = rig.subscription("reader")
     backlog, more = rig.envelopes(30), rig.envelopes(5)
     await transport.declare([subscription])
-    await transport.publish(backlog)
+    await publish_or_raise(transport, backlog)
     await asyncio.to_thread(broker.control, "set_vm_memory_high_watermark", "0")
     try:
         for _ in range(2):  # as the connection is blocked, and as it is known to be
             with pytest.raises(Unreachable, match="memory or disk"):
-                await transport.publish(more)
+                await publish_or_raise(transport, more)
         async with transport.consume(subscription, prefetch=10) as consumer:
             got: list[Delivery] = []
             while len(got) < 28:
@@ -505,7 +515,7 @@ async def test_while_the_broker_is_short_of_memory_consuming_goes_on(
     async with asyncio.timeout(PATIENCE):
         while True:
             try:
-                await transport.publish(more)
+                await publish_or_raise(transport, more)
                 break
             except Unreachable:
                 continue
@@ -554,12 +564,12 @@ async def test_a_header_that_cannot_be_decoded_becomes_a_dead_letter_and_stops_n
     header = absurd(Basic.Properties(headers=headers, message_id="absurd", delivery_mode=2))
     async with rig.open() as transport:
         if when == "before a subscription":
-            await transport.publish([envelope])  # which makes what it is kept in
+            await publish_or_raise(transport, [envelope])  # which makes what it is kept in
             await put(operator, rig.prefix, name, header)
         else:
             await transport.declare([subscription])
             await put(operator, rig.prefix, name, header)
-            await transport.publish([envelope])
+            await publish_or_raise(transport, [envelope])
         async with transport.consume(subscription, prefetch=10) as consumer:
             got = await take(consumer, 2)
             odd = [each for each in got if each.envelope.data == b"{}"]
@@ -622,7 +632,7 @@ async def test_hostile_messages_are_retried_and_dead_lettered_and_nobody_waits_b
     await transport.declare([subscription])
     for header in HOSTILE.values():
         await put(operator, rig.prefix, "test.happened", header)
-    await transport.publish(good)
+    await publish_or_raise(transport, good)
     wanted, handled = set(ids(good)), set[str]()
     async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=5) as consumer:
         while not wanted <= handled or await dead_count(transport, subscription) < len(HOSTILE):
@@ -691,7 +701,7 @@ async def test_a_full_queue_of_dead_letters_blocks_nobody_and_gets_them_later(
     subscription, sent = rig.subscription("reader"), rig.envelopes(10)
     doomed, good = set(ids(sent[:5])), set(ids(sent[5:]))
     await transport.declare([subscription])
-    await transport.publish(sent)
+    await publish_or_raise(transport, sent)
     async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=2) as consumer:
 
         async def handle_one() -> None:
@@ -739,7 +749,7 @@ async def test_a_full_queue_does_not_flood_other_subscriptions_with_what_is_brou
         async with full(broker, rig, "queue.*two", f"queue.{two.name}"):
             for exchange in (rig.prefix, f"{rig.prefix}.message.test.happened"):
                 await operator.exchange_delete(exchange)
-            await transport.publish(sent)
+            await publish_or_raise(transport, sent)
             async with asyncio.timeout(PATIENCE):
                 events: list[str] = []
                 while "messages stay unrouted" not in events:
@@ -763,7 +773,7 @@ async def test_a_full_queue_for_delays_loses_no_retry_and_blocks_nobody(
     opened anew, by which a worker slows down."""
     subscription, sent = rig.subscription("reader"), rig.envelopes(9)
     await transport.declare([subscription])
-    await transport.publish(sent)
+    await publish_or_raise(transport, sent)
     async with full(broker, rig, "(delay|dead)", f"dead.{subscription.name}"):
         refused = None
         async with transport.consume(subscription, prefetch=1) as consumer:
@@ -789,7 +799,7 @@ async def test_a_message_larger_than_the_broker_takes_by_now_is_kept_cut(
     large, small = rig.envelopes(2)
     large = Envelope(large.attributes, b"x" * 100_000)
     await transport.declare([subscription])
-    await transport.publish([large, small])
+    await publish_or_raise(transport, [large, small])
 
     async def limit(size: int) -> None:
         setting = f"application:set_env(rabbit, max_message_size, {size}), "
@@ -851,7 +861,7 @@ async def test_what_rabbitmq_dead_letters_by_a_policy_is_a_dead_letter_with_its_
         broker.control, "set_policy", name, f"^{re.escape(queue)}$", json.dumps(expiry)
     )
     try:
-        await transport.publish([sent])
+        await publish_or_raise(transport, [sent])
         await until_dead(transport, subscription, 1)
     finally:
         await asyncio.to_thread(broker.control, "clear_policy", name)
@@ -873,7 +883,7 @@ async def test_the_next_node_is_tried_when_one_does_not_answer(rig: Rig, broker:
     for _ in range(6):  # it begins anywhere
         options = TransportOptions(prefix=rig.prefix)
         async with open_transport(url, SystemClock(), options) as transport:
-            await transport.publish(rig.envelopes(1))
+            await publish_or_raise(transport, rig.envelopes(1))
 
 
 async def test_nobody_answers() -> None:
@@ -898,7 +908,7 @@ async def test_tls_with_an_authority_and_a_certificate_of_ones_own(
     url = f"{base}?cafile={at}/ca.pem&{certificate}"
     async with open_transport(url, SystemClock(), options) as transport:
         await transport.declare([subscription])
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         assert await take_all(transport, subscription, 3) == ids(sent)
     for wrong, words in (
         (f"{base}?{certificate}", "signed by an authority that is trusted here"),

@@ -16,7 +16,7 @@ import pytest
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
 from eventmesh.testing.servers import WAYS
-from eventmesh.transports.base import Subscription, Transport, TransportOptions
+from eventmesh.transports.base import Subscription, Transport, TransportOptions, publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.rabbitmq import upkeep as amqp_upkeep
@@ -153,12 +153,12 @@ async def survives(
                     for each in subscriptions:
                         await first.declare([each])
                     sent = envelopes(3)
-                    await publisher.publish(sent)
+                    await publish_or_raise(publisher, sent)
                     await until_seen(sent, *seen)
                     await deletion(await connection.channel(), topology)
                     for _ in range(3):
                         sent = envelopes(3)
-                        await publisher.publish(sent)
+                        await publish_or_raise(publisher, sent)
                         await asyncio.sleep(0.3)  # while some of it may be restored
                         await until_seen(sent, *seen)
                     if once:
@@ -199,11 +199,11 @@ async def test_a_publisher_restores_the_way_to_subscriptions_whose_processes_are
 ) -> None:
     options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(10)
     async with operating(url) as operator, open_transport(url, SystemClock(), options) as publisher:
-        await publisher.publish(envelopes(1))  # so that it has made what it needs once
+        await publish_or_raise(publisher, envelopes(1))  # so that it has made what it needs once
         async with open_transport(url, SystemClock(), options) as stopped:
             await stopped.declare([ONE, TWO])
         await the_exchange(operator, Topology(options.prefix))
-        await publisher.publish(sent)
+        await publish_or_raise(publisher, sent)
         assert await publisher.unrouted([MESSAGE]) == []
         for subscription in (ONE, TWO):
             await takes(publisher, subscription, sent)
@@ -222,7 +222,7 @@ async def test_what_an_existing_subscription_takes_is_brought_to_it_before_anyth
         for exchange in (topology.exchange, topology.fan(MESSAGE)):
             await operator.queue_unbind(topology.queue(ONE), exchange, MESSAGE)
             await operator.queue_unbind(topology.queue(ONE), exchange, "")
-        await publisher.publish(sent)
+        await publish_or_raise(publisher, sent)
         [waiting] = await publisher.unrouted([MESSAGE])
         assert waiting.number == 10
         await operator.queue_bind(topology.queue(ONE), topology.fan(MESSAGE), "")
@@ -257,7 +257,7 @@ async def test_after_everything_was_lost_the_first_that_consumes_again_does_not_
             async with transport.consume(subscription, prefetch=1):
                 pass
         await everything(operator, Topology(options.prefix))
-        await publisher.publish(sent)
+        await publish_or_raise(publisher, sent)
         async with first.consume(ONE, prefetch=1):
             await first._upkeep.restore()
         async with second.consume(TWO, prefetch=1):
@@ -275,9 +275,9 @@ async def test_foreign_messages_are_not_searched_while_somebody_else_looks_into_
     topology = Topology(options.prefix)
     async with operating(url) as operator, open_transport(url, SystemClock(), options) as transport:
         assert isinstance(transport, AmqpTransport)
-        await transport.publish(envelopes(1))
+        await publish_or_raise(transport, envelopes(1))
         await operator.queue_unbind(topology.kept(MESSAGE), topology.unrouted, MESSAGE)
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         await operator.queue_declare(topology.census, exclusive=True)
         assert await transport._search_alone([MESSAGE], known=0) is None
         await operator.queue_delete(topology.census)

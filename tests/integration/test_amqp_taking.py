@@ -9,7 +9,13 @@ import pytest
 
 from eventmesh.clock import SystemClock
 from eventmesh.testing.servers import WAYS
-from eventmesh.transports.base import DeadLetter, Delivery, Subscription, TransportOptions
+from eventmesh.transports.base import (
+    DeadLetter,
+    Delivery,
+    Subscription,
+    TransportOptions,
+    publish_or_raise,
+)
 from eventmesh.transports.outcome import DONE, Dead
 from eventmesh.transports.rabbitmq.transport import AmqpTransport
 from eventmesh.wire.envelope import Envelope
@@ -62,7 +68,7 @@ async def test_every_second_of_many_dead_letters_is_discarded_or_replayed_once(
     transport: AmqpTransport,
 ) -> None:
     await transport.declare([FAILING])
-    await transport.publish(messages(COUNT))
+    await publish_or_raise(transport, messages(COUNT))
     sent = [envelope.id for envelope in await take(transport)]
     assert ids(await letters(transport)) == sent
     found = await letters(transport)
@@ -80,7 +86,7 @@ async def test_what_a_worker_has_acknowledged_just_before_it_stops_does_not_come
     transport: AmqpTransport,
 ) -> None:
     await transport.declare([FAILING])
-    await transport.publish(messages(COUNT))
+    await publish_or_raise(transport, messages(COUNT))
     deliveries: list[Delivery] = []
     async with transport.consume(FAILING, prefetch=COUNT) as consumer:
         while len(deliveries) < COUNT:

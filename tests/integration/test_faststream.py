@@ -33,7 +33,13 @@ from eventmesh.integrations.faststream.annotations import Envelope, Session, Tra
 from eventmesh.integrations.faststream.rabbit import RabbitMesh
 from eventmesh.integrations.faststream.redis import RedisMesh
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.transports.base import DeadLetter, Subscription, SubscriptionStats, Transport
+from eventmesh.transports.base import (
+    DeadLetter,
+    Subscription,
+    SubscriptionStats,
+    Transport,
+    publish_or_raise,
+)
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.cloudevents import to_fields, to_headers
 from eventmesh.wire.envelope import Envelope as MeshEnvelope
@@ -174,7 +180,7 @@ class Stage:
         return seal(message(**fields), source="orders", clock=SystemClock())
 
     async def publish(self, *envelopes: MeshEnvelope) -> None:
-        await self.transport.publish(envelopes)
+        await publish_or_raise(self.transport, envelopes)
 
     async def publish_raw(self, attributes: dict[str, str], data: bytes) -> None:
         """What anybody could write."""

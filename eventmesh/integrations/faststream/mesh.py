@@ -27,7 +27,7 @@ from eventmesh.runtime.declaring.handler import (
 from eventmesh.runtime.declaring.retry import Retry
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.hosting import Host
-from eventmesh.transports.base import Subscription, Transport
+from eventmesh.transports.base import Subscription, Transport, publish_or_raise
 from eventmesh.wire.envelope import Envelope, seal
 
 
@@ -106,7 +106,7 @@ class Mesh(ABC):
             max_bytes=sender.max_bytes,
             version=sender.registry.written(type(message)),
         )
-        await self.check_open().publish([envelope])
+        await publish_or_raise(self.check_open(), [envelope])
 
     def check_open(self) -> Transport:
         """The connected transport; UsageError outside of `lifespan`."""

@@ -17,9 +17,11 @@ from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from eventmesh.clock import Clock
-from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
+from eventmesh.errors import PublishError, Unreachable
 from eventmesh.transports.base import (
+    ALL_CONFIRMED,
     DeadLetter,
+    PublishResult,
     Subscription,
     SubscriptionStats,
     TransportOptions,
@@ -83,9 +85,9 @@ class AmqpTransport:
         await self._make(self._publishing, subscriptions)
         await self._start(subscriptions)
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         if not envelopes:
-            return
+            return ALL_CONFIRMED
         exchange = self._topology.exchange
         shipment = Shipment(
             [
@@ -98,10 +100,10 @@ class AmqpTransport:
             async with self._publishing.call(PUBLISH_TIMEOUT):
                 refused = await self._sender.send(shipment, needs)
         except Unreachable as error:
-            confirmed = frozenset(envelopes[place].id for place in shipment.confirmed)
-            raise PublishInterrupted(str(error), confirmed) from error
-        if refused:
-            raise PublishError({envelopes[place].id: why for place, why in refused.items()})
+            return PublishResult.interrupted(
+                (each for at, each in enumerate(envelopes) if at not in shipment.confirmed), error
+            )
+        return PublishResult({envelopes[place].id: why for place, why in refused.items()})
 
     @asynccontextmanager
     async def consume(
@@ -308,7 +310,7 @@ class AmqpTransport:
                 try:
                     await self._move(taken, [[message] for message in ours], parcels, needs)
                 except PublishError as error:
-                    refused = error.refused
+                    refused = error.rejected
                     self._log.warning("messages stay unrouted", queue=queue, reason=str(error))
                 stay = {_key(message) for message in ours if _id(message) in refused}
                 brought.update(_key(message) for message in ours if _id(message) not in refused)
