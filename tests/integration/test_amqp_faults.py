@@ -38,8 +38,9 @@ from eventmesh.transports.base import (
 )
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
-from eventmesh.transports.rabbitmq import consumer as amqp_consumer
-from eventmesh.transports.rabbitmq import transport as amqp
+from eventmesh.transports.rabbitmq import publishing as amqp_publishing
+from eventmesh.transports.rabbitmq import rerouting as amqp_rerouting
+from eventmesh.transports.rabbitmq import settlement as amqp_settlement
 from eventmesh.transports.rabbitmq import upkeep as amqp_upkeep
 from eventmesh.transports.rabbitmq.transport import AmqpTransport
 from eventmesh.wire.envelope import Envelope
@@ -270,7 +271,7 @@ async def test_a_deleted_queue_is_noticed_at_once_made_again_and_misses_nothing(
     operator: aiormq.abc.AbstractChannel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("INTERVAL", "LOOK_INTERVAL", "GRACE"):
+    for name in ("INTERVAL", "REROUTING_INTERVAL", "GRACE"):
         monkeypatch.setattr(amqp_upkeep, name, 0.5)
     subscription = rig.subscription("orphan")
     sent = rig.envelopes(5)
@@ -459,7 +460,7 @@ class Wire:
 async def test_a_batch_that_is_interrupted_says_what_is_safe(
     cut: bool, rig: Rig, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp, "PUBLISH_TIMEOUT", 3.0)
+    monkeypatch.setattr(amqp_publishing, "PUBLISH_TIMEOUT", 3.0)
     subscription = rig.subscription("reader")
     await transport.declare([subscription])
     batch = [Envelope(each.attributes, b"x" * 5_000) for each in rig.envelopes(300)]
@@ -485,8 +486,7 @@ async def test_a_batch_that_is_interrupted_says_what_is_safe(
 async def test_while_the_broker_is_short_of_memory_consuming_goes_on(
     rig: Rig, transport: Transport, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp, "PUBLISH_TIMEOUT", 1.0)
-    monkeypatch.setattr(amqp_consumer, "PUBLISH_TIMEOUT", 1.0)
+    monkeypatch.setattr(amqp_publishing, "PUBLISH_TIMEOUT", 1.0)
     subscription = rig.subscription("reader")
     backlog, more = rig.envelopes(30), rig.envelopes(5)
     await transport.declare([subscription])
@@ -697,7 +697,7 @@ async def is_taken(channel: aiormq.abc.AbstractChannel, queue: str) -> bool:
 async def test_a_full_queue_of_dead_letters_blocks_nobody_and_gets_them_later(
     rig: Rig, transport: Transport, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_consumer, "REFUSED_DELAY", 1.0)
+    monkeypatch.setattr(amqp_settlement, "REJECTED_DELAY", 1.0)
     subscription, sent = rig.subscription("reader"), rig.envelopes(10)
     doomed, good = set(ids(sent[:5])), set(ids(sent[5:]))
     await transport.declare([subscription])
@@ -752,17 +752,17 @@ async def test_a_full_queue_does_not_flood_other_subscriptions_with_what_is_brou
             await publish_or_raise(transport, sent)
             async with asyncio.timeout(PATIENCE):
                 events: list[str] = []
-                while "messages stay unrouted" not in events:
+                while "unrouted messages rejected" not in events:
                     events = await restore_after(amqp_upkeep.GRACE)
             await until_ready(one, 5)
             for _ in range(5):
                 assert await restore_after(1.0) == []
-            assert "messages stay unrouted" in await restore_after(amqp_upkeep.FIRST_PAUSE)
-            assert await restore_after(amqp_upkeep.FIRST_PAUSE * 1.5) == []
+            assert "unrouted messages rejected" in await restore_after(amqp_rerouting.FIRST_PAUSE)
+            assert await restore_after(amqp_rerouting.FIRST_PAUSE * 1.5) == []
             await until_ready(one, 10)
         async with asyncio.timeout(PATIENCE):
-            while "messages brought back that were unrouted" not in events:
-                events = await restore_after(amqp_upkeep.LONGEST_PAUSE)
+            while "unrouted messages rerouted" not in events:
+                events = await restore_after(amqp_rerouting.LONGEST_PAUSE)
         assert await take_until(transport, two, set(ids(sent))) == set(ids(sent))
 
 
@@ -783,7 +783,7 @@ async def test_a_full_queue_for_delays_loses_no_retry_and_blocks_nobody(
                     await consumer.settle([(delivery, RetryAfter(3600.0))])
                 except Unreachable as error:
                     refused = error
-        assert "which policies of RabbitMQ limit them" in str(refused)
+        assert "which policies of RabbitMQ limit it" in str(refused)
         left = ids(sent)[ids(sent).index(delivery.envelope.id) + 1 :]
         async with transport.consume(subscription, prefetch=9) as consumer:
             got = await take(consumer, len(left) + 1)

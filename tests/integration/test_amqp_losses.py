@@ -20,9 +20,9 @@ from eventmesh.transports.base import Subscription, Transport, TransportOptions,
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.rabbitmq import upkeep as amqp_upkeep
+from eventmesh.transports.rabbitmq.rerouting import ForeignSearch
 from eventmesh.transports.rabbitmq.topology import Topology
 from eventmesh.transports.rabbitmq.transport import AmqpTransport
-from eventmesh.transports.rabbitmq.upkeep import Searched
 from eventmesh.wire.envelope import Envelope
 from tests.support.moved_clock import MovedClock
 
@@ -42,7 +42,7 @@ async def the_exchange(operator: Operator, topology: Topology) -> None:
 
 
 async def the_exchange_of_a_message(operator: Operator, topology: Topology) -> None:
-    await operator.exchange_delete(topology.fan(MESSAGE))
+    await operator.exchange_delete(topology.message_exchange(MESSAGE))
 
 
 async def a_binding(operator: Operator, topology: Topology) -> None:
@@ -50,16 +50,16 @@ async def a_binding(operator: Operator, topology: Topology) -> None:
 
 
 async def a_binding_of_the_message(operator: Operator, topology: Topology) -> None:
-    await operator.queue_unbind(topology.queue(ONE), topology.fan(MESSAGE))
+    await operator.queue_unbind(topology.queue(ONE), topology.message_exchange(MESSAGE))
 
 
 async def the_way_for_unrouted_messages(operator: Operator, topology: Topology) -> None:
-    await operator.exchange_delete(topology.unrouted)
+    await operator.exchange_delete(topology.unrouted_exchange)
     await the_exchange(operator, topology)
 
 
 async def the_queue_of_unrouted_messages(operator: Operator, topology: Topology) -> None:
-    await operator.queue_delete(topology.kept(MESSAGE))
+    await operator.queue_delete(topology.unrouted_queue(MESSAGE))
     await the_exchange(operator, topology)
 
 
@@ -70,7 +70,8 @@ async def the_way_for_foreign_messages(operator: Operator, topology: Topology) -
 
 
 async def every_exchange(operator: Operator, topology: Topology) -> None:
-    for name in (topology.fan(MESSAGE), topology.exchange, topology.unrouted, topology.foreign):
+    await operator.exchange_delete(topology.message_exchange(MESSAGE))
+    for name in (topology.exchange, topology.unrouted_exchange, topology.foreign):
         await operator.exchange_delete(name)
 
 
@@ -219,13 +220,13 @@ async def test_what_an_existing_subscription_takes_is_brought_to_it_before_anyth
     async with operating(url) as operator, open_transport(url, SystemClock(), options) as publisher:
         async with open_transport(url, SystemClock(), options) as stopped:
             await stopped.declare([ONE])
-        for exchange in (topology.exchange, topology.fan(MESSAGE)):
+        for exchange in (topology.exchange, topology.message_exchange(MESSAGE)):
             await operator.queue_unbind(topology.queue(ONE), exchange, MESSAGE)
             await operator.queue_unbind(topology.queue(ONE), exchange, "")
         await publish_or_raise(publisher, sent)
         [waiting] = await publisher.unrouted([MESSAGE])
         assert waiting.number == 10
-        await operator.queue_bind(topology.queue(ONE), topology.fan(MESSAGE), "")
+        await operator.queue_bind(topology.queue(ONE), topology.message_exchange(MESSAGE), "")
         assert await publisher.purge_unrouted(MESSAGE, [ONE], keep=4) == 0
         await takes(publisher, ONE, sent)
 
@@ -234,7 +235,7 @@ async def everything(operator: Operator, topology: Topology) -> None:
     await every_exchange(operator, topology)
     for subscription in (ONE, TWO):
         await operator.queue_delete(topology.queue(subscription))
-    for queue in (topology.kept(MESSAGE), topology.foreign):
+    for queue in (topology.unrouted_queue(MESSAGE), topology.foreign):
         await operator.queue_delete(queue)
 
 
@@ -242,7 +243,7 @@ async def test_after_everything_was_lost_the_first_that_consumes_again_does_not_
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_upkeep, "INTERVAL", 3600.0)  # the test says when
-    monkeypatch.setattr(amqp_upkeep, "LOOK_INTERVAL", 3600.0)
+    monkeypatch.setattr(amqp_upkeep, "REROUTING_INTERVAL", 3600.0)
     options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(10)
     clock = MovedClock()
     async with (
@@ -276,16 +277,18 @@ async def test_foreign_messages_are_not_searched_while_somebody_else_looks_into_
     async with operating(url) as operator, open_transport(url, SystemClock(), options) as transport:
         assert isinstance(transport, AmqpTransport)
         await publish_or_raise(transport, envelopes(1))
-        await operator.queue_unbind(topology.kept(MESSAGE), topology.unrouted, MESSAGE)
+        unrouted = topology.unrouted_queue(MESSAGE)
+        search = transport._rerouter.search_foreign
+        await operator.queue_unbind(unrouted, topology.unrouted_exchange, MESSAGE)
         await publish_or_raise(transport, sent)
-        await operator.queue_declare(topology.census, exclusive=True)
-        assert await transport._search_alone([MESSAGE], known=0) is None
-        await operator.queue_delete(topology.census)
-        assert await transport._search_alone([MESSAGE], known=3) == Searched(3, Counter())
+        await operator.queue_declare(topology.inspection_lock, exclusive=True)
+        assert await search([MESSAGE], known=0) is None
+        await operator.queue_delete(topology.inspection_lock)
+        assert await search([MESSAGE], known=3) == ForeignSearch(3, Counter())
         assert [each.number for each in await transport.unrouted([MESSAGE])] == [1, 3]
-        await operator.queue_bind(topology.kept(MESSAGE), topology.unrouted, MESSAGE)
-        found = await transport._search_alone([MESSAGE], known=0)
-        assert found == Searched(3, Counter({MESSAGE: 3}))
+        await operator.queue_bind(unrouted, topology.unrouted_exchange, MESSAGE)
+        found = await search([MESSAGE], known=0)
+        assert found == ForeignSearch(3, Counter({MESSAGE: 3}))
         [waiting] = await transport.unrouted([MESSAGE])
         assert (waiting.message, waiting.number) == (MESSAGE, 4)
 
@@ -294,7 +297,7 @@ async def test_whatever_is_deleted_is_restored_and_nothing_is_missed(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_upkeep, "INTERVAL", 0.8)
-    monkeypatch.setattr(amqp_upkeep, "LOOK_INTERVAL", 0.3)
+    monkeypatch.setattr(amqp_upkeep, "REROUTING_INTERVAL", 0.3)
     monkeypatch.setattr(amqp_upkeep, "GRACE", 1.5)
     monkeypatch.setattr(amqp_upkeep, "FOREIGN_INTERVAL", 2.0)
     await asyncio.gather(

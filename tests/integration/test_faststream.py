@@ -33,13 +33,7 @@ from eventmesh.integrations.faststream.annotations import Envelope, Session, Tra
 from eventmesh.integrations.faststream.rabbit import RabbitMesh
 from eventmesh.integrations.faststream.redis import RedisMesh
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.transports.base import (
-    DeadLetter,
-    Subscription,
-    SubscriptionStats,
-    Transport,
-    publish_or_raise,
-)
+from eventmesh.transports.base import DeadLetter, Subscription, Transport, publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.cloudevents import to_fields, to_headers
 from eventmesh.wire.envelope import Envelope as MeshEnvelope
@@ -224,16 +218,16 @@ class Stage:
         found: Sequence[DeadLetter] = await until(there, f"{count} dead letter(s)")
         return found
 
-    async def settled(self) -> SubscriptionStats:
-        """The subscription's state, once nothing of it waits any more."""
+    async def settled(self, *, dead: int = 0) -> None:
+        """Return once nothing of the subscription waits, and it has so many dead letters. RabbitMQ
+        counts letters again only some time after they were listed."""
 
-        async def nothing_waits() -> SubscriptionStats | None:
+        async def nothing_waits() -> bool:
             stats = await self.transport.stats(self.subscription)
             waiting = (stats.ready, stats.delayed or 0, stats.in_flight or 0)
-            return None if any(waiting) else stats
+            return not any(waiting) and stats.dead == dead
 
-        stats: SubscriptionStats = await until(nothing_waits, "an empty subscription")
-        return stats
+        await until(nothing_waits, f"an empty subscription with {dead} dead letters")
 
 
 @pytest.fixture(params=["amqp", "redis"])
@@ -375,7 +369,7 @@ async def test_what_cannot_be_read_becomes_a_dead_letter(
         await stage.publish(stage.place("good"))
         await stage.invoiced("good")
         [letter] = await stage.letters()
-        assert (await stage.settled()).dead == 1
+        await stage.settled(dead=1)
     assert reason in letter.reason
     assert letter.envelope.data == data
     assert letter.attempts == 1
@@ -416,7 +410,7 @@ async def test_what_is_no_retry_of_ours_becomes_a_dead_letter(
         await stage.invoiced("good")
         [letter] = await stage.letters()
         assert letter.reason
-        assert (await stage.settled()).dead == 1
+        await stage.settled(dead=1)
     assert stage.calls == ["good"]
 
 
@@ -473,11 +467,10 @@ async def test_a_failing_message_is_retried_with_its_effects_undone_then_dead_le
         await stage.invoiced("shaky")
         [letter] = await stage.letters()
         await until(lambda: _async(told), "an invoice")
-        stats = await stage.settled()
+        await stage.settled(dead=1)
     assert [letter.envelope.attributes["partitionkey"], letter.attempts] == ["bad", 3]
     assert letter.reason == "failed 3 times: ValueError: no invoice for bad"
     assert "Traceback" in letter.error
-    assert stats.dead == 1
     assert (stage.calls.count("bad"), stage.calls.count("shaky")) == (3, 2)
     assert all(later - sooner >= DELAY for sooner, later in pairwise(tried_at))
     assert await stage.invoices() == [("shaky", "")]
@@ -503,7 +496,7 @@ async def test_a_dead_letter_is_replayed_to_the_app(stage: Stage) -> None:
         broken = False
         assert await stage.transport.replay(stage.subscription, [letter.id]) == [letter.id]
         await stage.invoiced("a")
-        assert (await stage.settled()).dead == 0
+        await stage.settled()
 
 
 @pytest.mark.parametrize("kind", ["redis"])  # RabbitMQ takes nothing from who is connected
@@ -543,7 +536,7 @@ async def test_a_message_is_held_while_the_database_is_away(
         await stage.publish(stage.place("a"))
         await until(lambda: _async(not away), "the database to be asked")
         await stage.invoiced("a")
-        assert (await stage.settled()).dead == 0
+        await stage.settled()
     assert stage.calls == ["a"]
     assert len(stage.received) == 1
 
@@ -604,7 +597,7 @@ async def test_faststreams_own_words_for_an_outcome_are_understood(stage: Stage)
         await stage.publish(stage.place("enough"), stage.place("refused"))
         await stage.invoiced("enough")
         [letter] = await stage.letters()
-        await stage.settled()
+        await stage.settled(dead=1)
     assert letter.reason == "the handler rejected it"
     assert stage.calls == ["enough", "refused"]
     assert await stage.invoices() == [("enough", "")]
@@ -740,7 +733,7 @@ async def test_a_message_must_be_declared_and_go_where_it_belongs(stage: Stage) 
     async with stage.running():
         with pytest.raises(UsageError, match="which is not its place"):
             await sent.publish(Unheard())
-        with pytest.raises(UsageError, match="only messages go"):
+        with pytest.raises(UsageError, match="takes EventMesh messages only"):
             await sent.publish({"order": "a"})
         with pytest.raises(UndeclaredMessage, match=r"Add mesh\.publisher\(Unheard\)"):
             await stage.mesh.publish(Unheard())

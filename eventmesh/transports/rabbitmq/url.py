@@ -1,4 +1,5 @@
-"""The URL of a RabbitMQ broker, or of a cluster of them: `amqp://user:password@a:5672,b:5672/vhost`.
+"""The URL of a RabbitMQ broker, or of a cluster of them:
+`amqp://user:password@a:5672,b:5672/vhost`.
 
 Options follow as aiormq spells them: `?heartbeat=30`, and for `amqps://` `cafile`, `capath`,
 `cadata`, `certfile`, `keyfile` and `no_verify_ssl`. Pure, but for a look at the named files.

@@ -1,9 +1,10 @@
-"""Whatever was delivered can be published again, whole or cut; the oracle is the client library's
-decoder."""
+"""Whatever was delivered can be published again, whole or truncated. The oracle is the decoder of
+pamqp."""
 
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,19 +17,25 @@ from pamqp.header import ContentHeader
 
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.outcome import Dead
-from eventmesh.transports.rabbitmq import topology
-from eventmesh.transports.rabbitmq.frames import UNDECODABLE, Arrived
-from eventmesh.transports.rabbitmq.letters import letter_of
-from eventmesh.transports.rabbitmq.parcels import (
-    UNWRITABLE,
-    Parcel,
-    again,
-    cut_headers,
-    cut_to_fit,
-    frames_of,
-    smaller,
+from eventmesh.transports.rabbitmq.dead_letters import letter_of
+from eventmesh.transports.rabbitmq.headers import (
+    ATTEMPT,
+    REASON,
+    TRUNCATED,
+    dead_letter_headers,
+    retry_headers,
 )
-from eventmesh.transports.rabbitmq.topology import CUT, buried, retried
+from eventmesh.transports.rabbitmq.messages import (
+    OutgoingMessage,
+    copy_of,
+    encode,
+)
+from eventmesh.transports.rabbitmq.received import UNDECODABLE, ReceivedMessage
+from eventmesh.transports.rabbitmq.truncation import (
+    ENCODING_ERRORS,
+    fit_properties,
+    smaller_forms,
+)
 
 DEFAULT_FRAME = 131_072
 SMALLEST_FRAME = 4096
@@ -126,9 +133,9 @@ def nested(depth: int) -> bytes:
     return value
 
 
-def written(parcel: Parcel, frame_max: int) -> Basic.Properties:
-    """The properties of the parcel as the broker reads them; each frame fits."""
-    rest = frames_of(parcel, 1, frame_max)
+def written(message: OutgoingMessage, frame_max: int) -> Basic.Properties:
+    """The properties of the message as the broker reads them; each frame fits."""
+    rest = encode(message, 1, frame_max)
     frames = []
     while rest:
         size, _, frame = unmarshal(rest)
@@ -140,15 +147,17 @@ def written(parcel: Parcel, frame_max: int) -> Basic.Properties:
     return header.properties
 
 
-def the_retry(arrived: Arrived, **options: Any) -> Parcel:
-    headers = retried(arrived.essentials()[1], 2)
-    return again(arrived.properties(), arrived.body, "", "queue", headers, **options)
+def the_retry(received: ReceivedMessage, **options: Any) -> OutgoingMessage:
+    headers = retry_headers(received.essentials()[1], 2)
+    return copy_of(received.properties(), received.body, "", "queue", headers, **options)
 
 
-def the_dead_letter(arrived: Arrived) -> Parcel:
-    came = arrived.essentials()[1]
-    headers = buried(came, UNLIKELY, attempts=4, letter_id="l-1", now=NOW)
-    return again(arrived.properties(), arrived.body, "", "queue", headers, may_be_cut="everything")
+def the_dead_letter(received: ReceivedMessage) -> OutgoingMessage:
+    came = received.essentials()[1]
+    headers = dead_letter_headers(came, UNLIKELY, attempts=4, letter_id="l-1", now=NOW)
+    return copy_of(
+        received.properties(), received.body, "", "queue", headers, may_truncate="everything"
+    )
 
 
 hostile = given(content_headers(), st.sampled_from([SMALLEST_FRAME, 8192, DEFAULT_FRAME]))
@@ -174,13 +183,14 @@ SAME_BEGINNING = with_headers(text(b"n" * 200 + b"1", 9), text(b"n" * 200 + b"2"
 @example(LARGE, SMALLEST_FRAME)
 @example(MANY, SMALLEST_FRAME)
 def test_whatever_was_delivered_can_be_a_dead_letter(raw: bytes, frame_max: int) -> None:
-    parcel = the_dead_letter(Arrived(1, raw, b"{}"))
-    headers = written(parcel, frame_max).headers or {}
+    message = the_dead_letter(ReceivedMessage(1, raw, b"{}"))
+    headers = written(message, frame_max).headers or {}
     letter = letter_of(PAID, headers, None, b"{}")
     assert (letter.id, letter.attempts, letter.died_at) == ("l-1", 4, NOW)
     assert letter.reason.startswith(("…", "no such account"))
-    for form in smaller(parcel, "message size 9 is larger than configured max size 1"):
-        written(form, frame_max)
+    too_large = "message size 9 is larger than configured max size 1"
+    for properties, body in smaller_forms(message.properties, message.body, too_large):
+        written(replace(message, properties=properties, body=body), frame_max)
 
 
 @hostile
@@ -188,88 +198,87 @@ def test_whatever_was_delivered_can_be_a_dead_letter(raw: bytes, frame_max: int)
 @example(NUMBERS, DEFAULT_FRAME)
 @example(DEEP, DEFAULT_FRAME)
 @example(ODD_DECIMALS, DEFAULT_FRAME)
-def test_whatever_was_delivered_can_come_again(raw: bytes, frame_max: int) -> None:
-    headers = written(the_retry(Arrived(1, raw, b"{}"), may_be_cut="headers"), frame_max).headers
+def test_whatever_was_delivered_can_be_retried(raw: bytes, frame_max: int) -> None:
+    headers = written(
+        the_retry(ReceivedMessage(1, raw, b"{}"), may_truncate="headers"), frame_max
+    ).headers
     assert headers is not None
-    assert headers[topology.ATTEMPT] == 2
+    assert headers[ATTEMPT] == 2
 
 
 @pytest.mark.parametrize("raw", [ODD_DECIMALS, DEEP, with_headers(text(b"cloudEvents_id", 36))])
-def test_a_retry_needs_no_cut_for_odd_values(raw: bytes) -> None:
-    retry = the_retry(Arrived(1, raw, b"{}"), may_be_cut="nothing")
-    assert CUT not in (written(retry, DEFAULT_FRAME).headers or {})
+def test_a_retry_with_odd_values_is_not_truncated(raw: bytes) -> None:
+    retry = the_retry(ReceivedMessage(1, raw, b"{}"), may_truncate="nothing")
+    assert TRUNCATED not in (written(retry, DEFAULT_FRAME).headers or {})
 
 
-def test_a_retry_that_would_have_to_be_cut_is_refused() -> None:
-    retry = the_retry(Arrived(1, with_headers(text(b"x", 131_030)), b"{}"), may_be_cut="nothing")
-    with pytest.raises(UNWRITABLE, match="longer than the 131064 bytes of a frame"):
-        frames_of(retry, 1, DEFAULT_FRAME)
+def test_a_retry_that_would_have_to_be_truncated_is_rejected() -> None:
+    retry = the_retry(
+        ReceivedMessage(1, with_headers(text(b"x", 131_030)), b"{}"), may_truncate="nothing"
+    )
+    with pytest.raises(ENCODING_ERRORS, match="longer than the 131064 bytes of a frame"):
+        encode(retry, 1, DEFAULT_FRAME)
 
 
-# What is cut
+# What is truncated
 
 
-def test_foreign_headers_are_cut_before_attributes_and_the_largest_first() -> None:
+def test_application_headers_are_truncated_before_attributes_and_the_largest_first() -> None:
     raw = with_headers(
         text(b"cloudEvents_subject", 50_000), text(b"large", 60_000), text(b"small", 10_000)
     )
-    headers = written(the_dead_letter(Arrived(1, raw, b"{}")), DEFAULT_FRAME).headers or {}
-    assert CUT not in headers  # it fits
+    headers = written(the_dead_letter(ReceivedMessage(1, raw, b"{}")), DEFAULT_FRAME).headers or {}
+    assert TRUNCATED not in headers  # it fits
     raw = with_headers(
         text(b"cloudEvents_subject", 50_000), text(b"large", 70_000), text(b"small", 10_000)
     )
-    headers = written(the_dead_letter(Arrived(1, raw, b"{}")), DEFAULT_FRAME).headers or {}
+    headers = written(the_dead_letter(ReceivedMessage(1, raw, b"{}")), DEFAULT_FRAME).headers or {}
     assert headers["cloudEvents_subject"] == "x" * 50_000
     assert headers["small"] == "x" * 10_000
     assert headers["large"] == "x" * 253 + "…"
-    assert headers[CUT] == "header large (70,011 bytes)"
+    assert headers[TRUNCATED] == "header large (70,011 bytes)"
 
 
-def test_a_dead_letter_says_what_was_cut_of_it() -> None:
-    headers = written(the_dead_letter(Arrived(1, LARGE, b"{}")), DEFAULT_FRAME).headers or {}
+def test_a_dead_letter_says_what_was_truncated() -> None:
+    headers = (
+        written(the_dead_letter(ReceivedMessage(1, LARGE, b"{}")), DEFAULT_FRAME).headers or {}
+    )
     letter = letter_of(PAID, headers, None, b"{}")
     assert letter.reason.endswith("(not kept whole; cut: header cloudEvents_huge (130,322 bytes))")
     assert letter.envelope.id == "x" * 36
 
 
-def test_what_fits_is_left_as_it_is() -> None:
+def test_what_fits_is_unchanged() -> None:
     properties = Basic.Properties(headers={"a": "b"}, priority=3, message_id="m")
-    assert cut_to_fit(properties, SMALLEST_FRAME) == properties
-
-
-def test_headers_alone_are_cut_to_leave_room_for_all_other_properties() -> None:
-    headers = cut_headers({"large": "x" * 130_000, "small": "y"})
-    assert headers == {"large": "x" * 253 + "…", "small": "y", CUT: headers[CUT]}
-    assert cut_headers({"small": "y"}) == {"small": "y"}
+    assert fit_properties(properties, SMALLEST_FRAME) == properties
 
 
 def test_a_property_that_cannot_be_written_is_left_out_and_named() -> None:
-    cut = cut_to_fit(Basic.Properties(message_id="m" * 256, app_id="shop"), SMALLEST_FRAME)
-    assert (cut.message_id, cut.app_id, cut.headers) == (None, "shop", {CUT: "message_id"})
+    cut = fit_properties(Basic.Properties(message_id="m" * 256, app_id="shop"), SMALLEST_FRAME)
+    assert (cut.message_id, cut.app_id, cut.headers) == (None, "shop", {TRUNCATED: "message_id"})
 
 
-def test_a_body_that_the_broker_takes_no_more_is_cut_to_what_it_takes() -> None:
-    properties = Basic.Properties(
-        headers={"cloudEvents_id": "1", "mine": "x", topology.REASON: "r"}
-    )
-    parcel = Parcel("", "queue", b"x" * 100, properties, may_be_cut="everything")
+def test_a_body_that_the_broker_rejects_is_shortened_to_its_limit() -> None:
+    properties = Basic.Properties(headers={"cloudEvents_id": "1", "mine": "x", REASON: "r"})
     why = "PRECONDITION_FAILED - message size 100 is larger than configured max size 80"
-    first, second, third = smaller(parcel, why)
-    assert (len(first.body), len(second.body), len(third.body)) == (80, 0, 0)
+    forms = list(smaller_forms(properties, b"x" * 100, why))
+    assert [len(body) for _, body in forms] == [80, 0, 0]
     note = "properties, data (the first 80 of 100 bytes are kept)"
-    assert first.properties.headers == {"cloudEvents_id": "1", topology.REASON: "r", CUT: note}
-    assert set(third.properties.headers or {}) == {topology.REASON, CUT}
+    assert forms[0][0].headers == {"cloudEvents_id": "1", REASON: "r", TRUNCATED: note}
+    assert set(forms[2][0].headers or {}) == {REASON, TRUNCATED}
 
 
-def test_a_frame_without_limit_has_none() -> None:
+def test_an_unlimited_frame_has_no_limit() -> None:
     properties = Basic.Properties(headers={"a": "b" * 300_000})
-    rest = frames_of(Parcel("", "queue", b"x" * 300_000, properties), 1, 0)
+    rest = encode(OutgoingMessage("", "queue", b"x" * 300_000, properties), 1, 0)
     assert len(rest) > 600_000
 
 
-def test_headers_nested_too_deep_are_undecodable_like_garbage() -> None:
-    assert Arrived(1, with_headers((b"deep", nested(40))), b"").essentials()[1].keys() == {"deep"}
+def test_headers_that_are_nested_too_deeply_are_undecodable() -> None:
+    assert ReceivedMessage(1, with_headers((b"deep", nested(40))), b"").essentials()[1].keys() == {
+        "deep"
+    }
     for depth in (41, 450, 20_000):
         raw = with_headers((b"deep", nested(depth)))
-        assert list(Arrived(1, raw, b"").essentials()[1]) == [UNDECODABLE]
-        assert list(Arrived(1, raw, b"").properties().headers or {}) == [UNDECODABLE]
+        assert list(ReceivedMessage(1, raw, b"").essentials()[1]) == [UNDECODABLE]
+        assert list(ReceivedMessage(1, raw, b"").properties().headers or {}) == [UNDECODABLE]

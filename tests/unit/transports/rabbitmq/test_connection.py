@@ -10,7 +10,7 @@ from aiormq import Connection
 
 from eventmesh.errors import Unreachable
 from eventmesh.transports.base import TransportOptions
-from eventmesh.transports.rabbitmq.connection import Link
+from eventmesh.transports.rabbitmq.connection import BrokerConnection
 
 
 class _LosesIt:
@@ -27,20 +27,20 @@ class _LosesIt:
             raise ConnectionResetError("reset by peer")
 
 
-async def test_who_opens_a_channel_hears_of_the_loss_and_nobody_else_does(
+async def test_opening_a_channel_on_a_lost_connection_raises_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     untold: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: untold.append(context))
-    link = Link("amqp://127.0.0.1:1", "test", TransportOptions())
+    connection = BrokerConnection("amqp://127.0.0.1:1", "test", TransportOptions())
 
     async def connected() -> Connection:
         return cast(Connection, _LosesIt())
 
-    monkeypatch.setattr(link, "_connected", connected)
+    monkeypatch.setattr(connection, "_connected", connected)
     with pytest.raises(Unreachable, match="the connection was lost"):
-        async with link.call():
-            await link.new_channel()
+        async with connection.guard():
+            await connection.open_channel()
     await asyncio.sleep(0)  # the channel's task ends after the call
     await asyncio.sleep(0)
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.outcome import Dead
-from eventmesh.transports.rabbitmq import topology
-from eventmesh.transports.rabbitmq.letters import LetterIds, letter_of
-from eventmesh.transports.rabbitmq.topology import buried
+from eventmesh.transports.rabbitmq import headers as header_names
+from eventmesh.transports.rabbitmq.dead_letters import UniqueIds, letter_of
+from eventmesh.transports.rabbitmq.headers import dead_letter_headers
 from eventmesh.wire.cloudevents import to_headers
 from eventmesh.wire.envelope import Envelope
 
@@ -22,9 +22,9 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENVELOPE = Envelope({"id": "1", "type": "payments.paid", "myextension": "Łódź"}, b"{}")
 
 
-def test_a_buried_message_is_read_as_the_dead_letter_it_was() -> None:
+def test_a_dead_letter_is_read_as_it_was_written() -> None:
     dead = Dead("no luck", "Traceback")
-    headers = buried(to_headers(ENVELOPE), dead, attempts=4, letter_id="l-1", now=NOW)
+    headers = dead_letter_headers(to_headers(ENVELOPE), dead, attempts=4, letter_id="l-1", now=NOW)
     letter = letter_of(PAID, headers, None, b"{}")
     assert letter.envelope == ENVELOPE
     assert (letter.id, letter.subscription) == ("l-1", PAID.name)
@@ -32,8 +32,8 @@ def test_a_buried_message_is_read_as_the_dead_letter_it_was() -> None:
     assert letter.died_at == NOW
 
 
-def test_a_message_that_somebody_else_put_there_is_a_dead_letter_too() -> None:
-    letter = letter_of(PAID, {topology.DIED_AT: "yesterday"}, None, b"")
+def test_a_message_that_others_put_there_is_a_dead_letter_too() -> None:
+    letter = letter_of(PAID, {header_names.DIED_AT: "yesterday"}, None, b"")
     assert letter.reason == "not written by EventMesh: it has no reason"
     assert (letter.error, letter.attempts) == ("", 1)
     assert letter.died_at == datetime.fromtimestamp(0, UTC)
@@ -57,12 +57,12 @@ def test_a_derived_id_is_the_same_wherever_rabbitmq_has_moved_the_message() -> N
 
 
 @pytest.mark.parametrize("odd", ["", 7, None, b"\xff", ["l-1"], "\x1b[2J", "l" * 101])
-def test_an_id_that_is_none_counts_as_missing(odd: Any) -> None:
-    assert letter_of(PAID, {topology.DEAD_ID: odd}, None, b"").id.startswith("derived-")
+def test_an_invalid_id_counts_as_missing(odd: Any) -> None:
+    assert letter_of(PAID, {header_names.DEAD_LETTER_ID: odd}, None, b"").id.startswith("derived-")
 
 
-def test_copies_have_ids_of_their_own() -> None:
-    ids = LetterIds()
+def test_identical_letters_have_different_ids() -> None:
+    ids = UniqueIds()
     assert [ids.unique(each) for each in ("a", "a", "b", "a")] == ["a", "a-2", "b", "a-3"]
 
 
@@ -72,7 +72,13 @@ values = st.recursive(
     max_leaves=5,
 )
 names = st.text() | st.sampled_from(
-    ["x-death", *(getattr(topology, name) for name in ("DEAD_ID", "REASON", "DIED_AT", "ATTEMPTS"))]
+    [
+        "x-death",
+        *(
+            getattr(header_names, name)
+            for name in ("DEAD_LETTER_ID", "REASON", "DIED_AT", "ATTEMPTS")
+        ),
+    ]
 )
 
 

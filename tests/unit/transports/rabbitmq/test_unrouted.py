@@ -1,34 +1,34 @@
-"""What purging does where RabbitMQ does not hand out what it says is waiting."""
+"""Purging if RabbitMQ does not deliver what it says is waiting."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from eventmesh.transports.rabbitmq.connection import Link
+from eventmesh.transports.rabbitmq.connection import BrokerConnection
 from eventmesh.transports.rabbitmq.topology import Topology
-from eventmesh.transports.rabbitmq.unrouted import PURGED_AT_ONCE, UnroutedQueues
+from eventmesh.transports.rabbitmq.unrouted import PURGE_BATCH, UnroutedQueues
 
 
 class Queues(UnroutedQueues):
-    """Of a broker that says it has so many messages, and hands out those of these batches."""
+    """The queues of a broker that says `ready` messages wait, and delivers only these batches."""
 
     def __init__(self, ready: int, *batches: int) -> None:
-        super().__init__(cast(Link, None), Topology("shop"), cast(Any, None))
+        super().__init__(cast(BrokerConnection, None), Topology("shop"), cast(Any, None))
         self._ready = ready
         self._batches = list(batches)
-        self._looking = cast(Any, SimpleNamespace(alone=self._alone, ask_once=self._ask_once))
+        self._inspector = cast(Any, SimpleNamespace(exclusively=self._exclusively))
 
     @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
+    async def _exclusively(self) -> AsyncIterator[None]:
         yield
 
-    async def _ask_once(self, names: Iterable[str]) -> dict[str, Any]:
+    async def _count(self, names: Collection[str]) -> dict[str, Any]:
         await asyncio.sleep(0)
         return {name: SimpleNamespace(ready=self._ready) for name in names}
 
@@ -45,9 +45,9 @@ class Queues(UnroutedQueues):
         (Queues(50, 20), 20),
         (Queues(50, 20, 20, 20), 40),
         (Queues(10, 20), 0),
-        (Queues(10 + PURGED_AT_ONCE, 2 * PURGED_AT_ONCE), PURGED_AT_ONCE),
+        (Queues(10 + PURGE_BATCH, 2 * PURGE_BATCH), PURGE_BATCH),
     ],
 )
-async def test_purging_ends_when_nothing_more_is_handed_out(queues: Queues, purged: int) -> None:
+async def test_purging_ends_when_nothing_more_is_delivered(queues: Queues, purged: int) -> None:
     async with asyncio.timeout(10):
         assert await queues.purge("payments.paid", 10, None) == purged

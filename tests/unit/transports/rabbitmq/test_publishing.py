@@ -1,9 +1,10 @@
-"""Verdicts on what was published, from a broker that says what a test wants."""
+"""Confirms on what was published, from a broker that says what a test wants."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,11 +15,11 @@ from pamqp.commands import Basic
 from pamqp.frame import FrameTypes, marshal, unmarshal
 from pamqp.header import ContentHeader
 
-from eventmesh.transports.rabbitmq.connection import Link
+from eventmesh.transports.rabbitmq.connection import BrokerConnection
 from eventmesh.transports.rabbitmq.frames import Tap
-from eventmesh.transports.rabbitmq.parcels import Parcel
-from eventmesh.transports.rabbitmq.publishing import Sender, Shipment
-from eventmesh.transports.rabbitmq.topology import Piece
+from eventmesh.transports.rabbitmq.messages import OutgoingMessage
+from eventmesh.transports.rabbitmq.publishing import Batch, Publisher
+from eventmesh.transports.rabbitmq.topology import Entity
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
@@ -67,22 +68,25 @@ class Channel:
 
 
 class Broker:
-    """A link to nowhere. `verdicts` is what its channels are told to say, one after another, each
-    once so many messages were written; an exception closes the channel."""
+    """Stands for a connection, and for the broker behind it."""
 
     def __init__(self) -> None:
         self.channels: list[Channel] = []
-        self.ensured: list[Sequence[Piece]] = []
+        self.declared: list[Sequence[Entity]] = []
         self._tap: Tap | None = None
 
-    async def not_blocked(self) -> None: ...
+    @asynccontextmanager
+    async def guard(self, _: float) -> AsyncIterator[None]:
+        yield
 
-    async def ensure(self, pieces: Sequence[Piece]) -> None:
-        self.ensured.append(pieces)
+    async def wait_until_unblocked(self) -> None: ...
 
-    def forget(self, pieces: Sequence[Piece]) -> None: ...
+    async def ensure_declared(self, entities: Sequence[Entity]) -> None:
+        self.declared.append(entities)
 
-    async def new_channel(self) -> Channel:
+    def forget_declared(self, entities: Sequence[Entity]) -> None: ...
+
+    async def open_channel(self) -> Channel:
         self.channels.append(Channel())
         return self.channels[-1]
 
@@ -91,7 +95,7 @@ class Broker:
 
     @property
     def published(self) -> int:
-        """Messages that were written to the channel of today."""
+        """How many messages were written to the newest channel."""
         if not self.channels:
             return 0
         return sum(isinstance(frame, Basic.Publish) for frame in self.channels[-1].written)
@@ -116,12 +120,14 @@ async def broker() -> Broker:
 
 
 @pytest.fixture
-async def sender(broker: Broker) -> Sender:
-    return Sender(cast(Link, broker))
+async def publisher(broker: Broker) -> Publisher:
+    return Publisher(cast(BrokerConnection, broker))
 
 
-def shipment_of(*ids: str) -> Shipment:
-    return Shipment([Parcel("", "key", b"body", Basic.Properties(message_id=id_)) for id_ in ids])
+def batch_of(*ids: str) -> Batch:
+    return Batch(
+        [OutgoingMessage("", "key", b"body", Basic.Properties(message_id=id_)) for id_ in ids]
+    )
 
 
 def done_future() -> asyncio.Future[None]:
@@ -130,35 +136,37 @@ def done_future() -> asyncio.Future[None]:
     return future
 
 
-def sending(sender: Sender, shipment: Shipment) -> asyncio.Task[Any]:
-    return asyncio.ensure_future(sender.send(shipment, []))
+def publishing(publisher: Publisher, batch: Batch) -> asyncio.Task[Any]:
+    return asyncio.ensure_future(publisher.publish(batch, []))
 
 
-async def test_a_batch_returns_when_all_are_confirmed_one_by_one_or_together(
-    broker: Broker, sender: Sender
+async def test_publishing_returns_when_all_are_confirmed_one_by_one_or_together(
+    broker: Broker, publisher: Publisher
 ) -> None:
-    shipment = shipment_of(*"abcdef")
-    task = sending(sender, shipment)
+    batch = batch_of(*"abcdef")
+    task = publishing(publisher, batch)
     await broker.has(6)
     broker.says(Basic.Ack(2, False), Basic.Ack(4, True), Basic.Ack(6, False))
     await asyncio.sleep(0)
     assert not task.done()
-    assert shipment.confirmed == {0, 1, 2, 3, 5}
+    assert batch.confirmed == {0, 1, 2, 3, 5}
     broker.says(Basic.Ack(6, True))
     assert await task == {}
 
 
-async def test_who_stops_waiting_knows_what_was_confirmed(broker: Broker, sender: Sender) -> None:
-    shipment = shipment_of(*"abc")
-    task = sending(sender, shipment)
+async def test_a_cancelled_publish_leaves_what_was_confirmed_in_its_batch(
+    broker: Broker, publisher: Publisher
+) -> None:
+    batch = batch_of(*"abc")
+    task = publishing(publisher, batch)
     await broker.has(3)
     broker.says(Basic.Ack(2, False))
     task.cancel()
     await asyncio.wait([task])
-    assert shipment.confirmed == {1}
-    # What comes late is no verdict on what is sent next.
-    following = shipment_of("d")
-    task = sending(sender, following)
+    assert batch.confirmed == {1}
+    # A late answer is not taken for an answer for the next batch.
+    following = batch_of("d")
+    task = publishing(publisher, following)
     await broker.has(4)
     broker.says(Basic.Ack(3, True))
     await asyncio.sleep(0)
@@ -167,95 +175,96 @@ async def test_who_stops_waiting_knows_what_was_confirmed(broker: Broker, sender
     assert await task == {}
 
 
-async def test_a_lost_connection_is_raised_and_what_was_confirmed_is_known(
-    broker: Broker, sender: Sender
+async def test_a_lost_connection_is_raised_and_leaves_what_was_confirmed_in_the_batch(
+    broker: Broker, publisher: Publisher
 ) -> None:
-    shipment = shipment_of(*"abc")
-    task = sending(sender, shipment)
+    batch = batch_of(*"abc")
+    task = publishing(publisher, batch)
     await broker.has(3)
     broker.says(Basic.Ack(1, False))
     broker.channels[0].lose(AMQPConnectionError("gone"))
     with pytest.raises(AMQPConnectionError, match="gone"):
         await task
-    assert shipment.confirmed == {0}
+    assert batch.confirmed == {0}
 
 
 async def test_a_channel_that_closes_while_a_batch_waits_to_be_written_is_noticed(
-    broker: Broker, sender: Sender, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def put(self: Channel, _: ChannelFrame) -> None:
         self.lose(AMQPConnectionError("gone"))
-        for _turn in range(5):  # in which all that hear of it hear of it
+        for _turn in range(5):  # in which everybody is notified
             await asyncio.sleep(0)
 
     monkeypatch.setattr(Channel, "_put", put)
     monkeypatch.setattr(Channel, "create_future", lambda _: done_future())
     async with asyncio.timeout(60):
         with pytest.raises(AMQPConnectionError):
-            await sender.send(shipment_of(*"abc"), [])
+            await publisher.publish(batch_of(*"abc"), [])
 
 
-async def test_what_its_queue_refuses_is_named(broker: Broker, sender: Sender) -> None:
-    task = sending(sender, shipment_of(*"abc"))
+async def test_what_its_queue_rejects_is_named(broker: Broker, publisher: Publisher) -> None:
+    task = publishing(publisher, batch_of(*"abc"))
     await broker.has(3)
     broker.says(Basic.Nack(2, False), Basic.Ack(3, True))
-    refused = await task
-    assert list(refused) == [1]
-    assert "refused it" in refused[1]
+    rejected = await task
+    assert list(rejected) == [1]
+    assert "rejected it" in str(rejected[1])
 
 
-async def test_what_comes_back_is_sent_again_when_the_topology_was_healed(
-    broker: Broker, sender: Sender
+async def test_a_returned_message_is_published_again_after_declaring_again(
+    broker: Broker, publisher: Publisher
 ) -> None:
-    shipment = shipment_of(*"aba")  # the same message twice
-    task = sending(sender, shipment)
+    batch = batch_of(*"aba")  # the same message twice
+    task = publishing(publisher, batch)
     await broker.has(3)
     broker.returns("b")
     broker.returns("a")
     broker.says(Basic.Ack(3, True))
     await broker.has(5)
-    assert shipment.confirmed == {2}
-    assert len(broker.ensured) == 2
+    assert batch.confirmed == {2}
+    assert len(broker.declared) == 2
     broker.returns("a")
     broker.says(Basic.Ack(5, True))
-    refused = await task
-    assert list(refused) == [0]
-    assert "no queue takes it (NO_ROUTE)" in refused[0]
+    rejected = await task
+    assert list(rejected) == [0]
+    assert "no queue takes it (NO_ROUTE)" in str(rejected[0])
 
 
-async def test_a_message_that_closes_the_channel_is_found_and_the_others_arrive(
-    broker: Broker, sender: Sender
+async def test_a_message_that_closes_the_channel_is_found_and_the_others_are_published(
+    broker: Broker, publisher: Publisher
 ) -> None:
-    shipment = shipment_of(*"abc")
-    task = sending(sender, shipment)
+    batch = batch_of(*"abc")
+    task = publishing(publisher, batch)
     await broker.has(3)
     broker.says(Basic.Ack(1, False))
-    for channel, verdict in ((1, "too large"), (2, None)):
+    for channel, rejected_again in ((1, True), (2, False)):
         broker.channels[-1].lose(ChannelPreconditionFailed("too large"))
         await eventually(lambda count=channel: len(broker.channels) > count)
         await broker.has(1)
-        if verdict is None:
+        if not rejected_again:
             broker.says(Basic.Ack(1, False))
-    assert await task == {1: "too large"}
-    assert shipment.confirmed == {0, 2}
+    rejected = await task
+    assert {place: str(error) for place, error in rejected.items()} == {1: "too large"}
+    assert batch.confirmed == {0, 2}
 
 
-async def test_what_cannot_be_written_is_refused_and_the_others_are_sent(
-    broker: Broker, sender: Sender
+async def test_what_cannot_be_encoded_is_rejected_and_the_others_are_published(
+    broker: Broker, publisher: Publisher
 ) -> None:
-    parcels = shipment_of("a", "b" * 256, "c").parcels
-    odd = Parcel("", "k" * 256, b"", Basic.Properties(message_id="d"))
-    task = sending(sender, Shipment([*parcels, odd]))
+    messages = batch_of("a", "b" * 256, "c").messages
+    odd = OutgoingMessage("", "k" * 256, b"", Basic.Properties(message_id="d"))
+    task = publishing(publisher, Batch([*messages, odd]))
     await broker.has(2)
     broker.says(Basic.Ack(2, True))
-    refused = await task
-    assert sorted(refused) == [1, 3]
-    assert all("cannot be written as AMQP" in why for why in refused.values())
+    rejected = await task
+    assert sorted(rejected) == [1, 3]
+    assert all("cannot be written as AMQP" in why for why in map(str, rejected.values()))
 
 
-async def test_a_large_body_is_cut_into_frames(broker: Broker, sender: Sender) -> None:
+async def test_a_large_body_is_split_into_frames(broker: Broker, publisher: Publisher) -> None:
     body = bytes(range(256)) * 50
-    task = sending(sender, Shipment([Parcel("", "k", body, Basic.Properties())]))
+    task = publishing(publisher, Batch([OutgoingMessage("", "k", body, Basic.Properties())]))
     await broker.has(1)
     broker.says(Basic.Ack(1, False))
     assert await task == {}
