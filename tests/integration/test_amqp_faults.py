@@ -1,4 +1,5 @@
-"""What RabbitMQ and its operators do to a transport that works, on a real broker of our own."""
+"""Failures of RabbitMQ, and mistakes of its operators, under a running transport. The broker is
+real, and belongs to these tests only."""
 
 from __future__ import annotations
 
@@ -47,10 +48,10 @@ from eventmesh.wire.envelope import Envelope
 from tests.support.moved_clock import MovedClock
 
 PATIENCE = 120.0
-"""Seconds within which what must happen happens; only a failure takes so long."""
+"""Seconds after which a test fails that waits for something."""
 
 AT_ONCE = 3.0
-"""Seconds in which a loss must be noticed."""
+"""Seconds within which a loss must be noticed."""
 
 START_PATIENCE = 90.0
 MAX_MESSAGE_BYTES = 200_000
@@ -97,7 +98,7 @@ def docker(*arguments: str, patience: float = PATIENCE) -> str:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, and a server's and a client's certificate signed by it."""
+    """A certificate authority, and certificates of a server and a client that it signed."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("no openssl on this machine to make certificates with")
@@ -166,7 +167,7 @@ def broker(certificates: Path) -> Iterator[Broker]:
 
 
 async def answers(url: str) -> None:
-    """Return once the broker takes our password."""
+    """Return once the broker accepts our password."""
     async with asyncio.timeout(START_PATIENCE):
         while True:
             try:
@@ -178,7 +179,7 @@ async def answers(url: str) -> None:
 
 @dataclass(frozen=True)
 class Rig:
-    """Names of one test's own on a broker."""
+    """A prefix of one test's own on a broker."""
 
     url: str
     prefix: str
@@ -212,7 +213,7 @@ async def transport(rig: Rig) -> AsyncIterator[Transport]:
 
 @pytest.fixture
 async def operator(broker: Broker) -> AsyncIterator[aiormq.abc.AbstractChannel]:
-    """A channel of somebody who knows nothing of EventMesh."""
+    """A channel of an operator who knows nothing of EventMesh."""
     connection = await aiormq.connect(broker.url)
     try:
         yield await connection.channel(publisher_confirms=False)
@@ -239,7 +240,7 @@ async def take_all(transport: Transport, subscription: Subscription, count: int)
 async def take_until(
     transport: Transport, subscription: Subscription, wanted: set[str]
 ) -> set[str]:
-    """The different ids that were delivered by the time that all of these were."""
+    """All ids that were delivered until these were among them."""
     seen: set[str] = set()
     async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=100) as consumer:
         while not wanted <= seen:
@@ -250,7 +251,7 @@ async def take_until(
 
 
 async def lost(consumer: Consumer) -> float:
-    """Wait until the consumer says that it is lost; how many seconds that took."""
+    """Wait until the consumer is lost; returns how many seconds that took."""
     began = time.monotonic()
     async with asyncio.timeout(PATIENCE):
         with pytest.raises(Unreachable):
@@ -262,10 +263,10 @@ def ids(envelopes: list[Envelope]) -> list[str]:
     return [envelope.id for envelope in envelopes]
 
 
-# --- what consumes is lost ---
+# --- consumers are lost ---
 
 
-async def test_a_deleted_queue_is_noticed_at_once_made_again_and_misses_nothing(
+async def test_a_deleted_queue_is_noticed_at_once_declared_again_and_misses_nothing(
     rig: Rig,
     transport: Transport,
     operator: aiormq.abc.AbstractChannel,
@@ -282,7 +283,7 @@ async def test_a_deleted_queue_is_noticed_at_once_made_again_and_misses_nothing(
     assert await take_all(transport, subscription, 5) == ids(sent)
 
 
-async def test_a_deleted_exchange_is_made_again(
+async def test_a_deleted_exchange_is_declared_again(
     rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
 ) -> None:
     subscription = rig.subscription("reader")
@@ -315,7 +316,7 @@ async def test_closed_connections_are_noticed_at_once_and_opened_again(
     assert sorted(await take_all(transport, subscription, 8)) == sorted(ids([*first, *second]))
 
 
-async def test_one_lost_queue_is_not_another_consumers(
+async def test_a_lost_queue_does_not_affect_other_consumers(
     rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
 ) -> None:
     doomed, spared = rig.subscription("doomed", "ended"), rig.subscription("spared")
@@ -333,7 +334,7 @@ async def test_one_lost_queue_is_not_another_consumers(
 # --- what is published is refused ---
 
 
-async def test_a_message_too_large_for_the_broker_hurts_no_other(
+async def test_a_message_too_large_for_the_broker_does_not_affect_others(
     rig: Rig, transport: Transport
 ) -> None:
     subscription = rig.subscription("reader")
@@ -363,7 +364,8 @@ async def test_a_message_too_large_for_the_broker_hurts_no_other(
 
 @asynccontextmanager
 async def restricted(broker: Broker, rig: Rig, *permissions: Sequence[str]) -> AsyncIterator[Rig]:
-    """The rig with a user who has these permissions; each a command and its last arguments."""
+    """The rig with a user who has these permissions, each given as a command and its last
+    arguments."""
     user, password = secrets.token_hex(5), secrets.token_hex(8)
     await asyncio.to_thread(broker.control, "add_user", user, password)
     try:
@@ -375,7 +377,7 @@ async def restricted(broker: Broker, rig: Rig, *permissions: Sequence[str]) -> A
         await asyncio.to_thread(broker.control, "delete_user", user)
 
 
-async def test_a_message_that_this_user_may_not_publish_hurts_no_other(
+async def test_a_message_that_this_user_may_not_publish_does_not_affect_others(
     broker: Broker, rig: Rig, transport: Transport
 ) -> None:
     subscription = rig.subscription("reader")
@@ -399,7 +401,7 @@ async def test_a_message_that_this_user_may_not_publish_hurts_no_other(
 async def test_a_user_who_may_not_publish_at_all_waits_for_the_permission(
     broker: Broker, rig: Rig, transport: Transport
 ) -> None:
-    """None of the messages is at fault, so that none of them is refused, and later parked."""
+    """No message is at fault, so none is rejected, and later parked."""
     await transport.declare([rig.subscription("reader")])
     reads = ("set_permissions", ".*", "^$", ".*")
     async with restricted(broker, rig, reads) as his, his.open() as publishing:
@@ -410,13 +412,13 @@ async def test_a_user_who_may_not_publish_at_all_waits_for_the_permission(
 # --- the way to the broker ends in the middle of a batch ---
 
 
-class Wire:
-    """Passes a connection on to the broker, up to so many bytes from the client; then it passes no
-    more of them, or cuts the connection."""
+class LimitedProxy:
+    """A proxy that forwards a connection to the broker up to so many bytes from the client; then it
+    forwards no more of them, or cuts the connection."""
 
-    def __init__(self, host: str, port: int, *, most: int, cut: bool) -> None:
+    def __init__(self, host: str, port: int, *, max_bytes: int, cut: bool) -> None:
         self._target = (host, port)
-        self._left = most
+        self._left = max_bytes
         self._cut = cut
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
@@ -438,10 +440,10 @@ class Wire:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         broker_reader, broker_writer = await asyncio.open_connection(*self._target)
         self._writers += [writer, broker_writer]
-        for work in (self._there(reader, broker_writer), self._back(broker_reader, writer)):
+        for work in (self._forward(reader, broker_writer), self._return(broker_reader, writer)):
             self._tasks.add(asyncio.ensure_future(work))
 
-    async def _there(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(4096):
             self._left -= len(chunk)
             if self._left > 0:
@@ -451,13 +453,13 @@ class Wire:
                 for each in self._writers:
                     each.transport.abort()
 
-    async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _return(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(65536):
             writer.write(chunk)
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["silent", "cut"])
-async def test_a_batch_that_is_interrupted_says_what_is_safe(
+async def test_an_interrupted_batch_knows_what_was_confirmed(
     cut: bool, rig: Rig, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_publishing, "PUBLISH_TIMEOUT", 3.0)
@@ -467,7 +469,7 @@ async def test_a_batch_that_is_interrupted_says_what_is_safe(
     parts = urlsplit(rig.url)
     assert parts.hostname
     assert parts.port
-    wire = Wire(parts.hostname, parts.port, most=500_000, cut=cut)
+    wire = LimitedProxy(parts.hostname, parts.port, max_bytes=500_000, cut=cut)
     async with wire.open() as port:
         url = rig.url.replace(f":{parts.port}/", f":{port}/")
         async with open_transport(url, SystemClock(), TransportOptions(prefix=rig.prefix)) as wired:
@@ -483,7 +485,7 @@ async def test_a_batch_that_is_interrupted_says_what_is_safe(
 # --- the broker is short of memory ---
 
 
-async def test_while_the_broker_is_short_of_memory_consuming_goes_on(
+async def test_consuming_goes_on_while_the_broker_is_short_of_memory(
     rig: Rig, transport: Transport, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_publishing, "PUBLISH_TIMEOUT", 1.0)
@@ -525,7 +527,7 @@ async def test_while_the_broker_is_short_of_memory_consuming_goes_on(
 # --- messages that make no sense ---
 
 ABSURD_TIME = (253_402_300_800_000).to_bytes(8, "big")
-"""The year 10000, in milliseconds: the client library's decoder raises."""
+"""The year 10000, in milliseconds, at which the decoder of pamqp raises."""
 
 
 def with_absurd_timestamp(properties: Basic.Properties) -> bytes:
@@ -535,13 +537,13 @@ def with_absurd_timestamp(properties: Basic.Properties) -> bytes:
     return raw.replace(int(moment.timestamp()).to_bytes(8, "big"), ABSURD_TIME)
 
 
-def with_a_name_that_is_no_text(properties: Basic.Properties) -> bytes:
+def with_a_name_that_is_not_text(properties: Basic.Properties) -> bytes:
     properties.headers = {**(properties.headers or {}), "name": "x"}
     return ContentHeader(body_size=2, properties=properties).marshal().replace(b"name", b"\xff" * 4)
 
 
 async def put(channel: aiormq.abc.AbstractChannel, exchange: str, key: str, header: bytes) -> None:
-    """Publish a message whose header the client library would not write."""
+    """Publish a message with a header that aiormq would not write."""
     number = channel.number
     publish = marshal(Basic.Publish(exchange=exchange, routing_key=key), number)
     empty = marshal(ContentHeader(body_size=2), number)
@@ -551,10 +553,10 @@ async def put(channel: aiormq.abc.AbstractChannel, exchange: str, key: str, head
 
 
 @pytest.mark.parametrize(
-    "absurd", [with_absurd_timestamp, with_a_name_that_is_no_text], ids=lambda f: f.__name__
+    "absurd", [with_absurd_timestamp, with_a_name_that_is_not_text], ids=lambda f: f.__name__
 )
 @pytest.mark.parametrize("when", ["before a subscription", "while consuming"])
-async def test_a_header_that_cannot_be_decoded_becomes_a_dead_letter_and_stops_nobody(
+async def test_a_message_with_an_undecodable_header_is_dead_lettered_and_blocks_nobody(
     absurd: object, when: str, rig: Rig, operator: aiormq.abc.AbstractChannel
 ) -> None:
     assert callable(absurd)
@@ -597,7 +599,7 @@ def text(name: bytes, raw: bytes) -> tuple[bytes, bytes]:
 
 
 def raw_header(*items: tuple[bytes, bytes], body_size: int = 2) -> bytes:
-    """A content header with these headers, and a message id, as any client may write it."""
+    """A content header with these headers and a message id, as any client may write it."""
     table = b"".join(bytes([len(name)]) + name + value for name, value in items)
     begin = (60).to_bytes(2, "big") + b"\0\0" + body_size.to_bytes(8, "big")
     return begin + (1 << 13).to_bytes(2, "big") + len(table).to_bytes(4, "big") + table
@@ -625,7 +627,7 @@ HOSTILE = {
 }
 
 
-async def test_hostile_messages_are_retried_and_dead_lettered_and_nobody_waits_behind_them(
+async def test_hostile_messages_are_retried_and_dead_lettered_and_block_nobody(
     rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
 ) -> None:
     subscription, good = rig.subscription("reader"), rig.envelopes(30)
@@ -694,7 +696,7 @@ async def is_taken(channel: aiormq.abc.AbstractChannel, queue: str) -> bool:
     return True
 
 
-async def test_a_full_queue_of_dead_letters_blocks_nobody_and_gets_them_later(
+async def test_a_full_dead_letter_queue_blocks_nobody_and_gets_its_letters_later(
     rig: Rig, transport: Transport, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_settlement, "REJECTED_DELAY", 1.0)
@@ -721,11 +723,11 @@ async def test_a_full_queue_of_dead_letters_blocks_nobody_and_gets_them_later(
     assert {letter.envelope.id for letter in letters} == doomed
 
 
-async def test_a_full_queue_does_not_flood_other_subscriptions_with_what_is_brought_back(
+async def test_a_full_queue_does_not_flood_other_subscriptions_with_rerouted_messages(
     rig: Rig, broker: Broker, operator: aiormq.abc.AbstractChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ refuses a message that one of its queues refuses, after the others have taken it. So
-    each time that it is brought back these get it again, which must happen seldom."""
+    """RabbitMQ rejects a message that one of its queues rejects, after the others have taken it.
+    Each time that it is rerouted these get another copy, so that must happen seldom."""
     monkeypatch.setattr(amqp_upkeep, "INTERVAL", 3600.0)  # the test says when
     one, two, sent = rig.subscription("one"), rig.subscription("two"), rig.envelopes(5)
     clock = MovedClock()
@@ -740,7 +742,7 @@ async def test_a_full_queue_does_not_flood_other_subscriptions_with_what_is_brou
                     await asyncio.sleep(0.05)
 
         async def restore_after(seconds: float) -> list[str]:
-            """What is logged of messages."""
+            """The events that are logged."""
             clock.ahead += seconds
             with capture_logs() as logs:
                 await upkeep.restore()
@@ -766,11 +768,11 @@ async def test_a_full_queue_does_not_flood_other_subscriptions_with_what_is_brou
         assert await take_until(transport, two, set(ids(sent))) == set(ids(sent))
 
 
-async def test_a_full_queue_for_delays_loses_no_retry_and_blocks_nobody(
+async def test_a_full_delay_queue_loses_no_retry_and_blocks_nobody(
     rig: Rig, transport: Transport, broker: Broker
 ) -> None:
-    """What no queue for delays takes goes to the end of its own queue, and the consumer is to be
-    opened anew, by which a worker slows down."""
+    """A retry that no delay queue takes goes to the end of its own queue, and settling is
+    Unreachable, so that a worker slows down."""
     subscription, sent = rig.subscription("reader"), rig.envelopes(9)
     await transport.declare([subscription])
     await publish_or_raise(transport, sent)
@@ -792,7 +794,7 @@ async def test_a_full_queue_for_delays_loses_no_retry_and_blocks_nobody(
             await consumer.settle([(each, DONE) for each in got])
 
 
-async def test_a_message_larger_than_the_broker_takes_by_now_is_kept_cut(
+async def test_a_message_that_is_too_large_for_a_lowered_limit_is_kept_truncated(
     rig: Rig, transport: Transport, broker: Broker
 ) -> None:
     subscription = rig.subscription("reader")
@@ -823,7 +825,7 @@ async def test_a_message_larger_than_the_broker_takes_by_now_is_kept_cut(
 # --- dead letters that EventMesh did not write ---
 
 
-async def test_foreign_dead_letters_are_listed_replayed_and_discarded_like_ours(
+async def test_dead_letters_of_others_are_listed_replayed_and_discarded_like_ours(
     rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
 ) -> None:
     subscription = rig.subscription("reader")
@@ -849,7 +851,7 @@ async def test_foreign_dead_letters_are_listed_replayed_and_discarded_like_ours(
     assert await dead_count(transport, subscription) == 0
 
 
-async def test_what_rabbitmq_dead_letters_by_a_policy_is_a_dead_letter_with_its_reason(
+async def test_a_message_that_rabbitmq_dead_letters_by_a_policy_shows_its_reason(
     rig: Rig, transport: Transport, broker: Broker
 ) -> None:
     subscription, [sent] = rig.subscription("reader"), rig.envelopes(1)
@@ -886,7 +888,7 @@ async def test_the_next_node_is_tried_when_one_does_not_answer(rig: Rig, broker:
             await publish_or_raise(transport, rig.envelopes(1))
 
 
-async def test_nobody_answers() -> None:
+async def test_a_cluster_of_which_no_node_answers_is_unreachable() -> None:
     url = "amqp://u:s3cret@127.0.0.1:1,127.0.0.1:2/"
     with pytest.raises(Unreachable, match=r"u:\*\*\*@127\.0\.0\.1:1,127\.0\.0\.1:2"):
         async with open_transport(url, SystemClock(), TransportOptions()):
@@ -896,9 +898,7 @@ async def test_nobody_answers() -> None:
 # --- TLS ---
 
 
-async def test_tls_with_an_authority_and_a_certificate_of_ones_own(
-    rig: Rig, broker: Broker
-) -> None:
+async def test_tls_with_an_authority_and_a_client_certificate(rig: Rig, broker: Broker) -> None:
     at = broker.certificates
     certificate = f"certfile={at}/client.pem&keyfile={at}/client.key"
     base = f"amqps://eventmesh:{broker.password}@{broker.tls_address}/"

@@ -1,4 +1,4 @@
-"""What is acknowledged on RabbitMQ is gone, and what is given back keeps its order."""
+"""Acknowledged messages are not delivered again, and those that are given back keep their order."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ FAILING = Subscription("audit.failing", ("bank.closed",))
 async def transport(
     request: pytest.FixtureRequest, servers: Servers
 ) -> AsyncIterator[AmqpTransport]:
-    """On each generation of RabbitMQ that can be had."""
+    """On each generation of RabbitMQ that is available."""
     clock = SystemClock()
     server = servers.had_by("rabbitmq", request.param)
-    options = TransportOptions(prefix=f"taking-{clock.new_id()}")
+    options = TransportOptions(prefix=f"held-{clock.new_id()}")
     transport = AmqpTransport(server.url, clock, options)
     await transport.connect()
     yield transport
     await transport.close()
 
 
-async def take(transport: AmqpTransport) -> list[Envelope]:
-    """All that waits for the subscription, as dead letters from then on."""
+async def dead_letter_all(transport: AmqpTransport) -> list[Envelope]:
+    """Dead-letter everything that waits for the subscription; returns it."""
     got: list[Envelope] = []
     waiting = 0
-    while not waiting:  # what was given back is there a moment later
+    while not waiting:  # what was given back is counted a moment later
         waiting = (await transport.stats(FAILING)).ready
     async with transport.consume(FAILING, prefetch=COUNT) as consumer:
         while len(got) < waiting:
@@ -69,20 +69,20 @@ async def test_every_second_of_many_dead_letters_is_discarded_or_replayed_once(
 ) -> None:
     await transport.declare([FAILING])
     await publish_or_raise(transport, messages(COUNT))
-    sent = [envelope.id for envelope in await take(transport)]
+    sent = [envelope.id for envelope in await dead_letter_all(transport)]
     assert ids(await letters(transport)) == sent
     found = await letters(transport)
-    assert ids(found) == sent, "looking at them changes nothing"
+    assert ids(found) == sent, "listing them changes nothing"
     assert len(await transport.discard(FAILING, [each.id for each in found[::2]])) == COUNT / 2
     found = await letters(transport)
     assert ids(found) == sent[1::2]
     chosen = found[::2]
     assert len(await transport.replay(FAILING, [each.id for each in chosen])) == len(chosen)
     assert ids(await letters(transport)) == ids(found[1::2])
-    assert [envelope.id for envelope in await take(transport)] == ids(chosen)
+    assert [envelope.id for envelope in await dead_letter_all(transport)] == ids(chosen)
 
 
-async def test_what_a_worker_has_acknowledged_just_before_it_stops_does_not_come_again(
+async def test_what_a_worker_acknowledged_just_before_it_stopped_is_not_delivered_again(
     transport: AmqpTransport,
 ) -> None:
     await transport.declare([FAILING])
@@ -92,6 +92,6 @@ async def test_what_a_worker_has_acknowledged_just_before_it_stops_does_not_come
         while len(deliveries) < COUNT:
             deliveries += await consumer.receive(COUNT)
         await consumer.settle([(delivery, DONE) for delivery in deliveries[::2]])
-    assert [envelope.id for envelope in await take(transport)] == [
+    assert [envelope.id for envelope in await dead_letter_all(transport)] == [
         delivery.envelope.id for delivery in deliveries[1::2]
     ]

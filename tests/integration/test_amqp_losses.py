@@ -1,5 +1,5 @@
-"""Exchanges, bindings and queues that are deleted under those who publish and consume: all that is
-published reaches every subscription, without anybody's doing."""
+"""Exchanges, bindings and queues are deleted under running publishers and consumers. Every
+published message still reaches every subscription, without an operator's help."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def a_binding_of_the_message(operator: Operator, topology: Topology) -> No
     await operator.queue_unbind(topology.queue(ONE), topology.message_exchange(MESSAGE))
 
 
-async def the_way_for_unrouted_messages(operator: Operator, topology: Topology) -> None:
+async def the_exchange_of_unrouted_messages(operator: Operator, topology: Topology) -> None:
     await operator.exchange_delete(topology.unrouted_exchange)
     await the_exchange(operator, topology)
 
@@ -63,7 +63,7 @@ async def the_queue_of_unrouted_messages(operator: Operator, topology: Topology)
     await the_exchange(operator, topology)
 
 
-async def the_way_for_foreign_messages(operator: Operator, topology: Topology) -> None:
+async def the_exchange_of_foreign_messages(operator: Operator, topology: Topology) -> None:
     await operator.exchange_delete(topology.foreign)
     await operator.queue_delete(topology.foreign)
     await the_exchange(operator, topology)
@@ -84,9 +84,9 @@ LOSSES: tuple[Deletion, ...] = (
     the_exchange_of_a_message,
     a_binding,
     a_binding_of_the_message,
-    the_way_for_unrouted_messages,
+    the_exchange_of_unrouted_messages,
     the_queue_of_unrouted_messages,
-    the_way_for_foreign_messages,
+    the_exchange_of_foreign_messages,
 )
 """After these, each of two subscriptions gets everything once."""
 
@@ -95,13 +95,14 @@ LOSSES_OF_ONE: tuple[Deletion, ...] = (
     the_queue_of_a_subscription,
     a_binding_of_the_message,
 )
-"""After these, the only subscription of a message gets everything at least once: it waits for the
-subscription; or it reaches it by one way, and by the other it is kept and brought back."""
+"""After these, the only subscription to a message gets everything at least once: messages wait for
+the subscription; or they reach it by one way, and are stored as unrouted and rerouted by the
+other."""
 
 
 @pytest.fixture(params=WAYS)
 def url(request: pytest.FixtureRequest, servers: Servers) -> str:
-    """A RabbitMQ of each generation."""
+    """A RabbitMQ of each generation that is available."""
     return servers.had_by("rabbitmq", request.param).url
 
 
@@ -112,7 +113,7 @@ def envelopes(count: int) -> list[Envelope]:
 
 
 async def consume(transport: Transport, subscription: Subscription, seen: Counter[str]) -> None:
-    """Until cancelled, as a worker does."""
+    """Consume until cancelled, as a worker does."""
     while True:
         try:
             async with transport.consume(subscription, prefetch=10) as consumer:
@@ -129,10 +130,11 @@ async def until_seen(envelopes: list[Envelope], *seen: Counter[str]) -> None:
         await asyncio.sleep(0.02)
 
 
-async def survives(
+async def check_survives(
     url: str, deletion: Deletion, subscriptions: list[Subscription], *, once: bool
 ) -> None:
-    """After this deletion, all that is published at once and later reaches these subscriptions."""
+    """After this deletion, messages that are published immediately and later reach these
+    subscriptions."""
     options = TransportOptions(prefix=f"test-{secrets.token_hex(5)}")
     topology = Topology(options.prefix)
     connection = await aiormq.connect(url)
@@ -163,21 +165,23 @@ async def survives(
                         await asyncio.sleep(0.3)  # while some of it may be restored
                         await until_seen(sent, *seen)
                     if once:
-                        assert await publisher.unrouted([MESSAGE]) == []  # nothing may come yet
+                        assert (
+                            await publisher.unrouted([MESSAGE]) == []
+                        )  # nothing that could be delivered later
                         assert {count for ids in seen for count in ids.values()} == {1}
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
     except TimeoutError:
-        raise AssertionError(f"{deletion.__name__}: not all came, but {seen}") from None
+        raise AssertionError(f"{deletion.__name__}: only {seen} were delivered") from None
     finally:
         await connection.close()
 
 
 @asynccontextmanager
 async def operating(url: str) -> AsyncIterator[Operator]:
-    """A channel of somebody who knows nothing of EventMesh."""
+    """A channel of an operator who knows nothing of EventMesh."""
     connection = await aiormq.connect(url)
     try:
         yield await connection.channel()
@@ -185,7 +189,7 @@ async def operating(url: str) -> AsyncIterator[Operator]:
         await connection.close()
 
 
-async def takes(transport: Transport, subscription: Subscription, sent: list[Envelope]) -> None:
+async def take_all(transport: Transport, subscription: Subscription, sent: list[Envelope]) -> None:
     """Return once the subscription has got all of these."""
     missing = {each.id for each in sent}
     async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=100) as consumer:
@@ -200,20 +204,20 @@ async def test_a_publisher_restores_the_way_to_subscriptions_whose_processes_are
 ) -> None:
     options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(10)
     async with operating(url) as operator, open_transport(url, SystemClock(), options) as publisher:
-        await publish_or_raise(publisher, envelopes(1))  # so that it has made what it needs once
+        await publish_or_raise(publisher, envelopes(1))  # so that it has declared what it needs
         async with open_transport(url, SystemClock(), options) as stopped:
             await stopped.declare([ONE, TWO])
         await the_exchange(operator, Topology(options.prefix))
         await publish_or_raise(publisher, sent)
         assert await publisher.unrouted([MESSAGE]) == []
         for subscription in (ONE, TWO):
-            await takes(publisher, subscription, sent)
+            await take_all(publisher, subscription, sent)
 
 
-async def test_what_an_existing_subscription_takes_is_brought_to_it_before_anything_is_purged(
+async def test_messages_of_an_existing_subscription_are_rerouted_before_anything_is_purged(
     url: str,
 ) -> None:
-    """It is unrouted although the subscription exists, because the bindings were deleted for a
+    """They are unrouted although the subscription exists, because its bindings were deleted for a
     while."""
     options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(10)
     topology = Topology(options.prefix)
@@ -228,7 +232,7 @@ async def test_what_an_existing_subscription_takes_is_brought_to_it_before_anyth
         assert waiting.number == 10
         await operator.queue_bind(topology.queue(ONE), topology.message_exchange(MESSAGE), "")
         assert await publisher.purge_unrouted(MESSAGE, [ONE], keep=4) == 0
-        await takes(publisher, ONE, sent)
+        await take_all(publisher, ONE, sent)
 
 
 async def everything(operator: Operator, topology: Topology) -> None:
@@ -239,10 +243,10 @@ async def everything(operator: Operator, topology: Topology) -> None:
         await operator.queue_delete(queue)
 
 
-async def test_after_everything_was_lost_the_first_that_consumes_again_does_not_take_all(
+async def test_after_everything_was_lost_the_first_subscription_does_not_take_it_all(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_upkeep, "INTERVAL", 3600.0)  # the test says when
+    monkeypatch.setattr(amqp_upkeep, "INTERVAL", 3600.0)  # the test decides when
     monkeypatch.setattr(amqp_upkeep, "REROUTING_INTERVAL", 3600.0)
     options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(10)
     clock = MovedClock()
@@ -265,11 +269,11 @@ async def test_after_everything_was_lost_the_first_that_consumes_again_does_not_
             pass
         clock.ahead += amqp_upkeep.GRACE
         await first._upkeep.restore()
-        await takes(second, TWO, sent)
-        await takes(first, ONE, sent)
+        await take_all(second, TWO, sent)
+        await take_all(first, ONE, sent)
 
 
-async def test_foreign_messages_are_not_searched_while_somebody_else_looks_into_queues(
+async def test_foreign_messages_are_not_searched_during_another_inspection(
     url: str,
 ) -> None:
     options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(3)
@@ -293,7 +297,7 @@ async def test_foreign_messages_are_not_searched_while_somebody_else_looks_into_
         assert (waiting.message, waiting.number) == (MESSAGE, 4)
 
 
-async def test_whatever_is_deleted_is_restored_and_nothing_is_missed(
+async def test_whatever_is_deleted_is_restored_and_no_message_is_missed(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_upkeep, "INTERVAL", 0.8)
@@ -301,6 +305,6 @@ async def test_whatever_is_deleted_is_restored_and_nothing_is_missed(
     monkeypatch.setattr(amqp_upkeep, "GRACE", 1.5)
     monkeypatch.setattr(amqp_upkeep, "FOREIGN_INTERVAL", 2.0)
     await asyncio.gather(
-        *(survives(url, deletion, [ONE, TWO], once=True) for deletion in LOSSES),
-        *(survives(url, deletion, [ONE], once=False) for deletion in LOSSES_OF_ONE),
+        *(check_survives(url, deletion, [ONE, TWO], once=True) for deletion in LOSSES),
+        *(check_survives(url, deletion, [ONE], once=False) for deletion in LOSSES_OF_ONE),
     )

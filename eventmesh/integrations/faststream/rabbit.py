@@ -111,7 +111,7 @@ class RabbitMesh(Mesh):
 
 
 class _RabbitIntake(Intake):
-    """One subscription's queue. `republisher` is there while the mesh runs."""
+    """One subscription's queue. `republisher` is set while the mesh runs."""
 
     republisher: Republisher[StreamMessage[Any]]
 
