@@ -29,12 +29,12 @@ from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.transports.base import Delivery
-from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
-from eventmesh.transports.redis import scripts
+from eventmesh.transports.outcome import Done, Outcome, RetryAfter
 from eventmesh.transports.redis.address import locator_for, understand
 from eventmesh.transports.redis.connection import Redis
-from eventmesh.transports.redis.entries import letter_fields, open_entry, open_parcel, parcel
+from eventmesh.transports.redis.entries import open_entry, open_parcel
 from eventmesh.transports.redis.keys import Keys, Layout
+from eventmesh.transports.redis.settlement import SettlementCommands
 from eventmesh.transports.redis.upkeep import Token, Upkeep
 
 BLOCK_MS = 500
@@ -156,6 +156,7 @@ class _RedisIntake(Intake):
         self.visibility_timeout = service.settings.visibility_timeout
         self._clock = service.clock
         self._consumer = consumer
+        self._commands = SettlementCommands(self.keys, consumer, service.clock)
         self._held: set[Token] = set()
         self._upkeep: Upkeep | None = None
 
@@ -174,24 +175,15 @@ class _RedisIntake(Intake):
         return message
 
     async def settle(self, delivery: Delivery, outcome: Outcome) -> bool:
-        stream, entry_id = delivery.token
-        match outcome:
-            case Done():
-                if stream == self.keys.retry:
-                    await self.redis.run(scripts.FINISH, (stream,), self.keys.group, entry_id)
-                return True
-            case RetryAfter(delay) if delay > 0:
-                content = parcel(delivery.envelope, delivery.attempt + 1, self._clock)
-                await self._move(delivery, self.keys.delayed, math.ceil(delay * 1000), (content,))
-                if self._upkeep is not None:
-                    self._upkeep.delay_asked()
-            case RetryAfter():
-                content = parcel(delivery.envelope, delivery.attempt + 1, self._clock)
-                await self._move(delivery, self.keys.retry, "", ("parcel", content))
-            case Dead():
-                fields = letter_fields(delivery, outcome, self._clock)
-                await self._move(delivery, self.keys.dead, "", fields)
-        # The script has acknowledged it, or it is not ours any more and must not be acknowledged.
+        if isinstance(outcome, Done):
+            stream, _ = delivery.token
+            if stream == self.keys.retry:
+                await self.redis.batch(self._commands.finish([delivery]))
+            return True
+        await self.redis.batch([self._commands.move(delivery, outcome)])
+        if isinstance(outcome, RetryAfter) and outcome.delay > 0 and self._upkeep is not None:
+            self._upkeep.delay_asked()
+        # The move has acknowledged it, or it is not ours any more and must not be acknowledged.
         return False
 
     def let_go(self, delivery: Delivery) -> None:
@@ -240,17 +232,3 @@ class _RedisIntake(Intake):
         message.headers = dict(delivery.envelope.attributes)
         self.note(message, Arrival(self, delivery, held_already=token in self._held))
         self._held.add(token)
-
-    async def _move(
-        self, delivery: Delivery, target: str, delay_ms: int | str, content: Sequence[str | bytes]
-    ) -> None:
-        stream, entry_id = delivery.token
-        await self.redis.run(
-            scripts.RESETTLE,
-            (stream, self.keys.retry, target),
-            self.keys.group,
-            self._consumer,
-            entry_id,
-            delay_ms,
-            *content,
-        )

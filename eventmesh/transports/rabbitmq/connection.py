@@ -65,7 +65,7 @@ class BrokerConnection:
         self._next_node = random.randrange(len(self._nodes))  # noqa: S311 - not for secrets
         self._purpose = purpose
         # RabbitMQ takes deliveries back from a silent client after at most two heartbeats.
-        self._retrieve_errortbeat = max(MIN_HEARTBEAT, int(options.visibility_timeout / 2))
+        self._heartbeat = max(MIN_HEARTBEAT, int(options.visibility_timeout / 2))
         self._connection: Connection | None = None
         self._taps: dict[int, Tap] = {}
         self._connecting = asyncio.Lock()
@@ -210,7 +210,7 @@ class BrokerConnection:
     async def _connect(self, node: str) -> Connection:
         url = URL(node)
         if "heartbeat" not in url.query:
-            url = url.update_query(heartbeat=self._retrieve_errortbeat)
+            url = url.update_query(heartbeat=self._heartbeat)
         self._taps = {}  # taps of a lost connection must not see frames of this one
         connection = Connection(
             url,

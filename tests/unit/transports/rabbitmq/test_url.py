@@ -32,16 +32,16 @@ def test_a_url_names_one_node_or_several(url: str, expected: list[str]) -> None:
         *("amqp://u:s3cret@a:x", "amqp://u:s3cret@a:1,b:99999", "amqp://u:s3cret@[::1"),
     ],
 )
-def test_a_url_without_a_host_or_with_a_bad_port_is_refused(url: str) -> None:
+def test_a_url_without_a_host_or_with_an_invalid_port_is_a_usage_error(url: str) -> None:
     with pytest.raises(UsageError, match="amqp://user:password@host:port/virtualhost") as caught:
         nodes(url)
     assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("option", ["cafile", "capath", "certfile", "keyfile"])
-def test_a_certificate_that_is_not_there_is_named(option: str, tmp_path: Path) -> None:
-    there = tmp_path / "there.pem"
-    there.touch()
-    assert nodes(f"amqps://a/?{option}={there}")
-    with pytest.raises(UsageError, match=rf"{option} '/not/there\.pem', which is not there"):
+def test_a_certificate_file_that_does_not_exist_is_named(option: str, tmp_path: Path) -> None:
+    existing = tmp_path / "existing.pem"
+    existing.touch()
+    assert nodes(f"amqps://a/?{option}={existing}")
+    with pytest.raises(UsageError, match=rf"{option} '/not/there\.pem', which does not exist"):
         nodes(f"amqps://a/?{option}=/not/there.pem")
