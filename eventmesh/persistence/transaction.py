@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -43,40 +44,46 @@ class Transaction:
         session: AsyncSession,
         sender: Sender,
         keep: Callable[[Outgoing], None],
-        cause: Envelope | None = None,
+        causes: Sequence[tuple[Message, Envelope]] = (),
     ) -> None:
         self.session = session
         self._sender = sender
         self._keep = keep
-        self._cause = cause
+        self._causes = {id(message): envelope for message, envelope in causes}
         self._has_ended = False
 
     def end(self) -> None:
         """Refuse further messages: nobody would store them."""
         self._has_ended = True
 
-    def publish(self, event: Event, *, delay: Duration = 0) -> None:
+    def publish(self, event: Event, *, delay: Duration = 0, cause: Message | None = None) -> None:
         """Publish an event of this service, after `delay` at the earliest.
+
+        `cause` is the message because of which it is published: one of those that the handler was
+        called with. It need only be given by a batch handler; without it, an event that several
+        messages caused begins a correlation of its own.
 
         UndeclaredMessage when the service did not declare it; MessageTooLarge; UsageError.
         """
         check_message(event)
         if not isinstance(event, Event):
             raise UsageError(f"{_name(event)} is not an event: use send for a command.")
-        self.add(event, delay=delay)
+        self.add(event, delay=delay, cause=cause)
 
-    def send(self, command: Command, *, delay: Duration = 0) -> None:
-        """Send a command to its owner, after `delay` at the earliest. Raises as `publish`."""
+    def send(self, command: Command, *, delay: Duration = 0, cause: Message | None = None) -> None:
+        """Send a command to its owner, after `delay` at the earliest. `cause`, and what it raises,
+        as of `publish`."""
         check_message(command)
         if not isinstance(command, Command):
             raise UsageError(f"{_name(command)} is not a command: use publish for an event.")
-        self.add(command, delay=delay)
+        self.add(command, delay=delay, cause=cause)
 
     def add(
         self,
         message: Message,
         *,
         delay: Duration = 0,
+        cause: Message | None = None,
         extensions: Mapping[str, str] | None = None,
     ) -> None:
         """Publish or send, whichever the message is, with attributes of one's own."""
@@ -92,7 +99,7 @@ class Transaction:
             message,
             source=sender.service,
             clock=sender.clock,
-            cause=self._cause,
+            cause=self._envelope_of(cause, message),
             extensions=extensions,
             max_bytes=sender.max_bytes,
             version=sender.registry.written(type(message)),
@@ -103,6 +110,31 @@ class Transaction:
                 f"before the handler returns, or inside `async with service.transaction() as tx:`."
             )
         self._keep(Outgoing(envelope, seconds(delay)))
+
+    def _envelope_of(self, cause: Message | None, effect: Message) -> Envelope | None:
+        """The envelope of the message that caused this one; None where none did, or several."""
+        if cause is not None:
+            if id(cause) not in self._causes:
+                raise UsageError(
+                    f"{_name(effect)} was published with cause={_name(cause)}, which is not a "
+                    f"message that this transaction handles: give one of those the handler was "
+                    f"called with."
+                )
+            return self._causes[id(cause)]
+        if len(self._causes) == 1:
+            return next(iter(self._causes.values()))
+        if self._answers_a_saga:
+            raise UsageError(
+                f"{_name(effect)} was published by a batch handler without a cause, but the batch "
+                f"holds messages of a saga, which waits for answers to its commands: write "
+                f"tx.publish(…, cause=message) or tx.send(…, cause=message)."
+            )
+        return None
+
+    @cached_property
+    def _answers_a_saga(self) -> bool:
+        """Whether a message that is published without a cause might leave a saga waiting."""
+        return any("sagaid" in envelope.attributes for envelope in self._causes.values())
 
 
 def _name(message: object) -> str:

@@ -4,7 +4,7 @@ A group of messages, `service.transaction()` and the saga coordinator change sta
 the outbox together or not at all, and this is where that is done:
 
     async with database.unit_of_work(sender) as unit:
-        with unit.transaction(cause=envelope) as tx:  # for each message of a group
+        with unit.transaction([(message, envelope)]) as tx:  # each call of a handler
             await handler(message, tx)
         await unit.commit()
 
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self
@@ -36,6 +36,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 
+from eventmesh.contracts.message import Message
 from eventmesh.errors import Conflict, UsageError
 from eventmesh.persistence import outbox
 from eventmesh.persistence.dialects import mariadb
@@ -87,10 +88,11 @@ class UnitOfWork:
             await asyncio.shield(AsyncSession.invalidate(self.session))
 
     @contextmanager
-    def transaction(self, cause: Envelope | None = None) -> Iterator[Transaction]:
-        """What one handler gets; it takes no more messages after the block."""
+    def transaction(self, causes: Sequence[tuple[Message, Envelope]] = ()) -> Iterator[Transaction]:
+        """What one call of a handler gets, with the messages that it is called with; it takes no
+        more messages after the block."""
         self._is_proved = False
-        transaction = Transaction(self.session, self._sender, self._keep, cause)
+        transaction = Transaction(self.session, self._sender, self._keep, causes)
         try:
             yield transaction
         finally:

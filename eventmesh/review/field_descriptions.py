@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from eventmesh.compat.schema.pointers import resolve_reference
+from eventmesh.compat.pointers import resolve_reference
 
 _WORDS = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false"}
 _BOUNDS = {

@@ -30,8 +30,8 @@ class Side:
 
     def reads(self, other: Side) -> Verdict:
         """Whether this side can read all that the other writes."""
-        from eventmesh.compat.pydantic_models.comparison import compare_model
-        from eventmesh.compat.pydantic_models.schemas import plain
+        from eventmesh.compat.model_schemas import plain
+        from eventmesh.compat.models import compare_model
 
         if self.model is not None:
             return compare_model(

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from eventmesh.clock import Clock
-from eventmesh.errors import Unreachable
-from eventmesh.transports.base import PublishResult
+from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
 
@@ -47,7 +46,7 @@ class FaultyTransport(MemoryTransport):
         self._faults = broker
         self._may = may
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
         broker = self._faults
         broker.violations += [
             f"{each.id} is leased by another relay" for each in envelopes if not self._may(each)
@@ -56,22 +55,21 @@ class FaultyTransport(MemoryTransport):
         rejected = self._rejected(envelopes)
         accepted = [each for each in envelopes if each.id not in rejected]
         if broker.lost_after is not None:
-            stored = await self._lose(accepted, broker.lost_after)
-            confirmed = stored if broker.confirms_before_loss else set()
-            unconfirmed = [each for each in envelopes if each.id not in confirmed]
-            return PublishResult.interrupted(unconfirmed, Unreachable("lost"))
+            await self._lose(accepted, broker.lost_after)
         await self._store(accepted)
-        return PublishResult(rejected)
+        if rejected:
+            raise PublishError(rejected)
 
-    async def _lose(self, accepted: Sequence[Envelope], after: int) -> set[str]:
-        """Store only so many of these; returns their ids."""
+    async def _lose(self, accepted: Sequence[Envelope], after: int) -> None:
         broker = self._faults
         broker.lost_after = None
         stored = accepted[:after]
         if broker.atomic_batches and len(stored) < len(accepted):
             stored = []
         await self._store(stored)
-        return {each.id for each in stored}
+        if broker.confirms_before_loss:
+            raise PublishInterrupted("lost", frozenset(each.id for each in stored))
+        raise Unreachable("lost")
 
     async def _store(self, envelopes: Sequence[Envelope]) -> None:
         for part in [envelopes] if self.atomic_batches else [[each] for each in envelopes]:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from eventmesh.clock import Clock
+from eventmesh.errors import PublishError
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.transports.base import PublishResult, Transport
+from eventmesh.transports.base import Transport
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope
 from tests.crash import invariants
@@ -73,14 +74,14 @@ class RejectingTransport:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
         accepted = [each for each in envelopes if each.key != REFUSED]
         for part in [accepted] if self.atomic_batches else [[each] for each in accepted]:
             self._sent.extend(part)
-            result = await self._transport.publish(part)
-            if result.error is not None:
-                return PublishResult.interrupted(envelopes, result.error)
-        return PublishResult({each.id: "refused" for each in envelopes if each.key == REFUSED})
+            await self._transport.publish(part)
+        rejected = {each.id: "refused" for each in envelopes if each.key == REFUSED}
+        if rejected:
+            raise PublishError(rejected)
 
 
 def run_worker(

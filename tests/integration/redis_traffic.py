@@ -19,7 +19,6 @@ from eventmesh.transports.base import (
     Subscription,
     Transport,
     TransportOptions,
-    publish_or_raise,
 )
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.redis.transport import RedisStreamsTransport
@@ -78,7 +77,7 @@ class Traffic:
         reconnect = Reconnect(CLOCK)
         while True:
             try:
-                await publish_or_raise(self.transport, batch)
+                await self.transport.publish(batch)
                 break
             except Unreachable as error:
                 self.publishing_errors.append(str(error))

@@ -1,4 +1,4 @@
-"""Queues and exchanges are deleted under a worker process."""
+"""A real worker process whose queues and exchanges are deleted under it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE = 120.0
 async def operator(
     durable_url: Callable[[str], str],
 ) -> AsyncIterator[aiormq.abc.AbstractConnection]:
-    """A connection with the permission to delete."""
+    """A connection of somebody with the right to delete."""
     connection = await aiormq.connect(durable_url("amqp"))
     try:
         yield connection
@@ -32,13 +32,11 @@ async def operator(
         await connection.close()
 
 
-async def until_declared_again(operator: aiormq.abc.AbstractConnection, exchange: str) -> None:
-    """Return once the exchange exists."""
+async def made_again(operator: aiormq.abc.AbstractConnection, exchange: str) -> None:
+    """Return once there is such an exchange."""
     async with asyncio.timeout(PATIENCE):
         while True:
-            channel = (
-                await operator.channel()
-            )  # RabbitMQ closes the channel if the exchange does not exist
+            channel = await operator.channel()  # the broker closes one that asks in vain
             try:
                 await channel.exchange_declare(exchange, passive=True)
                 return
@@ -46,7 +44,7 @@ async def until_declared_again(operator: aiormq.abc.AbstractConnection, exchange
                 await asyncio.sleep(0.05)
 
 
-async def test_a_worker_declares_again_what_was_deleted_under_it_and_misses_nothing(
+async def test_a_worker_makes_what_was_deleted_under_it_again_and_misses_nothing(
     on: Callable[[str], Any],
     put: Callable[..., Any],
     attributes: Callable[..., dict[str, str]],
@@ -70,13 +68,13 @@ async def test_a_worker_declares_again_what_was_deleted_under_it_and_misses_noth
     await channel.exchange_delete(topology.exchange)
     for queue in (topology.queue(DEPOSITS), topology.queue(TOLD)):
         await channel.queue_delete(queue)
-    await until_declared_again(operator, topology.exchange)
+    await made_again(operator, topology.exchange)
     await deposit("third")
     assert worker.events().count("subscription waiting for broker") == 4
 
-    # As long as no queue is deleted, no consumer is cancelled.
+    # Without queues that are deleted, nobody is cut off and told.
     await channel.exchange_delete(topology.exchange)
-    await until_declared_again(operator, topology.exchange)
+    await made_again(operator, topology.exchange)
     await deposit("fourth")
     assert worker.events().count("subscription waiting for broker") == 4
     worker.drain()

@@ -10,7 +10,7 @@ from sqlalchemy import event
 
 from eventmesh import Command, Service, Settings, Transaction
 from eventmesh.clock import SystemClock
-from eventmesh.runtime.consuming.group import GroupRunner
+from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import Delivery
 from eventmesh.wire.envelope import seal
@@ -39,7 +39,7 @@ class Lane:
         self.clock = clock
         [handler] = service.handlers.values()
         vitals = SubscriptionVitals("shop", handler.subscription, clock)
-        self.runner = GroupRunner(service, handler, vitals)
+        self.runner = BatchRunner(service, handler, vitals)
 
     async def run(self, batches: int) -> int:
         """The size of the groups after so many."""

@@ -31,7 +31,6 @@ from eventmesh.persistence.dialects.silence import SILENCE
 from eventmesh.persistence.outbox import Outgoing, Refusal
 from eventmesh.persistence.sagas import SagaRow
 from eventmesh.runtime.relaying.relay import Relay
-from eventmesh.transports.base import PublishResult
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
 from tests.integration.test_worker import (
@@ -657,9 +656,9 @@ class Remembering(MemoryTransport):
         super().__init__(clock)
         self.published: list[Envelope] = []
 
-    async def publish(self, envelopes: Any) -> PublishResult:
+    async def publish(self, envelopes: Any) -> None:
         self.published.extend(envelopes)
-        return await super().publish(envelopes)
+        await super().publish(envelopes)
 
 
 def of_key(key: str) -> list[int]:

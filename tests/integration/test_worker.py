@@ -35,29 +35,22 @@ from eventmesh.clock import SystemClock
 from eventmesh.errors import (
     DrainTimeout,
     MessageTooLarge,
+    PublishError,
+    PublishInterrupted,
     UndeclaredMessage,
     Unreachable,
 )
 from eventmesh.persistence import outbox, sagas, starts
 from eventmesh.persistence.database import AsyncSession
 from eventmesh.persistence.tables import inbox, start
-from eventmesh.runtime.consuming.group import GroupRunner
+from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.consuming.lanes import lane_of
 from eventmesh.runtime.consuming.poison import CAUTIOUS_AFTER, FIRST_DELIVERIES_TO_LEAVE
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.handler import bind
 from eventmesh.runtime.relaying.relay import Relay, hold_time
 from eventmesh.runtime.vitals import SubscriptionVitals
-from eventmesh.transports.base import (
-    ALL_CONFIRMED,
-    Consumer,
-    DeadLetter,
-    Delivery,
-    PublishResult,
-    Subscription,
-    Transport,
-    publish_or_raise,
-)
+from eventmesh.transports.base import Consumer, DeadLetter, Delivery, Subscription, Transport
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope, seal
@@ -119,7 +112,7 @@ class Mesh:
         envelopes = [
             seal(Do(number=number, key=key), source="test", clock=self.clock) for number in numbers
         ]
-        await publish_or_raise(self.transport, envelopes)
+        await self.transport.publish(envelopes)
         return envelopes
 
     async def effects(self) -> list[int]:
@@ -210,7 +203,7 @@ async def test_a_message_delivered_again_and_again_takes_effect_once(mesh: Mesh)
 
     async with mesh.worker():
         sent = await mesh.send(*range(20))
-        await publish_or_raise(mesh.transport, [*sent, *sent])
+        await mesh.transport.publish([*sent, *sent])
         await mesh.send(99)
         await until(effect(mesh, 99))
     assert await mesh.effects() == [*range(20), 99]
@@ -467,7 +460,7 @@ class Grouped:
         mesh.service.configure(mesh.settings.model_copy(update={"group_time": 1_000.0}))
         [handler] = mesh.service.handlers.values()
         vitals = SubscriptionVitals("shop", handler.subscription, mesh.clock)
-        self.runner = GroupRunner(mesh.service, handler, vitals)
+        self.runner = BatchRunner(mesh.service, handler, vitals)
         self._clock = mesh.clock
 
     async def run(self, *numbers: int, attempts: int = 1) -> dict[int, Outcome]:
@@ -597,9 +590,7 @@ async def test_a_handler_that_returns_no_message_is_told_what_one_returns(
 
     async with mesh.worker():
         await mesh.send(1)
-        await publish_or_raise(
-            mesh.transport, [seal(Heard(number=1), source="shop", clock=mesh.clock)]
-        )
+        await mesh.transport.publish([seal(Heard(number=1), source="shop", clock=mesh.clock)])
         await until(all_dead)
     for name in ("shop.do", "shop.do_plainly"):
         [letter] = await mesh.dead(name)
@@ -712,13 +703,12 @@ class Picky(MemoryTransport):
         self.refuses = refuses
         self.published: list[Envelope] = []
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
         taken = [envelope for envelope in envelopes if not self.refuses(envelope)]
         self.published.extend(taken)
         await super().publish(taken)
-        return PublishResult(
-            {each.id: "resource limit" for each in envelopes if self.refuses(each)}
-        )
+        if refused := [envelope.id for envelope in envelopes if self.refuses(envelope)]:
+            raise PublishError(dict.fromkeys(refused, "resource limit"))
 
 
 async def relay_of(mesh: Mesh, transport: Transport) -> Relay:
@@ -795,12 +785,11 @@ class LostAfter(MemoryTransport):
         self.count = count
         self.published: list[Envelope] = []
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
         taken = envelopes[: self.count] if not self.published else envelopes
         self.published.extend(taken)
         if len(taken) < len(envelopes):
-            return PublishResult.interrupted(envelopes[len(taken) :], Unreachable("lost"))
-        return ALL_CONFIRMED
+            raise PublishInterrupted("lost", frozenset(envelope.id for envelope in taken))
 
 
 @EVERYWHERE
@@ -845,9 +834,7 @@ async def test_ids_of_two_sources_that_are_alike_are_two_messages(mesh: Mesh) ->
         return Envelope({**envelope.attributes, "id": "1"}, envelope.data)
 
     async with mesh.worker():
-        await publish_or_raise(
-            mesh.transport, [numbered("a", 1), numbered("b", 2), numbered("a", 1)]
-        )
+        await mesh.transport.publish([numbered("a", 1), numbered("b", 2), numbered("a", 1)])
         await mesh.send(99)
         await until(effect(mesh, 99))
     assert await mesh.effects() == [1, 2, 99]
@@ -1037,7 +1024,7 @@ async def test_only_the_message_that_kills_its_worker_is_given_up(mesh: Mesh) ->
 
     [handler] = mesh.service.handlers.values()
     vitals = SubscriptionVitals("shop", handler.subscription, mesh.clock)
-    runner = GroupRunner(mesh.service, handler, vitals)
+    runner = BatchRunner(mesh.service, handler, vitals)
     envelopes = [seal(Do(number=number), source="test", clock=mesh.clock) for number in range(6)]
     database = await mesh.service.database()
     for _ in range(mesh.settings.max_deliveries):  # as if the process had ended after each
@@ -1069,7 +1056,7 @@ async def test_a_plain_handler_gives_up_only_what_kills_its_worker(mesh: Mesh) -
 
     [handler] = mesh.service.handlers.values()
     vitals = SubscriptionVitals("shop", handler.subscription, mesh.clock)
-    runner = GroupRunner(mesh.service, handler, vitals)
+    runner = BatchRunner(mesh.service, handler, vitals)
     envelopes = [seal(Do(number=number), source="test", clock=mesh.clock) for number in range(6)]
     database = await mesh.service.database()
     for _ in range(mesh.settings.max_deliveries):  # as if the process had ended after each
@@ -1135,7 +1122,7 @@ async def test_a_suspect_whose_handling_fails_in_good_order_is_none_any_more(mes
 
     [handler] = mesh.service.handlers.values()
     vitals = SubscriptionVitals("shop", handler.subscription, mesh.clock)
-    runner = GroupRunner(mesh.service, handler, vitals)
+    runner = BatchRunner(mesh.service, handler, vitals)
     envelope = seal(Do(number=1), source="test", clock=mesh.clock)
     for _ in range(20):
         [(_, outcome)] = await runner.run([Delivery(envelope, deliveries=50)])
@@ -1282,7 +1269,7 @@ async def test_a_reply_that_names_a_saga_which_is_not_there_is_given_up(
     reply = Envelope({**sealed.attributes, **labels}, sealed.data)
     [handler] = mesh.service.handlers.values()
     vitals = SubscriptionVitals("shop", handler.subscription, mesh.clock)
-    runner = GroupRunner(mesh.service, handler, vitals)
+    runner = BatchRunner(mesh.service, handler, vitals)
     for attempt in range(1, 1_000):
         [(_, outcome)] = await runner.run([Delivery(reply, attempt)])
         if isinstance(outcome, Dead):
@@ -1336,11 +1323,11 @@ async def test_the_same_id_with_other_data_is_a_dead_letter_and_no_duplicate(
     bridged = Envelope({**first.attributes, "time": "2026-01-01T00:00:00Z"}, first.data)
     async with mesh.worker():
         if at_once:
-            await publish_or_raise(mesh.transport, [first, other, bridged, third])
+            await mesh.transport.publish([first, other, bridged, third])
         else:
-            await publish_or_raise(mesh.transport, [first])
+            await mesh.transport.publish([first])
             await until(effects(mesh, 1))
-            await publish_or_raise(mesh.transport, [other, bridged, third])
+            await mesh.transport.publish([other, bridged, third])
         await until(effects(mesh, 2))
 
         async def dead() -> bool:
@@ -1413,7 +1400,7 @@ async def test_lanes_of_transactions_take_effect_once_and_retry_alone(mesh: Mesh
     async with mesh.worker():
         for number in range(50):
             sent = await mesh.send(number, key=f"k{number % 5}")
-            await publish_or_raise(mesh.transport, sent)
+            await mesh.transport.publish(sent)
         await until(effects(mesh, 50))
     assert sorted(await mesh.effects()) == list(range(50))
     assert sorted(failed) == [0, 10, 20, 30, 40]

@@ -22,7 +22,7 @@ def import_(
 ) -> None:
     """Write a model that reads what a JSON Schema of somebody else allows, and prove that it
     does."""
-    from eventmesh.compat.pydantic_models.comparison import compare_model
+    from eventmesh.compat.models import compare_model
     from eventmesh.review.bundling import bundle
     from eventmesh.review.formats.comparison import as_text, as_value
     from eventmesh.review.schema_import import import_schema

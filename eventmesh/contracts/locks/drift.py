@@ -23,7 +23,7 @@ FREEZABLE = ("EM030", "EM032")
 
 def schemas_of(model: type[Message]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the model writes and what it reads, as schemas; UsageError when there are none."""
-    from eventmesh.compat.pydantic_models.schemas import reader_schema, writer_schema
+    from eventmesh.compat.model_schemas import reader_schema, writer_schema
 
     try:
         schemas = writer_schema(model), reader_schema(model)
@@ -171,7 +171,7 @@ def _compare(model: type[Message], revisions: Sequence[Lock]) -> list[Problem]:
 
 
 def _verdicts(model: type[Message], lock: Lock) -> Iterable[tuple[str, Verdict]]:
-    from eventmesh.compat.pydantic_models.comparison import compare_model, compare_schemas
+    from eventmesh.compat.models import compare_model, compare_schemas
 
     writer, _ = schemas_of(model)
     yield (

@@ -16,7 +16,7 @@ def samples_of(model: type[Message], writer: dict[str, Any]) -> tuple[Any, ...]:
     """A few messages that this model, whose schema is `writer`, writes, the same ones each time:
     the smallest, the largest, and some on the bounds of what is allowed."""
     from eventmesh.compat import documents
-    from eventmesh.compat.pydantic_models.comparison import written
+    from eventmesh.compat.models import written
 
     found = list(_written(model, documents(writer, limit=_TRIED), writer))
     more = written(model, limit=_TRIED) if len(found) < MOST else []

@@ -1,5 +1,5 @@
-"""One subscription in a FastStream app. Its messages are handled by the code that a worker runs, in
-groups of one, which calls FastStream to call the handler."""
+"""The way of one subscription's messages through a FastStream app: the same code that a worker
+runs, in groups of one, with FastStream's call of the handler in the middle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from faststream import StreamMessage
 from eventmesh.contracts.message import Message
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.runtime.backoff import Reconnect
-from eventmesh.runtime.consuming.group import GroupRunner
+from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.declaring.handler import Call, Handler
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.vitals import SubscriptionVitals
@@ -23,16 +23,16 @@ from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Outcome
 
 
-class FastStreamSubscriber(Protocol):
-    """What an intake needs to know of a FastStream subscriber."""
+class Runs(Protocol):
+    """The part of a FastStream subscriber that says whether it goes on."""
 
     running: bool
 
 
 @dataclass(slots=True, eq=False)
 class Arrival:
-    """A message that FastStream has received for an intake. `message` is set once it has been read
-    and validated. `held_already` says that this process is still handling an earlier delivery."""
+    """A message that FastStream has received for an intake. `message` is there once it has been
+    read and validated; `held` already, when this process is still handling it."""
 
     intake: Intake
     delivery: Delivery
@@ -41,35 +41,36 @@ class Arrival:
 
 
 class Intake(ABC):
-    """One subscription. A subclass for each broker knows how FastStream's messages are read and
-    settled."""
+    """One subscription. Its broker's class knows how FastStream's messages are read, and how what
+    became of them is told to the broker."""
 
     def __init__(self, service: Service, handler: Handler) -> None:
         self.handler = handler
         self._service = service
         self._vitals = SubscriptionVitals(service.name, handler.subscription, service.clock)
         self._arrivals: WeakKeyDictionary[StreamMessage[Any], Arrival] = WeakKeyDictionary()
-        self._subscribers: list[FastStreamSubscriber] = []
+        self._subscribers: list[Runs] = []
         self._trouble = Reconnect(service.clock)
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.faststream")
 
     @abstractmethod
     async def settle(self, delivery: Delivery, outcome: Outcome) -> bool:
-        """Settle a delivery on the broker; returns whether FastStream is still to acknowledge it.
-        Unreachable if the broker did not take the settlement."""
+        """Tell the broker what became of a delivery; returns whether FastStream is still to
+        acknowledge it. Unreachable when the broker did not take it."""
 
     def let_go(self, delivery: Delivery) -> None:  # noqa: B027 - only some brokers need it
-        """The delivery is no longer being handled here."""
+        """It is left unsettled, and will come again."""
 
-    def serve(self, subscriber: FastStreamSubscriber) -> None:
-        """Handle this subscriber's messages, and wait for a lost database while it is running."""
+    def serve(self, subscriber: Runs) -> None:
+        """Go on for as long as this subscriber does."""
         self._subscribers.append(subscriber)
 
     def note(self, message: StreamMessage[Any], arrival: Arrival) -> None:
+        """Remember what arrived as this message."""
         self._arrivals[message] = arrival
 
     def arrival_of(self, message: StreamMessage[Any]) -> Arrival | None:
-        """What arrived as this message, if it belongs to this subscription."""
+        """What arrived as this message, if it arrived here."""
         return self._arrivals.get(message)
 
     async def decode(self, message: StreamMessage[Any]) -> Message:
@@ -77,15 +78,15 @@ class Intake(ABC):
         arrival = self.arrival_of(message)
         if arrival is None or arrival.message is None:
             raise UsageError(
-                f"A message of {self.handler.subscription.name} bypassed EventMesh's middleware: "
-                f"another middleware replaced it by a copy. Let it pass on what it was given."
+                f"A message of {self.handler.subscription.name} came past EventMesh's middleware: "
+                f"another middleware put a copy in its place. Let it hand on what it was given."
             )
         return arrival.message
 
     async def run(self, delivery: Delivery, call: Call) -> Outcome:
-        """Handle a delivery by `call`; returns its outcome once that is committed.
+        """What becomes of a delivery, handled by `call`, once that is committed.
 
-        While the database is lost, this waits; it raises Unreachable only if the app is stopping.
+        It is held through every loss of the database; Unreachable only when the app is stopping.
         """
         reconnect = Reconnect(self._service.clock)
 
@@ -99,7 +100,7 @@ class Intake(ABC):
             )
             await reconnect.wait()
 
-        runner = GroupRunner(
+        runner = BatchRunner(
             self._service,
             replace(self.handler, call=call),
             self._vitals,
@@ -110,12 +111,12 @@ class Intake(ABC):
         return outcome
 
     async def pause(self) -> None:
-        """Wait before giving back a message that will be delivered again at once."""
+        """Before a message is given back that will come again at once."""
         await self._trouble.wait()
 
 
 def messages_in(returned: Any) -> Sequence[Message]:
-    """The messages in what a handler returned; a FastStream handler may return anything."""
+    """The messages in what a handler returned, which may be anything in FastStream."""
     if isinstance(returned, Message):
         return (returned,)
     if isinstance(returned, list | tuple) and all(isinstance(each, Message) for each in returned):

@@ -21,6 +21,7 @@ from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 
 _REMEMBERED_ERRORS = 100
+_OF_A_MESSAGE = ("message_id", "name", "correlation_id")
 
 
 class SeenErrors:
@@ -68,7 +69,7 @@ class DeliveryLog:
         try:
             yield
         finally:
-            unbind_contextvars("service", "subscription", "message_id", "name", "correlation_id")
+            unbind_contextvars("service", "subscription", "messages", *_OF_A_MESSAGE)
 
     def turn_to(self, delivery: Delivery) -> None:
         """From here on, until the next one, lines are about this delivery."""
@@ -77,8 +78,25 @@ class DeliveryLog:
             message_id=envelope.id, name=envelope.name, correlation_id=envelope.correlation_id
         )
 
-    def duplicate(self) -> None:
-        """The delivery turned to has taken effect before."""
+    def turn_to_batch(self, messages: int) -> None:
+        """From here on, lines are about one call of a handler with so many messages."""
+        unbind_contextvars(*_OF_A_MESSAGE)
+        bind_contextvars(messages=messages)
+
+    def batch_failed(self, messages: int, error: Exception) -> None:
+        """A call with several messages failed, and one of them may be to blame: each is handled
+        again, alone."""
+        self._log.warning(
+            "batch failed, handling its messages one by one",
+            messages=messages,
+            error=summarize(error),
+            **_traceback(describe(error) if self._seen.is_new(error) else ""),
+        )
+        unbind_contextvars("messages")
+
+    def duplicate(self, delivery: Delivery) -> None:
+        """It has taken effect before."""
+        self.turn_to(delivery)
         self._log.info("duplicate passed over")
 
     def settled(self, delivery: Delivery, outcome: Outcome, error: Exception | None = None) -> None:

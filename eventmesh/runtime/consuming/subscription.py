@@ -28,7 +28,7 @@ from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
-from eventmesh.runtime.consuming.group import GroupRunner
+from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.consuming.lanes import split
 from eventmesh.runtime.consuming.poison import CautiousMode
 from eventmesh.runtime.declaring.handler import Handler
@@ -65,7 +65,7 @@ class ConsumedSubscription:
         self._cautious_mode = CautiousMode(is_on=not service.needs_database)
         self._observes_deliveries = not service.needs_database
         self._runners = [
-            GroupRunner(service, handler, self.vitals, stopping, self._wait_for_database)
+            BatchRunner(service, handler, self.vitals, stopping, self._wait_for_database)
             for _ in range(handler.concurrency)
         ]
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.worker").bind(
@@ -94,7 +94,7 @@ class ConsumedSubscription:
             mode_changed := asyncio.get_running_loop().create_future(),
         ]
 
-        async def work_in_lane(number: int, lane: Consumer, runner: GroupRunner) -> None:
+        async def work_in_lane(number: int, lane: Consumer, runner: BatchRunner) -> None:
             with leaked_cancellations_raised():
                 while deliveries := await _receive(lane, 1 if is_cautious else runner.size, ends):
                     if self._observes_deliveries:

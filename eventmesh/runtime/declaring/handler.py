@@ -1,10 +1,20 @@
-"""A handler: a user's function, bound once, when it is declared, by its annotations."""
+"""A handler: a user's function, bound once, when it is declared, by its annotations.
+
+The annotations say which messages it takes, whether one at a time or as a list (a batch handler),
+what else it is given, and what it may publish by returning it:
+
+    async def book(event: OrderPlaced, tx: Transaction) -> Booked         one message a call
+    async def book(events: list[OrderPlaced], tx: Transaction) -> None    a batch a call
+
+Binding turns such a function into calls of one shape, so that the code that runs handlers does not
+know how they were written. Whatever cannot work is a UsageError here, before the first message.
+"""
 
 from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -18,8 +28,11 @@ from eventmesh.wire.envelope import Envelope
 
 Returned = Message | Sequence[Message] | None
 Call = Callable[[Message, Envelope, Transaction | None], Awaitable[Returned]]
-"""How the runtime calls a handler; a plain one gets no transaction."""
-
+"""How a handler is called for one message; a plain one gets no transaction."""
+BatchCall = Callable[
+    [Sequence[Message], Sequence[Envelope], Transaction | None], Awaitable[Returned]
+]
+"""How a batch handler is called for several messages, which are given with their envelopes."""
 
 MAX_CONCURRENCY = 1_000
 """Lanes of one subscription in one process; each may hold a database connection."""
@@ -31,6 +44,7 @@ class Handler:
 
     A transactional handler runs inside a database transaction with inbox and outbox: its effects
     happen once. A plain one takes no transaction and returns nothing: it may run more than once.
+    A batch handler has `call_batch`; its `call` gives it a list of one.
     """
 
     subscription: Subscription
@@ -38,10 +52,11 @@ class Handler:
     call: Call
     retry: Retry
     transactional: bool
+    call_batch: BatchCall | None = None
     isolated: bool = False
     concurrency: int = 1
     timeout: float | None = None
-    """Seconds that it may take for a message."""
+    """Seconds that one call of it may take."""
     returns: frozenset[type[Message]] = frozenset()
     sources: tuple[str, ...] = ()
     """Where events may come from beside their owner; see `check_source`."""
@@ -54,6 +69,8 @@ class _Binding:
     """What each parameter is filled with."""
 
     message: str
+    is_batch: bool
+    """Whether the messages, and the envelopes, are given as lists."""
     transaction: tuple[str, ...]
     session: tuple[str, ...]
     envelope: tuple[str, ...]
@@ -97,10 +114,13 @@ def bind(
             f"{where} takes two models of one message: {_spell(models)}. Keep the one that reads "
             f"what it needs."
         )
+    call_batch = _make_batch_call(function, binding) if binding.is_batch else None
+    call = _make_call(function, binding) if call_batch is None else _make_call_of_one(call_batch)
     return Handler(
         subscription=Subscription(subscription, tuple(by_name)),
         models=by_name,
-        call=_make_call(function, binding),
+        call=call,
+        call_batch=call_batch,
         retry=retry,
         transactional=bool(binding.transaction or binding.session or binding.injected or returns),
         isolated=isolated,
@@ -152,7 +172,7 @@ def _bind_parameters(
         if name not in hints:
             raise UsageError(
                 f"{where} has no annotation on its parameter {name!r}. Annotate it with the "
-                f"message it handles, Transaction, AsyncSession, Envelope, or "
+                f"message it handles, or a list of them, Transaction, AsyncSession, Envelope, or "
                 f"Annotated[T, Depends(…)]."
             )
         if parameter.kind not in _BY_NAME:
@@ -163,29 +183,45 @@ def _bind_parameters(
         filling = _filling(hints[name])
         if filling is not None:
             found[filling].append(name)
-        elif parameter.default is inspect.Parameter.empty:
-            spelled = getattr(hints[name], "__name__", hints[name])
+        elif written := _list_of_messages_written_otherwise(hints[name]):
             raise UsageError(
-                f"{where} has the parameter {name!r} of type {spelled}, which nothing can fill. "
-                f"Use a message, Transaction, AsyncSession, Envelope, or Annotated[T, Depends(…)]."
+                f"{where} has the parameter {name!r} of type {_type_name(hints[name])}: a handler "
+                f"that takes several messages at once takes them as {written}."
             )
-    if len(found["message"]) != 1:
+        elif parameter.default is inspect.Parameter.empty:
+            raise UsageError(
+                f"{where} has the parameter {name!r} of type {_type_name(hints[name])}, which "
+                f"nothing can fill. Use a message, a list of messages, Transaction, AsyncSession, "
+                f"Envelope, or Annotated[T, Depends(…)]."
+            )
+    messages = found["message"] + found["messages"]
+    if len(messages) != 1:
         raise UsageError(
             f"{where} must have exactly one parameter annotated with a message (an Event or a "
-            f"Command, or a union of them); it has {len(found['message'])}."
+            f"Command, or a union of them) or with a list of them; it has {len(messages)}."
         )
-    [message] = found["message"]
+    is_batch = bool(found["messages"])
+    if wrong := found["envelope" if is_batch else "envelopes"]:
+        one, several = "Envelope", "list[Envelope]"
+        raise UsageError(
+            f"{where} takes {'a list of messages' if is_batch else 'one message'}, so its "
+            f"parameter {wrong[0]!r} must be annotated with {several if is_batch else one}."
+        )
+    hint = hints[messages[0]]
     return _Binding(
-        message=message,
+        message=messages[0],
+        is_batch=is_batch,
         transaction=tuple(found["transaction"]),
         session=tuple(found["session"]),
-        envelope=tuple(found["envelope"]),
+        envelope=tuple(found["envelopes" if is_batch else "envelope"]),
         injected=bool(found["injected"]),
-        accepts=_message_types(hints[message]),
+        accepts=_message_types(_item_of_list(hint) if is_batch else hint),
     )
 
 
-_Filling = Literal["message", "transaction", "session", "envelope", "injected"]
+_Filling = Literal[
+    "message", "messages", "transaction", "session", "envelope", "envelopes", "injected"
+]
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _FILLINGS: Mapping[type, _Filling] = {
@@ -204,6 +240,10 @@ def _filling(hint: Any) -> _Filling | None:
             return "injected"
     if _message_types(hint):
         return "message"
+    if _message_types(_item_of_list(hint)):
+        return "messages"
+    if _item_of_list(hint) is Envelope:
+        return "envelopes"
     members = set(_members(hint)) - {type(None)}
     if len(members) == 1:  # `Transaction | None` is filled all the same
         [member] = members
@@ -211,50 +251,95 @@ def _filling(hint: Any) -> _Filling | None:
     return None
 
 
-def _make_call(function: Callable[..., Awaitable[Returned]], binding: _Binding) -> Call:
-    if binding.injected:
-        return _make_injected_call(function, binding)
+def _make_batch_call(function: Callable[..., Awaitable[Returned]], binding: _Binding) -> BatchCall:
+    fill = _make_call(function, binding)
 
-    async def call(
-        message: Message, envelope: Envelope, transaction: Transaction | None
-    ) -> Returned:
-        return await function(**_arguments(binding, message, envelope, transaction))
+    def call(
+        messages: Sequence[Message],
+        envelopes: Sequence[Envelope],
+        transaction: Transaction | None,
+    ) -> Awaitable[Returned]:
+        # Lists of the handler's own, which it may change.
+        return fill(list(messages), list(envelopes), transaction)
 
     return call
 
 
-def _make_injected_call(function: Callable[..., Awaitable[Returned]], binding: _Binding) -> Call:
+def _make_call_of_one(call_batch: BatchCall) -> Call:
+    def call(
+        message: Message, envelope: Envelope, transaction: Transaction | None
+    ) -> Awaitable[Returned]:
+        return call_batch((message,), (envelope,), transaction)
+
+    return call
+
+
+def _make_call(
+    function: Callable[..., Awaitable[Returned]], binding: _Binding
+) -> Callable[[Any, Any, Transaction | None], Awaitable[Returned]]:
+    """Calls the function with its parameters filled: by one message and its envelope, or by lists
+    of them."""
+
+    def arguments(taken: Any, described: Any, transaction: Transaction | None) -> dict[str, Any]:
+        filled: dict[str, Any] = {binding.message: taken}
+        for name in binding.envelope:
+            filled[name] = described
+        if transaction is not None:
+            for name in binding.transaction:
+                filled[name] = transaction
+            for name in binding.session:
+                filled[name] = transaction.session
+        return filled
+
+    if not binding.injected:
+        return lambda taken, described, transaction: function(
+            **arguments(taken, described, transaction)
+        )
+
     from fast_depends import inject  # only where a handler asks for it
 
     injected = inject(function, cast=False)
 
-    async def call(
-        message: Message, envelope: Envelope, transaction: Transaction | None
-    ) -> Returned:
+    def call(taken: Any, described: Any, transaction: Transaction | None) -> Awaitable[Returned]:
         # Dependencies are filled by name: these four are there for all of them.
         known = {
-            "message": message,
-            "envelope": envelope,
+            "messages" if binding.is_batch else "message": taken,
+            "envelopes" if binding.is_batch else "envelope": described,
             "transaction": transaction,
             "session": None if transaction is None else transaction.session,
         }
-        return await injected(**known | _arguments(binding, message, envelope, transaction))
+        return injected(**known | arguments(taken, described, transaction))
 
     return call
 
 
-def _arguments(
-    binding: _Binding, message: Message, envelope: Envelope, transaction: Transaction | None
-) -> dict[str, Any]:
-    arguments: dict[str, Any] = {binding.message: message}
-    for name in binding.envelope:
-        arguments[name] = envelope
-    if transaction is not None:
-        for name in binding.transaction:
-            arguments[name] = transaction
-        for name in binding.session:
-            arguments[name] = transaction.session
-    return arguments
+def takes_list_of_messages(hint: Any) -> bool:
+    """Whether an annotation makes its function a batch handler."""
+    return bool(_message_types(_item_of_list(hint)))
+
+
+def _item_of_list(hint: Any) -> Any:
+    """What a list holds by its annotation; None for what is not annotated as a list."""
+    if get_origin(hint) is Annotated:
+        return _item_of_list(get_args(hint)[0])
+    return get_args(hint)[0] if get_origin(hint) is list else None
+
+
+def _list_of_messages_written_otherwise(hint: Any) -> str:
+    """How to write an annotation that names several messages at once, but not as a list: a
+    Sequence[M], a tuple[M, ...], a list[M] | list[N] or a list[M] | None. Empty for all others."""
+    models: list[type[Message]] = []
+    for member in set(_members(hint)) - {type(None)}:
+        origin, items = get_origin(member), [it for it in get_args(member) if it is not Ellipsis]
+        is_collection = isinstance(origin, type) and issubclass(origin, Iterable)
+        if not is_collection or not items or not all(map(_message_types, items)):
+            return ""
+        models += [model for item in items for model in _message_types(item)]
+    return f"list[{_spell(sorted(set(models), key=lambda model: model.__name__))}]" * bool(models)
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
 
 
 def _message_types(hint: Any) -> tuple[type[Message], ...]:

@@ -15,7 +15,6 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from eventmesh.errors import Unreachable
-from eventmesh.transports.base import ALL_CONFIRMED, PublishResult
 from eventmesh.transports.redis import scripts
 from eventmesh.transports.redis.connection import Redis, code_of
 from eventmesh.transports.redis.entries import flat
@@ -38,11 +37,11 @@ class Publisher:
         self._layout = layout
         self._wait_replicas = wait_replicas
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
-        """Store all of these but what Redis rejects, and what would overtake a rejected message of
-        its key."""
-        rejected: dict[str, str] = {}
-        while waiting := [each for each in envelopes if each.id not in rejected]:
+    async def publish(self, envelopes: Sequence[Envelope]) -> dict[str, str]:
+        """Store all of these but those that are returned, by id and with the reason: what Redis
+        refused, and what would overtake an earlier one of its key."""
+        refused: dict[str, str] = {}
+        while waiting := [each for each in envelopes if each.id not in refused]:
             additions: list[Command] = [
                 ("XADD", self._layout.stream(each.name), "*", *flat(to_fields(each).items()))
                 for each in waiting
@@ -50,14 +49,11 @@ class Publisher:
             # Most batches have one stream, which is quickly seen.
             several = len({addition[1] for addition in additions}) > 1
             store = self._script if several and several_names_of_a_key(waiting) else self._transact
-            try:
-                newly_rejected, stored = await store(waiting, additions)
-            except Unreachable as error:
-                return PublishResult.interrupted(waiting, error, rejected)
-            rejected |= newly_rejected
+            newly_refused, stored = await store(waiting, additions)
+            refused |= newly_refused
             if stored:
                 break
-        return PublishResult(rejected) if rejected else ALL_CONFIRMED
+        return refused
 
     async def _transact(
         self, envelopes: Sequence[Envelope], additions: Sequence[Command]

@@ -26,10 +26,8 @@ from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.redact import redact
 from eventmesh.transports.base import (
-    ALL_CONFIRMED,
     DeadLetter,
     Delivery,
-    PublishResult,
     Subscription,
     SubscriptionStats,
     TransportOptions,
@@ -96,14 +94,10 @@ class SqliteTransport:
         if await self.run(lambda store: store.declare(subscriptions)):
             self.wake()
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+    async def publish(self, envelopes: Sequence[Envelope]) -> None:
         if envelopes:
-            try:
-                await self.run(lambda store: store.publish(envelopes))
-            except Unreachable as error:
-                return PublishResult.interrupted(envelopes, error)
+            await self.run(lambda store: store.publish(envelopes))
             self.wake()
-        return ALL_CONFIRMED
 
     @asynccontextmanager
     async def consume(

@@ -37,7 +37,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from eventmesh import Event, Service, Settings, Transaction
 from eventmesh.persistence import parked, purge
-from eventmesh.runtime.consuming.group import GroupRunner
+from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.relaying import relay as relay_module
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.memory import MemoryTransport
@@ -113,10 +113,10 @@ class OutboxAndInbox(RuleBasedStateMachine):
         self.started: list[KillableRelay] = []
         self.relays = [self.start_relay(), self.start_relay()]
 
-    async def _runner(self) -> GroupRunner:
+    async def _runner(self) -> BatchRunner:
         await self.memory.declare([self.handler.subscription])
         vitals = SubscriptionVitals("shop", self.handler.subscription, self.clock)
-        return GroupRunner(self.service, self.handler, vitals)
+        return BatchRunner(self.service, self.handler, vitals)
 
     def start_relay(self) -> KillableRelay:
         running = start(self.file, self.clock, self.memory, self.broker)

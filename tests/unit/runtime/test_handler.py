@@ -403,3 +403,107 @@ async def test_messages_are_handed_on_as_they_are_and_not_validated_again() -> N
     await bound(handle).call(paid, ENVELOPE, transaction())
     assert seen[0] is paid
     assert seen[1] == 5
+
+
+# Batch handlers
+
+
+async def test_a_list_of_messages_makes_a_batch_handler_with_lists_of_what_belongs_to_it() -> None:
+    seen: list[Any] = []
+
+    async def handle(
+        events: list[Paid | Declined], tx: Transaction, envelopes: list[Envelope]
+    ) -> list[Paid]:
+        seen.extend([events, tx, envelopes])
+        return []
+
+    handler, tx, paid, declined = bound(handle), transaction(), Paid(), Declined()
+    assert handler.models == {"payments.paid": Paid, "payments.declined": Declined}
+    assert handler.returns == {Paid}
+    assert handler.transactional
+    assert handler.call_batch is not None
+    await handler.call_batch((paid, declined), (ENVELOPE, ENVELOPE), tx)
+    assert seen == [[paid, declined], tx, [ENVELOPE, ENVELOPE]]
+
+
+async def test_a_batch_handler_is_called_for_one_message_with_lists_of_one() -> None:
+    seen: list[Any] = []
+
+    async def handle(events: list[Paid], envelopes: list[Envelope]) -> None:
+        seen.extend([events, envelopes])
+
+    handler, paid = bound(handle), Paid()
+    assert not handler.transactional
+    await handler.call(paid, ENVELOPE, None)
+    assert seen == [[paid], [ENVELOPE]]
+
+
+def test_a_handler_of_single_messages_is_not_a_batch_handler() -> None:
+    async def handle(event: Paid) -> None: ...
+
+    assert bound(handle).call_batch is None
+
+
+async def test_a_dependency_of_a_batch_handler_gets_its_lists_by_name() -> None:
+    seen = {}
+
+    def dependency(messages: list[Paid], envelopes: list[Envelope]) -> int:
+        seen.update(messages=messages, envelopes=envelopes)
+        return len(messages)
+
+    async def handle(events: list[Paid], count: Annotated[int, Depends(dependency)]) -> None:
+        seen.update(count=count)
+
+    call_batch = bound(handle).call_batch
+    assert call_batch is not None
+    paid = Paid()
+    await call_batch([paid], [ENVELOPE], transaction())
+    assert seen == {"messages": [paid], "envelopes": [ENVELOPE], "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "written"),
+    [
+        (Sequence[Paid], "list[Paid]"),
+        (tuple[Paid, ...], "list[Paid]"),
+        (set[Paid], "list[Paid]"),
+        (list[Paid] | list[Declined], "list[Declined | Paid]"),
+        (list[Paid] | None, "list[Paid]"),
+    ],
+)
+def test_several_messages_that_are_not_one_list_are_refused_with_how_to_write_them(
+    annotation: Any, written: str
+) -> None:
+    async def handle(events) -> None: ...
+
+    handle.__annotations__["events"] = annotation
+    with pytest.raises(UsageError) as refused:
+        bound(handle)
+    assert "parameter 'events'" in str(refused.value)
+    assert str(refused.value).endswith(f"takes several messages at once takes them as {written}.")
+
+
+@pytest.mark.parametrize("annotation", [list, list[str], list[Paid | int], type[Paid]])
+def test_a_list_of_anything_else_cannot_be_filled(annotation: Any) -> None:
+    async def handle(events) -> None: ...
+
+    handle.__annotations__["events"] = annotation
+    with pytest.raises(UsageError, match=r"parameter 'events' of type .*, which nothing can fill"):
+        bound(handle)
+
+
+def test_a_message_and_a_list_of_messages_are_too_many() -> None:
+    async def handle(event: Paid, more: list[Declined]) -> None: ...
+
+    with pytest.raises(UsageError, match=r"exactly one parameter annotated with a message.* has 2"):
+        bound(handle)
+
+
+def test_envelopes_come_as_the_messages_do() -> None:
+    async def one(event: Paid, envelopes: list[Envelope]) -> None: ...
+    async def several(events: list[Paid], envelope: Envelope) -> None: ...
+
+    with pytest.raises(UsageError, match=r"takes one message, so .*'envelopes' .* with Envelope\."):
+        bound(one)
+    with pytest.raises(UsageError, match=r"takes a list .*'envelope' .* with list\[Envelope\]\."):
+        bound(several)

@@ -1,1 +1,0 @@
-"""Proving that one schema accepts every document that another accepts."""

@@ -1,1 +1,0 @@
-"""Reading a schema: checked, in one normal form, and as plain alternatives."""

@@ -1,1 +1,0 @@
-"""Searching for a document that one schema accepts and another rejects."""

@@ -1,0 +1,469 @@
+"""The way of a batch through one handler: read, dedupe, handle, flush the outbox, commit.
+
+A transactional handler's messages share one transaction: as many as are there, up to a bound that
+grows with success. When one of them fails, all are rolled back and tried one by one, so that only
+the failing one is retried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass
+
+from eventmesh.contracts.message import Message
+from eventmesh.errors import EventMeshError, Reject, Unreachable, UsageError
+from eventmesh.persistence import inbox
+from eventmesh.persistence.database import (
+    comes_from_database,
+    connection_cut,
+    connection_lost,
+)
+from eventmesh.persistence.transaction import Transaction
+from eventmesh.persistence.unit_of_work import UnitOfWork
+from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
+from eventmesh.runtime.consuming.delivery import read
+from eventmesh.runtime.consuming.delivery_log import DeliveryLog
+from eventmesh.runtime.consuming.pacing import next_size
+from eventmesh.runtime.consuming.poison import StartCounts, delivery_limit, is_suspect
+from eventmesh.runtime.declaring.handler import Handler, Returned
+from eventmesh.runtime.declaring.reading import Undecided
+from eventmesh.runtime.declaring.retry import decide
+from eventmesh.runtime.declaring.service import HANDLING, Service
+from eventmesh.runtime.vitals import SubscriptionVitals
+from eventmesh.transports.base import Delivery
+from eventmesh.transports.outcome import DONE, Dead, Outcome
+from eventmesh.wire.envelope import Envelope
+
+MOST_CUTS = 5
+"""How often in a row the connection to the database may be cut while a message is handled, until
+that counts as a failure of the message: more often than a network is cut by chance."""
+
+
+class _ConnectionCut(Unreachable):
+    """The connection to the database, which had answered before, was cut during a transaction."""
+
+
+class _HandlerFailed(Exception):
+    """The handler failed at a message of a group."""
+
+    def __init__(self, number: int, error: Exception, *, is_its_own: bool) -> None:
+        super().__init__(number)
+        self.error = error
+        self.number = number
+        """Which message of the group, counted from 0."""
+        self.is_its_own = is_its_own
+        """Whether no message that was handled before it in the transaction can have caused it."""
+
+
+Settlement = tuple[Delivery, Outcome]
+_Readable = tuple[Delivery, Message]
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What became of the readable messages of a batch."""
+
+    settlements: list[Settlement]
+    handlers_took: float = 0.0
+    """Seconds, without the statements that a group shares."""
+    has_failed: bool = False
+    """Whether a transaction failed, so that the messages after it were handled one by one."""
+
+
+@dataclass(slots=True)
+class _CutsInARow:
+    """Of the message during which the connection was cut last."""
+
+    message_id: str = ""
+    count: int = 0
+
+    def note(self, delivery: Delivery) -> int:
+        """Count one more cut; returns how many in a row hit this message."""
+        message_id = delivery.envelope.unique_id
+        self.count = self.count + 1 if message_id == self.message_id else 1
+        self.message_id = message_id
+        return self.count
+
+
+async def _raise(error: Unreachable) -> None:
+    raise error
+
+
+class BatchRunner:
+    """Runs the deliveries of one subscription, or of one of its lanes, in their order.
+
+    Once `stopping` is set, nothing more is begun. `wait_for_database` is awaited between two tries
+    to reach a lost database; without it, the loss is raised as Unreachable.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        handler: Handler,
+        vitals: SubscriptionVitals,
+        stopping: asyncio.Event | None = None,
+        wait_for_database: Callable[[Unreachable], Awaitable[None]] | None = None,
+    ) -> None:
+        self.handler = handler
+        self.size = 1
+        """How many deliveries to take next, see `pacing`; at the same time the most that share a
+        transaction."""
+        self._service = service
+        self._vitals = vitals
+        self._clock = service.clock
+        self._settings = service.settings
+        self._stopping = stopping or asyncio.Event()
+        self._wait_for_database = wait_for_database or _raise
+        self._starts = StartCounts(service, handler.subscription.name)
+        self._starts_are_counted = service.needs_database
+        self._delivery_limit = delivery_limit(
+            service.settings.max_deliveries, starts_are_counted=service.needs_database
+        )
+        self._cuts = _CutsInARow()
+        self._log = DeliveryLog(service.name, handler.subscription.name, vitals.seen_errors)
+
+    async def run(self, deliveries: Sequence[Delivery]) -> list[Settlement]:
+        """What became of each delivery; those that were not begun before `stopping` are left out.
+
+        A lost database is waited for, and what was not committed by then is handled again.
+        """
+        HANDLING.set(self._service.name if self.handler.transactional else "")
+        began_at = self._clock.monotonic()
+        with self._log.batch():
+            dead, readable = await self._read(deliveries)
+            if self.handler.transactional:
+                result = await self._run_in_groups(readable)
+            else:
+                result = await self._run_plainly(readable)
+        shares = self.handler.transactional and not self.handler.isolated
+        self.size = (
+            1
+            if result.has_failed
+            else next_size(
+                self.size,
+                len(deliveries),
+                # Without the statements that a group shares: where these are slow, large groups
+                # are best.
+                result.handlers_took if shares else self._clock.monotonic() - began_at,
+                self._settings.group_size,
+                self._settings.group_time,
+            )
+        )
+        return dead + result.settlements
+
+    async def _read(
+        self, deliveries: Sequence[Delivery]
+    ) -> tuple[list[Settlement], list[_Readable]]:
+        """Those that can never be handled, settled; and the others with their messages."""
+        dead: list[Settlement] = []
+        readable: list[_Readable] = []
+        readings, handler = self._service.readings, self.handler
+        for delivery in deliveries:
+            message: Message | Dead | None = None
+            while message is None:
+                try:
+                    message = read(
+                        delivery,
+                        handler.models,
+                        self._delivery_limit,
+                        readings.judge,
+                        handler.sources,
+                    )
+                except Undecided as question:
+                    await readings.look_up(question)
+            if isinstance(message, Dead):
+                dead.append(self._settle(delivery, message))
+            else:
+                readable.append((delivery, message))
+        return dead, readable
+
+    async def _run_plainly(self, readable: Sequence[_Readable]) -> _Result:
+        """Call a handler that has no part in a transaction: message by message, or, if it takes
+        batches, with as many as there are, and one by one after a failure.
+
+        The starts of suspects are counted where there is a database, but one that is away keeps
+        nothing from being handled: what was handled before it in its batch must be settled, not
+        repeated.
+        """
+        settlements: list[Settlement] = []
+        takes_several = self.handler.call_batch is not None and not self.handler.isolated
+        size, has_failed, begun = self.size if takes_several else 1, False, 0
+        while begun < len(readable) and not self._stopping.is_set():
+            group = next_group(readable[begun:], size)
+            first = group[0][0]
+            counts_start = self._starts_are_counted and is_suspect(first)
+            if counts_start:
+                with suppress(Unreachable):
+                    if dead := await self._starts.begin(first):
+                        settlements.append(self._settle(first, dead))
+                        begun += 1
+                        continue
+            try:
+                if _messages(await self._call(group, None)):
+                    raise UsageError(
+                        f"the handler of {self.handler.subscription.name} returned a message "
+                        f"without a return annotation that declares it"
+                    )
+            except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
+                if len(group) > 1:
+                    self._log.batch_failed(len(group), error)
+                    size, has_failed = 1, True
+                    continue
+                settlements.append(self._fail(first, error))
+            else:
+                settlements.extend(self._settle(delivery, DONE) for delivery, _ in group)
+            if counts_start:
+                with suppress(Unreachable):
+                    await self._starts.end(first)
+            begun += len(group)
+        return _Result(settlements, has_failed=has_failed)
+
+    async def _run_in_groups(self, readable: Sequence[_Readable]) -> _Result:
+        """Handle messages in as few transactions as possible, one by one after a failure.
+
+        When the handler fails at message 7 of a group of 10, all ten are rolled back. Messages 1 to
+        6 are handled again, one by one. If they succeed, what message 7 has seen of them holds, so
+        its failure stands, without another call of the handler. If one of them fails this time,
+        or if the error of message 7 may come from sharing a transaction, it is handled again alone.
+        When a batch handler fails, nobody can tell at which message: all are handled again.
+
+        A lost database costs no attempt: the group is handled again when it is back. Except that
+        a message whose connection is cut MOST_CUTS times in a row, while it is handled alone, has
+        failed: it may be what brings the database down, or what it ends connections for. A
+        database that lives and declines, as with a full disk, is waited for however long it takes.
+        """
+        settlements: list[Settlement] = []
+        size = 1 if self.handler.isolated else self.size
+        takes_several = self.handler.call_batch is not None
+        handlers_took, has_failed, begun = 0.0, False, 0
+        failed: tuple[int, Exception] | None = None
+        """The message whose failure stands once all before it have been handled, and its error."""
+        while begun < len(readable):
+            first = readable[begun][0]
+            fails_now = failed is not None and failed[0] == begun
+            if self._stopping.is_set() and not fails_now:
+                break
+            group = next_group(readable[begun:], size)
+            try:
+                if failed is not None and fails_now:
+                    if is_suspect(first):
+                        await self._starts.end(first)
+                    settlements.append(self._fail(first, failed[1]))
+                    failed, begun = None, begun + 1
+                elif is_suspect(first) and (dead := await self._starts.begin(first)):
+                    settlements.append(self._settle(first, dead))
+                    begun += 1
+                else:
+                    handled, took = await self._run_group(group)
+                    handlers_took += took
+                    settlements.extend(self._settle(each, DONE) for each, _ in group[:handled])
+                    begun += handled
+            except _ConnectionCut as error:
+                has_failed, size = True, 1
+                if len(group) == 1 and self._cuts.note(first) >= MOST_CUTS:
+                    failed = begun, error
+                else:
+                    await self._wait_for_database(error)
+            except Unreachable as error:
+                await self._wait_for_database(error)
+            except _HandlerFailed as failure:
+                if takes_several and len(group) > 1:
+                    self._log.batch_failed(len(group), failure.error)
+                has_failed, size = True, 1
+                failed = (begun + failure.number, failure.error) if failure.is_its_own else None
+            except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
+                if takes_several and len(group) > 1:
+                    self._log.batch_failed(len(group), error)
+                has_failed, size = True, 1
+                failed = (begun, error) if len(group) == 1 else None
+        return _Result(settlements, handlers_took, has_failed=has_failed)
+
+    async def _run_group(self, group: Sequence[_Readable]) -> tuple[int, float]:
+        """Handle and commit the first of these in one transaction; returns how many, and how many
+        seconds their handlers took. Fewer than all when the time of a group is over: the rest is
+        left as if never begun."""
+        database = await self._service.database()
+        name = self.handler.subscription.name
+        async with database.unit_of_work(self._service.sender()) as unit:
+            with database.own_statements():
+                ids = [delivery.envelope.unique_id for delivery, _ in group]
+                digests = [inbox.digest_of(delivery.envelope) for delivery, _ in group]
+                # Reversed, so that of two messages with the same id the first one counts.
+                messages = dict(zip(reversed(ids), reversed(digests), strict=True))
+                claim = await inbox.claim(unit.session, name, messages)
+            try:
+                began_at = self._clock.monotonic()
+                handled, begun = await self._handle_all(unit, group, ids, claim)
+                async with self._in_time():
+                    await unit.flush()
+                    took = self._clock.monotonic() - began_at
+                    with database.translated():
+                        if handled < len(group):
+                            await inbox.unclaim(unit.session, name, sorted(claim.fresh - begun))
+                        if is_suspect(group[0][0]):
+                            await self._starts.end_with(unit.session, group[0][0])
+                    await unit.commit()
+            except Unreachable as error:
+                if connection_cut(error.__cause__):
+                    raise _ConnectionCut(str(error)) from error.__cause__
+                raise
+        return handled, took
+
+    async def _handle_all(
+        self,
+        unit: UnitOfWork,
+        group: Sequence[_Readable],
+        ids: Sequence[str],
+        claim: inbox.Claim,
+    ) -> tuple[int, set[str]]:
+        """Handle in order until the group's time is over; a batch handler gets all at once. Returns
+        how many were seen to, and the ids of those that were handled and not skipped as duplicates.
+        Reject for a message whose id stands for another one."""
+        until = self._clock.monotonic() + self._settings.group_time
+        takes_several = self.handler.call_batch is not None
+        batch: list[_Readable] = []
+        handled: set[str] = set()
+        for number, readable in enumerate(group):
+            if number and not takes_several and self._clock.monotonic() >= until:
+                return number, handled
+            if ids[number] in handled or ids[number] not in claim.fresh:
+                _refuse_other(claim, ids[number], readable[0].envelope)
+                self._log.duplicate(readable[0])
+                self._vitals.duplicates += 1
+                continue
+            if takes_several:
+                batch.append(readable)
+            else:
+                try:
+                    await self._handle(unit, [readable])
+                except Unreachable:
+                    raise
+                except Exception as error:
+                    is_its_own = not handled or not may_come_from_sharing(error)
+                    raise _HandlerFailed(number, error, is_its_own=is_its_own) from error
+            handled.add(ids[number])
+        if batch:
+            try:
+                await self._handle(unit, batch)
+            except Unreachable:
+                raise
+            except Exception as error:
+                number = group.index(batch[0])
+                raise _HandlerFailed(number, error, is_its_own=len(batch) == 1) from error
+        return len(group), handled
+
+    async def _handle(self, unit: UnitOfWork, called_with: Sequence[_Readable]) -> None:
+        """Call the handler once, and publish what it returns. Unreachable when our transaction is
+        lost, which is not the message's fault, and only then."""
+        causes = [(message, delivery.envelope) for delivery, message in called_with]
+        with unit.transaction(causes) as transaction:
+            try:
+                returned = await self._call(called_with, transaction)
+            except Unreachable as error:
+                # Not our database, or our statements would have said so: the policy decides.
+                raise RuntimeError(
+                    f"something the handler asked is unreachable: {error}"
+                ) from error
+            except Exception as error:
+                if connection_lost(error):
+                    raise Unreachable(f"the database was lost while handling: {error}") from error
+                raise
+            for result in _messages(returned):
+                transaction.add(result)
+
+    async def _call(self, group: Sequence[_Readable], transaction: Transaction | None) -> Returned:
+        """One call of the handler, with one message or, if it takes batches, with several."""
+        if len(group) == 1:
+            [(delivery, message)] = group
+            self._log.turn_to(delivery)
+            called = self.handler.call(message, delivery.envelope, transaction)
+        else:
+            assert self.handler.call_batch is not None  # noqa: S101
+            self._log.turn_to_batch(len(group))
+            called = self.handler.call_batch(
+                [message for _, message in group],
+                [delivery.envelope for delivery, _ in group],
+                transaction,
+            )
+        async with self._in_time():
+            with leaked_cancellations_raised():
+                return await called
+
+    def _in_time(self) -> AbstractAsyncContextManager[None]:
+        """Cancel what takes longer than the handler may; TimeoutError then. A statement that was
+        being run takes its connection with it."""
+        most = self.handler.timeout
+        return nullcontext() if most is None else self._limited(most)
+
+    @asynccontextmanager
+    async def _limited(self, most: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(most) as limit:
+                yield
+        except TimeoutError as error:
+            if limit.expired():
+                raise TimeoutError(f"the handler took longer than its {most:g} s") from error
+            raise
+
+    def _fail(self, delivery: Delivery, error: Exception) -> Settlement:
+        # Jitter needs no secret randomness.
+        outcome = decide(self.handler.retry, delivery.attempt, error, random.random())  # noqa: S311
+        return self._settle(delivery, outcome, error)
+
+    def _settle(
+        self, delivery: Delivery, outcome: Outcome, error: Exception | None = None
+    ) -> Settlement:
+        self._log.settled(delivery, outcome, error)
+        return delivery, outcome
+
+
+def _refuse_other(claim: inbox.Claim, message_id: str, envelope: Envelope) -> None:
+    """Reject where the inbox has this id for a message with other data: it is not a duplicate, and
+    must not be lost as one."""
+    if claim.is_other(message_id, inbox.digest_of(envelope)):
+        raise Reject(
+            f"the id {envelope.id!r} was already used for a message with other data, which has "
+            f"taken effect: whoever publishes it must give each message an id of its own"
+        )
+
+
+def _messages(returned: object) -> Sequence[Message]:
+    """The messages in what a handler returned; UsageError when it is anything else."""
+    match returned:
+        case None:
+            return ()
+        case Message():
+            return (returned,)
+        case type():
+            others = [f"the class {returned.__name__}"]
+        case Iterable() if not isinstance(returned, str | bytes | Mapping):
+            messages = tuple(returned)
+            others = sorted({type(it).__name__ for it in messages if not isinstance(it, Message)})
+            if not others:
+                return messages
+        case _:
+            others = [type(returned).__name__]
+    raise UsageError(
+        f"it returned {' and '.join(others)}, and a handler returns an Event or a Command, several "
+        f"of them as a list, or None"
+    )
+
+
+def may_come_from_sharing(error: Exception) -> bool:
+    """Whether a message's failure may be due to those before it in its transaction: a deadlock over
+    rows that they locked, rows of theirs that its first query had to write, a transaction that one
+    of them has broken and caught the error."""
+    if isinstance(error, EventMeshError | LeakedCancellation) and not isinstance(error, Reject):
+        return True
+    return comes_from_database(error)
+
+
+def next_group(readable: Sequence[_Readable], size: int) -> Sequence[_Readable]:
+    """The first messages that may share a transaction; a suspect is alone."""
+    for number, (delivery, _) in enumerate(readable[:size]):
+        if is_suspect(delivery):
+            return readable[: max(number, 1)]
+    return readable[:size]
