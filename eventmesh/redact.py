@@ -6,7 +6,9 @@ everything behind `password=` and the like. In doubt more is hidden than had to 
 
     amqp://u:p@ss:w0rd/x?y#z@h:1/     amqp://u:***@h:1/
     u:s3cr3t@host                     u:***@host
-    amqp://u:s3cr3t                   amqp://u:***             a port is a number
+    u:s3cr3t                          u:***
+    localhost:5672                    localhost:5672           a port is a number
+    amqp://u:s3cr3t                   amqp://u:***
     redis://h?password=s3cr3t&db=1    redis://h?password=***   a password may hold "&db=1"
 """
 
@@ -27,6 +29,7 @@ _SCHEME = re.compile(
 
 _COLON = re.compile(r":|%3a", re.IGNORECASE)
 _BAD_PORT = re.compile(r":(?!\d*(?:,|$))")
+_PORT = re.compile(r"\d{1,5}(?=[/?#,]|$)")
 _IN_BRACKETS = re.compile(r"\[[^\]]*\]")
 _SECRET_PARAMETER = re.compile(
     r"[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|api_?key)[\w.-]*\s*=", re.IGNORECASE
@@ -102,7 +105,9 @@ def _misplaced_password(url: str, begin: int) -> int | None:
     `user:password` without a host."""
     if not begin:
         colon = _COLON.search(url)
-        return colon.end() if colon and not url.startswith("/", colon.end()) else None
+        if not colon or url.startswith("/", colon.end()) or _PORT.match(url, colon.end()):
+            return None
+        return colon.end()
     authority = re.split(r"[/?#]", url[begin:], maxsplit=1)[0]
     masked = _IN_BRACKETS.sub(lambda found: "x" * len(found[0]), authority)
     bad = _BAD_PORT.search(masked)

@@ -1,4 +1,4 @@
-"""`eventmesh asyncapi`."""
+"""`eventmesh asyncapi`: writes the AsyncAPI document of services."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:  # imported when the command runs; see `eventmesh.cli`
     from faststream.specification import Specification
 
 Names = Annotated[
-    list[str] | None, typer.Argument(help="Services; all when none is named.", metavar="[SVC]...")
+    list[str] | None, typer.Argument(help="Services; all if none is named.", metavar="SERVICE")
 ]
 
 
 class Format(StrEnum):
-    """How the document is written."""
+    """The format of the document."""
 
     JSON = "json"
     YAML = "yaml"
@@ -29,13 +29,17 @@ class Format(StrEnum):
 def asyncapi(
     services: Names = None,
     written_as: Annotated[
-        Format, typer.Option("--format", help="How the document is written.")
+        Format, typer.Option("--format", help="Format of the document.", metavar="json|yaml")
     ] = Format.JSON,
     output: Annotated[
-        Path | None, typer.Option(help="A file to write, instead of standard output.")
+        Path | None,
+        typer.Option(help="Write to this file instead of standard output.", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Write the AsyncAPI 3 document of some services: what they send and receive."""
+    """Write the AsyncAPI 3 document of services.
+
+    It lists the messages that they send and receive.
+    """
     text = _spell(_describe(services or []), written_as)
     if output is None:
         typer.echo(text, nl=False)
@@ -43,7 +47,7 @@ def asyncapi(
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{output} cannot be written: {error.strerror}.") from error
+        raise UsageError(f"Cannot write {output}: {error.strerror}.") from error
 
 
 def _describe(names: list[str]) -> Specification:
@@ -62,7 +66,7 @@ def _describe(names: list[str]) -> Specification:
 
 
 def _project(path: Path) -> tuple[str, str]:
-    """Name and version of the project, where its pyproject.toml tells them."""
+    """Name and version from pyproject.toml, with defaults where it does not say."""
     import tomllib
 
     try:

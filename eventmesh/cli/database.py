@@ -1,4 +1,4 @@
-"""`eventmesh db`."""
+"""`eventmesh db`: creates and upgrades EventMesh's tables in a service's database."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="The tables of EventMesh in a service's database.")
+from eventmesh.cli.app import App
+
+app = App(help="EventMesh's tables in a service's database.")
 
 
 @app.callback()
 def group() -> None:
-    """The tables of EventMesh in a service's database."""
+    """EventMesh's tables in a service's database."""
 
 
 @app.command()
 def upgrade(
-    services: Annotated[list[str], typer.Argument(help="Services.", metavar="SVC...")],
+    services: Annotated[list[str], typer.Argument(help="Services.", metavar="SERVICE")],
     create: Annotated[
-        bool, typer.Option("--create", help="Make a server's database that does not exist.")
+        bool,
+        typer.Option("--create", help="Create the database on its server if it does not exist."),
     ] = False,
 ) -> None:
-    """Bring a service's database to the tables that this version of EventMesh needs.
+    """Create or upgrade the tables that EventMesh needs.
 
-    The service's own tables are made where they are missing, and never changed. Exit code 4 when
-    one of them lacks a column of its model: that is for a migration of the service's own.
+    The service's own tables are created where they are missing and are never
+    altered. Exit code 4 if one of them lacks a column of its model: add it with
+    a migration of the service's own.
     """
     from eventmesh.cli.environment import settings_of_command
     from eventmesh.errors import Drift

@@ -1,4 +1,4 @@
-"""`eventmesh demo`."""
+"""`eventmesh demo`: runs the reference shop and checks the result."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from eventmesh.errors import UsageError
 
 
 def has_shop(root: Path) -> bool:
-    """Whether the demo can be run in this folder: it needs the shop in services/, which is in a
-    checkout of EventMesh and is not installed with it."""
+    """Whether this folder holds the shop in services/, which the demo runs. A checkout of
+    EventMesh has it; an installed package does not."""
     return (root / "services" / "demo" / "run.py").is_file()
 
 
 def demo(
-    purchases: Annotated[int, typer.Option(min=1, help="How many purchases to replay.")] = 1000,
+    purchases: Annotated[
+        int, typer.Option(min=1, help="Number of purchases to replay.", metavar="N")
+    ] = 1000,
     broker: Annotated[
-        str | None, typer.Option(help="The broker's URL instead of EVENTMESH_BROKER_URL.")
+        str | None,
+        typer.Option(help="Broker to use instead of EVENTMESH_BROKER_URL.", metavar="URL"),
     ] = None,
     attach: Annotated[
-        bool, typer.Option("--attach", help="Use workers that run already; start none.")
+        bool, typer.Option("--attach", help="Use workers that already run instead of starting any.")
     ] = False,
     kill: Annotated[
         bool,
@@ -34,16 +37,19 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Replay real purchases through the shop's four services, and check that all came out.
+    """Replay real purchases through the shop's four services.
 
-    Without any setting it runs on SQLite files. Exit code 1 when anything was lost, done twice or
-    left unfinished.
+    Then check every order, payment and shipment. Exit code 1 if anything was
+    lost, done twice or left unfinished. Without settings, the demo runs on
+    SQLite files.
     """
     from eventmesh.cli.environment import settings_of_command
     from eventmesh.observability.logs import configure_logs
 
     if attach and kill:
-        raise UsageError("Workers that were not started here are not killed: --attach or --kill.")
+        raise UsageError(
+            "--attach cannot be combined with --kill: the demo kills only workers that it started."
+        )
     sys.path.insert(0, str(Path.cwd()))
     from services.demo.run import run_demo
 

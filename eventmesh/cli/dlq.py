@@ -1,4 +1,4 @@
-"""`eventmesh dlq`: dead letters, seen, replayed and discarded."""
+"""`eventmesh dlq`: lists, shows, replays and discards dead letters."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eventmesh.cli.app import App
 from eventmesh.cli.envelopes import as_dict, for_people
 from eventmesh.errors import UsageError
 from eventmesh.printable import printable
@@ -20,13 +21,19 @@ if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
 
     from eventmesh.transports.base import DeadLetter, Subscription, Transport
 
-app = typer.Typer(no_args_is_help=True, help="Messages that were given up.")
+app = App(help="Dead letters: messages that could not be handled.")
 
-Name = Annotated[str, typer.Argument(help="The service.", metavar="SVC")]
-Ids = Annotated[list[str] | None, typer.Argument(help="Ids of dead letters.", metavar="[ID]...")]
+Name = Annotated[str, typer.Argument(help="The service.", metavar="SERVICE")]
+Ids = Annotated[list[str] | None, typer.Argument(help="Ids of dead letters.", metavar="ID")]
 All = Annotated[bool, typer.Option("--all", help="All dead letters of the service.")]
 Limit = Annotated[
-    int, typer.Option(min=1, max=1_000_000, help="How many of each subscription at the most.")
+    int,
+    typer.Option(
+        min=1,
+        max=1_000_000,
+        help="List at most N dead letters of each subscription.",
+        metavar="N",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -55,10 +62,10 @@ def list_letters(service: Name, limit: Limit = 100, as_json: AsJson = False) -> 
 @app.command()
 def show(
     service: Name,
-    letter_id: Annotated[str, typer.Argument(help="Its id.", metavar="ID")],
+    letter_id: Annotated[str, typer.Argument(help="Id of the dead letter.", metavar="ID")],
     as_json: AsJson = False,
 ) -> None:
-    """Show one dead letter with its data and its error."""
+    """Show one dead letter with its attributes, data and error."""
     found = [letter for _, letter in asyncio.run(_find(service, _ALL)) if letter.id == letter_id]
     if not found:
         raise UsageError(
@@ -73,13 +80,17 @@ def show(
 
 @app.command()
 def replay(service: Name, ids: Ids = None, every: All = False) -> None:
-    """Give dead letters to their subscription again, as if they were new."""
+    """Deliver dead letters to their subscriptions again, as new messages.
+
+    First fix what the handler failed on; `eventmesh dlq show` tells. A replayed
+    message starts with all its attempts.
+    """
     _act(service, ids, every, "replayed", lambda t, s, found: t.replay(s, found))
 
 
 @app.command()
 def discard(service: Name, ids: Ids = None, every: All = False) -> None:
-    """Delete dead letters for good."""
+    """Delete dead letters permanently."""
     _act(service, ids, every, "discarded", lambda t, s, found: t.discard(s, found))
 
 
@@ -91,7 +102,7 @@ def _act(
     action: Callable[[Transport, Subscription, Sequence[str]], Awaitable[Sequence[str]]],
 ) -> None:
     if bool(ids) == every:
-        raise UsageError("Give the ids of dead letters, or --all, but not both.")
+        raise UsageError("Name the ids of dead letters, or give --all; not both.")
 
     async def run() -> int:
         wanted, count = set(ids or ()), 0
@@ -104,8 +115,11 @@ def _act(
                     count += len(await action(transport, subscription, found))
         if wanted:
             raise UsageError(
-                f"{count} dead letter(s) {done}; {service} has none with the id "
-                f"{', '.join(sorted(wanted))}: see `eventmesh dlq list {service}`."
+                f"{service} has no dead letter {', '.join(sorted(wanted))}: see `eventmesh dlq "
+                f"list {service}`. The others were {done}: {count} dead letter(s)."
+                if count
+                else f"{service} has no dead letter {', '.join(sorted(wanted))}, so nothing was "
+                f"{done}: see `eventmesh dlq list {service}`."
             )
         return count
 

@@ -1,4 +1,4 @@
-"""How an envelope is shown."""
+"""How a message is shown by `dlq show` and `outbox show`, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
 
 
 def as_dict(envelope: Envelope) -> dict[str, Any]:
-    """For JSON: what it holds, its data as text; also exactly, where they are none."""
+    """The envelope for JSON. Data that is not UTF-8 is also given exactly, as base64."""
     data = envelope.data
     exact = {} if _is_text(data) else {"data_base64": base64.b64encode(data).decode()}
     return {
@@ -24,15 +24,19 @@ def as_dict(envelope: Envelope) -> dict[str, Any]:
 
 
 def for_people(details: Mapping[str, Any]) -> str:
-    """A line for each detail, except for those that only programs can read. The further lines of a
-    traceback are indented, so that none of them can be taken for a detail."""
+    """One line for each detail. The attributes and the lines of a traceback are indented below it,
+    so that none of them can be mistaken for a detail."""
     lines = []
     for name, value in details.items():
-        if name == "error":
-            first, *others = printable_lines(str(value)).split("\n")
-            lines += [f"{name}: {first}", *(f"    {line}" for line in others)]
-        elif name != "data_base64":
-            lines.append(f"{name}: {printable(str(value))}")
+        if name == "data_base64":  # for programs
+            continue
+        shown, further = "" if value is None else str(value), list[str]()
+        if isinstance(value, Mapping):
+            shown, further = "", [f"{key} = {each}" for key, each in value.items()]
+        elif name == "error":
+            shown, *further = printable_lines(shown).split("\n")
+        lines.append(f"{name}: {printable(shown)}".rstrip())
+        lines += [f"    {printable(line)}" for line in further]
     return "\n".join(lines)
 
 

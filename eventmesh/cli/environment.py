@@ -1,4 +1,4 @@
-"""What the environment tells a command."""
+"""The settings of a command, with a warning about variables that have no effect."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
 
 
 def settings_of_command() -> Settings:
-    """The settings for a command that connects to a server. Names in the environment that have no
-    effect are reported on standard error: a misspelt one would mean another broker or database."""
+    """The settings for a command that connects to a server.
+
+    Unknown EVENTMESH_ variables are reported on standard error: with a misspelt name, the command
+    would silently use another broker or database.
+    """
     from eventmesh.runtime.declaring.settings import load_settings, unknown_variables
     from eventmesh.runtime.declaring.targets import service_targets
 

@@ -1,4 +1,9 @@
-"""`eventmesh`: collects the commands, and turns errors into one paragraph and an exit code."""
+"""`eventmesh`: collects the commands, and turns errors into one paragraph and an exit code.
+
+An `EventMeshError` is a mistake of the user or a server that cannot be reached, so its text is
+printed without a traceback, and its `exit_code` ends the process. Any other exception is a bug and
+shows its traceback.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +14,14 @@ from typing import Annotated
 import typer
 
 from eventmesh.cli import asyncapi, database, demo, dlq, outbox, schema, unrouted, worker
+from eventmesh.cli.app import App
 from eventmesh.errors import EventMeshError
 from eventmesh.printable import printable_lines
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = App()
 
 
-def _tell_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
@@ -31,11 +34,15 @@ def options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", is_eager=True, callback=_tell_version, help="Print the version, and end."
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
         ),
     ] = False,
 ) -> None:
-    """Event-driven messaging between services that own their databases."""
+    """Event-driven messaging between services that own their databases.
+
+    Commands are run in the project's root, where services are found as
+    services/<name>/service.py or in [tool.eventmesh.services] of pyproject.toml.
+    """
 
 
 app.command()(worker.worker)
@@ -49,17 +56,17 @@ app.add_typer(unrouted.app, name="unrouted")
 
 
 def main() -> None:
-    """Run the command line; ends the process with an exit code of section "Exit codes"."""
+    """Run the command line. The README lists the exit codes."""
     if demo.has_shop(Path.cwd()):
         app.command()(demo.demo)
     try:
         app(prog_name="eventmesh")
     except EventMeshError as error:
         fail(error)
-    except KeyboardInterrupt:  # before a worker listens for signals, nothing has begun
+    except KeyboardInterrupt:  # before a worker handles signals, it has not begun any work
         sys.exit(1)
     except BaseExceptionGroup as group:
-        # Tasks that failed together: the first error made on purpose explains the rest.
+        # Tasks that failed together: the first expected error explains the others.
         expected = group.subgroup(EventMeshError)
         if expected is None:
             raise
@@ -67,7 +74,7 @@ def main() -> None:
 
 
 def fail(error: EventMeshError) -> None:
-    """Print what is wrong, and exit with the error's code."""
+    """Print the error and exit with its code."""
     typer.secho("Error: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(printable_lines(str(error)), err=True)
     sys.exit(error.exit_code)

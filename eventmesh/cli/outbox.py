@@ -1,4 +1,8 @@
-"""`eventmesh outbox`: what a service has promised and the broker has not yet, seen and decided."""
+"""`eventmesh outbox`: messages that a service has committed and the broker does not have yet.
+
+Relays publish them without help. A command is needed only for a parked message, which the broker
+has rejected too often: it is retried once its cause is fixed, or skipped.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eventmesh.cli.app import App
 from eventmesh.cli.envelopes import as_dict, for_people
 from eventmesh.errors import UsageError
 from eventmesh.printable import printable
@@ -21,11 +26,11 @@ if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from eventmesh.persistence.database import Database
     from eventmesh.persistence.parked import Waiting
 
-app = typer.Typer(no_args_is_help=True, help="Messages that wait to be brought to the broker.")
+app = App(help="Messages in the outbox, waiting to be published.")
 
 
-def _readable(value: Any) -> Any:
-    """What can be looked for in a database; a shell may give other bytes."""
+def _utf8(value: Any) -> Any:
+    """Reject text that a database cannot compare: a shell may pass bytes that are not UTF-8."""
     for text in [value] if isinstance(value, str) else value or ():
         if not text.isascii() and text.encode(errors="ignore").decode() != text:
             raise typer.BadParameter(f"{text!r} is not UTF-8")
@@ -34,9 +39,9 @@ def _readable(value: Any) -> Any:
 
 _MOST = 1_000_000
 
-Name = Annotated[str, typer.Argument(help="The service.", metavar="SVC")]
+Name = Annotated[str, typer.Argument(help="The service.", metavar="SERVICE")]
 Limit = Annotated[
-    int, typer.Option(min=1, max=_MOST, help="How many at the most, the oldest first.")
+    int, typer.Option(min=1, max=_MOST, help="List at most N, oldest first.", metavar="N")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -45,15 +50,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def stats(
     service: Name,
     limit: Annotated[
-        int, typer.Option(min=1, max=_MOST, help="How many keys, those parked the longest first.")
+        int,
+        typer.Option(
+            min=1, max=_MOST, help="Show at most N keys, longest parked first.", metavar="N"
+        ),
     ] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Count what waits, by name, and by parked key.
+    """Count waiting messages by name, and by parked key.
 
-    The age of the oldest is of what could have been relayed, which leaves
-    out parked and delayed messages; in seconds, as `oldest_age` of --json.
-    What the states mean, `eventmesh outbox list --help` says.
+    The age (`oldest_age` in --json, in seconds) is that of the oldest message
+    that could have been published; parked and delayed messages do not count.
+    `eventmesh outbox list --help` explains the states.
     """
     counted = asyncio.run(_count(service, limit))
     if as_json:
@@ -62,7 +70,7 @@ def stats(
     age = counted["oldest_age"]
     typer.echo(
         f"{service}: {_numbers(counted)}"
-        + (f"; the oldest waits for {age:,.1f} s" if age is not None else "")
+        + (f"; the oldest has waited for {age:,.1f} s" if age is not None else "")
     )
     for share in counted["names"]:
         typer.echo(f"{_line(share['name'])}: {_numbers(share)}{_attempts(share['attempts'])}")
@@ -74,27 +82,33 @@ def stats(
 @app.command("list")
 def list_messages(
     service: Name,
-    parked: Annotated[bool, typer.Option("--parked", help="Only those that are parked.")] = False,
+    parked: Annotated[bool, typer.Option("--parked", help="Only parked messages.")] = False,
     key: Annotated[
-        str | None, typer.Option(help="Only those with this key.", callback=_readable)
+        str | None, typer.Option(help="Only messages with this key.", callback=_utf8, metavar="KEY")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Only those of this name.", callback=_readable)
+        str | None, typer.Option(help="Only messages of this name.", callback=_utf8, metavar="NAME")
     ] = None,
     limit: Limit = 100,
     as_json: AsJson = False,
 ) -> None:
-    """List what waits, in the order in which it was committed.
+    """List waiting messages in the order of their commits.
 
-    Ready: a relay takes it next. Delayed: as it was asked for.
-    Refused: by the broker, and tried again soon.
-    Held: by a refused or parked message of its key.
-    Parked: refused too often; nothing publishes it, nor what comes
-    after it with its key, until it is retried or skipped.
+    \b
+    The states are:
+      ready    published next
+      delayed  published once its delay is over
+      refused  the broker rejected it; tried again soon
+      held     waits behind a refused or parked message of its key
+      parked   rejected too often; it and all later messages of its key
+               wait until it is retried or skipped
 
-    Each line has the id, when the message was made, the state, the name,
-    the key and what the broker has said. For example:
-    eventmesh outbox list bank --parked --key ada
+    Each line shows the id, the time the message was created, the state, the
+    name, the key and the broker's last error.
+
+    \b
+    Example:
+      eventmesh outbox list bank --parked --key ada
     """
 
     async def run() -> list[Waiting]:
@@ -123,10 +137,12 @@ def list_messages(
 @app.command()
 def show(
     service: Name,
-    message_id: Annotated[str, typer.Argument(help="Its id.", metavar="ID", callback=_readable)],
+    message_id: Annotated[
+        str, typer.Argument(help="Id of the message.", metavar="ID", callback=_utf8)
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Show one message with its data and what the broker has said of it."""
+    """Show one message with its attributes, data and error."""
     details = _whole(_known(service, asyncio.run(_find(service, [message_id])), [message_id])[0])
     typer.echo(json.dumps(details, indent=2) if as_json else for_people(details))
 
@@ -136,22 +152,29 @@ def retry(
     service: Name,
     ids: Annotated[
         list[str] | None,
-        typer.Argument(help="Their ids.", metavar="[ID]...", callback=_readable),
+        typer.Argument(help="Ids of parked messages.", metavar="ID", callback=_utf8),
     ] = None,
     key: Annotated[
-        str | None, typer.Option(help="All that are parked with this key.", callback=_readable)
+        str | None,
+        typer.Option(help="All parked messages with this key.", callback=_utf8, metavar="KEY"),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All that are parked.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print their ids as JSON.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All parked messages.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the ids as JSON.")] = False,
 ) -> None:
-    """Let relays publish parked messages again, in their old order, once more with all attempts.
+    """Publish parked messages again, in their original order.
 
-    First mend what the broker refuses them for: `eventmesh outbox show`
-    says it. A message behind a parked one of its key waits for that one.
-    For example: eventmesh outbox retry bank --key ada
+    First fix why the broker rejects them: `eventmesh outbox show` prints its
+    error. Each message gets all its attempts again. A message still waits while
+    an earlier one of its key is parked.
+
+    \b
+    Example:
+      eventmesh outbox retry bank --key ada
     """
     if bool(ids) + (key is not None) + every != 1:
-        raise UsageError("Name the ids of parked messages, or write --key, or --all; one of these.")
+        raise UsageError(
+            "Name the ids of parked messages, or give --key or --all: exactly one of these."
+        )
 
     async def run() -> list[str]:
         from eventmesh.persistence import parked as queries
@@ -159,7 +182,7 @@ def retry(
         async with _opened(service) as (database, now):
             async with database.connection() as connection:
                 found = await queries.retry(connection, now, ids=ids, key=key)
-            await _tell_relays(database)
+            await _wake_relays(database)
         return found
 
     retried = asyncio.run(run())
@@ -180,26 +203,30 @@ def retry(
 def skip(
     service: Name,
     ids: Annotated[
-        list[str], typer.Argument(help="Their ids.", metavar="ID...", callback=_readable)
+        list[str],
+        typer.Argument(help="Ids of parked messages.", metavar="ID", callback=_utf8),
     ],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete parked messages for good, so that what comes after them with their keys flows.
+    """Delete parked messages, so that later ones of their keys flow.
 
-    Each is printed first, whole: that is all that stays of it, and nobody
-    will ever get it. So keep what is printed:
-    eventmesh outbox skip bank ID --yes --json >skipped.json
+    Skipped messages are never delivered. Each is printed completely before it is
+    deleted; the output is the only copy, so save it.
+
+    \b
+    Example:
+      eventmesh outbox skip bank ID --yes --json > skipped.json
     """
     messages = _known(service, asyncio.run(_find(service, ids)), ids)
-    if ready := {each.envelope.id for each in messages if each.state != "parked"}:
-        raise _not_parked(service, ready)
+    if not_parked := {each.envelope.id for each in messages if each.state != "parked"}:
+        raise _not_parked(service, not_parked)
     details = [_whole(message) for message in messages]
     if as_json:
         typer.echo(json.dumps(details, indent=2))
     else:
         typer.echo("\n\n".join(map(for_people, details)))
-    _make_sure(len(messages), yes)
+    _confirm(len(messages), yes)
 
     async def run() -> list[int]:
         from eventmesh.persistence import parked as queries
@@ -207,7 +234,7 @@ def skip(
         async with _opened(service) as (database, _):
             async with database.connection() as connection:
                 gone = await queries.skip(connection, [message.seq for message in messages])
-            await _tell_relays(database)
+            await _wake_relays(database)
         return gone
 
     skipped = set(asyncio.run(run()))
@@ -216,35 +243,35 @@ def skip(
         raise _not_parked(service, left)
 
 
-async def _tell_relays(database: Database) -> None:
-    if database.is_postgresql:  # elsewhere they find out soon
+async def _wake_relays(database: Database) -> None:
+    if database.is_postgresql:  # elsewhere relays poll
         await database.doorbell.tell()
 
 
-def _make_sure(number: int, yes: bool) -> None:
+def _confirm(number: int, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
         raise UsageError(
-            "Nothing was skipped: nobody can confirm without a terminal, so add --yes."
+            "Nothing was skipped: there is no terminal to ask for confirmation, so add --yes."
         )
-    typer.confirm(f"Delete {number} message(s) for good?", abort=True, err=True)
+    typer.confirm(f"Permanently delete {number} message(s)?", abort=True, err=True)
 
 
 def _known(service: str, messages: list[Waiting], ids: Iterable[str]) -> list[Waiting]:
-    """These messages; UsageError when one of the ids is of none."""
+    """The messages; UsageError for an id that none of them has."""
     if missing := set(ids) - {message.envelope.id for message in messages}:
         raise UsageError(
             f"{service} has no message {', '.join(sorted(missing))} in its outbox: it was "
-            f"published, or skipped, or never there. See `eventmesh outbox list {service}`."
+            f"published or skipped, or never existed. See `eventmesh outbox list {service}`."
         )
     return messages
 
 
 def _not_parked(service: str, ids: Iterable[str]) -> UsageError:
     return UsageError(
-        f"{service} has no parked message {', '.join(sorted(ids))}: what is not parked, relays "
-        f"publish by themselves. See `eventmesh outbox list {service} --parked`."
+        f"{service} has no parked message {', '.join(sorted(ids))}: what is not parked is "
+        f"published without help. See `eventmesh outbox list {service} --parked`."
     )
 
 
@@ -285,14 +312,14 @@ async def _count(service: str, limit: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _opened(name: str) -> AsyncIterator[tuple[Database, datetime]]:
-    """The service's database, and what time it is there."""
+    """The service's database, and the time of its clock."""
     from eventmesh.cli.environment import settings_of_command
     from eventmesh.persistence.existing import existing
     from eventmesh.runtime.declaring.discovery import load_services
 
     [service] = load_services([name], Path.cwd())
     if not service.needs_database:
-        raise UsageError(f"Service {name!r} has no outbox: it declares nothing that it publishes.")
+        raise UsageError(f"Service {name!r} has no outbox: it does not publish any message.")
     async with existing(settings_of_command().database_url(name), name) as database:
         async with database.reading() as connection:
             now = await database.time.ask(connection)
@@ -333,5 +360,5 @@ def _quoted(key: str) -> str:
 
 
 def _line(text: str) -> str:
-    """One line that does not command the terminal."""
+    """One line without control characters."""
     return printable(text)

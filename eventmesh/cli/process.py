@@ -1,4 +1,4 @@
-"""One worker process, with everything around the worker: its event loop, its broker, its probes."""
+"""One worker process: the worker with its event loop, its broker connection and its probes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def run_worker(
     end_with_stdin: bool = False,
     tell_ready: int | None = None,
 ) -> None:
-    """Run a worker in this process until it is told to stop, or its standard input ends; raises as
-    `Worker.run`. Told to reload, the process begins anew as itself, and this does not return.
+    """Run a worker in this process until a signal stops it; raises as `Worker.run`.
 
-    Once it works it writes to the descriptor `tell_ready`.
+    With `end_with_stdin` the process is the child of a supervisor and also stops when its standard
+    input ends. `tell_ready` is a file descriptor to write to once the worker is ready. After SIGHUP
+    the process replaces itself with the new code, and this function does not return.
     """
-
     names = [service.name for service in services]
 
     async def run() -> bool:
         signals = Signals(child=end_with_stdin, trial=worker_command(names, "--try-out"))
-        with signals.heard():
+        with signals.handled():
             await _work(services, settings, signals.stop, tell_ready)
         return signals.reload
 
@@ -47,15 +47,15 @@ def run_worker(
         reload = run_on_loop(settings, run())
     except asyncio.CancelledError:
         raise EventMeshError(
-            "The worker was told to stop twice and did not finish what it had begun; those "
-            "messages will be delivered again."
+            "The worker was told to stop twice and did not finish the messages it was handling; "
+            "they will be delivered again."
         ) from None
     if reload:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # ourselves
 
 
 def try_out(services: Sequence[Service], settings: Settings) -> None:
-    """Do all that a worker does before its first message; raises as `Worker.run`."""
+    """Start a worker up to its first message and stop it; raises as `Worker.run`."""
 
     async def run() -> None:
         clock = SystemClock()
@@ -68,13 +68,13 @@ def try_out(services: Sequence[Service], settings: Settings) -> None:
 
 
 def run_on_loop(settings: Settings, work: Coroutine[Any, Any, T]) -> T:
-    """What the work returns, run on the event loop of the settings."""
+    """Run a coroutine on the event loop that the settings choose."""
     with asyncio.Runner(loop_factory=_loop_factory(settings)) as runner:
         return runner.run(work)
 
 
 def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is wanted and installed; None for asyncio's own."""
+    """uvloop's factory if it is wanted and installed; None for asyncio's own loop."""
     if settings.event_loop == "asyncio":
         return None
     try:
@@ -83,8 +83,8 @@ def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop]
         if settings.event_loop == "auto":
             return None
         raise UsageError(
-            "EVENTMESH_EVENT_LOOP asks for uvloop, which is not installed: "
-            "pip install 'eventmesh[uvloop]', or leave the variable out."
+            "EVENTMESH_EVENT_LOOP=uvloop, but uvloop is not installed: pip install "
+            "'eventmesh[uvloop]', or unset the variable."
         ) from None
     return uvloop.new_event_loop
 
@@ -95,35 +95,35 @@ async def _work(
     stop: asyncio.Event,
     tell_ready: int | None,
 ) -> None:
-    """A worker with everything around it. Probes come first, so that they tell how it starts."""
+    """Run a worker. The probes start first, so that /readyz reports a start that takes long."""
     clock = SystemClock()
     transport = make_transport(settings.broker_url, clock, settings.transport_options)
     worker = Worker(services, transport, settings, clock)
     async with AsyncExitStack() as stack:
         if settings.health_port is not None:
-            from eventmesh.observability.probes import answering  # only where it is asked for
+            from eventmesh.observability.probes import answering  # loads an HTTP server
 
             host, port = settings.health_host, settings.health_port
             await stack.enter_async_context(answering(worker, host, port))
         stack.push_async_callback(transport.close)
         await transport.connect()
         if tell_ready is not None:
-            telling = asyncio.create_task(_tell(worker.ready, tell_ready))
-            stack.callback(telling.cancel)
-        settling = asyncio.create_task(_settle_memory(worker.ready))
-        stack.callback(settling.cancel)
+            reporting = asyncio.create_task(_report_ready(worker.ready, tell_ready))
+            stack.callback(reporting.cancel)
+        freezing = asyncio.create_task(_freeze_memory(worker.ready))
+        stack.callback(freezing.cancel)
         await worker.run(stop)
 
 
-async def _settle_memory(ready: asyncio.Event) -> None:
-    """What is loaded by now stays. Let the collector not look through it again and again: each time
-    it stopped everything for some 70 ms."""
+async def _freeze_memory(ready: asyncio.Event) -> None:
+    """Exempt everything loaded during start-up from garbage collection: each full collection of it
+    stopped the process for about 70 ms."""
     await ready.wait()
     gc.collect()
     gc.freeze()
 
 
-async def _tell(ready: asyncio.Event, descriptor: int) -> None:
+async def _report_ready(ready: asyncio.Event, descriptor: int) -> None:
     await ready.wait()
     os.write(descriptor, b"\n")
     os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Runs a command and starts it again whenever a Python file changes; for `eventmesh dev`."""
+"""Runs a command and restarts it whenever a Python file changes, for `eventmesh dev`."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ from pathlib import Path
 
 from watchfiles import PythonFilter, watch
 
-_LOOK_EVERY = 200  # milliseconds between two looks whether to stop
+_CHECK_INTERVAL = 200  # milliseconds between two checks of the stop event
 
 
 def run_with_reload(command: Sequence[str], root: Path) -> int:
-    """Until SIGTERM or Ctrl-C; returns the exit code of the last run. The second signal is passed
-    on, and aborts a run that does not finish."""
+    """Run until SIGTERM or Ctrl-C; returns the exit code of the last run.
+
+    A second signal is passed on and aborts a run that does not finish.
+    """
     stop = threading.Event()
     child = _start(command)
 
-    def told(*_: object) -> None:
+    def on_signal(*_: object) -> None:
         if stop.is_set():
             child.terminate()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, told)
-    changes = watch(root, watch_filter=PythonFilter(), stop_event=stop, rust_timeout=_LOOK_EVERY)
+        signal.signal(number, on_signal)
+    changes = watch(
+        root, watch_filter=PythonFilter(), stop_event=stop, rust_timeout=_CHECK_INTERVAL
+    )
     for _ in changes:
         child.terminate()
         child.wait()
@@ -36,5 +40,5 @@ def run_with_reload(command: Sequence[str], root: Path) -> int:
 
 
 def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    # A session of its own, so that a terminal's Ctrl-C reaches it once, through us.
+    # In a new session, so that Ctrl-C reaches the child once, through this process.
     return subprocess.Popen(command, start_new_session=True)  # noqa: S603  # our own command

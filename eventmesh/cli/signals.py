@@ -1,4 +1,4 @@
-"""What a worker process is told from outside: to stop, to abort, to load its code anew."""
+"""Signals of a worker process: stop, abort, and reload the code."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from contextlib import contextmanager
 from eventmesh.runtime.trial import would_start
 
 _SAME_SIGNAL = 0.5
-"""Seconds in which a second signal to the child of a supervisor is the first one told twice: by a
-service manager that tells a whole group, and by the parent that passes it on."""
+"""Seconds within which a second signal to a supervisor's child counts as the first one, received
+twice: a service manager may signal the whole process group, and the parent passes it on as well."""
 
 
 class Signals:
-    """The first SIGTERM or SIGINT sets `stop`; the second cancels the task that listens.
+    """The first SIGTERM or SIGINT sets `stop`; the second cancels the task in `handled`.
 
-    SIGHUP runs `trial`, a command that ends with 0 where the code as it is now could be run, and
-    then sets `reload` and `stop`. From a terminal it means that the terminal is gone, and stops.
+    SIGHUP runs `trial`, a command that exits with 0 if the current code can start, and then sets
+    `reload` and `stop`. In a terminal, SIGHUP means that the terminal was closed, and stops.
 
-    A child of a parent leaves SIGHUP to the parent. Its standard input is a pipe from there: what
-    is written to it cancels the task, and its end sets `stop`, as the parent is gone, however that
-    ended.
+    A supervisor's child leaves SIGHUP to its parent. Its standard input is a pipe from the parent:
+    anything written to it cancels the task, and its end sets `stop`, because the parent is gone.
     """
 
     def __init__(self, *, child: bool, trial: Sequence[str]) -> None:
@@ -32,53 +31,53 @@ class Signals:
         self.reload = False
         self._child = child
         self._trial = trial
-        self._told_at = 0.0
-        self._listener: asyncio.Task[object] | None = None
-        self._trying: asyncio.Task[None] | None = None
+        self._stopped_at = 0.0
+        self._task: asyncio.Task[object] | None = None
+        self._reloading: asyncio.Task[None] | None = None
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Listen while the context is open."""
-        self._listener = asyncio.current_task()
+    def handled(self) -> Iterator[None]:
+        """Handle signals while the context is open."""
+        self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._told_to_stop)
-        loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
+            loop.add_signal_handler(number, self._on_stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
         if self._child:
-            loop.add_reader(sys.stdin.fileno(), self._readable)
+            loop.add_reader(sys.stdin.fileno(), self._on_stdin)
         try:
             yield
         finally:
-            self._listener = None
-            if self._trying is not None:
-                self._trying.cancel()
-            # Not to be ended by it on the way from this code to the next.
+            self._task = None
+            if self._reloading is not None:
+                self._reloading.cancel()
+            # SIGHUP must not end the process between this code and the next.
             loop.remove_signal_handler(signal.SIGHUP)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    def _told_to_stop(self) -> None:
+    def _on_stop_signal(self) -> None:
         now = asyncio.get_running_loop().time()
         same_within = _SAME_SIGNAL if self._child else 0.0
         if not self.stop.is_set():
-            self._told_at = now
+            self._stopped_at = now
             self.stop.set()
-        elif now - self._told_at >= same_within:
+        elif now - self._stopped_at >= same_within:
             self._abort()
 
-    def _told_to_reload(self) -> None:
+    def _on_reload_signal(self) -> None:
         if self._child or self.stop.is_set():
             return
         if sys.stdin is not None and sys.stdin.isatty():
-            self._told_to_stop()
-        elif self._trying is None or self._trying.done():
-            self._trying = asyncio.ensure_future(self._try_and_reload())
+            self._on_stop_signal()
+        elif self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.ensure_future(self._reload_if_it_starts())
 
-    async def _try_and_reload(self) -> None:
+    async def _reload_if_it_starts(self) -> None:
         if await would_start(self._trial):
             self.reload = not self.stop.is_set()
             self.stop.set()
 
-    def _readable(self) -> None:
+    def _on_stdin(self) -> None:
         if os.read(sys.stdin.fileno(), 1024):
             self.stop.set()
             self._abort()
@@ -87,5 +86,5 @@ class Signals:
             self.stop.set()
 
     def _abort(self) -> None:
-        if self._listener is not None:
-            self._listener.cancel()
+        if self._task is not None:
+            self._task.cancel()

@@ -1,5 +1,8 @@
-"""The parent of worker processes. It imports no service and nothing of what services need, so that
-it starts at once and takes little memory."""
+"""Starts the supervisor of worker processes.
+
+The parent process imports neither the services nor what they need, so it starts at once and takes
+little memory.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from eventmesh.runtime.supervisor import Supervisor
 
 
 def worker_command(names: Sequence[str], *options: str) -> list[str]:
-    """The command line of a worker of these services."""
+    """The command line that runs a worker of these services."""
     return [sys.executable, "-m", "eventmesh", "worker", *options, *names]
 
 
 def supervise(names: Sequence[str], workers: int, settings: Settings) -> int:
-    """Run so many worker processes until told to stop; returns the exit code."""
+    """Run this many worker processes until a signal stops them; returns the exit code."""
 
     def command(number: int, ready_descriptor: int) -> list[str]:
         options = ["--end-with-stdin", f"--tell-ready={ready_descriptor}"]

@@ -1,4 +1,4 @@
-"""`eventmesh unrouted`: messages that no subscription takes, seen and deleted."""
+"""`eventmesh unrouted`: counts and deletes messages that no subscription receives."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eventmesh.cli.app import App
 from eventmesh.duration import seconds
 from eventmesh.errors import UsageError
 from eventmesh.printable import printable
@@ -20,26 +21,23 @@ from eventmesh.printable import printable
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from eventmesh.transports.base import Subscription, Transport, Unrouted
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="Messages that no subscription takes: kept for the first that does.",
-)
+app = App(help="Messages without a subscription, kept for the first one.")
 
 Names = Annotated[
     list[str] | None,
-    typer.Option("--message", help="Only messages of this name; may be repeated.", metavar="NAME"),
+    typer.Option("--message", help="Only messages of this name; can be repeated.", metavar="NAME"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")
 def list_unrouted(names: Names = None, as_json: AsJson = False) -> None:
-    """Count the messages that no subscription takes, by name.
+    """Count the messages without a subscription, by name.
 
-    SQLite and Redis list all. RabbitMQ does not list its queues, so the
-    messages that the services of this project publish or subscribe to are
-    looked for, and those of --message. "foreign" are RabbitMQ's messages of
-    names that no EventMesh publisher has used.
+    SQLite and Redis list all of them. RabbitMQ does not list its queues, so
+    only names that this project's services publish or subscribe to are looked
+    up, and those of --message. "(foreign)" marks messages on RabbitMQ whose
+    names no EventMesh publisher has used.
     """
 
     async def run() -> Sequence[Unrouted]:
@@ -59,25 +57,29 @@ def list_unrouted(names: Names = None, as_json: AsJson = False) -> None:
 def purge(
     names: Names = None,
     older_than: Annotated[
-        str | None, typer.Option(help="Only messages older than this, such as 12h or 7d.")
+        str | None,
+        typer.Option(help="Only messages older than this, such as 12h or 7d.", metavar="AGE"),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete messages that no subscription takes, for good.
+    """Permanently delete messages without a subscription.
 
-    What a subscription takes is never deleted, and a subscription that is
-    declared meanwhile gets what was not. The age is counted from when the
-    broker got the message; on RabbitMQ from when the message says that it was
-    made, and messages that say nothing have no age.
-    For example: eventmesh unrouted purge --message bank.closed --older-than 7d
+    Messages of a subscription are never deleted, and a subscription declared
+    meanwhile receives what is left. The age counts from when the broker stored
+    the message. On RabbitMQ it counts from the message's own `time`, and a
+    message without one has no age.
+
+    \b
+    Example:
+      eventmesh unrouted purge --message bank.closed --older-than 7d
     """
     age = None if older_than is None else seconds(older_than)
 
     async def run() -> list[Unrouted]:
         async with _opened(names) as asked:
             found = await asked.found()
-            _make_sure(found, older_than, yes)
+            _confirm(found, older_than, yes)
             if names is None:
                 found = _foreign_together(found)
             return [each for each in [await asked.purged(one, age) for one in found] if each.number]
@@ -93,8 +95,8 @@ def purge(
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """The broker, and what of it is asked for: these names, or all that are known here."""
+class _Selection:
+    """The broker, and the selected message names: those of --message, or all known ones."""
 
     transport: Transport
     subscriptions: Sequence[Subscription]
@@ -107,7 +109,7 @@ class _Asked:
         return [each for each in found if self.names is None or each.message in self.names]
 
     async def purged(self, one: Unrouted, age: float | None) -> Unrouted:
-        """What was deleted of these."""
+        """Delete these messages; returns how many were deleted."""
         number = await self.transport.purge_unrouted(
             one.message, self.subscriptions, older_than=age
         )
@@ -115,8 +117,8 @@ class _Asked:
 
 
 @asynccontextmanager
-async def _opened(names: Sequence[str] | None) -> AsyncIterator[_Asked]:
-    """The broker, of which nothing is made, and all that this project knows of its messages."""
+async def _opened(names: Sequence[str] | None) -> AsyncIterator[_Selection]:
+    """Connect without declaring anything, and collect the names that this project knows."""
     from dataclasses import replace as changed
 
     from eventmesh.clock import SystemClock
@@ -127,8 +129,8 @@ async def _opened(names: Sequence[str] | None) -> AsyncIterator[_Asked]:
     settings = load_settings()
     if settings.broker_url.startswith("memory:"):
         raise UsageError(
-            "The broker memory:// is known to its own process only, so nobody else can count what "
-            "it holds. Set EVENTMESH_BROKER_URL to the broker of the running mesh."
+            "The broker memory:// exists only inside one process, so its messages cannot be "
+            "counted from here. Set EVENTMESH_BROKER_URL to the broker of the running services."
         )
     services = load_services([], Path.cwd()) if service_targets(Path.cwd()) else []
     handlers = [each for service in services for each in service.handlers.values()]
@@ -139,26 +141,28 @@ async def _opened(names: Sequence[str] | None) -> AsyncIterator[_Asked]:
     options = changed(settings.transport_options, looking=True)
     async with open_transport(settings.broker_url, SystemClock(), options) as transport:
         asked = None if names is None else frozenset(names)
-        yield _Asked(transport, subscriptions, frozenset(known), asked)
+        yield _Selection(transport, subscriptions, frozenset(known), asked)
 
 
 def _foreign_together(found: Sequence[Unrouted]) -> list[Unrouted]:
-    """The same with all foreign messages under the empty name, by which all are deleted at once."""
+    """Combine all foreign messages under the empty name, by which they are deleted at once."""
     foreign = [each for each in found if each.foreign]
     others = [each for each in found if not each.foreign]
     return [*others, replace(foreign[0], message="")] if foreign else others
 
 
-def _make_sure(found: Sequence[Unrouted], older_than: str | None, yes: bool) -> None:
-    """Show what is about to be deleted, and ask."""
+def _confirm(found: Sequence[Unrouted], older_than: str | None, yes: bool) -> None:
+    """Show what is about to be deleted, and ask for confirmation."""
     if yes or not found:
         return
     if not sys.stdin.isatty():
-        raise UsageError("Nothing was purged: nobody can confirm without a terminal, so add --yes.")
+        raise UsageError(
+            "Nothing was purged: there is no terminal to ask for confirmation, so add --yes."
+        )
     for each in found:
         typer.echo(_line(each), err=True)
     which = "all of these" if older_than is None else f"those of them older than {older_than}"
-    typer.confirm(f"Delete {which} for good?", abort=True, err=True)
+    typer.confirm(f"Permanently delete {which}?", abort=True, err=True)
 
 
 def _line(unrouted: Unrouted) -> str:
@@ -166,7 +170,7 @@ def _line(unrouted: Unrouted) -> str:
     if unrouted.bytes is not None:
         parts.append(f"{unrouted.bytes} bytes")
     if unrouted.oldest_age is not None:
-        parts.append(f"the oldest since {_span(unrouted.oldest_age)}")
+        parts.append(f"oldest {_span(unrouted.oldest_age)}")
     return "  ".join(parts)
 
 
@@ -176,7 +180,7 @@ def _name(unrouted: Unrouted) -> str:
 
 
 def _span(age: float) -> str:
-    """An age in its largest unit, rounded down: `eventmesh unrouted purge` takes it as written."""
+    """An age in its largest unit, rounded down, in a form that --older-than accepts."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
         if age >= size:
             return f"{int(age // size)}{unit}"

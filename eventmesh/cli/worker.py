@@ -1,4 +1,4 @@
-"""`eventmesh worker` and `eventmesh dev`."""
+"""`eventmesh worker` and `eventmesh dev`: run the handlers and relays of services."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from eventmesh.errors import UsageError
 if TYPE_CHECKING:  # imported when a worker runs; see `eventmesh.cli`
     from eventmesh.runtime.declaring.settings import Settings
 
-Names = Annotated[list[str], typer.Argument(help="Services to run.", metavar="SVC...")]
+Names = Annotated[list[str], typer.Argument(help="Services to run.", metavar="SERVICE")]
 
 
 def worker(
     services: Names,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes to run; one that dies is replaced.")
+        int, typer.Option(min=1, help="Number of worker processes.", metavar="N")
     ] = 1,
     supervise: Annotated[
         bool,
         typer.Option(
             "--supervise/--no-supervise",
-            help="Whether to replace a process that dies. Not needed where a service manager does "
-            "so: without, a single worker runs in this process.",
+            help="Replace a worker process that dies. With --no-supervise, one worker runs in "
+            "this process, for a service manager that replaces it (systemd, Kubernetes).",
         ),
     ] = True,
     health_port: Annotated[
@@ -34,20 +34,23 @@ def worker(
         typer.Option(
             min=0,
             max=65_535,
-            help="Answer /livez, /readyz and /metrics there, on all addresses unless "
-            "EVENTMESH_HEALTH_HOST names one; each of several processes on a port of its own, "
-            "counted up from this one.",
+            help="Serve /livez, /readyz and /metrics on this port, on all addresses or on "
+            "EVENTMESH_HEALTH_HOST. Several processes use consecutive ports.",
+            metavar="PORT",
         ),
     ] = None,
     end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,
     tell_ready: Annotated[int | None, typer.Option("--tell-ready", hidden=True)] = None,
     trial: Annotated[bool, typer.Option("--try-out", hidden=True)] = False,
 ) -> None:
-    """Run the handlers and relays of some services until SIGTERM or Ctrl-C.
+    """Run services until SIGTERM or Ctrl-C.
 
-    The first signal drains: what was begun is finished, the rest is given back. The second aborts.
-    SIGHUP loads the code anew, if that code starts.
+    The first signal drains: messages that are being handled are finished, and
+    the others are returned to the broker. The second signal aborts. SIGHUP
+    reloads the code, unless the new code cannot start.
     """
+    import structlog
+
     from eventmesh.observability.logs import configure_logs
     from eventmesh.runtime.declaring.settings import load_settings
 
@@ -55,11 +58,17 @@ def worker(
     if health_port is not None:
         settings = settings.model_copy(update={"health_port": health_port})
     configure_logs(settings)
-    if not end_with_stdin:  # else the parent has said it
+    if not end_with_stdin:  # otherwise the parent has logged them
         _log_unknown_variables(settings)
     if workers > 1 and not supervise:
         raise UsageError(
             "--workers cannot be combined with --no-supervise: several processes need a supervisor."
+        )
+    if workers > 1 and settings.broker_url.startswith("memory:"):
+        structlog.get_logger("eventmesh.worker").warning(
+            "memory broker not shared between processes",
+            workers=workers,
+            hint="each process only sees its own messages; set EVENTMESH_BROKER_URL",
         )
     if supervise and not (end_with_stdin or trial):
         _run_supervised(services, workers, settings)
@@ -75,9 +84,9 @@ def worker(
 
 
 def dev(
-    reload: Annotated[bool, typer.Option(help="Start again when a Python file changes.")] = True,
+    reload: Annotated[bool, typer.Option(help="Restart when a Python file changes.")] = True,
 ) -> None:
-    """Run all services in one process, and start again when the code changes."""
+    """Run all services in one process; restart it when code changes."""
     from eventmesh.cli.supervise import worker_command
     from eventmesh.runtime.declaring.discovery import load_services
 
@@ -90,7 +99,9 @@ def dev(
         from eventmesh.cli.reload import run_with_reload
     except ImportError:
         typer.echo(
-            "watchfiles is not installed (pip install 'eventmesh[reload]'): no reload.", err=True
+            "Warning: `eventmesh dev` does not restart on changes, because watchfiles is not "
+            "installed: pip install 'eventmesh[reload]'. --no-reload turns this warning off.",
+            err=True,
         )
         worker(names, supervise=False)
         return
@@ -117,5 +128,7 @@ def _log_unknown_variables(settings: Settings) -> None:
 
     for unknown in unknown_variables(settings, service_targets(Path.cwd())):
         structlog.get_logger("eventmesh.settings").warning(
-            "unknown variable ignored", variable=unknown.name, did_you_mean=unknown.nearest
+            "unknown environment variable ignored",
+            variable=unknown.name,
+            did_you_mean=unknown.nearest,
         )

@@ -132,6 +132,9 @@ class Database:
                 await connection.execute(text("SELECT 1"))
                 if self.is_mariadb:
                     await mariadb.check(connection, largest)
+        except Unreachable as error:
+            # The text says it all; a program of the user's shows no chain of driver errors.
+            raise error from None
         except (DBAPIError, InvalidRequestError, OverflowError, TypeError, ValueError) as error:
             # What drivers say of odd options, for the statement itself cannot be wrong.
             raise UsageError(

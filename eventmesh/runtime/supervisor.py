@@ -1,9 +1,10 @@
-"""The parent of one or several equal worker processes, which replaces those that die.
+"""The parent of identical worker processes, which replaces those that die.
 
-A child that ends with a code that says what is wrong, before it ever came to work, ends all: the
-services, the settings or the servers are not as they should be, which it has said on standard
-error. So that this is said once, the first child starts alone; the others follow when it is ready.
-Any other end is a crash, and the child is replaced, ever later.
+A child that exits before it was ever ready, with one of the exit codes for a known problem, ends
+the whole program: the services, the settings or the servers are wrong, and the child has printed
+the error. To print it only once, the first child starts alone and the others follow when it is
+ready. Every other exit counts as a crash. The child is then replaced after a pause, which grows
+from 0.5 s to 10 s while children keep crashing and starts over once one has run for 30 s.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.trial import would_start
 
 _KNOWN_CODES = (2, 3, 4, 5)
-"""Exit codes with which a child says what is wrong; any other end counts as a crash."""
+"""Exit codes of errors that the child has printed; any other exit counts as a crash."""
 
-_GRACE = 5.0  # seconds beyond the drain
-_STEADY = 30.0  # seconds after which a child that dies counts as the first to do so
+_GRACE = 5.0  # seconds beyond the drain timeout before a child is killed
+_STEADY = 30.0  # seconds after which a crash starts with the first pause again
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds before a dead child is replaced
 
 
 @dataclass(eq=False)
 class _Child:
-    """One worker process. `ready` tells whether it came to work before it ended."""
+    """One worker process. `ready` is True once it is ready, or False if it exits before."""
 
     process: asyncio.subprocess.Process
     ready: asyncio.Future[bool]
@@ -46,7 +47,7 @@ class _Child:
             self.process.terminate()
 
     def abort(self) -> None:
-        """Not by a signal: a service manager may have sent those that it has got already."""
+        """Through its pipe: signals may already have reached it from a service manager."""
         if self.process.returncode is None and self.process.stdin is not None:
             self.process.stdin.write(b"abort\n")
 
@@ -54,10 +55,10 @@ class _Child:
 class Supervisor:
     """Keeps `workers` processes of `command(number, ready_descriptor)` running.
 
-    Each child has as its standard input a pipe that ends with this process, so that none outlives
-    it; what is written to it tells the child to abort. A child writes to its ready descriptor when
-    it works. `trial` is a command that ends with 0
-    where the code as it is now could be run.
+    The standard input of each child is a pipe from this process. Its end tells the child that the
+    parent is gone, so that no child outlives it; anything written to it tells the child to abort. A
+    child writes to its ready descriptor once it is ready. `trial` is a command that exits with 0 if
+    the current code can start.
     """
 
     def __init__(
@@ -76,23 +77,24 @@ class Supervisor:
         self._clock = clock
         self._children: dict[int, _Child] = {}
         self._stop = asyncio.Event()
-        self._reload_wanted = asyncio.Event()
-        self._first_has_begun = asyncio.Event()
+        self._reload_requested = asyncio.Event()
+        self._first_started = asyncio.Event()
         self._died = False
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.supervisor")
 
     async def run(self) -> int:
-        """Run until told to stop; SIGHUP replaces the children one after the other, if the trial
-        succeeds. From a terminal it means that the terminal is gone, and stops.
+        """Run until a signal stops it; returns the exit code.
 
-        Returns 0 after a clean drain, the code with which a child said what is wrong, or 1 when one
-        crashed, whether it was replaced or not.
+        SIGHUP replaces the children one after another if the trial succeeds. In a terminal, SIGHUP
+        means that the terminal was closed, and stops. The exit code is 0 after a clean drain, the
+        code of the first child with a known problem, or 1 if any child has crashed, even if it was
+        replaced.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._tell_all)
-        loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
-        helpers = [asyncio.create_task(self._reload()), asyncio.create_task(self._end_late())]
+            loop.add_signal_handler(number, self._stop_all)
+        loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
+        helpers = [asyncio.create_task(self._reload()), asyncio.create_task(self._kill_overdue())]
         try:
             codes = await asyncio.gather(*(self._keep(number) for number in range(self._workers)))
         finally:
@@ -100,8 +102,8 @@ class Supervisor:
                 helper.cancel()
         return exit_code(codes) or int(self._died)
 
-    def _tell_all(self) -> None:
-        """Stop; told again, the children abort."""
+    def _stop_all(self) -> None:
+        """Drain all children; abort them the second time."""
         again = self._stop.is_set()
         self._stop.set()
         for child in self._children.values():
@@ -110,56 +112,54 @@ class Supervisor:
             else:
                 child.drain()
 
-    def _told_to_reload(self) -> None:
+    def _on_sighup(self) -> None:
         if sys.stdin is not None and sys.stdin.isatty():
-            self._tell_all()
+            self._stop_all()
         else:
-            self._reload_wanted.set()
+            self._reload_requested.set()
 
     async def _keep(self, number: int) -> int:
-        """Run one worker after the other until `stop`; returns the last one's exit code."""
+        """Run one worker after another in this slot until `stop`; returns the last exit code."""
         pause = Reconnect(self._clock, first=_FIRST_PAUSE, most=_LONGEST_PAUSE)
         code, worked = 0, False
         if number:
-            await _either(self._first_has_begun.wait(), self._stop.wait())
+            await _either(self._first_started.wait(), self._stop.wait())
         while not self._stop.is_set():
             child, began_at = await self._start(number), self._clock.monotonic()
-            child.ready.add_done_callback(lambda _: self._first_has_begun.set())
+            child.ready.add_done_callback(lambda _: self._first_started.set())
             code = await child.process.wait()
             has_worked = await child.ready
             if self._stop.is_set() and not has_worked and code == -signal.SIGTERM:
-                code = 0  # it had not begun to listen for signals, and had nothing to finish
+                code = 0  # it died before it handled signals, and had nothing to finish
             worked = has_worked or worked
             if child.replaced or self._stop.is_set():
                 continue
             if not worked and code in _KNOWN_CODES:
-                self._tell_all()  # a mistake of the user's, and every child's
+                self._stop_all()  # every other child would fail in the same way
                 break
             if code:
                 self._died = True
-            self._log.error(
-                "a worker ended by itself and is replaced", pid=child.process.pid, exit_code=code
-            )
+            self._log.error("worker exited, restarting", pid=child.process.pid, exit_code=code)
             if self._clock.monotonic() - began_at > _STEADY:
                 pause.succeeded()
             await pause.wait(self._stop)
         return code
 
     async def _start(self, number: int) -> _Child:
-        """Start a child in this place; its predecessor, if there was one, hears of it."""
-        receiving, telling = os.pipe()
+        """Start a child in this slot, and record it as its predecessor's successor."""
+        reading, writing = os.pipe()
         try:
-            # A session of its own, so that a terminal's Ctrl-C reaches it once, through us: a
-            # second signal would abort it.
+            # In a new session, so that Ctrl-C in a terminal reaches the child once, through this
+            # process: a second signal would abort it.
             process = await asyncio.create_subprocess_exec(
-                *self._command(number, telling),
+                *self._command(number, writing),
                 start_new_session=True,
                 stdin=asyncio.subprocess.PIPE,
-                pass_fds=(telling,),
+                pass_fds=(writing,),
             )
         finally:
-            os.close(telling)
-        child = _Child(process, asyncio.ensure_future(_hears(receiving)))
+            os.close(writing)
+        child = _Child(process, asyncio.ensure_future(_is_written(reading)))
         predecessor = self._children.get(number)
         self._children[number] = child
         if predecessor is not None:
@@ -170,15 +170,15 @@ class Supervisor:
 
     async def _reload(self) -> None:
         while True:
-            await self._reload_wanted.wait()
-            self._reload_wanted.clear()
+            await self._reload_requested.wait()
+            self._reload_requested.clear()
             if await would_start(self._trial):
                 for child in list(self._children.values()):
                     await self._replace(child)
-                self._log.info("reloaded", workers=self._workers)
+                self._log.info("workers reloaded", workers=self._workers)
 
     async def _replace(self, child: _Child) -> None:
-        """Drain a child; return when its successor works, or has ended."""
+        """Drain a child; return once its successor is ready or has exited."""
         child.replaced = True
         child.drain()
         try:
@@ -188,8 +188,8 @@ class Supervisor:
             child.process.kill()
         await (await child.successor).ready
 
-    async def _end_late(self) -> None:
-        """Kill what has not drained in time."""
+    async def _kill_overdue(self) -> None:
+        """Kill the children that have not drained in time."""
         await self._stop.wait()
         await self._clock.sleep(self._drain_timeout + _GRACE)
         for child in self._children.values():
@@ -198,7 +198,7 @@ class Supervisor:
 
 
 async def _either(*conditions: Coroutine[Any, Any, object]) -> None:
-    """Return when one of these has."""
+    """Return when one of these has returned."""
     waits = [asyncio.ensure_future(condition) for condition in conditions]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -207,8 +207,8 @@ async def _either(*conditions: Coroutine[Any, Any, object]) -> None:
             wait.cancel()
 
 
-async def _hears(descriptor: int) -> bool:
-    """Whether anything is written to the pipe before its other end is closed."""
+async def _is_written(descriptor: int) -> bool:
+    """Whether anything is written to the pipe before its writing end is closed."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb")
@@ -220,7 +220,7 @@ async def _hears(descriptor: int) -> bool:
 
 
 def exit_code(codes: Sequence[int]) -> int:
-    """The parent's exit code: what the first failed child said, or 1 when it could say nothing."""
+    """The parent's exit code: the first child's code for a known problem, or 1 for a crash."""
     failed = [code for code in codes if code]
     if not failed:
         return 0

@@ -1,4 +1,4 @@
-"""Before code is loaded anew: whether it would start."""
+"""Before a reload: whether the new code would start."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import structlog
 
 
 async def would_start(trial: Sequence[str]) -> bool:
-    """Run a command that ends with 0 where the code as it is now could be run; tell when it could
-    not, after what the command itself has said."""
+    """Run a command that exits with 0 if the current code can start, and log if it does not.
+
+    The command prints the error itself.
+    """
     process = await asyncio.create_subprocess_exec(*trial, start_new_session=True)
     if await process.wait() == 0:
         return True
-    structlog.get_logger("eventmesh.worker").error(
-        "not reloaded: the code as it is now does not start"
-    )
+    structlog.get_logger("eventmesh.worker").error("reload skipped, new code does not start")
     return False

@@ -19,6 +19,11 @@ SCHEMES = ("sqlite", *_REDIS, *_RABBITMQ, "memory")
 
 def make_transport(url: str, clock: Clock, options: TransportOptions) -> Transport:
     """The transport of this URL, not yet connected; UsageError for a URL of no known scheme."""
+    if "://" not in url:
+        raise UsageError(
+            f"The broker URL {redact(url)!r} has no scheme. Set EVENTMESH_BROKER_URL to one of: "
+            f"{', '.join(f'{known}://…' for known in SCHEMES)}."
+        )
     scheme = _scheme(url)
     match scheme:
         case "memory":

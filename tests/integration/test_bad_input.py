@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -159,7 +160,8 @@ BROKER_URLS = {
     f"redis://:{PASSWORD}@127.0.0.1:high": ["127.0.0.1:high", "scheme://user:password@"],
     f"amqp://ada:{PASSWORD}@127.0.0.1:high/": ["127.0.0.1:high", "amqp://user:password@"],
     "sqlite://": ["names no file", "sqlite:///.eventmesh/broker.db"],
-    "broker": ["'broker'", "EVENTMESH_BROKER_URL"],
+    "broker": ["'broker'", "has no scheme", "EVENTMESH_BROKER_URL"],
+    "localhost:5672": ["'localhost:5672'", "has no scheme", "amqp://"],
     "": ["''", "EVENTMESH_BROKER_URL"],
 }
 
@@ -177,6 +179,16 @@ def test_a_redis_that_is_not_there(bank: Project) -> None:
     for ended in bank.run_all(["worker", "bank"], ["dlq", "list", "bank"]):
         ended.fails(3, "redis://:***@127.0.0.1:1/0", "Start it", "EVENTMESH_BROKER_URL")
         assert PASSWORD not in ended.said
+
+
+def test_a_server_that_is_not_redis(bank: Project) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
+        worker = bank.start("worker", "bank", "--no-supervise", EVENTMESH_BROKER_URL=url)
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            worker.ended().fails(3, f"What answers at {url} is not Redis", "EVENTMESH_BROKER_URL")
 
 
 def test_a_rabbitmq_that_is_not_there(bank: Project) -> None:
@@ -320,7 +332,7 @@ def test_dead_letters_that_are_not_there(bank: Project) -> None:
     )
     show.fails(2, nobody, "`eventmesh dlq list bank`")
     replay.fails(2, nobody, "`eventmesh dlq list bank`")
-    discard.fails(2, nobody, "`eventmesh dlq list bank`")
+    discard.fails(2, nobody, "nothing was discarded", "`eventmesh dlq list bank`")
     none.fails(2, "--all")
     both.fails(2, "not both")
 

@@ -128,7 +128,7 @@ async def test_a_dead_letter_is_shown_and_without_a_fix_dies_again(
         ["dlq", "show", "bank", letter["id"], "--json"],
         ["dlq", "list", "bank"],
     )
-    text.succeeds(*(f"{name}: " for name in FIELDS), letter["id"])
+    text.succeeds(*(f"{name}:" for name in FIELDS), "\n    type = ", letter["id"])
     assert "\x1b" not in text.out  # nobody's data commands a terminal
     assert json.loads(as_json.succeeds()) == letter
     listed.succeeds(letter["id"], letter["reason"], "1 dead letter(s)")

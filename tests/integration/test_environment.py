@@ -21,7 +21,9 @@ def misspelt(bank: Project) -> Project:
 
 def test_a_worker_tells_misspelt_variables_and_what_it_uses(misspelt: Project) -> None:
     worker = misspelt.worker()
-    told = [line for line in worker.lines() if line["event"] == "unknown variable ignored"]
+    told = [
+        line for line in worker.lines() if line["event"] == "unknown environment variable ignored"
+    ]
     assert {(line["variable"], line["did_you_mean"]) for line in told} == {
         ("EVENTMESH_BROKER_URI", "EVENTMESH_BROKER_URL"),
         ("EVENTMESH_AA_DATABASE_URL", "EVENTMESH_BANK_DATABASE_URL"),
@@ -31,6 +33,34 @@ def test_a_worker_tells_misspelt_variables_and_what_it_uses(misspelt: Project) -
     assert ready["prefix"] == misspelt.prefix
     assert ready["databases"] == {"bank": "sqlite:///.eventmesh/bank.db"}
     worker.drain()
+
+
+def test_a_memory_broker_with_several_workers_is_warned_of(bank: Project) -> None:
+    worker = bank.worker("--workers", "2", processes=2, EVENTMESH_BROKER_URL="memory://")
+    [line] = [
+        line
+        for line in worker.lines()
+        if line["event"] == "memory broker not shared between processes"
+    ]
+    assert (line["level"], line["workers"]) == ("warning", 2)
+    worker.drain()
+
+
+def test_a_program_whose_database_is_away_shows_one_error_and_no_chain(bank: Project) -> None:
+    bank.write(
+        "send.py",
+        "import asyncio\n"
+        "from services.bank.service import service\n"
+        "async def main():\n"
+        "    async with service: ...\n"
+        "asyncio.run(main())\n",
+    )
+    url = "postgresql://ada:s3cr3t@127.0.0.1:1/bank"
+    program = bank.start_program("python", "send.py", EVENTMESH_BANK_DATABASE_URL=url).ended()
+    assert program.err.count("Traceback") == 1
+    assert program.err.splitlines()[-1].startswith(
+        "eventmesh.errors.Unreachable: The database of service 'bank'"
+    )
 
 
 def test_every_command_that_connects_tells_misspelt_variables(misspelt: Project) -> None:

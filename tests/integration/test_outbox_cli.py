@@ -476,7 +476,7 @@ async def test_the_commands_show_and_decide(shop: tuple[Project, Any]) -> None:
     assert counted["parked_keys"][0] == {"key": "ada", "parked": 1, "held": 1, "attempts": 10}
     assert counted["oldest_age"] > 0
     project.run("outbox", "stats", "bank").succeeds(
-        "bank: 1 held, 2 parked; the oldest waits for",
+        "bank: 1 held, 2 parked; the oldest has waited for",
         "bank.deposited: 1 held, 2 parked; refused 10 times",
         'key "ada": 1 held, 1 parked; refused 10 times',
     )
@@ -556,7 +556,7 @@ async def test_at_a_terminal_skipping_asks(
         os.close(ours)
         os.close(theirs)
     assert '"balance":1' in done.stdout
-    assert "Delete 1 message(s) for good?" in done.stderr
+    assert "Permanently delete 1 message(s)?" in done.stderr
     assert done.returncode == left
     project.run("outbox", "list", "bank").succeeds(f"{left} message(s)")
 

@@ -119,6 +119,10 @@ def test_settings_are_shown_without_passwords(place: str, password: str) -> None
         ("redis+sentinel://a:1,[::1]:2,c/shop", "redis+sentinel://a:1,[::1]:2,c/shop"),
         ("sqlite:///.eventmesh/broker.db", "sqlite:///.eventmesh/broker.db"),
         ("sqlite:/broker.db", "sqlite:/broker.db"),
+        ("localhost:5672", "localhost:5672"),
+        ("localhost:5672/shop", "localhost:5672/shop"),
+        ("u:s3cr3t", "u:***"),
+        ("u:123456", "u:***"),
         ("amqp://user@host:5672/v", "amqp://user@host:5672/v"),
     ],
 )

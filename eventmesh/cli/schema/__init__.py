@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
+from eventmesh.cli.app import App
 from eventmesh.cli.schema.check import check
 from eventmesh.cli.schema.diff import diff
 from eventmesh.cli.schema.importing import import_
@@ -11,7 +10,7 @@ from eventmesh.cli.schema.inventory import inventory, retire
 from eventmesh.cli.schema.locks import deprecate, freeze, rules
 from eventmesh.cli.schema.show import show
 
-app = typer.Typer(no_args_is_help=True, help="Frozen schema versions of the messages.")
+app = App(help="Message schemas: freeze, check, compare, retire.")
 app.command()(freeze)
 app.command()(check)
 app.command()(diff)

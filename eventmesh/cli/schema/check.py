@@ -40,14 +40,16 @@ def check(
         typer.Option(metavar="GIT_REV", help="Also compare with the lock files of a revision."),
     ] = None,
     written_as: Annotated[
-        Format, typer.Option("--format", help="How the findings are written.")
+        Format,
+        typer.Option("--format", help="How the findings are written.", metavar="|".join(Format)),
     ] = Format.TEXT,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     fix: Annotated[
         bool, typer.Option(help="Write what can be written: versions, upcasters, tests, locks.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="A file to write, instead of standard output.")
+        Path | None,
+        typer.Option(help="Write to this file instead of standard output.", metavar="FILE"),
     ] = None,
 ) -> None:
     """Prove that nobody breaks a neighbour; exit code 4 when somebody does."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from eventmesh.runtime.declaring.service import Service
 
 Names = Annotated[
-    list[str] | None, typer.Argument(help="Services; all when none is named.", metavar="[SVC]...")
+    list[str] | None, typer.Argument(help="Services; all if none is named.", metavar="SERVICE")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

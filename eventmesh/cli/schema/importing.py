@@ -13,10 +13,13 @@ from eventmesh.errors import UsageError
 
 def import_(
     file: Annotated[Path, typer.Argument(help="A JSON Schema.", metavar="FILE")],
-    name: Annotated[str, typer.Option(help="The message's name, as its owner calls it.")],
-    version: Annotated[int, typer.Option(help="Which version of it.", min=1)] = 1,
+    name: Annotated[
+        str, typer.Option(help="The message's name, as its owner calls it.", metavar="NAME")
+    ],
+    version: Annotated[int, typer.Option(help="Which version of it.", min=1, metavar="N")] = 1,
     output: Annotated[
-        Path | None, typer.Option(help="A file to write, instead of standard output.")
+        Path | None,
+        typer.Option(help="Write to this file instead of standard output.", metavar="FILE"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

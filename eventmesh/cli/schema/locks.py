@@ -30,7 +30,9 @@ def freeze(services: Names = None) -> None:
 def deprecate(
     name: Annotated[str, typer.Argument(help="The message's name.")],
     version: Annotated[int, typer.Argument(help="Which version of it.", min=1)],
-    sunset: Annotated[str, typer.Option(help="The last day on which it is used, as 2026-12-31.")],
+    sunset: Annotated[
+        str, typer.Option(help="The last day on which it is used, as 2026-12-31.", metavar="DATE")
+    ],
 ) -> None:
     """Say that nobody should use a version any more after a day."""
     from eventmesh.contracts.locks.lock_folder import read_locks
@@ -47,7 +49,8 @@ def deprecate(
 
 def rules(
     output: Annotated[
-        Path | None, typer.Option(help="A file to write, instead of standard output.")
+        Path | None,
+        typer.Option(help="Write to this file instead of standard output.", metavar="FILE"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    InvalidResponse,
     RedisError,
     ResponseError,
 )
@@ -222,6 +223,12 @@ class Redis:
         except TimeoutError as error:
             self._doubted = True
             raise Unreachable(self._silence(f"it took over {ANSWER_TIMEOUT:g} s")) from error
+        except InvalidResponse as error:
+            self._doubted = True
+            raise ConnectionLost(
+                f"What answers at {self._shown_url} is not Redis: it does not use its protocol. "
+                f"Correct EVENTMESH_BROKER_URL."
+            ) from error
         except (RedisError, OSError) as error:
             self._doubted = True
             raise ConnectionLost(self._silence(str(error))) from error
