@@ -1,4 +1,8 @@
-"""Whether a worker does what it is there for. Asked anew each time: what is measured is what is."""
+"""Whether a worker is ready: whether messages get through it, in and out.
+
+Nothing is remembered between two questions. Each one looks at the worker's vitals and asks each
+service's database, for at most two seconds.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,15 @@ from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.vitals import Vitals
 
 ANSWER_TIMEOUT = 2.0
-"""Seconds within which a database answers, or counts as away."""
+"""Seconds within which a database must answer, or else counts as unreachable."""
 
 
 async def problems(worker: Worker, *, outbox_max_age: float) -> list[str]:
-    """Why this worker is not ready, in words for people; nothing when it is.
+    """Why this worker is not ready, in words for people; empty when it is.
 
-    Ready: every subscription is being consumed and gets on, every relay does, every service's
-    database answers, and no outbox holds a message that could have been relayed for more than
-    `outbox_max_age` seconds; and the clocks of the process and of each database agree.
+    It is ready when every subscription and every relay makes progress, every service's database
+    answers, no message has waited in an outbox for more than `outbox_max_age` seconds since it
+    could have been relayed, and the clocks of the process and of each database agree.
     """
     if worker.vitals.stage != "running":
         return [f"the worker is {worker.vitals.stage}"]
@@ -35,22 +39,22 @@ async def problems(worker: Worker, *, outbox_max_age: float) -> list[str]:
         handler.subscription.name for service in worker.services for handler in service.worked
     ]
     return [
-        *_standstills(worker.vitals, expected),
+        *_stalled(worker.vitals, expected),
         *(problem for problems in asked for problem in problems),
     ]
 
 
-def _standstills(vitals: Vitals, expected: list[str]) -> list[str]:
-    """The subscriptions and relays that stand still, and why."""
+def _stalled(vitals: Vitals, expected: list[str]) -> list[str]:
+    """The subscriptions and relays that make no progress, and why."""
     known = {each.subscription.name: each.why_not_consuming for each in vitals.subscriptions}
     return [
         *(
-            f"subscription {name} stands still: {why}"
+            f"subscription {name} is stalled: {why}"
             for name in expected
             if (why := known.get(name, "it has not begun"))
         ),
         *(
-            f"the relay of service {relay.service} stands still: {relay.trouble}"
+            f"the relay of service {relay.service} is stalled: {relay.trouble}"
             for relay in vitals.relays
             if relay.trouble
         ),
@@ -58,8 +62,9 @@ def _standstills(vitals: Vitals, expected: list[str]) -> list[str]:
 
 
 async def outbox_age(service: Service) -> float:
-    """Seconds for which the oldest message could have been relayed, 0 where none waits; Unreachable
-    or TimeoutError when the database does not answer. Asks the database for its time, too."""
+    """For how many seconds the oldest message in the outbox could have been relayed; 0 if there is
+    none. Unreachable or TimeoutError when the database does not answer. Also asks the database for
+    its time."""
     async with asyncio.timeout(ANSWER_TIMEOUT):
         database = await service.database()
         async with database.reading() as connection:
@@ -78,8 +83,8 @@ async def _database_problems(service: Service, outbox_max_age: float) -> list[st
     problems = []
     if age > outbox_max_age:
         problems.append(
-            f"a message waits in the outbox of service {service.name} for {age:.0f} s: look into "
-            f"the log for what the broker says of it"
+            f"a message has waited in the outbox of service {service.name} for {age:.0f} s: see "
+            f"the log for what the broker says about it"
         )
     difference = (await service.database()).time.difference(service.clock.now())
     if problem := clocks_differ(difference, service.name):

@@ -1,4 +1,8 @@
-"""What a running worker knows of itself: counted while it works, read by probes and metrics."""
+"""The state of a running worker, for probes and metrics.
+
+The worker counts while it works, and probes read the counts whenever they are asked. Everything is
+of this process only and begins at zero with it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from eventmesh.clock import Clock
-from eventmesh.runtime.consuming.delivery_log import SeenErrors
+from eventmesh.runtime.seen_errors import SeenErrors
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 
@@ -17,45 +21,45 @@ _OUTCOMES = {Done: "done", RetryAfter: "retried", Dead: "dead"}
 
 @dataclass(slots=True)
 class SubscriptionVitals:
-    """One subscription of this process. Counts are since the process began."""
+    """One subscription of this process."""
 
     service: str
     subscription: Subscription
     clock: Clock
     trouble: str = "it has not begun"
-    """Why nothing is being consumed; empty while it is."""
+    """Why the subscription has no consumer on the broker; empty while it has."""
     waiting: Counter[str] = field(default_factory=Counter)
-    """Why lanes stand still although the broker delivers, and how many."""
+    """The servers' errors that lanes are waiting out, and how many lanes for each."""
     outcomes: Counter[str] = field(
         default_factory=lambda: Counter(dict.fromkeys(_OUTCOMES.values(), 0))
     )
     duplicates: int = 0
     interruptions: int = 0
-    """How often a server was lost."""
+    """How often a lane or the consumer began to wait for a server."""
     batches: int = 0
     batch_seconds: float = 0.0
     began: dict[int, float] = field(default_factory=dict)
-    """When the batches that are being handled began, by lane."""
+    """When the current batch of each lane began, by the clock's monotonic time."""
     seen_errors: SeenErrors = field(default_factory=SeenErrors)
-    """Whose tracebacks the log has."""
+    """Errors whose tracebacks have been logged."""
 
     @property
     def why_not_consuming(self) -> str:
-        """Empty while this process consumes the subscription and gets on with it."""
+        """Why this process makes no progress on the subscription; empty while it does."""
         return next(iter(self.waiting), "") or self.trouble
 
     @property
     def busy_seconds(self) -> float:
-        """How long the batch that is being handled the longest has taken."""
+        """For how many seconds the oldest current batch has been handled."""
         return self.clock.monotonic() - min(self.began.values()) if self.began else 0.0
 
     def settled(self, outcomes: Iterable[Outcome]) -> None:
-        """The broker knows what became of these deliveries."""
+        """Count deliveries that were settled on the broker."""
         self.outcomes.update(_OUTCOMES[type(outcome)] for outcome in outcomes)
 
     @contextmanager
     def consuming(self) -> Iterator[None]:
-        """While the broker delivers."""
+        """While the subscription has a consumer on the broker."""
         self.trouble = ""
         try:
             yield
@@ -64,7 +68,7 @@ class SubscriptionVitals:
 
     @contextmanager
     def handling(self, lane: int) -> Iterator[None]:
-        """While a batch is handled in a lane."""
+        """While a lane handles a batch."""
         self.began[lane] = began_at = self.clock.monotonic()
         try:
             yield
@@ -74,8 +78,7 @@ class SubscriptionVitals:
             self.batch_seconds += self.clock.monotonic() - began_at
 
     @contextmanager
-    def standing_still(self, why: str) -> Iterator[None]:
-        """While a lane waits for a server."""
+    def waiting_for_server(self, why: str) -> Iterator[None]:
         self.interruptions += 1
         self.waiting[why] += 1
         try:

@@ -88,5 +88,9 @@ def check(mesh: Mesh, row: Row) -> None:
     assert row.account.in_order or not row.order_promised, row
     assert row.recovery < row.within, (row, mesh.said())
     assert row.warnings <= MOST_WARNINGS, row
-    blamed = {"will be tried again", "dead letter", "refused by the broker"} & mesh.events().keys()
+    blamed = {
+        "message will be retried",
+        "message dead-lettered",
+        "refused by the broker",
+    } & mesh.events().keys()
     assert not blamed, (blamed, mesh.said())

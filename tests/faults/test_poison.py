@@ -66,7 +66,7 @@ async def reviving(mesh: Mesh, done: Callable[[], bool], what: str) -> None:
 
 
 def given_up(mesh: Mesh) -> int:
-    return mesh.events()["dead letter"]
+    return mesh.events()["message dead-lettered"]
 
 
 async def dead_numbers(mesh: Mesh, subscription: str) -> list[int]:

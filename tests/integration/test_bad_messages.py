@@ -75,7 +75,7 @@ async def test_what_cannot_be_read_becomes_a_dead_letter(
         await put(bank, headers, data)
     await put(bank, attributes(), GOOD)
     worker.until_prints("ada has 12.50")
-    worker.until_says("dead letter", len(bad))
+    worker.until_says("message dead-lettered", len(bad))
 
     letters = bank.letters(len(bad))
     assert len(letters) == len(bad)
@@ -121,7 +121,7 @@ async def test_a_dead_letter_is_shown_and_without_a_fix_dies_again(
 ) -> None:
     worker = bank.worker()
     await put(bank, attributes(), GARBAGE)
-    worker.until_says("dead letter")
+    worker.until_says("message dead-lettered")
     [letter] = bank.letters()
     text, as_json, listed = bank.run_all(
         ["dlq", "show", "bank", letter["id"]],
@@ -133,7 +133,7 @@ async def test_a_dead_letter_is_shown_and_without_a_fix_dies_again(
     assert json.loads(as_json.succeeds()) == letter
     listed.succeeds(letter["id"], letter["reason"], "1 dead letter(s)")
     bank.run("dlq", "replay", "bank", "--all").succeeds("1 dead letter(s) replayed")
-    worker.until_says("dead letter", 2)
+    worker.until_says("message dead-lettered", 2)
     worker.drain()
     [again] = await kept(bank)
     assert again.envelope.data == GARBAGE
@@ -167,7 +167,7 @@ async def test_a_handler_that_fails_or_refuses_makes_a_dead_letter(
     worker = bank.worker()
     await put(bank, attributes(), b'{"owner": "broken", "cents": 1}')
     await put(bank, attributes(), b'{"owner": "refused", "cents": 1}')
-    worker.until_says("dead letter", 2)
+    worker.until_says("message dead-lettered", 2)
     letters = {letter["reason"]: letter for letter in bank.letters(2)}
     failed = letters.pop("failed 2 times: ValueError: no such branch")
     refused = letters.pop("the account is closed")
@@ -222,7 +222,7 @@ async def test_returning_5_mb_undoes_the_handler_and_keeps_its_message(
     worker = bank.worker()
     await put(bank, attributes(), b'{"owner": "big", "cents": 1}')
     await put(bank, attributes(), GOOD)
-    worker.until_says("dead letter")
+    worker.until_says("message dead-lettered")
     worker.until_prints("ada has 12.50")
     worker.drain()
     [letter] = bank.letters()

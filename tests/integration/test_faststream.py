@@ -630,10 +630,10 @@ async def test_what_is_logged_goes_where_the_app_logs(
         await stage.publish_raw({}, b"garbage")
         await stage.letters()
         await stage.invoiced("a")
-    lines = [line for line in caplog.messages if "dead letter" in line]
+    lines = [line for line in caplog.messages if "message dead-lettered" in line]
     assert len(lines) == 1
     assert "subscription='billing.send_invoice'" in lines[0]
-    assert "dead letter" not in capfd.readouterr().out  # where structlog would print
+    assert "message dead-lettered" not in capfd.readouterr().out  # where structlog would print
 
 
 # Publishing

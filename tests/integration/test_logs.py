@@ -27,10 +27,10 @@ async def test_piped_lines_are_json_and_say_which_message_they_are_about(
     await put(bank, good, GOOD)
     await put(bank, broken, b'{"owner": "broken", "cents": 1}')
     await put(bank, garbage, b"{")
-    worker.until_says("done", 2)  # the command's and the event's
-    worker.until_says("dead letter", 2)
+    worker.until_says("message handled", 2)  # the command's and the event's
+    worker.until_says("message dead-lettered", 2)
     await put(bank, second, b'{"owner": "broken", "cents": 1}')
-    worker.until_says("dead letter", 3)
+    worker.until_says("message dead-lettered", 3)
     worker.drain()
 
     lines = [json.loads(line) for line in worker.err.splitlines()]  # each and every one
@@ -55,21 +55,21 @@ async def test_piped_lines_are_json_and_say_which_message_they_are_about(
 
     assert about(good, "depositing")["cents"] == 1250  # structlog, in a handler
     about(good, "depositing plainly")  # the standard library's logging, in a handler
-    assert about(good, "done")["level"] == "debug"
-    retry = about(broken, "will be tried again")
+    assert about(good, "message handled")["level"] == "debug"
+    retry = about(broken, "message will be retried")
     assert (retry["level"], retry["attempt"]) == ("warning", 1)
     assert "no such branch" in retry["error"]
-    dead = about(broken, "dead letter")
+    dead = about(broken, "message dead-lettered")
     assert (dead["level"], dead["attempt"]) == ("error", 2)
-    assert "Invalid JSON" in about(garbage, "dead letter")["reason"]
+    assert "Invalid JSON" in about(garbage, "message dead-lettered")["reason"]
 
     # The traceback comes with the first failure of its kind, and with every dead letter.
-    for line in (retry, dead, about(second, "dead letter")):
+    for line in (retry, dead, about(second, "message dead-lettered")):
         assert line["exception"].startswith("Traceback (most recent call last)")
         assert "services/bank/service.py" in line["exception"]
         assert line["exception"].endswith("ValueError: no such branch\n")
-    assert "exception" not in about(second, "will be tried again")
-    assert "exception" not in about(garbage, "dead letter")
+    assert "exception" not in about(second, "message will be retried")
+    assert "exception" not in about(garbage, "message dead-lettered")
 
     [told] = [line for line in lines if line.get("name") == "bank.deposited"]
     assert told.keys() >= OF_A_DELIVERY
@@ -87,10 +87,10 @@ async def test_a_repeated_message_is_told_of(
     same = attributes()
     await put(bank, same, GOOD)
     await put(bank, same, GOOD)
-    worker.until_says("duplicate passed over")
+    worker.until_says("duplicate skipped")
     worker.until_prints("ada has 12.50")
     worker.drain()
-    [line] = [line for line in worker.lines() if line["event"] == "duplicate passed over"]
+    [line] = [line for line in worker.lines() if line["event"] == "duplicate skipped"]
     assert line.keys() >= OF_A_DELIVERY
     assert line["message_id"] == same["id"]
     assert "25.00" not in worker.out
@@ -151,7 +151,7 @@ async def test_no_output_holds_a_password(
     await put(bank, attributes(), GOOD)
     await put(bank, attributes(), b'{"owner": "broken", "cents": 1}')
     worker.until_prints("ada has 12.50")
-    worker.until_says("dead letter")
+    worker.until_says("message dead-lettered")
     worked = worker.drain()
     listed = bank.run("dlq", "list", "bank", "--json")
     assert json.loads(listed.succeeds())

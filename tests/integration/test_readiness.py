@@ -116,7 +116,7 @@ async def test_it_is_not_ready_while_the_broker_is_away(worker: Worker) -> None:
     worker.transport.away = True
 
     async def told() -> bool:
-        return await found(worker) == ["subscription shop.hear stands still: the broker is away"]
+        return await found(worker) == ["subscription shop.hear is stalled: the broker is away"]
 
     async def well() -> bool:
         return await found(worker) == []
@@ -148,7 +148,8 @@ async def test_it_is_not_ready_while_a_message_waits_in_the_outbox_for_long(work
 
     async def told() -> bool:
         return any(
-            "waits in the outbox of service shop for 12" in each for each in await found(worker)
+            "has waited in the outbox of service shop for 12" in each
+            for each in await found(worker)
         )
 
     await until(told)

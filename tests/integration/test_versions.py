@@ -146,7 +146,7 @@ async def test_a_newer_version_that_breaks_the_reader_is_kept_with_the_reason(ma
     mall.freeze()
     worker = mall.worker()
     await mall.sell("hat")
-    worker.until_says("dead letter")
+    worker.until_says("message dead-lettered")
     reason = mall.reason()
     assert reason.startswith("version 2 of shop.sold is not known here: this service reads version")
     assert "schemas/shop/sold/v2.json" in reason
@@ -173,7 +173,7 @@ async def test_a_version_that_is_frozen_while_the_worker_runs_is_read_without_a_
     mall.freeze()
     worker = mall.worker("ledger")
     await mall.put("shop.sold", 2, item="hat", cents=1, note="")
-    worker.until_says("dead letter")
+    worker.until_says("message dead-lettered")
     assert "schemas/shop/sold has no frozen schema" in mall.reason()
 
     mall.shop(SOLD_1.replace("version=1", "version=2") + "    note: str = ''\n", CENTS)
@@ -181,7 +181,9 @@ async def test_a_version_that_is_frozen_while_the_worker_runs_is_read_without_a_
     for sent in range(2, 1_000):  # it looks again every few seconds
         await mall.put("shop.sold", 2, item="hat", cents=1, note="")
         wait_until(
-            lambda sent=sent: worker.events().count("dead letter") == sent or "2 {" in worker.out,
+            lambda sent=sent: (
+                worker.events().count("message dead-lettered") == sent or "2 {" in worker.out
+            ),
             "the message settled",
         )
         if "2 {" in worker.out:
@@ -199,7 +201,7 @@ async def test_a_flood_of_versions_that_nobody_froze_is_kept_and_stops_nothing(m
         await mall.put("shop.sold", version, item="hat", cents=1)
     await mall.put("shop.sold", 1, item="cap", cents=2)
     worker.until_prints("1 {'item': 'cap', 'cents': 2}")
-    worker.until_says("dead letter", 100)
+    worker.until_says("message dead-lettered", 100)
     worker.drain()
 
 
@@ -220,7 +222,7 @@ async def test_a_downcaster_that_fails_is_named_and_nothing_is_published(mall: M
     mall.ledger(SOLD_1)
     worker = mall.worker()
     await mall.sell("hat")
-    worker.until_says("dead letter")
+    worker.until_says("message dead-lettered")
     [letter] = mall.project.letters(service="shop")
     assert "downcaster to_cents of shop.sold v2 to version 1 failed: NameError" in letter["reason"]
     worker.drain()

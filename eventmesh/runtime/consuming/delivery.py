@@ -1,4 +1,10 @@
-"""From a delivery to the message a handler takes: a pure function, whose other answer is Dead."""
+"""From a delivery to the message that a handler takes.
+
+Reading checks the envelope, its source and its version, upcasts the data and validates it. Whatever
+can never be read, such as garbage bytes or an unknown version, is Dead at once, with a reason for
+people: trying again would not help. This is a pure function, apart from the question whether an
+unknown version can be read, which `readings` answers from the frozen schemas.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +34,8 @@ def read(
     judge: Judge = describe_unreadable_version,
     sources: Sequence[str] = (),
 ) -> Message | Dead:
-    """The validated message of the model's version, or why it can never be handled. `sources` are
-    those from which events are taken beside their owner's. Undecided when `judge` does not know
-    yet."""
+    """The validated message in the model's version, or Dead with the reason why it cannot be one.
+    `sources` may publish events besides their owner. Undecided when `judge` does not know yet."""
     if delivery.unreadable:
         return Dead(f"this is not a valid EventMesh message: {delivery.unreadable}")
     if delivery.deliveries > max_deliveries:
@@ -53,11 +58,11 @@ def read(
 
 
 def check_source(envelope: Envelope, model: type[Message], sources: Sequence[str] = ()) -> None:
-    """UnreadableMessage for an event that does not come from its owner, nor from one of `sources`.
+    """UnreadableMessage for an event that comes neither from its owner nor from one of `sources`.
 
-    The events of the service `payments` have the source `/payments`, or one below it, such as
-    `/payments/eu`. An entry of `sources` is a source, or its beginning with `*` after it. A command
-    may be sent by anybody.
+    Events of the service `payments` have the source `/payments`, or one below it, such as
+    `/payments/eu`. An entry of `sources` is a source, or a prefix followed by `*`. Anybody may send
+    a command.
     """
     identity = model.__identity__
     if identity.kind == "command":

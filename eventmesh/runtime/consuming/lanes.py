@@ -1,9 +1,14 @@
-"""Lanes: several messages of one subscription handled at a time, while those of one key are not.
+"""Lanes: several messages of one subscription are handled at a time, but never two of one key.
 
-A message's key picks its lane, and a lane handles one group after another. So within one process
-two messages of one key never run side by side, and run in the order of their delivery. A message
-that is retried is delivered again later, after the others of its key; and other processes that
-consume the same subscription have lanes of their own, and may handle messages of the key meanwhile.
+A hash of the message's key picks its lane, and a lane handles one group after another. So within
+one process, messages of one key run one after another, in the order of their delivery:
+
+    received   a1 b1 a2 c1 b2 a3
+    lane 0     a1 a2 a3
+    lane 1     b1 c1 b2
+
+This order has two limits. A retried message is delivered again later, after others of its key. And
+each process has lanes of its own, so two processes may handle messages of one key at the same time.
 """
 
 from __future__ import annotations
@@ -21,10 +26,10 @@ from eventmesh.wire.envelope import Envelope, part_of
 
 @asynccontextmanager
 async def split(consumer: Consumer, count: int, most: int) -> AsyncIterator[Sequence[Consumer]]:
-    """The consumer as this many lanes, each a consumer of its part.
+    """The consumer as `count` lanes, each a consumer of its own part.
 
-    `most` deliveries are dealt out at a time. Once the broker is lost in one lane, or while
-    receiving, every lane is Unreachable.
+    At most `most` deliveries are received at a time and dealt out. Once the broker is lost, in one
+    lane or while receiving, every lane raises Unreachable.
     """
     if count == 1:
         yield [consumer]
@@ -41,12 +46,12 @@ async def split(consumer: Consumer, count: int, most: int) -> AsyncIterator[Sequ
 
 
 def lane_of(envelope: Envelope, count: int) -> int:
-    """The lane of a message's key, or of a message without one."""
+    """The number of a message's lane: by its key, or by its id if it has none."""
     return part_of(envelope.key, envelope.id, count)
 
 
 class _Lane:
-    """The part of a consumer's deliveries that has come to one lane."""
+    """Deliveries that were dealt to one lane and are not received by it yet."""
 
     def __init__(self, consumer: Consumer, lanes: Sequence[_Lane]) -> None:
         self._consumer = consumer
@@ -87,7 +92,7 @@ async def _deal(consumer: Consumer, lanes: Sequence[_Lane], most: int) -> None:
 
 
 def _end(lanes: Sequence[_Lane], dealing: asyncio.Task[None]) -> None:
-    """Let every lane hear why no more will come."""
+    """End every lane with the reason why no more deliveries will come."""
     error = None if dealing.cancelled() else dealing.exception()
     for lane in lanes:
         lane.end(error or Unreachable("The subscription is not consumed any more."))

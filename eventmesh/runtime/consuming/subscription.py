@@ -140,7 +140,7 @@ class ConsumedSubscription:
     async def _wait(self, reconnect: Reconnect, event: str, error: Exception) -> None:
         self._log.warning(event, error=str(error))
         self._is_waiting = True
-        with self.vitals.standing_still(str(error)):
+        with self.vitals.waiting_for_server(str(error)):
             await reconnect.wait(self._stopping)
 
     def _note_recovery(self) -> None:

@@ -1,4 +1,10 @@
-"""The worker: one process that runs the handlers and relays of some services until told to stop."""
+"""The worker: runs the handlers and the relays of some services until it is told to stop.
+
+After the start-up, each subscription and each relay is a task of its own. On `stopping`, the
+subscriptions finish the messages that they began and give back the others; only then do the relays
+stop, so that what the last messages published is relayed, too. A server that is lost while the
+worker runs is waited for; one that is away at the start is an error.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +40,7 @@ class Worker:
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.worker")
         self.vitals = Vitals()
         self.ready = asyncio.Event()
-        """Set once every subscription has been consumed."""
+        """Set once every subscription is being consumed."""
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping` is set, then finish what was begun and give back the rest."""

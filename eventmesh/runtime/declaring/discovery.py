@@ -1,4 +1,7 @@
-"""Importing services by name, from the folder the command is run in."""
+"""Imports services by name, from the folder that a command is run in.
+
+An error of a user's module is reported with its place in the user's files and without our frames.
+"""
 
 from __future__ import annotations
 

@@ -59,9 +59,9 @@ class Handler:
     """Seconds that one call of it may take."""
     returns: frozenset[type[Message]] = frozenset()
     sources: tuple[str, ...] = ()
-    """Where events may come from beside their owner; see `check_source`."""
+    """Sources that may publish events besides their owner; see `check_source`."""
     elsewhere: bool = False
-    """Called by another program than a worker, which leaves its subscription alone."""
+    """Whether another program than a worker calls it, such as a FastStream app."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,20 +132,20 @@ def bind(
 
 
 def checked_sources(sources: Sequence[str], where: str) -> tuple[str, ...]:
-    """The sources, if each can be one; UsageError where they cannot."""
+    """The sources; UsageError for one that cannot be a source."""
     if isinstance(sources, str):
         raise UsageError(f"{where} has sources={sources!r}: write a list, such as [{sources!r}].")
     for source in sources:
         if not isinstance(source, str) or not source:
             raise UsageError(
                 f"{where} has the source {source!r}: write the CloudEvents source of whoever "
-                f'publishes, such as "/bridge", or its beginning with a star, such as "/bridge/*".'
+                f'publishes, such as "/bridge", or a prefix with a star, such as "/bridge/*".'
             )
     return tuple(sources)
 
 
 def checked_concurrency(concurrency: int, where: str) -> int:
-    """The number, if it can be one of lanes; UsageError where it cannot."""
+    """The number of lanes; UsageError for one that is out of range."""
     if not 1 <= concurrency <= MAX_CONCURRENCY:
         raise UsageError(
             f"{where} has concurrency={concurrency}: give the number of messages to be handled at "
@@ -232,7 +232,7 @@ _FILLINGS: Mapping[type, _Filling] = {
 
 
 def _filling(hint: Any) -> _Filling | None:
-    """With what a parameter of this annotation is filled; None when with nothing we know."""
+    """What a parameter with this annotation is filled with; None when nothing can fill it."""
     if get_origin(hint) is Annotated:
         from fast_depends.dependencies import Dependant  # only where something is Annotated
 
@@ -343,7 +343,7 @@ def _type_name(hint: Any) -> str:
 
 
 def _message_types(hint: Any) -> tuple[type[Message], ...]:
-    """The messages that an annotation names, when it names nothing else."""
+    """The messages that an annotation names; empty when it names anything else, too."""
     members = _members(hint)
     if all(isinstance(member, type) and issubclass(member, Message) for member in members):
         return members
@@ -351,7 +351,7 @@ def _message_types(hint: Any) -> tuple[type[Message], ...]:
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the one type; without what else `Annotated` says of it."""
+    """The members of a union, or the one type, without the metadata of `Annotated`."""
     if get_origin(hint) is Annotated:
         return _members(get_args(hint)[0])
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

@@ -1,8 +1,9 @@
-"""Versions from which no upcasters lead to a model, read where the frozen schemas prove it can be.
+"""Whether a model can read versions that it has no upcasters for, such as a newer one.
 
-A neighbour may freeze and deploy a newer version while this worker runs, so the lock files are
-looked at again, every few seconds at the most. Anybody can send any version number: what is kept
-in memory is bounded by the lock files that there are.
+It can where the frozen schemas prove it. A neighbour may freeze and deploy a newer version while
+this worker runs, so the lock files are checked for changes, at most every three seconds. A proof
+takes time, so it runs in a thread: `judge` raises Undecided for what is not known, and `look_up`
+finds it out. Anybody can send any version number, so only versions with a lock file are remembered.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _MOST_SHOWN = 300
 Stamp = tuple[tuple[str, int, int], ...]
 
 
-class Undecided(Exception):  # a question, and no error
-    """It must be looked up first whether a version can be read: `await readings.look_up(…)`."""
+class Undecided(Exception):  # a question, not an error
+    """Whether a version can be read must be looked up first: `await readings.look_up(…)`."""
 
     def __init__(self, model: type[Message], version: int) -> None:
         super().__init__(model, version)
@@ -39,7 +40,7 @@ class Undecided(Exception):  # a question, and no error
 
 @dataclass(slots=True)
 class _Seen:
-    """What was found in a message's folder, and what was made of it."""
+    """A message's lock files, and why each version cannot be read, None where it can."""
 
     stamp: Stamp
     locks: Locks
@@ -48,8 +49,8 @@ class _Seen:
 
 
 class Readings:
-    """Which versions one service's models can read as they are. Each is proved once, in a thread of
-    its own, and again only when the message's lock files have changed."""
+    """Which versions one service's models can read as they are. Each is proved once, and again only
+    when the message's lock files have changed."""
 
     def __init__(self, root: Path, time: Callable[[], float] = monotonic) -> None:
         self._root = root
@@ -58,8 +59,7 @@ class Readings:
         self._one_at_a_time = asyncio.Lock()
 
     def judge(self, model: type[Message], version: int) -> str | None:
-        """Why this version cannot be read; None when it can; Undecided when it is to be looked
-        up."""
+        """Why this version cannot be read, or None if it can; Undecided if that is not known."""
         seen = self._seen.get(model)
         if seen is None or self._time() - seen.looked_at >= LOOK_AGAIN_AFTER:
             raise Undecided(model, version)
@@ -70,7 +70,7 @@ class Readings:
         return _missing(model, version, self._root)
 
     async def look_up(self, question: Undecided) -> None:
-        """Look at the lock files, and decide on this version."""
+        """Read the lock files if they have changed, and decide on this version."""
         async with self._one_at_a_time:
             try:
                 self.judge(question.model, question.version)  # another lane may have asked, too

@@ -1,4 +1,9 @@
-"""When a message is tried again: a pure function of the policy, the attempt and the error."""
+"""When a failed message is retried, and when it becomes a dead letter.
+
+The decision is a pure function of the policy, the number of the attempt and the error. With
+`Retry(attempts=3, backoff=exponential("1s"), jitter=0)`, a handler that always fails is called at
+0, 1 and 3 seconds, and then the message is a dead letter.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ def exponential(first: Duration, *, cap: Duration = "5m", factor: float = 2.0) -
     """`first * factor ** (attempt - 1)`, at most `cap`."""
     start, most = seconds(first), seconds(cap)
     if factor < 1:
-        raise UsageError(f"A back-off with the factor {factor} shrinks: use 1 or more.")
+        raise UsageError(f"exponential(factor={factor}) would shrink the delays: use 1 or more.")
 
     def backoff(attempt: int) -> float:
         try:
@@ -41,19 +46,20 @@ DEFAULT_BACKOFF = exponential("200ms", cap="1m")
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often and when a failed message is tried again, before it becomes a dead letter.
+    """How often and when a failed message is retried before it becomes a dead letter.
 
     `attempts` counts calls of the handler, the first one included: with `attempts=3`, a message at
     which the handler always fails is a dead letter after three calls. Two things are not counted. A
     call that ended with an error of the database, in a transaction shared with messages before it,
-    is repeated alone at once, because one of those may have caused it. And a message whose worker
-    stopped, or lost a server, before it could settle it is delivered again.
+    is repeated alone at once, because one of those may have caused it; so is each message of a
+    failed call of a batch handler. And a message is delivered again if its worker stopped or lost a
+    server before the message was settled.
 
-    Each delay is shortened by a random part of up to `jitter`
-    (0 to 1), so that messages that failed together do not come back together. Errors of the types
-    in `give_up_on` are never retried. `per_error` gives errors of a type a policy of their own; the
-    first that fits is taken: `Retry(per_error={RateLimited: Retry(30, constant("10s"))})`. Its
-    `attempts`, too, counts all calls for the message, whatever errors they ended with.
+    Each delay is shortened by a random share of up to `jitter` (0 to 1), so that messages that
+    failed together do not come back together. Errors of the types in `give_up_on` are never
+    retried. `per_error` gives errors of a type a policy of their own; the first type that matches
+    counts: `Retry(per_error={RateLimited: Retry(30, constant("10s"))})`. Its `attempts` count all
+    calls for the message, too, whatever errors they ended with.
     """
 
     attempts: int = 8
@@ -64,9 +70,11 @@ class Retry:
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
-            raise UsageError(f"Retry(attempts={self.attempts}): there is always a first attempt.")
+            raise UsageError(
+                f"Retry(attempts={self.attempts}): use 1 or more; the first call counts."
+            )
         if not 0 <= self.jitter <= 1:
-            raise UsageError(f"Retry(jitter={self.jitter}): write a part between 0 and 1.")
+            raise UsageError(f"Retry(jitter={self.jitter}): use a share between 0 and 1.")
 
     def of(self, error: Exception) -> Retry:
         """The policy for this error."""
@@ -77,7 +85,8 @@ class Retry:
 
 
 def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outcome:
-    """What becomes of a delivery whose handler raised `error`. `chance` is random in [0, 1)."""
+    """What becomes of a delivery whose handler raised `error`. `chance` is a random number in
+    [0, 1), for the jitter."""
     policy = policy.of(error)
     match error:
         case Reject() | UnreadableMessage():

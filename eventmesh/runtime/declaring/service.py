@@ -1,4 +1,9 @@
-"""A service: the owner of messages, handlers and one database. Everything hangs on this object."""
+"""A service: the owner of messages, handlers and one database.
+
+There is no global registry: what a service subscribes to, publishes and stores hangs on its Service
+object, so several of them can live in one process. Declaring needs no server and no settings; the
+database is opened when it is first needed, with the settings of `configure` or the environment.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +40,10 @@ _SUBSCRIPTION = re.compile(r"[a-z][a-z0-9_.]{0,199}")
 
 
 class Extension(Protocol):
-    """Something that brings handlers and messages of its own to a service, such as a saga."""
+    """Something that adds handlers and messages of its own to a service, such as a saga."""
 
     def extend(self, service: Service) -> None:
-        """Add them."""
+        """Declare them on the service."""
         ...
 
 
@@ -114,25 +119,28 @@ class Service:
     ) -> Callable[[Function], Function]:
         """Declare a handler; the decorated function stays an ordinary function.
 
+        A handler that takes a message is called for each; a batch handler, which takes a list of
+        messages, is called for those of a whole group.
+
         The subscription is called `<service>.<name>`, by default after the function; on the broker
         it outlives the process, so a handler that is renamed needs `name=` to keep its backlog.
         `isolated` gives each message a transaction of its own. `concurrency` is how many messages,
         or groups of them, a process handles at a time. One process handles messages of one key one
         after another and in order, except that a message that is retried, or delivered again after
         a lost connection, comes after the later ones. Several processes keep no order.
-        A handler that takes longer than `timeout`, by a message or by committing its effects, is
-        cancelled, undone, and tried again as after any error.
+        A call of the handler, or a commit of its effects, that takes longer than `timeout` is
+        cancelled and rolled back, and its messages are retried as after any error.
 
         An event is taken only from its owner: the CloudEvents source of `bank.deposited` must be
         `/bank`, or begin with `/bank/`; with another one it becomes a dead letter. `sources` names
         further ones that may publish the events of this subscription, such as a bridge from another
-        system: `sources=["/bridge"]`, or `["/bridges/*"]` for all that begin so. Raises UsageError.
+        system: `sources=["/bridge"]`, or `["/bridges/*"]` for a prefix. Raises UsageError.
         """
 
         for message in messages:
             if not (isinstance(message, type) and issubclass(message, Message)):
                 raise UsageError(
-                    f"Service {self.name!r}: subscriber was given {message!r}, which is no "
+                    f"Service {self.name!r}: subscriber was given {message!r}, which is not a "
                     f"message. Write @service.subscriber() or @service.subscriber(SomeEvent)."
                 )
 
@@ -156,8 +164,8 @@ class Service:
     def publisher(self, message: type[M], *, version: int | None = None) -> Publisher[M]:
         """Declare that this service publishes an event of its own, or sends a command.
 
-        With `version`, wherever it publishes this message, its data is written as that older
-        version, by the model's downcasters: for as long as somebody reads no newer one.
+        With `version`, the data of this message is written as that older version, by the model's
+        downcasters, for as long as some subscriber cannot read a newer one.
         """
         self.registry.add_published(message, version=version)
         self.has_publishers = True
@@ -168,12 +176,12 @@ class Service:
         extension.extend(self)
 
     def add_handler(self, handler: Handler) -> None:
-        """Add a bound handler; UsageError for a name or a command that is taken."""
+        """Add a bound handler; UsageError for a name, or a command, that has a handler already."""
         name = handler.subscription.name
         if not _SUBSCRIPTION.fullmatch(name):
             raise UsageError(
-                f"The subscription {name!r} of service {self.name!r} cannot be named so: write at "
-                f"most 200 lower-case letters, digits, underscores and dots."
+                f"The subscription {name!r} of service {self.name!r} has a name that cannot be "
+                f"used: write at most 200 lower-case letters, digits, underscores and dots."
             )
         if name in self.handlers:
             raise UsageError(
@@ -190,7 +198,7 @@ class Service:
 
     @property
     def worked(self) -> Sequence[Handler]:
-        """The handlers that a worker runs."""
+        """The handlers that a worker runs: all but those of a FastStream app."""
         return [handler for handler in self.handlers.values() if not handler.elsewhere]
 
     @property

@@ -1,7 +1,9 @@
 """What an operator sets, by environment variables that begin with `EVENTMESH_`.
 
 Commands also read a file `.env` in the folder they are run in. A variable of the real environment
-wins over the file. Other names in the file are none of our business.
+takes precedence over the file. Other names in the file are ignored. A name with our prefix that is
+not a setting is reported, with the nearest name that is one, because a typing error would otherwise
+silently leave the default in force.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ class Settings(BaseSettings):
     """What the name of everything made on the broker begins with."""
 
     visibility_timeout: Seconds = 30.0
-    """After how long without a sign of life a worker's deliveries go to another."""
+    """After how long without a sign of life a worker's deliveries go to another worker."""
 
     prefetch: int = Field(default=200, ge=1, le=10_000)
     """How many deliveries a subscription's consumer may hold at once."""
@@ -73,18 +75,19 @@ class Settings(BaseSettings):
     """How many messages share one transaction at the most."""
 
     group_time: Seconds = 0.05
-    """How long a transaction takes up further messages."""
+    """How long a transaction takes further messages."""
 
     max_deliveries: int = Field(default=10, ge=1)
-    """How often a message may be handed to workers that vanish while they handle it, before it
-    counts as deadly; at least five. From the fourth time on, the service's database counts those
-    that began; in a service without one, messages are then taken from the broker one by one."""
+    """How often a message may be delivered to workers that die while they handle it, before it is a
+    poison message and becomes a dead letter; at least five. From the fourth delivery on, the
+    service's database counts how often its handling began; in a service without a database,
+    messages are then fetched one by one."""
 
     max_message_bytes: int = Field(default=DEFAULT_MAX_BYTES, ge=1)
     """The largest data of a message that may be published."""
 
     lease_time: Seconds = 3.0
-    """After how long without a sign of life a relay's part of the outbox goes to another."""
+    """After how long without a sign of life a relay's leases on the outbox go to another relay."""
 
     drain_timeout: Seconds = 30.0
     """How long handlers may take to finish when the worker is told to stop."""
@@ -144,7 +147,7 @@ class Settings(BaseSettings):
         )
 
     def __repr_args__(self) -> Iterator[tuple[str | None, object]]:
-        """For `repr` and `str`: URLs without their passwords."""
+        """For `repr` and `str`, which must not show the passwords of URLs."""
         for name, value in super().__repr_args__():
             match name:
                 case "broker_url":
@@ -156,7 +159,7 @@ class Settings(BaseSettings):
 
     @property
     def transport_options(self) -> TransportOptions:
-        """The part that transports know."""
+        """The settings that transports use."""
         return TransportOptions(
             visibility_timeout=self.visibility_timeout, prefix=self.broker_prefix
         )

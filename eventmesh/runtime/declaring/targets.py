@@ -1,5 +1,8 @@
-"""Where services are, by name: in `[tool.eventmesh.services]` of pyproject.toml, or by convention
-as `services.<name>.service:service`. Nothing of them is imported here."""
+"""Where services are, by name, without importing them.
+
+By convention a service is `services.<name>.service:service`; `[tool.eventmesh.services]` in
+pyproject.toml names others, or names one elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def service_targets(root: Path) -> dict[str, str]:
 
 
 def known_targets(names: Sequence[str], root: Path) -> dict[str, str]:
-    """Where each service is; UsageError where there is none, or none of one of these names."""
+    """Where each service is; UsageError when there are none, or when one of `names` is unknown."""
     targets = service_targets(root)
     if not targets:
         raise UsageError(

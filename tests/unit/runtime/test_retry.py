@@ -46,7 +46,7 @@ def test_a_back_off_that_starts_at_zero_stays_there(attempt: int) -> None:
 
 @pytest.mark.parametrize("factor", [0.0, 0.99, -2.0])
 def test_a_back_off_that_shrinks_is_refused(factor: float) -> None:
-    with pytest.raises(UsageError, match="shrinks: use 1 or more"):
+    with pytest.raises(UsageError, match="would shrink the delays: use 1 or more"):
         exponential("1s", factor=factor)
 
 
@@ -64,7 +64,7 @@ def test_a_constant_back_off_is_constant(delay: float, attempt: int) -> None:
 
 @pytest.mark.parametrize("attempts", [0, -1])
 def test_there_is_always_a_first_attempt(attempts: int) -> None:
-    with pytest.raises(UsageError, match=rf"attempts={attempts}.*always a first attempt"):
+    with pytest.raises(UsageError, match=rf"attempts={attempts}.*the first call counts"):
         Retry(attempts=attempts)
 
 

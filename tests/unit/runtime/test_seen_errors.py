@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from eventmesh.runtime.consuming.delivery_log import SeenErrors
+from eventmesh.runtime.seen_errors import SeenErrors
 
 
 def raised(kind: type[Exception], text: str) -> Exception:
