@@ -328,8 +328,7 @@ def _others(writer: Mapping[str, Any], reader: Mapping[str, Any], place: Place) 
     if "default" in writer and "default" in reader and writer["default"] != reader["default"]:
         yield _change(
             "EM021", place.under("default"),
-            f"where it is not written it was {_spell(writer['default'])} and is "
-            f"{_spell(reader['default'])}",
+            f"the default changed from {_spell(writer['default'])} to {_spell(reader['default'])}",
             "Keep the default, or raise the version.",
         )  # fmt: skip
 

@@ -1,8 +1,13 @@
-"""What holds between the versions of one message, from the oldest that may still arrive to today's.
+"""Checking the versions of one message against each other.
 
-Every such version is read by today's model: through upcasters, which are pure and take whatever
-their version allows, or as it is, where that is proved. A downcaster ends in what its version
-allowed. What holds within one version is said by `eventmesh.contracts.locks.drift`.
+The current model must read every older version that may still arrive, that is, every frozen version
+that is not retired: through upcasters, or directly where that is proved. With version 4 as the
+current one, versions 1 to 3 frozen and upcasters from 2 and 3, messages of versions 2 and 3 are run
+through the upcasters, and version 1 must be readable as it is or needs an upcaster (EM036).
+
+Upcasters are run twice on copies of many documents, to see that they accept everything their
+version allows and are pure. Downcasters are run on what the current model writes. Changes within
+one version are the matter of `eventmesh.contracts.locks.drift`.
 """
 
 from __future__ import annotations
@@ -32,25 +37,27 @@ Step = Callable[[dict[str, Any]], dict[str, Any]]
 def check_versions(
     model: type[Message], locks_of_name: Revisions, *, today: date | None = None
 ) -> list[Problem]:
-    """What is wrong between the versions of this model's message.
+    """The problems between the versions of this model's message.
 
-    `locks_of_name` are the frozen revisions of each version, the oldest first. A version that is
-    retired is not sent any more, and may be unreadable. Without `today` no sunset is looked at.
+    `locks_of_name` are the frozen revisions of each version, oldest first. Retired versions need
+    not be readable. Sunset dates are compared with `today`, if it is given.
     """
     versions = _Versions(model, locks_of_name)
     return [
-        *versions.skipped(),
-        *versions.of_another_kind(),
-        *versions.past_sunset(today),
-        *versions.without_upcasters(),
-        *versions.upcast_wrongly(),
-        *versions.downcast_wrongly(),
-        *versions.with_another_default(),
+        *versions.check_numbers(),
+        *versions.check_kind(),
+        *versions.check_sunsets(today),
+        *versions.check_versions_without_upcasters(),
+        *versions.check_upcasters(),
+        *versions.check_downcasters(),
+        *versions.check_defaults(),
     ]
 
 
 @dataclass(frozen=True)
 class _Versions:
+    """A model and the frozen versions of its message; each method checks one rule."""
+
     model: type[Message]
     locks: Revisions
 
@@ -64,40 +71,40 @@ class _Versions:
             if version < self.current:
                 yield from (lock for lock in self.locks[version] if lock.status != "retired")
 
-    def skipped(self) -> Iterator[Problem]:
+    def check_numbers(self) -> Iterator[Problem]:
         known = sorted(self.locks)
         for version in range(known[0], known[-1]) if known else ():
             if version not in self.locks:
                 yield self.problem(
                     "EM035",
                     version,
-                    f"version {version} has no lock file, and version {known[-1]} has",
+                    f"version {version} has no lock file, although version {known[-1]} has one",
                     f"Restore v{version}.json from version control.",
                 )
         if known and known[-1] > self.current:
             yield self.problem(
                 "EM035",
                 known[-1],
-                f"version {known[-1]} is frozen, and {self.model.__name__} is version "
-                f"{self.current}: a version never goes back",
-                f"Raise the version of {self.model.__name__} to {known[-1]} again; or, if version "
-                f"{known[-1]} never left this machine, remove its lock files.",
+                f"version {known[-1]} is frozen, but {self.model.__name__} is version "
+                f"{self.current}: the version of a message never decreases",
+                f"Set the version of {self.model.__name__} back to {known[-1]}. If version "
+                f"{known[-1]} was never deployed, you may delete its lock files instead.",
             )
 
-    def of_another_kind(self) -> Iterator[Problem]:
+    def check_kind(self) -> Iterator[Problem]:
         kind = self.model.__identity__.kind
         for lock in self.older():
             if lock.kind != kind:
                 yield self.problem(
                     "EM042",
                     self.current,
-                    f"it is {_a(kind)}, and version {lock.version} is {_a(lock.kind)}",
-                    "A message stays what it is: give the new one another name.",
+                    f"it is {_a(kind)}, but version {lock.version} is {_a(lock.kind)}",
+                    "The kind of a message never changes. Give the new message another name.",
                     marks=(f"from {lock.version}",),
                 )
                 return
 
-    def past_sunset(self, today: date | None) -> Iterator[Problem]:
+    def check_sunsets(self, today: date | None) -> Iterator[Problem]:
         for version, revisions in sorted(self.locks.items()):
             lock = revisions[-1]
             if today and lock.status == "deprecated" and lock.sunset and lock.sunset < today:
@@ -105,42 +112,43 @@ class _Versions:
                     "EM043",
                     version,
                     f"it is deprecated, and its sunset was on {lock.sunset}",
-                    f"Run `eventmesh schema retire {lock.name} {version}`, which says where any of "
-                    f"it is left; or give it a later sunset by `eventmesh schema deprecate`.",
+                    f"Run `eventmesh schema retire {lock.name} {version}`, which lists the "
+                    f"messages of it that are left; or set a later date with `eventmesh schema "
+                    f"deprecate`.",
                     severity="warning",
                 )
 
-    def without_upcasters(self) -> Iterator[Problem]:
-        """Older versions that no chain of upcasters leads away from, and that are not read as they
-        are: one problem for each upcaster that is missing."""
-        told: set[int] = set()
+    def check_versions_without_upcasters(self) -> Iterator[Problem]:
+        """Older versions without upcasters must be readable directly; one problem for each upcaster
+        that is missing."""
+        reported: set[int] = set()
         for lock in self.older():
             if lock.version in readable_versions(self.model):
                 continue
             step = self._missing_step(lock.version)
-            if step in told:
+            if step in reported:
                 continue
             verdict = compare_model(lock.writer, self.model, samples=lock.samples)
             if isinstance(verdict, Breaking):
-                told.add(step)
+                reported.add(step)
                 yield self.problem(
                     "EM036",
                     step + 1,
                     f"{lock} allows {_shown(verdict.witness)}, which {self.model.__name__} "
-                    f"(version {self.current}) refuses ({verdict.reason}), and there is no "
+                    f"(version {self.current}) rejects ({verdict.reason}), and there is no "
                     f"upcaster from version {step}",
-                    f"Write @{self.model.__name__}.upcaster(from_version={step}), a function from "
-                    f"the data of version {step} to that of version {step + 1}; or retire version "
-                    f"{lock.version} when `eventmesh schema inventory` finds none of it.",
+                    f"Write @{self.model.__name__}.upcaster(from_version={step}), a function that "
+                    f"converts data of version {step} to version {step + 1}; or retire version "
+                    f"{lock.version} once `eventmesh schema inventory` finds no message of it.",
                     witness=Witness(verdict.witness, verdict.reason),
                     changes=verdict.changes,
                     marks=(f"from {step}",),
                 )
             elif isinstance(verdict, Unknown):
-                told.add(step)
+                reported.add(step)
                 yield self.unknown(
                     lock,
-                    f"is read by version {self.current} without an upcaster",
+                    f"can be read by version {self.current} without an upcaster",
                     verdict,
                     f"Write @{self.model.__name__}.upcaster(from_version={step})",
                 )
@@ -150,9 +158,9 @@ class _Versions:
             version += 1
         return version
 
-    def upcast_wrongly(self) -> Iterator[Problem]:
-        """The upcasters, run on what was written, and on documents that could have been."""
-        told: set[tuple[str, int]] = set()
+    def check_upcasters(self) -> Iterator[Problem]:
+        """Run the upcasters on the samples, and on documents made from the frozen schema."""
+        reported: set[tuple[str, int]] = set()
         for lock in self.older():
             if lock.version not in readable_versions(self.model):
                 continue
@@ -160,50 +168,49 @@ class _Versions:
                 {s: self.model.__upcasters__[s] for s in range(lock.version, self.current)}
             )
             verdict = compare_model(lock.writer, self.model, cast=chain.run, samples=lock.samples)
-            for problem in self._of_chain(lock, chain, verdict):
+            for problem in self._problems_of_chain(lock, chain, verdict):
                 key = problem.rule, int(problem.marks[0].partition(" ")[2] or 0)
-                if key not in told:
-                    told.add(key)
+                if key not in reported:
+                    reported.add(key)
                     yield problem
 
-    def _of_chain(self, lock: Lock, chain: _Chain, verdict: Any) -> Iterator[Problem]:
+    def _problems_of_chain(self, lock: Lock, chain: _Chain, verdict: Any) -> Iterator[Problem]:
         for step, (document, why) in chain.impure.items():
             yield self.problem(
                 "EM038",
                 lock.version,
                 f"the upcaster {chain.name(step)} from version {step} {why}",
-                "Let it return a new dict that depends on nothing but its argument, such as "
-                "`return data | {…}`; copy.deepcopy what is changed further inside.",
+                "Return a new dict that depends on nothing but the argument, such as `return data "
+                "| {…}`. Use copy.deepcopy before changing nested values.",
                 witness=Witness(document, f"{chain.name(step)} {why}"),
                 marks=(f"from {step}",),
             )
         if isinstance(verdict, Unknown):
             yield self.unknown(
-                lock, f"ends in a valid version {self.current}", verdict, "Correct the upcasters"
+                lock, f"becomes a valid version {self.current}", verdict, "Correct the upcasters"
             )
         elif isinstance(verdict, Breaking):
             step, raised = chain.failure_on(verdict.witness)
             if raised is None:
-                rule, what = "EM039", f"{self.model.__name__} refuses what the upcasters make of"
+                rule = "EM039"
+                what = f"{self.model.__name__} rejects what the upcasters return for"
                 step = lock.version
             else:
-                rule, what = (
-                    "EM037",
-                    f"the upcaster {chain.name(step)} from version {step} fails on",
-                )
+                rule = "EM037"
+                what = f"the upcaster {chain.name(step)} from version {step} fails on"
             yield self.problem(
                 rule,
                 lock.version,
                 f"{what} {_shown(verdict.witness)}, which {lock} allows: {verdict.reason}",
-                f"Let the upcaster take everything that {lock.path} allows, and return what "
-                f"version {step + 1 if raised else self.current} asks for.",
+                f"Let the upcaster accept everything that {lock.path} allows, and return valid "
+                f"data of version {step + 1 if raised else self.current}.",
                 witness=Witness(verdict.witness, verdict.reason),
                 changes=verdict.changes if raised is None else (),
                 marks=(f"from {step}",),
             )
 
-    def downcast_wrongly(self) -> Iterator[Problem]:
-        """The downcasters, run on what today's model writes."""
+    def check_downcasters(self) -> Iterator[Problem]:
+        """Run the downcasters on what the current model writes."""
         functions = self.model.__downcasters__
         if not functions:
             return
@@ -215,19 +222,20 @@ class _Versions:
                 yield self.problem(
                     "EM041",
                     version,
-                    f"its downcaster is never reached: there is none to version {reached - 1}",
-                    f"Write @{self.model.__name__}.downcaster(to_version={reached - 1}), too.",
+                    f"its downcaster is never called, because there is none to version "
+                    f"{reached - 1}",
+                    f"Write @{self.model.__name__}.downcaster(to_version={reached - 1}) as well.",
                     marks=(f"to {version}",),
                 )
         for version in range(self.current - 1, reached - 1, -1):
             revisions = self.locks.get(version, ())
             if revisions and revisions[-1].status != "retired":
-                problem = self._downcast_wrongly(version, revisions)
+                problem = self._check_downcaster(version, revisions)
                 if problem is not None:
                     yield problem
-                    return  # the chain goes on from here
+                    return  # the following downcasters depend on this one
 
-    def _downcast_wrongly(self, version: int, revisions: Sequence[Lock]) -> Problem | None:
+    def _check_downcaster(self, version: int, revisions: Sequence[Lock]) -> Problem | None:
         functions = self.model.__downcasters__
         chain = _Chain({s: functions[s] for s in range(self.current - 1, version - 1, -1)})
         takes = [allowed(lock.writer) for lock in revisions]
@@ -260,14 +268,14 @@ class _Versions:
             "EM041",
             version,
             f"the downcaster {name} to version {version} fails on {_shown(failing)}: {why}",
-            f"Let it return, as a new dict, what {revisions[-1].path} allows, for everything that "
+            f"Return a new dict that {revisions[-1].path} allows, for everything that "
             f"{self.model.__name__} writes.",
             witness=Witness(failing, why),
             marks=(f"to {version}",),
         )
 
-    def with_another_default(self) -> Iterator[Problem]:
-        """What stands in for a field that is not there, where it was another before."""
+    def check_defaults(self) -> Iterator[Problem]:
+        """A changed default changes the meaning of messages that leave the field out."""
         known = [version for version in self.locks if version <= self.current]
         if not known:
             return
@@ -281,12 +289,18 @@ class _Versions:
                 yield self.problem(
                     "EM040",
                     self.current,
-                    f"the default of {name} was {before} in {lock} and is {after}: where it is "
-                    f"left out, something else is meant now",
-                    "Keep the default, or give the new meaning a field of another name.",
+                    f"the default of {name} changed from {before} (in {lock}) to {after}, so "
+                    f"messages without that field mean something else now",
+                    "Keep the default, or use a field with another name for the new meaning.",
                     severity="warning",
                     changes=(
-                        Change("EM021", f"#{pointer}", name, f"{before}, now {after}", "Keep it."),
+                        Change(
+                            "EM021",
+                            f"#{pointer}",
+                            name,
+                            f"the default changed from {before} to {after}",
+                            "Keep it.",
+                        ),
                     ),
                     marks=(pointer,),
                 )
@@ -295,8 +309,8 @@ class _Versions:
         return self.problem(
             "EM044",
             lock.version,
-            f"whether {lock} {what} could be neither proved nor refuted: {verdict.reason}",
-            f"{instead}; or show that it is read, and waive this with a reason.",
+            f"it could be neither proved nor refuted that {lock} {what}: {verdict.reason}",
+            f"{instead}; or make sure that it is read, and waive this finding with a reason.",
             changes=verdict.changes,
             marks=(f"from {lock.version}",),
         )
@@ -330,57 +344,60 @@ class _Versions:
 
 @dataclass
 class _Chain:
-    """Functions that are run one after another, and what was seen of them doing it."""
+    """Upcasters or downcasters to run one after another.
+
+    Each is run twice on copies of its input, and those that are not pure are remembered.
+    """
 
     steps: Mapping[int, Step]
     impure: dict[int, tuple[Any, str]] = field(default_factory=dict)
-    """For each step that is not pure a document and what was wrong."""
+    """For each function that is not pure: a document on which that was seen, and what it did."""
 
     def name(self, step: int) -> str:
         return str(getattr(self.steps[step], "__name__", self.steps[step]))
 
     def run(self, document: dict[str, Any]) -> dict[str, Any]:
-        """What comes out at the end; each step is given copies, and is run twice."""
+        """The result of the last function."""
         data: Any = document
         for step in self.steps:
-            data = self._one(step, data)
+            data = self._run_step(step, data)
         return data  # type: ignore[no-any-return]
 
     def failure_on(self, document: Any) -> tuple[int, Exception | None]:
-        """The step that raises on this document, and what it raises; None when none does."""
+        """The step that fails on this document, and its exception; None if none fails."""
         data: Any = document
         for step in self.steps:
             try:
-                data = self._one(step, data)
+                data = self._run_step(step, data)
             except Exception as error:  # noqa: BLE001  # a user's function may raise anything
                 return step, error
         return next(iter(self.steps)), None
 
-    def _one(self, step: int, data: Any) -> Any:
+    def _run_step(self, step: int, data: Any) -> Any:
         function = self.steps[step]
         first, second = copy.deepcopy(data), copy.deepcopy(data)
         made = function(first)
         if not isinstance(made, dict):
-            raise TypeError(f"it returned a {type(made).__name__}, and not a dict")
-        again = copy.deepcopy(made)  # what it returned may be changed by what it is run on next
+            raise TypeError(f"it returned a {type(made).__name__} instead of a dict")
+        again = copy.deepcopy(made)  # a copy, since the next function may modify it
         if step not in self.impure:
             if _as_json(first) != _as_json(data):
-                self.impure[step] = data, "changes the data that it is given"
+                self.impure[step] = data, "modifies its argument"
             elif _as_json(function(second)) != _as_json(again):
-                self.impure[step] = data, "does not answer the same twice"
+                self.impure[step] = data, "returns different results for the same data"
         return again
 
 
 def _is_written(model: type[Message], document: Any) -> bool:
     try:
         text = model.model_validate_json(json.dumps(document)).model_dump_json(by_alias=True)
-    except Exception:  # noqa: BLE001  # whatever a user's validator raises, it says no
+    except Exception:  # noqa: BLE001  # a user's validator may raise anything
         return False
     return _as_json(json.loads(text)) == _as_json(document)
 
 
 def _as_json(value: Any) -> str:
-    """The same for the same values of the same types; what is no JSON is as the wire has it."""
+    """JSON with sorted keys; other values, such as dates, are written as in a message."""
     from pydantic_core import to_jsonable_python
 
     return json.dumps(value, sort_keys=True, default=to_jsonable_python)
@@ -396,7 +413,7 @@ def _a(kind: str) -> str:
 
 
 def _place(model: type[Message]) -> Place | None:
-    """Where the model is declared, if it is in a file."""
+    """The place where the model is declared, if that is in a file."""
     try:
         file = inspect.getsourcefile(model)
         _, line = inspect.getsourcelines(model)

@@ -1,6 +1,10 @@
 """`Event` and `Command`: a message is a frozen pydantic model with a name, a version and a key.
 
-The identity is given as class keywords and checked when the class is made, so that a wrong
+    class PaymentCaptured(Event, name="payments.payment_captured", version=1, key="order_id"):
+        order_id: UUID
+
+The first segment of the name is the service that owns the message. Messages with the same value of
+the key field are handled in order. All of it is checked when the class is created, so that a wrong
 declaration fails at import and not in production.
 """
 
@@ -27,7 +31,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What the mesh knows a message by."""
+    """The name, version and key of a message, by which services refer to it."""
 
     kind: Kind
     name: str
@@ -36,7 +40,7 @@ class Identity:
 
     @property
     def owner(self) -> str:
-        """The service that may change this message: the first segment of its name."""
+        """The service that owns the message: the first segment of its name."""
         return self.name.partition(".")[0]
 
     def __str__(self) -> str:
@@ -44,14 +48,14 @@ class Identity:
 
 
 class Message(BaseModel):
-    """The base of `Event` and `Command`; declare one of those."""
+    """The base of `Event` and `Command`. Derive messages from one of these."""
 
-    # Every field is written, so in the schema of what is written every field is required.
+    # Every field is sent, so every field is required in the schema of what is sent.
     model_config = ConfigDict(
         frozen=True, extra="ignore", json_schema_serialization_defaults_required=True
     )
 
-    # Dunder names, so that no field of a user's message can collide with them.
+    # Dunder names cannot collide with the fields of a user's message.
     __kind__: ClassVar[Kind | None] = None
     __identity__: ClassVar[Identity]
     __upcasters__: ClassVar[dict[int, Upcaster]]
@@ -65,7 +69,7 @@ class Message(BaseModel):
         key: str | None = None,
         **config: Any,
     ) -> None:
-        # Names the class keywords for type checkers; pydantic calls the hook below with them.
+        # Declares the class keywords for type checkers; pydantic passes them to the hook below.
         super().__init_subclass__(**config)
 
     @classmethod
@@ -81,9 +85,9 @@ class Message(BaseModel):
         if name is None and version is None and key is None:
             if hasattr(cls, "__identity__") and not cls.__pydantic_generic_metadata__["origin"]:
                 raise UsageError(
-                    f"{cls.__module__}.{cls.__qualname__} derives from {cls.__identity__} without "
-                    f"a name of its own: write name=… and version=…, or share the fields in a "
-                    f"base class without a name."
+                    f"{cls.__module__}.{cls.__qualname__} derives from {cls.__identity__} and has "
+                    f"no name of its own: write name=… and version=…, or move the shared fields to "
+                    f"a base class without a name."
                 )
             return  # a base class that only shares fields
         cls.__identity__ = _identify(cls, cls.__kind__, name, version, key)
@@ -91,20 +95,20 @@ class Message(BaseModel):
 
     @classmethod
     def upcaster(cls, *, from_version: int) -> Callable[[Upcaster], Upcaster]:
-        """Declare the function that turns data of `from_version` into that of the next version.
+        """Decorate the function that converts data of `from_version` to the next version.
 
-        It must be pure and must accept everything that version allowed. UsageError when the
-        version is not an older one of this message, or has its upcaster already.
+        It must be pure, and accept everything that its version allowed. UsageError if the version
+        is not an older one of this message, or has an upcaster already.
         """
-
         return _declare(cls, "upcaster", "from_version", from_version, cls.__upcasters__)
 
     @classmethod
     def downcaster(cls, *, to_version: int) -> Callable[[Downcaster], Downcaster]:
-        """Declare the function that turns data of the version after `to_version` into data of that
-        one, so that `service.publisher(…, version=…)` can serve those who read no other.
+        """Decorate the function that converts data of the version after `to_version` to that one.
 
-        It must be pure and must accept everything the newer version allows. UsageError as above.
+        With it, `service.publisher(…, version=…)` can publish the older version for subscribers
+        that cannot read the newer one yet. It must be pure, and accept everything that the newer
+        version allows. UsageError as for `upcaster`.
         """
         return _declare(cls, "downcaster", "to_version", to_version, cls.__downcasters__)
 
@@ -122,16 +126,16 @@ class Command(Message):
 
 
 def check_message(value: object) -> None:
-    """UsageError for what cannot be published, being no instance of a message's class."""
+    """UsageError unless the value is an instance of a message class."""
     if isinstance(value, Message):
         return
     if isinstance(value, type) and issubclass(value, Message):
         raise UsageError(
-            f"The class {value.__name__} was given where a message belongs: write "
+            f"The class {value.__name__} was passed instead of an instance of it: write "
             f"{value.__name__}(…)."
         )
     raise UsageError(
-        f"{_with_article(type(value).__name__)} is not a message: make an instance of a class that "
+        f"{_with_article(type(value).__name__)} is not a message: pass an instance of a class that "
         f"derives from Event or Command."
     )
 
@@ -143,14 +147,14 @@ def _with_article(noun: str) -> str:
 def _declare(
     cls: type[Message], what: str, option: str, version: int, known: dict[int, Upcaster]
 ) -> Callable[[Upcaster], Upcaster]:
-    """Add a function to those known by the older of the two versions between which it leads."""
+    """A decorator that adds a function to `known`, by the older one of its two versions."""
 
     def declare(function: Upcaster) -> Upcaster:
         identity = identity_of(cls)
         if not 1 <= version < identity.version:
             raise UsageError(
-                f"The {what} {getattr(function, '__name__', function)} of {identity} says "
-                f"{option}={version}: it must be between 1 and {identity.version - 1}."
+                f"The {what} {getattr(function, '__name__', function)} of {identity} has "
+                f"{option}={version}, which must be between 1 and {identity.version - 1}."
             )
         if version in known:
             raise UsageError(
@@ -171,21 +175,21 @@ def _identify(
         raise UsageError(f"{where} derives from Message: derive it from Event or Command.")
     if name is None or not _NAME.fullmatch(name):
         raise UsageError(
-            f'{where} has the message name {name!r}: write name="<owner>.<what>" in lower case, '
-            f'such as name="payments.payment_captured".'
+            f'{where} has an invalid message name, {name!r}: write name="<owner>.<what>" in lower '
+            f'case, such as name="payments.payment_captured".'
         )
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise UsageError(
-            f"{where} has the version {version!r}: write version=1 and count up from there."
+            f"{where} has an invalid version, {version!r}: write version=1 and count up from there."
         )
     if key is not None and key not in cls.model_fields:
         fields = ", ".join(cls.model_fields) or "none"
-        raise UsageError(f"{where} has no field {key!r} to be its key; its fields are: {fields}.")
+        raise UsageError(f"{where} has key={key!r}, which is not one of its fields: {fields}.")
     return Identity(kind=kind, name=name, version=version, key=key)
 
 
 def identity_of(message: type[Message]) -> Identity:
-    """The identity of a message class; UsageError when it was declared without one."""
+    """The identity of a message class; UsageError if it was declared without a name."""
     identity: Identity | None = getattr(message, "__identity__", None)
     if identity is None:
         raise UsageError(
@@ -196,10 +200,10 @@ def identity_of(message: type[Message]) -> Identity:
 
 
 def key_of(message: Message) -> str | None:
-    """The value of the message's key field as text: what orders it among others.
+    """The value of the message's key field, as text.
 
-    None, and then any order will do, for a message without a key and for a value that is None or
-    empty.
+    Messages with the same key are handled in order. None, so without any order, for a message
+    without a key field, and for one whose value is None or empty.
     """
     key = message.__identity__.key
     value = None if key is None else getattr(message, key)

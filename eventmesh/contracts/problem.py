@@ -1,4 +1,7 @@
-"""What a check has to say: one finding, for a person to act on and for a machine to compare."""
+"""A problem that a check found, with what to do about it.
+
+Its fingerprint identifies it across runs, whatever its words are, so that a waiver can refer to it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in the user's files something is written; lines count from 1."""
+    """A place in the user's files; lines count from 1."""
 
     file: str
     line: int = 1
@@ -22,7 +25,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """A document that fails, and what refused it."""
+    """A document that fails, and the reason."""
 
     document: Any
     reason: str
@@ -30,10 +33,10 @@ class Witness:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One finding of a check.
+    """One problem.
 
-    `subject` is what it is about, such as `payments.payment_captured v2`; `parties` are the
-    services that break or must act.
+    `subject` is what it is about, such as `payments.payment_captured v2`. `parties` are the
+    services that it breaks, or that must act.
     """
 
     rule: str
@@ -46,11 +49,11 @@ class Problem:
     witness: Witness | None = None
     changes: tuple[Change, ...] = ()
     marks: tuple[str, ...] = field(default=(), kw_only=True)
-    """What else tells this finding from others of the same rule, subject and parties."""
+    """What distinguishes it from other problems of the same rule, subject and parties."""
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that stay the same while the finding does, whatever its words are."""
+        """16 hexadecimal digits that stay the same as long as the problem does."""
         parts = [self.rule, self.subject, sorted(self.parties), list(self.marks)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -1,4 +1,7 @@
-"""The messages that one service knows, by name. Each service has its own registry."""
+"""The messages of one service: the model for each name, and which of them it publishes.
+
+There is no global registry: two services in one process may have different models of one message.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from eventmesh.errors import UsageError
 
 
 class Registry:
-    """One model for each message name; which of them the service publishes."""
+    """The messages that one service publishes, sends or handles."""
 
     def __init__(self, service: str) -> None:
         self._service = service
@@ -19,7 +22,7 @@ class Registry:
         self._written: dict[str, int] = {}
 
     def add(self, model: type[Message]) -> None:
-        """Know this model; UsageError when the name already belongs to another model."""
+        """Add a model; UsageError if there is another model with the same name."""
         identity = identity_of(model)
         known = self._models.setdefault(identity.name, model)
         if known is not model:
@@ -30,9 +33,9 @@ class Registry:
             )
 
     def add_published(self, model: type[Message], *, version: int | None = None) -> None:
-        """Know that the service publishes this model, written as an older version if one is given.
+        """Add a model that the service publishes, as an older version if one is given.
 
-        UsageError for another's event, or a version that it cannot be written as.
+        UsageError for an event of another service, or a version to which it cannot be downcast.
         """
         identity = identity_of(model)
         if identity.kind == "event" and identity.owner != self._service:
@@ -61,12 +64,12 @@ class Registry:
         )
 
     def written(self, model: type[Message]) -> int:
-        """The version as which the service writes messages of this model."""
+        """The version in which the service publishes this model."""
         identity = identity_of(model)
         return self._written.get(identity.name, identity.version)
 
     def published(self) -> Iterator[type[Message]]:
-        """The models of messages that the service declared to publish, by name."""
+        """The models that the service declared to publish, sorted by name."""
         for name in sorted(self._published):
             yield self._models[name]
 
@@ -75,11 +78,11 @@ class Registry:
         return frozenset(self._published)
 
     def get(self, name: str) -> type[Message] | None:
-        """The model of this name, if the service knows one."""
+        """The model with this message name, if there is one."""
         return self._models.get(name)
 
     def owned(self) -> Iterator[type[Message]]:
-        """The models of messages that this service owns, by name: those whose schema it freezes."""
+        """The models that the service owns, whose schemas it freezes, sorted by name."""
         for name in sorted(self._models):
             if self._models[name].__identity__.owner == self._service:
                 yield self._models[name]

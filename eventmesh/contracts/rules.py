@@ -1,4 +1,4 @@
-"""The codes of everything that `eventmesh schema check` can find, and what each stands for."""
+"""The rule codes of `eventmesh schema check`, and what each of them means."""
 
 from __future__ import annotations
 
@@ -6,62 +6,62 @@ from types import MappingProxyType
 
 RULES = MappingProxyType(
     {
-        # What differs between a writer's schema and a reader's: found by comparing them.
+        # Differences between a writer's schema and a reader's, found by comparing the two.
         "EM001": "the reader requires a field that the writer may leave out",
-        "EM002": "the reader takes fewer types",
-        "EM003": "the reader takes fewer values of an enumeration, or another constant",
-        "EM004": "a number is bounded more narrowly",
-        "EM005": "a text is bounded more narrowly in its length",
-        "EM006": "a text must match another pattern",
-        "EM007": "a text must have another format",
-        "EM008": "a number must be a multiple of another number",
-        "EM009": "a list is bounded more narrowly in its length, or must be without repetition",
-        "EM010": "the entries of a list must be something else",
-        "EM011": "a list must contain something else",
-        "EM012": "the reader refuses fields that it does not name",
-        "EM013": "the names or the number of fields are bounded more narrowly",
-        "EM014": "a field that depends on another is asked for",
-        "EM015": "the alternatives (anyOf, oneOf) are others",
-        "EM016": "a condition (if, then, else, not) is another",
-        "EM017": "a field is gone: what is written there is not read",
-        "EM018": "a field is new: it is read where it is written, and has its default elsewhere",
-        "EM019": "null is refused",
-        "EM020": "the reader refuses everything here",
+        "EM002": "the reader accepts fewer types",
+        "EM003": "the reader accepts fewer enum values, or a different constant",
+        "EM004": "the range of a number is narrower",
+        "EM005": "the allowed length of a string is narrower",
+        "EM006": "a string must match a different pattern",
+        "EM007": "a string must have a different format",
+        "EM008": "a number must be a multiple of a different number",
+        "EM009": "the allowed length of a list is narrower, or its items must be unique",
+        "EM010": "the items of a list have a different schema",
+        "EM011": "a list must contain an item of a different schema",
+        "EM012": "the reader rejects fields that it does not declare",
+        "EM013": "the names or the number of fields are restricted further",
+        "EM014": "a field is required where another field is present",
+        "EM015": "the alternatives (anyOf, oneOf) changed",
+        "EM016": "a condition (if, then, else, not) changed",
+        "EM017": "a field was removed: the reader ignores what the writer sends in it",
+        "EM018": "a field was added: the reader uses its default where the writer sends none",
+        "EM019": "the reader rejects null",
+        "EM020": "the reader rejects every value here",
         "EM021": "a default changed",
-        "EM022": "the model refuses what its schema accepts: a validator, an alias or strictness",
-        "EM029": "something else differs",
+        "EM022": "the model rejects what its schema accepts: a validator, an alias or strict mode",
+        "EM029": "another difference",
         # Versions of one message.
         "EM030": "a version has no lock file",
-        "EM031": "a frozen version was changed in a way that breaks a neighbour",
-        "EM032": "a frozen version was changed in a compatible way that is not recorded yet",
-        "EM033": "a lock file was edited, or cannot be read",
-        "EM034": "a lock file is gone, or is another one, since the revision compared with",
-        "EM035": "a version was skipped",
-        "EM036": "a new version breaks the one before, and there is no upcaster",
+        "EM031": "a frozen version changed in a way that breaks a reader or a writer",
+        "EM032": "a frozen version changed in a compatible way that is not frozen yet",
+        "EM033": "a lock file was edited, or is not valid",
+        "EM034": "a lock file was deleted or replaced since the git revision compared with",
+        "EM035": "a version number was skipped",
+        "EM036": "a new version cannot read the one before, and there is no upcaster",
         "EM037": "an upcaster fails on data that its version allows",
-        "EM038": "an upcaster changes the data that it is given, or answers differently each time",
-        "EM039": "what the upcasters end in is not the latest model",
-        "EM040": "a default changed its meaning",
-        "EM041": "a downcaster fails, is impure, or ends in data that its version does not allow",
-        "EM042": "a message's kind, name or key is another within one version",
-        "EM043": "a deprecated version is past its sunset",
+        "EM038": "an upcaster modifies its argument, or its result differs from call to call",
+        "EM039": "the result of the upcasters is not a valid latest version",
+        "EM040": "the default of a field differs from the version before",
+        "EM041": "a downcaster fails, is not pure, or returns data that its version does not allow",
+        "EM042": "the kind, name or key of a message changed within one version",
+        "EM043": "a deprecated version is past its sunset date",
         "EM044": "it could be neither proved nor refuted that a change is compatible",
-        # The whole mesh.
+        # All services together.
         "EM050": "a subscriber cannot read a version that may still arrive",
-        "EM051": "nobody publishes what a service subscribes to",
+        "EM051": "a service subscribes to an event that nobody publishes",
         "EM052": "a command has no handler",
         "EM053": "a command has more than one handler",
         "EM054": "a message has two owners",
         "EM055": "a service imports another service's code",
-        "EM056": "services share a database without saying so",
+        "EM056": "services share a database without declaring it",
         "EM057": "it could be neither proved nor refuted that a subscriber can read a version",
-        "EM058": "a message is of another kind, or has another key, for its subscriber",
-        "EM059": "a declaration to share a database names what is not so",
+        "EM058": "a service declares a message with another kind or key than its owner does",
+        "EM059": "a service declares that it shares a database, and does not",
         # Waivers.
-        "EM060": "a waiver lacks its reason or its day, and silences nothing",
-        "EM061": "a waiver is for nothing that was found",
-        # What nobody uses.
+        "EM060": "a waiver has no reason or no expiry date, and has no effect",
+        "EM061": "a waiver matches no finding",
+        # Unused messages.
         "EM070": "a command has a handler, and nobody sends it",
     }
 )
-"""Code and meaning. A code is never given a second meaning."""
+"""Code and meaning. A code never changes its meaning, and is not used again."""

@@ -1,6 +1,9 @@
-"""Lock files as they were at a revision of git, to find that one was deleted, edited or made anew.
+"""Comparing the lock files with those of a git revision (`schema check --against main`).
 
-Git is asked for the names and the contents; nothing is checked out and nothing is written.
+A lock file says what was published. Whoever deletes one and freezes anew, or edits one and its
+hash, hides a breaking change from the check of the working tree; the revision still has the
+original. Its lock files are read by `git ls-tree` and `git cat-file`: nothing is checked out, and
+the repository is not changed.
 """
 
 from __future__ import annotations
@@ -21,25 +24,27 @@ from eventmesh.errors import UsageError
 from eventmesh.review.json_files import parse_document, read_document
 
 LOST = "EM034"
-_PATIENCE = 60
+_GIT_TIMEOUT_SECONDS = 60
 _LOCK = re.compile(r"[^/]+/(?:[^/]+/)+v[1-9]\d*(?:\.[1-9]\d*)?\.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What a revision holds below the folder of frozen schemas, by path relative to it."""
+    """The lock files of a git revision, by path relative to the folder of frozen schemas."""
 
     revision: str
     files: Mapping[str, bytes]
 
 
 def read_baseline(root: Path, revision: str) -> Baseline:
-    """The lock files at the revision; UsageError when git, the repository, the revision or the
-    folder in it is not there."""
-    folder = _existing(root.absolute())
+    """Read the lock files of a revision.
+
+    UsageError when git, the repository or the revision does not exist, or the folder is not in it.
+    """
+    folder = _nearest_folder(root.absolute())
     top = Path(os.fsdecode(_git(folder, "rev-parse", "--show-toplevel").rstrip(b"\n")))
     if not top.is_absolute():
-        raise UsageError(f"{folder} is in a git repository that has no files.")
+        raise UsageError(f"{folder} is in a git repository without a working tree.")
     commit = _commit(folder, revision)
     inside = root.resolve()
     if not inside.is_relative_to(top.resolve()):
@@ -50,28 +55,52 @@ def read_baseline(root: Path, revision: str) -> Baseline:
     return Baseline(revision, dict(_contents(folder, list(_blobs(folder, commit, path)))))
 
 
-def lost(baseline: Baseline, root: Path) -> list[Problem]:
-    """EM034 for each lock file of the revision that is gone, or is not the same any more.
+def find_lost_locks(baseline: Baseline, root: Path) -> list[Problem]:
+    """EM034 for each lock file of the revision that was deleted or replaced since.
 
-    Only its status and its sunset may differ; the file of a version that was retired then may go.
+    Only its status and its sunset may differ, and the file of a retired version may be deleted.
     """
     found = []
     for name, data in sorted(baseline.files.items()):
-        then = _frozen(data, f"{name} at {baseline.revision}")
-        what = None if then is None else _difference(then, root / name)
-        if what is not None and not (what == "is gone" and then and then["status"] == "retired"):
-            found.append(_problem(baseline, root / name, name, then or {}, what))
+        path, then = root / name, _parse_lock(data, f"{name} at {baseline.revision}")
+        if then is None:
+            continue
+        if not path.exists():
+            if then["status"] == "retired":
+                continue
+            change = "was deleted"
+        else:
+            try:
+                if _sealed(read_document(path)) == _sealed(then):
+                    continue
+                change = "was replaced"
+            except UsageError as error:
+                change = f"was damaged ({str(error).rstrip('.')})"
+        found.append(
+            Problem(
+                LOST,
+                "error",
+                f"{then.get('name', name)} v{then.get('version', '?')}",
+                f"The lock file {path} {change} since {baseline.revision}: messages as it "
+                f"describes them may still be in queues, streams and dead letters.",
+                f"Restore it: run the check with --against {baseline.revision} --fix, or `git "
+                f"checkout {baseline.revision} -- {path}`. To change the message, raise its "
+                f"version.",
+                place=Place(str(path)),
+                marks=(name,),
+            )
+        )
     return found
 
 
-def locks_then(baseline: Baseline, root: Path) -> Locks:
-    """What the revision had frozen, so that the present models are compared with it: it does no
-    good to delete a lock file and to freeze anew."""
+def locks_at(baseline: Baseline, root: Path) -> Locks:
+    """The locks of the revision, to compare the current models with: deleting a lock file and
+    freezing anew does not hide a change."""
     return locks_from(root, baseline.files)
 
 
 def restore(baseline: Baseline, name: str, root: Path) -> Path:
-    """Write the lock file as it was at the revision."""
+    """Write the lock file as it was at the revision, and return its path."""
     path = root / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,8 +110,8 @@ def restore(baseline: Baseline, name: str, root: Path) -> Path:
     return path
 
 
-def _frozen(data: bytes, where: str) -> dict[str, Any] | None:
-    """The lock file as it was; None for what was none then either, which promised nothing."""
+def _parse_lock(data: bytes, where: str) -> dict[str, Any] | None:
+    """The lock file as it was; None if it was not a valid one then either."""
     try:
         content = parse_document(data, where)
     except UsageError:
@@ -92,80 +121,61 @@ def _frozen(data: bytes, where: str) -> dict[str, Any] | None:
     return {"status": "active", **content}
 
 
-def _difference(then: dict[str, Any], path: Path) -> str | None:
-    if not path.exists():
-        return "is gone"
-    try:
-        now = read_document(path)
-    except UsageError as error:
-        return f"cannot be read any more ({error})"
-    return None if _sealed(now) == _sealed(then) else "is another one"
-
-
 def _sealed(content: Any) -> Any:
-    """What may never differ; as text, because to Python 1, 1.0 and true are equal."""
+    """What may never change, as text: in Python 1, 1.0 and True are equal."""
     if isinstance(content, dict):
         content = {key: content[key] for key in content if key not in ("status", "sunset")}
     return json.dumps(content, sort_keys=True)
 
 
-def _problem(baseline: Baseline, path: Path, name: str, then: dict[str, Any], what: str) -> Problem:
-    return Problem(
-        LOST,
-        "error",
-        f"{then.get('name', name)} v{then.get('version', '?')}",
-        f"The lock file {path} {what} since {baseline.revision}: what was promised with it may "
-        f"still be in queues, streams and dead letters.",
-        f"Restore it (check --against {baseline.revision} --fix does so, or git checkout "
-        f"{baseline.revision} -- {path}); raise the version for what is to be different.",
-        place=Place(str(path)),
-        marks=(name,),
-    )
+def path_in_repository(folder: Path) -> str:
+    """The folder relative to the root of its git repository, such as `services/`.
 
-
-def prefix(folder: Path) -> str:
-    """Where the folder is in its repository, such as `services/`; empty when that is not known."""
+    Empty for the root itself, and outside a repository.
+    """
     try:
         return os.fsdecode(_git(folder, "rev-parse", "--show-prefix").rstrip(b"\n"))
     except UsageError:
         return ""
 
 
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one around it that is still there."""
-    while not folder.is_dir():
-        folder = folder.parent
-    return folder
+def _nearest_folder(path: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
+    while not path.is_dir():
+        path = path.parent
+    return path
 
 
 def _commit(folder: Path, revision: str) -> str:
     asked = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     try:
         commit = _git(folder, *asked).decode().strip()
-        if not commit.startswith("^"):  # which would be all that it is not
+        if not commit.startswith("^"):  # `^main` means everything that is not in main
             return commit
     except UsageError:
         pass
-    except ValueError:  # such as a NUL in the name, which no process can be given
-        raise UsageError(f"{revision!r} is no revision of git.") from None
+    except ValueError:  # for example a NUL, which cannot be passed to a process
+        raise UsageError(f"{revision!r} is not a git revision.") from None
     shallow = _git(folder, "rev-parse", "--is-shallow-repository").strip() == b"true"
     advice = (
-        "This clone is shallow: fetch more of it, by `git fetch --unshallow`, or by `fetch-depth: "
+        "This clone is shallow. Fetch its history by `git fetch --unshallow`, or set `fetch-depth: "
         "0` in GitHub's checkout action."
         if shallow
-        else "Name a branch, tag or commit that `git log` knows here, such as origin/main, and "
-        "fetch it first."
+        else "Name a branch, tag or commit that exists in this clone, such as origin/main. You may "
+        "have to fetch it first."
     )
-    raise UsageError(f"Git knows no revision {revision!r} in {folder}. {advice}")
+    raise UsageError(
+        f"There is no revision {revision!r} in the git repository at {folder}. {advice}"
+    )
 
 
 def _blobs(folder: Path, commit: str, path: PurePosixPath) -> Iterator[tuple[str, str]]:
-    """Names below the path and the ids of their contents, of what is a lock file."""
+    """The lock files below the path: their names, and the ids of their contents."""
     within = [] if path == PurePosixPath(".") else ["--", f"{path}/"]
     listed = _git(folder, "ls-tree", "-r", "-z", "--full-tree", commit, *within)
     for entry in listed.split(b"\0"):
         about, _, name = entry.partition(b"\t")
-        if not entry or not about.startswith(b"100"):  # a link or a submodule is no lock file
+        if not entry or not about.startswith(b"100"):  # a symbolic link or a submodule
             continue
         inner = PurePosixPath(os.fsdecode(name)).relative_to(path).as_posix()
         if _LOCK.fullmatch(inner):
@@ -173,7 +183,7 @@ def _blobs(folder: Path, commit: str, path: PurePosixPath) -> Iterator[tuple[str
 
 
 def _contents(folder: Path, blobs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, bytes]]:
-    """Each name with its content, by one process for all."""
+    """Each name with its content, read by one git process."""
     asked = "".join(f"{blob}\n" for _, blob in blobs).encode()
     answer = _git(folder, "cat-file", "--batch", given=asked) if blobs else b""
     at = 0
@@ -182,7 +192,8 @@ def _contents(folder: Path, blobs: Sequence[tuple[str, str]]) -> Iterator[tuple[
         head = answer[at:end].split()
         if len(head) != 3:
             raise UsageError(
-                f"Git has not the content of {name} (object {blob}) in {folder}: fetch it first."
+                f"The git repository at {folder} lacks the content of {name} (object {blob}). "
+                f"Fetch it first."
             )
         size = int(head[2])
         yield name, answer[end + 1 : end + 1 + size]
@@ -190,32 +201,35 @@ def _contents(folder: Path, blobs: Sequence[tuple[str, str]]) -> Iterator[tuple[
 
 
 def _git(folder: Path, *arguments: str, given: bytes = b"") -> bytes:
-    """What git says; UsageError with its reason when it refuses."""
+    """The output of a git command; UsageError with git's message if it fails."""
     program = shutil.which("git")
     if program is None:
         raise UsageError(
-            "Git was not found, which --against asks for the lock files of a revision: install it."
+            "Git was not found, and --against needs it to read the lock files of a revision. "
+            "Install git."
         )
     try:
-        done = subprocess.run(  # noqa: S603  # no shell, and what a user gave stands behind a --
+        done = subprocess.run(  # noqa: S603  # no shell, and user input follows --
             [program, "--no-replace-objects", "-C", str(folder), *arguments],
             input=given,
             capture_output=True,
             check=False,
-            timeout=_PATIENCE,
+            timeout=_GIT_TIMEOUT_SECONDS,
             env=_environment(),
         )
     except subprocess.TimeoutExpired:
-        raise UsageError(f"Git did not answer within {_PATIENCE} s in {folder}.") from None
+        raise UsageError(
+            f"Git did not answer within {_GIT_TIMEOUT_SECONDS} s in {folder}."
+        ) from None
     if done.returncode != 0:
-        said = " ".join(done.stderr.decode(errors="replace").split()) or "it gave no reason"
-        raise UsageError(f"Git cannot tell what was frozen, in {folder}: {said.rstrip('.')}.")
+        said = " ".join(done.stderr.decode(errors="replace").split()) or "no reason given"
+        raise UsageError(f"git failed in {folder}: {said.rstrip('.')}.")
     return done.stdout
 
 
 def _environment() -> dict[str, str]:
-    """Git finds the repository by the folder, not by what a hook that runs this has been told; it
-    asks nobody for a password."""
-    told = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}
-    kept = {name: value for name, value in os.environ.items() if name not in told}
+    """The environment without the variables that git sets for hooks, which would select another
+    repository than the folder's, and with prompts for passwords disabled."""
+    set_for_hooks = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"}
+    kept = {name: value for name, value in os.environ.items() if name not in set_for_hooks}
     return kept | {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}

@@ -1,4 +1,9 @@
-"""A JSON Schema in several files as one document that refers to nothing outside itself."""
+"""Combining a JSON Schema and the files that it refers to into one document.
+
+A reference such as `address.json#/$defs/Street` becomes `#/$defs/address_1/$defs/Street`, and the
+content of that file is added below `$defs`. Only files in the folder of the schema are read, and
+nothing is fetched from a network.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +16,15 @@ from eventmesh.errors import UsageError
 from eventmesh.review.json_files import read_schema
 
 _MAX_FILES = 200
-_VALUES = {"const", "default", "enum", "example", "examples"}  # what stands below is no schema
+_VALUES = {"const", "default", "enum", "example", "examples"}  # their values are not schemas
 _MAPS = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
 def bundle(path: Path) -> dict[str, Any]:
-    """The schema with the files that it refers to among its definitions.
+    """Read a schema, with the files that it refers to among its definitions.
 
-    Nothing is fetched: UsageError for a reference to a network address, and for one to a file
-    outside the folder of the schema.
+    UsageError for a reference to a network address or to a file outside the folder of the schema.
     """
     schema = read_schema(path)
     main = path.resolve()
@@ -29,16 +33,21 @@ def bundle(path: Path) -> dict[str, Any]:
     read = {main: schema}
 
     def moved(reference: str, document: Path) -> str:
-        """The reference as it is in the bundle; its file is read if it is a new one."""
+        """The reference as it is in the bundle; reads its file if it is a new one."""
         target, fragment = _target(reference, read[document], document, main.parent)
         if target not in keys:
             if len(keys) >= _MAX_FILES:
-                raise UsageError(f"{path} refers to more than {_MAX_FILES} files.")
+                raise UsageError(
+                    f"{path} refers to more than {_MAX_FILES} files, which is the limit."
+                )
             keys[target] = f"/{keyword}/{_key(target, len(keys))}"
             read[target] = read_schema(target)
             waiting.append(target)
         if fragment and not fragment.startswith("/") and keys[target]:
-            raise UsageError(f"{document} refers to {reference!r}: an anchor in another file.")
+            raise UsageError(
+                f"{document} refers to {reference!r}, an anchor in another file, which is not "
+                f"supported. Refer to it by a JSON pointer."
+            )
         return f"#{keys[target]}{fragment}"
 
     parts: dict[Path, Any] = {}
@@ -61,30 +70,30 @@ def bundle(path: Path) -> dict[str, Any]:
 def _target(
     reference: str, document: dict[str, Any], place: Path, folder: Path
 ) -> tuple[Path, str]:
-    """The file that is meant and the pointer in it."""
+    """The file that a reference leads to, and the pointer inside it."""
     own = document.get("$id", document.get("id"))
     address, fragment = urldefrag(reference)
     if not address or (isinstance(own, str) and address == urldefrag(own)[0]):
         return place, fragment
     if ":" in address or address.startswith("//"):
         raise UsageError(
-            f"{place} refers to {reference!r}, and nothing is fetched from a network: save that "
-            f"schema as a file beside it, and refer to the file."
+            f"{place} refers to {reference!r}, and schemas are not fetched from a network. Save "
+            f"that schema as a file beside it, and refer to the file."
         )
     try:
         target = (place.parent / unquote(address)).resolve()
-    except (OSError, RuntimeError, ValueError):  # a circle of links, or no name of a file
-        raise UsageError(f"{place} refers to {reference!r}, which is no file.") from None
+    except (OSError, RuntimeError, ValueError):  # a cycle of symbolic links, or not a file name
+        raise UsageError(f"{place} refers to {reference!r}, which does not name a file.") from None
     if not target.is_relative_to(folder):
         raise UsageError(
-            f"{place} refers to {reference!r}, which is outside the folder {folder}: put the file "
-            f"into it."
+            f"{place} refers to {reference!r}, which is outside the folder {folder}. Move the file "
+            f"into that folder."
         )
     return target, fragment
 
 
 def _rewritten(schema: Any, moved: Callable[[str], str]) -> Any:
-    """The schema with its references changed, where they are references."""
+    """The schema with each of its references replaced; a field called `$ref` is not one."""
     if isinstance(schema, list):
         return [_rewritten(inner, moved) for inner in schema]
     if not isinstance(schema, dict):
@@ -96,7 +105,7 @@ def _pairs(schema: dict[str, Any], moved: Callable[[str], str]) -> Iterator[tupl
     for keyword, value in schema.items():
         if keyword in _REFERENCES:
             if not isinstance(value, str):
-                raise UsageError(f"A {keyword} is {value!r}: it must be a text.")
+                raise UsageError(f"{keyword} is {value!r}: it must be a string.")
             yield keyword, moved(value)
         elif keyword in _VALUES:
             yield keyword, value

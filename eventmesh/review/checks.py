@@ -1,4 +1,9 @@
-"""Everything that `eventmesh schema check` looks at, in one list."""
+"""All checks of `eventmesh schema check`, run over the services of a project.
+
+One mistake can be found several times: if a team changes a frozen version, the lock file differs,
+and every subscriber that cannot read the result is a finding of its own. `merged` turns these into
+one finding of the owner, which lists everyone whom the change breaks.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +27,9 @@ from eventmesh.runtime.declaring.settings import Settings
 
 _UNREAD = {"EM050", "EM057"}
 _BETWEEN_VERSIONS = {"EM036", "EM037", "EM039", "EM044"}
-"""Why a message's owner cannot read an older version of it."""
+"""Causes why the owner of a message cannot read an older version of it."""
 _DRIFTED = {"EM031", "EM042", "EM044"}
-"""What is wrong with a model that is not as it was frozen, whether that was recorded or not."""
+"""Ways in which a model differs from what was frozen."""
 
 
 def review(
@@ -35,25 +40,31 @@ def review(
     today: date,
     baseline: Locks | None = None,
 ) -> list[Problem]:
-    """All problems of a project, each once, in an order that depends on nothing else.
+    """All problems of the project in the folder `root`, each once, in a fixed order.
 
-    `services` are all that the project in the folder `root` has: what none of them publishes or
-    handles is missed. What `baseline` has frozen counts as frozen, whatever the files say now.
-    UsageError where a setting cannot be understood.
+    `services` must be all services of the project, because a message that none of them publishes or
+    handles is a problem. With a `baseline`, models are also compared with the locks in it.
+    UsageError for a setting that is not valid.
     """
     services = sorted(services, key=lambda service: service.name)
     folder = root / settings.schemas
     locks = read_locks(folder)
     problems = [
         *locks.problems,
-        *(problem for service in services for problem in _own(service, locks, today, baseline)),
-        *_mesh(services, root, settings, locks),
+        *(
+            problem
+            for service in services
+            for problem in _check_own_messages(service, locks, today, baseline)
+        ),
+        *_check_between_services(services, root, settings, locks),
     ]
     return sorted(merged(problems), key=lambda each: (each.rule, each.subject, each.fingerprint))
 
 
-def _own(service: Service, locks: Locks, today: date, baseline: Locks | None) -> list[Problem]:
-    """What is wrong with the messages that the service owns."""
+def _check_own_messages(
+    service: Service, locks: Locks, today: date, baseline: Locks | None
+) -> list[Problem]:
+    """Check the messages that the service owns against what is frozen."""
     models = list(service.registry.owned())
     found = list(check(models, locks))
     if baseline is not None:
@@ -63,10 +74,10 @@ def _own(service: Service, locks: Locks, today: date, baseline: Locks | None) ->
     return found
 
 
-def _mesh(
+def _check_between_services(
     services: Sequence[Service], root: Path, settings: Settings, locks: Locks
 ) -> list[Problem]:
-    """What is wrong between the services."""
+    """Check what the services must agree on."""
     sources = Sources(root)
     targets = service_targets(root)
     known = homes(targets, sources.root)
@@ -79,8 +90,8 @@ def _mesh(
 
 
 def merged(problems: Sequence[Problem]) -> list[Problem]:
-    """Each fault once. What is wrong with a message and what therefore cannot be read is one fault:
-    told as the owner's, with everyone whom it breaks."""
+    """Report each mistake once: a message that cannot be read because its owner changed it is part
+    of the owner's finding."""
     found = list({problem.fingerprint: problem for problem in problems}.values())
     broken: dict[str, list[Problem]] = {}
     kept = []
@@ -94,10 +105,10 @@ def merged(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def _cause(unread: Problem, found: Sequence[Problem]) -> Problem | None:
-    """What the owner of the message did, of which it is a consequence that this is not read."""
+    """The finding about the message's owner that explains why a subscriber cannot read it."""
     name = unread.subject.partition(" ")[0]
     for problem in found:
-        # A model that is not as it was frozen has no marks; what is between versions has.
+        # Findings about a changed frozen version have no marks; those between versions have.
         changed = problem.rule in _DRIFTED and not problem.marks
         if changed and problem.subject == unread.subject:
             return problem

@@ -1,4 +1,8 @@
-"""A frozen version in people's words."""
+"""Describing the fields of a message in words: `integer (at least 1)`, `list of string`.
+
+`eventmesh schema show` prints them, so that nobody has to read a JSON Schema to learn what a
+message holds.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +12,45 @@ from typing import Any
 
 from eventmesh.compat.pointers import resolve_reference
 
-_WORDS = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false"}
 _BOUNDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "more than {}",
     "maximum": "at most {}",
     "exclusiveMaximum": "less than {}",
-    "minLength": "{} characters or more",
-    "maxLength": "{} characters at most",
-    "pattern": "like {}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "pattern": "matching {}",
     "multipleOf": "a multiple of {}",
-    "minItems": "{} or more",
-    "maxItems": "{} at most",
+    "minItems": "at least {} items",
+    "maxItems": "at most {} items",
 }
-_DEPTH = 4
+_MAX_DEPTH = 4
+_MAX_NAMES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field of a message, in words."""
+    """A field of a message."""
 
     name: str
     type: str
+    """Its type in words."""
     written: bool
-    """Whether it is in every message."""
+    """Whether the writer always sends it."""
     required: bool
-    """Whether a reader needs it."""
+    """Whether the reader rejects a message without it."""
     default: str | None
-    """What a reader takes where it is missing, as JSON."""
+    """The reader's default for it, as JSON."""
 
 
-def fields(writer: dict[str, Any], reader: dict[str, Any]) -> list[Field]:
-    """The fields of a version, of which one schema says what is written, the other what is
-    read."""
-    written, read = _followed(writer, writer), _followed(reader, reader)
+def describe_fields(writer: dict[str, Any], reader: dict[str, Any]) -> list[Field]:
+    """The fields of a version, given the schema that it writes and the schema that it reads."""
+    written, read = _without_reference(writer, writer), _without_reference(reader, reader)
     ours, theirs = _properties(written), _properties(read)
     return [
         Field(
             name,
-            spell(ours.get(name, theirs.get(name)), writer if name in ours else reader),
+            describe_type(ours.get(name, theirs.get(name)), writer if name in ours else reader),
             name in _required(written),
             name in _required(read),
             _default(theirs.get(name)),
@@ -55,24 +59,26 @@ def fields(writer: dict[str, Any], reader: dict[str, Any]) -> list[Field]:
     ]
 
 
-def spell(schema: Any, root: dict[str, Any], depth: int = 0) -> str:
-    """What may stand there."""
+def describe_type(schema: Any, root: dict[str, Any], depth: int = 0) -> str:
+    """The values that the schema allows, in words."""
     if isinstance(schema, bool) or not isinstance(schema, dict):
         return "anything" if schema is not False else "nothing"
-    if depth > _DEPTH:
+    if depth > _MAX_DEPTH:
         return "…"
-    schema = _followed(schema, root)
+    schema = _without_reference(schema, root)
     for keyword in ("anyOf", "oneOf"):
         if isinstance(schema.get(keyword), list):
-            words = [spell(inner, root, depth + 1) for inner in schema[keyword]]
+            words = [describe_type(inner, root, depth + 1) for inner in schema[keyword]]
             return " or ".join(dict.fromkeys(words))
     if "const" in schema:
         return json.dumps(schema["const"])
     if isinstance(schema.get("enum"), list):
-        return "one of " + ", ".join(map(json.dumps, schema["enum"][:20]))
+        return "one of " + ", ".join(map(json.dumps, schema["enum"][:_MAX_NAMES]))
     kinds = schema.get("type")
     if isinstance(kinds, list) and kinds:
-        return " or ".join(spell({**schema, "type": kind}, root, depth + 1) for kind in kinds)
+        return " or ".join(
+            describe_type({**schema, "type": kind}, root, depth + 1) for kind in kinds
+        )
     return _of_type(kinds, schema, root, depth)
 
 
@@ -81,27 +87,28 @@ def _of_type(kind: Any, schema: dict[str, Any], root: dict[str, Any], depth: int
         case "null":
             return "null"
         case "array":
-            return f"list of {spell(schema.get('items', True), root, depth + 1)}{_bounds(schema)}"
+            items = describe_type(schema.get("items", True), root, depth + 1)
+            return f"list of {items}{_bounds(schema)}"
         case "object":
             names = list(_properties(schema))
             if not names and "additionalProperties" in schema:
-                return f"map of {spell(schema['additionalProperties'], root, depth + 1)}"
-            return f"object with {', '.join(names[:20])}" if names else "object"
+                return f"map of {describe_type(schema['additionalProperties'], root, depth + 1)}"
+            return f"object with {', '.join(names[:_MAX_NAMES])}" if names else "object"
         case str():
-            return f"{_WORDS.get(kind, kind)}{_bounds(schema)}"
+            return f"{kind}{_bounds(schema)}"
         case _:
             return "anything"
 
 
 def _bounds(schema: dict[str, Any]) -> str:
-    if "x-decimal" in schema:  # a pattern says so too, in more words
-        return " (decimal number)"
+    if "x-decimal" in schema:  # it has a long pattern that says the same
+        return " (decimal)"
     words = [str(schema["format"])] if "format" in schema else []
-    told = {"pattern"} if words else set()  # the pattern beside a format only spells it out
+    skipped = {"pattern"} if words else set()  # beside a format, it says the same
     words += [
         text.format(_short(schema[word]))
         for word, text in _BOUNDS.items()
-        if word in schema and word not in told
+        if word in schema and word not in skipped
     ]
     return f" ({', '.join(words)})" if words else ""
 
@@ -127,9 +134,9 @@ def _required(schema: dict[str, Any]) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _followed(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
-    """What the schema refers to, if it refers to a definition."""
-    for _ in range(20):  # references may lead around in a circle
+def _without_reference(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """The schema, or the definition that it refers to."""
+    for _ in range(20):  # references may form a cycle
         reference = schema.get("$ref")
         found = resolve_reference(root, reference) if isinstance(reference, str) else None
         if not isinstance(found, dict):

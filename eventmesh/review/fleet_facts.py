@@ -1,4 +1,8 @@
-"""The facts of a mesh: what its services declare, what is frozen, and where they keep state."""
+"""Collecting the facts that the rules for all services together need.
+
+The rules in `contracts/fleet` are pure functions of these facts: who publishes and reads which
+model, what is frozen, and which database each service uses.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +29,7 @@ def collect_facts(
     sources: Sources,
     homes: Mapping[str, Home],
 ) -> Facts:
-    """The facts of these services, which are taken to be all that there are.
-
-    UsageError for a database URL that cannot be understood.
-    """
+    """The facts of all services of a project; UsageError for a database URL that is not valid."""
     return Facts(
         services=tuple(service.name for service in services),
         frozen=frozen,
@@ -74,8 +75,11 @@ def _database_use(
 
 
 def database_name(url: str, service: str, folder: Path) -> str:
-    """One name for one database, however its URL spells it, without user, password and options;
-    empty for a SQLite database in memory. `folder` is where relative paths begin."""
+    """The same name for the same database, however its URL is written.
+
+    It has no user, password or options. Empty for a SQLite database in memory, which cannot be
+    shared. `folder` is where relative paths begin.
+    """
     parsed = parse_url(url, service)
     backend, database = parsed.get_backend_name(), parsed.database or ""
     if backend == "sqlite":
@@ -83,7 +87,7 @@ def database_name(url: str, service: str, folder: Path) -> str:
         if path in ("", ":memory:") or _option(parsed.query, "mode") == "memory":
             return ""
         return f"sqlite:///{(folder / path).resolve()}"
-    if socket := _option(parsed.query, "unix_socket"):  # MariaDB's driver goes by it alone
+    if socket := _option(parsed.query, "unix_socket"):  # the driver ignores host and port then
         return f"{backend}://{socket}/{database}"
     host = (parsed.host or _option(parsed.query, "host")).rstrip(".").lower()
     port = parsed.port or _option(parsed.query, "port") or _DEFAULT_PORTS.get(backend, "")

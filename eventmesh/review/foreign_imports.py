@@ -1,9 +1,12 @@
-"""Whether a service imports another service's code: read from its files, without importing them.
+"""Finding imports of another service's code (EM055), by reading files and not importing them.
 
-A service's code is the package that its target's module is in, or the module alone where several
-services live in one package. All of its files count, and in them every import: inside functions,
-under TYPE_CHECKING, and `importlib.import_module("…")` with a text. An import of what belongs to no
-service is fine, unless that in turn imports another service's code.
+Services share messages by name and version, not by code: an import would couple their deployments.
+The code of a service is the package of its target's module, or the module alone if several services
+live in one package. Every import in these files counts, also one inside a function, under
+TYPE_CHECKING, or made by `importlib.import_module("…")`.
+
+Code that belongs to no service may be imported, unless it imports another service's code in turn.
+So `orders` importing `shared.money` is fine, but not if `shared/money.py` imports `payments`.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ class Home:
 
     service: str
     module: str
-    """The package, or module, that all of its modules' names begin with."""
+    """The package or module that contains all its code."""
     path: Path
     """Its folder, or its one file."""
     base: Path
@@ -34,7 +37,7 @@ class Home:
 
 
 def homes(targets: Mapping[str, str], root: Path) -> dict[str, Home]:
-    """Where the code of each service is, by its name; without those that have no files."""
+    """Where the code of each service is, by name; services without files are left out."""
     modules = {service: target.partition(":")[0] for service, target in targets.items()}
     located = {service: _locate(module, root) for service, module in modules.items()}
     packages = {
@@ -56,9 +59,10 @@ def homes(targets: Mapping[str, str], root: Path) -> dict[str, Home]:
 def foreign_imports(
     targets: Mapping[str, str], sources: Sources, *, of: set[str] | None = None
 ) -> list[Problem]:
-    """EM055 for every import of another service's code, and for every file of a service in which
-    it could not be looked for. `targets` are those of `service_targets`; `of` are the services
-    whose files are read, by default all."""
+    """EM055 for every import of another service's code, and for every file that cannot be read.
+
+    `targets` are those of `service_targets`. `of` are the services to check, by default all.
+    """
     code = _Code(homes(targets, sources.root), sources)
     return [
         problem
@@ -69,17 +73,17 @@ def foreign_imports(
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A module runs because something is imported."""
+    """A module that an import runs."""
 
     module: str
     file: Path
     wanted: str | None = None
-    """The one name that is taken from it, where the rest of it does not count: of the packages that
-    a service itself is in."""
+    """The only name whose origin matters, for a package that contains the service itself: its other
+    imports do not concern this import. None if all imports of the module count."""
 
 
 class _Code:
-    """The code of all services, and what belongs to none of them."""
+    """The code of all services, and the code between them that belongs to none."""
 
     def __init__(self, found: Mapping[str, Home], sources: Sources) -> None:
         self._homes = found
@@ -93,25 +97,25 @@ class _Code:
     def problems(self, service: str) -> Iterator[Problem]:
         home = self._homes.get(service)
         if home is None:
-            return  # what is in no file cannot import by a file
+            return  # a service without files, for example declared in a test
         trouble: list[tuple[Path, str]] = []
         files = python_files(home.path, trouble) if home.path.is_dir() else [home.path]
         told = set()
         for file in files:
             if self._owner(_module(file, home.base)) != service:
-                continue  # another service lives in a folder of this one's
+                continue  # the folder of another service is inside this one's
             for problem in self._problems_in(file, home):
                 if problem.fingerprint not in told:
                     told.add(problem.fingerprint)
                     yield problem
         for path, reason in trouble:
-            yield self._unread(path, service, f"it cannot be looked into ({reason})")
+            yield self._unread(path, service, f"it cannot be read ({reason})")
 
     def _problems_in(self, file: Path, home: Home) -> Iterator[Problem]:
         other = self._linked(file, home)
         if other is not None:
-            what = f"is reached by a link, and is code of service {other}"
-            place = self._sources.place(_link(file, home))
+            place = self._sources.place(_outermost_link(file, home))
+            what = f"{place.file} is a symbolic link to code of service {other}."
             yield self._foreign(home.service, (other,), place, "", what)
             return
         source = self._sources.read(file)
@@ -120,6 +124,7 @@ class _Code:
         package = _module(file.parent, home.base)
         for each in source.imports:
             place = self._sources.place(file, each.line)
+            where = f"Line {place.line} of {place.file}"
             indirect: dict[str, tuple[str, ...]] = {}
             direct: dict[str, str] = {}
             for target in each.targets(package):
@@ -130,19 +135,21 @@ class _Code:
                         direct.setdefault(other, target)
             module = each.from_module(package)
             for other, target in direct.items():
-                # What is taken out of a module is not named, unless it is what matters.
+                # Name the module rather than the name imported from it, if the module is foreign.
                 name = module if self._owner(module) == other else target
-                what = f"imports {name}, which is code of service {other}"
+                what = f"{where} imports {name}, which is code of service {other}."
                 yield self._foreign(home.service, (other,), place, name, what)
             if others := sorted(indirect.keys() - direct.keys()):
                 target, *modules = indirect[others[0]]
                 by = " and ".join(name for name in modules if name != target)
-                what = f"imports {target}, and with it code of {_listed(others)}"
-                what += f", by way of {by}" if by else ""
+                through = f" through {by}" if by else ""
+                what = (
+                    f"{where} imports {target}, which imports code of {_listed(others)}{through}."
+                )
                 yield self._foreign(home.service, tuple(others), place, target, what)
 
     def _owner(self, module: str) -> str | None:
-        """The service whose code the module is, or would be."""
+        """The service that the module belongs to, whether it exists or not."""
         while module:
             if module in self._owners:
                 return self._owners[module]
@@ -150,8 +157,8 @@ class _Code:
         return None
 
     def _reached(self, target: str, home: Home) -> list[tuple[str, tuple[str, ...]]]:
-        """The other services whose code an import of this name imports, and by way of what."""
-        harmless = self._harmless[home.service]  # what is known to lead nowhere
+        """The other services whose code this import reaches, each with the modules between."""
+        harmless = self._harmless[home.service]  # modules known to reach no other service
         seen: set[_Run] = set()
         found = []
         pending: deque[tuple[str, tuple[str, ...]]] = deque([(target, ())])
@@ -177,7 +184,7 @@ class _Code:
         return found
 
     def _runs(self, name: str, home: Home) -> Iterator[_Run]:
-        """The modules of no service that run when this name is imported."""
+        """The modules outside all services that run when this name is imported."""
         parts = name.split(".")
         for count in range(1, len(parts) + 1):
             module = ".".join(parts[:count])
@@ -189,30 +196,29 @@ class _Code:
                 return
             file = located / "__init__.py" if located.is_dir() else located
             if not file.is_file():
-                continue  # a folder of modules
+                continue  # a namespace package
             if not home.module.startswith(f"{module}."):
                 yield _Run(module, file)
             elif count < len(parts):
                 yield _Run(module, file, parts[count])
 
     def _linked(self, file: Path, home: Home) -> str | None:
-        """The other service whose file this is a link to, itself or by a folder."""
+        """The other service to whose file this one is a symbolic link, directly or by a folder."""
         real, own = file.resolve(), self._real[home.service]
         holders = [each for each, path in self._real.items() if real.is_relative_to(path)]
         owner = max(holders, key=lambda each: len(self._real[each].parts), default=home.service)
         return None if self._real[owner] == own else owner
 
     def _foreign(
-        self, service: str, others: tuple[str, ...], place: Place, name: str, what: str
+        self, service: str, others: tuple[str, ...], place: Place, name: str, summary: str
     ) -> Problem:
         return Problem(
             RULE,
             "error",
             f"service {service}",
-            f"Line {place.line} of {place.file} {what}.",
-            f"Declare in {service} a model of its own with the name and version of the message and "
-            f"the fields that {service} uses. What both need, and is no message, belongs into a "
-            f"package of neither.",
+            summary,
+            f"Declare a model of its own in {service}, with the name and version of the message "
+            f"and the fields that {service} uses. Move other shared code to a package of neither.",
             parties=(service, *others),
             place=place,
             marks=(place.file, name),
@@ -224,8 +230,8 @@ class _Code:
             RULE,
             "error",
             f"service {service}",
-            f"What {place.file} imports is not known: {why}.",
-            "Correct the file, or move it out of the service's package.",
+            f"The imports of {place.file} could not be read: {why}.",
+            "Fix the file, or move it out of the package of the service.",
             parties=(service,),
             place=place,
             marks=(place.file, "unread"),
@@ -233,7 +239,7 @@ class _Code:
 
 
 def place_of_service(service: str, home: Home | None, sources: Sources) -> Place | None:
-    """Where `Service("…")` of this name is written, or else the file that its code begins in."""
+    """The place of `Service("…")` with this name, or else the first file of the service."""
     if home is None:
         return None
     files = list(python_files(home.path, [])) if home.path.is_dir() else [home.path]
@@ -244,14 +250,14 @@ def place_of_service(service: str, home: Home | None, sources: Sources) -> Place
     return sources.place(files[0]) if files else None
 
 
-def _link(file: Path, home: Home) -> Path:
-    """The outermost link on the way from the service's folder to the file."""
+def _outermost_link(file: Path, home: Home) -> Path:
+    """The outermost symbolic link between the service's folder and the file."""
     way = [path for path in (file, *file.parents) if path.is_relative_to(home.path)]
     return next((path for path in reversed(way) if path.is_symlink()), file)
 
 
 def _locate(module: str, root: Path) -> tuple[Path, Path] | None:
-    """The module's file or folder, and the folder that it is imported from."""
+    """The file or folder of the module, and the folder from which it is imported."""
     loaded = getattr(sys.modules.get(module), "__file__", None)
     depth = module.count(".") + 1
     bases = [root, root / "src"]

@@ -1,5 +1,12 @@
-"""What is still on its way in the running mesh, by message and version: in the outboxes of
-services, on the broker, among the dead letters. Looking makes nothing and takes nothing away."""
+"""Counting the messages in a running system by name and version.
+
+Messages are in the outboxes of services, on the broker (waiting, delayed, in flight, unrouted), and
+among the dead letters. A version can be retired when none is left anywhere. Counting creates no
+queue, stream or database, and takes no message away.
+
+Outboxes are counted before the broker: a message that is sent in between is counted twice, while in
+the other order it would be counted nowhere.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +41,12 @@ _OUTBOX_PLACES = {
 
 @dataclass(frozen=True, slots=True)
 class Stock:
-    """Messages of one version in one place. They are in the outbox of `service`, or wait for its
-    `subscription` or were dead-lettered by it; both are empty where they are unrouted. Services
-    that share a database are named together. `oldest` is when the oldest of them was made."""
+    """Messages of one version in one place.
+
+    They are in the outbox of `service`, or wait for its `subscription` or were dead-lettered by it;
+    both are empty for unrouted messages. Services that share a database are named together.
+    `oldest` is the time at which the oldest of them was created.
+    """
 
     message: str
     version: int | None
@@ -59,26 +69,26 @@ class Stock:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What was found, and what could not be looked into."""
+    """The messages that were counted, and the places that could not be looked into."""
 
     stocks: tuple[Stock, ...]
     hidden: tuple[Hidden, ...]
 
     def of(self, message: str, version: int) -> list[str]:
-        """Where messages of this version are or may be, in words."""
+        """The places where there are or may be messages of this version, in words."""
         found = [
             str(each) for each in self.stocks if (each.message, each.version) == (message, version)
         ]
-        return [*found, *(told(each) for each in self.hidden)]
+        return [*found, *(describe_hidden(each) for each in self.hidden)]
 
 
-async def take(
+async def take_inventory(
     services: Sequence[Service], settings: Settings, clock: Clock, *, strays: bool
 ) -> Inventory:
-    """What these services hold, and what is unrouted of the messages that they own; with
-    `strays`, also what subscriptions to these messages hold that no service here has.
+    """Count the messages that these services hold, and the unrouted ones that they own.
 
-    Unreachable when the broker or a database does not answer: what is not seen is never zero.
+    With `strays`, subscriptions to these messages that no service here declares are counted too.
+    Unreachable if the broker or a database does not answer, rather than a count that is too low.
     """
     owned = {model.__identity__.name for each in services for model in each.registry.owned()}
     inventory = await _take(services, settings, clock, owned, only=None)
@@ -89,18 +99,18 @@ async def take(
     return replace(inventory, stocks=tuple(kept))
 
 
-async def take_of(
+async def take_inventory_of(
     message: str, services: Sequence[Service], settings: Settings, clock: Clock
 ) -> Inventory:
-    """What there is of one message; Unreachable as in `take`."""
+    """Count one message in all services; Unreachable as above."""
     return await _take(services, settings, clock, {message}, only=message)
 
 
-def told(hidden: Hidden) -> str:
-    """What could not be looked into, in words."""
+def describe_hidden(hidden: Hidden) -> str:
+    """A place that could not be looked into, in words."""
     number = "an unknown number" if hidden.number is None else str(hidden.number)
     holder = f" of {hidden.subscription}" if hidden.subscription else ""
-    return f"{number} {_PLACES[hidden.state]}{holder}, unseen: {hidden.why}"
+    return f"{number} {_PLACES[hidden.state]}{holder}, not counted: {hidden.why}"
 
 
 async def _take(
@@ -112,12 +122,12 @@ async def _take(
 ) -> Inventory:
     if settings.broker_url.startswith("memory:"):
         raise UsageError(
-            "The broker memory:// is known to its own process only, so nobody else can count what "
-            "it holds. Set EVENTMESH_BROKER_URL to the broker of the running mesh."
+            "The broker memory:// exists only inside its own process, so its messages cannot be "
+            "counted from here. Set EVENTMESH_BROKER_URL to the broker of the running system."
         )
-    # First what sends and then what receives, so that nothing gets from one to the other unseen.
-    stocks = [each async for each in _in_outboxes(services, settings)]
-    census = await _on_broker(services, settings, clock, messages, only)
+    # Outboxes before the broker; see the module's docstring.
+    stocks = [each async for each in _count_outboxes(services, settings)]
+    census = await _count_on_broker(services, settings, clock, messages, only)
     stocks += [
         Stock(
             kind.message,
@@ -135,7 +145,7 @@ async def _take(
     return Inventory(tuple(wanted), tuple(census.hidden))
 
 
-async def _on_broker(
+async def _count_on_broker(
     services: Sequence[Service],
     settings: Settings,
     clock: Clock,
@@ -148,7 +158,8 @@ async def _on_broker(
         for _, handler in handled
         if only is None or only in handler.subscription.messages
     ]
-    # Without a database to count its starts, the broker's count says what is deadly.
+    # A service without a database cannot count starts itself, so the broker's count is used to
+    # detect poison messages.
     untouched = {
         handler.subscription.name for service, handler in handled if not service.needs_database
     }
@@ -157,14 +168,14 @@ async def _on_broker(
         return await transport.census(subscriptions, messages, untouched=untouched)
 
 
-async def _in_outboxes(services: Sequence[Service], settings: Settings) -> AsyncIterator[Stock]:
+async def _count_outboxes(services: Sequence[Service], settings: Settings) -> AsyncIterator[Stock]:
     sharing: dict[str, list[str]] = {}
     for service in services:
         if service.needs_database:
             sharing.setdefault(settings.database_url(service.name), []).append(service.name)
     for url, names in sharing.items():
-        for lot in await _outbox_of(url, names[0]):
-            # The same reading of names and versions as on the broker.
+        for lot in await _count_outbox(url, names[0]):
+            # A census of one entry, so that names and versions are parsed as those on the broker.
             census, place = Census(), _OUTBOX_PLACES[lot.state]
             attributes = {"type": lot.name, "dataschema": lot.dataschema, "time": lot.oldest}
             census.add("", Envelope(attributes, b""), "ready", lot.number)
@@ -173,8 +184,8 @@ async def _in_outboxes(services: Sequence[Service], settings: Settings) -> Async
             yield Stock(lot.name, kind.version, lot.number, place, owner, "", counted.oldest)
 
 
-async def _outbox_of(url: str, service: str) -> list[outbox.OutboxLot]:
-    if not _is_made(url, service):
+async def _count_outbox(url: str, service: str) -> list[outbox.OutboxLot]:
+    if not _database_exists(url, service):
         return []
     database = Database(url, service=service)
     try:
@@ -185,7 +196,7 @@ async def _outbox_of(url: str, service: str) -> list[outbox.OutboxLot]:
         await database.close()
 
 
-def _is_made(url: str, service: str) -> bool:
-    """Whether there is such a database, where opening it would be to make it."""
+def _database_exists(url: str, service: str) -> bool:
+    """False for a SQLite file that does not exist, which opening would create."""
     parsed = parse_url(url, service)
     return parsed.get_backend_name() != "sqlite" or Path(parsed.database or "").is_file()

@@ -1,4 +1,8 @@
-"""Where a finding is best shown: beside the line that somebody changed."""
+"""Moving findings to the place where a reader wants to see them: the line that was changed.
+
+Most checks report a lock file as the place. In a pull request a finding helps more beside the
+class whose change it is about.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +14,29 @@ from pathlib import Path
 from eventmesh.contracts.message import Message
 from eventmesh.contracts.problem import Place, Problem
 
-_OF_A_FILE = {"EM033", "EM034"}
+_ABOUT_FILES = {"EM033", "EM034"}
 
 
-def placed(
+def locate(
     problems: Iterable[Problem], models: Sequence[type[Message]], folder: Path
 ) -> list[Problem]:
-    """The problems, those of a model at its class instead of at its lock file, and all of them
-    with a place relative to the folder where it is in it."""
+    """Place findings about a model at its class, and make all places relative to the folder."""
     classes = {str(model.__identity__): model for model in models}
-    return [_placed(problem, classes.get(problem.subject), folder) for problem in problems]
+    located = []
+    for problem in problems:
+        place, model = problem.place, classes.get(problem.subject)
+        is_at_lock_file = place is None or place.file.endswith(".json")
+        if model is not None and problem.rule not in _ABOUT_FILES and is_at_lock_file:
+            place = _place_of_class(model) or place
+        if place is not None and Path(place.file).is_relative_to(folder):
+            place = replace(place, file=Path(place.file).relative_to(folder).as_posix())
+        located.append(replace(problem, place=place))
+    return located
 
 
-def _placed(problem: Problem, model: type[Message] | None, folder: Path) -> Problem:
-    place = problem.place
-    if model is not None and problem.rule not in _OF_A_FILE and _is_lock(place):
-        place = _of_class(model) or place
-    if place is not None and Path(place.file).is_relative_to(folder):
-        place = replace(place, file=Path(place.file).relative_to(folder).as_posix())
-    return replace(problem, place=place)
-
-
-def _is_lock(place: Place | None) -> bool:
-    return place is None or place.file.endswith(".json")
-
-
-def _of_class(model: type[Message]) -> Place | None:
+def _place_of_class(model: type[Message]) -> Place | None:
     try:
         file, (_, line) = inspect.getsourcefile(model), inspect.getsourcelines(model)
-    except (OSError, TypeError):  # made by a program, or changed since it was loaded
+    except (OSError, TypeError):  # the class was created dynamically, or its file changed
         return None
     return None if file is None else Place(file, line)

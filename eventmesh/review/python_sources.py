@@ -1,4 +1,7 @@
-"""What is written in a project's Python files: read as text, without running any of it."""
+"""Reading a project's Python files without importing them: imports, classes and services.
+
+The files are parsed to syntax trees. Nothing in them is run, and each is read once.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,29 @@ from typing import Any
 from eventmesh.contracts.problem import Place
 
 MAX_BYTES = 2_000_000
-"""Of a larger file nobody reads the imports, and neither do we."""
+"""A larger file is generated or is data, and is reported instead of parsed."""
 
 _IMPORTERS = {"import_module", "__import__", "resolve_name", "run_module"}
 
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One import, as it is written."""
+    """One import statement, or call of `import_module`."""
 
     line: int
     module: str
     names: tuple[tuple[str, str], ...] = ()
-    """What is taken out of the module, each with the name that it is given; `*` for all."""
+    """Names imported from the module, each with its local name; `*` for all of them."""
     level: int = 0
-    """How many dots stand before the module."""
+    """The number of leading dots of a relative import."""
     alias: str = ""
-    """The name that the module itself is given, where nothing is taken out of it."""
+    """The local name of the module itself, for a plain `import`."""
 
     def from_module(self, package: str) -> str:
-        """The full name of the module, where this stands in one of `package`; empty for one that
-        is above everything, which Python refuses too."""
+        """The absolute name of the module, if this import is in a module of `package`.
+
+        Empty for a relative import beyond the top-level package, which Python rejects too.
+        """
         if not self.level:
             return self.module
         parents = package.split(".")
@@ -43,49 +48,48 @@ class Import:
         return ".".join([*parents[: len(parents) - self.level + 1], *filter(None, [self.module])])
 
     def targets(self, package: str) -> list[str]:
-        """The full names of all that is imported."""
+        """The absolute names of everything that is imported."""
         module = self.from_module(package)
         taken = [name for name, _ in self.names if name != "*"] if module else []
         return [f"{module}.{name}" for name in taken] or [module]
 
     def gives(self, name: str) -> bool:
-        """Whether this is how a module comes by this name."""
+        """Whether this import may define the name in its module."""
         given = {alias for _, alias in self.names} or {self.alias}
         return name in given or "*" in given
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file: what it imports, and on which lines it declares what."""
+    """One file: its imports, and the lines of its classes and services by name."""
 
     imports: tuple[Import, ...] = ()
     classes: Mapping[str, int] = field(default_factory=dict)
     services: Mapping[str, int] = field(default_factory=dict)
     trouble: str = ""
-    """Why nothing is known of it; empty for a file that could be read."""
+    """Why the file could not be read; otherwise empty."""
 
 
 class Sources:
-    """The files of one project, each read once."""
+    """The Python files of one project, each read once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self._read: dict[Path, Source] = {}
 
     def read(self, path: Path) -> Source:
-        """What is written in this file."""
         if path not in self._read:
             self._read[path] = _read(path)
         return self._read[path]
 
     def place(self, path: Path, line: int = 1) -> Place:
-        """The place as seen from the root, if it is below it."""
+        """The place, relative to the root if it is below it."""
         if path.is_relative_to(self.root):
             path = path.relative_to(self.root)
         return Place(path.as_posix(), line)
 
     def place_of_class(self, declared: type[Any]) -> Place | None:
-        """Where this class is declared."""
+        """The place where the class is declared, if it has a file."""
         file = getattr(sys.modules.get(declared.__module__), "__file__", None)
         if file is None:
             return None
@@ -94,9 +98,9 @@ class Sources:
 
 
 def python_files(folder: Path, trouble: list[tuple[Path, str]]) -> Iterator[Path]:
-    """The Python files below, through links to folders too, in order; none of them twice.
+    """The Python files below a folder, in order, each once; symbolic links are followed.
 
-    What cannot be looked into is added to `trouble`.
+    Folders that cannot be read are added to `trouble`, with the reason.
     """
     seen: set[str] = set()
 
@@ -105,7 +109,7 @@ def python_files(folder: Path, trouble: list[tuple[Path, str]]) -> Iterator[Path
 
     for where, folders, files in os.walk(folder, onerror=refused, followlinks=True):
         real = os.path.realpath(where)
-        if real in seen:  # a link that leads back
+        if real in seen:  # a symbolic link back to a parent
             folders.clear()
             continue
         seen.add(real)
@@ -117,28 +121,28 @@ def python_files(folder: Path, trouble: list[tuple[Path, str]]) -> Iterator[Path
 
 def _read(path: Path) -> Source:
     try:
-        if not path.is_file():  # nor is a pipe one, which would be waited for
-            return Source(trouble="it is no file, or a link that leads nowhere")
+        if not path.is_file():  # reading a pipe would block
+            return Source(trouble="it is not a regular file, or a broken symbolic link")
         if path.stat().st_size > MAX_BYTES:
             return Source(trouble=f"it is larger than {MAX_BYTES:,} bytes")
         text = path.read_bytes()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Python thinks of its style is no matter here
+            warnings.simplefilter("ignore")  # such as invalid escapes, which the author sees anyway
             return _scan(ast.parse(text))
     except OSError as error:
         return Source(trouble=f"it cannot be read ({error.strerror})")
     except SyntaxError as error:
         where = f", line {error.lineno}" if error.lineno else ""
-        return Source(trouble=f"it is no Python ({error.msg}{where})")
+        return Source(trouble=f"it is not valid Python ({error.msg}{where})")
     except (ValueError, RecursionError, MemoryError) as error:
-        return Source(trouble=f"it is no Python ({error})")
+        return Source(trouble=f"it is not valid Python ({error})")
 
 
 def _scan(tree: ast.Module) -> Source:
     imports: list[Import] = []
     classes: dict[str, int] = {}
     services: dict[str, int] = {}
-    # Not by recursion: what the parser takes may be nested deeper than our stack.
+    # Not by recursion: the parser accepts code that is nested deeper than our stack allows.
     pending: list[tuple[ast.AST, str]] = [(tree, "")]
     while pending:
         node, prefix = pending.pop()
@@ -168,7 +172,7 @@ def _imports(node: ast.Import | ast.ImportFrom) -> list[Import]:
 
 
 def _called_import(call: ast.Call) -> list[Import]:
-    """`importlib.import_module("…")` and its like, where they are given a text."""
+    """The import made by `importlib.import_module("…")` and similar calls with a constant."""
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     named = call.args[0] if call.args else given.get("name")
     if _called(call) not in _IMPORTERS or not isinstance(named, ast.Constant):
@@ -185,7 +189,7 @@ def _called_import(call: ast.Call) -> list[Import]:
 
 
 def _declared_service(call: ast.Call) -> dict[str, int]:
-    """`Service("orders", …)`, or a class of the user's own whose name ends so."""
+    """The service declared by `Service("orders", …)`, or by a class whose name ends in Service."""
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     named = call.args[0] if call.args else given.get("name")
     if not _called(call).endswith("Service") or not isinstance(named, ast.Constant):

@@ -1,4 +1,8 @@
-"""What a check has found, as every format prints it."""
+"""The report of a check: its findings, with the project's waivers applied, in a fixed order.
+
+A *problem* is what a check found. A *finding* is a problem together with the waiver that accepts
+it, if there is one. The check fails for errors that are not waived.
+"""
 
 from __future__ import annotations
 
@@ -13,42 +17,41 @@ from eventmesh.review.waivers import Waiver
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem, and what the project's waivers say of it."""
+    """A problem, and the waiver for it."""
 
     problem: Problem
     waiver: Waiver | None = None
-    """The waiver that is for this problem, if there is one."""
     expired: bool = False
-    """Whether that waiver is past its date, and silences nothing any more."""
+    """Whether the waiver is past its expiry date, and has no effect any more."""
 
     @property
     def waived(self) -> bool:
-        """Whether it is silenced."""
+        """Whether a waiver accepts the problem."""
         return self.waiver is not None and not self.expired
 
     @property
     def fails(self) -> bool:
-        """Whether the check fails for it."""
+        """Whether the check fails because of it."""
         return self.problem.severity == "error" and not self.waived
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The findings, most pressing first, and the subjects that nothing was found of."""
+    """The findings, most important first, and the subjects without any."""
 
     findings: tuple[Finding, ...]
     passed: tuple[str, ...] = ()
     placed: tuple[Finding, ...] = ()
-    """The findings again, with their places as seen from the root of the repository."""
+    """The same findings, with places relative to the root of the repository."""
 
     @property
     def failures(self) -> list[Finding]:
-        """What the check fails for."""
+        """The findings because of which the check fails."""
         return [finding for finding in self.findings if finding.fails]
 
     @property
     def warnings(self) -> list[Finding]:
-        """What is told and does not fail."""
+        """The warnings that are not waived."""
         return [
             finding
             for finding in self.findings
@@ -57,40 +60,45 @@ class Report:
 
     @property
     def waived(self) -> list[Finding]:
-        """What is silenced."""
+        """The findings that are waived."""
         return [finding for finding in self.findings if finding.waived]
 
     def subjects(self) -> Iterator[tuple[str, list[Finding]]]:
-        """Each subject with its findings, by name."""
+        """Each subject with its findings, sorted by name."""
         found: dict[str, list[Finding]] = {subject: [] for subject in self.passed}
         for finding in self.findings:
             found.setdefault(finding.problem.subject, []).append(finding)
         yield from sorted(found.items())
 
 
-def judged(problems: Sequence[Problem], waivers: Sequence[Waiver], today: date) -> list[Finding]:
-    """Each problem with the waiver that is for it, and what is wrong with the waivers themselves.
+def apply_waivers(
+    problems: Sequence[Problem], waivers: Sequence[Waiver], today: date
+) -> list[Finding]:
+    """Match problems with waivers, and add findings about incomplete and unused waivers.
 
-    A waiver counts up to and including the day on which it expires.
+    A waiver has effect up to and including the day on which it expires.
     """
-    whole = {waiver.fingerprint: waiver for waiver in waivers if not waiver.lacks}
+    complete = {waiver.fingerprint: waiver for waiver in waivers if not waiver.missing}
     findings = []
     for problem in problems:
-        waiver = whole.get(problem.fingerprint)
-        expired = waiver is not None and not waiver.counts(today)
+        waiver = complete.get(problem.fingerprint)
+        expired = waiver is not None and not waiver.is_active(today)
         findings.append(Finding(problem, waiver, expired))
     found = {problem.fingerprint for problem in problems}
     for waiver in waivers:
-        if waiver.lacks:
+        if waiver.missing:
             findings.append(Finding(waiver.incomplete()))
         elif waiver.fingerprint not in found:
             findings.append(Finding(waiver.unused()))
     return findings
 
 
-def report_of(findings: Sequence[Finding], subjects: Sequence[str]) -> Report:
-    """The report in an order that depends on nothing but what was found."""
-    rank = sorted(
+def make_report(findings: Sequence[Finding], subjects: Sequence[str]) -> Report:
+    """The report of these findings; subjects without a finding passed.
+
+    The order depends on nothing but the findings, so that reports can be compared.
+    """
+    ranked = sorted(
         findings,
         key=lambda finding: (
             finding.waived,
@@ -100,13 +108,12 @@ def report_of(findings: Sequence[Finding], subjects: Sequence[str]) -> Report:
             finding.problem.fingerprint,
         ),
     )
-    told = {finding.problem.subject for finding in findings}
-    return Report(tuple(rank), tuple(sorted(set(subjects) - told)), tuple(rank))
+    failed = {finding.problem.subject for finding in findings}
+    return Report(tuple(ranked), tuple(sorted(set(subjects) - failed)), tuple(ranked))
 
 
-def rebased(finding: Finding, prefix: str) -> Finding:
-    """The finding with its place as seen from the root of the repository, in which the places
-    are relative to `prefix`."""
+def rebase(finding: Finding, prefix: str) -> Finding:
+    """The finding with its place, which is relative to `prefix`, relative to the repository."""
     place = finding.problem.place
     if place is None:
         return finding

@@ -1,4 +1,7 @@
-"""The end of a version of a message: once nobody sends it, and none is on its way any more."""
+"""Retiring a version of a message, which is safe once nobody sends it and no message of it is left.
+
+Subscribers need not read a retired version, and their upcasters for it can be deleted.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from eventmesh.clock import Clock
 from eventmesh.contracts.locks.lock_folder import read_locks
 from eventmesh.contracts.message import Message
 from eventmesh.errors import Drift
-from eventmesh.review.inventory import take_of
-from eventmesh.review.schema_lookup import frozen
+from eventmesh.review.inventory import take_inventory_of
+from eventmesh.review.schema_lookup import find_revisions
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 
@@ -18,31 +21,32 @@ from eventmesh.runtime.declaring.settings import Settings
 async def retire(
     message: str, version: int, services: Sequence[Service], settings: Settings, clock: Clock
 ) -> Sequence[Path]:
-    """Say in the lock files of this version that it is not sent any more; returns their paths.
+    """Mark a version as retired in its lock files, and return their paths.
 
-    Drift, saying where, while one of `services`, which are all, may send it, or while messages of
-    it are on their way, or cannot be seen not to be. UsageError when the version is not frozen.
+    `services` must be all services of the project. Drift if one of them sends this version, or if
+    there are messages of it in an outbox, on the broker or among the dead letters, or if that
+    cannot be ruled out. UsageError if the version is not frozen.
     """
     locks = read_locks(settings.schemas)
-    [lock, *_] = frozen(locks, message, version)
+    [lock, *_] = find_revisions(locks, message, version)
     if senders := list(_senders(message, version, services)):
         raise Drift(
-            f"{message} v{version} cannot be retired, because the code of {', '.join(senders)} has "
-            f"it as the version to be sent. Raise the version there, let the last messages be "
-            f"handled, and run this again."
+            f"{message} v{version} cannot be retired, because {', '.join(senders)} still sends it. "
+            f"Raise the version there, wait until the last messages are handled, and run this "
+            f"again."
         )
-    inventory = await take_of(message, services, settings, clock)
+    inventory = await take_inventory_of(message, services, settings, clock)
     if places := inventory.of(message, version):
         raise Drift(
-            f"{message} v{version} cannot be retired, because there are messages of it, or may be: "
-            f"{'; '.join(places)}. Let them be handled, or replay or discard them by `eventmesh "
-            f"dlq`, and run this again."
+            f"{message} v{version} cannot be retired, because there are or may be messages of it: "
+            f"{'; '.join(places)}. Wait until they are handled, or replay or discard them with "
+            f"`eventmesh dlq`, and run this again."
         )
     return locks.retire(lock)
 
 
 def _senders(message: str, version: int, services: Sequence[Service]) -> Iterator[str]:
-    """The services that write this version of the message, or own it as it is in the code."""
+    """The services that publish this version, or own the message and declare this version."""
     for service in services:
         registry = service.registry
         written = {registry.written(model) for model in registry.published() if _is(model, message)}

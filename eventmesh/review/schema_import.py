@@ -1,7 +1,9 @@
-"""A JSON Schema that somebody else wrote, as a read model in Python.
+"""Generating a model from a JSON Schema that another team or company wrote.
 
-The model is written by datamodel-code-generator, in a process of its own with a limit of time; no
-network is used. What it wrote is looked through before it is run.
+datamodel-code-generator writes the Python code, in a process of its own with a time limit and
+without network. Since a schema can contain text that becomes code, the result is not trusted: it is
+run only if it does nothing but declare models. The root class is then made an event, and every
+class ignores unknown fields.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from eventmesh.contracts.message import Event
 from eventmesh.errors import EventMeshError, UsageError
 from eventmesh.review.reference_cycles import find_cycle
 
-_PATIENCE = 60
+_TIMEOUT_SECONDS = 60
 _ROOT = "EventMeshImported"
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 _MODULES = {
@@ -60,43 +62,48 @@ sys.stdout.write(generate(sys.stdin.buffer.read().decode(), config=config))
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What was made of a schema: the text of a module, and the model that is in it."""
+    """The source of a generated module, and the model in it."""
 
     text: str
     model: type[Event]
 
 
 def import_schema(schema: dict[str, Any], name: str, version: int) -> Imported:
-    """A module with a read model of this message; UsageError when none can be made of the schema,
-    which must be of an object and refer to nothing outside itself."""
+    """Generate a module with a model of this message.
+
+    The schema must describe an object and refer to nothing outside itself. UsageError if no model
+    can be made of it.
+    """
     if not _NAME.fullmatch(name):
-        raise UsageError(f'The message name {name!r} cannot be used: write "<owner>.<what>".')
-    _refuse_circles(schema)
+        raise UsageError(
+            f'The message name {name!r} is not valid: write "<owner>.<what>" in lower case.'
+        )
+    _reject_cycles(schema)
     tree = ast.parse(_generated(schema))
     class_name = _class_name(name, tree)
-    module = _Reader(class_name, name, version).visit(tree)
-    _look_through(module)
-    text = _spelled(ast.fix_missing_locations(module))
+    module = _MessageMaker(class_name, name, version).visit(tree)
+    _reject_code(module)
+    text = _source(ast.fix_missing_locations(module))
     return Imported(text, _loaded(text, class_name))
 
 
-def _refuse_circles(schema: dict[str, Any]) -> None:
+def _reject_cycles(schema: dict[str, Any]) -> None:
     try:
         reference = find_cycle(schema)
     except RecursionError:
-        raise UsageError("The schema's references lead to one another without end.") from None
+        raise UsageError("The references of the schema are nested too deeply.") from None
     if reference is not None:
         raise UsageError(
-            f"The schema's {reference} leads back to itself without going down into a field: it "
-            f"says nothing. Correct the schema."
+            f"The reference {reference} of the schema leads back to itself without going down into "
+            f"a field, so it describes no value. Correct the schema."
         )
 
 
 def _generated(schema: dict[str, Any]) -> str:
     if importlib.util.find_spec("datamodel_code_generator") is None:
         raise UsageError(
-            "A schema is turned into Python by datamodel-code-generator, which is not installed: "
-            "pip install 'eventmesh[import]'."
+            "Importing a schema needs datamodel-code-generator, which is not installed. Run: pip "
+            "install 'eventmesh[import]'."
         )
     try:
         done = subprocess.run(  # noqa: S603  # our own interpreter and program
@@ -104,20 +111,23 @@ def _generated(schema: dict[str, Any]) -> str:
             input=json.dumps(schema).encode(),
             capture_output=True,
             check=False,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT_SECONDS,
         )
     except subprocess.TimeoutExpired:
         raise UsageError(
-            f"The schema is too intricate: no Python could be made of it within {_PATIENCE} s."
+            f"The schema is too complex: generating Python code took more than {_TIMEOUT_SECONDS} "
+            f"s."
         ) from None
     if done.returncode != 0:
         last = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason was given"]
-        raise UsageError(f"No Python can be made of the schema: {last[-1].rstrip('.')[:500]}.")
+        raise UsageError(
+            f"No Python code can be generated from the schema: {last[-1].rstrip('.')[:500]}."
+        )
     return done.stdout.decode()
 
 
 def _class_name(name: str, tree: ast.Module) -> str:
-    """After the message, and not the name of a class that is there already."""
+    """A name after the message that no other class has."""
     taken = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     wanted = "".join(word.capitalize() for word in re.split(r"[._]", name.partition(".")[2]))
     while wanted in taken or hasattr(builtins, wanted) or wanted in ("Event", "Field"):
@@ -125,8 +135,8 @@ def _class_name(name: str, tree: ast.Module) -> str:
     return wanted
 
 
-class _Reader(ast.NodeTransformer):
-    """Makes the message of the root class, and a tolerant reader of every class."""
+class _MessageMaker(ast.NodeTransformer):
+    """Makes the root class the message, and lets every class ignore unknown fields."""
 
     def __init__(self, class_name: str, name: str, version: int) -> None:
         self._class_name, self._name, self._version = class_name, name, version
@@ -146,7 +156,10 @@ class _Reader(ast.NodeTransformer):
 
     def _make_message(self, node: ast.ClassDef) -> None:
         if any(ast.unparse(base).startswith("RootModel") for base in node.bases):
-            raise UsageError("A message is an object with fields, and the schema is of none.")
+            raise UsageError(
+                "The schema does not describe an object, and a message must be an object with "
+                "fields."
+            )
         others = [base for base in node.bases if ast.unparse(base) != "BaseModel"]
         node.name, node.bases = self._class_name, [*others, ast.Name("Event")]
         node.keywords = [
@@ -155,9 +168,9 @@ class _Reader(ast.NodeTransformer):
         ]
 
 
-def _look_through(module: ast.Module) -> None:
-    """UsageError when the text does anything but declare models: whoever wrote the schema may have
-    tried to write Python in it."""
+def _reject_code(module: ast.Module) -> None:
+    """UsageError if the module does more than declare models: the schema may contain Python code
+    that the generator copied."""
     known = {"Event", *_TYPES}
     for node in ast.walk(module):
         if isinstance(node, ast.ClassDef):
@@ -177,13 +190,13 @@ def _look_through(module: ast.Module) -> None:
 
 def _suspicious(node: ast.AST) -> UsageError:
     return UsageError(
-        f"What was made of the schema is more than models, and is not run: "
+        f"The code generated from the schema does more than declare models, and was not run: "
         f"{ast.unparse(node)!r:.200}."
     )
 
 
-def _spelled(module: ast.Module) -> str:
-    """Imports without what is not used, then the rest, two empty lines apart."""
+def _source(module: ast.Module) -> str:
+    """The source: the imports that are used, then the classes, two empty lines apart."""
     used = {node.id for node in ast.walk(module) if isinstance(node, ast.Name)}
     imports = {"eventmesh": ["Event"]}
     for node in module.body:
@@ -205,18 +218,20 @@ def _library(entry: tuple[str, list[str]]) -> tuple[bool, str]:
 
 
 def _loaded(text: str, class_name: str) -> type[Event]:
-    """The model, from the module as it would be imported."""
+    """Run the module and return its model."""
     module = ModuleType("eventmesh_imported_schema")
-    sys.modules[module.__name__] = module  # where pydantic looks annotations up
+    sys.modules[module.__name__] = module  # where pydantic looks up annotations
     try:
-        exec(compile(text, "<imported schema>", "exec"), vars(module))  # noqa: S102  # looked through
+        exec(compile(text, "<imported schema>", "exec"), vars(module))  # noqa: S102  # see `_reject_code`
         model: type[Event] = getattr(module, class_name)
         model.model_json_schema()
     except EventMeshError:
         raise
-    except (Exception, RecursionError) as error:  # noqa: BLE001  # whatever pydantic refuses
+    except (Exception, RecursionError) as error:  # noqa: BLE001  # pydantic raises many kinds
         reason = " ".join(str(error).split())[:500]
-        raise UsageError(f"No model can be made of the schema: {reason.rstrip('.')}.") from None
+        raise UsageError(
+            f"No model can be generated from the schema: {reason.rstrip('.')}."
+        ) from None
     finally:
         del sys.modules[module.__name__]
     return model

@@ -1,4 +1,7 @@
-"""Waivers: a person accepts one finding, for a reason and until a day, in `pyproject.toml`:
+"""Waivers: accepting one finding of a check, with a reason and an expiry date.
+
+They are written in `pyproject.toml`. The check prints the fingerprint of each finding; it stays the
+same as long as the finding is about the same thing.
 
 [[tool.eventmesh.waivers]]
 fingerprint = "0123456789abcdef"
@@ -25,7 +28,7 @@ _KEYS = {"fingerprint", "reason", "expires"}
 
 @dataclass(frozen=True, slots=True)
 class Waiver:
-    """What the project says of the problem with this fingerprint."""
+    """One entry: the project accepts the problem with this fingerprint."""
 
     fingerprint: str
     reason: str
@@ -33,43 +36,45 @@ class Waiver:
     place: Place
 
     @property
-    def lacks(self) -> str:
-        """What it needs to count, and has not; empty when it is whole."""
+    def missing(self) -> str:
+        """The required parts that it does not have; empty for a complete waiver."""
         missing = ["a reason"] if not self.reason.strip() else []
-        missing += ["a day on which it expires"] if self.expires is None else []
+        missing += ["an expiry date"] if self.expires is None else []
         return " and ".join(missing)
 
-    def counts(self, today: date) -> bool:
-        """Whether it silences anything: it is whole, and not past its last day."""
-        return not self.lacks and self.expires is not None and self.expires >= today
+    def is_active(self, today: date) -> bool:
+        """Whether it has an effect: it is complete, and not past its expiry date."""
+        return not self.missing and self.expires is not None and self.expires >= today
 
     def incomplete(self) -> Problem:
-        """EM060: it is not whole."""
+        """EM060: the waiver lacks its reason or its expiry date."""
         return Problem(
             "EM060",
             "error",
             f"waiver {self.fingerprint}",
-            f"The waiver silences nothing: it has not {self.lacks.replace(' and ', ', and not ')}.",
-            'Write reason = "…", a sentence that says why, and expires = 2026-12-31, a day without '
-            "quotes, or remove the waiver.",
+            f"The waiver has no effect: it lacks {self.missing}.",
+            'Write reason = "…", a sentence that says why, and expires = 2026-12-31, without '
+            "quotes; or remove the waiver.",
             place=self.place,
         )
 
     def unused(self) -> Problem:
-        """EM061: nothing that was found has this fingerprint."""
+        """EM061: no finding has this fingerprint."""
         return Problem(
             "EM061",
             "warning",
             f"waiver {self.fingerprint}",
-            f"The waiver ({self.reason or 'without a reason'}) is for nothing that was found.",
+            f"The waiver ({self.reason or 'without a reason'}) matches no finding.",
             "Remove it from pyproject.toml.",
             place=self.place,
         )
 
 
 def read_waivers(path: Path) -> list[Waiver]:
-    """The waivers of a `pyproject.toml`, none if there is no such file; UsageError naming the
-    entry that cannot be understood."""
+    """The waivers in a `pyproject.toml`, which need not exist.
+
+    UsageError that shows the entry if one is not valid.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         content: Any = tomllib.loads(text)
@@ -83,41 +88,41 @@ def read_waivers(path: Path) -> list[Waiver]:
         return []
     if not isinstance(content, list):
         raise UsageError(
-            f"{path}: waivers are written as [[tool.eventmesh.waivers]], with double brackets, and "
+            f"{path}: write each waiver as [[tool.eventmesh.waivers]], with double brackets, and "
             f"below it the lines fingerprint, reason and expires."
         )
     waivers = [_waiver(entry, path, text) for entry in content]
-    _refuse_doubles(waivers, path)
+    _reject_duplicates(waivers, path)
     return waivers
 
 
 def _waiver(entry: Any, path: Path, text: str) -> Waiver:
     if not isinstance(entry, dict):
-        raise _wrong(path, entry, "it is not a table")
+        raise _wrong(path, entry, "it must be a table")
     if strange := sorted(entry.keys() - _KEYS):
-        raise _wrong(path, entry, f"{strange[0]!r} means nothing there")
+        raise _wrong(path, entry, f"{strange[0]!r} is not a key of a waiver")
     fingerprint, reason = entry.get("fingerprint"), entry.get("reason", "")
     if not isinstance(fingerprint, str) or not _FINGERPRINT.fullmatch(fingerprint):
-        raise _wrong(path, entry, "its fingerprint is not the 16 digits that a check prints")
+        raise _wrong(path, entry, "fingerprint must be 16 digits as the check prints them")
     if not isinstance(reason, str):
-        raise _wrong(path, entry, "its reason is not a text")
+        raise _wrong(path, entry, "reason must be a string")
     expires = entry.get("expires")
     if isinstance(expires, datetime):
         expires = expires.date()
     if expires is not None and not isinstance(expires, date):
-        raise _wrong(path, entry, "it expires on no day: write expires = 2026-12-31, unquoted")
+        raise _wrong(path, entry, "expires must be a date without quotes, such as 2026-12-31")
     return Waiver(fingerprint, reason, expires, Place(str(path.name), _line(text, fingerprint)))
 
 
 def _wrong(path: Path, entry: Any, why: str) -> UsageError:
     lines = entry.items() if isinstance(entry, dict) else [("entry", entry)]
-    shown = ", ".join(f"{key} = {value}" for key, value in lines) or "nothing in it"
+    shown = ", ".join(f"{key} = {value}" for key, value in lines) or "no content"
     return UsageError(
-        f"{path}: the entry of [[tool.eventmesh.waivers]] with {shown} cannot be used: {why}."
+        f"{path}: the entry of [[tool.eventmesh.waivers]] with {shown} is not valid: {why}."
     )
 
 
-def _refuse_doubles(waivers: Sequence[Waiver], path: Path) -> None:
+def _reject_duplicates(waivers: Sequence[Waiver], path: Path) -> None:
     seen: set[str] = set()
     for waiver in waivers:
         if waiver.fingerprint in seen:

@@ -236,13 +236,13 @@ def test_a_version_that_cannot_be_written_keeps_a_service_from_loading(mall: Mal
 DRIFTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "compatible and not recorded": (
         SOLD_1 + "    note: str = ''\n",
-        ("field 'note' is new", "not recorded yet", "Run `eventmesh schema freeze`"),
+        ("field 'note' was added", "not frozen yet", "Run `eventmesh schema freeze`"),
     ),
     "breaking": (
         SOLD_1 + "    note: str\n",
-        ("field 'note' is new", "raise its version by one to 2", "from_version=1"),
+        ("field 'note' was added", "raise its version by one to 2", "from_version=1"),
     ),
-    "another key": (SOLD_1.replace(', key="item"', ""), ("the key was 'item' and is None",)),
+    "another key": (SOLD_1.replace(', key="item"', ""), ("the key changed from 'item' to None",)),
 }
 
 

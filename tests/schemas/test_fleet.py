@@ -445,7 +445,9 @@ def test_a_message_of_another_kind_is_found_once(tmp_path: Path) -> None:
     )
     [problem] = check(given)
     assert (problem.rule, problem.parties) == ("EM058", ("orders", "payments"))
-    assert "For orders it is an event, and for its owner payments a command" in problem.summary
+    assert (
+        "For orders it is an event, but for its owner payments it is a command" in problem.summary
+    )
 
 
 def test_the_kind_is_known_by_lock_files_too(tmp_path: Path) -> None:
@@ -531,7 +533,7 @@ def test_a_shared_database_that_both_declare_is_fine() -> None:
 def test_a_declaration_of_one_side_is_not_enough() -> None:
     [problem] = check_databases(use("a", shares_with=("b",)), use("b", place=HERE))
     assert (problem.rule, problem.place) == ("EM056", HERE)
-    assert "a says so, and b does not" in problem.summary
+    assert "a declares it, and b does not" in problem.summary
     assert problem.fix.endswith('declare it: Service("b", shares_database_with=["a"]).')
 
 
@@ -553,13 +555,17 @@ def test_one_table_of_two_services_is_told_of_a_shared_database() -> None:
     declared = replace(a, shares_with=("b",)), replace(b, shares_with=("a",))
     [problem] = check_databases(*declared)
     assert problem.rule == "EM056"
-    assert "each defines its own table log" in problem.summary
+    assert "each of them defines table log" in problem.summary
     assert check_databases(declared[0], replace(declared[1], metadata=1)) == []
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("a", "which is itself"), ("bb", "there is no such service"), ("c", "uses another one")],
+    [
+        ("a", "which is the service itself"),
+        ("bb", "which does not exist"),
+        ("c", "uses another one"),
+    ],
 )
 def test_a_declaration_of_what_is_not_so_is_a_warning(name: str, said: str) -> None:
     others = use("b", "sqlite:///b.db"), use("c", "sqlite:///c.db")

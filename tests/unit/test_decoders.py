@@ -23,8 +23,8 @@ from eventmesh.contracts.locks.lock_file import (
     Lock,
     parse,
     read_lock,
-    restate,
     write_lock,
+    write_status,
 )
 from eventmesh.contracts.message import Event
 from eventmesh.errors import UsageError
@@ -329,17 +329,17 @@ def test_no_input_makes_reading_a_lock_file_fail(tmp_path: Path, examples: int) 
     )
     inputs = json_values | mutated(written) | other_parts | st.binary()
 
-    def open_and_restate(data: bytes) -> None:
+    def open_and_write_status(data: bytes) -> None:
         open_a_lock_file(data)
         path.write_bytes(data)
         try:
-            restate(path, "retired", None)
+            write_status(path, "retired", None)
         except UsageError as error:
             str(error).encode()  # can be printed
         else:
             assert isinstance(parse(path.read_text()), dict)
 
-    fuzz(open_and_restate, inputs, examples)
+    fuzz(open_and_write_status, inputs, examples)
 
 
 @pytest.mark.parametrize("fields", [[b"parcel", b"1 x\n[1,2]\n{}"], [b"parcel", b"1 x\nnull\n{}"]])

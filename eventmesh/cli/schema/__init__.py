@@ -1,4 +1,4 @@
-"""`eventmesh schema`: each command in a file of its own, or with its like."""
+"""`eventmesh schema`: freezing, checking and comparing the schemas of messages."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +11,13 @@ import typer
 
 from eventmesh.cli.schema.common import Names, owned, save, say, services_of
 from eventmesh.errors import Drift
+from eventmesh.printable import printable, printable_lines
 
 if TYPE_CHECKING:  # imported when the command runs; see `eventmesh.cli`
     from collections.abc import Sequence
 
     from eventmesh.contracts.problem import Problem
     from eventmesh.review.baseline import Baseline
-    from eventmesh.review.repair import Repairs
     from eventmesh.review.report import Report
     from eventmesh.runtime.declaring.service import Service
     from eventmesh.runtime.declaring.settings import Settings
@@ -37,68 +37,79 @@ def check(
     services: Names = None,
     against: Annotated[
         str | None,
-        typer.Option(metavar="GIT_REV", help="Also compare with the lock files of a revision."),
+        typer.Option(
+            metavar="GIT_REV",
+            help="Also report lock files that were deleted or replaced since this git revision.",
+        ),
     ] = None,
     written_as: Annotated[
         Format,
-        typer.Option("--format", help="How the findings are written.", metavar="|".join(Format)),
+        typer.Option("--format", help="The format of the report.", metavar="|".join(Format)),
     ] = Format.TEXT,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     fix: Annotated[
-        bool, typer.Option(help="Write what can be written: versions, upcasters, tests, locks.")
+        bool,
+        typer.Option(
+            "--fix", help="Write what is missing: version numbers, upcasters, tests, lock files."
+        ),
     ] = False,
     output: Annotated[
         Path | None,
         typer.Option(help="Write to this file instead of standard output.", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Prove that nobody breaks a neighbour; exit code 4 when somebody does."""
+    """Prove that all services can read each other's messages.
+
+    Exit code 0: there are no errors. Exit code 4: there are, and the report says what to do about
+    each of them. Findings about other services than the named ones are left out.
+    """
+    from eventmesh.review.baseline import read_baseline
+    from eventmesh.review.repair import Project, repair
     from eventmesh.runtime.declaring.settings import load_settings
 
-    settings, found = load_settings(), services_of(None)
+    settings, all_services = load_settings(), services_of(None)
     if services:
-        services_of(services)  # names that are none are told before anything is done
-    baseline = _baseline(settings, against)
-    problems = [
-        problem
-        for problem in _problems(found, settings, baseline)
-        if not services or _concerns(problem, services)
-    ]
-    chosen = [service for service in found if not services or service.name in services]
-    report = _report(problems, chosen, every=not services)
-    _tell(report, Format.JSON if as_json else written_as, output)
+        services_of(services)  # a name that does not exist is an error before any work
+    written_as = Format.JSON if as_json else written_as
+    baseline = None if against is None else read_baseline(settings.schemas, against)
+    chosen = [each for each in all_services if not services or each.name in services]
+    problems = _find_problems(all_services, settings, baseline)
+    if services:
+        problems = [problem for problem in problems if _concerns(problem, services)]
+    report = _make_report(problems, chosen, is_complete=not services)
+    _print_report(report, written_as, output)
+
+    left = [finding.problem for finding in report.failures]
     if fix:
-        repairs = _repair(report, chosen, settings, baseline)
-        _tell_repairs(repairs, aside=as_json or written_as is not Format.TEXT)
-        left = [f.problem for f in report.failures if f.problem.fingerprint not in repairs.solved]
-        _fail(left, "What could be written is written; do what is left, and check again.")
-    else:
-        _fail([finding.problem for finding in report.failures])
+        root = Path.cwd()
+        project = Project(root, root / settings.schemas, owned(chosen), baseline)
+        repairs = repair(left, project)
+        for line in [*repairs.done, *(f"left to you: {line}" for line in repairs.left)]:
+            typer.echo(printable(line), err=written_as is not Format.TEXT)
+        left = [problem for problem in left if problem.fingerprint not in repairs.solved]
+    if left:
+        where = "above" if output is None else f"in {output}"
+        raise Drift(_describe_failure(left, where, was_repaired=fix))
 
 
-def _baseline(settings: Settings, revision: str | None) -> Baseline | None:
-    from eventmesh.review.baseline import read_baseline
-
-    return None if revision is None else read_baseline(settings.schemas, revision)
-
-
-def _problems(
+def _find_problems(
     services: Sequence[Service], settings: Settings, baseline: Baseline | None
 ) -> list[Problem]:
     from eventmesh.clock import SystemClock
-    from eventmesh.review.baseline import locks_then, lost
+    from eventmesh.review.baseline import find_lost_locks, locks_at
     from eventmesh.review.checks import review
-    from eventmesh.review.locations import placed
+    from eventmesh.review.locations import locate
 
-    today = SystemClock().now().date()
-    # A relative root, so that paths are told as one would write them here.
-    look = partial(review, services, root=Path(), settings=settings, today=today)
-    if baseline is None:
-        problems = look()
-    else:
-        then = locks_then(baseline, settings.schemas)
-        problems = [*look(baseline=then), *lost(baseline, settings.schemas)]
-    return placed(problems, owned(services), Path.cwd())
+    problems = review(
+        services,
+        root=Path(),  # relative, so that the report has paths as a user would write them here
+        settings=settings,
+        today=SystemClock().now().date(),
+        baseline=None if baseline is None else locks_at(baseline, settings.schemas),
+    )
+    if baseline is not None:
+        problems += find_lost_locks(baseline, settings.schemas)
+    return locate(problems, owned(services), Path.cwd())
 
 
 def _concerns(problem: Problem, services: Sequence[str]) -> bool:
@@ -107,28 +118,28 @@ def _concerns(problem: Problem, services: Sequence[str]) -> bool:
     )
 
 
-def _report(problems: Sequence[Problem], services: Sequence[Service], *, every: bool) -> Report:
-    """What was found, with what the project's waivers say; of a part of the services, it cannot be
-    told that a waiver is for nothing."""
-    from dataclasses import replace
+def _make_report(
+    problems: Sequence[Problem], services: Sequence[Service], *, is_complete: bool
+) -> Report:
+    """The report, with the project's waivers applied.
 
+    If only some services were checked, a waiver without a finding may belong to another service.
+    """
     from eventmesh.clock import SystemClock
-    from eventmesh.review.baseline import prefix
-    from eventmesh.review.report import judged, rebased, report_of
+    from eventmesh.review.baseline import path_in_repository
+    from eventmesh.review.report import apply_waivers, make_report, rebase
     from eventmesh.review.waivers import read_waivers
 
-    root = Path.cwd()
-    today = SystemClock().now().date()
-    findings = judged(problems, read_waivers(root / "pyproject.toml"), today)
-    if not every:
+    root, today = Path.cwd(), SystemClock().now().date()
+    findings = apply_waivers(problems, read_waivers(root / "pyproject.toml"), today)
+    if not is_complete:
         findings = [finding for finding in findings if finding.problem.rule != "EM061"]
-    report = report_of(findings, [str(model.__identity__) for model in owned(services)])
-    inside = prefix(root)
-    return replace(report, placed=tuple(rebased(f, inside) for f in report.findings))
+    report = make_report(findings, [str(model.__identity__) for model in owned(services)])
+    prefix = path_in_repository(root)
+    return replace(report, placed=tuple(rebase(each, prefix) for each in report.findings))
 
 
-def _tell(report: Report, written_as: Format, output: Path | None) -> None:
-    from eventmesh.printable import printable_lines
+def _print_report(report: Report, written_as: Format, output: Path | None) -> None:
     from eventmesh.review.formats import FORMATS
 
     text = FORMATS[written_as](report)
@@ -140,47 +151,19 @@ def _tell(report: Report, written_as: Format, output: Path | None) -> None:
         typer.echo(text, nl=False)
 
 
-def _repair(
-    report: Report,
-    services: Sequence[Service],
-    settings: Settings,
-    baseline: Baseline | None,
-) -> Repairs:
-    from eventmesh.review.repair import Project, repair
-
-    root = Path.cwd()
-    project = Project(root, root / settings.schemas, owned(services), baseline)
-    return repair([finding.problem for finding in report.failures], project)
-
-
-def _tell_repairs(repairs: Repairs, *, aside: bool) -> None:
-    from eventmesh.printable import printable
-
-    for line in repairs.done:
-        typer.echo(printable(line), err=aside)
-    for line in repairs.left:
-        typer.echo(printable(f"left to you: {line}"), err=aside)
-
-
-def _fail(problems: Sequence[Problem], advice: str = "") -> None:
-    """Drift that names each problem, and says what to do where that is the same for all."""
-    if not problems:
-        return
-    from eventmesh.printable import printable
-
-    by_rule: dict[str, list[str]] = {}
+def _describe_failure(problems: Sequence[Problem], where: str, *, was_repaired: bool) -> str:
+    """The error with which the check fails: which rules, and the next step. `where` is the report,
+    which counts and explains the findings."""
+    subjects: dict[str, dict[str, None]] = {}
     for problem in problems:
-        by_rule.setdefault(problem.rule, []).append(problem.subject)
-    named = "; ".join(
-        f"{rule}: {_listed(list(dict.fromkeys(subjects)))}" for rule, subjects in by_rule.items()
-    )
-    fixes = {problem.fix for problem in problems}
-    advice = advice or (
-        fixes.pop() if len(fixes) == 1 else "What to do is written with each finding."
-    )
-    raise Drift(printable(f"{len(problems)} error(s): {' '.join(named.split())}. {advice}"))
-
-
-def _listed(subjects: list[str]) -> str:
-    more = f" and {len(subjects) - 10} more" if len(subjects) > 10 else ""
-    return ", ".join(subjects[:10]) + more
+        subjects.setdefault(problem.rule, {})[" ".join(problem.subject.split())] = None
+    rules = []
+    for rule, names in subjects.items():
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        rules.append(f"{rule}: {', '.join([*names][:10])}{more}")
+    if was_repaired:
+        advice = "What could be written was written. Do what is left, and check again."
+    else:
+        fixes = {problem.fix for problem in problems}
+        advice = fixes.pop() if len(fixes) == 1 else f"The report {where} says what to do."
+    return printable(f"The check failed. {'; '.join(rules)}. {advice}")

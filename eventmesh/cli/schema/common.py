@@ -1,4 +1,4 @@
-"""What the commands of `eventmesh schema` share."""
+"""Arguments and output that several commands of `eventmesh schema` use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eventmesh.errors import UsageError
+from eventmesh.printable import printable_lines
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from collections.abc import Sequence
@@ -22,21 +23,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def services_of(names: list[str] | None) -> list[Service]:
-    """The services that are named, or all."""
+    """The named services, or all services of the project."""
     from eventmesh.runtime.declaring.discovery import load_services
 
     return load_services(names or [], Path.cwd())
 
 
 def owned(services: Sequence[Service]) -> list[type[Message]]:
-    """The models whose schema these services freeze."""
+    """The models of messages that these services own, whose schemas they freeze."""
     return [model for service in services for model in service.registry.owned()]
 
 
 def say(text: str) -> None:
-    """Print lines for people, whatever was written into them by others."""
-    from eventmesh.printable import printable_lines
-
+    """Print lines for people; control characters in them are escaped."""
     typer.echo(printable_lines(text), nl=False)
 
 
@@ -48,7 +47,7 @@ def say_json(value: Any) -> None:
 
 
 def save(path: Path, text: str) -> None:
-    """Write a file that the user named; UsageError when that is not possible."""
+    """Write to a file that the user named, or UsageError."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -12,42 +12,40 @@ from eventmesh.errors import UsageError
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A JSON Schema.", metavar="FILE")],
-    name: Annotated[
-        str, typer.Option(help="The message's name, as its owner calls it.", metavar="NAME")
-    ],
-    version: Annotated[int, typer.Option(help="Which version of it.", min=1, metavar="N")] = 1,
+    file: Annotated[Path, typer.Argument(help="The file with the JSON Schema.", metavar="FILE")],
+    name: Annotated[str, typer.Option(help="The message, <owner>.<what>.", metavar="NAME")],
+    version: Annotated[int, typer.Option(help="Its version.", min=1, metavar="N")] = 1,
     output: Annotated[
         Path | None,
         typer.Option(help="Write to this file instead of standard output.", metavar="FILE"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model that reads what a JSON Schema of somebody else allows, and prove that it
-    does."""
+    """Generate a model from a JSON Schema.
+
+    The model is one for reading: fields that the schema does not require are optional, and unknown
+    fields are ignored. It is then proved that it reads everything that the schema allows.
+    """
     from eventmesh.compat.models import compare_model
     from eventmesh.review.bundling import bundle
     from eventmesh.review.formats.comparison import as_text, as_value
     from eventmesh.review.schema_import import import_schema
+    from eventmesh.review.schema_lookup import Comparison
 
     if output is not None and output.exists():
-        raise UsageError(f"{output} is there already: name a new file.")
+        raise UsageError(f"{output} exists already. Choose a new file.")
     schema = bundle(file)
     imported = import_schema(schema, name, version)
     verdict = compare_model(schema, imported.model)
-    told = str(file), imported.model.__name__, verdict
+    comparison = Comparison(str(file), imported.model.__name__, verdict)
     if output is not None:
         save(output, imported.text)
     if as_json:
-        say_json({"code": imported.text, "proof": as_value(*told)})
+        say_json({"code": imported.text, "proof": as_value(comparison)})
         return
     if output is None:
         say(imported.text)
-    typer.echo(_commented(as_text(*told)) if output is None else as_text(*told), nl=False)
-
-
-def _commented(text: str) -> str:
-    """As a comment, so that all of the output is Python."""
-    from eventmesh.printable import printable_lines
-
-    return "".join(f"# {line}".rstrip() + "\n" for line in printable_lines(text).splitlines())
+        # The proof is commented out, so that all of the output is Python.
+        say("".join(f"# {line}".rstrip() + "\n" for line in as_text(comparison).splitlines()))
+    else:
+        say(as_text(comparison))

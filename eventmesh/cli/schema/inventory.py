@@ -1,4 +1,4 @@
-"""`eventmesh schema inventory` and `retire`: which versions are still on their way."""
+"""`eventmesh schema inventory` and `retire`: which versions are still in use."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eventmesh.cli.schema.common import AsJson, Names, say, say_json, services_of
+from eventmesh.printable import printable
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from eventmesh.review.inventory import Inventory, Stock
 
 
 def inventory(services: Names = None, as_json: AsJson = False) -> None:
-    """Count what is on its way in the running mesh, by message and version.
+    """Count the messages in the running system, by version.
 
-    In outboxes, on the broker, among the dead letters. RabbitMQ shows messages by handing them out
-    only: all that waits in a queue is taken for a moment and given back, which it counts as a
+    Messages in outboxes, on the broker and among the dead letters are counted. On RabbitMQ, every
+    message that waits in a queue is received and given back for this, which RabbitMQ counts as a
     delivery.
     """
     from eventmesh.cli.environment import settings_of_command
     from eventmesh.clock import SystemClock
-    from eventmesh.review.inventory import take
+    from eventmesh.review.inventory import take_inventory
 
     found = asyncio.run(
-        take(services_of(services), settings_of_command(), SystemClock(), strays=not services)
+        take_inventory(
+            services_of(services), settings_of_command(), SystemClock(), strays=not services
+        )
     )
     if as_json:
         say_json(_as_dict(found))
@@ -34,11 +37,13 @@ def inventory(services: Names = None, as_json: AsJson = False) -> None:
 
 
 def retire(
-    name: Annotated[str, typer.Argument(help="The message's name.")],
-    version: Annotated[int, typer.Argument(help="Which version of it.", min=1)],
+    name: Annotated[str, typer.Argument(help="The name of the message.", metavar="NAME")],
+    version: Annotated[int, typer.Argument(help="The version to retire.", min=1, metavar="N")],
 ) -> None:
-    """Say that a version is not sent any more, once there are no messages of it; exit code 4, and
-    where they are, while there are some."""
+    """Mark a version as retired: it is not sent any more.
+
+    Exit code 4, with the places of its messages, if there are any left or a service still sends it.
+    """
     from eventmesh.cli.environment import settings_of_command
     from eventmesh.clock import SystemClock
     from eventmesh.review.retirement import retire as retire_version
@@ -49,18 +54,18 @@ def retire(
 
 
 def _as_text(found: Inventory) -> str:
-    from eventmesh.printable import printable
-    from eventmesh.review.inventory import told
+    from eventmesh.review.inventory import describe_hidden
 
     lines = [printable(f"{_title(stock)}: {stock}") for stock in found.stocks]
-    lines += [printable(f"?: {told(hidden)}") for hidden in found.hidden]
-    lines.append(f"{sum(stock.number for stock in found.stocks)} message(s)")
+    lines += [printable(f"?: {describe_hidden(hidden)}") for hidden in found.hidden]
+    total = sum(stock.number for stock in found.stocks)
+    lines.append(f"{total} message{'' if total == 1 else 's'}")
     return "".join(f"{line}\n" for line in lines)
 
 
 def _title(stock: Stock) -> str:
-    version = "of no version" if stock.version is None else f"v{stock.version}"
-    return f"{stock.message or 'others'} {version}"
+    version = "without a version" if stock.version is None else f"v{stock.version}"
+    return f"{stock.message or 'other messages'} {version}"
 
 
 def _as_dict(found: Inventory) -> dict[str, Any]:

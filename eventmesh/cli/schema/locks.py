@@ -13,7 +13,11 @@ from eventmesh.errors import UsageError
 
 
 def freeze(services: Names = None) -> None:
-    """Write the lock files of message versions that have none yet."""
+    """Write lock files for versions that have none yet.
+
+    A change within a version that is compatible in both directions is added as a revision of it.
+    Any other change is an error: it needs a new version.
+    """
     from eventmesh.clock import SystemClock
     from eventmesh.contracts.locks import freezing
     from eventmesh.review.waivers import read_waivers
@@ -21,30 +25,33 @@ def freeze(services: Names = None) -> None:
 
     today = SystemClock().now().date()
     waivers = read_waivers(Path.cwd() / "pyproject.toml")
-    waived = {waiver.fingerprint for waiver in waivers if waiver.counts(today)}
+    waived = {waiver.fingerprint for waiver in waivers if waiver.is_active(today)}
     models = owned(services_of(services))
     for written in freezing.freeze(models, load_settings().schemas, waived=waived):
         typer.echo(f"frozen {written} in {written.path}")
 
 
 def deprecate(
-    name: Annotated[str, typer.Argument(help="The message's name.")],
-    version: Annotated[int, typer.Argument(help="Which version of it.", min=1)],
+    name: Annotated[str, typer.Argument(help="The name of the message.", metavar="NAME")],
+    version: Annotated[int, typer.Argument(help="The version to deprecate.", min=1, metavar="N")],
     sunset: Annotated[
-        str, typer.Option(help="The last day on which it is used, as 2026-12-31.", metavar="DATE")
+        str, typer.Option(help="The last day of its use, such as 2026-12-31.", metavar="DATE")
     ],
 ) -> None:
-    """Say that nobody should use a version any more after a day."""
+    """Mark a version as deprecated, with the last day of its use.
+
+    After that day `eventmesh schema check` warns until the version is retired.
+    """
     from eventmesh.contracts.locks.lock_folder import read_locks
-    from eventmesh.review.schema_lookup import frozen
+    from eventmesh.review.schema_lookup import find_revisions
     from eventmesh.runtime.declaring.settings import load_settings
 
     locks = read_locks(load_settings().schemas)
-    revisions = frozen(locks, name, version)
+    revisions = find_revisions(locks, name, version)
     if revisions[0].status == "retired":
-        raise UsageError(f"{name} v{version} is retired: nobody sends it any more.")
+        raise UsageError(f"{name} v{version} is retired already, and cannot be deprecated.")
     for path in locks.deprecate(revisions[0], _day(sunset)):
-        typer.echo(f"deprecated {name} v{version}, to be used until {sunset}, in {path}")
+        typer.echo(f"deprecated {name} v{version} (sunset {sunset}) in {path}")
 
 
 def rules(
@@ -54,7 +61,7 @@ def rules(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print what `check` can find, and each finding's code."""
+    """Print the rule codes of `schema check`."""
     from eventmesh.contracts.rules import RULES
     from eventmesh.review.rulebook import rulebook
 
@@ -70,4 +77,4 @@ def _day(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"--sunset {text!r} is no day: write it as 2026-12-31.") from None
+        raise UsageError(f"--sunset {text!r} is not a date. Write it like 2026-12-31.") from None

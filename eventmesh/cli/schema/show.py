@@ -18,34 +18,34 @@ if TYPE_CHECKING:  # imported when the command runs; see `eventmesh.cli`
     from eventmesh.contracts.locks.lock_folder import Locks
 
 Message = Annotated[
-    str, typer.Argument(help="Its name, or name@version.", metavar="NAME[@VERSION]")
+    str, typer.Argument(help="A message; by default its newest version.", metavar="NAME[@VERSION]")
 ]
 
 
 def show(message: Message, as_json: AsJson = False) -> None:
-    """Show a frozen version: its fields, its status, and who publishes and reads it."""
+    """Show a frozen version: its fields, status, publishers and readers."""
     from eventmesh.contracts.locks.lock_folder import read_locks
-    from eventmesh.review.schema_lookup import frozen, version_of
+    from eventmesh.review.schema_lookup import find_revision, find_revisions
     from eventmesh.runtime.declaring.settings import load_settings
 
     locks = read_locks(load_settings().schemas)
     name, at, version = message.partition("@")
     versions = locks.of(name)
     if at:
-        lock = version_of(locks, name, version)
+        lock = find_revision(locks, name, version)
     else:
-        lock = frozen(locks, name, max(versions, default=1))[-1]
-    told = _described(lock, locks)
+        lock = find_revisions(locks, name, max(versions, default=1))[-1]
+    described = _describe(lock, locks)
     if as_json:
-        say_json(told)
+        say_json(described)
     else:
-        say("\n".join(map(printable, _lines(told))) + "\n")
+        say("\n".join(map(printable, _lines(described))) + "\n")
 
 
-def _described(lock: Lock, locks: Locks) -> dict[str, Any]:
+def _describe(lock: Lock, locks: Locks) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from eventmesh.review.field_descriptions import fields
+    from eventmesh.review.field_descriptions import describe_fields
 
     versions = locks.of(lock.name)
     return {
@@ -59,14 +59,14 @@ def _described(lock: Lock, locks: Locks) -> dict[str, Any]:
         "path": str(lock.path),
         "revisions": [revision.revision for revision in versions[lock.version]],
         "versions": {str(number): revisions[-1].status for number, revisions in versions.items()},
-        "fields": [asdict(field) for field in fields(lock.writer, lock.reader)],
+        "fields": [asdict(field) for field in describe_fields(lock.writer, lock.reader)],
         "samples": len(lock.samples),
         **_users(lock.name),
     }
 
 
 def _users(name: str) -> dict[str, Any]:
-    """Who publishes and who reads it, where the project's services can be loaded."""
+    """The publishers and subscribers of a message, if the project's services can be loaded."""
     from eventmesh.runtime.declaring.discovery import load_services, service_targets
 
     try:
@@ -87,34 +87,34 @@ def _users(name: str) -> dict[str, Any]:
     return {"publishers": published, "subscribers": read}
 
 
-def _lines(told: dict[str, Any]) -> Iterator[str]:
-    key = f", key {told['key']}" if told["key"] else ""
-    yield f"{told['name']} v{told['version']} ({told['kind']}{key})"
-    sunset = f", sunset {told['sunset']}" if told["sunset"] else ""
-    yield f"status:     {told['status']}{sunset}"
-    yield f"frozen in:  {told['path']}"
-    if len(told["revisions"]) > 1:
-        yield f"revisions:  {', '.join(map(str, told['revisions']))}; this is {told['revision']}"
-    versions = (f"{number} {status}" for number, status in told["versions"].items())
+def _lines(shown: dict[str, Any]) -> Iterator[str]:
+    key = f", key {shown['key']}" if shown["key"] else ""
+    yield f"{shown['name']} v{shown['version']} ({shown['kind']}{key})"
+    sunset = f", sunset {shown['sunset']}" if shown["sunset"] else ""
+    yield f"status:     {shown['status']}{sunset}"
+    yield f"frozen in:  {shown['path']}"
+    if len(shown["revisions"]) > 1:
+        yield f"revisions:  {', '.join(map(str, shown['revisions']))}; this is {shown['revision']}"
+    versions = (f"{number} {status}" for number, status in shown["versions"].items())
     yield f"versions:   {', '.join(versions)}"
-    if told["publishers"] is not None:
-        yield f"publishers: {', '.join(told['publishers']) or 'none here'}"
-        readers = [f"{name} (as v{version})" for name, version in told["subscribers"].items()]
-        yield f"read by:    {', '.join(readers) or 'nobody here'}"
+    if shown["publishers"] is not None:
+        yield f"publishers: {', '.join(shown['publishers']) or 'none in this project'}"
+        readers = [f"{name} (as v{version})" for name, version in shown["subscribers"].items()]
+        yield f"read by:    {', '.join(readers) or 'none in this project'}"
     else:
-        yield f"services:   not known: {told['services']}"
+        yield f"services:   could not be loaded: {shown['services']}"
     yield ""
-    yield from _table(told["fields"])
+    yield from _table(shown["fields"])
 
 
 def _table(fields: list[dict[str, Any]]) -> Iterator[str]:
-    rows = [("field", "needed", "default", "what")]
+    rows = [("field", "required", "default", "type")]
     rows += [
         (
             field["name"],
             "yes" if field["required"] else "no",
             "" if field["default"] is None else field["default"],
-            field["type"] if field["written"] else f"{field['type']}; not always written",
+            field["type"] if field["written"] else f"{field['type']}; not always sent",
         )
         for field in fields
     ]

@@ -1,4 +1,8 @@
-"""The whole mesh: what all services together must keep to, as pure rules over facts."""
+"""The rules for all services together, as pure functions of facts about them.
+
+Every event that is subscribed to is published, every command has one handler, every subscriber can
+read every version that may still arrive, and a database is shared only if that is declared.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,11 @@ __all__ = ["DatabaseUse", "Facts", "Frozen", "Publication", "Reading", "check_fl
 
 
 def check_fleet(facts: Facts, judge: Judge, judge_frozen: FrozenJudge) -> list[Problem]:
-    """All that is wrong between the services, each fault once: where it is not clear what a message
-    is, or whose, nothing else is said of it."""
+    """All problems between the services.
+
+    If two services disagree about the owner or the kind of a message, that is the only problem
+    reported about it, because all others would follow from it.
+    """
     unclear = [*two_owners(facts), *other_identities(facts)]
     subjects = {(problem.subject, party) for problem in unclear for party in problem.parties}
 

@@ -1,8 +1,11 @@
-"""In which forms a message may still arrive.
+"""Which versions of a message may still arrive at a subscriber, and in which forms.
 
-At a subscriber of an event: every frozen version that is not retired, up to the one that the owner
-writes, and what the owner's model writes today. At the handler of a command: every frozen version
-that is not retired, up to the handler's, and what each sender's model writes today.
+| at | frozen versions that are not retired | and what is written today by |
+|---|---|---|
+| a subscriber of an event | up to the one that the owner publishes | the owner's model |
+| the handler of a command | up to the handler's own version | the model of each sender |
+
+A version can have several forms: each frozen revision of it, and the current model of its writer.
 """
 
 from __future__ import annotations
@@ -22,28 +25,28 @@ from eventmesh.contracts.message import Message
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One form in which a version may arrive. Without a schema nothing is known of it."""
+    """One schema in which a version may arrive; None if it is not known."""
 
     schema: dict[str, Any] | None
     source: str
     samples: Sequence[Any] = ()
     model: type[Message] | None = None
-    """What writes it today, where that is known."""
+    """The model that writes it today, if it is known."""
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
-    """A version as these services may send it, in one form or another."""
+class ArrivingVersion:
+    """A version that these services may send, in one of several forms."""
 
     version: int
     publishers: tuple[str, ...]
     forms: tuple[Form, ...]
     frozen: bool = True
-    """Whether it is what everybody may send, and not what one sender's model happens to be."""
+    """Whether it is frozen, and not merely what the model of one sender happens to be."""
 
 
-def arrivals(facts: Facts, reading: Reading) -> Iterator[Arrival]:
-    """All that may arrive at this reader, by version."""
+def arriving_versions(facts: Facts, reading: Reading) -> Iterator[ArrivingVersion]:
+    """Everything that may arrive at this reader, by version."""
     identity = reading.model.__identity__
     locks = facts.frozen.of(identity.name)
     sent = [each for each in facts.publications if each.model.__identity__.name == identity.name]
@@ -57,36 +60,38 @@ def arrivals(facts: Facts, reading: Reading) -> Iterator[Arrival]:
 
 def _commands(
     newest: int, locks: Mapping[int, Sequence[Lock]], sent: Sequence[Publication]
-) -> Iterator[Arrival]:
+) -> Iterator[ArrivingVersion]:
     frozen = {
         version: _frozen_forms(revisions)
         for version, revisions in locks.items()
         if version <= newest
     }
     own = {each: own_forms(each, locks) for each in sent}
-    usual = {  # who sends what is frozen, which is looked at once for all
+    follows_lock = {  # what these send is checked once for all of them, as frozen
         each: _contracts(forms) <= _contracts(frozen.get(each.writes, ()))
         for each, forms in own.items()
     }
     for version, forms in frozen.items():
         senders = [each for each in sent if each.writes == version]
-        same = chain.from_iterable(own[each] for each in senders if usual[each])
+        same = chain.from_iterable(own[each] for each in senders if follows_lock[each])
         if forms:
-            yield Arrival(version, once(*(each.service for each in senders)), (*forms, *same))
+            yield ArrivingVersion(
+                version, once(*(each.service for each in senders)), (*forms, *same)
+            )
     for each, forms in own.items():
-        if not usual[each]:
-            yield Arrival(each.writes, (each.service,), forms, frozen=False)
+        if not follows_lock[each]:
+            yield ArrivingVersion(each.writes, (each.service,), forms, frozen=False)
 
 
 def _events(
     owner: str, locks: Mapping[int, Sequence[Lock]], sent: Sequence[Publication]
-) -> Iterator[Arrival]:
+) -> Iterator[ArrivingVersion]:
     newest = max((each.writes for each in sent), default=max(locks, default=0))
     for version in sorted({*locks, *(each.writes for each in sent)}):
         today = (own_forms(each, locks) for each in sent if each.writes == version)
         forms = (*_frozen_forms(locks.get(version, ())), *chain.from_iterable(today))
         if forms and version <= newest:
-            yield Arrival(version, (owner,), forms)
+            yield ArrivingVersion(version, (owner,), forms)
 
 
 def _frozen_forms(revisions: Sequence[Lock], *, retired: bool = False) -> tuple[Form, ...]:
@@ -98,19 +103,19 @@ def _frozen_forms(revisions: Sequence[Lock], *, retired: bool = False) -> tuple[
 
 
 def own_forms(sent: Publication, locks: Mapping[int, Sequence[Lock]]) -> tuple[Form, ...]:
-    """What the publisher writes today: its model's form, or one that its downcasters end in."""
+    """The forms that the publisher writes today: its model's, or that of an older version to which
+    it downcasts."""
     if sent.writes == sent.model.__identity__.version:
         writer, _ = schemas_of(sent.model)
         name = f"{sent.model.__name__} of {sent.service}"
         return (Form(writer, name, model=sent.model),)
     revisions = locks.get(sent.writes, ())
     known = _frozen_forms(revisions) or _frozen_forms(revisions, retired=True)
-    return known or (Form(None, f"the downcasters of {sent.model.__name__}"),)
+    return known or (Form(None, f"downcasters of {sent.model.__name__}"),)
 
 
-def different(forms: Iterable[Form]) -> Iterable[Form]:
-    """The forms without those that say the same; where one is a model's, that one is kept, with all
-    samples."""
+def distinct_forms(forms: Iterable[Form]) -> Iterable[Form]:
+    """The forms without duplicates; of equal forms one with a model is kept, and all samples."""
     kept: dict[str, Form] = {}
     for form in forms:
         known = kept.get(_contract(form))
@@ -127,5 +132,5 @@ def _contracts(forms: Iterable[Form]) -> set[str]:
 
 
 def _contract(form: Form) -> str:
-    # Its checks too: a document that they keep from being written is no document that arrives.
+    # Validators count as well: a document that they reject is never written.
     return "" if form.schema is None else digest(form.schema, defaults=False, checks=True)

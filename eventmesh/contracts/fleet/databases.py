@@ -1,4 +1,4 @@
-"""Whether services that keep state in one database say so."""
+"""Services that share a database must declare it, each naming the other."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from eventmesh.contracts.problem import Problem
 
 
 def shared_databases(facts: Facts) -> Iterator[Problem]:
-    """EM056: services have one database and do not both say so, or define the same table in it.
-    EM059: what a service says of it is not so, as far as the databases are set here.
+    """EM056 for services that share a database without declaring it, or define the same table.
+    EM059 for a declaration that is not true, as far as the database URLs are configured here.
 
-    Sharing is declared when each of the two names the other: neither team can take it for both.
+    Both services must declare it, so that neither team decides for the other.
     """
     used: dict[str, list[DatabaseUse]] = {}
     for use in sorted(facts.databases, key=lambda each: each.service):
@@ -22,7 +22,7 @@ def shared_databases(facts: Facts) -> Iterator[Problem]:
             used.setdefault(use.database, []).append(use)
     for database, uses in sorted(used.items()):
         pairs = [(one, two) for one, two in combinations(uses, 2) if one.service != two.service]
-        undeclared = [pair for pair in pairs if not _both_say_so(*pair)]
+        undeclared = [pair for pair in pairs if not _both_declare_it(*pair)]
         if undeclared:
             yield _undeclared(database, undeclared)
         for one, two in pairs:
@@ -32,18 +32,18 @@ def shared_databases(facts: Facts) -> Iterator[Problem]:
                     "EM056",
                     "error",
                     _subject((one.service, two.service)),
-                    f"They share the database {database}, and each defines its own "
-                    f"{_tables(same)} in it: whichever comes first makes it.",
-                    "Rename the tables of one of them, or let both use one MetaData.",
+                    f"They share the database {database}, and each of them defines {_tables(same)} "
+                    f"in it: the one that starts first creates it.",
+                    "Rename the tables of one of them, or let both use the same MetaData.",
                     parties=(one.service, two.service),
                     place=two.place or one.place,
                     marks=("tables",),
                 )
     for use in facts.databases:
-        yield from _idle_declarations(facts, use)
+        yield from _false_declarations(facts, use)
 
 
-def _both_say_so(one: DatabaseUse, two: DatabaseUse) -> bool:
+def _both_declare_it(one: DatabaseUse, two: DatabaseUse) -> bool:
     return two.service in one.shares_with and one.service in two.shares_with
 
 
@@ -57,9 +57,9 @@ def _undeclared(database: str, pairs: Sequence[tuple[DatabaseUse, DatabaseUse]])
             if other.service not in use.shares_with:
                 missing.setdefault(use.service, []).append(other.service)
             else:
-                details.append(f"{use.service} says so, and {other.service} does not")
+                details.append(f"{use.service} declares it, and {other.service} does not")
         if same := sorted(one.tables & two.tables):
-            how = "have one MetaData, with" if one.metadata == two.metadata else "both define"
+            how = "use the same MetaData, with" if one.metadata == two.metadata else "both define"
             details.append(f"{one.service} and {two.service} {how} {_tables(same)}")
     first = next(use for use in uses if use.service in missing)
     declared = " and ".join(
@@ -70,7 +70,7 @@ def _undeclared(database: str, pairs: Sequence[tuple[DatabaseUse, DatabaseUse]])
         "EM056",
         "error",
         _subject(parties),
-        f"They share the database {database} without both saying so"
+        f"They share the database {database} without both declaring it"
         f"{': ' + '; '.join(dict.fromkeys(details)) if details else ''}.",
         f"Give each a database of its own, or declare it: {declared}.",
         parties=parties,
@@ -78,14 +78,14 @@ def _undeclared(database: str, pairs: Sequence[tuple[DatabaseUse, DatabaseUse]])
     )
 
 
-def _idle_declarations(facts: Facts, use: DatabaseUse) -> Iterator[Problem]:
+def _false_declarations(facts: Facts, use: DatabaseUse) -> Iterator[Problem]:
     others = {each.service: each for each in facts.databases}
     for name in dict.fromkeys(use.shares_with):
         other = others.get(name)
         if name == use.service:
-            why = "which is itself"
+            why = "which is the service itself"
         elif name not in facts.services:
-            why = "and there is no such service"
+            why = "which does not exist"
         elif (
             other is not None
             and use.given
@@ -94,7 +94,7 @@ def _idle_declarations(facts: Facts, use: DatabaseUse) -> Iterator[Problem]:
             and other.database
             and use.database != other.database
         ):
-            why = f"which uses another one ({other.database}, and not {use.database})"
+            why = f"which uses another one ({other.database} instead of {use.database})"
         else:
             continue
         near = difflib.get_close_matches(name, [each for each in facts.services if each != name], 1)
@@ -102,9 +102,9 @@ def _idle_declarations(facts: Facts, use: DatabaseUse) -> Iterator[Problem]:
             "EM059",
             "warning",
             f"service {use.service}",
-            f"It says that it shares its database with {name}, {why}.",
+            f"It declares that it shares its database with {name}, {why}.",
             (f"Did you mean {near[0]}? " if near and name not in facts.services else "")
-            + f"Take {name} out of shares_database_with.",
+            + f"Remove {name} from shares_database_with.",
             parties=(use.service,),
             place=use.place,
             marks=(name,),

@@ -1,4 +1,4 @@
-"""What the rules of the mesh are told: who publishes, reads and keeps what."""
+"""The facts that the rules for all services use: publications, subscriptions and databases."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from eventmesh.contracts.problem import Place
 
 
 class Frozen(Protocol):
-    """The lock files: `Locks`."""
+    """The lock files, as the rules use them; implemented by `Locks`."""
 
     def of(self, name: str) -> Mapping[int, Sequence[Lock]]:
-        """The versions of a message, each with its revisions, the oldest first."""
+        """The versions of a message, each with its revisions, oldest first."""
         ...
 
     def names(self) -> Iterable[str]:
-        """The messages that have any."""
+        """The names of messages with lock files."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A service publishes an event of its own, or sends a command."""
+    """A message that a service publishes or sends."""
 
     service: str
     model: type[Message]
     writes: int
-    """The version that it writes, which a downcaster makes an older one than its model's."""
+    """The version in which it is sent; older than the model's if the service downcasts it."""
     place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A service reads a message in one or more of its subscriptions."""
+    """A message that a service receives, in one or more of its subscriptions."""
 
     service: str
     subscriptions: tuple[str, ...]
@@ -46,26 +46,26 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseUse:
-    """Where a service keeps its state."""
+    """The database of a service."""
 
     service: str
     database: str
-    """One name for one database, without user and password; empty for one that nobody can share."""
+    """Equal for the same database, without user and password; empty if it cannot be shared."""
     given: bool = True
-    """Whether somebody has set it, so that it can be told from another one."""
+    """Whether its URL is configured; otherwise it is a default, and says nothing."""
     shares_with: tuple[str, ...] = ()
     tables: frozenset[str] = frozenset()
     metadata: int | None = None
-    """The same number for services that have the very same SQLAlchemy MetaData."""
+    """Equal for services that use the same SQLAlchemy MetaData object."""
     place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that the rules need to know."""
+    """Everything that the rules need to know."""
 
     services: tuple[str, ...]
-    """The name of each service that was found; twice if two have it."""
+    """The name of each service; a name that two services have is in it twice."""
     frozen: Frozen
     publications: tuple[Publication, ...] = ()
     readings: tuple[Reading, ...] = ()
@@ -73,10 +73,10 @@ class Facts:
 
     @property
     def declared(self) -> tuple[Publication | Reading, ...]:
-        """Every use that a service makes of a message."""
+        """Every message that a service publishes, sends or receives."""
         return (*self.publications, *self.readings)
 
     def unretired(self, name: str) -> list[Lock]:
-        """The lock files of a message that say that it may still be sent."""
+        """The lock files of a message whose versions are not retired."""
         versions = self.frozen.of(name).values()
         return [lock for each in versions for lock in each if lock.status != "retired"]

@@ -1,4 +1,4 @@
-"""Whether every message has one owner, and is to everybody what it is to its owner."""
+"""Every message has one owner, and every service declares it with the same kind and key."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ _KINDS = {"event": "an event", "command": "a command"}
 
 
 def two_owners(facts: Facts) -> Iterator[Problem]:
-    """EM054: two services have one name, or an event is published by somebody who does not own
-    it."""
+    """EM054: two services have the same name, or an event is published by another service than its
+    owner."""
     for service in sorted({name for name in facts.services if facts.services.count(name) > 1}):
         yield Problem(
             "EM054",
             "error",
             f"service {service}",
-            f"{facts.services.count(service)} services have this name, and so the same messages.",
+            f"{facts.services.count(service)} services have this name, so they own the same "
+            f"messages.",
             "Rename one of them and its messages.",
             parties=(service,),
         )
@@ -31,7 +32,7 @@ def two_owners(facts: Facts) -> Iterator[Problem]:
                 "EM054",
                 "error",
                 identity.name,
-                f"It is published by {sent.service}, and belongs to {identity.owner}.",
+                f"It is published by {sent.service}, but its owner is {identity.owner}.",
                 f"Publish an event named {sent.service}.…, or send {identity.owner} a command.",
                 parties=once(sent.service, identity.owner),
                 place=sent.place,
@@ -39,23 +40,25 @@ def two_owners(facts: Facts) -> Iterator[Problem]:
 
 
 def other_identities(facts: Facts) -> Iterator[Problem]:
-    """EM058: a service declares another's message as the other kind, or with another key than the
-    owner does, so that it is not kept in the order that the service relies on."""
+    """EM058: a service declares a message of another one with a different kind or key.
+
+    With a different key, messages do not arrive in the order on which the service relies.
+    """
     owned = {
         each.model.__identity__.name: each.model.__identity__
         for each in facts.declared
         if each.service == each.model.__identity__.owner
     }
-    told = set()
+    reported = set()
     for each in facts.declared:
         mine = each.model.__identity__
-        if each.service == mine.owner or (each.service, mine.name) in told:
+        if each.service == mine.owner or (each.service, mine.name) in reported:
             continue
         difference = _kind_difference(facts, mine, owned.get(mine.name)) or _key_difference(
             facts, each, owned.get(mine.name)
         )
         if difference:
-            told.add((each.service, mine.name))
+            reported.add((each.service, mine.name))
             summary, fix = difference
             yield Problem(
                 "EM058",
@@ -76,7 +79,7 @@ def _kind_difference(
         return None
     [kind, *_] = sorted(kinds)
     return (
-        f"it is {_KINDS[mine.kind]}, and for its owner {mine.owner} {_KINDS[kind]}.",
+        f"it is {_KINDS[mine.kind]}, but for its owner {mine.owner} it is {_KINDS[kind]}.",
         f"Derive the model from {kind.capitalize()}, or correct its name.",
     )
 
@@ -84,7 +87,7 @@ def _kind_difference(
 def _key_difference(
     facts: Facts, each: Publication | Reading, owners: Identity | None
 ) -> tuple[str, str] | None:
-    """A reader may leave the key out, for it is the envelope's that counts; a sender may not."""
+    """A subscriber may leave the key out, since the envelope has it; a sender may not."""
     mine = each.model.__identity__
     revisions = facts.frozen.of(mine.name).get(mine.version, ())
     if revisions:
@@ -96,23 +99,24 @@ def _key_difference(
     reads = isinstance(each, Reading)
     if key == mine.key or key in _names_of_key(each.model):
         return None
-    if mine.key is None if reads else key is None:  # no order is relied on
+    if mine.key is None if reads else key is None:  # nobody relies on an order
         return None
-    said = f"the key {mine.key!r}" if mine.key else "no key"
-    meant = f"the key {key!r}" if key else "no key"
+    declared = f"the key {mine.key!r}" if mine.key else "no key"
+    expected = f"the key {key!r}" if key else "no key"
     effect = (
-        "what it handles does not come in the order of its key"
+        "messages do not arrive in the order of its key"
         if reads
-        else f"what it sends does not come in the order that {mine.owner} expects"
+        else f"its messages do not arrive in the order that {mine.owner} expects"
     )
     return (
-        f"version {mine.version} has {said}, and for its owner {mine.owner} {meant}: {effect}.",
-        f"Write key={key!r}." if key else "Leave key=… out.",
+        f"version {mine.version} has {declared}, but for its owner {mine.owner} {expected}: "
+        f"{effect}.",
+        f"Write key={key!r}." if key else "Remove key=….",
     )
 
 
 def _names_of_key(model: type[Message]) -> set[str]:
-    """What the model's key is called in data that it reads or writes."""
+    """The names of the key field in data that the model reads or writes."""
     key = model.__identity__.key
     if key is None:
         return set()

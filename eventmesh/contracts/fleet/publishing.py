@@ -1,4 +1,4 @@
-"""Whether every event that is heard is published, and every command that is sent is handled."""
+"""Every event that is subscribed to is published, and every command has exactly one handler."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from eventmesh.contracts.problem import Problem, Severity
 
 
 def unpublished(facts: Facts) -> Iterator[Problem]:
-    """EM051: an event is subscribed to that its owner does not publish. It is a warning where the
-    owner is not among the services found and has lock files: somebody outside publishes it."""
+    """EM051: a service subscribes to an event that its owner does not publish.
+
+    It is a warning if the owner is not in this project but its lock files are: then it publishes
+    the event elsewhere.
+    """
     published = {each.model.__identity__.name for each in facts.publications}
     readings: dict[str, list[Reading]] = {}
     for reading in facts.readings:
@@ -26,23 +29,23 @@ def _unpublished(
     facts: Facts, name: str, readers: Sequence[Reading], published: set[str]
 ) -> Problem:
     owner = name.partition(".")[0]
-    said = f"It is subscribed to by {listed([reader_of(each) for each in readers])}"
+    beginning = f"{listed([reader_of(each) for each in readers])} subscribes to it"
     severity: Severity = "error"
     if owner in facts.services:
-        summary = f"{said}, and {owner} does not publish it."
+        summary = f"{beginning}, but {owner} does not publish it."
         fix = (
-            f"Let {owner} publish it: service.publisher(…), or a handler that returns it; or "
+            f"Publish it in {owner}, by service.publisher(…) or a handler that returns it; or "
             f"remove the subscription."
         )
     elif facts.unretired(name):
         severity = "warning"
         summary = (
-            f"{said}, and its owner {owner} is not among the services found: it is taken to be "
-            f"published elsewhere, as its lock files say."
+            f"{beginning}, but its owner {owner} is not a service of this project. Since there are "
+            f"lock files, we assume that it is published elsewhere."
         )
-        fix = f"Check {owner} in the same project, or waive this."
+        fix = f"Check {owner} in the same project, or waive this finding."
     else:
-        summary = f"{said}, and there is neither a service {owner} nor a lock file of it."
+        summary = f"{beginning}, but there is neither a service {owner} nor a lock file."
         fix = _nobody(owner)
     return Problem(
         "EM051",
@@ -56,8 +59,11 @@ def _unpublished(
 
 
 def command_handlers(facts: Facts) -> Iterator[Problem]:
-    """EM052, EM053 and EM070: a command that is sent has no handler, a command has several, or it
-    has one and nobody sends it. The last is a warning: a program outside the mesh may send it."""
+    """EM052, EM053 and EM070: a command is sent and has no handler, has several, or has one and
+    nobody sends it.
+
+    The last is a warning, since a program outside this project may send it.
+    """
     handlers: dict[str, list[Reading]] = {}
     for reading in facts.readings:
         if reading.model.__identity__.kind == "command":
@@ -75,8 +81,8 @@ def command_handlers(facts: Facts) -> Iterator[Problem]:
                 "EM053",
                 "error",
                 name,
-                f"It is handled by {listed(subscriptions)}: a command is handled once.",
-                "Remove one of them, or publish an event, which several may handle.",
+                f"It is handled by {listed(subscriptions)}, but a command must have one handler.",
+                "Remove one of them, or publish an event, which may have several subscribers.",
                 parties=once(*(reading.service for reading in readings)),
                 place=readings[-1].place,
             )
@@ -89,11 +95,11 @@ def _unsent(name: str, reading: Reading, unhandled: Iterable[str]) -> Problem:
         "EM070",
         "warning",
         name,
-        f"It is handled by {reader_of(reading)}, and no service declares that it sends it.",
-        suggestion(name, unhandled) + f"Declare it where it is sent, by "
-        f"service.publisher({reading.model.__name__}), which {reading.service} itself may do for "
-        f"what its web application or its scripts send. Remove the handler if nobody sends the "
-        f"command, or waive this if a program does that is not part of this project.",
+        f"It is handled by {reader_of(reading)}, but no service declares that it sends it.",
+        suggestion(name, unhandled) + f"Declare it in the service that sends it, by "
+        f"service.publisher({reading.model.__name__}); {reading.service} itself may do so for its "
+        f"web application or scripts. If nobody sends it, remove the handler. If a program outside "
+        f"this project sends it, waive this finding.",
         parties=(reading.service,),
         place=reading.place,
     )
@@ -105,20 +111,20 @@ def _unhandled(
     identity = senders[0].model.__identity__
     owner = identity.owner
     services = [each.service for each in senders]
-    sent = f"It is sent by {listed(services)}"
+    beginning = f"{listed(services)} sends it"
     severity: Severity = "error"
     if owner in facts.services:
-        summary = f"{sent}, and {owner} has no handler for it."
+        summary = f"{beginning}, but {owner} has no handler for it."
         fix = f"Write a handler in {owner}, or stop sending it."
     elif facts.unretired(identity.name):
         severity = "warning"
         summary = (
-            f"{sent}, and its owner {owner} is not among the services found: it is taken to be "
-            f"handled elsewhere, as its lock files say."
+            f"{beginning}, but its owner {owner} is not a service of this project. Since there are "
+            f"lock files, we assume that it is handled elsewhere."
         )
-        fix = f"Check {owner} in the same project, or waive this."
+        fix = f"Check {owner} in the same project, or waive this finding."
     else:
-        summary = f"{sent}, and there is neither a service {owner} nor a lock file of it."
+        summary = f"{beginning}, but there is neither a service {owner} nor a lock file."
         fix = _nobody(owner)
     return Problem(
         "EM052",
@@ -133,6 +139,6 @@ def _unhandled(
 
 def _nobody(owner: str) -> str:
     return (
-        f"Correct the name; or, if {owner} lives in another project, add its lock files below "
+        f"Correct the name; or, if {owner} is in another project, copy its lock files to "
         f"schemas/{owner}/."
     )

@@ -1,4 +1,4 @@
-"""Whether every subscriber reads what may still arrive."""
+"""Every subscriber can read every version of its messages that may still arrive."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 from eventmesh.compat.verdict import Breaking, Compatible, Unknown, Verdict
 from eventmesh.contracts.fleet.arriving_versions import (
-    Arrival,
+    ArrivingVersion,
     Form,
-    arrivals,
-    different,
+    arriving_versions,
+    distinct_forms,
     own_forms,
 )
 from eventmesh.contracts.fleet.facts import Facts, Reading
@@ -23,7 +23,7 @@ Cast = Callable[[Any], Any]
 
 
 class Judge(Protocol):
-    """Whether what a writer's schema allows is read by a model: `compare_model`."""
+    """Decides whether a model reads everything that a writer's schema allows: `compare_model`."""
 
     def __call__(
         self,
@@ -34,31 +34,34 @@ class Judge(Protocol):
         samples: Sequence[Any],
         writer_model: type[Message] | None,
     ) -> Verdict:
-        """The verdict, after the cast; samples are what was once written."""
+        """The verdict; `cast` is applied to each document first, `samples` were really written."""
         ...
 
 
 FrozenJudge = Callable[[dict[str, Any], dict[str, Any]], Verdict]
-"""The same for a reader of which only the frozen schema is known: `compare_schemas`."""
+"""The same for a reader that is known by its frozen schema only: `compare_schemas`."""
 
 
 def unreadable(facts: Facts, judge: Judge) -> Iterator[Problem]:
-    """EM050 where a document is found that may still arrive and that a subscriber cannot read;
-    EM057 where neither that nor the opposite is proved. Once for each subscriber and version, and
-    for each sender of a command whose model alone is at fault."""
+    """EM050 for a document that may still arrive and that a subscriber cannot read; EM057 if that
+    could be neither proved nor refuted.
+
+    There is at most one problem for each subscriber and version, and one for each sender of a
+    command whose model differs from what is frozen.
+    """
     for reading in facts.readings:
-        at_fault: set[int] = set()  # versions that the reader itself does not read
-        for arrival in arrivals(facts, reading):
-            if arrival.version in at_fault:
+        reported: set[int] = set()  # frozen versions that the reader cannot read
+        for arrival in arriving_versions(facts, reading):
+            if arrival.version in reported:
                 continue
             for verdict, form in _refused(reading.model, arrival, judge):
                 if arrival.frozen:
-                    at_fault.add(arrival.version)
+                    reported.add(arrival.version)
                 yield _unreadable(reading, arrival, form, verdict)
 
 
 def misread_elsewhere(facts: Facts, judge: FrozenJudge) -> Iterator[Problem]:
-    """The same for a command to a service that is not among those found: its lock file reads it."""
+    """The same for a command to a service outside this project, known by its lock files only."""
     for sent in facts.publications:
         identity = sent.model.__identity__
         locks = facts.unretired(identity.name)
@@ -67,7 +70,7 @@ def misread_elsewhere(facts: Facts, judge: FrozenJudge) -> Iterator[Problem]:
         same = [lock for lock in locks if lock.version == sent.writes]
         lock = (same or locks)[-1]
         for form in own_forms(sent, facts.frozen.of(identity.name)):
-            verdict: Verdict = Unknown("what its downcasters end in has no lock file")
+            verdict: Verdict = Unknown("the version to which it is downcast has no lock file")
             if form.schema is not None:
                 verdict = judge(form.schema, lock.reader)
             if isinstance(verdict, Compatible):
@@ -75,9 +78,9 @@ def misread_elsewhere(facts: Facts, judge: FrozenJudge) -> Iterator[Problem]:
             yield _problem(
                 f"{identity.name} v{sent.writes}",
                 f"Version {sent.writes}, which {sent.service} sends ({form.source}), "
-                f"{_cannot(verdict)} by {identity.owner}, of which only lock files are known, as "
+                f"{_cannot(verdict)} by {identity.owner}, which is known by its lock file "
                 f"{lock}{_reason(verdict)}.",
-                f"In {sent.service}: send what {lock} reads; or update the lock files of "
+                f"In {sent.service}: send what {lock} accepts; or update the lock files of "
                 f"{identity.owner}.",
                 (identity.owner, sent.service),
                 sent.place,
@@ -86,11 +89,11 @@ def misread_elsewhere(facts: Facts, judge: FrozenJudge) -> Iterator[Problem]:
 
 
 def _refused(
-    model: type[Message], arrival: Arrival, judge: Judge
+    model: type[Message], arrival: ArrivingVersion, judge: Judge
 ) -> list[tuple[Breaking | Unknown, Form]]:
-    """The most telling verdict against the model, if there is one."""
+    """The first form that the model cannot read; else the first that is unknown, if any."""
     unknown: list[tuple[Breaking | Unknown, Form]] = []
-    for form in different(arrival.forms):
+    for form in distinct_forms(arrival.forms):
         if form.schema is None:
             verdict: Verdict = Unknown(f"version {arrival.version} has no lock file")
         else:
@@ -109,14 +112,14 @@ def _refused(
 
 
 def _cast(model: type[Message], version: int) -> Cast | None:
-    """What happens to data of this version before the model reads it."""
+    """The upcasters from this version, if the model has them and needs them."""
     if version == model.__identity__.version or version not in readable_versions(model):
         return None
     return lambda data: upcast(model, data, version)
 
 
 def _unreadable(
-    reading: Reading, arrival: Arrival, form: Form, verdict: Breaking | Unknown
+    reading: Reading, arrival: ArrivingVersion, form: Form, verdict: Breaking | Unknown
 ) -> Problem:
     identity = reading.model.__identity__
     senders = listed(arrival.publishers) or "a sender"
@@ -133,7 +136,7 @@ def _unreadable(
 
 
 def _cannot(verdict: Breaking | Unknown) -> str:
-    return "cannot be read" if isinstance(verdict, Breaking) else "is not known to be read"
+    return "cannot be read" if isinstance(verdict, Breaking) else "is not proved to be readable"
 
 
 def _reason(verdict: Breaking | Unknown) -> str:
@@ -161,32 +164,40 @@ def _problem(
     )
 
 
-def _fix(reading: Reading, arrival: Arrival, verdict: Breaking | Unknown) -> str:
+def _fix(reading: Reading, arrival: ArrivingVersion, verdict: Breaking | Unknown) -> str:
     identity, model = reading.model.__identity__, reading.model.__name__
     version, reader = arrival.version, reading.service
     sender = listed(arrival.publishers) or identity.owner
     fields = [change.field for change in verdict.changes if change.field]
     if version > identity.version:
-        mine = f"read version {version} with {model}, or make optional what it misses"
+        mine = f"read version {version} with {model}, or make the missing fields optional"
         theirs = (
             f"write version {identity.version} until then, by service.publisher(…, version="
             f"{identity.version}) and a downcaster"
         )
     elif version < identity.version and version not in readable_versions(reading.model):
         mine = (
-            f"write @{model}.upcaster(from_version={version}), or make optional what version "
-            f"{version} has not"
+            f"write @{model}.upcaster(from_version={version}), or make the fields optional that "
+            f"version {version} lacks"
         )
-        theirs = f"retire version {version} when `eventmesh schema inventory` finds none of it"
+        theirs = (
+            f"retire version {version} once `eventmesh schema inventory` finds no message of it"
+        )
     elif version < identity.version:
-        mine = f"correct the upcasters of {model} from version {version} on"
-        theirs = f"retire version {version} when `eventmesh schema inventory` finds none of it"
+        mine = f"correct the upcasters of {model} from version {version}"
+        theirs = (
+            f"retire version {version} once `eventmesh schema inventory` finds no message of it"
+        )
     else:
-        mine = f"let {model} take what is written{f' in {fields[0]}' if fields else ''}"
-        theirs = "keep writing what was read, or give the change a version of its own"
+        mine = f"let {model} accept what is sent{f' in {fields[0]}' if fields else ''}"
+        theirs = f"send what {model} accepts, or give the change a version of its own"
     if not arrival.frozen:
-        theirs = f"send only what {model} reads"
-    unsure = "" if isinstance(verdict, Breaking) else " Or show that it is read, and waive this."
+        theirs = f"send only what {model} accepts"
+    unsure = (
+        ""
+        if isinstance(verdict, Breaking)
+        else " Or make sure that it is read, and waive this finding."
+    )
     if sender == reader:
         return f"In {reader}: {mine}; or {theirs}.{unsure}"
     return f"In {reader}: {mine}. Or in {sender}: {theirs}.{unsure}"

@@ -1,9 +1,18 @@
-"""Whether the code is what was frozen; and if not, whether that harms anybody."""
+"""Comparing models with what is frozen: has a version changed, and does the change break anyone?
+
+Within one version, a change must be compatible in both directions: messages written before must be
+readable by the model, and messages that it writes must be readable by services that still have the
+frozen version. An added optional field is such a change; it only has to be frozen (EM032). Anything
+else needs a new version (EM031).
+
+`check` reports all of this for `eventmesh schema check`. `refuse_drift` is for a worker's start-up:
+it raises `Drift`, and lets a version pass that has never been frozen.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +27,38 @@ from eventmesh.contracts.problem import Place, Problem, Witness
 from eventmesh.errors import Drift, UsageError
 
 FREEZABLE = ("EM030", "EM032")
-"""What `eventmesh schema freeze` is the answer to."""
+"""The rules whose problems `eventmesh schema freeze` solves."""
 
 
 def schemas_of(model: type[Message]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the model writes and what it reads, as schemas; UsageError when there are none."""
+    """The schema of what the model writes, and of what it reads.
+
+    UsageError if a type in the model has no JSON schema, or it is nested too deeply.
+    """
+    # Loaded late: a service without lock files never needs it.
     from eventmesh.compat.model_schemas import reader_schema, writer_schema
 
+    where = f"{model.__module__}.{model.__qualname__}"
     try:
         schemas = writer_schema(model), reader_schema(model)
     except (PydanticUserError, RecursionError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UsageError(
-            f"{model.__module__}.{model.__qualname__} has no JSON schema: {reason} Give its fields "
-            f"types that can be written as JSON."
+            f"{where} has no JSON schema: {reason} Use field types that can be written as JSON."
         ) from None
     if is_deeper([*schemas], MAX_DEPTH):
         raise UsageError(
-            f"{model.__module__}.{model.__qualname__} is nested more than {MAX_DEPTH} levels deep: "
-            f"make classes of the inner parts."
+            f"The schema of {where} is nested more than {MAX_DEPTH} levels deep. Declare the inner "
+            f"parts as classes of their own."
         )
     return schemas
 
 
 def same_contract(lock: Lock, model: type[Message], *, checks: bool = False) -> bool:
-    """Whether the model is what was frozen, however it is spelled; with `checks`, also whether the
-    same functions of the user's check its values."""
+    """Whether the model means the same as what was frozen, however its schema is written.
+
+    With `checks`, the user's validators must be the same, too.
+    """
     identity = identity_of(model)
     writer, reader = schemas_of(model)
     return (
@@ -55,71 +70,62 @@ def same_contract(lock: Lock, model: type[Message], *, checks: bool = False) -> 
 
 
 def check(models: Iterable[type[Message]], locks: Locks) -> list[Problem]:
-    """How each of these models stands against the lock files of its message."""
-    return [
-        problem
-        for model in models
-        for problem in (
-            *locks.problems_of(identity_of(model).name),
-            *_check_one(model, locks),
-        )
-    ]
+    """Compare each model with the lock files of its message."""
+    problems: list[Problem] = []
+    for model in models:
+        identity = identity_of(model)
+        problems += locks.problems_of(identity.name)
+        revisions = locks.of(identity.name).get(identity.version, ())
+        if not revisions:
+            problems += _missing_lock(model, locks)
+        elif not any(same_contract(lock, model, checks=True) for lock in revisions):
+            found = _compare(model, revisions)
+            is_frozen = any(same_contract(lock, model) for lock in revisions)
+            # If only validators changed, and compatibly, there is nothing to freeze.
+            problems += [each for each in found if not (is_frozen and each.rule == "EM032")]
+    return problems
 
 
 def refuse_drift(models: Iterable[type[Message]], root: Path) -> None:
-    """Drift when a frozen version is not what the code says; a missing one is let pass."""
+    """Drift if a frozen version differs from its model; versions that are not frozen pass."""
     locks = read_locks(root)
     problems: list[Problem] = []
     for model in models:
         identity = identity_of(model)
-        problems.extend(p for p in locks.problems_of(identity.name) if p.severity == "error")
+        problems += (each for each in locks.problems_of(identity.name) if each.severity == "error")
         revisions = locks.of(identity.name).get(identity.version, ())
         if revisions and not any(same_contract(lock, model) for lock in revisions):
-            problems.extend(_compare(model, revisions))
-    refuse(problems)
+            problems += _compare(model, revisions)
+    raise_drift(problems)
 
 
-def refuse(problems: Iterable[Problem]) -> None:
-    """Drift that says all of these, and what to do; nothing happens where there are none."""
+def raise_drift(problems: Iterable[Problem]) -> None:
+    """Drift with all these problems and their fixes, if there are any."""
     problems = list(problems)
     if problems:
         fixes = dict.fromkeys(problem.fix for problem in problems)
         raise Drift(
-            "The code and the frozen schemas differ. "
+            "The code differs from the frozen schemas. "
             + " ".join(f"{problem.subject}: {problem.summary}." for problem in problems)
             + f" {' '.join(fixes)}"
         )
 
 
-def _check_one(model: type[Message], locks: Locks) -> Sequence[Problem]:
-    identity = identity_of(model)
-    versions = locks.of(identity.name)
-    revisions = versions.get(identity.version, ())
-    if not revisions:
-        return _missing(model, locks)
-    if any(same_contract(lock, model, checks=True) for lock in revisions):
-        return ()
-    problems = _compare(model, revisions)
-    if any(same_contract(lock, model) for lock in revisions):  # only its validators are others
-        problems = [problem for problem in problems if problem.rule != "EM032"]
-    return problems
-
-
-def _missing(model: type[Message], locks: Locks) -> Sequence[Problem]:
+def _missing_lock(model: type[Message], locks: Locks) -> list[Problem]:
     identity = identity_of(model)
     path = lock_path(locks.root, model)
     if any(problem.subject == str(identity) for problem in locks.problems_of(identity.name)):
-        return ()  # it is there, and broken
+        return []  # its lock file exists, and is reported as broken
     older = [version for version in locks.of(identity.name) if version < identity.version]
     if older and max(older) < identity.version - 1:
-        skipped = max(older) + 1
+        next_version = max(older) + 1
         return [
             _problem(
                 "EM035",
                 model,
                 path,
-                f"version {skipped} was skipped: the newest that is frozen is {max(older)}",
-                f"Declare {identity.name} with version={skipped}.",
+                f"version {next_version} was skipped: the newest frozen version is {max(older)}",
+                f"Declare {identity.name} with version={next_version}.",
             )
         ]
     return [
@@ -134,73 +140,75 @@ def _missing(model: type[Message], locks: Locks) -> Sequence[Problem]:
 
 
 def _compare(model: type[Message], revisions: Sequence[Lock]) -> list[Problem]:
-    """What to say of a model that is none of these revisions of its version."""
+    """The problem of a model that equals none of the revisions of its version."""
     identity, latest = identity_of(model), revisions[-1]
+    new_version = (
+        f"A frozen version never changes: restore the model, or raise its version by one to "
+        f"{identity.version + 1}, add an upcaster "
+        f"(@{model.__name__}.upcaster(from_version={identity.version})) and run "
+        f"`eventmesh schema freeze`."
+    )
     for part in ("kind", "key"):
         before, after = getattr(latest, part), getattr(identity, part)
         if before != after:
-            summary = f"the {part} was {before!r} and is {after!r}"
-            return [_problem("EM042", model, latest.path, summary, _ways_out(model))]
+            summary = f"the {part} changed from {before!r} to {after!r}"
+            return [_problem("EM042", model, latest.path, summary, new_version)]
     for lock in revisions:
-        for said, verdict in _verdicts(model, lock):
-            match verdict:
-                case Breaking():
-                    return [_breaking(model, lock, said, verdict)]
-                case Unknown(reason=reason):
-                    return [
-                        _problem(
-                            "EM044",
-                            model,
-                            lock.path,
-                            f"{_what_changed(model, latest)}; whether {said} could be neither "
-                            f"proved nor refuted: {reason}",
-                            f"{_ways_out(model)} Who knows that it breaks nobody may waive it in "
-                            f"pyproject.toml, and then freeze.",
-                            changes=verdict.changes,
-                        )
-                    ]
+        for verdict, question, failure in _verdicts(model, lock):
+            if isinstance(verdict, Breaking):
+                text = json.dumps(verdict.witness)
+                shown = text if len(text) <= 200 else f"{text[:200]}…"
+                reason = f" ({verdict.reason})" if verdict.reason else ""
+                return [
+                    _problem(
+                        "EM031",
+                        model,
+                        lock.path,
+                        f"{_describe_changes(model, lock)}; {failure}: {shown} is rejected{reason}",
+                        new_version,
+                        witness=Witness(verdict.witness, verdict.reason),
+                        changes=verdict.changes,
+                    )
+                ]
+            if isinstance(verdict, Unknown):
+                return [
+                    _problem(
+                        "EM044",
+                        model,
+                        lock.path,
+                        f"{_describe_changes(model, latest)}; it could be neither proved nor "
+                        f"refuted that {question}: {verdict.reason}",
+                        f"{new_version} If you know that the change breaks nobody, waive this "
+                        f"finding in pyproject.toml, and then freeze.",
+                        changes=verdict.changes,
+                    )
+                ]
     return [
         _problem(
             "EM032",
             model,
             latest.path,
-            f"{_what_changed(model, latest)}: compatible both ways, and not recorded yet",
+            f"{_describe_changes(model, latest)}: compatible in both directions, and not frozen "
+            f"yet",
             "Run `eventmesh schema freeze` and commit the files it writes.",
         )
     ]
 
 
-def _verdicts(model: type[Message], lock: Lock) -> Iterable[tuple[str, Verdict]]:
+def _verdicts(model: type[Message], lock: Lock) -> Iterator[tuple[Verdict, str, str]]:
+    """The verdict for each direction, what it is about, and what it means if it is not so."""
+    # Loaded late: a service whose models are as frozen never compares.
     from eventmesh.compat.models import compare_model, compare_schemas
 
-    writer, _ = schemas_of(model)
     yield (
-        "the model reads what was written before",
         compare_model(lock.writer, model, samples=lock.samples),
+        "the model reads every message written before",
+        "the model cannot read a message that was written before",
     )
-    yield "what the model writes is read by those of before", compare_schemas(writer, lock.reader)
-
-
-def _breaking(model: type[Message], lock: Lock, said: str, verdict: Breaking) -> Problem:
-    return _problem(
-        "EM031",
-        model,
-        lock.path,
-        f"{_what_changed(model, lock)}; it is not so that {said}: {_short(verdict.witness)} is "
-        f"refused{f' ({verdict.reason})' if verdict.reason else ''}",
-        _ways_out(model),
-        witness=Witness(verdict.witness, verdict.reason),
-        changes=verdict.changes,
-    )
-
-
-def _ways_out(model: type[Message]) -> str:
-    identity = identity_of(model)
-    return (
-        f"A frozen version never changes: restore the model, or raise its version by one to "
-        f"{identity.version + 1}, add an upcaster "
-        f"(@{model.__name__}.upcaster(from_version={identity.version})) and run "
-        f"`eventmesh schema freeze`."
+    yield (
+        compare_schemas(schemas_of(model)[0], lock.reader),
+        "services with the frozen version read every message that the model writes",
+        "services with the frozen version cannot read a message that the model writes",
     )
 
 
@@ -220,17 +228,13 @@ def _problem(
     )
 
 
-def _short(document: Any) -> str:
-    text = json.dumps(document)
-    return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def _what_changed(model: type[Message], lock: Lock) -> str:
+def _describe_changes(model: type[Message], lock: Lock) -> str:
+    """The fields that were added, removed or changed, in words."""
     writer, reader = schemas_of(model)
     before, after = _fields(lock.writer, lock.reader), _fields(writer, reader)
     parts = [
-        *(f"field {name!r} is new" for name in sorted(after.keys() - before.keys())),
-        *(f"field {name!r} is gone" for name in sorted(before.keys() - after.keys())),
+        *(f"field {name!r} was added" for name in sorted(after.keys() - before.keys())),
+        *(f"field {name!r} was removed" for name in sorted(before.keys() - after.keys())),
         *(
             f"field {name!r} changed"
             for name in sorted(before.keys() & after.keys())
@@ -240,12 +244,14 @@ def _what_changed(model: type[Message], lock: Lock) -> str:
     return ", ".join(parts) or "a nested definition changed"
 
 
-def _fields(*sides: dict[str, Any]) -> dict[str, Any]:
-    names = {name for side in sides for name in side.get("properties", {})}
+def _fields(writer: dict[str, Any], reader: dict[str, Any]) -> dict[str, Any]:
+    """What both schemas say about each top-level field."""
+    sides = (writer, reader)
     return {
         name: [
             (side.get("properties", {}).get(name), name in side.get("required", []))
             for side in sides
         ]
-        for name in names
+        for side in sides
+        for name in side.get("properties", {})
     }

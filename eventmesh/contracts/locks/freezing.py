@@ -1,52 +1,30 @@
-"""Lock files: what each version of a message looks like, frozen so that a change is noticed.
+"""Freezing versions: writing the lock files that are missing.
 
-`schemas/<owner>/<message>/v<N>.json` holds version N for ever. A change within the version, which
-must be compatible both ways with all that it was before, is a file beside it: `v<N>.2.json`.
+A version that was never frozen gets its first lock file, and one whose model changed compatibly
+gets a further revision. Nothing at all is written if one of the models changed in another way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from eventmesh.contracts.locks.drift import (
     FREEZABLE,
     check,
-    refuse,
-    refuse_drift,
+    raise_drift,
     same_contract,
     schemas_of,
 )
 from eventmesh.contracts.locks.lock_file import Lock, file_name, seal, write_lock
-from eventmesh.contracts.locks.lock_folder import (
-    Locks,
-    folder_of,
-    lock_path,
-    locks_from,
-    read_locks,
-)
+from eventmesh.contracts.locks.lock_folder import lock_path, read_locks
 from eventmesh.contracts.locks.sample_messages import samples_of
 from eventmesh.contracts.message import Message, identity_of
 
-__all__ = [
-    "Lock",
-    "Locks",
-    "check",
-    "folder_of",
-    "freeze",
-    "lock_of",
-    "lock_path",
-    "locks_from",
-    "read_locks",
-    "refuse_drift",
-    "same_contract",
-    "schemas_of",
-]
-
 
 def lock_of(model: type[Message], root: Path = Path("schemas")) -> Lock:
-    """What would be frozen if this version had no lock file."""
+    """The lock of the model, as it would be frozen if it were a new version."""
     identity = identity_of(model)
     writer, reader = schemas_of(model)
     lock = Lock(
@@ -69,14 +47,13 @@ def lock_of(model: type[Message], root: Path = Path("schemas")) -> Lock:
 def freeze(
     models: Iterable[type[Message]], root: Path, *, waived: Container[str] = ()
 ) -> list[Lock]:
-    """Write the lock files that are missing: of new versions, and of changes within one that are
-    compatible both ways with all its revisions. Returns what was written.
+    """Write the missing lock files of these models, and return them.
 
-    Drift, and nothing is written at all, when a version was changed otherwise, or one is skipped;
-    but not for problems whose fingerprints are `waived`.
+    Drift, before anything is written, if a version changed incompatibly or one was skipped.
+    Problems whose fingerprints are in `waived` are ignored.
     """
     models, locks = list(models), read_locks(root)
-    refuse(
+    raise_drift(
         problem
         for problem in check(models, locks)
         if problem.severity == "error"
@@ -90,25 +67,16 @@ def freeze(
             continue
         lock = lock_of(model, root)
         if revisions:
-            lock = _further(lock, revisions)
-        written.append(lock)
+            latest = revisions[-1]
+            number = latest.revision + 1
+            path = lock.path.with_name(file_name(lock.version, number))
+            lock = replace(
+                lock, revision=number, status=latest.status, sunset=latest.sunset, path=path
+            )
+        written.append(_sealed(lock))
     for lock in written:
         write_lock(lock)
     return written
-
-
-def _further(lock: Lock, revisions: Sequence[Lock]) -> Lock:
-    """The lock as a further revision of its version."""
-    number = revisions[-1].revision + 1
-    return _sealed(
-        replace(
-            lock,
-            revision=number,
-            status=revisions[-1].status,
-            sunset=revisions[-1].sunset,
-            path=lock.path.with_name(file_name(lock.version, number)),
-        )
-    )
 
 
 def _sealed(lock: Lock) -> Lock:

@@ -1,4 +1,10 @@
-"""One lock file: a revision of a message's version, frozen for ever but for its status."""
+"""One lock file: the frozen schemas of one revision of a version, as JSON.
+
+Its hash covers everything except the status (active, deprecated, retired) and the sunset date,
+which may change later. A file that was edited by hand has the wrong hash, and is rejected. Files
+come from version control and merges, so anything may be in them: reading one either returns a
+`Lock` or raises `BrokenLock` with the reason.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +24,7 @@ Status = Literal["active", "deprecated", "retired"]
 
 MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 100
-"""How deep a schema or a sample may be nested: what is deeper could not be walked through."""
+"""The deepest nesting of a schema or sample, so that recursive functions can process it."""
 
 FILE_NAME = re.compile(r"v([1-9][0-9]{0,8})(?:\.([2-9]|[1-9][0-9]{1,8}))?\.json")
 
@@ -29,9 +35,9 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A revision of a version of a message, as it is frozen or would be.
+    """A revision of a version of a message, frozen or about to be.
 
-    `hash` seals everything but the status and the day on which a deprecated version ends.
+    `hash` covers everything except `status` and `sunset`, the last day of a deprecated version.
     """
 
     name: str
@@ -40,11 +46,11 @@ class Lock:
     kind: str
     key: str | None
     writer: dict[str, Any]
-    """The schema of what is written: closed, with every field that is always written required."""
+    """The schema of the messages that are sent. Fields that are always sent are required in it."""
     reader: dict[str, Any]
-    """The schema of what is read."""
+    """The schema of the messages that can be read."""
     samples: tuple[Any, ...]
-    """Messages as they were written."""
+    """Example messages, as they were sent."""
     hash: str
     status: Status
     sunset: date | None
@@ -56,79 +62,84 @@ class Lock:
 
 
 class BrokenLock(ValueError):
-    """A file cannot be read as the lock file that it should be: the reason, to follow its name."""
+    """The file is not a valid lock file; the message is a reason that follows the file's name."""
 
     def __init__(self, reason: str) -> None:
-        # JSON can spell lone surrogates, which no terminal and no file takes.
+        # JSON can contain lone surrogates, which cannot be printed or written to a file.
         super().__init__(reason.encode(errors="backslashreplace").decode())
 
 
 def seal(content: dict[str, Any]) -> str:
-    """The hash of what may never change in a lock file; its layout may."""
+    """The hash of everything that may never change in a lock file, whatever its layout."""
     parts = [content[part] for part in _SEALED]
     return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def file_name(version: int, revision: int) -> str:
-    """How the file of this revision is called."""
     return f"v{version}.json" if revision == 1 else f"v{version}.{revision}.json"
 
 
 def write_lock(lock: Lock) -> None:
-    """Write the file of a lock that has none yet; UsageError when that is not possible."""
+    """Write a new lock file; UsageError if that is not possible."""
     content = {
         "status": lock.status,
         "sunset": lock.sunset and lock.sunset.isoformat(),
         "hash": lock.hash,
     } | {part: getattr(lock, part) for part in _SEALED}
-    _put(lock.path, (json.dumps(content, indent=2) + "\n").encode())
+    _write_atomically(lock.path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def restate(path: Path, status: Status, sunset: date | None) -> None:
-    """Rewrite the status and the sunset in a lock file, and leave every other byte as it is.
+def write_status(path: Path, status: Status, sunset: date | None) -> None:
+    """Change the status and the sunset in a lock file, and leave every other byte as it is.
 
-    UsageError when that is not possible.
+    UsageError if that is not possible.
     """
     try:
-        text = _decoded(_content(path))
-        spans = _members(text)
+        text = _decode(_read(path))
+        spans = _value_positions(text)
     except BrokenLock as error:
         raise UsageError(f"{path} {error}. Restore it from version control.") from None
     values = {"status": json.dumps(status), "sunset": json.dumps(sunset and sunset.isoformat())}
     for part, (start, end) in sorted(spans.items(), key=lambda item: item[1], reverse=True):
         if part in values:
             text = text[:start] + values[part] + text[end:]
-    _put(path, text.encode())
+    _write_atomically(path, text.encode())
 
 
 def read_lock(
     path: Path, name: str, version: int, revision: int, data: bytes | None = None
 ) -> Lock:
-    """The lock in a file that should be this message's version and revision, or would be if it
-    held this data; BrokenLock."""
-    content = parse(_decoded(_content(path) if data is None else data))
+    """Read the lock file of this revision; BrokenLock if it is not a valid one.
+
+    With `data`, that is the content, whatever is in the file.
+    """
+    content = parse(_decode(_read(path) if data is None else data))
     if not isinstance(content, dict) or content.keys() != _KEYS:
         keys = content.keys() if isinstance(content, dict) else set[str]()
         missing, odd = sorted(_KEYS - keys), sorted(keys - _KEYS)
         raise BrokenLock(
-            "is no lock file: "
-            + (f"it lacks {', '.join(missing)}" if missing else f"it has {', '.join(odd)[:200]}")
+            "is not a lock file: "
+            + (
+                f"it lacks {', '.join(missing)}"
+                if missing
+                else f"it has the unknown keys {', '.join(odd)[:200]}"
+            )
         )
     if content["hash"] != seal(content):
-        raise BrokenLock("was edited: its hash does not fit what it holds")
+        raise BrokenLock("was edited: its hash does not match its content")
     stated = (content["name"], content["version"], content["revision"])
     if stated != (name, version, revision):
-        raise BrokenLock(f"holds revision {stated[2]} of {stated[0]} v{stated[1]}")
+        raise BrokenLock(f"contains revision {stated[2]} of {stated[0]} v{stated[1]}")
     if content["status"] not in ("active", "deprecated", "retired"):
-        raise BrokenLock("has a status that is none of active, deprecated and retired")
+        raise BrokenLock("has a status other than active, deprecated and retired")
     if not (isinstance(content["writer"], dict) and isinstance(content["reader"], dict)):
-        raise BrokenLock("holds something else than schemas")
+        raise BrokenLock("has no valid schemas")
     samples, kind, key = content["samples"], content["kind"], content["key"]
     if not isinstance(samples, list) or kind not in ("event", "command"):
-        raise BrokenLock("holds no message's version")
+        raise BrokenLock("has no valid samples or kind")
     if not isinstance(key, str | None):
-        raise BrokenLock("has a key that is no name of a field")
-    sunset = _day(content["sunset"])
+        raise BrokenLock("has a key that is not a string")
+    sunset = _date(content["sunset"])
     return Lock(
         name=name,
         version=version,
@@ -146,13 +157,13 @@ def read_lock(
 
 
 def parse(text: str) -> Any:
-    """The JSON value that this text is; BrokenLock when it is none, or one nobody should trust."""
+    """Parse JSON strictly; BrokenLock for repeated keys, NaN and values nested too deeply."""
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_reject_constant)
     except BrokenLock:
         raise
     except ValueError as error:
-        raise BrokenLock(f"is no JSON: {str(error)[:200]}") from None
+        raise BrokenLock(f"is not valid JSON: {str(error)[:200]}") from None
     except RecursionError:
         raise BrokenLock("is nested too deeply") from None
     if is_deeper(value, MAX_DEPTH):
@@ -161,7 +172,7 @@ def parse(text: str) -> Any:
 
 
 def is_deeper(value: Any, most: int) -> bool:
-    """Whether lists and objects are nested in more levels than so many."""
+    """Whether lists and objects are nested more than `most` levels deep."""
     level = [value]
     for _ in range(most + 1):
         level = [
@@ -175,46 +186,46 @@ def is_deeper(value: Any, most: int) -> bool:
     return True
 
 
-def _content(path: Path) -> bytes:
+def _read(path: Path) -> bytes:
     try:
-        if not path.is_file():  # a pipe of that name would be waited for
-            raise BrokenLock("is no file")
+        if not path.is_file():  # reading a pipe would block
+            raise BrokenLock("is not a regular file")
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise BrokenLock(f"cannot be read: {error.strerror or error}") from None
 
 
-def _decoded(data: bytes) -> str:
+def _decode(data: bytes) -> str:
     if len(data) > MAX_BYTES:
         raise BrokenLock(f"has more than {MAX_BYTES:,} bytes")
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise BrokenLock("is no text in UTF-8") from None
+        raise BrokenLock("is not valid UTF-8") from None
 
 
-def _put(path: Path, data: bytes) -> None:
-    """The whole file or none of it, also when this process is killed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def _write_atomically(path: Path, data: bytes) -> None:
+    """Write a temporary file and rename it, so that a killed process leaves no partial file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            beside.write_bytes(data)
-            beside.replace(path)
+            temporary.write_bytes(data)
+            temporary.replace(path)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(
-            f"The lock file {path} cannot be written: {error.strerror or error}. Give this user "
-            f"the right to write there, or set EVENTMESH_SCHEMAS to another folder."
+            f"The lock file {path} cannot be written: {error.strerror or error}. Make the folder "
+            f"writable for this user, or set EVENTMESH_SCHEMAS to another folder."
         ) from None
 
 
-def _members(text: str) -> dict[str, tuple[int, int]]:
-    """Where the value of each name of the outermost object stands."""
+def _value_positions(text: str) -> dict[str, tuple[int, int]]:
+    """The start and end of the value of each key of the outermost object."""
     if not isinstance(parse(text), dict):
-        raise BrokenLock("is no lock file")
+        raise BrokenLock("is not a lock file")
     decoder, spans = json.JSONDecoder(), dict[str, tuple[int, int]]()
     at = text.index("{") + 1
     while text[_after_space(text, at)] != "}":
@@ -232,7 +243,7 @@ def _after_space(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         counted = Counter(name for name, _ in pairs)
@@ -240,12 +251,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _no_number(constant: str) -> NoReturn:
-    raise BrokenLock(f"is no JSON: {constant} is no number there")
+def _reject_constant(constant: str) -> NoReturn:
+    raise BrokenLock(f"is not valid JSON: {constant} is not a JSON number")
 
 
-def _day(value: object) -> date | None:
+def _date(value: object) -> date | None:
     try:
         return None if value is None else date.fromisoformat(cast("str", value))
     except (ValueError, TypeError):
-        raise BrokenLock("has a sunset that is no day such as 2026-12-31") from None
+        raise BrokenLock("has a sunset that is not a date such as 2026-12-31") from None

@@ -1,4 +1,4 @@
-"""The forms in which a report is written: for people, programs and the services that run checks."""
+"""The formats of a report: text for people, and others for programs, CI services and scanners."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ FORMATS: MappingProxyType[str, Callable[[Report], str]] = MappingProxyType(
         "sarif": sarif.render,
     }
 )
-"""Each format by its name; each gives a text that ends with a line break, or nothing."""
+"""The formats by name. Each returns an empty string or text that ends with a line break."""

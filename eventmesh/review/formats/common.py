@@ -1,4 +1,4 @@
-"""What the formats say alike."""
+"""Helpers that several formats share: wrapped text, JSON, and the explanation of a finding."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from eventmesh.review.report import Finding
 
 _WIDTH = 78
 MAX_LINES = 60
-"""How much of a witness is shown to people; the JSON format has all of it."""
+"""The most lines of a document that are shown to people; the JSON format has all of it."""
 
 
 def pretty(document: Any) -> str:
-    """The document as JSON for people, in as many lines as one can still read."""
+    """The document as JSON for people, shortened if it is long."""
     lines = dumps(document).splitlines()
     if len(lines) > MAX_LINES:
         left = len(lines) - MAX_LINES
-        lines = [*lines[:MAX_LINES], f"… and {left} further lines: see --format json"]
+        lines = [*lines[:MAX_LINES], f"… and {left} more lines: see --format json"]
     return "\n".join(line if len(line) <= 400 else f"{line[:400]}…" for line in lines)
 
 
 def dumps(value: Any) -> str:
-    """Indented JSON, in ASCII; what JSON cannot say, such as infinity, as text."""
-    return json.dumps(_sayable(value), indent=2, default=str)
+    """Indented JSON in ASCII. Values that JSON does not have, such as infinity, are strings."""
+    return json.dumps(_as_json_value(value), indent=2, default=str)
 
 
 def remarks(finding: Finding) -> Iterator[str]:
-    """What the project's waivers say of the finding."""
+    """Lines about the waiver for the finding, if there is one."""
     waiver = finding.waiver
     if waiver is None:
         return
     if finding.expired:
-        yield f"The waiver ({waiver.reason}) expired on {waiver.expires}: it silences nothing."
+        yield f"The waiver ({waiver.reason}) expired on {waiver.expires} and has no effect."
     else:
         yield f"Waived until {waiver.expires}: {waiver.reason}"
 
 
 def wrapped(text: str, *, first: str = "  ", hanging: str = "  ") -> list[str]:
-    """The text in lines for 80 columns, of which all but the first begin with `hanging`."""
+    """The text wrapped to 80 columns; all lines but the first are indented by `hanging`."""
     lines: list[str] = []
     for line in text.splitlines():
         lines += textwrap.wrap(
@@ -58,7 +58,7 @@ def wrapped(text: str, *, first: str = "  ", hanging: str = "  ") -> list[str]:
 
 
 def change_lines(change: Change, *, first: str = "  ") -> Iterator[str]:
-    """A change with its place and its fix."""
+    """A change with its place in the schema and its fix."""
     yield from wrapped(f"- {change}", first=first, hanging=first + "  ")
     if change.pointer:
         yield f"{first}  at {change.pointer}"
@@ -67,17 +67,17 @@ def change_lines(change: Change, *, first: str = "  ") -> Iterator[str]:
 
 
 def sentence(text: str) -> str:
-    """The text as a sentence, which it need not be where it follows a subject."""
+    """The text as a sentence: summaries that follow a subject are not written as one."""
     text = text.strip()
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def explained(finding: Finding) -> str:
-    """Everything there is to say of a finding, in paragraphs for a person."""
+def explain(finding: Finding) -> str:
+    """The whole finding in paragraphs for a person."""
     problem = finding.problem
     parts = [sentence(problem.summary)]
     if problem.parties:
-        parts.append(f"Concerned: {', '.join(problem.parties)}.")
+        parts.append(f"Services: {', '.join(problem.parties)}.")
     if problem.witness is not None:
         parts.append(f"This document fails: {problem.witness.reason}")
         parts.append(pretty(problem.witness.document))
@@ -94,11 +94,11 @@ def _changes(problem: Problem) -> Iterator[str]:
         yield f"- {change}{at}"
 
 
-def _sayable(value: Any) -> Any:
+def _as_json_value(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {str(key): _sayable(inner) for key, inner in value.items()}
+        return {str(key): _as_json_value(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_sayable(inner) for inner in value]
+        return [_as_json_value(inner) for inner in value]
     return value

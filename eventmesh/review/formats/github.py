@@ -1,13 +1,13 @@
-"""For GitHub Actions: workflow commands, which it shows beside the lines of a pull request."""
+"""Workflow commands of GitHub Actions, which shows them beside the lines of a pull request."""
 
 from __future__ import annotations
 
-from eventmesh.review.formats.common import explained
+from eventmesh.review.formats.common import explain
 from eventmesh.review.report import Finding, Report
 
 
 def render(report: Report) -> str:
-    """One command for each finding; a waived one is a notice."""
+    """One command for each finding; waived findings are notices."""
     return "".join(_command(finding) + "\n" for finding in report.placed)
 
 
@@ -17,12 +17,12 @@ def _command(finding: Finding) -> str:
     properties = {"title": f"{problem.rule} {problem.subject}"}
     if problem.place is not None:
         properties = {"file": problem.place.file, "line": str(problem.place.line)} | properties
-    told = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-    return f"::{level} {told}::{_escaped(explained(finding))}"
+    options = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
+    return f"::{level} {options}::{_escaped(explain(finding))}"
 
 
 def _escaped(text: str) -> str:
-    """Without line breaks, of which each would begin another command or end this one."""
+    """The text without line breaks, which would end the command or start another one."""
     text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     return "".join(char if char.isprintable() else " " for char in text)
 

@@ -1,4 +1,4 @@
-"""For programs: everything, as one JSON object."""
+"""The whole report as one JSON object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from eventmesh.review.report import Finding, Report
 
 
 def render(report: Report) -> str:
-    """The findings, what passed, and the counts."""
+    """The findings, the messages without findings, and the counts."""
     content = {
         "errors": len(report.failures),
         "warnings": len(report.warnings),

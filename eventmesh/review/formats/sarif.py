@@ -1,4 +1,4 @@
-"""For code scanners: SARIF 2.1.0."""
+"""SARIF 2.1.0, for code scanning services."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 from urllib.parse import quote
 
 from eventmesh.contracts.rules import RULES
-from eventmesh.review.formats.common import dumps, explained
+from eventmesh.review.formats.common import dumps, explain
 from eventmesh.review.report import Finding, Report
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 def render(report: Report) -> str:
-    """One run, with the rules that were broken and a result for each finding."""
+    """One run, with a result for each finding and the rules that these refer to."""
     rules = sorted({finding.problem.rule for finding in report.placed})
     run = {
         "tool": {"driver": {"name": "eventmesh", "rules": [_rule(rule) for rule in rules]}},
@@ -24,7 +24,7 @@ def render(report: Report) -> str:
 
 
 def _rule(rule: str) -> dict[str, Any]:
-    meaning = RULES.get(rule, "something else")
+    meaning = RULES.get(rule, "unknown rule")
     sentence = f"{meaning[0].upper()}{meaning[1:]}."
     return {
         "id": rule,
@@ -42,7 +42,7 @@ def _result(finding: Finding, rules: list[str]) -> dict[str, Any]:
         "ruleId": problem.rule,
         "ruleIndex": rules.index(problem.rule),
         "level": problem.severity,
-        "message": {"text": explained(finding)},
+        "message": {"text": explain(finding)},
         "locations": [_location(finding)],
         "partialFingerprints": {"eventmesh/v1": problem.fingerprint},
         "suppressions": [],
@@ -70,7 +70,7 @@ def _location(finding: Finding) -> dict[str, Any]:
 
 
 def _artifact(file: str) -> dict[str, str]:
-    """Relative to the root of the sources, so that the report means the same on any machine."""
+    """The file relative to the root of the repository, so that the report can be moved."""
     path = quote(file.encode(errors="replace"))
     if file.startswith("/"):
         return {"uri": f"file://{path}"}

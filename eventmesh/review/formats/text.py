@@ -1,4 +1,4 @@
-"""For people: plain text that is readable at 80 columns. Not safe for a terminal by itself."""
+"""Plain text for people, at 80 columns. Control characters in it are escaped by the caller."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from eventmesh.review.report import Finding, Report
 
 
 def render(report: Report) -> str:
-    """Each finding as a block, then what passed, then the counts."""
+    """A block for each finding, then the messages without findings, then the counts."""
     blocks = ["\n".join(_block(finding)) for finding in report.findings]
     blocks += ["\n".join(f"ok       {subject}: as frozen" for subject in report.passed)]
     blocks += [_counts(report)]
@@ -25,7 +25,7 @@ def _block(finding: Finding) -> Iterator[str]:
         yield f"  {problem.place.file}:{problem.place.line}"
     yield from wrapped(sentence(problem.summary))
     if problem.parties:
-        yield from wrapped(f"Concerned: {', '.join(problem.parties)}")
+        yield from wrapped(f"Services: {', '.join(problem.parties)}")
     if problem.witness is not None:
         yield from wrapped(f"This document fails: {problem.witness.reason}")
         yield textwrap.indent(pretty(problem.witness.document), "    ")

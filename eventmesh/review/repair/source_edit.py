@@ -1,4 +1,9 @@
-"""Changes to a user's Python file, by position: what is not changed stays byte for byte."""
+"""Editing a user's Python file: a version number is replaced, or an upcaster is added.
+
+Positions come from the syntax tree, and the edit is made in the text at these positions, so that
+everything else, comments included, stays as it is byte for byte. The result is parsed again before
+it is written.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ from eventmesh.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file of Python code."""
+    """A Python file, with an edit applied or not."""
 
     path: Path
     text: str
@@ -23,42 +28,45 @@ class Source:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The file as it is; UsageError when it cannot be read, or is not what Python can read."""
+        """Read the file; UsageError if that fails, or it is not valid Python."""
         try:
             raw = path.read_bytes()
             encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
             text = raw.decode(encoding)
             if text.encode(encoding) != raw:
-                raise UsageError(f"{path} is left as it is: its encoding {encoding} is ambiguous.")
+                raise UsageError(f"{path} was not changed: its encoding {encoding} is ambiguous.")
             source = cls(path, text, encoding)
             source.tree()
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise UsageError(f"{path} is left as it is: it is not valid Python: {error}.") from None
+            raise UsageError(f"{path} was not changed: it is not valid Python: {error}.") from None
         return source
 
     def tree(self) -> ast.Module:
-        """What Python makes of it."""
+        """The syntax tree."""
         return ast.parse(self.text)
 
     def write(self) -> None:
-        """Put it where it came from; UsageError when that is not allowed."""
+        """Write the file back; UsageError if that is not allowed."""
         try:
             self.path.write_bytes(self.text.encode(self.encoding))
         except OSError as error:
             raise UsageError(f"{self.path} cannot be written: {error.strerror}.") from None
 
     def with_version(self, name: str, old: int, new: int) -> Self:
-        """The file with `version=<new>` in the class of this qualified name; UsageError when the
-        old version is not written there as a plain number."""
+        """The file with `version=<new>` in the class of this qualified name.
+
+        UsageError if the old version is not written there as a literal number.
+        """
         keyword = next((k for k in self._class(name).keywords if k.arg == "version"), None)
         value = keyword and keyword.value
         if not isinstance(value, ast.Constant) or value.value != old or type(value.value) is bool:
             line = self._class(name).lineno
             raise UsageError(
-                f"{self.path}, line {line}: the class {name} does not say version={old} as a plain "
-                f"number. Make it version {new} by hand, then run the check with --fix again."
+                f"{self.path}, line {line}: the class {name} does not have version={old} as a "
+                f"literal number. Make it version {new} by hand, then run the check with --fix "
+                f"again."
             )
         lines = self._lines()
         start, end = _offset(lines, value.lineno, value.col_offset), value.end_col_offset
@@ -68,8 +76,7 @@ class Source:
         return self._with(data[:start] + str(new).encode() + data[stop:])
 
     def with_upcaster(self, name: str, from_version: int, stub: Sequence[str]) -> Self:
-        """The file with these lines below the class, unless an upcaster from that version is there
-        already."""
+        """The file with these lines below the class, unless it has such an upcaster."""
         if self._has_upcaster(name.rpartition(".")[2], from_version):
             return self
         node, lines = self._class(name), self._lines()
@@ -92,19 +99,19 @@ class Source:
 
     def _with(self, data: bytes) -> Self:
         made = type(self)(self.path, data.decode(), self.encoding)
-        made.tree()  # what was written must be Python again, before anything is kept
+        made.tree()  # raises unless the result is valid Python
         return made
 
     def _lines(self) -> list[bytes]:
-        """As Python counts them: positions are offsets in UTF-8, whatever the file's encoding."""
+        """The lines in UTF-8, in which `ast` counts columns, whatever the encoding of the file."""
         return self.text.encode().splitlines(keepends=True)
 
     def _class(self, name: str) -> ast.ClassDef:
         found = [node for path, node in _classes(self.tree().body) if path == name]
         if len(found) != 1:
-            times = "twice or more" if found else "not"
+            times = "more than once" if found else "not"
             raise UsageError(
-                f"{self.path} is left as it is: the class {name} is {times} declared in it. Change "
+                f"{self.path} was not changed: the class {name} is {times} declared in it. Change "
                 f"it by hand."
             )
         return found[0]
@@ -121,7 +128,7 @@ class Source:
 
 
 def _classes(body: Sequence[ast.AST], path: str = "") -> Iterator[tuple[str, ast.ClassDef]]:
-    """All classes that are not in functions, by their qualified names."""
+    """All classes outside functions, with their qualified names."""
     for node in body:
         if isinstance(node, ast.ClassDef):
             yield f"{path}{node.name}", node

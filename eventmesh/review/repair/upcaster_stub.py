@@ -1,4 +1,9 @@
-"""What can be written of an upcaster without knowing what the fields mean."""
+"""Generating the part of an upcaster that follows from the two schemas.
+
+Fields that the new version does not have are dropped. A field that the new version requires and the
+old one may lack needs a value, and only a person knows which: the stub lists it with a TODO, and
+raises NotImplementedError.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +13,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from eventmesh.compat import Compatible, compare
+from eventmesh.compat.pointers import resolve_reference
 
 _WIDTH = 96
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """From the data of one version to that of the next."""
+    """What an upcaster has to do, and what is left to decide."""
 
     gone: tuple[str, ...]
-    """Fields that the next version has not: they are dropped."""
+    """Fields that the next version does not have."""
     asked: tuple[tuple[str, str], ...]
-    """Fields that a person must decide about, each with the reason."""
+    """Fields about which a person must decide, each with the reason."""
 
     @property
-    def derived(self) -> bool:
-        """Whether nothing is left to decide."""
+    def is_complete(self) -> bool:
+        """Whether there is nothing to decide."""
         return not self.asked
 
 
 def step_between(writer: dict[str, Any], reader: dict[str, Any]) -> Step:
-    """What leads from what the old version writes to what the new model reads.
+    """What leads from the data that the old version writes to that which the new one reads.
 
-    Only whole fields of the message are derived; within them, it is a person who must decide.
+    Only top-level fields are compared; a difference inside a field is left to a person.
     """
     before, after = _Object.of(writer), _Object.of(reader)
     gone = sorted(before.fields.keys() - after.fields.keys())
@@ -38,18 +44,18 @@ def step_between(writer: dict[str, Any], reader: dict[str, Any]) -> Step:
     asked = [(name, _renaming(name, gone, before, after)) for name in new]
     for name in sorted(before.fields.keys() & after.fields.keys()):
         if name in after.required and name not in before.required:
-            asked.append((name, "it is required now, and the old version may leave it out"))
+            asked.append((name, "it is required now, and the old version may lack it"))
         elif not isinstance(compare(before.field(name), after.field(name)), Compatible):
-            asked.append((name, "the new version does not take all that the old one says there"))
+            asked.append((name, "the new version does not accept all its old values"))
     return Step(tuple(gone), tuple(asked))
 
 
 def upcaster(class_name: str, message: str, version: int, step: Step) -> list[str]:
-    """The lines of an upcaster from this version."""
+    """The source lines of an upcaster from this version."""
     return [
         f"@{class_name}.upcaster(from_version={version})",
         f"def {_function(message, version)}(data: dict) -> dict:",
-        f'    """Data of version {version} as version {version + 1} has it."""',
+        f'    """Converts data of version {version} to version {version + 1}."""',
         *(f"    {line}" if line else "" for line in _body(message, version, step)),
     ]
 
@@ -60,10 +66,10 @@ def _body(message: str, version: int, step: Step) -> Iterator[str]:
         yield f"gone = {{{', '.join(map(quoted, step.gone))}}}"
         yield "kept = {name: value for name, value in data.items() if name not in gone}"
         kept = "kept"
-    if step.derived:
+    if step.is_complete:
         yield f"return {kept}"
         return
-    yield f"# TODO: what does version {version} mean for these? Write it below, and raise no more."
+    yield f"# TODO: which values do messages of version {version} get here? Then delete the raise."
     for name, reason in step.asked:
         yield from _comment(f"{name}: {reason}")
     names = ", ".join(name for name, _ in step.asked)
@@ -99,7 +105,7 @@ def _comment(text: str) -> Iterator[str]:
 
 
 def quoted(text: str) -> str:
-    """The text as Python writes it, in double quotes where that needs no more escapes."""
+    """The text as a Python literal, in double quotes unless it contains some."""
     shown = ascii(text) if not text.isprintable() else repr(text)
     return f'"{shown[1:-1]}"' if shown[0] == "'" and '"' not in text else shown
 
@@ -111,7 +117,7 @@ def _function(message: str, version: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """A schema of an object, with what its references need."""
+    """The fields of an object schema, with the definitions that they refer to."""
 
     fields: dict[str, Any]
     required: set[str]
@@ -122,10 +128,10 @@ class _Object:
         definitions: dict[str, Any] = {
             name: schema[name] for name in ("$defs", "definitions") if name in schema
         }
-        seen = 0
-        while isinstance(reference := schema.get("$ref"), str) and seen < 10:
-            seen += 1
-            inner = definitions.get("$defs", {}).get(reference.rpartition("/")[2])
+        root = schema
+        for _ in range(10):  # references may form a cycle
+            reference = schema.get("$ref")
+            inner = resolve_reference(root, reference) if isinstance(reference, str) else None
             if not isinstance(inner, dict):
                 break
             schema = inner

@@ -1,4 +1,4 @@
-"""A test that holds the document for which an upcaster is needed."""
+"""Generating a test with the document that an upcaster must be able to convert."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 _TEST = '''\
 """{title}
 
-Written by `eventmesh schema check --fix`, with a document that broke. It passes once the upcaster
-says what such a document means today.
+Written by `eventmesh schema check --fix`, with a document that the new version could not read. It
+passes once the upcaster converts that document.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DOCUMENT = json.loads(
 )
 
 
-def test_version_{version}_of_{message}_is_still_read() -> None:
+def test_version_{version}_of_{message}_can_be_read() -> None:
     [service] = load_services([{service}], ROOT)
     model = service.registry.get({name})
     assert model is not None
@@ -48,7 +48,7 @@ NEW = json.loads(
 )
 
 
-def test_what_a_reader_of_version_{version}_refuses_is_of_a_later_version() -> None:
+def test_a_document_that_version_{version}_cannot_read_has_a_later_version() -> None:
     [service] = load_services([{service}], ROOT)
     model = service.registry.get({name})
     assert model is not None
@@ -58,21 +58,21 @@ def test_what_a_reader_of_version_{version}_refuses_is_of_a_later_version() -> N
 
 
 def file_name(name: str, version: int) -> str:
-    """The file's name."""
     return f"test_{name.replace('.', '_')}_v{version}.py"
 
 
 def file_text(name: str, version: int, *, service: str, document: Any, new: Any) -> str:
-    """The file's text: `document` is of the old version, `new` what a reader of it refuses."""
-    said = {
-        "title": f"{name} v{version} is still read.",
+    """The text of the test; `document` is of the old version, and `new`, if it is not None, a
+    document of the new version that readers of the old one reject."""
+    values = {
+        "title": f"Messages of {name} v{version} can still be read.",
         "message": name.rpartition(".")[2],
         "name": json.dumps(name),
         "service": json.dumps(service),
         "version": version,
     }
-    text = _TEST.format(document=_json(document), **said)
-    return text if new is None else text + _NEW.format(document=_json(new), **said)
+    text = _TEST.format(document=_json(document), **values)
+    return text if new is None else text + _NEW.format(document=_json(new), **values)
 
 
 def _json(document: Any) -> str:

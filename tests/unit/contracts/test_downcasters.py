@@ -65,7 +65,7 @@ def test_a_downcaster_that_returns_nothing_is_named() -> None:
 
 @pytest.mark.parametrize("version", [0, 4, 5])
 def test_a_downcaster_leads_to_an_older_version(version: int) -> None:
-    with pytest.raises(UsageError, match=f"downcaster <lambda> .* says to_version={version}"):
+    with pytest.raises(UsageError, match=f"downcaster <lambda> .* has to_version={version}"):
         Paid.downcaster(to_version=version)(lambda data: data)
 
 

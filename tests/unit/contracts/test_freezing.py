@@ -246,10 +246,14 @@ def test_a_change_must_fit_every_revision_there_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        ({}, {"fee": (int, ...)}, "field 'fee' is new"),
-        ({"fee": (int, ...)}, {}, "field 'fee' is gone"),
+        ({}, {"fee": (int, ...)}, "field 'fee' was added"),
+        ({"fee": (int, ...)}, {}, "field 'fee' was removed"),
         ({"fee": (int, ...)}, {"fee": (str, ...)}, "field 'fee' changed"),
-        ({"fee": (int, ...)}, {"tax": (int, ...)}, "field 'tax' is new, field 'fee' is gone"),
+        (
+            {"fee": (int, ...)},
+            {"tax": (int, ...)},
+            "field 'tax' was added, field 'fee' was removed",
+        ),
         ({"way": (Literal["a"], ...)}, {"way": (Literal["a", "b"], ...)}, "field 'way' changed"),
     ],
 )
@@ -271,8 +275,8 @@ def test_a_breaking_change_is_refused_with_a_document_and_the_way_out(
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (paid(base=Command), "the kind was 'event' and is 'command'"),
-        (paid(key=None), "the key was 'order_id' and is None"),
+        (paid(base=Command), "the kind changed from 'event' to 'command'"),
+        (paid(key=None), "the key changed from 'order_id' to None"),
     ],
 )
 def test_kind_and_key_are_the_same_within_a_version(
@@ -303,7 +307,7 @@ def test_freeze_writes_nothing_when_one_has_changed(tmp_path: Path) -> None:
         pass
 
     freeze([paid()], tmp_path)
-    with pytest.raises(Drift, match=r"field 'fee' is new.*raise its version by one"):
+    with pytest.raises(Drift, match=r"field 'fee' was added.*raise its version by one"):
         freeze([Fresh, paid(fee=(int, ...))], tmp_path)
     assert rules(Fresh, tmp_path) == ["EM030"]
     assert read_locks(tmp_path).names() == ["payments.paid"]
@@ -366,19 +370,19 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
         (edited(lambda lock: lock.update(sunset="soon")), "sunset"),
         (edited(lambda lock: lock.update(sunset=["2026"])), "sunset"),
         (edited(lambda lock: lock.pop("samples")), "lacks samples"),
-        (edited(lambda lock: lock.update(extra=1)), "has extra"),
-        (lambda content: b"", "is no JSON"),
-        (lambda content: b"{", "is no JSON"),
-        (lambda content: b"[]", "is no lock file"),
-        (lambda content: b"null", "is no lock file"),
-        (lambda content: b"\xff", "is no text in UTF-8"),
-        (lambda content: content.decode().encode("utf-16"), "is no text in UTF-8"),
+        (edited(lambda lock: lock.update(extra=1)), "unknown keys extra"),
+        (lambda content: b"", "is not valid JSON"),
+        (lambda content: b"{", "is not valid JSON"),
+        (lambda content: b"[]", "is not a lock file"),
+        (lambda content: b"null", "is not a lock file"),
+        (lambda content: b"\xff", "is not valid UTF-8"),
+        (lambda content: content.decode().encode("utf-16"), "is not valid UTF-8"),
         (lambda content: b"[" * 100_000, "nested too deeply"),
         (lambda content: b"[" * (MAX_DEPTH + 2) + b"]" * (MAX_DEPTH + 2), "levels deep"),
         (lambda content: b'{"status": 1, "status": 1}', "'status' twice"),
         (lambda content: b'{"a": [{"b": 1, "b": 2}]}', "'b' twice"),
-        (lambda content: b'{"status": NaN}', "NaN is no number"),
-        (lambda content: b'{"status": ' + b"9" * 5000 + b"}", "is no JSON"),
+        (lambda content: b'{"status": NaN}', "NaN is not a JSON number"),
+        (lambda content: b'{"status": ' + b"9" * 5000 + b"}", "is not valid JSON"),
         (lambda content: content + b" " * MAX_BYTES, "has more than"),
     ],
 )
@@ -408,7 +412,7 @@ def test_a_lock_file_of_another_message_is_not_taken_for_this_one(tmp_path: Path
     [lock] = freeze([paid()], tmp_path)
     lock.path.rename(lock.path.with_name("v2.json"))
     [problem] = read_locks(tmp_path).problems
-    assert "holds revision 1 of payments.paid v1" in problem.summary
+    assert "contains revision 1 of payments.paid v1" in problem.summary
 
 
 def test_files_need_not_be_in_a_folder(tmp_path: Path) -> None:
@@ -443,7 +447,7 @@ def test_a_revision_that_is_gone_is_missed(tmp_path: Path) -> None:
     freeze([paid(note=(str, ""))], tmp_path)
     (tmp_path / "payments/paid/v1.json").unlink()
     [problem] = read_locks(tmp_path).problems
-    assert (problem.rule, "v1.json is gone" in problem.summary) == ("EM033", True)
+    assert (problem.rule, "v1.json is missing" in problem.summary) == ("EM033", True)
 
 
 def test_what_is_in_the_way_of_a_lock_file_is_a_problem(tmp_path: Path) -> None:
@@ -455,9 +459,9 @@ def test_what_is_in_the_way_of_a_lock_file_is_a_problem(tmp_path: Path) -> None:
     assert [problem.summary for problem in read_locks(tmp_path).problems] == [
         f"the lock file {folder / name} {reason}"
         for name, reason in (
-            ("v01.json", "is not called v<N>.json or v<N>.<R>.json"),
-            ("v1.json", "is no file"),
-            ("v2.json", "is no file"),
+            ("v01.json", "is not named v<N>.json or v<N>.<R>.json"),
+            ("v1.json", "is not a regular file"),
+            ("v2.json", "is not a regular file"),
         )
     ]
 
@@ -479,7 +483,7 @@ def test_a_model_that_nests_too_deeply_is_told() -> None:
     kind: Any = int
     for _ in range(MAX_DEPTH):
         kind = list[kind]
-    with pytest.raises(UsageError, match="make classes of the inner parts"):
+    with pytest.raises(UsageError, match="Declare the inner parts as classes"):
         lock_of(paid(deep=(kind, ...)))
 
 

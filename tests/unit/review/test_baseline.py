@@ -14,7 +14,13 @@ from eventmesh.contracts.locks.drift import check
 from eventmesh.contracts.locks.freezing import freeze
 from eventmesh.contracts.locks.lock_folder import read_locks
 from eventmesh.errors import UsageError
-from eventmesh.review.baseline import locks_then, lost, prefix, read_baseline, restore
+from eventmesh.review.baseline import (
+    find_lost_locks,
+    locks_at,
+    path_in_repository,
+    read_baseline,
+    restore,
+)
 
 Git = Callable[..., str]
 
@@ -70,22 +76,22 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def rules(root: Path, revision: str = "HEAD") -> list[str]:
-    return [problem.rule for problem in lost(read_baseline(root, revision), root)]
+    return [problem.rule for problem in find_lost_locks(read_baseline(root, revision), root)]
 
 
 def test_nothing_is_lost_where_nothing_changed(root: Path) -> None:
     baseline = read_baseline(root, "HEAD")
     assert baseline.files == {FILE: (root / FILE).read_bytes()}
-    assert lost(baseline, root) == []
+    assert find_lost_locks(baseline, root) == []
 
 
 def test_a_lock_file_that_is_gone_is_found_and_can_be_restored(root: Path) -> None:
     baseline, then = read_baseline(root, "HEAD"), (root / FILE).read_bytes()
     (root / FILE).unlink()
-    [problem] = lost(baseline, root)
+    [problem] = find_lost_locks(baseline, root)
     assert (problem.rule, problem.subject) == ("EM034", "shop.sold v1")
     assert restore(baseline, FILE, root).read_bytes() == then
-    assert lost(baseline, root) == []
+    assert find_lost_locks(baseline, root) == []
 
 
 def test_a_folder_that_is_gone_as_a_whole_is_found(root: Path) -> None:
@@ -138,7 +144,7 @@ def test_to_delete_the_lock_and_to_freeze_anew_does_no_good(root: Path) -> None:
 
     (root / FILE).unlink()
     freeze([Sold], root)
-    [problem] = check([Sold], locks_then(read_baseline(root, "HEAD"), root))
+    [problem] = check([Sold], locks_at(read_baseline(root, "HEAD"), root))
     assert problem.rule == "EM031"
     assert check([Sold], read_locks(root)) == []
 
@@ -154,7 +160,7 @@ def test_a_branch_a_tag_and_a_commit_are_revisions(root: Path, git: Git) -> None
     ["nonsense", "--all", "-n", "", "HEAD~9", "a b", "HEAD:schemas", "x\0y", "ü", "^HEAD"],
 )
 def test_a_revision_that_is_none_is_told(root: Path, revision: str) -> None:
-    with pytest.raises(UsageError, match="no revision"):
+    with pytest.raises(UsageError, match=r"no revision|not a git revision"):
         read_baseline(root, revision)
 
 
@@ -173,14 +179,14 @@ def test_in_a_shallow_clone_the_way_to_fetch_more_is_told(
 def test_without_a_repository_that_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a git repository"):
         read_baseline(tmp_path / "schemas", "HEAD")
-    assert prefix(tmp_path) == ""
+    assert path_in_repository(tmp_path) == ""
 
 
 def test_without_git_that_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UsageError, match="Git was not found"):
         read_baseline(root, "HEAD")
-    assert prefix(root) == ""
+    assert path_in_repository(root) == ""
 
 
 def test_a_repository_without_a_commit_has_no_revision(tmp_path: Path, git: Git) -> None:
@@ -220,4 +226,4 @@ def test_a_hook_s_environment_does_not_mislead(root: Path, monkeypatch: pytest.M
 
 
 def test_a_project_below_the_repository_knows_where_it_is(root: Path) -> None:
-    assert prefix(root.parent) == "some project/"
+    assert path_in_repository(root.parent) == "some project/"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from eventmesh import Event
 from eventmesh.contracts.locks.drift import schemas_of
-from eventmesh.review.field_descriptions import fields, spell
+from eventmesh.review.field_descriptions import describe_fields, describe_type
 
 
 class Color(Enum):
@@ -36,19 +36,23 @@ class Placed(Event, name="shop.placed", version=1):
     size: int = Field(5, ge=1, lt=10)
 
 
-def test_a_version_is_told_in_words() -> None:
-    told = {field.name: field for field in fields(*schemas_of(Placed))}
-    assert told.keys() == Placed.model_fields.keys()
-    assert told["id"].type == "text (uuid)"
-    assert told["amount"].type == "text (decimal number)"
-    assert told["color"].type == 'one of "red", "blue"'
-    assert told["kind"].type == '"a"'
-    assert told["lines"].type == "list of object with sku, count"
-    assert told["first"].type == "object with sku, count or null"
-    assert told["notes"].type == "map of integer"
-    assert told["size"].type == "integer (at least 1, less than 10)"
-    assert (told["size"].required, told["size"].written, told["size"].default) == (False, True, "5")
-    assert (told["id"].required, told["id"].default) == (True, None)
+def test_fields_are_described_in_words() -> None:
+    described = {field.name: field for field in describe_fields(*schemas_of(Placed))}
+    assert described.keys() == Placed.model_fields.keys()
+    assert described["id"].type == "string (uuid)"
+    assert described["amount"].type == "string (decimal)"
+    assert described["color"].type == 'one of "red", "blue"'
+    assert described["kind"].type == '"a"'
+    assert described["lines"].type == "list of object with sku, count"
+    assert described["first"].type == "object with sku, count or null"
+    assert described["notes"].type == "map of integer"
+    assert described["size"].type == "integer (at least 1, less than 10)"
+    assert (described["size"].required, described["size"].written, described["size"].default) == (
+        False,
+        True,
+        "5",
+    )
+    assert (described["id"].required, described["id"].default) == (True, None)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,6 @@ def test_a_version_is_told_in_words() -> None:
         {"type": "object", "additionalProperties": {"$ref": "#"}},
     ],
 )  # fmt: skip
-def test_there_are_words_for_every_schema(schema: Any) -> None:
+def test_every_schema_has_a_description(schema: Any) -> None:
     root = schema if isinstance(schema, dict) else {}
-    assert spell(schema, root)
+    assert describe_type(schema, root)

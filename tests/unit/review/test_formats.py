@@ -13,7 +13,7 @@ from eventmesh.compat import Change
 from eventmesh.contracts.problem import Place, Problem, Witness
 from eventmesh.contracts.rules import RULES
 from eventmesh.review.formats import FORMATS
-from eventmesh.review.report import Finding, Report, rebased, report_of
+from eventmesh.review.report import Finding, Report, make_report, rebase
 from eventmesh.review.waivers import Waiver
 
 NASTY = 'a\x1b[31m\x00b\r\nc ]]> <&> "q" \u009b, 50%: \ud800 \ufffe\U0001f600'
@@ -22,7 +22,7 @@ BROKEN = Problem(
     "EM031",
     "error",
     "payments.payment_captured v1",
-    "field 'currency' is new",
+    "field 'currency' was added",
     "Raise the version.",
     parties=("orders", "shipping"),
     place=Place("services/pay, ments/contracts:a.py", 17),
@@ -45,11 +45,11 @@ HOSTILE = Finding(
         changes=(Change("EM001", NASTY, NASTY, NASTY, NASTY),),
     )
 )  # fmt: skip
-EVERYTHING = report_of([WAIVED, Finding(WARNING), TELLS, EXPIRED], ["payments.fine v1"])
+EVERYTHING = make_report([WAIVED, Finding(WARNING), TELLS, EXPIRED], ["payments.fine v1"])
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("report", [Report(()), report_of([HOSTILE], [NASTY]), EVERYTHING])
+@pytest.mark.parametrize("report", [Report(()), make_report([HOSTILE], [NASTY]), EVERYTHING])
 def test_every_format_takes_everything(form: str, report: Report) -> None:
     text = FORMATS[form](report)
     assert text.endswith("\n") or (text == "" and form == "github")
@@ -62,14 +62,14 @@ def test_every_format_takes_everything(form: str, report: Report) -> None:
 
 
 def test_text_says_who_breaks_on_what_document_why_and_what_to_do() -> None:
-    text = FORMATS["text"](report_of([TELLS], ["payments.fine v1"]))
+    text = FORMATS["text"](make_report([TELLS], ["payments.fine v1"]))
     assert (
         text
         == f"""\
 error    EM031 payments.payment_captured v1
   services/pay, ments/contracts:a.py:17
-  Field 'currency' is new.
-  Concerned: orders, shipping
+  Field 'currency' was added.
+  Services: orders, shipping
   This document fails: currency: Field required
     {{
       "order_id": "1",
@@ -90,22 +90,22 @@ ok       payments.fine v1: as frozen
 
 def test_text_is_readable_at_80_columns() -> None:
     wordy = replace(BROKEN, summary="so many words " * 40, fix="do this and that " * 40)
-    assert max(map(len, FORMATS["text"](report_of([Finding(wordy)], [])).splitlines())) <= 80
+    assert max(map(len, FORMATS["text"](make_report([Finding(wordy)], [])).splitlines())) <= 80
 
 
 def test_a_witness_of_thousands_of_lines_is_cut_for_people_and_whole_for_programs() -> None:
     large = {f"field_{number}": "x" * 1000 for number in range(10_000)}
     finding = Finding(replace(BROKEN, witness=Witness(large, "no")))
-    text = FORMATS["text"](report_of([finding], []))
-    assert "further lines" in text
+    text = FORMATS["text"](make_report([finding], []))
+    assert "more lines" in text
     assert len(text) < 50_000
-    [problem] = json.loads(FORMATS["json"](report_of([finding], [])))["problems"]
+    [problem] = json.loads(FORMATS["json"](make_report([finding], [])))["problems"]
     assert problem["witness"]["document"] == large
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_what_is_waived_is_shown_as_waived_and_what_has_expired_says_so(form: str) -> None:
-    waived, expired = (FORMATS[form](report_of([each], [])) for each in (WAIVED, EXPIRED))
+    waived, expired = (FORMATS[form](make_report([each], [])) for each in (WAIVED, EXPIRED))
     assert "waived" in waived.lower() or "suppressions" in waived
     assert "the reader is gone" in waived
     assert "expired" in expired
@@ -137,7 +137,7 @@ def test_json_is_json_whatever_a_witness_holds() -> None:
     def refuse(constant: str) -> Any:
         raise AssertionError(constant)
 
-    json.loads(FORMATS["json"](report_of([HOSTILE], [])), parse_constant=refuse)
+    json.loads(FORMATS["json"](make_report([HOSTILE], [])), parse_constant=refuse)
 
 
 # GitHub
@@ -166,7 +166,7 @@ def test_github_gets_one_command_a_finding_each_on_one_line() -> None:
 
 
 def test_no_text_of_others_begins_another_command() -> None:
-    [line] = FORMATS["github"](report_of([HOSTILE], [])).splitlines()
+    [line] = FORMATS["github"](make_report([HOSTILE], [])).splitlines()
     assert COMMAND.fullmatch(line)
 
 
@@ -207,14 +207,14 @@ def test_junit_has_a_case_for_each_subject_also_for_those_that_passed() -> None:
 
 
 def test_junit_drops_the_characters_that_xml_has_no_words_for() -> None:
-    [case] = suite_of(report_of([HOSTILE], []))
+    [case] = suite_of(make_report([HOSTILE], []))
     assert "\U0001f600" in str(case.get("name"))
     assert "\x1b" not in Xml.tostring(case, "unicode")
 
 
 def test_several_findings_of_a_subject_are_one_failure() -> None:
     second = replace(BROKEN, rule="EM036")
-    [case] = suite_of(report_of([TELLS, Finding(second)], []))
+    [case] = suite_of(make_report([TELLS, Finding(second)], []))
     [failure] = case
     assert "EM031" in str(failure.text)
     assert "EM036" in str(failure.text)
@@ -262,5 +262,5 @@ def test_sarif_suppresses_what_is_waived_and_only_that() -> None:
 
 
 def test_places_are_told_as_seen_from_the_root_of_the_repository() -> None:
-    place = rebased(TELLS, "shop/").problem.place
+    place = rebase(TELLS, "shop/").problem.place
     assert place == Place("shop/services/pay, ments/contracts:a.py", 17)

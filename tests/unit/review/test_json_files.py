@@ -10,33 +10,33 @@ from eventmesh.contracts.locks.lock_folder import read_locks
 from eventmesh.errors import UsageError
 from eventmesh.review.bundling import bundle
 from eventmesh.review.json_files import MAX_BYTES, read_schema
-from eventmesh.review.schema_lookup import resolve
+from eventmesh.review.schema_lookup import look_up
 
 NESTED = '{"not":' * 200 + "{}" + "}" * 200
 
 
 def as_side(path: Path) -> object:
-    return resolve(str(path), read_locks(path.parent), list)
+    return look_up(str(path), read_locks(path.parent), list)
 
 
 @pytest.mark.parametrize("read", [read_schema, bundle, as_side])
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "no JSON"),
-        (b"{nonsense", "no JSON"),
+        (b"", "not valid JSON"),
+        (b"{nonsense", "not valid JSON"),
         (bytes(range(256)), "UTF-8"),
         (b'{"a": 1, "b": {"c": 1, "c": 1}}', "'c' twice"),
         (b'{"minimum": NaN}', "NaN"),
-        (b'{"minimum": 1' + b"0" * 5000 + b"}", "no JSON"),
+        (b'{"minimum": 1' + b"0" * 5000 + b"}", "not valid JSON"),
         (NESTED.encode(), "levels"),
         (b"[" * 100_000, "too deeply"),
-        (b"[]", "no JSON Schema"),
-        (b'"text"', "no JSON Schema"),
-        (b"null", "no JSON Schema"),
+        (b"[]", "not a JSON Schema"),
+        (b'"text"', "not a JSON Schema"),
+        (b"null", "not a JSON Schema"),
     ],
 )
-def test_a_file_that_is_no_schema_is_told(
+def test_a_file_without_a_schema_is_a_usage_error(
     tmp_path: Path, read: Callable[[Path], object], content: bytes, words: str
 ) -> None:
     path = tmp_path / "a.json"
@@ -48,7 +48,7 @@ def test_a_file_that_is_no_schema_is_told(
 
 
 @pytest.mark.parametrize("read", [read_schema, bundle, as_side])
-def test_what_is_no_file_or_too_large_is_told(
+def test_a_path_that_is_not_a_regular_file_or_too_large_is_a_usage_error(
     tmp_path: Path, read: Callable[[Path], object]
 ) -> None:
     (tmp_path / "folder.json").mkdir()
@@ -61,7 +61,7 @@ def test_what_is_no_file_or_too_large_is_told(
             read(tmp_path / f"{name}.json")
 
 
-def test_a_mark_of_the_byte_order_is_no_part_of_the_schema(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"type": "string"}', encoding="utf-8-sig")
     assert read_schema(path) == {"type": "string"}

@@ -14,7 +14,7 @@ from eventmesh.contracts.locks.drift import check
 from eventmesh.contracts.locks.freezing import freeze
 from eventmesh.contracts.locks.lock_folder import read_locks
 from eventmesh.contracts.problem import Problem
-from eventmesh.review.locations import placed
+from eventmesh.review.locations import locate
 from eventmesh.review.repair import Project, Repairs, repair
 
 Load = Callable[[str], type[Event]]
@@ -66,7 +66,7 @@ def test_a_value_that_old_readers_refuse_needs_a_version_and_nothing_to_decide(
 ) -> None:
     freeze([load(SOLD)], tmp_path / "schemas")
     repairs = fix(tmp_path, load(SOLD.replace('"cash"]', '"cash", "coin"]')))
-    assert repairs.left == []
+    assert repairs.left == ()
     written = (tmp_path / "contracts.py").read_text()
     assert "    return data\n" in written
     assert "TODO" not in written
@@ -96,7 +96,7 @@ def test_a_model_that_is_written_in_no_file_of_the_project_is_left(
         id: int
 
     repairs = fix(tmp_path, Sold)
-    assert repairs.done == []
+    assert repairs.done == ()
     [left] = repairs.left
     assert "by hand" in left
     assert not (tmp_path / "tests").exists()
@@ -139,7 +139,7 @@ def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path, load: Load) ->
 
 def test_what_is_wrong_with_a_model_is_shown_at_its_class(tmp_path: Path, load: Load) -> None:
     model = load(SOLD)
-    [problem] = placed(problems(tmp_path, model), [model], tmp_path)
+    [problem] = locate(problems(tmp_path, model), [model], tmp_path)
     assert problem.place is not None
     assert (problem.place.file, problem.place.line) == ("contracts.py", 4)
 
@@ -148,6 +148,6 @@ def test_what_is_wrong_with_a_lock_file_is_shown_there(tmp_path: Path, load: Loa
     model: Any = load(SOLD)
     freeze([model], tmp_path / "schemas")
     (tmp_path / "schemas/shop/sold/v1.json").write_text("{")
-    [problem, *_] = placed(problems(tmp_path, model), [model], tmp_path)
+    [problem, *_] = locate(problems(tmp_path, model), [model], tmp_path)
     assert problem.place is not None
     assert problem.place.file == "schemas/shop/sold/v1.json"

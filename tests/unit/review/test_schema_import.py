@@ -109,7 +109,7 @@ def test_nothing_is_fetched(
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     path = write(tmp_path / "a.json", {"allOf": [{"properties": {"x": {keyword: reference}}}]})
-    with pytest.raises(UsageError, match="nothing is fetched"):
+    with pytest.raises(UsageError, match="not fetched"):
         bundle(path)
 
 
@@ -142,7 +142,7 @@ def test_a_reference_to_a_circle_of_links_or_to_no_name_is_told(tmp_path: Path) 
 
 
 def test_a_reference_that_is_no_text_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="must be a text"):
+    with pytest.raises(UsageError, match="must be a string"):
         bundle(write(tmp_path / "a.json", {"properties": {"x": {"$ref": 5}}}))
 
 
@@ -198,7 +198,7 @@ def test_a_definition_of_the_same_name_as_the_message_keeps_it() -> None:
     ],
 )
 def test_what_is_no_object_is_no_message(schema: Any) -> None:
-    with pytest.raises(UsageError, match=r"is of none|No Python"):
+    with pytest.raises(UsageError, match=r"not describe an object|No Python"):
         imported(schema)
 
 
@@ -275,7 +275,7 @@ def test_a_hostile_schema_runs_nothing(
 def test_a_schema_cannot_have_modules_imported() -> None:
     for path in ("os.system", "subprocess.run", "sys.modules"):
         schema = an_object({"x": {"customTypePath": path, "type": "string"}})
-        assert "is not run" in outcome(schema)
+        assert "was not run" in outcome(schema)
 
 
 def test_without_the_generator_the_command_to_install_it_is_told(

@@ -31,7 +31,7 @@ def made(writer: dict[str, Any], reader: dict[str, Any]) -> Any:
 
 def test_a_field_that_is_gone_is_dropped_and_nothing_is_left_to_decide() -> None:
     old, new = an_object(["id", "note"], id=TEXT, note=TEXT), an_object(["id"], id=TEXT)
-    assert step_between(old, new).derived
+    assert step_between(old, new).is_complete
     data = {"id": "1", "note": "x"}
     assert made(old, new)(data) == {"id": "1"}
     assert data == {"id": "1", "note": "x"}
@@ -52,7 +52,7 @@ def test_a_new_field_that_may_be_missing_needs_nothing() -> None:
     ],
 )  # fmt: skip
 def test_what_only_a_person_knows_is_asked_for(old: Any, new: Any, name: str) -> None:
-    assert not step_between(old, new).derived
+    assert not step_between(old, new).is_complete
     with pytest.raises(NotImplementedError) as caught:
         made(old, new)({"id": "1"})
     assert name in ascii(str(caught.value)).replace("\\\\", "\\")
@@ -69,4 +69,4 @@ def test_definitions_are_followed() -> None:
     old = an_object(["part"], part=part) | {"$defs": {"Part": an_object(["x"], x=NUMBER)}}
     new = an_object(["part"], part=part) | {"$defs": {"Part": an_object(["x"], x=TEXT)}}
     assert [name for name, _ in step_between(old, new).asked] == ["part"]
-    assert step_between(old, old).derived
+    assert step_between(old, old).is_complete

@@ -7,7 +7,7 @@ import pytest
 
 from eventmesh.contracts.problem import Problem
 from eventmesh.errors import UsageError
-from eventmesh.review.report import Finding, judged
+from eventmesh.review.report import Finding, apply_waivers
 from eventmesh.review.waivers import Waiver, read_waivers
 
 PROBLEM = Problem("EM031", "error", "shop.sold v1", "it breaks", "raise the version")
@@ -26,7 +26,7 @@ def whole(fingerprint: str, expires: date) -> str:
 
 
 def look(folder: Path, *tables: str, today: date = TODAY) -> list[Finding]:
-    return judged([PROBLEM, OTHER], waivers_of(folder, *tables), today)
+    return apply_waivers([PROBLEM, OTHER], waivers_of(folder, *tables), today)
 
 
 def test_a_waiver_silences_exactly_the_problem_with_its_fingerprint(tmp_path: Path) -> None:
@@ -48,21 +48,21 @@ def test_a_waiver_counts_on_its_last_day_and_no_longer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "lacks"),
+    ("line", "missing"),
     [
         ("expires = 2026-12-31", "a reason"),
         ('reason = "  "\nexpires = 2026-12-31', "a reason"),
-        ('reason = "it is so"', "a day"),
-        ("", "a reason, and not a day"),
+        ('reason = "it is so"', "an expiry date"),
+        ("", "a reason and an expiry date"),
     ],
 )
 def test_a_waiver_without_reason_or_day_silences_nothing_and_is_told(
-    tmp_path: Path, line: str, lacks: str
+    tmp_path: Path, line: str, missing: str
 ) -> None:
     found = look(tmp_path, f'fingerprint = "{PROBLEM.fingerprint}"\n{line}')
     assert all(finding.fails for finding in found)
     assert found[-1].problem.rule == "EM060"
-    assert lacks in found[-1].problem.summary
+    assert missing in found[-1].problem.summary
     assert found[-1].problem.place is not None
     assert found[-1].problem.place.line == 2
 
@@ -84,9 +84,9 @@ def test_a_project_without_waivers_has_none(tmp_path: Path) -> None:
     [
         ('fingerprint = "abc"', "fingerprint = abc"),
         ("fingerprint = 5", "fingerprint = 5"),
-        ("", "nothing in it"),
+        ("", "no content"),
         ('fingerprint = "0123456789abcdef"\nreason = 5', "reason = 5"),
-        ('fingerprint = "0123456789abcdef"\nexpires = "2026-12-31"', "unquoted"),
+        ('fingerprint = "0123456789abcdef"\nexpires = "2026-12-31"', "without quotes"),
         ('fingerprint = "0123456789abcdef"\nuntil = 2026-12-31', "'until'"),
         ('fingerprint = "0123456789abcdef"\nexpires = 2026-02-31', "cannot be read"),
     ],
