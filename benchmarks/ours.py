@@ -13,7 +13,7 @@ from eventmesh.clock import SystemClock
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
-from eventmesh.transports.base import Subscription, Transport
+from eventmesh.transports.base import Subscription, Transport, publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope
 
@@ -29,7 +29,7 @@ class Ours:
     settings: Settings
 
     async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        await self.transport.publish(envelopes)
+        await publish_or_raise(self.transport, envelopes)
 
     async def consume(self, handle: Handle, until: asyncio.Event) -> None:
         service = Service("bench")

@@ -25,7 +25,7 @@ from benchmarks.programs import COUNTED
 from eventmesh.clock import SystemClock
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.testing.servers import serve
-from eventmesh.transports.base import Subscription
+from eventmesh.transports.base import Subscription, publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope
 
@@ -91,7 +91,7 @@ async def _fill(url: str, prefix: str, messages: int) -> None:
         await transport.declare([subscription])
         for number in range(0, messages, MADE):
             for batch in in_batches(made, BATCH):
-                await transport.publish(_anew(batch[: messages - number], clock))
+                await publish_or_raise(transport, _anew(batch[: messages - number], clock))
 
 
 def _anew(batch: Sequence[Envelope], clock: SystemClock) -> list[Envelope]:

@@ -6,6 +6,7 @@ without a traceback and ends with `exit_code`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -27,18 +28,6 @@ class Unreachable(EventMeshError):
     exit_code = 3
 
 
-class PublishInterrupted(Unreachable):
-    """The broker was lost, or did not answer, in the middle of a batch.
-
-    `confirmed` holds the ids of the messages that it has safely, which need not be sent again. Of
-    the others it may have any.
-    """
-
-    def __init__(self, message: str, confirmed: frozenset[str]) -> None:
-        super().__init__(message)
-        self.confirmed = confirmed
-
-
 class Drift(EventMeshError):
     """A schema or a database differs from what was frozen or migrated: freeze, bump or upgrade."""
 
@@ -52,17 +41,16 @@ class DrainTimeout(EventMeshError):
 
 
 class PublishError(EventMeshError):
-    """The broker answered, and did not take some messages.
+    """The broker rejected messages of a batch; all others of the batch are confirmed.
 
-    `refused` maps the id of each message that the broker has not got to the reason; all other
-    messages of the batch are safe.
+    `rejected` maps the id of each rejected message to the reason.
     """
 
-    def __init__(self, refused: dict[str, str]) -> None:
-        self.refused = refused
-        first_id, first_reason = next(iter(refused.items()))
+    def __init__(self, rejected: Mapping[str, str]) -> None:
+        self.rejected = rejected
+        first_id, first_reason = next(iter(rejected.items()))
         super().__init__(
-            f"the broker refused {len(refused)} message(s), the first of them {first_id}: "
+            f"the broker rejected {len(rejected)} message(s), the first of them {first_id}: "
             f"{first_reason}"
         )
 

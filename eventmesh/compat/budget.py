@@ -20,9 +20,11 @@ from typing import Any, TypeVar
 
 from pydantic_core import to_json
 
-from eventmesh.compat.reading import Unproved
-
 Answer = TypeVar("Answer")
+
+
+class Unproved(Exception):
+    """Why a question about schemas cannot be answered."""
 
 
 class StepBudget:

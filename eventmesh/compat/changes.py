@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eventmesh.compat.formats import FORMATS
-from eventmesh.compat.reading import Schema
+from eventmesh.compat.schema.formats import FORMATS
+from eventmesh.compat.schema.pointers import pointer_to, resolve_reference
+from eventmesh.compat.schema.reading import Schema
 from eventmesh.compat.verdict import Change
 
 MAX_CHANGES = 200
@@ -25,8 +26,7 @@ class Place:
     field: str = ""
 
     def under(self, *parts: str | int) -> Place:
-        escaped = (str(part).replace("~", "~0").replace("/", "~1") for part in parts)
-        return Place("/".join([self.pointer, *escaped]), self.field)
+        return Place(self.pointer + pointer_to(parts), self.field)
 
     def named(self, name: str) -> Place:
         return Place(self.pointer, f"{self.field}.{name}" if self.field else name)
@@ -100,24 +100,12 @@ class _Walk:
             reference = schema.get("$ref") if isinstance(schema, dict) else None
             if not isinstance(reference, str) or not reference.startswith("#"):
                 return schema
-            target = self._lookup(reference, side)
+            target = resolve_reference(self._roots[side], reference)
             if target is None:
                 return schema
             siblings = {k: v for k, v in schema.items() if k != "$ref"}
             schema = {**target, **siblings} if siblings and isinstance(target, dict) else target
         return schema
-
-    def _lookup(self, reference: str, side: int) -> Any:
-        node: Any = self._roots[side]
-        for part in reference.removeprefix("#").split("/")[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-                node = node[int(part)]
-            elif isinstance(node, dict) and part in node:
-                node = node[part]
-            else:
-                return None
-        return node
 
     def _fields(
         self, writer: Mapping[str, Any], reader: Mapping[str, Any], place: Place, depth: int

@@ -9,22 +9,16 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from eventmesh.compat.algebra import Algebra
-from eventmesh.compat.budget import StepBudget, price_of, with_whole_stack
+from eventmesh.compat.budget import StepBudget, Unproved, price_of, with_whole_stack
 from eventmesh.compat.changes import changes
-from eventmesh.compat.documents import Maker
-from eventmesh.compat.normal import normal
-from eventmesh.compat.proof import proved
-from eventmesh.compat.reading import (
-    Schema,
-    Unproved,
-    check_draft,
-    check_schema,
-    dialect,
-)
-from eventmesh.compat.shrink import shrunk
-from eventmesh.compat.validity import Check, explain, second_validator, validator
-from eventmesh.compat.values import same
+from eventmesh.compat.proof.algebra import Algebra
+from eventmesh.compat.proof.containment import proved
+from eventmesh.compat.schema.normal import normal
+from eventmesh.compat.schema.reading import Schema, check_draft, check_schema, dialect
+from eventmesh.compat.schema.validity import Check, explain, second_validator, validator
+from eventmesh.compat.schema.values import same
+from eventmesh.compat.search.documents import Maker
+from eventmesh.compat.search.shrink import shrunk
 from eventmesh.compat.verdict import Breaking, Compatible, Unknown, Verdict
 
 TRIES = 4_000

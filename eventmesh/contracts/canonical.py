@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from eventmesh.compat.formats import FORMATS
-from eventmesh.compat.pointers import resolve_reference
+from eventmesh.compat.schema.formats import FORMATS
+from eventmesh.compat.schema.pointers import resolve_reference
 
 Form = dict[str, Any]
 """A schema of which everything without meaning is gone. Below `allOf`, `anyOf` and `oneOf` are

@@ -21,9 +21,14 @@ from datetime import date
 from typing import Any
 
 from eventmesh.compat.budget import StepBudget
-from eventmesh.compat.model_documents import nodes
-from eventmesh.compat.models import allowed, compare_model, reader_schema, written
-from eventmesh.compat.shrink import shrunk
+from eventmesh.compat.pydantic_models.comparison import (
+    allowed,
+    compare_model,
+    reader_schema,
+    written,
+)
+from eventmesh.compat.pydantic_models.documents import nodes
+from eventmesh.compat.search.shrink import shrunk
 from eventmesh.compat.verdict import Breaking, Change, Unknown
 from eventmesh.contracts.locks.lock_file import Lock
 from eventmesh.contracts.message import Message, identity_of

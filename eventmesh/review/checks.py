@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
-from eventmesh.compat.models import compare_model, compare_schemas
+from eventmesh.compat.pydantic_models.comparison import compare_model, compare_schemas
 from eventmesh.contracts.evolution import check_versions
 from eventmesh.contracts.fleet import check_fleet
 from eventmesh.contracts.locks.drift import check

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from eventmesh.compat.pointers import resolve_reference
+from eventmesh.compat.schema.pointers import resolve_reference
 
 _BOUNDS = {
     "minimum": "at least {}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from eventmesh.compat.pointers import resolve_reference
+from eventmesh.compat.schema.pointers import resolve_reference
 
 _LISTS = ("allOf", "anyOf", "oneOf")
 _SINGLE = ("else", "if", "not", "then")

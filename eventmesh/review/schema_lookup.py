@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from eventmesh.compat import Verdict, compare
-from eventmesh.compat.model_schemas import plain
-from eventmesh.compat.models import compare_model
+from eventmesh.compat.pydantic_models.comparison import compare_model
+from eventmesh.compat.pydantic_models.schemas import plain
 from eventmesh.contracts.locks.freezing import lock_of
 from eventmesh.contracts.locks.lock_file import Lock
 from eventmesh.contracts.locks.lock_folder import Locks

@@ -7,12 +7,14 @@ again. `eventmesh.testing.conformance` proves the promises on any transport.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Protocol, Self
 
+from eventmesh.errors import PublishError, Unreachable
 from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import Outcome
 from eventmesh.wire.cloudevents import Unreadable
@@ -115,6 +117,49 @@ class Unrouted:
     foreign: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class PublishResult:
+    """What the broker answered for the messages of one `publish`, by message id.
+
+    A message that is neither rejected nor unconfirmed is confirmed: it is on the broker. So the
+    empty result says that the whole batch is.
+    """
+
+    rejected: Mapping[str, str] = field(default_factory=dict)
+    """The ids of messages that are not on the broker, with the reason: it rejected the message or,
+    with `atomic_batches`, an earlier one of the same key."""
+
+    unconfirmed: frozenset[str] = frozenset()
+    """The ids of messages for which no answer came before `error`: each may be on the broker."""
+
+    error: Unreachable | None = None
+    """Why messages are unconfirmed."""
+
+    @classmethod
+    def interrupted(
+        cls,
+        envelopes: Iterable[Envelope],
+        error: Unreachable,
+        rejected: Mapping[str, str] = MappingProxyType({}),
+    ) -> Self:
+        """The result when this error came before these messages were confirmed."""
+        return cls(rejected, frozenset(envelope.id for envelope in envelopes), error)
+
+    def is_confirmed(self, envelope: Envelope) -> bool:
+        """Whether the broker has this message of the batch safely."""
+        return envelope.id not in self.rejected and envelope.id not in self.unconfirmed
+
+    def raise_for_failures(self) -> None:
+        """Raise unless every message is confirmed: `error`, or PublishError for the rejected."""
+        if self.error is not None:
+            raise self.error
+        if self.rejected:
+            raise PublishError(self.rejected)
+
+
+ALL_CONFIRMED = PublishResult()
+
+
 class Consumer(Protocol):
     """A worker's hold on a subscription."""
 
@@ -163,11 +208,12 @@ class Transport(Protocol):
         """
         ...
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        """Return once the broker has all of them safely, for every subscription that is declared.
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+        """Publish a batch, and return what the broker answered for each message.
 
-        PublishError names those it has not, because it refused them or, with `atomic_batches`, an
-        earlier one of their key; after Unreachable it may have any of them.
+        A confirmed message is stored for every subscription that is declared. Nothing that the
+        broker does raises here: a lost connection, or a transport that is closed, is the result's
+        `error`. An empty batch is confirmed.
         """
         ...
 
@@ -253,3 +299,8 @@ class Transport(Protocol):
         """Delete these dead letters and all others of their messages; returns the ids that were
         found."""
         ...
+
+
+async def publish_or_raise(transport: Transport, envelopes: Sequence[Envelope]) -> None:
+    """Publish a batch and return once all of it is confirmed; else Unreachable or PublishError."""
+    (await transport.publish(envelopes)).raise_for_failures()

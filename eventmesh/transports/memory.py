@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.transports.base import (
+    ALL_CONFIRMED,
     Consumer,
     DeadLetter,
     Delivery,
+    PublishResult,
     Subscription,
     SubscriptionStats,
     Unrouted,
@@ -133,10 +135,18 @@ class MemoryTransport:
         for parcel in kept:
             taken = broker.bindings.get(parcel.envelope.name)
             (routed if taken else broker.unrouted).append(parcel)
-        await self.publish([parcel.envelope for parcel in routed])
+        self._route(broker, [parcel.envelope for parcel in routed])
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        broker, now = self._reach(), self._clock.monotonic()
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+        try:
+            broker = self._reach()
+        except Unreachable as error:
+            return PublishResult.interrupted(envelopes, error)
+        self._route(broker, envelopes)
+        return ALL_CONFIRMED
+
+    def _route(self, broker: MemoryBroker, envelopes: Sequence[Envelope]) -> None:
+        now = self._clock.monotonic()
         for envelope in envelopes:
             names = broker.bindings.get(envelope.name)
             if not names:

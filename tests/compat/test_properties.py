@@ -17,15 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eventmesh.compat import (
-    Breaking,
-    Compatible,
-    Unknown,
-    Verdict,
-    accepts,
-    compare,
-    documents,
-)
+from eventmesh.compat import Breaking, Compatible, Unknown, Verdict, accepts, compare, documents
 from tests.compat.making import changed, random_root
 from tests.compat.oracle import BASES, POOL, acceptor, is_proof, refutation
 

@@ -9,14 +9,17 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 
 from eventmesh.clock import SystemClock
-from eventmesh.errors import PublishError, Unreachable
+from eventmesh.errors import Unreachable
 from eventmesh.transports.base import (
+    ALL_CONFIRMED,
     Consumer,
     DeadLetter,
     Delivery,
+    PublishResult,
     Subscription,
     SubscriptionStats,
     Transport,
+    publish_or_raise,
 )
 from eventmesh.transports.census import Census
 from eventmesh.transports.memory import MemoryBroker, MemoryTransport
@@ -49,17 +52,16 @@ class BrokenTransport(MemoryTransport):
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__(SystemClock(), broker)
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         refused: dict[str, str] = {}
         held_keys: set[str | None] = set()
         for envelope in envelopes:
             if self.refuses(envelope) or envelope.key in held_keys:
                 refused[envelope.id] = "refused, or behind one that is"
                 held_keys.add(envelope.key)
-            else:
-                await super().publish([envelope])
-        if refused:
-            raise PublishError(refused)
+            elif (result := await super().publish([envelope])).error is not None:
+                return PublishResult.interrupted(envelopes, result.error)
+        return PublishResult(refused)
 
     def refuses(self, envelope: Envelope) -> bool:
         return isinstance(self.broker, RefusingBroker) and envelope.name in self.broker.refused
@@ -75,26 +77,27 @@ class BrokenTransport(MemoryTransport):
 class LosesEverySecond(BrokenTransport):
     published = 0
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         for envelope in envelopes:
             self.published += 1
             if self.published % 2:
                 await super().publish([envelope])
+        return ALL_CONFIRMED
 
 
 class DeliversToTwo(BrokenTransport):
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        await super().publish([each for each in envelopes for _ in range(2)])
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+        return await super().publish([each for each in envelopes for _ in range(2)])
 
 
 class PublishesBackwards(BrokenTransport):
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        await super().publish(envelopes[::-1])
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+        return await super().publish(envelopes[::-1])
 
 
 class KnowsOnlyAscii(BrokenTransport):
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        await super().publish(
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+        return await super().publish(
             [
                 Envelope(
                     {
@@ -133,8 +136,8 @@ class DropsTheUnrouted(BrokenTransport):
         self.names.update(name for each in subscriptions for name in each.messages)
         await super().declare(subscriptions)
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        await super().publish([each for each in envelopes if each.name in self.names])
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+        return await super().publish([each for each in envelopes if each.name in self.names])
 
 
 class HasNoPrefetch(BrokenTransport):
@@ -287,8 +290,9 @@ class Republishing(BrokenConsumer):
 
     async def settle(self, settlements: Settlements) -> None:
         await super().settle([(delivery, DONE) for delivery, _ in settlements])
-        await self.transport.publish(
-            [each.envelope for each, outcome in settlements if isinstance(outcome, RetryAfter)]
+        await publish_or_raise(
+            self.transport,
+            [each.envelope for each, outcome in settlements if isinstance(outcome, RetryAfter)],
         )
 
 
@@ -304,7 +308,7 @@ class ReturnsToTheEnd(BrokenTransport):
             yield noting
             held = list(noting.held)
             await noting.settle([(delivery, DONE) for delivery in held])
-        await self.publish([delivery.envelope for delivery in held])
+        await publish_or_raise(self, [delivery.envelope for delivery in held])
 
 
 class NotingWhatIsHeld(BrokenConsumer):
@@ -324,28 +328,28 @@ class NotingWhatIsHeld(BrokenConsumer):
 
 
 class CutsShortTheBig(BrokenTransport):
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        await super().publish([replace(each, data=each.data[:65536]) for each in envelopes])
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+        return await super().publish([replace(each, data=each.data[:65536]) for each in envelopes])
 
 
 class StopsAtARefusal(BrokenTransport):
     """Names the message that it refuses, and not those behind it that it never sent."""
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         for envelope in envelopes:
             if len(envelope.attributes.get("odd", "")) > 1000:
-                raise PublishError({envelope.id: "it is odd"})
+                return PublishResult({envelope.id: "it is odd"})
             await super().publish([envelope])
+        return ALL_CONFIRMED
 
 
 class StoresWhatIsBehindARefusal(BrokenTransport):
     """As a transaction that goes on after a command that failed."""
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         refused = [each.id for each in envelopes if self.refuses(each)]
         await super().publish([each for each in envelopes if each.id not in refused])
-        if refused:
-            raise PublishError(dict.fromkeys(refused, "refused"))
+        return PublishResult(dict.fromkeys(refused, "refused"))
 
 
 class PublishesForOneTaskOnly(BrokenTransport):
@@ -353,10 +357,10 @@ class PublishesForOneTaskOnly(BrokenTransport):
 
     batch: Sequence[Envelope] = ()
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         self.batch = envelopes
         await asyncio.sleep(0)
-        await super().publish(self.batch)
+        return await super().publish(self.batch)
 
 
 class CountsWhatIsFetched(BrokenTransport):

@@ -21,7 +21,7 @@ from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.tables import outbox
 from eventmesh.runtime.relaying.relay import PARK_AFTER
-from eventmesh.transports.base import Subscription, TransportOptions
+from eventmesh.transports.base import Subscription, TransportOptions, publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import seal
 from tests.crash.services import (
@@ -186,7 +186,7 @@ async def seed(deployment: Deployment, clock: Clock) -> None:
                 for name in names
             ]
         )
-        await transport.publish([sealed[0], *sealed])
+        await publish_or_raise(transport, [sealed[0], *sealed])
     suspect = sealed[1].id
     deployment.query_broker(f"UPDATE queue SET deliveries = 3 WHERE attributes LIKE '%{suspect}%'")  # noqa: S608
 

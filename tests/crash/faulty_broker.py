@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from eventmesh.clock import Clock
-from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
+from eventmesh.errors import Unreachable
+from eventmesh.transports.base import PublishResult
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
 
@@ -46,7 +47,7 @@ class FaultyTransport(MemoryTransport):
         self._faults = broker
         self._may = may
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         broker = self._faults
         broker.violations += [
             f"{each.id} is leased by another relay" for each in envelopes if not self._may(each)
@@ -55,21 +56,22 @@ class FaultyTransport(MemoryTransport):
         rejected = self._rejected(envelopes)
         accepted = [each for each in envelopes if each.id not in rejected]
         if broker.lost_after is not None:
-            await self._lose(accepted, broker.lost_after)
+            stored = await self._lose(accepted, broker.lost_after)
+            confirmed = stored if broker.confirms_before_loss else set()
+            unconfirmed = [each for each in envelopes if each.id not in confirmed]
+            return PublishResult.interrupted(unconfirmed, Unreachable("lost"))
         await self._store(accepted)
-        if rejected:
-            raise PublishError(rejected)
+        return PublishResult(rejected)
 
-    async def _lose(self, accepted: Sequence[Envelope], after: int) -> None:
+    async def _lose(self, accepted: Sequence[Envelope], after: int) -> set[str]:
+        """Store only so many of these; returns their ids."""
         broker = self._faults
         broker.lost_after = None
         stored = accepted[:after]
         if broker.atomic_batches and len(stored) < len(accepted):
             stored = []
         await self._store(stored)
-        if broker.confirms_before_loss:
-            raise PublishInterrupted("lost", frozenset(each.id for each in stored))
-        raise Unreachable("lost")
+        return {each.id for each in stored}
 
     async def _store(self, envelopes: Sequence[Envelope]) -> None:
         for part in [envelopes] if self.atomic_batches else [[each] for each in envelopes]:

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from eventmesh.clock import Clock
-from eventmesh.errors import PublishError
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.transports.base import Transport
+from eventmesh.transports.base import PublishResult, Transport
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope
 from tests.crash import invariants
@@ -74,14 +73,14 @@ class RejectingTransport:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         accepted = [each for each in envelopes if each.key != REFUSED]
         for part in [accepted] if self.atomic_batches else [[each] for each in accepted]:
             self._sent.extend(part)
-            await self._transport.publish(part)
-        rejected = {each.id: "refused" for each in envelopes if each.key == REFUSED}
-        if rejected:
-            raise PublishError(rejected)
+            result = await self._transport.publish(part)
+            if result.error is not None:
+                return PublishResult.interrupted(envelopes, result.error)
+        return PublishResult({each.id: "refused" for each in envelopes if each.key == REFUSED})
 
 
 def run_worker(

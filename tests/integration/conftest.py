@@ -22,7 +22,7 @@ import pytest
 from redis.asyncio import Redis
 
 from eventmesh.clock import SystemClock
-from eventmesh.transports.base import TransportOptions
+from eventmesh.transports.base import TransportOptions, publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope
 from tests.integration.forks import Forks
@@ -486,7 +486,7 @@ def put() -> Put:
                 url = url or f"sqlite:///{project.root}/.eventmesh/broker.db"
                 options = TransportOptions(prefix=project.prefix)
                 async with open_transport(url, SystemClock(), options) as transport:
-                    await transport.publish([Envelope(attributes, data)])
+                    await publish_or_raise(transport, [Envelope(attributes, data)])
 
     return to
 

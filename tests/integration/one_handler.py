@@ -17,7 +17,7 @@ from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.retry import Retry, constant
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
-from eventmesh.transports.base import Subscription
+from eventmesh.transports.base import Subscription, publish_or_raise
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import seal
 
@@ -57,8 +57,8 @@ async def worker(service: Service, url: str) -> AsyncIterator[MemoryTransport]:
 
 
 async def send(transport: MemoryTransport, *numbers: int) -> None:
-    await transport.publish(
-        [seal(Do(number=number), source="t", clock=SystemClock()) for number in numbers]
+    await publish_or_raise(
+        transport, [seal(Do(number=number), source="t", clock=SystemClock()) for number in numbers]
     )
 
 

@@ -19,6 +19,7 @@ from eventmesh.transports.base import (
     Subscription,
     Transport,
     TransportOptions,
+    publish_or_raise,
 )
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.redis.transport import RedisStreamsTransport
@@ -77,7 +78,7 @@ class Traffic:
         reconnect = Reconnect(CLOCK)
         while True:
             try:
-                await self.transport.publish(batch)
+                await publish_or_raise(self.transport, batch)
                 break
             except Unreachable as error:
                 self.publishing_errors.append(str(error))

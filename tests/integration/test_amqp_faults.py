@@ -1,4 +1,5 @@
-"""What RabbitMQ and its operators do to a transport that works, on a real broker of our own."""
+"""Failures of RabbitMQ, and mistakes of its operators, under a running transport. The broker is
+real, and belongs to these tests only."""
 
 from __future__ import annotations
 
@@ -27,22 +28,30 @@ from pamqp.header import ContentHeader
 from structlog.testing import capture_logs
 
 from eventmesh.clock import SystemClock
-from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
-from eventmesh.transports.base import Consumer, Delivery, Subscription, Transport, TransportOptions
+from eventmesh.errors import PublishError, Unreachable
+from eventmesh.transports.base import (
+    Consumer,
+    Delivery,
+    Subscription,
+    Transport,
+    TransportOptions,
+    publish_or_raise,
+)
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
-from eventmesh.transports.rabbitmq import consumer as amqp_consumer
-from eventmesh.transports.rabbitmq import transport as amqp
+from eventmesh.transports.rabbitmq import publishing as amqp_publishing
+from eventmesh.transports.rabbitmq import rerouting as amqp_rerouting
+from eventmesh.transports.rabbitmq import settlement as amqp_settlement
 from eventmesh.transports.rabbitmq import upkeep as amqp_upkeep
 from eventmesh.transports.rabbitmq.transport import AmqpTransport
 from eventmesh.wire.envelope import Envelope
 from tests.support.moved_clock import MovedClock
 
 PATIENCE = 120.0
-"""Seconds within which what must happen happens; only a failure takes so long."""
+"""Seconds after which a test fails that waits for something."""
 
 AT_ONCE = 3.0
-"""Seconds in which a loss must be noticed."""
+"""Seconds within which a loss must be noticed."""
 
 START_PATIENCE = 90.0
 MAX_MESSAGE_BYTES = 200_000
@@ -89,7 +98,7 @@ def docker(*arguments: str, patience: float = PATIENCE) -> str:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, and a server's and a client's certificate signed by it."""
+    """A certificate authority, and certificates of a server and a client that it signed."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("no openssl on this machine to make certificates with")
@@ -158,7 +167,7 @@ def broker(certificates: Path) -> Iterator[Broker]:
 
 
 async def answers(url: str) -> None:
-    """Return once the broker takes our password."""
+    """Return once the broker accepts our password."""
     async with asyncio.timeout(START_PATIENCE):
         while True:
             try:
@@ -170,7 +179,7 @@ async def answers(url: str) -> None:
 
 @dataclass(frozen=True)
 class Rig:
-    """Names of one test's own on a broker."""
+    """A prefix of one test's own on a broker."""
 
     url: str
     prefix: str
@@ -204,7 +213,7 @@ async def transport(rig: Rig) -> AsyncIterator[Transport]:
 
 @pytest.fixture
 async def operator(broker: Broker) -> AsyncIterator[aiormq.abc.AbstractChannel]:
-    """A channel of somebody who knows nothing of EventMesh."""
+    """A channel of an operator who knows nothing of EventMesh."""
     connection = await aiormq.connect(broker.url)
     try:
         yield await connection.channel(publisher_confirms=False)
@@ -231,7 +240,7 @@ async def take_all(transport: Transport, subscription: Subscription, count: int)
 async def take_until(
     transport: Transport, subscription: Subscription, wanted: set[str]
 ) -> set[str]:
-    """The different ids that were delivered by the time that all of these were."""
+    """All ids that were delivered until these were among them."""
     seen: set[str] = set()
     async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=100) as consumer:
         while not wanted <= seen:
@@ -242,7 +251,7 @@ async def take_until(
 
 
 async def lost(consumer: Consumer) -> float:
-    """Wait until the consumer says that it is lost; how many seconds that took."""
+    """Wait until the consumer is lost; returns how many seconds that took."""
     began = time.monotonic()
     async with asyncio.timeout(PATIENCE):
         with pytest.raises(Unreachable):
@@ -254,35 +263,35 @@ def ids(envelopes: list[Envelope]) -> list[str]:
     return [envelope.id for envelope in envelopes]
 
 
-# --- what consumes is lost ---
+# --- consumers are lost ---
 
 
-async def test_a_deleted_queue_is_noticed_at_once_made_again_and_misses_nothing(
+async def test_a_deleted_queue_is_noticed_at_once_declared_again_and_misses_nothing(
     rig: Rig,
     transport: Transport,
     operator: aiormq.abc.AbstractChannel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("INTERVAL", "LOOK_INTERVAL", "GRACE"):
+    for name in ("INTERVAL", "REROUTING_INTERVAL", "GRACE"):
         monkeypatch.setattr(amqp_upkeep, name, 0.5)
     subscription = rig.subscription("orphan")
     sent = rig.envelopes(5)
     async with transport.consume(subscription, prefetch=10) as consumer:
         await operator.queue_delete(f"{rig.prefix}.queue.{subscription.name}")
         assert await lost(consumer) < AT_ONCE
-        await transport.publish(sent)  # while there is no queue
+        await publish_or_raise(transport, sent)  # while there is no queue
     assert await take_all(transport, subscription, 5) == ids(sent)
 
 
-async def test_a_deleted_exchange_is_made_again(
+async def test_a_deleted_exchange_is_declared_again(
     rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
 ) -> None:
     subscription = rig.subscription("reader")
     first, second = rig.envelopes(3), rig.envelopes(3)
     async with transport.consume(subscription, prefetch=10) as consumer:
-        await transport.publish(first)
+        await publish_or_raise(transport, first)
         await operator.exchange_delete(rig.prefix)
-        await transport.publish(second)
+        await publish_or_raise(transport, second)
         got = await take(consumer, 3)
         await consumer.settle([(delivery, DONE) for delivery in got])
         assert [delivery.envelope.id for delivery in got] == ids(first)
@@ -296,18 +305,18 @@ async def test_closed_connections_are_noticed_at_once_and_opened_again(
     subscription = rig.subscription("cut")
     first, second = rig.envelopes(4), rig.envelopes(4)
     async with transport.consume(subscription, prefetch=10) as consumer:
-        await transport.publish(first)
+        await publish_or_raise(transport, first)
         held = await take(consumer, 4)
         waiting = asyncio.ensure_future(lost(consumer))
         await asyncio.to_thread(broker.control, "close_all_connections", "test")
         assert await waiting < PATIENCE
         with pytest.raises(Unreachable):
             await consumer.settle([(delivery, DONE) for delivery in held])
-    await transport.publish(second)
+    await publish_or_raise(transport, second)
     assert sorted(await take_all(transport, subscription, 8)) == sorted(ids([*first, *second]))
 
 
-async def test_one_lost_queue_is_not_another_consumers(
+async def test_a_lost_queue_does_not_affect_other_consumers(
     rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
 ) -> None:
     doomed, spared = rig.subscription("doomed", "ended"), rig.subscription("spared")
@@ -317,7 +326,7 @@ async def test_one_lost_queue_is_not_another_consumers(
     ):
         await operator.queue_delete(f"{rig.prefix}.queue.{doomed.name}")
         assert await lost(one) < AT_ONCE
-        await transport.publish(rig.envelopes(1))
+        await publish_or_raise(transport, rig.envelopes(1))
         [delivery] = await take(other, 1)
         await other.settle([(delivery, DONE)])
 
@@ -325,7 +334,7 @@ async def test_one_lost_queue_is_not_another_consumers(
 # --- what is published is refused ---
 
 
-async def test_a_message_too_large_for_the_broker_hurts_no_other(
+async def test_a_message_too_large_for_the_broker_does_not_affect_others(
     rig: Rig, transport: Transport
 ) -> None:
     subscription = rig.subscription("reader")
@@ -334,16 +343,19 @@ async def test_a_message_too_large_for_the_broker_hurts_no_other(
     large = Envelope(batches[0][7].attributes, b"x" * (MAX_MESSAGE_BYTES + 1))
     batches[0][7] = large
     async with transport.consume(subscription, prefetch=10) as consumer:
-        await transport.publish(batches[1][:1])
+        await publish_or_raise(transport, batches[1][:1])
         [delivery] = await take(consumer, 1)
         results = await asyncio.gather(
-            *(transport.publish(batch) for batch in (batches[0], batches[1][1:], *batches[2:])),
+            *(
+                publish_or_raise(transport, batch)
+                for batch in (batches[0], batches[1][1:], *batches[2:])
+            ),
             consumer.settle([(delivery, RetryAfter(0.0))]),
             return_exceptions=True,
         )
     assert isinstance(results[0], PublishError)
-    assert list(results[0].refused) == [large.id]
-    assert "larger than configured max size" in results[0].refused[large.id]
+    assert list(results[0].rejected) == [large.id]
+    assert "larger than configured max size" in results[0].rejected[large.id]
     assert results[1:] == [None] * 4
     # At least once: what was not confirmed when the channel was closed was sent again.
     wanted = {each.id for batch in batches for each in batch} - {large.id}
@@ -352,7 +364,8 @@ async def test_a_message_too_large_for_the_broker_hurts_no_other(
 
 @asynccontextmanager
 async def restricted(broker: Broker, rig: Rig, *permissions: Sequence[str]) -> AsyncIterator[Rig]:
-    """The rig with a user who has these permissions; each a command and its last arguments."""
+    """The rig with a user who has these permissions, each given as a command and its last
+    arguments."""
     user, password = secrets.token_hex(5), secrets.token_hex(8)
     await asyncio.to_thread(broker.control, "add_user", user, password)
     try:
@@ -364,7 +377,7 @@ async def restricted(broker: Broker, rig: Rig, *permissions: Sequence[str]) -> A
         await asyncio.to_thread(broker.control, "delete_user", user)
 
 
-async def test_a_message_that_this_user_may_not_publish_hurts_no_other(
+async def test_a_message_that_this_user_may_not_publish_does_not_affect_others(
     broker: Broker, rig: Rig, transport: Transport
 ) -> None:
     subscription = rig.subscription("reader")
@@ -378,10 +391,9 @@ async def test_a_message_that_this_user_may_not_publish_hurts_no_other(
         restricted(broker, rig, everything, topics) as his,
         his.open() as publishing,
     ):
-        with pytest.raises(PublishError) as refused:
-            await publishing.publish(batch)
-    assert list(refused.value.refused) == [forbidden.id]
-    assert "access to topic 'test.secret'" in refused.value.refused[forbidden.id]
+        result = await publishing.publish(batch)
+    assert list(result.rejected) == [forbidden.id]
+    assert "access to topic 'test.secret'" in result.rejected[forbidden.id]
     wanted = {each.id for each in batch} - {forbidden.id}
     assert await take_until(transport, subscription, wanted) == wanted
 
@@ -389,24 +401,24 @@ async def test_a_message_that_this_user_may_not_publish_hurts_no_other(
 async def test_a_user_who_may_not_publish_at_all_waits_for_the_permission(
     broker: Broker, rig: Rig, transport: Transport
 ) -> None:
-    """None of the messages is at fault, so that none of them is refused, and later parked."""
+    """No message is at fault, so none is rejected, and later parked."""
     await transport.declare([rig.subscription("reader")])
     reads = ("set_permissions", ".*", "^$", ".*")
     async with restricted(broker, rig, reads) as his, his.open() as publishing:
         with pytest.raises(Unreachable, match="refused"):
-            await publishing.publish(rig.envelopes(3))
+            await publish_or_raise(publishing, rig.envelopes(3))
 
 
 # --- the way to the broker ends in the middle of a batch ---
 
 
-class Wire:
-    """Passes a connection on to the broker, up to so many bytes from the client; then it passes no
-    more of them, or cuts the connection."""
+class LimitedProxy:
+    """A proxy that forwards a connection to the broker up to so many bytes from the client; then it
+    forwards no more of them, or cuts the connection."""
 
-    def __init__(self, host: str, port: int, *, most: int, cut: bool) -> None:
+    def __init__(self, host: str, port: int, *, max_bytes: int, cut: bool) -> None:
         self._target = (host, port)
-        self._left = most
+        self._left = max_bytes
         self._cut = cut
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
@@ -428,10 +440,10 @@ class Wire:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         broker_reader, broker_writer = await asyncio.open_connection(*self._target)
         self._writers += [writer, broker_writer]
-        for work in (self._there(reader, broker_writer), self._back(broker_reader, writer)):
+        for work in (self._forward(reader, broker_writer), self._return(broker_reader, writer)):
             self._tasks.add(asyncio.ensure_future(work))
 
-    async def _there(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(4096):
             self._left -= len(chunk)
             if self._left > 0:
@@ -441,51 +453,51 @@ class Wire:
                 for each in self._writers:
                     each.transport.abort()
 
-    async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _return(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(65536):
             writer.write(chunk)
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["silent", "cut"])
-async def test_a_batch_that_is_interrupted_says_what_is_safe(
+async def test_an_interrupted_batch_knows_what_was_confirmed(
     cut: bool, rig: Rig, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp, "PUBLISH_TIMEOUT", 3.0)
+    monkeypatch.setattr(amqp_publishing, "PUBLISH_TIMEOUT", 3.0)
     subscription = rig.subscription("reader")
     await transport.declare([subscription])
     batch = [Envelope(each.attributes, b"x" * 5_000) for each in rig.envelopes(300)]
     parts = urlsplit(rig.url)
     assert parts.hostname
     assert parts.port
-    wire = Wire(parts.hostname, parts.port, most=500_000, cut=cut)
+    wire = LimitedProxy(parts.hostname, parts.port, max_bytes=500_000, cut=cut)
     async with wire.open() as port:
         url = rig.url.replace(f":{parts.port}/", f":{port}/")
         async with open_transport(url, SystemClock(), TransportOptions(prefix=rig.prefix)) as wired:
-            with pytest.raises(PublishInterrupted) as caught:
-                await wired.publish(batch)
-    assert caught.value.confirmed < set(ids(batch))
-    assert cut or len(caught.value.confirmed) > 50
-    delivered = await take_until(transport, subscription, set(caught.value.confirmed))
-    assert caught.value.confirmed <= delivered < set(ids(batch))
+            result = await wired.publish(batch)
+    assert result.error is not None
+    confirmed = {each.id for each in batch if result.is_confirmed(each)}
+    assert confirmed < set(ids(batch))
+    assert cut or len(confirmed) > 50
+    delivered = await take_until(transport, subscription, set(confirmed))
+    assert confirmed <= delivered < set(ids(batch))
 
 
 # --- the broker is short of memory ---
 
 
-async def test_while_the_broker_is_short_of_memory_consuming_goes_on(
+async def test_consuming_goes_on_while_the_broker_is_short_of_memory(
     rig: Rig, transport: Transport, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp, "PUBLISH_TIMEOUT", 1.0)
-    monkeypatch.setattr(amqp_consumer, "PUBLISH_TIMEOUT", 1.0)
+    monkeypatch.setattr(amqp_publishing, "PUBLISH_TIMEOUT", 1.0)
     subscription = rig.subscription("reader")
     backlog, more = rig.envelopes(30), rig.envelopes(5)
     await transport.declare([subscription])
-    await transport.publish(backlog)
+    await publish_or_raise(transport, backlog)
     await asyncio.to_thread(broker.control, "set_vm_memory_high_watermark", "0")
     try:
         for _ in range(2):  # as the connection is blocked, and as it is known to be
             with pytest.raises(Unreachable, match="memory or disk"):
-                await transport.publish(more)
+                await publish_or_raise(transport, more)
         async with transport.consume(subscription, prefetch=10) as consumer:
             got: list[Delivery] = []
             while len(got) < 28:
@@ -505,7 +517,7 @@ async def test_while_the_broker_is_short_of_memory_consuming_goes_on(
     async with asyncio.timeout(PATIENCE):
         while True:
             try:
-                await transport.publish(more)
+                await publish_or_raise(transport, more)
                 break
             except Unreachable:
                 continue
@@ -515,7 +527,7 @@ async def test_while_the_broker_is_short_of_memory_consuming_goes_on(
 # --- messages that make no sense ---
 
 ABSURD_TIME = (253_402_300_800_000).to_bytes(8, "big")
-"""The year 10000, in milliseconds: the client library's decoder raises."""
+"""The year 10000, in milliseconds, at which the decoder of pamqp raises."""
 
 
 def with_absurd_timestamp(properties: Basic.Properties) -> bytes:
@@ -525,13 +537,13 @@ def with_absurd_timestamp(properties: Basic.Properties) -> bytes:
     return raw.replace(int(moment.timestamp()).to_bytes(8, "big"), ABSURD_TIME)
 
 
-def with_a_name_that_is_no_text(properties: Basic.Properties) -> bytes:
+def with_a_name_that_is_not_text(properties: Basic.Properties) -> bytes:
     properties.headers = {**(properties.headers or {}), "name": "x"}
     return ContentHeader(body_size=2, properties=properties).marshal().replace(b"name", b"\xff" * 4)
 
 
 async def put(channel: aiormq.abc.AbstractChannel, exchange: str, key: str, header: bytes) -> None:
-    """Publish a message whose header the client library would not write."""
+    """Publish a message with a header that aiormq would not write."""
     number = channel.number
     publish = marshal(Basic.Publish(exchange=exchange, routing_key=key), number)
     empty = marshal(ContentHeader(body_size=2), number)
@@ -541,10 +553,10 @@ async def put(channel: aiormq.abc.AbstractChannel, exchange: str, key: str, head
 
 
 @pytest.mark.parametrize(
-    "absurd", [with_absurd_timestamp, with_a_name_that_is_no_text], ids=lambda f: f.__name__
+    "absurd", [with_absurd_timestamp, with_a_name_that_is_not_text], ids=lambda f: f.__name__
 )
 @pytest.mark.parametrize("when", ["before a subscription", "while consuming"])
-async def test_a_header_that_cannot_be_decoded_becomes_a_dead_letter_and_stops_nobody(
+async def test_a_message_with_an_undecodable_header_is_dead_lettered_and_blocks_nobody(
     absurd: object, when: str, rig: Rig, operator: aiormq.abc.AbstractChannel
 ) -> None:
     assert callable(absurd)
@@ -554,12 +566,12 @@ async def test_a_header_that_cannot_be_decoded_becomes_a_dead_letter_and_stops_n
     header = absurd(Basic.Properties(headers=headers, message_id="absurd", delivery_mode=2))
     async with rig.open() as transport:
         if when == "before a subscription":
-            await transport.publish([envelope])  # which makes what it is kept in
+            await publish_or_raise(transport, [envelope])  # which makes what it is kept in
             await put(operator, rig.prefix, name, header)
         else:
             await transport.declare([subscription])
             await put(operator, rig.prefix, name, header)
-            await transport.publish([envelope])
+            await publish_or_raise(transport, [envelope])
         async with transport.consume(subscription, prefetch=10) as consumer:
             got = await take(consumer, 2)
             odd = [each for each in got if each.envelope.data == b"{}"]
@@ -587,7 +599,7 @@ def text(name: bytes, raw: bytes) -> tuple[bytes, bytes]:
 
 
 def raw_header(*items: tuple[bytes, bytes], body_size: int = 2) -> bytes:
-    """A content header with these headers, and a message id, as any client may write it."""
+    """A content header with these headers and a message id, as any client may write it."""
     table = b"".join(bytes([len(name)]) + name + value for name, value in items)
     begin = (60).to_bytes(2, "big") + b"\0\0" + body_size.to_bytes(8, "big")
     return begin + (1 << 13).to_bytes(2, "big") + len(table).to_bytes(4, "big") + table
@@ -615,14 +627,14 @@ HOSTILE = {
 }
 
 
-async def test_hostile_messages_are_retried_and_dead_lettered_and_nobody_waits_behind_them(
+async def test_hostile_messages_are_retried_and_dead_lettered_and_block_nobody(
     rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
 ) -> None:
     subscription, good = rig.subscription("reader"), rig.envelopes(30)
     await transport.declare([subscription])
     for header in HOSTILE.values():
         await put(operator, rig.prefix, "test.happened", header)
-    await transport.publish(good)
+    await publish_or_raise(transport, good)
     wanted, handled = set(ids(good)), set[str]()
     async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=5) as consumer:
         while not wanted <= handled or await dead_count(transport, subscription) < len(HOSTILE):
@@ -684,14 +696,14 @@ async def is_taken(channel: aiormq.abc.AbstractChannel, queue: str) -> bool:
     return True
 
 
-async def test_a_full_queue_of_dead_letters_blocks_nobody_and_gets_them_later(
+async def test_a_full_dead_letter_queue_blocks_nobody_and_gets_its_letters_later(
     rig: Rig, transport: Transport, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_consumer, "REFUSED_DELAY", 1.0)
+    monkeypatch.setattr(amqp_settlement, "REJECTED_DELAY", 1.0)
     subscription, sent = rig.subscription("reader"), rig.envelopes(10)
     doomed, good = set(ids(sent[:5])), set(ids(sent[5:]))
     await transport.declare([subscription])
-    await transport.publish(sent)
+    await publish_or_raise(transport, sent)
     async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=2) as consumer:
 
         async def handle_one() -> None:
@@ -711,11 +723,11 @@ async def test_a_full_queue_of_dead_letters_blocks_nobody_and_gets_them_later(
     assert {letter.envelope.id for letter in letters} == doomed
 
 
-async def test_a_full_queue_does_not_flood_other_subscriptions_with_what_is_brought_back(
+async def test_a_full_queue_does_not_flood_other_subscriptions_with_rerouted_messages(
     rig: Rig, broker: Broker, operator: aiormq.abc.AbstractChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ refuses a message that one of its queues refuses, after the others have taken it. So
-    each time that it is brought back these get it again, which must happen seldom."""
+    """RabbitMQ rejects a message that one of its queues rejects, after the others have taken it.
+    Each time that it is rerouted these get another copy, so that must happen seldom."""
     monkeypatch.setattr(amqp_upkeep, "INTERVAL", 3600.0)  # the test says when
     one, two, sent = rig.subscription("one"), rig.subscription("two"), rig.envelopes(5)
     clock = MovedClock()
@@ -730,7 +742,7 @@ async def test_a_full_queue_does_not_flood_other_subscriptions_with_what_is_brou
                     await asyncio.sleep(0.05)
 
         async def restore_after(seconds: float) -> list[str]:
-            """What is logged of messages."""
+            """The events that are logged."""
             clock.ahead += seconds
             with capture_logs() as logs:
                 await upkeep.restore()
@@ -739,31 +751,31 @@ async def test_a_full_queue_does_not_flood_other_subscriptions_with_what_is_brou
         async with full(broker, rig, "queue.*two", f"queue.{two.name}"):
             for exchange in (rig.prefix, f"{rig.prefix}.message.test.happened"):
                 await operator.exchange_delete(exchange)
-            await transport.publish(sent)
+            await publish_or_raise(transport, sent)
             async with asyncio.timeout(PATIENCE):
                 events: list[str] = []
-                while "messages stay unrouted" not in events:
+                while "unrouted messages rejected" not in events:
                     events = await restore_after(amqp_upkeep.GRACE)
             await until_ready(one, 5)
             for _ in range(5):
                 assert await restore_after(1.0) == []
-            assert "messages stay unrouted" in await restore_after(amqp_upkeep.FIRST_PAUSE)
-            assert await restore_after(amqp_upkeep.FIRST_PAUSE * 1.5) == []
+            assert "unrouted messages rejected" in await restore_after(amqp_rerouting.FIRST_PAUSE)
+            assert await restore_after(amqp_rerouting.FIRST_PAUSE * 1.5) == []
             await until_ready(one, 10)
         async with asyncio.timeout(PATIENCE):
-            while "messages brought back that were unrouted" not in events:
-                events = await restore_after(amqp_upkeep.LONGEST_PAUSE)
+            while "unrouted messages rerouted" not in events:
+                events = await restore_after(amqp_rerouting.LONGEST_PAUSE)
         assert await take_until(transport, two, set(ids(sent))) == set(ids(sent))
 
 
-async def test_a_full_queue_for_delays_loses_no_retry_and_blocks_nobody(
+async def test_a_full_delay_queue_loses_no_retry_and_blocks_nobody(
     rig: Rig, transport: Transport, broker: Broker
 ) -> None:
-    """What no queue for delays takes goes to the end of its own queue, and the consumer is to be
-    opened anew, by which a worker slows down."""
+    """A retry that no delay queue takes goes to the end of its own queue, and settling is
+    Unreachable, so that a worker slows down."""
     subscription, sent = rig.subscription("reader"), rig.envelopes(9)
     await transport.declare([subscription])
-    await transport.publish(sent)
+    await publish_or_raise(transport, sent)
     async with full(broker, rig, "(delay|dead)", f"dead.{subscription.name}"):
         refused = None
         async with transport.consume(subscription, prefetch=1) as consumer:
@@ -773,7 +785,7 @@ async def test_a_full_queue_for_delays_loses_no_retry_and_blocks_nobody(
                     await consumer.settle([(delivery, RetryAfter(3600.0))])
                 except Unreachable as error:
                     refused = error
-        assert "which policies of RabbitMQ limit them" in str(refused)
+        assert "which policies of RabbitMQ limit it" in str(refused)
         left = ids(sent)[ids(sent).index(delivery.envelope.id) + 1 :]
         async with transport.consume(subscription, prefetch=9) as consumer:
             got = await take(consumer, len(left) + 1)
@@ -782,14 +794,14 @@ async def test_a_full_queue_for_delays_loses_no_retry_and_blocks_nobody(
             await consumer.settle([(each, DONE) for each in got])
 
 
-async def test_a_message_larger_than_the_broker_takes_by_now_is_kept_cut(
+async def test_a_message_that_is_too_large_for_a_lowered_limit_is_kept_truncated(
     rig: Rig, transport: Transport, broker: Broker
 ) -> None:
     subscription = rig.subscription("reader")
     large, small = rig.envelopes(2)
     large = Envelope(large.attributes, b"x" * 100_000)
     await transport.declare([subscription])
-    await transport.publish([large, small])
+    await publish_or_raise(transport, [large, small])
 
     async def limit(size: int) -> None:
         setting = f"application:set_env(rabbit, max_message_size, {size}), "
@@ -813,7 +825,7 @@ async def test_a_message_larger_than_the_broker_takes_by_now_is_kept_cut(
 # --- dead letters that EventMesh did not write ---
 
 
-async def test_foreign_dead_letters_are_listed_replayed_and_discarded_like_ours(
+async def test_dead_letters_of_others_are_listed_replayed_and_discarded_like_ours(
     rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
 ) -> None:
     subscription = rig.subscription("reader")
@@ -839,7 +851,7 @@ async def test_foreign_dead_letters_are_listed_replayed_and_discarded_like_ours(
     assert await dead_count(transport, subscription) == 0
 
 
-async def test_what_rabbitmq_dead_letters_by_a_policy_is_a_dead_letter_with_its_reason(
+async def test_a_message_that_rabbitmq_dead_letters_by_a_policy_shows_its_reason(
     rig: Rig, transport: Transport, broker: Broker
 ) -> None:
     subscription, [sent] = rig.subscription("reader"), rig.envelopes(1)
@@ -851,7 +863,7 @@ async def test_what_rabbitmq_dead_letters_by_a_policy_is_a_dead_letter_with_its_
         broker.control, "set_policy", name, f"^{re.escape(queue)}$", json.dumps(expiry)
     )
     try:
-        await transport.publish([sent])
+        await publish_or_raise(transport, [sent])
         await until_dead(transport, subscription, 1)
     finally:
         await asyncio.to_thread(broker.control, "clear_policy", name)
@@ -873,10 +885,10 @@ async def test_the_next_node_is_tried_when_one_does_not_answer(rig: Rig, broker:
     for _ in range(6):  # it begins anywhere
         options = TransportOptions(prefix=rig.prefix)
         async with open_transport(url, SystemClock(), options) as transport:
-            await transport.publish(rig.envelopes(1))
+            await publish_or_raise(transport, rig.envelopes(1))
 
 
-async def test_nobody_answers() -> None:
+async def test_a_cluster_of_which_no_node_answers_is_unreachable() -> None:
     url = "amqp://u:s3cret@127.0.0.1:1,127.0.0.1:2/"
     with pytest.raises(Unreachable, match=r"u:\*\*\*@127\.0\.0\.1:1,127\.0\.0\.1:2"):
         async with open_transport(url, SystemClock(), TransportOptions()):
@@ -886,9 +898,7 @@ async def test_nobody_answers() -> None:
 # --- TLS ---
 
 
-async def test_tls_with_an_authority_and_a_certificate_of_ones_own(
-    rig: Rig, broker: Broker
-) -> None:
+async def test_tls_with_an_authority_and_a_client_certificate(rig: Rig, broker: Broker) -> None:
     at = broker.certificates
     certificate = f"certfile={at}/client.pem&keyfile={at}/client.key"
     base = f"amqps://eventmesh:{broker.password}@{broker.tls_address}/"
@@ -898,7 +908,7 @@ async def test_tls_with_an_authority_and_a_certificate_of_ones_own(
     url = f"{base}?cafile={at}/ca.pem&{certificate}"
     async with open_transport(url, SystemClock(), options) as transport:
         await transport.declare([subscription])
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         assert await take_all(transport, subscription, 3) == ids(sent)
     for wrong, words in (
         (f"{base}?{certificate}", "signed by an authority that is trusted here"),

@@ -1,5 +1,5 @@
-"""Exchanges, bindings and queues that are deleted under those who publish and consume: all that is
-published reaches every subscription, without anybody's doing."""
+"""Exchanges, bindings and queues are deleted under running publishers and consumers. Every
+published message still reaches every subscription, without an operator's help."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import pytest
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
 from eventmesh.testing.servers import WAYS
-from eventmesh.transports.base import Subscription, Transport, TransportOptions
+from eventmesh.transports.base import Subscription, Transport, TransportOptions, publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.rabbitmq import upkeep as amqp_upkeep
+from eventmesh.transports.rabbitmq.rerouting import ForeignSearch
 from eventmesh.transports.rabbitmq.topology import Topology
 from eventmesh.transports.rabbitmq.transport import AmqpTransport
-from eventmesh.transports.rabbitmq.upkeep import Searched
 from eventmesh.wire.envelope import Envelope
 from tests.support.moved_clock import MovedClock
 
@@ -42,7 +42,7 @@ async def the_exchange(operator: Operator, topology: Topology) -> None:
 
 
 async def the_exchange_of_a_message(operator: Operator, topology: Topology) -> None:
-    await operator.exchange_delete(topology.fan(MESSAGE))
+    await operator.exchange_delete(topology.message_exchange(MESSAGE))
 
 
 async def a_binding(operator: Operator, topology: Topology) -> None:
@@ -50,27 +50,28 @@ async def a_binding(operator: Operator, topology: Topology) -> None:
 
 
 async def a_binding_of_the_message(operator: Operator, topology: Topology) -> None:
-    await operator.queue_unbind(topology.queue(ONE), topology.fan(MESSAGE))
+    await operator.queue_unbind(topology.queue(ONE), topology.message_exchange(MESSAGE))
 
 
-async def the_way_for_unrouted_messages(operator: Operator, topology: Topology) -> None:
-    await operator.exchange_delete(topology.unrouted)
+async def the_exchange_of_unrouted_messages(operator: Operator, topology: Topology) -> None:
+    await operator.exchange_delete(topology.unrouted_exchange)
     await the_exchange(operator, topology)
 
 
 async def the_queue_of_unrouted_messages(operator: Operator, topology: Topology) -> None:
-    await operator.queue_delete(topology.kept(MESSAGE))
+    await operator.queue_delete(topology.unrouted_queue(MESSAGE))
     await the_exchange(operator, topology)
 
 
-async def the_way_for_foreign_messages(operator: Operator, topology: Topology) -> None:
+async def the_exchange_of_foreign_messages(operator: Operator, topology: Topology) -> None:
     await operator.exchange_delete(topology.foreign)
     await operator.queue_delete(topology.foreign)
     await the_exchange(operator, topology)
 
 
 async def every_exchange(operator: Operator, topology: Topology) -> None:
-    for name in (topology.fan(MESSAGE), topology.exchange, topology.unrouted, topology.foreign):
+    await operator.exchange_delete(topology.message_exchange(MESSAGE))
+    for name in (topology.exchange, topology.unrouted_exchange, topology.foreign):
         await operator.exchange_delete(name)
 
 
@@ -83,9 +84,9 @@ LOSSES: tuple[Deletion, ...] = (
     the_exchange_of_a_message,
     a_binding,
     a_binding_of_the_message,
-    the_way_for_unrouted_messages,
+    the_exchange_of_unrouted_messages,
     the_queue_of_unrouted_messages,
-    the_way_for_foreign_messages,
+    the_exchange_of_foreign_messages,
 )
 """After these, each of two subscriptions gets everything once."""
 
@@ -94,13 +95,14 @@ LOSSES_OF_ONE: tuple[Deletion, ...] = (
     the_queue_of_a_subscription,
     a_binding_of_the_message,
 )
-"""After these, the only subscription of a message gets everything at least once: it waits for the
-subscription; or it reaches it by one way, and by the other it is kept and brought back."""
+"""After these, the only subscription to a message gets everything at least once: messages wait for
+the subscription; or they reach it by one way, and are stored as unrouted and rerouted by the
+other."""
 
 
 @pytest.fixture(params=WAYS)
 def url(request: pytest.FixtureRequest, servers: Servers) -> str:
-    """A RabbitMQ of each generation."""
+    """A RabbitMQ of each generation that is available."""
     return servers.had_by("rabbitmq", request.param).url
 
 
@@ -111,7 +113,7 @@ def envelopes(count: int) -> list[Envelope]:
 
 
 async def consume(transport: Transport, subscription: Subscription, seen: Counter[str]) -> None:
-    """Until cancelled, as a worker does."""
+    """Consume until cancelled, as a worker does."""
     while True:
         try:
             async with transport.consume(subscription, prefetch=10) as consumer:
@@ -128,10 +130,11 @@ async def until_seen(envelopes: list[Envelope], *seen: Counter[str]) -> None:
         await asyncio.sleep(0.02)
 
 
-async def survives(
+async def check_survives(
     url: str, deletion: Deletion, subscriptions: list[Subscription], *, once: bool
 ) -> None:
-    """After this deletion, all that is published at once and later reaches these subscriptions."""
+    """After this deletion, messages that are published immediately and later reach these
+    subscriptions."""
     options = TransportOptions(prefix=f"test-{secrets.token_hex(5)}")
     topology = Topology(options.prefix)
     connection = await aiormq.connect(url)
@@ -153,30 +156,32 @@ async def survives(
                     for each in subscriptions:
                         await first.declare([each])
                     sent = envelopes(3)
-                    await publisher.publish(sent)
+                    await publish_or_raise(publisher, sent)
                     await until_seen(sent, *seen)
                     await deletion(await connection.channel(), topology)
                     for _ in range(3):
                         sent = envelopes(3)
-                        await publisher.publish(sent)
+                        await publish_or_raise(publisher, sent)
                         await asyncio.sleep(0.3)  # while some of it may be restored
                         await until_seen(sent, *seen)
                     if once:
-                        assert await publisher.unrouted([MESSAGE]) == []  # nothing may come yet
+                        assert (
+                            await publisher.unrouted([MESSAGE]) == []
+                        )  # nothing that could be delivered later
                         assert {count for ids in seen for count in ids.values()} == {1}
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
     except TimeoutError:
-        raise AssertionError(f"{deletion.__name__}: not all came, but {seen}") from None
+        raise AssertionError(f"{deletion.__name__}: only {seen} were delivered") from None
     finally:
         await connection.close()
 
 
 @asynccontextmanager
 async def operating(url: str) -> AsyncIterator[Operator]:
-    """A channel of somebody who knows nothing of EventMesh."""
+    """A channel of an operator who knows nothing of EventMesh."""
     connection = await aiormq.connect(url)
     try:
         yield await connection.channel()
@@ -184,7 +189,7 @@ async def operating(url: str) -> AsyncIterator[Operator]:
         await connection.close()
 
 
-async def takes(transport: Transport, subscription: Subscription, sent: list[Envelope]) -> None:
+async def take_all(transport: Transport, subscription: Subscription, sent: list[Envelope]) -> None:
     """Return once the subscription has got all of these."""
     missing = {each.id for each in sent}
     async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=100) as consumer:
@@ -199,50 +204,50 @@ async def test_a_publisher_restores_the_way_to_subscriptions_whose_processes_are
 ) -> None:
     options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(10)
     async with operating(url) as operator, open_transport(url, SystemClock(), options) as publisher:
-        await publisher.publish(envelopes(1))  # so that it has made what it needs once
+        await publish_or_raise(publisher, envelopes(1))  # so that it has declared what it needs
         async with open_transport(url, SystemClock(), options) as stopped:
             await stopped.declare([ONE, TWO])
         await the_exchange(operator, Topology(options.prefix))
-        await publisher.publish(sent)
+        await publish_or_raise(publisher, sent)
         assert await publisher.unrouted([MESSAGE]) == []
         for subscription in (ONE, TWO):
-            await takes(publisher, subscription, sent)
+            await take_all(publisher, subscription, sent)
 
 
-async def test_what_an_existing_subscription_takes_is_brought_to_it_before_anything_is_purged(
+async def test_messages_of_an_existing_subscription_are_rerouted_before_anything_is_purged(
     url: str,
 ) -> None:
-    """It is unrouted although the subscription exists, because the bindings were deleted for a
+    """They are unrouted although the subscription exists, because its bindings were deleted for a
     while."""
     options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(10)
     topology = Topology(options.prefix)
     async with operating(url) as operator, open_transport(url, SystemClock(), options) as publisher:
         async with open_transport(url, SystemClock(), options) as stopped:
             await stopped.declare([ONE])
-        for exchange in (topology.exchange, topology.fan(MESSAGE)):
+        for exchange in (topology.exchange, topology.message_exchange(MESSAGE)):
             await operator.queue_unbind(topology.queue(ONE), exchange, MESSAGE)
             await operator.queue_unbind(topology.queue(ONE), exchange, "")
-        await publisher.publish(sent)
+        await publish_or_raise(publisher, sent)
         [waiting] = await publisher.unrouted([MESSAGE])
         assert waiting.number == 10
-        await operator.queue_bind(topology.queue(ONE), topology.fan(MESSAGE), "")
+        await operator.queue_bind(topology.queue(ONE), topology.message_exchange(MESSAGE), "")
         assert await publisher.purge_unrouted(MESSAGE, [ONE], keep=4) == 0
-        await takes(publisher, ONE, sent)
+        await take_all(publisher, ONE, sent)
 
 
 async def everything(operator: Operator, topology: Topology) -> None:
     await every_exchange(operator, topology)
     for subscription in (ONE, TWO):
         await operator.queue_delete(topology.queue(subscription))
-    for queue in (topology.kept(MESSAGE), topology.foreign):
+    for queue in (topology.unrouted_queue(MESSAGE), topology.foreign):
         await operator.queue_delete(queue)
 
 
-async def test_after_everything_was_lost_the_first_that_consumes_again_does_not_take_all(
+async def test_after_everything_was_lost_the_first_subscription_does_not_take_it_all(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_upkeep, "INTERVAL", 3600.0)  # the test says when
-    monkeypatch.setattr(amqp_upkeep, "LOOK_INTERVAL", 3600.0)
+    monkeypatch.setattr(amqp_upkeep, "INTERVAL", 3600.0)  # the test decides when
+    monkeypatch.setattr(amqp_upkeep, "REROUTING_INTERVAL", 3600.0)
     options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(10)
     clock = MovedClock()
     async with (
@@ -257,47 +262,49 @@ async def test_after_everything_was_lost_the_first_that_consumes_again_does_not_
             async with transport.consume(subscription, prefetch=1):
                 pass
         await everything(operator, Topology(options.prefix))
-        await publisher.publish(sent)
+        await publish_or_raise(publisher, sent)
         async with first.consume(ONE, prefetch=1):
             await first._upkeep.restore()
         async with second.consume(TWO, prefetch=1):
             pass
         clock.ahead += amqp_upkeep.GRACE
         await first._upkeep.restore()
-        await takes(second, TWO, sent)
-        await takes(first, ONE, sent)
+        await take_all(second, TWO, sent)
+        await take_all(first, ONE, sent)
 
 
-async def test_foreign_messages_are_not_searched_while_somebody_else_looks_into_queues(
+async def test_foreign_messages_are_not_searched_during_another_inspection(
     url: str,
 ) -> None:
     options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(3)
     topology = Topology(options.prefix)
     async with operating(url) as operator, open_transport(url, SystemClock(), options) as transport:
         assert isinstance(transport, AmqpTransport)
-        await transport.publish(envelopes(1))
-        await operator.queue_unbind(topology.kept(MESSAGE), topology.unrouted, MESSAGE)
-        await transport.publish(sent)
-        await operator.queue_declare(topology.census, exclusive=True)
-        assert await transport._search_alone([MESSAGE], known=0) is None
-        await operator.queue_delete(topology.census)
-        assert await transport._search_alone([MESSAGE], known=3) == Searched(3, Counter())
+        await publish_or_raise(transport, envelopes(1))
+        unrouted = topology.unrouted_queue(MESSAGE)
+        search = transport._rerouter.search_foreign
+        await operator.queue_unbind(unrouted, topology.unrouted_exchange, MESSAGE)
+        await publish_or_raise(transport, sent)
+        await operator.queue_declare(topology.inspection_lock, exclusive=True)
+        assert await search([MESSAGE], known=0) is None
+        await operator.queue_delete(topology.inspection_lock)
+        assert await search([MESSAGE], known=3) == ForeignSearch(3, Counter())
         assert [each.number for each in await transport.unrouted([MESSAGE])] == [1, 3]
-        await operator.queue_bind(topology.kept(MESSAGE), topology.unrouted, MESSAGE)
-        found = await transport._search_alone([MESSAGE], known=0)
-        assert found == Searched(3, Counter({MESSAGE: 3}))
+        await operator.queue_bind(unrouted, topology.unrouted_exchange, MESSAGE)
+        found = await search([MESSAGE], known=0)
+        assert found == ForeignSearch(3, Counter({MESSAGE: 3}))
         [waiting] = await transport.unrouted([MESSAGE])
         assert (waiting.message, waiting.number) == (MESSAGE, 4)
 
 
-async def test_whatever_is_deleted_is_restored_and_nothing_is_missed(
+async def test_whatever_is_deleted_is_restored_and_no_message_is_missed(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_upkeep, "INTERVAL", 0.8)
-    monkeypatch.setattr(amqp_upkeep, "LOOK_INTERVAL", 0.3)
+    monkeypatch.setattr(amqp_upkeep, "REROUTING_INTERVAL", 0.3)
     monkeypatch.setattr(amqp_upkeep, "GRACE", 1.5)
     monkeypatch.setattr(amqp_upkeep, "FOREIGN_INTERVAL", 2.0)
     await asyncio.gather(
-        *(survives(url, deletion, [ONE, TWO], once=True) for deletion in LOSSES),
-        *(survives(url, deletion, [ONE], once=False) for deletion in LOSSES_OF_ONE),
+        *(check_survives(url, deletion, [ONE, TWO], once=True) for deletion in LOSSES),
+        *(check_survives(url, deletion, [ONE], once=False) for deletion in LOSSES_OF_ONE),
     )

@@ -1,4 +1,4 @@
-"""A real worker process whose queues and exchanges are deleted under it."""
+"""Queues and exchanges are deleted under a worker process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE = 120.0
 async def operator(
     durable_url: Callable[[str], str],
 ) -> AsyncIterator[aiormq.abc.AbstractConnection]:
-    """A connection of somebody with the right to delete."""
+    """A connection with the permission to delete."""
     connection = await aiormq.connect(durable_url("amqp"))
     try:
         yield connection
@@ -32,11 +32,13 @@ async def operator(
         await connection.close()
 
 
-async def made_again(operator: aiormq.abc.AbstractConnection, exchange: str) -> None:
-    """Return once there is such an exchange."""
+async def until_declared_again(operator: aiormq.abc.AbstractConnection, exchange: str) -> None:
+    """Return once the exchange exists."""
     async with asyncio.timeout(PATIENCE):
         while True:
-            channel = await operator.channel()  # the broker closes one that asks in vain
+            channel = (
+                await operator.channel()
+            )  # RabbitMQ closes the channel if the exchange does not exist
             try:
                 await channel.exchange_declare(exchange, passive=True)
                 return
@@ -44,7 +46,7 @@ async def made_again(operator: aiormq.abc.AbstractConnection, exchange: str) -> 
                 await asyncio.sleep(0.05)
 
 
-async def test_a_worker_makes_what_was_deleted_under_it_again_and_misses_nothing(
+async def test_a_worker_declares_again_what_was_deleted_under_it_and_misses_nothing(
     on: Callable[[str], Any],
     put: Callable[..., Any],
     attributes: Callable[..., dict[str, str]],
@@ -68,13 +70,13 @@ async def test_a_worker_makes_what_was_deleted_under_it_again_and_misses_nothing
     await channel.exchange_delete(topology.exchange)
     for queue in (topology.queue(DEPOSITS), topology.queue(TOLD)):
         await channel.queue_delete(queue)
-    await made_again(operator, topology.exchange)
+    await until_declared_again(operator, topology.exchange)
     await deposit("third")
     assert worker.events().count("subscription waiting for broker") == 4
 
-    # Without queues that are deleted, nobody is cut off and told.
+    # As long as no queue is deleted, no consumer is cancelled.
     await channel.exchange_delete(topology.exchange)
-    await made_again(operator, topology.exchange)
+    await until_declared_again(operator, topology.exchange)
     await deposit("fourth")
     assert worker.events().count("subscription waiting for broker") == 4
     worker.drain()

@@ -62,7 +62,7 @@ def resolve(made: dict[str, Any], reference: str) -> Any:
 
 
 def check(made: dict[str, Any]) -> None:
-    """What AsyncAPI 3.0.0 demands of the objects that occur here."""
+    """Check what AsyncAPI 3.0.0 requires of the objects that occur here."""
     assert made["asyncapi"] == "3.0.0"
     assert made["info"]["title"]
     assert made["info"]["version"]
@@ -95,7 +95,7 @@ def payload(made: dict[str, Any], key: str) -> dict[str, Any]:
     return schema
 
 
-def test_the_shop_is_described_by_message_and_by_service() -> None:
+def test_the_shop_has_a_channel_for_each_message_and_operations_for_each_service() -> None:
     made = described(*SHOP)
     check(made)
     owned = {model.__identity__.name for service in SHOP for model in service.registry.owned()}
@@ -120,7 +120,7 @@ def test_an_event_is_described_as_its_owner_writes_it() -> None:
     assert schema["properties"]["amount"]["type"] == "string"  # and not a number, as it may read
 
 
-def test_of_one_service_what_it_knows_of_others_messages_is_shown() -> None:
+def test_a_single_service_shows_its_view_of_the_messages_of_others() -> None:
     made = described(orders)
     check(made)
     schema = payload(made, "payments.payment_captured.v1")
@@ -149,7 +149,7 @@ class Ordered(Event, name="shop.ordered", version=3):
 
 
 def reader(name: str, **fields: Any) -> Service:
-    """A service with a model of its own of the same event, and of what is in it."""
+    """A service with its own models of the same event and of its nested object."""
     space = {"__annotations__": fields, "__module__": __name__}
     model: Any = type(Event)("Ordered", (Event,), space, name="shop.ordered", version=3)
     service = Service(name)
@@ -167,7 +167,7 @@ def nested(**fields: Any) -> Any:
     )
 
 
-def test_readers_without_the_owner_keep_their_own_views_apart() -> None:
+def test_without_the_owner_each_reader_has_its_own_view() -> None:
     first = reader("first", address=nested(street=str))
     second = reader("second", address=nested(town=int))
     made = described(first, second)
@@ -180,7 +180,7 @@ def test_readers_without_the_owner_keep_their_own_views_apart() -> None:
     assert received == [{"$ref": "#/channels/shop.ordered/messages/shop.ordered.v3.second"}]
 
 
-def test_with_the_owner_its_view_is_everybodys() -> None:
+def test_with_the_owner_there_is_only_its_view() -> None:
     shop = Service("shop")
     shop.publisher(Ordered)
     made = described(reader("first", address=nested(street=str)), shop)
@@ -212,7 +212,7 @@ def test_a_command_is_described_as_its_owner_reads_it() -> None:
 
 @pytest.fixture
 def shop(project: Project) -> Project:
-    """A folder in which the shop is found."""
+    """A project in which the shop is discovered."""
     lines = [f'{each.name} = "services.{each.name}.service:service"' for each in SHOP]
     project.write(
         "pyproject.toml",
@@ -243,7 +243,7 @@ def test_the_command_writes_yaml(shop: Project) -> None:
     assert yaml.safe_load(as_yaml.succeeds()) == json.loads(as_json.succeeds())
 
 
-def test_mistakes_are_told_in_one_paragraph(shop: Project) -> None:
+def test_mistakes_are_reported_in_one_paragraph(shop: Project) -> None:
     unknown, unwritable = asyncapi(shop, ["nobody"], ["--output", "no/such/folder.json"])
     unknown.fails(2, "There is no service 'nobody'")
     unwritable.fails(2, "no/such/folder.json cannot be written: No such file or directory")
@@ -274,7 +274,9 @@ def selling(schemas: Path) -> Service:
     return mall
 
 
-def test_what_is_sent_as_an_older_version_is_described_as_that(tmp_path: Path) -> None:
+def test_an_event_that_is_sent_as_an_older_version_is_described_as_that_version(
+    tmp_path: Path,
+) -> None:
     freeze([SoldOnce], tmp_path)
     freeze([Sold], tmp_path)
     made = described(selling(tmp_path))

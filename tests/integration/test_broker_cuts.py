@@ -15,7 +15,7 @@ import pytest
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
 from eventmesh.testing.servers import Server
-from eventmesh.transports.base import Transport, TransportOptions
+from eventmesh.transports.base import Transport, TransportOptions, publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE
 from tests.integration.redis_traffic import PAID, envelopes
@@ -77,7 +77,7 @@ async def live(url: str, prefix: str, account: Account) -> None:
         await transport.declare([PAID])
         messages = envelopes(2)
         ids = {each.id for each in messages}
-        await transport.publish(messages)
+        await publish_or_raise(transport, messages)
         account.published |= ids
         await hear(transport, ids, account)
         await transport.stats(PAID)

@@ -14,7 +14,7 @@ import pytest
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
 from eventmesh.testing.servers import Server
-from eventmesh.transports.base import Transport, TransportOptions
+from eventmesh.transports.base import Transport, TransportOptions, publish_or_raise
 from eventmesh.transports.factory import make_transport, open_transport
 from eventmesh.transports.outcome import DONE
 from tests.integration.giving_up import ask_while_another_gives_up
@@ -39,7 +39,7 @@ async def declare(transport: Transport) -> None:
 
 
 async def publish(transport: Transport) -> None:
-    await transport.publish(envelopes(2))
+    await publish_or_raise(transport, envelopes(2))
 
 
 async def stats(transport: Transport) -> None:
@@ -51,7 +51,7 @@ async def dead_letters(transport: Transport) -> None:
 
 
 async def hear(transport: Transport) -> None:
-    await transport.publish(envelopes(1))
+    await publish_or_raise(transport, envelopes(1))
     async with transport.consume(PAID, prefetch=10) as consumer:
         await consumer.settle([(each, DONE) for each in await consumer.receive(10)])
 
@@ -72,7 +72,7 @@ async def publish_and_hear(transport: Transport) -> None:
     await transport.connect()
     await transport.declare([PAID])
     published = envelopes(3)
-    await transport.publish(published)
+    await publish_or_raise(transport, published)
     assert (await transport.stats(PAID)).ready >= len(published)
     missing = {each.id for each in published}
     async with transport.consume(PAID, prefetch=100) as consumer:

@@ -1,5 +1,5 @@
-"""Whole FastStream apps, as real processes: that of the documentation beside a real worker, killed
-and poisoned; and one that knows nothing of EventMesh."""
+"""Whole FastStream apps as processes: the documented one beside a worker, killed and given a poison
+message; and one that knows nothing of EventMesh."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Poisoned(BaseMiddleware):
             os._exit(9)
         return await call_next(msg)
 
-broker.add_middleware(Poisoned)  # within the mesh: as if the handler did it
+broker.add_middleware(Poisoned)  # inside the mesh's middleware, as if the handler did it
 """
 
 PATIENT = """
@@ -127,7 +127,7 @@ async def ready() -> None:
 
 
 def documented(broker: str) -> str:
-    """The app in the package's documentation, for this broker."""
+    """The app in the package's docstring, for this broker."""
     indented = (package.__doc__ or "").partition("\n\n")[2].partition("\nOn Redis, ")[0]
     source = textwrap.dedent(indented)
     assert "RabbitMesh(service, broker)" in source
@@ -137,7 +137,7 @@ def documented(broker: str) -> str:
 
 
 class Bill:
-    """The documented app and the service orders in one project."""
+    """One project with the documented app and the service orders."""
 
     def __init__(self, project: Project, url: str, source: str) -> None:
         self.project = project
@@ -160,7 +160,7 @@ class Bill:
         assert ended.code == 0, ended.said
 
     def rows(self, service: str, table: str) -> list[int]:
-        """The orders in a table, once for each row."""
+        """The order of each row in a table."""
         try:
             connection = sqlite3.connect(
                 f"file:{self.project.root}/.eventmesh/{service}.db?mode=ro", uri=True
@@ -168,7 +168,7 @@ class Bill:
             with connection:
                 found = connection.execute(f"SELECT order_id FROM {table}")  # noqa: S608
                 return sorted(int(value.replace("-", ""), 16) for (value,) in found)
-        except sqlite3.OperationalError:  # not made yet
+        except sqlite3.OperationalError:  # it does not exist yet
             return []
         finally:
             connection.close()
@@ -183,14 +183,14 @@ class Bill:
 
 
 @pytest.mark.parametrize("broker", ["amqp", "redis"])
-def test_the_documented_app_is_a_service_whose_process_may_be_killed(
+def test_the_documented_app_is_a_service_and_survives_kills(
     broker: str, project: Project, durable_url: Callable[[str], str]
 ) -> None:
     bill = Bill(project, durable_url(broker), documented(broker) + KILLED_AFTER_COMMIT + POISONED)
     worker = project.start("worker", "orders")
     patient = bill.start("patient.py")
     bill.place(1, 0xDD, 2)
-    bill.until_rows("orders", "told", 1, 2)  # though killed after 1, and again and again by 0xDD
+    bill.until_rows("orders", "told", 1, 2)  # although killed after 1, and repeatedly by 0xDD
     [letter] = until(bill.letters, "a dead letter")
     assert "may be killing its worker" in letter["reason"]
     assert letter["attributes"]["subject"].endswith("0000000000dd")

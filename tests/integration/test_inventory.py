@@ -20,7 +20,13 @@ from eventmesh.errors import Unreachable
 from eventmesh.persistence import migration, outbox
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import Outgoing
-from eventmesh.transports.base import Delivery, Subscription, Transport, TransportOptions
+from eventmesh.transports.base import (
+    Delivery,
+    Subscription,
+    Transport,
+    TransportOptions,
+    publish_or_raise,
+)
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.wire.envelope import Envelope, seal
@@ -128,7 +134,7 @@ async def fill(transport: Transport) -> None:
     """One dead, one that waits for its retry, and four that wait for mail.tell."""
     await transport.declare([TELL])
     sent = [message(1), message(2), message(1), message(1), message(2), message(None)]
-    await transport.publish(sent)
+    await publish_or_raise(transport, sent)
     async with transport.consume(TELL, prefetch=2) as consumer:
         first, second = [*await consumer.receive(1), *await consumer.receive(1)]
         await consumer.settle([(first, Dead("no")), (second, RetryAfter(600))])
@@ -245,7 +251,7 @@ async def test_what_nobody_takes_yet_and_what_a_forgotten_subscription_holds_is_
     project = mesh(broker)
     (project.root / "services/mail/service.py").unlink()
     async with opened(project) as transport:
-        await transport.publish([message(1), message(1)])
+        await publish_or_raise(transport, [message(1), message(1)])
         assert counted(project) == {("unrouted, kept for a first subscription", 1, ""): 2}
         project.run("schema", "retire", "bank.deposited", "1").fails(4, "2 unrouted")
         if broker != "amqp":  # which does not tell its queues
@@ -326,7 +332,7 @@ async def test_rabbitmq_hands_out_nothing_of_what_is_not_to_be_touched(
     project.environment["EVENTMESH_BROKER_URL"] = durable_url("amqp")
     async with opened(project) as transport:
         await transport.declare([TELL])
-        await transport.publish([message(1) for _ in range(3)])
+        await publish_or_raise(transport, [message(1) for _ in range(3)])
         async with transport.consume(TELL, prefetch=1) as consumer:
             await consumer.settle([(each, RetryAfter(600)) for each in await consumer.receive(1)])
         expected = {("delayed", 1), ("ready", 2)}
@@ -371,7 +377,7 @@ async def test_many_messages_are_counted_page_by_page(
     project.environment["EVENTMESH_BROKER_URL"] = durable_broker_url
     async with opened(project) as transport:
         await transport.declare([TELL])
-        await transport.publish([message(1 + number % 2) for number in range(900)])
+        await publish_or_raise(transport, [message(1 + number % 2) for number in range(900)])
         async with transport.consume(TELL, prefetch=400) as consumer:
             got: list[Delivery] = []
             while len(got) < 400:
@@ -407,7 +413,7 @@ async def test_a_connection_to_rabbitmq_that_is_cut_ends_the_count_and_loses_not
         project.environment["EVENTMESH_BROKER_URL"] = proxy.url
         async with opened(project) as transport:
             await transport.declare([TELL])
-            await transport.publish([message(1) for _ in range(2000)])
+            await publish_or_raise(transport, [message(1) for _ in range(2000)])
             with pytest.raises(Unreachable):
                 await cut_while_counting(proxy, transport)
             census = await transport.census([TELL])

@@ -31,6 +31,7 @@ from eventmesh.persistence.dialects.silence import SILENCE
 from eventmesh.persistence.outbox import Outgoing, Refusal
 from eventmesh.persistence.sagas import SagaRow
 from eventmesh.runtime.relaying.relay import Relay
+from eventmesh.transports.base import PublishResult
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
 from tests.integration.test_worker import (
@@ -656,9 +657,9 @@ class Remembering(MemoryTransport):
         super().__init__(clock)
         self.published: list[Envelope] = []
 
-    async def publish(self, envelopes: Any) -> None:
+    async def publish(self, envelopes: Any) -> PublishResult:
         self.published.extend(envelopes)
-        await super().publish(envelopes)
+        return await super().publish(envelopes)
 
 
 def of_key(key: str) -> list[int]:

@@ -23,12 +23,12 @@ from sqlalchemy import text, update
 
 from eventmesh import Event, Service, Settings
 from eventmesh.clock import SystemClock
-from eventmesh.errors import PublishError
 from eventmesh.persistence import parked
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.parked import ParkedKey, Waiting
 from eventmesh.persistence.tables import outbox
 from eventmesh.runtime.relaying.relay import PARK_AFTER, Relay
+from eventmesh.transports.base import PublishResult
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
 from tests.integration.conftest import BANK, until
@@ -81,12 +81,11 @@ class Picky(MemoryTransport):
         self.may_answer.set()
         self.asked = asyncio.Event()
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         self.asked.set()
         await self.may_answer.wait()
         self.published += [each for each in envelopes if each.id not in self.refused]
-        if refused := [each.id for each in envelopes if each.id in self.refused]:
-            raise PublishError(dict.fromkeys(refused, "never"))
+        return PublishResult({each.id: "never" for each in envelopes if each.id in self.refused})
 
 
 @dataclass

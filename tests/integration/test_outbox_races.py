@@ -13,7 +13,7 @@ from sqlalchemy import delete, func, select, text, update
 
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
-from eventmesh.errors import PublishError, Unreachable
+from eventmesh.errors import Unreachable
 from eventmesh.persistence import migration, notify, outbox, parked, tables
 from eventmesh.persistence.database import Database
 from eventmesh.runtime.declaring.service import Service
@@ -21,6 +21,7 @@ from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.relaying import relay
 from eventmesh.runtime.relaying import watermark as horizon
 from eventmesh.runtime.relaying.relay import Relay
+from eventmesh.transports.base import PublishResult
 from eventmesh.transports.memory import MemoryTransport
 from tests.support import units
 from tests.support.units import outgoing
@@ -45,7 +46,7 @@ class Broker(MemoryTransport):
         self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
         self.may_answer.set()
 
-    async def publish(self, envelopes: Any) -> None:
+    async def publish(self, envelopes: Any) -> PublishResult:
         self.asked.set()
         await self.may_answer.wait()
         refusals = {each.id: "full" for each in envelopes if each.key in self.refused}
@@ -54,8 +55,7 @@ class Broker(MemoryTransport):
                 self.taken.append((each.key, from_json(each.data)["number"]))
         async with self._came:
             self._came.notify_all()
-        if refusals:
-            raise PublishError(refusals)
+        return PublishResult(refusals)
 
     async def until(self, *wanted: tuple[str, int]) -> None:
         async with asyncio.timeout(PATIENCE), self._came:

@@ -21,7 +21,7 @@ from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import Outgoing
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.readiness import outbox_age, problems
-from eventmesh.transports.base import Consumer, Subscription
+from eventmesh.transports.base import Consumer, PublishResult, Subscription
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope, seal
 from tests.support import units
@@ -57,10 +57,10 @@ class Flaky(MemoryTransport):
             consumer.receive = receive_or_lose  # type: ignore[method-assign]
             yield consumer
 
-    async def publish(self, envelopes: Any) -> None:
+    async def publish(self, envelopes: Any) -> PublishResult:
         if self.away:
-            raise Unreachable("the broker is away")
-        await super().publish(envelopes)
+            return PublishResult.interrupted(envelopes, Unreachable("the broker is away"))
+        return await super().publish(envelopes)
 
 
 @pytest.fixture

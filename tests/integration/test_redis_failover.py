@@ -18,7 +18,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from eventmesh.errors import Unreachable
-from eventmesh.transports.base import TransportOptions
+from eventmesh.transports.base import TransportOptions, publish_or_raise
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.redis import transport as redis_streams
 from eventmesh.transports.redis.transport import RedisStreamsTransport
@@ -177,10 +177,10 @@ async def test_sentinels_that_know_no_such_master_are_told_of(watched: Watched) 
 
 async def test_too_few_replicas_are_no_success(watched: Watched) -> None:
     async with opened(f"{watched.url}?wait_replicas=2") as transport:
-        await transport.publish(envelopes(1))
+        await publish_or_raise(transport, envelopes(1))
         await asyncio.to_thread(watched.servers[2].kill)
         with pytest.raises(Unreachable, match="1 instead of 2 of its replicas"):
-            await transport.publish(envelopes(1))
+            await publish_or_raise(transport, envelopes(1))
 
 
 # --- Cluster ---
@@ -272,8 +272,8 @@ async def opened_on(cluster: Cluster, query: str = "") -> AsyncIterator[RedisStr
 
 async def test_all_keys_of_a_prefix_are_on_one_node(cluster: Cluster) -> None:
     async with opened_on(cluster) as transport:
-        await transport.publish(envelopes(5))
-        await transport.publish(envelopes(5, "payments.failed"))
+        await publish_or_raise(transport, envelopes(5))
+        await publish_or_raise(transport, envelopes(5, "payments.failed"))
         await transport.declare([PAID])
         async with transport.consume(PAID, prefetch=5) as consumer:
             got = [each for _ in range(5) for each in await consumer.receive(1)]
@@ -295,7 +295,7 @@ async def test_the_least_rights_are_enough_on_a_cluster(cluster: Cluster) -> Non
     transport = RedisStreamsTransport(f"{url}?wait_replicas=1", CLOCK, options)
     await transport.connect()
     await transport.declare([PAID])
-    await transport.publish(envelopes(1))
+    await publish_or_raise(transport, envelopes(1))
     async with transport.consume(PAID, prefetch=5) as consumer:
         [delivery] = await consumer.receive(1)
         await consumer.settle([(delivery, DONE)])

@@ -16,6 +16,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from eventmesh.errors import Unreachable
+from eventmesh.transports.base import publish_or_raise
 from tests.integration.redis_nodes import Node, eventually, nodes, until
 from tests.integration.redis_traffic import PAID, Traffic, envelopes, flowing, opened, running
 
@@ -220,7 +221,7 @@ async def test_a_redis_out_of_memory_takes_no_message_and_gives_all_it_has(node:
         node.set("maxmemory-policy", "noeviction")
         node.set("maxmemory", 1)
         with pytest.raises(Unreachable, match="OOM"):
-            await transport.publish(envelopes(3))
+            await publish_or_raise(transport, envelopes(3))
         async with running(traffic.keep_consuming()):
             await traffic.until_all_is_handled()
             assert not traffic.consuming_errors

@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from eventmesh.errors import PublishError, Unreachable
-from eventmesh.transports.base import Consumer, Delivery, Subscription, TransportOptions
+from eventmesh.transports.base import (
+    Consumer,
+    Delivery,
+    Subscription,
+    TransportOptions,
+    publish_or_raise,
+)
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.transports.redis import connection as redis_connection
 from eventmesh.transports.redis import publishing as redis_publishing
@@ -121,12 +127,12 @@ async def test_a_blocked_consumer_goes_on_after(
 async def test_a_consumer_in_the_middle_of_its_work_goes_on_after(
     delete: Callable[[Node], Any], node: Node, transport: RedisStreamsTransport
 ) -> None:
-    await transport.publish(envelopes(6))
+    await publish_or_raise(transport, envelopes(6))
     async with transport.consume(PAID, prefetch=10) as consumer:
         first, second, third, *rest = await take(consumer, 6)
         await delete(node)
         new = envelopes(1)
-        await transport.publish(new)
+        await publish_or_raise(transport, new)
         await consumer.settle([(first, DONE), (second, RetryAfter(0.1)), (third, Dead("no"))])
         await settle(consumer, rest)
         ids: set[str] = set()
@@ -143,7 +149,7 @@ async def test_a_cut_connection_neither_loses_nor_doubles_what_is_being_handled(
     node: Node, transport: RedisStreamsTransport
 ) -> None:
     async with transport.consume(PAID, prefetch=4) as consumer:
-        await transport.publish(envelopes(10))
+        await publish_or_raise(transport, envelopes(10))
         held = await take(consumer, 2)  # two more are in its buffer
         await asyncio.sleep(1.2)  # long enough to count as a stable connection
         node.tell("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
@@ -167,7 +173,7 @@ async def test_what_a_dead_connection_swallowed_is_delivered_at_once_and_as_the_
         opened(node.url, visibility_timeout=60.0) as transport,
         transport.consume(PAID, prefetch=10) as consumer,
     ):
-        await transport.publish(envelopes(1))
+        await publish_or_raise(transport, envelopes(1))
         await settle(consumer, await take(consumer, 1))
         [me] = [each["name"] for each in info(node, "CONSUMERS", PAID.name)]
         await asyncio.sleep(1.2)  # long enough to count as a stable connection
@@ -190,7 +196,7 @@ async def test_what_was_held_when_redis_went_away_comes_again_as_soon_as_it_is_b
         node = keep(Node(tmp_path / "redis", appendonly="yes", appendfsync="always")).start()
         async with opened(node.url, visibility_timeout=60.0) as transport:
             await transport.declare([PAID])
-            await transport.publish(envelopes(5))
+            await publish_or_raise(transport, envelopes(5))
             held: list[Delivery] = []
 
             async def hold_until_redis_is_gone() -> None:
@@ -222,12 +228,12 @@ async def test_upkeep_that_is_refused_disturbs_no_delivery(
         opened(f"redis://poor:secret@127.0.0.1:{node.port}/0") as transport,
         transport.consume(PAID, prefetch=5) as consumer,
     ):
-        await transport.publish(envelopes(2))
+        await publish_or_raise(transport, envelopes(2))
         first, second = await take(consumer, 2)
         await settle(consumer, [first])
         await asyncio.sleep(1.5)
         await settle(consumer, [second])
-        await transport.publish(envelopes(1))
+        await publish_or_raise(transport, envelopes(1))
         await settle(consumer, await take(consumer, 1))
     said = capsys.readouterr().out
     assert said.count("streams are not tidied") == 1
@@ -239,7 +245,7 @@ async def test_a_consumer_that_cannot_keep_its_deliveries_ends(node: Node) -> No
 
     async def hold_for_too_long(transport: RedisStreamsTransport) -> None:
         async with transport.consume(PAID, prefetch=1) as consumer:
-            await transport.publish(envelopes(1))
+            await publish_or_raise(transport, envelopes(1))
             await take(consumer, 1)
             node.tell("ACL", "SETUSER", "poor", "-xclaim")
             await take(consumer, 1)
@@ -253,7 +259,7 @@ async def test_one_slow_answer_to_upkeep_ends_nothing(
     node: Node, transport: RedisStreamsTransport
 ) -> None:
     async with transport.consume(PAID, prefetch=1) as consumer:
-        await transport.publish(envelopes(2))
+        await publish_or_raise(transport, envelopes(2))
         held = await take(consumer, 1)
         node.tell("CLIENT", "PAUSE", 700, "ALL")
         await settle(consumer, held)
@@ -281,7 +287,7 @@ async def test_what_every_group_has_settled_is_trimmed_and_nothing_else(
     ids = [envelope.id for envelope in sent]
     async with opened(node.url) as transport:
         await transport.declare([PAID, AUDIT])
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         async with transport.consume(PAID, prefetch=20) as payer:
             await settle(payer, await take(payer, 20))
             await asyncio.sleep(0.3)
@@ -311,7 +317,7 @@ async def test_a_stream_that_nobody_reads_is_kept_for_the_first_who_does(
     monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
     async with opened(node.url) as transport:
         both = Subscription("both.note", ("payments.paid", "payments.failed"))
-        await transport.publish(envelopes(300, "payments.failed"))
+        await publish_or_raise(transport, envelopes(300, "payments.failed"))
         async with transport.consume(both, prefetch=10) as consumer:
             await asyncio.sleep(0.3)
             await settle(consumer, await take(consumer, 10))
@@ -327,7 +333,7 @@ async def test_consumers_clean_up_after_themselves(
     for number in range(50):
         async with transport.consume(PAID, prefetch=5) as consumer:
             if number % 10 == 0:  # it leaves something behind
-                await transport.publish(envelopes(2))
+                await publish_or_raise(transport, envelopes(2))
                 await take(consumer, 1)
     assert [each["name"] for each in info(node, "CONSUMERS", PAID.name)] == [b"returned"]
     assert (await transport.stats(PAID)).ready == 10
@@ -339,7 +345,7 @@ async def test_consumers_that_were_killed_are_forgotten(
     monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
     monkeypatch.setattr(redis_upkeep, "FORGET_AFTER", 1.0)
     stream = stream_of(node)
-    await transport.publish(envelopes(50))
+    await publish_or_raise(transport, envelopes(50))
     for number in range(50):
         node.tell(
             *("XREADGROUP", "GROUP", PAID.name, f"killed-{number}", "COUNT", 1),
@@ -352,7 +358,7 @@ async def test_consumers_that_were_killed_are_forgotten(
             return [each["name"] for each in info(node, "CONSUMERS", PAID.name)]
 
         await eventually(lambda: len(names()) == 1, "only the living one")
-        await transport.publish(envelopes(1))
+        await publish_or_raise(transport, envelopes(1))
         await settle(consumer, await take(consumer, 1))
 
 
@@ -417,7 +423,7 @@ async def test_a_batch_that_is_cut_in_the_middle_is_stored_wholly_or_not_at_all(
                 cutter.most = length
                 told = True
                 try:
-                    await transport.publish(batch)
+                    await publish_or_raise(transport, batch)
                 except Unreachable:
                     told = False
         prefix = transport._options.prefix
@@ -436,7 +442,7 @@ async def test_a_network_that_swallows_everything_is_noticed(
 
     async def consume_through_the_loss(transport: RedisStreamsTransport) -> None:
         async with transport.consume(PAID, prefetch=1) as consumer:
-            await transport.publish(envelopes(1))
+            await publish_or_raise(transport, envelopes(1))
             await settle(consumer, await take(consumer, 1))
             await asyncio.sleep(1.2)  # long enough to count as a stable connection
             cutter.silent = True
@@ -450,7 +456,7 @@ async def test_a_network_that_swallows_everything_is_noticed(
                     await consume_through_the_loss(transport)
             cutter.silent = False
             monkeypatch.undo()
-            await transport.publish(envelopes(1))
+            await publish_or_raise(transport, envelopes(1))
 
 
 async def test_a_message_that_may_not_be_written_does_not_hold_up_others(node: Node) -> None:
@@ -462,9 +468,8 @@ async def test_a_message_that_may_not_be_written_does_not_hold_up_others(node: N
         foreign = envelopes(1, "orders.placed", partitionkey="a")
         overtaking = envelopes(1, partitionkey="a")
         others = envelopes(2, partitionkey="b")
-        with pytest.raises(PublishError) as caught:
-            await transport.publish([others[0], *foreign, *overtaking, others[1]])
-        assert set(caught.value.refused) == {foreign[0].id, overtaking[0].id}
+        result = await transport.publish([others[0], *foreign, *overtaking, others[1]])
+        assert set(result.rejected) == {foreign[0].id, overtaking[0].id}
         assert ids_in(node) == {envelope.id for envelope in others}
 
 
@@ -488,9 +493,8 @@ async def test_nothing_overtakes_a_refused_message_of_its_key(
     refused = envelopes(2, "orders.placed", partitionkey="a")
     without_key = envelopes(1, "orders.placed")
     others = [*envelopes(2, partitionkey="b"), *envelopes(2)]
-    with pytest.raises(PublishError) as caught:
-        await transport.publish([*ahead, *refused, *without_key, *others, *behind])
-    reasons = caught.value.refused
+    result = await transport.publish([*ahead, *refused, *without_key, *others, *behind])
+    reasons = result.rejected
     assert list(reasons) == [each.id for each in [*refused, *without_key, *behind]]
     assert reasons[refused[0].id] == reasons[without_key[0].id]
     assert reasons[behind[0].id] == "an earlier message of its key was refused"
@@ -508,9 +512,8 @@ async def test_what_is_refused_does_not_hold_up_what_may_not_be_written(node: No
         names = ("orders.placed", "payments.failed", "payments.paid")
         a, b = ([envelopes(1, name, partitionkey=key)[0] for name in names] for key in "ab")
         [c] = envelopes(1, partitionkey="c")
-        with pytest.raises(PublishError) as caught:
-            await transport.publish([*a, *b[1:], c])
-        assert caught.value.refused.keys() == {each.id for each in [*a, *b[1:]]}
+        result = await transport.publish([*a, *b[1:], c])
+        assert result.rejected.keys() == {each.id for each in [*a, *b[1:]]}
         assert taken_by(node) == [c.id]
 
 
@@ -524,11 +527,11 @@ async def test_what_redis_refuses_to_everybody_is_no_fault_of_a_message(
     node.set(setting, 1)
     try:
         with pytest.raises(Unreachable, match=r"OOM|NOREPLICAS"):
-            await transport.publish(batch)
+            await publish_or_raise(transport, batch)
     finally:
         node.set(setting, 0)
     assert taken_by(node) == []
-    await transport.publish(batch)
+    await publish_or_raise(transport, batch)
     assert taken_by(node) == [batch[0].id]
 
 
@@ -540,7 +543,7 @@ async def test_without_the_replicas_that_are_asked_for_nothing_counts_as_publish
     batch = [envelopes(1, name, partitionkey="a")[0] for name in names]
     async with opened(f"{node.url}?wait_replicas=1") as transport:
         with pytest.raises(Unreachable, match="0 instead of 1 of its replicas"):
-            await transport.publish(batch)
+            await publish_or_raise(transport, batch)
 
 
 async def test_nothing_overtakes_on_a_cluster(tmp_path: Path) -> None:
@@ -557,9 +560,8 @@ async def test_nothing_overtakes_on_a_cluster(tmp_path: Path) -> None:
             not_a_stream(member, stream_of(member).replace("payments.paid", "orders.placed"))
             ahead, behind = envelopes(2, partitionkey="a")
             [refused] = envelopes(1, "orders.placed", partitionkey="a")
-            with pytest.raises(PublishError) as caught:
-                await transport.publish([ahead, refused, behind])
-            assert caught.value.refused.keys() == {refused.id, behind.id}
+            result = await transport.publish([ahead, refused, behind])
+            assert result.rejected.keys() == {refused.id, behind.id}
             assert taken_by(member) == [ahead.id]
 
 
@@ -570,7 +572,7 @@ async def test_a_user_who_may_not_use_scripts_is_told_before_anything_is_stored(
     batch = [envelopes(1, name, partitionkey="a")[0] for name in ("orders.placed", "payments.paid")]
     async with opened(f"redis://poor:secret@127.0.0.1:{node.port}/0") as transport:
         with pytest.raises(Unreachable, match="NOPERM"):
-            await transport.publish(batch)
+            await publish_or_raise(transport, batch)
     assert node.tell("KEYS", "*:stream:*") == []
 
 
@@ -587,7 +589,7 @@ async def test_every_attribute_may_hold_any_text(transport: RedisStreamsTranspor
     names = ("source", "subject", "partitionkey", "correlationid", "traceparent", "überschrift")
     texts = {name: f"Łódź \u2028 日本 🚀 {name}\n\r\0" for name in names}
     [sent] = envelopes(1, **texts)
-    await transport.publish([sent])
+    await publish_or_raise(transport, [sent])
     async with transport.consume(PAID, prefetch=1) as consumer:
         for outcome in (RetryAfter(0.05), RetryAfter(0.0), Dead("Grund: ü", "日本")):
             [delivery] = await take(consumer, 1)
@@ -622,7 +624,7 @@ async def use_all_of_it(url: str) -> None:
     try:
         await transport.connect()
         await transport.declare([PAID])
-        await transport.publish(envelopes(5))
+        await publish_or_raise(transport, envelopes(5))
         async with transport.consume(PAID, prefetch=9) as consumer:
             first, second, third, fourth, _ = await take(consumer, 5)
             await consumer.settle([(first, DONE), (second, RetryAfter(0.1))])

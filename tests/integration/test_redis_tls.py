@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from eventmesh.errors import Unreachable, UsageError
+from eventmesh.transports.base import publish_or_raise
 from eventmesh.transports.outcome import DONE
 from tests.integration.certificates import make_certificates
 from tests.integration.redis_nodes import Node, nodes, own_port, until
@@ -69,7 +70,7 @@ async def test_messages_go_over_tls(node: Node, certificates: Path) -> None:
     async with opened(url_of(node, certificates)) as transport:
         await transport.declare([PAID])
         sent = envelopes(3)
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         async with transport.consume(PAID, prefetch=3) as consumer:
             got = [each for _ in sent for each in await consumer.receive(1)]
             await consumer.settle([(delivery, DONE) for delivery in got])
@@ -89,7 +90,7 @@ async def test_a_cluster_is_found_over_tls(
         node.tell("ACL", "SETUSER", "payments", "on", f">{PASSWORD}", "~*", "+@all")
         url = url_of(node, certificates).replace("rediss://", "rediss+cluster://")
         async with opened(url) as transport:
-            await transport.publish(envelopes(3))
+            await publish_or_raise(transport, envelopes(3))
 
 
 async def test_sentinels_are_asked_over_tls(
@@ -108,7 +109,7 @@ async def test_sentinels_are_asked_over_tls(
         url = url_of(sentinel, certificates, sentinel_password=sentinel.password)
         url = url.replace("rediss://", "rediss+sentinel://").replace("/0?", "/shop/0?")
         async with opened(url) as transport:
-            await transport.publish(envelopes(3))
+            await publish_or_raise(transport, envelopes(3))
 
 
 async def test_a_server_that_the_authority_did_not_sign_is_not_spoken_to(

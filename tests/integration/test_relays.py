@@ -28,7 +28,13 @@ from eventmesh.runtime.relaying import purger, relay
 from eventmesh.runtime.relaying import watermark as horizon
 from eventmesh.runtime.relaying.purger import Purger
 from eventmesh.runtime.relaying.relay import Relay
-from eventmesh.transports.base import Subscription, Transport, TransportOptions
+from eventmesh.transports.base import (
+    ALL_CONFIRMED,
+    PublishResult,
+    Subscription,
+    Transport,
+    TransportOptions,
+)
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.transports.outcome import DONE
@@ -67,10 +73,11 @@ class Broker(MemoryTransport):
         self.keys: list[str | None] = []
         self._came = asyncio.Condition()
 
-    async def publish(self, envelopes: Any) -> None:
+    async def publish(self, envelopes: Any) -> PublishResult:
         self.keys.extend(envelope.key for envelope in envelopes)
         async with self._came:
             self._came.notify_all()
+        return ALL_CONFIRMED
 
     async def until(self, key: str) -> None:
         async with asyncio.timeout(PATIENCE), self._came:
@@ -207,9 +214,10 @@ class Slow(Broker):
         super().__init__()
         self.goes_on = asyncio.Event()
 
-    async def publish(self, envelopes: Any) -> None:
-        await super().publish(envelopes)
+    async def publish(self, envelopes: Any) -> PublishResult:
+        result = await super().publish(envelopes)
         await self.goes_on.wait()
+        return result
 
 
 class TestHolding:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from eventmesh.errors import Unreachable
-from eventmesh.transports.base import TransportOptions
+from eventmesh.transports.base import TransportOptions, publish_or_raise
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.sqlite.transport import SqliteTransport
 from tests.integration.redis_traffic import CLOCK, PAID, Traffic, envelopes, running, take
@@ -30,6 +30,7 @@ FILES = ("broker.db-wal", "broker.db-shm", "broker.db")
 
 PUBLISHER = """
 import asyncio, sys
+from eventmesh.transports.base import publish_or_raise
 from tests.integration.redis_traffic import PAID, envelopes
 from tests.integration.test_sqlite_losses import opened
 from pathlib import Path
@@ -38,7 +39,7 @@ async def main():
     async with opened(Path(sys.argv[1])) as transport:
         await transport.declare([PAID])
         for line in iter(sys.stdin.readline, ""):
-            await transport.publish(envelopes(int(line)))
+            await publish_or_raise(transport, envelopes(int(line)))
             print("published", flush=True)
 
 asyncio.run(main())
@@ -149,7 +150,7 @@ async def test_a_file_that_another_process_still_holds_open_is_made_again(tmp_pa
             for _ in range(2):
                 delete_the_file_only(tmp_path)
                 await transport.declare([PAID])
-                await transport.publish(envelopes(3))
+                await publish_or_raise(transport, envelopes(3))
                 await publish_elsewhere(4)
                 assert (await transport.stats(PAID)).ready == 7
     with closing(sqlite3.connect(tmp_path / "broker.db")) as file:
@@ -163,14 +164,14 @@ async def test_what_was_held_of_a_file_that_is_gone_settles_nothing_of_the_new_o
     """Their messages have the same numbers."""
     async with opened(tmp_path) as transport:
         await transport.declare([PAID])
-        await transport.publish(envelopes(2))
+        await publish_or_raise(transport, envelopes(2))
 
         async def settle_what_is_gone() -> None:
             async with transport.consume(PAID, prefetch=4) as consumer:
                 held = await take(consumer, 2)
                 delete_the_file(tmp_path)
                 await transport.declare([PAID])
-                await transport.publish(new)
+                await publish_or_raise(transport, new)
                 for _ in range(2):
                     with pytest.raises(Unreachable, match="was deleted or replaced"):
                         await consumer.settle([(delivery, DONE) for delivery in held])

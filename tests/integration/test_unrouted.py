@@ -21,7 +21,7 @@ from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.relaying.unrouted_bound import EVERY, UnroutedBound
 from eventmesh.runtime.vitals import RelayVitals
-from eventmesh.transports.base import Subscription, Transport, TransportOptions
+from eventmesh.transports.base import Subscription, Transport, TransportOptions, publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
@@ -102,7 +102,7 @@ async def test_unrouted_messages_are_listed_and_purged_by_command(
     project.service(BANK)
     project.run("unrouted", "list").succeeds("0 unrouted message(s)")
     async with opened(project) as transport:
-        await transport.publish([*messages(3), *messages(2, "bank.opened")])
+        await publish_or_raise(transport, [*messages(3), *messages(2, "bank.opened")])
         named = ["--message", "bank.opened"] if broker == "amqp" else []
         assert told(project, "list") | told(project, "list", *named) == {
             CLOSED: (3, False),
@@ -127,7 +127,7 @@ async def test_foreign_messages_on_rabbitmq_are_listed_and_purged(
 ) -> None:
     url = project.environment["EVENTMESH_BROKER_URL"] = durable_url("amqp")
     async with opened(project) as transport, await aio_pika.connect(url) as connection:
-        await transport.publish(messages(1))  # by which the exchanges are made
+        await publish_or_raise(transport, messages(1))  # by which the exchanges are made
         channel = await connection.channel()
         exchange = await channel.get_exchange(project.prefix)
         for name in ("crm.won", "crm.lost", "crm.won"):
@@ -163,13 +163,13 @@ async def test_beyond_the_limit_the_oldest_are_purged_after_a_warning(
             return [(each["event"], each["number"]) for each in logs]
 
         sent = messages(14)
-        await transport.publish(sent[:4])
+        await publish_or_raise(transport, sent[:4])
         assert await check() == []
         assert vitals.unrouted == {CLOSED: 4}
-        await transport.publish(sent[4:8])
+        await publish_or_raise(transport, sent[4:8])
         assert await check() == [("unrouted messages near their limit", 8)]
         assert await check() == []
-        await transport.publish(sent[8:])
+        await publish_or_raise(transport, sent[8:])
         assert await check() == [("unrouted messages purged", 4)]
         assert await check() == []
         assert vitals.unrouted == {CLOSED: 10}
@@ -227,7 +227,7 @@ async def test_purging_while_the_first_subscription_is_declared_leaves_each_mess
     """What is not counted as purged, the subscription has."""
     project.environment["EVENTMESH_BROKER_URL"] = durable_broker_url
     async with opened(project) as transport, opened(project) as other:
-        await transport.publish(messages(60))
+        await publish_or_raise(transport, messages(60))
         purged, _ = await asyncio.gather(
             transport.purge_unrouted(CLOSED, [AUDIT], keep=20), other.declare([AUDIT])
         )

@@ -35,8 +35,6 @@ from eventmesh.clock import SystemClock
 from eventmesh.errors import (
     DrainTimeout,
     MessageTooLarge,
-    PublishError,
-    PublishInterrupted,
     UndeclaredMessage,
     Unreachable,
 )
@@ -50,7 +48,16 @@ from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.handler import bind
 from eventmesh.runtime.relaying.relay import Relay, hold_time
 from eventmesh.runtime.vitals import SubscriptionVitals
-from eventmesh.transports.base import Consumer, DeadLetter, Delivery, Subscription, Transport
+from eventmesh.transports.base import (
+    ALL_CONFIRMED,
+    Consumer,
+    DeadLetter,
+    Delivery,
+    PublishResult,
+    Subscription,
+    Transport,
+    publish_or_raise,
+)
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope, seal
@@ -112,7 +119,7 @@ class Mesh:
         envelopes = [
             seal(Do(number=number, key=key), source="test", clock=self.clock) for number in numbers
         ]
-        await self.transport.publish(envelopes)
+        await publish_or_raise(self.transport, envelopes)
         return envelopes
 
     async def effects(self) -> list[int]:
@@ -203,7 +210,7 @@ async def test_a_message_delivered_again_and_again_takes_effect_once(mesh: Mesh)
 
     async with mesh.worker():
         sent = await mesh.send(*range(20))
-        await mesh.transport.publish([*sent, *sent])
+        await publish_or_raise(mesh.transport, [*sent, *sent])
         await mesh.send(99)
         await until(effect(mesh, 99))
     assert await mesh.effects() == [*range(20), 99]
@@ -590,7 +597,9 @@ async def test_a_handler_that_returns_no_message_is_told_what_one_returns(
 
     async with mesh.worker():
         await mesh.send(1)
-        await mesh.transport.publish([seal(Heard(number=1), source="shop", clock=mesh.clock)])
+        await publish_or_raise(
+            mesh.transport, [seal(Heard(number=1), source="shop", clock=mesh.clock)]
+        )
         await until(all_dead)
     for name in ("shop.do", "shop.do_plainly"):
         [letter] = await mesh.dead(name)
@@ -703,12 +712,13 @@ class Picky(MemoryTransport):
         self.refuses = refuses
         self.published: list[Envelope] = []
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         taken = [envelope for envelope in envelopes if not self.refuses(envelope)]
         self.published.extend(taken)
         await super().publish(taken)
-        if refused := [envelope.id for envelope in envelopes if self.refuses(envelope)]:
-            raise PublishError(dict.fromkeys(refused, "resource limit"))
+        return PublishResult(
+            {each.id: "resource limit" for each in envelopes if self.refuses(each)}
+        )
 
 
 async def relay_of(mesh: Mesh, transport: Transport) -> Relay:
@@ -785,11 +795,12 @@ class LostAfter(MemoryTransport):
         self.count = count
         self.published: list[Envelope] = []
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         taken = envelopes[: self.count] if not self.published else envelopes
         self.published.extend(taken)
         if len(taken) < len(envelopes):
-            raise PublishInterrupted("lost", frozenset(envelope.id for envelope in taken))
+            return PublishResult.interrupted(envelopes[len(taken) :], Unreachable("lost"))
+        return ALL_CONFIRMED
 
 
 @EVERYWHERE
@@ -834,7 +845,9 @@ async def test_ids_of_two_sources_that_are_alike_are_two_messages(mesh: Mesh) ->
         return Envelope({**envelope.attributes, "id": "1"}, envelope.data)
 
     async with mesh.worker():
-        await mesh.transport.publish([numbered("a", 1), numbered("b", 2), numbered("a", 1)])
+        await publish_or_raise(
+            mesh.transport, [numbered("a", 1), numbered("b", 2), numbered("a", 1)]
+        )
         await mesh.send(99)
         await until(effect(mesh, 99))
     assert await mesh.effects() == [1, 2, 99]
@@ -1323,11 +1336,11 @@ async def test_the_same_id_with_other_data_is_a_dead_letter_and_no_duplicate(
     bridged = Envelope({**first.attributes, "time": "2026-01-01T00:00:00Z"}, first.data)
     async with mesh.worker():
         if at_once:
-            await mesh.transport.publish([first, other, bridged, third])
+            await publish_or_raise(mesh.transport, [first, other, bridged, third])
         else:
-            await mesh.transport.publish([first])
+            await publish_or_raise(mesh.transport, [first])
             await until(effects(mesh, 1))
-            await mesh.transport.publish([other, bridged, third])
+            await publish_or_raise(mesh.transport, [other, bridged, third])
         await until(effects(mesh, 2))
 
         async def dead() -> bool:
@@ -1400,7 +1413,7 @@ async def test_lanes_of_transactions_take_effect_once_and_retry_alone(mesh: Mesh
     async with mesh.worker():
         for number in range(50):
             sent = await mesh.send(number, key=f"k{number % 5}")
-            await mesh.transport.publish(sent)
+            await publish_or_raise(mesh.transport, sent)
         await until(effects(mesh, 50))
     assert sorted(await mesh.effects()) == list(range(50))
     assert sorted(failed) == [0, 10, 20, 30, 40]

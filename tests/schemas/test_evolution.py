@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import pytest
 from pydantic import Field, field_validator
 
-from eventmesh.compat.models import reader_schema, writer_schema, written
+from eventmesh.compat.pydantic_models.comparison import reader_schema, writer_schema, written
 from eventmesh.contracts.evolution import check_versions
 from eventmesh.contracts.locks.lock_file import Lock
 from eventmesh.contracts.message import Command, Event, Message

@@ -12,7 +12,7 @@ import pytest
 from pydantic import Field
 
 from eventmesh import Command, Event
-from eventmesh.compat.models import compare_model, compare_schemas
+from eventmesh.compat.pydantic_models.comparison import compare_model, compare_schemas
 from eventmesh.contracts.fleet import (
     DatabaseUse,
     Facts,

@@ -31,7 +31,7 @@ from pydantic import (
 from pydantic_core import from_json, to_json
 
 from eventmesh.compat import Breaking, Compatible, Unknown
-from eventmesh.compat.models import (
+from eventmesh.compat.pydantic_models.comparison import (
     compare_model,
     compare_schemas,
     reader_schema,
@@ -380,7 +380,7 @@ def test_a_frozen_reader_is_answered_by_its_schema() -> None:
 def test_what_the_reader_s_schema_accepts_pydantic_accepts(kind: Any) -> None:
     """The schema of what is read is no wider than the model, or a proof would prove nothing."""
     from eventmesh.compat import documents
-    from eventmesh.compat.model_schemas import plain
+    from eventmesh.compat.pydantic_models.schemas import plain
 
     model = create_model("Model", a=(kind, ...))
     for document in documents(plain(reader_schema(model)), limit=300):

@@ -32,8 +32,8 @@ from eventmesh.runtime.consuming.delivery import read
 from eventmesh.transports.base import DeadLetter, Delivery, Subscription
 from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import Dead
-from eventmesh.transports.rabbitmq.frames import Arrived
-from eventmesh.transports.rabbitmq.letters import letter_of
+from eventmesh.transports.rabbitmq.dead_letters import letter_of
+from eventmesh.transports.rabbitmq.received import ReceivedMessage
 from eventmesh.transports.redis.entries import (
     dead_letter,
     letter_fields,
@@ -220,14 +220,14 @@ def open_a_redis_letter(entry: tuple[bytes, Fields]) -> None:
 
 
 def open_an_amqp_message(content_header: bytes) -> None:
-    arrived = Arrived(1, content_header, b"{}")
+    arrived = ReceivedMessage(1, content_header, b"{}")
     content_type, headers = arrived.essentials()
     check_delivery(Delivery(from_headers(headers, content_type, arrived.body)))
     arrived.properties()
 
 
 def open_an_amqp_letter(content_header: bytes) -> None:
-    content_type, headers = Arrived(1, content_header, b"{}").essentials()
+    content_type, headers = ReceivedMessage(1, content_header, b"{}").essentials()
     letter = letter_of(AUDIT, headers, content_type, b"{}")
     check_readable(letter.envelope)
 

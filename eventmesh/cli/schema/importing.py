@@ -26,7 +26,7 @@ def import_(
     The model is one for reading: fields that the schema does not require are optional, and unknown
     fields are ignored. It is then proved that it reads everything that the schema allows.
     """
-    from eventmesh.compat.models import compare_model
+    from eventmesh.compat.pydantic_models.comparison import compare_model
     from eventmesh.review.bundling import bundle
     from eventmesh.review.formats.comparison import as_text, as_value
     from eventmesh.review.schema_import import import_schema

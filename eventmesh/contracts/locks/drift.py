@@ -36,7 +36,7 @@ def schemas_of(model: type[Message]) -> tuple[dict[str, Any], dict[str, Any]]:
     UsageError if a type in the model has no JSON schema, or it is nested too deeply.
     """
     # Loaded late: a service without lock files never needs it.
-    from eventmesh.compat.model_schemas import reader_schema, writer_schema
+    from eventmesh.compat.pydantic_models.schemas import reader_schema, writer_schema
 
     where = f"{model.__module__}.{model.__qualname__}"
     try:
@@ -198,7 +198,7 @@ def _compare(model: type[Message], revisions: Sequence[Lock]) -> list[Problem]:
 def _verdicts(model: type[Message], lock: Lock) -> Iterator[tuple[Verdict, str, str]]:
     """The verdict for each direction, what it is about, and what it means if it is not so."""
     # Loaded late: a service whose models are as frozen never compares.
-    from eventmesh.compat.models import compare_model, compare_schemas
+    from eventmesh.compat.pydantic_models.comparison import compare_model, compare_schemas
 
     yield (
         compare_model(lock.writer, model, samples=lock.samples),

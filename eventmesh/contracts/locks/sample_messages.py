@@ -23,7 +23,7 @@ def samples_of(model: type[Message], writer: dict[str, Any]) -> tuple[Any, ...]:
     They include the smallest, the largest, and some at the bounds of what is allowed.
     """
     from eventmesh.compat import documents
-    from eventmesh.compat.models import written
+    from eventmesh.compat.pydantic_models.comparison import written
 
     found = list(_written(model, documents(writer, limit=_CANDIDATES), writer))
     more = written(model, limit=_CANDIDATES) if len(found) < MAX_SAMPLES else []

@@ -1,4 +1,4 @@
-"""An existing FastStream app as a service of the mesh. A whole one, on RabbitMQ:
+"""An existing FastStream app joins the mesh as a service. A whole app, on RabbitMQ:
 
     from uuid import UUID
 
@@ -34,29 +34,29 @@
         return InvoiceSent(order_id=order.order_id)
 
 On Redis, write Redis for Rabbit and redis for rabbit; nothing else changes. Settings come from the
-environment, as for a worker: EVENTMESH_BROKER_URL, EVENTMESH_BILLING_DATABASE_URL. The rest of the
-app stays as it is: its other subscribers and publishers are not touched.
+environment, as for a worker: EVENTMESH_BROKER_URL, EVENTMESH_BILLING_DATABASE_URL. The app's other
+subscribers and publishers are unaffected.
 
-What comes is read by contract (envelope, source, version, upcasters, validation), deduped by the
-inbox in the handler's own transaction, retried with back-off, and kept as a dead letter when it
-cannot be read or its retries are over. The handler's subscription is an ordinary one of the
-service: `eventmesh dlq list billing` shows its dead letters and `replay` brings them back, and a
-worker can take the subscription over one day. What a handler returns or publishes goes into the
-outbox; `sent.publish(…)` outside of one goes to the broker at once, as CloudEvents.
+Messages are read by contract (envelope, source, version, upcasters, validation), deduped by the
+inbox in the handler's own transaction, retried with back-off, and dead-lettered if they cannot be
+read or run out of retries. The handler's subscription is an ordinary one of the service: `eventmesh
+dlq list billing` lists its dead letters, `replay` delivers them again, and a worker can take the
+subscription over one day. What a handler returns or publishes goes into the outbox;
+`sent.publish(…)` outside of a handler goes to the broker at once, as CloudEvents.
 
-What no middleware can give, because it sits in FastStream's read loop:
+Some things no middleware can change, because they happen in FastStream's read loop:
 
 - Each message has a transaction and an acknowledgement of its own: hundreds a second, not
   thousands. Order within a key holds only with `concurrency=1`, and not for what is retried.
-- A broker that is lost is FastStream's to find again: on Redis it looks every five seconds, and
-  when Redis lost its data, FastStream ends the app, which must be started again.
-- A process that is killed gives nothing back. On RabbitMQ its messages come again at once; on Redis
-  after the visibility timeout (EVENTMESH_VISIBILITY_TIMEOUT).
-- A message that kills its process is dead-lettered after EVENTMESH_MAX_DELIVERIES starts, as in a
-  worker; meanwhile somebody must start the process again.
+- FastStream reconnects to a lost broker: on Redis it tries every five seconds, and if Redis lost
+  its data, FastStream ends the app, which must be started again.
+- A killed process gives nothing back. RabbitMQ delivers its messages again at once, Redis after the
+  visibility timeout (EVENTMESH_VISIBILITY_TIMEOUT).
+- A poison message, which kills its process, is dead-lettered after EVENTMESH_MAX_DELIVERIES
+  deliveries, as in a worker; until then somebody must restart the process.
 - The mesh is the innermost middleware. One that is added to the broker after it is inside the
-  transaction, and must not swallow the handler's errors; those outside see no errors, for what
-  failed has been put by for a retry.
+  transaction, and must not swallow the handler's errors; those outside see no errors, because what
+  failed is stored for a retry.
 - Redis Streams only, on one server: neither FastStream's lists and channels nor its cluster and
   Sentinel brokers. Its in-memory test brokers know nothing of the mesh.
 """

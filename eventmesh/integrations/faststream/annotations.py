@@ -1,4 +1,4 @@
-"""What a FastStream handler of a mesh can ask for, in the manner of `faststream.annotations`."""
+"""What a FastStream handler of a mesh can declare as parameters, like `faststream.annotations`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from eventmesh.persistence.transaction import Transaction as _Transaction
 from eventmesh.wire.envelope import Envelope as _Envelope
 
 Transaction = Annotated[_Transaction, Context(f"{UNIT}.transaction")]
-"""The transaction of this message: its `session`, and `publish` and `send` into the outbox."""
+"""The transaction of this message, with its `session`, and `publish` and `send` for the outbox."""
 
 Session = Annotated[AsyncSession, Context(f"{UNIT}.session")]
 """The SQLAlchemy session of that transaction."""
 
 Envelope = Annotated[_Envelope, Context(f"{UNIT}.envelope")]
-"""The CloudEvents attributes with which the message came, and its data as bytes."""
+"""The CloudEvents attributes of the message, and its data as bytes."""

@@ -1,8 +1,8 @@
 """The AsyncAPI 3 document of any services, made with FastStream's generator.
 
-The generator gives each place where something is sent or received a channel of its own, and knows
-payloads by the names of classes, of which two services may have different ones. So it is asked
-about one place at a time, and what it says is put together by the names of the messages.
+The generator gives each publisher and subscriber a channel of its own, and names payloads after
+their classes, although two services may have different classes of one name. So it is asked for one
+operation at a time, and the documents are merged by the names of the messages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from faststream.specification import AsyncAPI, Specification
 from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
 from pydantic import BaseModel
 
-from eventmesh.compat.model_schemas import plain
+from eventmesh.compat.pydantic_models.schemas import plain
 from eventmesh.contracts.locks.lock_folder import read_locks
 from eventmesh.contracts.message import Message
 from eventmesh.errors import UsageError
@@ -29,9 +29,9 @@ _SCHEMAS = "#/components/schemas/"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a service sends or receives a message; `name` tells it from all others. What is sent
-    as an older version than the model's has that version's frozen schema, `written`."""
+class Operation:
+    """A service sends or receives a message. What is sent as an older version than the model's has
+    that version's frozen schema, `written`."""
 
     service: str
     action: Action
@@ -46,8 +46,8 @@ class Place:
 
     @property
     def is_decisive(self) -> bool:
-        """Whether it is here that the message's contract is made: where an event is sent by its
-        owner, or a command received by its owner."""
+        """Whether its payload is the message's contract: an event sent by its owner, or a command
+        received by its owner."""
         identity = self.model.__identity__
         decisive = "send" if identity.kind == "event" else "receive"
         return identity.owner == self.service and self.action == decisive
@@ -56,12 +56,13 @@ class Place:
 def document(
     services: Sequence[Service], *, title: str, version: str, description: str
 ) -> Specification:
-    """What these services send and receive: a channel for each message, an operation for each
-    place. The payload is that of the message's owner, if that is one of them, and else as each
-    service knows it. Sorted, so that the same services give the same document."""
+    """What these services send and receive: a channel for each message, and an operation for each
+    service that sends or receives it. The payload is that of the message's owner if that is one of
+    them, and otherwise as each service knows it. Sorted, so that the same services always give the
+    same document."""
     parts = _Parts()
-    for message, places in sorted(_by_message(services).items()):
-        parts.add_channel(message, places)
+    for message, operations in sorted(_by_message(services).items()):
+        parts.add_channel(message, operations)
     return ApplicationSchema.model_validate(
         {
             "info": {"title": title, "version": version, "description": description},
@@ -78,7 +79,7 @@ def document(
 
 
 class _Parts:
-    """What the document is put together from."""
+    """The parts of the merged document."""
 
     def __init__(self) -> None:
         self.channels: dict[str, Any] = {}
@@ -86,12 +87,12 @@ class _Parts:
         self.messages: dict[str, Any] = {}
         self.schemas: dict[str, Any] = {}
 
-    def add_channel(self, message: str, places: Sequence[Place]) -> None:
-        """A message, with all places where it is sent or received."""
-        decisive = [place for place in places if place.is_decisive][:1]
+    def add_channel(self, message: str, operations: Sequence[Operation]) -> None:
+        """Add a message with all its operations."""
+        decisive = [operation for operation in operations if operation.is_decisive][:1]
         named = {
-            place.name: self._add_message(place, qualified=not decisive and _differ(places))
-            for place in decisive or places
+            each.name: self._add_message(each, qualified=not decisive and _differ(operations))
+            for each in decisive or operations
         }
         keys = sorted(set(named.values()))
         self.channels[message] = {
@@ -99,37 +100,39 @@ class _Parts:
             "title": message,
             "messages": {key: _ref("components", "messages", key) for key in keys},
         }
-        for place in places:
-            key = named.get(place.name) or named[decisive[0].name]
-            self.operations[place.name] = {
-                "action": place.action,
+        for operation in operations:
+            key = named.get(operation.name) or named[decisive[0].name]
+            self.operations[operation.name] = {
+                "action": operation.action,
                 "channel": _ref("channels", message),
-                "title": place.name,
-                "tags": [{"name": place.service}],
+                "title": operation.name,
+                "tags": [{"name": operation.service}],
                 "messages": [_ref("channels", message, "messages", key)],
             }
 
-    def _add_message(self, place: Place, *, qualified: bool) -> str:
-        """The message as this place knows it; returns its key."""
-        identity = place.model.__identity__
-        key = f"{identity.name}.v{place.version}" + (f".{place.service}" if qualified else "")
-        generated = _generate(place)
+    def _add_message(self, operation: Operation, *, qualified: bool) -> str:
+        """Add the message as this operation knows it; returns its key."""
+        identity = operation.model.__identity__
+        key = f"{identity.name}.v{operation.version}"
+        if qualified:
+            key += f".{operation.service}"
+        generated = _generate(operation)
         [message] = generated["components"]["messages"].values()
         self._add_schemas(generated["components"]["schemas"], message["payload"]["$ref"], key)
-        doc = cleandoc(place.model.__doc__ or "")
+        doc = cleandoc(operation.model.__doc__ or "")
         self.messages[key] = message | {
             "name": identity.name,
-            "title": f"{place.model.__name__} v{place.version}",
+            "title": f"{operation.model.__name__} v{operation.version}",
             **({"description": doc} if doc else {}),
             "contentType": "application/json",
-            "headers": _headers(place),
+            "headers": _headers(operation),
             "correlationId": {"location": "$message.header#/correlationid"},
             "payload": {"$ref": f"{_SCHEMAS}{key}"},
         }
         return key
 
     def _add_schemas(self, schemas: Mapping[str, Any], payload: str, key: str) -> None:
-        """The payload's schema as `key`, and those within it by names that begin so."""
+        """Add the payload's schema as `key`, and those within it by names that begin with it."""
         names = {
             f"{_SCHEMAS}{name}": f"{_SCHEMAS}{key}"
             if payload == f"{_SCHEMAS}{name}"
@@ -141,51 +144,53 @@ class _Parts:
             self.schemas[renamed] = _renamed(schema, names)
 
 
-def _by_message(services: Sequence[Service]) -> dict[str, list[Place]]:
-    found: dict[str, list[Place]] = {}
+def _by_message(services: Sequence[Service]) -> dict[str, list[Operation]]:
+    found: dict[str, list[Operation]] = {}
     for service in services:
-        for place in _places(service):
-            found.setdefault(place.message, []).append(place)
-    return {name: sorted(places, key=lambda place: place.name) for name, places in found.items()}
+        for operation in _operations(service):
+            found.setdefault(operation.message, []).append(operation)
+    return {
+        name: sorted(each, key=lambda operation: operation.name) for name, each in found.items()
+    }
 
 
-def _places(service: Service) -> Iterator[Place]:
+def _operations(service: Service) -> Iterator[Operation]:
     for model in service.registry.published():
         version = service.registry.written(model)
         own = version == model.__identity__.version
         written = None if own else _frozen(service, model, version)
         name = f"{service.name}.send.{model.__identity__.name}"
-        yield Place(service.name, "send", model, name, version, written)
+        yield Operation(service.name, "send", model, name, version, written)
     for name, handler in service.handlers.items():
         for message, model in handler.models.items():
             name_here = f"{name}.receive.{message}"
-            yield Place(service.name, "receive", model, name_here, model.__identity__.version)
+            yield Operation(service.name, "receive", model, name_here, model.__identity__.version)
 
 
 def _frozen(service: Service, model: type[Message], version: int) -> Mapping[str, Any]:
-    """What a version looks like that downcasters make."""
+    """The frozen schema of a version that downcasters produce."""
     name = model.__identity__.name
     revisions = read_locks(service.settings.schemas).of(name).get(version)
     if not revisions:
         raise UsageError(
             f"{name} is published as version {version}, of which {service.settings.schemas} has no "
-            f"lock file to tell what it looks like: restore it from version control."
+            f"lock file that describes it: restore it from version control."
         )
     return {"title": model.__name__, **plain(revisions[-1].writer)}
 
 
-def _differ(places: Sequence[Place]) -> bool:
-    """Whether services know one message by different models."""
-    return len({place.model for place in places}) > 1
+def _differ(operations: Sequence[Operation]) -> bool:
+    """Whether services have different models of one message."""
+    return len({operation.model for operation in operations}) > 1
 
 
-def _generate(place: Place) -> dict[str, Any]:
-    """FastStream's document of an app that does nothing but this."""
+def _generate(operation: Operation) -> dict[str, Any]:
+    """FastStream's document of an app with this operation only."""
     broker = RabbitBroker()
-    if place.action == "send":
-        broker.publisher(place.message, schema=_as_written(place))
+    if operation.action == "send":
+        broker.publisher(operation.message, schema=_as_written(operation))
     else:
-        broker.subscriber(place.message)(_handler_of(place.model))
+        broker.subscriber(operation.message)(_handler_of(operation.model))
     generated: dict[str, Any] = AsyncAPI(broker).to_specification().to_jsonable()
     return generated
 
@@ -197,26 +202,27 @@ def _handler_of(model: type[Message]) -> Callable[..., Any]:
     return handle
 
 
-def _as_written(place: Place) -> type[BaseModel]:
-    """A model whose schema is that of what is written there: the generator asks for the schema of
-    what is read, in which a field with a default may be missing."""
+def _as_written(operation: Operation) -> type[BaseModel]:
+    """A model with the schema of what is written: the generator asks for the schema of what is
+    read, in which a field with a default may be missing."""
 
     class Written(BaseModel):
         @classmethod
         def model_json_schema(cls, *_: Any, **__: Any) -> dict[str, Any]:
-            return dict(place.written or place.model.model_json_schema(mode="serialization"))
+            own_version = operation.model.model_json_schema(mode="serialization")
+            return dict(operation.written or own_version)
 
     return Written
 
 
-def _headers(place: Place) -> dict[str, Any]:
-    """The CloudEvents attributes that a reader can count on."""
-    name = place.model.__identity__.name
+def _headers(operation: Operation) -> dict[str, Any]:
+    """The CloudEvents attributes that a reader can rely on."""
+    name = operation.model.__identity__.name
     text = {"type": "string"}
     known = {
         "specversion": {"const": "1.0"},
         "type": {"const": name},
-        "dataschema": {"const": f"urn:eventmesh:{name}:{place.version}"},
+        "dataschema": {"const": f"urn:eventmesh:{name}:{operation.version}"},
     }
     free = ("id", "source", "time", "datacontenttype", "correlationid")
     return {
@@ -233,7 +239,7 @@ def _ref(*path: str) -> dict[str, str]:
 
 
 def _renamed(schema: Any, names: Mapping[str, str]) -> Any:
-    """The schema with these references changed."""
+    """The schema with references renamed."""
     if isinstance(schema, list):
         return [_renamed(item, names) for item in schema]
     if not isinstance(schema, dict):

@@ -1,5 +1,5 @@
-"""The way of one subscription's messages through a FastStream app: the same code that a worker
-runs, in groups of one, with FastStream's call of the handler in the middle."""
+"""One subscription in a FastStream app. Its messages are handled by the code that a worker runs, in
+groups of one, which calls FastStream to call the handler."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Outcome
 
 
-class Runs(Protocol):
-    """The part of a FastStream subscriber that says whether it goes on."""
+class FastStreamSubscriber(Protocol):
+    """What an intake needs to know of a FastStream subscriber."""
 
     running: bool
 
 
 @dataclass(slots=True, eq=False)
 class Arrival:
-    """A message that FastStream has received for an intake. `message` is there once it has been
-    read and validated; `held` already, when this process is still handling it."""
+    """A message that FastStream has received for an intake. `message` is set once it has been read
+    and validated. `held_already` says that this process is still handling an earlier delivery."""
 
     intake: Intake
     delivery: Delivery
@@ -41,36 +41,35 @@ class Arrival:
 
 
 class Intake(ABC):
-    """One subscription. Its broker's class knows how FastStream's messages are read, and how what
-    became of them is told to the broker."""
+    """One subscription. A subclass for each broker knows how FastStream's messages are read and
+    settled."""
 
     def __init__(self, service: Service, handler: Handler) -> None:
         self.handler = handler
         self._service = service
         self._vitals = SubscriptionVitals(service.name, handler.subscription, service.clock)
         self._arrivals: WeakKeyDictionary[StreamMessage[Any], Arrival] = WeakKeyDictionary()
-        self._subscribers: list[Runs] = []
+        self._subscribers: list[FastStreamSubscriber] = []
         self._trouble = Reconnect(service.clock)
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.faststream")
 
     @abstractmethod
     async def settle(self, delivery: Delivery, outcome: Outcome) -> bool:
-        """Tell the broker what became of a delivery; returns whether FastStream is still to
-        acknowledge it. Unreachable when the broker did not take it."""
+        """Settle a delivery on the broker; returns whether FastStream is still to acknowledge it.
+        Unreachable if the broker did not take the settlement."""
 
     def let_go(self, delivery: Delivery) -> None:  # noqa: B027 - only some brokers need it
-        """It is left unsettled, and will come again."""
+        """The delivery is no longer being handled here."""
 
-    def serve(self, subscriber: Runs) -> None:
-        """Go on for as long as this subscriber does."""
+    def serve(self, subscriber: FastStreamSubscriber) -> None:
+        """Handle this subscriber's messages, and wait for a lost database while it is running."""
         self._subscribers.append(subscriber)
 
     def note(self, message: StreamMessage[Any], arrival: Arrival) -> None:
-        """Remember what arrived as this message."""
         self._arrivals[message] = arrival
 
     def arrival_of(self, message: StreamMessage[Any]) -> Arrival | None:
-        """What arrived as this message, if it arrived here."""
+        """What arrived as this message, if it belongs to this subscription."""
         return self._arrivals.get(message)
 
     async def decode(self, message: StreamMessage[Any]) -> Message:
@@ -78,15 +77,15 @@ class Intake(ABC):
         arrival = self.arrival_of(message)
         if arrival is None or arrival.message is None:
             raise UsageError(
-                f"A message of {self.handler.subscription.name} came past EventMesh's middleware: "
-                f"another middleware put a copy in its place. Let it hand on what it was given."
+                f"A message of {self.handler.subscription.name} bypassed EventMesh's middleware: "
+                f"another middleware replaced it by a copy. Let it pass on what it was given."
             )
         return arrival.message
 
     async def run(self, delivery: Delivery, call: Call) -> Outcome:
-        """What becomes of a delivery, handled by `call`, once that is committed.
+        """Handle a delivery by `call`; returns its outcome once that is committed.
 
-        It is held through every loss of the database; Unreachable only when the app is stopping.
+        While the database is lost, this waits; it raises Unreachable only if the app is stopping.
         """
         reconnect = Reconnect(self._service.clock)
 
@@ -111,12 +110,12 @@ class Intake(ABC):
         return outcome
 
     async def pause(self) -> None:
-        """Before a message is given back that will come again at once."""
+        """Wait before giving back a message that will be delivered again at once."""
         await self._trouble.wait()
 
 
 def messages_in(returned: Any) -> Sequence[Message]:
-    """The messages in what a handler returned, which may be anything in FastStream."""
+    """The messages in what a handler returned; a FastStream handler may return anything."""
     if isinstance(returned, Message):
         return (returned,)
     if isinstance(returned, list | tuple) and all(isinstance(each, Message) for each in returned):

@@ -1,4 +1,5 @@
-"""What a FastStream app of any broker needs to take part in the mesh as one service."""
+"""A FastStream app as one service of the mesh, whatever its broker: start-up and relay, declaring
+handlers, and publishing. `rabbit` and `redis` add what depends on the broker."""
 
 from __future__ import annotations
 
@@ -28,19 +29,19 @@ from eventmesh.runtime.declaring.handler import (
 from eventmesh.runtime.declaring.retry import Retry
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.hosting import Host
-from eventmesh.transports.base import Subscription, Transport
+from eventmesh.transports.base import Subscription, Transport, publish_or_raise
 from eventmesh.wire.envelope import Envelope, seal
 
 
 class Mesh(ABC):
-    """One service whose handlers run in a FastStream app; see the package for an example.
+    """One service whose handlers run in a FastStream app; the package has an example.
 
-    It is a factory of FastStream middlewares, and adds itself to its broker. Nothing is connected
+    It is a factory of FastStream middlewares, and adds itself to its broker. It connects to nothing
     before `lifespan` is entered.
     """
 
     schemes: ClassVar[tuple[str, ...]]
-    """What EVENTMESH_BROKER_URL begins with for this kind of broker."""
+    """The schemes of EVENTMESH_BROKER_URL for this kind of broker."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -48,7 +49,7 @@ class Mesh(ABC):
         self._transport: Transport | None = None
 
     def __call__(self, msg: Any, /, *, context: ContextRepo) -> EventMeshMiddleware:
-        """FastStream asks for a middleware for each message."""
+        """FastStream calls this to create a middleware for each message."""
         return EventMeshMiddleware(msg, context=context, mesh=self)
 
     @asynccontextmanager
@@ -85,13 +86,14 @@ class Mesh(ABC):
                 self._transport = None
 
     def upkeep(self) -> Sequence[Coroutine[Any, Any, None]]:
-        """What is to be done for this kind of broker as long as the app runs."""
+        """What runs for this kind of broker as long as the app does."""
         return ()
 
     async def publish(self, message: Message) -> None:
-        """Publish a message that is part of no transaction: returns once the broker has it.
+        """Publish a message outside of any transaction; returns once the broker has it.
 
-        UndeclaredMessage when the service did not declare it; Unreachable, PublishError.
+        UndeclaredMessage if the service did not declare it; Unreachable or PublishError if the
+        broker is lost or rejects it.
         """
         check_message(message)
         sender = self.service.sender()
@@ -107,7 +109,7 @@ class Mesh(ABC):
             max_bytes=sender.max_bytes,
             version=sender.registry.written(type(message)),
         )
-        await self.check_open().publish([envelope])
+        await publish_or_raise(self.check_open(), [envelope])
 
     def check_open(self) -> Transport:
         """The connected transport; UsageError outside of `lifespan`."""
@@ -119,7 +121,7 @@ class Mesh(ABC):
         return self._transport
 
     def arrival_of(self, message: StreamMessage[Any]) -> Arrival | None:
-        """What arrived as this message, if it is of one of our subscriptions."""
+        """What arrived as this message, if it belongs to one of our subscriptions."""
         for intake in self._intakes:
             if (arrival := intake.arrival_of(message)) is not None:
                 return arrival
@@ -134,11 +136,11 @@ class Mesh(ABC):
         """Whether this is published to the mesh, and not elsewhere."""
 
     def check_destination(self, message: Message, command: PublishCommand) -> None:
-        """UsageError when this message does not belong where it is published to."""
+        """UsageError if this message does not belong where it is published to."""
         if command.destination != self.destination(type(message)):
             raise UsageError(
                 f"{type(message).__name__} was published to {command.destination!r}, which is not "
-                f"its place. Use mesh.publisher({type(message).__name__})."
+                f"its destination. Use mesh.publisher({type(message).__name__})."
             )
 
     def subscriber(
@@ -150,59 +152,48 @@ class Mesh(ABC):
         sources: Sequence[str] = (),
         **options: Any,
     ) -> Callable[[Callable[..., Any]], Any]:
-        """As `service.subscriber`, for a handler that FastStream calls. `options` are those of
+        """Like `service.subscriber`, for a handler that FastStream calls. `options` are those of
         `broker.subscriber`, such as `title` and `dependencies`.
 
         `concurrency` messages are handled at a time; with more than one, order is not kept.
         """
 
         def declare(function: Callable[..., Any]) -> Any:
-            handler = self.add_handler(function, messages, name, retry, concurrency, sources)
+            where = f"The FastStream handler {getattr(function, '__qualname__', function)!r}"
+            handler_name = name or getattr(function, "__name__", None)
+            if handler_name is None:
+                raise UsageError(
+                    f"{where} of service {self.service.name!r} has no __name__, because it is "
+                    f"decorated already: write mesh.subscriber(…, name=…)."
+                )
+            models = {identity_of(message).name: message for message in messages}
+            if not models:
+                raise UsageError(
+                    f"{where} subscribes to nothing: write mesh.subscriber(SomeEvent)."
+                )
+            _check_takes(function, messages, where)
+            handler = Handler(
+                subscription=Subscription(f"{self.service.name}.{handler_name}", tuple(models)),
+                models=models,
+                call=_runs_elsewhere,
+                retry=retry or Retry(),
+                transactional=True,
+                isolated=True,
+                concurrency=checked_concurrency(concurrency, where),
+                sources=checked_sources(sources, where),
+                elsewhere=True,
+            )
+            self.service.add_handler(handler)
             return self.subscribe(handler, function, **options)
 
         return declare
 
     @abstractmethod
     def subscribe(self, handler: Handler, function: Callable[..., Any], **options: Any) -> Any:
-        """Let FastStream call this function for what comes to the handler's subscription."""
-
-    def add_handler(
-        self,
-        function: Callable[..., Any],
-        messages: Sequence[type[Message]],
-        name: str | None,
-        retry: Retry | None,
-        concurrency: int,
-        sources: Sequence[str],
-    ) -> Handler:
-        """Declare a subscription of the service whose handler this function is."""
-        where = f"The FastStream handler {getattr(function, '__qualname__', function)!r}"
-        name = name or getattr(function, "__name__", None)
-        if name is None:
-            raise UsageError(
-                f"{where} of service {self.service.name!r} has no name of its own, being decorated "
-                f"already: write mesh.subscriber(…, name=…)."
-            )
-        models = {identity_of(message).name: message for message in messages}
-        if not models:
-            raise UsageError(f"{where} subscribes to nothing: write mesh.subscriber(SomeEvent).")
-        _check_takes(function, messages, where)
-        handler = Handler(
-            subscription=Subscription(f"{self.service.name}.{name}", tuple(models)),
-            models=models,
-            call=_outside,
-            retry=retry or Retry(),
-            transactional=True,
-            isolated=True,
-            concurrency=checked_concurrency(concurrency, where),
-            sources=checked_sources(sources, where),
-            elsewhere=True,
-        )
-        self.service.add_handler(handler)
-        return handler
+        """Let FastStream call this function for each message of the handler's subscription."""
 
     def check_broker(self, url: str) -> None:
-        """UsageError when this is no URL of the kind of broker that the app has."""
+        """UsageError if this is not a URL of the app's kind of broker."""
         if urlsplit(url).scheme not in self.schemes:
             raise UsageError(
                 f"EVENTMESH_BROKER_URL is {redact(url)!r}, but {type(self).__name__} needs the "
@@ -211,8 +202,8 @@ class Mesh(ABC):
 
 
 def _log_where_the_app_does() -> None:
-    """Send our lines to the standard library's logging, unless the app has set up structlog, which
-    otherwise prints each of them."""
+    """Send our log events to the standard library's logging, unless the app has configured
+    structlog, which otherwise prints each of them."""
     if structlog.is_configured():
         return
     structlog.configure(
@@ -226,7 +217,7 @@ def _log_where_the_app_does() -> None:
     )
 
 
-async def _outside(
+async def _runs_elsewhere(
     message: Message, envelope: Envelope, transaction: Transaction | None
 ) -> Returned:
     raise RuntimeError(
@@ -238,11 +229,11 @@ async def _outside(
 def _check_takes(
     function: Callable[..., Any], messages: Sequence[type[Message]], where: str
 ) -> None:
-    """UsageError when no parameter of the function could be given these messages."""
+    """UsageError if no parameter of the function is annotated with these messages."""
     try:
         hints = get_type_hints(function)
     except (NameError, AttributeError, TypeError):
-        return  # FastStream says what it thinks of them
+        return  # FastStream raises its own error for them
     hints.pop("return", None)
     for hint in hints.values():
         if takes_list_of_messages(hint):

@@ -1,9 +1,12 @@
-"""The FastStream middleware: around each handler of a mesh, and around each publishing to it."""
+"""The FastStream middleware of a mesh. It surrounds each handler, so that a message is read,
+deduped, handled and committed before FastStream acknowledges it; and it surrounds each publish, so
+that what a handler publishes goes into the outbox.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from faststream import BaseMiddleware, ContextRepo, PublishCommand, Response, StreamMessage
 from faststream.exceptions import (
@@ -24,34 +27,54 @@ from eventmesh.runtime.declaring.handler import Returned
 from eventmesh.transports.outcome import DONE
 from eventmesh.wire.envelope import Envelope
 
-if TYPE_CHECKING:
-    from eventmesh.integrations.faststream.mesh import Mesh
-
 Next = Callable[[Any], Awaitable[Any]]
 
 _STOPS = (StopConsume, StopApplication)
 
 
-class EventMeshMiddleware(BaseMiddleware[PublishCommand, Any]):
-    """Made by FastStream for each message, and for each publishing outside a handler.
+class MeshOfApp(Protocol):
+    """What the middleware needs to know of the mesh that it belongs to."""
 
-    A message that is not of a subscription of the mesh, and what is published elsewhere, pass
-    untouched.
+    def check_open(self) -> object:
+        """UsageError outside of the mesh's lifespan."""
+        ...
+
+    def arrival_of(self, message: StreamMessage[Any]) -> Arrival | None:
+        """What arrived as this message, if it belongs to a subscription of the mesh."""
+        ...
+
+    def is_addressed_by(self, command: PublishCommand) -> bool:
+        """Whether this is published to the mesh, and not elsewhere."""
+        ...
+
+    def check_destination(self, message: Message, command: PublishCommand) -> None:
+        """UsageError if this message does not belong where it is published to."""
+        ...
+
+    async def publish(self, message: Message) -> None:
+        """Publish a message outside of any transaction."""
+        ...
+
+
+class EventMeshMiddleware(BaseMiddleware[PublishCommand, Any]):
+    """FastStream creates one for each message, and for each publish outside of a handler.
+
+    Messages of the app's other subscribers, and messages that are published elsewhere, pass through
+    unchanged.
     """
 
-    def __init__(self, msg: Any, /, *, context: ContextRepo, mesh: Mesh) -> None:
+    def __init__(self, msg: Any, /, *, context: ContextRepo, mesh: MeshOfApp) -> None:
         super().__init__(msg, context=context)
         self._mesh = mesh
         self._called = False
         self._returned: Any = None
 
     async def consume_scope(self, call_next: Next, msg: StreamMessage[Any]) -> Any:
-        """Read, dedupe, handle and commit. FastStream acknowledges after that."""
         arrival = self._mesh.arrival_of(msg)
         if arrival is None:
             return await call_next(msg)
         if arrival.held_already:
-            raise NackMessage  # the one who handles it settles it
+            raise NackMessage  # the handler that is still running settles it
         try:
             return await self._consume(arrival, call_next, msg)
         except (Unreachable, UsageError):
@@ -63,17 +86,17 @@ class EventMeshMiddleware(BaseMiddleware[PublishCommand, Any]):
     async def publish_scope(
         self, call_next: Callable[[PublishCommand], Awaitable[Any]], cmd: PublishCommand
     ) -> Any:
-        """A message for the mesh goes into the transaction of the handler that publishes it, or
-        else to the broker at once."""
+        """A message for the mesh goes into the transaction of the handler that publishes it, or,
+        outside of a handler, to the broker at once."""
         if not self._mesh.is_addressed_by(cmd):
             return await call_next(cmd)
         message = cmd.body
         if message is None or (self._called and message is self._returned):
-            return None  # nothing, or what is in the outbox already
+            return None  # nothing to publish, or it is in the outbox already
         if not isinstance(message, Message):
             raise UsageError(
-                f"A {type(message).__name__} was published to {cmd.destination!r}, where only "
-                f"messages go that EventMesh knows. Publish an Event or a Command."
+                f"A {type(message).__name__} was published to {cmd.destination!r}, which takes "
+                f"EventMesh messages only. Publish an Event or a Command."
             )
         self._mesh.check_destination(message, cmd)
         unit: Unit | None = self.context.get_local(UNIT)
@@ -100,16 +123,16 @@ class EventMeshMiddleware(BaseMiddleware[PublishCommand, Any]):
                 raise
 
         outcome = await arrival.intake.run(arrival.delivery, call)
-        if stops:  # FastStream's own business; the message comes again
+        if stops:  # for FastStream to handle; the message is delivered again
             raise stops[0]
         acknowledge = await arrival.intake.settle(arrival.delivery, outcome)
         if outcome is DONE and self._called:
             return self._returned
-        # Without an exception, FastStream would publish None as the handler's answer.
+        # If we returned, FastStream would publish None as the handler's answer.
         raise AckMessage if acknowledge else NackMessage
 
     async def _handle(self, unit: Unit, call_next: Next, msg: StreamMessage[Any]) -> Returned:
-        """What the handler returned that is for the outbox."""
+        """Call the handler; returns the messages it returned, for the outbox."""
         self._returned = None
         with self.context.scope(UNIT, unit):
             try:

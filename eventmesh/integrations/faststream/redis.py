@@ -1,10 +1,10 @@
 """The mesh of a FastStream app on Redis Streams.
 
-FastStream reads the streams and acknowledges. What its loop leaves out is done beside it, with the
-commands of EventMesh's own consumer: keeping alive what is being handled, delayed retries, dead
-letters, and trimming. A FastStream subscriber reads one stream, so a handler has several: for each
-message's stream and for the stream of its retries, one for what is new there, and one for what a
-process left behind that is gone.
+FastStream reads the streams and acknowledges. What its read loop does not do is done beside it, by
+the code of EventMesh's own consumer: extending leases during handling, delayed retries, dead
+letters, and trimming. A FastStream subscriber reads one stream, so a handler has several
+subscribers: two for each message's stream and two for the stream of its retries, of which one reads
+new entries and one recovers entries that a dead process left pending.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.transports.base import Delivery
-from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
-from eventmesh.transports.redis import scripts
+from eventmesh.transports.outcome import Done, Outcome, RetryAfter
 from eventmesh.transports.redis.address import locator_for, understand
 from eventmesh.transports.redis.connection import Redis
-from eventmesh.transports.redis.entries import letter_fields, open_entry, open_parcel, parcel
+from eventmesh.transports.redis.entries import open_entry, open_parcel
 from eventmesh.transports.redis.keys import Keys, Layout
+from eventmesh.transports.redis.settlement import SettlementCommands
 from eventmesh.transports.redis.upkeep import Token, Upkeep
 
 BLOCK_MS = 500
 """Milliseconds that a read waits for the next message."""
 
-LOOKS = 4
-"""How often, in each visibility timeout, FastStream looks for what was left behind."""
+RECOVERIES = 4
+"""How often, in each visibility timeout, FastStream looks for entries that were left pending."""
 
 _FASTSTREAM_DATA = b"__data__"
 
@@ -104,8 +104,8 @@ class RedisMesh(Mesh):
     def _read(
         self, intake: _RedisIntake, stream: str, concurrency: int, options: dict[str, Any]
     ) -> Any:
-        """A subscriber to what is new in a stream, one message at a time, so that what FastStream
-        has taken is being handled."""
+        """A subscriber to new entries of a stream, one at a time, so that whatever FastStream has
+        read is being handled."""
         subscriber = self._broker.subscriber(
             stream=StreamSub(
                 stream,
@@ -125,15 +125,15 @@ class RedisMesh(Mesh):
         return subscriber
 
     def _recover(self, intake: _RedisIntake, stream: str, options: dict[str, Any]) -> Any:
-        """A subscriber to what has been left pending in a stream by a process that is gone."""
-        silence_ms = math.ceil(intake.visibility_timeout * 1000)
+        """A subscriber to entries of a stream that a dead process left pending."""
+        min_idle_ms = math.ceil(intake.visibility_timeout * 1000)
         subscriber = self._broker.subscriber(
             stream=StreamSub(
                 stream,
                 group=intake.keys.group,
                 consumer=self._consumer,
-                min_idle_time=silence_ms,
-                polling_interval=max(1, silence_ms // LOOKS),
+                min_idle_time=min_idle_ms,
+                polling_interval=max(1, min_idle_ms // RECOVERIES),
             ),
             parser=intake.parse_recovered,
             decoder=intake.decode,
@@ -146,7 +146,7 @@ class RedisMesh(Mesh):
 
 
 class _RedisIntake(Intake):
-    """The streams of one subscription. `redis` is there while the mesh runs."""
+    """The streams of one subscription. `redis` is set while the mesh runs."""
 
     redis: Redis
 
@@ -156,11 +156,12 @@ class _RedisIntake(Intake):
         self.visibility_timeout = service.settings.visibility_timeout
         self._clock = service.clock
         self._consumer = consumer
+        self._commands = SettlementCommands(self.keys, consumer, service.clock)
         self._held: set[Token] = set()
         self._upkeep: Upkeep | None = None
 
     async def parse(self, incoming: Any, original: Callable[[Any], Any]) -> StreamMessage[Any]:
-        """FastStream's parser, of an entry that is delivered for the first time."""
+        """FastStream's parser for an entry that is delivered for the first time."""
         message: StreamMessage[Any] = await self._parse(incoming, original)
         self._note(message, incoming, 1)
         return message
@@ -168,37 +169,28 @@ class _RedisIntake(Intake):
     async def parse_recovered(
         self, incoming: Any, original: Callable[[Any], Any]
     ) -> StreamMessage[Any]:
-        """FastStream's parser, of an entry that was delivered to somebody before."""
+        """FastStream's parser for an entry that was delivered before."""
         message: RedisStreamMessage = await self._parse(incoming, original)
         self._note(message, incoming, await message.get_delivery_count())
         return message
 
     async def settle(self, delivery: Delivery, outcome: Outcome) -> bool:
-        stream, entry_id = delivery.token
-        match outcome:
-            case Done():
-                if stream == self.keys.retry:
-                    await self.redis.run(scripts.FINISH, (stream,), self.keys.group, entry_id)
-                return True
-            case RetryAfter(delay) if delay > 0:
-                content = parcel(delivery.envelope, delivery.attempt + 1, self._clock)
-                await self._move(delivery, self.keys.delayed, math.ceil(delay * 1000), (content,))
-                if self._upkeep is not None:
-                    self._upkeep.delay_asked()
-            case RetryAfter():
-                content = parcel(delivery.envelope, delivery.attempt + 1, self._clock)
-                await self._move(delivery, self.keys.retry, "", ("parcel", content))
-            case Dead():
-                fields = letter_fields(delivery, outcome, self._clock)
-                await self._move(delivery, self.keys.dead, "", fields)
-        # Acknowledged in the same step, or not ours any more: then it must not be acknowledged.
+        if isinstance(outcome, Done):
+            stream, _ = delivery.token
+            if stream == self.keys.retry:
+                await self.redis.batch(self._commands.finish([delivery]))
+            return True
+        await self.redis.batch([self._commands.move(delivery, outcome)])
+        if isinstance(outcome, RetryAfter) and outcome.delay > 0 and self._upkeep is not None:
+            self._upkeep.delay_asked()
+        # The move has acknowledged it, or it is not ours any more and must not be acknowledged.
         return False
 
     def let_go(self, delivery: Delivery) -> None:
         self._held.discard(delivery.token)
 
     async def keep_up(self) -> None:
-        """The upkeep of EventMesh's own consumers, until it is cancelled."""
+        """Run the upkeep of EventMesh's own consumers until cancelled."""
         reconnect = Reconnect(self._clock)
         while True:
             self._upkeep = Upkeep(
@@ -227,7 +219,7 @@ class _RedisIntake(Intake):
             await reconnect.wait()
 
     async def _parse(self, incoming: Any, original: Callable[[Any], Any]) -> Any:
-        """What FastStream makes of an entry that it wrote itself, for it cannot read ours."""
+        """FastStream's message for an entry of its own format, because it cannot read ours."""
         return await original({**incoming, "data": {_FASTSTREAM_DATA: b"{}"}})
 
     def _note(self, message: StreamMessage[Any], incoming: Any, deliveries: int) -> None:
@@ -240,17 +232,3 @@ class _RedisIntake(Intake):
         message.headers = dict(delivery.envelope.attributes)
         self.note(message, Arrival(self, delivery, held_already=token in self._held))
         self._held.add(token)
-
-    async def _move(
-        self, delivery: Delivery, target: str, delay_ms: int | str, content: Sequence[str | bytes]
-    ) -> None:
-        stream, entry_id = delivery.token
-        await self.redis.run(
-            scripts.RESETTLE,
-            (stream, self.keys.retry, target),
-            self.keys.group,
-            self._consumer,
-            entry_id,
-            delay_ms,
-            *content,
-        )

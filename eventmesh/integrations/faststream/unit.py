@@ -1,4 +1,4 @@
-"""What FastStream's context holds while a handler runs in a transaction of ours."""
+"""What FastStream's context holds while a handler runs in one of our transactions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from eventmesh.persistence.transaction import Transaction
 from eventmesh.wire.envelope import Envelope
 
 UNIT = "eventmesh"
-"""The name in FastStream's context."""
+"""Its name in FastStream's context."""
 
 
 @dataclass(slots=True)
 class Unit:
-    """One message's unit of work. `open` until its handler has returned: what a task that the
-    handler left behind publishes afterwards can no longer be part of it."""
+    """One message's unit of work. It is `open` until the handler has returned: what a task that the
+    handler left behind publishes afterwards cannot be part of it any more."""
 
     transaction: Transaction
     envelope: Envelope

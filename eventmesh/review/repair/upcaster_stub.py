@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eventmesh.compat import Compatible, compare
-from eventmesh.compat.pointers import resolve_reference
+from eventmesh.compat.schema.pointers import resolve_reference
 
 _WIDTH = 96
 

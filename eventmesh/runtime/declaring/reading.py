@@ -92,7 +92,7 @@ class Readings:
 
 def _refused(model: type[Message], version: int, locks: Locks) -> str | None:
     """Why the model cannot read all that the revisions of a version may write."""
-    from eventmesh.compat.models import compare_model
+    from eventmesh.compat.pydantic_models.comparison import compare_model
 
     name = model.__identity__.name
     for problem in locks.problems_of(name):

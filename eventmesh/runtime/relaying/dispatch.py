@@ -3,10 +3,10 @@ waves, so that nothing overtakes a refused message of its key."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
+from eventmesh.errors import Unreachable
 from eventmesh.persistence.outbox import OutboxRow
 from eventmesh.transports.base import Transport
 
@@ -38,18 +38,12 @@ async def dispatch(
 
 async def _publish_wave(transport: Transport, rows: Sequence[OutboxRow], sent: Sent) -> None:
     """Publish these at once, and enter what became of them."""
-    reasons: Mapping[str, str] = {}
-    try:
-        await transport.publish([row.envelope for row in rows])
-    except PublishError as error:
-        reasons = error.refused
-    except PublishInterrupted as error:
-        sent.lost, rows = error, [row for row in rows if row.envelope.id in error.confirmed]
-    except Unreachable as error:
-        sent.lost, rows = error, []
-    confirmed, refused = told_apart(rows, reasons)
+    result = await transport.publish([row.envelope for row in rows])
+    answered = [row for row in rows if row.envelope.id not in result.unconfirmed]
+    confirmed, refused = told_apart(answered, result.rejected)
+    sent.lost = result.error
     sent.confirmed += confirmed
-    sent.refused += [(row, reasons[row.envelope.id]) for row in refused]
+    sent.refused += [(row, result.rejected[row.envelope.id]) for row in refused]
     sent.held_keys.update(row.envelope.key for row in refused if row.envelope.key is not None)
 
 

@@ -14,7 +14,7 @@ from eventmesh.testing.conformance.observing import (
     same_ids,
 )
 from eventmesh.testing.conformance.rig import FOR_EVER, NotApplicable, Rig
-from eventmesh.transports.base import Delivery
+from eventmesh.transports.base import Delivery, publish_or_raise
 from eventmesh.transports.outcome import DONE, RetryAfter
 
 
@@ -24,7 +24,7 @@ async def prefetch_is_a_bound(rig: Rig) -> None:
     sent = rig.envelopes(10)
     async with rig.open() as transport:
         await transport.declare([subscription])
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         async with transport.consume(subscription, prefetch=4) as consumer:
             held = await receive(rig, consumer, 4)
             await expect_silence(consumer, 0.2)
@@ -42,7 +42,7 @@ async def prefetch_counts_all_messages_of_a_subscription(rig: Rig) -> None:
     sent = [envelope for name in names for envelope in rig.envelopes(4, name)]
     async with rig.open() as transport:
         await transport.declare([subscription])
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         async with transport.consume(subscription, prefetch=5) as consumer:
             held = await receive(rig, consumer, 5)
             await expect_silence(consumer, 0.2)
@@ -57,7 +57,7 @@ async def unsettled_goes_back_on_leaving(rig: Rig) -> None:
     sent = rig.envelopes(8)
     async with rig.open(FOR_EVER) as transport:
         await transport.declare([subscription])
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         async with transport.consume(subscription, prefetch=10) as consumer:
             got = await receive(rig, consumer, 8)
             await consumer.settle([(got[0], DONE)])
@@ -75,7 +75,7 @@ async def receive_can_be_cancelled(rig: Rig) -> None:
             for number, envelope in enumerate(sent):
                 receiving = asyncio.ensure_future(consumer.receive(10))
                 await asyncio.sleep(0)
-                await transport.publish([envelope])
+                await publish_or_raise(transport, [envelope])
                 await asyncio.sleep(0.0005 * number)
                 receiving.cancel()
                 [result] = await asyncio.gather(receiving, return_exceptions=True)
@@ -92,7 +92,7 @@ async def a_killed_consumer_gives_up_its_deliveries(rig: Rig) -> None:
     sent = rig.envelopes(6)
     async with rig.open() as transport:
         await transport.declare([subscription])
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         await die_while_holding(rig, transport, subscription, 4)
         got = await drain(rig, transport, subscription, 6)
         same_ids(got, sent)
@@ -106,7 +106,7 @@ async def a_slow_consumer_keeps_its_deliveries(rig: Rig) -> None:
     sent = rig.envelopes(2)
     async with rig.open() as first, rig.open() as second:
         await first.declare([subscription])
-        await first.publish(sent)
+        await publish_or_raise(first, sent)
         async with (
             first.consume(subscription, prefetch=2) as slow,
             second.consume(subscription, prefetch=2) as idle,
@@ -124,7 +124,7 @@ async def what_was_not_handed_out_does_not_count(rig: Rig) -> None:
     begun: set[str] = set()
     async with rig.open(FOR_EVER) as transport:
         await transport.declare([subscription])
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         if not transport.exact_deliveries:
             raise NotApplicable("it says of itself that it counts what was not handed out")
         for _ in range(2):
@@ -145,7 +145,7 @@ async def deaths_are_counted(rig: Rig) -> None:
     [poison] = rig.envelopes(1)
     async with rig.open() as transport:
         await transport.declare([subscription])
-        await transport.publish([poison])
+        await publish_or_raise(transport, [poison])
         for _ in range(2):
             await die_while_holding(rig, transport, subscription, 1)
         async with transport.consume(subscription, prefetch=10) as consumer:

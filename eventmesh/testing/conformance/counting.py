@@ -15,7 +15,7 @@ from eventmesh.testing.conformance.observing import (
     running,
 )
 from eventmesh.testing.conformance.rig import FOR_EVER, Rig
-from eventmesh.transports.base import Delivery
+from eventmesh.transports.base import Delivery, publish_or_raise
 from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.wire.envelope import Envelope
@@ -43,11 +43,11 @@ async def a_census_counts_what_is_there(rig: Rig) -> None:
 
         await count()
         sent = _versions(rig.envelopes(7, "happened"), 1, 1, 1, 2, 2, 2, None)
-        await transport.publish(sent[:1])
+        await publish_or_raise(transport, sent[:1])
         await count(unrouted_happened_1=1)
         await transport.declare([subscription])
-        await transport.publish(sent[1:])
-        await transport.publish(_versions(rig.envelopes(2, "ended"), 1, 3))
+        await publish_or_raise(transport, sent[1:])
+        await publish_or_raise(transport, _versions(rig.envelopes(2, "ended"), 1, 3))
         rest = {"ready_ended_1": 1, "ready_ended_3": 1}
         await count(ready_happened_1=3, ready_happened_2=3, ready_happened_None=1, **rest)
         async with transport.consume(subscription, prefetch=9) as consumer:
@@ -78,11 +78,11 @@ async def a_census_disturbs_nobody(rig: Rig) -> None:
     got: list[Delivery] = []
     async with rig.open() as transport, rig.open() as looking:
         await transport.declare([subscription])
-        await transport.publish(sent[:150])
+        await publish_or_raise(transport, sent[:150])
 
         async def publish() -> None:
             for start in range(150, 300, 10):
-                await transport.publish(sent[start : start + 10])
+                await publish_or_raise(transport, sent[start : start + 10])
                 await asyncio.sleep(0.02)
 
         async def handle() -> None:
@@ -101,7 +101,7 @@ async def a_census_disturbs_nobody(rig: Rig) -> None:
         in_order(got, sent)
         late = rig.subscription("late", "ended")
         kept = rig.envelopes(20, "ended")
-        await transport.publish(kept)
+        await publish_or_raise(transport, kept)
         # Also of those that are looked at while their first subscription is declared.
         await asyncio.gather(looking.census([late], late.messages), transport.declare([late]))
         in_order(await drain(rig, transport, late, 20), kept)

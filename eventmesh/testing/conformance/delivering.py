@@ -14,7 +14,7 @@ from eventmesh.testing.conformance.observing import (
     same_ids,
 )
 from eventmesh.testing.conformance.rig import Rig
-from eventmesh.transports.base import Consumer, Delivery
+from eventmesh.transports.base import Consumer, Delivery, publish_or_raise
 from eventmesh.transports.outcome import DONE
 from eventmesh.wire.envelope import Envelope
 
@@ -28,7 +28,7 @@ async def round_trip(rig: Rig) -> None:
     subscription = rig.subscription("reader")
     async with rig.open() as transport:
         await transport.declare([subscription])
-        await transport.publish([sent])
+        await publish_or_raise(transport, [sent])
         async with transport.consume(subscription, prefetch=10) as consumer:
             [delivery] = await receive(rig, consumer, 1)
             expect(dict(delivery.envelope.attributes) == dict(sent.attributes), delivery)
@@ -44,7 +44,7 @@ async def fan_out(rig: Rig) -> None:
     sent, other = rig.envelopes(5), rig.envelopes(3, "ended")
     async with rig.open() as transport:
         await transport.declare([*subscriptions, both])
-        await transport.publish([*sent, *other])
+        await publish_or_raise(transport, [*sent, *other])
         for subscription in subscriptions:
             same_ids(await drain(rig, transport, subscription, 5), sent)
         same_ids(await drain(rig, transport, both, 8), [*sent, *other])
@@ -57,7 +57,7 @@ async def order_for_one_consumer(rig: Rig) -> None:
     async with rig.open() as transport:
         await transport.declare([subscription])
         for start in range(0, 60, 20):
-            await transport.publish(sent[start : start + 20])
+            await publish_or_raise(transport, sent[start : start + 20])
         got = await drain(rig, transport, subscription, 60)
         expect([d.envelope.id for d in got] == [e.id for e in sent], "another order")
 
@@ -72,7 +72,7 @@ async def competing_consumers(rig: Rig) -> None:
             first.consume(subscription, prefetch=5) as one,
             second.consume(subscription, prefetch=5) as two,
         ):
-            await first.publish(sent)
+            await publish_or_raise(first, sent)
             shares: list[list[Delivery]] = [[], []]
 
             async def take(consumer: Consumer, share: list[Delivery]) -> None:
@@ -97,7 +97,7 @@ async def backlog_before_the_first_consumer(rig: Rig) -> None:
     sent = rig.envelopes(30)
     async with rig.open() as publisher:
         await publisher.declare([subscription])
-        await publisher.publish(sent)
+        await publish_or_raise(publisher, sent)
     async with rig.open() as transport:
         got = await drain(rig, transport, subscription, 30)
         expect([d.envelope.id for d in got] == [e.id for e in sent], "another order")
@@ -109,7 +109,7 @@ async def backlog_before_the_first_subscription(rig: Rig) -> None:
     sent, other = rig.envelopes(50), rig.envelopes(50, "ended")
     founder, neighbour = rig.subscription("founder"), rig.subscription("neighbour", "ended")
     async with rig.open() as first, rig.open() as second:
-        await first.publish([*sent, *other])
+        await publish_or_raise(first, [*sent, *other])
         await asyncio.gather(first.declare([founder]), second.declare([neighbour]))
         same_ids(await drain(rig, first, founder, 50), sent)
         same_ids(await drain(rig, second, neighbour, 50), other)
@@ -124,10 +124,10 @@ async def order_within_a_key_survives_a_stop(rig: Rig) -> None:
     async with rig.open() as transport:
         await transport.declare([subscription])
         for start in range(0, 45, 15):
-            await transport.publish(sent[start : start + 15])
+            await publish_or_raise(transport, sent[start : start + 15])
         async with transport.consume(subscription, prefetch=20) as consumer:
             got = await receive(rig, consumer, 12)
             await consumer.settle([(delivery, DONE) for delivery in got[:4]])
-        await transport.publish(sent[45:])
+        await publish_or_raise(transport, sent[45:])
         rest = await drain(rig, transport, subscription, 56, prefetch=5)
         in_order([*got[:4], *rest], sent)

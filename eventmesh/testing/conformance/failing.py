@@ -18,7 +18,7 @@ from eventmesh.testing.conformance.observing import (
     same_ids,
 )
 from eventmesh.testing.conformance.rig import GuaranteeBroken, Rig, needed
-from eventmesh.transports.base import Subscription, Transport
+from eventmesh.transports.base import Subscription, Transport, publish_or_raise
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
@@ -32,7 +32,7 @@ async def closing_ends_what_waits(rig: Rig) -> None:
     sent = rig.envelopes(3)
     async with rig.open() as transport:
         await transport.declare([subscription])
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         async with transport.consume(subscription, prefetch=10) as consumer:
             await receive(rig, consumer, 3)
             waiting = asyncio.ensure_future(consumer.receive(1))
@@ -45,12 +45,16 @@ async def closing_ends_what_waits(rig: Rig) -> None:
 
 
 async def a_closed_transport_says_so(rig: Rig) -> None:
-    """What is asked of a closed transport is Unreachable, and is not done."""
+    """A closed transport does nothing: its methods raise Unreachable, and `publish` returns a
+    result in which it is the error."""
     subscription = rig.subscription("asked")
     async with rig.open() as transport:
         await transport.declare([subscription])
         await transport.close()
-        await _is_unreachable(rig, lambda: transport.publish(rig.envelopes(1)), "publish")
+        [unsent] = rig.envelopes(1)
+        result = await transport.publish([unsent])
+        expect(result.error is not None, f"publish works, with its transport closed: {result}")
+        expect(result.unconfirmed == {unsent.id}, result)
         await _is_unreachable(rig, lambda: transport.declare([subscription]), "declare")
         await _is_unreachable(rig, lambda: transport.stats(subscription), "stats")
     async with rig.open() as other:
@@ -65,12 +69,12 @@ async def a_cut_connection_is_made_anew(rig: Rig) -> None:
     sent, later = rig.envelopes(6), rig.envelopes(3)
     async with rig.open() as transport:
         await transport.declare([subscription])
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         await drain(rig, transport, subscription, 2, prefetch=2)
         async with transport.consume(subscription, prefetch=10) as consumer:
             await receive(rig, consumer, 4)
             await cut()
-            await reaching(rig, lambda: transport.publish(later))
+            await reaching(rig, lambda: publish_or_raise(transport, later))
             await notices_the_loss(rig, consumer)
         same_ids(await drain_anew(rig, transport, subscription, 7), [*sent[2:], *later])
 
@@ -83,12 +87,12 @@ async def a_restarted_broker_has_everything(rig: Rig) -> None:
     sent, later = rig.envelopes(7), rig.envelopes(3)
     async with rig.open() as transport:
         await transport.declare([subscription])
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         await _settle_first_in_every_way(rig, transport, subscription)
         async with transport.consume(subscription, prefetch=2) as consumer:
             await receive(rig, consumer, 2)
             await restart()
-            await reaching(rig, lambda: transport.publish(later))
+            await reaching(rig, lambda: publish_or_raise(transport, later))
         expected = [sent[1], *sent[4:], *later]
         got = await drain_anew(rig, transport, subscription, len(expected))
         same_ids(got, expected)
@@ -125,14 +129,14 @@ async def lost_topology_is_made_again(rig: Rig) -> None:
     early, late = rig.envelopes(4), rig.envelopes(4)
     async with rig.open() as publisher, rig.open() as transport:
         await transport.declare([one, two])
-        await publisher.publish(rig.envelopes(5))
+        await publish_or_raise(publisher, rig.envelopes(5))
         async with transport.consume(one, prefetch=10) as consumer:
             await receive(rig, consumer, 5)
             await lose_data()
-            await reaching(rig, lambda: publisher.publish(early))
+            await reaching(rig, lambda: publish_or_raise(publisher, early))
             await notices_the_loss(rig, consumer)
         await reaching(rig, lambda: transport.declare([one, two]))
-        await reaching(rig, lambda: publisher.publish(late))
+        await reaching(rig, lambda: publish_or_raise(publisher, late))
         for subscription in (one, two):
             same_ids(await drain_anew(rig, transport, subscription, 8), [*early, *late])
 
@@ -162,10 +166,10 @@ async def topology_lost_while_running_is_restored(rig: Rig) -> None:
         await first.declare([one])
         await second.declare([two])
         async with running(consume(first, one), consume(second, two)):
-            await publisher.publish(early)
+            await publish_or_raise(publisher, early)
             await eventually(rig, have(early), "all comes to both")
             await lose_topology([one, two])
-            await reaching(rig, lambda: publisher.publish(late))
+            await reaching(rig, lambda: publish_or_raise(publisher, late))
             await eventually(rig, have(late), "all that was published after the loss comes to both")
 
 

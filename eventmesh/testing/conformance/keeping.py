@@ -13,7 +13,7 @@ from eventmesh.testing.conformance.observing import (
     same_ids,
 )
 from eventmesh.testing.conformance.rig import Rig
-from eventmesh.transports.base import Transport, Unrouted
+from eventmesh.transports.base import Transport, Unrouted, publish_or_raise
 
 
 async def unrouted_messages_are_listed_kept_and_purged(rig: Rig) -> None:
@@ -26,7 +26,7 @@ async def unrouted_messages_are_listed_kept_and_purged(rig: Rig) -> None:
     async with rig.open() as transport:
         await _holds(rig, transport, {})
         sent, others = rig.envelopes(30, "happened"), rig.envelopes(4, "ended")
-        await transport.publish([*sent, *others])
+        await publish_or_raise(transport, [*sent, *others])
         await _holds(rig, transport, {happened: 30, ended: 4})
         looked = await transport.unrouted(names, [first, second], thorough=True)
         expect({happened: 30, ended: 4}.items() <= _numbers(looked).items(), looked)
@@ -56,7 +56,7 @@ async def what_was_kept_for_a_first_subscription_comes_once(rig: Rig) -> None:
     subscription = rig.subscription("first", "happened")
     async with rig.open() as transport, rig.open() as other:
         sent = rig.envelopes(300, "happened")
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         await asyncio.gather(transport.declare([subscription]), other.declare([subscription]))
         same_ids(await drain(rig, transport, subscription, 300), sent)
         await _holds(rig, transport, {})

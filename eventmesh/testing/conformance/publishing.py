@@ -6,10 +6,9 @@ import asyncio
 from collections import defaultdict
 from dataclasses import replace
 
-from eventmesh.errors import PublishError, UsageError
 from eventmesh.testing.conformance.observing import drain, expect, in_order, receive, same_ids
 from eventmesh.testing.conformance.rig import Rig, needed
-from eventmesh.transports.base import Consumer, Delivery, Transport
+from eventmesh.transports.base import Consumer, Delivery, publish_or_raise
 from eventmesh.transports.outcome import DONE, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
@@ -23,41 +22,37 @@ async def batches_of_any_size(rig: Rig) -> None:
     big = replace(first, data=bytes(range(256)) * (MIB // 256))
     async with rig.open() as transport:
         await transport.declare([subscription])
-        await transport.publish([])
-        await transport.publish([big])
-        await transport.publish(thousand)
+        await publish_or_raise(transport, [])
+        await publish_or_raise(transport, [big])
+        await publish_or_raise(transport, thousand)
         got = await drain(rig, transport, subscription, 1001)
         in_order(got, [big, *thousand])
         expect(got[0].envelope == big, "the big one came otherwise than it was sent")
 
 
 async def a_refusal_leaves_the_rest(rig: Rig) -> None:
-    """A message that the broker cannot take is named by PublishError, or nothing of its batch is
-    published and UsageError says why; and the transport goes on."""
+    """A message that the broker rejects is named by the result, the others of its batch are
+    published, and the transport goes on."""
     subscription = rig.subscription("refusing")
     before, plain, odd, behind, after = rig.envelopes(5)
     odd = replace(odd, attributes={**odd.attributes, "odd": "o" * (MIB // 2)})
     async with rig.open() as transport:
         await transport.declare([subscription])
-        await transport.publish([before])
+        await publish_or_raise(transport, [before])
         expected = {each.id: each for each in (before, plain, odd, behind, after)}
-        try:
-            await transport.publish([plain, odd, behind])
-        except PublishError as error:
-            expect(error.refused.keys() <= {plain.id, odd.id, behind.id}, error)
-            for refused in error.refused:
-                del expected[refused]
-        except UsageError:
-            for each in (plain, odd, behind):
-                del expected[each.id]
-        await transport.publish([after])
+        result = await transport.publish([plain, odd, behind])
+        expect(result.error is None, result)
+        expect(result.rejected.keys() <= {plain.id, odd.id, behind.id}, result)
+        for rejected in result.rejected:
+            del expected[rejected]
+        await publish_or_raise(transport, [after])
         same_ids(await drain(rig, transport, subscription, len(expected)), expected.values())
 
 
 async def nothing_overtakes_what_is_refused(rig: Rig) -> None:
-    """Messages that the broker refuses are named by PublishError, and no others. Where a batch is
-    stored in one step, so are those behind them that have their key, which are not stored either.
-    Once it refuses no longer, they can be published."""
+    """Messages that the broker rejects are named by the result, and no others. Where a batch is
+    stored in one step, so are later messages of the same key, which are not stored either. Once the
+    broker rejects them no longer, they can be published."""
     refuse = needed(rig.refuse, "refuse")
     taking, refusing = rig.subscription("taking"), rig.subscription("refusing", "refused")
     ahead, behind = rig.envelopes(2)
@@ -66,24 +61,16 @@ async def nothing_overtakes_what_is_refused(rig: Rig) -> None:
     async with rig.open() as transport:
         await transport.declare([taking])
         async with refuse(odd.name):
-            named = await _publish_some(transport, [ahead, others[0], odd, behind, others[1]])
+            result = await transport.publish([ahead, others[0], odd, behind, others[1]])
         overtaking = [behind] if transport.atomic_batches else []
-        expect(named == [each.id for each in (odd, *overtaking)], f"named: {named}")
+        expect(result.error is None, result)
+        expect(result.rejected.keys() == {each.id for each in (odd, *overtaking)}, result)
         expected = [ahead, *others] if overtaking else [ahead, behind, *others]
         in_order(await drain(rig, transport, taking, len(expected)), expected)
         await transport.declare([refusing])
-        await transport.publish([odd, *overtaking])
+        await publish_or_raise(transport, [odd, *overtaking])
         same_ids(await drain(rig, transport, refusing, 1), [odd])
         same_ids(await drain(rig, transport, taking, len(overtaking)), overtaking)
-
-
-async def _publish_some(transport: Transport, batch: list[Envelope]) -> list[str]:
-    """Publish a batch of which some are refused; returns the ids that are named, in its order."""
-    try:
-        await transport.publish(batch)
-    except PublishError as error:
-        return [each.id for each in batch if each.id in error.refused]
-    return []
 
 
 async def many_tasks_share_a_transport(rig: Rig) -> None:
@@ -97,7 +84,7 @@ async def many_tasks_share_a_transport(rig: Rig) -> None:
 
         async def publish(envelopes: list[Envelope]) -> None:
             for start in range(0, 40, 8):
-                await transport.publish(envelopes[start : start + 8])
+                await publish_or_raise(transport, envelopes[start : start + 8])
 
         async with (
             transport.consume(subscription, prefetch=60) as consumer,

@@ -14,7 +14,13 @@ from eventmesh.testing.conformance.observing import (
     same_ids,
 )
 from eventmesh.testing.conformance.rig import GuaranteeBroken, Rig
-from eventmesh.transports.base import Consumer, DeadLetter, Delivery, SubscriptionStats
+from eventmesh.transports.base import (
+    Consumer,
+    DeadLetter,
+    Delivery,
+    SubscriptionStats,
+    publish_or_raise,
+)
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
@@ -24,7 +30,7 @@ async def settled_is_gone(rig: Rig) -> None:
     subscription = rig.subscription("settled")
     async with rig.open() as transport:
         await transport.declare([subscription])
-        await transport.publish(rig.envelopes(3))
+        await publish_or_raise(transport, rig.envelopes(3))
         await drain(rig, transport, subscription, 3)
         async with transport.consume(subscription, prefetch=10) as consumer:
             await expect_silence(consumer, rig.visibility_timeout * 1.5)
@@ -38,7 +44,7 @@ async def settling_out_of_order(rig: Rig) -> None:
     sent = rig.envelopes(6)
     async with rig.open() as transport:
         await transport.declare([subscription])
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         async with transport.consume(subscription, prefetch=10) as consumer:
             got = await receive(rig, consumer, 6)
             await consumer.settle([(got[4], DONE), (got[1], DONE)])
@@ -51,7 +57,7 @@ async def settling_twice_is_harmless(rig: Rig) -> None:
     subscription = rig.subscription("twice")
     async with rig.open() as transport:
         await transport.declare([subscription])
-        await transport.publish(rig.envelopes(2))
+        await publish_or_raise(transport, rig.envelopes(2))
         async with transport.consume(subscription, prefetch=2) as consumer:
             first, second = await receive(rig, consumer, 2)
             await consumer.settle([(first, DONE)])
@@ -69,12 +75,12 @@ async def delayed_retry(rig: Rig) -> None:
     clock = SystemClock()
     async with rig.open() as transport:
         await transport.declare([retried, other])
-        await transport.publish([first])
+        await publish_or_raise(transport, [first])
         async with transport.consume(retried, prefetch=10) as consumer:
             [delivery] = await receive(rig, consumer, 1)
             asked_at = clock.monotonic()
             await consumer.settle([(delivery, RetryAfter(2.0))])
-            await transport.publish([second])
+            await publish_or_raise(transport, [second])
             [unhindered] = await receive(rig, consumer, 1)
             expect(unhindered.envelope.id == second.id, unhindered)
             await consumer.settle([(unhindered, DONE)])
@@ -96,7 +102,7 @@ async def delays_do_not_block_each_other(rig: Rig) -> None:
     sent = rig.envelopes(2)
     async with rig.open() as transport:
         await transport.declare([subscription])
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         async with transport.consume(subscription, prefetch=10) as consumer:
             slow, fast = await receive(rig, consumer, 2)
             await consumer.settle([(slow, RetryAfter(3.0))])
@@ -113,7 +119,7 @@ async def dead_letters_are_kept(rig: Rig) -> None:
     sent = rig.envelopes(3)
     async with rig.open() as transport:
         await transport.declare([subscription, other])
-        await transport.publish(sent)
+        await publish_or_raise(transport, sent)
         async with transport.consume(subscription, prefetch=10) as consumer:
             got = await receive(rig, consumer, 3)
             await consumer.settle([(got[0], RetryAfter(0.0)), (got[1], DONE)])
@@ -161,7 +167,7 @@ async def one_letter_for_each_message(rig: Rig) -> None:
         async def bury(*sent: Envelope) -> None:
             # One by one, because a broker that can tell may take no message twice at once.
             for envelope in sent:
-                await transport.publish([envelope])
+                await publish_or_raise(transport, [envelope])
                 async with transport.consume(subscription, prefetch=1) as consumer:
                     [delivery] = await receive(rig, consumer, 1)
                     await consumer.settle([(delivery, Dead("no"))])
@@ -218,7 +224,7 @@ async def settling_is_always_possible(rig: Rig) -> None:
     async with rig.open() as transport:
         await transport.declare([subscription])
         for envelope, death in zip(sent, deaths, strict=True):
-            await transport.publish([envelope])
+            await publish_or_raise(transport, [envelope])
             async with transport.consume(subscription, prefetch=1) as consumer:
                 [delivery] = await receive(rig, consumer, 1)
                 await _settled(consumer, delivery, RetryAfter(0.0))
@@ -230,7 +236,7 @@ async def settling_is_always_possible(rig: Rig) -> None:
         expect(kept == sorted(each.data for each in sent), f"{len(kept)} are kept")
         for each in letters:
             (each.reason + each.error).encode()  # a text that can be shown
-        await transport.publish(rig.envelopes(len(delays)))
+        await publish_or_raise(transport, rig.envelopes(len(delays)))
         async with transport.consume(subscription, prefetch=len(delays)) as consumer:
             for delay, delivery in zip(
                 delays, await receive(rig, consumer, len(delays)), strict=True
@@ -274,7 +280,7 @@ async def stats_count_what_is_there(rig: Rig) -> None:
 
         await count(ready=0, delayed=0, in_flight=0, dead=0)
         await transport.declare([subscription])
-        await transport.publish(rig.envelopes(7))
+        await publish_or_raise(transport, rig.envelopes(7))
         await count(ready=7, delayed=0, in_flight=0, dead=0)
         async with transport.consume(subscription, prefetch=4) as consumer:
             got = await receive(rig, consumer, 4)

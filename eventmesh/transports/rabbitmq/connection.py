@@ -1,9 +1,12 @@
-"""One connection to RabbitMQ: opened when it is needed, to whichever node answers, and anew after
-it was lost. The client library's errors become ours here.
+"""A connection to RabbitMQ: opened on first use, to whichever node answers, and opened again after
+a loss.
 
-The library is aiormq, on which aio-pika is built. aio-pika's robust connections are not used,
-because they hide a loss from those who hold deliveries of the lost channel. Here a loss is
-Unreachable at once, and the next call connects anew.
+The library is aiormq, on which aio-pika is built. aio-pika's robust connections reconnect by
+themselves and do not tell those who hold deliveries of the lost channel. Here, a loss is
+Unreachable at once for all who use the connection, and the next call connects again.
+
+aiormq reports a lost connection in several ways: by its own errors, by cancelling its futures, or
+by never answering. `guard` turns all of them into Unreachable.
 """
 
 from __future__ import annotations
@@ -16,45 +19,43 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar, cast
 
 from aiormq import Connection
-from aiormq.abc import AbstractChannel, ChannelFrame
+from aiormq.abc import AbstractChannel
 from aiormq.channel import Channel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
-from aiormq.exceptions import AMQPError, ChannelPreconditionFailed
-from pamqp import commands as spec
-from pamqp.base import Frame
+from aiormq.exceptions import AMQPError
 from pamqp.exceptions import PAMQPException
-from pamqp.frame import marshal
 from yarl import URL
 
-from eventmesh.errors import Unreachable, UsageError
+from eventmesh.errors import Unreachable
 from eventmesh.redact import redact, redact_error
 from eventmesh.transports.base import TransportOptions
+from eventmesh.transports.rabbitmq.declaring import declare
 from eventmesh.transports.rabbitmq.frames import FrameStream, Tap
-from eventmesh.transports.rabbitmq.topology import Binding, Exchange, Forwarding, Piece, Queue
+from eventmesh.transports.rabbitmq.topology import Entity
 from eventmesh.transports.rabbitmq.url import nodes
 
 _T = TypeVar("_T")
 
 CONNECT_TIMEOUT = 10.0
 LEAVE_TIMEOUT = 5.0
-"""Seconds after which the broker counts as gone. Leaving is short: what is not given back in good
-order goes back when the connection closes."""
+"""Seconds without an answer after which the broker counts as lost. Leaving is short: what is not
+given back then goes back when the connection closes."""
 
-SHORTEST_ATTEMPT = 3.0
-"""Seconds that a node has to answer, however many others share CONNECT_TIMEOUT with it."""
+MIN_NODE_TIMEOUT = 3.0
+"""Seconds that each node has to answer, however many share CONNECT_TIMEOUT."""
 
 MIN_HEARTBEAT = 5
-"""Seconds; with less, a busy event loop would pass for a dead worker."""
+"""Seconds. With less, RabbitMQ would take a worker with a busy event loop for dead."""
 
 CONNECTION_ERRORS = (
     *(AMQPError, PAMQPException, OSError, EOFError),
     *(RuntimeError, StopAsyncIteration),
 )
-"""What the client library raises when a connection or channel cannot be used."""
+"""What aiormq raises when a connection or channel cannot be used."""
 
 
-class Link:
-    """A connection for one purpose."""
+class BrokerConnection:
+    """A connection for one purpose, which RabbitMQ shows as its name."""
 
     def __init__(self, url: str, purpose: str, options: TransportOptions) -> None:
         self._url = url
@@ -63,34 +64,34 @@ class Link:
         # Workers that start together spread over a cluster.
         self._next_node = random.randrange(len(self._nodes))  # noqa: S311 - not for secrets
         self._purpose = purpose
-        # The broker takes deliveries back from a silent peer after at most two heartbeats.
+        # RabbitMQ takes deliveries back from a silent client after at most two heartbeats.
         self._heartbeat = max(MIN_HEARTBEAT, int(options.visibility_timeout / 2))
         self._connection: Connection | None = None
         self._taps: dict[int, Tap] = {}
         self._connecting = asyncio.Lock()
         self._allowed = False
-        self._made: set[Piece] = set()
+        self._declared: set[Entity] = set()
 
     def allow(self) -> None:
-        """Let the connection be opened by who needs it first."""
+        """Let the first call that needs the connection open it."""
         self._allowed = True
 
     async def open(self) -> None:
         """Connect now; Unreachable when that fails."""
         self.allow()
-        async with self.call(None):  # each node has its own time
+        async with self.guard(None):  # each node has its own timeout
             await self._connected()
 
     async def close(self) -> None:
-        """Close the connection; what is lost already is closed."""
+        """Close the connection, if it is open."""
         self._allowed = False
         with suppress(Unreachable):
-            async with self.call(LEAVE_TIMEOUT), self._connecting:
+            async with self.guard(LEAVE_TIMEOUT), self._connecting:
                 await self._disconnect()
 
-    async def not_blocked(self) -> None:
-        """Return once the broker takes messages on this connection, or has closed it: it stops
-        reading from one that publishes when it is short of memory or disk."""
+    async def wait_until_unblocked(self) -> None:
+        """Return once the broker reads from this connection, or has closed it: it stops reading
+        from connections that publish while it is short of memory or disk."""
         connection = await self._connected()
         waits = [asyncio.ensure_future(connection.ready()), connection.closing]
         try:
@@ -100,8 +101,8 @@ class Link:
                 wait.cancel()
 
     @asynccontextmanager
-    async def call(self, seconds: float | None = CONNECT_TIMEOUT) -> AsyncIterator[None]:
-        """The boundary at which the client library's errors become ours."""
+    async def guard(self, seconds: float | None = CONNECT_TIMEOUT) -> AsyncIterator[None]:
+        """Within it, the errors of aiormq, and taking longer than this, become Unreachable."""
         try:
             async with asyncio.timeout(seconds):
                 yield
@@ -114,18 +115,18 @@ class Link:
         except CONNECTION_ERRORS as error:
             raise self._unreachable(error) from error
         except asyncio.CancelledError as error:
-            # The client library cancels its futures when a connection closes; who was not
-            # cancelled himself hears of the loss.
+            # aiormq cancels its futures when a connection closes. Unless our own task is being
+            # cancelled, this is such a loss.
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             raise self._unreachable(error) from error
 
-    async def new_channel(self) -> Channel:
-        """A channel with publisher confirms, on a connection that is opened where it must be."""
+    async def open_channel(self) -> Channel:
+        """A new channel with publisher confirms; connects if necessary."""
         connection = await self._connected()
         opening = _start(connection.channel(publisher_confirms=True))
-        # The client library does not tell a channel that comes while it closes.
+        # aiormq does not notify a channel that opens while its connection closes.
         waits: list[asyncio.Future[Any]] = [opening, connection.closing]
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -134,50 +135,50 @@ class Link:
                 raise ConnectionResetError("the connection was lost")
             channel = cast(Channel, opening.result())
         except BaseException:
-            opening.add_done_callback(_close_what_came)
+            opening.add_done_callback(_close_late_channel)
             raise
         finally:
             for wait in waits:
                 wait.cancel()
-        self._taps.pop(channel.number, None)  # of a channel that had this number before
+        self._taps.pop(channel.number, None)  # an earlier channel had the same number
         return channel
 
     def tap(self, channel: Channel, tap: Tap) -> None:
-        """Let this tap take its frames of the channel."""
+        """Offer the channel's frames to this tap first."""
         self._taps[channel.number] = tap
 
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[Channel]:
-        """A channel for one purpose. What it holds unacknowledged goes back to the queue; after a
-        cancellation, which waits for nothing more, a moment later."""
-        channel = await self.new_channel()
+        """A channel that is closed on leaving. What it holds unacknowledged goes back to its queue
+        before that; after a cancellation, which does not wait, a moment later."""
+        channel = await self.open_channel()
         try:
             yield channel
         except asyncio.CancelledError:
             _start(_leave(channel))
             raise
         except Exception:
-            with suppress(*CONNECTION_ERRORS):  # that error says more than one of leaving
-                await _untouched(_leave(channel))
+            with suppress(*CONNECTION_ERRORS):  # the first error says more
+                await _shielded(_leave(channel))
             raise
-        await _untouched(_leave(channel))
+        await _shielded(_leave(channel))
 
-    async def ensure(self, pieces: Sequence[Piece]) -> None:
-        """Make what has not been made over this connection yet."""
-        async with self.call(None):  # each piece has its own time: there may be hundreds
-            await self._connected()  # a new connection has made nothing
-            missing = [piece for piece in dict.fromkeys(pieces) if piece not in self._made]
+    async def ensure_declared(self, entities: Sequence[Entity]) -> None:
+        """Declare what was not declared over this connection yet."""
+        async with self.guard(None):  # each entity has its own timeout: there may be hundreds
+            await self._connected()  # a new connection has declared nothing
+            missing = [each for each in dict.fromkeys(entities) if each not in self._declared]
             if not missing:
                 return
             async with self.channel() as channel:
-                for piece in missing:
+                for entity in missing:
                     async with asyncio.timeout(CONNECT_TIMEOUT):
-                        await _make(channel, piece)
-                    self._made.add(piece)
+                        await declare(channel, entity)
+                    self._declared.add(entity)
 
-    def forget(self, pieces: Iterable[Piece]) -> None:
-        """Make these again when they are needed next."""
-        self._made.difference_update(pieces)
+    def forget_declared(self, entities: Iterable[Entity]) -> None:
+        """Declare these again when they are needed next: somebody may have deleted them."""
+        self._declared.difference_update(entities)
 
     async def _connected(self) -> Connection:
         async with self._connecting:
@@ -186,15 +187,15 @@ class Link:
             if self._connection is None or not self._connection.is_opened:
                 await self._disconnect()
                 self._connection = await self._connect_to_any()
-                if not self._allowed:  # it was closed meanwhile, and did not wait
+                if not self._allowed:  # `close` was called meanwhile, and did not wait
                     await self._disconnect()
                     raise self._not_open()
             return self._connection
 
     async def _connect_to_any(self) -> Connection:
-        """A connection to the first node that answers; after one that was lost or does not answer
-        comes the next."""
-        seconds = max(CONNECT_TIMEOUT / len(self._nodes), SHORTEST_ATTEMPT)
+        """A connection to the first node that answers, beginning with the one after the last node
+        that was tried."""
+        seconds = max(CONNECT_TIMEOUT / len(self._nodes), MIN_NODE_TIMEOUT)
         for attempt in range(len(self._nodes)):
             node = self._nodes[self._next_node]
             self._next_node = (self._next_node + 1) % len(self._nodes)
@@ -210,7 +211,7 @@ class Link:
         url = URL(node)
         if "heartbeat" not in url.query:
             url = url.update_query(heartbeat=self._heartbeat)
-        self._taps = {}  # what is left of a lost connection must not meet this one
+        self._taps = {}  # taps of a lost connection must not see frames of this one
         connection = Connection(
             url,
             client_properties={"connection_name": self._purpose},
@@ -225,13 +226,13 @@ class Link:
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
-        self._made.clear()
+        self._declared.clear()
         if connection is not None:
-            with suppress(*CONNECTION_ERRORS):  # it is lost, which is why it is closed
+            with suppress(*CONNECTION_ERRORS):  # it may be lost
                 await connection.close()
 
     def _not_open(self) -> Unreachable:
-        return Unreachable(f"The broker at {self.address} is not open: connect first.")
+        return Unreachable(f"The broker at {self.address} is not connected: call connect() first.")
 
     def _unreachable(self, error: BaseException) -> Unreachable:
         why = redact_error(error, self._url).rstrip(".") or type(error).__name__
@@ -241,8 +242,8 @@ class Link:
                 f"is for this host and signed by an authority that is trusted here; name another "
                 f"with ?cafile= in EVENTMESH_BROKER_URL."
             )
-        if "Connection.Close object" in why:  # the client library's words for a missing vhost
-            why = "it closed the connection at once, as for a virtual host that is not there"
+        if "Connection.Close object" in why:  # what aiormq says of a missing virtual host
+            why = "it closed the connection at once, as for a virtual host that does not exist"
         return Unreachable(
             f"The broker at {self.address} cannot be used: {why}. Check that it runs and that "
             f"host, port, user, password and virtual host in EVENTMESH_BROKER_URL are right."
@@ -250,7 +251,7 @@ class Link:
 
 
 class _Tapped(TransportFactory):
-    """Opens the socket, and lets taps see its frames before the client library."""
+    """Opens the socket, and offers its frames to taps before aiormq reads them."""
 
     def __init__(self, taps: dict[int, Tap]) -> None:
         self._taps = taps
@@ -264,103 +265,41 @@ class _Tapped(TransportFactory):
 
 
 async def close_channel(channel: Channel) -> None:
-    """Close it, if it is open; this goes on when its caller is cancelled."""
+    """Close it, if it is open. Closing goes on when the caller is cancelled."""
     if not channel.is_closed:
-        await _untouched(channel.close())
+        await _shielded(channel.close())
 
 
 async def _leave(channel: Channel) -> None:
     if not channel.is_closed:
         for consumer in list(channel.consumers):
-            # Or acknowledgements may be lost: see amqp_taking.
+            # Otherwise acknowledgements may be lost: see `held_messages`.
             await channel.basic_cancel(consumer)
         await channel.basic_nack(0, multiple=True, requeue=True)
         await channel.close()
 
 
-async def _untouched(doing: Coroutine[Any, Any, None]) -> None:
-    """Wait for it, in a task of its own that no cancellation reaches: where the client library has
-    a `timeout`, as for closing, it waits by `asyncio.wait_for`, which may lose one on Python 3.11.
-    So we give it none, either."""
+async def _shielded(doing: Coroutine[Any, Any, None]) -> None:
+    """Await it in a task of its own, which no cancellation reaches: where aiormq has a timeout, as
+    for closing, it uses `asyncio.wait_for`, which on Python 3.11 may swallow a cancellation. For
+    the same reason we pass it no timeout."""
     await asyncio.shield(_start(doing))
 
 
 def _start(doing: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-    """A task that may fail when nobody waits for it any more."""
+    """A task that may fail after everybody has stopped waiting for it."""
     task = asyncio.ensure_future(doing)
-    task.add_done_callback(_hear)
+    task.add_done_callback(_retrieve_error)
     return task
 
 
-def _close_what_came(opening: asyncio.Task[AbstractChannel]) -> None:
-    """Nobody waits for this channel any more."""
+def _close_late_channel(opening: asyncio.Task[AbstractChannel]) -> None:
+    """Close a channel that opened after its caller had stopped waiting."""
     if not opening.cancelled() and opening.exception() is None:
         _start(close_channel(cast(Channel, opening.result())))
 
 
-def _hear(ended: asyncio.Future[Any]) -> None:
-    """Take note of how it ended, so that nobody is told that its error was not asked for."""
+def _retrieve_error(ended: asyncio.Future[Any]) -> None:
+    """Otherwise asyncio logs "Task exception was never retrieved"."""
     if not ended.cancelled():
         ended.exception()
-
-
-async def _make(channel: Channel, piece: Piece) -> None:
-    """Make one piece of topology; UsageError where it is there already, but different."""
-    try:
-        match piece:
-            case Exchange(name, kind):
-                await channel.exchange_declare(
-                    name, exchange_type=kind, durable=True, arguments=piece.arguments
-                )
-            case Queue(name):
-                await channel.queue_declare(name, durable=True, arguments=piece.arguments)
-            case Binding(queue, exchange, routing_key):
-                await channel.queue_bind(queue, exchange, routing_key)
-            case Forwarding(exchange, source, routing_key):
-                await channel.exchange_bind(exchange, source, routing_key)
-    except ChannelPreconditionFailed as error:
-        raise _another(error) from error
-
-
-async def restore(channel: Channel, pieces: Sequence[Piece]) -> None:
-    """Make all of these, of which most are there, by one write and one answer; UsageError where
-    something else is there."""
-    methods = b"".join(marshal(_unanswered(piece), channel.number) for piece in pieces)
-    await channel.write_queue.put(ChannelFrame(methods, False))
-    try:
-        # The broker does what it is asked to in its order: with the answer to this, all are made.
-        await channel.basic_qos(prefetch_count=1)
-    except ChannelPreconditionFailed as error:
-        raise _another(error) from error
-
-
-def _another(error: BaseException) -> UsageError:
-    return UsageError(
-        f"RabbitMQ has another exchange or queue than EventMesh needs: {error}. Delete it there "
-        f"once it is empty, or set another prefix."
-    )
-
-
-def _unanswered(piece: Piece) -> Frame:
-    """The method that makes a piece, to which the broker answers only by closing the channel."""
-    match piece:
-        case Exchange(name, kind):
-            return spec.Exchange.Declare(
-                exchange=name,
-                exchange_type=kind,
-                durable=True,
-                nowait=True,
-                arguments=piece.arguments,
-            )
-        case Queue(name):
-            return spec.Queue.Declare(
-                queue=name, durable=True, nowait=True, arguments=piece.arguments
-            )
-        case Binding(queue, exchange, routing_key):
-            return spec.Queue.Bind(
-                queue=queue, exchange=exchange, routing_key=routing_key, nowait=True
-            )
-        case Forwarding(exchange, source, routing_key):
-            return spec.Exchange.Bind(
-                destination=exchange, source=source, routing_key=routing_key, nowait=True
-            )

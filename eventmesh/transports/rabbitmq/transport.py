@@ -1,74 +1,54 @@
-"""RabbitMQ 3.10 and later, by AMQP 0-9-1, with no plugin.
+"""RabbitMQ 3.10 and later as a transport, by AMQP 0-9-1, with no plugin.
 
-Publishing and consuming have a connection each: RabbitMQ stops reading from a connection that
-publishes when it is short of memory or disk, and acknowledgements must still pass then.
+Publishing and consuming have a connection each: RabbitMQ stops reading from connections that
+publish while it is short of memory or disk, and acknowledgements must still get through then.
 """
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
-
-import structlog
-from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ChannelNotFoundEntity
 
 from eventmesh.clock import Clock
-from eventmesh.errors import PublishError, PublishInterrupted, Unreachable
+from eventmesh.errors import Unreachable
 from eventmesh.transports.base import (
+    ALL_CONFIRMED,
     DeadLetter,
+    PublishResult,
     Subscription,
     SubscriptionStats,
     TransportOptions,
     Unrouted,
 )
 from eventmesh.transports.census import Census
-from eventmesh.transports.letters import Listing, Mark, copies, mark_of
-from eventmesh.transports.rabbitmq.census import LookedInto, Looking
-from eventmesh.transports.rabbitmq.connection import Link
+from eventmesh.transports.rabbitmq.census import Counting
+from eventmesh.transports.rabbitmq.connection import BrokerConnection
 from eventmesh.transports.rabbitmq.consumer import AmqpConsumer
-from eventmesh.transports.rabbitmq.letters import LetterIds, letter_of
-from eventmesh.transports.rabbitmq.parcels import Parcel, again, properties_of
-from eventmesh.transports.rabbitmq.publishing import PUBLISH_TIMEOUT, Sender, Shipment
-from eventmesh.transports.rabbitmq.taking import MOST_HELD, Taken, taking
-from eventmesh.transports.rabbitmq.topology import Piece, Topology
+from eventmesh.transports.rabbitmq.dead_letters import DeadLetterQueue
+from eventmesh.transports.rabbitmq.inspection import QueueCounts, count_messages
+from eventmesh.transports.rabbitmq.messages import new_message
+from eventmesh.transports.rabbitmq.publishing import Batch, Publisher
+from eventmesh.transports.rabbitmq.rerouting import Rerouter
+from eventmesh.transports.rabbitmq.topology import Topology
 from eventmesh.transports.rabbitmq.unrouted import UnroutedQueues
-from eventmesh.transports.rabbitmq.upkeep import Refusals, Searched, TopologyUpkeep
+from eventmesh.transports.rabbitmq.upkeep import TopologyUpkeep
 from eventmesh.wire.envelope import Envelope
-
-MOST_FOREIGN = 1000
-"""Messages of names that nobody has declared, among which ours are looked for: they got there only
-if somebody deleted the queue of their name."""
-
-MOVED_AT_ONCE = 500
-"""Messages that are held while they are published anew."""
 
 
 class AmqpTransport:
     """One process's connections to a RabbitMQ broker."""
 
     atomic_batches = False
-    exact_deliveries = False  # RabbitMQ counts all that it is given back
+    exact_deliveries = False  # RabbitMQ also counts deliveries that were given back unhandled
 
     def __init__(self, url: str, clock: Clock, options: TransportOptions) -> None:
         self._clock = clock
         self._topology = Topology(options.prefix)
-        self._publishing = Link(url, f"{options.prefix} publishing", options)
-        self._consuming = Link(url, f"{options.prefix} consuming", options)
-        self._sender = Sender(self._publishing)
-        self._refusals = Refusals(clock)
-        self._upkeep = TopologyUpkeep(
-            self._consuming,
-            self._topology,
-            clock,
-            self._refusals,
-            self._route_again,
-            self._search_alone,
-        )
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.rabbitmq")
+        self._publishing = BrokerConnection(url, f"{options.prefix} publishing", options)
+        self._consuming = BrokerConnection(url, f"{options.prefix} consuming", options)
+        self._publisher = Publisher(self._publishing)
+        self._rerouter = Rerouter(self._consuming, self._publisher, self._topology, clock)
+        self._upkeep = TopologyUpkeep(self._consuming, self._topology, clock, self._rerouter)
 
     async def connect(self) -> None:
         await self._publishing.open()
@@ -80,36 +60,26 @@ class AmqpTransport:
         await self._publishing.close()
 
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
-        await self._make(self._publishing, subscriptions)
-        await self._start(subscriptions)
+        await self._declare_over(self._publishing, subscriptions)
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         if not envelopes:
-            return
-        exchange = self._topology.exchange
-        shipment = Shipment(
-            [
-                Parcel(exchange, envelope.name, envelope.data, properties_of(envelope))
-                for envelope in envelopes
-            ]
-        )
+            return ALL_CONFIRMED
+        batch = Batch([new_message(self._topology.exchange, each) for each in envelopes])
         needs = self._topology.for_publishing(envelope.name for envelope in envelopes)
         try:
-            async with self._publishing.call(PUBLISH_TIMEOUT):
-                refused = await self._sender.send(shipment, needs)
+            rejected = await self._publisher.publish(batch, needs)
         except Unreachable as error:
-            confirmed = frozenset(envelopes[place].id for place in shipment.confirmed)
-            raise PublishInterrupted(str(error), confirmed) from error
-        if refused:
-            raise PublishError({envelopes[place].id: why for place, why in refused.items()})
+            places = set(range(len(envelopes))) - batch.confirmed
+            return PublishResult.interrupted((envelopes[place] for place in places), error)
+        return PublishResult({envelopes[at].id: str(error) for at, error in rejected.items()})
 
     @asynccontextmanager
     async def consume(
         self, subscription: Subscription, *, prefetch: int
     ) -> AsyncIterator[AmqpConsumer]:
         # Over the connection that consumes: the other may be blocked, and this must go on.
-        await self._make(self._consuming, [subscription])
-        await self._start([subscription])
+        await self._declare_over(self._consuming, [subscription])
         consumer = AmqpConsumer(
             self._consuming, self._publishing, subscription, self._topology, self._clock
         )
@@ -120,10 +90,18 @@ class AmqpTransport:
             await consumer.leave()
 
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
-        async with self._consuming.call():
-            ready = await self._count(self._topology.queue(subscription))
-            dead = await self._count(self._topology.dead(subscription))
-        return SubscriptionStats(ready, delayed=None, in_flight=None, dead=dead, oldest_age=None)
+        queue = self._topology.queue(subscription)
+        dead_letters = self._topology.dead_letter_queue(subscription)
+        async with self._consuming.guard():
+            counts = await count_messages(self._consuming, [queue, dead_letters])
+        empty = QueueCounts(0, 0)
+        return SubscriptionStats(
+            ready=counts.get(queue, empty).ready,
+            delayed=None,
+            in_flight=None,
+            dead=counts.get(dead_letters, empty).ready,
+            oldest_age=None,
+        )
 
     async def census(
         self,
@@ -132,22 +110,13 @@ class AmqpTransport:
         *,
         untouched: Collection[str] = (),
     ) -> Census:
-        looking = Looking(self._consuming, self._topology, self._clock)
-        found = await looking.count(subscriptions, messages, untouched)
+        counting = Counting(self._consuming, self._topology, self._clock)
+        found = await counting.count(subscriptions, messages, untouched)
         if any(kind.state == "unrouted" for kind in found.lots):
             # A subscription that was declared while they were held has not found them.
-            await self._route_again(await self._taken(subscriptions))
+            declared = await self._rerouter.declared_messages(subscriptions)
+            await self._rerouter.reroute(declared)
         return found
-
-    async def _taken(self, subscriptions: Sequence[Subscription]) -> set[str]:
-        """The messages that subscriptions take which have been declared."""
-        async with self._consuming.call(None):
-            return {
-                name
-                for subscription in subscriptions
-                if await self._ready(self._topology.queue(subscription)) is not None
-                for name in subscription.messages
-            }
 
     async def unrouted(
         self,
@@ -159,8 +128,9 @@ class AmqpTransport:
         queues = UnroutedQueues(self._consuming, self._topology, self._clock)
         if not thorough:
             return await queues.count(messages)
-        found = await queues.look(messages)
-        await self._give_late(subscriptions, {each.message for each in found if not each.foreign})
+        found = await queues.inspect(messages)
+        ours = {each.message for each in found if not each.foreign}
+        await self._rerouter.reroute_late(subscriptions, ours)
         return found
 
     async def purge_unrouted(
@@ -171,214 +141,49 @@ class AmqpTransport:
         keep: int = 0,
         older_than: float | None = None,
     ) -> int:
-        taken = await self._taken(subscriptions)
+        # Messages that a subscription takes can be unrouted all the same, if somebody deleted
+        # bindings or the exchange. They must be delivered, not deleted.
+        taken = await self._rerouter.declared_messages(subscriptions)
         if message:
             taken &= {message}
-        # What they take is unrouted all the same if somebody deleted bindings or the exchange.
-        if message:
-            await self._route_again(taken)
+            await self._rerouter.reroute(taken)
         if not (message and keep):
-            await self._search_foreign(taken)
-        if not all(map(self._refusals.may_try, taken)):
-            return 0  # RabbitMQ refused some of it, which stays
+            await self._rerouter.reroute_foreign(taken)
+        if not all(map(self._rerouter.may_try, taken)):
+            return 0  # RabbitMQ rejected some of them, which stay
         queues = UnroutedQueues(self._consuming, self._topology, self._clock)
         purged = await queues.purge(message, keep, older_than)
-        await self._give_late(subscriptions, {message})
+        await self._rerouter.reroute_late(subscriptions, {message})
         return purged
 
-    async def _give_late(
-        self, subscriptions: Sequence[Subscription], messages: Collection[str]
-    ) -> None:
-        """Bring what was held to the subscriptions that were declared meanwhile and missed it."""
-        if waiting := set(messages) & await self._taken(subscriptions):
-            await self._route_again(waiting)
-
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
-        for most in (limit, MOST_HELD):
-            listing, read = Listing(limit), 0
-            async with taking(self._consuming, self._topology.dead(subscription), most) as taken:
-                for letter, _ in _letters(subscription, await taken.next()):
-                    listing.add(letter)
-                    read += 1
-            if listing.is_full or read < most:
-                break  # else several were of one message
-        return listing.letters
+        return await self._dead_letter_queue(subscription).list_oldest(limit)
 
     async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        queue = self._topology.queue(subscription)
-        async with taking(self._consuming, self._topology.dead(subscription)) as taken:
-            found = _find(subscription, await taken.next(), ids)
-            groups = [list(group.values()) for group in found]
-            parcels = [
-                again(first.header.properties, first.body, "", queue) for first, *_ in groups
-            ]
-            needs = self._topology.for_subscription(subscription)
-            await self._move(taken, groups, parcels, needs)
-        return _of_these(ids, found)
+        return await self._dead_letter_queue(subscription).replay(ids)
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        async with taking(self._consuming, self._topology.dead(subscription)) as taken:
-            found = _find(subscription, await taken.next(), ids)
-            await taken.acknowledge(message for group in found for message in group.values())
-        return _of_these(ids, found)
+        return await self._dead_letter_queue(subscription).discard(ids)
 
-    async def _make(self, link: Link, subscriptions: Sequence[Subscription]) -> None:
-        """Make what these need, whether it was made before or not: somebody may have deleted it."""
-        pieces = [
-            piece
+    def _dead_letter_queue(self, subscription: Subscription) -> DeadLetterQueue:
+        return DeadLetterQueue(self._consuming, self._publisher, self._topology, subscription)
+
+    async def _declare_over(
+        self, connection: BrokerConnection, subscriptions: Sequence[Subscription]
+    ) -> None:
+        """Declare what these need, whether it was declared before or not: somebody may have deleted
+        it. Then reroute unrouted messages to those that are new to this process. What is unrouted
+        for the others was lost by a deletion; other processes may have lost theirs too, so the
+        upkeep reroutes it once these had time to restore them."""
+        entities = [
+            entity
             for subscription in subscriptions
-            for piece in self._topology.for_subscription(subscription)
+            for entity in self._topology.for_subscription(subscription)
         ]
-        link.forget(pieces)
-        await link.ensure(pieces or self._topology.for_publishing())
-
-    async def _start(self, subscriptions: Sequence[Subscription]) -> None:
-        """Bring what was kept to those of these that this process has not had before. The others
-        were here already, so that something was lost, and others may have lost theirs, too: the
-        upkeep brings it back once these had time to restore them."""
+        connection.forget_declared(entities)
+        await connection.ensure_declared(entities or self._topology.for_publishing())
         new = [each for each in subscriptions if not self._upkeep.covers(each)]
         names = {name for subscription in new for name in subscription.messages}
-        await self._route_again(names)
-        await self._search_foreign(names)
+        await self._rerouter.reroute(names)
+        await self._rerouter.reroute_foreign(names)
         self._upkeep.cover(new)
-
-    async def _count(self, queue: str) -> int:
-        """How many messages are ready in the queue; none where there is no queue."""
-        return await self._ready(queue) or 0
-
-    async def _ready(self, queue: str) -> int | None:
-        """How many messages are ready in the queue; None where there is no queue."""
-        try:
-            # Asking for a queue that is not there closes the channel, so it gets one of its own.
-            async with self._consuming.channel() as channel:
-                return (await channel.queue_declare(queue, passive=True)).message_count or 0
-        except ChannelNotFoundEntity:
-            return None
-
-    async def _route_again(self, names: Iterable[str]) -> Counter[str]:
-        """Bring what was kept for want of a subscription to those that take it now: through the
-        exchange, so that all that are declared together get theirs. What is refused stays, and its
-        name is left alone for a while. Returns how many of each name went."""
-        wanted = [name for name in sorted(set(names)) if self._refusals.may_try(name)]
-        needs = self._topology.for_publishing(wanted)
-        brought: Counter[str] = Counter()
-        for name in wanted:
-            brought += await self._empty(self._topology.kept(name), [name], None, needs)
-        return brought
-
-    async def _search_foreign(self, names: Iterable[str]) -> Counter[str]:
-        """The same for those of these names that are among the oldest foreign messages."""
-        wanted = [name for name in sorted(set(names)) if self._refusals.may_try(name)]
-        async with self._consuming.call():
-            if not wanted or not await self._count(self._topology.foreign):
-                return Counter()
-        needs = self._topology.for_publishing(wanted)
-        return await self._empty(self._topology.foreign, wanted, MOST_FOREIGN, needs)
-
-    async def _search_alone(self, names: Iterable[str], known: int) -> Searched | None:
-        """Search where there are not as many foreign messages as known; None where somebody else
-        is looking into queues, whose messages would be missed."""
-        looking = Looking(self._consuming, self._topology, self._clock)
-        try:
-            async with looking.alone(patience=0.0):
-                async with self._consuming.call():
-                    foreign = await self._count(self._topology.foreign)
-                brought = await self._search_foreign(names) if foreign != known else Counter[str]()
-                return Searched(foreign, brought)
-        except LookedInto:
-            return None
-
-    async def _empty(
-        self, queue: str, names: Sequence[str], most: int | None, needs: Sequence[Piece]
-    ) -> Counter[str]:
-        """Publish anew what is in this queue of messages of these names, up to the first of each
-        name that is refused; returns how many of each went."""
-        exchange = self._topology.exchange
-        wanted, brought = set(names), Counter[str]()
-        async with taking(
-            self._consuming, queue, most or sys.maxsize, at_once=most or MOVED_AT_ONCE
-        ) as taken:
-            while wanted and (messages := await taken.next(MOVED_AT_ONCE)):
-                ours = [message for message in messages if _key(message) in wanted]
-                parcels = [
-                    again(message.header.properties, message.body, exchange, _key(message))
-                    for message in ours
-                ]
-                refused: Collection[str] = ()
-                try:
-                    await self._move(taken, [[message] for message in ours], parcels, needs)
-                except PublishError as error:
-                    refused = error.refused
-                    self._log.warning("messages stay unrouted", queue=queue, reason=str(error))
-                stay = {_key(message) for message in ours if _id(message) in refused}
-                brought.update(_key(message) for message in ours if _id(message) not in refused)
-                self._refusals.note({_key(message) for message in ours}, stay)
-                wanted -= stay
-        return brought
-
-    async def _move(
-        self,
-        taken: Taken,
-        groups: Sequence[Sequence[DeliveredMessage]],
-        parcels: Sequence[Parcel],
-        needs: Sequence[Piece],
-    ) -> None:
-        """Acknowledge all messages of each group once its parcel is safe; PublishError for those
-        refused."""
-        if not groups:
-            return
-        shipment = Shipment(list(parcels))
-        try:
-            async with self._publishing.call(PUBLISH_TIMEOUT):
-                refused = await self._sender.send(shipment, needs)
-        finally:
-            await taken.acknowledge(
-                message for place in shipment.confirmed for message in groups[place]
-            )
-        if refused:
-            raise PublishError(
-                {
-                    groups[place][0].header.properties.message_id or "": why
-                    for place, why in refused.items()
-                }
-            )
-
-
-def _letters(
-    subscription: Subscription, messages: Iterable[DeliveredMessage]
-) -> Iterator[tuple[DeadLetter, DeliveredMessage]]:
-    """These messages of the queue of the dead letters, the oldest first, as what they are."""
-    ids = LetterIds()
-    for message in messages:
-        came = message.header.properties
-        letter = letter_of(subscription, came.headers or {}, came.content_type, message.body)
-        yield replace(letter, id=ids.unique(letter.id)), message
-
-
-def _find(
-    subscription: Subscription, dead: Iterable[DeliveredMessage], ids: Collection[str]
-) -> list[dict[str, DeliveredMessage]]:
-    """All letters, by their ids and the oldest first, of each message of which one of these is a
-    letter."""
-    messages: dict[str, DeliveredMessage] = {}
-    marks: list[tuple[str, Mark]] = []
-    for letter, message in _letters(subscription, dead):
-        messages[letter.id] = message
-        marks.append((letter.id, mark_of(letter)))
-    return [{letter_id: messages[letter_id] for letter_id in group} for group in copies(marks, ids)]
-
-
-def _of_these(ids: Sequence[str], groups: Sequence[dict[str, DeliveredMessage]]) -> Sequence[str]:
-    """Those of these ids that are ids of letters in the groups."""
-    found = {letter_id for group in groups for letter_id in group}
-    return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in found]
-
-
-def _key(message: DeliveredMessage) -> str:
-    """The routing key by which a message was published."""
-    return str(message.delivery.routing_key)  # type: ignore[union-attr]
-
-
-def _id(message: DeliveredMessage) -> str:
-    """By which `_move` says that a message was refused."""
-    return message.header.properties.message_id or ""

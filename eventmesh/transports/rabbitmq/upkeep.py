@@ -1,31 +1,31 @@
-"""Keeping what subscriptions need on RabbitMQ there, while the transport runs.
+"""Restoring what subscriptions need on RabbitMQ, while the transport runs.
 
-Somebody may delete an exchange, a binding or a queue under running workers. Who publishes to a
-missing exchange is told so by RabbitMQ and makes it again, but knows nothing of subscriptions; and
-a consumer of a queue that is bound to nothing hears nothing: its messages are kept as unrouted.
-AMQP 0-9-1 cannot be asked which bindings there are, but making them again changes nothing where
-they are there. So every few seconds all of it is made again, in one write, and what is unrouted
-though it has a subscription is brought back.
+Somebody may delete an exchange, a binding or a queue under running workers. A publisher to a
+missing exchange gets an error and declares it again, but it knows nothing of subscriptions; and a
+consumer whose queue is bound to nothing simply gets no messages, which are stored as unrouted. AMQP
+0-9-1 has no command that lists bindings, but declaring them again changes nothing if they exist. So
+every few seconds each process declares all that its subscriptions need, in one write, and reroutes
+unrouted messages that have a subscription.
 
-What was unrouted is not brought back at once, but only after the time in which every other process
-has restored its own subscriptions: until then it would reach some of them only. For example, the
-exchange is deleted at 0 s. Published messages are kept from 0.1 s on; the first process that has
-subscriptions restores the way of each message to all of its subscriptions, at the latest at 4 s,
-and sees what is kept; at 9 s it brings that back. Where both ways of a message are deleted at once,
-a subscription that is restored after another misses what is published in between.
+Rerouting waits until every other process has had time to restore its own subscriptions, because
+before that it would reach only some of them:
 
-RabbitMQ refuses a message as a whole when one of its queues does, for example one that is full by a
-policy; the other queues have taken it all the same. Each attempt to bring it back would give these
-another copy, so after a refusal the message's name is left alone for 30 s, then 60 s, up to 10 min.
+| time  | event                                                                                   |
+|-------|-----------------------------------------------------------------------------------------|
+| 0 s   | somebody deletes the exchange                                                           |
+| 0.1 s | from now on, what is published is stored as unrouted                                    |
+| 4 s   | by now, the first process has restored the ways to all queues, and sees what is unrouted |
+| 9 s   | it reroutes that                                                                        |
+
+If somebody deletes both ways of a message at once, a subscription that is restored after another
+misses what is published in between.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import structlog
 from aiormq.channel import Channel
@@ -33,84 +33,38 @@ from aiormq.channel import Channel
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.transports.base import Subscription
-from eventmesh.transports.rabbitmq.connection import Link, restore
+from eventmesh.transports.rabbitmq.connection import BrokerConnection
+from eventmesh.transports.rabbitmq.declaring import declare_all
+from eventmesh.transports.rabbitmq.rerouting import Rerouter
 from eventmesh.transports.rabbitmq.topology import Topology
 
 INTERVAL = 4.0
-"""Seconds between two restorations by one process, at the most."""
+"""Seconds between two rounds of one process, at most."""
 
-LOOK_INTERVAL = 1.0
-"""Seconds between them while something waits to be brought back."""
+REROUTING_INTERVAL = 1.0
+"""Seconds between them while unrouted messages wait to be rerouted."""
 
 GRACE = 4.5
-"""Seconds for which it waits at least: INTERVAL and the time that a restoration takes."""
+"""Seconds that unrouted messages wait at least: INTERVAL, and the time that a round takes."""
 
 FOREIGN_INTERVAL = 20.0
-"""Seconds between two searches for our messages among those of names that nobody has declared."""
-
-
-FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0
-"""Seconds for which nothing of a name is brought back after RabbitMQ refused some of it: the first,
-doubled with each refusal, up to the last."""
-
-
-class Refusals:
-    """The names of messages that RabbitMQ refused when they were brought back, and until when each
-    is left alone."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._pauses: dict[str, float] = {}
-        self._until: dict[str, float] = {}
-
-    def may_try(self, name: str) -> bool:
-        """Whether messages of this name may be brought back now."""
-        return self._clock.monotonic() >= self._until.get(name, float("-inf"))
-
-    def note(self, tried: Iterable[str], refused: Collection[str]) -> None:
-        """Messages of these names were brought back; of these, some were refused."""
-        for name in tried:
-            if name in refused:
-                pause = min(2 * self._pauses.get(name, FIRST_PAUSE / 2), LONGEST_PAUSE)
-                self._pauses[name] = pause
-                self._until[name] = self._clock.monotonic() + pause
-            else:
-                self._pauses.pop(name, None)
-                self._until.pop(name, None)
-
-
-@dataclass(frozen=True, slots=True)
-class Searched:
-    """How many foreign messages there were, and how many of each name were brought back."""
-
-    foreign: int
-    brought: Counter[str]
+"""Seconds between two searches for our messages among foreign ones."""
 
 
 class TopologyUpkeep:
-    """Restores what the subscriptions need that this process has declared.
-
-    `bring_back` gets the names of messages that wait as unrouted, and returns how many of each it
-    brought back. `search` looks for messages of these names among the foreign ones, unless of these
-    there are as many as it was told; None where another process is looking into queues. A search
-    holds messages, so that others see fewer of them: only one that looks alone sees the number.
-    """
+    """Restores what the subscriptions need that this process has declared."""
 
     def __init__(
         self,
-        link: Link,
+        connection: BrokerConnection,
         topology: Topology,
         clock: Clock,
-        refusals: Refusals,
-        bring_back: Callable[[Iterable[str]], Awaitable[Counter[str]]],
-        search: Callable[[Iterable[str], int], Awaitable[Searched | None]],
+        rerouter: Rerouter,
     ) -> None:
-        self._link = link
+        self._connection = connection
         self._topology = topology
         self._clock = clock
-        self._refusals = refusals
-        self._bring_back = bring_back
-        self._search = search
+        self._rerouter = rerouter
         self._subscriptions: dict[Subscription, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
@@ -121,17 +75,15 @@ class TopologyUpkeep:
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.rabbitmq")
 
     def covers(self, subscription: Subscription) -> bool:
-        """Whether it is kept up."""
         return subscription in self._subscriptions
 
     def cover(self, subscriptions: Sequence[Subscription]) -> None:
-        """Keep up these from now on, too."""
+        """Restore what these need, too, from now on."""
         self._subscriptions |= dict.fromkeys(subscriptions)
         if self._task is None and self._subscriptions:
             self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Keep up nothing any more."""
         task, self._task, self._channel = self._task, None, None
         self._subscriptions.clear()
         self._unrouted_since.clear()
@@ -140,55 +92,58 @@ class TopologyUpkeep:
             await asyncio.wait([task])
 
     async def _run(self) -> None:
-        said = ""
+        logged = ""
         while True:
-            waits = any(map(self._refusals.may_try, self._unrouted_since))
-            longest = LOOK_INTERVAL if waits else INTERVAL
-            await self._clock.sleep(longest * random.uniform(0.8, 1.0))  # noqa: S311  # no secret
+            reroutes_soon = any(map(self._rerouter.may_try, self._unrouted_since))
+            interval = REROUTING_INTERVAL if reroutes_soon else INTERVAL
+            await self._clock.sleep(interval * random.uniform(0.8, 1.0))  # noqa: S311 - no secret
             try:
                 await self.restore()
-                said = ""
+                logged = ""
             except Unreachable:
-                # Who consumes or publishes hears of that by itself.
+                # Whoever consumes or publishes notices that as well, and reports it.
                 self._channel = None
             except UsageError as error:
                 self._channel = None
-                if said != str(error):
-                    said = str(error)
-                    self._log.error("topology cannot be restored", error=said)
+                if logged != str(error):
+                    logged = str(error)
+                    self._log.error("topology cannot be restored", error=logged)
 
     async def restore(self) -> None:
-        """Make again what may have been deleted, and bring back what has waited long enough."""
+        """One round: declare what may have been deleted, and reroute what has waited long
+        enough."""
         subscriptions = list(self._subscriptions)
         names = sorted({name for each in subscriptions for name in each.messages})
-        pieces = dict.fromkeys(
-            piece for each in subscriptions for piece in self._topology.for_subscription(each)
+        entities = dict.fromkeys(
+            entity for each in subscriptions for entity in self._topology.for_subscription(each)
         )
-        async with self._link.call():
+        async with self._connection.guard():
             if self._channel is None or self._channel.is_closed:
-                # One for all rounds: opening one costs more than a round.
-                self._channel = await self._link.new_channel()
+                # One channel for all rounds: to open one costs more than a round.
+                self._channel = await self._connection.open_channel()
             channel = self._channel
-            await restore(channel, list(pieces))
-            waiting = {name for name in names if await _ready(channel, self._topology.kept(name))}
-            foreign = await _ready(channel, self._topology.foreign)
+            await declare_all(channel, list(entities))
+            unrouted = {
+                name for name in names if await _count(channel, self._topology.unrouted_queue(name))
+            }
+            foreign = await _count(channel, self._topology.foreign)
         now = self._clock.monotonic()
-        self._unrouted_since = {name: self._unrouted_since.get(name, now) for name in waiting}
-        brought = await self._bring_back(
+        self._unrouted_since = {name: self._unrouted_since.get(name, now) for name in unrouted}
+        rerouted = await self._rerouter.reroute(
             name for name, since in self._unrouted_since.items() if now - since >= GRACE
         )
         if self._is_time_to_search(foreign, now):
-            searched = await self._search(names, self._foreign_known)
-            if searched is not None:
-                brought += searched.brought
-                self._foreign_known = searched.foreign - searched.brought.total()
+            search = await self._rerouter.search_foreign(names, self._foreign_known)
+            if search is not None:
+                rerouted += search.rerouted
+                self._foreign_known = search.foreign - search.rerouted.total()
                 self._foreign_since, self._foreign_searched_at = None, now
-        if brought:
-            self._log.warning("messages brought back that were unrouted", messages=dict(brought))
+        if rerouted:
+            self._log.warning("unrouted messages rerouted", messages=dict(rerouted))
 
     def _is_time_to_search(self, foreign: int, now: float) -> bool:
-        """Whether among so many foreign messages may be ours that were not there before: seldom,
-        since each has to be looked at."""
+        """Whether there may be messages of ours among so many foreign ones. Searching looks at each
+        of them, so it is done only if their number has changed, and seldom."""
         if foreign == self._foreign_known:
             self._foreign_since = None
             return False
@@ -198,5 +153,5 @@ class TopologyUpkeep:
         return waited >= GRACE and since_search >= FOREIGN_INTERVAL
 
 
-async def _ready(channel: Channel, queue: str) -> int:
+async def _count(channel: Channel, queue: str) -> int:
     return (await channel.queue_declare(queue, passive=True)).message_count or 0

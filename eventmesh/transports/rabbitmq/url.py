@@ -1,7 +1,7 @@
-"""The URL of a RabbitMQ broker, or of a cluster of them: `amqp://user:password@a:5672,b:5672/vhost`.
+"""The URL of a RabbitMQ broker or cluster: `amqp://user:password@a:5672,b:5672/vhost`.
 
-Options follow as aiormq spells them: `?heartbeat=30`, and for `amqps://` `cafile`, `capath`,
-`cadata`, `certfile`, `keyfile` and `no_verify_ssl`. Pure, but for a look at the named files.
+Options are those of aiormq: `?heartbeat=30`, and for `amqps://` `cafile`, `capath`, `cadata`,
+`certfile`, `keyfile` and `no_verify_ssl`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _FILES = ("cafile", "certfile", "keyfile", "capath")
 
 
 def nodes(url: str) -> tuple[str, ...]:
-    """One URL for each host that the URL names, in its order; UsageError for one without a host,
-    with a bad port, or with a certificate that is not there."""
+    """One URL for each host in the URL, in its order. UsageError for a URL without a host, with an
+    invalid port, or with a certificate file that does not exist."""
     try:
         parts = urlsplit(url)
         user, at, hosts = parts.netloc.rpartition("@")
@@ -32,16 +32,16 @@ def nodes(url: str) -> tuple[str, ...]:
         if name in _FILES and not Path(value).exists():
             raise UsageError(
                 f"The broker URL {redact(url)!r} names the {name} "
-                f"{redact_error(repr(value), url)}, which is not there: "
+                f"{redact_error(repr(value), url)}, which does not exist: "
                 f"correct the path."
             )
     return found
 
 
 def _node(parts: SplitResult, netloc: str) -> str:
-    """The URL of one host; ValueError when it is none."""
+    """The URL of one host; ValueError if it is not valid."""
     node = parts._replace(netloc=netloc)
     if not node.hostname:
-        raise ValueError("it names no host")
-    _ = node.port  # raises for a port that is no number of a port
+        raise ValueError("it has no host")
+    _ = node.port  # raises for an invalid port
     return urlunsplit(node)

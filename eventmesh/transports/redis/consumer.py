@@ -26,9 +26,10 @@ from eventmesh.transports.redis.connection import (
     Refused,
     code_of,
 )
-from eventmesh.transports.redis.entries import letter_fields, open_entry, open_parcel, parcel
+from eventmesh.transports.redis.entries import open_entry, open_parcel
 from eventmesh.transports.redis.keys import Keys
 from eventmesh.transports.redis.scripts import Command, call
+from eventmesh.transports.redis.settlement import SettlementCommands
 from eventmesh.transports.redis.upkeep import Token, Upkeep
 
 RETURNED = "returned"
@@ -49,6 +50,7 @@ _WRONG_WITH_A_KEY = ("WRONGTYPE", "ERR")
 had its last id."""
 
 Settlement = tuple[Delivery, Outcome]
+Moved = tuple[Delivery, RetryAfter | Dead]
 
 _HEALED_BY_DECLARING = ("NOGROUP", "UNBLOCKED", "WRONGTYPE")
 """How Redis answers a read where a stream or a group is missing; where something else has the name
@@ -74,6 +76,7 @@ class RedisConsumer:
         self._clock = clock
         self._visibility_timeout = visibility_timeout
         self._name = f"{socket.gethostname()}-{os.getpid()}-{clock.new_id()}"
+        self._commands = SettlementCommands(keys, self._name, clock)
         self._mine: set[Token] = set()
         self._buffer: deque[Delivery] = deque()
         self._busy: set[str] = set(keys.streams)
@@ -107,10 +110,10 @@ class RedisConsumer:
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         ours = [pair for pair in settlements if pair[0].token in self._mine]
         done = [delivery for delivery, outcome in ours if isinstance(outcome, Done)]
-        moved = [pair for pair in ours if not isinstance(pair[1], Done)]
-        finishing = self._finishing(done)
+        moved = [(delivery, outcome) for delivery, outcome in ours if not isinstance(outcome, Done)]
+        finishing = self._commands.finish(done)
         answers = await self._done_once_or_twice(
-            [*finishing, *(self._moving(delivery, outcome) for delivery, outcome in moved)]
+            [*finishing, *(self._commands.move(delivery, outcome) for delivery, outcome in moved)]
         )
         errors = [
             (pair, answer)
@@ -136,7 +139,7 @@ class RedisConsumer:
         except ConnectionLost:
             return await self._redis.attempt(commands)
 
-    async def _put_off(self, errors: Sequence[tuple[Settlement, ResponseError]]) -> None:
+    async def _put_off(self, errors: Sequence[tuple[Moved, ResponseError]]) -> None:
         """See that deliveries which Redis does not take as dead letters or for a retry are not in
         the way of others.
 
@@ -156,7 +159,7 @@ class RedisConsumer:
         )
         answers = await self._done_once_or_twice(
             [
-                self._delaying(
+                self._commands.delay(
                     delivery,
                     delivery.attempt + isinstance(outcome, RetryAfter),
                     REFUSED_DELAY,
@@ -198,59 +201,6 @@ class RedisConsumer:
             error = None if task.cancelled() else task.exception()
             if error is not None and not isinstance(error, Unreachable):
                 raise error  # a mistake of ours is never swallowed
-
-    # Settling
-
-    # Each of these commands is one step by itself. Not a MULTI, which a Redis that is out of memory
-    # refuses whatever is in it: then above all consumers must be able to go on.
-
-    def _finishing(self, done: Iterable[Delivery]) -> list[Command]:
-        """Commands that forget what is done."""
-        entries: dict[str, list[bytes]] = {}
-        for delivery in done:
-            stream, entry_id = delivery.token
-            entries.setdefault(stream, []).append(entry_id)
-        commands: list[Command] = []
-        for stream, ids in entries.items():
-            # Not guarded like the others: it was handled, so whoever has it now may be spared.
-            if stream == self._keys.retry:
-                commands.append(call(scripts.FINISH, (stream,), self._keys.group, *ids))
-            else:
-                commands.append(("XACK", stream, self._keys.group, *ids))
-        return commands
-
-    def _moving(self, delivery: Delivery, outcome: Outcome) -> Command:
-        """The command that moves a delivery to where its outcome has it."""
-        match outcome:
-            case RetryAfter(delay) if delay > 0:
-                return self._delaying(delivery, delivery.attempt + 1, delay)
-            case RetryAfter():
-                content = parcel(delivery.envelope, delivery.attempt + 1, self._clock)
-                return self._resettling(delivery, self._keys.retry, "", ("parcel", content))
-            case Dead():
-                fields = letter_fields(delivery, outcome, self._clock)
-                return self._resettling(delivery, self._keys.dead, "", fields)
-            case Done():
-                raise AssertionError("what is done is finished")
-
-    def _delaying(self, delivery: Delivery, attempt: int, delay: float) -> Command:
-        content = parcel(delivery.envelope, attempt, self._clock)
-        delay_ms = math.ceil(delay * 1000)
-        return self._resettling(delivery, self._keys.delayed, delay_ms, (content,))
-
-    def _resettling(
-        self, delivery: Delivery, target: str, delay_ms: int | str, content: Sequence[str | bytes]
-    ) -> Command:
-        stream, entry_id = delivery.token
-        return call(
-            scripts.RESETTLE,
-            (stream, self._keys.retry, target),
-            self._keys.group,
-            self._name,
-            entry_id,
-            delay_ms,
-            *content,
-        )
 
     # Reading
 

@@ -15,6 +15,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from eventmesh.errors import Unreachable
+from eventmesh.transports.base import ALL_CONFIRMED, PublishResult
 from eventmesh.transports.redis import scripts
 from eventmesh.transports.redis.connection import Redis, code_of
 from eventmesh.transports.redis.entries import flat
@@ -37,11 +38,11 @@ class Publisher:
         self._layout = layout
         self._wait_replicas = wait_replicas
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> dict[str, str]:
-        """Store all of these but those that are returned, by id and with the reason: what Redis
-        refused, and what would overtake an earlier one of its key."""
-        refused: dict[str, str] = {}
-        while waiting := [each for each in envelopes if each.id not in refused]:
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+        """Store all of these but what Redis rejects, and what would overtake a rejected message of
+        its key."""
+        rejected: dict[str, str] = {}
+        while waiting := [each for each in envelopes if each.id not in rejected]:
             additions: list[Command] = [
                 ("XADD", self._layout.stream(each.name), "*", *flat(to_fields(each).items()))
                 for each in waiting
@@ -49,11 +50,14 @@ class Publisher:
             # Most batches have one stream, which is quickly seen.
             several = len({addition[1] for addition in additions}) > 1
             store = self._script if several and several_names_of_a_key(waiting) else self._transact
-            newly_refused, stored = await store(waiting, additions)
-            refused |= newly_refused
+            try:
+                newly_rejected, stored = await store(waiting, additions)
+            except Unreachable as error:
+                return PublishResult.interrupted(waiting, error, rejected)
+            rejected |= newly_rejected
             if stored:
                 break
-        return refused
+        return PublishResult(rejected) if rejected else ALL_CONFIRMED
 
     async def _transact(
         self, envelopes: Sequence[Envelope], additions: Sequence[Command]

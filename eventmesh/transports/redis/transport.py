@@ -28,10 +28,11 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 from eventmesh.clock import Clock
-from eventmesh.errors import PublishError, UsageError
+from eventmesh.errors import UsageError
 from eventmesh.redact import redact_error
 from eventmesh.transports.base import (
     DeadLetter,
+    PublishResult,
     Subscription,
     SubscriptionStats,
     TransportOptions,
@@ -96,9 +97,8 @@ class RedisStreamsTransport:
             keys = self._layout.of(subscription)
             await self._redis.run(scripts.DECLARE, keys.streams, keys.group)
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
-        if refused := await self._publisher.publish(envelopes):
-            raise PublishError(refused)
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+        return await self._publisher.publish(envelopes)
 
     @asynccontextmanager
     async def consume(

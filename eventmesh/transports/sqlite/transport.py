@@ -26,8 +26,10 @@ from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.redact import redact
 from eventmesh.transports.base import (
+    ALL_CONFIRMED,
     DeadLetter,
     Delivery,
+    PublishResult,
     Subscription,
     SubscriptionStats,
     TransportOptions,
@@ -94,10 +96,14 @@ class SqliteTransport:
         if await self.run(lambda store: store.declare(subscriptions)):
             self.wake()
 
-    async def publish(self, envelopes: Sequence[Envelope]) -> None:
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         if envelopes:
-            await self.run(lambda store: store.publish(envelopes))
+            try:
+                await self.run(lambda store: store.publish(envelopes))
+            except Unreachable as error:
+                return PublishResult.interrupted(envelopes, error)
             self.wake()
+        return ALL_CONFIRMED
 
     @asynccontextmanager
     async def consume(

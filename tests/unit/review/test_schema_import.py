@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eventmesh.compat import Compatible
-from eventmesh.compat.models import compare_model
+from eventmesh.compat.pydantic_models.comparison import compare_model
 from eventmesh.errors import UsageError
 from eventmesh.review import schema_import
 from eventmesh.review.bundling import bundle

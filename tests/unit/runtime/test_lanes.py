@@ -14,7 +14,7 @@ from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
 from eventmesh.runtime.consuming.lanes import lane_of, split
 from eventmesh.testing.clock import settle_loop
-from eventmesh.transports.base import Consumer, Delivery, Subscription
+from eventmesh.transports.base import Consumer, Delivery, Subscription, publish_or_raise
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.transports.outcome import DONE, Outcome
 from eventmesh.wire.envelope import Envelope
@@ -31,7 +31,7 @@ def envelope(number: int, key: str | None) -> Envelope:
 async def consuming(*envelopes: Envelope) -> AsyncIterator[Consumer]:
     transport = MemoryTransport(SystemClock())
     await transport.declare([SUBSCRIPTION])
-    await transport.publish(envelopes)
+    await publish_or_raise(transport, envelopes)
     async with transport.consume(SUBSCRIPTION, prefetch=100) as consumer:
         yield consumer
 
@@ -117,7 +117,7 @@ async def test_a_broker_lost_while_one_lane_settles_is_lost_to_every_lane() -> N
 async def test_what_no_lane_handled_goes_back_on_leaving() -> None:
     transport = MemoryTransport(SystemClock())
     await transport.declare([SUBSCRIPTION])
-    await transport.publish([envelope(number, f"key-{number}") for number in range(10)])
+    await publish_or_raise(transport, [envelope(number, f"key-{number}") for number in range(10)])
     async with (
         transport.consume(SUBSCRIPTION, prefetch=100) as consumer,
         split(consumer, 4, 100) as lanes,

@@ -17,7 +17,7 @@ from eventmesh.runtime.relaying.unrouted_bound import (
 )
 from eventmesh.runtime.vitals import RelayVitals
 from eventmesh.testing.clock import ManualClock
-from eventmesh.transports.base import Unrouted
+from eventmesh.transports.base import Unrouted, publish_or_raise
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
 
@@ -39,11 +39,11 @@ def test_half_of_the_limit_is_near_it_unless_there_is_none(
 async def test_only_one_process_counts_and_purges() -> None:
     transport, vitals, mine = MemoryTransport(ManualClock()), RelayVitals("bank"), True
     bound = UnroutedBound(transport, ManualClock(), 3, ["bank.closed"], [], vitals, lambda: mine)
-    await transport.publish(closed(3))
+    await publish_or_raise(transport, closed(3))
     await bound.check()
     assert vitals.unrouted == {"bank.closed": 3}
     mine = False
-    await transport.publish(closed(3))
+    await publish_or_raise(transport, closed(3))
     await bound.check()
     assert vitals.unrouted == {}
     assert len(transport.broker.unrouted) == 6
@@ -51,7 +51,7 @@ async def test_only_one_process_counts_and_purges() -> None:
 
 async def test_without_a_limit_messages_are_counted_and_kept() -> None:
     transport, vitals = MemoryTransport(ManualClock()), RelayVitals("bank")
-    await transport.publish(closed(5))
+    await publish_or_raise(transport, closed(5))
     bound = UnroutedBound(transport, ManualClock(), 0, ["bank.closed"], [], vitals, lambda: True)
     with capture_logs() as logs:
         await bound.check()

@@ -10,7 +10,7 @@ import pytest
 
 from eventmesh.errors import Unreachable
 from eventmesh.testing.clock import ManualClock, settle_loop
-from eventmesh.transports.base import Delivery, Subscription, SubscriptionStats
+from eventmesh.transports.base import Delivery, Subscription, SubscriptionStats, publish_or_raise
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.wire.envelope import Envelope
@@ -48,7 +48,7 @@ async def transport(clock: ManualClock) -> MemoryTransport:
 async def test_a_retry_comes_exactly_when_its_delay_is_over(
     transport: MemoryTransport, clock: ManualClock
 ) -> None:
-    await transport.publish(envelopes("1"))
+    await publish_or_raise(transport, envelopes("1"))
     async with transport.consume(PAID, prefetch=5) as consumer:
         [first] = await soon(consumer.receive(5))
         await consumer.settle([(first, RetryAfter(60))])
@@ -63,20 +63,20 @@ async def test_a_retry_comes_exactly_when_its_delay_is_over(
 async def test_a_delayed_message_does_not_hold_up_others(
     transport: MemoryTransport, clock: ManualClock
 ) -> None:
-    await transport.publish(envelopes("1", "2"))
+    await publish_or_raise(transport, envelopes("1", "2"))
     async with transport.consume(PAID, prefetch=5) as consumer:
         first, second = await soon(consumer.receive(5))
         await consumer.settle([(first, RetryAfter(60)), (second, DONE)])
         waiting = asyncio.create_task(consumer.receive(5))
         await settle_loop()
-        await transport.publish(envelopes("3"))
+        await publish_or_raise(transport, envelopes("3"))
         assert ids(await soon(waiting)) == ["3"]
 
 
 async def test_delays_end_in_the_order_of_their_times(
     transport: MemoryTransport, clock: ManualClock
 ) -> None:
-    await transport.publish(envelopes("1", "2", "3"))
+    await publish_or_raise(transport, envelopes("1", "2", "3"))
     async with transport.consume(PAID, prefetch=5) as consumer:
         delays = dict(zip(await soon(consumer.receive(5)), (3.0, 1.0, 2.0), strict=True))
         await consumer.settle([(d, RetryAfter(delay)) for d, delay in delays.items()])
@@ -85,7 +85,7 @@ async def test_delays_end_in_the_order_of_their_times(
 
 
 async def test_a_consumer_never_holds_more_than_its_prefetch(transport: MemoryTransport) -> None:
-    await transport.publish(envelopes("1", "2", "3"))
+    await publish_or_raise(transport, envelopes("1", "2", "3"))
     async with transport.consume(PAID, prefetch=2) as consumer:
         held = list(await soon(consumer.receive(5)))
         assert ids(held) == ["1", "2"]
@@ -99,7 +99,7 @@ async def test_a_consumer_never_holds_more_than_its_prefetch(transport: MemoryTr
 async def test_what_is_unsettled_goes_to_others_when_a_consumer_leaves(
     transport: MemoryTransport,
 ) -> None:
-    await transport.publish(envelopes("1", "2"))
+    await publish_or_raise(transport, envelopes("1", "2"))
     async with transport.consume(PAID, prefetch=5) as other:
         async with transport.consume(PAID, prefetch=5) as consumer:
             first, _ = await soon(consumer.receive(5))
@@ -113,7 +113,7 @@ async def test_what_is_unsettled_goes_to_others_when_a_consumer_leaves(
 async def test_a_delivery_that_was_taken_back_is_passed_over_when_it_is_settled(
     transport: MemoryTransport,
 ) -> None:
-    await transport.publish(envelopes("1"))
+    await publish_or_raise(transport, envelopes("1"))
     async with transport.consume(PAID, prefetch=5) as consumer:
         [delivery] = await soon(consumer.receive(5))
     await consumer.settle([(delivery, DONE)])
@@ -121,7 +121,7 @@ async def test_a_delivery_that_was_taken_back_is_passed_over_when_it_is_settled(
 
 
 async def test_settling_twice_counts_once(transport: MemoryTransport) -> None:
-    await transport.publish(envelopes("1"))
+    await publish_or_raise(transport, envelopes("1"))
     async with transport.consume(PAID, prefetch=5) as consumer:
         [delivery] = await soon(consumer.receive(5))
         await consumer.settle([(delivery, RetryAfter(0)), (delivery, RetryAfter(0))])
@@ -136,14 +136,14 @@ async def test_waiting_may_be_cancelled_without_loss(
         await settle_loop()
         waiting.cancel()
         await settle_loop()
-        await transport.publish(envelopes("1"))
+        await publish_or_raise(transport, envelopes("1"))
         assert ids(await soon(consumer.receive(5))) == ["1"]
 
 
 async def test_a_message_nobody_takes_is_kept_for_the_first_who_does(
     transport: MemoryTransport,
 ) -> None:
-    await transport.publish(envelopes("1", "2", name="payments.refunded"))
+    await publish_or_raise(transport, envelopes("1", "2", name="payments.refunded"))
     late = Subscription("orders.note_refund", ("payments.refunded",))
     later = Subscription("shipping.note_refund", ("payments.refunded",))
     await transport.declare([late])
@@ -153,13 +153,13 @@ async def test_a_message_nobody_takes_is_kept_for_the_first_who_does(
 
 
 async def test_declaring_again_changes_nothing(transport: MemoryTransport) -> None:
-    await transport.publish(envelopes("1"))
+    await publish_or_raise(transport, envelopes("1"))
     await transport.declare([PAID])
     assert (await transport.stats(PAID)).ready == 1
 
 
 async def test_what_is_held_stays_when_a_connection_is_closed(transport: MemoryTransport) -> None:
-    await transport.publish(envelopes("1"))
+    await publish_or_raise(transport, envelopes("1"))
     await transport.close()
     await transport.connect()
     assert (await transport.stats(PAID)).ready == 1
@@ -168,13 +168,13 @@ async def test_what_is_held_stays_when_a_connection_is_closed(transport: MemoryT
 async def test_stats_tell_each_state_and_the_age_of_the_oldest(
     transport: MemoryTransport, clock: ManualClock
 ) -> None:
-    await transport.publish(envelopes("late", "held", "dead"))
+    await publish_or_raise(transport, envelopes("late", "held", "dead"))
     async with transport.consume(PAID, prefetch=3) as consumer:
         late, _, dead = await soon(consumer.receive(3))
         await consumer.settle([(late, RetryAfter(99)), (dead, Dead("no"))])
-        await transport.publish(envelopes("old"))
+        await publish_or_raise(transport, envelopes("old"))
         await clock.advance(5)
-        await transport.publish(envelopes("new"))
+        await publish_or_raise(transport, envelopes("new"))
         assert await transport.stats(PAID) == SubscriptionStats(
             ready=2, delayed=1, in_flight=1, dead=1, oldest_age=5.0
         )
@@ -188,7 +188,7 @@ async def test_a_dead_letter_keeps_all_that_is_known_and_when_it_died(
     transport: MemoryTransport, clock: ManualClock
 ) -> None:
     [envelope] = envelopes("1")
-    await transport.publish([envelope])
+    await publish_or_raise(transport, [envelope])
     async with transport.consume(PAID, prefetch=5) as consumer:
         [delivery] = await soon(consumer.receive(5))
         await consumer.settle([(delivery, RetryAfter(0))])
@@ -208,7 +208,7 @@ async def test_a_dead_letter_keeps_all_that_is_known_and_when_it_died(
 
 async def bury(transport: MemoryTransport, *message_ids: str) -> list[str]:
     """Make dead letters of these messages; returns their ids as dead letters."""
-    await transport.publish(envelopes(*message_ids))
+    await publish_or_raise(transport, envelopes(*message_ids))
     async with transport.consume(PAID, prefetch=9) as consumer:
         await consumer.settle([(each, Dead("no")) for each in await soon(consumer.receive(9))])
     return [letter.id for letter in await transport.dead_letters(PAID, limit=9)]
@@ -249,7 +249,7 @@ async def test_connections_share_a_broker_and_closing_one_leaves_the_others(
     transport: MemoryTransport, clock: ManualClock
 ) -> None:
     other = MemoryTransport(clock, transport.broker)
-    await transport.publish(envelopes("1", "2"))
+    await publish_or_raise(transport, envelopes("1", "2"))
     async with (
         other.consume(PAID, prefetch=1) as theirs,
         transport.consume(PAID, prefetch=1) as ours,
@@ -265,20 +265,24 @@ async def test_connections_share_a_broker_and_closing_one_leaves_the_others(
         assert not waiting.done()  # it holds all that it may
         waiting.cancel()
     with pytest.raises(Unreachable, match="connect first"):
-        await other.publish(envelopes("3"))
+        await publish_or_raise(other, envelopes("3"))
     assert (await transport.stats(PAID)).ready == 2
 
 
 async def test_a_stopped_broker_is_unreachable_and_keeps_what_it_has(
     transport: MemoryTransport,
 ) -> None:
-    await transport.publish(envelopes("1", "2"))
+    await publish_or_raise(transport, envelopes("1", "2"))
     async with transport.consume(PAID, prefetch=1) as consumer:
         [held] = await soon(consumer.receive(1))
         transport.broker.stop()
         with pytest.raises(Unreachable, match="consume anew"):
             await consumer.settle([(held, DONE)])
-        for call in (transport.publish(envelopes("3")), transport.stats(PAID), transport.connect()):
+        for call in (
+            publish_or_raise(transport, envelopes("3")),
+            transport.stats(PAID),
+            transport.connect(),
+        ):
             with pytest.raises(Unreachable, match="start it"):
                 await call
         transport.broker.start()
@@ -289,7 +293,7 @@ async def test_a_stopped_broker_is_unreachable_and_keeps_what_it_has(
 async def test_a_broker_that_lost_its_data_has_nothing_until_it_is_declared_again(
     transport: MemoryTransport,
 ) -> None:
-    await transport.publish(envelopes("1"))
+    await publish_or_raise(transport, envelopes("1"))
     async with transport.consume(PAID, prefetch=5) as consumer:
         await soon(consumer.receive(5))
         waiting = asyncio.create_task(consumer.receive(5))
@@ -298,7 +302,7 @@ async def test_a_broker_that_lost_its_data_has_nothing_until_it_is_declared_agai
         with pytest.raises(Unreachable, match="consume anew"):
             await soon(waiting)
     assert (await transport.stats(PAID)).ready == 0
-    await transport.publish(envelopes("2"))
+    await publish_or_raise(transport, envelopes("2"))
     await transport.declare([PAID])
     async with transport.consume(PAID, prefetch=5) as consumer:
         assert ids(await soon(consumer.receive(5))) == ["2"]

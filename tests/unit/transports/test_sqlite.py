@@ -16,7 +16,14 @@ import pytest
 from eventmesh.clock import Clock, SystemClock
 from eventmesh.errors import UsageError
 from eventmesh.testing.clock import ManualClock
-from eventmesh.transports.base import Consumer, DeadLetter, Delivery, Subscription, TransportOptions
+from eventmesh.transports.base import (
+    Consumer,
+    DeadLetter,
+    Delivery,
+    Subscription,
+    TransportOptions,
+    publish_or_raise,
+)
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.transports.sqlite import rows as sqlite_rows
 from eventmesh.transports.sqlite import transport as sqlite
@@ -38,7 +45,7 @@ async def transport(tmp_path: Path) -> AsyncIterator[SqliteTransport]:
 
 async def bury(transport: SqliteTransport, message_id: str) -> str:
     """Make a dead letter of a message of this id; returns its id as a dead letter."""
-    await transport.publish([Envelope({"id": message_id, "type": "payments.paid"}, b"")])
+    await publish_or_raise(transport, [Envelope({"id": message_id, "type": "payments.paid"}, b"")])
     async with transport.consume(PAID, prefetch=1) as consumer:
         [delivery] = await asyncio.wait_for(consumer.receive(1), 60)
         await consumer.settle([(delivery, Dead("no"))])
@@ -65,7 +72,7 @@ async def test_of_many_dead_letters_only_those_of_the_named_message_are_read(
     act: str, transport: SqliteTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every publisher waits while they are read."""
-    await transport.publish(messages("1", "2", "3", "1", "4"))
+    await publish_or_raise(transport, messages("1", "2", "3", "1", "4"))
     async with transport.consume(PAID, prefetch=9) as consumer:
         await consumer.settle([(each, Dead("no")) for each in await take(consumer, 5)])
     ids = {each.envelope.id: each.id for each in await transport.dead_letters(PAID, limit=9)}
@@ -124,7 +131,7 @@ async def test_odd_rows_are_handed_out_and_dead_lettered(
                 for number, (attributes, data, attempt) in enumerate(ODD_ROWS)
             ],
         )
-    await transport.publish(messages("1"))
+    await publish_or_raise(transport, messages("1"))
     census = await transport.census([PAID], PAID.messages)
     assert sum(lot.number for lot in census.lots.values()) == 2 * len(ODD_ROWS) + 1
     async with transport.consume(PAID, prefetch=10) as consumer:
@@ -208,11 +215,11 @@ async def test_messages_come_in_order_and_at_once_whatever_the_clock_is_set_to(
 ) -> None:
     clock = SetClock()
     async with opened(tmp_path, clock) as transport:
-        await transport.publish(messages("1", "2"))
+        await publish_or_raise(transport, messages("1", "2"))
         clock.jump = jump
-        await transport.publish(messages("3"))
+        await publish_or_raise(transport, messages("3"))
         async with opened(tmp_path, SetClock(jump)) as later:
-            await later.publish(messages("4"))
+            await publish_or_raise(later, messages("4"))
             assert await take_ids(later, 4) == ["1", "2", "3", "4"]
             assert (await transport.stats(PAID)).ready == 0
 
@@ -223,7 +230,7 @@ async def test_a_retry_comes_after_its_delay_whatever_the_clock_is_set_to(
 ) -> None:
     clock = SetClock()
     async with opened(tmp_path, clock) as transport:
-        await transport.publish(messages("1"))
+        await publish_or_raise(transport, messages("1"))
         async with transport.consume(PAID, prefetch=1) as consumer:
             asked_at = time.monotonic()
             await consumer.settle([(each, RetryAfter(0.5)) for each in await take(consumer, 1)])
@@ -242,7 +249,7 @@ async def test_a_lease_lasts_as_long_as_its_worker_lives_whatever_the_clock_is_s
 ) -> None:
     clock = SetClock()
     async with opened(tmp_path, clock) as transport:
-        await transport.publish(messages("1"))
+        await publish_or_raise(transport, messages("1"))
         async with transport.consume(PAID, prefetch=1) as living:
             [held] = await take(living, 1)
             clock.jump = jump
@@ -259,7 +266,7 @@ async def test_a_dead_worker_is_replaced_in_time_whatever_the_clock_is_set_to(
     jump: float, tmp_path: Path
 ) -> None:
     async with opened(tmp_path, SetClock()) as transport:
-        await transport.publish(messages("1"))
+        await publish_or_raise(transport, messages("1"))
         await transport.run(lambda store: store.lease(PAID.name, "dead", 1, 0.6))
     async with opened(tmp_path, SetClock(jump)) as later:
         assert await take_ids(later, 1) == ["1"]
@@ -269,12 +276,12 @@ async def test_a_dead_worker_is_replaced_in_time_whatever_the_clock_is_set_to(
 async def test_a_machine_that_was_started_again_goes_on(jump: float, tmp_path: Path) -> None:
     """Its monotonic clock begins anew, and its wall clock may be wrong."""
     async with opened(tmp_path, SetClock(uptime=1e6)) as transport:
-        await transport.publish(messages("1", "2", "3"))
+        await publish_or_raise(transport, messages("1", "2", "3"))
         async with transport.consume(PAID, prefetch=1) as consumer:
             await consumer.settle([(each, RetryAfter(0.3)) for each in await take(consumer, 1)])
         await transport.run(lambda store: store.lease(PAID.name, "dead", 1, 0.6))
     async with opened(tmp_path, SetClock(jump, uptime=10)) as later:
-        await later.publish(messages("4"))
+        await publish_or_raise(later, messages("4"))
         assert sorted(await take_ids(later, 4)) == ["1", "2", "3", "4"]
 
 
@@ -282,7 +289,7 @@ async def test_a_file_with_nothing_but_a_retry_goes_on_after_a_restart_of_the_ma
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, SetClock(uptime=1e6)) as transport:
-        await transport.publish(messages("1"))
+        await publish_or_raise(transport, messages("1"))
         async with transport.consume(PAID, prefetch=1) as consumer:
             await consumer.settle([(each, RetryAfter(0.3)) for each in await take(consumer, 1)])
     async with opened(tmp_path, SetClock(-HOUR, uptime=10)) as later:
@@ -326,7 +333,7 @@ async def test_five_consumers_share_a_poll_that_relaxes_and_tightens(tmp_path: P
         assert await polls_within(clock, 0.5) >= 200
         await clock.advance(30.0)
         assert await polls_within(clock, 1.0) <= 1 / sqlite.LONGEST_POLL + 1
-        await transport.publish(messages("1"))
+        await publish_or_raise(transport, messages("1"))
         await all_wait()
         assert await polls_within(clock, 0.5) >= 200
         for each in waiting:
@@ -357,5 +364,5 @@ async def test_what_this_process_publishes_is_noticed_without_a_poll(
             receiving = asyncio.ensure_future(take(consumer, 1))
             await asyncio.sleep(0.05)  # in which it has looked once, and waits
             if outcome != DONE:
-                await transport.publish(messages("1"))
+                await publish_or_raise(transport, messages("1"))
             await consumer.settle([(each, outcome) for each in await receiving])

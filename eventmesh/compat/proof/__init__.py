@@ -1,0 +1,1 @@
+"""Proving that one schema accepts every document that another accepts."""

@@ -1,0 +1,152 @@
+"""What proofs end in: one number or text within another, by bounds and as regular languages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from math import gcd, lcm
+from typing import Any
+
+from eventmesh.compat.budget import StepBudget
+from eventmesh.compat.schema import formats
+from eventmesh.compat.schema.flat import Flat
+from eventmesh.compat.schema.regular import Irregular, example
+from eventmesh.compat.schema.values import exact
+
+
+def number_within(flat: Flat, other: Flat, kind: str) -> bool:
+    """Whether the numbers of one alternative (integers or fractions) are all of the other."""
+    low, high = _lower(flat, kind), _upper(flat, kind)
+    if other.low is not None:
+        if low is None or low[0] < other.low:
+            return False
+        if low[0] == other.low and other.low_open and not low[1]:
+            return False
+    if other.high is not None:
+        if high is None or high[0] > other.high:
+            return False
+        if high[0] == other.high and other.high_open and not high[1]:
+            return False
+    mine = [exact(step) for step in flat.multiples]
+    whole = _common_multiple([*mine, Fraction(1)] if kind == "integer" else mine)
+    for step in other.multiples:
+        if whole is None or whole % exact(step) != 0:
+            return False
+    return all(step in flat.no_multiples for step in other.no_multiples)
+
+
+def _lower(flat: Flat, kind: str) -> tuple[Any, bool] | None:
+    if flat.low is None:
+        return None
+    if kind == "integer":
+        least = -(-exact(flat.low) // 1)
+        return (least + 1 if flat.low_open and least == flat.low else least), False
+    return flat.low, flat.low_open
+
+
+def _upper(flat: Flat, kind: str) -> tuple[Any, bool] | None:
+    if flat.high is None:
+        return None
+    if kind == "integer":
+        most = exact(flat.high) // 1
+        return (most - 1 if flat.high_open and most == flat.high else most), False
+    return flat.high, flat.high_open
+
+
+def _common_multiple(steps: Sequence[Fraction]) -> Fraction | None:
+    """The step of the numbers that are multiples of all these; None for all numbers."""
+    if not steps:
+        return None
+    return Fraction(lcm(*(s.numerator for s in steps)), gcd(*(s.denominator for s in steps)))
+
+
+def text_within(flat: Flat, other: Flat, budget: StepBudget) -> bool:
+    """Whether the texts of one alternative are all of the other."""
+    if flat.min_length < other.min_length and not no_text(
+        flat, [], budget, max_length=other.min_length - 1
+    ):
+        return False
+    if other.max_length is not None and (
+        flat.max_length is None or flat.max_length > other.max_length
+    ) and not no_text(flat, [], budget, min_length=other.max_length + 1):  # fmt: skip
+        return False
+    for name in other.formats:
+        if not any(formats.includes(name, mine) for mine in flat.formats):
+            return False
+    for name in other.no_formats:
+        if not any(formats.includes(mine, name) for mine in flat.no_formats):
+            return False
+    for pattern in other.patterns:
+        if pattern not in flat.patterns and not no_text(flat, [pattern], budget):
+            return False
+    return all(
+        pattern in flat.no_patterns
+        or _empty(
+            [*flat.patterns, pattern],
+            flat.no_patterns,
+            flat.min_length,
+            flat.max_length,
+            budget,
+        )
+        for pattern in other.no_patterns
+    )
+
+
+def no_text(
+    flat: Flat,
+    missing: Sequence[str],
+    budget: StepBudget,
+    *,
+    min_length: int | None = None,
+    max_length: int | None = None,
+) -> bool:
+    """Whether no text of the alternative has such a length and matches none of `missing`."""
+    if not flat.patterns and not missing:
+        return False
+    least = flat.min_length if min_length is None else max(min_length, flat.min_length)
+    most = flat.max_length
+    if max_length is not None:
+        most = max_length if most is None else min(most, max_length)
+    return _empty(flat.patterns, [*flat.no_patterns, *missing], least, most, budget)
+
+
+def spelled(values: Sequence[Any]) -> str:
+    """A pattern of these texts and no others."""
+    texts = (re.sub(r"([^\w\s])", r"\\\1", value) for value in values if isinstance(value, str))
+    return f"^(?:{'|'.join(texts)})$"
+
+
+def _empty(
+    patterns: Sequence[str],
+    no_patterns: Sequence[str],
+    least: int,
+    most: int | None,
+    budget: StepBudget,
+) -> bool:
+    """Whether no text is so, whichever way an engine counts digits and letters."""
+    try:
+        return all(
+            example(
+                patterns,
+                no_patterns,
+                min_length=least,
+                max_length=most,
+                unicode=unicode,
+                budget=budget,
+            )
+            is None
+            for unicode in (False, True)
+        )
+    except Irregular:
+        return False
+
+
+def never_both(one: str, other: str, budget: StepBudget) -> bool:
+    """Whether no text matches both patterns."""
+    return _empty([one, other], [], 0, None, budget)
+
+
+def implies(one: str, other: str, budget: StepBudget) -> bool:
+    """Whether every text that matches the one pattern matches the other."""
+    return one == other or _empty([one], [other], 0, None, budget)

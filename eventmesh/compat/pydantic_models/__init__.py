@@ -1,0 +1,1 @@
+"""Verdicts about pydantic models, which read and write differently from what their schemas say."""

@@ -1,0 +1,332 @@
+"""Where in a schema, and in its documents, something applies that no schema can say; and values
+worth trying there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from typing import Annotated, Any
+
+from eventmesh.compat.budget import Unproved
+from eventmesh.compat.compare import accepts, compare, documents
+from eventmesh.compat.pydantic_models.schemas import CHECKED, DECIMAL, plain
+from eventmesh.compat.schema.pointers import at, escaped, parts_of
+from eventmesh.compat.verdict import Compatible
+
+Path = tuple[str | int, ...]
+Pools = Mapping[str, tuple[Sequence[Any], Sequence[str]]]
+"""For the name of a check: values that it may treat differently, and patterns it may look for."""
+
+_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_SINGLE = ("items", "additionalProperties")
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "object": (dict,), "array": (list,), "string": (str,), "null": (type(None),),
+    "boolean": (bool,), "integer": (int,), "number": (int, float),
+}  # fmt: skip
+_TEXTS = (
+    "0", "1", "-1", "0.5", "1.5", "-0.01", "1.00", "10", "99.99", "100", "1234.5", "123456789",
+    "0.001", "1E+2", "1E-7", "0E-7", "12345678901234567890.123456789",
+)  # fmt: skip
+
+_USUAL = (
+    "0", "1", "-1", "1.5", "true", "a", "A", "EUR", "usd", "a b", " a ", "a,b", "a:b", "a/b",
+    "2026-01-31", "2026-01-31T12:30:00Z", "12:30", "a@example.com", "https://example.com/",
+    "+4930123456", "12345678-1234-5678-1234-567812345678", "192.0.2.1", "{}", "[]",
+    "a\nb", "tmp_1", "test", "1970-01-01T00:00:00Z", "1999-12-31T23:59:59", "2100-01-01T00:00:00",
+    "2026-01-31T12:30:00.123456", "00000000-0000-0000-0000-000000000000",
+    "2024-02-29", "2026-02-01", "1900-01-01", "9999-12-31", "23:59:59", "P1D", "-P1D", "PT0S",
+    "/w==", "(", "é", "\u0000",
+    0, 1, -1, 2, 3, 7, 13, 42, 99, 100, 101, 1000, 2026, 10**6, 10**9, 0.5, -0.5,
+)  # fmt: skip
+"""Values that validators are often about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A place in a document, and the part of the schema that speaks of it."""
+
+    path: Path
+    pointer: str
+    node: Mapping[str, Any]
+    value: Any
+
+
+def nodes(schema: Any, pointer: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every subschema with its JSON pointer."""
+    if not isinstance(schema, dict):
+        return
+    yield pointer, schema
+    for keyword in _MAPS:
+        for name, entry in schema.get(keyword, {}).items():
+            yield from nodes(entry, f"{pointer}/{keyword}/{escaped(name)}")
+    for keyword in _LISTS:
+        for index, entry in enumerate(schema.get(keyword, ())):
+            yield from nodes(entry, f"{pointer}/{keyword}/{index}")
+    for keyword in _SINGLE:
+        yield from nodes(schema.get(keyword), f"{pointer}/{keyword}")
+
+
+def spots(schema: Any, document: Any) -> Iterator[Spot]:
+    """Where in this document something applies that only our own keywords say."""
+
+    seen: set[tuple[str, Path]] = set()  # a reference may lead back to itself
+
+    def walk(node: Any, pointer: str, value: Any, path: Path) -> Iterator[Spot]:
+        if not isinstance(node, dict) or not _may_be(node, value) or (pointer, path) in seen:
+            return
+        seen.add((pointer, path))
+        if CHECKED in node or DECIMAL in node:
+            yield Spot(path, pointer, node, value)
+        reference = node.get("$ref")
+        if isinstance(reference, str) and reference.startswith("#/"):
+            yield from walk(at(schema, reference[1:]), reference[1:], value, path)
+        for keyword in ("allOf", "anyOf", "oneOf"):
+            for index, entry in enumerate(node.get(keyword, ())):
+                yield from walk(entry, f"{pointer}/{keyword}/{index}", value, path)
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                for where, entry in _of_name(node, name):
+                    yield from walk(entry, pointer + where, inner, (*path, name))
+        elif isinstance(value, list):
+            prefix = node.get("prefixItems", ())
+            for index, inner in enumerate(value):
+                if index < len(prefix):
+                    where, entry = f"/prefixItems/{index}", prefix[index]
+                else:
+                    where, entry = "/items", node.get("items")
+                yield from walk(entry, pointer + where, inner, (*path, index))
+
+    yield from walk(schema, "", document, ())
+
+
+def replaced(schema: Any, replacements: Mapping[str, Any]) -> Any:
+    """A copy of the schema that says something else at these JSON pointers."""
+    copy = json.loads(json.dumps(schema))
+    for pointer, new in sorted(replacements.items(), key=lambda item: -item[0].count("/")):
+        if not pointer:
+            return {**new, "$defs": copy["$defs"]} if "$defs" in copy else dict(new)
+        holder = at(copy, pointer.rpartition("/")[0])
+        last = parts_of(pointer)[-1]
+        if isinstance(holder, list):
+            holder[int(last)] = new
+        elif isinstance(holder, dict):
+            holder[last] = new
+    return copy
+
+
+def aligned(writer: Any, reader: Any) -> Any:
+    """The reader's schema, with the writer's own part wherever that is surely read.
+
+    It accepts no more than the reader's does, so what is proved of it is true; and it differs from
+    the writer's only in what is worth trying."""
+    taken = {}
+    for pointer, node in _leaves(writer):
+        part = at(reader, pointer)
+        if isinstance(part, dict) and _is_leaf(part) and _covered(_text(node), _text(part)):
+            taken[pointer] = node
+    return replaced(reader, taken)
+
+
+def _leaves(schema: Any, pointer: str = "") -> Iterator[tuple[str, Any]]:
+    """The largest subschemas that refer to no other and have no fields."""
+    if _is_leaf(schema) and pointer:
+        yield pointer, schema
+    elif isinstance(schema, dict):
+        for keyword in ("properties", "$defs"):
+            for name, entry in schema.get(keyword, {}).items():
+                yield from _leaves(entry, f"{pointer}/{keyword}/{escaped(name)}")
+        for keyword in _SINGLE:
+            yield from _leaves(schema.get(keyword), f"{pointer}/{keyword}")
+
+
+def _is_leaf(schema: Any) -> bool:
+    return isinstance(schema, dict) and not any(
+        "$ref" in node or "properties" in node or CHECKED in node for _, node in nodes(schema)
+    )
+
+
+def _text(schema: Any) -> str:
+    return json.dumps(schema, sort_keys=True)
+
+
+@lru_cache(maxsize=4_096)
+def _covered(writer: str, reader: str) -> bool:
+    """Whether the one schema is proved to accept all of the other."""
+    mine, theirs = json.loads(writer), json.loads(reader)
+    return isinstance(compare(plain(mine), plain(theirs)), Compatible)
+
+
+def varied(
+    writer: dict[str, Any],
+    reader: dict[str, Any],
+    pools: Pools,
+    limit: int,
+    others: Sequence[Any] = (),
+) -> list[Any]:
+    """Documents of the writer's schema, those beside the bounds of others among them, and with
+    values worth trying put in: decimal numbers on all bounds, and at what the reader checks the
+    values that its code mentions."""
+    also = [plain(other) for other in others]
+    found = _as_many(writer, also, limit)
+    enriched = replaced(writer, _worth_trying(writer, reader, pools))
+    if enriched != writer:
+        found += _as_many(enriched, also, limit)
+    return [as_written(document) for document in found]
+
+
+def _as_many(schema: Any, also: Sequence[Any], limit: int) -> list[Any]:
+    """Documents of the schema; fewer, or none, where it is too large for many."""
+    for others, most in ((also, limit), ((), 10), ((), 1)):
+        try:
+            return documents(plain(schema), also=others, limit=most)
+        except Unproved:
+            continue
+    return []
+
+
+def as_written(value: Any) -> Any:
+    """The document with whole numbers without a point, as a writer of whole numbers has them."""
+    if isinstance(value, dict):
+        return {name: as_written(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [as_written(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _worth_trying(writer: Any, reader: Any, pools: Pools) -> dict[str, Any]:
+    near = numbers_in(writer, reader)
+    enriched = {
+        pointer: {"enum": decimals(node[DECIMAL], near)}
+        for pointer, node in nodes(writer)
+        if DECIMAL in node and not has_bounds(at(reader, pointer), node[DECIMAL])
+    }
+    for pointer, checks in _checks_of(reader):
+        for place in _values_below(writer, pointer):
+            values = _values_of(writer, place, [pools[name] for name in checks if name in pools])
+            if values:
+                known = enriched.get(place, {"enum": []})["enum"]
+                enriched[place] = {"enum": [*known, *(v for v in values if v not in known)]}
+    return enriched
+
+
+def has_bounds(node: Any, bounds: Any) -> bool:
+    """Whether a number written as text has these bounds here."""
+    return any(part.get(DECIMAL) == bounds for _, part in nodes(node))
+
+
+def _checks_of(reader: Any) -> Iterator[tuple[str, list[str]]]:
+    for pointer, node in nodes(reader):
+        if CHECKED in node:
+            yield pointer, node[CHECKED]
+
+
+def _values_below(writer: Any, pointer: str) -> Iterator[str]:
+    """The pointer itself, or where it is an object's those of its fields."""
+    node = at(writer, pointer)
+    if not isinstance(node, dict):
+        return
+    if "properties" not in node:
+        yield pointer
+    for name in node.get("properties", {}):
+        yield f"{pointer}/properties/{escaped(name)}"
+
+
+def _values_of(writer: Any, pointer: str, pools: Sequence[Any]) -> list[Any]:
+    """Values of this part of the writer's schema, those that somebody may look for among them."""
+    shared = {key: writer[key] for key in ("$schema", "$defs", "definitions") if key in writer}
+    part = plain({**shared, **at(writer, pointer)})
+    candidates: list[Any] = [*documents(part, limit=12), *_USUAL]
+    lengths = set()
+    for values, patterns in pools:
+        candidates += values
+        candidates += [str(value) for value in values if isinstance(value, int | float)]
+        lengths |= {value for value in values if isinstance(value, int) and 0 <= value <= 5_000}
+        for pattern in patterns:
+            candidates += documents({"type": "string", "pattern": pattern}, limit=5)
+    candidates += ["a" * length for length in sorted(lengths)]
+    names = [value for values, _ in pools for value in values if isinstance(value, str)]
+    candidates += _of_lengths(part, sorted({*(n for n in lengths if n <= 300), 30}), names)
+    accepted = accepts(part)
+    kept: list[Any] = []
+    for value in candidates:
+        if accepted(value) and not any(type(value) is type(k) and value == k for k in kept):
+            kept.append(value)
+    return kept[:90]
+
+
+def _of_lengths(part: dict[str, Any], lengths: Sequence[int], names: Sequence[str]) -> list[Any]:
+    """Lists and objects of these lengths, in no order, and with these names."""
+    inside = part.get("items", part.get("additionalProperties"))
+    if part.get("type") not in ("array", "object") or not isinstance(inside, dict):
+        return []
+    shared = {key: part[key] for key in ("$schema", "$defs", "definitions") if key in part}
+    values = _as_many({**shared, **inside}, (), 12)
+    if not values:
+        return []
+    if part["type"] == "object":
+        named = [{name: values[0]} for name in (*names, "id", "a", "b")]
+        return [*named, *({f"k{n}": values[0] for n in range(length)} for length in lengths)]
+    values += [name for name in names if isinstance(values[0], str)]
+    pairs = [[one, other] for one in values for other in values if one != other][:20]
+    return [*pairs, values[::-1], *([values[-1]] * length for length in lengths)]
+
+
+def numbers_in(*schemas: Any) -> list[Decimal]:
+    """The numbers that bound something in these schemas."""
+    found: list[Decimal] = []
+    for schema in schemas:
+        for _, node in nodes(schema):
+            bounds = [node.get(key) for key in ("minimum", "maximum", "exclusiveMinimum",
+                                                "exclusiveMaximum", "multipleOf")]  # fmt: skip
+            of_texts = [v for k, v in node.get(DECIMAL, {}).items() if k[-1] == "e" or k[-1] == "t"]
+            found += [Decimal(str(bound)) for bound in (*bounds, *of_texts) if bound is not None]
+    return list(dict.fromkeys(found))
+
+
+def decimals(bounds: Mapping[str, str], near: Sequence[Decimal]) -> list[str]:
+    """Texts of numbers within these bounds, on them, and beside all of the numbers `near`."""
+    steps = [Decimal(0), Decimal(1), Decimal("0.01"), Decimal("0.001")]
+    around = [number + sign * step for number in near for step in steps for sign in (1, -1)]
+    texts = [*_TEXTS, *map(str, around)]
+    for places in range(1, 8):
+        texts += ["0." + "1" * places, "1" * places, "9" * places + "." + "9" * places]
+    allowed = within(bounds)
+    return [text for text in dict.fromkeys(texts) if allowed(text)]
+
+
+def within(bounds: Mapping[str, str]) -> Callable[[str], bool]:
+    """Whether a text is a number within the bounds of `x-decimal`."""
+    from pydantic import Field, TypeAdapter, ValidationError
+
+    counts = {
+        name: int(bounds[name]) for name in ("max_digits", "decimal_places") if name in bounds
+    }
+    limits = {name: Decimal(text) for name, text in bounds.items() if name not in counts}
+    adapter: TypeAdapter[Decimal] = TypeAdapter(Annotated[Decimal, Field(**counts, **limits)])
+
+    def allowed(text: str) -> bool:
+        try:
+            adapter.validate_python(text)
+        except (ValidationError, InvalidOperation):
+            return False
+        return True
+
+    return allowed
+
+
+def _of_name(node: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
+    if name in node.get("properties", {}):
+        yield f"/properties/{escaped(name)}", node["properties"][name]
+    elif isinstance(node.get("additionalProperties"), dict):
+        yield "/additionalProperties", node["additionalProperties"]
+    for pattern, entry in node.get("patternProperties", {}).items():
+        yield f"/patternProperties/{escaped(pattern)}", entry
+
+
+def _may_be(node: Mapping[str, Any], value: Any) -> bool:
+    kind = node.get("type")
+    return not isinstance(kind, str) or isinstance(value, _KINDS[kind])

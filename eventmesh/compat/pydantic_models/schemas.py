@@ -1,0 +1,563 @@
+"""What a pydantic model really writes, and what it really reads, as JSON Schemas.
+
+Pydantic's own schemas are for people and for other languages. They say nothing of the texts that
+an `int` takes, call every text a Decimal, and know one of a field's aliases. These are for proofs:
+
+- `writer_schema` allows what the model writes, and is closed: no field but those it names.
+- `reader_schema` allows what the model reads, and more only where it says `x-checked`.
+
+Keywords of our own begin with `x-`, and mean nothing to a validator: `x-checked` names what a
+schema cannot say of a value (validators and serializers), `x-decimal` bounds a number written as
+text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema as core
+
+from eventmesh.compat.pydantic_models.functions import fingerprint, is_library, missing_of
+
+CHECKED, DECIMAL = "x-checked", "x-decimal"
+
+_ANNOTATIONS = {"title", "description", "examples", "discriminator", "deprecated", "readOnly",
+                "writeOnly"}  # fmt: skip
+_VALUES = {"default", "const", "enum", CHECKED, DECIMAL}  # what stands below these is no schema
+_MAPS_OF_SCHEMAS = {"properties", "$defs", "patternProperties", "dependentSchemas"}
+
+_INT_TEXT = r"^[+-]?[0-9]+(\.0+)?$"
+_FLOAT_TEXT = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+_BOOL_TEXT = (
+    r"^(0|1|[oO][nN]|[oO][fF][fF]|[tT]|[fF]|[yY]|[nN]|[yY][eE][sS]|[nN][oO]"
+    r"|[tT][rR][uU][eE]|[fF][aA][lL][sS][eE])$"
+)
+_DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_TIME = r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{6})?"
+_ZONE = r"(Z|[+-][0-9]{2}:[0-9]{2})"
+_DURATION = r"^-?P([0-9]+Y)?([0-9]+M)?([0-9]+D)?(T([0-9]+H)?([0-9]+M)?([0-9]+(\.[0-9]+)?S)?)?$"
+_UUID = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+_EXPONENTS = (  # pydantic's patterns have exponents for which Python writes no exponent
+    ("0E[+-][1-9][0-9]*", r"0E\+[1-9][0-9]*|0E-(?:[7-9]|[1-9][0-9]+)"),
+    ("?E-[1-9][0-9]*", "?E-(?:[7-9]|[1-9][0-9]+)"),
+)
+_NUMBER_KEYS = {"integer": r"^(0|-?[1-9][0-9]*)$", "boolean": "^(true|false)$"}
+
+_ENDING_IN_A_SLASH = {"http", "https", "ws", "wss", "ftp", "file"}
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum",
+           "multiple_of": "multipleOf"}  # fmt: skip
+
+# Seconds, or milliseconds beyond 2e10, that pydantic takes for a point in time.
+_TIMESTAMP = {"type": "number", "minimum": -62_135_596_800_000, "maximum": 253_402_300_799_999}
+_DATESTAMP = {"type": "number", "minimum": -2e10, "maximum": 2e10, "multipleOf": 86_400}
+_SECONDS = {"type": "number", "minimum": -86_399_999_913_600, "maximum": 86_399_999_913_600}
+_SPANS = {  # seconds that stand for a point or a length of time, the least and the most
+    "date": (-62_135_596_800, 253_402_214_400),
+    "date-time": (-62_135_596_800, 253_402_300_799),
+    "time": (0, 86_399),
+    "duration": (-86_399_999_913_600, 86_399_999_913_600),
+}
+_SECONDS_OF_DAY = {"type": "number", "minimum": 0, "exclusiveMaximum": 86_400}
+
+
+def writer_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """What this model writes by `model_dump_json(by_alias=True)`; the same for the same model
+    with every release of pydantic that writes the same."""
+    schema = model.model_json_schema(mode="serialization", schema_generator=_Written)
+    return cast(dict[str, Any], closed(tidy(schema)))
+
+
+def reader_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """What this model reads by `model_validate_json`."""
+    schema = model.model_json_schema(mode="validation", schema_generator=_Read)
+    return cast(dict[str, Any], tidy(schema))
+
+
+def shown_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """What pydantic says that this model reads: without what it takes besides, such as texts for
+    numbers. Changes are told by it, as people know it."""
+    schema = model.model_json_schema(mode="validation", schema_generator=_Shown)
+    return cast(dict[str, Any], tidy(schema))
+
+
+def closed(schema: Any) -> Any:
+    """The schema of what is written: no object has fields beyond those it names."""
+
+    def close(node: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(node.get("properties"), dict) and node.get("type") == "object":
+            node.setdefault("additionalProperties", False)
+        return node
+
+    return _mapped(schema, close)
+
+
+def tidy(schema: Any) -> Any:
+    """The schema without what is for people only."""
+    return _mapped(schema, lambda node: {k: v for k, v in node.items() if k not in _ANNOTATIONS})
+
+
+def plain(schema: Any) -> Any:
+    """The schema without the keywords that are ours."""
+    return _mapped(schema, lambda node: {k: v for k, v in node.items() if k[:2] != "x-"})
+
+
+def _mapped(schema: Any, change: Any) -> Any:
+    if isinstance(schema, list):
+        return [_mapped(entry, change) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return change(
+        {
+            keyword: value
+            if keyword in _VALUES
+            else {name: _mapped(entry, change) for name, entry in value.items()}
+            if keyword in _MAPS_OF_SCHEMAS and isinstance(value, dict)
+            else _mapped(value, change)
+            for keyword, value in schema.items()
+        }
+    )
+
+
+class _Shown(GenerateJsonSchema):
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
+        return {}
+
+
+class _Truthful(GenerateJsonSchema):
+    """What both directions have in common: every model has a schema, and checks are named."""
+
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
+        return {CHECKED: [f"{schema['type']}: no JSON is known to be one"]}
+
+    def decimal_schema(self, schema: core.DecimalSchema) -> JsonSchemaValue:
+        bounds = {
+            name: str(schema[name])  # type: ignore[literal-required]
+            for name in (*_BOUNDS, "max_digits", "decimal_places")
+            if schema.get(name) is not None
+        }
+        return {"type": "string", "pattern": self.build_decimal_pattern(schema), DECIMAL: bounds}
+
+    def fraction_schema(self, schema: core.FractionSchema) -> JsonSchemaValue:
+        bounds = [f"{name} {schema[name]}" for name in _BOUNDS if schema.get(name) is not None]  # type: ignore[literal-required]
+        text = {"type": "string", "pattern": r"^-?[0-9]+(/[1-9][0-9]*)?$"}
+        if self.mode == "serialization":
+            return _marked(text, bounds)
+        number = {"type": "string", "pattern": _FLOAT_TEXT}
+        return _marked({"anyOf": [text, number, {"type": "number"}]}, bounds)
+
+    def complex_schema(self, schema: core.ComplexSchema) -> JsonSchemaValue:
+        return {"type": "string", CHECKED: ["complex"]}
+
+    def _keys(self, schema: Any, json_schema: JsonSchemaValue) -> JsonSchemaValue:
+        """With the texts that may stand for keys, which pydantic shows for some types only."""
+        if "keys_schema" not in schema:
+            return json_schema
+        for values in json_schema.pop("patternProperties", {}).values():
+            json_schema["additionalProperties"] = values
+        json_schema.pop("propertyNames", None)
+        names = _as_names(self.resolve_ref_schema(self.generate_inner(schema["keys_schema"])))
+        if names:
+            json_schema["propertyNames"] = names
+        return json_schema
+
+    def dict_schema(self, schema: core.DictSchema) -> JsonSchemaValue:
+        return self._keys(schema, super().dict_schema(schema))
+
+
+class _Written(_Truthful):
+    """The schema of what is written."""
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        if field["type"] == "typed-dict-field":
+            return bool(field.get("required", total))
+        return field.get("serialization_exclude_if") is None
+
+    def ser_schema(self, schema: Any) -> JsonSchemaValue | None:
+        shown = super().ser_schema(schema)
+        if schema["type"] in ("to-string", "format"):
+            return _marked(shown or {}, [f"{schema['type']} {schema.get('formatting_string', '')}"])
+        function = schema.get("function")
+        if function is None or is_library(function):
+            return shown
+        return _checked(shown or {}, function)
+
+    def function_before_schema(self, schema: Any) -> JsonSchemaValue:
+        return _checked(super().function_before_schema(schema), schema["function"]["function"])
+
+    def function_after_schema(self, schema: Any) -> JsonSchemaValue:
+        return _checked(super().function_after_schema(schema), schema["function"]["function"])
+
+    def function_wrap_schema(self, schema: Any) -> JsonSchemaValue:
+        return _checked(super().function_wrap_schema(schema), schema["function"]["function"])
+
+    def function_plain_schema(self, schema: Any) -> JsonSchemaValue:
+        return _checked({}, schema["function"]["function"], always=True)
+
+    def str_schema(self, schema: core.StringSchema) -> JsonSchemaValue:
+        shown = super().str_schema(schema)
+        parts = []
+        if schema.get("strip_whitespace", self._config.str_strip_whitespace):
+            parts.append(r"^(\S([\s\S]*\S)?)?$")
+        if schema.get("to_lower", self._config.str_to_lower):
+            parts.append(r"^[^A-Z]*$")
+        if schema.get("to_upper", self._config.str_to_upper):
+            parts.append(r"^[^a-z]*$")
+        for pattern in parts:
+            if shown.setdefault("pattern", pattern) != pattern:
+                shown.setdefault("allOf", []).append({"pattern": pattern})
+        return shown
+
+    def bytes_schema(self, schema: core.BytesSchema) -> JsonSchemaValue:
+        way = self._config.ser_json_bytes
+        if way == "utf8":
+            return super().bytes_schema(schema)
+        if way == "hex":
+            return {"type": "string", "pattern": "^([0-9a-f]{2})*$"}
+        return {"type": "string", "format": "base64url"}
+
+    def _common_temporal_schema(self, format: str, temporal_format: Any) -> JsonSchemaValue:  # noqa: A002
+        shown = super()._common_temporal_schema(format, temporal_format)
+        if shown["type"] != "number":
+            return shown
+        scale = 1_000 if temporal_format == "milliseconds" else 1
+        least, most = _SPANS[format]
+        return {"type": "number", "minimum": least * scale, "maximum": most * scale} | (
+            {"multipleOf": 86_400 * scale} if format == "date" else {}
+        )
+
+    def date_schema(self, schema: core.DateSchema) -> JsonSchemaValue:
+        return _exactly(super().date_schema(schema), f"^{_DATE}$", _clocked(schema))
+
+    def time_schema(self, schema: core.TimeSchema) -> JsonSchemaValue:
+        return _exactly(super().time_schema(schema), f"^{_TIME}{_zone(schema)}$", [])
+
+    def datetime_schema(self, schema: core.DatetimeSchema) -> JsonSchemaValue:
+        pattern = f"^{_DATE}T{_TIME}{_zone(schema)}$"
+        return _exactly(super().datetime_schema(schema), pattern, _clocked(schema))
+
+    def timedelta_schema(self, schema: core.TimedeltaSchema) -> JsonSchemaValue:
+        return _exactly(super().timedelta_schema(schema), _DURATION, [])
+
+    def url_schema(self, schema: core.UrlSchema) -> JsonSchemaValue:
+        return _with_schemes(super().url_schema(schema), schema)
+
+    def multi_host_url_schema(self, schema: core.MultiHostUrlSchema) -> JsonSchemaValue:
+        return _with_schemes(super().multi_host_url_schema(schema), schema)
+
+    def sort(self, value: JsonSchemaValue, parent_key: str | None = None) -> JsonSchemaValue:
+        return cast(JsonSchemaValue, _mapped(super().sort(value, parent_key), _as_written))
+
+    def decimal_schema(self, schema: core.DecimalSchema) -> JsonSchemaValue:
+        shown = super().decimal_schema(schema)
+        for loose, exact in _EXPONENTS:
+            shown["pattern"] = shown["pattern"].replace(loose, exact)
+        return shown
+
+    def uuid_schema(self, schema: core.UuidSchema) -> JsonSchemaValue:
+        return {**super().uuid_schema(schema), "pattern": _UUID}
+
+
+class _Read(_Truthful):
+    """The schema of what is read: with pydantic's coercions, and all names of a field."""
+
+    def _strict(self, schema: Any) -> bool:
+        return bool(schema.get("strict", self._config.strict))
+
+    def int_schema(self, schema: core.IntSchema) -> JsonSchemaValue:
+        shown = super().int_schema(schema)
+        if self._strict(schema):
+            return shown
+        ways = [shown, {"type": "string", "pattern": _INT_TEXT}, *_truth_values(schema)]
+        return self.get_flattened_anyof(ways)
+
+    def float_schema(self, schema: core.FloatSchema) -> JsonSchemaValue:
+        shown = super().float_schema(schema)
+        if self._strict(schema):
+            return shown
+        ways = [shown, {"type": "string", "pattern": _FLOAT_TEXT}, *_truth_values(schema)]
+        return self.get_flattened_anyof(ways)
+
+    def bool_schema(self, schema: core.BoolSchema) -> JsonSchemaValue:
+        shown = super().bool_schema(schema)
+        if self._strict(schema):
+            return shown
+        return {"anyOf": [shown, {"enum": [0, 1]}, {"type": "string", "pattern": _BOOL_TEXT}]}
+
+    def decimal_schema(self, schema: core.DecimalSchema) -> JsonSchemaValue:
+        number: dict[str, Any] = {"type": "number"}
+        for name, keyword in _BOUNDS.items():
+            if schema.get(name) is not None:
+                number[keyword] = float(schema[name])  # type: ignore[literal-required]
+        places, digits = schema.get("decimal_places"), schema.get("max_digits")
+        if places is not None and "multipleOf" not in number:
+            number["multipleOf"] = float(f"1e-{places}") if places else 1
+        if digits is not None:
+            limit = 10 ** (digits - (places or 0))
+            number.setdefault("exclusiveMaximum", limit)
+            number.setdefault("exclusiveMinimum", -limit)
+        return {"anyOf": [number, super().decimal_schema(schema)]}
+
+    def str_schema(self, schema: core.StringSchema) -> JsonSchemaValue:
+        shown = super().str_schema(schema)
+        if schema.get("strip_whitespace", self._config.str_strip_whitespace) and len(shown) > 1:
+            shown = {"type": "string", CHECKED: ["what is left without the white space around"]}
+        if schema.get("coerce_numbers_to_str", self._config.coerce_numbers_to_str):
+            return {"anyOf": [shown, {"type": "number"}]}
+        return shown
+
+    def bytes_schema(self, schema: core.BytesSchema) -> JsonSchemaValue:
+        shown = super().bytes_schema(schema)
+        way = self._config.val_json_bytes
+        shown["format"] = {"base64": "base64url"}.get(way, "binary")
+        if way == "hex":
+            shown["pattern"] = "^([0-9a-fA-F]{2})*$"
+        return shown
+
+    def date_schema(self, schema: core.DateSchema) -> JsonSchemaValue:
+        shown = super().date_schema(schema)
+        if self._strict(schema):
+            return {**shown, "pattern": "^[^T]*$"}
+        return _marked({"anyOf": [shown, _DATESTAMP]}, _clocked(schema))
+
+    def time_schema(self, schema: core.TimeSchema) -> JsonSchemaValue:
+        shown = super().time_schema(schema)
+        if schema.get("tz_constraint") is not None:
+            return {**shown, "pattern": f"{_zone(schema)}$"}
+        return shown if self._strict(schema) else {"anyOf": [shown, _SECONDS_OF_DAY]}
+
+    def datetime_schema(self, schema: core.DatetimeSchema) -> JsonSchemaValue:
+        shown = super().datetime_schema(schema)
+        if schema.get("tz_constraint") is not None:
+            shown["pattern"] = f"[0-9]T[^+Z-]*{_zone(schema)}$"
+        if self._strict(schema):
+            shown.setdefault("pattern", "[0-9]T[0-9]")
+            return shown
+        return _marked({"anyOf": [shown, _TIMESTAMP]}, _clocked(schema))
+
+    def timedelta_schema(self, schema: core.TimedeltaSchema) -> JsonSchemaValue:
+        shown = super().timedelta_schema(schema)
+        return shown if self._strict(schema) else {"anyOf": [shown, _SECONDS]}
+
+    def literal_schema(self, schema: core.LiteralSchema) -> JsonSchemaValue:
+        shown = super().literal_schema(schema)
+        return {"enum": _with_truth_values(shown.get("enum", [shown.get("const")]))}
+
+    def enum_schema(self, schema: core.EnumSchema) -> JsonSchemaValue:
+        missing = missing_of(schema["cls"])
+        if missing is not None:
+            return _checked({}, missing, always=True)
+        values = _with_truth_values(super().enum_schema(schema)["enum"])
+        if schema.get("sub_type") in ("int", "float") and not self._strict(schema):
+            values += [str(value) for value in values if not isinstance(value, bool)]
+        return {"enum": values}
+
+    def set_schema(self, schema: core.SetSchema) -> JsonSchemaValue:
+        return _without_repetition(super().set_schema(schema))
+
+    def frozenset_schema(self, schema: core.FrozenSetSchema) -> JsonSchemaValue:
+        return _without_repetition(super().frozenset_schema(schema))
+
+    def url_schema(self, schema: core.UrlSchema) -> JsonSchemaValue:
+        return _of_schemes(super().url_schema(schema), schema)
+
+    def multi_host_url_schema(self, schema: core.MultiHostUrlSchema) -> JsonSchemaValue:
+        return _of_schemes(super().multi_host_url_schema(schema), schema)
+
+    def function_before_schema(self, schema: Any) -> JsonSchemaValue:
+        return self._before(schema, super().function_before_schema)
+
+    def function_wrap_schema(self, schema: Any) -> JsonSchemaValue:
+        return self._before(schema, super().function_wrap_schema)
+
+    def function_plain_schema(self, schema: Any) -> JsonSchemaValue:
+        return _checked({}, schema["function"]["function"], always=True)
+
+    def function_after_schema(self, schema: Any) -> JsonSchemaValue:
+        return _checked(super().function_after_schema(schema), schema["function"]["function"])
+
+    def _before(self, schema: Any, shown: Any) -> JsonSchemaValue:
+        """Where a function of the user's comes first, any value may be read."""
+        function = schema["function"]["function"]
+        return shown(schema) if is_library(function) else _checked({}, function)
+
+    def model_schema(self, schema: core.ModelSchema) -> JsonSchemaValue:
+        shown = super().model_schema(schema)
+        if CHECKED in shown and "type" not in shown:  # read by a function first
+            return {CHECKED: shown[CHECKED]}
+        return shown
+
+    def model_fields_schema(self, schema: core.ModelFieldsSchema) -> JsonSchemaValue:
+        return self._by_all_names(super().model_fields_schema(schema), schema["fields"].items())
+
+    def typed_dict_schema(self, schema: core.TypedDictSchema) -> JsonSchemaValue:
+        return self._by_all_names(super().typed_dict_schema(schema), schema["fields"].items())
+
+    def dataclass_args_schema(self, schema: core.DataclassArgsSchema) -> JsonSchemaValue:
+        fields = ((field["name"], field) for field in schema["fields"])
+        return self._by_all_names(super().dataclass_args_schema(schema), fields)
+
+    def _by_all_names(
+        self, shown: JsonSchemaValue, fields: Iterable[tuple[str, Any]]
+    ) -> JsonSchemaValue:
+        """With every name and path under which a field is looked for, not only the first."""
+        for name, field in fields:
+            paths = self._paths(name, field)
+            first = self._get_alias_name(field, name)
+            node = shown["properties"].get(first)
+            if node is None or paths == [[first]]:
+                continue
+            if [first] not in paths:
+                del shown["properties"][first]
+            for path in paths:
+                if len(path) == 1:
+                    shown["properties"].setdefault(path[0], node)
+            if first in shown.get("required", ()):
+                shown["required"].remove(first)
+                shown.setdefault("allOf", []).append({"anyOf": [_found(p, node) for p in paths]})
+        return shown
+
+    def _paths(self, name: str, field: Any) -> list[list[str | int]]:
+        alias = field.get("validation_alias")
+        if alias is None:
+            return [[name]]
+        paths: list[list[str | int]] = []
+        if self._config.validate_by_alias is not False:
+            if isinstance(alias, str):
+                paths = [[alias]]
+            elif isinstance(alias[0], list):
+                paths = [list(path) for path in alias]
+            else:
+                paths = [list(alias)]
+        if (self._config.populate_by_name or self._config.validate_by_name) and [name] not in paths:
+            paths.append([name])
+        return paths
+
+
+def _found(path: list[str | int], node: Any) -> JsonSchemaValue:
+    """What has a value of this kind under this path."""
+    head, rest = path[0], path[1:]
+    inner = _found(rest, node) if rest else node
+    if isinstance(head, int):
+        if head < 0:
+            return {"type": "array", "minItems": -head}
+        return {"type": "array", "minItems": head + 1, "prefixItems": [{}] * head + [inner]}
+    return {"type": "object", "required": [head], "properties": {head: inner}}
+
+
+def _checked(shown: JsonSchemaValue, function: Any, *, always: bool = False) -> JsonSchemaValue:
+    if is_library(function) and not always:
+        return shown
+    return _marked(shown, [fingerprint(function)])
+
+
+def _marked(shown: JsonSchemaValue, checks: list[str]) -> JsonSchemaValue:
+    if not checks:
+        return shown
+    if "$ref" in shown:
+        shown = {"allOf": [shown]}
+    return {**shown, CHECKED: [*shown.get(CHECKED, ()), *checks]}
+
+
+def _clocked(schema: Mapping[str, Any]) -> list[str]:
+    """Bounds on points in time, which no keyword says; the present is one."""
+    names = ("now_op", "ge", "gt", "le", "lt")
+    return [f"{name} {schema[name]}" for name in names if schema.get(name) is not None]
+
+
+def _exactly(shown: JsonSchemaValue, pattern: str, checks: list[str]) -> JsonSchemaValue:
+    return _marked({**shown, "pattern": pattern} if shown["type"] == "string" else shown, checks)
+
+
+def _zone(schema: Mapping[str, Any]) -> str:
+    match schema.get("tz_constraint"):
+        case None:
+            return f"{_ZONE}?"
+        case "naive":
+            return ""
+        case _:
+            return _ZONE
+
+
+def _of_schemes(shown: JsonSchemaValue, schema: Mapping[str, Any]) -> JsonSchemaValue:
+    """A URL that is read."""
+    schemes = schema.get("allowed_schemes")
+    if not schemes:
+        return shown
+    return {**shown, "pattern": f"^({'|'.join(map(re.escape, schemes))}):"}
+
+
+def _as_written(node: dict[str, Any]) -> dict[str, Any]:
+    """Texts of a format as pydantic writes them, which are fewer than it reads."""
+    match node.get("format"):
+        case "path":
+            return {"minLength": 1, **node}
+        case "ipv4":
+            return {"pattern": r"^[0-9]{1,3}(\.[0-9]{1,3}){3}$", **node}
+        case "password" if node.get("writeOnly"):
+            return {**node, "enum": ["", "*" * 10]}
+    return node
+
+
+def _with_schemes(shown: JsonSchemaValue, schema: Mapping[str, Any]) -> JsonSchemaValue:
+    """A URL that is written."""
+    schemes = schema.get("allowed_schemes")
+    if not schemes:
+        return shown
+    end = "/" if _ENDING_IN_A_SLASH.issuperset(schemes) else ""
+    return {**shown, "pattern": f"^({'|'.join(map(re.escape, schemes))})://[^/]+{end}"}
+
+
+def _truth_values(bounds: Mapping[str, Any]) -> list[JsonSchemaValue]:
+    """True and false where they are read as 1 and 0."""
+    number = TypeAdapter(Annotated[float, Field(**{n: bounds.get(n) for n in _BOUNDS})])
+    taken = []
+    for value in (True, False):
+        with suppress(ValidationError):
+            number.validate_python(value)
+            taken.append(value)
+    return [{"type": "boolean"}] if len(taken) == 2 else [{"enum": taken}] if taken else []
+
+
+def _with_truth_values(values: list[Any]) -> list[Any]:
+    """1 and 0 are read as true and false, and the other way round."""
+    kinds = {(type(value), value) for value in values if isinstance(value, bool | int | float)}
+    more: list[Any] = [bool(value) for kind, value in kinds if kind is not bool and value in (0, 1)]
+    more += [int(value) for kind, value in kinds if kind is bool]
+    return [*values, *(value for value in more if (type(value), value) not in kinds)]
+
+
+def _without_repetition(shown: JsonSchemaValue) -> JsonSchemaValue:
+    """Repeated entries are read as one; that counts only where a least number is asked for."""
+    if shown.get("minItems", 0) < 2:
+        del shown["uniqueItems"]
+    return shown
+
+
+def _as_names(schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The names that stand for values of this kind, if they are not all there are."""
+    if "enum" in schema:
+        return {"enum": [_name(value) for value in schema["enum"]]}
+    if "anyOf" in schema:  # a name is a text, and is read as one
+        texts = [way for way in schema["anyOf"] if way.get("type") == "string" or "enum" in way]
+        ways = [_as_names(way) for way in texts or schema["anyOf"]]
+        return None if None in ways else {"anyOf": ways}
+    kind = schema.get("type")
+    if kind in _NUMBER_KEYS:
+        return {"pattern": _NUMBER_KEYS[kind]}
+    if kind == "number":
+        return {"pattern": _FLOAT_TEXT}
+    kept = {k: v for k, v in schema.items() if k in ("pattern", "format", "minLength", "maxLength")}
+    return kept or None
+
+
+def _name(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

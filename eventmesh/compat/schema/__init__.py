@@ -1,0 +1,1 @@
+"""Reading a schema: checked, in one normal form, and as plain alternatives."""

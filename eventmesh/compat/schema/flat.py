@@ -1,0 +1,108 @@
+"""One alternative of a schema: a plain conjunction, of which documents and proofs are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from eventmesh.compat.schema.reading import Schema
+from eventmesh.compat.schema.values import TYPES, same, type_of
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What additional names are held to: those beside `names` that match none of `patterns`."""
+
+    names: frozenset[str]
+    patterns: tuple[str, ...]
+    schema: Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Contains:
+    """How many entries of a list must be of a schema."""
+
+    schema: Schema
+    least: int
+    most: int | None
+
+
+@dataclass(slots=True)
+class Flat:
+    """One alternative: every constraint holds. Bounds are the widest that their keywords allow."""
+
+    types: frozenset[str] = frozenset(TYPES)
+    values: tuple[Any, ...] | None = None
+    barred: tuple[Any, ...] = ()
+    low: int | float | None = None
+    low_open: bool = False
+    high: int | float | None = None
+    high_open: bool = False
+    multiples: tuple[int | float, ...] = ()
+    no_multiples: tuple[int | float, ...] = ()
+    min_length: int = 0
+    max_length: int | None = None
+    patterns: tuple[str, ...] = ()
+    no_patterns: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    no_formats: tuple[str, ...] = ()
+    min_items: int = 0
+    max_items: int | None = None
+    unique: bool = False
+    lists: tuple[tuple[tuple[Schema, ...], Schema], ...] = ()
+    """For each schema of lists: those of its first entries, and that of all others."""
+    contains: tuple[Contains, ...] = ()
+    min_properties: int = 0
+    max_properties: int | None = None
+    required: frozenset[str] = frozenset()
+    properties: Mapping[str, tuple[Schema, ...]] = field(default_factory=dict)
+    by_pattern: tuple[tuple[str, Schema], ...] = ()
+    others: tuple[Others, ...] = ()
+    names: tuple[Schema, ...] = ()
+    exact: bool = True
+
+    def of(self, name: str, matches: Any) -> tuple[Schema, ...]:
+        """All schemas that the value of this name is held to."""
+        found = list(self.properties.get(name, ()))
+        found += [schema for pattern, schema in self.by_pattern if matches(pattern, name)]
+        for others in self.others:
+            if name not in others.names and not any(matches(p, name) for p in others.patterns):
+                found.append(others.schema)
+        return tuple(found)
+
+    def at(self, place: int) -> tuple[Schema, ...]:
+        """All schemas that the entry of a list at this place is held to."""
+        return tuple(first[place] if place < len(first) else rest for first, rest in self.lists)
+
+
+def closed(flat: Flat) -> Flat:
+    """The alternative with the types that its own bounds leave."""
+    types = set(flat.types)
+    if flat.values is not None:
+        flat.values = tuple(
+            value for value in flat.values
+            if type_of(value) in types and not any(same(value, other) for other in flat.barred)
+        )  # fmt: skip
+        types &= {type_of(value) for value in flat.values}
+    if flat.max_length is not None and flat.max_length < flat.min_length:
+        types.discard("string")
+    if flat.max_items is not None and flat.max_items < flat.min_items:
+        types.discard("array")
+    least = max(flat.min_properties, len(flat.required))
+    if flat.max_properties is not None and flat.max_properties < least:
+        types.discard("object")
+    if any(False in flat.properties.get(name, ()) for name in flat.required):
+        types.discard("object")
+    if flat.low is not None and flat.high is not None:
+        empty = flat.low > flat.high or (
+            flat.low == flat.high and (flat.low_open or flat.high_open)
+        )
+        if empty:
+            types -= {"integer", "fraction"}
+    if {"integer", "fraction"} & types and 1 in flat.no_multiples:
+        types.discard("integer")
+    if any(isinstance(step, int) or float(step).is_integer() for step in flat.multiples):
+        types.discard("fraction")
+    flat.types = frozenset(types)
+    return flat

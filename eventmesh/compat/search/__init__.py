@@ -1,0 +1,1 @@
+"""Searching for a document that one schema accepts and another rejects."""

@@ -1,0 +1,464 @@
+"""Documents on the bounds of a schema, and beside those of another: what a difference shows in.
+
+They are made from the alternatives of the schema, simplest first. Where another schema is given
+(the reader's), the search follows what differs: an equal part gets one value, a different one gets
+the values on which the two may be of another mind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, product
+from typing import Any
+
+from pydantic_core import to_json
+
+from eventmesh.compat.budget import StepBudget
+from eventmesh.compat.schema.alternatives import Flattener, TooMany
+from eventmesh.compat.schema.flat import Flat
+from eventmesh.compat.schema.members import fits
+from eventmesh.compat.schema.normal import bare, definitions_of
+from eventmesh.compat.schema.reading import Schema
+from eventmesh.compat.schema.regular import Irregular, example
+from eventmesh.compat.schema.validity import matches, validator
+from eventmesh.compat.schema.values import same, type_of
+from eventmesh.compat.search.scalars import numbers, texts
+
+MAX_DEPTH = 12
+WIDTH = 60
+"""How many values a part of a document is tried with, where schemas differ."""
+NARROW = 8
+"""The same, without another schema to compare with, below the root."""
+MAX_ENTRIES = 2_000
+MAX_STEPS = 5_000
+"""How many parts are made up, for each as many again as the schema has."""
+LEAST_STEPS = 40
+EQUAL = 2
+"""How many values a part is tried with that is the same in both schemas."""
+MAX_EQUAL = 40
+"""How many equal parts of one object are varied."""
+
+_PLAIN: tuple[Any, ...] = ("", 0, 1.5, True, None, {}, [])
+"""One value of each type, where anything will do."""
+_NAMES = ("extra", "another", "A-1", "")
+
+Conjunction = tuple[Schema, ...]
+
+
+class Maker:
+    """Makes candidates: likely, not surely, documents of the writer's schema."""
+
+    def __init__(self, writer: Schema, reader: Schema | None = None, *, budget: StepBudget) -> None:
+        self._writer = Flattener(definitions_of(writer), budget)
+        self._reader = Flattener(definitions_of(True if reader is None else reader), budget)
+        theirs = definitions_of(True if reader is None else reader)
+        self._shared = same(definitions_of(writer), theirs)
+        self._root = (bare(writer),)
+        self._rival: Conjunction | None = None if reader is None else (bare(reader),)
+        self._steps = MAX_STEPS + 2 * _size(writer)
+        self._budget = budget
+
+    def candidates(self) -> Iterator[Any]:
+        """The candidates, simplest first; each is new."""
+        yield from _distinct(self._values(self._root, self._rival, 0, 10_000))
+
+    def _values(
+        self,
+        schemas: Conjunction,
+        against: Conjunction | None,
+        depth: int,
+        most: int,
+    ) -> Iterator[Any]:
+        """At most so many values for one part of a document."""
+        self._budget.spend(10)
+        self._steps -= 1
+        if depth > MAX_DEPTH or self._steps < 0:
+            return
+        if against is not None and (not _constrained(against) or self._equal(schemas, against)):
+            most = min(most, EQUAL)
+        if not _constrained(schemas) and not _constrained(against or ()):
+            yield from islice(_PLAIN, most)
+            return
+        flats = self._flats(self._writer, schemas)
+        rivals = [] if against is None else self._flats(self._reader, against)
+        makers = [
+            self._of_flat(flat, kind, rivals, against is None, depth)
+            for flat in flats
+            for kind in _kinds(flat)
+        ]
+        yield from islice(_distinct(_in_turn(makers)), most)
+
+    def _equal(self, schemas: Conjunction, against: Conjunction) -> bool:
+        if not self._shared and ("$ref" in str(schemas)[:4000]):
+            return False
+        return same([s for s in schemas if s is not True], [s for s in against if s is not True])
+
+    def _flats(self, flattener: Flattener, schemas: Conjunction) -> list[Flat]:
+        try:
+            return flattener.alternatives(schemas)
+        except TooMany:
+            return flattener.some(schemas)
+
+    def _of_flat(
+        self,
+        flat: Flat,
+        kind: str,
+        rivals: Sequence[Flat],
+        alone: bool,
+        depth: int,
+    ) -> Iterator[Any]:
+        theirs = [rival for rival in rivals if kind in rival.types]
+        if flat.values is not None:
+            yield from (value for value in flat.values if type_of(value) == kind)
+            return
+        if kind not in ("object", "array"):
+            for rival in rivals:
+                for value in chain(rival.values or (), rival.barred):
+                    if type_of(value) == kind:
+                        yield value
+        if kind == "null":
+            yield None
+        elif kind == "boolean":
+            yield from (False, True)
+        elif kind in ("integer", "fraction"):
+            yield from (n for n in numbers(flat, theirs) if type_of(n) == kind)
+        elif kind == "string":
+            yield from (text for text in texts(flat, theirs, self._budget) if fits(flat, text))
+        elif kind == "array":
+            yield from self._lists(flat, theirs, alone, depth)
+        else:
+            yield from self._objects(flat, theirs, alone, depth)
+
+    # Lists
+
+    def _lists(
+        self, flat: Flat, rivals: Sequence[Flat], alone: bool, depth: int
+    ) -> Iterator[list[Any]]:
+        for rival in rivals:
+            for value in chain(rival.values or (), rival.barred):
+                if isinstance(value, list):
+                    yield value
+        width = _width(alone, depth)
+        first = max((len(f) for one in [flat, *rivals] for f, _ in one.lists), default=0)
+        base_length = (
+            max(flat.min_items, *(c.least for c in flat.contains), 0)
+            if (flat.contains)
+            else flat.min_items
+        )
+        lengths = self._lengths(flat, rivals, first)
+        choices = [
+            list(self._entries(flat, rivals, place, alone, depth, width))
+            for place in range(min(first, 20) + 1)
+        ]
+
+        def entries(length: int) -> list[Any] | None:
+            return _fill(choices, length, flat.unique)
+
+        for length in lengths:
+            made = entries(max(length, 0))
+            if made is not None:
+                yield from self._with_contained(flat, made, depth)
+        for place, values in enumerate(choices):
+            made = entries(max(base_length, place + 1))
+            if made is None:
+                continue
+            for value in values:
+                changed = [*made[:place], value, *made[place + 1 :]]
+                yield from self._with_contained(flat, changed, depth)
+                if not flat.unique and len(made) == place + 1:
+                    yield [*changed, value]
+        for rival in rivals:
+            for contains in rival.contains if self._shared else ():
+                held = (*flat.at(first), contains.schema)
+                inside = list(self._values(held, None, depth + 1, 3))
+                for count in sorted({contains.least, contains.most or 0, (contains.most or 0) + 1}):
+                    if inside and count <= MAX_ENTRIES:
+                        yield [inside[i % len(inside)] for i in range(count)]
+
+    def _entries(
+        self,
+        flat: Flat,
+        rivals: Sequence[Flat],
+        place: int,
+        alone: bool,
+        depth: int,
+        width: int,
+    ) -> Iterator[Any]:
+        against = None if alone else _merged(rival.at(place) for rival in rivals)
+        yield from self._values(flat.at(place), against, depth + 1, width)
+
+    def _lengths(self, flat: Flat, rivals: Sequence[Flat], first: int) -> list[int]:
+        lengths = {0, 1, 2, 3, first, flat.min_items, flat.min_items + 1, flat.max_items}
+        for rival in rivals:
+            lengths |= {rival.min_items - 1, rival.min_items, rival.max_items}
+            lengths |= {rival.max_items + 1} if rival.max_items is not None else set()
+        most = MAX_ENTRIES if flat.max_items is None else min(flat.max_items, MAX_ENTRIES)
+        return sorted(n for n in lengths if n is not None and flat.min_items <= n <= most)
+
+    def _with_contained(self, flat: Flat, made: list[Any], depth: int) -> Iterator[list[Any]]:
+        """The list, with as many entries at its end as the alternative says it contains."""
+        yield made  # which may contain them as it is
+        if not flat.contains:
+            return
+        yield from self._with_one_contained(flat, made, depth)
+        ended = list(made)
+        for number, contains in enumerate(flat.contains):
+            held = (*flat.at(len(made)), contains.schema)
+            inside = list(
+                self._values(held, None, depth + 1, min(max(contains.least, 8), MAX_ENTRIES))
+            )
+            if contains.least > MAX_ENTRIES or (contains.least and not inside):
+                return
+            if contains.least == 1:
+                yield from ([*made[:-1], value] for value in inside)
+            tail = [inside[i % len(inside)] for i in range(min(contains.least, MAX_ENTRIES))]
+            keep = max(0, len(ended) - len(tail)) if number == 0 else len(ended)
+            ended = [*ended[:keep], *tail]
+        yield ended
+        yield [*made, *ended[-sum(c.least for c in flat.contains) or len(ended) :]]
+
+    def _with_one_contained(self, flat: Flat, made: list[Any], depth: int) -> Iterator[list[Any]]:
+        """The list with a contained entry among its first ones, where others may stand after."""
+        first = max((len(first) for first, _ in flat.lists), default=0)
+        for contains in flat.contains:
+            for place in range(min(first, len(made), 20)):
+                held = (*flat.at(place), contains.schema)
+                for value in self._values(held, None, depth + 1, 1):
+                    yield [*made[:place], value, *made[place + 1 :]]
+
+    # Objects
+
+    def _objects(
+        self, flat: Flat, rivals: Sequence[Flat], alone: bool, depth: int
+    ) -> Iterator[dict[str, Any]]:
+        for rival in rivals:
+            for value in chain(rival.values or (), rival.barred):
+                if isinstance(value, dict):
+                    yield value
+        shortest = self._shortest(flat, depth)
+        if shortest is None:
+            return
+        yield shortest
+        choices = self._choices(flat, rivals, alone, depth)
+        if any(name not in choices for name in flat.required):
+            return
+        least = {name: choices[name][0] for name in sorted(flat.required)}
+        least = self._filled(flat, least, choices, flat.min_properties, depth)
+        yield least
+        yield from self._varied(flat, rivals, least, choices, depth)
+
+    def _shortest(self, flat: Flat, depth: int) -> dict[str, Any] | None:
+        """An object with what is required and no more, before a longer search."""
+        made = {}
+        for name in sorted(flat.required):
+            value = next(self._values(flat.of(name, matches), None, depth + 1, 1), _NONE)
+            if value is _NONE:
+                return None
+            made[name] = value
+        return made
+
+    def _choices(
+        self, flat: Flat, rivals: Sequence[Flat], alone: bool, depth: int
+    ) -> dict[str, list[Any]]:
+        """The values to try for each name."""
+        width = _width(alone, depth)
+        choices: dict[str, list[Any]] = {}
+        equal = 0
+        names = list(dict.fromkeys([*sorted(flat.required), *self._names(flat, rivals)]))
+        for number, name in enumerate(names):
+            held = flat.of(name, matches)
+            against = None if alone else _merged(rival.of(name, matches) for rival in rivals)
+            if against is not None and name not in flat.required and self._equal(held, against):
+                equal += 1
+                if equal > MAX_EQUAL:
+                    continue
+            # So that a part that recurs leaves something to do for those after it.
+            share = max(self._steps // (len(names) - number + 1), LEAST_STEPS)
+            spare, self._steps = max(self._steps - share, 0), min(self._steps, share)
+            found = list(self._values(held, against, depth + 1, width))
+            self._steps = max(self._steps, 0) + spare
+            if found:
+                choices[name] = found
+        return choices
+
+    def _varied(
+        self,
+        flat: Flat,
+        rivals: Sequence[Flat],
+        least: dict[str, Any],
+        choices: Mapping[str, list[Any]],
+        depth: int,
+    ) -> Iterator[dict[str, Any]]:
+        declared = {name: v[0] for name, v in choices.items() if name in flat.properties}
+        whole = {**least, **declared}
+        names = _telling(flat, choices)
+        for name in names:
+            if name not in least:
+                yield {**least, name: choices[name][0]}
+        yield whole
+        for rank in range(1, max((len(choices[name]) for name in names), default=0)):
+            for name in names:
+                if rank < len(choices[name]):
+                    yield {**least, name: choices[name][rank]}
+                    if name in whole and len(whole) > len(least):
+                        yield {**whole, name: choices[name][rank]}
+        for name in names:
+            if name in whole and name not in flat.required:
+                yield {other: value for other, value in whole.items() if other != name}
+        yield from self._counted(flat, rivals, least, choices, depth)
+        several = [name for name in names if len(choices[name]) > 1][:5]
+        values = [choices[name][: 12 if len(several) < 4 else 5] for name in several]
+        for combined in islice(product(*values), 600):
+            yield {**least, **dict(zip(several, combined, strict=True))}
+        for size in (2, 3):
+            for name in names[:8]:
+                chosen = [other for other in names[:8] if other != name][: size - 1]
+                yield {**least, name: choices[name][0], **{o: choices[o][0] for o in chosen}}
+
+    def _counted(
+        self,
+        flat: Flat,
+        rivals: Sequence[Flat],
+        least: dict[str, Any],
+        choices: Mapping[str, list[Any]],
+        depth: int,
+    ) -> Iterator[dict[str, Any]]:
+        counts = {flat.min_properties, flat.max_properties}
+        for rival in rivals:
+            counts |= {rival.min_properties - 1, rival.min_properties, rival.max_properties}
+            counts |= {rival.max_properties + 1} if rival.max_properties is not None else set()
+        for count in sorted(n for n in counts if n is not None and 0 <= n <= MAX_ENTRIES):
+            yield self._filled(flat, least, choices, count, depth)
+
+    def _filled(
+        self,
+        flat: Flat,
+        made: dict[str, Any],
+        choices: Mapping[str, list[Any]],
+        count: int,
+        depth: int,
+    ) -> dict[str, Any]:
+        """The object with further names until it has so many."""
+        made = dict(made)
+        further = chain(choices, (f"extra{number}" for number in range(min(count, MAX_ENTRIES))))
+        for name in further:
+            if len(made) >= count:
+                break
+            if name in made:
+                continue
+            held = flat.of(name, matches)
+            values = choices.get(name) or list(self._values(held, None, depth + 1, 1))
+            if values:
+                made[name] = values[0]
+        return made
+
+    def _names(self, flat: Flat, rivals: Sequence[Flat]) -> list[str]:
+        """Names that may stand in the object, or that a rival minds."""
+        names = list(flat.properties)
+        for rival in rivals:
+            names += [*rival.properties, *sorted(rival.required)]
+        patterns = [pattern for one in [flat, *rivals] for pattern, _ in one.by_pattern]
+        for pattern in dict.fromkeys(patterns):
+            others = [other for other in dict.fromkeys(patterns) if other != pattern]
+            names += self._some([pattern]) + self._some([pattern], others)
+        held = [*flat.names, *(schema for rival in rivals for schema in rival.names)]
+        for schema in held:
+            spelled = self._values(({"type": "string"}, *flat.names), (schema,), MAX_DEPTH, 12)
+            names += [name for name in spelled if isinstance(name, str)]
+        if patterns:
+            names += self._some([], list(dict.fromkeys(patterns)))
+        found = dict.fromkeys([*names, *(_NAMES if rivals else _NAMES[:1])])
+        return [name for name in found if self._may_be_named(flat, name)]
+
+    def _some(self, patterns: Sequence[str], others: Sequence[str] = ()) -> list[str]:
+        try:
+            found = example(patterns, others, budget=self._budget)
+        except Irregular:
+            return []
+        return [] if found is None else [found]
+
+    def _may_be_named(self, flat: Flat, name: str) -> bool:
+        if not flat.names:
+            return True
+        schema = {"allOf": list(flat.names), "$defs": dict(self._writer.definitions)}
+        return validator(schema, "2020")(name)
+
+
+def _width(alone: bool, depth: int) -> int:
+    """How many values a part is tried with: the deeper, the fewer."""
+    return NARROW if alone else max(WIDTH >> max(depth - 1, 0), EQUAL + 1)
+
+
+def _telling(flat: Flat, choices: Mapping[str, list[Any]]) -> list[str]:
+    """The names to vary: first those with more values than an equal part gets, and those that the
+    schema does not name; of the others some."""
+    names = list(choices)
+    differing = [name for name in names if len(choices[name]) > EQUAL]
+    unnamed = [n for n in names if n not in flat.properties and len(choices[n]) <= EQUAL]
+    others = [n for n in names if n in flat.properties and len(choices[n]) <= EQUAL]
+    return [*differing, *unnamed, *others[:MAX_EQUAL]]
+
+
+def _constrained(schemas: Conjunction) -> bool:
+    return any(schema not in (True, {}) for schema in schemas)
+
+
+def _size(schema: Any) -> int:
+    """How many fields a schema names."""
+    if isinstance(schema, dict):
+        return len(schema.get("properties", ())) + sum(map(_size, schema.values()))
+    return sum(map(_size, schema)) if isinstance(schema, list) else 0
+
+
+def _kinds(flat: Flat) -> list[str]:
+    """The types of values to make, first those that end."""
+    order = ("string", "integer", "fraction", "boolean", "null", "object", "array")
+    return [kind for kind in order if kind in flat.types]
+
+
+def _merged(conjunctions: Iterable[Conjunction]) -> Conjunction:
+    merged: list[Schema] = []
+    for conjunction in conjunctions:
+        merged += [schema for schema in conjunction if schema not in merged]
+    return tuple(merged)
+
+
+def _fill(choices: Sequence[Sequence[Any]], length: int, unique: bool) -> list[Any] | None:
+    made: list[Any] = []
+    if length > MAX_ENTRIES:
+        return None
+    for place in range(length):
+        values = choices[min(place, len(choices) - 1)]
+        if unique:
+            value = next((v for v in values if not any(same(v, m) for m in made)), _NONE)
+        else:
+            value = values[0] if values else _NONE
+        if value is _NONE:
+            return None
+        made.append(value)
+    return made
+
+
+_NONE: Any = object()
+
+
+def _in_turn(makers: Sequence[Iterator[Any]]) -> Iterator[Any]:
+    """One from each, in turn, until all have ended."""
+    ahead = list(makers)
+    while ahead:
+        left = []
+        for maker in ahead:
+            value = next(maker, _NONE)
+            if value is not _NONE:
+                yield value
+                left.append(maker)
+        ahead = left
+
+
+def _distinct(values: Iterable[Any]) -> Iterator[Any]:
+    seen = set()
+    for value in values:
+        mark = to_json(value)
+        if mark not in seen:
+            seen.add(mark)
+            yield value

@@ -1,0 +1,205 @@
+"""The dead letters of a subscription on RabbitMQ: listed, replayed and discarded.
+
+They are the messages of the queue `<prefix>.dead.<subscription>`: ours, those that RabbitMQ put
+there by a policy, and whatever anybody else did. A message that EventMesh did not write there has
+no letter's id. It gets one that is derived from its headers and data, so that the id is the same
+each time the queue is read. The second message with the same id gets `-2` appended, and so on:
+copies without any difference can be replayed one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from aiormq.abc import DeliveredMessage
+
+from eventmesh.errors import PublishError
+from eventmesh.transports.base import DeadLetter, Subscription
+from eventmesh.transports.letters import Listing, Mark, copies, mark_of
+from eventmesh.transports.rabbitmq.connection import BrokerConnection
+from eventmesh.transports.rabbitmq.headers import (
+    ATTEMPTS,
+    DEAD_LETTER_ID,
+    DIED_AT,
+    ERROR,
+    REASON,
+    TRUNCATED,
+    application_headers,
+    count_header,
+)
+from eventmesh.transports.rabbitmq.held_messages import MAX_HELD, hold_messages, move
+from eventmesh.transports.rabbitmq.messages import copy_of
+from eventmesh.transports.rabbitmq.publishing import Publisher
+from eventmesh.transports.rabbitmq.topology import Topology
+from eventmesh.wire.cloudevents import from_headers
+
+_ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
+"""What our own ids look like. Anything else is not shown as an id."""
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+class DeadLetterQueue:
+    """The queue of dead letters of one subscription."""
+
+    def __init__(
+        self,
+        connection: BrokerConnection,
+        publisher: Publisher,
+        topology: Topology,
+        subscription: Subscription,
+    ) -> None:
+        self._connection = connection
+        self._publisher = publisher
+        self._topology = topology
+        self._subscription = subscription
+        self._queue = topology.dead_letter_queue(subscription)
+
+    async def list_oldest(self, limit: int) -> Sequence[DeadLetter]:
+        """The oldest letters, one of each message. They stay."""
+        for max_read in (limit, MAX_HELD):
+            listing, read = Listing(limit), 0
+            async with hold_messages(self._connection, self._queue, max_read) as held:
+                for letter, _ in self._read(await held.next()):
+                    listing.add(letter)
+                    read += 1
+            if listing.is_full or read < max_read:
+                break  # otherwise several letters were of one message, and there are more
+        return listing.letters
+
+    async def replay(self, ids: Sequence[str]) -> Sequence[str]:
+        """Deliver the messages of these letters again; returns the ids that were found."""
+        queue = self._topology.queue(self._subscription)
+        async with hold_messages(self._connection, self._queue) as held:
+            found = self._find(await held.next(), ids)
+            groups = [list(letters.values()) for letters in found]
+            rejected = await move(
+                held,
+                groups,
+                [copy_of(first.header.properties, first.body, "", queue) for first, *_ in groups],
+                self._publisher,
+                self._topology.for_subscription(self._subscription),
+            )
+        if rejected:
+            names = {place: groups[place][0].header.properties.message_id for place in rejected}
+            raise PublishError(
+                {names[place] or "": str(error) for place, error in rejected.items()}
+            )
+        return _found_of(ids, found)
+
+    async def discard(self, ids: Sequence[str]) -> Sequence[str]:
+        """Delete the messages of these letters; returns the ids that were found."""
+        async with hold_messages(self._connection, self._queue) as held:
+            found = self._find(await held.next(), ids)
+            await held.acknowledge(message for letters in found for message in letters.values())
+        return _found_of(ids, found)
+
+    def _read(
+        self, messages: Iterable[DeliveredMessage]
+    ) -> Iterator[tuple[DeadLetter, DeliveredMessage]]:
+        """The letters in these messages of the queue, the oldest first."""
+        ids = UniqueIds()
+        for message in messages:
+            properties = message.header.properties
+            headers = properties.headers or {}
+            letter = letter_of(self._subscription, headers, properties.content_type, message.body)
+            yield replace(letter, id=ids.unique(letter.id)), message
+
+    def _find(
+        self, messages: Iterable[DeliveredMessage], ids: Collection[str]
+    ) -> list[dict[str, DeliveredMessage]]:
+        """For each message that one of these letters is of: all letters of it by id, the oldest
+        first."""
+        by_id: dict[str, DeliveredMessage] = {}
+        marks: list[tuple[str, Mark]] = []
+        for letter, message in self._read(messages):
+            by_id[letter.id] = message
+            marks.append((letter.id, mark_of(letter)))
+        return [
+            {letter_id: by_id[letter_id] for letter_id in group} for group in copies(marks, ids)
+        ]
+
+
+def _found_of(ids: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    """Those of these ids that were found, each once."""
+    known = {letter_id for letters in found for letter_id in letters}
+    return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in known]
+
+
+class UniqueIds:
+    """Makes the ids of letters different, which are read in their order."""
+
+    def __init__(self) -> None:
+        self._seen = Counter[str]()
+
+    def unique(self, letter_id: str) -> str:
+        """This id, with a number if it was seen before."""
+        self._seen[letter_id] += 1
+        number = self._seen[letter_id]
+        return letter_id if number == 1 else f"{letter_id}-{number}"
+
+
+def letter_of(
+    subscription: Subscription, headers: Mapping[str, Any], content_type: str | None, data: bytes
+) -> DeadLetter:
+    """The dead letter in a message."""
+    dead_id = headers.get(DEAD_LETTER_ID)
+    is_ours = isinstance(dead_id, str) and _ID.fullmatch(dead_id) is not None
+    return DeadLetter(
+        id=str(dead_id) if is_ours else _derived_id(headers, content_type, data),
+        subscription=subscription.name,
+        envelope=from_headers(headers, content_type, data),
+        reason=_reason(headers),
+        error=str(headers.get(ERROR, "")),
+        attempts=count_header(headers, ATTEMPTS, 1),
+        died_at=_died_at(headers),
+    )
+
+
+def _derived_id(headers: Mapping[str, Any], content_type: str | None, data: bytes) -> str:
+    """From what does not change when RabbitMQ moves a message."""
+    digest = hashlib.sha256(data)
+    digest.update(
+        repr((content_type, sorted(application_headers(headers).items()))).encode(errors="replace")
+    )
+    return f"derived-{digest.hexdigest()[:32]}"
+
+
+def _reason(headers: Mapping[str, Any]) -> str:
+    """Why it is dead, and what of it was truncated."""
+    if REASON in headers:
+        reason = str(headers[REASON])
+    elif death := _last_death(headers):
+        where = f"{death.get('reason')} in the queue {death.get('queue')}"
+        reason = f"not written by EventMesh: RabbitMQ put it here, {where}"
+    else:
+        reason = "not written by EventMesh: it has no reason"
+    return (
+        f"{reason} (not kept whole; cut: {headers[TRUNCATED]})" if TRUNCATED in headers else reason
+    )
+
+
+def _died_at(headers: Mapping[str, Any]) -> datetime:
+    """When it died, if it says so. Always with a time zone."""
+    try:
+        said: Any = datetime.fromisoformat(str(headers.get(DIED_AT)))
+    except ValueError:
+        said = (_last_death(headers) or {}).get("time")
+    if not isinstance(said, datetime):
+        return _EPOCH
+    return said if said.tzinfo else said.replace(tzinfo=UTC)
+
+
+def _last_death(headers: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What RabbitMQ noted when it last dead-lettered the message by itself."""
+    match headers.get("x-death"):
+        case [dict() as death, *_]:
+            return death
+        case _:
+            return None

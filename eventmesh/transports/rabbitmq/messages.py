@@ -1,0 +1,122 @@
+"""A message that is about to be published to RabbitMQ, and its encoding as AMQP frames.
+
+All headers of a message must fit into one frame, which is 128 KiB unless the operator configured
+another size. A new message that does not fit is rejected, so that its publisher learns of it. A
+message that was delivered cannot be rejected any more: if it could be neither retried nor
+dead-lettered, it would return to the front of its queue for ever. `may_truncate` says how much of
+such a copy may be left out; see `truncation`. This module is pure; it has no connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pamqp.body import ContentBody
+from pamqp.commands import Basic
+from pamqp.frame import marshal
+from pamqp.header import ContentHeader
+
+from eventmesh.transports.rabbitmq.headers import application_headers
+from eventmesh.transports.rabbitmq.truncation import (
+    ENCODING_ERRORS,
+    FRAME_OVERHEAD,
+    fit_properties,
+)
+from eventmesh.wire.cloudevents import to_headers
+from eventmesh.wire.envelope import Envelope
+
+UNLIMITED_FRAME = 2**31 - 1
+"""Stands for RabbitMQ's `frame_max = 0`, no limit. The length in a frame has 32 bits."""
+
+Truncatable = Literal["nothing", "headers", "everything"]
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingMessage:
+    """A message to publish. If it cannot be written or stored whole, it is rejected, or stored
+    without what `may_truncate` names."""
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: Basic.Properties
+    may_truncate: Truncatable = "nothing"
+
+
+def new_message(exchange: str, envelope: Envelope) -> OutgoingMessage:
+    """An envelope that is published for the first time."""
+    properties = Basic.Properties(
+        content_type=envelope.attributes.get("datacontenttype"),
+        headers=dict(to_headers(envelope)),
+        delivery_mode=2,
+        message_id=envelope.id,
+    )
+    return OutgoingMessage(exchange, envelope.name, envelope.data, properties)
+
+
+def copy_of(
+    original: Basic.Properties,
+    body: bytes,
+    exchange: str,
+    routing_key: str,
+    headers: Mapping[str, Any] | None = None,
+    *,
+    may_truncate: Truncatable = "headers",
+) -> OutgoingMessage:
+    """A copy of a delivered message, with these headers or the application's own.
+
+    The expiry is left out, or a dead letter would vanish, and so is the user, which RabbitMQ would
+    compare with ours.
+    """
+    properties = Basic.Properties(
+        content_type=original.content_type,
+        content_encoding=original.content_encoding,
+        headers=application_headers(original.headers) if headers is None else dict(headers),
+        delivery_mode=2,
+        priority=original.priority,
+        correlation_id=original.correlation_id,
+        reply_to=original.reply_to,
+        message_id=original.message_id,
+        timestamp=original.timestamp,
+        message_type=original.message_type,
+        app_id=original.app_id,
+    )
+    return OutgoingMessage(exchange, routing_key, body, properties, may_truncate)
+
+
+def encode(message: OutgoingMessage, channel: int, frame_max: int) -> bytes:
+    """The frames that publish the message on this channel.
+
+    Raises one of ENCODING_ERRORS if AMQP cannot express the message, which does not happen if its
+    headers may be truncated. The message is mandatory: RabbitMQ returns it if no queue takes it.
+    """
+    if len(message.routing_key.encode()) > 255:
+        raise ValueError("its routing key is longer than 255 bytes")
+    body, max_bytes = message.body, (frame_max or UNLIMITED_FRAME) - FRAME_OVERHEAD
+    publish = Basic.Publish(
+        exchange=message.exchange, routing_key=message.routing_key, mandatory=True
+    )
+    try:
+        header = _encode_header(message.properties, len(body), channel, max_bytes)
+    except ENCODING_ERRORS:
+        if message.may_truncate == "nothing":
+            raise
+        fitting = fit_properties(message.properties, max_bytes)
+        header = _encode_header(fitting, len(body), channel, max_bytes)
+    parts = [marshal(publish, channel), header]
+    parts += [
+        marshal(ContentBody(body[start : start + max_bytes]), channel)
+        for start in range(0, len(body), max_bytes)
+    ]
+    return b"".join(parts)
+
+
+def _encode_header(
+    properties: Basic.Properties, body_size: int, channel: int, max_bytes: int
+) -> bytes:
+    header = marshal(ContentHeader(body_size=body_size, properties=properties), channel)
+    if len(header) - FRAME_OVERHEAD > max_bytes:
+        raise ValueError(f"its headers are longer than the {max_bytes} bytes of a frame")
+    return header

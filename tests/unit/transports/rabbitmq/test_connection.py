@@ -1,0 +1,47 @@
+"""A channel that opens while its connection is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+from aiormq import Connection
+
+from eventmesh.errors import Unreachable
+from eventmesh.transports.base import TransportOptions
+from eventmesh.transports.rabbitmq.connection import BrokerConnection
+
+
+class _LosesIt:
+    """A connection that closes while a channel opens, which fails only after that."""
+
+    def __init__(self) -> None:
+        self.closing = asyncio.get_running_loop().create_future()
+
+    async def channel(self, **_: Any) -> None:
+        self.closing.set_result(None)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ConnectionResetError("reset by peer")
+
+
+async def test_opening_a_channel_on_a_lost_connection_raises_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    untold: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: untold.append(context))
+    connection = BrokerConnection("amqp://127.0.0.1:1", "test", TransportOptions())
+
+    async def connected() -> Connection:
+        return cast(Connection, _LosesIt())
+
+    monkeypatch.setattr(connection, "_connected", connected)
+    with pytest.raises(Unreachable, match="the connection was lost"):
+        async with connection.guard():
+            await connection.open_channel()
+    await asyncio.sleep(0)  # the channel's task ends after the call
+    await asyncio.sleep(0)
+
+    assert untold == []

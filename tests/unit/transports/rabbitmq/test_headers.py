@@ -1,0 +1,87 @@
+"""The headers of retries and dead letters, made of headers that anybody may have written."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventmesh.transports.outcome import Dead
+from eventmesh.transports.rabbitmq.headers import (
+    ATTEMPT,
+    MAX_REASON_BYTES,
+    REASON,
+    application_headers,
+    count_header,
+    dead_letter_headers,
+    retry_headers,
+)
+from eventmesh.wire.cloudevents import to_headers
+from eventmesh.wire.envelope import Envelope
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ENVELOPE = Envelope({"id": "1", "type": "payments.paid", "myextension": "Łódź"}, b"{}")
+NOTES = {
+    "x-death": [{"count": 1}],
+    "x-first-death-queue": "q",
+    "x-last-death-reason": "expired",
+    "x-delivery-count": 3,
+    "x-acquired-count": 3,
+    "x-opt-x": 1,
+    "CC": ["other"],
+    "BCC": ["other"],
+    REASON: "old",
+}
+
+
+def test_a_copy_has_the_headers_of_the_application_and_not_those_of_the_broker() -> None:
+    headers = {**to_headers(ENVELOPE), "mine": True, "x-mine": 5}
+    assert application_headers({**headers, **NOTES}) == headers
+    assert application_headers(None) == {}
+
+
+def test_values_that_pamqp_reads_and_cannot_write_are_made_writable() -> None:
+    assert application_headers(
+        {"a": b"\xff", "b": 0.5, "c": 0.1, "d": 1e300, "e": {"f": [b"\xff", 0.1]}}
+    ) == {
+        "a": bytearray(b"\xff"),
+        "b": 0.5,
+        "c": "0.1",
+        "d": "1e+300",
+        "e": {"f": [bytearray(b"\xff"), "0.1"]},
+    }
+
+
+def test_a_retry_carries_the_number_of_its_attempt() -> None:
+    headers = retry_headers({**to_headers(ENVELOPE), ATTEMPT: 2}, 3)
+    assert headers == {**to_headers(ENVELOPE), ATTEMPT: 3}
+
+
+@given(
+    st.builds(
+        lambda character, times, tail: character * times + tail,
+        st.sampled_from("aü日🦀"),
+        st.integers(200, 1100),
+        st.text(max_size=20),
+    )
+)
+def test_a_long_reason_keeps_its_end_and_stays_valid_text(reason: str) -> None:
+    headers = dead_letter_headers(None, Dead(reason), attempts=1, letter_id="l", now=NOW)
+    kept = headers[REASON]
+    assert len(kept.encode()) <= MAX_REASON_BYTES
+    if len(reason.encode()) <= MAX_REASON_BYTES:
+        assert kept == reason
+    else:
+        assert kept.startswith("…")
+        assert reason.endswith(kept[1:])
+        assert len(kept.encode()) > MAX_REASON_BYTES - 4
+
+
+@pytest.mark.parametrize(
+    ("value", "count"), [(3, 3), (0, 0), (-1, 9), (True, 9), ("3", 9), (None, 9), (2.0, 9)]
+)
+def test_a_count_that_is_not_a_count_is_the_default(value: object, count: int) -> None:
+    assert count_header({"n": value}, "n", 9) == count
+    assert count_header({}, "n", 9) == 9
