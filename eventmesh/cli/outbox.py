@@ -244,8 +244,7 @@ def skip(
 
 
 async def _wake_relays(database: Database) -> None:
-    if database.is_postgresql:  # elsewhere relays poll
-        await database.doorbell.tell()
+    await database.notifier.notify()  # without NOTIFY they poll
 
 
 def _confirm(number: int, yes: bool) -> None:

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmesh.persistence.types import database_now
+from eventmesh.persistence.dialects.sql import database_now
 
 ASK_AGAIN_AFTER = 1.0
 """Seconds for which an answer is good enough. A machine that was suspended finds out after that."""

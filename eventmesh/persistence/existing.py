@@ -8,7 +8,8 @@ from pathlib import Path
 
 from eventmesh.errors import Unreachable
 from eventmesh.persistence import migration
-from eventmesh.persistence.database import Database, parse_url
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.database_url import is_file, parse_url
 
 
 @asynccontextmanager
@@ -27,7 +28,7 @@ async def existing(url: str, service: str) -> AsyncIterator[Database]:
 
 def _require_file(url: str, service: str) -> None:
     parsed = parse_url(url, service)
-    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
+    if is_file(parsed) and not Path(parsed.database or "").is_file():
         raise Unreachable(
             f"The database of service {service!r} ({parsed.database}) is not there. A worker of "
             f"the service makes it; or correct EVENTMESH_{service.upper()}_DATABASE_URL."

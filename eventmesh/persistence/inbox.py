@@ -10,16 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import orjson
-from sqlalchemy import Insert, delete, select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from eventmesh.persistence.absent import insert_absent
-from eventmesh.persistence.dialects import postgresql
+from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.tables import inbox
-from eventmesh.persistence.types import database_now
 from eventmesh.wire.envelope import Envelope
 
 
@@ -60,22 +57,13 @@ async def claim(session: AsyncSession, subscription: str, messages: Mapping[str,
     An id that another, uncommitted transaction is entering is waited for.
     """
     # Sorted, so that two workers with the same messages wait for each other instead of deadlocking.
-    ids = sorted(messages)
-    dialect = session.get_bind().dialect.name
-    if dialect == postgresql.NAME:
-        digests = [messages[message_id] for message_id in ids]
-        group = {"subscription": subscription, "message_ids": ids, "digests": digests}
-        fresh = set(await session.scalars(postgresql.ENTER, group))
-    else:
-        rows = [
-            {"subscription": subscription, "message_id": each, "digest": messages[each]}
-            for each in ids
-        ]
-        fresh = set(await session.scalars(_enter(dialect), rows))
+    digests = {message_id: messages[message_id] for message_id in sorted(messages)}
+    dialect = dialect_of(session.get_bind())
+    fresh = set(await session.scalars(*dialect.claim(inbox, subscription, digests)))
     known = {message_id: messages[message_id] for message_id in fresh}
-    if len(fresh) == len(ids):
+    if len(fresh) == len(messages):
         return Claim(fresh, known)
-    return Claim(fresh, known | await _digests(session, subscription, set(ids) - fresh))
+    return Claim(fresh, known | await _digests(session, subscription, set(messages) - fresh))
 
 
 async def unclaim(session: AsyncSession, subscription: str, message_ids: Sequence[str]) -> None:
@@ -97,12 +85,3 @@ async def _digests(
         )
     )
     return dict.fromkeys(message_ids) | dict(rows.all())
-
-
-@cache  # building it takes longer than running it
-def _enter(dialect: str) -> Insert:
-    return (
-        insert_absent(dialect, inbox)
-        .values(received_at=database_now())
-        .returning(inbox.c.message_id)
-    )

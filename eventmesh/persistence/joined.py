@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL
@@ -14,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from eventmesh.errors import Drift, UsageError
-from eventmesh.persistence.database import parse_url, shown
-from eventmesh.persistence.dialects import mariadb
-from eventmesh.persistence.mark import Mark
+from eventmesh.persistence.database_url import parse_url, shown
+from eventmesh.persistence.dialects.base import JoinedProof
+from eventmesh.persistence.dialects.registry import NO_TABLE, dialect_named, dialect_of, sqlstate
 from eventmesh.persistence.outbox import Outgoing
 from eventmesh.persistence.tables import outbox as table
 from eventmesh.persistence.transaction import Sender, Transaction
@@ -43,9 +41,11 @@ def join(session: AnySession, sender: Sender, url: str) -> Transaction:
     joint = joints.get(sender.service)
     if joint is None:
         _refuse_elsewhere(plain, sender.service, url)
-        mark = plain.info.get(_MARK) or plain.info.setdefault(_MARK, Mark(plain))
-        joint = joints[sender.service] = _Joint(plain, sender, mark)
-    joint.mark.want()
+        if _PROOF not in plain.info:
+            dialect = dialect_of(plain.get_bind(clause=table))
+            plain.info[_PROOF] = dialect.watch_joined(plain, table)
+        joint = joints[sender.service] = _Joint(plain, sender, plain.info[_PROOF])
+    joint.proof.want()
     keep = partial(joint.keep, plain, joint.ended)
     return Transaction(cast(AsyncSession, session), sender, keep)
 
@@ -53,8 +53,8 @@ def join(session: AnySession, sender: Sender, url: str) -> Transaction:
 class _Joint:
     """What one session has published for one service, from transaction to transaction."""
 
-    def __init__(self, session: Session, sender: Sender, mark: Mark) -> None:
-        self.mark = mark
+    def __init__(self, session: Session, sender: Sender, proof: JoinedProof) -> None:
+        self.proof = proof
         self.ended = 0
         """How many transactions have."""
         self._sender = sender
@@ -102,13 +102,13 @@ class _Joint:
         try:
             self._pending.store(session, connection, ordered=self._sender.ordered)
         except DBAPIError as error:
-            if not _is_no_table(error):
+            if sqlstate(error) != NO_TABLE or table.name not in str(error.orig):
                 raise
             raise Drift(
                 f"The database of service {service!r} has no EventMesh tables. Run "
                 f"`eventmesh db upgrade {service}`."
             ) from error
-        self.mark.arm()
+        self.proof.arm()
 
     def _after_commit(self, session: Session) -> None:
         pending = self._pending
@@ -134,7 +134,8 @@ class _Joint:
 
 _JOINTS = "eventmesh_joints"
 """Where a session keeps, by service, what has been joined to it."""
-_MARK = "eventmesh_mark"
+_PROOF = "eventmesh_proof"
+"""Where it keeps what proves its transactions, for all services."""
 
 
 def _plain(session: AnySession, service: str) -> Session:
@@ -173,47 +174,14 @@ def _refuse_elsewhere(session: Session, service: str, url: str) -> None:
 @lru_cache(maxsize=64)
 def _differ(ours: URL, theirs: URL) -> bool:
     """Whether these are two databases for sure. One server may have many names."""
-    kind, other = (
-        {"mysql": mariadb.NAME}.get(url.get_backend_name(), url.get_backend_name())
-        for url in (ours, theirs)
-    )
-    if kind != other:
-        return True
-    if kind == mariadb.NAME:  # where names of either case may be the same
-        return bool(theirs.database) and _folded(ours.database) != _folded(theirs.database)
-    if kind != "sqlite":
-        return theirs.database is not None and ours.database != theirs.database
-    if (theirs.database or "").startswith("file:"):
-        return False
-    one, two = ((url.database or ":memory:") for url in (ours, theirs))
-    return Path(one).resolve() != Path(two).resolve()
-
-
-def _folded(name: str | None) -> str:
-    return (name or "").casefold()
+    dialect, other = (dialect_named(url.get_backend_name()) for url in (ours, theirs))
+    return dialect is not other or dialect is None or dialect.differ(ours, theirs)
 
 
 def _refuse_autocommit(connection: Connection, service: str) -> None:
     """UsageError where each statement is a transaction of its own."""
-    if _commits_by_itself(connection):
+    if dialect_of(connection).commits_each_statement(connection):
         raise UsageError(
             f"Service {service!r} cannot publish with a session whose isolation level is "
             f"AUTOCOMMIT: state and messages would not be committed together."
         )
-
-
-def _commits_by_itself(connection: Connection) -> bool:
-    if connection.dialect.name == "sqlite":
-        driver: Any = connection.connection.driver_connection
-        # Its driver says the same where the application begins its transactions itself.
-        return driver.isolation_level is None and not driver.in_transaction
-    raw: Any = connection.connection.dbapi_connection
-    with suppress(NotImplementedError):  # not every driver knows
-        return connection.dialect.detect_autocommit_setting(raw)
-    return False
-
-
-def _is_no_table(error: DBAPIError) -> bool:
-    state = mariadb.sqlstate(error.orig) or getattr(error.orig, "sqlstate", "")
-    said = str(error.orig)
-    return state == "42P01" or (table.name in said and "no such table" in said)

@@ -13,12 +13,12 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, Update, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import Select, Update, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmesh.persistence.absent import insert_absent
+from eventmesh.persistence.dialects.registry import dialect_of
+from eventmesh.persistence.dialects.sql import database_now
 from eventmesh.persistence.tables import BUCKETS, lease, relay
-from eventmesh.persistence.types import database_now
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ async def _locked(connection: AsyncConnection) -> tuple[datetime, list[Lease]]:
     """The time, and all leases, locked: relays take turns."""
     rows = (await connection.execute(_locked_leases())).all()
     if len(rows) < BUCKETS:  # somebody has emptied the tables, as between two tests
-        missing = insert_absent(connection.dialect.name, lease)
+        missing = dialect_of(connection).insert_absent(lease)
         await connection.execute(missing, [{"bucket": bucket} for bucket in range(BUCKETS)])
         rows = (await connection.execute(_locked_leases())).all()
     return rows[0].now, [Lease(row.bucket, row.owner, row.expires_at) for row in rows]
@@ -161,10 +161,5 @@ def _hold() -> Update:
     return (
         update(lease)
         .where(lease.c.bucket.in_(bindparam("buckets", expanding=True)))
-        .values(
-            owner=bindparam("holder"),
-            expires_at=bindparam("until"),
-            # The fencing token counts changes of hands, not renewals.
-            token=lease.c.token + case((lease.c.owner == bindparam("holder"), 0), else_=1),
-        )
+        .values(owner=bindparam("holder"), expires_at=bindparam("until"))
     )

@@ -5,8 +5,6 @@ Alembic does the work, with a version table of its own beside the application's.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, MetaData, inspect, text
@@ -15,14 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.errors import Drift, UsageError
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.dialects import mariadb
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration. A test compares it with `migrations/versions`."""
 
 VERSION_TABLE = "eventmesh_alembic_version"
-
-_LOCK = 0x6576656E746D6573  # any number that nobody else locks: "eventmes" in ASCII
 
 
 async def current_version(database: Database) -> str | None:
@@ -40,7 +35,7 @@ async def upgrade(database: Database, metadata: MetaData | None = None) -> bool:
     """
     async with (
         database.connection(within=None) as connection,  # a table may be large
-        _turn(database, connection),
+        database.dialect.migration_lock(connection),
     ):
         version = await connection.run_sync(_version)
         _refuse_newer(database, version)
@@ -61,33 +56,14 @@ async def _make_own(database: Database, connection: AsyncConnection, metadata: M
         ) from None
 
 
-@asynccontextmanager
-async def _turn(database: Database, connection: AsyncConnection) -> AsyncIterator[None]:
-    if database.is_mariadb:
-        async with mariadb.turn(connection):
-            yield
-        return
-    if not database.is_sqlite:  # where BEGIN IMMEDIATE has locked already
-        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-    yield
-
-
 async def create_database(database: Database) -> None:
     """Make the database on its server, if it is not there; a SQLite file makes itself.
 
     The URL's user needs the right to do so. Unreachable when the server does not answer.
     """
-    if database.is_sqlite:
-        return
-    name = database.url.database or ""
-    async with database.maintenance() as connection:
-        quoted = connection.dialect.identifier_preparer.quote(name)
-        if database.is_mariadb:
-            await connection.exec_driver_sql(f"CREATE DATABASE IF NOT EXISTS {quoted}")
-            return
-        known = text("SELECT 1 FROM pg_database WHERE datname = :name")
-        if await connection.scalar(known, {"name": name}) is None:
-            await connection.execute(text(f"CREATE DATABASE {quoted}"))
+    if not database.dialect.is_file:
+        async with database.maintenance() as connection:
+            await database.dialect.create_database(connection, database.url.database or "")
 
 
 async def require_current(database: Database) -> None:
@@ -117,11 +93,11 @@ def _version(connection: Connection) -> str | None:
     return version
 
 
-def _migrate(connection: Connection) -> None:
+def _migrate(connection: Connection, revision: str = "head") -> None:
     from alembic import command  # a third of a second to import, and seldom needed
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

@@ -15,23 +15,21 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Connection,
-    Executable,
     Integer,
     Select,
     bindparam,
     case,
     delete,
     func,
-    insert,
     inspect,
     select,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmesh.persistence.dialects import mariadb, postgresql
+from eventmesh.persistence.dialects.registry import dialect_of
+from eventmesh.persistence.dialects.sql import UtcDateTime, by_index, database_now, refused_key
 from eventmesh.persistence.tables import BUCKETS, outbox
-from eventmesh.persistence.types import UtcDateTime, database_now, refused_key
 from eventmesh.wire.envelope import Envelope, part_of
 
 
@@ -60,8 +58,6 @@ class Seen:
     seq: int
     due_at: datetime
 
-
-_SOMEBODY = "?"
 
 NOTHING = Seen(0, datetime(1, 1, 1, tzinfo=UTC))
 
@@ -115,19 +111,16 @@ def store(
     locks the keys of its messages until it ends. So their row numbers, by which relays publish,
     have the order of their commits. SQLite has one writer at a time, so there they have it anyway.
     """
-    dialect = connection.dialect.name
-    if ordered and dialect == postgresql.NAME:
+    dialect = dialect_of(connection)
+    if ordered:
         keys = {message.envelope.key for message in messages}
         # Sorted, so that two transactions cannot deadlock. Keys that share a number wait in vain.
         numbers = sorted({part_of(key, "", 2**31) for key in keys if key is not None})
-        connection.execute(postgresql.LOCK_KEYS, {"keys": numbers})
+        dialect.lock_keys(connection, numbers)
     if now is None and any(message.delay for message in messages):
         now = connection.scalar(select(database_now()))
     rows = [_values(message, now) for message in messages]
-    if dialect == postgresql.NAME:
-        connection.execute(postgresql.STORE, postgresql.columns(rows))
-    else:
-        connection.execute(insert(outbox), rows)
+    connection.execute(*dialect.insert_outbox(outbox, rows))
 
 
 async def due(
@@ -168,31 +161,18 @@ async def writers(connection: AsyncConnection) -> list[str]:
     """The transactions that may have put rows into the outbox and go on: numbers below those that
     were seen may become visible with them. None on SQLite, where one transaction writes at a time;
     on MariaDB, which tells nobody, there may always be one."""
-    if connection.dialect.name == mariadb.NAME:
-        return [_SOMEBODY]
-    if connection.dialect.name != postgresql.NAME:
-        return []
-    return list(await connection.scalars(postgresql.WRITERS))
+    return await dialect_of(connection).outbox_writers(connection)
 
 
 async def delete_confirmed(connection: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
     """Forget rows that the broker has confirmed, as they were read."""
+    statement = dialect_of(connection).delete_outbox(outbox)
     for attempts in {row.attempts for row in rows}:
         seqs = [row.seq for row in rows if row.attempts == attempts]
         as_read = {"seqs": seqs, "attempts": attempts}
-        gone = await connection.execute(_forget(connection.dialect.name), as_read)
+        gone = await connection.execute(statement, as_read)
         if gone.rowcount < len(seqs):
             await _delete_refused(connection, seqs)
-
-
-@cache  # building it takes longer than running it
-def _forget(dialect: str) -> Executable:
-    if dialect == postgresql.NAME:
-        return postgresql.FORGET
-    return delete(outbox).where(
-        outbox.c.seq.in_(bindparam("seqs", expanding=True)),
-        outbox.c.attempts == bindparam("attempts"),
-    )
 
 
 async def _delete_refused(connection: AsyncConnection, seqs: Sequence[int]) -> None:
@@ -304,11 +284,11 @@ def _due_statement(behind: bool) -> Select[Any]:
     relayable = (
         outbox.c.bucket.in_(bindparam("buckets", expanding=True)),
         ~outbox.c.parked,
-        ~mariadb.by_index(holds, held, "ix_eventmesh_outbox_refused").exists(),
+        ~by_index(holds, held, "ix_eventmesh_outbox_refused").exists(),
     )
     columns = (outbox.c.seq, outbox.c.headers, outbox.c.data, outbox.c.attempts)
     rows: Select[Any] = select(*columns)
-    rows = mariadb.by_index(rows, outbox, "ix_eventmesh_outbox_due_at")
+    rows = by_index(rows, outbox, "ix_eventmesh_outbox_due_at")
     seq, due_at = bindparam("seq", type_=BigInteger), bindparam("due_at", type_=UtcDateTime)
     # Two halves, so that each is read in the order of an index of its own.
     at_once = rows.where(

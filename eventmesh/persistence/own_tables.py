@@ -11,7 +11,7 @@ the database has beside the models does no harm.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from sqlalchemy import Connection, MetaData, Table, inspect
 from sqlalchemy.engine.reflection import ObjectKind, ObjectScope
@@ -21,7 +21,6 @@ from eventmesh.errors import Drift
 from eventmesh.persistence.database import Database
 
 _MOST_TOLD = 20
-_LONGEST_NAME = 63  # bytes, on PostgreSQL, which cuts longer names
 
 Columns = Mapping[tuple[str | None, str], frozenset[str]]
 """The columns of each table that is there, by the table's schema and name."""
@@ -32,7 +31,7 @@ async def require_own_tables(database: Database, metadata: MetaData) -> None:
     metadata are in the database."""
     async with database.reading() as connection:
         found = await connection.run_sync(_columns, metadata)
-    tables, columns = missing(metadata, found, is_postgresql=database.is_postgresql)
+    tables, columns = missing(metadata, found, database.dialect.stored_name)
     if not (tables or columns):
         return
     lacks = [*(f"table {name}" for name in tables), *(f"column {name}" for name in columns)]
@@ -53,27 +52,21 @@ async def require_own_tables(database: Database, metadata: MetaData) -> None:
 
 
 def missing(
-    metadata: MetaData, found: Columns, *, is_postgresql: bool
+    metadata: MetaData, found: Columns, stored_name: Callable[[str], str]
 ) -> tuple[list[str], list[str]]:
     """The tables, and the columns of other tables, that the metadata has and the database lacks.
-    Names differ by their case on PostgreSQL only."""
-
-    def stored(name: str) -> str:
-        if is_postgresql:
-            return name.encode()[:_LONGEST_NAME].decode(errors="ignore")
-        return name.casefold()
-
+    `stored_name` is how the database compares a column's name."""
     tables, columns = [], []
     for table in _checked(metadata):
         there = found.get((table.schema, table.name))
         if there is None:
             tables.append(str(table))
             continue
-        known = {stored(name) for name in there}
+        known = {stored_name(name) for name in there}
         columns += [
             f"{table}.{column.name}"
             for column in table.columns
-            if not column.system and stored(column.name) not in known
+            if not column.system and stored_name(column.name) not in known
         ]
     return tables, columns
 

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, case, delete, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from eventmesh.persistence.dialects.sql import refused_key
 from eventmesh.persistence.outbox import hold_next
 from eventmesh.persistence.tables import outbox
-from eventmesh.persistence.types import refused_key
 from eventmesh.wire.envelope import Envelope
 
 STATES = ("ready", "delayed", "refused", "held", "parked")

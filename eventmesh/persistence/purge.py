@@ -9,8 +9,8 @@ from functools import cache
 from sqlalchemy import Column, Delete, Select, bindparam, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from eventmesh.persistence.dialects.sql import UtcDateTime
 from eventmesh.persistence.tables import inbox, saga, start
-from eventmesh.persistence.types import UtcDateTime
 
 RECEIVED, BEGUN, ENDED = inbox.c.received_at, start.c.begun_at, saga.c.ended_at
 """Ages: of entries in the inbox, of starts of suspects, of sagas that have ended."""

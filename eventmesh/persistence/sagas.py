@@ -20,8 +20,8 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from eventmesh.errors import Conflict
+from eventmesh.persistence.dialects.sql import database_now
 from eventmesh.persistence.tables import saga
-from eventmesh.persistence.types import database_now
 
 
 @dataclass(frozen=True, slots=True)

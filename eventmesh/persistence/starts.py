@@ -3,13 +3,12 @@ may be killing its workers. Brokers count what they hand out, also what no handl
 
 from __future__ import annotations
 
-from sqlalchemy import Insert, delete
-from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from eventmesh.persistence.dialects import mariadb
+from eventmesh.persistence.dialects.registry import dialect_of
+from eventmesh.persistence.dialects.sql import database_now
 from eventmesh.persistence.tables import start
-from eventmesh.persistence.types import database_now
 
 
 async def note(connection: AsyncConnection, subscription: str, message_id: str) -> int:
@@ -17,16 +16,8 @@ async def note(connection: AsyncConnection, subscription: str, message_id: str) 
     now = database_now()
     first = {"subscription": subscription, "message_id": message_id, "starts": 1, "begun_at": now}
     again = {"starts": start.c.starts + 1, "begun_at": now}
-    dialect = connection.dialect.name
-    statement: Insert
-    if dialect == mariadb.NAME:
-        statement = mysql.insert(start).values(first).on_duplicate_key_update(again)
-    else:
-        insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
-        keys = [start.c.subscription, start.c.message_id]
-        statement = (
-            insert(start).values(first).on_conflict_do_update(index_elements=keys, set_=again)
-        )
+    keys = ["subscription", "message_id"]
+    statement = dialect_of(connection).upsert(start, keys, first, again)
     return await connection.scalar(statement.returning(start.c.starts)) or 0
 
 

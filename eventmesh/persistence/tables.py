@@ -19,8 +19,14 @@ from sqlalchemy import (
     false,
 )
 
-from eventmesh.persistence.dialects.mariadb import TABLE
-from eventmesh.persistence.types import Bytes, Json, LongText, Sequence, UtcDateTime
+from eventmesh.persistence.dialects.sql import (
+    TABLE_OPTIONS,
+    Bytes,
+    Json,
+    LongText,
+    Sequence,
+    UtcDateTime,
+)
 
 BUCKETS = 16
 """Into how many parts the outbox is divided by key; as many relays can share its work."""
@@ -51,7 +57,7 @@ outbox = Table(
     CheckConstraint("attempts >= 0", name="attempts"),
     CheckConstraint("NOT parked OR last_error IS NOT NULL", name="parked"),
     sqlite_autoincrement=True,
-    **TABLE,
+    **TABLE_OPTIONS,
 )
 Index(
     "ix_eventmesh_outbox_due_at",
@@ -75,7 +81,7 @@ inbox = Table(
     Column("received_at", UtcDateTime, nullable=False),
     # Of name and data; NULL where the row is older than this column.
     Column("digest", BigInteger),
-    **TABLE,
+    **TABLE_OPTIONS,
 )
 Index("ix_eventmesh_inbox_received_at", inbox.c.received_at)
 
@@ -87,7 +93,7 @@ start = Table(
     Column("starts", Integer, nullable=False),
     Column("begun_at", UtcDateTime, nullable=False),
     CheckConstraint("starts >= 1", name="starts"),
-    **TABLE,
+    **TABLE_OPTIONS,
 )
 Index("ix_eventmesh_start_begun_at", start.c.begun_at)
 
@@ -96,7 +102,7 @@ relay = Table(
     metadata,
     Column("owner", String(255), primary_key=True),
     Column("expires_at", UtcDateTime, nullable=False),
-    **TABLE,
+    **TABLE_OPTIONS,
 )
 
 lease = Table(
@@ -104,11 +110,10 @@ lease = Table(
     metadata,
     Column("bucket", SmallInteger, primary_key=True, autoincrement=False),
     Column("owner", String(255)),
-    Column("token", Sequence, nullable=False, server_default="0"),
     Column("expires_at", UtcDateTime),
     CheckConstraint(f"bucket >= 0 AND bucket < {BUCKETS}", name="bucket"),
     CheckConstraint("(owner IS NULL) = (expires_at IS NULL)", name="held"),
-    **TABLE,
+    **TABLE_OPTIONS,
 )
 
 saga = Table(
@@ -128,7 +133,7 @@ saga = Table(
     CheckConstraint("status IN ('running', 'undoing', 'completed', 'undone')", name="status"),
     CheckConstraint("(ended_at IS NULL) = (status IN ('running', 'undoing'))", name="ended"),
     CheckConstraint("row_version >= 1", name="row_version"),
-    **TABLE,
+    **TABLE_OPTIONS,
 )
 Index(
     "ix_eventmesh_saga_running",

@@ -25,32 +25,24 @@ A session that belongs to an application has its transaction ended by the applic
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 
 from eventmesh.contracts.message import Message
-from eventmesh.errors import Conflict, UsageError
+from eventmesh.errors import UsageError
 from eventmesh.persistence import outbox
-from eventmesh.persistence.dialects import mariadb
+from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.outbox import Outgoing
 from eventmesh.persistence.transaction import Sender, Transaction
 from eventmesh.wire.envelope import Envelope
 
-_STILL_GOOD = text("SELECT 1")
-_ENDS = re.compile(
-    r"(?:\s|/\*.*?\*/|--[^\n]*\n)*"
-    r"(?:COMMIT|END|ABORT|BEGIN|START|ROLLBACK(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO)"
-    r"|PREPARE\s+TRANSACTION)\b",
-    re.IGNORECASE | re.DOTALL,
-)
 _GUARD = "eventmesh_guard"
 """Where a session and a connection keep the guard of their current transaction."""
 
@@ -131,10 +123,7 @@ class UnitOfWork:
             self._is_proved = True
         # After an error that a handler has swallowed, PostgreSQL answers COMMIT with a silent
         # rollback, and MariaDB, which may have begun another transaction by itself, commits half.
-        if connection.dialect.name == mariadb.NAME:
-            mariadb.prove(connection)
-        elif not self._is_proved:
-            connection.execute(_STILL_GOOD)
+        dialect_of(connection).prove(connection, is_proved=self._is_proved)
         session.info[_GUARD].is_committing = True
         session.commit()
         del session.info[_GUARD]  # the session may still be read from
@@ -254,8 +243,7 @@ def _begin(session: Session, transaction: SessionTransaction, connection: Connec
         raise _misuse("ended the transaction and went on")
     session.info[_GUARD] = _Guard()
     connection.execution_options(**{_GUARD: session.info[_GUARD]})
-    if connection.dialect.name == mariadb.NAME:
-        mariadb.begin(connection)
+    dialect_of(connection).after_begin(connection)
 
 
 @event.listens_for(TransactionSession.sync_session_class, "do_orm_execute")
@@ -297,22 +285,20 @@ def _refuse_another(connection: Connection) -> None:
 def _refuse_statement(
     connection: Connection, _cursor: object, statement: str, *_rest: object
 ) -> None:
-    if _guard_of(connection) is None or connection.dialect.name == mariadb.NAME:
-        return  # MariaDB has more such statements, and looks for them itself
-    if _ENDS.match(statement):
-        raise _misuse(f"executed {' '.join(statement.split()[:2])!r}")
-    if connection.dialect.name == "sqlite":
-        raw: Any = connection.connection.driver_connection
-        if not raw.in_transaction:
-            raise Conflict(
-                "SQLite rolled back the whole transaction, at an error that the handler caught: by "
-                "a constraint that says ON CONFLICT ROLLBACK, or a trigger"
-            )
+    if _guard_of(connection) is None:
+        return
+    dialect = dialect_of(connection)
+    if dialect.ends_transaction.match(statement):
+        raise _misuse(
+            f"executed {' '.join(statement.split()[:3])!r}, which ends the transaction. Do that "
+            f"outside handlers"
+        )
+    dialect.require_open(connection)
 
 
 def _misuse(what: str) -> UsageError:
     return UsageError(
-        f"a handler {what}, which it must not do: EventMesh ends the transaction when the handler "
-        f"returns, as other messages may share it. Raise an error to undo it, or use `async with "
+        f"a handler {what}: EventMesh ends the transaction when the handler returns, as other "
+        f"messages may share it. Raise an error to undo it, or use `async with "
         f"tx.session.begin_nested():` for a part that may fail."
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from eventmesh.contracts.fleet import DatabaseUse, Facts, Frozen, Publication, Reading
 from eventmesh.contracts.message import Message
-from eventmesh.persistence.database import parse_url
+from eventmesh.persistence.database_url import is_file, parse_url
 from eventmesh.redact import redact_error
 from eventmesh.review.foreign_imports import Home, place_of_service
 from eventmesh.review.python_sources import Sources
@@ -82,7 +82,7 @@ def database_name(url: str, service: str, folder: Path) -> str:
     """
     parsed = parse_url(url, service)
     backend, database = parsed.get_backend_name(), parsed.database or ""
-    if backend == "sqlite":
+    if is_file(parsed):
         path = database.removeprefix("file:")
         if path in ("", ":memory:") or _option(parsed.query, "mode") == "memory":
             return ""

@@ -18,7 +18,8 @@ from pathlib import Path
 from eventmesh.clock import Clock
 from eventmesh.errors import UsageError
 from eventmesh.persistence import outbox
-from eventmesh.persistence.database import Database, parse_url
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.database_url import is_file, parse_url
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.transports.census import Census, Hidden
@@ -199,4 +200,4 @@ async def _count_outbox(url: str, service: str) -> list[outbox.OutboxLot]:
 def _database_exists(url: str, service: str) -> bool:
     """False for a SQLite file that does not exist, which opening would create."""
     parsed = parse_url(url, service)
-    return parsed.get_backend_name() != "sqlite" or Path(parsed.database or "").is_file()
+    return not is_file(parsed) or Path(parsed.database or "").is_file()

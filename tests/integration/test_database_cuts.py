@@ -21,7 +21,7 @@ from sqlalchemy.util import await_only
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
 from eventmesh.errors import Unreachable
-from eventmesh.persistence import inbox, migration, notify, tables
+from eventmesh.persistence import inbox, migration, notifications, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.retry import Retry
@@ -99,7 +99,7 @@ async def listen(url: str, name: str) -> None:
     del name
     database = Database(url, service="shop")
     heard = asyncio.Event()
-    listening = asyncio.ensure_future(notify.listen(database, heard.set))
+    listening = asyncio.ensure_future(notifications.listen(database, heard.set))
     hearing = asyncio.ensure_future(heard.wait())
     try:
         await asyncio.wait([listening, hearing], return_when=asyncio.FIRST_COMPLETED)

@@ -11,7 +11,7 @@ from sqlalchemy import select, text
 from eventmesh.clock import SystemClock
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.dialects.silence import SILENCE
+from eventmesh.persistence.dialects.tcp import SILENCE
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.retry import Retry, constant
 from eventmesh.runtime.declaring.service import Service

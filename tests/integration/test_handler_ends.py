@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from eventmesh.errors import UsageError
 from eventmesh.persistence.database import Database
+from eventmesh.persistence.dialects.registry import SQLITE
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
@@ -36,7 +37,7 @@ async def migrated(url: str) -> None:
     await one_handler.migrated(url)
     database = Database(url, service="shop")
     async with database.connection() as connection:
-        conflict = "ON CONFLICT ROLLBACK" if database.is_sqlite else ""
+        conflict = "ON CONFLICT ROLLBACK" if database.dialect is SQLITE else ""
         await connection.execute(text(f"CREATE TABLE rare (n INTEGER UNIQUE {conflict})"))
         await connection.execute(text("INSERT INTO rare VALUES (1)"))
     await database.close()

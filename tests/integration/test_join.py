@@ -27,7 +27,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from eventmesh import Event, Service, Settings
 from eventmesh.errors import Drift, MessageTooLarge, UndeclaredMessage, UsageError
-from eventmesh.persistence import migration, notify
+from eventmesh.persistence import migration, notifications
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.tables import outbox
 
@@ -542,7 +542,7 @@ async def test_relays_of_other_processes_are_told_of_a_commit(postgres_url: str)
     await prepare(postgres_url)
     heard = asyncio.Queue[None]()
     other = Database(postgres_url, service="orders")
-    listening = asyncio.ensure_future(notify.listen(other, lambda: heard.put_nowait(None)))
+    listening = asyncio.ensure_future(notifications.listen(other, lambda: heard.put_nowait(None)))
     await asyncio.wait_for(heard.get(), 60)  # it listens
     engine = create_async_engine(postgres_url)
     async with make_service(postgres_url) as service:

@@ -27,7 +27,7 @@ from eventmesh import Event, Service, Settings, Transaction
 from eventmesh.errors import Conflict, Unreachable, UsageError
 from eventmesh.persistence import inbox, migration, outbox, sagas, tables
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.dialects.silence import SILENCE
+from eventmesh.persistence.dialects.tcp import SILENCE
 from eventmesh.persistence.outbox import Outgoing, Refusal
 from eventmesh.persistence.sagas import SagaRow
 from eventmesh.runtime.relaying.relay import Relay

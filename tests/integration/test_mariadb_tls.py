@@ -151,7 +151,7 @@ async def test_a_connection_to_another_machine_that_is_not_verified_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("eventmesh.persistence.dialects.silence.is_local", lambda _: False)
+    monkeypatch.setattr("eventmesh.persistence.dialects.tcp.is_local", lambda _: False)
     await cipher(server_url, parameters.format(ca=certificates / "ca.pem"))
     told = [each.getMessage() for each in caplog.records if each.name == "eventmesh.database"]
     assert len(told) == (said is not None)

@@ -14,7 +14,7 @@ from sqlalchemy import delete, func, select, text, update
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
 from eventmesh.errors import Unreachable
-from eventmesh.persistence import migration, notify, outbox, parked, tables
+from eventmesh.persistence import migration, notifications, outbox, parked, tables
 from eventmesh.persistence.database import Database
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
@@ -386,7 +386,7 @@ async def listen(database: Database) -> None:
     async def try_again() -> None:
         while True:
             with suppress(Unreachable):
-                await notify.listen(database, heard.set)
+                await notifications.listen(database, heard.set)
 
     listening = asyncio.ensure_future(try_again())
     try:

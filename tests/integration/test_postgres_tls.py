@@ -170,7 +170,7 @@ async def test_a_file_that_cannot_be_used_is_told(url: Url, certificates: Path) 
 async def test_a_connection_to_another_machine_that_is_not_verified_is_told_once(
     url: Url, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("eventmesh.persistence.dialects.silence.is_local", lambda _: False)
+    monkeypatch.setattr("eventmesh.persistence.dialects.tcp.is_local", lambda _: False)
     database = Database(url("sslmode=require"), service="bank")
     try:
         async with database.connection(), database.connection():

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
 from eventmesh.errors import UsageError
-from eventmesh.persistence import inbox, migration, notify, outbox, purge, starts, tables
+from eventmesh.persistence import inbox, migration, notifications, outbox, purge, starts, tables
 from eventmesh.persistence.database import Database
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.retry import Retry, constant
@@ -187,13 +187,15 @@ class TestBeingTold:
         told = []
         broker = Broker()
         async with relaying(migrated, broker) as database, shop(migrated) as other:
-            bell = (await other.database()).doorbell
-            listening = asyncio.ensure_future(notify.listen(database, lambda: told.append(1)))
+            notifier = (await other.database()).notifier
+            listening = asyncio.ensure_future(
+                notifications.listen(database, lambda: told.append(1))
+            )
             await publish(other, "first")
             await broker.until("first")
             told.clear()
             for _ in range(1000):
-                bell.ring()
+                notifier.notify_soon()
             await publish(other, "last")
             await broker.until("last")
             listening.cancel()
@@ -203,7 +205,7 @@ class TestBeingTold:
     async def test_a_relay_that_has_everything_tells_nobody_else(self, migrated: str) -> None:
         async with relaying(migrated, Broker()) as database:
             async with asyncio.timeout(PATIENCE):
-                while not database.doorbell.quiet:  # noqa: ASYNC110  # it is no event
+                while not database.notifier.is_muted:  # noqa: ASYNC110  # it is no event
                     await asyncio.sleep(0.01)
 
 

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eventmesh.errors import UsageError
-from eventmesh.persistence.database import Database, parse_url
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.database_url import parse_url
 from eventmesh.redact import redact, redact_error, redact_text
 from eventmesh.review.fleet_facts import database_name
 from eventmesh.runtime.declaring.settings import Settings

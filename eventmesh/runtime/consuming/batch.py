@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from eventmesh.contracts.message import Message
 from eventmesh.errors import EventMeshError, Reject, Unreachable, UsageError
 from eventmesh.persistence import inbox
-from eventmesh.persistence.database import (
+from eventmesh.persistence.database_errors import (
     comes_from_database,
     connection_cut,
     connection_lost,

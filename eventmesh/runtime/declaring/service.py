@@ -289,18 +289,18 @@ class Service:
         database = self._database
         if not self._database_ready:  # callers at the same time may each see to it: it does no harm
             await database.connect(largest=self.settings.max_message_bytes)
-            if database.is_sqlite:
+            if database.dialect.is_file:
                 await migration.upgrade(database, self.metadata)
             else:
                 await migration.require_current(database)
             if self.metadata is not None:
                 await require_own_tables(database, self.metadata)
-            if self.ordered_outbox and database.is_mariadb:
+            if self.ordered_outbox and not database.dialect.can_order_keys:
                 raise UsageError(
                     f"Service {self.name!r} has ordered_outbox=True, for which MariaDB has no lock "
                     f"that ends with a transaction. Use PostgreSQL, or lock a row by the key."
                 )
-            self.on_commit(database.doorbell.ring)
+            self.on_commit(database.notifier.notify_soon)
             self._database_ready = True
         return database
 

@@ -17,8 +17,9 @@ import structlog
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
-from eventmesh.persistence import notify, outbox
+from eventmesh.persistence import outbox
 from eventmesh.persistence.database import Database
+from eventmesh.persistence.notifications import listen
 from eventmesh.persistence.outbox import NOTHING, OutboxRow, Refusal
 from eventmesh.persistence.tables import BUCKETS
 from eventmesh.runtime.backoff import Reconnect
@@ -149,10 +150,10 @@ class Relay:
     async def _listen(self) -> None:
         """Be woken by other processes, where the database can pass that on."""
         reconnect = Reconnect(self._clock)
-        while self._database.is_postgresql:
+        while self._database.dialect.can_notify:
             try:
                 with leaked_cancellations_raised():
-                    await notify.listen(self._database, self._hear)
+                    await listen(self._database, self._hear)
             except (Unreachable, LeakedCancellation):  # which the relay itself tells of, too
                 self._told = False
                 await reconnect.wait()
@@ -199,7 +200,7 @@ class Relay:
 
     async def _renew(self) -> None:
         if await self.tenure.renew():
-            self._database.doorbell.quiet = len(self.tenure.buckets) == BUCKETS
+            self._database.notifier.is_muted = len(self.tenure.buckets) == BUCKETS
             self._horizon.forget()
 
     async def _look(self) -> _Look:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from sqlalchemy import Column, Integer, MetaData, Table
 
+from eventmesh.persistence.dialects.registry import MARIADB, POSTGRESQL
 from eventmesh.persistence.own_tables import missing
 
 LONG = "c" * 70
@@ -17,7 +18,7 @@ def metadata() -> MetaData:
 
 def test_tables_and_columns_that_are_not_found_are_missing() -> None:
     found = {(None, "Accounts"): frozenset({"Owner"})}
-    assert missing(metadata(), found, is_postgresql=True) == (
+    assert missing(metadata(), found, POSTGRESQL.stored_name) == (
         ["other.accounts"],
         [f"Accounts.{LONG}"],
     )
@@ -26,7 +27,7 @@ def test_tables_and_columns_that_are_not_found_are_missing() -> None:
 def test_names_are_compared_as_the_database_keeps_them() -> None:
     other = {("other", "accounts"): frozenset({"id"})}
     cut = other | {(None, "Accounts"): frozenset({"Owner", LONG[:63]})}
-    assert missing(metadata(), cut, is_postgresql=True) == ([], [])
+    assert missing(metadata(), cut, POSTGRESQL.stored_name) == ([], [])
     lower = other | {(None, "Accounts"): frozenset({"owner", LONG})}
-    assert missing(metadata(), lower, is_postgresql=False) == ([], [])
-    assert missing(metadata(), lower, is_postgresql=True) == ([], ["Accounts.Owner"])
+    assert missing(metadata(), lower, MARIADB.stored_name) == ([], [])
+    assert missing(metadata(), lower, POSTGRESQL.stored_name) == ([], ["Accounts.Owner"])

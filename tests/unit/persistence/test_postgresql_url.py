@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from eventmesh.errors import UsageError
-from eventmesh.persistence.database import parse_url, shown
-from eventmesh.persistence.dialects import postgresql_url
+from eventmesh.persistence.database_url import parse_url, shown
 from eventmesh.persistence.dialects.exposure import exposure
+from eventmesh.persistence.dialects.postgresql import url as postgresql_url
 
 VARIABLE = "EVENTMESH_BANK_DATABASE_URL"
 

@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote, urlencode
 from sqlalchemy.engine import URL
 
 from eventmesh.errors import UsageError
-from eventmesh.persistence.dialects.pooling import PoolMode
+from eventmesh.persistence.dialects.postgresql.pooling import PoolMode
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 

@@ -12,21 +12,22 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from eventmesh.persistence.dialects import postgresql_url, silence
 from eventmesh.persistence.dialects.exposure import ExposureWarning
-from eventmesh.persistence.dialects.pooling import UNNAMED
+from eventmesh.persistence.dialects.postgresql import connections
+from eventmesh.persistence.dialects.postgresql import url as urls
+from eventmesh.persistence.dialects.postgresql.pooling import UNNAMED
 
 
 def make_engine(
     url: URL, variable: str, connect_timeout: float, options: Mapping[str, Any]
 ) -> AsyncEngine:
     """An engine whose connections are watched, and that works behind a pooler. UsageError for
-    parameters of the URL, which is in `variable`, that cannot be used."""
-    said = postgresql_url.parameters(url, variable)
-    context = postgresql_url.check_files(url, variable)
+    parameters of the URL that cannot be used; it is in the environment variable `variable`."""
+    said = urls.parameters(url, variable)
+    context = urls.check_files(url, variable)
     arguments = {
         "timeout": connect_timeout,
-        "async_creator_fn": silence.connect,
+        "async_creator_fn": connections.connect,
         "pool_mode": said.pool_mode,
         **said.arguments,
         **({} if context is None else {"ssl": context}),
@@ -47,8 +48,8 @@ class _Connecting:
     def __init__(self, warning: ExposureWarning) -> None:
         self._warning = warning
         self._unnamed = False
-        """Whether a connection was to a pooler that keeps no statements. The next ones, too, then
-        are opened accordingly at once; to another server that would only be slower."""
+        """Whether a connection was to a pooler that keeps no prepared statements. From then on all
+        are opened for such a pooler at once; with any other server that would only be slower."""
 
     def connect(
         self,
@@ -57,12 +58,12 @@ class _Connecting:
         _arguments: object,
         options: Mapping[str, Any],
     ) -> DBAPIConnection:
-        """What SQLAlchemy calls for each of them."""
+        """Called by SQLAlchemy for each of them."""
         if not self._unnamed:
             connection = dialect.connect(**options)
             raw: Any = connection.driver_connection
             self._warning.look_at(raw.tls, is_local=raw.is_local)
-            if raw.lent.keeps_statements:
+            if raw.pooling.keeps_statements:
                 return connection
             connection.close()  # before any statement is prepared by its name
             self._unnamed = True

@@ -1,0 +1,203 @@
+"""What differs between PostgreSQL, MariaDB and SQLite, as one interface.
+
+The rest of EventMesh asks a dialect what it can do, or lets it do it, and never compares its name:
+`dialect_of(connection).insert_absent(table)`. What is written here is what SQLite does, or all of
+them; the others override what is different there.
+"""
+
+# ruff: noqa: B027  # most dialects have nothing to do where others have
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import cache
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    Connection,
+    Delete,
+    Executable,
+    FromClause,
+    Insert,
+    Table,
+    bindparam,
+    delete,
+    insert,
+    text,
+)
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.orm import Session
+
+from eventmesh.persistence.dialects.sql import database_now
+
+Parameters = dict[str, Any] | list[dict[str, Any]]
+
+_STILL_GOOD = text("SELECT 1")
+
+
+class Dialect(ABC):
+    """One kind of database. There is one object of each, without state."""
+
+    name: ClassVar[str]
+    """SQLAlchemy's name for it."""
+    driver: ClassVar[str]
+    """The scheme of a URL, with the driver that EventMesh uses."""
+    is_file = False
+    """Whether a database is a file, which EventMesh makes and migrates by itself."""
+    can_notify = False
+    """Whether processes can wake each other through the database."""
+    can_order_keys = True
+    """Whether row numbers of a key can be made to follow the order of commits."""
+    maintenance_database: ClassVar[str] = ""
+    """What to connect to on a server before the service's own database is there."""
+    queue_settings: ClassVar[Executable | None] = None
+    """Executed first in a transaction that reads or deletes the rows of a work queue."""
+    ends_transaction: ClassVar[re.Pattern[str]] = re.compile(
+        r"(?:\s|/\*.*?\*/|--[^\n]*\n)*"
+        r"(?:COMMIT|END|ABORT|BEGIN|START|ROLLBACK(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO)"
+        r"|PREPARE\s+TRANSACTION)\b",
+        re.IGNORECASE | re.DOTALL,
+    )
+    """Matches a statement that ends the transaction it is executed in."""
+
+    # URLs and errors
+
+    def normal_url(self, url: URL, variable: str) -> URL:
+        """The URL with its parts where SQLAlchemy expects them; UsageError, which names the
+        `variable` that it is in, for parameters that are not understood."""
+        return url
+
+    @abstractmethod
+    def differ(self, ours: URL, theirs: URL) -> bool:
+        """Whether these are surely two databases. One server may have many names."""
+
+    def stored_name(self, name: str) -> str:
+        """A table's or column's name as the database compares it."""
+        return name.casefold()
+
+    @abstractmethod
+    def sqlstate(self, error: BaseException | None) -> str:
+        """PostgreSQL's SQLSTATE for what this driver's error says; empty where it is not known."""
+
+    # Engines and connections
+
+    @abstractmethod
+    def make_engine(
+        self, url: URL, variable: str, connect_timeout: float, options: Mapping[str, Any]
+    ) -> AsyncEngine:
+        """An engine with SQLAlchemy's `options`; UsageError for a URL that cannot be used."""
+
+    async def check_server(self, connection: AsyncConnection, largest: int) -> None:
+        """UsageError for a server on which EventMesh cannot keep its promises, or that does not
+        accept messages of `largest` bytes."""
+
+    async def for_reading(self, connection: AsyncConnection) -> AsyncConnection:
+        """The connection, such that single reads take no lock that a writer has to wait for."""
+        return await connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    def commits_each_statement(self, connection: Connection) -> bool:
+        """Whether an application's connection has each statement in a transaction of its own."""
+        with suppress(NotImplementedError):  # not every driver knows
+            raw: Any = connection.connection.dbapi_connection
+            return connection.dialect.detect_autocommit_setting(raw)
+        return False
+
+    # Transactions
+
+    def after_begin(self, connection: Connection) -> None:
+        """The transaction of a unit of work has begun."""
+
+    def require_open(self, connection: Connection) -> None:
+        """Conflict where the database has ended the transaction by itself."""
+
+    def prove(self, connection: Connection, *, is_proved: bool) -> None:
+        """Raise unless what a unit of work did is still there to be committed. `is_proved`: a
+        statement has succeeded after all that handlers did."""
+        if not is_proved:
+            connection.execute(_STILL_GOOD)
+
+    def watch_joined(self, session: Session, clause: FromClause) -> JoinedProof:
+        """What proves the transactions of an application's session, `clause` being of the database
+        that matters."""
+        return JoinedProof()
+
+    # Migration
+
+    @asynccontextmanager
+    async def migration_lock(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        """Have one process at a time in the block, for each database."""
+        yield
+
+    async def create_database(self, connection: AsyncConnection, name: str) -> None:
+        """Make a database, if it is not there, on the server of this `maintenance` connection."""
+
+    # Statements
+
+    @abstractmethod
+    def insert_absent(self, table: Table) -> Insert:
+        """Insert the rows that are not there; what it returns is of these only. An uncommitted row
+        of another transaction is waited for."""
+
+    @abstractmethod
+    def upsert(
+        self, table: Table, keys: Sequence[str], first: Mapping[str, Any], again: Mapping[str, Any]
+    ) -> Insert:
+        """Insert a row with the values `first`, or update that with the same keys by `again`."""
+
+    def claim(
+        self, inbox: Table, subscription: str, digests: Mapping[str, int]
+    ) -> tuple[Executable, Parameters]:
+        """Enter messages, digests by ids, into the inbox in this order; returns ids of those that
+        were not there."""
+        rows = [
+            {"subscription": subscription, "message_id": message_id, "digest": digest}
+            for message_id, digest in digests.items()
+        ]
+        return _claim(self, inbox), rows
+
+    def insert_outbox(
+        self, outbox: Table, rows: list[dict[str, Any]]
+    ) -> tuple[Executable, Parameters]:
+        """Insert rows into the outbox, numbered in this order."""
+        return insert(outbox), rows
+
+    def lock_keys(self, connection: Connection, numbers: Sequence[int]) -> None:
+        """Lock these keys of the outbox, by numbers, until the transaction ends; where there are
+        several writers."""
+
+    def delete_outbox(self, outbox: Table) -> Executable:
+        """Delete rows of these `seqs` which have had so many `attempts`."""
+        return _delete_outbox(outbox)
+
+    async def outbox_writers(self, connection: AsyncConnection) -> list[str]:
+        """Names of the open transactions which may have put rows into the outbox."""
+        return []
+
+
+class JoinedProof:
+    """Proves that an application's transaction is still the one in which it published. Where the
+    database never exchanges a transaction for another one, there is nothing to do."""
+
+    def want(self) -> None:
+        """Watch the transaction that the session is in, or begins next."""
+
+    def arm(self) -> None:
+        """Let its commit be refused with Conflict unless it is still the same."""
+
+
+@cache  # building a statement takes longer than running it
+def _claim(dialect: Dialect, inbox: Table) -> Insert:
+    entered = dialect.insert_absent(inbox).values(received_at=database_now())
+    return entered.returning(inbox.c.message_id)
+
+
+@cache
+def _delete_outbox(outbox: Table) -> Delete:
+    return delete(outbox).where(
+        outbox.c.seq.in_(bindparam("seqs", expanding=True)),
+        outbox.c.attempts == bindparam("attempts"),
+    )

@@ -1,0 +1,1 @@
+"""MariaDB: its URLs, engine and statements."""

@@ -1,0 +1,1 @@
+"""PostgreSQL: its URLs, engine, connections, poolers and statements."""

@@ -1,0 +1,180 @@
+"""PostgreSQL. Where a statement works on a whole group of messages, it takes rows as arrays, so
+that one text, prepared once for a connection, serves every size of a group."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from pydantic_core import to_json
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    DateTime,
+    Executable,
+    Insert,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    String,
+    Table,
+    bindparam,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.types import TypeEngine
+
+from eventmesh.persistence.dialects.base import Dialect, Parameters
+from eventmesh.persistence.dialects.postgresql import url as urls
+
+_LONGEST_NAME = 63  # bytes; longer names are cut
+_MIGRATION_LOCK = 0x6576656E746D6573  # any number that nobody else locks: "eventmes" in ASCII
+_KEY_LOCKS = 0x6F726472  # any space of numbers that nobody else locks: "ordr" in ASCII
+
+_CLAIM = text(
+    """
+    INSERT INTO eventmesh_inbox (subscription, message_id, received_at, digest)
+    SELECT :subscription, message_id, statement_timestamp(), digest
+    FROM unnest(:message_ids, :digests) AS message (message_id, digest)
+    ON CONFLICT DO NOTHING RETURNING message_id
+    """
+).bindparams(
+    bindparam("subscription", type_=String()),
+    bindparam("message_ids", type_=ARRAY(String())),
+    bindparam("digests", type_=ARRAY(BigInteger())),
+)
+
+_OUTBOX_TYPES: Mapping[str, TypeEngine[Any]] = {
+    "id": String(),
+    "name": String(),
+    "key": String(),
+    "bucket": SmallInteger(),
+    "headers": String(),
+    "data": LargeBinary(),
+    "due_at": DateTime(timezone=True),
+}
+_NAMES = ", ".join(_OUTBOX_TYPES)
+
+_INSERT_OUTBOX = text(
+    # Sorted, because only then do sequence numbers surely follow the order of the arrays.
+    f"""
+    INSERT INTO eventmesh_outbox ({_NAMES})
+    SELECT {_NAMES.replace("headers", "headers::json")}
+    FROM unnest({", ".join(f":{name}" for name in _OUTBOX_TYPES)})
+        WITH ORDINALITY AS message ({_NAMES}, number)
+    ORDER BY number
+    """.replace("::", r"\:\:")  # noqa: S608  # constants
+).bindparams(*(bindparam(name, type_=ARRAY(kind)) for name, kind in _OUTBOX_TYPES.items()))
+
+_DELETE_OUTBOX = text(
+    "DELETE FROM eventmesh_outbox WHERE seq = ANY(:seqs) AND attempts = :attempts"
+).bindparams(
+    bindparam("seqs", type_=ARRAY(BigInteger())),
+    bindparam("attempts", type_=Integer()),
+)
+
+_LOCK_KEYS = text("SELECT pg_advisory_xact_lock(:space, key) FROM unnest(:keys) AS key").bindparams(
+    bindparam("space", _KEY_LOCKS, Integer()),
+    bindparam("keys", type_=ARRAY(Integer())),
+)
+
+# Those prepared for a second phase are among them.
+_OUTBOX_WRITERS = text(
+    """
+    SELECT virtualtransaction FROM pg_locks
+    WHERE locktype = 'relation' AND relation = 'eventmesh_outbox'::regclass
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND mode = 'RowExclusiveLock' AND granted
+    """
+)
+
+# The JIT compiler too: it starts where costs are high, and a disabled plan counts as very dear.
+_OFF = (
+    *(f"enable_{plan}" for plan in ("seqscan", "bitmapscan", "sort", "material", "hashjoin")),
+    "enable_mergejoin",
+    "jit",
+    "synchronous_commit",
+)
+
+
+class PostgreSQL(Dialect):
+    name = "postgresql"
+    driver = "postgresql+asyncpg"
+    can_notify = True
+    maintenance_database = "postgres"
+    # The outbox is empty at one moment and has a million rows at the next, and a plan that was made
+    # for the empty table is kept. So only plans that follow an index, whatever the statistics say.
+    # And the commit does not wait for the disk: what is lost in a crash is done again.
+    queue_settings = text(
+        "SELECT " + ", ".join(f"set_config('{setting}', 'off', true)" for setting in _OFF)
+    )
+
+    def normal_url(self, url: URL, variable: str) -> URL:
+        url = urls.normal(url, variable)
+        urls.parameters(url, variable)  # refuses what is not understood
+        return url
+
+    def differ(self, ours: URL, theirs: URL) -> bool:
+        return theirs.database is not None and ours.database != theirs.database
+
+    def stored_name(self, name: str) -> str:
+        return name.encode()[:_LONGEST_NAME].decode(errors="ignore")
+
+    def sqlstate(self, error: BaseException | None) -> str:
+        return str(getattr(error, "sqlstate", "") or "")
+
+    def make_engine(
+        self, url: URL, variable: str, connect_timeout: float, options: Mapping[str, Any]
+    ) -> AsyncEngine:
+        from eventmesh.persistence.dialects.postgresql import engine  # imports asyncpg
+
+        return engine.make_engine(url, variable, connect_timeout, options)
+
+    @asynccontextmanager
+    async def migration_lock(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        lock = text("SELECT pg_advisory_xact_lock(:key)")  # until the transaction ends
+        await connection.execute(lock, {"key": _MIGRATION_LOCK})
+        yield
+
+    async def create_database(self, connection: AsyncConnection, name: str) -> None:
+        known = text("SELECT 1 FROM pg_database WHERE datname = :name")
+        if await connection.scalar(known, {"name": name}) is None:
+            quoted = connection.dialect.identifier_preparer.quote(name)
+            await connection.execute(text(f"CREATE DATABASE {quoted}"))
+
+    def insert_absent(self, table: Table) -> Insert:
+        return insert(table).on_conflict_do_nothing()
+
+    def upsert(
+        self, table: Table, keys: Sequence[str], first: Mapping[str, Any], again: Mapping[str, Any]
+    ) -> Insert:
+        row = insert(table).values(first)
+        return row.on_conflict_do_update(index_elements=keys, set_=again)
+
+    def claim(
+        self, inbox: Table, subscription: str, digests: Mapping[str, int]
+    ) -> tuple[Executable, Parameters]:
+        return _CLAIM, {
+            "subscription": subscription,
+            "message_ids": list(digests),
+            "digests": list(digests.values()),
+        }
+
+    def insert_outbox(
+        self, outbox: Table, rows: list[dict[str, Any]]
+    ) -> tuple[Executable, Parameters]:
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in _OUTBOX_TYPES}
+        columns["headers"] = [to_json(headers).decode() for headers in columns["headers"]]
+        return _INSERT_OUTBOX, columns
+
+    def lock_keys(self, connection: Connection, numbers: Sequence[int]) -> None:
+        connection.execute(_LOCK_KEYS, {"keys": numbers})
+
+    def delete_outbox(self, outbox: Table) -> Executable:
+        return _DELETE_OUTBOX
+
+    async def outbox_writers(self, connection: AsyncConnection) -> list[str]:
+        return list(await connection.scalars(_OUTBOX_WRITERS))
