@@ -24,7 +24,7 @@ from eventmesh.printable import printable
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from eventmesh.persistence.database import Database
-    from eventmesh.persistence.parked import Waiting
+    from eventmesh.persistence.outbox.parked import Waiting
 
 app = App(help="Messages in the outbox, waiting to be published.")
 
@@ -112,7 +112,7 @@ def list_messages(
     """
 
     async def run() -> list[Waiting]:
-        from eventmesh.persistence import parked as queries
+        from eventmesh.persistence.outbox import parked as queries
 
         async with _opened(service) as (database, now), database.reading() as connection:
             return await queries.listed(
@@ -177,7 +177,7 @@ def retry(
         )
 
     async def run() -> list[str]:
-        from eventmesh.persistence import parked as queries
+        from eventmesh.persistence.outbox import parked as queries
 
         async with _opened(service) as (database, now):
             async with database.connection() as connection:
@@ -229,7 +229,7 @@ def skip(
     _confirm(len(messages), yes)
 
     async def run() -> list[int]:
-        from eventmesh.persistence import parked as queries
+        from eventmesh.persistence.outbox import parked as queries
 
         async with _opened(service) as (database, _):
             async with database.connection() as connection:
@@ -275,7 +275,7 @@ def _not_parked(service: str, ids: Iterable[str]) -> UsageError:
 
 
 async def _find(service: str, ids: Sequence[str]) -> list[Waiting]:
-    from eventmesh.persistence import parked as queries
+    from eventmesh.persistence.outbox import parked as queries
 
     async with _opened(service) as (database, now), database.reading() as connection:
         return await queries.found(connection, now, ids)
@@ -283,7 +283,7 @@ async def _find(service: str, ids: Sequence[str]) -> list[Waiting]:
 
 async def _count(service: str, limit: int) -> dict[str, Any]:
     from eventmesh.persistence import outbox
-    from eventmesh.persistence import parked as queries
+    from eventmesh.persistence.outbox import parked as queries
 
     async with _opened(service) as (database, now), database.reading() as connection:
         shares = await queries.shares(connection, now)

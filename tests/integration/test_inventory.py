@@ -310,8 +310,8 @@ async def test_an_outbox_is_counted_by_version_and_state(database_url: str) -> N
         async with database.connection() as connection:
             await units.store(connection, sent)
         async with database.connection() as connection:
-            refusal = outbox.Refusal(1, "too large", clock.now())
-            await outbox.mark_refused(connection, [refusal], park_after=1)
+            refusal = outbox.Rejection(1, "too large", clock.now())
+            await outbox.mark_rejected(connection, [refusal], park_after=1)
             lots = await outbox.census(connection, clock.now())
         assert {(lot.state, lot.number) for lot in lots} == {
             ("due", 2),

@@ -28,7 +28,7 @@ from eventmesh.errors import Conflict, Unreachable, UsageError
 from eventmesh.persistence import inbox, migration, outbox, sagas, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.dialects.tcp import SILENCE
-from eventmesh.persistence.outbox import Outgoing, Refusal
+from eventmesh.persistence.outbox import Outgoing, Rejection
 from eventmesh.persistence.sagas import SagaRow
 from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.base import PublishResult
@@ -317,8 +317,8 @@ class TestOutbox:
             assert await outbox.due(connection, ALL, later.replace(microsecond=623455), 9) == []
             [stored] = await outbox.due(connection, ALL, later, 9)
             assert stored.envelope == Envelope(attributes, data)
-            await outbox.mark_refused(
-                connection, [Refusal(stored.seq, "no" * 100_000, later)], park_after=5
+            await outbox.mark_rejected(
+                connection, [Rejection(stored.seq, "no" * 100_000, later)], park_after=5
             )
             assert await outbox.oldest(connection, later) == later
 

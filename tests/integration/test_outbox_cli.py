@@ -23,9 +23,9 @@ from sqlalchemy import text, update
 
 from eventmesh import Event, Service, Settings
 from eventmesh.clock import SystemClock
-from eventmesh.persistence import parked
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.parked import ParkedKey, Waiting
+from eventmesh.persistence.outbox import parked
+from eventmesh.persistence.outbox.parked import ParkedKey, Waiting
 from eventmesh.persistence.tables import outbox
 from eventmesh.runtime.relaying.relay import PARK_AFTER, Relay
 from eventmesh.transports.base import PublishResult

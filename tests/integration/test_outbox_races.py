@@ -14,8 +14,9 @@ from sqlalchemy import delete, func, select, text, update
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
 from eventmesh.errors import Unreachable
-from eventmesh.persistence import migration, notifications, outbox, parked, tables
+from eventmesh.persistence import migration, notifications, outbox, tables
 from eventmesh.persistence.database import Database
+from eventmesh.persistence.outbox import parked
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.relaying import relay
@@ -145,7 +146,7 @@ async def until_passed(each: Relay, service: Service) -> None:
         await publish(service, "other", 0)
         await each.round()
         async with (await service.database()).reading() as connection:
-            last = await outbox.newest(connection, outbox.NOTHING)
+            last = await outbox.newest(connection, outbox.START)
         while last == 0 or beyond(each) < last:
             await publish(service, "other", 0)
             await each.round()

@@ -25,7 +25,7 @@ from eventmesh.persistence.database import AsyncSession, Database
 from eventmesh.persistence.dialects.registry import MARIADB
 from eventmesh.persistence.dialects.sql import database_now
 from eventmesh.persistence.dialects.tcp import SILENCE
-from eventmesh.persistence.outbox import Outgoing, Refusal, bucket_of
+from eventmesh.persistence.outbox import Outgoing, Rejection, bucket_of
 from eventmesh.persistence.sagas import SagaRow
 from eventmesh.testing.servers import WAYS, fresh_database
 from eventmesh.wire.envelope import Envelope
@@ -274,8 +274,8 @@ class TestOutbox:
         """Refuse the first row that is due; returns how often it had been refused before."""
         async with database.connection() as connection:
             rows = await outbox.due(connection, ALL, now, 100)
-            await outbox.mark_refused(
-                connection, [Refusal(rows[0].seq, "no", again_at)], park_after=2
+            await outbox.mark_rejected(
+                connection, [Rejection(rows[0].seq, "no", again_at)], park_after=2
             )
         return rows[0].attempts
 

@@ -323,17 +323,17 @@ class TestLookingNoFurther:
     @pytest.mark.parametrize(
         ("due_at", "seen"),
         [
-            ("NULL", outbox.NOTHING),
+            ("NULL", outbox.START),
             # Delayed rows are passed over once, and again now and then: see Horizon.
             (
                 "TIMESTAMPTZ '2025-01-01' + n * interval '1 s'",
-                outbox.Seen(30_000, outbox.NOTHING.due_at),
+                outbox.Position(30_000, outbox.START.due_at),
             ),
         ],
         ids=["at once", "delayed"],
     )
     async def test_a_look_reads_what_it_returns_however_many_wait_and_whenever_it_was_planned(
-        self, migrated: str, statistics: str, due_at: str, seen: outbox.Seen
+        self, migrated: str, statistics: str, due_at: str, seen: outbox.Position
     ) -> None:
         database = Database(migrated, service="shop")
         async with database.engine.connect() as connection:
@@ -375,7 +375,7 @@ class TestLookingNoFurther:
         async with database.connection() as connection:
             await fill(connection, 10_000, "NULL")
         async with database.queue(reads=True) as connection:
-            seen = outbox.Seen(9_990, NOW)
+            seen = outbox.Position(9_990, NOW)
             rows = await outbox.due(connection, ALL, NOW, 100, seen)
             read, scans = await in_use(connection)
         await database.close()

@@ -20,7 +20,7 @@ from eventmesh.errors import Unreachable
 from eventmesh.persistence import outbox
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.notifications import listen
-from eventmesh.persistence.outbox import NOTHING, OutboxRow, Refusal
+from eventmesh.persistence.outbox import START, OutboxRow, Rejection
 from eventmesh.persistence.tables import BUCKETS
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
@@ -242,7 +242,7 @@ class Relay:
         refused = [self._refusal(row, reason) for row, reason in sent.refused]
         async with self._database.queue() as connection:
             await outbox.delete_confirmed(connection, sent.confirmed)
-            await outbox.mark_refused(connection, refused, PARK_AFTER)
+            await outbox.mark_rejected(connection, refused, PARK_AFTER)
         self.vitals.relayed += len(sent.confirmed)
         self.vitals.refused += len(sent.refused)
         if sent.lost is not None:
@@ -266,15 +266,15 @@ class Relay:
 
     async def _sweep_once(self) -> None:
         seen = self._horizon.beyond
-        if seen == NOTHING:
+        if seen == START:
             return
         async with self._database.queue(reads=True) as connection:
             now = await self._database.time.recent(connection)
-            if await outbox.due(connection, self.tenure.buckets, now, 1, seen, behind=True):
+            if await outbox.due(connection, self.tenure.buckets, now, 1, seen, up_to=True):
                 self._horizon.forget()
                 self.wake()
 
-    def _refusal(self, row: OutboxRow, reason: str) -> Refusal:
+    def _refusal(self, row: OutboxRow, reason: str) -> Rejection:
         attempt = row.attempts + 1
         self._log.error(
             "refused by the broker",
@@ -286,7 +286,7 @@ class Relay:
             reason=reason,
         )
         again_at = self._database.time.now() + timedelta(seconds=hold_time(attempt))
-        return Refusal(row.seq, reason, again_at)
+        return Rejection(row.seq, reason, again_at)
 
     async def _hold(self) -> None:
         """Extend the leases while a batch is on its way to a slow broker: else another relay would

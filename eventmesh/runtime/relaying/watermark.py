@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, TypeVar
 
-from eventmesh.persistence.outbox import NOTHING, Seen
+from eventmesh.persistence.outbox import START, Position
 
 LAG = 2.0
 """Seconds for which what was seen is looked at again, at the least."""
@@ -76,8 +76,8 @@ class Horizon:
 
     def forget(self) -> None:
         """Look at everything next: there may be rows to relay anywhere."""
-        self._numbers = _Edge(NOTHING.seq)
-        self._due = _Edge(NOTHING.due_at)
+        self._numbers = _Edge(START.seq)
+        self._due = _Edge(START.due_at)
         self._next_mark = 0.0
 
     def stay(self) -> None:
@@ -86,9 +86,9 @@ class Horizon:
         self._due.marks.clear()
 
     @property
-    def beyond(self) -> Seen:
+    def beyond(self) -> Position:
         """What the next look may leave out."""
-        return Seen(self._numbers.beyond, self._due.beyond)
+        return Position(self._numbers.beyond, self._due.beyond)
 
     def wants_mark(self, now: float) -> bool:
         """Whether it is time for a mark, for which one must know who is writing after the look."""

@@ -36,7 +36,8 @@ from hypothesis.stateful import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from eventmesh import Event, Service, Settings, Transaction
-from eventmesh.persistence import parked, purge
+from eventmesh.persistence import purge
+from eventmesh.persistence.outbox import parked
 from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.relaying import relay as relay_module
 from eventmesh.runtime.vitals import SubscriptionVitals

@@ -1,9 +1,9 @@
-"""The outbox for people: what waits in it and why, and what is to become of parked messages.
+"""What waits in the outbox and why, and what people decide on parked messages.
 
-A parked message is one that the broker has refused too often. Nothing publishes it, nor what comes
-after it with the same key, until it is retried or skipped here. That is safe beside running relays:
-they publish only what they have read as not parked, and what they do to a row afterwards, deleting
-or parking it, they do once that is over.
+A parked message is one that the broker has rejected too often. Neither it nor what comes after it
+with the same key is published until it is retried or skipped here. That is safe while relays run:
+they publish only rows that they have read as not parked, and they delete or park such a row only
+when their attempt is over.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from sqlalchemy import ColumnElement, case, delete, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.dialects.sql import refused_key
-from eventmesh.persistence.outbox import hold_next
+from eventmesh.persistence.outbox.settling import block_keys
 from eventmesh.persistence.tables import outbox
 from eventmesh.wire.envelope import Envelope
 
 STATES = ("ready", "delayed", "refused", "held", "parked")
-"""Ready: a relay takes it next. Delayed: as it was asked for. Refused: by the broker; it is tried
-again soon. Held: by a refused or parked message of its key. Parked: until somebody decides."""
+"""Ready: a relay reads it next. Delayed: its publisher asked for that. Refused: the broker rejected
+it, and it will be tried again. Held: blocked by a refused or parked message of its key. Parked:
+until somebody retries or skips it."""
 
 _AT_ONCE = 1000  # rows in one statement
 
@@ -35,7 +36,7 @@ _Each = TypeVar("_Each")
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A message in the outbox. `error` is what the broker has said last, if it has refused it."""
+    """A message in the outbox. `error` is the broker's last reason for rejecting it, if it did."""
 
     seq: int
     envelope: Envelope
@@ -58,7 +59,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class ParkedKey:
-    """A key whose messages stand still; None for messages without one, which hold nobody up."""
+    """A key whose messages are not published; None for messages without one, which block nobody."""
 
     key: str | None
     parked: int
@@ -77,7 +78,7 @@ async def shares(connection: AsyncConnection, now: datetime) -> list[Share]:
 
 
 async def parked_keys(connection: AsyncConnection, limit: int) -> list[ParkedKey]:
-    """The keys that have been parked the longest, up to `limit`."""
+    """The keys that have been parked for longest, up to `limit`."""
     rows = await connection.execute(
         select(outbox.c.key, func.count(), func.max(outbox.c.attempts))
         .where(*_parked())
@@ -103,7 +104,8 @@ async def listed(
     key: str | None = None,
     name: str | None = None,
 ) -> list[Waiting]:
-    """The oldest messages, without their data: of these only, where something is given."""
+    """The oldest messages, without their data: only the parked ones, or those of this key or name,
+    where that is asked for."""
     where: list[Where] = [*_parked()] if parked else []
     where += [outbox.c.key == key] if key is not None else []
     where += [outbox.c.name == name] if name is not None else []
@@ -125,33 +127,33 @@ async def retry(
     ids: Collection[str] | None = None,
     key: str | None = None,
 ) -> list[str]:
-    """Make parked messages due at once, in their old order, as if they had been refused once;
-    returns their ids. Of these ids or this key, or else all."""
+    """Make parked messages due at once, in their old order, as if they had been rejected once;
+    returns their ids. Those with these ids or this key, or else all."""
     where: list[Where] = [] if key is None else [outbox.c.key == key]
     those = [where] if ids is None else [[*where, outbox.c.id.in_(part)] for part in _parts(ids)]
     rows = sorted([row for each in those for row in await _lock(connection, each)])
     for seqs in _parts([seq for seq, _ in rows]):
         again = update(outbox).where(outbox.c.seq.in_(seqs))
-        # Not as if never refused: what is behind one waits until it is gone. And due from now on,
-        # because relays do not look for long at what could have been published before.
+        # With one attempt, so that they still block what comes after them. And due from now on,
+        # because relays do not read again what was due long ago.
         await connection.execute(again.values(parked=False, attempts=1, due_at=now))
     return [message_id for _, message_id in rows]
 
 
 async def skip(connection: AsyncConnection, seqs: Collection[int]) -> list[int]:
-    """Delete those of these rows that are parked, so that what is behind them flows; returns their
-    numbers."""
+    """Delete those of these rows that are parked, so that what they blocked is published; returns
+    their numbers."""
     those = [[outbox.c.seq.in_(part)] for part in _parts(sorted(seqs))]
     gone = [seq for each in those for seq, _ in await _lock(connection, each)]
     for part in _parts(gone):
         deleted = delete(outbox).where(outbox.c.seq.in_(part)).returning(outbox.c.key)
         keys = {key for key in await connection.scalars(deleted) if key is not None}
-        await hold_next(connection, keys, _SKIPPED)
+        await block_keys(connection, keys, _SKIPPED)
     return gone
 
 
 async def _lock(connection: AsyncConnection, where: Sequence[Where]) -> list[tuple[int, str]]:
-    """Numbers and ids of the parked rows among these, which nobody else can now retry or skip."""
+    """Numbers and ids of the parked rows among these, locked: nobody else retries or skips them."""
     rows = select(outbox.c.seq, outbox.c.id).where(*_parked(), *where).order_by(outbox.c.seq)
     return [
         (seq, message_id) for seq, message_id in await connection.execute(rows.with_for_update())
@@ -194,7 +196,7 @@ async def _read(
 
 
 def _parked() -> tuple[Where, Where]:
-    return outbox.c.parked, outbox.c.attempts > 0  # which is what the index is of
+    return outbox.c.parked, outbox.c.attempts > 0  # the index has only rows with attempts
 
 
 def _state(now: datetime) -> ColumnElement[str]:
@@ -215,6 +217,6 @@ def _state(now: datetime) -> ColumnElement[str]:
 
 
 def _parts(these: Collection[_Each]) -> list[list[_Each]]:
-    """As many as one statement takes."""
+    """In parts that are small enough for one statement."""
     rest = list(these)
     return [rest[begin : begin + _AT_ONCE] for begin in range(0, len(rest), _AT_ONCE)]

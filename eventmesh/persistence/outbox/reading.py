@@ -1,0 +1,131 @@
+"""Reading the rows that a relay publishes next.
+
+A relay remembers a position up to which it has published everything, so that it need not scan the
+same part of the table again and again. A position has two coordinates, because there are two kinds
+of rows: those that are due at once, in the order of their numbers, and those that were delayed or
+rejected, in the order of their due times. Each kind is read along an index of its own.
+
+What a relay reads at 12:00:10, after the position (number 100, due time 12:00:00):
+
+    seq  key  due_at    attempts  parked
+     90  a    -                0          not read: not after the position
+    101  a    -                0          read
+    102  b    12:00:05         1          read: it was rejected once, and its time has come
+    103  b    -                0          blocked by 102, until that is gone
+    104  c    12:00:20         0          delayed: not due yet
+    105  c    -                0          read: a delayed message does not block its key
+    106  d    12:05:00        10  yes     parked
+    107  d    -                0          blocked by 106, until somebody retries or skips that
+
+So 101, 102 and 105 are read. Row 90 may be one whose transaction committed very late; a sweep,
+which reads up to the position, finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import BigInteger, Integer, Select, bindparam, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmesh.persistence.dialects.registry import dialect_of
+from eventmesh.persistence.dialects.sql import UtcDateTime, by_index, refused_key
+from eventmesh.persistence.tables import outbox
+from eventmesh.wire.envelope import Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """A message to be published."""
+
+    seq: int
+    envelope: Envelope
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A row number and a due time, up to which rows have been read."""
+
+    seq: int
+    due_at: datetime
+
+
+START = Position(0, datetime(1, 1, 1, tzinfo=UTC))
+"""The position before all rows."""
+
+
+async def due(
+    connection: AsyncConnection,
+    buckets: Collection[int],
+    now: datetime,
+    limit: int,
+    position: Position = START,
+    *,
+    up_to: bool = False,
+) -> list[OutboxRow]:
+    """The first rows of these buckets that can be published, up to `limit`, in the order of their
+    numbers: those after the position, or with `up_to` those that are not."""
+    parameters = {
+        "buckets": sorted(buckets),
+        "now": now,
+        "most": limit,
+        "seq": position.seq,
+        "due_at": position.due_at,
+    }
+    rows = await connection.execute(_due_statement(up_to), parameters)
+    return [
+        OutboxRow(seq, Envelope(headers, data), attempts) for seq, headers, data, attempts in rows
+    ]
+
+
+async def newest(connection: AsyncConnection, position: Position) -> int:
+    """The highest number of a row after the position; the position's own if there is none."""
+    rows = select(func.max(outbox.c.seq)).where(outbox.c.seq > position.seq)
+    return await connection.scalar(rows) or position.seq
+
+
+async def writers(connection: AsyncConnection) -> list[str]:
+    """The open transactions that may have inserted rows: their numbers may be lower than some that
+    were read already. There are none on SQLite, where one transaction writes at a time; on MariaDB,
+    which does not tell, there may always be one."""
+    return await dialect_of(connection).outbox_writers(connection)
+
+
+@cache  # building it takes longer than running it
+def _due_statement(up_to: bool) -> Select[Any]:
+    first, now = outbox.alias("first"), bindparam("now", type_=UtcDateTime)
+    blocks = select(first.c.seq).where(
+        first.c.attempts > 0,
+        refused_key(first.c.key) == outbox.c.key,
+        first.c.parked | (first.c.due_at > now) | (first.c.seq < outbox.c.seq),
+    )
+    can_be_published = (
+        outbox.c.bucket.in_(bindparam("buckets", expanding=True)),
+        ~outbox.c.parked,
+        ~by_index(blocks, first, "ix_eventmesh_outbox_refused").exists(),
+    )
+    rows: Select[Any] = select(outbox.c.seq, outbox.c.headers, outbox.c.data, outbox.c.attempts)
+    rows = by_index(rows, outbox, "ix_eventmesh_outbox_due_at")
+    seq, due_at = bindparam("seq", type_=BigInteger), bindparam("due_at", type_=UtcDateTime)
+    at_once = rows.where(
+        outbox.c.due_at.is_(None),
+        outbox.c.seq <= seq if up_to else outbox.c.seq > seq,
+        *can_be_published,
+    ).order_by(outbox.c.seq)
+    delayed = rows.where(
+        outbox.c.due_at <= now,
+        outbox.c.due_at <= due_at if up_to else outbox.c.due_at > due_at,
+        *can_be_published,
+    ).order_by(outbox.c.due_at, outbox.c.seq)
+    both = _first(at_once).union_all(_first(delayed)).subquery()
+    return select(both).order_by(both.c.seq).limit(bindparam("most", type_=Integer))
+
+
+def _first(query: Select[Any]) -> Select[Any]:
+    # Wrapped, because SQLite takes no ORDER BY inside a UNION.
+    return select(query.limit(bindparam("most", type_=Integer)).subquery())

@@ -1,0 +1,78 @@
+"""Figures about the outbox, for metrics, probes and the inventory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import case, func, inspect, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmesh.persistence.tables import outbox
+from eventmesh.wire.envelope import Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxStats:
+    """How many messages wait to be published, are delayed, and are parked."""
+
+    pending: int
+    delayed: int
+    parked: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxLot:
+    """How many messages of a kind wait in the outbox; `state` is due, delayed or parked.
+    `dataschema` is what the messages say, and `oldest` when the oldest says that it was made."""
+
+    name: str
+    dataschema: str
+    state: str
+    number: int
+    oldest: str
+
+
+async def stats(connection: AsyncConnection, now: datetime) -> OutboxStats:
+    later = (outbox.c.due_at > now) & ~outbox.c.parked
+    row = (
+        await connection.execute(
+            select(
+                func.count(),
+                func.count(case((later, 1))),
+                func.count(case((outbox.c.parked, 1))),
+            ).select_from(outbox)
+        )
+    ).one()
+    total, delayed, parked = row
+    return OutboxStats(pending=total - delayed - parked, delayed=delayed, parked=parked)
+
+
+async def oldest(connection: AsyncConnection, now: datetime) -> datetime | None:
+    """Since when the oldest message that is not parked could have been published; None where none
+    waits."""
+    at_once = select(outbox.c.headers).where(outbox.c.due_at.is_(None), ~outbox.c.parked)
+    delayed = select(outbox.c.due_at).where(outbox.c.due_at <= now, ~outbox.c.parked)
+    headers = await connection.scalar(at_once.order_by(outbox.c.seq).limit(1))
+    due_at = await connection.scalar(delayed.order_by(outbox.c.due_at).limit(1))
+    made_at = Envelope(headers, b"").time if headers else None
+    return min((since for since in (made_at, due_at) if since is not None), default=None)
+
+
+async def census(connection: AsyncConnection, now: datetime) -> list[OutboxLot]:
+    """All that waits in the outbox, by kind; nothing where the database has no outbox."""
+    if not await connection.run_sync(lambda sync: inspect(sync).has_table(outbox.name)):
+        return []
+    state = case((outbox.c.parked, "parked"), (outbox.c.due_at > now, "delayed"), else_="due")
+    dataschema, made_at = (outbox.c.headers[part].as_string() for part in ("dataschema", "time"))
+    kind = select(
+        outbox.c.name, dataschema.label("dataschema"), state.label("state"), made_at.label("time")
+    ).subquery()
+    by = (kind.c.name, kind.c.dataschema, kind.c.state)
+    rows = await connection.execute(
+        select(*by, func.count(), func.min(kind.c.time)).group_by(*by).order_by(*by)
+    )
+    return [
+        OutboxLot(name, dataschema or "", state, number, oldest or "")
+        for name, dataschema, state, number, oldest in rows
+    ]

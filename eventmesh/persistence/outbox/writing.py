@@ -1,0 +1,69 @@
+"""Inserting the messages of a transaction into the outbox."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from eventmesh.persistence.dialects.registry import dialect_of
+from eventmesh.persistence.dialects.sql import database_now
+from eventmesh.persistence.tables import BUCKETS, outbox
+from eventmesh.wire.envelope import Envelope, part_of
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message that goes to the outbox with its transaction, to be published after `delay`
+    seconds at the earliest."""
+
+    envelope: Envelope
+    delay: float = 0.0
+
+
+def bucket_of(key: str | None, message_id: str) -> int:
+    """The bucket of a key, or of a message without one."""
+    return part_of(key, message_id, BUCKETS)
+
+
+def store(
+    connection: Connection,
+    messages: Sequence[Outgoing],
+    *,
+    ordered: bool = False,
+    now: datetime | None = None,
+) -> None:
+    """Insert these messages in one statement, in their order. When a delayed one is due is counted
+    from `now`, which the database is asked for unless it is given.
+
+    With `ordered`, on PostgreSQL, transactions with messages of one key wait for each other: each
+    locks the keys of its messages until it ends. So their row numbers, by which relays publish,
+    have the order of their commits. SQLite has one writer at a time, so there they have it anyway.
+    """
+    dialect = dialect_of(connection)
+    if ordered:
+        keys = {message.envelope.key for message in messages}
+        # Sorted, so that two transactions cannot deadlock. Keys that share a number wait in vain.
+        dialect.lock_keys(
+            connection, sorted({part_of(key, "", 2**31) for key in keys if key is not None})
+        )
+    if now is None and any(message.delay for message in messages):
+        now = connection.scalar(select(database_now()))
+    rows = [_row(message, now) for message in messages]
+    connection.execute(*dialect.insert_outbox(outbox, rows))
+
+
+def _row(message: Outgoing, now: datetime | None) -> dict[str, Any]:
+    envelope = message.envelope
+    return {
+        "id": envelope.id,
+        "name": envelope.name,
+        "key": envelope.key,
+        "bucket": bucket_of(envelope.key, envelope.id),
+        "headers": envelope.attributes,
+        "data": envelope.data,
+        "due_at": now + timedelta(seconds=message.delay) if now and message.delay else None,
+    }
