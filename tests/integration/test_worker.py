@@ -38,7 +38,7 @@ from eventmesh.errors import (
     UndeclaredMessage,
     Unreachable,
 )
-from eventmesh.persistence import outbox, sagas, starts
+from eventmesh.persistence import sagas, starts, tables
 from eventmesh.persistence.database import AsyncSession
 from eventmesh.persistence.tables import inbox, start
 from eventmesh.runtime.consuming.batch import BatchRunner
@@ -133,7 +133,7 @@ class Mesh:
     async def outbox_is_empty(self) -> bool:
         database = await self.service.database()
         async with database.reading() as connection:
-            query = select(func.count()).select_from(outbox.outbox)
+            query = select(func.count()).select_from(tables.outbox)
             return await connection.scalar(query) == 0
 
     @asynccontextmanager
@@ -768,8 +768,8 @@ async def test_a_message_the_broker_never_takes_is_parked_with_its_key(mesh: Mes
     assert [envelope.key for envelope in broker.published] == ["b"]
     database = await mesh.service.database()
     async with database.reading() as connection:
-        parked = select(outbox.outbox.c.parked, outbox.outbox.c.last_error)
-        rows = list(await connection.execute(parked.order_by(outbox.outbox.c.seq)))
+        parked = select(tables.outbox.c.parked, tables.outbox.c.last_error)
+        rows = list(await connection.execute(parked.order_by(tables.outbox.c.seq)))
     assert rows == [(True, "resource limit"), (False, None)]
 
 
