@@ -1,1 +1,1 @@
-"""What EventMesh keeps in a service's own database, in the service's own transactions."""
+"""What EventMesh stores in a service's own database, in the service's own transactions."""

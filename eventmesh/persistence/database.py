@@ -1,4 +1,15 @@
-"""A service's database: its engine, its sessions, and what is said when it does not answer."""
+"""A service's database: its engine, the connections that EventMesh uses, and its units of work.
+
+Handlers' statements run in a unit of work. EventMesh's own run on a connection of one of these
+kinds, each a context manager:
+
+    connection   one transaction, committed on leaving
+    reading      single reads outside of a transaction
+    queue        reads and deletes of a work queue, whose plans and commits are cheap
+    maintenance  the server itself, before the service's database is there
+
+All of them raise Unreachable, with advice, when the database is lost or away.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +51,10 @@ _ANSWER_TIMEOUT = 40.0  # seconds for statements of our own, some of which wait 
 
 
 class Database:
-    """One process's hold on one service's database.
+    """The database of one service, as one process uses it.
 
-    `connections` is how many transactions the process may need at a time, beside a few for itself;
-    a connection is opened when it is needed.
+    `connections` is how many transactions handlers may need at a time. A few more are kept for
+    EventMesh itself. A connection is opened when it is needed.
     """
 
     def __init__(self, url: str, *, service: str, connections: int = 0) -> None:
@@ -55,8 +66,8 @@ class Database:
             self.engine = self._make_engine(self.url, connections)
         unit_of_work.guard(self.engine.sync_engine)
         self.losses = 0
-        """How often somebody found a connection lost. Whoever uses one after that may meet another
-        server than before, though nothing fails for him."""
+        """How many connections were found to be lost. After one, the next connection may lead to
+        another server than before, even if no statement fails."""
         event.listen(self.engine.sync_engine.pool, "invalidate", self._count_loss)
         self.time = DatabaseTime()
         self.notifier = Notifier(self.reading, can_notify=self.dialect.can_notify)
@@ -66,11 +77,10 @@ class Database:
 
     @property
     def shown_url(self) -> str:
-        """The URL for people and logs."""
+        """The URL for people and logs, without its secrets."""
         return redact(self._given_url)
 
-    def _said(self, error: BaseException) -> str:
-        """What a driver says, for people and logs."""
+    def _shown_error(self, error: BaseException) -> str:
         return redact_error(first_line(error), self._given_url)
 
     @property
@@ -79,12 +89,13 @@ class Database:
         return f"EVENTMESH_{self.service.upper()}_DATABASE_URL"
 
     def _count_loss(self, _connection: object, _record: object, error: object) -> None:
-        if isinstance(error, Exception):  # else it was given up by us, or by a cancellation
+        if isinstance(error, Exception):  # else we, or a cancellation, invalidated it
             self.losses += 1
 
     async def connect(self, *, largest: int = 0) -> None:
-        """Unreachable, with what to do about it, when the database does not answer; UsageError when
-        it is none that takes messages of `largest` bytes."""
+        """Check that the database can be used. Unreachable, with what to do about it, when it does
+        not answer; UsageError for options that are wrong, and for a server that does not accept
+        messages of `largest` bytes or is too old."""
         try:
             async with self.connection() as connection:
                 await connection.execute(text("SELECT 1"))
@@ -93,9 +104,10 @@ class Database:
             # The text says it all; a program of the user's shows no chain of driver errors.
             raise error from None
         except (DBAPIError, InvalidRequestError, OverflowError, TypeError, ValueError) as error:
-            # What drivers say of odd options, for the statement itself cannot be wrong.
+            # Drivers raise these for odd options; the statements themselves are not wrong.
             raise UsageError(
-                f"{self.variable} cannot be used: {self._said(error)}. Write it as {EXAMPLES}."
+                f"{self.variable} cannot be used: {self._shown_error(error)}. Write it as "
+                f"{EXAMPLES}."
             ) from None
 
     async def close(self) -> None:
@@ -104,31 +116,31 @@ class Database:
         await self.engine.dispose()
 
     def unit_of_work(self, sender: Sender) -> UnitOfWork:
-        """A transaction with messages, to be committed by its `commit`."""
+        """A transaction for handlers, with the messages that they publish."""
         return UnitOfWork(self.engine, sender, self.translated)
 
     @asynccontextmanager
     async def connection(
         self, *, within: float | None = _ANSWER_TIMEOUT
     ) -> AsyncIterator[AsyncConnection]:
-        """A connection, for statements of our own, in a transaction that is committed on leaving;
-        Unreachable as in connect, also when all of it takes longer than `within` seconds."""
+        """A connection in a transaction that is committed on leaving. Unreachable also when the
+        block takes longer than `within` seconds."""
         with self.own_statements():
             async with asyncio.timeout(within), self.engine.begin() as connection:
                 yield connection
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for single reads, which takes no lock that a writer has to wait for;
-        Unreachable as in `connection`."""
+        """A connection for single reads, which take no lock that a writer has to wait for."""
         with self.own_statements():
             async with asyncio.timeout(_ANSWER_TIMEOUT), self.engine.connect() as connection:
                 yield await self.dialect.for_reading(connection)
 
     @asynccontextmanager
     async def queue(self, *, reads: bool = False) -> AsyncIterator[AsyncConnection]:
-        """A connection as in `connection`, or in `reading`, for statements that work off a table,
-        at any length of it. What they did may be undone if the server crashes: it is done again."""
+        """As `connection`, or with `reads` as `reading`, for tables that are empty now and may have
+        a million rows in a moment. A crash of the server may undo what was committed here, so it
+        must be harmless to do it again."""
         if self.dialect.queue_settings is not None:
             async with self.connection() as connection:
                 await connection.execute(self.dialect.queue_settings)
@@ -139,8 +151,8 @@ class Database:
 
     @asynccontextmanager
     async def maintenance(self) -> AsyncIterator[AsyncConnection]:
-        """A connection, outside any transaction, to the server, whether the database is there or
-        not: to PostgreSQL's own database, or to none."""
+        """A connection to the server, outside of a transaction, whether the service's database is
+        there or not."""
         url = self.url.set(database=self.dialect.maintenance_database)
         engine = self._make_engine(url, connections=0)
         try:
@@ -155,13 +167,13 @@ class Database:
         return self.dialect.make_engine(url, self.variable, _CONNECT_TIMEOUT, options)
 
     def own_statements(self) -> AbstractContextManager[None]:
-        """Raise Unreachable also for what our own statements are simply tried again for."""
+        """As `translated`, also for errors after which EventMesh's own statements are repeated."""
         return self.translated(REPEATABLE)
 
     @contextmanager
     def translated(self, also: Collection[str] = ()) -> Iterator[None]:
-        """Raise Unreachable for what a lost or absent database makes drivers raise, and for these
-        SQLSTATEs too."""
+        """Raise Unreachable instead of the errors of a lost or absent database, and of those with
+        the SQLSTATEs in `also`."""
         try:
             yield
         except (SQLAlchemyError, OSError, TimeoutError) as error:
@@ -174,8 +186,8 @@ class Database:
             advice = f"Start it, or correct {self.variable}."
             if is_of_certificate(error):
                 advice = (
-                    f"Its certificate is not one that {self.variable} accepts: correct there what "
-                    f"names the authority, or the host."
+                    f"Its certificate is not accepted: correct the certificate authority or the "
+                    f"host in {self.variable}."
                 )
             if isinstance(error, DBAPIError) and sqlstate(error) == "3D000":
                 advice = (
@@ -184,7 +196,7 @@ class Database:
                 )
             raise Unreachable(
                 f"The database of service {self.service!r} ({self.shown_url}) does not answer: "
-                f"{self._said(error)}. {advice}"
+                f"{self._shown_error(error)}. {advice}"
             ) from error
 
 

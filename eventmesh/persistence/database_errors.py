@@ -19,7 +19,7 @@ _GONE_CLASSES = ("08", "28", "3D")
 _GONE = ("25006", "53100", "53300", "57P01", "57P02", "57P03", "57P05")
 # "Not currently accepting connections"; of a statement, it says that the statement is wrong.
 _NOT_ACCEPTING = "55000"
-# What SQLAlchemy says to who goes on with a transaction whose connection it has given up.
+# SQLAlchemy's code for the use of a transaction whose connection it has invalidated.
 _GIVEN_UP = "8s2b"
 REPEATABLE = ("40001", "40P01", "55P03", "57014", "53200", "54000")
 """SQLSTATEs after which EventMesh simply executes its own statements again: serialization failure,
@@ -37,7 +37,7 @@ def connection_lost(error: BaseException) -> bool:
     return (
         state[:2] in _GONE_CLASSES
         or state in _GONE
-        or (state == _NOT_ACCEPTING and error.statement is None)  # said to who connects
+        or (state == _NOT_ACCEPTING and error.statement is None)  # at the attempt to connect
     )
 
 
@@ -56,26 +56,27 @@ def comes_from_database(error: BaseException) -> bool:
 
 
 def connection_cut(error: BaseException | None) -> bool:
-    """Whether a statement failed because its connection was ended from the other side, with it or
-    with one before it, whose error somebody caught."""
+    """Whether a statement failed because its connection was cut, either now or at an earlier
+    statement whose error the handler caught."""
     if isinstance(error, PendingRollbackError):
         return error.code == _GIVEN_UP
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def is_of_certificate(error: BaseException | None) -> bool:
-    """Whether the driver did not accept the server's certificate."""
+    """Whether the server's certificate was not accepted."""
     while error is not None and not isinstance(error, SSLCertVerificationError):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of what a driver says, for a sentence of our own."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(cause, TimeoutError) and not str(cause):
         return "it took too long"
     match getattr(cause, "args", ()):
-        case int(), str(said):  # how MariaDB's driver says it
+        case int(), str(said):  # MariaDB's driver
             lines = said.splitlines()
         case _:
             lines = str(cause).splitlines()

@@ -1,13 +1,17 @@
 """The time by a database's own clock, as a process knows it.
 
-All processes of a service share their database, but each machine has a clock of its own, and one
-of them may be wrong by days. So what decides about effects goes by the database's clock: when a
-message was received, when a delayed one is due, what is old enough to be purged.
+All processes of a service share their database, but each machine has a clock of its own, which may
+be wrong by days. So whatever decides about effects goes by the database's clock: when a message was
+received, when a delayed one is due, what is old enough to be purged.
 
-Asking costs a round trip. Between two answers the process adds what has passed since the last one
-by the event loop's clock, which nobody sets. Unless the database's clock is set back meanwhile, the
-result is not ahead of it, so nothing is due early; it is behind by at most the time that an answer
-takes to arrive.
+Asking costs a round trip. Between two answers the process adds the time that has passed since the
+last one by the event loop's monotonic clock. Unless the database's clock is set back in between,
+the result is never ahead of it, so nothing is due early, and it is behind by at most the time that
+an answer takes to arrive. For example:
+
+    the database answers 12:00:00.000, which arrives 3 ms later     we assume 12:00:00.000
+    0.5 s later                                                      12:00:00.500, really .503
+    1.0 s after the answer                                           we ask again
 """
 
 from __future__ import annotations
@@ -21,11 +25,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmesh.persistence.dialects.sql import database_now
 
 ASK_AGAIN_AFTER = 1.0
-"""Seconds for which an answer is good enough. A machine that was suspended finds out after that."""
+"""Seconds for which an answer is used. A machine that was suspended notices after that."""
 
 MOST_DIFFERENCE = 60.0
-"""Seconds by which a process's clock may differ from its database's before we say that one of them
-is wrong. Clocks that are synchronised at all differ by far less."""
+"""Seconds by which the clocks of a process and its database may differ before we report one of them
+as wrong. Clocks that are synchronised at all differ by far less."""
 
 
 class DatabaseTime:
@@ -36,7 +40,7 @@ class DatabaseTime:
         self._answered_at = 0.0
 
     async def ask(self, connection: AsyncConnection) -> datetime:
-        """The time, asked of the database on this connection."""
+        """Ask the database for the time, on this connection."""
         answer: datetime = (await connection.execute(select(database_now()))).scalar_one()
         self._answer, self._answered_at = answer, asyncio.get_running_loop().time()
         return answer
@@ -64,8 +68,8 @@ class DatabaseTime:
 
 
 def clocks_differ(difference: float, service: str) -> str:
-    """What to tell people of a process whose clock is so many seconds ahead of the database's;
-    nothing while that is within MOST_DIFFERENCE."""
+    """A sentence for people about a process whose clock is so many seconds ahead of the database's;
+    empty while that is within MOST_DIFFERENCE."""
     if abs(difference) <= MOST_DIFFERENCE:
         return ""
     side = "ahead of" if difference > 0 else "behind"

@@ -18,13 +18,14 @@ EXAMPLES = (
 
 
 def parse_url(url: str, service: str) -> URL:
-    """The URL with the driver EventMesh uses; UsageError for what is no database it knows."""
+    """The URL with the driver that EventMesh uses. UsageError for what is not a URL, a kind of
+    database that EventMesh does not know, and parameters that are not understood."""
     variable = f"EVENTMESH_{service.upper()}_DATABASE_URL"
     try:
         parsed = make_url(split_hosts(url))
         backend = parsed.get_backend_name()
     except (ArgumentError, ValueError):
-        raise UsageError(f"{variable} is no database URL. Write {EXAMPLES}.") from None
+        raise UsageError(f"{variable} is not a database URL. Write {EXAMPLES}.") from None
     if backend == "postgres":
         backend = "postgresql"
     if backend == "mysql":
@@ -38,7 +39,7 @@ def parse_url(url: str, service: str) -> URL:
             f"{variable} names a database of the kind {redact_error(repr(backend), url)}, which "
             f"EventMesh does not know. Use postgresql://, mariadb:// or sqlite:///."
         )
-    if parsed.port is not None and not 0 < parsed.port < 2**16:  # uvloop would take a part of it
+    if parsed.port is not None and not 0 < parsed.port < 2**16:  # uvloop would use its lower bits
         raise UsageError(
             f"{variable} names the port {redact_error(parsed.port, url)}; ports go from 1 to 65535."
         )
@@ -55,5 +56,5 @@ def is_file(url: URL) -> bool:
 
 
 def shown(url: URL) -> str:
-    """A database's URL for people and logs: without passwords, and without where keys are."""
+    """A database's URL for people and logs, without passwords and the paths of keys."""
     return redact(url.render_as_string(hide_password=True))

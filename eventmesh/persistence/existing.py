@@ -1,4 +1,4 @@
-"""A service's database for those who look into it."""
+"""Opening a service's database for commands that only look into it or repair it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from eventmesh.persistence.database_url import is_file, parse_url
 
 @asynccontextmanager
 async def existing(url: str, service: str) -> AsyncIterator[Database]:
-    """The open database, closed on leaving. Where there is none, none is made, and one that is not
-    migrated is left so: Unreachable, or Drift with the command to run."""
+    """The open database, closed on leaving. It is neither made where there is none (Unreachable)
+    nor migrated where it is of an older version (Drift, with the command to run)."""
     _require_file(url, service)
     database = Database(url, service=service)
     try:

@@ -1,8 +1,17 @@
 """The inbox: which messages have taken effect in this database, by subscription.
 
-A message is known by its id. Ids are unique unless somebody's program makes them wrongly, and then
-the second message would be skipped as a duplicate of the first. So each row keeps a digest of what
-the message was, and whoever claims an id again learns which one it stands for.
+A group enters ("claims") the ids of its messages first, in the transaction in which they are then
+handled. An id that was there already belongs to a duplicate, which is skipped. Say that m1 was
+handled before, and workers A and B both receive m2:
+
+    A: claim m1, m2, m3      fresh: m2, m3; m1 is a duplicate
+    B: claim m2              waits for A's transaction
+    A: handles m2, m3, commits
+    B:                       m2 is a duplicate (if A had rolled back: fresh)
+
+Ids are unique unless a publisher makes them wrongly; then the second message would be skipped as a
+duplicate of the first. So each row has a digest of its message, by which a claim finds out that an
+id was used for another one.
 """
 
 from __future__ import annotations
@@ -22,21 +31,21 @@ from eventmesh.wire.envelope import Envelope
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What became of ids that were claimed: those that are `fresh` were not in the inbox before.
-    `digests` has what the inbox holds for each of them, None where it was not kept."""
+    """The result of claiming ids: those that are `fresh` were not in the inbox before. `digests`
+    has the digest in the inbox for each id, None where there is none."""
 
     fresh: set[str]
     digests: Mapping[str, int | None]
 
     def is_other(self, message_id: str, digest: int) -> bool:
-        """Whether the inbox has this id for another message."""
+        """Whether the id is in the inbox for another message than that of this digest."""
         return self.digests[message_id] not in (None, digest)
 
 
 def digest_of(envelope: Envelope) -> int:
-    """64 bits of a hash of what makes a message this one: its name and its data. A bridge between
-    brokers may write all else anew on the way, and also the JSON of the data: spaces, escapes and
-    the order of keys do not count, but 1.0 is not 1."""
+    """64 bits of a hash of what identifies a message: its name and its data. A bridge between
+    brokers may change everything else on the way, and write the JSON of the data anew: so spaces,
+    escapes and the order of keys do not count. But 1.0 is not 1."""
     content = hashlib.blake2b(envelope.name.encode(errors="surrogatepass"), digest_size=8)
     content.update(b"\n")
     content.update(_canonical(envelope.data))
@@ -52,9 +61,9 @@ def _canonical(data: bytes) -> bytes:
 
 
 async def claim(session: AsyncSession, subscription: str, messages: Mapping[str, int]) -> Claim:
-    """Enter these messages, digests by ids, in one statement, at the time of the database's clock.
+    """Enter these messages, digests by ids, in one statement, at the database's time.
 
-    An id that another, uncommitted transaction is entering is waited for.
+    An id that another transaction has entered, and not committed yet, is waited for.
     """
     # Sorted, so that two workers with the same messages wait for each other instead of deadlocking.
     digests = {message_id: messages[message_id] for message_id in sorted(messages)}
@@ -67,7 +76,7 @@ async def claim(session: AsyncSession, subscription: str, messages: Mapping[str,
 
 
 async def unclaim(session: AsyncSession, subscription: str, message_ids: Sequence[str]) -> None:
-    """Take back ids that the same transaction claimed and did not get to."""
+    """Remove ids that the same transaction has claimed and did not handle."""
     await session.execute(
         delete(inbox).where(
             inbox.c.subscription == subscription, inbox.c.message_id.in_(message_ids)
@@ -78,7 +87,8 @@ async def unclaim(session: AsyncSession, subscription: str, message_ids: Sequenc
 async def _digests(
     session: AsyncSession, subscription: str, message_ids: set[str]
 ) -> dict[str, int | None]:
-    """What the inbox holds for these ids; None, as for an old row, where it was purged since."""
+    """The digests in the inbox of these ids; None for rows that are older than digests, and for
+    those that were purged in between."""
     rows = await session.execute(
         select(inbox.c.message_id, inbox.c.digest).where(
             inbox.c.subscription == subscription, inbox.c.message_id.in_(sorted(message_ids))

@@ -1,4 +1,17 @@
-"""Messages that go with a session that is not ours: the application commits it, or does not."""
+"""Publishing with a session of the application's own: messages are committed with its transaction,
+or not at all.
+
+The application ends the transaction, in whatever way, so everything hangs on the session's events.
+Before the outermost commit the messages are inserted into the outbox; after it, relays are woken.
+Messages of a savepoint that is rolled back are dropped (see `PendingMessages`). A session may be
+joined by several services that share a database, and again in each of its transactions:
+
+    service.join(session)     the session's transaction 0
+    tx.publish(event)         begins it if need be; the message is pending
+    session.commit()          before_commit: INSERT into the outbox; after_commit: wake the relays
+    tx.publish(event)         an error: transaction 0 has ended
+    service.join(session)     transaction 1
+"""
 
 from __future__ import annotations
 
@@ -21,13 +34,13 @@ from eventmesh.persistence.transaction import Sender, Transaction
 from eventmesh.persistence.unit_of_work import PendingMessages, TransactionSession
 
 AnySession = AsyncSession | Session | async_scoped_session[AsyncSession] | scoped_session[Session]
-"""What an application may have; the plain ones for handlers that run in threads."""
+"""The sessions an application may have; plain ones in code that runs in threads."""
 
 
 def join(session: AnySession, sender: Sender, url: str) -> Transaction:
-    """A transaction of a service whose database is at `url`, that ends as the session's does.
-    Publishing begins the session's transaction as `session.add` does. Once that has ended, in
-    whatever way, nothing more can be published here.
+    """A Transaction of a service whose database is at `url`, committed and rolled back with the
+    session. Publishing begins the session's transaction as `session.add` does. Once that has ended,
+    in whatever way, nothing more can be published with it.
 
     UsageError for the session of another database, and for what is not a session.
     """
@@ -56,7 +69,7 @@ class _Joint:
     def __init__(self, session: Session, sender: Sender, proof: JoinedProof) -> None:
         self.proof = proof
         self.ended = 0
-        """How many transactions have."""
+        """How many transactions of the session have ended."""
         self._sender = sender
         self._pending = PendingMessages()
         self._committing: SessionTransaction | None = None
@@ -85,8 +98,8 @@ class _Joint:
     def _before_commit(self, session: Session) -> None:
         savepoint = session.get_nested_transaction()
         if savepoint is not None and savepoint is not self._committing:
-            # Its release, we suppose. If an outer transaction is being committed over its head,
-            # we are called a second time, for the savepoint itself.
+            # This is its release, we assume. If instead an outer transaction is committed while the
+            # savepoint is open, we are called a second time, for the savepoint itself.
             self._committing = savepoint
             return
         session.flush()  # where listeners of the application may publish
@@ -117,9 +130,9 @@ class _Joint:
             self._sender.committed()
         if len(pending.messages) > pending.stored and not session.in_nested_transaction():
             raise UsageError(
-                f"Service {self._sender.service!r} has joined a session while that was being "
-                f"committed, by a listener of the commit: the commit was done, and what was "
-                f"published there was not. Join the session when it is made."
+                f"Service {self._sender.service!r} joined a session while that was being "
+                f"committed, in a listener of the commit. The commit succeeded, but the messages "
+                f"published there were lost. Join the session when it is made."
             )
 
     def _after_end(self, session: Session, transaction: SessionTransaction) -> None:
@@ -133,9 +146,9 @@ class _Joint:
 
 
 _JOINTS = "eventmesh_joints"
-"""Where a session keeps, by service, what has been joined to it."""
+"""Where a session has its joints, by service."""
 _PROOF = "eventmesh_proof"
-"""Where it keeps what proves its transactions, for all services."""
+"""Where a session has the proof of its transactions, for all services."""
 
 
 def _plain(session: AnySession, service: str) -> Session:
@@ -153,13 +166,13 @@ def _plain(session: AnySession, service: str) -> Session:
 
 
 def _refuse_elsewhere(session: Session, service: str, url: str) -> None:
-    """UsageError when the session would surely write into another database than the service's."""
+    """UsageError when the session surely writes into another database than the service's."""
     try:
         bind = session.get_bind(clause=table)
     except UnboundExecutionError:
         raise UsageError(
-            f"Service {service!r} cannot join this session: it is bound to no engine for the "
-            f"tables of EventMesh. Give async_sessionmaker the engine of the service's database."
+            f"Service {service!r} cannot join this session: it has no engine for "
+            f"EventMesh's tables. Give async_sessionmaker the engine of the service's database."
         ) from None
     ours, theirs = parse_url(url, service), bind.engine.url
     if _differ(ours, theirs):

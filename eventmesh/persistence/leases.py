@@ -1,7 +1,19 @@
-"""Which relay may publish which buckets of the outbox: one relay a bucket, by leases that end.
+"""Which relay may publish which buckets of the outbox: one relay a bucket, by leases that expire.
 
-Relays announce themselves, and each takes its fair share, so that a new one finds work and the
-buckets of a dead one are taken over when its lease is over. All times are the database's.
+Each relay renews its leases several times within their lifetime. At each renewal it announces
+itself, and keeps or takes its fair share of the buckets; so a new relay gets some, and the buckets
+of one that died are taken over when its leases expire. All times are the database's. With 16
+buckets and leases of 30 s:
+
+    00 s   A renews: the only relay                  A holds 16
+    10 s   B renews: announced, but nothing is free  A holds 16
+    12 s   A renews: its share of two is 8           A holds 8, 8 are free
+    20 s   B renews                                  A holds 8, B holds 8
+    22 s   A renews, and dies at once
+    30 s   B renews: A's leases last until 52 s      A holds 8, B holds 8
+    55 s   B renews: A has expired                   B holds 16
+
+The lock of all lease rows makes renewals happen one after another.
 """
 
 from __future__ import annotations
@@ -30,15 +42,15 @@ class Lease:
     expires_at: datetime | None
 
     def free(self, now: datetime) -> bool:
-        """Whether anybody may take it."""
+        """Whether any relay may take it."""
         return self.expires_at is None or self.expires_at <= now
 
 
 def share(
     leases: Sequence[Lease], owner: str, relays: Sequence[str], now: datetime
 ) -> frozenset[int]:
-    """The buckets that `owner` should hold from now on: what it has and what is free, but no more
-    than its fair part among `relays`, of which it is one. Parts differ by one at the most."""
+    """The buckets that `owner` should hold from now on: what it holds and what is free, but no more
+    than its fair share among `relays`, of which it is one. Shares differ by at most one."""
     whole, rest = divmod(len(leases), len(relays))
     fair = whole + (sorted(relays).index(owner) < rest)
     mine = [row.bucket for row in leases if row.owner == owner and not row.free(now)]
@@ -47,7 +59,8 @@ def share(
 
 
 async def renew(connection: AsyncConnection, owner: str, lease_time: float) -> frozenset[int]:
-    """Announce this relay for `lease_time` seconds and settle its leases; returns its buckets."""
+    """Announce this relay for `lease_time` seconds, and keep, take or release leases so that it has
+    its share; returns its buckets."""
     now, leases = await _locked(connection)
     expires_at = now + timedelta(seconds=lease_time)
     relays = await _announce(connection, owner, now, expires_at)
@@ -57,8 +70,9 @@ async def renew(connection: AsyncConnection, owner: str, lease_time: float) -> f
 
 
 async def extend(connection: AsyncConnection, owner: str, lease_time: float) -> frozenset[int]:
-    """Hold what this relay still has for `lease_time` seconds more, and let nobody's share change;
-    returns its buckets. For a relay in the middle of a batch, which may give up nothing."""
+    """Extend the leases that this relay still has to `lease_time` seconds from now, and change
+    nobody's share; returns its buckets. For a relay in the middle of a batch, which must not
+    release any."""
     now, leases = await _locked(connection)
     expires_at = now + timedelta(seconds=lease_time)
     held = frozenset(row.bucket for row in leases if row.owner == owner and not row.free(now))
@@ -68,15 +82,15 @@ async def extend(connection: AsyncConnection, owner: str, lease_time: float) -> 
     return held
 
 
-async def next_end(connection: AsyncConnection, owner: str) -> float:
-    """Seconds until the first lease of another relay ends, should it not be renewed; infinity where
-    no other has one."""
-    row = (await connection.execute(_next_end(), {"holder": owner})).one()
-    return math.inf if row.ends is None else (row.ends - row.now).total_seconds()
+async def next_expiry(connection: AsyncConnection, owner: str) -> float:
+    """Seconds until the first lease of another relay expires, if it is not renewed; infinity where
+    no other relay has one."""
+    row = (await connection.execute(_next_expiry(), {"holder": owner})).one()
+    return math.inf if row.expiry is None else (row.expiry - row.now).total_seconds()
 
 
 async def release(connection: AsyncConnection, owner: str) -> None:
-    """Give up all leases of this relay at once, for others to take."""
+    """Release all leases of this relay, so that others can take them at once."""
     await connection.execute(
         update(lease).where(lease.c.owner == owner).values(owner=None, expires_at=None)
     )
@@ -84,9 +98,9 @@ async def release(connection: AsyncConnection, owner: str) -> None:
 
 
 async def _locked(connection: AsyncConnection) -> tuple[datetime, list[Lease]]:
-    """The time, and all leases, locked: relays take turns."""
+    """The time and all leases, locked until the transaction ends."""
     rows = (await connection.execute(_locked_leases())).all()
-    if len(rows) < BUCKETS:  # somebody has emptied the tables, as between two tests
+    if len(rows) < BUCKETS:  # the tables were emptied, as between two tests
         missing = dialect_of(connection).insert_absent(lease)
         await connection.execute(missing, [{"bucket": bucket} for bucket in range(BUCKETS)])
         rows = (await connection.execute(_locked_leases())).all()
@@ -96,7 +110,7 @@ async def _locked(connection: AsyncConnection) -> tuple[datetime, list[Lease]]:
 async def _announce(
     connection: AsyncConnection, owner: str, now: datetime, expires_at: datetime
 ) -> Sequence[str]:
-    """Enter this relay, forget those whose time is over; returns all there are."""
+    """Enter or extend this relay, delete those that have expired; returns all that there are."""
     known = {row.owner: row.expires_at for row in await connection.execute(_relays())}
     over = [other for other, until in known.items() if until <= now and other != owner]
     if over:
@@ -126,7 +140,7 @@ async def _write(
         )
 
 
-# Statements that every relay runs again and again: building one takes longer than running it.
+# Every relay executes these often, and building a statement takes longer than executing it.
 
 
 @cache
@@ -136,9 +150,9 @@ def _locked_leases() -> Select[Any]:
 
 
 @cache
-def _next_end() -> Select[Any]:
-    now, ends = database_now(), func.min(lease.c.expires_at)
-    columns: Sequence[Any] = (now.label("now"), ends.label("ends"))
+def _next_expiry() -> Select[Any]:
+    now, expiry = database_now(), func.min(lease.c.expires_at)
+    columns: Sequence[Any] = (now.label("now"), expiry.label("expiry"))
     return select(*columns).where(lease.c.owner != bindparam("holder"), lease.c.expires_at > now)
 
 

@@ -1,6 +1,8 @@
-"""Bringing a service's database to the tables that this version of EventMesh needs.
+"""Migrating a service's database to the tables that this version of EventMesh needs.
 
-Alembic does the work, with a version table of its own beside the application's.
+Alembic does the work. Its version table has a name of its own, so that the application can use
+Alembic too. Every process that needs the tables checks their version at its start: a SQLite file is
+migrated at once, a server's database by `eventmesh db upgrade` only.
 """
 
 from __future__ import annotations
@@ -29,9 +31,10 @@ async def current_version(database: Database) -> str | None:
 async def upgrade(database: Database, metadata: MetaData | None = None) -> bool:
     """Migrate EventMesh's tables, and make those of the service's own tables that are missing.
 
-    One transaction, one process at a time; on MariaDB, which has no transactions for that, what was
-    cut short is taken up again. Returns whether EventMesh's tables changed. Own tables
-    that exist are left alone: changing them is for the service's own migrations.
+    One process does this at a time, in one transaction. MariaDB commits each statement of a
+    migration, so there an interrupted one is continued by the next. Returns whether EventMesh's
+    tables changed. The service's own tables are left alone where they exist: changing them is the
+    task of the service's own migrations.
     """
     async with (
         database.connection(within=None) as connection,  # a table may be large
@@ -57,9 +60,9 @@ async def _make_own(database: Database, connection: AsyncConnection, metadata: M
 
 
 async def create_database(database: Database) -> None:
-    """Make the database on its server, if it is not there; a SQLite file makes itself.
+    """Make the database on its server, if it is not there; a SQLite file is made when it is opened.
 
-    The URL's user needs the right to do so. Unreachable when the server does not answer.
+    The user in the URL needs the right to do so. Unreachable when the server does not answer.
     """
     if not database.dialect.is_file:
         async with database.maintenance() as connection:
@@ -67,7 +70,7 @@ async def create_database(database: Database) -> None:
 
 
 async def require_current(database: Database) -> None:
-    """Drift, with the command that mends it, when the database is not at HEAD."""
+    """Drift, with the command to run, when the database is not at HEAD."""
     version = await current_version(database)
     _refuse_newer(database, version)
     if version != HEAD:

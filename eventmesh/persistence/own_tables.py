@@ -2,10 +2,10 @@
 
 EventMesh makes tables that are missing, and never alters one that exists. So a column that was
 added to a model is not in the database until somebody has migrated it, and every message whose
-handler needs it would fail. A worker looks at its start, and does not become ready.
+handler needs it would fail. A worker checks this at its start, and does not become ready.
 
-Only missing tables and columns count: types, indexes and constraints have many spellings, and what
-the database has beside the models does no harm.
+Only missing tables and columns are errors. Types, indexes and constraints have many spellings, and
+anything that the database has in addition does no harm.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from sqlalchemy.exc import SAWarning
 from eventmesh.errors import Drift
 from eventmesh.persistence.database import Database
 
-_MOST_TOLD = 20
+_MOST_NAMED = 20
 
 Columns = Mapping[tuple[str | None, str], frozenset[str]]
 """The columns of each table that is there, by the table's schema and name."""
 
 
 async def require_own_tables(database: Database, metadata: MetaData) -> None:
-    """Drift, which says what is missing and what to do, unless all tables and columns of the
-    metadata are in the database."""
+    """Drift, with what is missing and what to do, unless the database has all tables and columns of
+    the metadata."""
     async with database.reading() as connection:
         found = await connection.run_sync(_columns, metadata)
     tables, columns = missing(metadata, found, database.dialect.stored_name)
     if not (tables or columns):
         return
     lacks = [*(f"table {name}" for name in tables), *(f"column {name}" for name in columns)]
-    more = len(lacks) - _MOST_TOLD
-    told = ", ".join(lacks[:_MOST_TOLD]) + (f" and {more} more" if more > 0 else "")
+    more = len(lacks) - _MOST_NAMED
+    told = ", ".join(lacks[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
     advice = []
     if tables:
         advice.append(f"Run `eventmesh db upgrade {database.service}`, which makes missing tables.")
@@ -72,7 +72,7 @@ def missing(
 
 
 def _checked(metadata: MetaData) -> list[Table]:
-    """The service's own tables, without temporary ones, which each connection has for itself."""
+    """The service's own tables, except temporary ones, which each connection has for itself."""
     return [
         table
         for name, table in sorted(metadata.tables.items())
@@ -81,13 +81,14 @@ def _checked(metadata: MetaData) -> list[Table]:
 
 
 def _columns(connection: Connection, metadata: MetaData) -> Columns:
-    """Tables or views; one query for all on PostgreSQL, one or two for each elsewhere."""
+    """The columns of the tables and views that are there. This takes one query on PostgreSQL, and
+    one or two for each table elsewhere."""
     by_schema: dict[str | None, list[str]] = {}
     for table in _checked(metadata):
         by_schema.setdefault(table.schema, []).append(table.name)
     found: dict[tuple[str | None, str], frozenset[str]] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SAWarning)  # of types it does not know: we want names
+        warnings.simplefilter("ignore", SAWarning)  # about unknown types; we only need names
         for schema, names in by_schema.items():
             reflected = inspect(connection).get_multi_columns(
                 schema=schema, filter_names=names, kind=ObjectKind.ANY, scope=ObjectScope.ANY

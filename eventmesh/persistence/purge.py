@@ -1,5 +1,5 @@
-"""Forgetting what is of no more use: in small batches, oldest first, each in a transaction of its
-own, so that nobody has to wait for it."""
+"""Deleting rows that are too old to be needed: in small batches, oldest first, each in a
+transaction of its own, so that no other transaction waits for long."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from eventmesh.persistence.dialects.sql import UtcDateTime
 from eventmesh.persistence.tables import inbox, saga, start
 
 RECEIVED, BEGUN, ENDED = inbox.c.received_at, start.c.begun_at, saga.c.ended_at
-"""Ages: of entries in the inbox, of starts of suspects, of sagas that have ended."""
+"""The columns by which rows age: of the inbox, of the starts of possible poison messages, of sagas
+that have ended."""
 
-_MOMENT = timedelta(microseconds=1)  # what databases tell apart
+_MOMENT = timedelta(microseconds=1)  # the resolution of the databases' times
 
 
 async def purge(
@@ -23,7 +24,7 @@ async def purge(
 ) -> bool:
     """Delete rows that are older, about `most` of them; returns whether there may be more."""
     cut = await connection.scalar(_cut(age), {"before": before, "most": most})
-    # What has the very age of the cut goes too: a group's rows, which are of one moment.
+    # Rows of exactly this age go too: those of a group all have the same time.
     await connection.execute(_delete(age), {"until": cut or before - _MOMENT})
     return cut is not None
 

@@ -1,4 +1,5 @@
-"""Saga rows: state and progress of each saga, written by one writer at a time."""
+"""The rows of sagas: the state and progress of each. Concurrent writers are detected by a version
+number in the row (optimistic locking)."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from eventmesh.persistence.tables import saga
 
 @dataclass(frozen=True, slots=True)
 class SagaRow:
-    """A saga as it is kept. `row_version` counts its changes."""
+    """A saga as it is stored. `row_version` counts its changes."""
 
     id: str
     name: str
@@ -46,11 +47,8 @@ async def load(session: AsyncSession, name: str, saga_id: str) -> SagaRow | None
 
 
 async def store(session: AsyncSession, row: SagaRow, *, ended: bool) -> None:
-    """Insert a saga at row version 1, or update it from the version before; its times are the
-    database's.
-
-    Conflict when somebody else has changed it since it was loaded.
-    """
+    """Insert a saga at row version 1, or update it from the version before, with times by the
+    database's clock. Conflict when another worker has changed it since it was loaded."""
     values = {
         "status": row.status,
         "state": row.state,

@@ -1,5 +1,10 @@
-"""How often the handling of a suspect was begun: of a message that was handed out so often that it
-may be killing its workers. Brokers count what they hand out, also what no handler ever saw."""
+"""How often the handler of a possible poison message was started.
+
+A message that was delivered many times may be one that kills its worker. A broker's redelivery
+count alone does not show that, as it includes deliveries that no handler ever saw. So from some
+count on, each start of the handler is recorded before it, in a transaction of its own, and removed
+when the handler ends in any way. What remains counts the starts that never ended.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +29,7 @@ async def note(connection: AsyncConnection, subscription: str, message_id: str) 
 async def forget(
     session: AsyncSession | AsyncConnection, subscription: str, message_id: str
 ) -> None:
-    """It was handled, or given up: it is no suspect any more."""
+    """Remove the count: the handler has ended, or the message was dead-lettered."""
     await session.execute(
         delete(start).where(start.c.subscription == subscription, start.c.message_id == message_id)
     )

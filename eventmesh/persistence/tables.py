@@ -29,7 +29,7 @@ from eventmesh.persistence.dialects.sql import (
 )
 
 BUCKETS = 16
-"""Into how many parts the outbox is divided by key; as many relays can share its work."""
+"""The number of parts into which the outbox is divided by key, and of relays that can share it."""
 
 metadata = MetaData(
     naming_convention={
@@ -48,7 +48,8 @@ outbox = Table(
     Column("bucket", SmallInteger, nullable=False),
     Column("headers", Json, nullable=False),
     Column("data", Bytes, nullable=False),
-    # NULL: due at once. So that neither delayed rows nor a backlog stand in the other's way.
+    # NULL: due at once. Delayed rows have an index of their own, so that neither they nor a backlog
+    # slow the other down.
     Column("due_at", UtcDateTime),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("last_error", LongText),

@@ -86,7 +86,7 @@ class Transaction:
         cause: Message | None = None,
         extensions: Mapping[str, str] | None = None,
     ) -> None:
-        """Publish or send, whichever the message is, with attributes of one's own."""
+        """Publish an event or send a command, with further CloudEvents attributes."""
         check_message(message)
         sender = self._sender
         if not sender.registry.publishes(type(message)):

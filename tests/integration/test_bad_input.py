@@ -235,7 +235,7 @@ def test_a_broker_file_in_a_folder_that_cannot_be_made(bank: Project) -> None:
     ("url", "words"),
     [
         (f"mysql://ada:{PASSWORD}@host/bank", ["a mysql database", "postgresql:// or sqlite:///"]),
-        ("bank", ["no database URL", "postgresql://user:password@host:port/database"]),
+        ("bank", ["not a database URL", "postgresql://user:password@host:port/database"]),
     ],
 )
 def test_a_database_url_that_is_none(bank: Project, url: str, words: list[str]) -> None:

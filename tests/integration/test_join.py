@@ -444,7 +444,7 @@ class TestRefusals:
 
     async def test_a_session_of_no_database(self, app: App) -> None:
         async with AsyncSession() as session:
-            with pytest.raises(UsageError, match="bound to no engine"):
+            with pytest.raises(UsageError, match="has no engine"):
                 app.service.join(session)
 
     async def test_what_is_no_session(self, app: App) -> None:

@@ -404,7 +404,7 @@ class TestErrors:
     def test_another_kind_of_database_is_refused(self) -> None:
         with pytest.raises(UsageError, match="mysql"):
             Database("mysql://h/x", service="shop")
-        with pytest.raises(UsageError, match="no database URL"):
+        with pytest.raises(UsageError, match="not a database URL"):
             Database("nonsense", service="shop")
 
     async def test_a_wrong_statement_is_no_reason_to_call_the_database_unreachable(

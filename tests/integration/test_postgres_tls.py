@@ -213,6 +213,6 @@ def test_a_misspelt_parameter_is_refused_before_anything_is_connected(
     ended = bank.run("db", "upgrade", "bank", EVENTMESH_BANK_DATABASE_URL=url("ssl_mode=require"))
     assert ended.code == 2
     assert ended.err == (
-        "Error: EVENTMESH_BANK_DATABASE_URL has the parameter ssl_mode, which is not known. Did "
-        "you mean sslmode?\n"
+        "Error: EVENTMESH_BANK_DATABASE_URL has the parameter ssl_mode, which EventMesh does "
+        "not know. Did you mean sslmode?\n"
     )

@@ -1,4 +1,4 @@
-"""Telling of connections that others on the network could read, change or answer."""
+"""Warning of database connections that others on the network could read, change or answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ _log = logging.getLogger("eventmesh.database")
 
 
 def exposure(*, tls: ssl.SSLContext | None, is_local: bool, accepted: bool) -> str | None:
-    """What others can do to a connection, as far as that is not `accepted`."""
+    """What others on the network can do to a connection; None where that is nothing, or is
+    `accepted`."""
     if is_local or accepted:
         return None
     if tls is None:
@@ -30,7 +31,7 @@ class ExposureWarning:
         self._given = False
 
     def look_at(self, tls: ssl.SSLContext | None, *, is_local: bool) -> None:
-        """Warn if this connection is the first one that is exposed."""
+        """Warn if this is the first connection that is exposed."""
         found = exposure(tls=tls, is_local=is_local, accepted=self._accepted)
         if found and not self._given:
             self._given = True

@@ -1,5 +1,5 @@
-"""Columns, expressions and hints that mean the same on PostgreSQL, MariaDB and SQLite, or nothing
-on those that do not need them."""
+"""Column types, expressions and hints for PostgreSQL, MariaDB and SQLite: each has one meaning, in
+the words of each database."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TABLE_OPTIONS: Mapping[str, Any] = MappingProxyType(
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware time in UTC. SQLite keeps a text that sorts by time, MariaDB leaves out the zone."""
+    """An aware time in UTC. SQLite stores a text that sorts by time, MariaDB no time zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -61,7 +61,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC)
 
 
-# SQLite counts up by itself only in a column of exactly the type INTEGER.
+# SQLite generates numbers only in a column of exactly the type INTEGER.
 Sequence = BigInteger().with_variant(Integer, "sqlite")
 
 # MariaDB's types of these names end at 64 KiB.
@@ -70,7 +70,7 @@ LongText = Text().with_variant(mysql.LONGTEXT(), _MARIADB)
 
 
 class Json(JSON):
-    """JSON of any depth; a MariaDB column of its type JSON takes 31 levels."""
+    """JSON of any depth: MariaDB's own type JSON allows only 31 levels."""
 
 
 @compiles(Json, _MARIADB)
@@ -85,8 +85,8 @@ def by_index(query: Select[Any], table: FromClause, index: str) -> Select[Any]:
 
 
 class refused_key(FunctionElement[str]):  # noqa: N801  # spelled as the column it is
-    """`refused_key(outbox.c.key)` is the key of a row that the broker has refused; of another row,
-    perhaps too. MariaDB has a column of its own for it, as it has no index of some rows only."""
+    """`refused_key(outbox.c.key)` is the key of a row with attempts; for other rows it may be the
+    key or NULL. MariaDB has no partial indexes, so there it is a generated, indexed column."""
 
     type = String()
     inherit_cache = True

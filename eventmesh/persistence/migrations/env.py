@@ -1,4 +1,4 @@
-"""Alembic's entry: runs on the connection, and in the transaction, that `migration` hands in."""
+"""Alembic's entry point: it runs on the connection, and in the transaction, of `migration`."""
 
 from alembic import context
 

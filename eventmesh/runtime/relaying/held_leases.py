@@ -44,7 +44,7 @@ class Tenure:
             return False
         async with self._database.connection() as connection:
             buckets = await leases.renew(connection, self.owner, self._lease_time)
-            ends_in = await leases.next_end(connection, self.owner)
+            ends_in = await leases.next_expiry(connection, self.owner)
         changed = buckets != self.buckets or now >= self._valid_until
         self.buckets = buckets
         # Counted from before the renewal.

@@ -115,7 +115,7 @@ def test_what_is_so_anyway_is_accepted(harmless: str) -> None:
         ("ssl=true&sslmode=disable", "Keep one"),
         ("sslmode=require&sslmode=disable", "sslmode 2 times"),
         ("sslrootcert=system&sslmode=require", "only sslmode=verify-full protects"),
-        ("sslnegotiation=direct", "goes with sslmode=require"),
+        ("sslnegotiation=direct", "needs sslmode=require"),
         ("channel_binding=require", "write sslmode=verify-full with sslrootcert"),
         ("connect_timeout=soon", "Write a whole number"),
         ("host=two", "names hosts in two places"),

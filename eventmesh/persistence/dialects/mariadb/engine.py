@@ -17,8 +17,8 @@ from eventmesh.persistence.dialects.mariadb import url as urls
 
 _LOCK_TIMEOUT = 30  # seconds that a statement waits for another transaction's row
 
-# A handler's statements mean what they mean elsewhere: an UPDATE reads the old values of its row,
-# what does not fit a column is refused, and a table that is made takes part in transactions.
+# So that a handler's statements do what they do on other databases: an UPDATE reads the old values
+# of its row, a value that does not fit its column is an error, and new tables are transactional.
 _SETTINGS = f"""SET SESSION
     sql_mode = CONCAT_WS(',', @@sql_mode, 'STRICT_ALL_TABLES', 'SIMULTANEOUS_ASSIGNMENT'),
     default_storage_engine = InnoDB,
@@ -32,8 +32,8 @@ _TOO_LARGE = 1153
 def make_engine(
     url: URL, variable: str, connect_timeout: float, options: Mapping[str, Any]
 ) -> AsyncEngine:
-    """An engine whose transactions read what is committed, as on PostgreSQL: with MariaDB's own
-    default, a group would read its rows as they were when it began."""
+    """An engine whose isolation level is READ COMMITTED, as on PostgreSQL: with MariaDB's default,
+    a group would read its rows as they were when it began."""
     warning = ExposureWarning(
         variable,
         accepted=urls.is_off(url),
@@ -56,8 +56,8 @@ def make_engine(
         ) from None
     except ValueError as error:
         raise UsageError(f"An option of the MariaDB URL cannot be used: {error}.") from None
-    event.listen(engine.sync_engine, "connect", _settle)
-    event.listen(engine.sync_engine, "handle_error", _judge)
+    event.listen(engine.sync_engine, "connect", _apply_settings)
+    event.listen(engine.sync_engine, "handle_error", _mark_disconnect)
     return engine
 
 
@@ -68,7 +68,8 @@ def error_code(error: BaseException | None) -> int:
 
 
 async def _connect(warning: ExposureWarning, **options: Any) -> Any:
-    """A connection that breaks when its other end falls silent."""
+    """A connection that breaks when its other end falls silent, and refuses statements that are too
+    large for the server."""
     import asyncmy
     from asyncmy.cursors import Cursor
 
@@ -76,7 +77,7 @@ async def _connect(warning: ExposureWarning, **options: Any) -> Any:
 
     class OurCursor(Cursor):
         async def _query(self, q: str | bytes) -> Any:
-            # The server would answer by closing the connection, which looks like an end of its own.
+            # The server would close the connection, which would look like a lost database.
             if largest and _bytes_in(q, largest) >= largest:
                 raise asyncmy.errors.DataError(
                     _TOO_LARGE, f"the statement is larger than max_allowed_packet ({largest} bytes)"
@@ -84,7 +85,8 @@ async def _connect(warning: ExposureWarning, **options: Any) -> Any:
             return await super()._query(q)  # type: ignore[misc]  # what the driver calls itself
 
         async def _show_warnings(self, conn: Any) -> None:
-            """Of which each duplicate in an inbox is one; the driver would fetch and log them."""
+            """Skipped: each duplicate in the inbox is a warning, which the driver would fetch and
+            log."""
 
     connection: Any = await asyncmy.connect(cursor_cls=OurCursor, **options)
     try:
@@ -102,19 +104,19 @@ async def _connect(warning: ExposureWarning, **options: Any) -> Any:
 
 
 def _bytes_in(statement: str | bytes, most: int) -> int:
-    """How many there are, but not exactly where they are surely fewer than `most`."""
+    """The number of bytes, or some smaller number where it is surely less than `most`."""
     if isinstance(statement, bytes) or len(statement) * 4 < most:
         return len(statement)
-    return len(statement.encode(errors="surrogateescape"))  # so the driver holds bytes in texts
+    return len(statement.encode(errors="surrogateescape"))  # the driver has bytes in texts
 
 
-def _settle(connection: Any, _record: object) -> None:
+def _apply_settings(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute(_SETTINGS)
     cursor.close()
 
 
-def _judge(context: ExceptionContext) -> None:
-    """Do not use a connection again that the server has closed with its answer."""
+def _mark_disconnect(context: ExceptionContext) -> None:
+    """Tell SQLAlchemy of errors with which the server closes the connection."""
     if error_code(context.original_exception) in _ENDS_CONNECTION:
         context.is_disconnect = True

@@ -1,8 +1,9 @@
-"""What the parameters of a MariaDB URL mean: those of MariaDB's and MySQL's clients.
+"""The parameters of a MariaDB URL: those of MariaDB's and MySQL's own clients.
 
     mariadb://user:password@host/db?ssl_ca=ca.pem
 
-As with PostgreSQL's, each is understood or refused.
+A parameter that EventMesh does not understand is an error: if it were ignored, it could be the one
+that was to protect the connection.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def tls(url: URL, variable: str) -> Tls | None:
     mode = query.get("ssl_mode", "").upper()
     if mode == "PREFERRED":
         raise UsageError(
-            f"{variable} has ssl_mode={query['ssl_mode']}, which the driver does not have. Write "
-            f"VERIFY_IDENTITY, with ssl_ca, or REQUIRED."
+            f"{variable} has ssl_mode={query['ssl_mode']}, which the driver does not "
+            f"support. Write VERIFY_IDENTITY, with ssl_ca, or REQUIRED."
         )
     if mode and mode not in _MODES:
         raise UsageError(f"{variable} has ssl_mode={mode}. Write one of {', '.join(_MODES)}.")
@@ -70,14 +71,14 @@ def tls(url: URL, variable: str) -> Tls | None:
         identity = verified and mode != "VERIFY_CA"
     if identity and not verified:
         raise UsageError(
-            f"{variable} has ssl_verify_cert=false, and asks for the host's name, which without it "
-            f"is worth nothing. Write ssl_verify_cert=true."
+            f"{variable} has ssl_verify_cert=false, and asks for a check of the host's name, "
+            f"which is worth nothing without it. Write ssl_verify_cert=true."
         )
     return Tls(verified, identity, query)
 
 
 def is_off(url: URL) -> bool:
-    """Whether a URL that `tls` has understood says that there is to be none."""
+    """Whether a URL that `tls` has accepted turns TLS off."""
     query = {name: str(value).lower() for name, value in url.query.items()}
     return (
         query.get("ssl_mode") == "disabled"
@@ -87,7 +88,7 @@ def is_off(url: URL) -> bool:
 
 
 def arguments(url: URL, variable: str) -> dict[str, Any]:
-    """The driver's arguments by these parameters; UsageError for what cannot be used."""
+    """The driver's arguments for these parameters; UsageError for what cannot be used."""
     asked = tls(url, variable)
     query = _understood(url, variable)
     found: dict[str, Any] = {name: query[name] for name in _TEXTS if name in query}
@@ -130,8 +131,8 @@ def _context(asked: Tls, variable: str) -> ssl.SSLContext:
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or type(error).__name__
         raise UsageError(
-            f"{variable} has parameters that cannot be used for TLS ({reason}). Files have to be "
-            f"PEM, and a key has to fit its certificate."
+            f"{variable} has parameters that cannot be used for TLS ({reason}). Files must be PEM, "
+            f"and a key must belong to its certificate."
         ) from None
     return context
 
@@ -144,7 +145,9 @@ def _understood(url: URL, variable: str) -> dict[str, str]:
         if name not in _KNOWN:
             near = get_close_matches(name, _KNOWN, 1)
             advice = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(_KNOWN)}."
-            raise UsageError(f"{variable} has the parameter {name}, which is not known. {advice}")
+            raise UsageError(
+                f"{variable} has the parameter {name}, which EventMesh does not know. {advice}"
+            )
         query[name] = value
     if query.get("charset", "utf8mb4").lower() != "utf8mb4":
         raise UsageError(f"{variable} has charset={query['charset']}. It is always utf8mb4.")

@@ -1,7 +1,8 @@
-"""What the parameters of a PostgreSQL URL mean.
+"""The parameters of a PostgreSQL URL: those of PostgreSQL's own clients, such as `psql`, and a few
+of asyncpg's.
 
-They are those of PostgreSQL's own clients, as `psql` takes them, and a few of asyncpg's. Each is
-understood or refused: one that is ignored could be the one that was to protect the connection.
+A parameter that EventMesh does not understand is an error: if it were ignored, it could be the one
+that was to protect the connection.
 
     postgresql://host/db?sslmode=verify-full&sslrootcert=ca.pem&application_name=bank
 """
@@ -27,7 +28,7 @@ from eventmesh.persistence.dialects.postgresql.pooling import PoolMode
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 _SYSTEM = "system"
-"""For `sslrootcert`: the authorities that this machine trusts, as libpq has it."""
+"""For `sslrootcert`: the certificate authorities that this machine trusts, as in libpq."""
 
 _PLACE = ("host", "port", "dbname", "database", "user", "password")
 _FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile")
@@ -42,15 +43,15 @@ _READ_HERE = (
     *("pgbouncer", "application_name", "fallback_application_name", "options"),
 )
 
-_KEEPALIVE = "Leave it out: EventMesh has both ends notice within 20 s that the other has gone"
-_STATEMENTS = "Leave it out: behind a pooler, statements are prepared as it needs by themselves"
-# Parameters of which only some values can be had with asyncpg, and what to do about the others.
+_KEEPALIVE = "Leave it out: EventMesh makes each end notice within 20 s that the other has gone"
+_STATEMENTS = "Leave it out: EventMesh detects a pooler, and prepares statements accordingly"
+# Parameters of which asyncpg supports only some values, and what to do about the others.
 _ONLY: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
     {
         "channel_binding": (
             ("disable", "prefer"),
             "The driver has no channel binding. Leave it out, and write sslmode=verify-full with "
-            "sslrootcert, which protects from the same",
+            "sslrootcert, which protects from the same attacks",
         ),
         "client_encoding": (
             ("utf8", "utf-8", "auto"),
@@ -91,8 +92,8 @@ _HOST_LIST = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What the parameters of a URL say. `arguments` are asyncpg's; `sslmode` is None where nothing
-    is said; `pool_mode` as in `pooling`."""
+    """The meaning of a URL's parameters. `arguments` are asyncpg's; `sslmode` is None where the URL
+    says nothing; `pool_mode` is explained in `pooling`."""
 
     arguments: Mapping[str, Any] = field(repr=False)
     sslmode: str | None
@@ -100,8 +101,8 @@ class Parameters:
 
 
 def split_hosts(url: str) -> str:
-    """A URL of several hosts, "h1:5432,h2:5432", with its hosts and ports as parameters: these are
-    what other readers of URLs can read. Any other URL as it is."""
+    """Move the hosts and ports of a URL with several, "h1:5432,h2:5432", to its parameters, where
+    SQLAlchemy can read them. Any other URL is returned unchanged."""
     match = _HOST_LIST.match(url)
     if match is None:
         return url
@@ -114,8 +115,8 @@ def split_hosts(url: str) -> str:
 
 
 def normal(url: URL, variable: str) -> URL:
-    """The URL with user, password, one host and database where they belong, and only the other
-    parameters in its query; UsageError for those that are not understood."""
+    """Move the user, password, single host and database from the parameters to their places in the
+    URL; UsageError for parameters that are not understood."""
     query = {name: _single(name, value, variable) for name, value in url.query.items()}
     for name, value in query.items():
         _refuse_unknown(name, value, variable)
@@ -143,7 +144,7 @@ def normal(url: URL, variable: str) -> URL:
 
 
 def parameters(url: URL, variable: str) -> Parameters:
-    """What the parameters of a URL from `normal` say; UsageError for values without a meaning."""
+    """The meaning of the parameters of a URL from `normal`; UsageError for values without one."""
     query: dict[str, str] = {name: str(value) for name, value in url.query.items()}
     arguments: dict[str, Any] = {}
     if "host" in query:
@@ -167,7 +168,7 @@ def parameters(url: URL, variable: str) -> Parameters:
     if "servicefile" in query:
         arguments["servicefile"] = query["servicefile"]
     if seconds := query.get("connect_timeout") or query.get("timeout"):
-        # As libpq has it: no limit by 0, or by less than nothing.
+        # As in libpq, 0 and negative numbers mean no limit.
         limit = _number("connect_timeout", seconds, variable, signed=True)
         arguments["timeout"] = limit if limit > 0 else None
     if seconds := query.get("command_timeout"):
@@ -181,8 +182,8 @@ def parameters(url: URL, variable: str) -> Parameters:
 
 
 def check_files(url: URL, variable: str) -> ssl.SSLContext | None:
-    """UsageError for files that the parameters name and that cannot be used. Returns what is to be
-    used for TLS where that is not what asyncpg makes of the parameters itself."""
+    """UsageError for files that the parameters name and that cannot be used. Returns the TLS
+    context to use; None where asyncpg makes it from the parameters by itself."""
     query = {name: str(value) for name, value in url.query.items()}
     for name in _FILES:
         path = query.get(name)
@@ -221,13 +222,13 @@ def check_files(url: URL, variable: str) -> ssl.SSLContext | None:
 
 
 def _sslmode(query: Mapping[str, str], variable: str) -> str | None:
-    """What is said of TLS, in libpq's words; None where nothing is said."""
+    """The `sslmode` that the parameters amount to; None where they say nothing."""
     said = query.get("ssl", "").lower()
-    # The first is what libpq understands by it; the others are asyncpg's and people's.
+    # libpq knows ssl=true; the others are asyncpg's, and what people write.
     said = {"true": "require", "1": "require", "false": "disable", "0": "disable"}.get(said, said)
     mode = query.get("sslmode", "")
     if mode and said and mode != said:
-        raise UsageError(f"{variable} has ssl and sslmode, which say different things. Keep one.")
+        raise UsageError(f"{variable} has ssl and sslmode, which contradict each other. Keep one.")
     mode = mode or said
     if mode and mode not in SSL_MODES:
         raise UsageError(
@@ -237,13 +238,13 @@ def _sslmode(query: Mapping[str, str], variable: str) -> str | None:
     if query.get("sslrootcert") == _SYSTEM:
         if mode not in ("", "verify-full"):
             raise UsageError(
-                f"{variable} has sslrootcert=system with sslmode={mode}. Anybody can have a "
-                f"certificate of those authorities, so that only sslmode=verify-full protects."
+                f"{variable} has sslrootcert=system with sslmode={mode}. Anybody can get a "
+                f"certificate of those authorities, so only sslmode=verify-full protects."
             )
         return "verify-full"
     if query.get("sslnegotiation") == "direct" and mode in ("", *SSL_MODES[:3]):
         raise UsageError(
-            f"{variable} has sslnegotiation=direct, which goes with sslmode=require, verify-ca or "
+            f"{variable} has sslnegotiation=direct, which needs sslmode=require, verify-ca or "
             f"verify-full. Write one of them."
         )
     return mode or None
@@ -257,7 +258,7 @@ def _pool_mode(query: Mapping[str, str], variable: str) -> PoolMode | None:
         )
     if said == "session":
         return "session"
-    # As Prisma's users write it, where it is found out anyway.
+    # Prisma's spelling; we would detect such a pooler anyway.
     return "transaction" if said or query.get("pgbouncer", "") in ("true", "1") else None
 
 
@@ -275,7 +276,9 @@ def _refuse_unknown(name: str, value: str, variable: str) -> None:
             if near
             else f"A setting of the server is written as options=-c%20{name}%3Dvalue."
         )
-        raise UsageError(f"{variable} has the parameter {name}, which is not known. {advice}")
+        raise UsageError(
+            f"{variable} has the parameter {name}, which EventMesh does not know. {advice}"
+        )
 
 
 def _single(name: str, value: str | tuple[str, ...], variable: str) -> str:
@@ -308,7 +311,7 @@ def _number(name: str, value: str, variable: str, *, signed: bool = False) -> in
 
 
 def _key() -> str | None:
-    """Where libpq and asyncpg look for the key of a certificate unless sslkey is given."""
+    """Where libpq and asyncpg look for the certificate's key unless sslkey is given."""
     usual = Path("~/.postgresql/postgresql.key").expanduser()
     return str(usual) if usual.exists() else None
 
@@ -328,6 +331,6 @@ def _usable(name: str, variable: str) -> Iterator[None]:
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or type(error).__name__
         raise UsageError(
-            f"{variable} names by {name} what cannot be used for TLS ({reason}). It has to be PEM, "
-            f"and a key has to fit its certificate."
+            f"{variable} names a file by {name} that cannot be used for TLS ({reason}). It must be "
+            f"PEM, and a key must belong to its certificate."
         ) from None

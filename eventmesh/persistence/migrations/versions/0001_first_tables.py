@@ -1,4 +1,4 @@
-"""Outbox, inbox, starts of suspects, relays and their leases, sagas."""
+"""The outbox, the inbox, starts of possible poison messages, relays and their leases, sagas."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ _TEXT = sa.Text().with_variant(mysql.LONGTEXT(), "mariadb")
 _JSON = sa.JSON().with_variant(mysql.LONGTEXT(), "mariadb")
 _BUCKETS = 16
 
-# MariaDB commits after each statement: a migration that was cut short must be able to run again.
+# MariaDB commits after each statement, so an interrupted migration must be able to run again.
 _AGAIN: dict[str, Any] = {
     "if_not_exists": True,
     "mariadb_engine": "InnoDB",
@@ -118,8 +118,8 @@ def _outbox() -> None:
 
 
 def _refused_key() -> list[sa.Column[str]]:
-    """What stands for an index of the refused rows alone, where there is none such. The index has
-    in it all that is asked of them."""
+    """Instead of a partial index of the rejected rows, which MariaDB does not have. Its index has
+    all columns that are read of them."""
     refused = sa.Computed("CASE WHEN attempts > 0 THEN `key` END", persisted=False)
     return [sa.Column("refused_key", sa.String(255), refused)] if _on_mariadb() else []
 

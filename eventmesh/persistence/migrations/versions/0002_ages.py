@@ -1,5 +1,5 @@
-"""By what age rows are found that are of no more use: of the inbox, of starts, of ended sagas. And
-delayed messages by due time in their order."""
+"""Indexes of the ages by which rows are purged: of the inbox, of starts, of ended sagas. And an
+index of delayed messages in the order in which they are published."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,7 +12,7 @@ _TIME = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mariadb"
 
 
 def upgrade() -> None:
-    """Make an index each; starts are counted anew, with their times."""
+    """Make the indexes; starts are counted from zero again, with their times."""
     op.drop_table("eventmesh_start", if_exists=True)
     op.create_table(
         "eventmesh_start",
