@@ -1,7 +1,9 @@
-"""A connection to a database that is cut, after however many bytes, or ended by the server's word,
-before whichever statement, is never a message's fault: what comes of it is Unreachable, and never
-what a handler could have raised. And one that is given up while the database is silent has no
-answers for who asks next."""
+"""A lost connection is never a message's fault: wherever it is cut, the error is Unreachable, and
+not one that a handler could have raised.
+
+Connections are cut after every few bytes, in each direction; ended by the server before each
+statement; and abandoned while the database is silent, after which the next user of the pool must
+not get the answer to somebody else's statement."""
 
 from __future__ import annotations
 
@@ -36,16 +38,16 @@ from tests.support.units import unit_of_work
 
 PATIENCE = 300.0
 STEP = 47
-"""Bytes: less than most messages of either protocol, and no divisor of anything."""
+"""Bytes: less than most messages of either protocol, and a prime number."""
 
 SILENT_STEPS = {"postgresql": 1171, "mariadb": 47}
-"""Bytes. SQLAlchemy waits two seconds for a silent PostgreSQL."""
+"""Bytes. With PostgreSQL fewer steps, as SQLAlchemy waits two seconds for a silent one."""
 
 ENOUGH = 12
-"""Cuts, at the least, until a scene is played to its end."""
+"""How many cuts a scene must survive at least, before one comes too late to matter."""
 
 BETWEEN_WORD_AND_END = 0.3
-"""Seconds. Closing a connection takes until its end."""
+"""Seconds; a connection that is closed waits for the other end for so long."""
 
 Scene = Callable[[str, str], Awaitable[None]]
 
@@ -83,7 +85,7 @@ async def publish(url: str, name: str) -> None:
 
 
 async def relay(url: str, name: str) -> None:
-    """A round, with something to relay. They are all the same relay, or leases would be held."""
+    """A round, with something to relay, always by the same relay: another would have no leases."""
     del name
     database = Database(url, service="shop")
     round_of = Relay("shop", database, MemoryTransport(SystemClock()), SystemClock(), 60.0)
@@ -95,7 +97,7 @@ async def relay(url: str, name: str) -> None:
 
 
 async def listen(url: str, name: str) -> None:
-    """Until it is known that other processes are heard."""
+    """Until notifications are known to arrive."""
     del name
     database = Database(url, service="shop")
     heard = asyncio.Event()
@@ -137,8 +139,8 @@ async def proxy(url: str) -> AsyncIterator[Proxy]:
 
 
 async def all_cuts(proxy: Proxy, direction: Direction, scene: Scene) -> int:
-    """Play a scene with a cut after ever more bytes, until it comes to its end; returns how often
-    it did not."""
+    """Play a scene with a cut after ever more bytes, until it succeeds; returns how often it did
+    not."""
     for lost in count():
         cutting = asyncio.ensure_future(proxy.cut_after(1 + lost * STEP, direction))
         await asyncio.sleep(0)  # so that it is set
@@ -170,8 +172,8 @@ async def test_a_relays_round_is_unreachable_and_keeps_its_messages(
 
 
 class Farewell:
-    """Lets a PostgreSQL end a connection through the proxy, by its last word, before the `at`th use
-    of any. Who uses it has heard the word, and no end yet."""
+    """Lets PostgreSQL terminate a connection before its `at`th use. The client has received the
+    server's last message then, but not the end of the connection."""
 
     def __init__(self, proxy: Proxy, url: str, at: int) -> None:
         self.left = at
@@ -241,7 +243,7 @@ async def test_a_relay_that_listens_is_unreachable(postgres_url: str, direction:
         assert await all_cuts(proxy, direction, listen) > ENOUGH
 
 
-async def test_a_handlers_error_is_told_though_its_rollback_finds_the_connection_cut(
+async def test_a_handlers_error_is_raised_even_if_its_rollback_finds_the_connection_cut(
     proxy: Proxy,
 ) -> None:
     database = Database(proxy.url, service="shop")
@@ -291,7 +293,9 @@ async def waiting(url: str) -> int:
 
 
 @pytest.mark.parametrize("direction", Direction)
-async def test_who_asks_next_gets_its_own_answers(proxy: Proxy, direction: Direction) -> None:
+async def test_the_next_user_of_the_pool_gets_its_own_answers(
+    proxy: Proxy, direction: Direction
+) -> None:
     step = SILENT_STEPS[urlsplit(proxy.url).scheme.partition("+")[0]]
     async with asyncio.timeout(PATIENCE):
         for silences in count():

@@ -38,7 +38,7 @@ async def database(postgres_url: str) -> AsyncIterator[Database]:
 
 
 async def limit(database: Database, setting: str, milliseconds: int) -> None:
-    """For all connections to come."""
+    """For all connections that are made from now on."""
     async with database.connection() as connection:
         name = await connection.scalar(text("SELECT current_database()"))
         await connection.execute(text(f'ALTER DATABASE "{name}" SET {setting} = {milliseconds}'))
@@ -71,7 +71,7 @@ async def test_a_relay_whose_statement_took_too_long_tries_again(database: Datab
     await other.close()
 
 
-async def test_a_message_for_which_the_database_ends_the_connection_does_not_stand_in_the_way(
+async def test_a_message_for_which_the_database_ends_the_connection_does_not_block_the_others(
     database: Database,
 ) -> None:
     await limit(database, "idle_in_transaction_session_timeout", 200)
@@ -99,7 +99,7 @@ async def test_a_message_for_which_the_database_ends_the_connection_does_not_sta
 async def test_the_server_ends_the_transaction_of_a_worker_that_falls_silent(
     database: Database,
 ) -> None:
-    """Its rows of the inbox would else be locked for the two hours that TCP takes."""
+    """Otherwise its rows of the inbox would be locked for two hours, until TCP gives up."""
     async with database.connection() as connection:
         idle, interval, count, timeout = [
             int(await connection.scalar(text(f"SHOW {setting}")) or 0)

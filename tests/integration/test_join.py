@@ -1,5 +1,5 @@
-"""What `service.join` promises a session of the application's own: its messages are in the outbox
-if and only if its own commit succeeds. With each driver that SQLAlchemy has for the databases."""
+"""What `service.join` promises for an application's own session: its messages are in the outbox if
+and only if its commit succeeds. With each driver that SQLAlchemy has for the databases."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Foreign(Event, name="payments.paid", version=1):
 
 @dataclass
 class App:
-    """An application with an engine of its own, and the service that it belongs to."""
+    """An application with its own engine, and the service that it belongs to."""
 
     service: Service
     engine: AsyncEngine
@@ -83,7 +83,7 @@ class App:
             return list(await connection.scalars(select(Order.number).order_by(Order.number)))
 
     async def published(self) -> list[int]:
-        """What is in the outbox, in its order."""
+        """The names in the outbox, in their order."""
         async with self.engine.connect() as connection:
             rows = await connection.scalars(select(outbox.c.data).order_by(outbox.c.seq))
             return [json.loads(data)["number"] for data in rows]
@@ -248,7 +248,7 @@ class TestCommit:
     async def test_a_session_that_is_joined_only_while_it_is_committed_is_an_error(
         self, app: App
     ) -> None:
-        """SQLAlchemy does not call us any more; that must not go unnoticed."""
+        """SQLAlchemy no longer calls us then, which must not go unnoticed."""
 
         class Collecting(Session):
             pass
@@ -397,7 +397,7 @@ class TestSavepoint:
     async def test_what_was_stored_in_one_that_is_then_rolled_back_is_stored_again(
         self, app: App
     ) -> None:
-        """A savepoint that is committed over the head of another stores early."""
+        """Committing an outer savepoint while an inner one is open stores early."""
         async with app.sessions.begin() as session:
             tx = app.service.join(session)
             session.add(Order(number=1))
@@ -413,7 +413,7 @@ class TestSavepoint:
 
 
 class TestRefusals:
-    """Raised where the message is published, and nothing of it is left."""
+    """Raised where the message is published, and nothing of it remains."""
 
     async def test_the_usual_ones(self, app: App) -> None:
         async with app.sessions.begin() as session:
@@ -447,7 +447,7 @@ class TestRefusals:
             with pytest.raises(UsageError, match="has no engine"):
                 app.service.join(session)
 
-    async def test_what_is_no_session(self, app: App) -> None:
+    async def test_what_is_not_a_session(self, app: App) -> None:
         for what in (app.engine, app.sessions, None):
             with pytest.raises(UsageError, match=f"cannot join {type(what).__name__}: .*sessions"):
                 app.service.join(what)  # type: ignore[arg-type]
@@ -514,7 +514,7 @@ def plain_url(request: pytest.FixtureRequest) -> str:
 
 
 async def test_a_plain_session_in_a_thread_is_joined_as_well(plain_url: str) -> None:
-    """As a handler that is no coroutine has it; the relay is woken on its own event loop."""
+    """As in a handler that is not a coroutine; the relay is woken on its own event loop."""
     await prepare(plain_url)
     service = make_service(plain_url)
     engine = create_engine(plain_url, connect_args=encoding(plain_url))
@@ -537,8 +537,8 @@ async def test_a_plain_session_in_a_thread_is_joined_as_well(plain_url: str) -> 
     engine.dispose()
 
 
-async def test_relays_of_other_processes_are_told_of_a_commit(postgres_url: str) -> None:
-    """By a service whose database is open; without it, they find out by looking."""
+async def test_a_commit_wakes_the_relays_of_other_processes(postgres_url: str) -> None:
+    """If the service's database is open; otherwise they find the messages by polling."""
     await prepare(postgres_url)
     heard = asyncio.Queue[None]()
     other = Database(postgres_url, service="orders")

@@ -1,4 +1,4 @@
-"""What MariaDB does otherwise than PostgreSQL, and that the promises hold nevertheless."""
+"""Where MariaDB behaves differently from PostgreSQL, the promises hold nevertheless."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class TestHandlers:
             await until(mesh.outbox_is_empty)
         assert sorted(await mesh.effects()) == list(range(12))
 
-    async def test_a_savepoint_that_a_deadlock_took_with_it_is_no_way_out(
+    async def test_a_deadlock_in_a_savepoint_undoes_the_whole_transaction(
         self, mesh: Mesh, database: Database
     ) -> None:
         await make_spots(database)
@@ -176,10 +176,10 @@ class TestHandlers:
         assert "Do that outside handlers" in letter.reason
         assert await mesh.effects() == [0, 1, 2, 4, 5]
 
-    async def test_a_procedure_that_commits_is_found_out(
+    async def test_a_procedure_that_commits_is_detected(
         self, mesh: Mesh, database: Database
     ) -> None:
-        """Too late for its own transaction, but nobody is told that all is well."""
+        """Too late for its own transaction, but success is not reported."""
         async with database.connection() as connection:
             await connection.execute(text("CREATE PROCEDURE sly() COMMIT"))
         async with unit_of_work(database) as unit:
@@ -269,7 +269,7 @@ class TestInbox:
     async def test_of_three_workers_with_one_message_one_that_fails_costs_nobody_an_attempt(
         self, database: Database
     ) -> None:
-        """The two that waited for it may deadlock on what it leaves: they simply try again."""
+        """The two that waited for it may deadlock on the rows it leaves; they simply try again."""
 
         async def handle() -> set[str]:
             while True:
@@ -406,7 +406,7 @@ class TestJoin:
 
     @pytest.mark.parametrize("left_open", [False, True])
     @pytest.mark.parametrize("joined_late", [False, True])
-    async def test_a_deadlock_that_the_application_swallows_is_found_out_at_its_commit(
+    async def test_a_deadlock_that_the_application_swallows_is_detected_at_its_commit(
         self,
         mesh: Mesh,
         database: Database,
@@ -414,7 +414,7 @@ class TestJoin:
         joined_late: bool,
         left_open: bool,
     ) -> None:
-        """Else what came after it would be committed: half of the state, and all messages."""
+        """Otherwise what came after it would be committed: half of the state and all messages."""
         async with sessions() as session:
             if joined_late:
                 await session.execute(select(Effect))
@@ -469,7 +469,7 @@ class TestJoin:
             await session.commit()
         assert await self.committed(database) == ([1], [1])
 
-    async def test_a_procedure_that_commits_is_found_out(
+    async def test_a_procedure_that_commits_is_detected(
         self, mesh: Mesh, database: Database, sessions: Sessions
     ) -> None:
         async with database.connection() as connection:
@@ -513,7 +513,7 @@ class TestJoin:
 
 
 class TestMigration:
-    async def test_a_migration_that_is_cut_short_anywhere_is_taken_up_again(
+    async def test_a_migration_that_is_interrupted_anywhere_is_continued(
         self, mariadb_server: Server, mariadb_url: str
     ) -> None:
         """Each of its statements is committed by itself."""
@@ -584,7 +584,7 @@ class TestConnections:
             assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == SILENCE * 1000
 
-    async def test_a_wrong_password_is_said_and_not_shown(self, mariadb_url: str) -> None:
+    async def test_a_wrong_password_is_reported_and_not_shown(self, mariadb_url: str) -> None:
         scheme, _, rest = mariadb_url.partition("://")
         wrong = Database(f"{scheme}://root:secret@{rest.partition('@')[2]}", service="shop")
         with pytest.raises(Unreachable, match="Access denied") as caught:
@@ -592,14 +592,14 @@ class TestConnections:
         assert "secret" not in str(caught.value)
         await wrong.close()
 
-    async def test_a_server_that_does_not_take_the_largest_message_is_refused(
+    async def test_a_server_that_does_not_accept_the_largest_message_is_refused(
         self, database: Database
     ) -> None:
         with pytest.raises(UsageError, match="max_allowed_packet"):
             await database.connect(largest=2**30)
 
     @pytest.mark.parametrize("option", ["ssl_ca=/none", "bogus=1", "connect_timeout=soon"])
-    async def test_an_odd_option_is_told(self, mariadb_url: str, option: str) -> None:
+    async def test_an_unknown_option_is_reported(self, mariadb_url: str, option: str) -> None:
         with pytest.raises((UsageError, Unreachable), match=r"_DATABASE_URL|option"):
             await Database(f"{mariadb_url}?{option}", service="shop").connect()
 

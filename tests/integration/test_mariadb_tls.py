@@ -26,7 +26,7 @@ OTHER_NAME = "127.0.0.1"
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a server that is called localhost, and not 127.0.0.1."""
+    """For a server that is called localhost, and not 127.0.0.1."""
     return make_certificates(tmp_path_factory.mktemp("certificates"), "DNS:localhost")
 
 
@@ -81,7 +81,7 @@ async def cipher(server_url: str, parameters: str, host: str = "localhost") -> s
         ("ssl_ca={ca}&ssl_cert={client}.pem&ssl_key={client}.key", "localhost"),
     ],
 )
-async def test_what_is_as_asked_is_spoken_to(
+async def test_a_server_that_meets_the_parameters_is_used(
     server_url: str, certificates: Path, parameters: str, host: str
 ) -> None:
     files = {"ca": certificates / "ca.pem", "client": certificates / "client"}
@@ -98,7 +98,7 @@ async def test_what_is_as_asked_is_spoken_to(
         ("ssl_verify_cert=true", "localhost"),  # by the authorities that this machine trusts
     ],
 )
-async def test_a_server_that_is_not_as_asked_is_not_spoken_to(
+async def test_a_server_that_does_not_meet_the_parameters_is_refused(
     server_url: str, certificates: Path, parameters: str, host: str
 ) -> None:
     files = {"ca": certificates / "ca.pem", "stranger": certificates / "client.pem"}
@@ -143,7 +143,7 @@ def test_what_is_refused_is_named_with_what_to_do(
     ("parameters", "said"),
     [("ssl=true", "to whom is not verified"), ("ssl_ca={ca}", None)],
 )
-async def test_a_connection_to_another_machine_that_is_not_verified_is_told(
+async def test_an_unverified_connection_to_another_machine_is_warned_of(
     server_url: str,
     certificates: Path,
     parameters: str,

@@ -41,7 +41,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 @EVERYWHERE
-async def test_what_the_models_have_is_there(database: Database) -> None:
+async def test_a_database_with_all_tables_and_columns_is_accepted(database: Database) -> None:
     await require_own_tables(database, tables("cents", "Limit"))
     await require_own_tables(database, tables("cents"))  # what else is there does no harm
     await require_own_tables(database, MetaData())
@@ -66,7 +66,7 @@ async def test_a_missing_table_is_named_with_the_command_that_makes_it(database:
 
 
 @EVERYWHERE
-async def test_a_view_stands_for_a_table_and_a_temporary_table_for_none(
+async def test_a_view_counts_as_a_table_and_a_temporary_table_does_not(
     database: Database,
 ) -> None:
     async with database.connection() as connection:
@@ -77,7 +77,7 @@ async def test_a_view_stands_for_a_table_and_a_temporary_table_for_none(
 
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
-async def test_a_type_that_sqlalchemy_does_not_know_is_no_matter(database: Database) -> None:
+async def test_a_type_that_sqlalchemy_does_not_know_does_no_harm(database: Database) -> None:
     async with database.connection() as connection:
         await connection.execute(text("CREATE TYPE pair AS (a int, b int)"))
         await connection.execute(text("ALTER TABLE accounts ADD COLUMN both_ pair"))

@@ -1,5 +1,5 @@
-"""What a service's database promises, on SQLite, MariaDB and PostgreSQL, of which an older and a
-newer one where both can be had."""
+"""What a service's database promises, on SQLite, MariaDB and PostgreSQL; on an older and a newer
+PostgreSQL where both are available."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def kinds() -> list[str]:
-    """Every database that can be had: of PostgreSQL either the server that the environment gives,
-    or one of each generation, which differ by where they come from."""
+    """Every database that is available: of PostgreSQL either the server that the environment names,
+    or one of each version."""
     given = os.environ.get("EVENTMESH_TEST_POSTGRES_URL")
     return ["sqlite", "mariadb", *(["postgres"] if given else [f"postgres-{way}" for way in WAYS])]
 
@@ -134,7 +134,9 @@ class TestMigration:
         assert await migration.upgrade(empty) is True
         assert await migration.upgrade(empty) is False
 
-    async def test_processes_that_upgrade_at_once_take_turns(self, empty: Database) -> None:
+    async def test_processes_that_upgrade_at_once_wait_for_each_other(
+        self, empty: Database
+    ) -> None:
         other = Database(empty.url.render_as_string(hide_password=False), service="shop")
         try:
             changed = await asyncio.gather(*(migration.upgrade(each) for each in (empty, other)))
@@ -221,7 +223,7 @@ class TestOutbox:
             rows = await outbox.due(connection, {bucket_of("b", "")}, NOW, 100)
         assert [row.envelope.id for row in rows] == ["m2"]
 
-    async def test_a_delayed_message_waits_and_holds_nobody_up(self, database: Database) -> None:
+    async def test_a_delayed_message_waits_and_blocks_nobody(self, database: Database) -> None:
         await store(database, message(1, delay=60), message(2))
         assert await due(database) == ["m2"]
         assert await due(database, now=NOW + timedelta(seconds=59.9)) == ["m2"]
@@ -235,7 +237,7 @@ class TestOutbox:
         assert await due(database) == []
 
     async def test_a_transaction_that_commits_late_is_not_skipped(self, postgres_url: str) -> None:
-        """On PostgreSQL; SQLite has one writer at a time, so that nobody can commit late."""
+        """On PostgreSQL; SQLite has one writer at a time, so nobody can commit late."""
         database = Database(postgres_url, service="shop")
         await migration.upgrade(database)
         async with database.connection() as late:
@@ -252,26 +254,26 @@ class TestOutbox:
             await outbox.delete_confirmed(connection, rows)
         assert await due(database) == ["m2"]
 
-    async def test_a_refused_row_holds_its_key_until_it_is_gone_and_nobody_elses(
+    async def test_a_rejected_row_blocks_its_key_until_it_is_published_and_no_other_key(
         self, database: Database
     ) -> None:
         await store(database, message(1, key="bad"), message(2, key="bad"), message(3, key="good"))
-        await self.refuse_first(database, NOW, again_at=NOW + timedelta(seconds=10))
+        await self.reject_first(database, NOW, again_at=NOW + timedelta(seconds=10))
         assert await due(database, now=NOW + timedelta(seconds=9)) == ["m3"]
         assert await due(database, now=NOW + timedelta(seconds=10)) == ["m1", "m3"]
 
-    async def test_a_row_refused_too_often_parks_its_key_and_nobody_elses(
+    async def test_a_row_rejected_too_often_parks_its_key_and_no_other_key(
         self, database: Database
     ) -> None:
         await store(database, message(1, key="bad"), message(2, key="bad"), message(3, key="good"))
         for attempts in (0, 1):
-            assert await self.refuse_first(database, NOW, again_at=NOW) == attempts
+            assert await self.reject_first(database, NOW, again_at=NOW) == attempts
         assert await due(database, now=NOW + timedelta(days=1)) == ["m3"]
         async with database.reading() as connection:
             assert (await outbox.stats(connection, NOW)).parked == 1
 
-    async def refuse_first(self, database: Database, now: datetime, *, again_at: datetime) -> int:
-        """Refuse the first row that is due; returns how often it had been refused before."""
+    async def reject_first(self, database: Database, now: datetime, *, again_at: datetime) -> int:
+        """Reject the first row that is due; returns how often it had been rejected before."""
         async with database.connection() as connection:
             rows = await outbox.due(connection, ALL, now, 100)
             await outbox.mark_rejected(
@@ -341,7 +343,7 @@ class TestLeases:
         async with database.connection() as connection:
             return await leases.renew(connection, owner, time)
 
-    async def test_a_lone_relay_holds_all_buckets(self, database: Database) -> None:
+    async def test_a_single_relay_holds_all_buckets(self, database: Database) -> None:
         assert await self.renew(database, "one") == frozenset(ALL)
 
     async def test_a_new_relay_gets_its_share_when_the_old_one_renews(
@@ -354,7 +356,7 @@ class TestLeases:
         assert len(first) == len(second) == tables.BUCKETS // 2
         assert first | second == frozenset(ALL)
 
-    async def test_the_buckets_of_a_dead_relay_are_taken_over_when_its_lease_ends(
+    async def test_the_buckets_of_a_dead_relay_are_taken_over_when_its_leases_expire(
         self, database: Database
     ) -> None:
         await self.renew(database, "dead", time=0.2)
@@ -384,7 +386,7 @@ class TestSagas:
             assert await sagas.load(unit.session, "shop.sell", "s1") == self.row(2)
             assert await sagas.load(unit.session, "shop.sell", "none") is None
 
-    async def test_of_two_writers_from_one_version_the_second_is_told(
+    async def test_of_two_writers_from_one_version_the_second_gets_a_conflict(
         self, database: Database
     ) -> None:
         async with unit_of_work(database) as unit:
@@ -395,7 +397,7 @@ class TestSagas:
 
 
 class TestErrors:
-    async def test_a_database_that_does_not_answer_is_said_to_be_unreachable(self) -> None:
+    async def test_a_database_that_does_not_answer_is_unreachable(self) -> None:
         closed = Database("postgresql://u:secret@127.0.0.1:1/x", service="shop")
         with pytest.raises(Unreachable, match="EVENTMESH_SHOP_DATABASE_URL") as caught:
             await closed.connect()
@@ -407,7 +409,7 @@ class TestErrors:
         with pytest.raises(UsageError, match="not a database URL"):
             Database("nonsense", service="shop")
 
-    async def test_a_wrong_statement_is_no_reason_to_call_the_database_unreachable(
+    async def test_an_error_of_a_statement_does_not_make_the_database_unreachable(
         self, database: Database
     ) -> None:
         async with database.connection() as connection:
@@ -453,7 +455,7 @@ async def test_a_postgresql_that_falls_silent_is_noticed(postgres_url: str) -> N
         await database.close()
 
 
-async def test_a_connection_that_answers_nothing_any_more_is_given_up(postgres_url: str) -> None:
+async def test_a_connection_that_no_longer_answers_is_closed(postgres_url: str) -> None:
     async with proxy_before(postgres_url) as proxy:
         database = Database(proxy.url, service="shop")
         try:

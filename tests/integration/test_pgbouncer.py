@@ -76,7 +76,7 @@ asyncio.run(main())
 
 @pytest.fixture(scope="module", params=WAYS)
 def pgbouncer(request: pytest.FixtureRequest, servers: Servers) -> Server:
-    """In a container it keeps track of prepared statements; the private one does not."""
+    """The one in a container tracks prepared statements; the private one does not."""
     return servers.had_by("pgbouncer", request.param)
 
 

@@ -26,7 +26,7 @@ Url = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a server that is called localhost, and not 127.0.0.1."""
+    """For a server that is called localhost, and not 127.0.0.1."""
     return make_certificates(tmp_path_factory.mktemp("certificates"), "DNS:localhost")
 
 
@@ -91,7 +91,7 @@ OTHER_NAME = "127.0.0.1"
         ("verify-full", "ca.pem", "localhost"),
     ],
 )
-async def test_what_is_as_asked_is_spoken_to(
+async def test_a_server_that_meets_the_parameters_is_used(
     url: Url, certificates: Path, mode: str, ca: str, host: str
 ) -> None:
     parameters = f"sslmode={mode}&sslrootcert={certificates / ca}"
@@ -108,7 +108,7 @@ async def test_what_is_as_asked_is_spoken_to(
         ("verify-full", "ca.pem", OTHER_NAME),
     ],
 )
-async def test_a_server_that_is_not_as_asked_is_not_spoken_to(
+async def test_a_server_that_does_not_meet_the_parameters_is_refused(
     url: Url, certificates: Path, mode: str, ca: str, host: str
 ) -> None:
     parameters = f"sslmode={mode}&sslrootcert={certificates / ca}"
@@ -122,7 +122,7 @@ async def test_disable_does_not_encrypt(url: Url) -> None:
 
 
 @pytest.mark.parametrize("parameters", ["", "sslmode=prefer", "ssl=require", "ssl=true"])
-async def test_without_an_authority_it_is_encrypted_all_the_same(url: Url, parameters: str) -> None:
+async def test_without_an_authority_it_is_encrypted_nevertheless(url: Url, parameters: str) -> None:
     assert (await encryption(url(parameters))).startswith("TLSv1.")
 
 
@@ -154,7 +154,7 @@ async def test_hosts_are_tried_in_their_order(url: Url, server: Server) -> None:
     assert await encryption(address)
 
 
-async def test_a_file_that_cannot_be_used_is_told(url: Url, certificates: Path) -> None:
+async def test_a_file_that_cannot_be_used_is_reported(url: Url, certificates: Path) -> None:
     for parameters, said in (
         ("sslrootcert=/nowhere/ca.pem", r"file /nowhere/ca\.pem by sslrootcert"),
         (f"sslrootcert={certificates}/ca.key", "sslrootcert that cannot be used"),
@@ -167,7 +167,7 @@ async def test_a_file_that_cannot_be_used_is_told(url: Url, certificates: Path) 
     assert "/secret" not in str(caught.value)
 
 
-async def test_a_connection_to_another_machine_that_is_not_verified_is_told_once(
+async def test_an_unverified_connection_to_another_machine_is_warned_of_once(
     url: Url, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("eventmesh.persistence.dialects.tcp.is_local", lambda _: False)

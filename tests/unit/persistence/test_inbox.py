@@ -1,4 +1,4 @@
-"""By what the inbox tells a duplicate from another message that has the same id by mistake."""
+"""How the inbox distinguishes a duplicate from another message that has the same id by mistake."""
 
 from __future__ import annotations
 

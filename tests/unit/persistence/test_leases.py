@@ -1,4 +1,5 @@
-"""Relays taking turns, as `renew` lets them: announce, share, write. Only `share` is ours here."""
+"""How relays share the buckets, in a model of `renew` (announce, share, write) whose `share` is the
+real one."""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ def test_no_bucket_ever_has_two_owners(buckets: int, steps: list[tuple[str, str 
 
 
 @given(st.integers(1, 32), steps, st.sets(relays, min_size=1).map(sorted))
-def test_the_relays_that_stay_own_all_buckets_soon_and_each_its_part(
+def test_the_relays_that_stay_soon_own_all_buckets_and_each_its_share(
     buckets: int, steps: list[tuple[str, str | int]], stay: list[str]
 ) -> None:
     world = World(buckets)
@@ -82,7 +83,7 @@ def test_the_relays_that_stay_own_all_buckets_soon_and_each_its_part(
 
 
 @given(st.integers(1, 32), steps, st.permutations("abcde"), st.integers(1, 5))
-def test_the_parts_are_fair_from_any_state_after_three_rounds_of_turns(
+def test_the_shares_are_fair_from_any_state_after_three_renewals_each(
     buckets: int, steps: list[tuple[str, str | int]], everybody: list[str], count: int
 ) -> None:
     world = World(buckets)
@@ -98,7 +99,7 @@ def test_the_parts_are_fair_from_any_state_after_three_rounds_of_turns(
 
 
 def assert_fair(world: World, owners: list[str]) -> None:
-    """Every bucket has an owner, parts differ by one at the most, and nobody is left out who need
+    """Every bucket has an owner, shares differ by at most one, and no relay is left out that need
     not be."""
     parts = [world.owned(owner) for owner in owners]
     sizes = [len(part) for part in parts]
@@ -126,7 +127,7 @@ def test_shares_of_free_buckets_add_up_and_differ_by_one_at_the_most(
 
 
 @given(st.permutations("abcde"))
-def test_in_which_order_the_relays_are_read_does_not_matter(owners: list[str]) -> None:
+def test_the_order_in_which_relays_are_read_does_not_matter(owners: list[str]) -> None:
     free = [Lease(bucket, None, None) for bucket in range(16)]
     for owner in owners:
         assert share(free, owner, owners, BEGINNING) == share(free, owner, list("abcde"), BEGINNING)
@@ -155,7 +156,7 @@ def test_a_relay_keeps_what_it_has_rather_than_taking_what_is_free() -> None:
     assert share(leases, "a", ["a", "b"], BEGINNING) == {2, 3}
 
 
-def test_a_new_relay_is_made_room_for() -> None:
+def test_a_relay_releases_buckets_for_a_new_one() -> None:
     world = World(16)
     world.turn("a")
     assert len(world.owned("a")) == 16
@@ -166,7 +167,7 @@ def test_a_new_relay_is_made_room_for() -> None:
     assert (len(world.owned("a")), len(world.owned("b"))) == (8, 8)
 
 
-def test_the_buckets_of_a_dead_relay_are_taken_over_when_its_lease_is_over() -> None:
+def test_the_buckets_of_a_dead_relay_are_taken_over_when_its_leases_expire() -> None:
     world = World(16)
     for owner in "aba":
         world.turn(owner)
@@ -178,7 +179,7 @@ def test_the_buckets_of_a_dead_relay_are_taken_over_when_its_lease_is_over() -> 
     assert len(world.owned("b")) == 16
 
 
-def test_a_lease_is_free_from_the_moment_it_ends() -> None:
+def test_a_lease_is_free_from_the_moment_it_expires() -> None:
     lease = Lease(0, "a", BEGINNING)
     assert lease.free(BEGINNING)
     assert not lease.free(BEGINNING - timedelta(microseconds=1))

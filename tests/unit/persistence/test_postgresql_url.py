@@ -1,4 +1,4 @@
-"""What is understood of a PostgreSQL URL, and how the rest is refused."""
+"""Which parameters of a PostgreSQL URL are understood, and how the others are refused."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_times_and_settings() -> None:
         *("pool_mode=session", "target_session_attrs=read-write", "fallback_application_name=a"),
     ],
 )
-def test_what_is_so_anyway_is_accepted(harmless: str) -> None:
+def test_values_that_hold_anyway_are_accepted(harmless: str) -> None:
     arguments(f"postgresql://h/db?{harmless}")
 
 
@@ -120,8 +120,8 @@ def test_what_is_so_anyway_is_accepted(harmless: str) -> None:
         ("connect_timeout=soon", "Write a whole number"),
         ("host=two", "names hosts in two places"),
         ("client_encoding=latin1", "always UTF-8"),
-        ("keepalives_idle=30", "Leave it out: EventMesh has both ends notice within 20 s"),
-        ("statement_cache_size=0", "behind a pooler"),
+        ("keepalives_idle=30", "Leave it out: EventMesh makes each end notice within 20 s"),
+        ("statement_cache_size=0", "detects a pooler"),
         ("requiressl=1", "Write sslmode=require"),
         ("pool_mode=statement", "works with session and transaction"),
         *(
@@ -142,7 +142,7 @@ def test_as_many_ports_as_hosts() -> None:
         parse_url("postgresql:///db?host=a,b&port=1,2,3", "bank")
 
 
-def test_neither_passwords_nor_where_keys_are_is_shown() -> None:
+def test_neither_passwords_nor_paths_of_keys_are_shown() -> None:
     url = "postgresql://u:hunter2@h/db?sslkey=/secret/key&sslpassword=hunter3&passfile=/secret/pass"
     said = shown(parse_url(url, "bank"))
     assert "hunter" not in said
@@ -163,7 +163,7 @@ def test_neither_passwords_nor_where_keys_are_is_shown() -> None:
         (ssl.CERT_REQUIRED, False, False, None),
     ],
 )
-def test_what_the_network_could_do_is_said(
+def test_what_the_network_could_do_is_warned_of(
     tls: ssl.VerifyMode | None, is_local: bool, accepted: bool, said: str | None
 ) -> None:
     context = None

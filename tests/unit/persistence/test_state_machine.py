@@ -1,10 +1,9 @@
-"""Outbox, relays and inbox against a model, through whatever happens to them.
+"""Outbox, relays and inbox against a model, under random faults (a state machine of Hypothesis).
 
-Two relays of one service run on a loop that owns the time (`tests.crash.virtual_loop`), on a SQLite
-file and a broker in memory. Transactions end well or badly, a relay is killed at any of its steps,
-or stands still until others have its leases, the broker refuses, is lost in the middle of a batch,
-or hands out again what it has handed out before, somebody sees to what is parked, and what is old
-is purged.
+Two relays of one service run on an event loop with a virtual clock (`tests.crash.virtual_loop`), on
+a SQLite file and a broker in memory. Transactions commit or fail. A relay is killed at any of its
+steps, or stands still until others have its leases. The broker rejects messages, is lost in the
+middle of a batch, or redelivers. Parked messages are retried or skipped, and old rows are purged.
 """
 
 from __future__ import annotations
@@ -53,19 +52,20 @@ T = TypeVar("T")
 KEYS = ("a", "b", "c")
 DELAY = 1.5
 WINDOW = 20.0
-"""Seconds after which the inbox forgets; none of what is done to it here takes so long."""
+"""Seconds after which rows of the inbox are purged: longer than any step here takes."""
 
 PARK_AFTER = 3
-"""Refusals after which a key is parked: fewer than it takes in earnest."""
+"""Rejections after which a message is parked: fewer than in production, so that it happens."""
 
 SETTLED_AFTER = 15.0
-"""Seconds in which all that can be relayed is."""
+"""Seconds within which everything that can be published has been."""
 
 STEPS = st.integers(1, 60)
-"""More than a relay makes for a batch."""
+"""At which step of a relay something happens; a batch takes fewer than the most."""
 
 SOME_KEYS = st.lists(st.sampled_from(KEYS), max_size=6)
-"""Of messages that are committed right before something happens, which so happens to them."""
+"""The keys of messages that are committed right before something happens, so that it happens to
+them."""
 
 
 class Base(DeclarativeBase):
@@ -73,7 +73,7 @@ class Base(DeclarativeBase):
 
 
 class Effect(Base):
-    """Nothing here keeps an effect from happening twice but the inbox."""
+    """Only the inbox keeps an effect from happening twice."""
 
     __tablename__ = "effects"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -86,7 +86,7 @@ class Noted(Event, name="shop.noted", version=1, key="key"):
 
 
 class OutboxAndInbox(RuleBasedStateMachine):
-    """The model is the list of what was committed, in its order."""
+    """The model is the list of committed messages, in their order."""
 
     template: Path
 
@@ -134,7 +134,7 @@ class OutboxAndInbox(RuleBasedStateMachine):
         self.do(self._commit(keys, delayed=delayed, good=good))
 
     async def _commit(self, keys: list[str], *, delayed: bool = False, good: bool = True) -> None:
-        """Of which the last is delayed, perhaps."""
+        """The last may be delayed."""
         messages = [Noted(key=key, number=next(self.numbers)) for key in keys]
         late = messages[-1:] if delayed else []
         try:
@@ -204,7 +204,7 @@ class OutboxAndInbox(RuleBasedStateMachine):
         self.do(self._deliver(limit, settled=settled))
 
     async def _deliver(self, limit: int, *, settled: bool) -> bool:
-        """Hand out what is there, and hear of it, or lose the worker before."""
+        """Deliver what is there, and settle it, or lose the worker before that."""
         subscription = self.handler.subscription
         if not (await self.memory.stats(subscription)).ready:
             return False
@@ -250,8 +250,9 @@ class OutboxAndInbox(RuleBasedStateMachine):
             assert effects == self.of(key)[: len(effects)]
 
     def of(self, key: str) -> list[int]:
-        """The numbers of a key's messages, in the order of their commits; a delay is its own, and
-        what was skipped may have had its effect before it was refused, or not."""
+        """The numbers of a key's messages, in the order of their commits. Not delayed ones, which
+        have their own time, nor skipped ones, which may have taken effect before their rejection.
+        """
         return [
             each.number
             for each in self.committed
@@ -262,7 +263,7 @@ class OutboxAndInbox(RuleBasedStateMachine):
         return [number for (number,) in query(self.file, "SELECT number FROM effects ORDER BY id")]
 
     def settle_all(self) -> None:
-        """Let all that is still to happen, happen: nothing is lost, and parked keys keep only
+        """Let time pass until nothing more happens: nothing is lost, and parked keys block only
         themselves."""
         self.broker.lost_after = None
         self.broker.rejects.clear()
@@ -317,7 +318,7 @@ def make_service(clock: LoopClock, file: str) -> Service:
 
 @pytest.fixture
 def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A database with its tables, and SQLite on the event loop. Nobody reads what is logged."""
+    """A database with its tables, SQLite on the event loop, and no logs."""
     file = tmp_path / "shop.db"
     monkeypatch.setattr(relay_module, "PARK_AFTER", PARK_AFTER)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -352,7 +353,7 @@ def test_what_is_committed_takes_effect_once_in_its_order_whatever_happens(
 def test_what_follows_a_message_that_is_taken_at_last_is_not_overtaken(
     template: Path, times: int
 ) -> None:
-    """Whether or not another one is refused beside it: found by the machine above."""
+    """Whether or not another one is rejected with it. Found by the state machine above."""
     machine = type("Machine", (OutboxAndInbox,), {"template": template})()
     machine.begin(whole=False)
     machine.refuse_the_next_of_a_key(key="b", times=PARK_AFTER, keys=[])

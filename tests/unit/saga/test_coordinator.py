@@ -101,7 +101,7 @@ class Trips:
         sender = Sender("trips", registry, self._clock, DEFAULT_MAX_BYTES)
         sent: list[Outgoing] = []
         async with unit_of_work(self._database) as unit:
-            transaction = Transaction(unit.session, sender, sent.append, cause)
+            transaction = Transaction(unit.session, sender, sent.append, [(message, cause)])
             await self._coordinator.handle(message, cause, transaction)
             await unit.commit()
         return [self._open(outgoing.envelope) for outgoing in sent]
