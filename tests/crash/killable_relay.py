@@ -91,7 +91,7 @@ def start(file: str, clock: Clock, memory: MemoryTransport, broker: FaultyBroker
     context.run(CURRENT_RUN.set, run)
 
     def may(envelope: Envelope) -> bool:
-        return holds(file, relay.tenure.owner, bucket_of(envelope.key, envelope.id))
+        return holds(file, relay.leases.owner, bucket_of(envelope.key, envelope.id))
 
     database = Database(f"sqlite:///{file}", service="shop")
     relay = Relay("shop", database, FaultyTransport(clock, memory, broker, may), clock, LEASE_TIME)

@@ -91,6 +91,6 @@ def check(mesh: Mesh, row: Row) -> None:
     blamed = {
         "message will be retried",
         "message dead-lettered",
-        "refused by the broker",
+        "message rejected by broker",
     } & mesh.events().keys()
     assert not blamed, (blamed, mesh.said())

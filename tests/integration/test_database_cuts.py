@@ -89,7 +89,7 @@ async def relay(url: str, name: str) -> None:
     del name
     database = Database(url, service="shop")
     round_of = Relay("shop", database, MemoryTransport(SystemClock()), SystemClock(), 60.0)
-    round_of.tenure.owner = "the only one"
+    round_of.leases.owner = "the only one"
     try:
         await round_of.round()
     finally:

@@ -117,7 +117,7 @@ class Bank:
     async def relay_all(self, rounds: int = PARK_AFTER + 2) -> None:
         """Let time pass, so that whatever is held comes to its turn."""
         for _ in range(rounds):
-            while await self.relay.round():
+            while (await self.relay.round()).confirmed:
                 pass
             self.clock.ahead += timedelta(seconds=60)
 
@@ -322,7 +322,7 @@ class TestBesideRelays:
         assert await bank.retry() == []
         assert await bank.skip(await bank.row("a1")) == []
         bank.broker.may_answer.set()
-        assert await publishing == 1
+        assert (await publishing).confirmed == 1
         await bank.relay_all()
         assert bank.published == ["a1"]
 

@@ -19,8 +19,7 @@ from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import parked
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
-from eventmesh.runtime.relaying import relay
-from eventmesh.runtime.relaying import watermark as horizon
+from eventmesh.runtime.relaying import relay, sweep, watermark
 from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.base import PublishResult
 from eventmesh.transports.memory import MemoryTransport
@@ -69,8 +68,8 @@ class Broker(MemoryTransport):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Relays soon leave out what they have seen."""
-    monkeypatch.setattr(horizon, "LAG", 0.1)
-    monkeypatch.setattr(horizon, "STEP", 0.0)
+    monkeypatch.setattr(watermark, "SHORTEST_WAIT", 0.1)
+    monkeypatch.setattr(watermark, "CHECKPOINT_INTERVAL", 0.0)
 
 
 @pytest.fixture
@@ -153,14 +152,14 @@ async def until_passed(each: Relay, service: Service) -> None:
 
 
 def beyond(each: Relay) -> int:
-    return each._horizon.beyond.seq
+    return each.watermark.position.seq
 
 
 async def rounds_until(each: Relay, broker: Broker, key: str, number: int) -> None:
     async with asyncio.timeout(PATIENCE):
         while number not in broker.of(key):
-            if not await each.round():
-                await each._sweep_once()
+            if not (await each.round()).confirmed:
+                await each.sweep.once()
 
 
 class Writer:
@@ -230,7 +229,9 @@ class TestLateCommits:
             await publish(service, "other", 1)
             await each.round()
             await first.commit()
-            await asyncio.sleep(2 * horizon.LAG)  # what is checked is that time alone is no reason
+            await asyncio.sleep(
+                2 * watermark.SHORTEST_WAIT
+            )  # what is checked is that time alone is no reason
             await publish(service, "k", 2)
             await rounds_until(each, broker, "k", 1)
         assert broker.of("k") == [1, 2]
@@ -238,7 +239,7 @@ class TestLateCommits:
     async def test_a_large_one_is_relayed_in_order_and_without_pauses(
         self, migrated_server: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(relay, "SWEEP_EVERY", PATIENCE)
+        monkeypatch.setattr(sweep, "SWEEP_INTERVAL", PATIENCE)
         broker, numbers = Broker(), range(1, 3_001)
         async with relaying(migrated_server, broker), shop(migrated_server) as service:
             late = Writer(service, "k", *numbers)
@@ -414,7 +415,7 @@ async def test_that_another_server_took_over_may_be_noticed_by_somebody_else(
         await notice(each._database)
         for number in range(101, beyond(each) + 150):
             await publish_at_last(service, "k", number)
-        while await each.round():
+        while (await each.round()).confirmed:
             pass
     assert broker.of("k") == list(range(1, len(broker.of("k")) + 1))
     assert len(broker.of("k")) > 200

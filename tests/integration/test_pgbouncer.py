@@ -20,7 +20,8 @@ from tests.integration.conftest import Project, until
 
 POLLING = "LISTEN/NOTIFY unavailable; polling every 0.5 s"
 WAITING = (
-    "relay waits",
+    "outbox relay waiting for broker",
+    "outbox relay waiting for database",
     "subscription waiting for broker",
     "subscription waiting for database",
 )

@@ -17,15 +17,14 @@ from structlog.testing import capture_logs
 
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
-from eventmesh.errors import UsageError
+from eventmesh.errors import Unreachable, UsageError
 from eventmesh.persistence import inbox, migration, notifications, outbox, purge, starts, tables
 from eventmesh.persistence.database import Database
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.retry import Retry, constant
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
-from eventmesh.runtime.relaying import purger, relay
-from eventmesh.runtime.relaying import watermark as horizon
+from eventmesh.runtime.relaying import polling, purger, relay, sweep, watermark
 from eventmesh.runtime.relaying.purger import Purger
 from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.base import (
@@ -110,8 +109,8 @@ async def migrated(postgres_url: str) -> str:
 @pytest.fixture
 def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     """Relays do not look by themselves within the time of a test."""
-    monkeypatch.setattr(relay, "_SHORTEST_POLL", 2 * PATIENCE)
-    monkeypatch.setattr(relay, "_LONGEST_POLL", 2 * PATIENCE)
+    monkeypatch.setattr(polling, "SHORTEST_PAUSE", 2 * PATIENCE)
+    monkeypatch.setattr(polling, "LONGEST_PAUSE", 2 * PATIENCE)
 
 
 async def publish(service: Service, key: str) -> None:
@@ -324,7 +323,7 @@ class TestLookingNoFurther:
         ("due_at", "seen"),
         [
             ("NULL", outbox.START),
-            # Delayed rows are passed over once, and again now and then: see Horizon.
+            # Delayed rows are passed over once, and again now and then: see `watermark`.
             (
                 "TIMESTAMPTZ '2025-01-01' + n * interval '1 s'",
                 outbox.Position(30_000, outbox.START.due_at),
@@ -358,8 +357,8 @@ class TestLookingNoFurther:
         self, migrated: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Later than what the rounds look at again: the sweep finds it."""
-        monkeypatch.setattr(horizon, "LAG", 0.0)
-        monkeypatch.setattr(relay, "SWEEP_EVERY", 0.05)
+        monkeypatch.setattr(watermark, "SHORTEST_WAIT", 0.0)
+        monkeypatch.setattr(sweep, "SWEEP_INTERVAL", 0.05)
         broker = Broker()
         async with relaying(migrated, broker), shop(migrated) as other:
             async with (await other.database()).connection() as late:
@@ -370,7 +369,7 @@ class TestLookingNoFurther:
             await broker.until("late")
         assert broker.keys.count("late") == 1
 
-    async def test_rows_behind_the_horizon_are_not_read(self, migrated: str) -> None:
+    async def test_rows_behind_the_watermark_are_not_read(self, migrated: str) -> None:
         database = Database(migrated, service="shop")
         async with database.connection() as connection:
             await fill(connection, 10_000, "NULL")
@@ -459,21 +458,21 @@ class TestPurge:
         for hours in (0.5, 2, 23, 25):
             moment = datetime.now(UTC) - timedelta(hours=hours)
             await age(database, moment, *(int(10 * hours) * 100 + n for n in range(5)))
-        await Purger(database, Hasty(), settings, lambda: True).clear()
+        await Purger(database, Hasty(), settings, lambda: True).purge()
         assert {n // 100 for n in await ids(database, purge.RECEIVED)} == {5}
         assert {n // 100 for n in await ids(database, purge.BEGUN)} == {5}
         assert {n // 100 for n in await ids(database, purge.ENDED)} == {5, 20, 230}
 
     async def test_a_process_whose_task_it_is_not_purges_nothing(self, database: Database) -> None:
         await age(database, NOW - timedelta(days=1000), 1)
-        await Purger(database, Hasty(), Settings(), lambda: False).clear()
+        await Purger(database, Hasty(), Settings(), lambda: False).purge()
         assert await ids(database, purge.RECEIVED) == [1]
 
     async def test_a_saga_that_runs_stays_however_old(self, database: Database) -> None:
         await age(database, NOW - timedelta(days=1000), 1)
         async with database.connection() as connection:
             await connection.execute(tables.saga.update().values(status="running", ended_at=None))
-        await Purger(database, Hasty(), Settings(), lambda: True).clear()
+        await Purger(database, Hasty(), Settings(), lambda: True).purge()
         assert await ids(database, purge.ENDED) == [1]
 
     async def test_only_what_goes_is_read(self, migrated: str) -> None:
@@ -554,7 +553,7 @@ class TestClocks:
     ) -> None:
         for number, days in enumerate((6, 8)):
             await age(database, datetime.now(UTC) - timedelta(days=days), number)
-        await Purger(database, Off(seconds=20), Settings(), lambda: True).clear()
+        await Purger(database, Off(seconds=20), Settings(), lambda: True).purge()
         assert await ids(database, purge.RECEIVED) == [0]
 
     @pytest.mark.parametrize("days", [8, -8])
@@ -577,6 +576,34 @@ class TestClocks:
         # Within an hour: however slow the machine is, the wrong clock is not to be seen.
         assert abs(now - received_at) < timedelta(hours=1)
         assert abs(now + timedelta(minutes=1) - due_at) < timedelta(hours=1)
+
+
+class Away(Broker):
+    """Does not answer until it is told to."""
+
+    is_away = True
+
+    async def publish(self, envelopes: Any) -> PublishResult:
+        if self.is_away:
+            return PublishResult.interrupted(envelopes, Unreachable("no broker"))
+        return await super().publish(envelopes)
+
+
+class TestWaiting:
+    async def test_what_is_waited_for_is_logged_and_that_it_is_back(self, sqlite_url: str) -> None:
+        broker = Away()
+        with capture_logs() as lines:
+            async with shop(sqlite_url) as other:
+                await publish(other, "a")
+                async with relaying(sqlite_url, broker):
+                    await until(lambda: bool(lines))
+                    broker.is_away = False
+                    await broker.until("a")
+                    await until(lambda: lines[-1]["log_level"] == "info")
+        events = [line["event"] for line in lines]
+        assert set(events[:-1]) == {"outbox relay waiting for broker"}
+        assert events[-1] == "outbox relay publishing again"
+        assert {line["service"] for line in lines} == {"shop"}
 
 
 class Moved(SystemClock):
@@ -619,14 +646,14 @@ class TestABrokerThatRefuses:
                     tx.publish(message)
             relaying = Relay("shop", database, transport, clock, lease_time=30.0)
             async with refusing(url, prefix, "shop.noted"):
-                assert await relaying.round() == 1
+                assert (await relaying.round()).confirmed == 1
             assert await self.waiting(database) == [("shop.noted", 1), *2 * [("shop.happened", 0)]]
             assert await taken(transport, happening, 1) == ["b"]
-            assert await relaying.round() == 0
+            assert (await relaying.round()).confirmed == 0
             clock.ahead += timedelta(seconds=relay.hold_time(1))
-            assert await relaying.round() == 1
+            assert (await relaying.round()).confirmed == 1
             assert await taken(transport, noting, 1) == ["a"]
-            assert await relaying.round() == 2
+            assert (await relaying.round()).confirmed == 2
             assert await taken(transport, happening, 2) == ["a", "a"]
             assert await self.waiting(database) == []
 

@@ -19,7 +19,7 @@ from eventmesh.observability.metrics import WorkerMetrics
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
-from eventmesh.runtime.relaying.unrouted_bound import EVERY, UnroutedBound
+from eventmesh.runtime.relaying.unrouted_bound import COUNT_INTERVAL, UnroutedBound
 from eventmesh.runtime.vitals import RelayVitals
 from eventmesh.transports.base import Subscription, Transport, TransportOptions, publish_or_raise
 from eventmesh.transports.factory import open_transport
@@ -189,7 +189,7 @@ class Hurried(SystemClock):
     """Waits a moment where a minute is asked for."""
 
     async def sleep(self, seconds: float) -> None:
-        await super().sleep(0.01 if seconds >= EVERY / 2 else seconds)
+        await super().sleep(0.01 if seconds >= COUNT_INTERVAL / 2 else seconds)
 
 
 async def test_a_worker_bounds_what_its_services_publish_and_counts_it(tmp_path: Path) -> None:

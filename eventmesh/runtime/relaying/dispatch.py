@@ -1,5 +1,14 @@
-"""Handing rows of the outbox to the broker: all at once where it stores a batch whole, else in
-waves, so that nothing overtakes a refused message of its key."""
+"""Publishing a batch of outbox rows so that nothing overtakes a rejected message of its key.
+
+Some brokers store a batch in one step and in order, and leave out what comes after a rejected
+message of the same key (`atomic_batches`): these get the batch whole. Others answer for each
+message by itself, so that of two messages of a key that are sent together the second may be stored
+although the first is rejected. These get the batch in waves, each with at most one message of a
+key, and a key whose message was rejected is left out of the later waves:
+
+    batch     a1 a2 b1 a3 b2        wave 1: a1 b1   wave 2: a2 b2   wave 3: a3
+    rejected  b1                    wave 1: a1 b1   wave 2: a2      wave 3: a3
+"""
 
 from __future__ import annotations
 
@@ -12,66 +21,58 @@ from eventmesh.transports.base import Transport
 
 
 @dataclass(slots=True)
-class Sent:
-    """What became of rows. After a loss, the others may be on the broker or not."""
+class Dispatched:
+    """What became of a batch. A row in neither list was held back by its key, was not sent, or,
+    after a loss, may be on the broker or not."""
 
     confirmed: list[OutboxRow] = field(default_factory=list)
-    refused: list[tuple[OutboxRow, str]] = field(default_factory=list)
+    rejected: list[tuple[OutboxRow, str]] = field(default_factory=list)
     """With the broker's reasons."""
     lost: Unreachable | None = None
-    held_keys: set[str] = field(default_factory=set)
+    """Why the broker did not answer for all of them."""
 
 
 async def dispatch(
     transport: Transport, rows: Sequence[OutboxRow], may_go_on: Callable[[], bool]
-) -> Sent:
-    """Publish, until the broker is lost or this may not go on; a key whose message was refused is
-    not sent on. A batch that is stored in one step is one wave: see `atomic_batches`."""
-    sent = Sent()
+) -> Dispatched:
+    """Publish the rows, until the broker is lost or `may_go_on` says no."""
+    dispatched, rejected_keys = Dispatched(), set[str | None]()
     for wave in [rows] if transport.atomic_batches else waves(rows):
-        if sent.lost is not None or not may_go_on():
+        if dispatched.lost is not None or not may_go_on():
             break
-        sendable = [row for row in wave if row.envelope.key not in sent.held_keys]
-        await _publish_wave(transport, sendable, sent)
-    return sent
+        sent = [row for row in wave if row.envelope.key not in rejected_keys]
+        result = await transport.publish([row.envelope for row in sent])
+        answered = [row for row in sent if row.envelope.id not in result.unconfirmed]
+        confirmed, rejected = split_rejected(answered, result.rejected)
+        dispatched.lost = result.error
+        dispatched.confirmed += confirmed
+        dispatched.rejected += [(row, result.rejected[row.envelope.id]) for row in rejected]
+        rejected_keys |= {row.envelope.key for row in rejected if row.envelope.key is not None}
+    return dispatched
 
 
-async def _publish_wave(transport: Transport, rows: Sequence[OutboxRow], sent: Sent) -> None:
-    """Publish these at once, and enter what became of them."""
-    result = await transport.publish([row.envelope for row in rows])
-    answered = [row for row in rows if row.envelope.id not in result.unconfirmed]
-    confirmed, refused = told_apart(answered, result.rejected)
-    sent.lost = result.error
-    sent.confirmed += confirmed
-    sent.refused += [(row, result.rejected[row.envelope.id]) for row in refused]
-    sent.held_keys.update(row.envelope.key for row in refused if row.envelope.key is not None)
-
-
-def told_apart(
-    rows: Iterable[OutboxRow], not_taken: Collection[str]
+def split_rejected(
+    rows: Iterable[OutboxRow], not_stored: Collection[str]
 ) -> tuple[list[OutboxRow], list[OutboxRow]]:
-    """Those that the broker has, and those that it refused, when it has not taken these ids.
+    """The rows that are on the broker, and those that it rejected, where these ids are not stored.
 
-    What it has not taken after a refused one of its key was only held back: it is neither, so that
-    no attempt is counted for it.
+    A row that is not stored and comes after a rejected one of its key was only held back by that.
+    It is in neither list, so that no attempt is counted for it.
     """
     confirmed: list[OutboxRow] = []
-    refused: list[OutboxRow] = []
-    held_keys: set[str | None] = set()
+    rejected: list[OutboxRow] = []
+    rejected_keys: set[str | None] = set()
     for row in rows:
-        if row.envelope.id not in not_taken:
+        if row.envelope.id not in not_stored:
             confirmed.append(row)
-        elif row.envelope.key is None or row.envelope.key not in held_keys:
-            refused.append(row)
-            held_keys.add(row.envelope.key)
-    return confirmed, refused
+        elif row.envelope.key is None or row.envelope.key not in rejected_keys:
+            rejected.append(row)
+            rejected_keys.add(row.envelope.key)
+    return confirmed, rejected
 
 
 def waves(rows: Iterable[OutboxRow]) -> list[list[OutboxRow]]:
-    """Rows in parts that may be sent one after another, none with two messages of one key.
-
-    So a message that is refused has nothing of its key sent before it, whatever else is in flight.
-    """
+    """The rows in parts to be published one after another, no part with two rows of one key."""
     parts: list[list[OutboxRow]] = []
     next_part: dict[str, int] = {}
     for row in rows:

@@ -1,9 +1,12 @@
-"""Who clears away what is of no more use, and what is not yet: of all processes of a service, the
-relay that holds the first bucket of the outbox does it.
+"""The purger: deletes from a service's database what has become too old to be needed.
 
-How old a row is goes by the database's clock, by which it was written. A process whose own clock is
-wrong says so and clears nothing: what else it may have wrong, such as a database whose clock it is
-that is wrong, is for people to find out, and purging can wait.
+These are inbox entries and begun deliveries older than the inbox window, and sagas that ended
+before the saga window. Of all processes of a service, the one whose relay holds the first bucket
+of the outbox does it, about once a minute, in batches that nobody has to wait for.
+
+Ages go by the database's clock, which has written the times. A process whose own clock differs from
+it by more than a minute logs that and deletes nothing. One of the two is wrong, and if it is the
+database's, everything might look old. People must find out which; purging can wait.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellati
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.settings import Settings
 
-EVERY = 60.0
-"""Seconds between two looks at what has grown too old."""
+PURGE_INTERVAL = 60.0
+"""Seconds between two purges, at the most."""
 
 BATCH = 1_000
 """How many rows are deleted at once."""
@@ -33,14 +36,14 @@ PAUSE = 0.05
 """Seconds between two batches: 20,000 rows a second at the most, more than come in."""
 
 _DELAYS = 1_000
-"""How many of a handler's delays are looked at, to find the longest."""
+"""How many of a handler's delays are computed, to find the longest."""
 
 
 class Purger:
-    """Clears one service's database for as long as `mine` says that it is this process's task."""
+    """Purges one service's database while `is_ours` says that it is this process's task."""
 
     def __init__(
-        self, database: Database, clock: Clock, settings: Settings, mine: Callable[[], bool]
+        self, database: Database, clock: Clock, settings: Settings, is_ours: Callable[[], bool]
     ) -> None:
         self._database = database
         self._clock = clock
@@ -49,41 +52,33 @@ class Purger:
             (purge.BEGUN, timedelta(seconds=settings.inbox_window)),
             (purge.ENDED, timedelta(seconds=settings.saga_window)),
         )
-        self._mine = mine
+        self._is_ours = is_ours
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.purger").bind(
             service=database.service
         )
 
     async def run(self) -> None:
-        """Clear again and again, until cancelled."""
+        """Purge again and again, until cancelled."""
         while True:
             try:
                 with leaked_cancellations_raised():
-                    await self._clear_or_say_why_not()
+                    await self.purge()
             except (Unreachable, LeakedCancellation) as error:
-                self._log.warning("not purged, will be tried again", error=str(error))
-            await self._clock.sleep(EVERY * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
+                self._log.warning("purge postponed", error=str(error))
+            pause = PURGE_INTERVAL * random.uniform(0.5, 1.0)  # noqa: S311  # no secret
+            await self._clock.sleep(pause)
 
-    async def _clear_or_say_why_not(self) -> None:
-        if problem := await self.clock_problem():
-            self._log.warning("clocks differ", problem=problem)
-        else:
-            await self.clear()
-
-    async def clock_problem(self) -> str:
-        """Why nothing may be purged now, in words for people; empty where it may. Unreachable."""
-        async with self._database.reading() as connection:
-            await self._database.time.ask(connection)
-        difference = self._database.time.difference(self._clock.now())
-        return clocks_differ(difference, self._database.service)
-
-    async def clear(self) -> None:
-        """Delete all that is too old now, batch by batch; Unreachable."""
+    async def purge(self) -> None:
+        """Delete all that is too old now, batch by batch, unless the clocks differ; Unreachable."""
         async with self._database.reading() as connection:
             now = await self._database.time.ask(connection)
+        difference = self._database.time.difference(self._clock.now())
+        if problem := clocks_differ(difference, self._database.service):
+            self._log.warning("clocks differ", problem=problem)
+            return
         for age, window in self._windows:
             more = True
-            while more and self._mine():
+            while more and self._is_ours():
                 async with self._database.queue() as connection:
                     more = await purge.purge(connection, age, now - window, BATCH)
                 if more:
@@ -91,11 +86,11 @@ class Purger:
 
 
 def check_window(handlers: Iterable[Handler], settings: Settings) -> None:
-    """UsageError where a message could be forgotten while a copy of it waits to be tried again.
+    """UsageError where the inbox would forget a message while a copy of it waits for its retry.
 
-    Copies come from a relay or a worker that was killed. Once one of them has taken effect, each
-    other is passed over when it comes next, which is after its retry's delay, or after the
-    visibility timeout.
+    Copies come from relays and workers that were killed. Once one copy has taken effect, each other
+    one is skipped when it is delivered next: after its retry's delay, or after the visibility
+    timeout. By then the inbox must still remember the message.
     """
     for handler in handlers:
         delays = range(1, min(handler.retry.attempts, _DELAYS))
@@ -103,7 +98,7 @@ def check_window(handlers: Iterable[Handler], settings: Settings) -> None:
         if settings.inbox_window <= longest + settings.visibility_timeout:
             raise UsageError(
                 f"EVENTMESH_INBOX_WINDOW is {settings.inbox_window:g} s, but a copy of a message "
-                f"for {handler.subscription.name} may come back after "
+                f"for {handler.subscription.name} may be delivered again after "
                 f"{longest + settings.visibility_timeout:g} s, and would take effect again. Make "
-                f"it longer than any copy may be on its way; a week is usual."
+                f"the window longer than any copy may be on its way; a week is usual."
             )

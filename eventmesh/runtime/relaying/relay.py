@@ -1,17 +1,26 @@
-"""The relay: brings what transactions have put into the outbox to the broker, in order by key.
+"""The relay: publishes what transactions have put into the outbox, in order by key.
 
-One a worker process and service. A bucket of the outbox is relayed by one relay at a time; a relay
-that dies is replaced when its leases end. A message may be published twice, which the inbox of its
-subscribers passes over, but none is deleted before the broker has confirmed it.
+Each process has one relay for each of its services with an outbox. The outbox has 16 buckets, a
+message is in the bucket of its key, and each bucket is relayed by one relay at a time, the one that
+holds its lease; when a relay dies, others take its buckets over once its leases have expired.
+
+A round reads up to 500 due rows of the relay's buckets, publishes them, and deletes those that the
+broker has confirmed. So a message is published at least once: it may be published again after a
+lost connection, and subscribers skip it as already processed. A message that the broker rejects
+holds back its key, and is tried again after a while; after ten rejections it is parked, with its
+key, until an operator decides (`eventmesh outbox`).
+
+Four things have their own modules: which buckets (`held_leases`), which rows need not be read any
+more (`watermark`, `sweep`), when the next round begins (`polling`), and how a batch is published
+(`dispatch`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import structlog
 
@@ -19,17 +28,18 @@ from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.persistence import outbox
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.notifications import listen
-from eventmesh.persistence.outbox import START, OutboxRow, Rejection
+from eventmesh.persistence.outbox import OutboxRow, Rejection
 from eventmesh.persistence.tables import BUCKETS
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
 from eventmesh.runtime.declaring.settings import Settings
-from eventmesh.runtime.relaying.dispatch import dispatch
-from eventmesh.runtime.relaying.held_leases import Tenure
+from eventmesh.runtime.relaying.dispatch import Dispatched, dispatch
+from eventmesh.runtime.relaying.held_leases import HeldLeases
+from eventmesh.runtime.relaying.polling import Polling
 from eventmesh.runtime.relaying.purger import Purger
+from eventmesh.runtime.relaying.sweep import Sweep
 from eventmesh.runtime.relaying.unrouted_bound import UnroutedBound
-from eventmesh.runtime.relaying.watermark import Horizon
+from eventmesh.runtime.relaying.watermark import Look, Watermark
 from eventmesh.runtime.vitals import RelayVitals
 from eventmesh.transports.base import Subscription, Transport
 
@@ -40,26 +50,17 @@ BATCH_BYTES = 4 * 1024 * 1024
 """How many bytes of data a round relays at the most, if that is more than one message."""
 
 PARK_AFTER = 10
-"""After how many refusals by the broker a message is parked, and its key with it."""
-
-SWEEP_EVERY = 1.0
-"""Seconds between two looks at what the rounds leave out, at the least."""
-
-_SWEEP_SHARE = 20  # they take one part in this many of the time, at the most
-
-_SHORTEST_POLL, _LONGEST_POLL = 0.01, 0.5  # seconds, the second where others tell of their commits
+"""After how many rejections by the broker a message is parked, and its key with it."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """What a look found, when it began, and how far it has seen: up to this number only, unless it
-    saw all that there is, due until then. `writers` were writing after it, if that was asked."""
+class Round:
+    """What one round did. `may_wait` says that no more rows are due, as far as it saw; `lost` why
+    the broker did not answer for all it was given."""
 
-    rows: Sequence[OutboxRow]
-    began_at: float
-    seq: int
-    due_at: datetime | None
-    writers: Collection[str] | None
+    confirmed: int = 0
+    may_wait: bool = True
+    lost: Unreachable | None = None
 
 
 class Relay:
@@ -77,14 +78,21 @@ class Relay:
         published: Collection[str] = (),
         subscriptions: Sequence[Subscription] = (),
     ) -> None:
-        """With the settings for `purging`, it also clears away what is too old, and bounds what no
-        subscription takes of the `published` messages, where it has the first bucket;
-        `subscriptions` are the service's own."""
+        """With the settings for `purging`, the relay that holds the first bucket also deletes what
+        is too old in the database, and bounds the unrouted messages on the broker: those of the
+        `published` names that no subscription takes. `subscriptions` are the service's own."""
         self.vitals = RelayVitals(service)
         self._database = database
         self._transport = transport
         self._clock = clock
         self._lease_time = lease_time
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.relay").bind(
+            service=service
+        )
+        self.leases = HeldLeases(database, clock, lease_time)
+        self.watermark = Watermark()
+        self.polling = Polling(database, clock, self._log)
+        self.sweep = Sweep(database, clock, self.leases, self.watermark, self.polling.wake)
         self._cleaners: list[Purger | UnroutedBound] = []
         if purging is not None:
             self._cleaners += [
@@ -99,227 +107,149 @@ class Relay:
                     self._has_first_bucket,
                 ),
             ]
-        self.tenure = Tenure(database, clock, lease_time)
-        self._horizon = Horizon()
         self._losses = database.losses
-        self._publishing = False
-        self._poll = _SHORTEST_POLL
-        self._told = False  # of what other processes commit
-        self._saw_all = False  # in the last round
-        self._wanted = asyncio.Event()
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.relay").bind(
-            service=service
-        )
-
-    def wake(self) -> None:
-        """Look into the outbox now: somebody has committed to it."""
-        self._wanted.set()
-
-    async def run(self, stop: asyncio.Event) -> None:
-        """Relay until `stop`, then what is left, and give up the leases."""
-        async with asyncio.TaskGroup() as tasks:
-            beside = [
-                tasks.create_task(each) for each in (self._listen(), self._sweep(), self._hold())
-            ]
-            beside += [tasks.create_task(cleaner.run()) for cleaner in self._cleaners]
-            await self._work(stop)
-            for task in beside:
-                task.cancel()
-        await self._finish()
 
     def _has_first_bucket(self) -> bool:
-        """Which one process of the service has: so it does what one is to do for all."""
-        return 0 in self.tenure.buckets
+        """True in one process of the service, which so does what one should do for all."""
+        return 0 in self.leases.buckets
 
-    async def _work(self, stop: asyncio.Event) -> None:
-        reconnect = Reconnect(self._clock)
-        while not stop.is_set():
-            try:
-                with leaked_cancellations_raised():
-                    await self.round()
-                    if self._saw_all:
-                        await self._idle(stop)
-                reconnect.succeeded()
-                self.vitals.trouble = ""
-            except (Unreachable, LeakedCancellation) as error:
-                self.vitals.trouble = str(error)
-                self._log.warning("relay waits", error=str(error))
-                self._horizon.forget()  # another server may answer next, as after a loss
-                await reconnect.wait()
+    def wake(self) -> None:
+        """Begin a round now: somebody has committed to the outbox."""
+        self.polling.wake()
 
-    async def _listen(self) -> None:
-        """Be woken by other processes, where the database can pass that on."""
-        reconnect = Reconnect(self._clock)
-        while self._database.dialect.can_notify:
-            try:
-                with leaked_cancellations_raised():
-                    await listen(self._database, self._hear)
-            except (Unreachable, LeakedCancellation):  # which the relay itself tells of, too
-                self._told = False
-                await reconnect.wait()
-            else:
-                self._log.warning(f"LISTEN/NOTIFY unavailable; polling every {_LONGEST_POLL:g} s")
-                return
-
-    def _hear(self) -> None:
-        self._told = True
-        self.wake()
-
-    async def _finish(self) -> None:
-        """Relay what is left, for a bounded time: others may be adding all the while."""
-        until = self._clock.monotonic() + self._lease_time
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Relay until `stopping`; then what is left, for a bounded time, and release the leases."""
+        async with asyncio.TaskGroup() as tasks:
+            helpers = [
+                self.polling.listen(),
+                self.sweep.run(),
+                self.leases.extend_while_publishing(),
+                *(cleaner.run() for cleaner in self._cleaners),
+            ]
+            beside = [tasks.create_task(helper) for helper in helpers]
+            await self._run_rounds(stopping)
+            for task in beside:
+                task.cancel()
+        until = self._clock.monotonic() + self._lease_time  # others may add to it all the while
         try:
-            while self._clock.monotonic() < until and await self.round():
-                pass
-            await self.tenure.release()
+            while self._clock.monotonic() < until:
+                last = await self.round()
+                if last.lost is not None:
+                    raise last.lost
+                if not last.confirmed:
+                    break
+            await self.leases.release()
         except Unreachable as error:
-            # Nothing is lost: the rows stay, and the leases end by themselves.
-            self._log.warning("relay stops without its last round", error=str(error))
+            # Nothing is lost: the rows stay, and the leases expire.
+            self._log.warning("outbox relay stopped without last round", error=str(error))
 
-    async def round(self) -> int:
-        """Relay one batch; returns how many messages the broker has confirmed."""
-        self._wanted.clear()
-        self._saw_all = True
-        await self._renew()
-        if not self.tenure.buckets:
-            return 0
-        look = await self._look()
-        if look.rows:
-            self._saw_all = look.due_at is not None
-            self._poll = _LONGEST_POLL if self._told else _SHORTEST_POLL
-        confirmed = await self._bring(look.rows) if look.rows else frozenset[int]()
-        if len(confirmed) == len(look.rows):
-            self._see(look)
+    async def _run_rounds(self, stopping: asyncio.Event) -> None:
+        reconnect = Reconnect(self._clock)
+
+        async def wait(event: str, error: Exception) -> None:
+            self.vitals.trouble = str(error)
+            self._log.warning(event, error=str(error))
+            self.watermark.reset()  # after a failover, another server may answer
+            await reconnect.wait()
+
+        while not stopping.is_set():
+            try:
+                with leaked_cancellations_raised():
+                    last = await self.round()
+            except Unreachable as error:
+                await wait("outbox relay waiting for database", error)
+                continue
+            except LeakedCancellation as error:
+                await wait("outbox relay interrupted", error)
+                continue
+            if last.lost is not None:
+                await wait("outbox relay waiting for broker", last.lost)
+                continue
+            if self.vitals.trouble:
+                self._log.info("outbox relay publishing again")
+            self.vitals.trouble = ""
+            reconnect.succeeded()
+            if last.may_wait:
+                await self.polling.wait(stopping)
+
+    async def round(self) -> Round:
+        """Relay one batch. Raises Unreachable when the database does not answer."""
+        self.polling.begin_round()
+        if await self.leases.renew():
+            self._database.notifier.is_muted = len(self.leases.buckets) == BUCKETS
+            self.watermark.reset()
+        if not self.leases.buckets:
+            return Round()
+        rows, look = await self._read()
+        if not rows:
+            self.watermark.record(look, self._clock.monotonic())
+            return Round()
+        with self.leases.publishing():
+            dispatched = await dispatch(self._transport, rows, lambda: self.leases.is_valid)
+        await self._store_answers(dispatched)
+        confirmed, may_wait = len(dispatched.confirmed), look.due_at is not None
+        if confirmed < len(rows):
+            self.watermark.drop_checkpoints()
         else:
-            self._horizon.stay()
-            self._poll = _SHORTEST_POLL  # for what is held now
-        if any(row.attempts for row in look.rows if row.seq in confirmed):
-            self._horizon.forget()  # a key was set free, and what follows may be anywhere
-            self._saw_all = False
-        return len(confirmed)
+            self.watermark.record(look, self._clock.monotonic())
+        if any(row.attempts for row in dispatched.confirmed):
+            self.watermark.reset()  # a key is free again, and its rows may be anywhere
+            may_wait = False
+        self.polling.shorten_pause(rows_left=confirmed < len(rows))
+        return Round(confirmed, may_wait, dispatched.lost)
 
-    async def _renew(self) -> None:
-        if await self.tenure.renew():
-            self._database.notifier.is_muted = len(self.tenure.buckets) == BUCKETS
-            self._horizon.forget()
-
-    async def _look(self) -> _Look:
+    async def _read(self) -> tuple[Sequence[OutboxRow], Look]:
+        """The rows of the next batch, and how much of the outbox that has covered."""
         began_at = self._clock.monotonic()
         writers: Collection[str] | None = None
         async with self._database.queue(reads=True) as connection:
-            self._forget_another_server()
-            beyond = self._horizon.beyond
+            # Only now that a connection is open: whoever opened it, such as a handler, may have met
+            # another server, which may not know what we saw, and give out its numbers again.
+            if self._losses != self._database.losses:
+                self._losses = self._database.losses
+                self.watermark.reset()
+            passed = self.watermark.position
             now = await self._database.time.recent(connection)
-            waiting = await outbox.due(connection, self.tenure.buckets, now, BATCH, beyond)
-            newest = 0 if waiting else await outbox.newest(connection, beyond)
-            if self._horizon.wants_mark(began_at):
+            due = await outbox.due(connection, self.leases.buckets, now, BATCH, passed)
+            newest = 0 if due else await outbox.newest(connection, passed)
+            if self.watermark.is_checkpoint_due(began_at):
                 writers = await outbox.writers(connection)
-        rows = within_bytes(waiting, BATCH_BYTES)
-        all_due = len(rows) < BATCH and len(rows) == len(waiting)
+        rows = within_bytes(due, BATCH_BYTES)
+        all_seen = len(rows) < BATCH and len(rows) == len(due)
         seq = rows[-1].seq if rows else newest
-        return _Look(rows, began_at, seq, now if all_due else None, writers)
+        return rows, Look(began_at, seq, now if all_seen else None, writers)
 
-    def _forget_another_server(self) -> None:
-        """One that took over may not know what was seen, and give out its numbers again. Who finds
-        the connections lost may be a handler, before any look fails."""
-        if self._losses != self._database.losses:
-            self._losses = self._database.losses
-            self._horizon.forget()
-
-    def _see(self, look: _Look) -> None:
-        """All that a look has found is relayed."""
-        self._horizon.seen(look.began_at, look.seq, look.due_at)
-        if look.writers is not None:
-            self._horizon.mark(self._clock.monotonic(), look.seq, look.due_at, look.writers)
-
-    async def _bring(self, rows: Sequence[OutboxRow]) -> frozenset[int]:
-        """Publish these rows and forget what the broker has; returns the numbers of those."""
-        self._publishing = True
-        try:
-            sent = await dispatch(self._transport, rows, lambda: self.tenure.valid)
-        finally:
-            self._publishing = False
-        refused = [self._refusal(row, reason) for row, reason in sent.refused]
+    async def _store_answers(self, dispatched: Dispatched) -> None:
+        """Delete what the broker has confirmed; hold, or park, what it has rejected."""
+        now, rejected = self._database.time.now(), []
+        for row, reason in dispatched.rejected:
+            attempt = row.attempts + 1
+            self._log.error(
+                "message rejected by broker",
+                message_id=row.envelope.id,
+                name=row.envelope.name,
+                correlation_id=row.envelope.correlation_id,
+                attempt=attempt,
+                parked=attempt >= PARK_AFTER,
+                reason=reason,
+            )
+            rejected.append(Rejection(row.seq, reason, now + timedelta(seconds=hold_time(attempt))))
         async with self._database.queue() as connection:
-            await outbox.delete_confirmed(connection, sent.confirmed)
-            await outbox.mark_rejected(connection, refused, PARK_AFTER)
-        self.vitals.relayed += len(sent.confirmed)
-        self.vitals.refused += len(sent.refused)
-        if sent.lost is not None:
-            self._horizon.stay()
-            raise sent.lost
-        return frozenset(row.seq for row in sent.confirmed)
-
-    async def _sweep(self) -> None:
-        """Look, now and then, whether there is anything where the rounds do not look any more: what
-        was committed very late, or restored. It may take long, so that they do not wait for it."""
-        pause = SWEEP_EVERY
-        while True:
-            await self._clock.sleep(pause)
-            began = self._clock.monotonic()
-            with (
-                suppress(Unreachable, LeakedCancellation),
-                leaked_cancellations_raised(),
-            ):  # the rounds will tell of it
-                await self._sweep_once()
-            pause = max(SWEEP_EVERY, _SWEEP_SHARE * (self._clock.monotonic() - began))
-
-    async def _sweep_once(self) -> None:
-        seen = self._horizon.beyond
-        if seen == START:
-            return
-        async with self._database.queue(reads=True) as connection:
-            now = await self._database.time.recent(connection)
-            if await outbox.due(connection, self.tenure.buckets, now, 1, seen, up_to=True):
-                self._horizon.forget()
-                self.wake()
-
-    def _refusal(self, row: OutboxRow, reason: str) -> Rejection:
-        attempt = row.attempts + 1
-        self._log.error(
-            "refused by the broker",
-            message_id=row.envelope.id,
-            name=row.envelope.name,
-            correlation_id=row.envelope.correlation_id,
-            attempt=attempt,
-            parked=attempt >= PARK_AFTER,
-            reason=reason,
-        )
-        again_at = self._database.time.now() + timedelta(seconds=hold_time(attempt))
-        return Rejection(row.seq, reason, again_at)
-
-    async def _hold(self) -> None:
-        """Extend the leases while a batch is on its way to a slow broker: else another relay would
-        publish it, too."""
-        while True:
-            await self._clock.sleep(self._lease_time / 8)
-            if self._publishing and self.tenure.overdue:
-                with (
-                    suppress(Unreachable, LeakedCancellation),
-                    leaked_cancellations_raised(),
-                ):  # the rounds will tell of it
-                    await self.tenure.extend()
-
-    async def _idle(self, stop: asyncio.Event) -> None:
-        """Wait for a commit of this process, or for the next look at what others committed."""
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._wanted, stop)]
-        try:
-            await asyncio.wait(waits, timeout=self._poll, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        self._poll = min(self._poll * 2, _LONGEST_POLL)
+            await outbox.delete_confirmed(connection, dispatched.confirmed)
+            await outbox.mark_rejected(connection, rejected, PARK_AFTER)
+        self.vitals.relayed += len(dispatched.confirmed)
+        self.vitals.refused += len(rejected)
 
 
 def hold_time(attempts: int) -> float:
-    """Seconds for which a message is held, with its key, after this many refusals: doubled each
+    """Seconds for which a message is held, with its key, after this many rejections: doubled each
     time, about 100 s in all before it is parked. A full queue is given time to empty."""
     return min(0.1 * 2.0**attempts, 60.0)
 
 
 def within_bytes(rows: Sequence[OutboxRow], most: int) -> Sequence[OutboxRow]:
-    """The first rows whose data is `most` bytes together, but at least one: a batch must be sent
-    in less time than the broker is waited for."""
+    """The first rows whose data is `most` bytes together, but at least one: the broker must be able
+    to store a batch in less time than it is waited for."""
     total = 0
     for number, row in enumerate(rows):
         total += len(row.envelope.data)

@@ -4,11 +4,11 @@ A message that no subscription takes is kept for the first that does, so that se
 started in any order. Where none ever comes, such messages would fill the broker and stop everybody
 else. So whoever publishes a message bounds how many of it are unrouted: of all processes of a
 service, the one whose relay holds the first bucket of the outbox counts them about once a minute.
-At half of the limit it warns, which leaves as much time again; beyond the limit it deletes the
-oldest, and says how many.
+At half of the limit it logs a warning, which leaves as much time again; beyond the limit it deletes
+the oldest, and logs how many.
 
-The bound is a number and no age, because a number is what fills a broker, and because it needs no
-clock: a machine whose clock is wrong deletes nothing too early. Counting and deleting are
+The bound is a number and not an age, because a number is what fills a broker, and because it needs
+no clock: a machine whose clock is wrong deletes nothing too early. Counting and deleting are
 idempotent, so two processes that do it at the same moment delete no more than one.
 """
 
@@ -23,10 +23,10 @@ from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.runtime.declaring.settings import UNROUTED_MAX
 from eventmesh.runtime.vitals import RelayVitals
-from eventmesh.transports.base import Subscription, Transport, Unrouted
+from eventmesh.transports.base import Subscription, Transport
 
-EVERY = 60.0
-"""Seconds between two counts."""
+COUNT_INTERVAL = 60.0
+"""Seconds between two counts, at the most."""
 
 FOREIGN = "(foreign)"
 """Stands for all foreign messages; no message can have this name."""
@@ -37,8 +37,8 @@ the smallest limit of any would count for all."""
 
 
 class UnroutedBound:
-    """Bounds the unrouted messages of one service for as long as `mine` says that it is this
-    process's task. What it counts and deletes goes into `vitals`."""
+    """Bounds the unrouted messages of one service while `is_ours` says that it is this process's
+    task. What it counts and deletes goes into `vitals`."""
 
     def __init__(
         self,
@@ -48,18 +48,18 @@ class UnroutedBound:
         published: Collection[str],
         subscriptions: Sequence[Subscription],
         vitals: RelayVitals,
-        mine: Callable[[], bool],
+        is_ours: Callable[[], bool],
     ) -> None:
         """`limit` is for each name, and for foreign messages FOREIGN_LIMIT; with 0, messages are
-        counted only. `subscriptions` are the service's own: what they take is brought to them
-        instead of deleted."""
+        counted only. `subscriptions` are the service's own: what they take is moved to them instead
+        of deleted."""
         self._transport = transport
         self._clock = clock
         self._limit = limit
         self._published = published
         self._subscriptions = subscriptions
         self._vitals = vitals
-        self._mine = mine
+        self._is_ours = is_ours
         self._warned: set[str] = set()
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.unrouted").bind(
             service=vitals.service
@@ -68,21 +68,24 @@ class UnroutedBound:
     async def run(self) -> None:
         """Count again and again, until cancelled."""
         while True:
-            await self._clock.sleep(EVERY * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
+            pause = COUNT_INTERVAL * random.uniform(0.5, 1.0)  # noqa: S311  # no secret
+            await self._clock.sleep(pause)
             try:
                 await self.check()
             except Unreachable as error:
                 self._log.warning("unrouted messages not counted", error=str(error))
 
     async def check(self) -> None:
-        """Count, and delete what is beyond the limit; Unreachable."""
-        if not self._mine():
+        """Count, warn, and delete what is beyond the limit; Unreachable."""
+        if not self._is_ours():
             self._vitals.unrouted = {}
             return
         found = await self._transport.unrouted(self._published)
-        numbers = {_shown(each): each.number for each in found}
+        numbers, near = dict[str, int](), set[str]()
         for each in found:
-            shown, limit = _shown(each), self._limit_of(each)
+            shown = FOREIGN if each.foreign else each.message
+            limit = FOREIGN_LIMIT if each.foreign and self._limit else self._limit
+            numbers[shown] = each.number
             if is_near(each.number, limit) and shown not in self._warned:
                 self._log.warning(
                     "unrouted messages near their limit",
@@ -102,19 +105,12 @@ class UnroutedBound:
                     self._log.warning(
                         "unrouted messages purged", message=shown, number=purged, limit=limit
                     )
-        self._warned = {
-            shown for each in found if is_near(numbers[shown := _shown(each)], self._limit_of(each))
-        }
+            if is_near(numbers[shown], limit):
+                near.add(shown)
+        self._warned = near  # a name is warned of again once it was below in between
         self._vitals.unrouted = numbers
-
-    def _limit_of(self, unrouted: Unrouted) -> int:
-        return FOREIGN_LIMIT if unrouted.foreign and self._limit else self._limit
 
 
 def is_near(number: int, limit: int) -> bool:
-    """Whether so many are to be warned of: half of the limit."""
+    """Whether operators are warned of so many: from half of the limit."""
     return limit > 0 and 2 * number >= limit
-
-
-def _shown(unrouted: Unrouted) -> str:
-    return FOREIGN if unrouted.foreign else unrouted.message

@@ -1,9 +1,32 @@
-"""How far into the outbox a relay has seen, so that it need not look there again and again: in
-PostgreSQL, rows that were deleted stay in the way for as long as any transaction is older.
+"""The watermark of a relay: up to where the outbox has been read, so that rounds start after it.
 
-A transaction that took its number before another may commit after it. So what was seen is looked at
-again until that can no longer be, and the relay moves on only with a look that began after that:
-else what came late would be overtaken by its own key.
+Without one, each round would read from the beginning. PostgreSQL keeps deleted rows in its indexes
+for as long as any transaction is older than their deletion, so a round would scan all that was ever
+relayed since.
+
+The newest row that a round saw is not a watermark yet. A transaction takes the numbers of its rows
+when it inserts them, and may commit after one that took higher numbers. So a round leaves a
+checkpoint: the highest number it saw, and the transactions that were writing at that moment. The
+checkpoint is settled once none of those goes on, after 2 s at the earliest, because not every
+database tells who is writing, and after 30 s at the latest. After 30 s we stop waiting: a
+transaction that commits even later may be overtaken by newer messages of its key, and the sweep
+finds its rows. Waiting longer would make every round scan dead rows.
+
+Only a round that began after a checkpoint was settled moves the watermark there. That round has
+read everything up to the checkpoint once more, with nobody left to add to it; had the watermark
+moved at once, rows that were committed since the last round would be overtaken by their own keys.
+
+    time    what happens                                         rounds read   settled at
+    10.0    transaction A takes number 7, and goes on
+    10.1    transaction B takes number 8, and commits
+    10.2    round: relays 8; checkpoint 8, A is writing          seq > 0       open
+    10.5    A commits number 7
+    10.6    round: relays 7                                      seq > 0       open
+    12.3    round: nothing; A is gone, and 2 s are over          seq > 0       12.3
+    12.4    round: nothing; it began after 12.3: watermark 8     seq > 0       passed
+    12.5    round: reads what is new, and no dead rows           seq > 8
+
+Delayed rows are read in the order in which they become due, with a watermark of its own: a time.
 """
 
 from __future__ import annotations
@@ -16,93 +39,108 @@ from typing import Generic, TypeVar
 
 from eventmesh.persistence.outbox import START, Position
 
-LAG = 2.0
-"""Seconds for which what was seen is looked at again, at the least."""
+SHORTEST_WAIT = 2.0
+"""Seconds for which rows are read again after a checkpoint, at the least."""
 
-PATIENCE = 30.0
-"""Seconds for which it is looked at again, at the most, for a transaction that goes on: rather may
-what that commits in the end be overtaken than all rows be in the way."""
+LONGEST_WAIT = 30.0
+"""Seconds for which a checkpoint waits for the transactions that were writing."""
 
-STEP = 0.25
-"""Seconds between two marks."""
+CHECKPOINT_INTERVAL = 0.25
+"""Seconds between two checkpoints."""
 
 _Place = TypeVar("_Place", int, datetime)
 
 
-@dataclass(slots=True)
-class _Mark(Generic[_Place]):
-    """How far was seen at a time, and who was writing then and is still."""
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one reading of the outbox covered.
 
-    at: float
+    It saw all rows up to the number `seq`. With `due_at` it saw all rows there are, due until then;
+    without, a batch did not hold them all. `writers` were writing right after it; None if the
+    database was not asked.
+    """
+
+    began_at: float
+    seq: int
+    due_at: datetime | None
+    writers: Collection[str] | None = None
+
+
+@dataclass(slots=True)
+class _Checkpoint(Generic[_Place]):
+    """A place that may become the watermark."""
+
     place: _Place
+    made_at: float
     writers: Collection[str]
-    ripe_at: float | None = None
-    """Since when there is nobody left who was writing then."""
+    """Who was writing when it was made, and still is."""
+    settled_at: float | None = None
 
-    def notice(self, now: float, writing: Collection[str]) -> None:
-        """These are writing now."""
+    def update(self, now: float, writing: Collection[str]) -> None:
+        """Settle it if nobody of its writers is among those who are writing now."""
         self.writers = [each for each in self.writers if each in writing]
-        if self.ripe_at is None and now >= self.at + (PATIENCE if self.writers else LAG):
-            self.ripe_at = now
+        wait = LONGEST_WAIT if self.writers else SHORTEST_WAIT
+        if self.settled_at is None and now >= self.made_at + wait:
+            self.settled_at = now
 
 
 @dataclass(slots=True)
-class _Edge(Generic[_Place]):
-    """How far was seen in one order: by number, or by due time."""
+class _OrderWatermark(Generic[_Place]):
+    """The watermark in one order of the rows: by number, or by due time."""
 
-    beyond: _Place
-    marks: deque[_Mark[_Place]] = field(default_factory=deque)
+    place: _Place
+    checkpoints: deque[_Checkpoint[_Place]] = field(default_factory=deque)
 
-    def move(self, began_at: float, through: _Place | None) -> None:
-        """Move on with a look that began then and saw so far, or everything that there is."""
-        while self.marks and (first := self.marks[0]).ripe_at is not None:
-            if first.ripe_at > began_at or (through is not None and first.place > through):
+    def advance(self, began_at: float, through: _Place | None) -> None:
+        """Pass the checkpoints that were settled before this look began and that it saw all rows
+        up to; None for a look that saw all rows there are."""
+        while self.checkpoints and (first := self.checkpoints[0]).settled_at is not None:
+            if first.settled_at > began_at or (through is not None and first.place > through):
                 return
-            self.beyond = self.marks.popleft().place
+            self.place = self.checkpoints.popleft().place
 
-    def mark(self, now: float, place: _Place, writers: Collection[str]) -> None:
-        """So far was seen; these were writing after that."""
-        for each in self.marks:
-            each.notice(now, writers)
-        if place > (self.marks[-1].place if self.marks else self.beyond):
-            self.marks.append(_Mark(now, place, writers))
+    def add_checkpoint(self, now: float, place: _Place, writers: Collection[str]) -> None:
+        for each in self.checkpoints:
+            each.update(now, writers)
+        if place > (self.checkpoints[-1].place if self.checkpoints else self.place):
+            self.checkpoints.append(_Checkpoint(place, now, writers))
 
 
-class Horizon:
-    """What a relay has seen of the outbox. Times are of a monotonic clock, in seconds."""
+class Watermark:
+    """The watermark of one relay. Times are of a monotonic clock, in seconds."""
 
     def __init__(self) -> None:
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Look at everything next: there may be rows to relay anywhere."""
-        self._numbers = _Edge(START.seq)
-        self._due = _Edge(START.due_at)
-        self._next_mark = 0.0
+    def reset(self) -> None:
+        """Read from the beginning next: there may be rows to relay anywhere."""
+        self._by_number = _OrderWatermark(START.seq)
+        self._by_due_time = _OrderWatermark(START.due_at)
+        self._next_checkpoint_at = 0.0
 
-    def stay(self) -> None:
-        """Look again at what was looked at just now: some of it is still there."""
-        self._numbers.marks.clear()
-        self._due.marks.clear()
+    def drop_checkpoints(self) -> None:
+        """Read the rows after the watermark again: some of them are still in the outbox."""
+        self._by_number.checkpoints.clear()
+        self._by_due_time.checkpoints.clear()
 
     @property
-    def beyond(self) -> Position:
+    def position(self) -> Position:
         """What the next look may leave out."""
-        return Position(self._numbers.beyond, self._due.beyond)
+        return Position(self._by_number.place, self._by_due_time.place)
 
-    def wants_mark(self, now: float) -> bool:
-        """Whether it is time for a mark, for which one must know who is writing after the look."""
-        return now >= self._next_mark
+    def is_checkpoint_due(self, now: float) -> bool:
+        """Whether the next look should ask who is writing, to leave a checkpoint."""
+        return now >= self._next_checkpoint_at
 
-    def seen(self, began_at: float, seq: int, due_at: datetime | None) -> None:
-        """A look that began then saw all up to this number, and all of it was relayed or held back;
-        or all that there is, up to `due_at`."""
-        self._numbers.move(began_at, seq if due_at is None else None)
-        if due_at is not None:
-            self._due.move(began_at, None)
-
-    def mark(self, now: float, seq: int, due_at: datetime | None, writers: Collection[str]) -> None:
-        """The same look, marked to be moved on to later; these were writing after it."""
-        self._next_mark = now + STEP
-        self._numbers.mark(now, seq, writers)
-        self._due.mark(now, self._due.beyond if due_at is None else due_at, writers)
+    def record(self, look: Look, now: float) -> None:
+        """Take in a look of which everything has been relayed, or is held back."""
+        all_seen = look.due_at is not None
+        self._by_number.advance(look.began_at, None if all_seen else look.seq)
+        if all_seen:
+            self._by_due_time.advance(look.began_at, None)
+        if look.writers is None:
+            return
+        self._next_checkpoint_at = now + CHECKPOINT_INTERVAL
+        self._by_number.add_checkpoint(now, look.seq, look.writers)
+        due_at = self._by_due_time.place if look.due_at is None else look.due_at
+        self._by_due_time.add_checkpoint(now, due_at, look.writers)

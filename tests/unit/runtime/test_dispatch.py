@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from eventmesh.persistence.outbox import OutboxRow, bucket_of
 from eventmesh.persistence.tables import BUCKETS
-from eventmesh.runtime.relaying.dispatch import told_apart, waves
+from eventmesh.runtime.relaying.dispatch import split_rejected, waves
 from eventmesh.wire.envelope import Envelope
 
 keys = st.none() | st.sampled_from("abc") | st.text(min_size=1)
@@ -54,27 +54,27 @@ def test_there_are_no_more_waves_than_the_busiest_key_needs(rows: list[OutboxRow
 
 
 @given(rows, st.sets(st.integers(0, 20)))
-def test_what_the_broker_has_is_confirmed_and_nothing_else(
+def test_stored_messages_are_confirmed_and_no_others(
     rows: list[OutboxRow], numbers: set[int]
 ) -> None:
-    confirmed, refused = told_apart(rows, {str(number) for number in numbers})
+    confirmed, rejected = split_rejected(rows, {str(number) for number in numbers})
     assert [row.seq for row in confirmed] == [row.seq for row in rows if row.seq not in numbers]
-    assert {row.seq for row in refused} <= numbers
+    assert {row.seq for row in rejected} <= numbers
 
 
 @given(rows, st.sets(st.integers(0, 20)))
-def test_of_each_key_the_first_that_was_not_taken_was_refused_and_the_others_wait(
+def test_of_each_key_the_first_that_was_not_stored_was_rejected_and_the_others_wait(
     rows: list[OutboxRow], numbers: set[int]
 ) -> None:
-    not_taken = [row for row in rows if row.seq in numbers]
-    first_of_key = {row.envelope.key: row.seq for row in reversed(not_taken)}
+    not_stored = [row for row in rows if row.seq in numbers]
+    first_of_key = {row.envelope.key: row.seq for row in reversed(not_stored)}
     expected = [
         row.seq
-        for row in not_taken
+        for row in not_stored
         if row.envelope.key is None or first_of_key[row.envelope.key] == row.seq
     ]
-    _, refused = told_apart(rows, {str(number) for number in numbers})
-    assert [row.seq for row in refused] == expected
+    _, rejected = split_rejected(rows, {str(number) for number in numbers})
+    assert [row.seq for row in rejected] == expected
 
 
 @given(keys, st.uuids().map(str), st.uuids().map(str))

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from eventmesh.errors import Unreachable
 from eventmesh.runtime.relaying.unrouted_bound import (
-    EVERY,
+    COUNT_INTERVAL,
     FOREIGN,
     FOREIGN_LIMIT,
     UnroutedBound,
@@ -37,12 +37,12 @@ def test_half_of_the_limit_is_near_it_unless_there_is_none(
 
 
 async def test_only_one_process_counts_and_purges() -> None:
-    transport, vitals, mine = MemoryTransport(ManualClock()), RelayVitals("bank"), True
-    bound = UnroutedBound(transport, ManualClock(), 3, ["bank.closed"], [], vitals, lambda: mine)
+    transport, vitals, is_ours = MemoryTransport(ManualClock()), RelayVitals("bank"), True
+    bound = UnroutedBound(transport, ManualClock(), 3, ["bank.closed"], [], vitals, lambda: is_ours)
     await publish_or_raise(transport, closed(3))
     await bound.check()
     assert vitals.unrouted == {"bank.closed": 3}
-    mine = False
+    is_ours = False
     await publish_or_raise(transport, closed(3))
     await bound.check()
     assert vitals.unrouted == {}
@@ -97,7 +97,7 @@ async def test_a_broker_that_is_away_is_counted_again_later() -> None:
     with capture_logs() as logs:
         running = asyncio.ensure_future(bound.run())
         for _ in range(3):
-            await clock.advance(EVERY)
+            await clock.advance(COUNT_INTERVAL)
         running.cancel()
     assert {each["event"] for each in logs} == {"unrouted messages not counted"}
     assert len(logs) >= 3
