@@ -1,21 +1,21 @@
 """Start-up: what must hold before the first message, the same for every program that runs services.
 
-    check      settings go to the services; their messages match the frozen schemas; the inbox
-               remembers for longer than a copy may take; the broker's URL is understood
-    databases  each is reached, and its tables are those that this version needs
-    broker     it is reached, and has what the program's subscriptions need
+    check      services get their settings; their messages match the frozen schemas; the inbox
+               window is longer than any redelivery may take; the broker's URL is valid
+    databases  each one answers, and has the tables that this version needs
+    broker     it answers, and has what the program's subscriptions need
     relays     one for each service with an outbox, woken by that service's commits
 
 The steps run in this order and are undone in reverse. The first three fail with the error that says
-what to correct: UsageError, Drift or Unreachable. A program may differ in these points only:
+what to correct: UsageError, Drift or Unreachable. Programs differ in these points only:
 
     program              subscriptions   relays for                     no broker at the start
     worker               its handlers'   services that need a database  fails
     FastStream app       its handlers'   its service                    fails
     service.relay()      none            its service                    serves, and relays later
 
-A database that is away at the start is an error in all of them: nothing could be published. Servers
-that are lost later are waited for.
+A database that is away at the start is an error in all of them, because nothing could be published
+without it. Servers that are lost later are waited for.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from eventmesh.transports.factory import make_transport, open_transport
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What start-up leaves open. The relays are not running yet."""
+    """What start-up has opened. The relays are not running yet."""
 
     transport: Transport
     relays: Sequence[Relay]
@@ -72,8 +72,9 @@ class Host:
 
     @asynccontextmanager
     async def start_relaying(self) -> AsyncIterator[None]:
-        """The same, but a broker that is away is waited for beside the body, and the relays run
-        until the body ends; what is left then is relayed for a short time."""
+        """All steps, and the relays run while the context is open. A broker that is away is waited
+        for in the background; raises otherwise as `start`. On leaving, the relays publish what is
+        left, for a lease time at the most."""
         self._check()
         stopping = asyncio.Event()
         async with self._databases(), asyncio.TaskGroup() as tasks:
@@ -84,7 +85,7 @@ class Host:
                 stopping.set()
 
     def log_ready(self) -> None:
-        """Tell operators, once all subscriptions are consumed, what this program works on."""
+        """Log, once all subscriptions are consumed, what this program works on."""
         structlog.get_logger("eventmesh.worker").info(
             "worker is ready",
             services=[service.name for service in self.services],
@@ -106,7 +107,7 @@ class Host:
         if self.transport is None:
             make_transport(
                 self.settings.broker_url, self.clock, self.settings.transport_options
-            )  # UsageError for a URL of which none can be made
+            )  # UsageError for a URL that cannot be used
 
     @asynccontextmanager
     async def _databases(self) -> AsyncIterator[None]:
@@ -144,7 +145,7 @@ class Host:
             yield Started(transport, relays)
 
     async def _relay(self, stopping: asyncio.Event) -> None:
-        """Relay until `stopping`, from when the broker is there."""
+        """Relay until `stopping`, as soon as the broker answers."""
         log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.relay").bind(
             service=",".join(service.name for service in self.relayed)
         )

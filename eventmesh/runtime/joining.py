@@ -1,5 +1,5 @@
-"""The relay of one service inside a program that is no worker, such as a web application. A whole
-one, which publishes with its own sessions (the `bank` is that of the README):
+"""The relay of one service inside a program that is not a worker, such as a web application. This
+one is complete; it publishes with its own sessions (the `bank` is that of the README):
 
     from fastapi import FastAPI
     from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
@@ -17,12 +17,12 @@ one, which publishes with its own sessions (the `bank` is that of the README):
 Without `service.relay()`, a worker of the service relays what the application has committed.
 
 The engine is the application's own, for the database of the service, EVENTMESH_BANK_DATABASE_URL:
-`postgresql+asyncpg://…` or `mariadb+asyncmy://…` where that is not the file of the example, and its
-tables are made by `eventmesh db upgrade bank`. A session that comes from elsewhere is joined before
-its first statement, and anew in each of its transactions; if it comes from a dependency of FastAPI
-that commits, write `Depends(…, scope="function")`, or that happens after an answer that says all is
-well. A plain `Session`, of a handler that runs in a thread, is joined in the same way. What is
-published shares the fate of what is added: without a commit, nothing comes of either.
+`postgresql+asyncpg://…` or `mariadb+asyncmy://…` if that is not the file of the example. Its tables
+are created by `eventmesh db upgrade bank`. Join a session before its first statement, and again in
+each of its transactions. If a dependency of FastAPI commits the session, write
+`Depends(…, scope="function")`: otherwise it commits after the response that reports success. A
+plain `Session`, in a handler that runs in a thread, is joined in the same way. Messages are
+published if and only if the changes of state are committed.
 """
 
 from __future__ import annotations
@@ -34,5 +34,5 @@ from eventmesh.runtime.hosting import Host
 
 
 def relaying(service: Service) -> AbstractAsyncContextManager[None]:
-    """Relay beside the body, see `service.relay()`."""
+    """Relay while the context is open, see `Service.relay`."""
     return Host([service], service.settings, service.clock, relayed=[service]).start_relaying()

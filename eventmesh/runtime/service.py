@@ -1,7 +1,7 @@
-"""The service as users write it: what it declares, and a relay for programs that are no worker.
+"""The service as users write it: what it declares, and a relay for programs that are not workers.
 
-What hosts run is declared one floor below them, in `declaring`, and `relay()` is itself a host.
-So the class has two parts, and this is the upper one.
+The class has two parts, because its lower part, in `declaring`, is what start-up, relays and
+workers import, and `relay()` itself imports start-up. This is the upper part.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Service(declaring.Service):
     """
 
     def relay(self) -> AbstractAsyncContextManager[None]:
-        """For the lifespan of a web application: `async with service.relay():` publishes to the
-        broker what is committed meanwhile, and waits for a broker that is away. Any number of
-        processes may do so, beside workers of the service or instead of them; on leaving, what is
-        left is relayed for a short time, and the service is closed.
+        """Relay the service's outbox while the context is open, as for the lifespan of a web
+        application: `async with service.relay(): ...`.
 
-        Raises Unreachable, Drift or UsageError as a worker does at its start, except for a broker
-        that does not answer.
+        A broker that is away is waited for. Any number of processes may relay, beside workers of
+        the service or instead of them. On leaving, what is left in the outbox is relayed, for a
+        lease time at the most, and the service is closed. Raises Unreachable, Drift or UsageError
+        as a worker does at its start, but not for a broker that does not answer.
         """
         return joining.relaying(self)

@@ -1,9 +1,9 @@
-"""A process in which all that commands need is imported, and which forks one for each command:
+"""A process that has imported all that commands need, and forks a child for each command:
 
     python -m tests.integration.forks FD
 
-Importing is most of what a command costs; hundreds of them are run here. What comes out is what the
-command's own process would say: it has its folder, environment, output files and process group.
+Most of a command's time is spent importing, and tests run hundreds of commands. A forked child acts
+as a process of its own would: it has its own folder, environment, output files and process group.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MOST = 1_000_000
 
 
 class Forks:
-    """The tests' end of it. One request at a time is sent; what was begun runs side by side."""
+    """The tests' side. Requests are sent one at a time; the commands run side by side."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -52,62 +52,62 @@ class Forks:
         out: int,
         err: int,
     ) -> tuple[int, int]:
-        """Begin `eventmesh` with these arguments; returns its process id, and a pipe from which its
-        exit code can be read when it has ended: nothing, if it was killed."""
+        """Start `eventmesh` with these arguments; returns its process id, and a pipe from which its
+        exit code can be read when it has exited: nothing, if it was killed."""
         reading, writing = os.pipe()
-        asked = {"arguments": arguments, "root": str(root), "environment": dict(environment)}
+        request = {"arguments": arguments, "root": str(root), "environment": dict(environment)}
         try:
-            socket.send_fds(self._socket, [json.dumps(asked).encode()], [out, err, writing])
+            socket.send_fds(self._socket, [json.dumps(request).encode()], [out, err, writing])
         finally:
             os.close(writing)
         return int(self._socket.recv(100)), reading
 
     def close(self) -> None:
-        self._socket.close()  # at which it ends
+        self._socket.close()  # which makes it exit
         self._process.wait()
 
 
 def main() -> None:
     import_all()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what is forked
-    asked_by = socket.socket(fileno=int(sys.argv[1]))
-    while request := _receive(asked_by):
-        asked, files = request
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+    tests = socket.socket(fileno=int(sys.argv[1]))
+    while received := _receive(tests):
+        request, files = received
         child = os.fork()
         if not child:
-            asked_by.close()
-            _become(asked, *files)
+            tests.close()
+            _become(request, *files)
         for file in files:
             os.close(file)
-        asked_by.send(str(child).encode())
+        tests.send(str(child).encode())
 
 
 def import_all() -> None:
-    """Of EventMesh, but what only some processes can import."""
+    """Import all of EventMesh, except what only some processes can import."""
     for found in pkgutil.walk_packages(eventmesh.__path__, "eventmesh."):
         if not any(part in found.name for part in (".migrations", ".testing", ".integrations")):
             importlib.import_module(found.name)
 
 
-def _receive(asked_by: socket.socket) -> tuple[dict[str, Any], Sequence[int]] | None:
-    data, files, _, _ = socket.recv_fds(asked_by, _MOST, array.array("i", [0] * 3).itemsize * 3)
+def _receive(tests: socket.socket) -> tuple[dict[str, Any], Sequence[int]] | None:
+    data, files, _, _ = socket.recv_fds(tests, _MOST, array.array("i", [0] * 3).itemsize * 3)
     return (json.loads(data), files) if data else None
 
 
-def _become(asked: Mapping[str, Any], out: int, err: int, tell: int) -> None:
-    """Be the command, and end."""
+def _become(request: Mapping[str, Any], out: int, err: int, tell: int) -> None:
+    """Run the command in this process, and exit."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for file, number in ((out, 1), (err, 2)):
         os.dup2(file, number)
         os.close(file)
     sys.stdout, sys.stderr = _text(1, sys.stdout), _text(2, sys.stderr)
-    os.chdir(asked["root"])
+    os.chdir(request["root"])
     os.environ.clear()
-    os.environ.update(asked["environment"])
+    os.environ.update(request["environment"])
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
-    sys.argv = ["eventmesh", *asked["arguments"]]
-    sys.path[0] = asked["root"]  # as with `python -m`
+    sys.argv = ["eventmesh", *request["arguments"]]
+    sys.path[0] = request["root"]  # as with `python -m`
     code = _run()
     threading._shutdown()  # type: ignore[attr-defined]  # as at the end of every program
     atexit._run_exitfuncs()

@@ -1,4 +1,4 @@
-"""What is forked says what a process of its own would say."""
+"""A command in a forked process prints what it would print in a process of its own."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ BROKEN = "raise RuntimeError('not a service')\n"
     ],
     ids=" ".join,
 )
-def test_it_says_the_same(bank: Project, command: Sequence[str]) -> None:
+def test_it_prints_the_same(bank: Project, command: Sequence[str]) -> None:
     bank.run("db", "upgrade", "bank").succeeds()
     bank.run("schema", "freeze").succeeds()
     assert shown(bank.run(*command)) == shown(bank.start(*command).ended())
 
 
-def test_an_error_is_told_in_the_same_way(bank: Project) -> None:
+def test_an_error_is_printed_in_the_same_way(bank: Project) -> None:
     bank.service(BROKEN)
     forked, started = bank.run("schema", "check"), bank.start("schema", "check").ended()
     assert forked.code == started.code != 0

@@ -108,7 +108,7 @@ async def place(order: NewOrder, session: RequestSession, tx: RequestTransaction
 
 
 def place_in_thread(order: NewOrder, request: Request) -> NewOrder:
-    """A handler that is no coroutine, with a plain session."""
+    """A handler that is not a coroutine, with a plain session."""
     with Session(request.app.state.plain_engine) as session, session.begin():
         session.add(Order(number=order.number))
         request.app.state.service.join(session).publish(OrderPlaced(number=order.number))
@@ -149,13 +149,13 @@ Make = Callable[[Service, AsyncEngine], FastAPI | Starlette]
 
 @dataclass
 class Site:
-    """A web application in this process, and a service that hears of what it publishes."""
+    """A web application in this process, and a service that subscribes to what it publishes."""
 
     app: FastAPI | Starlette
     service: Service
     engine: AsyncEngine
     settings: Settings
-    heard: list[int] = field(default_factory=list)
+    received: list[int] = field(default_factory=list)
 
     @property
     def lifespan(self) -> Callable[[], AbstractAsyncContextManager[object]]:
@@ -182,27 +182,27 @@ class Site:
 
         @service.subscriber(PlacedElsewhere)
         async def bill(event: PlacedElsewhere) -> None:
-            self.heard.append(event.number)
+            self.received.append(event.number)
 
         async with working(service, self.settings):
             yield
 
-    async def hears(self, *numbers: int) -> None:
-        """Each of these once."""
+    async def until_received(self, *numbers: int) -> None:
+        """Wait until billing has received each of these once."""
 
-        async def heard() -> bool:
-            return sorted(self.heard) == sorted(numbers)
+        async def received() -> bool:
+            return sorted(self.received) == sorted(numbers)
 
-        await eventually(heard)
+        await eventually(received)
 
-    async def hears_at_least_once(self, *numbers: int) -> None:
-        """A message comes again where a connection is lost before it is settled, and the billing
-        service has no inbox."""
+    async def until_received_at_least_once(self, *numbers: int) -> None:
+        """A message is delivered again where a connection is lost before it is settled, and billing
+        has no inbox."""
 
-        async def heard() -> bool:
-            return set(self.heard) == set(numbers)
+        async def received() -> bool:
+            return set(self.received) == set(numbers)
 
-        await eventually(heard)
+        await eventually(received)
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -254,10 +254,10 @@ async def site(request: pytest.FixtureRequest, settings: Settings) -> AsyncItera
 
 
 @pytest.mark.parametrize("database_url", ["sqlite", "postgres", "mariadb"], indirect=True)
-async def test_what_a_request_stores_and_publishes_another_service_hears_of(site: Site) -> None:
+async def test_what_a_request_stores_and_publishes_reaches_another_service(site: Site) -> None:
     async with site.billing(), site.lifespan():
         assert [(await site.post(number)).status_code for number in (1, 2, 3)] == [201] * 3
-        await site.hears(1, 2, 3)
+        await site.until_received(1, 2, 3)
     assert await site.stored() == [1, 2, 3]
     assert await site.waiting() == 0
 
@@ -268,16 +268,16 @@ async def test_a_request_that_fails_stores_and_publishes_nothing(site: Site) -> 
         assert (await site.post(2)).status_code == 201
         assert (await site.post(2)).status_code == 500  # its commit fails
         await site.post(3)
-        await site.hears(2, 3)
+        await site.until_received(2, 3)
     assert await site.stored() == [2, 3]
     assert await site.waiting() == 0
 
 
-async def test_an_answer_that_says_no_is_a_failure_too(settings: Settings) -> None:
+async def test_an_http_error_publishes_nothing(settings: Settings) -> None:
     async with site_of(fastapi_app, settings) as site, site.billing(), site.lifespan():
         assert (await site.post(1, fail="http")).status_code == 409
         await site.post(2)
-        await site.hears(2)
+        await site.until_received(2)
         assert await site.stored() == [2]
 
 
@@ -292,23 +292,25 @@ async def test_a_handler_that_runs_in_a_thread_publishes_with_a_plain_session(
         url = url_for(driver, url)
         site.app.state.plain_engine = create_engine(url, connect_args=encoding(url))
         await asyncio.gather(*(site.post(number, "/orders/in-thread") for number in range(10)))
-        await site.hears(*range(10))
+        await site.until_received(*range(10))
         site.app.state.plain_engine.dispose()
 
 
-async def test_a_worker_of_the_service_relays_for_a_site_that_does_not(site: Site) -> None:
+async def test_a_worker_of_the_service_relays_for_a_site_without_a_relay(
+    site: Site,
+) -> None:
     """The lifespan is not entered."""
     await site.post(1)
     assert await site.waiting() == 1
     async with site.billing(), working(orders(site.settings), site.settings):
         await site.post(2)
-        await site.hears(1, 2)
+        await site.until_received(1, 2)
 
 
 async def test_the_site_serves_while_the_broker_is_away(
     settings: Settings, redis_server: Server, tmp_path: Path
 ) -> None:
-    """From its start, and later too; nothing of what it publishes meanwhile is lost."""
+    """At its start, and later; nothing that it publishes meanwhile is lost."""
     async with proxy_before(redis_server.url) as proxy:
         away = settings.model_copy(
             update={"broker_url": proxy.url, "broker_prefix": f"t{tmp_path.name.replace('_', '')}"}
@@ -318,10 +320,10 @@ async def test_the_site_serves_while_the_broker_is_away(
                 assert (await site.post(1)).status_code == 201
             assert await site.waiting() == 1
             async with site.billing(), site.lifespan():
-                await site.hears_at_least_once(1)
+                await site.until_received_at_least_once(1)
                 async with proxy.refusing():
                     assert (await site.post(2)).status_code == 201
-                await site.hears_at_least_once(1, 2)
+                await site.until_received_at_least_once(1, 2)
 
 
 async def test_the_documented_site_runs_as_it_is_printed(project: Project) -> None:

@@ -1,4 +1,4 @@
-"""Nothing of a key is overtaken: by what is committed late, held back, or restored."""
+"""No message overtakes an earlier one of its key: late commits, rejected messages, failovers."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Happened(Event, name="shop.happened", version=1, key="key"):
 
 
 class Broker(MemoryTransport):
-    """Tells what it has taken, in order; refuses some keys."""
+    """Records what it has accepted, in order; rejects some keys."""
 
     def __init__(self) -> None:
         super().__init__(SystemClock())
         self.taken: list[tuple[str | None, int]] = []
-        self.refused: set[str | None] = set()
+        self.rejected: set[str | None] = set()
         self._came = asyncio.Condition()
         self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
         self.may_answer.set()
@@ -49,13 +49,13 @@ class Broker(MemoryTransport):
     async def publish(self, envelopes: Any) -> PublishResult:
         self.asked.set()
         await self.may_answer.wait()
-        refusals = {each.id: "full" for each in envelopes if each.key in self.refused}
+        rejections = {each.id: "full" for each in envelopes if each.key in self.rejected}
         for each in envelopes:
-            if each.id not in refusals:
+            if each.id not in rejections:
                 self.taken.append((each.key, from_json(each.data)["number"]))
         async with self._came:
             self._came.notify_all()
-        return PublishResult(refusals)
+        return PublishResult(rejections)
 
     async def until(self, *wanted: tuple[str, int]) -> None:
         async with asyncio.timeout(PATIENCE), self._came:
@@ -66,8 +66,8 @@ class Broker(MemoryTransport):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relays soon leave out what they have seen."""
+def quick_watermarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watermarks advance within a fraction of a second."""
     monkeypatch.setattr(watermark, "SHORTEST_WAIT", 0.1)
     monkeypatch.setattr(watermark, "CHECKPOINT_INTERVAL", 0.0)
 
@@ -116,7 +116,7 @@ async def publish(service: Service, key: str, *numbers: int) -> None:
 
 @asynccontextmanager
 async def relaying(url: str, broker: Broker) -> AsyncIterator[None]:
-    """A relay in a process of its own, as far as the others can tell."""
+    """A running relay with a database connection of its own, as in a process of its own."""
     database = Database(url, service="shop")
     stop = asyncio.Event()
     running = Relay("shop", database, broker, SystemClock(), lease_time=30.0)
@@ -131,7 +131,7 @@ async def relaying(url: str, broker: Broker) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def stepping(url: str, broker: Broker) -> AsyncIterator[Relay]:
-    """A relay whose rounds are begun by the test, and which looks nowhere else."""
+    """A relay whose rounds the test begins, and which sweeps only when the test says so."""
     database = Database(url, service="shop")
     try:
         yield Relay("shop", database, broker, SystemClock(), lease_time=30.0)
@@ -139,19 +139,19 @@ async def stepping(url: str, broker: Broker) -> AsyncIterator[Relay]:
         await database.close()
 
 
-async def until_passed(each: Relay, service: Service) -> None:
-    """Let other keys flow until all that is there now is left out by the rounds."""
+async def until_behind_watermark(each: Relay, service: Service) -> None:
+    """Publish messages of another key until the watermark has passed all that is there now."""
     async with asyncio.timeout(PATIENCE):
         await publish(service, "other", 0)
         await each.round()
         async with (await service.database()).reading() as connection:
             last = await outbox.newest(connection, outbox.START)
-        while last == 0 or beyond(each) < last:
+        while last == 0 or watermark_of(each) < last:
             await publish(service, "other", 0)
             await each.round()
 
 
-def beyond(each: Relay) -> int:
+def watermark_of(each: Relay) -> int:
     return each.watermark.position.seq
 
 
@@ -163,7 +163,7 @@ async def rounds_until(each: Relay, broker: Broker, key: str, number: int) -> No
 
 
 class Writer:
-    """A transaction that has put its messages into the outbox and commits when it is told."""
+    """A transaction that has written its messages, and commits when the test says so."""
 
     def __init__(self, service: Service, key: str, *numbers: int) -> None:
         self._stored, self._go = asyncio.Event(), asyncio.Event()
@@ -185,7 +185,7 @@ class Writer:
 
 
 async def others_flow(service: Service, broker: Broker, seconds: float = 1.0) -> None:
-    """For some time, so that relays get far."""
+    """Publish messages of another key for some time, so that watermarks advance."""
     loop = asyncio.get_running_loop()
     end, number = loop.time() + seconds, 0
     while loop.time() < end:
@@ -195,14 +195,14 @@ async def others_flow(service: Service, broker: Broker, seconds: float = 1.0) ->
 
 
 @contextmanager
-def refusing(broker: Broker, key: str) -> Iterator[None]:
-    broker.refused.add(key)
+def rejecting(broker: Broker, key: str) -> Iterator[None]:
+    broker.rejected.add(key)
     yield
-    broker.refused.discard(key)
+    broker.rejected.discard(key)
 
 
 class TestLateCommits:
-    async def test_a_commit_that_takes_long_is_not_overtaken_by_who_waited_for_it(
+    async def test_a_slow_commit_is_not_overtaken_by_the_one_that_waited_for_it(
         self, migrated_postgres: str
     ) -> None:
         broker = Broker()
@@ -219,7 +219,7 @@ class TestLateCommits:
             await broker.until(("k", 1), ("k", 2))
         assert broker.of("k") == [1, 2]
 
-    async def test_what_was_committed_while_a_relay_stood_still_is_not_overtaken(
+    async def test_a_commit_between_two_distant_rounds_is_not_overtaken(
         self, migrated_server: str
     ) -> None:
         broker = Broker()
@@ -236,7 +236,7 @@ class TestLateCommits:
             await rounds_until(each, broker, "k", 1)
         assert broker.of("k") == [1, 2]
 
-    async def test_a_large_one_is_relayed_in_order_and_without_pauses(
+    async def test_a_large_late_commit_is_relayed_in_order_without_waiting_for_a_sweep(
         self, migrated_server: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sweep, "SWEEP_INTERVAL", PATIENCE)
@@ -251,21 +251,21 @@ class TestLateCommits:
         assert broker.of("k") == [*numbers, 3_001]
 
 
-class TestWhatWasHeldBack:
-    @pytest.mark.parametrize("beside", [(), ("refused",)], ids=["alone", "beside another"])
-    async def test_what_waited_for_a_refused_message_is_not_overtaken_when_that_is_taken(
+class TestHeldBackKeys:
+    @pytest.mark.parametrize("beside", [(), ("rejected",)], ids=["alone", "beside another"])
+    async def test_what_waited_for_a_rejected_message_is_not_overtaken_when_it_is_accepted(
         self, migrated: str, monkeypatch: pytest.MonkeyPatch, beside: tuple[str, ...]
     ) -> None:
         monkeypatch.setattr(relay, "hold_time", lambda _attempts: 1.0)
         broker = Broker()
-        broker.refused.update(beside)
+        broker.rejected.update(beside)
         async with stepping(migrated, broker) as each, shop(migrated) as service:
-            with refusing(broker, "k"):
+            with rejecting(broker, "k"):
                 for key in ("k", *beside):
                     await publish(service, key, 1)
                 await each.round()
                 await publish(service, "k", 2)
-                await until_passed(each, service)
+                await until_behind_watermark(each, service)
             last = 2
             async with asyncio.timeout(PATIENCE):
                 while not broker.of("k"):
@@ -276,17 +276,17 @@ class TestWhatWasHeldBack:
             await rounds_until(each, broker, "k", last)
         assert broker.of("k") == [*range(1, last + 1)]
 
-    async def test_what_waited_for_a_parked_message_is_not_overtaken_when_that_is_skipped(
+    async def test_what_waited_for_a_parked_message_is_not_overtaken_when_it_is_skipped(
         self, migrated: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(relay, "PARK_AFTER", 1)
         broker = Broker()
         async with stepping(migrated, broker) as each, shop(migrated) as service:
-            with refusing(broker, "k"):
+            with rejecting(broker, "k"):
                 await publish(service, "k", 1)
                 await each.round()
             await publish(service, "k", 2, 3)
-            await until_passed(each, service)
+            await until_behind_watermark(each, service)
             async with (await service.database()).connection() as connection:
                 assert await parked.skip(connection, [1]) == [1]
             await publish(service, "k", 4)
@@ -294,10 +294,10 @@ class TestWhatWasHeldBack:
             await rounds_until(each, broker, "k", 4)
         assert broker.of("k") == [2, 3, 4]
 
-    async def test_what_waited_for_a_message_is_not_overtaken_when_another_relay_has_that_taken(
+    async def test_what_waited_for_a_message_is_not_overtaken_when_a_stalled_relay_published_it(
         self, migrated: str
     ) -> None:
-        """One that stood still after it had published: its leases were over by then."""
+        """The relay stalled after publishing, until its leases had expired."""
         slow, broker = Broker(), Broker()
         slow.may_answer.clear()
         async with (
@@ -306,16 +306,16 @@ class TestWhatWasHeldBack:
             shop(migrated) as service,
         ):
             await publish(service, "k", 1)
-            standing_still = asyncio.ensure_future(first.round())
+            stalled = asyncio.ensure_future(first.round())
             async with asyncio.timeout(PATIENCE):
                 await slow.asked.wait()
-            await end_leases(service)
-            with refusing(broker, "k"):
+            await expire_leases(service)
+            with rejecting(broker, "k"):
                 await second.round()
                 await publish(service, "k", 2)
-                await until_passed(second, service)
+                await until_behind_watermark(second, service)
             slow.may_answer.set()
-            await standing_still
+            await stalled
             await publish(service, "k", 3)
             await rounds_until(second, broker, "k", 2)
             await rounds_until(second, broker, "k", 3)
@@ -323,8 +323,8 @@ class TestWhatWasHeldBack:
         assert broker.of("k") == [2, 3]
 
 
-async def end_leases(service: Service) -> None:
-    """As if time had passed."""
+async def expire_leases(service: Service) -> None:
+    """Let all leases expire at once."""
     async with (await service.database()).connection() as connection:
         await connection.execute(update(tables.lease).values(owner=None, expires_at=None))
         await connection.execute(delete(tables.relay))
@@ -337,9 +337,9 @@ LOSE = text(
 )
 
 
-async def take_over(service: Service) -> None:
-    """As a replica does that knows neither the last rows nor their numbers: it gives these numbers
-    out again, from the first connection on."""
+async def fail_over(service: Service) -> None:
+    """Fail over to a replica that has neither the last rows nor their numbers, so that it gives
+    these numbers out again, from the first connection on."""
     database = await service.database()
     async with asyncio.timeout(PATIENCE):
         while await rows_left(database):  # noqa: ASYNC110  # the condition lies in a database
@@ -362,12 +362,12 @@ async def publish_at_last(service: Service, key: str, number: int) -> None:
                 return await publish(service, key, number)
 
 
-async def test_a_server_that_takes_over_may_give_out_numbers_again(migrated_postgres: str) -> None:
+async def test_after_a_failover_numbers_may_be_given_out_again(migrated_postgres: str) -> None:
     broker = Broker()
     async with relaying(migrated_postgres, broker), shop(migrated_postgres) as service:
         await publish(service, "k", *range(1, 101))
         await others_flow(service, broker)
-        await take_over(service)
+        await fail_over(service)
         for number in range(101, 301):
             await publish_at_last(service, "k", number)
         await broker.until(*(("k", number) for number in range(101, 301)))
@@ -375,14 +375,14 @@ async def test_a_server_that_takes_over_may_give_out_numbers_again(migrated_post
 
 
 async def ask(database: Database) -> None:
-    """As a handler does."""
+    """Use a connection that is lost, as a handler may."""
     with pytest.raises(Unreachable):
         async with database.connection() as connection:
             await connection.execute(text("SELECT 1"))
 
 
 async def listen(database: Database) -> None:
-    """Until it is heard, on one connection that is lost after another."""
+    """Listen until NOTIFY arrives, through every lost connection."""
     heard = asyncio.Event()
 
     async def try_again() -> None:
@@ -400,7 +400,7 @@ async def listen(database: Database) -> None:
 
 
 @pytest.mark.parametrize("notice", [ask, listen])
-async def test_that_another_server_took_over_may_be_noticed_by_somebody_else(
+async def test_a_failover_may_be_noticed_by_somebody_else_first(
     migrated_postgres: str, notice: Callable[[Database], Awaitable[None]]
 ) -> None:
     """The relay is given a new connection then, and nothing fails for it."""
@@ -408,12 +408,12 @@ async def test_that_another_server_took_over_may_be_noticed_by_somebody_else(
     async with stepping(migrated_postgres, broker) as each, shop(migrated_postgres) as service:
         await publish(service, "k", *range(1, 101))
         async with asyncio.timeout(PATIENCE):
-            while beyond(each) < 100:
+            while watermark_of(each) < 100:
                 await publish(service, "other", 0)
                 await each.round()
-        await take_over(service)
+        await fail_over(service)
         await notice(each._database)
-        for number in range(101, beyond(each) + 150):
+        for number in range(101, watermark_of(each) + 150):
             await publish_at_last(service, "k", number)
         while (await each.round()).confirmed:
             pass

@@ -1,4 +1,4 @@
-"""What makes a relay quick, and keeps it so: being told, and looking no further than it must."""
+"""Relays: wake-ups, leases, reading no more rows than needed, purging, rejected messages."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Noted(Event, name="shop.noted", version=1, key="key"):
 
 
 def shop(url: str, *, ordered: bool = False) -> Service:
-    """A service as each of its processes has it."""
+    """The service, as one of its processes has it."""
     service = Service("shop", ordered_outbox=ordered)
     service.configure(Settings(database_urls={"shop": url}))
     for message in (Happened, Noted):
@@ -65,7 +65,7 @@ def shop(url: str, *, ordered: bool = False) -> Service:
 
 
 class Broker(MemoryTransport):
-    """Tells what was published."""
+    """Records the keys that were published."""
 
     def __init__(self) -> None:
         super().__init__(SystemClock())
@@ -85,7 +85,7 @@ class Broker(MemoryTransport):
 
 @asynccontextmanager
 async def relaying(url: str, broker: Broker, lease_time: float = 30.0) -> AsyncIterator[Database]:
-    """A relay in a process of its own, as far as the others can tell."""
+    """A running relay with a database connection of its own, as in a process of its own."""
     database = Database(url, service="shop")
     stop = asyncio.Event()
     running = Relay("shop", database, broker, SystemClock(), lease_time=lease_time)
@@ -107,8 +107,8 @@ async def migrated(postgres_url: str) -> str:
 
 
 @pytest.fixture
-def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relays do not look by themselves within the time of a test."""
+def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relays do not poll within the time of a test."""
     monkeypatch.setattr(polling, "SHORTEST_PAUSE", 2 * PATIENCE)
     monkeypatch.setattr(polling, "LONGEST_PAUSE", 2 * PATIENCE)
 
@@ -118,8 +118,8 @@ async def publish(service: Service, key: str) -> None:
         tx.publish(Happened(key=key))
 
 
-class TestBeingTold:
-    @pytest.mark.usefixtures("seldom")
+class TestWakeUps:
+    @pytest.mark.usefixtures("no_polling")
     async def test_a_commit_of_another_process_wakes_the_relay(self, migrated: str) -> None:
         broker = Broker()
         async with relaying(migrated, broker), shop(migrated) as other:
@@ -127,7 +127,7 @@ class TestBeingTold:
                 await publish(other, f"k{number}")
                 await broker.until(f"k{number}")
 
-    @pytest.mark.usefixtures("seldom")
+    @pytest.mark.usefixtures("no_polling")
     async def test_a_relay_whose_listening_connection_was_cut_listens_again(
         self, migrated: str
     ) -> None:
@@ -149,8 +149,8 @@ class TestBeingTold:
             await publish(other, "after")
             await broker.until("after")
 
-    @pytest.mark.usefixtures("seldom")
-    async def test_more_than_a_batch_is_relayed_without_being_told_of_it_again(
+    @pytest.mark.usefixtures("no_polling")
+    async def test_more_than_a_batch_is_relayed_without_another_wake_up(
         self, migrated: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(relay, "BATCH", 2)
@@ -161,14 +161,14 @@ class TestBeingTold:
         async with relaying(migrated, broker):
             await broker.until("k19")
 
-    async def test_a_relay_that_saw_all_there_is_looks_again_when_it_is_told(
+    async def test_a_wake_up_makes_one_round_and_not_two(
         self, migrated: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        looks, due = 0, outbox.due
+        rounds, due = 0, outbox.due
 
         async def counted(*arguments: Any, **options: Any) -> list[outbox.OutboxRow]:
-            nonlocal looks
-            looks += 1
+            nonlocal rounds
+            rounds += 1
             return await due(*arguments, **options)
 
         monkeypatch.setattr(outbox, "due", counted)
@@ -176,32 +176,32 @@ class TestBeingTold:
         async with relaying(migrated, broker), shop(migrated) as other:
             await publish(other, "first")
             await broker.until("first")
-            looks = 0
+            rounds = 0
             for each in range(number):
                 await publish(other, f"k{each}")
                 await broker.until(f"k{each}")
-        assert looks < 1.5 * number  # some because it polls, too; it was two for each before
+        assert rounds < 1.5 * number  # some because it polls, too; it was two for each before
 
-    async def test_many_commits_are_told_of_a_few_times(self, migrated: str) -> None:
-        told = []
+    async def test_many_commits_make_few_notifications(self, migrated: str) -> None:
+        notified = []
         broker = Broker()
         async with relaying(migrated, broker) as database, shop(migrated) as other:
             notifier = (await other.database()).notifier
             listening = asyncio.ensure_future(
-                notifications.listen(database, lambda: told.append(1))
+                notifications.listen(database, lambda: notified.append(1))
             )
             await publish(other, "first")
             await broker.until("first")
-            told.clear()
+            notified.clear()
             for _ in range(1000):
                 notifier.notify_soon()
             await publish(other, "last")
             await broker.until("last")
             listening.cancel()
             await asyncio.wait([listening])
-        assert len(told) < 10
+        assert len(notified) < 10
 
-    async def test_a_relay_that_has_everything_tells_nobody_else(self, migrated: str) -> None:
+    async def test_a_relay_with_all_buckets_notifies_nobody(self, migrated: str) -> None:
         async with relaying(migrated, Broker()) as database:
             async with asyncio.timeout(PATIENCE):
                 while not database.notifier.is_muted:  # noqa: ASYNC110  # it is no event
@@ -209,7 +209,7 @@ class TestBeingTold:
 
 
 class Slow(Broker):
-    """Takes its time for the first batch: until it is told to go on."""
+    """Confirms nothing before `goes_on` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,9 +221,9 @@ class Slow(Broker):
         return result
 
 
-class TestHolding:
-    @pytest.mark.parametrize("another_comes", [False, True], ids=["beside it", "come meanwhile"])
-    async def test_what_a_slow_broker_is_given_nobody_else_publishes(
+class TestLeases:
+    @pytest.mark.parametrize("another_comes", [False, True], ids=["running", "started later"])
+    async def test_a_batch_at_a_slow_broker_is_not_published_by_another_relay(
         self, database: Database, another_comes: bool
     ) -> None:
         url = database.url.render_as_string(hide_password=False)
@@ -247,7 +247,7 @@ class TestHolding:
             await until(lambda: {*slow.keys, *quick.keys} == {*KEYS})
         assert sorted(slow.keys + quick.keys) == sorted(KEYS)
 
-    async def test_emptied_tables_are_filled_again(self, database: Database) -> None:
+    async def test_relays_survive_that_all_tables_are_emptied(self, database: Database) -> None:
         url = database.url.render_as_string(hide_password=False)
         brokers = Broker(), Broker()
         async with AsyncExitStack() as stack:
@@ -278,7 +278,7 @@ async def publish_to_all(service: Service) -> None:
 
 
 async def holders(database: Database, count: int) -> None:
-    """Return once so many relays have equal shares of all buckets."""
+    """Return once this number of relays have equal shares of all buckets."""
     async with asyncio.timeout(PATIENCE):
         while True:
             async with database.reading() as connection:
@@ -317,13 +317,13 @@ async def fill(connection: AsyncConnection, rows: int, due_at: str) -> None:
     )
 
 
-class TestLookingNoFurther:
+class TestReading:
     @pytest.mark.parametrize("statistics", ["none", "of the empty table"])
     @pytest.mark.parametrize(
         ("due_at", "seen"),
         [
             ("NULL", outbox.START),
-            # Delayed rows are passed over once, and again now and then: see `watermark`.
+            # Delayed rows stay behind the watermark of numbers, which only sweeps read again.
             (
                 "TIMESTAMPTZ '2025-01-01' + n * interval '1 s'",
                 outbox.Position(30_000, outbox.START.due_at),
@@ -331,7 +331,7 @@ class TestLookingNoFurther:
         ],
         ids=["at once", "delayed"],
     )
-    async def test_a_look_reads_what_it_returns_however_many_wait_and_whenever_it_was_planned(
+    async def test_a_round_reads_only_the_rows_it_returns_however_many_wait(
         self, migrated: str, statistics: str, due_at: str, seen: outbox.Position
     ) -> None:
         database = Database(migrated, service="shop")
@@ -353,10 +353,10 @@ class TestLookingNoFurther:
         assert scans == 0
         assert read < 500
 
-    async def test_what_is_committed_very_late_is_relayed(
+    async def test_a_very_late_commit_is_relayed(
         self, migrated: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Later than what the rounds look at again: the sweep finds it."""
+        """It is behind the watermark by then: the sweep finds it."""
         monkeypatch.setattr(watermark, "SHORTEST_WAIT", 0.0)
         monkeypatch.setattr(sweep, "SWEEP_INTERVAL", 0.05)
         broker = Broker()
@@ -419,8 +419,8 @@ async def ids(database: Database, of: Column[Any]) -> list[int]:
         return sorted(map(int, await connection.scalars(select(column))))
 
 
-class Hasty(SystemClock):
-    """What it sleeps takes no time."""
+class NoSleep(SystemClock):
+    """Sleeps no time at all."""
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(0)
@@ -436,7 +436,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 class TestPurge:
     @pytest.mark.parametrize("which", AGES)
-    async def test_the_oldest_go_first_and_few_at_a_time(
+    async def test_the_oldest_are_deleted_first_and_a_few_at_a_time(
         self, database: Database, which: str
     ) -> None:
         column = AGES[which]
@@ -450,7 +450,7 @@ class TestPurge:
             left.append(await ids(database, column))
         assert left == [[4, 5, 6, 7, 8, 9], [8, 9], [8, 9]]
 
-    async def test_nothing_younger_than_its_window_goes(
+    async def test_nothing_younger_than_its_window_is_deleted(
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(purger, "BATCH", 2)
@@ -458,24 +458,24 @@ class TestPurge:
         for hours in (0.5, 2, 23, 25):
             moment = datetime.now(UTC) - timedelta(hours=hours)
             await age(database, moment, *(int(10 * hours) * 100 + n for n in range(5)))
-        await Purger(database, Hasty(), settings, lambda: True).purge()
+        await Purger(database, NoSleep(), settings, lambda: True).purge()
         assert {n // 100 for n in await ids(database, purge.RECEIVED)} == {5}
         assert {n // 100 for n in await ids(database, purge.BEGUN)} == {5}
         assert {n // 100 for n in await ids(database, purge.ENDED)} == {5, 20, 230}
 
-    async def test_a_process_whose_task_it_is_not_purges_nothing(self, database: Database) -> None:
+    async def test_without_the_first_bucket_nothing_is_purged(self, database: Database) -> None:
         await age(database, NOW - timedelta(days=1000), 1)
-        await Purger(database, Hasty(), Settings(), lambda: False).purge()
+        await Purger(database, NoSleep(), Settings(), lambda: False).purge()
         assert await ids(database, purge.RECEIVED) == [1]
 
-    async def test_a_saga_that_runs_stays_however_old(self, database: Database) -> None:
+    async def test_a_running_saga_is_kept_however_old(self, database: Database) -> None:
         await age(database, NOW - timedelta(days=1000), 1)
         async with database.connection() as connection:
             await connection.execute(tables.saga.update().values(status="running", ended_at=None))
-        await Purger(database, Hasty(), Settings(), lambda: True).purge()
+        await Purger(database, NoSleep(), Settings(), lambda: True).purge()
         assert await ids(database, purge.ENDED) == [1]
 
-    async def test_only_what_goes_is_read(self, migrated: str) -> None:
+    async def test_a_purge_reads_only_what_it_deletes(self, migrated: str) -> None:
         database = Database(migrated, service="shop")
         async with database.connection() as connection:
             await connection.execute(
@@ -492,14 +492,14 @@ class TestPurge:
         assert scans == 0
         assert read < 500
 
-    async def test_a_start_says_when_it_was(self, database: Database) -> None:
+    async def test_the_start_of_a_delivery_records_its_time(self, database: Database) -> None:
         async with database.connection() as connection:
             assert [await starts.note(connection, "s", "1") for _ in range(2)] == [1, 2]
             begun_at = await connection.scalar(select(tables.start.c.begun_at))
             await connection.execute(delete(tables.start))
         assert abs(begun_at - datetime.now(UTC)) < timedelta(minutes=5)
 
-    async def test_a_window_within_which_a_copy_may_come_back_is_refused(
+    async def test_an_inbox_window_shorter_than_a_redelivery_is_refused(
         self, sqlite_url: str
     ) -> None:
         service = Service("shop")
@@ -517,8 +517,8 @@ class TestPurge:
             await worker.try_out()
 
 
-class Off(Hasty):
-    """A process's clock that is wrong by so much."""
+class WrongClock(NoSleep):
+    """The clock of a process, wrong by a fixed amount."""
 
     def __init__(self, **by: float) -> None:
         self.by = timedelta(**by)
@@ -529,15 +529,15 @@ class Off(Hasty):
 
 @pytest.mark.parametrize("database_url", ["sqlite", "postgres", "mariadb"], indirect=True)
 class TestClocks:
-    """What decides about effects goes by the database's clock, not by the process's."""
+    """Receiving, delays and purging go by the database's clock, not by the process's."""
 
     @pytest.mark.parametrize("days", [8, -8])
-    async def test_a_process_whose_clock_is_wrong_purges_nothing_and_says_so(
+    async def test_a_process_with_a_wrong_clock_logs_it_and_purges_nothing(
         self, database: Database, days: int
     ) -> None:
         received = datetime.now(UTC) - timedelta(days=6)
         await age(database, received, 1)
-        looked = Purger(database, Off(days=days), Settings(), lambda: True)
+        looked = Purger(database, WrongClock(days=days), Settings(), lambda: True)
         with capture_logs() as lines:
             running = asyncio.ensure_future(looked.run())
             await until(lambda: bool(lines))
@@ -548,21 +548,21 @@ class TestClocks:
         assert lines[0]["event"] == "clocks differ"
         assert f"691,200 s {side} that of the database of service shop" in lines[0]["problem"]
 
-    async def test_a_process_whose_clock_is_right_purges_what_is_old(
+    async def test_a_process_with_a_right_clock_purges_what_is_old(
         self, database: Database
     ) -> None:
         for number, days in enumerate((6, 8)):
             await age(database, datetime.now(UTC) - timedelta(days=days), number)
-        await Purger(database, Off(seconds=20), Settings(), lambda: True).purge()
+        await Purger(database, WrongClock(seconds=20), Settings(), lambda: True).purge()
         assert await ids(database, purge.RECEIVED) == [0]
 
     @pytest.mark.parametrize("days", [8, -8])
-    async def test_when_a_message_was_received_and_is_due_is_the_databases_time(
+    async def test_receipt_and_due_times_are_the_databases_time(
         self, database: Database, days: int
     ) -> None:
-        """The service's clock is wrong: what it receives is not old at once, and what it delays
-        for a minute is due in a minute, for everybody."""
-        service = Service("shop", clock=Off(days=days))
+        """With a wrong clock, a service's inbox entries are not old at once, and what it delays for
+        a minute is due in a minute, for every process."""
+        service = Service("shop", clock=WrongClock(days=days))
         url = database.url.render_as_string(hide_password=False)
         service.configure(Settings(database_urls={"shop": url}))
         service.publisher(Happened)
@@ -579,7 +579,7 @@ class TestClocks:
 
 
 class Away(Broker):
-    """Does not answer until it is told to."""
+    """A broker that is away at first."""
 
     is_away = True
 
@@ -590,7 +590,7 @@ class Away(Broker):
 
 
 class TestWaiting:
-    async def test_what_is_waited_for_is_logged_and_that_it_is_back(self, sqlite_url: str) -> None:
+    async def test_waiting_for_the_broker_and_its_return_are_logged(self, sqlite_url: str) -> None:
         broker = Away()
         with capture_logs() as lines:
             async with shop(sqlite_url) as other:
@@ -626,12 +626,12 @@ async def taken(transport: Transport, subscription: Subscription, count: int) ->
     return keys
 
 
-class TestABrokerThatRefuses:
+class TestRejectedMessages:
     @pytest.mark.parametrize("broker", ["redis", "amqp"])
-    async def test_what_it_refuses_holds_its_key_and_nothing_else(
+    async def test_a_rejected_message_holds_back_its_key_and_no_other(
         self, broker: str, durable_url: Callable[[str], str], sqlite_url: str
     ) -> None:
-        """Messages of the key under other names, which it would have taken, wait, too."""
+        """Also messages of the key under other names, which the broker would have accepted."""
         noting = Subscription("shop.note", ("shop.noted",))
         happening = Subscription("shop.happen", ("shop.happened",))
         clock, url, prefix = Moved(), durable_url(broker), f"t{secrets.token_hex(5)}"
@@ -659,7 +659,7 @@ class TestABrokerThatRefuses:
 
     @staticmethod
     async def waiting(database: Database) -> list[tuple[str, int]]:
-        """What is in the outbox, and how often each was refused."""
+        """What is in the outbox, and how often each was rejected."""
         columns = select(tables.outbox.c.name, tables.outbox.c.attempts)
         async with database.reading() as connection:
             rows = await connection.execute(columns.order_by(tables.outbox.c.seq))
@@ -667,7 +667,7 @@ class TestABrokerThatRefuses:
 
 
 class TestTwoWritersOfOneKey:
-    """One has put its message into the outbox and not committed yet when the other comes."""
+    """The first has written its message, and not committed, when the second writes."""
 
     @staticmethod
     async def write(service: Service, key: str, stored: asyncio.Event, go: asyncio.Event) -> None:
@@ -678,7 +678,7 @@ class TestTwoWritersOfOneKey:
             stored.set()
             await go.wait()
 
-    async def test_those_who_take_turns_commit_in_the_order_of_their_numbers(
+    async def test_with_ordered_outbox_they_commit_in_the_order_of_their_numbers(
         self, migrated: str
     ) -> None:
         async with shop(migrated, ordered=True) as service:
@@ -701,7 +701,7 @@ class TestTwoWritersOfOneKey:
                 rows = await outbox.due(connection, ALL, datetime.now(UTC), 100)
         assert [row.envelope.key for row in rows] == ["k", "of another key", "k"]
 
-    async def test_the_others_do_not_wait(self, migrated: str) -> None:
+    async def test_without_it_they_do_not_wait(self, migrated: str) -> None:
         async with shop(migrated) as service:
             stored, go = asyncio.Event(), asyncio.Event()
             first = asyncio.ensure_future(self.write(service, "k", stored, go))
@@ -710,9 +710,7 @@ class TestTwoWritersOfOneKey:
             go.set()
             await first
 
-    async def test_many_keys_at_once_in_any_order_never_stand_in_a_circle(
-        self, migrated: str
-    ) -> None:
+    async def test_many_keys_at_once_in_any_order_never_deadlock(self, migrated: str) -> None:
         async def write(keys: list[str]) -> None:
             async with service.transaction() as tx:
                 for key in keys:

@@ -71,13 +71,13 @@ def opened(project: Project) -> AbstractAsyncContextManager[Transport]:
 
 
 def told(project: Project, *arguments: str) -> dict[str, tuple[int, bool]]:
-    """What `eventmesh unrouted` says: numbers by message, and whether they are foreign."""
+    """What `eventmesh unrouted` prints: numbers by message, and whether they are foreign."""
     rows = json.loads(project.run("unrouted", *arguments, "--json").succeeds())
     return {row["message"]: (row["number"], row.get("foreign", False)) for row in rows}
 
 
 async def numbers_of(transport: Transport, least: int) -> list[str]:
-    """The data of what the first subscription gets, in its order: once it has so many."""
+    """The data of what the first subscription gets, in order, once it has this many."""
     await transport.declare([AUDIT])
     ready = 0
 
@@ -186,7 +186,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 class Hurried(SystemClock):
-    """Waits a moment where a minute is asked for."""
+    """Sleeps a moment where a minute is asked for."""
 
     async def sleep(self, seconds: float) -> None:
         await super().sleep(0.01 if seconds >= COUNT_INTERVAL / 2 else seconds)
@@ -224,7 +224,7 @@ async def test_a_worker_bounds_what_its_services_publish_and_counts_it(tmp_path:
 async def test_purging_while_the_first_subscription_is_declared_leaves_each_message_to_one(
     project: Project, durable_broker_url: str
 ) -> None:
-    """What is not counted as purged, the subscription has."""
+    """What was not purged, the subscription gets."""
     project.environment["EVENTMESH_BROKER_URL"] = durable_broker_url
     async with opened(project) as transport, opened(project) as other:
         await publish_or_raise(transport, messages(60))

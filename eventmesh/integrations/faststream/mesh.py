@@ -54,8 +54,8 @@ class Mesh(ABC):
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """For `FastStream(…, lifespan=mesh.lifespan)`: what must be there before the first message
-        comes, and the relay of the outbox beside.
+        """For `FastStream(…, lifespan=mesh.lifespan)`: start-up before the first message, and the
+        relay of the outbox while the app runs.
 
         Raises Unreachable, Drift or UsageError as a worker does at its start.
         """

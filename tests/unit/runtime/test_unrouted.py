@@ -1,4 +1,4 @@
-"""When unrouted messages are warned of, and by whom they are bounded."""
+"""When a warning about unrouted messages is logged, and which process bounds them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def closed(count: int) -> list[Envelope]:
     ("number", "limit", "near"),
     [(0, 1, False), (1, 1, True), (49, 100, False), (50, 100, True), (10**9, 0, False)],
 )
-def test_half_of_the_limit_is_near_it_unless_there_is_none(
+def test_half_of_the_limit_is_near_it_if_there_is_a_limit(
     number: int, limit: int, near: bool
 ) -> None:
     assert is_near(number, limit) is near
@@ -91,7 +91,7 @@ class Away(MemoryTransport):
         raise Unreachable("the broker is away")
 
 
-async def test_a_broker_that_is_away_is_counted_again_later() -> None:
+async def test_counting_is_tried_again_after_the_broker_was_away() -> None:
     clock = ManualClock()
     bound = UnroutedBound(Away(clock), clock, 4, [], [], RelayVitals("bank"), lambda: True)
     with capture_logs() as logs:
