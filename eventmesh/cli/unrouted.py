@@ -138,7 +138,7 @@ async def _opened(names: Sequence[str] | None) -> AsyncIterator[_Selection]:
     known = {name for each in subscriptions for name in each.messages}
     for service in services:
         known |= service.registry.published_names()
-    options = changed(settings.transport_options, looking=True)
+    options = changed(settings.transport_options, create_missing=False)
     async with open_transport(settings.broker_url, SystemClock(), options) as transport:
         asked = None if names is None else frozenset(names)
         yield _Selection(transport, subscriptions, frozenset(known), asked)

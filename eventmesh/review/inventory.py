@@ -164,7 +164,7 @@ async def _count_on_broker(
     untouched = {
         handler.subscription.name for service, handler in handled if not service.needs_database
     }
-    options = replace(settings.transport_options, looking=True)
+    options = replace(settings.transport_options, create_missing=False)
     async with open_transport(settings.broker_url, clock, options) as transport:
         return await transport.census(subscriptions, messages, untouched=untouched)
 

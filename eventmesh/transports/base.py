@@ -1,8 +1,13 @@
-"""The protocol between the runtime and a broker. Everything is a batch.
+"""The protocol between the runtime and a broker; read this to write a transport.
 
-A transport promises delivery at least once: what `publish` returned for is on the broker's disk
-(as far as the broker is configured to keep it there), and a delivery that is not settled comes
-again. `eventmesh.testing.conformance` proves the promises on any transport.
+A transport publishes batches of envelopes, and lets consumers receive and settle batches of
+deliveries. It promises delivery at least once: a confirmed message is stored by the broker, as
+durably as the broker is configured, and a delivery that is not settled is delivered again. How it
+does so (streams, queues, tables) is its own matter.
+
+Every method raises Unreachable when the broker cannot be reached or does not answer; the caller
+retries, as often as it likes. Only `publish` reports that in its result instead, because part of a
+batch may be confirmed. `eventmesh.testing.conformance` checks all promises on any transport.
 """
 
 from __future__ import annotations
@@ -23,9 +28,9 @@ from eventmesh.wire.envelope import Envelope
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One service's durable, named consumer of one or more messages.
+    """A durable, named consumer of the messages with these names.
 
-    Workers that consume the same subscription compete; different subscriptions each get all.
+    Each subscription gets every message; the workers that consume one subscription share them.
     """
 
     name: str
@@ -34,14 +39,14 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delivery:
-    """An envelope handed to a worker and not yet settled.
+    """An envelope that a worker has received and not settled yet.
 
-    `attempt` counts from 1 and grows by one with each RetryAfter. `deliveries` counts how often
-    this attempt was handed to a worker, this time included: it grows when workers vanish. `token`
-    is the transport's own.
+    `attempt` starts at 1 and grows by one with each RetryAfter. `deliveries` counts how often this
+    attempt was delivered, this delivery included; it is above 1 after a worker died, and a high
+    count reveals a poison message. `token` is private to the transport.
 
-    Where the broker holds something in which there is no envelope, `unreadable` says why; the
-    envelope then has no attributes, and all that came as its data.
+    `unreadable` is empty, or says why what the broker delivered is not an envelope. The delivery's
+    envelope then has no attributes, and the raw bytes as its data.
     """
 
     envelope: Envelope
@@ -52,7 +57,7 @@ class Delivery:
 
     @classmethod
     def of(cls, opened: Envelope | Unreadable, attempt: int, deliveries: int, token: Any) -> Self:
-        """The delivery of what was found on the broker."""
+        """The delivery of what was read from the broker."""
         if isinstance(opened, Unreadable):
             raw = Envelope({}, opened.content)
             return cls(raw, attempt, deliveries, token, opened.reason)
@@ -61,7 +66,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that was given up. `id` is the dead letter's own, by which it is replayed."""
+    """A dead-lettered message. `id` names the dead letter, not the message; replay takes it."""
 
     id: str
     subscription: str
@@ -76,7 +81,7 @@ class DeadLetter:
 class SubscriptionStats:
     """How many messages a subscription holds, by state; None where the broker cannot tell.
 
-    `oldest_age` is the age in seconds of the oldest message that could be delivered now.
+    `oldest_age` is the age in seconds of the oldest message that is ready.
     """
 
     ready: int
@@ -88,26 +93,26 @@ class SubscriptionStats:
 
 @dataclass(frozen=True, slots=True)
 class TransportOptions:
-    """What every transport can be told.
+    """Options that every transport understands.
 
-    `visibility_timeout`: after this many seconds without a sign of life from a worker, what it
-    held is delivered to another. `prefix` begins the name of everything made on the broker.
-    `looking`: connecting makes no broker where there is none; a census of nothing is empty.
+    `visibility_timeout`: seconds without a heartbeat after which a consumer counts as dead, and its
+    deliveries go to others. `prefix` starts the names of all queues, streams and keys.
+    `create_missing`: connecting may create the broker where there is none, as a SQLite file is;
+    without it, counting what is not there finds nothing.
     """
 
     visibility_timeout: float = 30.0
     prefix: str = "eventmesh"
-    looking: bool = False
+    create_missing: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Unrouted:
-    """The messages of one name that no subscription takes yet: they wait for the first that does.
+    """The messages of one name that no subscription wants yet; the first that does gets them.
 
     `oldest_age` is the age in seconds of the oldest, `bytes` the size of their data; both are None
-    where the broker cannot tell. `foreign` messages are in RabbitMQ's queue for names that no
-    EventMesh publisher has used: no subscription will get them, because nobody has made their
-    routes.
+    where the broker cannot tell. `foreign` messages were published to RabbitMQ by other programs,
+    under names that no EventMesh publisher uses: they have no route to any subscription.
     """
 
     message: str
@@ -119,18 +124,24 @@ class Unrouted:
 
 @dataclass(frozen=True, slots=True)
 class PublishResult:
-    """What the broker answered for the messages of one `publish`, by message id.
+    """What became of the messages of one `publish`, by message id.
 
-    A message that is neither rejected nor unconfirmed is confirmed: it is on the broker. So the
-    empty result says that the whole batch is.
+    | message      | on the broker | what the caller does     |
+    |--------------|---------------|--------------------------|
+    | confirmed    | yes           | forgets it               |
+    | rejected     | no            | retries it later, or not |
+    | unconfirmed  | perhaps       | publishes it again       |
+
+    Every message that is neither rejected nor unconfirmed is confirmed, so the empty result says
+    that the whole batch is stored.
     """
 
     rejected: Mapping[str, str] = field(default_factory=dict)
-    """The ids of messages that are not on the broker, with the reason: it rejected the message or,
-    with `atomic_batches`, an earlier one of the same key."""
+    """Ids of messages that are not on the broker, with the reason: it rejected this message or,
+    with `atomic_batches`, an earlier one with the same key."""
 
     unconfirmed: frozenset[str] = frozenset()
-    """The ids of messages for which no answer came before `error`: each may be on the broker."""
+    """Ids of messages that `error` left without an answer."""
 
     error: Unreachable | None = None
     """Why messages are unconfirmed."""
@@ -142,11 +153,11 @@ class PublishResult:
         error: Unreachable,
         rejected: Mapping[str, str] = MappingProxyType({}),
     ) -> Self:
-        """The result when this error came before these messages were confirmed."""
+        """The result when this error left these messages without an answer."""
         return cls(rejected, frozenset(envelope.id for envelope in envelopes), error)
 
     def is_confirmed(self, envelope: Envelope) -> bool:
-        """Whether the broker has this message of the batch safely."""
+        """Whether the broker has stored this message of the batch."""
         return envelope.id not in self.rejected and envelope.id not in self.unconfirmed
 
     def raise_for_failures(self) -> None:
@@ -161,75 +172,81 @@ ALL_CONFIRMED = PublishResult()
 
 
 class Consumer(Protocol):
-    """A worker's hold on a subscription."""
+    """A worker's connection to a subscription, from `Transport.consume`."""
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
-        """Wait for one delivery; return it with what else is there, up to `limit`.
+        """Wait for a delivery; return it together with others that are ready, up to `limit`.
 
-        Never more than `prefetch` deliveries are out unsettled; at that number it waits. May be
-        cancelled at any moment without loss. Unreachable when the broker is gone: leave the
-        context and consume anew.
+        At most `prefetch` deliveries are unsettled at any time; at that number, this waits for a
+        settlement. It may be cancelled at any moment: no delivery is lost, and none is counted as
+        delivered. After Unreachable the consumer is finished: leave its context and call `consume`
+        again.
         """
         ...
 
     async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> None:
-        """Tell the broker what became of these. One that the broker has taken back meanwhile is
-        passed over: it will come again. So may one that was settled right before a connection was
-        lost, on a broker that confirms no acknowledgement. Unreachable as in `receive`."""
+        """Acknowledge, retry or dead-letter these deliveries, as their outcomes say.
+
+        Settling is idempotent. A delivery that the broker has meanwhile given to another consumer
+        is skipped: that consumer settles it. On a broker that does not confirm acknowledgements, a
+        delivery settled right before a lost connection may be delivered again.
+        """
         ...
 
 
 class Transport(Protocol):
-    """A connection to one broker, for one process."""
+    """One process's connection to one broker. Its methods may be called by many tasks at once."""
 
     atomic_batches: bool
-    """Whether a batch is stored in one step and in its order, or not at all.
+    """Whether a batch is stored in one step and in its order.
 
-    What is refused of it is left out then, and with it whatever comes after it in the batch and
-    has its key: nothing overtakes. Elsewhere, who minds that sends no two of a key at once."""
+    If so, a rejected message is left out together with the later messages of its key, so that
+    nothing overtakes it. If not, a caller that needs order within a key has at most one message
+    of each key in a batch."""
 
     exact_deliveries: bool
-    """Whether `Delivery.deliveries` leaves out what a consumer gave back without having handed it
-    out. Where it does not, a high count is no more than a suspicion."""
+    """Whether `Delivery.deliveries` counts only what `receive` returned. If not, it also counts
+    messages that a consumer prefetched and returned to the queue, and a high count is only a hint
+    of a poison message."""
 
     async def connect(self) -> None:
-        """Open the connection; Unreachable when that fails."""
+        """Open the connection."""
         ...
 
     async def close(self) -> None:
-        """Close the connection. May be called twice, and after a failed `connect`."""
+        """Close the connection; consumers that wait get Unreachable. May be called twice, and after
+        a failed `connect`."""
         ...
 
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
-        """Make what these subscriptions need on the broker. Idempotent; heals what is missing.
+        """Create the queues, bindings or groups of these subscriptions. Idempotent; repairs what
+        was deleted.
 
-        A message published before any subscription took its name has been kept, and goes to the
-        first one declared that does.
+        A message that was published before any subscription wanted its name has been kept. The
+        first subscription that is declared for the name gets it.
         """
         ...
 
     async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
-        """Publish a batch, and return what the broker answered for each message.
+        """Publish a batch, and return once there is an answer for each message.
 
-        A confirmed message is stored for every subscription that is declared. Nothing that the
-        broker does raises here: a lost connection, or a transport that is closed, is the result's
-        `error`. An empty batch is confirmed.
+        A confirmed message is stored for every declared subscription that wants it. Nothing that
+        the broker does raises an exception here: a lost connection, a time-out and a closed
+        transport are the result's `error`. An empty batch is confirmed.
         """
         ...
 
     def consume(
         self, subscription: Subscription, *, prefetch: int
     ) -> AbstractAsyncContextManager[Consumer]:
-        """Consume a subscription; on leaving, what is unsettled goes back for others at once.
+        """Consume a subscription, which is declared first.
 
-        While the context is open, its deliveries are kept from being given to others, however
-        long they take to handle.
+        While the context is open, its deliveries go to nobody else, however long handling them
+        takes. On leaving, unsettled deliveries return to the queue at once, in their old order.
         """
         ...
 
-    async def stats(self, subscription: Subscription) -> SubscriptionStats:
-        """What the subscription holds now."""
-        ...
+    async def stats(self, subscription: Subscription) -> SubscriptionStats: ...
 
     async def census(
         self,
@@ -238,15 +255,15 @@ class Transport(Protocol):
         *,
         untouched: Collection[str] = (),
     ) -> Census:
-        """What these subscriptions hold, and what of these messages no subscription takes yet,
-        counted by version; where the broker can tell, also what subscriptions of these messages
-        hold that are not named.
+        """Count the messages that these subscriptions hold, by message and version, and the
+        unrouted ones among `messages`. Where the broker knows its other subscriptions to
+        `messages`, they are counted too.
 
-        Nothing is made, lost, settled or brought into another order by it, and consumers go on.
-        What moves while it is counted may be counted twice, and is not overlooked: what cannot be
-        looked into is `hidden`. A broker that shows its messages by handing them out only
-        (`exact_deliveries` says no) counts that as a delivery of each, and its transport says what
-        else it costs; of the subscriptions `untouched` it hands out nothing.
+        Read-only: nothing is created, settled or reordered, and consumers continue. A message that
+        moves during the count may be counted twice, but is never missed; what cannot be inspected
+        is listed as `hidden`. On a broker that shows a message only by delivering it (without
+        `exact_deliveries`), each inspection counts as a delivery; the subscriptions in
+        `untouched` are not inspected there.
         """
         ...
 
@@ -257,13 +274,13 @@ class Transport(Protocol):
         *,
         thorough: bool = False,
     ) -> Sequence[Unrouted]:
-        """How many messages are unrouted, by name; names of which there are none are left out.
+        """Count the unrouted messages by name; names without any are left out.
 
-        Without `thorough` it counts these messages, which is cheap enough to be done all the time;
-        foreign messages are then counted together, under the empty name. `thorough` looks closely:
-        at all names that the broker can list, and at the age of what it shows only by handing it
-        out. Messages that one of these `subscriptions` should get, because it was declared in that
-        very moment, are brought to it.
+        By default this counts `messages` only, which is cheap enough for a metric; foreign messages
+        are counted together, under the empty name. `thorough` includes every name that the broker
+        can list, and the ages that it can find out only by delivering messages to itself. A
+        message that one of `subscriptions` wants, because it was declared at this very moment, is
+        routed to it.
         """
         ...
 
@@ -275,32 +292,32 @@ class Transport(Protocol):
         keep: int = 0,
         older_than: float | None = None,
     ) -> int:
-        """Delete unrouted messages of this name, the oldest first; returns how many.
+        """Delete unrouted messages of this name, oldest first; returns how many.
 
-        All of them; or all but the newest `keep`; or those that are `older_than` so many seconds.
-        The empty name stands for all foreign messages together. What a subscription takes is never
-        deleted, and one that is declared meanwhile gets what was not. `subscriptions` as above.
+        All of them, all but the newest `keep`, or those older than `older_than` seconds. The empty
+        name means all foreign messages. A message that a subscription wants is never deleted; a
+        subscription that is declared meanwhile gets the rest. `subscriptions` as in `unrouted`.
         """
         ...
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
-        """The oldest dead letters, one of each message, up to `limit`. They stay.
+        """The oldest dead letters, one for each message, up to `limit`. They are not removed.
 
-        What others have put among them is shown as it is; its reason says so.
+        An entry that another program wrote is included; its reason says so.
         """
         ...
 
     async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        """Give the messages of these dead letters to their subscription again, each once, as a
-        first attempt, and delete all dead letters of theirs; returns the ids that were found."""
+        """Deliver the messages of these dead letters to the subscription again, each once and as a
+        first attempt, and delete all their dead letters; returns the ids that were found."""
         ...
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        """Delete these dead letters and all others of their messages; returns the ids that were
+        """Delete these dead letters and all others of the same messages; returns the ids that were
         found."""
         ...
 
 
 async def publish_or_raise(transport: Transport, envelopes: Sequence[Envelope]) -> None:
-    """Publish a batch and return once all of it is confirmed; else Unreachable or PublishError."""
+    """Publish a batch; raise Unreachable or PublishError unless every message is confirmed."""
     (await transport.publish(envelopes)).raise_for_failures()

@@ -1,5 +1,9 @@
-"""What a broker holds, counted by message and version: how many there are of each, where, and since
-when. Only counts are kept, so that a census of a million messages is as small as one of ten."""
+"""A count of the messages that a broker holds, by subscription, message, version and state.
+
+It answers whether an old version of a message may still arrive somewhere, before the code that
+reads it is removed. Only counts and the earliest time are kept, so that a census of a million
+messages is as small as one of ten.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,13 @@ from eventmesh.wire.envelope import Envelope, version_of
 State = Literal["ready", "delayed", "in_flight", "dead", "unrouted"]
 
 MOST_KINDS = 10_000
-"""How many kinds are told apart, because anybody can send any name; what is of others is hidden."""
+"""How many kinds are counted separately. Anybody can publish any name, so there must be a limit;
+messages of further kinds are reported as hidden."""
 
 
 class Kind(NamedTuple):
-    """What is counted as the same. `subscription` is empty for what no subscription takes yet,
-    `version` None where the message names no version of itself."""
+    """Messages that are counted together. `subscription` is empty for unrouted messages, `version`
+    None for messages that do not say theirs."""
 
     subscription: str
     message: str
@@ -30,7 +35,7 @@ class Kind(NamedTuple):
 
 @dataclass(slots=True)
 class Lot:
-    """How many of a kind there are, and when the oldest was made, if they say so."""
+    """The number of messages of one kind, and when the oldest was made, if any message says so."""
 
     number: int
     oldest: datetime | None
@@ -38,8 +43,8 @@ class Lot:
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """Messages of a subscription that are there, or may be, and could not be looked into; `number`
-    is None where not even that is known. `why` is for people."""
+    """Messages of a subscription that could not be inspected, or may be there unseen. `number` is
+    None if unknown; `why` is for people."""
 
     subscription: str
     state: State
@@ -48,7 +53,7 @@ class Hidden:
 
 
 class Census:
-    """A count that grows while it is taken."""
+    """The counts; a transport adds to them as it reads."""
 
     def __init__(self) -> None:
         self.lots: dict[Kind, Lot] = {}
@@ -57,13 +62,13 @@ class Census:
 
     @property
     def hidden(self) -> list[Hidden]:
-        """What is there, or may be, and was not looked into."""
+        """Everything that was not counted by kind."""
         why = f"there are more than {MOST_KINDS:,} kinds of messages"
         beyond = (Hidden(*where, number, why) for where, number in self._beyond.items())
         return [*self._hidden, *beyond]
 
     def add(self, subscription: str, envelope: Envelope, state: State, number: int = 1) -> None:
-        """Count a message by its attributes, or so many like it."""
+        """Count `number` messages with the attributes of this envelope."""
         name, said = envelope.name, envelope.attributes
         kind = Kind(subscription, name, _version(name, said.get("dataschema", "")), state)
         if kind not in self.lots and len(self.lots) >= MOST_KINDS:
@@ -76,7 +81,7 @@ class Census:
             lot.oldest = since
 
     def hide(self, subscription: str, state: State, number: int | None, why: str) -> None:
-        """Note what is not looked into."""
+        """Report messages that are not counted by kind."""
         self._hidden.append(Hidden(subscription, state, number, why))
 
 
@@ -89,7 +94,7 @@ def _version(name: str, dataschema: str) -> int | None:
 
 
 def made_at(envelope: Envelope) -> datetime | None:
-    """When it was made, if it says so; a time without a zone is taken for UTC."""
+    """The time in the envelope, if it has a valid one; a time without a zone is read as UTC."""
     try:
         moment = datetime.fromisoformat(envelope.attributes.get("time", ""))
     except ValueError:

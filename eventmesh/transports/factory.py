@@ -1,5 +1,8 @@
-"""From a broker URL to its transport. Each transport's client library is imported only when it is
-the one asked for."""
+"""Makes the transport that a broker URL asks for.
+
+A transport and its client library are imported only when the URL has their scheme, so that a
+command line on SQLite does not wait for the import of RabbitMQ's client.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ SCHEMES = ("sqlite", *_REDIS, *_RABBITMQ, "memory")
 
 
 def make_transport(url: str, clock: Clock, options: TransportOptions) -> Transport:
-    """The transport of this URL, not yet connected; UsageError for a URL of no known scheme."""
+    """The transport of this URL, not yet connected; UsageError if its scheme is unknown."""
     if "://" not in url:
         raise UsageError(
             f"The broker URL {redact(url)!r} has no scheme. Set EVENTMESH_BROKER_URL to one of: "
@@ -55,7 +58,7 @@ def make_transport(url: str, clock: Clock, options: TransportOptions) -> Transpo
 async def open_transport(
     url: str, clock: Clock, options: TransportOptions
 ) -> AsyncIterator[Transport]:
-    """The connected transport of this URL, closed on leaving."""
+    """The transport of this URL, connected; it is closed on leaving."""
     transport = make_transport(url, clock, options)
     try:
         await transport.connect()
@@ -65,15 +68,15 @@ async def open_transport(
 
 
 def _scheme(url: str) -> str:
-    """The scheme of a URL that can be taken apart. Where several hosts may be named, the transport
-    looks at them itself."""
+    """The scheme of a URL that can be parsed. URLs with several hosts are checked by their
+    transport."""
     try:
         parts = urlsplit(url)
         if parts.scheme not in _RABBITMQ and "+" not in parts.scheme:
             _ = parts.port
     except ValueError as error:
         raise UsageError(
-            f"The broker URL {redact(url)!r} cannot be understood: "
+            f"The broker URL {redact(url)!r} is not valid: "
             f"{redact_error(error, url)}. Write it as "
             f"scheme://user:password@host:port/."
         ) from None

@@ -1,6 +1,8 @@
-"""A broker inside one process: deterministic, for tests, simulation and single-process trials.
+"""A broker in the memory of one process, for tests, simulation and trying things out.
 
-Its time is the clock's, so a test that owns the clock owns every delay. It ends with the process.
+It is deterministic, and tells the time by its `Clock` only, so that a test which owns the clock
+controls every delay. `MemoryBroker` holds the messages; each `MemoryTransport` is a connection to
+it. Like a real broker, it can be stopped, lose connections and lose its data.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ from eventmesh.transports.base import (
     Unrouted,
 )
 from eventmesh.transports.census import Census
-from eventmesh.transports.letters import copies, listed, mark_of
+from eventmesh.transports.dead_letters import fingerprint, group_copies, without_copies
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
 
 @dataclass(slots=True)
-class _Parcel:
+class _QueuedMessage:
     """One subscription's copy of a message."""
 
     envelope: Envelope
@@ -41,25 +43,25 @@ class _Parcel:
     attempt: int = 1
     deliveries: int = 0
 
-    def __lt__(self, other: _Parcel) -> bool:
+    def __lt__(self, other: _QueuedMessage) -> bool:
         return (self.visible_at, self.sequence) < (other.visible_at, other.sequence)
 
 
 @dataclass(slots=True)
 class _Queue:
-    """What one subscription holds."""
+    """The messages of one subscription, by state."""
 
-    waiting: list[_Parcel] = field(default_factory=list)
-    in_flight: dict[int, _Parcel] = field(default_factory=dict)
+    waiting: list[_QueuedMessage] = field(default_factory=list)
+    in_flight: dict[int, _QueuedMessage] = field(default_factory=dict)
     dead: dict[str, DeadLetter] = field(default_factory=dict)
     waiters: set[asyncio.Future[None]] = field(default_factory=set)
 
-    def put(self, parcel: _Parcel) -> None:
-        heapq.heappush(self.waiting, parcel)
+    def put(self, queued: _QueuedMessage) -> None:
+        heapq.heappush(self.waiting, queued)
         self.wake()
 
     def wake(self) -> None:
-        """Let every waiting consumer look again."""
+        """Make every waiting consumer look at the queue again."""
         while self.waiters:
             waiter = self.waiters.pop()
             if not waiter.done():
@@ -67,33 +69,32 @@ class _Queue:
 
 
 class MemoryBroker:
-    """What is held, and who consumes it. It can be stopped, and can lose what it holds, as real
-    brokers do, for tests of what happens then."""
+    """The queues, and the consumers connected to them."""
 
     def __init__(self) -> None:
         self.running = True
         self.queues: dict[str, _Queue] = {}
         self.bindings: dict[str, set[str]] = defaultdict(set)
-        self.unrouted: list[_Parcel] = []
+        self.unrouted: list[_QueuedMessage] = []
         self.consumers: set[_MemoryConsumer] = set()
         self.sequence = itertools.count()
 
     def stop(self) -> None:
-        """Be unreachable until `start`. What is held stays."""
+        """Refuse all calls and cut all connections until `start`. Messages stay."""
         self.running = False
         self.cut()
 
     def start(self) -> None:
-        """Be reachable again."""
+        """Accept calls again."""
         self.running = True
 
     def cut(self) -> None:
-        """Cut every connection; the next call connects anew."""
+        """Cut every consumer's connection; they can reconnect at once."""
         for consumer in list(self.consumers):
             consumer.lose()
 
     def lose_data(self) -> None:
-        """Forget everything, as a broker without its disk; connections are cut."""
+        """Delete all messages and subscriptions, as if the broker lost its disk."""
         self.cut()
         self.queues.clear()
         self.bindings.clear()
@@ -101,8 +102,8 @@ class MemoryBroker:
 
 
 class MemoryTransport:
-    """A connection to a broker of its own, or to the one that it is given; everybody in the
-    process who is to share messages uses the same broker, by one transport or by several."""
+    """A connection to the given broker, or to a new one of its own. Services in one process that
+    exchange messages share a broker, through one transport or through several."""
 
     atomic_batches = True
     exact_deliveries = True
@@ -118,8 +119,7 @@ class MemoryTransport:
         self._reach()
 
     async def close(self) -> None:
-        """End this connection and its consumers. What the broker holds stays, so that a test can
-        go on with it."""
+        """Close this connection and its consumers. The broker keeps its messages."""
         self._closed = True
         for consumer in list(self._consumers):
             consumer.lose()
@@ -131,11 +131,11 @@ class MemoryTransport:
             for message in subscription.messages:
                 broker.bindings[message].add(subscription.name)
         kept, broker.unrouted = broker.unrouted, []
-        routed: list[_Parcel] = []
-        for parcel in kept:
-            taken = broker.bindings.get(parcel.envelope.name)
-            (routed if taken else broker.unrouted).append(parcel)
-        self._route(broker, [parcel.envelope for parcel in routed])
+        routed: list[_QueuedMessage] = []
+        for queued in kept:
+            taken = broker.bindings.get(queued.envelope.name)
+            (routed if taken else broker.unrouted).append(queued)
+        self._route(broker, [queued.envelope for queued in routed])
 
     async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         try:
@@ -150,10 +150,10 @@ class MemoryTransport:
         for envelope in envelopes:
             names = broker.bindings.get(envelope.name)
             if not names:
-                broker.unrouted.append(_Parcel(envelope, now, next(broker.sequence)))
+                broker.unrouted.append(_QueuedMessage(envelope, now, next(broker.sequence)))
                 continue
             for name in sorted(names):
-                broker.queues[name].put(_Parcel(envelope, now, next(broker.sequence)))
+                broker.queues[name].put(_QueuedMessage(envelope, now, next(broker.sequence)))
 
     @asynccontextmanager
     async def consume(
@@ -171,18 +171,18 @@ class MemoryTransport:
         finally:
             for register in registers:
                 register.discard(consumer)
-            consumer.give_back()
+            consumer.return_unsettled()
 
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
         queue = self._queue(subscription)
         now = self._clock.monotonic()
-        ready = [parcel for parcel in queue.waiting if parcel.visible_at <= now]
+        ready = [queued for queued in queue.waiting if queued.visible_at <= now]
         return SubscriptionStats(
             ready=len(ready),
             delayed=len(queue.waiting) - len(ready),
             in_flight=len(queue.in_flight),
             dead=len(queue.dead),
-            oldest_age=max((now - parcel.visible_at for parcel in ready), default=None),
+            oldest_age=max((now - queued.visible_at for queued in ready), default=None),
         )
 
     async def census(
@@ -198,16 +198,16 @@ class MemoryTransport:
             named |= broker.bindings.get(message, set())
         for name in sorted(named & broker.queues.keys()):
             queue = broker.queues[name]
-            for parcel in queue.waiting:
-                due = parcel.visible_at <= now
-                found.add(name, parcel.envelope, "ready" if due else "delayed")
-            for parcel in queue.in_flight.values():
-                found.add(name, parcel.envelope, "in_flight")
+            for queued in queue.waiting:
+                due = queued.visible_at <= now
+                found.add(name, queued.envelope, "ready" if due else "delayed")
+            for queued in queue.in_flight.values():
+                found.add(name, queued.envelope, "in_flight")
             for letter in queue.dead.values():
                 found.add(name, letter.envelope, "dead")
-        for parcel in broker.unrouted:
-            if parcel.envelope.name in messages:
-                found.add("", parcel.envelope, "unrouted")
+        for queued in broker.unrouted:
+            if queued.envelope.name in messages:
+                found.add("", queued.envelope, "unrouted")
         return found
 
     async def unrouted(
@@ -219,12 +219,12 @@ class MemoryTransport:
     ) -> Sequence[Unrouted]:
         now, oldest = self._clock.monotonic(), dict[str, float]()
         numbers, sizes = Counter[str](), Counter[str]()
-        for parcel in self._reach().unrouted:
-            name = parcel.envelope.name
+        for queued in self._reach().unrouted:
+            name = queued.envelope.name
             if thorough or name in messages:
-                oldest.setdefault(name, parcel.visible_at)
+                oldest.setdefault(name, queued.visible_at)
                 numbers[name] += 1
-                sizes[name] += len(parcel.envelope.data)
+                sizes[name] += len(queued.envelope.data)
         return [
             Unrouted(name, numbers[name], now - oldest[name], sizes[name])
             for name in sorted(numbers)
@@ -239,25 +239,25 @@ class MemoryTransport:
         older_than: float | None = None,
     ) -> int:
         broker, now = self._reach(), self._clock.monotonic()
-        ours = [parcel for parcel in broker.unrouted if parcel.envelope.name == message]
+        ours = [queued for queued in broker.unrouted if queued.envelope.name == message]
         purged = {
-            parcel.sequence
-            for parcel in ours[: max(len(ours) - keep, 0)]
-            if older_than is None or now - parcel.visible_at > older_than
+            queued.sequence
+            for queued in ours[: max(len(ours) - keep, 0)]
+            if older_than is None or now - queued.visible_at > older_than
         }
         broker.unrouted = [each for each in broker.unrouted if each.sequence not in purged]
         return len(purged)
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
         queue = self._queue(subscription)
-        return listed(queue.dead.values(), limit)
+        return without_copies(queue.dead.values(), limit)
 
     async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         queue = self._queue(subscription)
         found = set[str]()
         for first, *others in _copies(queue, ids):
             envelope = queue.dead[first].envelope
-            queue.put(_Parcel(envelope, self._clock.monotonic(), next(self.broker.sequence)))
+            queue.put(_QueuedMessage(envelope, self._clock.monotonic(), next(self.broker.sequence)))
             for letter_id in (first, *others):
                 del queue.dead[letter_id]
                 found.add(letter_id)
@@ -271,11 +271,11 @@ class MemoryTransport:
         return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in found]
 
     def _queue(self, subscription: Subscription) -> _Queue:
-        """The subscription's queue, or an empty one where there is none."""
+        """The subscription's queue, or an empty one if it was not declared."""
         return self._reach().queues.get(subscription.name, _Queue())
 
     def _reach(self) -> MemoryBroker:
-        """The broker; Unreachable while it is stopped or this connection is closed."""
+        """The broker; Unreachable if it is stopped or this connection is closed."""
         if self._closed:
             raise Unreachable("This connection to the memory broker is closed: connect first.")
         if not self.broker.running:
@@ -284,7 +284,7 @@ class MemoryTransport:
 
 
 def _copies(queue: _Queue, ids: Sequence[str]) -> Sequence[Sequence[str]]:
-    return copies(((letter.id, mark_of(letter)) for letter in queue.dead.values()), ids)
+    return group_copies(((letter.id, fingerprint(letter)) for letter in queue.dead.values()), ids)
 
 
 class _MemoryConsumer:
@@ -293,67 +293,67 @@ class _MemoryConsumer:
         self._subscription = subscription
         self._prefetch = prefetch
         self._clock = clock
-        self._held: dict[int, _Parcel] = {}
+        self._held: dict[int, _QueuedMessage] = {}
         self._lost = False
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
         self._reach()
-        while not (taken := self._take(min(limit, self._prefetch - len(self._held)))):
+        while not (ready := self._take_ready(min(limit, self._prefetch - len(self._held)))):
             await self._wait()
             self._reach()
-        return taken
+        return ready
 
     async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> None:
         self._reach()
         for delivery, outcome in settlements:
-            parcel = self._held.pop(delivery.token, None)
-            if parcel is None:
+            queued = self._held.pop(delivery.token, None)
+            if queued is None:
                 continue
-            del self._queue.in_flight[parcel.sequence]
+            del self._queue.in_flight[queued.sequence]
             match outcome:
                 case Done():
                     pass
                 case RetryAfter(delay):
-                    parcel.visible_at = self._clock.monotonic() + delay
-                    parcel.attempt += 1
-                    parcel.deliveries = 0
-                    self._queue.put(parcel)
+                    queued.visible_at = self._clock.monotonic() + delay
+                    queued.attempt += 1
+                    queued.deliveries = 0
+                    self._queue.put(queued)
                 case Dead(reason, error):
-                    self._bury(parcel, reason, error)
+                    self._dead_letter(queued, reason, error)
         self._queue.wake()
 
-    def give_back(self) -> None:
-        """Make what is unsettled visible to other consumers."""
-        for sequence, parcel in self._held.items():
+    def return_unsettled(self) -> None:
+        """Return unsettled messages to the queue."""
+        for sequence, queued in self._held.items():
             del self._queue.in_flight[sequence]
-            self._queue.put(parcel)
+            self._queue.put(queued)
         self._held.clear()
 
     def lose(self) -> None:
-        """Be cut off from the broker, which gives what is unsettled to others."""
+        """Lose the connection: unsettled messages return to the queue."""
         self._lost = True
-        self.give_back()
+        self.return_unsettled()
         self._queue.wake()
 
     def _reach(self) -> None:
         if self._lost:
             raise Unreachable("The connection to the memory broker was lost: consume anew.")
 
-    def _take(self, limit: int) -> list[Delivery]:
+    def _take_ready(self, limit: int) -> list[Delivery]:
         now = self._clock.monotonic()
         taken: list[Delivery] = []
         waiting = self._queue.waiting
         while len(taken) < limit and waiting and waiting[0].visible_at <= now:
-            parcel = heapq.heappop(waiting)
-            parcel.deliveries += 1
-            self._held[parcel.sequence] = self._queue.in_flight[parcel.sequence] = parcel
+            queued = heapq.heappop(waiting)
+            queued.deliveries += 1
+            self._held[queued.sequence] = self._queue.in_flight[queued.sequence] = queued
             taken.append(
-                Delivery(parcel.envelope, parcel.attempt, parcel.deliveries, parcel.sequence)
+                Delivery(queued.envelope, queued.attempt, queued.deliveries, queued.sequence)
             )
         return taken
 
     async def _wait(self) -> None:
-        """Return when the queue changed or its first delay is over."""
+        """Return when the queue has changed, or its next delayed message is due."""
         changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.waiters.add(changed)
         waits: list[asyncio.Future[None]] = [changed]
@@ -367,14 +367,14 @@ class _MemoryConsumer:
             for wait in waits:
                 wait.cancel()
 
-    def _bury(self, parcel: _Parcel, reason: str, error: str) -> None:
+    def _dead_letter(self, queued: _QueuedMessage, reason: str, error: str) -> None:
         letter = DeadLetter(
             id=self._clock.new_id(),
             subscription=self._subscription,
-            envelope=parcel.envelope,
+            envelope=queued.envelope,
             reason=reason,
             error=error,
-            attempts=parcel.attempt,
+            attempts=queued.attempt,
             died_at=self._clock.now(),
         )
         self._queue.dead[letter.id] = letter

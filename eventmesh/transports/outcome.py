@@ -1,7 +1,7 @@
-"""What became of a delivery. Closed: every delivery ends in exactly one of these.
+"""The outcome of a delivery: done, retried after a delay, or dead-lettered. There is no fourth.
 
-Whoever handles a message decides on its delay and its error, and neither may be in the way of
-settling it. So both are brought into bounds here, once, before any transport sees them.
+Application code chooses the delay of a retry and the error text of a dead letter, and neither may
+prevent settling. Both are brought into bounds here, once, before any transport sees them.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LONGEST_DELAY = 366 * 86_400.0
-"""Seconds after which at the latest a message comes again, whatever delay was asked for."""
+"""Seconds; a longer delay is cut to this."""
 
 MOST_CHARACTERS = 8_000
-"""How long the reason of a dead letter is at most, and how long its error."""
+"""Longest reason, and longest error, of a dead letter; longer texts are cut in the middle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Handled; the broker may forget it."""
+    """Handled: the broker deletes the message."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryAfter:
-    """To be delivered to the same subscription again, not before `delay` seconds, as the next
-    attempt. A delay that is negative or not a number is none; one beyond LONGEST_DELAY is that."""
+    """Deliver the message to the same subscription again after `delay` seconds or later, as the
+    next attempt. A negative delay, or one that is not a number, is 0."""
 
     delay: float
 
@@ -35,8 +35,7 @@ class RetryAfter:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """To be kept as a dead letter: `reason` for people, `error` with the details. Both are cut in
-    the middle where they are too long, and what is not Unicode in them is spelled out."""
+    """Dead-letter the message, with a `reason` for people and an `error` with the details."""
 
     reason: str
     error: str = ""
@@ -47,8 +46,8 @@ class Dead:
 
 
 def storable(text: str) -> str:
-    """The text as every broker can keep it: of bounded length, and without lone surrogates, such
-    as those in odd file names."""
+    """The text as every broker can store it: at most MOST_CHARACTERS, and with lone surrogates, as
+    odd file names contain them, written as escapes."""
     text = text.encode(errors="backslashreplace").decode()
     if len(text) <= MOST_CHARACTERS:
         return text

@@ -189,7 +189,7 @@ async def test_what_was_held_of_a_file_that_is_gone_settles_nothing_of_the_new_o
 async def test_looking_makes_no_file_in_the_place_of_one_that_was_deleted(tmp_path: Path) -> None:
     async with opened(tmp_path) as transport:
         await transport.declare([PAID])
-    options = TransportOptions(looking=True)
+    options = TransportOptions(create_missing=False)
     looking = SqliteTransport(f"sqlite:///{tmp_path}/broker.db", CLOCK, options)
     await looking.connect()
     try:

@@ -21,7 +21,12 @@ from aiormq.abc import DeliveredMessage
 
 from eventmesh.errors import PublishError
 from eventmesh.transports.base import DeadLetter, Subscription
-from eventmesh.transports.letters import Listing, Mark, copies, mark_of
+from eventmesh.transports.dead_letters import (
+    Fingerprint,
+    UniqueDeadLetters,
+    fingerprint,
+    group_copies,
+)
 from eventmesh.transports.rabbitmq.connection import BrokerConnection
 from eventmesh.transports.rabbitmq.headers import (
     ATTEMPTS,
@@ -64,7 +69,7 @@ class DeadLetterQueue:
     async def list_oldest(self, limit: int) -> Sequence[DeadLetter]:
         """The oldest letters, one of each message. They stay."""
         for max_read in (limit, MAX_HELD):
-            listing, read = Listing(limit), 0
+            listing, read = UniqueDeadLetters(limit), 0
             async with hold_messages(self._connection, self._queue, max_read) as held:
                 for letter, _ in self._read(await held.next()):
                     listing.add(letter)
@@ -117,12 +122,13 @@ class DeadLetterQueue:
         """For each message that one of these letters is of: all letters of it by id, the oldest
         first."""
         by_id: dict[str, DeliveredMessage] = {}
-        marks: list[tuple[str, Mark]] = []
+        marks: list[tuple[str, Fingerprint]] = []
         for letter, message in self._read(messages):
             by_id[letter.id] = message
-            marks.append((letter.id, mark_of(letter)))
+            marks.append((letter.id, fingerprint(letter)))
         return [
-            {letter_id: by_id[letter_id] for letter_id in group} for group in copies(marks, ids)
+            {letter_id: by_id[letter_id] for letter_id in group}
+            for group in group_copies(marks, ids)
         ]
 
 

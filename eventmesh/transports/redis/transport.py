@@ -39,7 +39,7 @@ from eventmesh.transports.base import (
     Unrouted,
 )
 from eventmesh.transports.census import Census
-from eventmesh.transports.letters import Listing, copies, mark_of
+from eventmesh.transports.dead_letters import UniqueDeadLetters, fingerprint, group_copies
 from eventmesh.transports.redis import scripts
 from eventmesh.transports.redis.address import locator_for, understand
 from eventmesh.transports.redis.census import Counting
@@ -174,7 +174,7 @@ class RedisStreamsTransport:
         return await UnroutedStreams(self._redis, self._layout).purge(message, keep, older_than)
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
-        listing = Listing(limit)
+        listing = UniqueDeadLetters(limit)
         async for letter in self._letters(subscription):
             if listing.is_full:
                 break
@@ -201,8 +201,8 @@ class RedisStreamsTransport:
     ) -> Sequence[str]:
         """Do this with all dead letters of each message of which one is named; returns those of the
         ids that were found. The answer to the command is whether any was there."""
-        marks = [(letter.id, mark_of(letter)) async for letter in self._letters(subscription)]
-        groups = copies(marks, ids)
+        marks = [(letter.id, fingerprint(letter)) async for letter in self._letters(subscription)]
+        groups = group_copies(marks, ids)
         found = set[str]()
         for start in range(0, len(groups), LETTERS):
             some = groups[start : start + LETTERS]

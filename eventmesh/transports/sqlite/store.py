@@ -33,7 +33,7 @@ from eventmesh.transports.base import (
     Unrouted,
 )
 from eventmesh.transports.census import Census
-from eventmesh.transports.letters import copies, listed, mark_of
+from eventmesh.transports.dead_letters import fingerprint, group_copies, without_copies
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.transports.sqlite import rows
 from eventmesh.wire.envelope import Envelope
@@ -377,7 +377,7 @@ class SqliteStore:
 
     def dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
         """One of each message, the oldest first."""
-        return listed(self._letters(subscription), limit)
+        return without_copies(self._letters(subscription), limit)
 
     def _letters(
         self, subscription: str, condition: str = "TRUE", values: Collection[str] = ()
@@ -417,8 +417,8 @@ class SqliteStore:
         named = list(self._letters(subscription, _NAMED, ids))
         messages = {letter.envelope.id for letter in named if letter.envelope.id}
         same = self._letters(subscription, _OF_MESSAGES, messages) if messages else ()
-        letters = {letter.id: mark_of(letter) for letter in (*named, *same)}
-        return copies(sorted(letters.items()), ids)
+        letters = {letter.id: fingerprint(letter) for letter in (*named, *same)}
+        return group_copies(sorted(letters.items()), ids)
 
     def _forget(
         self,

@@ -72,7 +72,7 @@ class SqliteTransport:
         self._watcher: _Watcher | None = None
 
     async def connect(self) -> None:
-        if self._options.looking and not await self._call(lambda: is_broker(self._path)):
+        if not self._options.create_missing and not await self._call(lambda: is_broker(self._path)):
             return
         self._store = await self._call(lambda: SqliteStore(self._path, self._clock))
         with _translated(self._path):
@@ -143,7 +143,7 @@ class SqliteTransport:
         *,
         untouched: Collection[str] = (),
     ) -> Census:
-        if self._options.looking and self._store is None:
+        if not self._options.create_missing and self._store is None:
             return Census()
         names = [subscription.name for subscription in subscriptions]
         return await self.run(lambda store: store.census(names, messages))
@@ -155,7 +155,7 @@ class SqliteTransport:
         *,
         thorough: bool = False,
     ) -> Sequence[Unrouted]:
-        if self._options.looking and self._store is None:
+        if not self._options.create_missing and self._store is None:
             return ()
         if thorough:
             return await self.run(lambda store: store.unrouted())
@@ -169,7 +169,7 @@ class SqliteTransport:
         keep: int = 0,
         older_than: float | None = None,
     ) -> int:
-        if self._options.looking and self._store is None:
+        if not self._options.create_missing and self._store is None:
             return 0
         purged, more = 0, True
         while more:
@@ -222,7 +222,7 @@ class SqliteTransport:
             raise Unreachable(f"The broker file {self._path} is not open: connect first.")
         if store.file == file_at(self._path):
             return store
-        if self._options.looking and not is_broker(self._path):
+        if not self._options.create_missing and not is_broker(self._path):
             raise Unreachable(self._replaced())
         new = SqliteStore(self._path, self._clock)
         store.close()
