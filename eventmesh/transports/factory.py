@@ -38,9 +38,9 @@ def make_transport(url: str, clock: Clock, options: TransportOptions) -> Transpo
 
             return SqliteTransport(url, clock, options)
         case _ if scheme in _REDIS:
-            from eventmesh.transports.redis.transport import RedisStreamsTransport
+            from eventmesh.transports.redis.transport import RedisTransport
 
-            return RedisStreamsTransport(url, clock, options)
+            return RedisTransport(url, clock, options)
         case _ if scheme in _RABBITMQ:
             from eventmesh.transports.rabbitmq.transport import AmqpTransport
 

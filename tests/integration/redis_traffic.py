@@ -22,7 +22,7 @@ from eventmesh.transports.base import (
     publish_or_raise,
 )
 from eventmesh.transports.outcome import DONE
-from eventmesh.transports.redis.transport import RedisStreamsTransport
+from eventmesh.transports.redis.transport import RedisTransport
 from eventmesh.wire.envelope import Envelope
 from tests.integration.redis_nodes import PATIENCE
 
@@ -39,11 +39,11 @@ def envelopes(count: int, name: str = "payments.paid", **attributes: str) -> lis
 
 
 @asynccontextmanager
-async def opened(url: str, **options: float) -> AsyncIterator[RedisStreamsTransport]:
+async def opened(url: str, **options: float) -> AsyncIterator[RedisTransport]:
     """A transport under a prefix of its own, with a visibility timeout of a second."""
     options = {"visibility_timeout": 1.0} | options
     prefix = f"t{secrets.token_hex(5)}"
-    transport = RedisStreamsTransport(url, CLOCK, TransportOptions(prefix=prefix, **options))
+    transport = RedisTransport(url, CLOCK, TransportOptions(prefix=prefix, **options))
     try:
         await transport.connect()
         yield transport

@@ -21,7 +21,7 @@ from eventmesh.errors import Unreachable
 from eventmesh.transports.base import TransportOptions, publish_or_raise
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.redis import transport as redis_streams
-from eventmesh.transports.redis.transport import RedisStreamsTransport
+from eventmesh.transports.redis.transport import RedisTransport
 from tests.integration.redis_nodes import Node, eventually, nodes, own_port, until
 from tests.integration.redis_traffic import CLOCK, PAID, Traffic, envelopes, flowing, opened
 
@@ -259,8 +259,8 @@ def state(node: Node) -> str:
 
 
 @asynccontextmanager
-async def opened_on(cluster: Cluster, query: str = "") -> AsyncIterator[RedisStreamsTransport]:
-    transport = RedisStreamsTransport(
+async def opened_on(cluster: Cluster, query: str = "") -> AsyncIterator[RedisTransport]:
+    transport = RedisTransport(
         cluster.url + query, CLOCK, TransportOptions(visibility_timeout=1.0, prefix=PREFIX)
     )
     try:
@@ -292,7 +292,7 @@ async def test_the_least_rights_are_enough_on_a_cluster(cluster: Cluster) -> Non
         node.tell("ACL", "LOG", "RESET")
     url = cluster.url.replace(f":{cluster.owner.password}@", "least:secret@")
     options = TransportOptions(visibility_timeout=1.0, prefix=PREFIX)
-    transport = RedisStreamsTransport(f"{url}?wait_replicas=1", CLOCK, options)
+    transport = RedisTransport(f"{url}?wait_replicas=1", CLOCK, options)
     await transport.connect()
     await transport.declare([PAID])
     await publish_or_raise(transport, envelopes(1))

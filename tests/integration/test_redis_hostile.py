@@ -17,8 +17,9 @@ from eventmesh.transports.base import publish_or_raise
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.transports.redis import consumer as redis_consumer
 from eventmesh.transports.redis import upkeep as redis_upkeep
-from eventmesh.transports.redis.scripts import MOVE_DUE, call
-from eventmesh.transports.redis.transport import RedisStreamsTransport
+from eventmesh.transports.redis.scripts.common import call
+from eventmesh.transports.redis.scripts.upkeep import MOVE_DUE
+from eventmesh.transports.redis.transport import RedisTransport
 from tests.integration.redis_nodes import Node, eventually, nodes
 from tests.integration.redis_traffic import PAID, Traffic, envelopes, opened, running, take
 
@@ -105,7 +106,7 @@ def node(shared: Node) -> Node:
 
 
 @pytest.fixture
-async def transport(node: Node) -> AsyncIterator[RedisStreamsTransport]:
+async def transport(node: Node) -> AsyncIterator[RedisTransport]:
     async with opened(node.url) as transport:
         await transport.declare([PAID])
         yield transport
@@ -136,7 +137,7 @@ def put_foreign_letters(node: Node) -> None:
 
 
 async def test_foreign_dead_letters_are_listed_and_discarded(
-    node: Node, transport: RedisStreamsTransport
+    node: Node, transport: RedisTransport
 ) -> None:
     put_foreign_letters(node)
     letters = await transport.dead_letters(PAID, limit=10)
@@ -155,7 +156,7 @@ async def test_foreign_dead_letters_are_listed_and_discarded(
 
 
 async def test_foreign_dead_letters_are_replayed_as_they_came(
-    node: Node, transport: RedisStreamsTransport
+    node: Node, transport: RedisTransport
 ) -> None:
     put_foreign_letters(node)
     letters = await transport.dead_letters(PAID, limit=10)
@@ -181,10 +182,10 @@ def wrong_type(key: str) -> str:
 
 
 async def test_what_cannot_be_dead_lettered_is_put_off_and_the_rest_goes_on(
-    node: Node, transport: RedisStreamsTransport, monkeypatch: pytest.MonkeyPatch
+    node: Node, transport: RedisTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many there are of them: they are not in the way of what comes behind them."""
-    monkeypatch.setattr(redis_consumer, "REFUSED_DELAY", 0.3)
+    monkeypatch.setattr(redis_consumer, "REJECTED_DELAY", 0.3)
     dead = key_of(node, "dead")
     node.tell("SET", dead, "something else")
     bad, good = envelopes(5), envelopes(1)
@@ -207,7 +208,7 @@ async def test_what_cannot_be_dead_lettered_is_put_off_and_the_rest_goes_on(
 
 
 async def test_where_nothing_can_be_put_off_it_comes_again_and_the_rest_is_settled(
-    node: Node, transport: RedisStreamsTransport
+    node: Node, transport: RedisTransport
 ) -> None:
     sent = envelopes(3)
     await publish_or_raise(transport, sent)
@@ -232,9 +233,9 @@ async def test_where_nothing_can_be_put_off_it_comes_again_and_the_rest_is_settl
 
 
 async def test_a_stream_that_had_its_last_id_takes_nothing_and_nothing_is_lost(
-    node: Node, transport: RedisStreamsTransport, monkeypatch: pytest.MonkeyPatch
+    node: Node, transport: RedisTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_consumer, "REFUSED_DELAY", 0.1)
+    monkeypatch.setattr(redis_consumer, "REJECTED_DELAY", 0.1)
     [sent] = envelopes(1)
     await publish_or_raise(transport, [sent])
     async with transport.consume(PAID, prefetch=1) as consumer:
@@ -275,7 +276,7 @@ async def test_what_redis_does_not_take_comes_again(
     outcome: Dead | RetryAfter,
     refuse: Callable[[Node], None],
     node: Node,
-    transport: RedisStreamsTransport,
+    transport: RedisTransport,
     healed: Callable[[], None],
 ) -> None:
     [sent] = envelopes(1)
@@ -299,7 +300,7 @@ async def test_what_redis_does_not_take_comes_again(
 
 
 async def test_everything_can_be_settled_while_redis_is_out_of_memory(
-    node: Node, transport: RedisStreamsTransport, healed: Callable[[], None]
+    node: Node, transport: RedisTransport, healed: Callable[[], None]
 ) -> None:
     node.set("maxmemory-policy", "noeviction")
     sent = envelopes(4)
@@ -318,9 +319,7 @@ async def test_everything_can_be_settled_while_redis_is_out_of_memory(
     healed()
 
 
-async def test_a_census_counts_what_it_cannot_read(
-    node: Node, transport: RedisStreamsTransport
-) -> None:
+async def test_a_census_counts_what_it_cannot_read(node: Node, transport: RedisTransport) -> None:
     with node.client() as client:
         for parcel in PARCELS:
             client.xadd(key_of(node, "retry"), {b"parcel": parcel})
@@ -334,9 +333,7 @@ async def test_a_census_counts_what_it_cannot_read(
     assert sum(lot.number for lot in census.lots.values()) == count
 
 
-async def test_a_retry_that_cannot_be_moved_is_kept(
-    node: Node, transport: RedisStreamsTransport
-) -> None:
+async def test_a_retry_that_cannot_be_moved_is_kept(node: Node, transport: RedisTransport) -> None:
     """What is due stays in its set while something else is in the place of the retry stream."""
     [sent] = envelopes(1)
     await publish_or_raise(transport, [sent])
@@ -358,7 +355,7 @@ async def test_a_retry_that_cannot_be_moved_is_kept(
 
 
 async def test_a_dead_letter_that_cannot_be_replayed_is_kept(
-    node: Node, transport: RedisStreamsTransport
+    node: Node, transport: RedisTransport
 ) -> None:
     put_foreign_letters(node)
     retry = key_of(node, "retry")
@@ -371,7 +368,7 @@ async def test_a_dead_letter_that_cannot_be_replayed_is_kept(
 
 
 async def test_looking_at_a_key_of_another_type_names_it(
-    node: Node, transport: RedisStreamsTransport
+    node: Node, transport: RedisTransport
 ) -> None:
     dead, delayed = key_of(node, "dead"), key_of(node, "delayed")
     node.tell("SET", dead, "something else")
@@ -386,11 +383,11 @@ async def test_looking_at_a_key_of_another_type_names_it(
 
 @pytest.mark.parametrize("kind", ["stream", "retry", "delayed", "dead"])
 async def test_a_key_of_another_type_is_named_and_waited_for(
-    kind: str, node: Node, transport: RedisStreamsTransport, monkeypatch: pytest.MonkeyPatch
+    kind: str, node: Node, transport: RedisTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the place of a stream, consuming waits, and goes on as soon as it is gone; in the place of
     what is needed for retries and dead letters only, other messages are handled."""
-    monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
+    monkeypatch.setattr(redis_upkeep, "TRIM_INTERVAL", 0.05)
     traffic = Traffic(transport)
     async with running(traffic.keep_consuming()):
         await traffic.publish(envelopes(1))
@@ -411,7 +408,7 @@ async def test_a_key_of_another_type_is_named_and_waited_for(
 
 
 async def test_a_message_of_too_many_attributes_is_refused_alone(
-    transport: RedisStreamsTransport,
+    transport: RedisTransport,
 ) -> None:
     """Where messages of one key go to several streams, which a script does."""
     [small] = envelopes(1, partitionkey="k")
@@ -428,7 +425,7 @@ async def test_a_message_of_too_many_attributes_is_refused_alone(
 
 @pytest.mark.parametrize("kind", ["retry", "delayed"])
 async def test_retries_go_on_after_what_they_wait_in_was_deleted(
-    kind: str, node: Node, transport: RedisStreamsTransport
+    kind: str, node: Node, transport: RedisTransport
 ) -> None:
     await publish_or_raise(transport, envelopes(1))
     async with transport.consume(PAID, prefetch=1) as consumer:
@@ -441,7 +438,7 @@ async def test_retries_go_on_after_what_they_wait_in_was_deleted(
 
 @pytest.mark.parametrize("outcome", [Dead("no"), RetryAfter(0.1)])
 async def test_what_is_held_while_its_stream_is_deleted_is_not_lost(
-    outcome: Dead | RetryAfter, node: Node, transport: RedisStreamsTransport
+    outcome: Dead | RetryAfter, node: Node, transport: RedisTransport
 ) -> None:
     [sent] = envelopes(1)
     await publish_or_raise(transport, [sent])

@@ -10,7 +10,7 @@ import pytest
 
 from eventmesh.errors import Unreachable
 from eventmesh.testing.servers import Server
-from eventmesh.transports.redis.address import Address, understand
+from eventmesh.transports.redis.address import Address, parse_broker_url
 from eventmesh.transports.redis.connection import Redis
 from tests.integration.redis_nodes import eventually
 from tests.support.proxy import Proxy, proxy_before
@@ -26,13 +26,13 @@ class Two:
         self.first, self.second = first, second
         self.left = False
         self._at: Proxy | None = None
-        self.redis = Redis(first.url, dict(understand(first.url).options), self)
+        self.redis = Redis(first.url, dict(parse_broker_url(first.url).options), self)
         self.redis.open()
 
     async def locate(self) -> Address:
         self.left = self._at is not None
         self._at = self.second if self.left else self.first
-        return understand(self._at.url).addresses[0]
+        return parse_broker_url(self._at.url).addresses[0]
 
     async def ask(self) -> None:
         assert await self.redis.ask("PING") == b"PONG"

@@ -22,7 +22,7 @@ from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.transports.redis import connection as redis_connection
 from eventmesh.transports.redis import publishing as redis_publishing
 from eventmesh.transports.redis import upkeep as redis_upkeep
-from eventmesh.transports.redis.transport import RedisStreamsTransport
+from eventmesh.transports.redis.transport import RedisTransport
 from tests.integration.redis_nodes import Node, eventually, nodes, own_port
 from tests.integration.redis_traffic import (
     CLOCK,
@@ -50,7 +50,7 @@ def node(shared: Node) -> Node:
 
 
 @pytest.fixture
-async def transport(node: Node) -> AsyncIterator[RedisStreamsTransport]:
+async def transport(node: Node) -> AsyncIterator[RedisTransport]:
     async with opened(node.url) as transport:
         await transport.declare([PAID])
         yield transport
@@ -109,7 +109,7 @@ DELETIONS = [
 
 @pytest.mark.parametrize("delete", DELETIONS)
 async def test_a_blocked_consumer_goes_on_after(
-    delete: Callable[[Node], Any], node: Node, transport: RedisStreamsTransport
+    delete: Callable[[Node], Any], node: Node, transport: RedisTransport
 ) -> None:
     traffic = Traffic(transport)
     async with running(traffic.keep_consuming()):
@@ -125,7 +125,7 @@ async def test_a_blocked_consumer_goes_on_after(
 
 @pytest.mark.parametrize("delete", DELETIONS)
 async def test_a_consumer_in_the_middle_of_its_work_goes_on_after(
-    delete: Callable[[Node], Any], node: Node, transport: RedisStreamsTransport
+    delete: Callable[[Node], Any], node: Node, transport: RedisTransport
 ) -> None:
     await publish_or_raise(transport, envelopes(6))
     async with transport.consume(PAID, prefetch=10) as consumer:
@@ -146,7 +146,7 @@ async def test_a_consumer_in_the_middle_of_its_work_goes_on_after(
 
 
 async def test_a_cut_connection_neither_loses_nor_doubles_what_is_being_handled(
-    node: Node, transport: RedisStreamsTransport
+    node: Node, transport: RedisTransport
 ) -> None:
     async with transport.consume(PAID, prefetch=4) as consumer:
         await publish_or_raise(transport, envelopes(10))
@@ -222,7 +222,7 @@ async def test_what_was_held_when_redis_went_away_comes_again_as_soon_as_it_is_b
 async def test_upkeep_that_is_refused_disturbs_no_delivery(
     node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
+    monkeypatch.setattr(redis_upkeep, "TRIM_INTERVAL", 0.05)
     node.tell("ACL", "SETUSER", "poor", "reset", "on", ">secret", "~*", "+@all", "-xtrim")
     async with (
         opened(f"redis://poor:secret@127.0.0.1:{node.port}/0") as transport,
@@ -236,14 +236,14 @@ async def test_upkeep_that_is_refused_disturbs_no_delivery(
         await publish_or_raise(transport, envelopes(1))
         await settle(consumer, await take(consumer, 1))
     said = capsys.readouterr().out
-    assert said.count("streams are not tidied") == 1
+    assert said.count("trimming streams failed") == 1
     assert "refuses" in said
 
 
 async def test_a_consumer_that_cannot_keep_its_deliveries_ends(node: Node) -> None:
     node.tell("ACL", "SETUSER", "poor", "reset", "on", ">secret", "~*", "+@all")
 
-    async def hold_for_too_long(transport: RedisStreamsTransport) -> None:
+    async def hold_for_too_long(transport: RedisTransport) -> None:
         async with transport.consume(PAID, prefetch=1) as consumer:
             await publish_or_raise(transport, envelopes(1))
             await take(consumer, 1)
@@ -256,7 +256,7 @@ async def test_a_consumer_that_cannot_keep_its_deliveries_ends(node: Node) -> No
 
 
 async def test_one_slow_answer_to_upkeep_ends_nothing(
-    node: Node, transport: RedisStreamsTransport
+    node: Node, transport: RedisTransport
 ) -> None:
     async with transport.consume(PAID, prefetch=1) as consumer:
         await publish_or_raise(transport, envelopes(2))
@@ -281,7 +281,7 @@ def ids_in(node: Node) -> set[str]:
 async def test_what_every_group_has_settled_is_trimmed_and_nothing_else(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
+    monkeypatch.setattr(redis_upkeep, "TRIM_INTERVAL", 0.05)
     node.set("stream-node-max-entries", 1)  # Redis deletes whole nodes: let each entry be one
     sent = envelopes(20)
     ids = [envelope.id for envelope in sent]
@@ -314,7 +314,7 @@ async def test_what_every_group_has_settled_is_trimmed_and_nothing_else(
 async def test_a_stream_that_nobody_reads_is_kept_for_the_first_who_does(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
+    monkeypatch.setattr(redis_upkeep, "TRIM_INTERVAL", 0.05)
     async with opened(node.url) as transport:
         both = Subscription("both.note", ("payments.paid", "payments.failed"))
         await publish_or_raise(transport, envelopes(300, "payments.failed"))
@@ -327,9 +327,7 @@ async def test_a_stream_that_nobody_reads_is_kept_for_the_first_who_does(
 # --- consumers ---
 
 
-async def test_consumers_clean_up_after_themselves(
-    node: Node, transport: RedisStreamsTransport
-) -> None:
+async def test_consumers_clean_up_after_themselves(node: Node, transport: RedisTransport) -> None:
     for number in range(50):
         async with transport.consume(PAID, prefetch=5) as consumer:
             if number % 10 == 0:  # it leaves something behind
@@ -340,10 +338,10 @@ async def test_consumers_clean_up_after_themselves(
 
 
 async def test_consumers_that_were_killed_are_forgotten(
-    node: Node, transport: RedisStreamsTransport, monkeypatch: pytest.MonkeyPatch
+    node: Node, transport: RedisTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
-    monkeypatch.setattr(redis_upkeep, "FORGET_AFTER", 1.0)
+    monkeypatch.setattr(redis_upkeep, "TRIM_INTERVAL", 0.05)
+    monkeypatch.setattr(redis_upkeep, "DELETE_CONSUMER_AFTER", 1.0)
     stream = stream_of(node)
     await publish_or_raise(transport, envelopes(50))
     for number in range(50):
@@ -440,7 +438,7 @@ async def test_a_network_that_swallows_everything_is_noticed(
     monkeypatch.setattr(redis_connection, "ANSWER_TIMEOUT", 1.0)
     cutter = Cutter(node.port, 10**9)
 
-    async def consume_through_the_loss(transport: RedisStreamsTransport) -> None:
+    async def consume_through_the_loss(transport: RedisTransport) -> None:
         async with transport.consume(PAID, prefetch=1) as consumer:
             await publish_or_raise(transport, envelopes(1))
             await settle(consumer, await take(consumer, 1))
@@ -485,7 +483,7 @@ def without_ids(node: Node, key: str) -> None:
 
 @pytest.mark.parametrize("spoil", [not_a_stream, without_ids])
 async def test_nothing_overtakes_a_refused_message_of_its_key(
-    spoil: Callable[[Node, str], None], node: Node, transport: RedisStreamsTransport
+    spoil: Callable[[Node, str], None], node: Node, transport: RedisTransport
 ) -> None:
     """Not even through another stream, which Redis would have taken it into."""
     spoil(node, stream_of(node).replace("payments.paid", "orders.placed"))
@@ -497,7 +495,7 @@ async def test_nothing_overtakes_a_refused_message_of_its_key(
     reasons = result.rejected
     assert list(reasons) == [each.id for each in [*refused, *without_key, *behind]]
     assert reasons[refused[0].id] == reasons[without_key[0].id]
-    assert reasons[behind[0].id] == "an earlier message of its key was refused"
+    assert reasons[behind[0].id] == "an earlier message of its key was rejected"
     assert taken_by(node) == [each.id for each in [*ahead, *others]]
 
 
@@ -520,7 +518,7 @@ async def test_what_is_refused_does_not_hold_up_what_may_not_be_written(node: No
 @pytest.mark.parametrize("setting", ["maxmemory", "min-replicas-to-write"])
 @pytest.mark.parametrize("names", [["payments.paid"], ["payments.paid", "orders.placed"]])
 async def test_what_redis_refuses_to_everybody_is_no_fault_of_a_message(
-    names: list[str], setting: str, node: Node, transport: RedisStreamsTransport
+    names: list[str], setting: str, node: Node, transport: RedisTransport
 ) -> None:
     """It will take the same messages later, so that none of them is to be parked."""
     batch = [envelopes(1, name, partitionkey="a")[0] for name in names]
@@ -585,7 +583,7 @@ async def test_a_user_who_may_not_use_transactions_is_told_before_anything_is_st
             pass
 
 
-async def test_every_attribute_may_hold_any_text(transport: RedisStreamsTransport) -> None:
+async def test_every_attribute_may_hold_any_text(transport: RedisTransport) -> None:
     names = ("source", "subject", "partitionkey", "correlationid", "traceparent", "überschrift")
     texts = {name: f"Łódź \u2028 日本 🚀 {name}\n\r\0" for name in names}
     [sent] = envelopes(1, **texts)
@@ -618,9 +616,7 @@ def least_rights(node: Node, *but: str) -> str:
 
 async def use_all_of_it(url: str) -> None:
     """Everything that the transport does, once."""
-    transport = RedisStreamsTransport(
-        url, CLOCK, TransportOptions(visibility_timeout=1.0, prefix="mesh")
-    )
+    transport = RedisTransport(url, CLOCK, TransportOptions(visibility_timeout=1.0, prefix="mesh"))
     try:
         await transport.connect()
         await transport.declare([PAID])
@@ -645,8 +641,8 @@ async def use_all_of_it(url: str) -> None:
 async def test_the_least_rights_are_enough(
     node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
-    monkeypatch.setattr(redis_upkeep, "FORGET_AFTER", 0.0)
+    monkeypatch.setattr(redis_upkeep, "TRIM_INTERVAL", 0.05)
+    monkeypatch.setattr(redis_upkeep, "DELETE_CONSUMER_AFTER", 0.0)
     node.tell("ACL", "LOG", "RESET")
     await use_all_of_it(least_rights(node))
     refused = [dict(zip(e[::2], e[1::2], strict=True)) for e in node.tell("ACL", "LOG")]
@@ -667,8 +663,8 @@ def test_the_docstring_lists_the_least_rights() -> None:
 async def test_no_right_of_them_is_too_many(
     right: str, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_upkeep, "TIDY_INTERVAL", 0.05)
-    monkeypatch.setattr(redis_upkeep, "FORGET_AFTER", 0.0)
+    monkeypatch.setattr(redis_upkeep, "TRIM_INTERVAL", 0.05)
+    monkeypatch.setattr(redis_upkeep, "DELETE_CONSUMER_AFTER", 0.0)
     url = least_rights(node, right)
     node.tell("ACL", "LOG", "RESET")
     with suppress(Unreachable, PublishError, TimeoutError, AssertionError):

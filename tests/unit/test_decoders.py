@@ -36,10 +36,10 @@ from eventmesh.transports.rabbitmq.dead_letters import letter_of
 from eventmesh.transports.rabbitmq.received import ReceivedMessage
 from eventmesh.transports.redis.entries import (
     dead_letter,
-    letter_fields,
-    open_entry,
-    open_parcel,
-    parcel,
+    dead_letter_fields,
+    pack_parcel,
+    read_entry,
+    read_parcel,
 )
 from eventmesh.transports.sqlite import rows as sqlite_rows
 from eventmesh.wire.cloudevents import from_fields, from_headers, pack, to_fields, to_headers
@@ -100,7 +100,7 @@ envelopes = (
     )
     | mutated(pack(VALID))
 )
-parcels = st.tuples(heads, envelopes).map(b"\n".join) | mutated(parcel(VALID, 2, CLOCK))
+parcels = st.tuples(heads, envelopes).map(b"\n".join) | mutated(pack_parcel(VALID, 2, CLOCK))
 
 
 def fields_of(fields: dict[str, str | bytes]) -> list[bytes]:
@@ -133,7 +133,7 @@ def changed_entries(draw: st.DrawFn, valid: Fields) -> Fields:
 
 LETTER = [
     part if isinstance(part, bytes) else str(part).encode()
-    for part in letter_fields(Delivery(VALID, attempt=3), Dead("no", "Traceback: ü"), CLOCK)
+    for part in dead_letter_fields(Delivery(VALID, attempt=3), Dead("no", "Traceback: ü"), CLOCK)
 ]
 letters = entries(
     b"envelope", b"reason", b"error", b"attempts", b"diedat", contents=envelopes | numbers
@@ -186,7 +186,7 @@ def check_delivery(delivery: Delivery) -> None:
     if isinstance(outcome, Dead):
         fields = [
             part if isinstance(part, bytes) else str(part).encode()
-            for part in letter_fields(delivery, outcome, CLOCK)
+            for part in dead_letter_fields(delivery, outcome, CLOCK)
         ]
         letter = dead_letter(AUDIT.name, (b"1-0", fields))
         assert letter.envelope == delivery.envelope
@@ -204,11 +204,11 @@ def check_letter(letter: DeadLetter) -> None:
 
 
 def open_a_redis_entry(fields: Fields) -> None:
-    check_delivery(Delivery.of(open_entry(fields), 1, 1, None))
+    check_delivery(Delivery.of(read_entry(fields), 1, 1, None))
 
 
 def open_a_redis_retry(fields: Fields) -> None:
-    opened, attempt = open_parcel(fields)
+    opened, attempt = read_parcel(fields)
     delivery = Delivery.of(opened, attempt, 1, None)
     check_delivery(delivery)
     if delivery.unreadable:
@@ -344,7 +344,7 @@ def test_no_input_makes_reading_a_lock_file_fail(tmp_path: Path, examples: int) 
 
 @pytest.mark.parametrize("fields", [[b"parcel", b"1 x\n[1,2]\n{}"], [b"parcel", b"1 x\nnull\n{}"]])
 def test_a_parcel_whose_head_is_not_an_object_says_so(fields: Fields) -> None:
-    opened, attempt = open_parcel(fields)
+    opened, attempt = read_parcel(fields)
     delivery = Delivery.of(opened, attempt, 1, None)
     assert delivery.unreadable == "its attributes are JSON, but not an object"
     assert delivery.envelope == Envelope({}, fields[1])

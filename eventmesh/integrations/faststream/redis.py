@@ -30,9 +30,9 @@ from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.service import Service
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Done, Outcome, RetryAfter
-from eventmesh.transports.redis.address import locator_for, understand
+from eventmesh.transports.redis.address import locator_for, parse_broker_url
 from eventmesh.transports.redis.connection import Redis
-from eventmesh.transports.redis.entries import open_entry, open_parcel
+from eventmesh.transports.redis.entries import read_entry, read_parcel
 from eventmesh.transports.redis.keys import Keys, Layout
 from eventmesh.transports.redis.settlement import SettlementCommands
 from eventmesh.transports.redis.upkeep import Token, Upkeep
@@ -88,7 +88,7 @@ class RedisMesh(Mesh):
     async def lifespan(self) -> AsyncIterator[None]:
         url = self.service.settings.broker_url
         self.check_broker(url)
-        place = understand(url)
+        place = parse_broker_url(url)
         redis = Redis(url, dict(place.options), locator_for(place, self._layout.stream("any")))
         for intake in self._redis_intakes:
             intake.redis = redis
@@ -226,7 +226,7 @@ class _RedisIntake(Intake):
         token = (incoming["channel"], incoming["message_ids"][0])
         fields = [part for pair in incoming["data"].items() for part in pair]
         retry = token[0] == self.keys.retry
-        opened, attempt = open_parcel(fields) if retry else (open_entry(fields), 1)
+        opened, attempt = read_parcel(fields) if retry else (read_entry(fields), 1)
         delivery = Delivery.of(opened, attempt, deliveries, token)
         message.body = delivery.envelope.data
         message.headers = dict(delivery.envelope.attributes)

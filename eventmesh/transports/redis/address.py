@@ -1,5 +1,5 @@
-"""From a Redis URL to the server that takes writes now: the one it names, the master that a
-Sentinel knows, or the node of a Cluster that has our slot."""
+"""Finds the server that accepts writes: the one that the URL names, the master that a Sentinel
+names, or the node of a Cluster that has our slot. It is looked up again after a failover."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from eventmesh.errors import UsageError
 from eventmesh.redact import redact, redact_error
 
 FINDING_TIMEOUT = 2.0
-"""Seconds to wait for one Sentinel or node of a Cluster before asking the next."""
+"""Seconds to wait for one Sentinel or Cluster node before asking the next."""
 
 _FORMS = {
     "redis": "redis://user:password@host:6379/0",
@@ -37,11 +37,11 @@ Address = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class RedisUrl:
-    """What a URL says.
+    """The parts of a broker URL.
 
-    `kind` is "redis", "sentinel" or "cluster"; `addresses` are servers, Sentinels or some nodes.
-    `options` are redis-py's, for a connection to a server. `wait_replicas` is how many replicas
-    must have a message before it counts as published.
+    `kind` is "redis", "sentinel" or "cluster"; `addresses` are of the server, the Sentinels or some
+    nodes. `options` are redis-py's, for a connection to a server. `wait_replicas` is how many
+    replicas must have a message before it is confirmed.
     """
 
     kind: str
@@ -52,15 +52,15 @@ class RedisUrl:
     wait_replicas: int = 0
 
 
-def understand(url: str) -> RedisUrl:
-    """The parts of a URL; UsageError when it cannot be one."""
+def parse_broker_url(url: str) -> RedisUrl:
+    """The parts of a URL; UsageError if it is not valid."""
     scheme = urlsplit(url).scheme
     kind = scheme.partition("+")[2] or "redis"
     try:
         return _parts(url, kind, tls=scheme.startswith("rediss"))
     except (ValueError, LookupError) as error:
         raise UsageError(
-            f"The broker URL {redact(url)!r} cannot be understood "
+            f"The broker URL {redact(url)!r} is not valid "
             f"({redact_error(error, url).rstrip('.')}). "
             f"Write it as {_FORMS.get(kind, _FORMS['redis'])}, or with "
             f"rediss{f'+{kind}' if kind != 'redis' else ''}:// for TLS."
@@ -123,16 +123,16 @@ def _address(text: str, default_port: int) -> Address:
 
 
 class Locator(Protocol):
-    """Knows which server takes writes."""
+    """Knows which server accepts writes."""
 
     async def locate(self) -> Address:
-        """That server, as far as can be told now; an error of redis-py when nobody can tell. Leaves
-        no connection open."""
+        """Its current address; an error of redis-py if it cannot be found. Leaves no connection
+        open."""
         ...
 
 
 def locator_for(url: RedisUrl, key: str) -> Locator:
-    """The locator of this URL. `key` is one of the keys that are to be found on the server."""
+    """The locator of this URL. `key` is any key that will be stored on the server."""
     match url.kind:
         case "sentinel":
             return _BySentinel(url)
@@ -153,10 +153,10 @@ class _Fixed:
 async def _first_answer(
     addresses: Iterable[Address], ask: Callable[[Address], Awaitable[Address]]
 ) -> tuple[Address, Address]:
-    """Who answered first, of those asked one after another, and what; else the last one's error.
-    Each has FINDING_TIMEOUT, which is not redis-py's: its `asyncio.wait_for` may lose a
+    """Ask one address after another; returns the first that answers and its answer, or raises the
+    last error. The time-out is ours, because `asyncio.wait_for`, which redis-py uses, may lose a
     cancellation on Python 3.11."""
-    failure: RedisError = RedisConnectionError("there is nobody to ask")
+    failure: RedisError = RedisConnectionError("the URL has no address")
     for address in addresses:
         try:
             async with asyncio.timeout(FINDING_TIMEOUT):
@@ -169,7 +169,7 @@ async def _first_answer(
 
 
 class _BySentinel:
-    """Asks any Sentinel, first the one that answered the last time."""
+    """Asks the Sentinels, first the one that answered last time."""
 
     def __init__(self, url: RedisUrl) -> None:
         self._master = url.master
@@ -198,7 +198,8 @@ class _BySentinel:
 
 
 class _ByCluster:
-    """Asks any node who has the slot, those of the URL and those that were there the last time."""
+    """Asks the nodes which of them has the slot: those of the URL, and those known from last
+    time."""
 
     def __init__(self, url: RedisUrl, key: str) -> None:
         self._key = key
@@ -225,7 +226,7 @@ class _ByCluster:
             await cluster.initialize()
             node = cluster.get_node_from_key(self._key)
             self._known = tuple((each.host, int(each.port)) for each in cluster.get_nodes())
-        except RedisClusterException as error:  # by itself no RedisError
+        except RedisClusterException as error:  # not a subclass of RedisError
             raise RedisConnectionError(str(error)) from error
         finally:
             await cluster.aclose()

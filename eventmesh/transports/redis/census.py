@@ -1,10 +1,12 @@
-"""Counting what a Redis holds, by pages: Redis reads a page at a time and answers with counts only,
-so that it never stops for long, and no data of a message goes over the wire.
+"""The census of a Redis: counting messages by page, inside Redis.
 
-Of a stream is counted what was pending when counting began and has not been settled since, and
-what was not delivered then. A message that is retried leaves for the set of the delayed, and comes
-back into the retry stream; so that set is counted after the streams, and what has come back by then
-after it.
+A script reads one page and returns only counts, so that Redis is never blocked for long and no
+message's data is sent. In a stream, two ranges are counted: entries that were pending at the start
+and are not settled yet, and entries that were not delivered then.
+
+A retry moves from its stream to the delayed set and later to the retry stream. So that it is not
+missed, the order is: streams, delayed set, then what was added to the retry stream meanwhile. It
+may be counted twice.
 """
 
 from __future__ import annotations
@@ -14,21 +16,27 @@ from typing import Any
 
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.census import Census, State
-from eventmesh.transports.redis import scripts
 from eventmesh.transports.redis.connection import Redis
 from eventmesh.transports.redis.consumer import RETURNED
 from eventmesh.transports.redis.keys import Keys, Layout
+from eventmesh.transports.redis.scripts.counting import (
+    COUNT_DELAYED,
+    COUNT_PENDING,
+    COUNT_RANGE,
+    GROUP_NAMES,
+    GROUP_POSITION,
+)
 from eventmesh.wire.cloudevents import from_fields
 from eventmesh.wire.envelope import Envelope
 
 PAGE_BYTES = 4 * 1024 * 1024
-"""About how much Redis reads for a page."""
+"""About how many bytes Redis reads for a page."""
 
 LARGEST_PAGE = 500
 SMALLEST_PAGE = 4
 
 
-class Counting:
+class RedisCensus:
     """One census."""
 
     def __init__(self, redis: Redis, layout: Layout) -> None:
@@ -39,8 +47,9 @@ class Counting:
     async def count(
         self, subscriptions: Sequence[Subscription], messages: Collection[str]
     ) -> Census:
-        """Count what these subscriptions hold, then of these messages what others are to get."""
-        takers = {each.name: set(each.messages) for each in subscriptions}
+        """Count the messages of these subscriptions and of others to `messages`, and the unrouted
+        ones."""
+        wanted = {each.name: set(each.messages) for each in subscriptions}
         for message in sorted(
             {*messages, *(name for each in subscriptions for name in each.messages)}
         ):
@@ -48,18 +57,18 @@ class Counting:
             groups = await self._groups(stream)
             if message in messages:
                 for group in groups:
-                    takers.setdefault(group, set()).add(message)
+                    wanted.setdefault(group, set()).add(message)
                 if not groups:
                     await self._range("", stream, "-", "unrouted")
             if not groups:
-                for taken in takers.values():
+                for taken in wanted.values():
                     taken.discard(message)
-        for name in sorted(takers):
-            await self._subscription(self._layout.of(Subscription(name, tuple(takers[name]))))
+        for name in sorted(wanted):
+            await self._subscription(self._layout.of(Subscription(name, tuple(wanted[name]))))
         return self.found
 
     async def _groups(self, stream: str) -> list[str]:
-        names = await self._redis.run(scripts.GROUPS, (stream,))
+        names = await self._redis.run(GROUP_NAMES, (stream,))
         return [name.decode(errors="replace") for name in names]
 
     async def _subscription(self, keys: Keys) -> None:
@@ -70,13 +79,14 @@ class Counting:
         await self._range(keys.group, keys.dead, "-", "dead")
 
     async def _stream(self, group: str, stream: str) -> bytes | str:
-        """Count what the group needs of a stream; returns where what comes later begins."""
-        delivered, length = await self._redis.run(scripts.PLACE, (stream,), group)
+        """Count the group's pending and undelivered entries of a stream; returns the id at which
+        later entries start."""
+        delivered, length = await self._redis.run(GROUP_POSITION, (stream,), group)
         start: bytes | str = "-"
         pages = _Pages()
         while start:
             start, seen, counted = await self._redis.run(
-                scripts.TALLY_PENDING, (stream,), group, RETURNED, start, delivered, pages.size
+                COUNT_PENDING, (stream,), group, RETURNED, start, delivered, pages.size
             )
             pages.learn(seen)
             self._add(group, counted)
@@ -85,14 +95,14 @@ class Counting:
     async def _range(
         self, group: str, stream: str, start: bytes | str, state: State, length: int | None = None
     ) -> bytes | str:
-        """Count the stream from there on, up to as many as it has, so that it comes to an end while
-        others publish; returns where it ended."""
+        """Count the stream from an id on, at most as many entries as it has now, so that counting
+        ends although others publish; returns the id at which it ended."""
         if length is None:
-            _, length = await self._redis.run(scripts.PLACE, (stream,), group)
+            _, length = await self._redis.run(GROUP_POSITION, (stream,), group)
         pages = _Pages()
         while length > 0:
             start, seen, counted = await self._redis.run(
-                scripts.TALLY_RANGE, (stream,), start, pages.size, state
+                COUNT_RANGE, (stream,), start, pages.size, state
             )
             if not seen[0]:
                 break
@@ -102,13 +112,14 @@ class Counting:
         return start
 
     async def _delayed(self, keys: Keys) -> None:
-        """By their times. With equal times a page begins after as many as were seen of the last."""
+        """Count the delayed set in the order of its times. A page starts at the last time of the
+        page before, and skips the members with that time which were counted."""
         pages = _Pages()
         due: bytes | str = "-inf"
         beyond = 0
         while due:
             due, beyond, seen, counted = await self._redis.run(
-                scripts.TALLY_DELAYED, (keys.delayed,), due, beyond, pages.size
+                COUNT_DELAYED, (keys.delayed,), due, beyond, pages.size
             )
             pages.learn(seen)
             self._add(keys.group, counted)
@@ -121,13 +132,13 @@ class Counting:
 
 
 class _Pages:
-    """How many entries to ask for: few at first, then as many as have about PAGE_BYTES."""
+    """The number of entries in the next page: few at first, then about PAGE_BYTES."""
 
     def __init__(self) -> None:
         self.size = SMALLEST_PAGE * 4
 
     def learn(self, seen: Sequence[int]) -> None:
-        """`seen` are the entries and bytes of a page."""
+        """Adapt to the number of entries and bytes that a page had."""
         entries, size = seen
         if entries:
             fitting = PAGE_BYTES * entries // max(size, 1)

@@ -1,7 +1,10 @@
-"""Connections to Redis below redis-py's client, and the one place where its errors become ours.
+"""Connections to Redis below redis-py's client; here its errors become Unreachable.
 
-What was sent to Redis is never sent again by the client library: an XADD whose answer got lost may
-have been done. Whoever sees Unreachable decides, and knows that it may be a second time.
+The client library must never repeat a command: an XADD whose answer was lost may have been
+executed. Our caller decides whether to repeat it, after Unreachable.
+
+After each error that casts doubt on the server (a lost connection, READONLY, MOVED), the address of
+the server that accepts writes is looked up again; see `address`.
 """
 
 from __future__ import annotations
@@ -29,10 +32,10 @@ from redis.maint_notifications import MaintNotificationsConfig
 from eventmesh.errors import Unreachable
 from eventmesh.redact import redact, redact_error
 from eventmesh.transports.redis.address import Address, Locator
-from eventmesh.transports.redis.scripts import Command, call
+from eventmesh.transports.redis.scripts.common import Command, call
 
 ANSWER_TIMEOUT = 10.0
-"""Seconds to wait for Redis to answer a batch. Well above the longest that a read blocks."""
+"""Seconds to wait for the answers to a batch; well above the longest time that a read blocks."""
 
 MOST_CONNECTIONS = 16
 
@@ -46,7 +49,7 @@ _OURS = {
 }
 
 _ELSEWHERE = ("MOVED", "ASK", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "UNBLOCKED")
-"""How a server answers that does not, or no longer, take writes for our keys."""
+"""Errors of a server that does not accept writes to our keys, or no longer does."""
 
 _ADVICE = {
     "LOADING": "Wait until it has",
@@ -61,19 +64,19 @@ _ADVICE = {
 
 
 _PLACE_IN_SCRIPT = re.compile(r" script: [0-9a-f]{40}, on @user_script:[0-9]+\.?$")
-"""What Redis says of every error in a script, and only its author can use."""
+"""The end of every error in a script, which helps only the script's author."""
 
 _CLOSED_IN_UVLOOP = "the handler is closed"
-"""What uvloop says, in a RuntimeError, of writing to a connection that was reset; asyncio's own
-loop lets the next read fail instead."""
+"""uvloop raises a RuntimeError with this text when writing to a connection that was reset; with
+asyncio's own loop, the next read fails instead."""
 
 
 class ConnectionLost(Unreachable):
-    """The connection broke, or there was none. What was asked may have been done."""
+    """The connection broke, or could not be made. The command may have been executed."""
 
 
-class Refused(Unreachable):
-    """Redis answered, and does not do what was asked. `code` is the first word of its answer."""
+class CommandRejected(Unreachable):
+    """Redis answered a command with an error, whose first word is `code`."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -81,14 +84,15 @@ class Refused(Unreachable):
 
 
 def code_of(error: RedisError) -> str:
-    """The first word of an error that Redis answered, such as NOGROUP."""
-    # redis-py cuts off the code of those errors that it knows.
+    """The first word of an error from Redis, such as NOGROUP."""
+    # redis-py removes the code from the text of errors that it knows.
     code: str | None = getattr(error, "status_code", None)
     return code or str(error).partition(" ")[0]
 
 
 class Redis:
-    """The connections of a process."""
+    """A process's connections to one Redis: a pool for commands, and connections for blocking
+    reads."""
 
     def __init__(self, url: str, options: dict[str, Any], locator: Locator) -> None:
         self._url = url
@@ -104,11 +108,11 @@ class Redis:
         self._pool: Any = None  # redis-py leaves its methods without types
 
     def open(self) -> None:
-        """Connect from now on, whenever there is something to ask."""
+        """Allow connections, which are made when a command needs one."""
         self._closed = False
 
     async def close(self) -> None:
-        """End every connection: what waits, and what is asked from now on, is Unreachable."""
+        """Close every connection; commands that wait, and later ones, raise Unreachable."""
         self._closed = True
         for connection in list(self._outside_pool):
             await connection.disconnect(nowait=True)
@@ -123,19 +127,19 @@ class Redis:
             return await connection.ask(*command)
 
     async def run(self, script: str, keys: Sequence[str], *arguments: str | bytes | int) -> Any:
-        """What a script returns."""
+        """The answer to a script."""
         return await self.ask(*call(script, keys, *arguments))
 
     async def batch(self, commands: Sequence[Command]) -> list[Any]:
-        """The answers to these commands, sent at once and done one by one."""
+        """The answers to these commands, sent in one pipeline; the first error is raised."""
         answers = await self.attempt(commands)
         for command, answer in zip(commands, answers, strict=True):
             if isinstance(answer, ResponseError):
-                raise self.refusal(answer, command)
+                raise self.rejection(answer, command)
         return answers
 
     async def attempt(self, commands: Sequence[Command]) -> list[Any]:
-        """As `batch`, but a command that was refused has its error as answer."""
+        """As `batch`, but an error is returned as the answer to its command."""
         if not commands:
             return []
         async with self._pooled() as connection:
@@ -143,7 +147,7 @@ class Redis:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """A connection outside the pool, for reads that block; cut on leaving."""
+        """A connection outside the pool, for blocking reads; closed on leaving."""
         async with self.answering():
             connection = (await self._current_pool()).make_connection()
         self._outside_pool.add(connection)
@@ -167,7 +171,7 @@ class Redis:
             await asyncio.shield(pool.release(connection))
 
     async def _current_pool(self) -> Any:
-        """The connections to the server that takes writes, asked for anew once it is in doubt."""
+        """The pool of the server that accepts writes, which is located again when in doubt."""
         self.check_open()
         async with self._locating:
             if self._doubted or self._pool is None:
@@ -180,13 +184,13 @@ class Redis:
         return self._pool
 
     def check_open(self) -> None:
-        """Unreachable once it is closed. Asked again after every wait: it may be, meanwhile."""
+        """Unreachable once closed. Called after every wait, because that may happen meanwhile."""
         if self._closed:
             raise Unreachable(f"The connection to Redis at {self._shown_url} has been closed.")
 
     def _leave_pool(self) -> None:
-        """Cut its connections, those still being made as soon as they are open. Nobody waits for a
-        server that may be gone to take its leave."""
+        """Close the pool's connections, including those that are still being made. Closing runs in
+        the background, because the server may be gone."""
         pool, self._pool, self._address = self._pool, None, None
         if pool is not None:
             pool.left = True
@@ -197,7 +201,7 @@ class Redis:
     def _has_left(self, leaving: asyncio.Future[None]) -> None:
         self._leaving.discard(leaving)
         if not leaving.cancelled():
-            leaving.exception()  # of connections that are gone anyway
+            leaving.exception()  # retrieved, because the connections are gone anyway
 
     def _new_pool(self, address: Address) -> _Pool:
         host, port = address
@@ -214,12 +218,12 @@ class Redis:
 
     @asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:
-        """What is inside takes no longer than ANSWER_TIMEOUT, and fails as Unreachable."""
+        """Limit the body to ANSWER_TIMEOUT, and raise its errors as Unreachable."""
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 yield
         except (ResponseError, AuthenticationError, BusyLoadingError) as error:
-            raise self.refusal(error) from error
+            raise self.rejection(error) from error
         except TimeoutError as error:
             self._doubted = True
             raise Unreachable(self._silence(f"it took over {ANSWER_TIMEOUT:g} s")) from error
@@ -245,8 +249,8 @@ class Redis:
             f"EVENTMESH_BROKER_URL."
         )
 
-    def refusal(self, error: RedisError, command: Command = ()) -> Refused:
-        """The error for a Redis that answers, and does not do what is asked."""
+    def rejection(self, error: RedisError, command: Command = ()) -> CommandRejected:
+        """Our error for an error that Redis answered."""
         code = code_of(error)
         if code in _ELSEWHERE:
             self._doubted = True
@@ -254,7 +258,7 @@ class Redis:
         if code == "WRONGTYPE" and command and command[0] != "EVAL":  # our scripts name the key
             said = f"the key {command[1]!s} does not hold what EventMesh keeps there"
         shown = said if said.startswith(code) else f"{code} {said}"
-        return Refused(
+        return CommandRejected(
             f"Redis at {self._shown_url} refuses: {shown}. "
             f"{_ADVICE.get(code, 'Its settings and its log tell more')}.",
             code,
@@ -262,23 +266,23 @@ class Redis:
 
 
 class _Pool(BlockingConnectionPool):
-    """One that can be left while its connections are used, or are being made. The library's own
-    would keep what is made after it was disconnected."""
+    """A pool that can be left while its connections are used or being made. redis-py's own would
+    keep connections that are completed after it was disconnected."""
 
     left = False
-    """Once it is, no connection that is being made comes to be used."""
+    """Once set, a connection that is completed is closed at once."""
 
     async def ensure_connection(self, connection: AbstractConnection) -> None:
         await super().ensure_connection(connection)
         if self.left:
             await connection.disconnect(nowait=True)
-            raise ConnectionError("it is no longer used")
+            raise ConnectionError("this pool is no longer used")
 
 
 class Connection:
-    """One connection, spoken to in batches below redis-py's client, whose packing of commands and
-    handling of every single answer take half the throughput (measured: 43,000 XADD/s to 107,000).
-    """
+    """One connection, used in batches below redis-py's client, because the client's handling of
+    single commands and answers costs half the throughput (measured: 43,000 XADD/s instead of
+    107,000)."""
 
     def __init__(self, redis: Redis, connection: AbstractConnection) -> None:
         self._redis = redis
@@ -288,23 +292,23 @@ class Connection:
         """The answer to one command."""
         [answer] = await self.exchange([command])
         if isinstance(answer, ResponseError):
-            raise self._redis.refusal(answer, command)
+            raise self._redis.rejection(answer, command)
         return answer
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """The answers to these commands, in one round trip; an error is returned as the answer."""
         answers: list[Any] = []
-        self._redis.check_open()  # redis-py would connect anew
+        self._redis.check_open()  # redis-py would reconnect
         async with self._redis.answering():
             try:
                 await self._connection.send_packed_command(
-                    # The stub says: tuples of one.
+                    # The stub expects tuples of one element.
                     b"".join(hiredis.pack_command(c) for c in commands)  # type: ignore[arg-type]
                 )
                 for _ in commands:
                     answers.append(await self._answer())
             except BaseException:
-                # What is still to come must not be taken for the answer to the next command.
+                # Answers that are still to come must not be read as answers to later commands.
                 await self._connection.disconnect(nowait=True)
                 raise
         return answers

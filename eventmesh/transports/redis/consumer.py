@@ -1,4 +1,14 @@
-"""One process's hold on a subscription in Redis."""
+"""Consumes a subscription: reads its streams ahead, hands out deliveries and settles them.
+
+One task reads, on a connection of its own: first entries that can be claimed, because a consumer
+returned them when it left or has died, then new ones. It fills a buffer, which `receive` empties,
+so that cancelling `receive` interrupts no read. Everything that was read and is not settled is
+pending under this consumer's name, and is never more than `prefetch`.
+
+If only a connection is lost, the reader replaces it. Redis may have sent entries to the old one
+that never arrived, so those are returned first, without counting as delivered. If Redis is away,
+the consumer ends, and `receive` raises Unreachable.
+"""
 
 from __future__ import annotations
 
@@ -18,54 +28,47 @@ from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
-from eventmesh.transports.redis import scripts
 from eventmesh.transports.redis.connection import (
+    CommandRejected,
     Connection,
     ConnectionLost,
     Redis,
-    Refused,
     code_of,
 )
-from eventmesh.transports.redis.entries import open_entry, open_parcel
+from eventmesh.transports.redis.entries import read_entry, read_parcel
 from eventmesh.transports.redis.keys import Keys
-from eventmesh.transports.redis.scripts import Command, call
+from eventmesh.transports.redis.scripts.common import EVERYTHING, Command, call
+from eventmesh.transports.redis.scripts.consuming import CLAIM, DECLARE, RETURN_PENDING
 from eventmesh.transports.redis.settlement import SettlementCommands
 from eventmesh.transports.redis.upkeep import Token, Upkeep
 
 RETURNED = "returned"
-"""The consumer of every group under whose name is pending what was given back."""
+"""A consumer of every group; entries that others returned are pending under its name."""
 
-LOOK_INTERVAL = 0.5
-"""Seconds in which what was given back is noticed; also the longest that a read blocks."""
+CLAIM_INTERVAL = 0.5
+"""Seconds until returned entries are noticed; also the longest time that a read blocks."""
 
 STABLE_AFTER = 1.0
-"""Seconds that a connection must have served before its loss is mended without a word."""
+"""Seconds that a connection must have worked for, so that its loss only makes a new one."""
 
-REFUSED_DELAY = 30.0
-"""Seconds after which a message comes again that Redis takes neither as a dead letter nor for a
-retry, because of what is at the key."""
+REJECTED_DELAY = 30.0
+"""Seconds until a message is delivered again that Redis could store neither as a dead letter nor
+as a retry, because something else is at that key."""
 
 _WRONG_WITH_A_KEY = ("WRONGTYPE", "ERR")
-"""How Redis answers where it could do the same with another key. ERR is, for one, a stream that has
-had its last id."""
+"""Errors that concern one key only. ERR is, for example, a stream that has used up its ids."""
 
 Settlement = tuple[Delivery, Outcome]
 Moved = tuple[Delivery, RetryAfter | Dead]
 
 _HEALED_BY_DECLARING = ("NOGROUP", "UNBLOCKED", "WRONGTYPE")
-"""How Redis answers a read where a stream or a group is missing; where something else has the name
-of a stream, declaring it says which."""
+"""Errors of a read that declaring the subscription repairs, as a stream or group is missing. If
+something else is at a stream's key, declaring it raises an error that names the key."""
 
 
 class RedisConsumer:
-    """Reads ahead into `_buffer` by one task, so that cancelling `receive` interrupts no read.
-
-    `_mine` are the tokens of all that is pending under this consumer's name, of which those in
-    `_buffer` were not handed out yet.
-
-    A connection that is cut while Redis is well is replaced, and nobody notices. When Redis is
-    away, the consumer ends: `receive` is Unreachable.
-    """
+    """See the module. `_pending` are the tokens of all entries pending under this consumer's name;
+    the deliveries of some of them are still in `_buffer`."""
 
     def __init__(
         self, redis: Redis, keys: Keys, prefetch: int, clock: Clock, visibility_timeout: float
@@ -77,7 +80,7 @@ class RedisConsumer:
         self._visibility_timeout = visibility_timeout
         self._name = f"{socket.gethostname()}-{os.getpid()}-{clock.new_id()}"
         self._commands = SettlementCommands(keys, self._name, clock)
-        self._mine: set[Token] = set()
+        self._pending: set[Token] = set()
         self._buffer: deque[Delivery] = deque()
         self._busy: set[str] = set(keys.streams)
         self._turn = 0
@@ -86,7 +89,7 @@ class RedisConsumer:
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.redis")
         self._arrived = asyncio.Event()
         self._room_made = asyncio.Event()
-        self._upkeep = Upkeep(redis, keys, self._name, self._mine, clock, visibility_timeout)
+        self._upkeep = Upkeep(redis, keys, self._name, self._pending, clock, visibility_timeout)
         self._reading = asyncio.create_task(self._read())
         self._tasks = [self._reading, *self._upkeep.start()]
         for task in self._tasks:
@@ -97,7 +100,7 @@ class RedisConsumer:
             for task in self._tasks:
                 if task.done():
                     await task  # raises what ended it
-            handed_out = len(self._mine) - len(self._buffer)
+            handed_out = len(self._pending) - len(self._buffer)
             count = min(limit, self._prefetch - handed_out, len(self._buffer))
             if count > 0:
                 break
@@ -108,11 +111,11 @@ class RedisConsumer:
         return taken
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
-        ours = [pair for pair in settlements if pair[0].token in self._mine]
+        ours = [pair for pair in settlements if pair[0].token in self._pending]
         done = [delivery for delivery, outcome in ours if isinstance(outcome, Done)]
         moved = [(delivery, outcome) for delivery, outcome in ours if not isinstance(outcome, Done)]
         finishing = self._commands.finish(done)
-        answers = await self._done_once_or_twice(
+        answers = await self._settle_with_retry(
             [*finishing, *(self._commands.move(delivery, outcome) for delivery, outcome in moved)]
         )
         errors = [
@@ -122,47 +125,47 @@ class RedisConsumer:
         ]
         for answer in answers[: len(finishing)]:
             if isinstance(answer, ResponseError):
-                raise self._redis.refusal(answer)
+                raise self._redis.rejection(answer)
         if errors:
-            await self._put_off(errors)
-        self._mine.difference_update(delivery.token for delivery, _ in ours)
+            await self._delay_unsettleable(errors)
+        self._pending.difference_update(delivery.token for delivery, _ in ours)
         self._room_made.set()
         self._arrived.set()
         if errors or any(isinstance(outcome, RetryAfter) for _, outcome in moved):
             self._upkeep.delay_asked()
 
-    async def _done_once_or_twice(self, commands: Sequence[Command]) -> list[Any]:
-        """The answers to these commands. Settling is idempotent, so that it is tried again on a
-        fresh connection when only the connection was lost."""
+    async def _settle_with_retry(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers to these commands. Settling is idempotent, so we retry once on a fresh
+        connection."""
         try:
             return await self._redis.attempt(commands)
         except ConnectionLost:
             return await self._redis.attempt(commands)
 
-    async def _put_off(self, errors: Sequence[tuple[Moved, ResponseError]]) -> None:
-        """See that deliveries which Redis does not take as dead letters or for a retry are not in
-        the way of others.
+    async def _delay_unsettleable(self, errors: Sequence[tuple[Moved, ResponseError]]) -> None:
+        """Delay deliveries that Redis could not store as dead letters or retries, so that they do
+        not block others.
 
-        Where something is wrong with the key that they should go to, they wait for REFUSED_DELAY
-        among the delayed, and come again as they were. Where nothing helps, it is Refused.
+        If the problem is the key that they should go to, they are retried after REJECTED_DELAY, and
+        the attempt of a would-be dead letter does not count. Otherwise this raises CommandRejected.
         """
         for _, error in errors:
             if code_of(error) not in _WRONG_WITH_A_KEY:
-                raise self._redis.refusal(error)
-        refusal = self._redis.refusal(errors[0][1])
+                raise self._redis.rejection(error)
+        refusal = self._redis.rejection(errors[0][1])
         self._log.warning(
-            "messages put off",
+            "messages could not be settled",
             subscription=self._keys.group,
             messages=len(errors),
             error=str(refusal),
-            again_after=REFUSED_DELAY,
+            retry_after=REJECTED_DELAY,
         )
-        answers = await self._done_once_or_twice(
+        answers = await self._settle_with_retry(
             [
                 self._commands.delay(
                     delivery,
                     delivery.attempt + isinstance(outcome, RetryAfter),
-                    REFUSED_DELAY,
+                    REJECTED_DELAY,
                 )
                 for (delivery, outcome), _ in errors
             ]
@@ -171,8 +174,8 @@ class RedisConsumer:
             raise refusal
 
     async def leave(self) -> bool:
-        """Stop reading and give back what is unsettled; False when Redis is away, and `give_back`
-        is to be called once it is there again."""
+        """Stop reading and return unsettled entries. False if Redis is away: then the caller calls
+        `return_pending` once it is back."""
         self._leaving = True
         self._room_made.set()
         try:
@@ -182,101 +185,99 @@ class RedisConsumer:
                 task.cancel()
         await asyncio.wait(self._tasks)
         try:
-            await self.give_back()
+            await self.return_pending()
         except Unreachable:
             return False
         finally:
-            self._raise_mistakes()
+            self._raise_bugs()
         return True
 
-    async def give_back(self) -> None:
-        """Give back what is unsettled: others get it at once. Nothing is handed out any more."""
-        held = self._mine.difference(delivery.token for delivery in self._buffer)
-        await self._redis.run(*self._giving_back(held, leaving=True))
-        self._mine.clear()
+    async def return_pending(self) -> None:
+        """Return all unsettled entries, which others can claim at once. Ends this consumer."""
+        held = self._pending.difference(delivery.token for delivery in self._buffer)
+        await self._redis.run(*self._returning(held, leaving=True))
+        self._pending.clear()
         self._buffer.clear()
 
-    def _raise_mistakes(self) -> None:
+    def _raise_bugs(self) -> None:
         for task in self._tasks:
             error = None if task.cancelled() else task.exception()
             if error is not None and not isinstance(error, Unreachable):
-                raise error  # a mistake of ours is never swallowed
+                raise error  # a bug of ours is never swallowed
 
     # Reading
 
     async def _read(self) -> None:
-        """Keep the buffer full until leaving. All that takes messages is done by this one task, on
-        a connection of its own, so that the room for them is counted right."""
+        """Keep the buffer full until leaving. Only this task reads and claims entries, so that
+        the room left under `prefetch` is counted correctly."""
         while not self._leaving:
             serving_since = math.inf
             try:
                 async with self._redis.connection() as connection:
-                    await self._introduce(connection)
+                    await self._recover_from_former(connection)
                     serving_since = self._clock.monotonic()
                     await self._fill(connection)
             except ConnectionLost:
                 if self._clock.monotonic() - serving_since < STABLE_AFTER:
-                    raise  # Redis is away, or refuses us in its own way
+                    raise  # Redis is away, or closes our connections
 
-    async def _introduce(self, connection: Connection) -> None:
-        """Give back what was delivered to a connection before, and never arrived."""
+    async def _recover_from_former(self, connection: Connection) -> None:
+        """Return entries that Redis sent to the previous connection and that never arrived."""
         former, self._client_id = self._client_id, None
         if former is not None:
-            await connection.exchange([("CLIENT", "UNBLOCK", former)])  # if Redis sees it still
-            await connection.ask(*call(*self._giving_back(self._mine, leaving=False)))
-        with suppress(Refused):  # it is for leaving quickly only
+            await connection.exchange([("CLIENT", "UNBLOCK", former)])  # if Redis still has it
+            await connection.ask(*call(*self._returning(self._pending, leaving=False)))
+        with suppress(CommandRejected):  # only needed for leaving quickly
             self._client_id = await connection.ask("CLIENT", "ID")
 
     async def _fill(self, connection: Connection) -> None:
         now = self._clock.monotonic
-        next_look = next_search = now()
+        next_claim = next_search = now()
         quiet = False
         while not self._leaving:
-            if not self._worth_reading():
+            if not self._should_read():
                 self._room_made.clear()
                 await self._room_made.wait()
                 continue
-            if now() >= next_look:
+            if now() >= next_claim:
                 searching = now() >= next_search
                 room = self._room()
                 if await self._claim(connection, searching) == room:
-                    continue  # there may be more, and it comes before what is new
-                next_look = now() + LOOK_INTERVAL
+                    continue  # there may be more, and it comes before new entries
+                next_claim = now() + CLAIM_INTERVAL
                 if searching:
                     next_search = now() + self._visibility_timeout / 2
             elif quiet or not await self._read_once(connection):
-                quiet = not await self._read_blocking(connection, next_look - now())
+                quiet = not await self._read_blocking(connection, next_claim - now())
 
     def _room(self) -> int:
-        return self._prefetch - len(self._mine)
+        return self._prefetch - len(self._pending)
 
-    def _worth_reading(self) -> bool:
-        """While something waits to be handed out, no round trip for little."""
+    def _should_read(self) -> bool:
+        """Whether there is enough room for a round trip to pay, or nothing to hand out."""
         return self._room() > (self._prefetch // 4 if self._buffer else 0)
 
     async def _claim(self, connection: Connection, searching: bool) -> int:
-        """Take over what was given back and, when searching, what dead consumers hold; returns
+        """Claim entries that were returned and, when searching, entries of dead consumers; returns
         how many."""
         silence = math.ceil(self._visibility_timeout * 1000) if searching else ""
         keys = self._keys
         claimed = await connection.ask(
-            *call(
-                scripts.CLAIM, keys.streams, keys.group, self._name, RETURNED, self._room(), silence
-            )
+            *call(CLAIM, keys.streams, keys.group, self._name, RETURNED, self._room(), silence)
         )
         for number, deliveries, entry in claimed:
-            self._accept(keys.streams[number], [entry], deliveries)
+            self._buffer_entries(keys.streams[number], [entry], deliveries)
         return len(claimed)
 
     async def _read_once(self, connection: Connection) -> int:
-        """Read what is there, as far as there is room; returns how many."""
+        """Read new entries without waiting, as far as there is room; returns how many."""
         shares = self._shares(self._room())
         answers = await connection.exchange(
             [self._reading_command(count, None, (stream,)) for stream, count in shares]
         )
         total = 0
         for (stream, count), answer in zip(shares, answers, strict=True):
-            arrived = await self._take(answer)
+            arrived = await self._buffer_answer(answer)
             total += arrived
             if arrived < count:
                 self._busy.discard(stream)
@@ -285,8 +286,10 @@ class RedisConsumer:
         return total
 
     def _shares(self, room: int) -> list[tuple[str, int]]:
-        """How many to ask of each stream, in sum `room`, because COUNT is per stream: one of each,
-        and the rest evenly of those that gave all they were asked for the last time."""
+        """How many entries to request from each stream, `room` in total, because COUNT applies to
+        each stream: one from each, and the rest shared by the streams that were not exhausted by
+        the last read. With room for 10 and three streams, of which only `b` was busy: a 1, b 8,
+        c 1. With room for fewer than the streams, they take turns."""
         streams = self._keys.streams
         self._turn = (self._turn + 1) % len(streams)
         chosen = (streams[self._turn :] + streams[: self._turn])[:room]
@@ -296,14 +299,14 @@ class RedisConsumer:
         return [(stream, 1 + extra.get(stream, 0)) for stream in chosen]
 
     async def _read_blocking(self, connection: Connection, seconds: float) -> int:
-        """Wait for the next message; returns how many came. With room for fewer than there are
-        streams, and messages in several of them at the same instant, the buffer may get one of
-        each."""
+        """Wait for the next entries; returns how many arrived. If there is room for fewer entries
+        than there are streams, and several streams get one at the same instant, `prefetch` may be
+        exceeded by the difference."""
         streams = self._keys.streams
         count = max(1, self._room() // len(streams))
-        wait_ms = max(1, min(math.ceil(seconds * 1000), int(LOOK_INTERVAL * 1000)))
+        wait_ms = max(1, min(math.ceil(seconds * 1000), int(CLAIM_INTERVAL * 1000)))
         [answer] = await connection.exchange([self._reading_command(count, wait_ms, streams)])
-        arrived = await self._take(answer)
+        arrived = await self._buffer_answer(answer)
         if arrived >= count:
             self._busy.update(streams)
         return arrived
@@ -313,50 +316,51 @@ class RedisConsumer:
         group = ("XREADGROUP", "GROUP", self._keys.group, self._name)
         return (*group, "COUNT", count, *block, "STREAMS", *streams, *[">"] * len(streams))
 
-    async def _take(self, answer: Any) -> int:
-        """Take in the answer to an XREADGROUP; heal the topology if that is what it says."""
+    async def _buffer_answer(self, answer: Any) -> int:
+        """Buffer the entries in an answer to XREADGROUP, or declare the subscription again if the
+        answer is an error that this repairs."""
         if isinstance(answer, ResponseError):
-            refusal = self._redis.refusal(answer)
+            refusal = self._redis.rejection(answer)
             if code_of(answer) not in _HEALED_BY_DECLARING:
                 raise refusal
-            await self._redis.run(scripts.DECLARE, self._keys.streams, self._keys.group)
+            await self._redis.run(DECLARE, self._keys.streams, self._keys.group)
             return 0
         for stream, entries in answer or ():
-            self._accept(stream.decode(), entries, 1)
+            self._buffer_entries(stream.decode(), entries, 1)
         return sum(len(entries) for _, entries in answer or ())
 
-    def _accept(self, stream: str, entries: Iterable[Any], deliveries: int) -> None:
+    def _buffer_entries(self, stream: str, entries: Iterable[Any], deliveries: int) -> None:
         retry = stream == self._keys.retry
         for entry_id, fields in entries:
             token = (stream, entry_id)
-            if token in self._mine:
-                continue  # claimed from ourselves, after a silence of this whole process
-            opened, attempt = open_parcel(fields) if retry else (open_entry(fields), 1)
-            self._mine.add(token)
+            if token in self._pending:
+                continue  # claimed from ourselves, after this whole process was suspended
+            opened, attempt = read_parcel(fields) if retry else (read_entry(fields), 1)
+            self._pending.add(token)
             self._buffer.append(Delivery.of(opened, attempt, deliveries, token))
         self._arrived.set()
 
     # Leaving
 
     async def _stop_reading(self) -> None:
-        """Let the reader end its read by itself: if its connection were cut, Redis could still
-        deliver to it. Where CLIENT UNBLOCK is forbidden, the read ends after LOOK_INTERVAL."""
+        """End the reader's blocking read from outside: if we cut its connection, Redis could still
+        deliver to it. If CLIENT UNBLOCK is forbidden, the read ends after CLAIM_INTERVAL."""
         while not self._reading.done():
             if self._client_id is not None:
                 with suppress(Unreachable):
                     await self._redis.ask("CLIENT", "UNBLOCK", self._client_id)
             await asyncio.wait([self._reading], timeout=0.01)
 
-    def _giving_back(self, held: Iterable[Token], *, leaving: bool) -> Any:
+    def _returning(self, held: Iterable[Token], *, leaving: bool) -> Any:
         keys = self._keys
         number = {stream: index for index, stream in enumerate(keys.streams)}
         return (
-            scripts.GIVE_BACK,
+            RETURN_PENDING,
             keys.streams,
             keys.group,
             self._name,
             RETURNED,
-            scripts.EVERYTHING,
+            EVERYTHING,
             "leaving" if leaving else "",
             *(b"%d %s" % (number[stream], entry_id) for stream, entry_id in held),
         )

@@ -1,8 +1,13 @@
-"""How envelopes are written into Redis where they are not a message's own stream entry: into
-parcels, which wait for a retry, and into dead letters.
+"""How envelopes are written to Redis and read back.
 
-Anybody who can reach Redis can put other entries beside ours, so reading never fails. An entry
-that is not one of ours is taken by its bare fields, as in the stream of a message.
+| where                     | form                                                              |
+|---------------------------|-------------------------------------------------------------------|
+| stream of a message       | an entry whose fields are the attributes and `data`               |
+| delayed set, retry stream | attempt and a unique id, line feed, packed envelope: a "parcel"   |
+| dead letters              | an entry with the packed envelope, reason, error, attempts, time  |
+
+Other programs can write to the same keys, so reading never fails: an entry in another form is read
+as the bare fields of an envelope.
 """
 
 from __future__ import annotations
@@ -18,35 +23,35 @@ from eventmesh.wire.cloudevents import Unreadable, from_fields, pack, unpack
 from eventmesh.wire.envelope import Envelope
 
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
-"""An entry's id may say any number of milliseconds; a date may not be later."""
+"""The latest date there is; the id of an entry can contain any number of milliseconds."""
 
 _ATTEMPT = re.compile(rb"[1-9][0-9]{0,8}")
 
 
 def flat(pairs: Iterable[tuple[str, str | bytes]]) -> list[str | bytes]:
-    """Names and values in turn, as Redis takes fields."""
+    """Names and values in turn, as Redis expects fields."""
     return [part for pair in pairs for part in pair]
 
 
-def head(attempt: int, clock: Clock) -> bytes:
-    """The first line of a parcel. The id makes it unlike any other in the set of the delayed."""
+def parcel_header(attempt: int, clock: Clock) -> bytes:
+    """The first line of a parcel. Its id makes the parcel unique in the delayed set."""
     return b"%d %s\n" % (attempt, clock.new_id().encode())
 
 
-def parcel(envelope: Envelope, attempt: int, clock: Clock) -> bytes:
-    """An envelope that is to be delivered as this attempt."""
-    return head(attempt, clock) + pack(envelope)
+def pack_parcel(envelope: Envelope, attempt: int, clock: Clock) -> bytes:
+    """An envelope packed for a retry, to be delivered as this attempt."""
+    return parcel_header(attempt, clock) + pack(envelope)
 
 
-def open_entry(fields: Sequence[bytes]) -> Envelope:
-    """The envelope of an entry in the stream of a message."""
+def read_entry(fields: Sequence[bytes]) -> Envelope:
+    """The envelope of an entry in a message's stream."""
     return from_fields(zip(fields[::2], fields[1::2], strict=True))
 
 
-def open_parcel(fields: Sequence[bytes]) -> tuple[Envelope | Unreadable, int]:
+def read_parcel(fields: Sequence[bytes]) -> tuple[Envelope | Unreadable, int]:
     """Envelope and attempt of an entry in the retry stream."""
     if fields[0] != b"parcel":
-        return open_entry(fields), 1
+        return read_entry(fields), 1
     content = fields[1]
     first_line, _, packed = content.partition(b"\n")
     attempt, _, _ = first_line.partition(b" ")
@@ -58,8 +63,8 @@ def open_parcel(fields: Sequence[bytes]) -> tuple[Envelope | Unreadable, int]:
     return opened, int(attempt)
 
 
-def letter_fields(delivery: Delivery, death: Dead, clock: Clock) -> list[str | bytes]:
-    """The fields of a dead letter, as the script REPLAY knows them."""
+def dead_letter_fields(delivery: Delivery, death: Dead, clock: Clock) -> list[str | bytes]:
+    """The fields of a dead letter's entry; the script REPLAY reads `envelope`."""
     fields: dict[str, str | bytes] = {
         "envelope": pack(delivery.envelope),
         "reason": death.reason,
@@ -71,11 +76,11 @@ def letter_fields(delivery: Delivery, death: Dead, clock: Clock) -> list[str | b
 
 
 def dead_letter(subscription: str, entry: tuple[bytes, Sequence[bytes]]) -> DeadLetter:
-    """The dead letter in an entry; one that others have put there says so as its reason."""
+    """The dead letter of an entry. If another program wrote the entry, the reason says so."""
     entry_id, content = entry
     fields = dict(zip(content[::2], content[1::2], strict=True))
     packed = fields.get(b"envelope")
-    opened = open_entry(content) if packed is None else unpack(packed)
+    opened = read_entry(content) if packed is None else unpack(packed)
     foreign = "" if packed is not None else "it has no field named envelope"
     if isinstance(opened, Unreadable):
         envelope, foreign = Envelope({}, opened.content), opened.reason
@@ -97,7 +102,7 @@ def dead_letter(subscription: str, entry: tuple[bytes, Sequence[bytes]]) -> Dead
 
 
 def _moment(written: bytes, entry_id: bytes) -> datetime:
-    """The time that a dead letter says, or else the one at which Redis added it."""
+    """The time in the dead letter, or else the time at which Redis added it."""
     try:
         moment = datetime.fromisoformat(_text(written))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where everything of a subscription lives in Redis."""
+"""The names of the keys in Redis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from eventmesh.transports.base import Subscription
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Where a subscription lives. `streams` are all that it reads, the retry stream last."""
+    """The keys of one subscription. `streams` are all streams that it reads, the retry stream
+    last."""
 
     group: str
     streams: tuple[str, ...]
@@ -19,10 +20,10 @@ class Keys:
 
 
 class Layout:
-    """The names of keys under a prefix.
+    """The keys under a prefix.
 
-    With `one_slot`, the prefix is their hash tag: a Redis Cluster then keeps all of them on one
-    node, so that scripts and transactions over several of them remain possible.
+    With `one_slot`, the prefix is a hash tag: a Redis Cluster then keeps all keys on one node, so
+    that scripts and transactions can use several of them.
     """
 
     def __init__(self, prefix: str, *, one_slot: bool) -> None:
@@ -34,11 +35,10 @@ class Layout:
 
     @property
     def streams(self) -> str:
-        """What the names of all messages' streams begin with."""
+        """The start of the names of all messages' streams."""
         return self.stream("")
 
     def of(self, subscription: Subscription) -> Keys:
-        """All that belongs to a subscription."""
         name = subscription.name
         retry = f"{self._prefix}:retry:{name}"
         return Keys(

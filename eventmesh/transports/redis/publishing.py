@@ -1,10 +1,13 @@
-"""Publishing to Redis: a batch in one step, in which nothing passes a refused message of its key.
+"""Publishes a batch to Redis in one step, in which nothing overtakes a rejected message of its key.
 
-A transaction does not end with a command that fails: what follows is done all the same. That is
-harmless where a key's messages go to one stream, because what Redis refuses there (its key holds
-something else, it has no ids left, our user may not write it) it refuses for all of them. Where
-they go to several, a script adds them, and leaves out what would overtake. It costs Redis half as
-much again (measured: 7 µs a message for 4.5), so that it is used there only.
+A transaction continues after a command that failed. That is harmless if the messages of each key go
+to one stream: when Redis rejects one (the key has another type, the stream has no ids left, our
+user may not write it), it rejects all later ones too. If a key has messages for several streams, a
+script adds the batch instead, and leaves out later messages of a rejected one's key. The script
+costs half as much again (measured: 7 µs a message instead of 4.5), so it is used only then.
+
+If our user may not write some of the streams, Redis stores nothing of the batch. Those messages
+are rejected, and the others are published in a second round.
 """
 
 from __future__ import annotations
@@ -16,40 +19,36 @@ from redis.exceptions import ResponseError
 
 from eventmesh.errors import Unreachable
 from eventmesh.transports.base import ALL_CONFIRMED, PublishResult
-from eventmesh.transports.redis import scripts
 from eventmesh.transports.redis.connection import Redis, code_of
 from eventmesh.transports.redis.entries import flat
 from eventmesh.transports.redis.keys import Layout
-from eventmesh.transports.redis.scripts import Command, call
+from eventmesh.transports.redis.scripts.common import Command, call
+from eventmesh.transports.redis.scripts.publishing import PUBLISH
 from eventmesh.wire.cloudevents import to_fields
 from eventmesh.wire.envelope import Envelope
 
 REPLICA_TIMEOUT = 5.0
-"""Seconds in which replicas must have taken a message, where the URL asks for that."""
+"""Seconds for replicas to confirm a message, if the URL asks for that."""
 
-OVERTAKING = "an earlier message of its key was refused"
+OVERTAKING = "an earlier message of its key was rejected"
 
 
 class Publisher:
-    """Adds messages to their streams."""
-
     def __init__(self, redis: Redis, layout: Layout, wait_replicas: int) -> None:
         self._redis = redis
         self._layout = layout
         self._wait_replicas = wait_replicas
 
     async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
-        """Store all of these but what Redis rejects, and what would overtake a rejected message of
-        its key."""
         rejected: dict[str, str] = {}
         while waiting := [each for each in envelopes if each.id not in rejected]:
             additions: list[Command] = [
                 ("XADD", self._layout.stream(each.name), "*", *flat(to_fields(each).items()))
                 for each in waiting
             ]
-            # Most batches have one stream, which is quickly seen.
+            # Most batches have one stream, which is quick to check.
             several = len({addition[1] for addition in additions}) > 1
-            store = self._script if several and several_names_of_a_key(waiting) else self._transact
+            store = self._script if several and needs_script(waiting) else self._transact
             try:
                 newly_rejected, stored = await store(waiting, additions)
             except Unreachable as error:
@@ -62,8 +61,8 @@ class Publisher:
     async def _transact(
         self, envelopes: Sequence[Envelope], additions: Sequence[Command]
     ) -> tuple[dict[str, str], bool]:
-        """Add all of these in a transaction. Returns those that Redis refused, and whether it
-        stored the others: where our user may not write some of the streams, it stores none."""
+        """Add these in a transaction. Returns the rejected messages, and whether the others are
+        stored: if our user may not write one of the streams, none is."""
         answers = await self._redis.attempt(
             [("MULTI",), *additions, ("EXEC",), *self._confirmation()]
         )
@@ -72,19 +71,19 @@ class Publisher:
             if forbidden := _forbidden(envelopes, queued[1:]):
                 return forbidden, False
             causes = [answer for answer in queued if isinstance(answer, ResponseError)]
-            raise self._redis.refusal((causes or [executed])[0])
+            raise self._redis.rejection((causes or [executed])[0])
         self._check_replicas(answers[len(additions) + 2 :])
-        refused = {
+        rejected = {
             envelope.id: str(answer)
             for envelope, answer in zip(envelopes, executed, strict=True)
             if isinstance(answer, ResponseError)
         }
-        return refused, True
+        return rejected, True
 
     async def _script(
         self, envelopes: Sequence[Envelope], additions: Sequence[Command]
     ) -> tuple[dict[str, str], bool]:
-        """As `_transact`, but what would overtake is left out, too, and returned."""
+        """As `_transact`, but later messages of a rejected one's key are rejected as well."""
         script = scripted([each.key for each in envelopes], additions)
         answer, *confirmed = await self._redis.attempt([script, *self._confirmation()])
         if isinstance(answer, ResponseError):
@@ -92,23 +91,24 @@ class Publisher:
                 forbidden := await self._find_forbidden(envelopes, additions)
             ):
                 return forbidden, False
-            raise self._redis.refusal(answer)
+            raise self._redis.rejection(answer)
         self._check_replicas(confirmed)
-        refused = {envelopes[at - 1].id: error.decode() or OVERTAKING for at, error in answer}
-        return refused, True
+        rejected = {envelopes[at - 1].id: error.decode() or OVERTAKING for at, error in answer}
+        return rejected, True
 
     async def _find_forbidden(
         self, envelopes: Sequence[Envelope], additions: Sequence[Command]
     ) -> dict[str, str]:
-        """Those that our user may not write, and what would overtake: Redis tells of the streams
-        of a script that one of them is forbidden, and not which. Nothing is stored."""
-        # An EXEC with an argument is an error, and after an error EXEC does nothing.
+        """The messages whose stream our user may not write, and later ones of their keys. Redis
+        says of a script that one of its streams is forbidden, but not which; a transaction that is
+        made to fail shows it, and stores nothing."""
+        # EXEC with an argument is an error, and after an error EXEC discards the transaction.
         ending: list[Command] = [("EXEC", "nothing"), ("EXEC",)]
         answers = await self._redis.attempt([("MULTI",), *additions, *ending])
         return _forbidden(envelopes, answers[1 : -len(ending)])
 
     def _confirmation(self) -> list[Command]:
-        """What makes sure that replicas have it, where that is asked for."""
+        """The command that waits for replicas, if the URL asks for them."""
         if not self._wait_replicas:
             return []
         return [("WAIT", self._wait_replicas, int(REPLICA_TIMEOUT * 1000))]
@@ -116,7 +116,7 @@ class Publisher:
     def _check_replicas(self, answers: Collection[Any]) -> None:
         for count in answers:
             if isinstance(count, ResponseError):
-                raise self._redis.refusal(count)
+                raise self._redis.rejection(count)
             if count < self._wait_replicas:
                 raise Unreachable(
                     f"Redis has stored messages, but {count} instead of {self._wait_replicas} of "
@@ -125,8 +125,8 @@ class Publisher:
                 )
 
 
-def several_names_of_a_key(envelopes: Sequence[Envelope]) -> bool:
-    """Whether any key has messages of several names, which go to several streams."""
+def needs_script(envelopes: Sequence[Envelope]) -> bool:
+    """Whether a key has messages for several streams."""
     name_of: dict[str, str] = {}
     return any(
         name_of.setdefault(key, each.name) != each.name
@@ -136,7 +136,7 @@ def several_names_of_a_key(envelopes: Sequence[Envelope]) -> bool:
 
 
 def scripted(keys: Sequence[str | None], additions: Sequence[Command]) -> Command:
-    """The script that does these additions, of messages with these keys."""
+    """The script call that makes these additions; `keys` are the messages' keys."""
     streams: dict[str | bytes | int, int] = {}
     numbers: dict[str | None, int] = {None: 0}
     arguments: list[str | bytes | int] = []
@@ -145,11 +145,11 @@ def scripted(keys: Sequence[str | None], additions: Sequence[Command]) -> Comman
         fields = addition[3:]
         arguments += (stream, numbers.setdefault(key, len(numbers)), len(fields))
         arguments += fields
-    return call(scripts.PUBLISH, [str(stream) for stream in streams], *arguments)
+    return call(PUBLISH, [str(stream) for stream in streams], *arguments)
 
 
 def _forbidden(envelopes: Sequence[Envelope], queued: Sequence[Any]) -> dict[str, str]:
-    """Those that our user may not write, and what would overtake an earlier one of its key."""
+    """The messages that our user may not write, and later ones of their keys."""
     forbidden: dict[str, str] = {}
     held_keys: set[str] = set()
     for envelope, answer in zip(envelopes, queued, strict=True):

@@ -22,10 +22,10 @@ from collections.abc import Iterable, Sequence
 from eventmesh.clock import Clock
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Dead, RetryAfter
-from eventmesh.transports.redis import scripts
-from eventmesh.transports.redis.entries import letter_fields, parcel
+from eventmesh.transports.redis.entries import dead_letter_fields, pack_parcel
 from eventmesh.transports.redis.keys import Keys
-from eventmesh.transports.redis.scripts import Command, call
+from eventmesh.transports.redis.scripts.common import Command, call
+from eventmesh.transports.redis.scripts.settling import ACKNOWLEDGE_AND_DELETE, MOVE
 
 
 class SettlementCommands:
@@ -45,7 +45,7 @@ class SettlementCommands:
             stream, entry_id = delivery.token
             entries.setdefault(stream, []).append(entry_id)
         return [
-            call(scripts.FINISH, (stream,), self._keys.group, *ids)
+            call(ACKNOWLEDGE_AND_DELETE, (stream,), self._keys.group, *ids)
             if stream == self._keys.retry
             else ("XACK", stream, self._keys.group, *ids)
             for stream, ids in entries.items()
@@ -54,16 +54,16 @@ class SettlementCommands:
     def move(self, delivery: Delivery, outcome: RetryAfter | Dead) -> Command:
         """Move a delivery to where its outcome puts it."""
         if isinstance(outcome, Dead):
-            fields = letter_fields(delivery, outcome, self._clock)
+            fields = dead_letter_fields(delivery, outcome, self._clock)
             return self._move_to(self._keys.dead, delivery, "", fields)
         if outcome.delay > 0:
             return self.delay(delivery, delivery.attempt + 1, outcome.delay)
-        content = parcel(delivery.envelope, delivery.attempt + 1, self._clock)
+        content = pack_parcel(delivery.envelope, delivery.attempt + 1, self._clock)
         return self._move_to(self._keys.retry, delivery, "", ("parcel", content))
 
     def delay(self, delivery: Delivery, attempt: int, seconds: float) -> Command:
         """Deliver it again as this attempt after so many seconds."""
-        content = parcel(delivery.envelope, attempt, self._clock)
+        content = pack_parcel(delivery.envelope, attempt, self._clock)
         return self._move_to(self._keys.delayed, delivery, math.ceil(seconds * 1000), (content,))
 
     def _move_to(
@@ -71,7 +71,7 @@ class SettlementCommands:
     ) -> Command:
         stream, entry_id = delivery.token
         return call(
-            scripts.RESETTLE,
+            MOVE,
             (stream, self._keys.retry, target),
             self._keys.group,
             self._consumer,

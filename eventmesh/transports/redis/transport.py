@@ -1,24 +1,29 @@
-"""Redis Streams, 7.0 or later: a stream per message, a consumer group per subscription.
+"""Redis Streams, 7.0 or later: a stream for each message, a consumer group for each subscription.
 
-Under the prefix: `stream:<message>` is read by every subscription's group; `retry:<subscription>`
-is a stream that only this subscription reads, `delayed:<subscription>` the sorted set of retries
-that are not due, `dead:<subscription>` the stream of its dead letters.
+| key, after the prefix    | type       | holds                                                    |
+|--------------------------|------------|----------------------------------------------------------|
+| `stream:<message>`       | stream     | messages; every subscription to them has a group         |
+| `retry:<subscription>`   | stream     | retries that are due, and replayed dead letters          |
+| `delayed:<subscription>` | sorted set | retries that are not due, by their time                  |
+| `dead:<subscription>`    | stream     | dead letters                                             |
 
 URLs: `redis://user:password@host:6379/0`; `redis+sentinel://user:password@host1:26379,host2/name/0`
-to find the master of that name by its Sentinels, whose own login is `?sentinel_username=` and
+to find the master of that name through its Sentinels, whose own login is `?sentinel_username=` and
 `sentinel_password=`; `redis+cluster://user:password@host1:6379,host2/` for a Redis Cluster, where
-all keys under a prefix share one slot, and so one master: it survives failures, it does not spread
-load. `rediss` instead of `redis` is TLS, with redis-py's options, such as `?ssl_ca_certs=ca.pem`.
+all keys under a prefix share one slot, and so one master: a cluster gives failover, not more
+throughput. `rediss` instead of `redis` means TLS, with redis-py's options, such as
+`?ssl_ca_certs=ca.pem`.
 
-Redis replicates after it has answered. When a master dies, its replica may lack the last messages
-that were published, unless the URL says `?wait_replicas=1`: then publishing waits for so many
-replicas, and is Unreachable while there are fewer. All else that may be lost so is done again.
+Redis replicates asynchronously. After a failover, the new master may lack the last messages that
+were confirmed, unless the URL says `?wait_replicas=1`: then publishing waits for that many
+replicas, and messages stay unconfirmed while there are fewer. Lost acknowledgements are harmless:
+the deliveries come again.
 
-A user of Redis for EventMesh needs the keys `~eventmesh:*` (`~{eventmesh}:*` on a Cluster) and
+A Redis user for EventMesh needs the keys `~eventmesh:*` (`~{eventmesh}:*` on a Cluster) and
     +multi +exec +eval +time +xadd +xreadgroup +xack +xdel +xclaim +xpending +xrange +xlen +xtrim
     +xinfo|groups +xinfo|consumers +xgroup|create +xgroup|delconsumer
     +zadd +zrem +zcard +zrange +zrangebyscore +client|id +client|unblock
-and besides `wait` for wait_replicas, `cluster|slots` and `command` on a Cluster, and `scan` for
+and also `wait` for wait_replicas, `cluster|slots` and `command` on a Cluster, and `scan` for
 `eventmesh unrouted`.
 """
 
@@ -40,32 +45,32 @@ from eventmesh.transports.base import (
 )
 from eventmesh.transports.census import Census
 from eventmesh.transports.dead_letters import UniqueDeadLetters, fingerprint, group_copies
-from eventmesh.transports.redis import scripts
-from eventmesh.transports.redis.address import locator_for, understand
-from eventmesh.transports.redis.census import Counting
+from eventmesh.transports.redis.address import locator_for, parse_broker_url
+from eventmesh.transports.redis.census import RedisCensus
 from eventmesh.transports.redis.connection import Redis
 from eventmesh.transports.redis.consumer import RETURNED, RedisConsumer
-from eventmesh.transports.redis.entries import dead_letter, head
+from eventmesh.transports.redis.entries import dead_letter, parcel_header
 from eventmesh.transports.redis.keys import Layout
 from eventmesh.transports.redis.publishing import Publisher
-from eventmesh.transports.redis.scripts import Command, call
+from eventmesh.transports.redis.scripts.common import Command, call
+from eventmesh.transports.redis.scripts.consuming import DECLARE
+from eventmesh.transports.redis.scripts.operations import REPLAY, STATS
 from eventmesh.transports.redis.unrouted import UnroutedStreams
 from eventmesh.wire.envelope import Envelope
 
 COUNT_LIMIT = 10_000
+"""The most undelivered entries that `stats` counts one by one, if Redis does not know the lag."""
 
-LETTERS = 100
+PAGE = 100
 """How many dead letters are read at once."""
 
 
-class RedisStreamsTransport:
-    """One process's connections to a Redis."""
-
+class RedisTransport:
     atomic_batches = True
     exact_deliveries = True
 
     def __init__(self, url: str, clock: Clock, options: TransportOptions) -> None:
-        place = understand(url)
+        place = parse_broker_url(url)
         self._url = url
         self._clock = clock
         self._options = options
@@ -74,15 +79,15 @@ class RedisStreamsTransport:
             url, dict(place.options), locator_for(place, self._layout.stream("any"))
         )
         self._publisher = Publisher(self._redis, self._layout, place.wait_replicas)
-        self._not_given_back: dict[str, list[RedisConsumer]] = {}
+        self._not_returned: dict[str, list[RedisConsumer]] = {}
 
     async def connect(self) -> None:
         self._redis.open()
         try:
-            # An empty transaction, because where MULTI is forbidden, what follows it would be
-            # done all the same, piece by piece.
+            # An empty transaction, to fail now if MULTI is forbidden: without it, the commands of
+            # a transaction would be executed one by one.
             await self._redis.batch([("MULTI",), ("EXEC",)])
-        except TypeError as error:  # redis-py's word on an option that it does not know
+        except TypeError as error:  # redis-py raises it for an unknown option
             raise UsageError(
                 f"The broker URL has an option that cannot be used: "
                 f"{redact_error(error, self._url)}. See redis-py's documentation of its "
@@ -95,7 +100,7 @@ class RedisStreamsTransport:
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
         for subscription in subscriptions:
             keys = self._layout.of(subscription)
-            await self._redis.run(scripts.DECLARE, keys.streams, keys.group)
+            await self._redis.run(DECLARE, keys.streams, keys.group)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         return await self._publisher.publish(envelopes)
@@ -105,7 +110,7 @@ class RedisStreamsTransport:
         self, subscription: Subscription, *, prefetch: int
     ) -> AsyncIterator[RedisConsumer]:
         await self.declare([subscription])
-        await self._give_back_for_former(subscription)
+        await self._return_for_former(subscription)
         consumer = RedisConsumer(
             self._redis,
             self._layout.of(subscription),
@@ -117,13 +122,14 @@ class RedisStreamsTransport:
             yield consumer
         finally:
             if not await consumer.leave():
-                self._not_given_back.setdefault(subscription.name, []).append(consumer)
+                self._not_returned.setdefault(subscription.name, []).append(consumer)
 
-    async def _give_back_for_former(self, subscription: Subscription) -> None:
-        """What our consumers held when Redis went away need not wait until they count as dead."""
-        former = self._not_given_back.setdefault(subscription.name, [])
+    async def _return_for_former(self, subscription: Subscription) -> None:
+        """Return what our earlier consumers had pending when Redis went away; else it would wait
+        for the visibility timeout."""
+        former = self._not_returned.setdefault(subscription.name, [])
         for consumer in list(former):
-            await consumer.give_back()
+            await consumer.return_pending()
             if consumer in former:
                 former.remove(consumer)
 
@@ -131,7 +137,7 @@ class RedisStreamsTransport:
         keys = self._layout.of(subscription)
         counted, delayed, dead = await self._redis.batch(
             [
-                call(scripts.STATS, keys.streams, keys.group, RETURNED, COUNT_LIMIT),
+                call(STATS, keys.streams, keys.group, RETURNED, COUNT_LIMIT),
                 ("ZCARD", keys.delayed),
                 ("XLEN", keys.dead),
             ]
@@ -152,7 +158,7 @@ class RedisStreamsTransport:
         *,
         untouched: Collection[str] = (),
     ) -> Census:
-        return await Counting(self._redis, self._layout).count(subscriptions, messages)
+        return await RedisCensus(self._redis, self._layout).count(subscriptions, messages)
 
     async def unrouted(
         self,
@@ -175,7 +181,7 @@ class RedisStreamsTransport:
 
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
         listing = UniqueDeadLetters(limit)
-        async for letter in self._letters(subscription):
+        async for letter in self._dead_letters(subscription):
             if listing.is_full:
                 break
             listing.add(letter)
@@ -184,10 +190,10 @@ class RedisStreamsTransport:
     async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         keys = self._layout.of(subscription)
 
-        def give_back(group: Sequence[str]) -> Command:
-            return call(scripts.REPLAY, (keys.dead, keys.retry), head(1, self._clock), *group)
+        def replay_command(group: Sequence[str]) -> Command:
+            return call(REPLAY, (keys.dead, keys.retry), parcel_header(1, self._clock), *group)
 
-        return await self._for_each_message(subscription, ids, give_back)
+        return await self._for_each_message(subscription, ids, replay_command)
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         key = self._layout.of(subscription).dead
@@ -199,23 +205,25 @@ class RedisStreamsTransport:
         ids: Sequence[str],
         command: Callable[[Sequence[str]], Command],
     ) -> Sequence[str]:
-        """Do this with all dead letters of each message of which one is named; returns those of the
-        ids that were found. The answer to the command is whether any was there."""
-        marks = [(letter.id, fingerprint(letter)) async for letter in self._letters(subscription)]
-        groups = group_copies(marks, ids)
+        """Run a command for all dead letters of each message that has one among `ids`; returns the
+        ids that were found. The command answers 0 if none of the dead letters exists."""
+        fingerprints = [
+            (letter.id, fingerprint(letter)) async for letter in self._dead_letters(subscription)
+        ]
+        groups = group_copies(fingerprints, ids)
         found = set[str]()
-        for start in range(0, len(groups), LETTERS):
-            some = groups[start : start + LETTERS]
+        for start in range(0, len(groups), PAGE):
+            some = groups[start : start + PAGE]
             answers = await self._redis.batch([command(group) for group in some])
             for group, answer in zip(some, answers, strict=True):
                 if answer:
                     found.update(group)
         return [id_ for id_ in dict.fromkeys(ids) if id_ in found]
 
-    async def _letters(self, subscription: Subscription) -> AsyncIterator[DeadLetter]:
-        """All dead letters, in their order."""
+    async def _dead_letters(self, subscription: Subscription) -> AsyncIterator[DeadLetter]:
+        """All dead letters, oldest first."""
         key, start = self._layout.of(subscription).dead, b"-"
-        while entries := await self._redis.ask("XRANGE", key, start, "+", "COUNT", LETTERS):
+        while entries := await self._redis.ask("XRANGE", key, start, "+", "COUNT", PAGE):
             for entry in entries:
                 yield dead_letter(subscription.name, entry)
             start = b"(" + entries[-1][0]

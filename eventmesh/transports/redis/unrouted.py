@@ -1,7 +1,7 @@
 """Unrouted messages in Redis: the streams that have no group.
 
-The first subscription makes its group at the beginning of the stream. Counting and purging look for
-groups in the same script, so that nothing is purged that a group is to get.
+The first subscription creates its group at the beginning of the stream, and so gets them. A purge
+checks for groups in the script that deletes, so that it deletes nothing that a group should get.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Collection
 from redis.exceptions import ResponseError
 
 from eventmesh.transports.base import Unrouted
-from eventmesh.transports.redis import scripts
 from eventmesh.transports.redis.connection import Redis, code_of
 from eventmesh.transports.redis.keys import Layout
-from eventmesh.transports.redis.scripts import call
+from eventmesh.transports.redis.scripts.common import call
+from eventmesh.transports.redis.scripts.operations import PURGE_UNROUTED, UNROUTED
 
 PAGE = 1_000
-"""How many keys are looked at in one command: about a millisecond of Redis's time."""
+"""How many keys one command looks at: about a millisecond of Redis's time."""
 
 PURGED_AT_ONCE = 10_000
 """Entries that one script deletes: a few milliseconds of Redis's time."""
@@ -34,32 +34,32 @@ class UnroutedStreams:
         self._layout = layout
 
     async def count(self, messages: Collection[str], thorough: bool) -> list[Unrouted]:
-        """What `Transport.unrouted` promises."""
+        """See `Transport.unrouted`."""
         names = sorted({*messages, *(await self._names() if thorough else ())})
         found = []
         for start in range(0, len(names), PAGE):
             page = names[start : start + PAGE]
             answers = await self._redis.attempt(
-                [call(scripts.UNROUTED, (self._layout.stream(name),)) for name in page]
+                [call(UNROUTED, (self._layout.stream(name),)) for name in page]
             )
             for name, answer in zip(page, answers, strict=True):
                 if isinstance(answer, ResponseError):
-                    if code_of(answer) == "WRONGTYPE":  # a key of this name that is not ours
+                    if code_of(answer) == "WRONGTYPE":  # another program's key
                         continue
-                    raise self._redis.refusal(answer)
+                    raise self._redis.rejection(answer)
                 number, age_ms = answer
                 if number:
                     found.append(Unrouted(name, number, age_ms / 1000))
         return found
 
     async def purge(self, message: str, keep: int, older_than: float | None) -> int:
-        """What `Transport.purge_unrouted` promises."""
+        """See `Transport.purge_unrouted`."""
         stream = self._layout.stream(message)
         older_ms = "" if older_than is None else int(older_than * 1000)
         purged, more = 0, True
         while more:
             number = await self._redis.run(
-                scripts.PURGE_UNROUTED, (stream,), keep, older_ms, PURGED_AT_ONCE
+                PURGE_UNROUTED, (stream,), keep, older_ms, PURGED_AT_ONCE
             )
             purged, more = purged + number, number > 0
         return purged

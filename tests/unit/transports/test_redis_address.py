@@ -7,12 +7,12 @@ from redis.asyncio.connection import SSLConnection
 
 from eventmesh.errors import UsageError
 from eventmesh.transports.base import Subscription
-from eventmesh.transports.redis.address import understand
+from eventmesh.transports.redis.address import parse_broker_url
 from eventmesh.transports.redis.keys import Layout
 
 
 def test_a_url_names_one_server_with_user_password_and_database() -> None:
-    url = understand("redis://me:p%40ss@host:7000/3?socket_keepalive=true")
+    url = parse_broker_url("redis://me:p%40ss@host:7000/3?socket_keepalive=true")
     assert (url.kind, url.addresses) == ("redis", (("host", 7000),))
     assert url.options == {
         "username": "me",
@@ -36,13 +36,13 @@ def test_a_url_names_one_server_with_user_password_and_database() -> None:
 def test_a_url_names_servers_sentinels_or_nodes(
     text: str, kind: str, addresses: tuple[tuple[str, int], ...]
 ) -> None:
-    url = understand(text)
+    url = parse_broker_url(text)
     assert (url.kind, url.addresses) == (kind, addresses)
     assert (url.options.get("connection_class") is SSLConnection) == text.startswith("rediss")
 
 
 def test_a_sentinel_url_names_its_master_and_may_have_another_login_for_sentinels() -> None:
-    url = understand("redis+sentinel://u:p@a/my%20shop/4?sentinel_password=q&wait_replicas=2")
+    url = parse_broker_url("redis+sentinel://u:p@a/my%20shop/4?sentinel_password=q&wait_replicas=2")
     assert (url.master, url.options["db"], url.wait_replicas) == ("my shop", 4, 2)
     assert (url.options["password"], url.sentinel_options) == ("p", {"password": "q"})
 
@@ -65,7 +65,7 @@ def test_a_url_that_cannot_be_is_refused_with_the_reason_and_the_right_form(
     url: str, words: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        understand(url.replace("://", "://user:s3cret@"))
+        parse_broker_url(url.replace("://", "://user:s3cret@"))
     assert words in str(caught.value)
     assert "Write it as redis" in str(caught.value)
     assert "s3cret" not in str(caught.value)

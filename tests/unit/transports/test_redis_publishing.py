@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventmesh.transports.redis.publishing import several_names_of_a_key
+from eventmesh.transports.redis.publishing import needs_script
 from eventmesh.wire.envelope import Envelope
 
 NAMES, KEYS = ("paid", "failed", "refunded"), ("", "a", "b", "c")
@@ -25,4 +25,4 @@ def test_a_key_has_several_names_if_two_of_its_messages_have_different_ones(
 ) -> None:
     pairs = [(one, other) for one in batch for other in batch if one.key == other.key]
     differ = any(one.name != other.name for one, other in pairs if one.key is not None)
-    assert several_names_of_a_key(batch) == differ
+    assert needs_script(batch) == differ

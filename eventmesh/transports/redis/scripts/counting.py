@@ -1,0 +1,141 @@
+"""Counting messages by their attributes, a page at a time, without sending their data."""
+
+from __future__ import annotations
+
+from eventmesh.transports.redis.scripts.common import READ
+
+COUNT_ENTRIES = """
+local counts, order, entries, bytes = {}, {}, 0, 0
+local function count(state, attributes, size)
+  entries, bytes = entries + 1, bytes + size
+  local name, schema = attributes['type'] or '', attributes['dataschema'] or ''
+  local made_at = attributes['time'] or ''
+  local kind = state .. '\\n' .. name .. '\\n' .. schema
+  local lot = counts[kind]
+  if not lot then
+    lot = {state, name, schema, made_at, 0}
+    counts[kind] = lot
+    order[#order + 1] = lot
+  end
+  if made_at ~= '' and (lot[4] == '' or made_at < lot[4]) then lot[4] = made_at end
+  lot[5] = lot[5] + 1
+end
+local function texts(attributes)
+  local kept = {}
+  for _, name in ipairs({'type', 'dataschema', 'time'}) do
+    if type(attributes[name]) == 'string' then kept[name] = attributes[name] end
+  end
+  return kept
+end
+local function packed(content, line)
+  for _ = 1, line do
+    local feed = string.find(content, '\\n', 1, true)
+    if not feed then return {} end
+    content = string.sub(content, feed + 1)
+  end
+  local feed = string.find(content, '\\n', 1, true)
+  local good, attributes = pcall(cjson.decode, string.sub(content, 1, (feed or 0) - 1))
+  if not good or type(attributes) ~= 'table' then return {} end
+  return texts(attributes)
+end
+local function see(state, entry)
+  local fields, flat, size = {}, entry[2], 0
+  for at = 1, #flat, 2 do
+    fields[flat[at]] = flat[at + 1]
+    size = size + #flat[at + 1]
+  end
+  if flat[1] == 'parcel' then
+    count(state, packed(flat[2], 1), size)
+  elseif flat[1] == 'envelope' then
+    count(state, packed(flat[2], 0), size)
+  else
+    count(state, texts(fields), size)
+  end
+end
+"""
+"""`see` counts a stream entry by the attributes of its envelope: the entry's own fields, or those
+packed into a retry or a dead letter."""
+
+GROUP_NAMES = (
+    READ
+    + """
+local names = {}
+for _, flat in ipairs(read('XINFO', 'GROUPS', KEYS[1]) or {}) do
+  for at = 1, #flat, 2 do
+    if flat[at] == 'name' then names[#names + 1] = flat[at + 1] end
+  end
+end
+return names
+"""
+)
+"""KEYS stream; returns the names of its groups."""
+
+GROUP_POSITION = (
+    READ
+    + """
+local delivered = '0-0'
+for _, flat in ipairs(read('XINFO', 'GROUPS', KEYS[1]) or {}) do
+  local group = {}
+  for at = 1, #flat, 2 do group[flat[at]] = flat[at + 1] end
+  if group['name'] == ARGV[1] then delivered = group['last-delivered-id'] end
+end
+return {delivered, redis.call('XLEN', KEYS[1])}
+"""
+)
+"""KEYS stream; ARGV group. Returns the group's last delivered id, and the length of the stream."""
+
+COUNT_RANGE = (
+    READ
+    + COUNT_ENTRIES
+    + """
+local page = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])
+for _, entry in ipairs(page) do see(ARGV[3], entry) end
+return {page[1] and '(' .. page[#page][1] or ARGV[1], {entries, bytes}, order}
+"""
+)
+"""KEYS stream; ARGV first id, entries at most, state.
+
+Returns the start of the next page, {entries, bytes}, and counts as {state, type, dataschema,
+earliest time, number}.
+"""
+
+COUNT_PENDING = (
+    READ
+    + COUNT_ENTRIES
+    + """
+local group, returned, start, delivered, most = unpack(ARGV)
+local page = read('XPENDING', KEYS[1], group, start, delivered, most) or {}
+for _, pending in ipairs(page) do
+  local entry = redis.call('XRANGE', KEYS[1], pending[1], pending[1])[1]
+  if entry then see(pending[2] == returned and 'ready' or 'in_flight', entry) end
+end
+return {page[1] and '(' .. page[#page][1] or '', {entries, bytes}, order}
+"""
+)
+"""KEYS stream; ARGV group, returned, first id, last id, entries at most.
+
+Counts pending entries; returns the same as COUNT_RANGE, with no next page after the last one.
+"""
+
+COUNT_DELAYED = (
+    COUNT_ENTRIES
+    + """
+local due, beyond, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local page = redis.call('ZRANGEBYSCORE', KEYS[1], due, '+inf', 'WITHSCORES',
+                        'LIMIT', beyond, most)
+for at = 1, #page, 2 do
+  count('delayed', packed(page[at], 1), #page[at])
+  if page[at + 1] == due then
+    beyond = beyond + 1
+  else
+    due, beyond = page[at + 1], 1
+  end
+end
+return {#page == 2 * most and due or '', beyond, {entries, bytes}, order}
+"""
+)
+"""KEYS delayed set; ARGV time, how many members with that time to skip, members at most.
+
+Returns time and number to skip for the next page (no time after the last one), then the same as
+COUNT_RANGE.
+"""

@@ -1,0 +1,122 @@
+"""What an operator asks for: statistics, unrouted messages, replay of dead letters."""
+
+from __future__ import annotations
+
+from eventmesh.transports.redis.scripts.common import READ, TRY
+
+STATS = (
+    READ
+    + """
+local group_name, returned, most = unpack(ARGV)
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local ready, in_flight, oldest = 0, 0, now + 1
+local function see(entries)
+  if entries[1] then oldest = math.min(oldest, tonumber(string.match(entries[1][1], '%d+'))) end
+end
+local function undelivered(number, stream, group)
+  if number == #KEYS then return redis.call('XLEN', stream) - group['pending'] end
+  if group['lag'] then return group['lag'] end
+  return #redis.call('XRANGE', stream, '(' .. group['last-delivered-id'], '+', 'COUNT', most)
+end
+for number, stream in ipairs(KEYS) do
+  local group = {['last-delivered-id'] = '0-0', pending = 0}
+  for _, flat in ipairs(read('XINFO', 'GROUPS', stream) or {}) do
+    local other = {}
+    for at = 1, #flat, 2 do other[flat[at]] = flat[at + 1] end
+    if other['name'] == group_name then group = other end
+  end
+  ready = ready + undelivered(number, stream, group)
+  see(redis.call('XRANGE', stream, '(' .. group['last-delivered-id'], '+', 'COUNT', 1))
+  in_flight = in_flight + group['pending']
+  if group['pending'] > 0 then
+    for _, holder in ipairs(redis.call('XPENDING', stream, group_name)[4]) do
+      if holder[1] == returned then
+        ready = ready + holder[2]
+        in_flight = in_flight - holder[2]
+        see(redis.call('XPENDING', stream, group_name, '-', '+', 1, returned))
+      end
+    end
+  end
+end
+return {ready, in_flight, oldest > now and -1 or now - oldest}
+"""
+)
+"""KEYS streams, the retry stream last; ARGV group, returned, the most entries to count one by one.
+
+Returns how many entries are ready (undelivered, or returned), how many are in flight, and the age
+in ms of the oldest ready one, -1 if there is none. Redis knows the lag of a group unless somebody
+deleted entries of the stream; then up to `most` are counted. Settled entries of the retry stream
+are deleted, so its length gives the number.
+"""
+
+UNROUTED = (
+    READ
+    + """
+local groups = read('XINFO', 'GROUPS', KEYS[1])
+local first = groups and #groups == 0 and redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+if not first then return {0, 0} end
+local time = redis.call('TIME')
+local age = time[1] * 1000 + math.floor(time[2] / 1000) - string.match(first[1], '%d+')
+return {redis.call('XLEN', KEYS[1]), math.max(age, 0)}
+"""
+)
+"""KEYS stream. Returns how many messages of a stream without groups there are, and the age of the
+oldest in ms."""
+
+PURGE_UNROUTED = (
+    READ
+    + """
+local groups = read('XINFO', 'GROUPS', KEYS[1])
+if not groups or #groups > 0 then return 0 end
+local keep, older_ms, limit = unpack(ARGV)
+local rule, bound = 'MAXLEN', keep
+if older_ms ~= '' then
+  local time = redis.call('TIME')
+  local before = time[1] * 1000 + math.floor(time[2] / 1000) - older_ms
+  rule, bound = 'MINID', string.format('%.0f', math.max(before, 0))
+end
+local purged = redis.call('XTRIM', KEYS[1], rule, '~', bound, 'LIMIT', limit)
+if purged > 0 then return purged end
+return redis.call('XTRIM', KEYS[1], rule, bound)
+"""
+)
+"""KEYS stream; ARGV how many of the newest to keep, an age in ms or '', about how many to delete.
+
+Deletes the oldest entries of a stream that has no group, whole nodes first; returns how many, 0
+once there is nothing left to delete.
+"""
+
+REPLAY = (
+    TRY
+    + """
+local dead, retry, head = KEYS[1], KEYS[2], ARGV[1]
+try(dead, 'XDEL', '0-0')
+try(retry, 'XDEL', '0-0')
+local letter
+for at = 2, #ARGV do
+  letter = letter or redis.call('XRANGE', dead, ARGV[at], ARGV[at])[1]
+end
+if not letter then return 0 end
+local fields, packed = letter[2], nil
+for at = 1, #fields, 2 do
+  if fields[at] == 'envelope' then packed = fields[at + 1] end
+end
+if packed then
+  redis.call('XADD', retry, '*', 'parcel', head .. packed)
+elseif #fields < 7000 then
+  redis.call('XADD', retry, '*', unpack(fields))
+else
+  return 0
+end
+for at = 2, #ARGV do redis.call('XDEL', dead, ARGV[at]) end
+return 1
+"""
+)
+"""KEYS dead letters, retry stream; ARGV header of the new retry entry, ids of a message's dead
+letters.
+
+Adds the message of the first dead letter that still exists to the retry stream, and deletes all of
+them, in one step. Returns 1, or 0 if none exists. An entry that another program wrote is replayed
+with the fields that it has, if a script can pass on so many.
+"""
