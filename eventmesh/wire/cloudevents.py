@@ -1,8 +1,8 @@
-"""How an envelope is spelled on each kind of wire.
+"""How an envelope is encoded on each broker: Redis fields, AMQP headers, or packed bytes.
 
-Reading never fails. Fields and headers that are not understood stay as they came, and
-`check_envelope` says what is missing; bytes in which there is no envelope are `Unreadable`, which
-says why. So whatever comes can be kept as a dead letter instead of being lost.
+Decoding never fails, so that every message can be dead-lettered instead of being lost. Unknown
+fields and headers are kept as they are; bytes that contain no envelope become `Unreadable`, with
+the reason. Whether an envelope is complete is checked later, by `check_envelope`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import orjson
 from eventmesh.wire.envelope import Envelope
 
 HEADER_PREFIX = "cloudEvents_"
-"""What we write before an attribute's name in an AMQP header (CloudEvents AMQP binding 1.0.2)."""
+"""The prefix of attributes in AMQP headers that we write (CloudEvents AMQP binding 1.0.2)."""
 
 ACCEPTED_PREFIXES = ("cloudEvents_", "cloudEvents:", "ce-")
 _DATA_FIELD = "data"
@@ -25,7 +25,7 @@ _DATA_FIELD = "data"
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """What came instead of an envelope: its bytes, and why there is no envelope in them."""
+    """Bytes that contain no envelope, and why."""
 
     content: bytes
     reason: str
@@ -49,7 +49,8 @@ def from_fields(fields: Iterable[tuple[bytes, bytes]]) -> Envelope:
 
 
 def to_headers(envelope: Envelope) -> dict[str, str]:
-    """The AMQP headers of binary mode. `datacontenttype` is the message's content type instead."""
+    """The AMQP headers of binary mode; `datacontenttype` is not among them, because it is the
+    message's content type."""
     return {
         HEADER_PREFIX + name: value
         for name, value in envelope.attributes.items()
@@ -58,7 +59,7 @@ def to_headers(envelope: Envelope) -> dict[str, str]:
 
 
 def from_headers(headers: Mapping[str, object], content_type: str | None, data: bytes) -> Envelope:
-    """The envelope in an AMQP message of binary mode; headers that are no attributes are left."""
+    """The envelope in an AMQP message of binary mode; other headers are ignored."""
     attributes = {}
     for header, value in headers.items():
         name = _attribute(header)
@@ -70,12 +71,12 @@ def from_headers(headers: Mapping[str, object], content_type: str | None, data: 
 
 
 def pack(envelope: Envelope) -> bytes:
-    """One string of bytes: the attributes as JSON, a line feed (which JSON escapes), the data."""
+    """The envelope as bytes: attributes as JSON, a line feed (which JSON escapes), the data."""
     return orjson.dumps(dict(envelope.attributes)) + b"\n" + envelope.data
 
 
 def unpack(parcel: bytes) -> Envelope | Unreadable:
-    """The envelope in what `pack` made."""
+    """The envelope in bytes that `pack` made."""
     head, _, data = parcel.partition(b"\n")
     attributes = parse_attributes(head)
     if isinstance(attributes, str):
@@ -84,7 +85,8 @@ def unpack(parcel: bytes) -> Envelope | Unreadable:
 
 
 def parse_attributes(head: bytes | str) -> dict[str, str] | str:
-    """The attributes in a JSON object of texts; a text that says why these are none."""
+    """The attributes in a JSON object whose values are strings; or a text that says why it is not
+    one."""
     try:
         attributes = orjson.loads(head)
     except orjson.JSONDecodeError as error:
@@ -97,10 +99,10 @@ def parse_attributes(head: bytes | str) -> dict[str, str] | str:
     return attributes
 
 
-# The same few names come with every message. Bounded, because anybody can send others.
+# Every message has the same few names. Bounded, because anybody can send others.
 @lru_cache(maxsize=1024)
 def _attribute(header: str) -> str | None:
-    """The attribute that a header holds, if it holds one."""
+    """The name of the attribute in a header; None if the header is not an attribute."""
     for prefix in ACCEPTED_PREFIXES:
         if header.startswith(prefix):
             return header[len(prefix) :]
@@ -128,7 +130,7 @@ def _value(value: object) -> str:
 
 
 def _time(value: object) -> str:
-    """A time as text; the binding also allows milliseconds since 1970, AMQP's own timestamp."""
+    """A time as text; the binding also allows AMQP's own timestamp, milliseconds since 1970."""
     if isinstance(value, int) and not isinstance(value, bool):
         try:
             value = datetime.fromtimestamp(value / 1000, UTC)

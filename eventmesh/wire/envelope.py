@@ -1,7 +1,8 @@
-"""The envelope: CloudEvents attributes and encoded data. `seal` makes it, `open_envelope` reads it.
+"""The envelope of a message: CloudEvents attributes and encoded data.
 
-Attributes are kept as one mapping of texts, because every broker carries them so; extensions that
-EventMesh does not know are kept as they came.
+`seal` makes it from a message, `open_envelope` reads the message back: it upcasts older versions
+and validates the data. Attributes are one mapping of strings, as every broker transports them;
+unknown extensions are kept.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ DEFAULT_MAX_BYTES = 1024 * 1024
 """The largest data of a message, in bytes, unless a setting says otherwise."""
 
 MAX_ATTRIBUTE_BYTES = 255
-"""The longest attribute, in bytes of UTF-8: the short-string limit of AMQP 0-9-1."""
+"""The longest attribute in bytes of UTF-8, which is the limit of a short string in AMQP 0-9-1."""
 
 COPIED_TO_EFFECTS = ("sagaid", "sagastep", "traceparent", "tracestate")
-"""Attributes that a message hands on to what is published while it is handled."""
+"""Attributes that are copied from a message to those published while handling it."""
 
 Judge = Callable[[type[Message], int], str | None]
-"""Why a version, from which no upcasters lead to the model, cannot be read as it is; None if it
-can."""
+"""Decides on a version from which no upcasters lead to the model: why the model cannot read it as
+it is, or None if it can."""
 
 _REQUIRED = ("specversion", "id", "source", "type")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -48,20 +49,20 @@ _DATASCHEMA = re.compile(r"urn:eventmesh:([^:]+):([1-9][0-9]{0,8})")
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One message on its way. `attributes` is never changed after it was made."""
+    """A message in transit. `attributes` is never changed."""
 
     attributes: Mapping[str, str]
     data: bytes
 
     @property
     def id(self) -> str:
-        """The message's id, the same through retries and replays; empty when it came without."""
+        """The message's id, which retries and replays keep; empty if it has none."""
         return self.attributes.get("id", "")
 
     @property
     def unique_id(self) -> str:
-        """What no other message has: a UUID alone is that; of any other id, CloudEvents promises
-        it only together with the source."""
+        """An id that no other message has: the id itself if it is a UUID, else a hash of source and
+        id, because CloudEvents makes only the two together unique."""
         if _UUID.fullmatch(self.id):
             return self.id
         both = f"{self.attributes.get('source', '')}\n{self.id}"
@@ -69,22 +70,22 @@ class Envelope:
 
     @property
     def name(self) -> str:
-        """The message's name, CloudEvents' `type`; empty when it came without."""
+        """The message's name, in CloudEvents its `type`; empty if it has none."""
         return self.attributes.get("type", "")
 
     @property
     def key(self) -> str | None:
-        """What orders this message among others; None when any order will do."""
+        """Messages with the same key stay in order; None for a message without order."""
         return self.attributes.get("partitionkey") or self.attributes.get("subject")
 
     @property
     def correlation_id(self) -> str:
-        """The id of the message with which this chain of messages began."""
+        """The id of the first message in this chain of causes."""
         return self.attributes.get("correlationid", "") or self.id
 
     @property
     def time(self) -> datetime | None:
-        """When the message was made, if it says so in RFC 3339."""
+        """When the message was made; None without a time in RFC 3339."""
         try:
             return datetime.fromisoformat(self.attributes["time"])
         except (KeyError, ValueError):
@@ -92,8 +93,8 @@ class Envelope:
 
 
 def part_of(key: str | None, message_id: str, parts: int) -> int:
-    """To which of so many parts a key belongs, the same in every process; a message without one may
-    go anywhere, so its id spreads it."""
+    """The number of the part, out of `parts`, to which a key belongs, the same in every process.
+    Messages without a key are spread by their ids."""
     return zlib.crc32((key if key is not None else message_id).encode()) % parts
 
 
@@ -107,10 +108,10 @@ def seal(
     max_bytes: int = DEFAULT_MAX_BYTES,
     version: int | None = None,
 ) -> Envelope:
-    """The envelope of a new message from the service `source`, caused by `cause` if that is given.
-    Its data is written as the `version` that is given, or else as the model's own.
+    """The envelope of a new message from the service `source`, published while handling `cause`.
+    The data is written in `version`, or else in the model's own.
 
-    MessageTooLarge when its data is over `max_bytes`; UsageError when an attribute is too long, or
+    MessageTooLarge if the data has more than `max_bytes`; UsageError if an attribute is too long or
     a downcaster fails.
     """
     identity = message.__identity__
@@ -132,8 +133,8 @@ def seal(
     if cause is not None:
         copied = {name: cause.attributes.get(name, "") for name in COPIED_TO_EFFECTS}
         copied |= {"correlationid": cause.correlation_id, "causationid": cause.id}
-        # What a foreign message made too long is left out rather than refused: not our handler's
-        # fault, and W3C Trace Context lets a tracestate be dropped.
+        # Values of a foreign message that are too long are dropped: the handler cannot help it, and
+        # W3C Trace Context allows dropping a tracestate.
         attributes |= {name: value for name, value in copied.items() if value and _fits(value)}
     if extensions:
         attributes.update(extensions)
@@ -143,7 +144,7 @@ def seal(
 
 
 def _write(message: Message, version: int) -> bytes:
-    """Every field, under the name that the frozen schema shows."""
+    """The data with every field, under the names in the frozen schema."""
     model = type(message)
     data = message.model_dump_json(by_alias=True).encode()
     if version == model.__identity__.version:
@@ -152,13 +153,13 @@ def _write(message: Message, version: int) -> bytes:
         return to_json(downcast(model, from_json(data), version))
     except PydanticSerializationError as error:
         raise UsageError(
-            f"What the downcasters of {model.__identity__} made of it as version {version} is no "
+            f"What the downcasters of {model.__identity__} made of it as version {version} is not "
             f"JSON: {error}."
         ) from error
 
 
 def check_size(envelope: Envelope, max_bytes: int) -> None:
-    """MessageTooLarge or UsageError when a broker could not take this envelope."""
+    """MessageTooLarge or UsageError if some broker could not store this envelope."""
     if len(envelope.data) > max_bytes:
         raise MessageTooLarge(
             f"{envelope.name} with key {envelope.key!r} has {len(envelope.data):,} bytes of data; "
@@ -166,7 +167,7 @@ def check_size(envelope: Envelope, max_bytes: int) -> None:
             f"EVENTMESH_MAX_MESSAGE_BYTES for every service."
         )
     if max(map(len, envelope.attributes.values())) * 4 <= MAX_ATTRIBUTE_BYTES:
-        return  # four bytes is the longest character: most are not looked at one by one
+        return  # a character has at most 4 bytes, so most envelopes need no closer look
     for name, value in envelope.attributes.items():
         if not _fits(value):
             raise UsageError(
@@ -176,17 +177,17 @@ def check_size(envelope: Envelope, max_bytes: int) -> None:
 
 
 def _fits(value: str) -> bool:
-    # Four bytes is the longest character: most values need not be encoded to be measured.
+    # A character has at most 4 bytes, so most values need not be encoded.
     return len(value) * 4 <= MAX_ATTRIBUTE_BYTES or len(value.encode()) <= MAX_ATTRIBUTE_BYTES
 
 
 def check_envelope(envelope: Envelope) -> None:
-    """UnreadableMessage when this is no CloudEvent of ours."""
+    """UnreadableMessage if required CloudEvents attributes are missing or of another version."""
     missing = [name for name in _REQUIRED if not envelope.attributes.get(name)]
     if missing:
         raise UnreadableMessage(
-            f"this is no CloudEvents message: {', '.join(missing)} missing. Whoever published it "
-            f"did not use EventMesh or the CloudEvents headers."
+            f"this is not a CloudEvents message: {', '.join(missing)} missing. Its publisher uses "
+            f"neither EventMesh nor CloudEvents attributes."
         )
     if envelope.attributes["specversion"] != "1.0":
         raise UnreadableMessage(
@@ -195,13 +196,13 @@ def check_envelope(envelope: Envelope) -> None:
 
 
 def version_of(envelope: Envelope) -> int:
-    """The schema version in which the data was written; UnreadableMessage when it is not said."""
+    """The schema version of the data; UnreadableMessage if the envelope does not name it."""
     dataschema = envelope.attributes.get("dataschema", "")
     name, version = _parse_dataschema(dataschema)
     if version is None or name != envelope.name:
         raise UnreadableMessage(
-            f"the attribute dataschema is {dataschema!r} and names no version of {envelope.name}; "
-            f"urn:eventmesh:{envelope.name}:<version> was expected."
+            f"the attribute dataschema is {dataschema!r} and does not name a version of "
+            f"{envelope.name}; urn:eventmesh:{envelope.name}:<version> was expected."
         )
     return version
 
@@ -209,10 +210,10 @@ def version_of(envelope: Envelope) -> int:
 def open_envelope(
     envelope: Envelope, model: type[Message], judge: Judge = describe_unreadable_version
 ) -> Message:
-    """The message inside, brought to the model's version and validated. `judge` decides on versions
-    from which nothing leads there.
+    """The message in the envelope, upcast to the model's version and validated. `judge` decides on
+    versions without upcasters.
 
-    UnreadableMessage, with a reason for people, when that can never succeed.
+    UnreadableMessage, with a reason for people, if this can never succeed.
     """
     version = version_of(envelope)
     own = version == model.__identity__.version
@@ -223,12 +224,12 @@ def open_envelope(
     try:
         if own:
             return model.model_validate_json(envelope.data)
-        # Through JSON again, because a strict model takes a date from JSON but not from a str.
+        # Through JSON again, because a strict model accepts a date from JSON, but not from a str.
         return model.model_validate_json(to_json(upcast(model, _parse(envelope), version)))
     except ValidationError as error:
         raise UnreadableMessage(describe_invalid_data(model, error)) from error
     except (PydanticSerializationError, ArithmeticError, LookupError, TypeError) as error:
-        # What an upcaster returned, or what a user's validator let escape.
+        # From what an upcaster returned, or raised by a user's validator.
         raise UnreadableMessage(
             f"the data could not be read as {model.__identity__}: {error!r}"
         ) from error
@@ -246,5 +247,5 @@ def _parse(envelope: Envelope) -> dict[str, object]:
     except ValueError as error:
         raise UnreadableMessage(f"the data is not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise UnreadableMessage("the data is JSON, but no object")
+        raise UnreadableMessage("the data is JSON, but not an object")
     return data

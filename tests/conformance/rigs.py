@@ -12,7 +12,7 @@ from eventmesh.testing.servers import ControlledServer, Server
 from eventmesh.transports.base import Subscription, Transport, TransportOptions
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.memory import MemoryBroker, MemoryTransport
-from eventmesh.transports.sqlite.transport import path_of
+from eventmesh.transports.sqlite.file import path_of
 from tests.conformance.losing import losing_topology
 from tests.conformance.refusing import refusing
 from tests.support.proxy import proxy_before

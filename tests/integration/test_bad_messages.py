@@ -44,7 +44,7 @@ def bad_messages(attributes: Attributes, broker: str) -> list[tuple[str, dict[st
         ),
         ("dataschema is ''", attributes(dataschema=""), GOOD),
         (
-            "no CloudEvents message: specversion, id, source missing",
+            "not a CloudEvents message: specversion, id, source missing",
             attributes(specversion="", id="", source=""),
             GOOD,
         ),

@@ -351,12 +351,12 @@ async def test_a_message_that_was_committed_and_not_acknowledged_has_no_second_e
 @pytest.mark.parametrize(
     ("attributes", "data", "reason"),
     [
-        ({}, b"\x00\xff garbage", "no CloudEvents message"),
+        ({}, b"\x00\xff garbage", "not a CloudEvents message"),
         ({"huge": "x" * 130_900}, b"{}", "CloudEvents"),
         (
             {"id": "1", "source": "/orders", "type": "orders.order_placed", "specversion": "1.0"},
             b"{}",
-            "names no version",
+            "does not name a version",
         ),
     ],
 )

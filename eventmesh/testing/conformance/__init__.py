@@ -1,7 +1,7 @@
-"""What every transport guarantees, as functions that an author of a transport can run.
+"""The guarantees of every transport, as functions that the author of a transport can run.
 
-Each guarantee takes a `Rig`, uses only the protocol of `eventmesh.transports.base`, and raises
-GuaranteeBroken with what it saw. Bind `GUARANTEES` to a test framework of your choice:
+Each guarantee takes a `Rig`, uses only the protocol in `eventmesh.transports.base`, and raises
+GuaranteeBroken with what it observed. Run `GUARANTEES` in any test framework:
 
     @pytest.mark.parametrize("guarantee", GUARANTEES, ids=lambda g: g.__name__)
     async def test_mine(guarantee):
@@ -19,30 +19,30 @@ GuaranteeBroken with what it saw. Bind `GUARANTEES` to a test framework of your 
         except NotApplicable as reason:
             pytest.skip(str(reason))
 
-A rig should have all that can be done to its broker: a guarantee that lacks what it needs is
-NotApplicable, which proves nothing. `eventmesh.testing.servers.serve_controlled` has servers to
-restart, a TCP proxy cuts connections. A transport that other processes can reach by
-`eventmesh.transports.factory` gives `url` and `prefix`; then consumers die by SIGKILL instead of
-by leaving.
+Give the rig every fault that its broker can have: a guarantee without the fault that it needs
+raises NotApplicable, which proves nothing. `eventmesh.testing.servers.serve_controlled` starts
+servers that can be restarted; a TCP proxy can cut connections. If `eventmesh.transports.factory`
+can open the transport from another process, set `url` and `prefix`: then consumers are killed by
+SIGKILL, instead of leaving.
 
-Names are unique to each rig, so that a broker may be shared; but what is done to it reaches all who
-use it. With a broker on the same machine the whole takes about half a minute, and the time of two
-restarts.
+Each rig uses names of its own, so that rigs can share a broker; but a fault affects everybody on
+the broker. With a broker on the same machine, all guarantees together take about half a minute,
+plus two restarts.
 """
 
 from eventmesh.testing.conformance.consuming import (
-    a_killed_consumer_gives_up_its_deliveries,
     a_slow_consumer_keeps_its_deliveries,
-    deaths_are_counted,
-    prefetch_counts_all_messages_of_a_subscription,
-    prefetch_is_a_bound,
+    deliveries_of_a_killed_consumer_come_again,
+    deliveries_to_dead_workers_are_counted,
+    prefetch_limits_unsettled_deliveries,
+    prefetch_spans_all_messages_of_a_subscription,
+    prefetched_messages_do_not_count_as_delivered,
     receive_can_be_cancelled,
-    unsettled_goes_back_on_leaving,
-    what_was_not_handed_out_does_not_count,
+    unsettled_deliveries_return_on_leaving,
 )
 from eventmesh.testing.conformance.counting import (
-    a_census_counts_what_is_there,
-    a_census_disturbs_nobody,
+    a_census_changes_nothing,
+    a_census_counts_every_message,
 )
 from eventmesh.testing.conformance.delivering import (
     backlog_before_the_first_consumer,
@@ -54,34 +54,34 @@ from eventmesh.testing.conformance.delivering import (
     round_trip,
 )
 from eventmesh.testing.conformance.failing import (
-    a_closed_transport_says_so,
-    a_cut_connection_is_made_anew,
-    a_restarted_broker_has_everything,
-    closing_ends_what_waits,
-    lost_topology_is_made_again,
-    topology_lost_while_running_is_restored,
+    a_closed_transport_is_unreachable,
+    a_cut_connection_is_replaced,
+    a_restart_loses_nothing,
+    closing_ends_a_waiting_receive,
+    deleted_topology_is_restored,
+    topology_is_declared_again_after_data_loss,
 )
 from eventmesh.testing.conformance.keeping import (
     unrouted_messages_are_listed_kept_and_purged,
-    what_was_kept_for_a_first_subscription_comes_once,
+    unrouted_messages_reach_the_first_subscription_once,
 )
 from eventmesh.testing.conformance.publishing import (
-    a_refusal_leaves_the_rest,
+    a_rejected_message_leaves_the_rest,
     batches_of_any_size,
     many_tasks_share_a_transport,
-    nothing_overtakes_what_is_refused,
+    nothing_overtakes_a_rejected_message,
 )
 from eventmesh.testing.conformance.rig import Guarantee, GuaranteeBroken, NotApplicable, Rig
 from eventmesh.testing.conformance.settling import (
     dead_letters_are_kept,
     delayed_retry,
     delays_do_not_block_each_other,
-    one_letter_for_each_message,
-    settled_is_gone,
+    one_dead_letter_for_each_message,
+    settled_messages_are_gone,
     settling_is_always_possible,
     settling_out_of_order,
     settling_twice_is_harmless,
-    stats_count_what_is_there,
+    stats_count_messages_by_state,
 )
 
 GUARANTEES: tuple[Guarantee, ...] = (
@@ -93,36 +93,36 @@ GUARANTEES: tuple[Guarantee, ...] = (
     backlog_before_the_first_consumer,
     backlog_before_the_first_subscription,
     batches_of_any_size,
-    a_refusal_leaves_the_rest,
-    nothing_overtakes_what_is_refused,
+    a_rejected_message_leaves_the_rest,
+    nothing_overtakes_a_rejected_message,
     many_tasks_share_a_transport,
-    prefetch_is_a_bound,
-    prefetch_counts_all_messages_of_a_subscription,
+    prefetch_limits_unsettled_deliveries,
+    prefetch_spans_all_messages_of_a_subscription,
     receive_can_be_cancelled,
-    unsettled_goes_back_on_leaving,
-    what_was_not_handed_out_does_not_count,
+    unsettled_deliveries_return_on_leaving,
+    prefetched_messages_do_not_count_as_delivered,
     a_slow_consumer_keeps_its_deliveries,
-    a_killed_consumer_gives_up_its_deliveries,
-    deaths_are_counted,
-    settled_is_gone,
+    deliveries_of_a_killed_consumer_come_again,
+    deliveries_to_dead_workers_are_counted,
+    settled_messages_are_gone,
     settling_out_of_order,
     settling_twice_is_harmless,
     delayed_retry,
     delays_do_not_block_each_other,
     dead_letters_are_kept,
-    one_letter_for_each_message,
+    one_dead_letter_for_each_message,
     settling_is_always_possible,
-    stats_count_what_is_there,
-    a_census_counts_what_is_there,
-    a_census_disturbs_nobody,
+    stats_count_messages_by_state,
+    a_census_counts_every_message,
+    a_census_changes_nothing,
     unrouted_messages_are_listed_kept_and_purged,
-    what_was_kept_for_a_first_subscription_comes_once,
-    closing_ends_what_waits,
-    a_closed_transport_says_so,
-    a_cut_connection_is_made_anew,
-    lost_topology_is_made_again,
-    topology_lost_while_running_is_restored,
-    a_restarted_broker_has_everything,
+    unrouted_messages_reach_the_first_subscription_once,
+    closing_ends_a_waiting_receive,
+    a_closed_transport_is_unreachable,
+    a_cut_connection_is_replaced,
+    topology_is_declared_again_after_data_loss,
+    deleted_topology_is_restored,
+    a_restart_loses_nothing,
 )
 
 __all__ = [
@@ -131,42 +131,42 @@ __all__ = [
     "GuaranteeBroken",
     "NotApplicable",
     "Rig",
-    "a_census_counts_what_is_there",
-    "a_census_disturbs_nobody",
-    "a_closed_transport_says_so",
-    "a_cut_connection_is_made_anew",
-    "a_killed_consumer_gives_up_its_deliveries",
-    "a_refusal_leaves_the_rest",
-    "a_restarted_broker_has_everything",
+    "a_census_changes_nothing",
+    "a_census_counts_every_message",
+    "a_closed_transport_is_unreachable",
+    "a_cut_connection_is_replaced",
+    "a_rejected_message_leaves_the_rest",
+    "a_restart_loses_nothing",
     "a_slow_consumer_keeps_its_deliveries",
     "backlog_before_the_first_consumer",
     "backlog_before_the_first_subscription",
     "batches_of_any_size",
-    "closing_ends_what_waits",
+    "closing_ends_a_waiting_receive",
     "competing_consumers",
     "dead_letters_are_kept",
-    "deaths_are_counted",
     "delayed_retry",
     "delays_do_not_block_each_other",
+    "deleted_topology_is_restored",
+    "deliveries_of_a_killed_consumer_come_again",
+    "deliveries_to_dead_workers_are_counted",
     "fan_out",
-    "lost_topology_is_made_again",
     "many_tasks_share_a_transport",
-    "nothing_overtakes_what_is_refused",
-    "one_letter_for_each_message",
+    "nothing_overtakes_a_rejected_message",
+    "one_dead_letter_for_each_message",
     "order_for_one_consumer",
     "order_within_a_key_survives_a_stop",
-    "prefetch_counts_all_messages_of_a_subscription",
-    "prefetch_is_a_bound",
+    "prefetch_limits_unsettled_deliveries",
+    "prefetch_spans_all_messages_of_a_subscription",
+    "prefetched_messages_do_not_count_as_delivered",
     "receive_can_be_cancelled",
     "round_trip",
-    "settled_is_gone",
+    "settled_messages_are_gone",
     "settling_is_always_possible",
     "settling_out_of_order",
     "settling_twice_is_harmless",
-    "stats_count_what_is_there",
-    "topology_lost_while_running_is_restored",
+    "stats_count_messages_by_state",
+    "topology_is_declared_again_after_data_loss",
     "unrouted_messages_are_listed_kept_and_purged",
-    "unsettled_goes_back_on_leaving",
-    "what_was_kept_for_a_first_subscription_comes_once",
-    "what_was_not_handed_out_does_not_count",
+    "unrouted_messages_reach_the_first_subscription_once",
+    "unsettled_deliveries_return_on_leaving",
 ]

@@ -1,4 +1,4 @@
-"""What a consumer holds, keeps, gives back, and loses when it dies."""
+"""Prefetch, leaving, dying: to whom deliveries belong."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from eventmesh.transports.base import Delivery, publish_or_raise
 from eventmesh.transports.outcome import DONE, RetryAfter
 
 
-async def prefetch_is_a_bound(rig: Rig) -> None:
-    """No more than `prefetch` deliveries are out unsettled; the rest is there for others."""
+async def prefetch_limits_unsettled_deliveries(rig: Rig) -> None:
+    """At most `prefetch` deliveries are unsettled; other consumers can get the rest."""
     subscription = rig.subscription("bounded")
     sent = rig.envelopes(10)
     async with rig.open() as transport:
@@ -35,8 +35,8 @@ async def prefetch_is_a_bound(rig: Rig) -> None:
         same_ids([*held, *rest], sent)
 
 
-async def prefetch_counts_all_messages_of_a_subscription(rig: Rig) -> None:
-    """A subscription to several messages has one bound for all of them together."""
+async def prefetch_spans_all_messages_of_a_subscription(rig: Rig) -> None:
+    """A subscription to several messages has one limit for all of them together."""
     subscription = rig.subscription("wide", "happened", "ended", "failed")
     names = ("happened", "ended", "failed")
     sent = [envelope for name in names for envelope in rig.envelopes(4, name)]
@@ -50,9 +50,9 @@ async def prefetch_counts_all_messages_of_a_subscription(rig: Rig) -> None:
         same_ids([*held, *await drain(rig, transport, subscription, 7)], sent)
 
 
-async def unsettled_goes_back_on_leaving(rig: Rig) -> None:
-    """A consumer that leaves in good order gives back what it did not settle, at once: it does
-    not take until the visibility timeout."""
+async def unsettled_deliveries_return_on_leaving(rig: Rig) -> None:
+    """When a consumer leaves, its unsettled deliveries return to the queue at once, not after the
+    visibility timeout."""
     subscription = rig.subscription("returned")
     sent = rig.envelopes(8)
     async with rig.open(FOR_EVER) as transport:
@@ -65,7 +65,7 @@ async def unsettled_goes_back_on_leaving(rig: Rig) -> None:
 
 
 async def receive_can_be_cancelled(rig: Rig) -> None:
-    """Cancelling `receive` at any moment loses nothing."""
+    """Cancelling `receive` at any moment loses no message."""
     subscription = rig.subscription("cancelled")
     sent = rig.envelopes(20)
     async with rig.open() as transport:
@@ -86,8 +86,9 @@ async def receive_can_be_cancelled(rig: Rig) -> None:
         same_ids(got, sent)
 
 
-async def a_killed_consumer_gives_up_its_deliveries(rig: Rig) -> None:
-    """What a process held when SIGKILL hit it is delivered to another, counted as redelivered."""
+async def deliveries_of_a_killed_consumer_come_again(rig: Rig) -> None:
+    """Deliveries of a process that is killed by SIGKILL go to another consumer, with a higher
+    count."""
     subscription = rig.subscription("bereaved")
     sent = rig.envelopes(6)
     async with rig.open() as transport:
@@ -101,7 +102,7 @@ async def a_killed_consumer_gives_up_its_deliveries(rig: Rig) -> None:
 
 
 async def a_slow_consumer_keeps_its_deliveries(rig: Rig) -> None:
-    """A handler slower than the visibility timeout keeps its message while its process lives."""
+    """A handler may take longer than the visibility timeout, as long as its process is alive."""
     subscription = rig.subscription("slow")
     sent = rig.envelopes(2)
     async with rig.open() as first, rig.open() as second:
@@ -116,9 +117,10 @@ async def a_slow_consumer_keeps_its_deliveries(rig: Rig) -> None:
             await slow.settle([(delivery, DONE) for delivery in held])
 
 
-async def what_was_not_handed_out_does_not_count(rig: Rig) -> None:
-    """What a consumer had fetched and not handed out when it left comes as if it had never been
-    fetched: `deliveries` counts only what a worker may have begun."""
+async def prefetched_messages_do_not_count_as_delivered(rig: Rig) -> None:
+    """A message that a consumer fetched but had not returned from `receive` when it left comes
+    with the same `deliveries` as before: only deliveries that a worker may have started to
+    handle count."""
     subscription = rig.subscription("untouched")
     sent = rig.envelopes(8)
     begun: set[str] = set()
@@ -138,9 +140,9 @@ async def what_was_not_handed_out_does_not_count(rig: Rig) -> None:
         expect(counted <= begun, f"{len(begun)} handed out, {len(counted)} counted: {got}")
 
 
-async def deaths_are_counted(rig: Rig) -> None:
-    """After a message's worker has died with it twice, its third delivery says so, whatever
-    becomes of the messages beside it; a retry that was asked for begins to count anew."""
+async def deliveries_to_dead_workers_are_counted(rig: Rig) -> None:
+    """After two workers died with a message, `deliveries` is 3, whatever happened to the messages
+    beside it. A retry that was asked for starts at 1 again."""
     subscription = rig.subscription("poisoned")
     [poison] = rig.envelopes(1)
     async with rig.open() as transport:

@@ -1,4 +1,4 @@
-"""What a census counts, and that it is no more than a look."""
+"""A census counts every message, and changes nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from eventmesh.testing.conformance.observing import (
     drain,
     eventually,
-    eventually_told,
+    eventually_async,
     expect,
     in_order,
     receive,
@@ -21,10 +21,10 @@ from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
 
-async def a_census_counts_what_is_there(rig: Rig) -> None:
-    """A census tells how many messages of each version a subscription has waiting, delayed, in
-    flight and dead, and how many no subscription takes yet; what the broker does not show of those
-    in flight is hidden, never 0. Looking makes nothing."""
+async def a_census_counts_every_message(rig: Rig) -> None:
+    """A census counts, for each version, the ready, delayed, in-flight and dead messages of a
+    subscription, and unrouted ones. In-flight messages that the broker does not show are hidden,
+    never 0. A census creates nothing."""
     subscription = rig.subscription("counted", "happened", "ended")
     async with rig.open(FOR_EVER) as transport:
 
@@ -37,7 +37,7 @@ async def a_census_counts_what_is_there(rig: Rig) -> None:
                 return _agrees(_told(seen), Counter(expected), seen)
 
             try:
-                await eventually_told(rig, agrees, "")
+                await eventually_async(rig, agrees, "")
             except AssertionError:
                 expect(False, f"{expected} is what is there, and {seen and seen.lots} is told")
 
@@ -69,9 +69,9 @@ async def a_census_counts_what_is_there(rig: Rig) -> None:
         expect(not stranger.lots, "nobody has published what this subscription takes")
 
 
-async def a_census_disturbs_nobody(rig: Rig) -> None:
-    """While messages are published and handled, one census after the other loses, doubles and
-    reorders nothing, and makes no other attempt of any message."""
+async def a_census_changes_nothing(rig: Rig) -> None:
+    """While messages are published and handled, repeated censuses lose, duplicate and reorder
+    nothing, and start no new attempt."""
     subscription = rig.subscription("undisturbed")
     keys = [rig.envelopes(100, key=key) for key in ("a", "b", "c")]
     sent = [envelope for each in zip(*keys, strict=True) for envelope in each]
@@ -111,7 +111,7 @@ async def a_census_disturbs_nobody(rig: Rig) -> None:
 
 
 def _versions(envelopes: list[Envelope], *versions: int | None) -> list[Envelope]:
-    """The same messages, as these versions of them; None is a message that names none."""
+    """The same messages with these versions; None makes a message without a version."""
     return [
         Envelope(
             {
@@ -125,7 +125,7 @@ def _versions(envelopes: list[Envelope], *versions: int | None) -> list[Envelope
 
 
 def _told(census: Census) -> Counter[str]:
-    """What was counted, by state, last part of the name, and version."""
+    """The counts by state, last part of the name, and version."""
     return Counter(
         {
             f"{kind.state}_{kind.message.rpartition('.')[2]}_{kind.version}": lot.number
@@ -135,7 +135,7 @@ def _told(census: Census) -> Counter[str]:
 
 
 def _agrees(told: Counter[str], expected: Counter[str], census: Census) -> bool:
-    """Whether all is told that is there; but for what is in flight, where that is hidden."""
+    """Whether everything was counted, except in-flight messages if they are hidden."""
     hidden = {(each.state, each.number) for each in census.hidden}
     flying = {name for name in expected if name.startswith("in_flight")}
     if hidden == {("in_flight", None)} and not any(told[name] for name in flying):

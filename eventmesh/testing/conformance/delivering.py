@@ -1,4 +1,4 @@
-"""Every message to every subscription, in order, whenever that was declared."""
+"""Every message reaches every subscription, in order, whenever the subscription was declared."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def round_trip(rig: Rig) -> None:
 
 
 async def fan_out(rig: Rig) -> None:
-    """Every subscription gets every message of the names it takes, and no other."""
+    """Every subscription gets every message with one of its names, and no other."""
     subscriptions = [rig.subscription("one"), rig.subscription("two")]
     both = rig.subscription("three", "happened", "ended")
     sent, other = rig.envelopes(5), rig.envelopes(3, "ended")
@@ -51,7 +51,7 @@ async def fan_out(rig: Rig) -> None:
 
 
 async def order_for_one_consumer(rig: Rig) -> None:
-    """One consumer gets messages in the order in which they were published, batch after batch."""
+    """A single consumer gets messages in the order of publishing, across batches."""
     subscription = rig.subscription("ordered")
     sent = rig.envelopes(60)
     async with rig.open() as transport:
@@ -63,7 +63,7 @@ async def order_for_one_consumer(rig: Rig) -> None:
 
 
 async def competing_consumers(rig: Rig) -> None:
-    """Consumers of one subscription share its messages; none is delivered to two of them."""
+    """Consumers of one subscription share its messages; none goes to two of them."""
     subscription = rig.subscription("shared")
     sent = rig.envelopes(40)
     async with rig.open() as first, rig.open() as second:
@@ -92,7 +92,7 @@ async def competing_consumers(rig: Rig) -> None:
 
 
 async def backlog_before_the_first_consumer(rig: Rig) -> None:
-    """What was published before anybody consumed is delivered, in order."""
+    """Messages published before anybody consumed are delivered, in order."""
     subscription = rig.subscription("late")
     sent = rig.envelopes(30)
     async with rig.open() as publisher:
@@ -104,8 +104,8 @@ async def backlog_before_the_first_consumer(rig: Rig) -> None:
 
 
 async def backlog_before_the_first_subscription(rig: Rig) -> None:
-    """What was published before anybody subscribed is kept for the first who does, also when
-    others declare theirs at the same time."""
+    """Messages published before anybody subscribed go to the first subscription, also if others are
+    declared at the same time."""
     sent, other = rig.envelopes(50), rig.envelopes(50, "ended")
     founder, neighbour = rig.subscription("founder"), rig.subscription("neighbour", "ended")
     async with rig.open() as first, rig.open() as second:
@@ -116,8 +116,8 @@ async def backlog_before_the_first_subscription(rig: Rig) -> None:
 
 
 async def order_within_a_key_survives_a_stop(rig: Rig) -> None:
-    """What a consumer gives back on leaving comes before what was published later, so that the
-    next one gets the messages of each key in their order, however little it takes at a time."""
+    """Deliveries that a consumer returns on leaving come before later messages, so that the next
+    consumer gets the messages of each key in order, even in small batches."""
     subscription = rig.subscription("successive")
     keys = [rig.envelopes(20, key=key) for key in ("a", "b", "c")]
     sent = [envelope for each in zip(*keys, strict=True) for envelope in each]

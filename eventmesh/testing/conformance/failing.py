@@ -1,4 +1,4 @@
-"""A broker that is closed, cut off, restarted, or robbed of its data."""
+"""A transport that is closed; a broker that is cut off, restarted, or loses its data."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from eventmesh.errors import Unreachable
 from eventmesh.testing.conformance.observing import (
     drain,
-    drain_anew,
+    drain_reconnecting,
     eventually,
     expect,
-    notices_the_loss,
-    reaching,
+    expect_loss_noticed,
     receive,
+    retry_until_reachable,
     running,
     same_ids,
 )
@@ -25,9 +25,9 @@ from eventmesh.wire.envelope import Envelope
 HOUR = 3600.0
 
 
-async def closing_ends_what_waits(rig: Rig) -> None:
-    """Closing a transport ends a `receive` that waits, by Unreachable; its consumer can still be
-    left, and what was unsettled goes to others. Closing it again changes nothing."""
+async def closing_ends_a_waiting_receive(rig: Rig) -> None:
+    """Closing a transport makes a waiting `receive` raise Unreachable. Its consumer can still be
+    left, and unsettled deliveries go to others. Closing again has no effect."""
     subscription = rig.subscription("closed")
     sent = rig.envelopes(3)
     async with rig.open() as transport:
@@ -44,9 +44,9 @@ async def closing_ends_what_waits(rig: Rig) -> None:
         same_ids(await drain(rig, other, subscription, 3), sent)
 
 
-async def a_closed_transport_says_so(rig: Rig) -> None:
-    """A closed transport does nothing: its methods raise Unreachable, and `publish` returns a
-    result in which it is the error."""
+async def a_closed_transport_is_unreachable(rig: Rig) -> None:
+    """The methods of a closed transport raise Unreachable; `publish` returns a result with that
+    error and leaves the batch unconfirmed. Nothing is done."""
     subscription = rig.subscription("asked")
     async with rig.open() as transport:
         await transport.declare([subscription])
@@ -61,9 +61,9 @@ async def a_closed_transport_says_so(rig: Rig) -> None:
         expect((await other.stats(subscription)).ready == 0, "it was published nevertheless")
 
 
-async def a_cut_connection_is_made_anew(rig: Rig) -> None:
-    """A transport whose connections were cut is Unreachable and then connects again; nothing of
-    what it had published, or was about to settle, is lost."""
+async def a_cut_connection_is_replaced(rig: Rig) -> None:
+    """A transport whose connections were cut raises Unreachable and then reconnects. Nothing that
+    was published, or about to be settled, is lost."""
     cut = needed(rig.cut, "cut")
     subscription = rig.subscription("cut")
     sent, later = rig.envelopes(6), rig.envelopes(3)
@@ -74,14 +74,14 @@ async def a_cut_connection_is_made_anew(rig: Rig) -> None:
         async with transport.consume(subscription, prefetch=10) as consumer:
             await receive(rig, consumer, 4)
             await cut()
-            await reaching(rig, lambda: publish_or_raise(transport, later))
-            await notices_the_loss(rig, consumer)
-        same_ids(await drain_anew(rig, transport, subscription, 7), [*sent[2:], *later])
+            await retry_until_reachable(rig, lambda: publish_or_raise(transport, later))
+            await expect_loss_noticed(rig, consumer)
+        same_ids(await drain_reconnecting(rig, transport, subscription, 7), [*sent[2:], *later])
 
 
-async def a_restarted_broker_has_everything(rig: Rig) -> None:
-    """What was published, delayed or dead before the broker was restarted is so after it, what
-    was unsettled comes again, and the transport goes on."""
+async def a_restart_loses_nothing(rig: Rig) -> None:
+    """Messages that were published, delayed or dead before a restart still are after it; unsettled
+    deliveries come again, and the transport goes on."""
     restart = needed(rig.restart, "restart")
     subscription = rig.subscription("restarted")
     sent, later = rig.envelopes(7), rig.envelopes(3)
@@ -92,9 +92,9 @@ async def a_restarted_broker_has_everything(rig: Rig) -> None:
         async with transport.consume(subscription, prefetch=2) as consumer:
             await receive(rig, consumer, 2)
             await restart()
-            await reaching(rig, lambda: publish_or_raise(transport, later))
+            await retry_until_reachable(rig, lambda: publish_or_raise(transport, later))
         expected = [sent[1], *sent[4:], *later]
-        got = await drain_anew(rig, transport, subscription, len(expected))
+        got = await drain_reconnecting(rig, transport, subscription, len(expected))
         same_ids(got, expected)
         attempts = {delivery.envelope.id: delivery.attempt for delivery in got}
         expect(attempts[sent[1].id] == 2, "the retry is a second attempt")
@@ -107,8 +107,8 @@ async def a_restarted_broker_has_everything(rig: Rig) -> None:
 async def _settle_first_in_every_way(
     rig: Rig, transport: Transport, subscription: Subscription
 ) -> None:
-    """Settle four messages: done, for a retry soon, for a retry much later, and dead. On return
-    the broker has that: a consumer left in good order has nothing under way."""
+    """Settle four messages: done, retried soon, retried much later, and dead. When this returns,
+    the broker has processed all of it, because the consumer has left."""
     async with transport.consume(subscription, prefetch=4) as consumer:
         done, soon, late, dead = await receive(rig, consumer, 4)
         await consumer.settle(
@@ -121,9 +121,10 @@ async def _settle_first_in_every_way(
         )
 
 
-async def lost_topology_is_made_again(rig: Rig) -> None:
-    """A broker that lost its data is published to and consumed from again by those that were
-    connected before; what is published to it before its subscribers are back is kept for them."""
+async def topology_is_declared_again_after_data_loss(rig: Rig) -> None:
+    """After a broker lost its data, transports that were connected before can publish and consume
+    again. Messages that are published before the subscriptions are declared again are kept for
+    them."""
     lose_data = needed(rig.lose_data, "lose_data")
     one, two = rig.subscription("one"), rig.subscription("two")
     early, late = rig.envelopes(4), rig.envelopes(4)
@@ -133,17 +134,17 @@ async def lost_topology_is_made_again(rig: Rig) -> None:
         async with transport.consume(one, prefetch=10) as consumer:
             await receive(rig, consumer, 5)
             await lose_data()
-            await reaching(rig, lambda: publish_or_raise(publisher, early))
-            await notices_the_loss(rig, consumer)
-        await reaching(rig, lambda: transport.declare([one, two]))
-        await reaching(rig, lambda: publish_or_raise(publisher, late))
+            await retry_until_reachable(rig, lambda: publish_or_raise(publisher, early))
+            await expect_loss_noticed(rig, consumer)
+        await retry_until_reachable(rig, lambda: transport.declare([one, two]))
+        await retry_until_reachable(rig, lambda: publish_or_raise(publisher, late))
         for subscription in (one, two):
-            same_ids(await drain_anew(rig, transport, subscription, 8), [*early, *late])
+            same_ids(await drain_reconnecting(rig, transport, subscription, 8), [*early, *late])
 
 
-async def topology_lost_while_running_is_restored(rig: Rig) -> None:
-    """Where somebody deletes the way of messages to subscriptions under those who publish and
-    consume, it is made again without anybody's doing, and all that is published reaches all."""
+async def deleted_topology_is_restored(rig: Rig) -> None:
+    """If somebody deletes the routes to subscriptions while publishers and consumers run, the
+    transports restore them unasked, and every message reaches every subscription."""
     lose_topology = needed(rig.lose_topology, "lose_topology")
     one, two = rig.subscription("one"), rig.subscription("two")
     early, late = rig.envelopes(4), rig.envelopes(4)
@@ -157,7 +158,7 @@ async def topology_lost_while_running_is_restored(rig: Rig) -> None:
                     await consumer.settle([(delivery, DONE) for delivery in got])
                     seen[subscription].update(delivery.envelope.id for delivery in got)
 
-        await reaching(rig, consume_once)
+        await retry_until_reachable(rig, consume_once)
 
     def have(envelopes: Sequence[Envelope]) -> Callable[[], bool]:
         return lambda: all({each.id for each in envelopes} <= ids for ids in seen.values())
@@ -169,7 +170,7 @@ async def topology_lost_while_running_is_restored(rig: Rig) -> None:
             await publish_or_raise(publisher, early)
             await eventually(rig, have(early), "all comes to both")
             await lose_topology([one, two])
-            await reaching(rig, lambda: publish_or_raise(publisher, late))
+            await retry_until_reachable(rig, lambda: publish_or_raise(publisher, late))
             await eventually(rig, have(late), "all that was published after the loss comes to both")
 
 

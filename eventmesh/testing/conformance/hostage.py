@@ -1,4 +1,4 @@
-"""A process that receives deliveries and holds them until it is killed; used by `observing`."""
+"""A process that receives deliveries and holds them until it is killed; see `observing`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eventmesh.transports.factory import open_transport
 
 
 async def hold(url: str, options: TransportOptions, count: int, subscription: Subscription) -> None:
-    """Receive `count` deliveries, say so on standard output, and never settle them."""
+    """Receive `count` deliveries, print `holding`, and never settle them."""
     async with (
         open_transport(url, SystemClock(), options) as transport,
         transport.consume(subscription, prefetch=count) as consumer,

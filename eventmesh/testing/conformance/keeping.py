@@ -1,4 +1,4 @@
-"""What becomes of messages that no subscription takes."""
+"""Unrouted messages: those that no subscription wants yet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from eventmesh.testing.conformance.observing import (
     drain,
-    eventually_told,
+    eventually_async,
     expect,
     in_order,
     same_ids,
@@ -17,9 +17,9 @@ from eventmesh.transports.base import Transport, Unrouted, publish_or_raise
 
 
 async def unrouted_messages_are_listed_kept_and_purged(rig: Rig) -> None:
-    """Messages without a subscriber are counted by name, kept for the first subscription, and
-    deleted only as asked: some of the oldest, or those of an age, or all of a name. Nothing that a
-    subscription takes is deleted."""
+    """Messages without a subscription are counted by name, kept for the first one, and deleted only
+    as requested: the oldest, those of an age, or all of a name. A message that a subscription wants
+    is never deleted."""
     first, second = rig.subscription("first", "happened"), rig.subscription("second", "ended")
     [happened], [ended] = first.messages, second.messages
     names = (happened, ended)
@@ -50,9 +50,9 @@ async def unrouted_messages_are_listed_kept_and_purged(rig: Rig) -> None:
         expect(stats.ready == 0, f"{stats.ready} of the purged came back")
 
 
-async def what_was_kept_for_a_first_subscription_comes_once(rig: Rig) -> None:
-    """Messages without a subscriber are delivered once to the first subscription, and are unrouted
-    no more, also where two processes declare it at the same moment."""
+async def unrouted_messages_reach_the_first_subscription_once(rig: Rig) -> None:
+    """Unrouted messages are delivered to the first subscription once and are then no longer
+    unrouted, also if two processes declare it at the same moment."""
     subscription = rig.subscription("first", "happened")
     async with rig.open() as transport, rig.open() as other:
         sent = rig.envelopes(300, "happened")
@@ -65,7 +65,7 @@ async def what_was_kept_for_a_first_subscription_comes_once(rig: Rig) -> None:
 
 
 async def _holds(rig: Rig, transport: Transport, expected: Mapping[str, int]) -> None:
-    """GuaranteeBroken unless these become the numbers of this rig's messages that are unrouted."""
+    """GuaranteeBroken unless these become the numbers of this rig's unrouted messages."""
     names = rig.subscription("any", "happened", "ended").messages
     told: Mapping[str, int] = {}
 
@@ -75,7 +75,7 @@ async def _holds(rig: Rig, transport: Transport, expected: Mapping[str, int]) ->
         return told == expected
 
     try:
-        await eventually_told(rig, agrees, "")
+        await eventually_async(rig, agrees, "")
     except AssertionError:
         expect(False, f"{told} are reported instead of {expected}")
 

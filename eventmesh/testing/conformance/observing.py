@@ -1,4 +1,4 @@
-"""What guarantees have in common: receiving, waiting, comparing."""
+"""Helpers of the guarantees: receiving, waiting, and comparing what came."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ BACK_OFF = 0.05
 
 
 def expect(holds: bool, seen: object) -> None:
-    """GuaranteeBroken, showing what was seen, unless it holds."""
+    """GuaranteeBroken with `seen`, unless it holds."""
     if not holds:
         raise GuaranteeBroken(str(seen))
 
 
 def same_ids(got: Iterable[Delivery], sent: Iterable[Envelope]) -> None:
-    """GuaranteeBroken unless each of the sent was delivered once, and nothing else."""
+    """GuaranteeBroken unless each message of `sent` was delivered once, and nothing else."""
     delivered = sorted(delivery.envelope.id for delivery in got)
     expected = sorted(envelope.id for envelope in sent)
     expect(
@@ -38,10 +38,10 @@ def same_ids(got: Iterable[Delivery], sent: Iterable[Envelope]) -> None:
 
 
 def in_order(got: Iterable[Delivery], sent: Iterable[Envelope]) -> None:
-    """GuaranteeBroken unless exactly the sent were delivered, those of each key in their order."""
+    """GuaranteeBroken unless exactly `sent` was delivered, in order within each key."""
     expect(
         _numbers_by_key(delivery.envelope for delivery in got) == _numbers_by_key(sent),
-        "another order",
+        "the messages of a key came in another order",
     )
 
 
@@ -53,16 +53,16 @@ def _numbers_by_key(envelopes: Iterable[Envelope]) -> dict[str, list[str]]:
 
 
 async def eventually(rig: Rig, condition: Callable[[], bool], what: str) -> None:
-    """Return once the condition holds; GuaranteeBroken when it does not in time."""
+    """Wait until the condition holds; GuaranteeBroken if it does not within `patience`."""
 
     async def ask() -> bool:
         return condition()
 
-    await eventually_told(rig, ask, what)
+    await eventually_async(rig, ask, what)
 
 
-async def eventually_told(rig: Rig, condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """As `eventually`, for a condition that has to be asked for."""
+async def eventually_async(rig: Rig, condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    """As `eventually`, for an asynchronous condition."""
     clock = SystemClock()
     deadline = clock.monotonic() + rig.patience
     while not await condition():
@@ -99,7 +99,7 @@ async def drain(
 
 
 async def expect_silence(consumer: Consumer, seconds: float) -> None:
-    """GuaranteeBroken when anything is delivered in this time."""
+    """GuaranteeBroken if anything is delivered within this time."""
     try:
         async with asyncio.timeout(seconds):
             got = await consumer.receive(100)
@@ -108,23 +108,23 @@ async def expect_silence(consumer: Consumer, seconds: float) -> None:
     raise GuaranteeBroken(f"nothing should come, but this did: {got}")
 
 
-async def reaching(rig: Rig, work: Callable[[], Awaitable[T]]) -> T:
-    """What the work returns, which is done again for as long as the broker is Unreachable."""
+async def retry_until_reachable(rig: Rig, work: Callable[[], Awaitable[T]]) -> T:
+    """The result of the work, which is repeated while it raises Unreachable."""
     clock = SystemClock()
     deadline = clock.monotonic() + rig.patience
     while True:
         try:
             return await work()
         except Unreachable as error:
-            expect(clock.monotonic() < deadline, f"still not reached: {error}")
+            expect(clock.monotonic() < deadline, f"still unreachable: {error}")
         await clock.sleep(BACK_OFF)
 
 
-async def drain_anew(
+async def drain_reconnecting(
     rig: Rig, transport: Transport, subscription: Subscription, count: int
 ) -> list[Delivery]:
-    """`count` different messages, settled as done. Whenever the broker is lost, it is consumed
-    anew, and what comes twice then counts once."""
+    """`count` different messages, settled as done. After a lost connection this consumes again;
+    a message that comes twice counts once."""
     got: dict[str, Delivery] = {}
 
     async def drain_what_comes() -> None:
@@ -134,27 +134,26 @@ async def drain_anew(
                 await consumer.settle([(delivery, DONE) for delivery in batch])
                 got.update((delivery.envelope.id, delivery) for delivery in batch)
 
-    await reaching(rig, drain_what_comes)
+    await retry_until_reachable(rig, drain_what_comes)
     return list(got.values())
 
 
-async def notices_the_loss(rig: Rig, consumer: Consumer) -> None:
-    """Return once a consumer whose connection is gone says that it is Unreachable, or has
-    connected again by itself and delivers; GuaranteeBroken when it just waits, with something
-    there to deliver."""
+async def expect_loss_noticed(rig: Rig, consumer: Consumer) -> None:
+    """Wait until a consumer that lost its connection raises Unreachable, or has reconnected and
+    delivers. GuaranteeBroken if it does neither although a message is ready."""
     try:
         with suppress(Unreachable):
             async with asyncio.timeout(rig.patience):
                 await consumer.receive(1)
     except TimeoutError:
         raise GuaranteeBroken(
-            f"the consumer lost its broker and did not say so in {rig.patience:.0f} s"
+            f"the consumer lost its connection and raised nothing in {rig.patience:.0f} s"
         ) from None
 
 
 async def either(rig: Rig, holder: Consumer, idle: Consumer, count: int) -> Sequence[Delivery]:
-    """`count` deliveries of `holder`; what went to `idle` first is given over by retry."""
-    giving = asyncio.ensure_future(_give_over(idle))
+    """`count` deliveries of `holder`; deliveries that went to `idle` are passed on by a retry."""
+    giving = asyncio.ensure_future(_retry_everything(idle))
     try:
         return await receive(rig, holder, count)
     finally:
@@ -162,7 +161,7 @@ async def either(rig: Rig, holder: Consumer, idle: Consumer, count: int) -> Sequ
         await asyncio.gather(giving, return_exceptions=True)
 
 
-async def _give_over(consumer: Consumer) -> None:
+async def _retry_everything(consumer: Consumer) -> None:
     while True:
         batch = await consumer.receive(1)
         await consumer.settle([(delivery, RetryAfter(0.05)) for delivery in batch])
@@ -171,8 +170,8 @@ async def _give_over(consumer: Consumer) -> None:
 async def die_while_holding(
     rig: Rig, transport: Transport, subscription: Subscription, count: int
 ) -> None:
-    """Let a consumer receive `count` deliveries and vanish: another process, by SIGKILL, where
-    another can reach the broker."""
+    """Make a consumer receive `count` deliveries and die: in another process, by SIGKILL, if
+    another process can reach the broker."""
     if rig.url is not None:
         await _kill_while_holding(rig, rig.url, subscription, count)
         return
@@ -201,7 +200,7 @@ async def _kill_while_holding(rig: Rig, url: str, subscription: Subscription, co
 
 @asynccontextmanager
 async def running(*work: Awaitable[None]) -> AsyncIterator[None]:
-    """Run these beside the body and cancel them after it; one that failed fails it."""
+    """Run these concurrently with the body, and cancel them after it; raises their errors."""
     tasks = [asyncio.ensure_future(awaitable) for awaitable in work]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Batches of any size, by many tasks at once, and refusals."""
+"""Batches of any size, from many tasks at once, and rejected messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIB = 1024 * 1024
 
 
 async def batches_of_any_size(rig: Rig) -> None:
-    """A batch may be empty, or have a thousand messages, or one of a mebibyte."""
+    """A batch may be empty, have a thousand messages, or one message of a mebibyte."""
     subscription = rig.subscription("sizes")
     [first, *thousand] = rig.envelopes(1001)
     big = replace(first, data=bytes(range(256)) * (MIB // 256))
@@ -30,9 +30,9 @@ async def batches_of_any_size(rig: Rig) -> None:
         expect(got[0].envelope == big, "the big one came otherwise than it was sent")
 
 
-async def a_refusal_leaves_the_rest(rig: Rig) -> None:
-    """A message that the broker rejects is named by the result, the others of its batch are
-    published, and the transport goes on."""
+async def a_rejected_message_leaves_the_rest(rig: Rig) -> None:
+    """The result names a message that the broker rejects; the others of its batch are published,
+    and the transport goes on."""
     subscription = rig.subscription("refusing")
     before, plain, odd, behind, after = rig.envelopes(5)
     odd = replace(odd, attributes={**odd.attributes, "odd": "o" * (MIB // 2)})
@@ -49,10 +49,10 @@ async def a_refusal_leaves_the_rest(rig: Rig) -> None:
         same_ids(await drain(rig, transport, subscription, len(expected)), expected.values())
 
 
-async def nothing_overtakes_what_is_refused(rig: Rig) -> None:
-    """Messages that the broker rejects are named by the result, and no others. Where a batch is
-    stored in one step, so are later messages of the same key, which are not stored either. Once the
-    broker rejects them no longer, they can be published."""
+async def nothing_overtakes_a_rejected_message(rig: Rig) -> None:
+    """The result names the messages that the broker rejects, and no others. With `atomic_batches`,
+    it also names later messages of the same key, which are not stored either. Once the broker
+    accepts them, they can be published."""
     refuse = needed(rig.refuse, "refuse")
     taking, refusing = rig.subscription("taking"), rig.subscription("refusing", "refused")
     ahead, behind = rig.envelopes(2)
@@ -74,8 +74,8 @@ async def nothing_overtakes_what_is_refused(rig: Rig) -> None:
 
 
 async def many_tasks_share_a_transport(rig: Rig) -> None:
-    """Tasks may publish at the same time, each keeping its own order, and settle deliveries of
-    one consumer at the same time."""
+    """Tasks may publish concurrently, each keeping its order, and settle deliveries of one consumer
+    concurrently."""
     subscription = rig.subscription("busy")
     sent = {key: rig.envelopes(40, key=key) for key in "abcde"}
     everything = [envelope for each in sent.values() for envelope in each]
@@ -100,8 +100,8 @@ async def many_tasks_share_a_transport(rig: Rig) -> None:
 async def _settled_by_many(
     rig: Rig, consumer: Consumer, count: int, tasks: asyncio.TaskGroup
 ) -> dict[int, list[Delivery]]:
-    """Deliveries by their attempt, settled each by a task of its own: every fifth message is
-    retried once."""
+    """Deliveries by attempt, each settled by a task of its own; every fifth message is retried
+    once."""
     got: dict[int, list[Delivery]] = defaultdict(list)
     missing = count
     while missing:

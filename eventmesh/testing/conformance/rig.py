@@ -1,4 +1,4 @@
-"""What a guarantee is tried on, and the ways in which that can end."""
+"""The rig that a guarantee runs on, and the two ways in which it can fail."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from eventmesh.wire.envelope import Envelope
 T = TypeVar("T")
 
 FOR_EVER = 600.0
-"""Seconds of a visibility timeout that never ends while a guarantee is tried."""
+"""A visibility timeout, in seconds, that does not expire while a guarantee runs."""
 
 
 class GuaranteeBroken(AssertionError):
-    """A transport did not do what every transport does."""
+    """A transport did not keep a guarantee."""
 
 
 class NotApplicable(Exception):
-    """The rig cannot do what this guarantee needs, so nothing was proved: report it as skipped."""
+    """The rig lacks a fault that this guarantee needs. Nothing was proved: report it as skipped."""
 
 
 @dataclass(frozen=True)
 class Rig:
-    """What a guarantee is tried on.
+    """A broker, how to connect to it, and its faults.
 
-    `connect` gives a connected transport with the visibility timeout that it is told, in seconds;
-    always to the same broker, closed on leaving. `url` and `prefix` let another process reach what
-    `connect` reaches, by `eventmesh.transports.factory`; `url` is None when none can.
+    `connect` takes a visibility timeout in seconds and opens a transport, always to the same
+    broker. `url` and `prefix` let another process open the same through
+    `eventmesh.transports.factory`; `url` is None if no other process can.
 
-    What is done to the broker, each returning once it is done; None where it cannot be done, and
-    the guarantees that need it are then NotApplicable:
-    `restart` ends the broker, as a crash does, and starts it again;
-    `lose_data` does so and has it lose all that it stored;
-    `lose_topology` deletes the way of messages to these subscriptions (an exchange, bindings,
-    consumer groups), while the broker and all connections run on;
-    `cut` cuts all connections that `connect` has made, while the broker runs on;
-    `refuse` has the broker refuse all messages of the name that it is told, inside a context.
+    The faults return once they have happened, and are None if the broker cannot have them:
 
-    `patience` is the number of seconds after which what must happen counts as not happening.
+    - `restart` kills the broker and starts it again.
+    - `lose_data` does the same, and deletes everything that the broker stored.
+    - `lose_topology` deletes the exchange, bindings or consumer groups that route messages to these
+      subscriptions, while the broker and all connections go on.
+    - `cut` cuts all connections that `connect` has made; the broker goes on.
+    - `refuse` makes the broker reject all messages of one name, inside a context.
+
+    Something that does not happen within `patience` seconds counts as not happening.
     """
 
     connect: Callable[[float], AbstractAsyncContextManager[Transport]]
@@ -67,14 +67,14 @@ class Rig:
         )
 
     def subscription(self, name: str, *messages: str) -> Subscription:
-        """A subscription of this rig; to the message `happened` unless others are named."""
+        """A subscription with a name of this rig, to the message `happened` or those named."""
         return Subscription(
             f"{self.name}.{name}",
             tuple(f"{self.name}.{message}" for message in messages or ("happened",)),
         )
 
     def envelopes(self, count: int, message: str = "happened", *, key: str = "k") -> list[Envelope]:
-        """New messages, whose data is their number."""
+        """New messages; the data of each is its number."""
         clock = SystemClock()
         return [
             Envelope(
@@ -98,7 +98,7 @@ Guarantee = Callable[[Rig], Awaitable[None]]
 
 
 def needed(what: T | None, name: str) -> T:
-    """The part of a rig that a guarantee needs; NotApplicable when the rig is without it."""
+    """The fault that a guarantee needs; NotApplicable if the rig lacks it."""
     if what is None:
         raise NotApplicable(f"the rig has no `{name}`")
     return what

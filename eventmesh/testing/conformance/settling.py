@@ -1,4 +1,4 @@
-"""What becomes of a message: done, tried again later, or dead; and how it is counted."""
+"""The outcomes of a delivery: done, retried, dead-lettered; and how each is counted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from eventmesh.clock import SystemClock
 from eventmesh.testing.conformance.observing import (
     drain,
-    eventually_told,
+    eventually_async,
     expect,
     expect_silence,
     receive,
@@ -25,8 +25,8 @@ from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
 
-async def settled_is_gone(rig: Rig) -> None:
-    """A settled message is not delivered again, also after the visibility timeout."""
+async def settled_messages_are_gone(rig: Rig) -> None:
+    """A settled message is not delivered again, not even after the visibility timeout."""
     subscription = rig.subscription("settled")
     async with rig.open() as transport:
         await transport.declare([subscription])
@@ -39,7 +39,7 @@ async def settled_is_gone(rig: Rig) -> None:
 
 
 async def settling_out_of_order(rig: Rig) -> None:
-    """Settling some of a batch leaves the others as they are."""
+    """Settling some deliveries of a batch does not affect the others."""
     subscription = rig.subscription("picky")
     sent = rig.envelopes(6)
     async with rig.open() as transport:
@@ -53,7 +53,7 @@ async def settling_out_of_order(rig: Rig) -> None:
 
 
 async def settling_twice_is_harmless(rig: Rig) -> None:
-    """The second settlement of a delivery is passed over, whatever it says."""
+    """A second settlement of a delivery has no effect, whatever its outcome."""
     subscription = rig.subscription("twice")
     async with rig.open() as transport:
         await transport.declare([subscription])
@@ -68,8 +68,8 @@ async def settling_twice_is_harmless(rig: Rig) -> None:
 
 
 async def delayed_retry(rig: Rig) -> None:
-    """A retry comes not before its delay, as the next attempt, to its subscription only; what
-    else is there is not held up by it."""
+    """A retry comes after its delay, as the next attempt and to its subscription only; it does not
+    block other messages."""
     retried, other = rig.subscription("retried"), rig.subscription("other")
     first, second = rig.envelopes(2)
     clock = SystemClock()
@@ -97,7 +97,7 @@ async def delayed_retry(rig: Rig) -> None:
 
 
 async def delays_do_not_block_each_other(rig: Rig) -> None:
-    """A short delay asked for after a long one is over first."""
+    """A short delay that is asked for after a long one ends first."""
     subscription = rig.subscription("delays")
     sent = rig.envelopes(2)
     async with rig.open() as transport:
@@ -113,7 +113,7 @@ async def delays_do_not_block_each_other(rig: Rig) -> None:
 
 
 async def dead_letters_are_kept(rig: Rig) -> None:
-    """A dead letter keeps envelope, reason, error and attempts; it can be listed again and again,
+    """A dead letter keeps envelope, reason, error and attempts. It can be listed repeatedly,
     replayed to its subscription, or discarded."""
     subscription, other = rig.subscription("mortal"), rig.subscription("bystander")
     sent = rig.envelopes(3)
@@ -154,9 +154,9 @@ async def dead_letters_are_kept(rig: Rig) -> None:
         same_ids(await drain(rig, transport, other, 3), sent)
 
 
-async def one_letter_for_each_message(rig: Rig) -> None:
-    """A message that died twice has one dead letter in the list, is given back once by replaying
-    it, and is gone once that is discarded. Without an id, or with other data, it is another."""
+async def one_dead_letter_for_each_message(rig: Rig) -> None:
+    """A message that was dead-lettered twice is listed once, replayed once, and gone once
+    discarded. A dead letter without an id, or with other data, is another message's."""
     subscription = rig.subscription("cat")
     twice, once, other = rig.envelopes(3)
     changed = Envelope(twice.attributes, b"other data")
@@ -198,8 +198,8 @@ async def one_letter_for_each_message(rig: Rig) -> None:
 
 
 async def settling_is_always_possible(rig: Rig) -> None:
-    """Whatever a message, the text of an error or a delay looks like: the message is settled, its
-    data is kept, and those behind it come."""
+    """Whatever the message, the error text or the delay: the message is settled, its data is kept,
+    and later messages come."""
     subscription = rig.subscription("odd")
     odd = "\x00 \x1b[2J \u2028 \U0001f642 \r\n"
     extensions = (
@@ -255,9 +255,9 @@ async def _settled(consumer: Consumer, delivery: Delivery, outcome: Outcome) -> 
         raise GuaranteeBroken(f"it cannot settle {shown}: {error!r}") from error
 
 
-async def stats_count_what_is_there(rig: Rig) -> None:
-    """Stats tell how many messages wait, and how many died; how many are delayed or handed out,
-    where the broker can tell that; and None, never 0, where it cannot."""
+async def stats_count_messages_by_state(rig: Rig) -> None:
+    """Stats count ready and dead messages and, where the broker can tell, delayed and in-flight
+    ones; where it cannot, they are None, never 0."""
     subscription = rig.subscription("counted")
     async with rig.open() as transport:
 
@@ -274,7 +274,7 @@ async def stats_count_what_is_there(rig: Rig) -> None:
                 ) and (told.oldest_age is None or (ready > 0 and 0 <= told.oldest_age < 60))
 
             try:
-                await eventually_told(rig, agrees, "")
+                await eventually_async(rig, agrees, "")
             except AssertionError:
                 expect(False, f"{expected} is what is there, and {seen} what stats tell")
 

@@ -1,5 +1,5 @@
-"""Reading the rows of the SQLite broker. Its columns take values of any type from whoever can write
-to the file, so reading never fails."""
+"""Reads rows of the broker file. SQLite columns accept values of any type, and other programs can
+write to the file, so reading never fails."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from eventmesh.wire.envelope import Envelope
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MOST = 999_999_999
-"""More attempts than a message ever has, and few enough for every database."""
+"""More attempts than any message has, and within every database's integers."""
 
 
 def delivery(sequence: int, attributes: Any, data: Any, attempt: Any, deliveries: Any) -> Delivery:
-    """The delivery of a row of `queue`."""
+    """The delivery in a row of `queue`."""
     return Delivery.of(_opened(attributes, data), _count(attempt), _count(deliveries), sequence)
 
 
@@ -44,7 +44,7 @@ def dead_letter(
 
 
 def text(value: Any) -> str:
-    """A value as a text; bytes that are not UTF-8 are kept readable."""
+    """A value as text; bytes that are not UTF-8 are written as escapes."""
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 

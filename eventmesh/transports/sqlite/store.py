@@ -1,13 +1,15 @@
-"""The tables of the SQLite broker, and one transaction for each thing done to them.
+"""The operations on a broker file, each in one transaction.
 
-`queue` has one row for each message and subscription. A row is free (`owner` is null) or leased
-until `leased_until`; it keeps its place in the order (`due_at`, `sequence`) through a lease, so
-what a worker gives back, or lost by dying, comes before what was published later.
+A row of `queue` is free (`owner` is null) or leased by a consumer until `leased_until`. A lease
+does not change its place in the order (`due_at`, `sequence`), so a message that a consumer
+returned, or leased before it died, comes before messages that were published later.
 
-Times are the broker's own: seconds since 1970 when the file was first opened, and from then on
-counted by the machine's monotonic clock, which all its processes share. So nobody sets them back
-or forward. `clock` keeps by how much they are ahead of that clock; a restart of the machine, where
-the monotonic clock begins anew, is noticed when times of the file would lie in the future.
+The broker has a time of its own, so that nobody sets it back or forward: the wall clock when the
+file was created, and from then on counted by the machine's monotonic clock, which all processes
+share. The table `clock` keeps the difference. For example, created at wall time 1,000,000 with the
+monotonic clock at 50, `ahead` is 999,950; at monotonic 60 the time is 1,000,010. After a reboot the
+monotonic clock starts near 0 again: times in the file then lie in the future, which shows that
+`ahead` must be computed again.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from pathlib import Path
 import orjson
 
 from eventmesh.clock import Clock
-from eventmesh.errors import Drift
 from eventmesh.private_files import make_private_file
 from eventmesh.transports.base import (
     DeadLetter,
@@ -36,56 +37,10 @@ from eventmesh.transports.census import Census
 from eventmesh.transports.dead_letters import fingerprint, group_copies, without_copies
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.transports.sqlite import rows
+from eventmesh.transports.sqlite.file import connect, file_at, identity_of
+from eventmesh.transports.sqlite.schema import CLOCK_TABLE, create_tables
 from eventmesh.wire.envelope import Envelope
 
-BUSY_TIMEOUT = 30.0
-"""Seconds to wait for another process's transaction."""
-
-_VERSION = 1
-_TABLES = """
-CREATE TABLE binding (
-    message TEXT NOT NULL, subscription TEXT NOT NULL, PRIMARY KEY (message, subscription)
-) WITHOUT ROWID;
-CREATE TABLE queue (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    subscription TEXT NOT NULL,
-    attributes BLOB NOT NULL,
-    data BLOB NOT NULL,
-    due_at REAL NOT NULL,
-    attempt INTEGER NOT NULL DEFAULT 1 CHECK (attempt >= 1),
-    deliveries INTEGER NOT NULL DEFAULT 0 CHECK (deliveries >= 0),
-    owner TEXT,
-    leased_until REAL,
-    CHECK ((owner IS NULL) = (leased_until IS NULL))
-);
-CREATE INDEX queue_free ON queue (subscription, due_at, sequence) WHERE owner IS NULL;
-CREATE INDEX queue_leased ON queue (subscription, leased_until) WHERE owner IS NOT NULL;
-CREATE INDEX queue_owner ON queue (owner) WHERE owner IS NOT NULL;
-CREATE TABLE unrouted (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    message TEXT NOT NULL,
-    attributes BLOB NOT NULL,
-    data BLOB NOT NULL,
-    published_at REAL NOT NULL
-);
-CREATE INDEX unrouted_message ON unrouted (message);
-CREATE TABLE dead_letter (
-    id TEXT PRIMARY KEY,
-    subscription TEXT NOT NULL,
-    attributes BLOB NOT NULL,
-    data BLOB NOT NULL,
-    reason TEXT NOT NULL,
-    error TEXT NOT NULL,
-    attempts INTEGER NOT NULL,
-    died_at REAL NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX dead_letter_subscription ON dead_letter (subscription, id);
-"""
-_CLOCK = """
-CREATE TABLE IF NOT EXISTS clock (
-    id INTEGER PRIMARY KEY CHECK (id = 1), ahead REAL NOT NULL, latest REAL NOT NULL
-)
-"""
 _CENSUS = """
 WITH wanted AS (
     SELECT value AS subscription FROM json_each(:subscriptions)
@@ -119,60 +74,35 @@ END
 """
 
 
-File = tuple[int, int]
-"""A file, whatever its name: device and inode."""
-
-
-def file_at(path: Path) -> File | None:
-    """The file to which the path leads now; None where there is none."""
-    try:
-        return _identity(path)
-    except OSError:
-        return None
-
-
-def _identity(path: Path) -> File:
-    found = path.stat()
-    return found.st_dev, found.st_ino
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection to the file, which is not made where there is none."""
-    return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw",
-        uri=True,
-        timeout=BUSY_TIMEOUT,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-
-
 class SqliteStore:
-    """One connection to the file."""
+    """One connection to the file; used by one thread at a time."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
         make_private_file(path)
-        self.file = _identity(path)
+        self.file = identity_of(path)
         self._connection = connect(path)
         self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.text_factory = rows.text  # others may have written what is not UTF-8
-        # FULL: what publish returned for also survives a power cut, as the outbox's delete does.
+        self._connection.text_factory = (
+            rows.text
+        )  # other programs may have written other bytes than UTF-8
+        # FULL: confirmed messages survive a power cut, as the deletion from the outbox does.
         self._connection.execute("PRAGMA synchronous = FULL")
-        self._create(path)
+        with self._transaction() as connection:
+            create_tables(connection, path)
         if file_at(path) != self.file:
             raise FileNotFoundError("it was deleted or replaced while it was opened")
         self._clock = clock
         self._ahead = self._anchor()
 
     def now(self) -> float:
-        """The time of the broker."""
+        """The broker's time; see the module."""
         return self._clock.monotonic() + self._ahead
 
     def close(self) -> None:
         self._connection.close()
 
     def declare(self, subscriptions: Sequence[Subscription]) -> bool:
-        """Make these subscriptions; whether any was missing."""
+        """Create missing subscriptions; returns whether there were any."""
         wanted = {(message, s.name) for s in subscriptions for message in s.messages}
         known = set(self._connection.execute("SELECT message, subscription FROM binding"))
         if wanted <= known:
@@ -215,7 +145,7 @@ class SqliteStore:
             )
 
     def lease(self, subscription: str, owner: str, limit: int, lease_time: float) -> list[Delivery]:
-        """Lease what is due, in order. Without anything due, no write lock is taken."""
+        """Lease due messages, in order. If none is due, no write lock is taken."""
         seconds = self.next_in(subscription)
         if seconds is None or seconds > 0:
             return []
@@ -240,8 +170,7 @@ class SqliteStore:
         ]
 
     def next_in(self, subscription: str) -> float | None:
-        """In how many seconds the next message of the subscription can be leased; None when it
-        holds none."""
+        """Seconds until the next message of the subscription can be leased; None if it has none."""
         row = self._connection.execute(
             "SELECT min(at) FROM ("
             " SELECT min(due_at) AS at FROM queue WHERE subscription = ?1 AND owner IS NULL"
@@ -249,7 +178,7 @@ class SqliteStore:
             " SELECT min(leased_until) FROM queue WHERE subscription = ?1 AND owner IS NOT NULL)",
             (subscription,),
         ).fetchone()
-        at = row[0]  # a text, which is never due, where others have written to the file
+        at = row[0]  # another program may have written a text, which is never due
         return float(at - self.now()) if isinstance(at, float | int) else None
 
     def settle(
@@ -259,7 +188,8 @@ class SqliteStore:
         letter_ids: Sequence[str],
         died_at: datetime,
     ) -> None:
-        """What another worker leased meanwhile is passed over: each statement names the owner."""
+        """Settle deliveries, skipping those that another consumer has leased meanwhile: each
+        statement names the owner."""
         done, delayed, dead = [], [], []
         for (delivery, outcome), letter_id in zip(settlements, letter_ids, strict=True):
             match outcome:
@@ -295,7 +225,7 @@ class SqliteStore:
             )
 
     def release(self, owner: str, handed_out: Iterable[int]) -> None:
-        """Free what this owner leased; what was not handed out does not count as delivered."""
+        """End this owner's leases; only messages that were handed out count as delivered."""
         with self._transaction() as connection:
             connection.executemany(
                 "UPDATE queue SET owner = NULL, leased_until = NULL"
@@ -324,7 +254,7 @@ class SqliteStore:
         return SubscriptionStats(ready, delayed, in_flight, dead, age)
 
     def census(self, subscriptions: Collection[str], messages: Collection[str]) -> Census:
-        """In one statement, so that nothing moves meanwhile; it hinders no writer."""
+        """Count in one statement, so that nothing moves meanwhile. It blocks no writer."""
         found = Census()
         counted = self._connection.execute(
             _CENSUS,
@@ -341,7 +271,7 @@ class SqliteStore:
         return found
 
     def count_unrouted(self, messages: Collection[str]) -> list[Unrouted]:
-        """How many of these messages are unrouted; reads the index only."""
+        """Count these unrouted messages; reads the index only."""
         found = self._connection.execute(
             "SELECT message, count(*) FROM unrouted"
             " WHERE message IN (SELECT value FROM json_each(?)) GROUP BY message",
@@ -350,7 +280,7 @@ class SqliteStore:
         return [Unrouted(message, number) for message, number in found]
 
     def unrouted(self) -> list[Unrouted]:
-        """All that is unrouted, with its age and size."""
+        """All unrouted messages, with age and size."""
         now = self.now()
         found = self._connection.execute(
             "SELECT message, count(*), min(published_at), sum(length(data)) FROM unrouted"
@@ -362,8 +292,8 @@ class SqliteStore:
         ]
 
     def purge_unrouted(self, message: str, keep: int, older_than: float | None, limit: int) -> int:
-        """Delete at most `limit` of what is to be purged. A row of this table has no subscription:
-        `declare` takes it out in the transaction that makes one."""
+        """Delete at most `limit` unrouted messages. No subscription wants them: `declare` moves
+        rows out of this table in the transaction that creates a subscription."""
         with self._transaction() as connection:
             [number] = connection.execute(
                 "SELECT count(*) FROM unrouted WHERE message = ?", (message,)
@@ -376,23 +306,23 @@ class SqliteStore:
             ).rowcount
 
     def dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
-        """One of each message, the oldest first."""
+        """The oldest dead letter of each message."""
         return without_copies(self._letters(subscription), limit)
 
     def _letters(
         self, subscription: str, condition: str = "TRUE", values: Collection[str] = ()
     ) -> Iterator[DeadLetter]:
-        """The letters of which this SQL holds; `:values` in it is a JSON array of the values."""
+        """The dead letters that meet this SQL condition, in which `:values` is a JSON array."""
         found = self._connection.execute(
             "SELECT id, attributes, data, reason, error, attempts, died_at FROM dead_letter"  # noqa: S608  # our own text
             f" WHERE subscription = :subscription AND {condition} ORDER BY id",
-            # Not orjson: an id that is typed at a terminal may be no valid Unicode.
+            # Not orjson, which fails on ids with lone surrogates, as a terminal may pass them.
             {"subscription": subscription, "values": json.dumps(sorted(values))},
         )
         return (rows.dead_letter(subscription, *row) for row in found)
 
     def replay(self, subscription: str, ids: Sequence[str]) -> list[str]:
-        """Give each message back once, and forget all its letters."""
+        """Queue each message once, and delete all its dead letters."""
         groups = self._copies(subscription, ids)
         with self._transaction() as connection:
             now = self.now()
@@ -403,31 +333,31 @@ class SqliteStore:
                 " ORDER BY id LIMIT 1",
                 [(now, subscription, json.dumps(group)) for group in groups],
             )
-            return self._forget(connection, subscription, groups, ids)
+            return self._delete(connection, subscription, groups, ids)
 
     def discard(self, subscription: str, ids: Sequence[str]) -> list[str]:
-        """Forget all letters of these messages."""
+        """Delete all dead letters of these messages."""
         groups = self._copies(subscription, ids)
         with self._transaction() as connection:
-            return self._forget(connection, subscription, groups, ids)
+            return self._delete(connection, subscription, groups, ids)
 
     def _copies(self, subscription: str, ids: Sequence[str]) -> Sequence[Sequence[str]]:
-        """The ids of all letters of the messages of which these are letters. Reads before the
-        transaction for which publishers wait: somebody else may delete such letters meanwhile."""
+        """See `group_copies`. Runs before the transaction, for which publishers must wait; dead
+        letters that are deleted in between are not found by it."""
         named = list(self._letters(subscription, _NAMED, ids))
         messages = {letter.envelope.id for letter in named if letter.envelope.id}
         same = self._letters(subscription, _OF_MESSAGES, messages) if messages else ()
         letters = {letter.id: fingerprint(letter) for letter in (*named, *same)}
         return group_copies(sorted(letters.items()), ids)
 
-    def _forget(
+    def _delete(
         self,
         connection: sqlite3.Connection,
         subscription: str,
         groups: Sequence[Sequence[str]],
         ids: Sequence[str],
     ) -> list[str]:
-        """Delete these letters; returns those of the ids that are among them."""
+        """Delete these dead letters; returns the ids that were deleted."""
         deleted = connection.execute(
             "DELETE FROM dead_letter WHERE subscription = ?"
             " AND id IN (SELECT value FROM json_each(?)) RETURNING id",
@@ -436,27 +366,11 @@ class SqliteStore:
         found = {letter_id for (letter_id,) in deleted}
         return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in found]
 
-    def _create(self, path: Path) -> None:
-        with self._transaction() as connection:
-            [version] = connection.execute("PRAGMA user_version").fetchone()
-            if version == _VERSION:
-                return
-            if version != 0:
-                raise Drift(
-                    f"The broker file {path} has the layout {version}; this EventMesh knows "
-                    f"{_VERSION}. Let the workers that made it finish its messages, then remove "
-                    f"it, or name another file in EVENTMESH_BROKER_URL."
-                )
-            for statement in _TABLES.split(";"):  # executescript would commit the transaction
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {_VERSION}")
-
     def _anchor(self) -> float:
-        """How far the broker's time is ahead of the monotonic clock, for whoever opens the file
-        from now until the machine starts again."""
+        """How far the broker's time is ahead of the monotonic clock, until the next reboot."""
         monotonic, wall = self._clock.monotonic(), self._clock.now().timestamp()
         with self._transaction() as connection:
-            connection.execute(_CLOCK)
+            connection.execute(CLOCK_TABLE)
             row = connection.execute("SELECT ahead, latest FROM clock").fetchone()
             [published] = connection.execute(
                 # A first attempt is due when it is published, a retry some time later.
@@ -473,7 +387,7 @@ class SqliteStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        # IMMEDIATE: the write lock is waited for at the start, never found missing half-way.
+        # IMMEDIATE waits for the write lock at the start, so that no statement fails half-way.
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection

@@ -101,8 +101,8 @@ def test_a_source_of_any_length_makes_a_reason_that_can_be_stored() -> None:
 @pytest.mark.parametrize(
     ("envelope", "reason"),
     [
-        (Envelope({}, b""), "no CloudEvents message"),
-        (Envelope({**ENVELOPE.attributes, "dataschema": "x"}, b""), "names no version"),
+        (Envelope({}, b""), "not a CloudEvents message"),
+        (Envelope({**ENVELOPE.attributes, "dataschema": "x"}, b""), "does not name a version"),
         (Envelope(ENVELOPE.attributes, b"garbage"), "Invalid JSON"),
         (Envelope(ENVELOPE.attributes, b'{"amount": "x"}'), "amount: "),
     ],

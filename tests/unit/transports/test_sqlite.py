@@ -27,7 +27,8 @@ from eventmesh.transports.base import (
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.transports.sqlite import rows as sqlite_rows
 from eventmesh.transports.sqlite import transport as sqlite
-from eventmesh.transports.sqlite.transport import SqliteTransport, path_of
+from eventmesh.transports.sqlite.file import path_of
+from eventmesh.transports.sqlite.transport import SqliteTransport
 from eventmesh.wire.envelope import Envelope
 
 PAID = Subscription("orders.note_payment", ("payments.paid",))

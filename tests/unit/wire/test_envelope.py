@@ -137,7 +137,7 @@ def test_what_a_downcaster_made_must_be_json() -> None:
         pass
 
     Odd.downcaster(to_version=1)(lambda data: {"when": object()})
-    with pytest.raises(UsageError, match=r"downcasters of a.odd v2 .*version 1 is no JSON"):
+    with pytest.raises(UsageError, match=r"downcasters of a.odd v2 .*version 1 is not JSON"):
         sealed(Odd(), version=1)
 
 
@@ -308,7 +308,7 @@ def test_a_whole_number_of_any_size_survives_upcasting(number: int) -> None:
         (2, b"{}", "the data is not a valid payments.paid v2: order_id: Field required"),
         (1, b"", "the data is not JSON"),
         (1, b"\xff\xfe", "the data is not JSON"),
-        (1, b"[]", "the data is JSON, but no object"),
+        (1, b"[]", "the data is JSON, but not an object"),
         (1, b"{}", "the upcaster of payments.paid from version 1 failed: KeyError"),
         (1, b'{"order": 5}', "the data is not a valid payments.paid v2: order_id: "),
         (3, b"{}", "version 3 of payments.paid is not known here"),
@@ -354,7 +354,7 @@ def test_the_version_is_in_the_dataschema() -> None:
 
 @pytest.mark.parametrize("name", ["specversion", "id", "source", "type"])
 def test_a_message_without_a_required_attribute_is_no_cloud_event(name: str) -> None:
-    with pytest.raises(UnreadableMessage, match=f"no CloudEvents message: {name} missing"):
+    with pytest.raises(UnreadableMessage, match=f"not a CloudEvents message: {name} missing"):
         check_envelope(changed(PAID, **{name: ""}))
 
 
