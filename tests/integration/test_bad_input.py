@@ -81,7 +81,7 @@ DECLARATIONS = {
     ),
     "a key that is no field": (
         'class Paid(Event, name="bank.paid", version=1, key="nobody"):\n    owner: str',
-        ["services.bank.service.Paid", "key='nobody'", "its fields are: owner"],
+        ["services.bank.service.Paid", "key='nobody'", "one of its fields: owner"],
     ),
     "a module that raises": (
         "print(1 / 0)",
@@ -307,8 +307,8 @@ def test_a_frozen_schema_that_was_changed(frozen: Project) -> None:
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "was edited": lambda text: text.replace(b'"integer"', b'"number"'),
     "is not valid JSON": lambda text: text[: len(text) // 2],
-    "is no text in UTF-8": lambda _: b"\xff\xfe",
-    "is no lock file": lambda _: b"[]",
+    "is not valid UTF-8": lambda _: b"\xff\xfe",
+    "is not a lock file": lambda _: b"[]",
 }
 
 

@@ -87,7 +87,7 @@ async def test_a_broken_lock_file_proves_nothing(readings: Readings, tmp_path: P
     lock.path.with_name("v2.2.json").write_text("{")
     reason = await judged(readings, 2)
     assert reason is not None
-    assert "v2.2.json is no JSON" in reason
+    assert "v2.2.json is not valid JSON" in reason
 
 
 async def test_an_older_version_without_upcasters_is_read_if_it_fits(
