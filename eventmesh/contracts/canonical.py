@@ -1,7 +1,14 @@
-"""One digest for all spellings of one schema, so that nobody hears of a change that is none.
+"""A digest of a schema that does not depend on how the schema is written.
 
-pydantic changes how it spells a schema from release to release, and a nested class may get another
-name. Two schemas of equal digest accept the same documents and have the same defaults.
+pydantic writes schemas differently from release to release, and a nested class may be renamed.
+Neither changes the messages, so neither may be reported as a change. A schema is brought into a
+normal form, and the form is hashed: keywords without effect are left out, `const` becomes an `enum`
+of one value, alternatives are sorted, and a reference is replaced by what it refers to. For
+example, `{"const": 1}`, `{"enum": [1.0]}` and `{"$ref": "#/$defs/One"}` with such a definition
+have the same digest.
+
+Two schemas with equal digests accept the same documents and have the same defaults. Two that
+accept the same documents may still have different digests; then they are compared by proof.
 """
 
 from __future__ import annotations
@@ -15,10 +22,10 @@ from eventmesh.compat.schema.formats import FORMATS
 from eventmesh.compat.schema.pointers import resolve_reference
 
 Form = dict[str, Any]
-"""A schema of which everything without meaning is gone. Below `allOf`, `anyOf` and `oneOf` are
-forms; every other schema inside it is a digest already."""
+"""A schema in normal form. Under `allOf`, `anyOf` and `oneOf` there are forms; every other nested
+schema is replaced by its digest."""
 
-_KNOWN_FORMATS = FORMATS | {"password"}  # a secret is written as asterisks: that counts
+_KNOWN_FORMATS = FORMATS | {"password"}  # a secret is written as asterisks, so it matters
 _TYPED: Mapping[str, frozenset[str]] = {
     "number": frozenset(
         {"multipleOf", "maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum"}
@@ -46,7 +53,7 @@ _ONE = frozenset(
 _MANY = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
 _REFERENCES = frozenset({"$ref", "$dynamicRef", "$recursiveRef"})
 _NAMED = frozenset({"properties", "patternProperties", "dependentSchemas"})
-_SAYS_NOTHING: Sequence[tuple[str, Any]] = (
+_WITHOUT_EFFECT: Sequence[tuple[str, Any]] = (
     ("minLength", 0),
     ("minItems", 0),
     ("minProperties", 0),
@@ -64,26 +71,29 @@ _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
     "array": (list,),
 }
 _DECIMAL = r"^(?!^[-+.]*$)[+-]?0*"
-"""How the patterns begin that some releases of pydantic give to a Decimal, and others do not."""
+"""The beginning of the pattern that only some releases of pydantic write for a Decimal."""
 
-_MOST_ROUNDS = 64
+_MAX_ROUNDS = 64
 
 
 def digest(schema: Any, *, defaults: bool = True, checks: bool = False) -> str:
-    """The same for two schemas that say the same in other words.
+    """Equal for schemas with the same meaning.
 
-    `defaults`: whether it counts what stands in for a field that is not there. `checks`: whether
-    it counts which functions of the user's check a value.
+    With `defaults`, the default values of fields are part of it; with `checks`, the user's
+    validators are.
     """
     forms = _Forms(schema, defaults, checks)
     return forms.hash(forms.form(schema))
 
 
 class _Forms:
-    """The forms of a schema and of all that it refers to.
+    """Computes the forms of a schema and of its definitions.
 
-    A definition that is no part of a circle is as good as written in its place. One that is, is
-    known by what can be seen of it in as many steps as there are such definitions.
+    A reference to a definition outside any cycle is replaced by the form of the definition. For
+    definitions in a cycle, such as a tree whose nodes hold nodes, that would not end. They are told
+    apart by colours: all start with the same one, and in each round a definition's new colour is
+    the hash of its form, with its references replaced by their colours. After as many rounds as
+    there are such definitions, those of equal colour accept the same documents.
     """
 
     def __init__(self, root: Any, defaults: bool, checks: bool) -> None:
@@ -98,7 +108,7 @@ class _Forms:
             self._define(reference)
         for reference in circle:
             self._definitions[reference] = {"$ref": ""}
-        for _ in circle[:_MOST_ROUNDS]:
+        for _ in circle[:_MAX_ROUNDS]:
             seen = {name: self.hash(self.form(resolve_reference(root, name))) for name in circle}
             self._definitions |= {name: {"$ref": colour} for name, colour in seen.items()}
             self._hashes.clear()
@@ -106,12 +116,12 @@ class _Forms:
             self._define(reference)
 
     def form(self, schema: Any) -> Form:
-        """What the schema accepts; not its default."""
+        """The form of a schema, without its own default."""
         if schema is True:
             return {}
         if not isinstance(schema, dict):
             return {"enum": []} if schema is False else {"enum": ["no schema", repr(schema)]}
-        schema = _of_today(schema)
+        schema = _modernize(schema)
         parts = [self.form(part) for part in _list(schema.get("allOf"))]
         for keyword in _REFERENCES & schema.keys():
             parts.append(self._referred(str(schema[keyword])))
@@ -124,7 +134,6 @@ class _Forms:
         return self._all(parts)
 
     def hash(self, form: Form) -> str:
-        """The digest of a form."""
         if id(form) in self._hashes:
             return self._hashes[id(form)][1]
         flat = {
@@ -145,7 +154,7 @@ class _Forms:
             return self._definitions[reference]
         if not self._whole:
             self._whole = hashlib.sha256(_text(self._root).encode()).hexdigest()
-        # What is not found by a pointer is found by a name, which may be anywhere.
+        # An anchor may be anywhere, so everything in the whole schema counts.
         return {"$ref": [reference, self._whole]}
 
     def _digest(self, schema: Any) -> str:
@@ -157,7 +166,7 @@ class _Forms:
         return self._digest(schema)
 
     def _typed(self, schema: Mapping[str, Any]) -> Form:
-        """What is said of the type and the values."""
+        """The form of the keywords about types and values."""
         types = schema.get("type")
         stated = types if isinstance(types, list) else [types]
         names = [name for name in stated if isinstance(name, str)]
@@ -177,14 +186,14 @@ class _Forms:
         return {"type": name} | self._plain(schema, keywords)
 
     def _plain(self, schema: Mapping[str, Any], keywords: frozenset[str]) -> Form:
-        """What these keywords say, without those that say nothing."""
+        """The form of these keywords, without those that have no effect."""
         kept: Form = {}
         for keyword in keywords & schema.keys():
             value = schema[keyword]
-            if (keyword, value) in _SAYS_NOTHING or not _counts(keyword, value):
+            if (keyword, value) in _WITHOUT_EFFECT or not _counts(keyword, value):
                 continue
             if keyword == "pattern" and "x-decimal" in schema:
-                continue  # which follows from it
+                continue  # the pattern follows from it
             if keyword in _ONE:
                 form = self.form(value)
                 if form or keyword == "not":
@@ -217,7 +226,7 @@ class _Forms:
         for form in forms:
             for branch in form["anyOf"] if form.keys() == {"anyOf"} else [form]:
                 if not branch:
-                    return {}  # anything will do
+                    return {}  # everything is accepted
                 if branch.keys() == {"enum"}:
                     values.extend(branch["enum"])
                 else:
@@ -235,8 +244,9 @@ class _Forms:
 
 
 def _layers(root: Any) -> tuple[list[str], list[str], list[str]]:
-    """The references in use: those that lead into no circle, each after what it refers to; those
-    in circles or between them; and the others, again each after what it refers to."""
+    """The references in use, in three groups: those that lead to no cycle; those in cycles or
+    between them; and those that lead to cycles. The first and the last group are in an order in
+    which each comes after what it refers to."""
     leads_to = _graph(root)
     below = _peel(leads_to)
     rest = {name: targets - set(below) for name, targets in leads_to.items() if name not in below}
@@ -249,7 +259,7 @@ def _layers(root: Any) -> tuple[list[str], list[str], list[str]]:
 
 
 def _graph(root: Any) -> dict[str, set[str]]:
-    """Every reference that can be reached, and the references that stand in its target."""
+    """Each reference that can be reached, with the references in its target."""
     found: dict[str, set[str]] = {}
     waiting = list(_references(root))
     while waiting:
@@ -263,14 +273,14 @@ def _graph(root: Any) -> dict[str, set[str]]:
 
 
 def _peel(leads_to: Mapping[str, set[str]]) -> list[str]:
-    """Those that lead into no circle, each after all that it leads to."""
+    """The names that lead to no cycle, each after everything that it leads to."""
     left = {name: len(targets) for name, targets in leads_to.items()}
     comes_from: dict[str, list[str]] = {name: [] for name in leads_to}
     for name, targets in leads_to.items():
         for target in targets:
             comes_from[target].append(name)
     peeled = [name for name, count in left.items() if not count]
-    for name in peeled:  # which grows
+    for name in peeled:  # the list grows meanwhile
         for other in comes_from[name]:
             left[other] -= 1
             if not left[other]:
@@ -286,7 +296,7 @@ def _references(schema: Any) -> Iterator[str]:
             continue
         if "$ref" in schema:
             yield str(schema["$ref"])
-        for keyword, value in _of_today(schema).items():
+        for keyword, value in _modernize(schema).items():
             if keyword in _MANY:
                 waiting.extend(_list(value))
             elif keyword in _ONE:
@@ -295,8 +305,8 @@ def _references(schema: Any) -> Iterator[str]:
                 waiting.extend(value.values())
 
 
-def _of_today(schema: dict[str, Any]) -> dict[str, Any]:
-    """With one constant as one value, and a list of fixed length as today's drafts write it."""
+def _modernize(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with `const` as `enum`, and other keywords as current drafts write them."""
     schema = dict(schema)
     if "const" in schema:
         constant = schema.pop("const")
@@ -351,13 +361,13 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def _values(values: Any) -> list[Any]:
-    """These values in one order, each once."""
+    """The values sorted, each once."""
     by_text = {_text(value): value for value in map(_value, values)}
     return [by_text[text] for text in sorted(by_text)]
 
 
 def _value(value: Any) -> Any:
-    """A value in which 1.0 is written as 1, which JSON Schema does not tell apart."""
+    """The value with 1.0 written as 1, since they are equal in JSON Schema."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):

@@ -1,5 +1,5 @@
-"""`eventmesh schema` as a user runs it: a broken pull request from change to fix, every format,
-what is compared with what, and bad input."""
+"""`eventmesh schema` as a user runs it: a breaking pull request from the change to the fix, every
+report format, comparisons with a git revision, and invalid input."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_fix_that_leaves_nothing_to_decide_needs_only_to_be_frozen(shop: Proje
     check(shop, "--against", "main").succeeds("payments.payment_captured v2: as frozen")
 
 
-def test_a_test_that_is_there_is_never_overwritten(shop: Project) -> None:
+def test_an_existing_test_is_never_overwritten(shop: Project) -> None:
     mine = shop.write("tests/schemas/test_payments_payment_captured_v1.py", "# mine\n")
     require_currency(shop)
     check(shop, "--fix").fails(4)
@@ -179,7 +179,7 @@ def test_a_test_that_is_there_is_never_overwritten(shop: Project) -> None:
     assert "version=2" in (shop.root / CONTRACTS).read_text()
 
 
-def test_a_version_that_is_no_plain_number_is_left_to_its_author(shop: Project) -> None:
+def test_a_version_that_is_not_a_literal_is_left_to_its_author(shop: Project) -> None:
     require_currency(shop)
     change(shop, "version=1", "version=VERSION")
     change(shop, "\n\nclass", "\nVERSION = 1\n\nclass")
@@ -242,7 +242,7 @@ def test_it_works_in_a_folder_of_the_repository(shop: Project, tmp_path: Path) -
     assert "file=inner/services/payments/service.py,line=7" in done.out
 
 
-def test_a_revision_that_is_none_is_told(shop: Project) -> None:
+def test_an_unknown_revision_is_a_usage_error(shop: Project) -> None:
     check(shop, "--against", "nonsense").fails(2, "no revision 'nonsense'")
     shutil.rmtree(shop.root / ".git")
     check(shop, "--against", "main").fails(2, "not a git repository")
@@ -275,7 +275,7 @@ def test_every_format_by_its_name_and_into_a_file(shop: Project) -> None:
     check(shop, "--output", "no/such/folder").fails(2, "no/such/folder")
 
 
-def test_a_waiver_silences_until_its_day(shop: Project) -> None:
+def test_a_waiver_has_effect_until_it_expires(shop: Project) -> None:
     require_currency(shop)
     [problem] = found(shop)
     today = date.today()
@@ -297,7 +297,7 @@ def test_a_waiver_silences_until_its_day(shop: Project) -> None:
     check(shop).fails(2, "fingerprint = 5")
 
 
-def test_a_part_of_the_services_is_checked(shop: Project) -> None:
+def test_only_the_named_services_are_checked(shop: Project) -> None:
     require_currency(shop)
     assert found(shop, "orders") == []
     assert [problem["rule"] for problem in found(shop, "payments")] == ["EM031"]
@@ -307,7 +307,7 @@ def test_a_part_of_the_services_is_checked(shop: Project) -> None:
 # Seeing
 
 
-def test_a_frozen_version_is_shown_in_words_and_as_json(shop: Project) -> None:
+def test_a_frozen_version_is_shown_as_text_and_as_json(shop: Project) -> None:
     shown = shop.run("schema", "show", CAPTURED).succeeds(
         "payments.payment_captured v1 (event, key order_id)", "active", LOCK, "orders.remember"
     )
@@ -410,7 +410,7 @@ ODD = {
 }
 
 
-def test_files_that_nobody_can_read_are_told(project: Project) -> None:
+def test_unreadable_files_are_usage_errors(project: Project) -> None:
     project.write("fine.json", '{"type": "object", "properties": {"a": {"type": "string"}}}')
     for name, content in BAD.items():
         project.write(name, content)
@@ -441,7 +441,7 @@ def test_odd_schemas_get_an_answer_or_an_error_and_never_a_traceback(project: Pr
             ended.fails(2)
 
 
-def test_lock_files_that_were_tampered_with_are_told(shop: Project) -> None:
+def test_edited_lock_files_are_reported(shop: Project) -> None:
     for content in (b"{", b"[]", b'{"hash": 1}', nested(200).encode(), b'{"a": 1, "a": 2}'):
         shop.write(LOCK, content)
         check(shop).fails(4, "EM033")
@@ -449,7 +449,7 @@ def test_lock_files_that_were_tampered_with_are_told(shop: Project) -> None:
         shop.run("schema", "diff", f"{CAPTURED}@1", CAPTURED).fails(2)
 
 
-def test_what_is_not_there_is_told(shop: Project) -> None:
+def test_names_that_do_not_exist_are_usage_errors(shop: Project) -> None:
     wrong = {
         ("show", "payments.nothing"): "payments.payment_captured",
         ("show", f"{CAPTURED}@7"): "no frozen version 7",
@@ -465,12 +465,12 @@ def test_what_is_not_there_is_told(shop: Project) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_told(project: Project) -> None:
+def test_a_file_without_read_permission_is_a_usage_error(project: Project) -> None:
     project.write("secret.json", "{}").chmod(0)
     project.run("schema", "diff", "secret.json", "secret.json").fails(2, "secret.json")
 
 
-def test_no_text_of_others_commands_the_terminal(shop: Project) -> None:
+def test_control_characters_are_escaped_in_the_terminal(shop: Project) -> None:
     change(shop, "    amount: Decimal\n", '    amount: Decimal = Field(alias="\\x1b[2J\\x9b")\n')
     change(shop, "from decimal", "from pydantic import Field\nfrom decimal")
     ended = check(shop)
