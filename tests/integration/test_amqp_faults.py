@@ -101,7 +101,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate authority, and certificates of a server and a client that it signed."""
     openssl = shutil.which("openssl")
     if openssl is None:
-        pytest.skip("no openssl on this machine to make certificates with")
+        pytest.skip("no openssl on this machine, which creates the certificates")
     folder = tmp_path_factory.mktemp("certificates")
 
     def run(*arguments: str) -> None:
@@ -279,7 +279,7 @@ async def test_a_deleted_queue_is_noticed_at_once_declared_again_and_misses_noth
     async with transport.consume(subscription, prefetch=10) as consumer:
         await operator.queue_delete(f"{rig.prefix}.queue.{subscription.name}")
         assert await lost(consumer) < AT_ONCE
-        await publish_or_raise(transport, sent)  # while there is no queue
+        await publish_or_raise(transport, sent)  # while the queue does not exist
     assert await take_all(transport, subscription, 5) == ids(sent)
 
 
@@ -295,7 +295,7 @@ async def test_a_deleted_exchange_is_declared_again(
         got = await take(consumer, 3)
         await consumer.settle([(delivery, DONE) for delivery in got])
         assert [delivery.envelope.id for delivery in got] == ids(first)
-    # The binding went with the exchange: what came meanwhile was kept for who declares it again.
+    # The bindings were deleted with the exchange, so messages were stored as unrouted meanwhile.
     assert await take_all(transport, subscription, 3) == ids(second)
 
 
@@ -524,7 +524,7 @@ async def test_consuming_goes_on_while_the_broker_is_short_of_memory(
     assert await take_until(transport, subscription, set(ids(more))) == set(ids(more))
 
 
-# --- messages that make no sense ---
+# --- invalid and hostile messages ---
 
 ABSURD_TIME = (253_402_300_800_000).to_bytes(8, "big")
 """The year 10000, in milliseconds, at which the decoder of pamqp raises."""

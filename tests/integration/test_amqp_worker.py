@@ -14,7 +14,7 @@ from eventmesh.transports.base import Subscription
 from eventmesh.transports.rabbitmq.topology import Topology
 
 DEPOSITS = Subscription("bank.deposit", ("bank.deposit",))
-TOLD = Subscription("bank.tell", ("bank.deposited",))
+NOTIFICATIONS = Subscription("bank.tell", ("bank.deposited",))
 
 
 PATIENCE = 120.0
@@ -62,13 +62,13 @@ async def test_a_worker_declares_again_what_was_deleted_under_it_and_misses_noth
 
     await deposit("first")
     channel = await operator.channel()
-    for queue in (topology.queue(DEPOSITS), topology.queue(TOLD)):
+    for queue in (topology.queue(DEPOSITS), topology.queue(NOTIFICATIONS)):
         await channel.queue_delete(queue)
     await deposit("second")
     assert worker.events().count("subscription waiting for broker") == 2
 
     await channel.exchange_delete(topology.exchange)
-    for queue in (topology.queue(DEPOSITS), topology.queue(TOLD)):
+    for queue in (topology.queue(DEPOSITS), topology.queue(NOTIFICATIONS)):
         await channel.queue_delete(queue)
     await until_declared_again(operator, topology.exchange)
     await deposit("third")

@@ -33,10 +33,10 @@ COMPONENT_KEY = re.compile(r"[a-zA-Z0-9.\-_]+")
 
 
 def described(*services: Service) -> dict[str, Any]:
-    made: dict[str, Any] = document(
+    spec: dict[str, Any] = document(
         services, title="a test", version="1.2.3", description="Of a test."
     ).to_jsonable()
-    return made
+    return spec
 
 
 def references(node: Any) -> Iterator[str]:
@@ -52,62 +52,62 @@ def references(node: Any) -> Iterator[str]:
                 yield from references(item)
 
 
-def resolve(made: dict[str, Any], reference: str) -> Any:
+def resolve(spec: dict[str, Any], reference: str) -> Any:
     assert reference.startswith("#/"), reference
-    node: Any = made
+    node: Any = spec
     for step in reference.removeprefix("#/").split("/"):
         assert step in node, f"{reference} leads nowhere"
         node = node[step]
     return node
 
 
-def check(made: dict[str, Any]) -> None:
+def check(spec: dict[str, Any]) -> None:
     """Check what AsyncAPI 3.0.0 requires of the objects that occur here."""
-    assert made["asyncapi"] == "3.0.0"
-    assert made["info"]["title"]
-    assert made["info"]["version"]
-    for reference in references(made):
-        resolve(made, reference)
-    for kind in made["components"].values():
+    assert spec["asyncapi"] == "3.0.0"
+    assert spec["info"]["title"]
+    assert spec["info"]["version"]
+    for reference in references(spec):
+        resolve(spec, reference)
+    for kind in spec["components"].values():
         for key in kind:
             assert COMPONENT_KEY.fullmatch(key), key
-    addresses = [channel["address"] for channel in made["channels"].values()]
+    addresses = [channel["address"] for channel in spec["channels"].values()]
     assert len(set(addresses)) == len(addresses)
-    for channel in made["channels"].values():
+    for channel in spec["channels"].values():
         assert channel["messages"]
-    for operation in made["operations"].values():
+    for operation in spec["operations"].values():
         assert operation["action"] in ("send", "receive")
         channel_reference = operation["channel"]["$ref"]
         assert re.fullmatch(r"#/channels/[^/]+", channel_reference)
         assert operation["messages"]
         for message in operation["messages"]:  # a subset of the channel's own
             assert message["$ref"].startswith(f"{channel_reference}/messages/")
-    for message in made["components"]["messages"].values():
+    for message in spec["components"]["messages"].values():
         assert message["contentType"] == "application/json"
         assert message["headers"]["type"] == "object"
-        assert "properties" in resolve(made, message["payload"]["$ref"])
-    round_trip = ApplicationSchema.model_validate(made)
-    assert round_trip.to_jsonable() == made
+        assert "properties" in resolve(spec, message["payload"]["$ref"])
+    round_trip = ApplicationSchema.model_validate(spec)
+    assert round_trip.to_jsonable() == spec
 
 
-def payload(made: dict[str, Any], key: str) -> dict[str, Any]:
-    schema: dict[str, Any] = resolve(made, made["components"]["messages"][key]["payload"]["$ref"])
+def payload(spec: dict[str, Any], key: str) -> dict[str, Any]:
+    schema: dict[str, Any] = resolve(spec, spec["components"]["messages"][key]["payload"]["$ref"])
     return schema
 
 
 def test_the_shop_has_a_channel_for_each_message_and_operations_for_each_service() -> None:
-    made = described(*SHOP)
-    check(made)
+    spec = described(*SHOP)
+    check(spec)
     owned = {model.__identity__.name for service in SHOP for model in service.registry.owned()}
-    assert set(made["channels"]) == owned
-    operations = made["operations"]
+    assert set(spec["channels"]) == owned
+    operations = spec["operations"]
     assert operations["payments.send.payments.payment_captured"]["action"] == "send"
     saga = operations["orders.fulfil_order.saga.receive.payments.payment_captured"]
     assert saga["action"] == "receive"
     assert saga["tags"] == [{"name": "orders"}]
     assert operations["orders.send.payments.capture_payment"]["action"] == "send"  # by the saga
     assert operations["payments.capture.receive.payments.capture_payment"]["action"] == "receive"
-    message = made["components"]["messages"]["payments.payment_captured.v1"]
+    message = spec["components"]["messages"]["payments.payment_captured.v1"]
     assert message["title"] == "PaymentCaptured v1"
     assert message["headers"]["properties"]["dataschema"] == {
         "const": "urn:eventmesh:payments.payment_captured:1"
@@ -121,12 +121,12 @@ def test_an_event_is_described_as_its_owner_writes_it() -> None:
 
 
 def test_a_single_service_shows_its_view_of_the_messages_of_others() -> None:
-    made = described(orders)
-    check(made)
-    schema = payload(made, "payments.payment_captured.v1")
+    spec = described(orders)
+    check(spec)
+    schema = payload(spec, "payments.payment_captured.v1")
     assert set(schema["properties"]) == {"order_id", "payment_id"}
-    assert {operation["tags"][0]["name"] for operation in made["operations"].values()} == {"orders"}
-    assert "payments.send.payments.payment_captured" not in made["operations"]
+    assert {operation["tags"][0]["name"] for operation in spec["operations"].values()} == {"orders"}
+    assert "payments.send.payments.payment_captured" not in spec["operations"]
 
 
 def test_the_same_services_give_the_same_document_in_any_order() -> None:
@@ -170,25 +170,25 @@ def nested(**fields: Any) -> Any:
 def test_without_the_owner_each_reader_has_its_own_view() -> None:
     first = reader("first", address=nested(street=str))
     second = reader("second", address=nested(town=int))
-    made = described(first, second)
-    check(made)
-    views = {key: payload(made, key) for key in made["channels"]["shop.ordered"]["messages"]}
+    spec = described(first, second)
+    check(spec)
+    views = {key: payload(spec, key) for key in spec["channels"]["shop.ordered"]["messages"]}
     assert set(views) == {"shop.ordered.v3.first", "shop.ordered.v3.second"}
-    towns = resolve(made, views["shop.ordered.v3.second"]["properties"]["address"]["$ref"])
+    towns = resolve(spec, views["shop.ordered.v3.second"]["properties"]["address"]["$ref"])
     assert set(towns["properties"]) == {"town"}
-    received = made["operations"]["second.look.receive.shop.ordered"]["messages"]
+    received = spec["operations"]["second.look.receive.shop.ordered"]["messages"]
     assert received == [{"$ref": "#/channels/shop.ordered/messages/shop.ordered.v3.second"}]
 
 
 def test_with_the_owner_there_is_only_its_view() -> None:
     shop = Service("shop")
     shop.publisher(Ordered)
-    made = described(reader("first", address=nested(street=str)), shop)
-    check(made)
-    assert set(made["channels"]["shop.ordered"]["messages"]) == {"shop.ordered.v3"}
-    assert set(payload(made, "shop.ordered.v3")["required"]) == {"address", "note"}
-    assert set(made["components"]["schemas"]) == {"shop.ordered.v3", "shop.ordered.v3.Address"}
-    message = made["components"]["messages"]["shop.ordered.v3"]
+    spec = described(reader("first", address=nested(street=str)), shop)
+    check(spec)
+    assert set(spec["channels"]["shop.ordered"]["messages"]) == {"shop.ordered.v3"}
+    assert set(payload(spec, "shop.ordered.v3")["required"]) == {"address", "note"}
+    assert set(spec["components"]["schemas"]) == {"shop.ordered.v3", "shop.ordered.v3.Address"}
+    message = spec["components"]["messages"]["shop.ordered.v3"]
     assert message["description"] == "What was ordered.\n\nBy whom, we do not say."
 
 
@@ -202,9 +202,9 @@ def test_a_command_is_described_as_its_owner_reads_it() -> None:
     @store.subscriber(Pack)
     async def pack(command: Pack) -> None: ...
 
-    made = described(store)
-    check(made)
-    assert "required" not in payload(made, "store.pack.v1")
+    spec = described(store)
+    check(spec)
+    assert "required" not in payload(spec, "store.pack.v1")
 
 
 # The command
@@ -231,10 +231,10 @@ def asyncapi(shop: Project, *runs: Sequence[str]) -> list[Ended]:
 def test_the_command_writes_the_document(shop: Project) -> None:
     everything, some = asyncapi(shop, ["--output", "shop.json"], ["shipping", "orders"])
     assert everything.succeeds() == ""
-    made = json.loads((shop.root / "shop.json").read_text())
-    check(made)
-    assert set(made["channels"]) == set(described(*SHOP)["channels"])
-    assert (made["info"]["title"], made["info"]["version"]) == ("a-shop", "4.5")
+    spec = json.loads((shop.root / "shop.json").read_text())
+    check(spec)
+    assert set(spec["channels"]) == set(described(*SHOP)["channels"])
+    assert (spec["info"]["title"], spec["info"]["version"]) == ("a-shop", "4.5")
     assert json.loads(some.succeeds())["info"]["title"] == "orders, shipping"
 
 
@@ -279,10 +279,10 @@ def test_an_event_that_is_sent_as_an_older_version_is_described_as_that_version(
 ) -> None:
     freeze([SoldOnce], tmp_path)
     freeze([Sold], tmp_path)
-    made = described(selling(tmp_path))
-    check(made)
-    assert list(payload(made, "mall.sold.v1")["properties"]) == ["cents"]
-    headers = made["components"]["messages"]["mall.sold.v1"]["headers"]
+    spec = described(selling(tmp_path))
+    check(spec)
+    assert list(payload(spec, "mall.sold.v1")["properties"]) == ["cents"]
+    headers = spec["components"]["messages"]["mall.sold.v1"]["headers"]
     assert headers["properties"]["dataschema"] == {"const": "urn:eventmesh:mall.sold:1"}
 
 

@@ -20,6 +20,7 @@ from faststream import BaseMiddleware, FastStream
 from faststream.exceptions import AckMessage, RejectMessage
 from faststream.rabbit import RabbitBroker
 from faststream.redis import RedisBroker, StreamSub
+from pamqp.header import ContentHeader
 from redis.asyncio import Redis
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -277,11 +278,11 @@ async def orders_worker(stage: Stage) -> AsyncIterator[list[str]]:
     """An EventMesh worker of the service orders; yields the invoices that it was notified of."""
     service = Service("orders", metadata=OtherBase.metadata)
     service.configure(stage.settings)
-    told: list[str] = []
+    notified: list[str] = []
 
     @service.subscriber(InvoiceSent)
     async def note(event: InvoiceSent, tx: MeshTransaction) -> None:
-        told.append(event.order)
+        notified.append(event.order)
         tx.session.add(Receipt(order=event.order))
 
     stop = asyncio.Event()
@@ -292,7 +293,7 @@ async def orders_worker(stage: Stage) -> AsyncIterator[list[str]]:
         running = asyncio.create_task(worker.run(stop))
         try:
             await asyncio.wait_for(worker.ready.wait(), PATIENCE)
-            yield told
+            yield notified
         finally:
             stop.set()
             await running
@@ -462,11 +463,11 @@ async def test_a_failing_message_is_rolled_back_and_retried_and_then_dead_letter
         return InvoiceSent(order=order.order)
 
     stage.mesh.publisher(InvoiceSent)
-    async with orders_worker(stage) as told, stage.running():
+    async with orders_worker(stage) as notified, stage.running():
         await stage.publish(stage.place("bad"), stage.place("shaky"))
         await stage.invoiced("shaky")
         [letter] = await stage.letters()
-        await until(lambda: _async(told), "an invoice")
+        await until(lambda: _async(notified), "an invoice")
         await stage.settled(dead=1)
     assert [letter.envelope.attributes["partitionkey"], letter.attempts] == ["bad", 3]
     assert letter.reason == "failed 3 times: ValueError: no invoice for bad"
@@ -474,7 +475,29 @@ async def test_a_failing_message_is_rolled_back_and_retried_and_then_dead_letter
     assert (stage.calls.count("bad"), stage.calls.count("shaky")) == (3, 2)
     assert all(later - sooner >= DELAY for sooner, later in pairwise(tried_at))
     assert await stage.invoices() == [("shaky", "")]
-    assert told == ["shaky"]
+    assert notified == ["shaky"]
+
+
+@pytest.mark.parametrize("kind", ["amqp"])  # RabbitMQ keeps all headers in one frame
+async def test_a_message_without_room_for_its_attempt_is_dead_lettered_instead_of_retried(
+    stage: Stage,
+) -> None:
+    @stage.mesh.subscriber(OrderPlaced, retry=SOON)
+    async def send_invoice(order: OrderPlaced, tx: Transaction) -> None:
+        stage.calls.append(order.order)
+        raise ValueError("no invoice")
+
+    placed = stage.place("a")
+    headers = dict(to_headers(MeshEnvelope({**placed.attributes, "filler": ""}, b"")))
+    identified = aio_pika.Message(b"", headers=headers, message_id="m" * 32)  # as aiormq adds one
+    room = 131_064 - len(ContentHeader(properties=identified.properties).marshal())
+    async with stage.running():
+        await stage.publish_raw({**placed.attributes, "filler": "x" * room}, placed.data)
+        [letter] = await stage.letters()
+        await stage.settled(dead=1)
+    assert stage.calls == ["a"]
+    assert letter.reason.startswith("RabbitMQ does not take it for a retry (not kept whole; cut: ")
+    assert (letter.attempts, letter.envelope.data) == (1, placed.data)
 
 
 async def _async(value: Any) -> Any:
@@ -649,13 +672,13 @@ async def test_what_a_handler_publishes_is_committed_with_its_effects(stage: Sta
         if len(stage.calls) < 3:
             raise ValueError("not yet")
 
-    async with orders_worker(stage) as told, stage.running():
+    async with orders_worker(stage) as notified, stage.running():
         await stage.publish(stage.place("a"))
-        await until(lambda: _async(told), "an invoice")
+        await until(lambda: _async(notified), "an invoice")
         await stage.settled()
         await asyncio.sleep(0.1)  # in which a second message would arrive
     assert stage.calls == ["a"] * 3
-    assert told == ["a"]
+    assert notified == ["a"]
 
 
 async def test_a_returned_message_is_published_once_even_with_a_publisher_as_decorator(
@@ -669,13 +692,13 @@ async def test_a_returned_message_is_published_once_even_with_a_publisher_as_dec
         stage.calls.append(order.order)
         return InvoiceSent(order=order.order) if order.order != "silent" else None
 
-    async with orders_worker(stage) as told, stage.running():
+    async with orders_worker(stage) as notified, stage.running():
         twice = stage.place("a")
         await stage.publish(stage.place("silent"), twice, twice)
-        await until(lambda: _async(told), "an invoice")
+        await until(lambda: _async(notified), "an invoice")
         await stage.publish(stage.place("z"))
-        await until(lambda: _async("z" in told), "the last")
-    assert told == ["a", "z"]
+        await until(lambda: _async("z" in notified), "the last")
+    assert notified == ["a", "z"]
     assert stage.calls == ["silent", "a", "z"]
 
 
@@ -714,15 +737,15 @@ async def test_messages_published_outside_of_a_handler_are_accepted_and_deduped(
     sent = stage.mesh.publisher(InvoiceSent)
     subscription = Subscription("archive.keep", ("billing.invoice_sent",))
     await stage.transport.declare([subscription])
-    async with orders_worker(stage) as told, stage.running():
+    async with orders_worker(stage) as notified, stage.running():
         await sent.publish(InvoiceSent(order="a"))
-        await until(lambda: _async(told), "an invoice")
+        await until(lambda: _async(notified), "an invoice")
         async with stage.transport.consume(subscription, prefetch=1) as consumer:
             [delivery] = await consumer.receive(1)
         await stage.publish(delivery.envelope)  # the same message again
         await sent.publish(InvoiceSent(order="b"))
-        await until(lambda: _async("b" in told), "the last")
-    assert told == ["a", "b"]
+        await until(lambda: _async("b" in notified), "the last")
+    assert notified == ["a", "b"]
     assert delivery.envelope.attributes["source"] == "/billing"
     assert delivery.envelope.attributes["dataschema"] == "urn:eventmesh:billing.invoice_sent:1"
     assert delivery.envelope.data == b'{"order":"a"}'
@@ -774,7 +797,7 @@ async def test_without_the_lifespan_no_message_is_handled_or_lost(stage: Stage) 
     await stage.transport.declare([stage.subscription])
     await stage.app.start()
     await stage.publish(stage.place("a"))
-    await until(lambda: _async(any(stage.received)), "the mistake to be told")
+    await until(lambda: _async(any(stage.received)), "the error")
     assert "FastStream(broker, lifespan=mesh.lifespan)" in stage.received[0]
     assert stage.calls == []
     async with stage.mesh.lifespan():

@@ -13,10 +13,9 @@ from collections.abc import Collection, Sequence
 from eventmesh.clock import Clock
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.census import Census, State
-from eventmesh.transports.rabbitmq.connection import BrokerConnection
+from eventmesh.transports.rabbitmq.connection import MAX_HELD, BrokerConnection
 from eventmesh.transports.rabbitmq.inspection import (
     MAX_CONSUMERS,
-    MAX_HELD,
     Inspector,
     QueueCounts,
 )

@@ -44,6 +44,9 @@ given back then goes back when the connection closes."""
 MIN_NODE_TIMEOUT = 3.0
 """Seconds that each node has to answer, however many share CONNECT_TIMEOUT."""
 
+MAX_HELD = 65_535
+"""How many messages a consumer can hold in AMQP: the largest prefetch count."""
+
 MIN_HEARTBEAT = 5
 """Seconds. With less, RabbitMQ would take a worker with a busy event loop for dead."""
 
@@ -186,43 +189,40 @@ class BrokerConnection:
                 raise self._not_open()
             if self._connection is None or not self._connection.is_opened:
                 await self._disconnect()
-                self._connection = await self._connect_to_any()
+                self._connection = await self._connect()
                 if not self._allowed:  # `close` was called meanwhile, and did not wait
                     await self._disconnect()
                     raise self._not_open()
             return self._connection
 
-    async def _connect_to_any(self) -> Connection:
+    async def _connect(self) -> Connection:
         """A connection to the first node that answers, beginning with the one after the last node
         that was tried."""
-        seconds = max(CONNECT_TIMEOUT / len(self._nodes), MIN_NODE_TIMEOUT)
-        for attempt in range(len(self._nodes)):
-            node = self._nodes[self._next_node]
+        timeout = max(CONNECT_TIMEOUT / len(self._nodes), MIN_NODE_TIMEOUT)
+        untried = len(self._nodes)
+        while True:
+            url = URL(self._nodes[self._next_node])
             self._next_node = (self._next_node + 1) % len(self._nodes)
+            untried -= 1
+            if "heartbeat" not in url.query:
+                url = url.update_query(heartbeat=self._heartbeat)
+            self._taps = {}  # taps of a lost connection must not see frames of this one
+            connection = Connection(
+                url,
+                client_properties={"connection_name": self._purpose},
+                transport_factory=_Tapped(self._taps),
+            )
             try:
-                async with asyncio.timeout(seconds):
-                    return await self._connect(node)
+                async with asyncio.timeout(timeout):
+                    try:
+                        await connection.connect()
+                    except BaseException:
+                        await connection.close()
+                        raise
+                    return connection
             except (TimeoutError, *CONNECTION_ERRORS):
-                if attempt == len(self._nodes) - 1:
+                if not untried:
                     raise
-        raise AssertionError("a URL has at least one node")
-
-    async def _connect(self, node: str) -> Connection:
-        url = URL(node)
-        if "heartbeat" not in url.query:
-            url = url.update_query(heartbeat=self._heartbeat)
-        self._taps = {}  # taps of a lost connection must not see frames of this one
-        connection = Connection(
-            url,
-            client_properties={"connection_name": self._purpose},
-            transport_factory=_Tapped(self._taps),
-        )
-        try:
-            await connection.connect()
-        except BaseException:
-            await connection.close()
-            raise
-        return connection
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

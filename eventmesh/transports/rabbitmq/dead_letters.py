@@ -27,7 +27,7 @@ from eventmesh.transports.dead_letters import (
     fingerprint,
     group_copies,
 )
-from eventmesh.transports.rabbitmq.connection import BrokerConnection
+from eventmesh.transports.rabbitmq.connection import MAX_HELD, BrokerConnection
 from eventmesh.transports.rabbitmq.headers import (
     ATTEMPTS,
     DEAD_LETTER_ID,
@@ -38,7 +38,7 @@ from eventmesh.transports.rabbitmq.headers import (
     application_headers,
     count_header,
 )
-from eventmesh.transports.rabbitmq.held_messages import MAX_HELD, hold_messages, move
+from eventmesh.transports.rabbitmq.held_messages import hold_messages, move
 from eventmesh.transports.rabbitmq.messages import copy_of
 from eventmesh.transports.rabbitmq.publishing import Publisher
 from eventmesh.transports.rabbitmq.topology import Topology

@@ -29,14 +29,12 @@ from pamqp.commands import Basic
 from eventmesh.transports.rabbitmq.connection import (
     CONNECT_TIMEOUT,
     CONNECTION_ERRORS,
+    MAX_HELD,
     BrokerConnection,
 )
 from eventmesh.transports.rabbitmq.messages import OutgoingMessage
 from eventmesh.transports.rabbitmq.publishing import Batch, Publisher
 from eventmesh.transports.rabbitmq.topology import Entity
-
-MAX_HELD = 65_535
-"""How many messages a consumer can hold in AMQP."""
 
 QUIET = 0.15
 """Seconds without a delivery after which others must have taken the rest."""

@@ -32,6 +32,7 @@ from eventmesh.errors import Unreachable
 from eventmesh.transports.rabbitmq.connection import (
     CONNECT_TIMEOUT,
     LEAVE_TIMEOUT,
+    MAX_HELD,
     BrokerConnection,
     close_channel,
 )
@@ -56,9 +57,6 @@ LOCK_TIMEOUT = 5.0
 
 PRIORITY = 1000
 """The priority of our consumers; workers have none."""
-
-MAX_HELD = 65_535
-"""How many messages a consumer can hold in AMQP."""
 
 MAX_CONSUMERS = 31
 """Of one queue. RabbitMQ gives back consumer by consumer, in the order of their tags up to here."""
@@ -116,7 +114,21 @@ class Inspector:
         """Two inspections at a time would each see a part, and mix the order. The lock is a queue
         that only this connection may use, and that ends with it. InspectionRunning if another has
         it for longer than `patience` seconds."""
-        channel = await self._lock(patience)
+        deadline = self._clock.monotonic() + patience
+        while True:
+            async with self._connection.guard(None):
+                channel = await self._connection.open_channel()
+                try:
+                    await channel.queue_declare(self._lock_queue, exclusive=True, auto_delete=True)
+                    break
+                except ChannelLockedResource:
+                    # RabbitMQ takes a moment to notice that its owner's connection was cut.
+                    if self._clock.monotonic() >= deadline:
+                        raise InspectionRunning(
+                            "Somebody else is counting the messages of this broker: wait until "
+                            "they have finished, and try again."
+                        ) from None
+            await self._clock.sleep(LOCK_TIMEOUT / 20)
         try:
             yield
         finally:
@@ -124,24 +136,6 @@ class Inspector:
                 async with self._connection.guard(LEAVE_TIMEOUT):
                     await channel.queue_delete(self._lock_queue)
                     await close_channel(channel)
-
-    async def _lock(self, patience: float) -> Channel:
-        """The channel that holds the lock. RabbitMQ takes a moment to notice that the connection of
-        an earlier holder was cut."""
-        deadline = self._clock.monotonic() + patience
-        while True:
-            async with self._connection.guard(None):
-                channel = await self._connection.open_channel()
-                try:
-                    await channel.queue_declare(self._lock_queue, exclusive=True, auto_delete=True)
-                    return channel
-                except ChannelLockedResource:
-                    if self._clock.monotonic() >= deadline:
-                        raise InspectionRunning(
-                            "Somebody else is counting the messages of this broker: wait until "
-                            "they have finished, and try again."
-                        ) from None
-            await self._clock.sleep(LOCK_TIMEOUT / 20)
 
     async def counts(self, names: Iterable[str]) -> dict[str, QueueCounts]:
         """As `count_messages`, but asked twice, and the higher counts: messages may be on their way
@@ -172,7 +166,11 @@ class Inspector:
                 self._connection.tap(channel, tally)
                 before = await count_messages(self._connection, queues)
                 await channel.basic_qos(prefetch_count=MAX_HELD)
-                ours = {name: _consumers_for(counts.ready) for name, counts in before.items()}
+                ours = {
+                    # One more than is needed now, for what is published meanwhile.
+                    name: min(counts.ready // MAX_HELD + 2, MAX_CONSUMERS)
+                    for name, counts in before.items()
+                }
                 for name, count in ours.items():
                     for number in range(count):
                         await channel.basic_consume(
@@ -270,11 +268,6 @@ def _short_string(buffer: bytes, at: int) -> tuple[str, int]:
     """A string of AMQP that begins with its length, and where it ends."""
     end = at + 1 + buffer[at]
     return buffer[at + 1 : end].decode(errors="backslashreplace"), end
-
-
-def _consumers_for(ready: int) -> int:
-    """One more than is needed now, for what is published meanwhile."""
-    return min(ready // MAX_HELD + 2, MAX_CONSUMERS)
 
 
 async def _ignore(_: DeliveredMessage) -> None:

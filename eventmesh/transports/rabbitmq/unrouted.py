@@ -25,8 +25,8 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from eventmesh.clock import Clock
 from eventmesh.transports.base import Unrouted
 from eventmesh.transports.census import Census, made_at
-from eventmesh.transports.rabbitmq.connection import CONNECT_TIMEOUT, BrokerConnection
-from eventmesh.transports.rabbitmq.held_messages import MAX_HELD, fetch, hold_messages
+from eventmesh.transports.rabbitmq.connection import CONNECT_TIMEOUT, MAX_HELD, BrokerConnection
+from eventmesh.transports.rabbitmq.held_messages import fetch, hold_messages
 from eventmesh.transports.rabbitmq.inspection import Inspector, QueueCounts, count_messages
 from eventmesh.transports.rabbitmq.topology import Topology
 from eventmesh.wire.cloudevents import from_headers

@@ -153,8 +153,8 @@ def the_retry(received: ReceivedMessage, **options: Any) -> OutgoingMessage:
 
 
 def the_dead_letter(received: ReceivedMessage) -> OutgoingMessage:
-    came = received.essentials()[1]
-    headers = dead_letter_headers(came, UNLIKELY, attempts=4, letter_id="l-1", now=NOW)
+    original = received.essentials()[1]
+    headers = dead_letter_headers(original, UNLIKELY, attempts=4, letter_id="l-1", now=NOW)
     return copy_of(
         received.properties(), received.body, "", "queue", headers, may_truncate="everything"
     )

@@ -32,7 +32,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
 
 
 class Channel:
-    """An open channel whose broker is silent until told to speak."""
+    """An open channel whose broker answers only when a test lets it."""
 
     number = 1
     connection = SimpleNamespace(connection_tune=SimpleNamespace(frame_max=4096))

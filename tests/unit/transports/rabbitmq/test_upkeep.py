@@ -90,9 +90,9 @@ class Rerouting:
 
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
-    made = Broker()
-    monkeypatch.setattr(upkeep_module, "declare_all", made.declare_all)
-    return made
+    broker = Broker()
+    monkeypatch.setattr(upkeep_module, "declare_all", broker.declare_all)
+    return broker
 
 
 @pytest.fixture
@@ -109,12 +109,12 @@ def rerouting() -> Rerouting:
 async def upkeep(
     broker: Broker, clock: StoppedClock, rerouting: Rerouting
 ) -> AsyncIterator[TopologyUpkeep]:
-    made = TopologyUpkeep(
+    upkeep = TopologyUpkeep(
         cast(BrokerConnection, broker), SHOP, cast(Any, clock), cast(Rerouter, rerouting)
     )
-    made._subscriptions[PAID] = None
-    yield made
-    await made.stop()
+    upkeep._subscriptions[PAID] = None
+    yield upkeep
+    await upkeep.stop()
 
 
 async def test_all_that_the_subscriptions_need_is_declared_again(
