@@ -1,1 +1,1 @@
-"""EventMesh inside what was built with something else."""
+"""EventMesh inside applications that were built with another framework."""

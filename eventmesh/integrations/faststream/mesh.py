@@ -57,7 +57,7 @@ class Mesh(ABC):
         """For `FastStream(…, lifespan=mesh.lifespan)`: start-up before the first message, and the
         relay of the outbox while the app runs.
 
-        Raises Unreachable, Drift or UsageError as a worker does at its start.
+        Raises Unreachable, Drift or UsageError like the start-up of a worker.
         """
         _log_where_the_app_does()
         service, settings = self.service, self.service.settings
