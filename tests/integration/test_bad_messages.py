@@ -116,7 +116,7 @@ def shown(data: bytes) -> str:
     return data.decode(errors="backslashreplace")
 
 
-async def test_a_dead_letter_is_shown_and_without_a_fix_dies_again(
+async def test_a_dead_letter_is_shown_and_when_replayed_without_a_fix_is_dead_lettered_again(
     bank: Project, attributes: Attributes, put: Put
 ) -> None:
     worker = bank.worker()
@@ -216,7 +216,7 @@ def test_publishing_5_mb_is_refused_and_stores_nothing(bank: Project) -> None:
     assert balances(bank) == {}
 
 
-async def test_returning_5_mb_undoes_the_handler_and_keeps_its_message(
+async def test_returning_5_mb_rolls_the_handler_back_and_dead_letters_its_message(
     bank: Project, attributes: Attributes, put: Put
 ) -> None:
     worker = bank.worker()
@@ -251,7 +251,7 @@ def select(bank: Project, statement: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
-async def test_an_event_of_the_bank_that_somebody_else_publishes_is_not_believed(
+async def test_an_event_of_the_bank_from_another_source_is_dead_lettered(
     broker: str, on: Callable[[str], Project], attributes: Attributes, put: Put
 ) -> None:
     bank = on(broker)

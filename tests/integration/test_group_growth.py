@@ -88,7 +88,7 @@ async def costs(tmp_path: Path) -> AsyncIterator[Costs]:
         yield make
 
 
-async def test_where_commits_are_slow_groups_are_as_large_as_may_be(costs: Costs) -> None:
+async def test_where_commits_are_slow_groups_are_as_large_as_allowed(costs: Costs) -> None:
     assert await costs(0.0, 10 * TIME).run(batches=8) == MOST
 
 
@@ -96,5 +96,5 @@ async def test_where_handlers_are_slow_groups_end_in_time(costs: Costs) -> None:
     assert await costs(TIME / 8, 10 * TIME).run(batches=12) == 8
 
 
-async def test_a_handler_that_takes_longer_than_a_group_has_it_alone(costs: Costs) -> None:
+async def test_a_handler_that_takes_longer_than_group_time_gets_groups_of_one(costs: Costs) -> None:
     assert await costs(2 * TIME, 0.0).run(batches=4) == 1

@@ -24,7 +24,7 @@ from tests.integration.one_handler import (
 from tests.support.proxy import proxy_before
 
 
-async def test_a_statement_that_takes_too_long_is_ended_and_only_its_message_is_tried_again(
+async def test_a_statement_that_takes_too_long_is_ended_and_only_its_message_is_retried(
     postgres_url: str,
 ) -> None:
     await migrated(postgres_url)
@@ -83,7 +83,7 @@ async def test_a_database_that_never_answers_holds_a_lane_no_longer_than_the_lim
     assert await effects(postgres_url) == [1]
 
 
-async def test_a_handler_that_takes_no_transaction_is_limited_too(sqlite_url: str) -> None:
+async def test_a_handler_without_a_transaction_is_limited_too(sqlite_url: str) -> None:
     service = Service("shop")
     attempts: list[int] = []
 

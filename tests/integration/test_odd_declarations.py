@@ -68,13 +68,13 @@ def test_subscriber_without_parentheses(project: Project) -> None:
 @pytest.mark.parametrize(
     "text", ['raise ValueError("one\\ntwo")', "import sys; sys.exit(3)", "raise SystemExit"]
 )
-def test_a_module_that_ends_its_import(project: Project, text: str) -> None:
+def test_a_module_that_ends_its_own_import(project: Project, text: str) -> None:
     project.service(text + "\n")
     project.run("worker", "bank").fails(2, "'bank'")
 
 
 @pytest.mark.parametrize("content", [b"tool = 3\n", b"\xff\n"])
-def test_a_pyproject_that_is_none(bank: Project, content: bytes) -> None:
+def test_a_pyproject_that_cannot_be_read(bank: Project, content: bytes) -> None:
     bank.write("pyproject.toml", content)
     bank.run("worker", "bank").fails(2, "pyproject.toml")
 
@@ -90,7 +90,7 @@ def test_dev_in_a_folder_without_services(project: Project, option: str) -> None
     project.run("dev", option).fails(2, "No service was found")
 
 
-async def test_a_handlers_own_logger_is_heard_whatever_its_name(
+async def test_a_handler_s_own_logger_is_shown_whatever_its_name(
     bank: Project, put: Put, attributes: Attributes
 ) -> None:
     bank.change_service("log = structlog.get_logger()", 'log = structlog.get_logger("tills")')
@@ -100,12 +100,12 @@ async def test_a_handlers_own_logger_is_heard_whatever_its_name(
     assert "depositing" in worker.events()
 
 
-def test_a_broker_that_is_away_is_told_once_by_many_workers(bank: Project) -> None:
+def test_an_unreachable_broker_is_reported_once_by_many_workers(bank: Project) -> None:
     url = "redis://127.0.0.1:1"
     bank.run("worker", "bank", "--workers", "2", EVENTMESH_BROKER_URL=url).fails(3)
 
 
-async def test_a_service_manager_that_tells_every_process_makes_them_drain(
+async def test_a_service_manager_that_signals_every_process_makes_them_drain(
     bank: Project, put: Put, attributes: Attributes
 ) -> None:
     worker = bank.worker("--workers", "2", processes=2)

@@ -106,12 +106,12 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_it_is_ready_while_all_is_well(worker: Worker) -> None:
+async def test_a_worker_is_ready_while_all_its_servers_answer(worker: Worker) -> None:
     assert await found(worker) == []
     assert worker.vitals.subscriptions[0].interruptions == 0
 
 
-async def test_it_is_not_ready_while_the_broker_is_away(worker: Worker) -> None:
+async def test_a_worker_is_not_ready_while_the_broker_is_unreachable(worker: Worker) -> None:
     assert isinstance(worker.transport, Flaky)
     worker.transport.away = True
 
@@ -127,7 +127,9 @@ async def test_it_is_not_ready_while_the_broker_is_away(worker: Worker) -> None:
     await until(well)
 
 
-async def test_it_is_not_ready_while_a_message_waits_in_the_outbox_for_long(worker: Worker) -> None:
+async def test_a_worker_is_not_ready_while_a_message_waits_too_long_in_the_outbox(
+    worker: Worker,
+) -> None:
     assert isinstance(worker.transport, Flaky)
     worker.transport.away = True  # so that nothing is relayed
     [service] = worker.services
@@ -162,7 +164,7 @@ async def test_it_is_not_ready_while_a_message_waits_in_the_outbox_for_long(work
 
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
-async def test_it_is_not_ready_while_its_database_is_away(
+async def test_a_worker_is_not_ready_while_its_database_is_unreachable(
     worker: Worker, database_url: str
 ) -> None:
     parts = urlsplit(database_url.replace("+asyncpg", ""))
@@ -187,7 +189,9 @@ async def test_it_is_not_ready_while_its_database_is_away(
     await until(well)
 
 
-async def test_it_is_not_ready_while_its_clock_differs_from_its_databases(worker: Worker) -> None:
+async def test_a_worker_is_not_ready_while_its_clock_differs_from_its_database_s(
+    worker: Worker,
+) -> None:
     [service] = worker.services
     right = service.clock
     service.clock = Ahead()

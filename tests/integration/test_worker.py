@@ -268,7 +268,7 @@ async def test_what_a_message_causes_carries_its_correlation_and_its_id(mesh: Me
 
 
 @EVERYWHERE
-async def test_of_a_group_only_the_failing_message_is_tried_again(mesh: Mesh) -> None:
+async def test_only_the_failing_message_of_a_group_is_retried(mesh: Mesh) -> None:
     tries: list[int] = []
 
     @mesh.service.subscriber(Do, retry=SOON)
@@ -288,7 +288,7 @@ async def test_of_a_group_only_the_failing_message_is_tried_again(mesh: Mesh) ->
 
 
 @EVERYWHERE
-async def test_a_message_that_keeps_failing_becomes_a_dead_letter_and_has_no_effect(
+async def test_a_message_that_keeps_failing_is_dead_lettered_and_has_no_effect(
     mesh: Mesh,
 ) -> None:
     @mesh.service.subscriber(Do, retry=SOON)
@@ -314,7 +314,7 @@ async def test_a_message_that_keeps_failing_becomes_a_dead_letter_and_has_no_eff
     assert await mesh.effects() == [2]
 
 
-async def test_a_replayed_dead_letter_takes_effect_once_the_handler_is_mended(mesh: Mesh) -> None:
+async def test_a_replayed_dead_letter_takes_effect_once_the_handler_is_fixed(mesh: Mesh) -> None:
     broken = True
 
     @mesh.service.subscriber(Do)
@@ -337,7 +337,7 @@ async def test_a_replayed_dead_letter_takes_effect_once_the_handler_is_mended(me
     assert await mesh.effects() == [1]
 
 
-async def test_publishing_what_was_not_declared_undoes_the_handler_and_says_so(
+async def test_publishing_what_was_not_declared_rolls_the_handler_back_and_says_so(
     mesh: Mesh,
 ) -> None:
     @mesh.service.subscriber(Do)
@@ -429,7 +429,7 @@ async def test_a_transaction_outside_a_handler_commits_state_and_messages_togeth
 
 
 @EVERYWHERE
-async def test_a_delayed_message_comes_not_before_its_time(mesh: Mesh) -> None:
+async def test_a_delayed_message_is_not_delivered_before_its_time(mesh: Mesh) -> None:
     arrived: dict[int, float] = {}
 
     @mesh.service.subscriber(Done)
@@ -514,7 +514,7 @@ async def test_a_handler_that_always_fails_is_called_as_often_as_its_policy_says
 
 
 @EVERYWHERE
-async def test_a_message_that_fails_over_rows_of_another_is_not_blamed(mesh: Mesh) -> None:
+async def test_a_message_is_not_blamed_for_an_error_that_another_s_rows_cause(mesh: Mesh) -> None:
     """Message 5 leaves a row to be written that cannot be, and message 6 is the first to query."""
 
     @mesh.service.subscriber(Do, retry=Retry(attempts=1))
@@ -529,7 +529,9 @@ async def test_a_message_that_fails_over_rows_of_another_is_not_blamed(mesh: Mes
     assert [number for number in await mesh.effects() if number < WARMING] == [4, 6, 7]
 
 
-async def test_a_failure_over_what_never_was_does_not_stand(mesh: Mesh) -> None:
+async def test_a_failure_caused_by_a_message_that_was_rolled_back_does_not_stand(
+    mesh: Mesh,
+) -> None:
     """Message 6 is rejected for what message 5 did, which fails when it is handled again."""
     calls: list[int] = []
 
@@ -581,7 +583,7 @@ async def test_a_worker_calls_a_handler_that_always_fails_as_often_as_its_policy
     ],
 )
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_a_handler_that_returns_no_message_is_told_what_one_returns(
+async def test_a_handler_that_does_not_return_messages_is_dead_lettered_with_what_to_return(
     mesh: Mesh, returned: Any, said: str
 ) -> None:
     @mesh.service.subscriber(Do)
@@ -735,7 +737,7 @@ async def fill(mesh: Mesh, *messages: Done) -> None:
 
 
 @EVERYWHERE
-async def test_a_refused_message_holds_back_its_key_and_nobody_elses(mesh: Mesh) -> None:
+async def test_a_rejected_message_blocks_its_own_key_only(mesh: Mesh) -> None:
     refusing = True
     broker = Picky(mesh.clock, lambda e: refusing and e.data.startswith(b'{"number":1,'))
     relay = await relay_of(mesh, broker)
@@ -756,7 +758,7 @@ async def test_a_refused_message_holds_back_its_key_and_nobody_elses(mesh: Mesh)
 
 
 @EVERYWHERE
-async def test_a_message_the_broker_never_takes_is_parked_with_its_key(mesh: Mesh) -> None:
+async def test_a_message_that_the_broker_keeps_rejecting_is_parked_with_its_key(mesh: Mesh) -> None:
     broker = Picky(mesh.clock, lambda e: e.key == "a")
     relay = await relay_of(mesh, broker)
     await fill(mesh, Done(number=1, key="a"), Done(number=2, key="a"))
@@ -774,7 +776,9 @@ async def test_a_message_the_broker_never_takes_is_parked_with_its_key(mesh: Mes
 
 
 @EVERYWHERE
-async def test_what_was_confirmed_before_the_broker_was_lost_is_not_sent_again(mesh: Mesh) -> None:
+async def test_what_was_confirmed_before_the_broker_was_lost_is_not_published_again(
+    mesh: Mesh,
+) -> None:
     broker = LostAfter(mesh.clock, 3)
     relay = await relay_of(mesh, broker)
     await fill(mesh, *(Done(number=n, key=f"k{n}") for n in range(10)))
@@ -818,7 +822,7 @@ async def test_relays_side_by_side_publish_every_message_once(mesh: Mesh) -> Non
     assert len(broker.published) == 400
 
 
-async def test_the_outbox_of_a_relay_that_died_is_taken_over(mesh: Mesh) -> None:
+async def test_another_relay_takes_over_the_outbox_of_one_that_died(mesh: Mesh) -> None:
     broker = Picky(mesh.clock, lambda _: False)
     database = await mesh.service.database()
     dead = Relay("shop", database, broker, mesh.clock, lease_time=0.5)
@@ -834,7 +838,7 @@ async def test_the_outbox_of_a_relay_that_died_is_taken_over(mesh: Mesh) -> None
 
 
 @EVERYWHERE
-async def test_ids_of_two_sources_that_are_alike_are_two_messages(mesh: Mesh) -> None:
+async def test_the_same_id_from_two_sources_means_two_messages(mesh: Mesh) -> None:
     """CloudEvents promises unique ids for each source only; one that numbers them is no liar."""
 
     @mesh.service.subscriber(Do)
@@ -855,7 +859,7 @@ async def test_ids_of_two_sources_that_are_alike_are_two_messages(mesh: Mesh) ->
 
 
 @EVERYWHERE
-async def test_an_error_that_a_handler_swallows_never_undoes_a_group_in_silence(
+async def test_an_error_that_a_handler_swallows_never_rolls_a_group_back_silently(
     mesh: Mesh,
 ) -> None:
     """PostgreSQL answers COMMIT with a rollback then, and says so to nobody."""
@@ -916,7 +920,9 @@ async def test_a_part_that_may_fail_goes_into_a_savepoint(mesh: Mesh) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["postgres", "mariadb"], indirect=True)
-async def test_a_locked_row_is_read_anew_within_a_group(database_url: str, tmp_path: Path) -> None:
+async def test_a_locked_row_is_read_afresh_within_a_group(
+    database_url: str, tmp_path: Path
+) -> None:
     """Another process changes it between two messages of a group; the identity map has it old."""
     settings = Settings(
         database_urls={"shop": database_url}, schemas=tmp_path / "s", group_time=10.0
@@ -969,7 +975,7 @@ async def until_count(mesh: Mesh, count: int) -> None:
     await until(there)
 
 
-async def test_a_cancellation_that_comes_out_of_a_library_ends_no_subscription(mesh: Mesh) -> None:
+async def test_a_cancellation_leaked_by_a_library_does_not_end_a_subscription(mesh: Mesh) -> None:
     @mesh.service.subscriber(Do, retry=SOON)
     async def do(command: Do, tx: Transaction) -> None:
         tx.session.add(Effect(number=command.number))
@@ -988,7 +994,9 @@ async def test_a_cancellation_that_comes_out_of_a_library_ends_no_subscription(m
     assert sorted(await mesh.effects()) == [0, 1, 2, 4, 5, 6, 7]
 
 
-async def test_publishing_past_the_handlers_own_transaction_is_refused_at_once(mesh: Mesh) -> None:
+async def test_publishing_outside_the_handler_s_own_transaction_is_refused_at_once(
+    mesh: Mesh,
+) -> None:
     """It could be committed alone, and on SQLite it would wait for the handler for ever."""
     done = mesh.service.publisher(Done)
 
@@ -1029,7 +1037,7 @@ async def test_a_handler_without_a_transaction_publishes_in_one_of_its_own(mesh:
 
 
 @EVERYWHERE
-async def test_only_the_message_that_kills_its_worker_is_given_up(mesh: Mesh) -> None:
+async def test_only_the_poison_message_is_dead_lettered(mesh: Mesh) -> None:
     """All of these were handed out often, as by RabbitMQ to workers that died; one is to blame."""
 
     @mesh.service.subscriber(Do)
@@ -1057,7 +1065,7 @@ async def test_only_the_message_that_kills_its_worker_is_given_up(mesh: Mesh) ->
         assert await connection.scalar(select(func.count()).select_from(start)) == 0
 
 
-async def test_a_plain_handler_gives_up_only_what_kills_its_worker(mesh: Mesh) -> None:
+async def test_only_the_poison_message_of_a_plain_handler_is_dead_lettered(mesh: Mesh) -> None:
     """The service has a database, which knows better than the broker what was ever begun."""
     mesh.service.publisher(Done)
     handled: list[int] = []
@@ -1129,7 +1137,7 @@ async def test_without_a_database_a_message_that_keeps_coming_back_is_fetched_al
     assert prefetches == [1, settings.prefetch, 1]
 
 
-async def test_a_suspect_whose_handling_fails_in_good_order_is_none_any_more(mesh: Mesh) -> None:
+async def test_a_suspect_whose_handler_raises_is_not_poison(mesh: Mesh) -> None:
     @mesh.service.subscriber(Do, retry=SOON)
     async def do(command: Do, tx: Transaction) -> None:
         raise ValueError("no, but it comes to an end")
@@ -1143,7 +1151,7 @@ async def test_a_suspect_whose_handling_fails_in_good_order_is_none_any_more(mes
         assert isinstance(outcome, RetryAfter)
 
 
-async def test_messages_wait_unharmed_while_the_database_is_away(
+async def test_messages_wait_while_the_database_is_unreachable_and_are_delivered_once(
     postgres_url: str, tmp_path: Path
 ) -> None:
     """However often their group is tried meanwhile, they are handed out once."""
@@ -1197,7 +1205,7 @@ async def test_messages_wait_unharmed_while_the_database_is_away(
     await service.close()
 
 
-async def test_a_statement_that_takes_too_long_is_its_messages_fault_and_nobody_elses(
+async def test_a_statement_that_takes_too_long_fails_its_own_message_only(
     postgres_url: str, tmp_path: Path
 ) -> None:
     settings = Settings(database_urls={"shop": postgres_url}, schemas=tmp_path / "schemas")
@@ -1250,7 +1258,7 @@ class Repeat(Saga[Progress], name="shop.repeat", started_by=Done):
 
 
 @EVERYWHERE
-async def test_two_sagas_that_one_event_starts_both_come_to_their_end(mesh: Mesh) -> None:
+async def test_two_sagas_that_one_event_starts_are_both_completed(mesh: Mesh) -> None:
     mesh.service.include(Remember)
     mesh.service.include(Repeat)
     done = mesh.service.publisher(Done)
@@ -1274,7 +1282,7 @@ async def test_two_sagas_that_one_event_starts_both_come_to_their_end(mesh: Mesh
     ("saga_id", "attempts"),
     [("01900000-0000-7000-8000-0000000000aa", 20), ("no\0such saga", 1)],
 )
-async def test_a_reply_that_names_a_saga_which_is_not_there_is_given_up(
+async def test_a_reply_to_an_unknown_saga_is_dead_lettered(
     mesh: Mesh, saga_id: str, attempts: int
 ) -> None:
     mesh.service.include(Remember)
@@ -1294,7 +1302,7 @@ async def test_a_reply_that_names_a_saga_which_is_not_there_is_given_up(
     assert "sagaid" in outcome.reason
 
 
-async def test_a_handler_that_runs_elsewhere_is_left_alone(mesh: Mesh) -> None:
+async def test_a_worker_leaves_the_handlers_of_a_faststream_app_alone(mesh: Mesh) -> None:
     """As in a FastStream app of the same service; a worker relays its outbox."""
     handled: list[int] = []
     heard: list[int] = []
@@ -1323,7 +1331,7 @@ async def test_a_handler_that_runs_elsewhere_is_left_alone(mesh: Mesh) -> None:
 
 @EVERYWHERE
 @pytest.mark.parametrize("at_once", [True, False], ids=["in one group", "later"])
-async def test_the_same_id_with_other_data_is_a_dead_letter_and_no_duplicate(
+async def test_the_same_id_with_other_data_is_dead_lettered_and_not_skipped_as_a_duplicate(
     mesh: Mesh, at_once: bool
 ) -> None:
     @mesh.service.subscriber(Do)
@@ -1381,7 +1389,7 @@ async def test_lanes_handle_side_by_side_and_each_key_in_order(mesh: Mesh) -> No
     assert seen == {key: list(range(25)) for key in keys}
 
 
-async def test_one_that_is_retried_comes_after_the_later_ones_of_its_key(mesh: Mesh) -> None:
+async def test_a_retried_message_comes_after_later_ones_of_its_key(mesh: Mesh) -> None:
     """As docs/ordering.md says: it does not block its key."""
     seen: list[int] = []
     others_are_done = asyncio.Event()
@@ -1420,7 +1428,7 @@ async def test_lanes_of_transactions_take_effect_once_and_retry_alone(mesh: Mesh
     assert sorted(failed) == [0, 10, 20, 30, 40]
 
 
-async def test_a_lane_that_loses_the_broker_lets_the_others_finish(mesh: Mesh) -> None:
+async def test_when_one_lane_loses_the_broker_the_others_finish(mesh: Mesh) -> None:
     mesh.transport = LosesTheFirstSettlement(mesh.transport)
     began = asyncio.Event()
     finished: list[int] = []

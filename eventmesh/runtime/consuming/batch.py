@@ -8,7 +8,7 @@ retried. A lost database is waited for, and costs no message an attempt.
     100 deliveries → read (2 cannot be: dead letters) → group of 98 → message 7 fails, rollback
                    → messages 1 to 6, one by one → 7 is retried later → 8 to 98, one by one
 
-The broker hears nothing of this here: `run` returns what is to become of each delivery.
+Nothing is settled on the broker here: `run` returns what is to become of each delivery.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class _Result:
 
 @dataclass(slots=True)
 class _CutsInARow:
-    """Of the message during which the connection was cut last."""
+    """How often the connection was cut during the same message, which was the last one it was cut
+    during."""
 
     message_id: str = ""
     count: int = 0
@@ -163,7 +164,7 @@ class BatchRunner:
     async def _read(
         self, deliveries: Sequence[Delivery]
     ) -> tuple[list[Settlement], list[_Readable]]:
-        """Those that can never be handled, settled; and the others with their messages."""
+        """Settlements of those that can never be handled; and the others, with their messages."""
         dead: list[Settlement] = []
         readable: list[_Readable] = []
         readings, handler = self._service.readings, self.handler
@@ -187,18 +188,18 @@ class BatchRunner:
         return dead, readable
 
     async def _run_plainly(self, readable: Sequence[_Readable]) -> _Result:
-        """Call a handler that has no part in a transaction: message by message, or, if it takes
-        batches, with as many as there are, and one by one after a failure.
+        """Call a handler without a transaction: message by message, or, if it takes batches, with
+        as many as there are, and one by one after a failure.
 
-        The starts of suspects are counted where there is a database, but one that is away keeps
-        nothing from being handled: what was handled before it in its batch must be settled, not
-        repeated.
+        The starts of suspects are counted if the service has a database. Handling does not wait
+        when that is unreachable, since the messages handled before would have to wait, too, and
+        might be delivered again.
         """
         settlements: list[Settlement] = []
         takes_several = self.handler.call_batch is not None and not self.handler.isolated
         size, has_failed, begun = self.size if takes_several else 1, False, 0
         while begun < len(readable) and not self._stopping.is_set():
-            group = next_group(readable[begun:], size)
+            group = next_group(readable, begun, size)
             first = group[0][0]
             counts_start = self._starts_are_counted and is_suspect(first)
             if counts_start:
@@ -220,7 +221,8 @@ class BatchRunner:
                     continue
                 settlements.append(self._fail(first, error))
             else:
-                settlements.extend(self._settle(delivery, DONE) for delivery, _ in group)
+                for delivery, _ in group:
+                    settlements.append(self._settle(delivery, DONE))
             if counts_start:
                 with suppress(Unreachable):
                     await self._starts.end(first)
@@ -252,7 +254,7 @@ class BatchRunner:
             fails_now = failed is not None and failed[0] == begun
             if self._stopping.is_set() and not fails_now:
                 break
-            group = next_group(readable[begun:], size)
+            group = next_group(readable, begun, size)
             try:
                 if failed is not None and fails_now:
                     if is_suspect(first):
@@ -275,6 +277,8 @@ class BatchRunner:
                     await self._wait_for_database(error)
             except Unreachable as error:
                 await self._wait_for_database(error)
+                if self._stopping.is_set():
+                    break
             except _HandlerFailed as failure:
                 if takes_several and len(group) > 1:
                     self._log.batch_failed(len(group), failure.error)
@@ -467,9 +471,10 @@ def may_come_from_sharing(error: Exception) -> bool:
     return comes_from_database(error)
 
 
-def next_group(readable: Sequence[_Readable], size: int) -> Sequence[_Readable]:
-    """The first messages that may share a transaction; a suspect is alone."""
-    for number, (delivery, _) in enumerate(readable[:size]):
-        if is_suspect(delivery):
-            return readable[: max(number, 1)]
-    return readable[:size]
+def next_group(readable: Sequence[_Readable], begun: int, size: int) -> Sequence[_Readable]:
+    """The messages from `begun` on that may share a transaction; a suspect is alone."""
+    end = min(begun + size, len(readable))
+    for number in range(begun, end):
+        if is_suspect(readable[number][0]):
+            return readable[begun : max(number, begun + 1)]
+    return readable[begun:end]

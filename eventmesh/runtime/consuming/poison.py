@@ -1,7 +1,7 @@
 """Poison messages: those that end the process that handles them, again and again.
 
-A message that a worker held when it died is delivered again, and nobody can ask a dead worker which
-of the messages that it held was to blame. The broker counts how often it delivered each message,
+A message that a worker held when it died is delivered again, and a dead worker cannot say which of
+the messages that it held was to blame. The broker counts how often it delivered each message,
 its redelivery count, but counts innocent neighbours too: prefetched messages that no handler saw.
 
 Where the service has a database, that database decides. From a message's fourth delivery on, it

@@ -22,7 +22,7 @@ from eventmesh.contracts.message import Message
 from eventmesh.contracts.versions import describe_unreadable_version
 
 LOOK_AGAIN_AFTER = 3.0
-"""For how many seconds nobody looks whether a message's lock files have changed."""
+"""Seconds between two checks whether a message's lock files have changed."""
 
 _MOST_SHOWN = 300
 

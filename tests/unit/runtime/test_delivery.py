@@ -32,14 +32,14 @@ def test_a_message_that_the_subscription_does_not_take_is_dead() -> None:
     assert outcome == Dead("this subscription takes orders.placed, and not 'payments.paid'")
 
 
-def test_a_message_that_workers_vanish_over_is_dead_after_so_many_deliveries() -> None:
+def test_a_message_delivered_more_often_than_the_limit_is_dead() -> None:
     assert read(Delivery(ENVELOPE, deliveries=3), MODELS, 3) == Paid(amount=5)
     outcome = read(Delivery(ENVELOPE, deliveries=4), MODELS, 3)
     assert isinstance(outcome, Dead)
     assert outcome.reason.startswith("poison message: delivered 3 times")
 
 
-def test_attempts_alone_do_not_make_a_message_deadly() -> None:
+def test_attempts_alone_do_not_make_a_poison_message() -> None:
     assert read(Delivery(ENVELOPE, attempt=99, deliveries=1), MODELS, 3) == Paid(amount=5)
 
 

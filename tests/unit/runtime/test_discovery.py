@@ -46,7 +46,7 @@ def test_services_are_found_by_convention(tmp_path: Path) -> None:
     }
 
 
-def test_what_pyproject_says_wins_over_the_convention(tmp_path: Path, project: Project) -> None:
+def test_pyproject_takes_precedence_over_the_convention(tmp_path: Path, project: Project) -> None:
     (tmp_path / "services" / "orders").mkdir(parents=True)
     (tmp_path / "services" / "orders" / "service.py").touch()
     assert service_targets(project('orders = "elsewhere:it"')) == {"orders": "elsewhere:it"}
@@ -57,14 +57,14 @@ def test_a_pyproject_without_services_is_fine(tmp_path: Path) -> None:
     assert service_targets(tmp_path) == {}
 
 
-def test_a_pyproject_that_is_no_toml_is_named(tmp_path: Path) -> None:
+def test_a_pyproject_that_is_not_valid_toml_is_named(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text("[[[")
     with pytest.raises(UsageError, match=r"pyproject.toml cannot be read: "):
         service_targets(tmp_path)
 
 
 @pytest.mark.parametrize("lines", ["orders = 1", "orders = ['a', 'b']"])
-def test_a_service_in_pyproject_is_a_text(project: Project, lines: str) -> None:
+def test_a_service_in_pyproject_must_be_a_string(project: Project, lines: str) -> None:
     with pytest.raises(UsageError, match="takes lines of name"):
         service_targets(project(lines))
 
@@ -93,7 +93,7 @@ def test_an_unknown_service_is_refused_with_those_that_are_known(project: Projec
         load_services(["one", "three"], project(one=GOOD, two=GOOD))
 
 
-def test_an_error_of_a_service_s_module_is_told_with_its_place(project: Project) -> None:
+def test_an_error_of_a_service_s_module_is_reported_with_its_place(project: Project) -> None:
     root = project(bad="x = 1\nraise RuntimeError('no luck')\n")
     with pytest.raises(
         UsageError,
@@ -103,7 +103,7 @@ def test_an_error_of_a_service_s_module_is_told_with_its_place(project: Project)
         load_services(["bad"], root)
 
 
-def test_an_error_deep_in_a_library_is_told_with_the_place_in_the_user_s_own_file(
+def test_an_error_deep_in_a_library_is_reported_with_the_place_in_the_user_s_own_file(
     project: Project,
 ) -> None:
     root = project(bad="import json\n\njson.loads('[')\n")
@@ -111,7 +111,7 @@ def test_an_error_deep_in_a_library_is_told_with_the_place_in_the_user_s_own_fil
         load_services(["bad"], root)
 
 
-def test_an_error_in_a_module_that_a_service_imports_is_told_with_the_place_there(
+def test_an_error_in_a_module_that_a_service_imports_is_reported_with_the_place_there(
     project: Project,
 ) -> None:
     root = project(
@@ -124,32 +124,32 @@ def test_an_error_in_a_module_that_a_service_imports_is_told_with_the_place_ther
         load_services(["bad"], root)
 
 
-def test_a_syntax_error_is_told_with_its_place(project: Project) -> None:
+def test_a_syntax_error_is_reported_with_its_place(project: Project) -> None:
     root = project(bad="x = 1\ndef (\n")
     with pytest.raises(UsageError, match=r"SyntaxError: .* \(.*em_test_bad.py, line 2\)"):
         load_services(["bad"], root)
 
 
-def test_a_target_that_is_nowhere_is_told_without_a_place(project: Project) -> None:
+def test_a_module_that_does_not_exist_is_reported_without_a_place(project: Project) -> None:
     root = project('bad = "em_test_not_there"')
     with pytest.raises(UsageError, match=r"No module named 'em_test_not_there'\.$"):
         load_services(["bad"], root)
 
 
-def test_a_missing_import_of_a_service_is_told(project: Project) -> None:
+def test_a_missing_import_of_a_service_is_reported(project: Project) -> None:
     root = project(bad="import em_test_not_there\n")
     with pytest.raises(UsageError, match=r"'em_test_not_there' \(.*em_test_bad.py, line 1\)"):
         load_services(["bad"], root)
 
 
-def test_an_error_of_ours_in_a_service_s_module_stays_what_it_is(project: Project) -> None:
+def test_an_eventmesh_error_in_a_service_s_module_is_not_wrapped(project: Project) -> None:
     root = project(bad="from eventmesh.errors import Drift\nraise Drift('changed')\n")
     with pytest.raises(Drift, match="changed"):
         load_services(["bad"], root)
 
 
 @pytest.mark.parametrize("source", ["service = 1\n", "other = 1\n"])
-def test_a_target_that_is_no_service_is_refused(project: Project, source: str) -> None:
+def test_a_target_that_is_not_a_service_is_refused(project: Project, source: str) -> None:
     with pytest.raises(UsageError, match="em_test_bad has no Service of the name 'service'"):
         load_services(["bad"], project(bad=source))
 

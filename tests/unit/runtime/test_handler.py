@@ -157,7 +157,7 @@ def test_a_parameter_that_nothing_can_fill_is_named_with_its_type() -> None:
         bound(handle)
 
 
-def test_a_message_that_may_be_none_is_no_message_parameter() -> None:
+def test_a_message_that_may_be_none_is_not_a_message_parameter() -> None:
     async def handle(event: Paid | None) -> None: ...
 
     with pytest.raises(
@@ -236,7 +236,7 @@ def test_a_message_without_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize("annotation", [int, list, dict[str, int], list[str], Paid | int, Any])
-def test_a_return_annotation_that_is_no_message_is_refused(annotation: Any) -> None:
+def test_a_return_annotation_that_is_not_a_message_is_refused(annotation: Any) -> None:
     async def handle(event: Pay): ...
 
     handle.__annotations__["return"] = annotation

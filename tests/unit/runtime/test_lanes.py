@@ -78,7 +78,7 @@ async def test_each_lane_gets_its_keys_in_order() -> None:
             assert mine
 
 
-async def test_a_lane_that_is_slow_holds_up_no_other() -> None:
+async def test_a_slow_lane_does_not_hold_up_the_others() -> None:
     sent = [envelope(number, f"key-{number}") for number in range(40)]
     async with consuming(*sent) as consumer, split(consumer, 2, 100) as [_slow, quick]:
         quicks = [each.id for each in sent if lane_of(each, 2) == 1]

@@ -53,12 +53,14 @@ async def judged(readings: Readings, version: int, model: type[Message] = OURS) 
     return readings.judge(model, version)
 
 
-async def test_a_newer_version_that_fits_is_read(readings: Readings, tmp_path: Path) -> None:
+async def test_a_newer_version_that_is_compatible_is_read(
+    readings: Readings, tmp_path: Path
+) -> None:
     freeze([paid(2, amount=(int, ...), note=(str, ...))], tmp_path)
     assert await judged(readings, 2) is None
 
 
-async def test_a_newer_version_that_does_not_fit_is_refused_with_a_message_of_it(
+async def test_a_newer_version_that_is_not_compatible_is_refused_with_a_document_of_it(
     readings: Readings, tmp_path: Path
 ) -> None:
     freeze([paid(2, amount=(str, ...))], tmp_path)
@@ -74,7 +76,7 @@ async def test_a_newer_version_that_does_not_fit_is_refused_with_a_message_of_it
         assert part in reason
 
 
-async def test_a_version_of_which_nothing_is_frozen_says_where_was_looked(
+async def test_a_version_without_a_lock_file_is_refused_with_the_folder_searched(
     readings: Readings, tmp_path: Path
 ) -> None:
     reason = await judged(readings, 7)
@@ -90,7 +92,7 @@ async def test_a_broken_lock_file_proves_nothing(readings: Readings, tmp_path: P
     assert "v2.2.json is not valid JSON" in reason
 
 
-async def test_an_older_version_without_upcasters_is_read_if_it_fits(
+async def test_an_older_version_without_upcasters_is_read_if_it_is_compatible(
     readings: Readings, tmp_path: Path
 ) -> None:
     freeze([paid(1, amount=(int, ...))], tmp_path)
@@ -98,7 +100,9 @@ async def test_an_older_version_without_upcasters_is_read_if_it_fits(
     assert await judged(readings, 1, paid(2, amount=(int, ...), note=(str, ...))) is not None
 
 
-async def test_every_revision_of_a_version_must_fit(readings: Readings, tmp_path: Path) -> None:
+async def test_every_revision_of_a_version_must_be_compatible(
+    readings: Readings, tmp_path: Path
+) -> None:
     freeze([paid(2, amount=(int, ...))], tmp_path)
     freeze([paid(2, amount=(int, ...), note=(str, ""))], tmp_path)
 
@@ -110,7 +114,7 @@ async def test_every_revision_of_a_version_must_fit(readings: Readings, tmp_path
     assert "v2.2.json" in reason
 
 
-async def test_a_validator_that_crashes_is_a_reason_and_no_crash(
+async def test_a_validator_that_crashes_is_a_reason_and_does_not_crash_the_worker(
     readings: Readings, tmp_path: Path
 ) -> None:
     class Odd(Event, name=NAME, version=1):
@@ -166,7 +170,7 @@ async def test_a_version_is_proved_once_however_many_ask(
     assert len(proved) == 1
 
 
-async def test_numbers_that_nobody_froze_cost_neither_memory_nor_a_look(
+async def test_versions_without_a_lock_file_cost_neither_memory_nor_a_look_up(
     readings: Readings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await judged(readings, 2) is not None

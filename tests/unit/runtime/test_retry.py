@@ -50,7 +50,7 @@ def test_a_back_off_that_shrinks_is_refused(factor: float) -> None:
         exponential("1s", factor=factor)
 
 
-def test_a_back_off_of_no_duration_is_refused_when_it_is_declared() -> None:
+def test_a_back_off_without_a_valid_duration_is_refused_when_it_is_declared() -> None:
     with pytest.raises(UsageError, match="is not a duration"):
         exponential("soon")
     with pytest.raises(UsageError, match="is not a duration"):
@@ -63,19 +63,19 @@ def test_a_constant_back_off_is_constant(delay: float, attempt: int) -> None:
 
 
 @pytest.mark.parametrize("attempts", [0, -1])
-def test_there_is_always_a_first_attempt(attempts: int) -> None:
+def test_less_than_one_attempt_is_refused(attempts: int) -> None:
     with pytest.raises(UsageError, match=rf"attempts={attempts}.*the first call counts"):
         Retry(attempts=attempts)
 
 
 @pytest.mark.parametrize("jitter", [-0.1, 1.1, float("nan")])
-def test_jitter_is_a_part_between_0_and_1(jitter: float) -> None:
+def test_jitter_outside_0_to_1_is_refused(jitter: float) -> None:
     with pytest.raises(UsageError, match="between 0 and 1"):
         Retry(jitter=jitter)
 
 
 @given(delays, jitters, chances)
-def test_jitter_only_shortens_and_by_its_part_at_most(
+def test_jitter_only_shortens_a_delay_and_by_its_share_at_most(
     delay: float, jitter: float, chance: float
 ) -> None:
     policy = Retry(backoff=constant(delay), jitter=jitter)
@@ -115,7 +115,7 @@ def test_a_rejected_or_unreadable_message_is_dead_at_once_with_its_own_words(
 
 
 @pytest.mark.parametrize("error", [UsageError("wrong"), UndeclaredMessage("undeclared")])
-def test_a_handler_written_wrongly_is_not_tried_again(error: Exception) -> None:
+def test_a_misuse_of_the_api_is_not_retried(error: Exception) -> None:
     outcome = decide(Retry(attempts=9), 1, error, 0)
     assert outcome.reason == f"the handler misuses the API: {error}"
 
@@ -126,7 +126,7 @@ def test_an_error_to_give_up_on_is_dead_at_once_and_so_are_its_subclasses() -> N
     assert isinstance(decide(policy, 1, ValueError(), 0), RetryAfter)
 
 
-def test_a_conflict_is_tried_again() -> None:
+def test_a_conflict_is_retried() -> None:
     assert isinstance(decide(Retry(), 1, Conflict("changed"), 0), RetryAfter)
 
 
@@ -170,7 +170,9 @@ def test_the_reason_is_the_error_and_not_its_notes() -> None:
 
 
 @pytest.mark.parametrize("returned", [None, "soon", [1]])
-def test_a_back_off_that_returns_no_number_makes_a_dead_letter_that_says_so(returned: Any) -> None:
+def test_a_back_off_that_does_not_return_a_number_makes_a_dead_letter_that_says_so(
+    returned: Any,
+) -> None:
     policy = Retry(backoff=lambda _attempt: returned)
     outcome = decide(policy, 1, ValueError("no such branch"), 0.5)
     assert isinstance(outcome, Dead)

@@ -205,7 +205,7 @@ def test_events_are_published_and_commands_are_sent(orders: Service) -> None:
     ]
 
 
-def test_what_is_no_message_at_all_is_refused_by_its_type(orders: Service) -> None:
+def test_what_is_not_a_message_at_all_is_refused_by_its_type(orders: Service) -> None:
     transaction = open_transaction(orders)
     for hand_over in (transaction.publish, transaction.send, transaction.add):
         with pytest.raises(UsageError, match=r"^A str is not a message: pass an instance of"):

@@ -20,7 +20,7 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.chdir(tmp_path)
 
 
-def test_without_any_setting_all_is_in_files_of_this_folder() -> None:
+def test_without_any_setting_everything_is_in_files_of_this_folder() -> None:
     settings = load_settings()
     assert settings.broker_url == "sqlite:///.eventmesh/broker.db"
     assert settings.database_url("orders") == "sqlite:///.eventmesh/orders.db"
@@ -72,7 +72,7 @@ def test_all_wrong_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -
         load_settings()
 
 
-def test_a_setting_that_is_no_json_where_json_is_meant_is_named(
+def test_a_setting_that_must_be_json_and_is_not_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("EVENTMESH_DATABASE_URLS", "{bad")
@@ -90,7 +90,7 @@ def test_a_setting_that_is_no_json_where_json_is_meant_is_named(
         ("EVENTMESH_QQQQQQQQQQQQQQQQQ", None),
     ],
 )
-def test_an_unknown_variable_is_told_with_the_nearest_known_one(
+def test_an_unknown_variable_is_reported_with_the_nearest_known_one(
     monkeypatch: pytest.MonkeyPatch, name: str, nearest: str | None
 ) -> None:
     monkeypatch.setenv(name, "1")
@@ -102,7 +102,7 @@ def test_an_unknown_variable_is_told_with_the_nearest_known_one(
     assert name in str(unknown)
 
 
-def test_a_file_is_read_and_the_environment_wins(
+def test_a_file_is_read_and_the_environment_takes_precedence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").write_text(
@@ -139,7 +139,7 @@ def test_code_that_makes_its_own_settings_reads_no_file(tmp_path: Path) -> None:
         (b"EVENTMESH_DATABASE_URLS={bad", "EVENTMESH_DATABASE_URLS"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_file_that_cannot_be_used_is_reported(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / ".env").write_bytes(content)
     with pytest.raises(UsageError, match=words):
         load_settings()
@@ -152,7 +152,7 @@ def test_each_service_has_a_database_variable_of_its_own(monkeypatch: pytest.Mon
     assert settings.database_url("payments") == "sqlite:///.eventmesh/payments.db"
 
 
-def test_a_database_given_in_code_wins_over_the_environment(
+def test_a_database_given_in_code_takes_precedence_over_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("EVENTMESH_ORDERS_DATABASE_URL", "postgresql://environment")
@@ -165,7 +165,7 @@ def test_settings_cannot_be_changed() -> None:
         Settings().prefetch = 1
 
 
-def test_a_transport_is_told_only_what_is_its_own() -> None:
+def test_a_transport_gets_only_its_own_settings() -> None:
     settings = Settings(visibility_timeout=5, broker_prefix="shop")
     assert settings.transport_options == TransportOptions(visibility_timeout=5.0, prefix="shop")
 
@@ -181,7 +181,7 @@ def test_a_transport_is_told_only_what_is_its_own() -> None:
         ("EVENTMESH_ORDERS_DATABASE_URL", None),
     ],
 )
-def test_what_was_meant_is_suggested_if_it_is_much_alike(
+def test_a_similar_name_is_suggested(
     monkeypatch: pytest.MonkeyPatch, name: str, meant: str | None
 ) -> None:
     monkeypatch.setenv(name, "x")
@@ -190,7 +190,9 @@ def test_what_was_meant_is_suggested_if_it_is_much_alike(
     ]
 
 
-def test_a_program_of_a_service_warns_of_what_is_misspelt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_of_a_service_warns_about_misspelt_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It would keep its messages in another database than the worker's. What may be the database
     of another service is left alone."""
     monkeypatch.setenv("EVENTMESH_ORDERS_DATABASE_URL", "sqlite:///x.db")
