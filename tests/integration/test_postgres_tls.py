@@ -158,7 +158,7 @@ async def test_a_file_that_cannot_be_used_is_reported(url: Url, certificates: Pa
     for parameters, said in (
         ("sslrootcert=/nowhere/ca.pem", r"file /nowhere/ca\.pem by sslrootcert"),
         (f"sslrootcert={certificates}/ca.key", "sslrootcert that cannot be used"),
-        (f"sslcert={certificates}/client.pem&sslkey={certificates}/ca.key", "a key has to fit"),
+        (f"sslcert={certificates}/client.pem&sslkey={certificates}/ca.key", "a key must belong"),
     ):
         with pytest.raises(UsageError, match=said):
             await encryption(url(f"sslmode=require&{parameters}"))
