@@ -1,7 +1,7 @@
-"""Services that own their databases and talk only by typed, versioned messages.
+"""Services that own their databases and exchange typed, versioned messages.
 
-Names are loaded when they are first asked for, so that a command that needs none of them starts at
-once.
+The public names are imported when they are first used, so that `import eventmesh` and commands
+that do not need them are fast.
 """
 
 from __future__ import annotations

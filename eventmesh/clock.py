@@ -1,6 +1,6 @@
-"""Time, ids and sleep come from here, so that a test can own them.
+"""The source of time, sleep and ids, so that a test can replace it.
 
-Nothing else in the package asks the operating system for the time, and nothing else makes ids.
+No other module asks the operating system for the time or creates ids.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ import uuid_utils
 
 
 class Clock(Protocol):
-    """What the package knows of time."""
+    """Time, sleep and ids, as the package uses them."""
 
     def now(self) -> datetime:
-        """The time of day, in UTC and aware of it."""
+        """The current time as an aware datetime in UTC."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds that never go back; only differences have a meaning."""
+        """Seconds that never decrease; only differences are meaningful."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Return after this many seconds of this clock."""
+        """Return after this many seconds."""
         ...
 
     def new_id(self) -> str:
-        """A new UUIDv7 (RFC 9562) in text form: unique, and sorted by the time it was made."""
+        """A new UUIDv7 (RFC 9562) as text; ids sort by the time of their creation."""
         ...
 
 
 class SystemClock:
-    """The clock of the machine."""
+    """The machine's clock."""
 
     def now(self) -> datetime:
         return datetime.now(UTC)

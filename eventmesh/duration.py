@@ -1,4 +1,4 @@
-"""Durations as people write them: `"200ms"`, `"1.5s"`, `"10m"`, `"2h"`, `"1d"`."""
+"""Durations with a unit: `"200ms"`, `"1.5s"`, `"10m"`, `"2h"`, `"1d"`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from datetime import timedelta
 from eventmesh.errors import UsageError
 
 Duration = str | int | float | timedelta
-"""A text with a unit, a number of seconds, or a timedelta."""
+"""Text with a unit, a number of seconds, or a timedelta."""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*")
 
 
 def seconds(duration: Duration) -> float:
-    """The duration in seconds, zero or more; UsageError when it is neither."""
+    """The duration in seconds; UsageError if it is not valid, negative or infinite."""
     match duration:
         case timedelta():
             value = duration.total_seconds()
@@ -25,9 +25,11 @@ def seconds(duration: Duration) -> float:
             value = float(found[1]) * _UNITS[found[2]]
         case _:
             raise UsageError(
-                f"{duration!r} is not a duration: write a number and a unit, such as "
+                f"{duration!r} is not a valid duration: write a number and a unit, such as "
                 f'"200ms", "30s", "10m", "2h" or "1d".'
             )
     if not 0 <= value < float("inf"):
-        raise UsageError(f"{duration!r} is not a duration: it must be zero or more, and finite.")
+        raise UsageError(
+            f"{duration!r} is not a valid duration: it must be finite and not negative."
+        )
     return value

@@ -1,7 +1,7 @@
-"""Every error EventMesh raises on purpose, named for what its reader can do about it.
+"""Every error that EventMesh raises on purpose, named for what its reader can do about it.
 
 Each message is one paragraph: what is wrong, where, and what to do. The command line prints it
-without a traceback and ends with `exit_code`.
+without a traceback and exits with `exit_code`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import ClassVar
 
 
 class EventMeshError(Exception):
-    """The base of all errors raised on purpose."""
+    """The base class of all errors that EventMesh raises on purpose."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(EventMeshError):
-    """A service, message, setting or command line is written wrongly: correct it."""
+    """A mistake in a service, message, setting or command line: correct it."""
 
     exit_code = 2
 
 
 class Unreachable(EventMeshError):
-    """A broker or database did not answer: start it or correct its URL; trying again may help."""
+    """A broker or database did not answer: start it or correct its URL. A retry may help."""
 
     exit_code = 3
 
@@ -35,7 +35,7 @@ class Drift(EventMeshError):
 
 
 class DrainTimeout(EventMeshError):
-    """Handlers were still running when the time to drain was over; their messages come again."""
+    """Handlers were still running at the end of the drain; their messages are redelivered."""
 
     exit_code = 5
 
@@ -60,21 +60,21 @@ class UndeclaredMessage(UsageError):
 
 
 class MessageTooLarge(UsageError):
-    """A message is larger than the configured limit; nothing of it was published."""
+    """A message exceeds the configured size limit; it was not published."""
 
 
 class UnreadableMessage(EventMeshError):
-    """An incoming message can never be read as it is: it becomes a dead letter with this reason."""
+    """An incoming message cannot be decoded; it becomes a dead letter with this reason."""
 
 
 class Reject(EventMeshError):
-    """Raised by a handler to make a dead letter of its message at once, without retries."""
+    """Raised by a handler to dead-letter its message at once, without retries."""
 
 
 class Conflict(EventMeshError):
-    """Somebody else changed the row first; the message is handled again on the new row."""
+    """Another transaction changed the row first; the message is retried on the new row."""
 
 
 class UnknownSaga(Conflict):
-    """A reply names a saga that is not there, or not yet; it is handled again for
-    about ten minutes."""
+    """A reply names a saga that does not exist, or not yet; it is retried for about ten
+    minutes."""

@@ -1,6 +1,8 @@
-"""What others wrote, as a terminal may show it: control characters, line separators and characters
-that change the direction of text are shown as escapes, so that nobody's message erases the screen
-or adds a line of its own to a table."""
+"""Text from messages and errors, made safe for a terminal.
+
+Control characters, line separators and characters that change the direction of text are replaced
+by escapes, so that a message cannot erase the screen or add a line to a table.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same of a text whose lines are meant to be lines, such as a traceback."""
+    """The text with its line breaks kept, such as a traceback."""
     return "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text)
 
 

@@ -1,7 +1,7 @@
-"""Files and folders that only their user may read: they hold messages and rows of all kinds.
+"""Creates files and folders that only their user may read, for databases with messages in them.
 
-What is made here is private whatever the umask says. What is there already is left as it is: its
-owner may have opened it to a group on purpose.
+New files are private whatever the umask is. Existing ones keep their modes, because their owner may
+have shared them with a group on purpose.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from contextlib import suppress
 from pathlib import Path
 
 _COMPANIONS = ("-wal", "-shm", "-journal")
-"""What SQLite keeps beside a database, by the ends of the names."""
+"""Suffixes of the files that SQLite keeps beside a database."""
 
 
 def make_private_folder(path: Path) -> None:
-    """Make a folder with mode 0700, and so each missing folder above it."""
+    """Create a folder with mode 0700, and every missing folder above it."""
     for folder in (*reversed(path.parents), path):
         if not folder.exists():
-            with suppress(FileExistsError):  # another process was faster
+            with suppress(FileExistsError):  # another process created it
                 folder.mkdir(mode=0o700)
 
 
 def make_private_file(path: Path) -> None:
-    """Make an empty file with mode 0600 for a SQLite database, in folders that are made as above.
-    SQLite gives the same mode to the -wal and the -shm file beside it.
+    """Create an empty file with mode 0600 for a SQLite database, and its missing folders.
 
-    Such files that are left of a database that was deleted are deleted first: SQLite would take
-    them for those of the new one. The folder is locked meanwhile, so that no process deletes the
-    files of the database that another one has just made.
+    SQLite gives the same mode to the -wal and -shm files beside it. Such files left over from a
+    deleted database are deleted first, because SQLite would use them with the new one. The folder
+    is locked meanwhile, so that no process deletes the files of a database that another process has
+    just created.
     """
-    path = path.resolve()  # SQLite follows a link, too, and keeps its files beside the target
+    path = path.resolve()  # SQLite follows links and keeps its files beside the target
     make_private_folder(path.parent)
     if path.exists():
         return
@@ -41,7 +41,7 @@ def make_private_file(path: Path) -> None:
         if not path.exists():
             for ending in _COMPANIONS:
                 path.with_name(path.name + ending).unlink(missing_ok=True)
-            with suppress(FileExistsError):  # a program that does not lock was faster
+            with suppress(FileExistsError):  # a program without this lock created it
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     finally:
         os.close(folder)

@@ -1,8 +1,8 @@
-"""URLs and error texts as people and logs may see them: without passwords.
+"""Removes passwords from URLs and error texts before people or logs see them.
 
-A password with reserved characters in it is often not escaped, so a URL is not taken apart by its
-grammar here. Everything from the first colon behind the scheme to the last `@` is hidden, and
-everything behind `password=` and the like. In doubt more is hidden than had to be:
+Passwords with reserved characters are often not escaped, so a URL is not parsed by its grammar
+here. Everything from the first colon after the scheme to the last `@` is hidden, and everything
+after `password=` and the like. In case of doubt, more is hidden than necessary:
 
     amqp://u:p@ss:w0rd/x?y#z@h:1/     amqp://u:***@h:1/
     u:s3cr3t@host                     u:***@host
@@ -24,8 +24,8 @@ _SCHEME = re.compile(
     r"(?:\+\w+)?://",
     re.IGNORECASE,
 )
-"""Of the kinds of URL that somebody may write. Others are not trusted to be one: in
-`user://word@host` the password may begin with two slashes."""
+"""Known schemes. Other text before `://` may not be a scheme: in `user://word@host` the password
+may begin with two slashes."""
 
 _COLON = re.compile(r":|%3a", re.IGNORECASE)
 _BAD_PORT = re.compile(r":(?!\d*(?:,|$))")
@@ -35,23 +35,23 @@ _SECRET_PARAMETER = re.compile(
     r"[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|api_?key)[\w.-]*\s*=", re.IGNORECASE
 )
 _RESERVED = re.compile(r"[^\w.~!$'()*+%-]")
-"""What a password must not hold unescaped, because a parser may end it there. One that is escaped
-with % is understood, so that nothing of it can be elsewhere."""
+"""Characters that end a password early in a parser unless they are escaped. A password without them
+is parsed as a whole, so no piece of it can appear in another part of an error."""
 
 _KEY_PATH = re.compile(
     r"([?&](?:ssl_?key(?:file)?|keyfile|passfile|servicefile)=)[^&#]*", re.IGNORECASE
 )
-"""Where a key or a file of passwords is. Nobody who reads a log needs to know."""
+"""Parameters with the path of a key or of a password file, which a log need not show."""
 
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 
 _PIECE = 4
-"""Characters that an error and a password must share before they are hidden in the error. Fewer
-tell little, and would be found everywhere."""
+"""How many consecutive characters of a password are hidden in an error. Shorter pieces reveal
+little and would match everywhere."""
 
 
 def redact(url: str) -> str:
-    """The URL without its passwords and the paths of keys, also if it is not a valid URL."""
+    """The URL without passwords and paths of keys, even if it is not a valid URL."""
     shown, begin = "", 0
     for start, end in _secret_spans(url):
         shown += url[begin:start] + _HIDDEN
@@ -60,8 +60,8 @@ def redact(url: str) -> str:
 
 
 def redact_error(error: object, url: str) -> str:
-    """What an error says about this URL, without its passwords. A parser or driver that took a part
-    of an unescaped password for the host or the port repeats that: "invalid port 'w0rd'"."""
+    """The text of an error about this URL, without its passwords. A parser that mistook part of an
+    unescaped password for the host or port repeats that part: "invalid port 'w0rd'"."""
     text = str(error)
     for start, end in _secret_spans(url):
         secret = url[start:end]
@@ -74,19 +74,19 @@ def redact_error(error: object, url: str) -> str:
 
 
 def redact_text(text: str) -> str:
-    """A text from anywhere without the passwords of the URLs in it, as far as these are escaped."""
+    """Any text without the passwords of the URLs in it, as far as they are escaped."""
     if "://" not in text:
         return text
     return _URL_IN_TEXT.sub(lambda found: redact(found[0]), text)
 
 
 def _secret_spans(url: str) -> list[tuple[int, int]]:
-    """Where secrets are, in order."""
+    """The positions of secrets, in order."""
     scheme = _SCHEME.match(url)
     begin = scheme.end() if scheme else 0
     colon, at = _COLON.search(url, begin), url.rfind("@")
     parameter = _SECRET_PARAMETER.search(url, begin)
-    if parameter and at >= parameter.end():  # which of the two holds the other?
+    if parameter and at >= parameter.end():  # one contains the other
         first = min(parameter.end(), colon.end() if colon else len(url))
         return [(first, len(url))]
     spans = []
@@ -101,7 +101,7 @@ def _secret_spans(url: str) -> list[tuple[int, int]]:
 
 
 def _misplaced_password(url: str, begin: int) -> int | None:
-    """Where something begins that is in the place of a port, but is not a number: in
+    """The position of text in the place of a port that is not a number, such as the password in
     `user:password` without a host."""
     if not begin:
         colon = _COLON.search(url)
@@ -115,7 +115,7 @@ def _misplaced_password(url: str, begin: int) -> int | None:
 
 
 def _without_pieces(text: str, secret: str) -> str:
-    """The text without what it shares with the secret."""
+    """The text without the pieces that it shares with the secret."""
     pieces = {secret[at : at + _PIECE] for at in range(len(secret) - _PIECE + 1)}
     kept, at, hidden_to = [], 0, 0
     for at, char in enumerate(text):

@@ -1,1 +1,1 @@
-"""What a running mesh says about itself."""
+"""Logs, Prometheus metrics, and the HTTP probes of a worker."""

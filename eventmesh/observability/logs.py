@@ -1,4 +1,9 @@
-"""Log lines: readable in a terminal, one JSON object a line everywhere else."""
+"""Log output: readable text in a terminal, one JSON object a line everywhere else.
+
+An event is a short constant ("worker is ready"), so that it can be searched for and counted; what
+varies is in the line's fields. Passwords in URLs are redacted from every field, and control
+characters in text from messages cannot reach the terminal.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +25,9 @@ _LIBRARIES = ("aio_pika", "aiosqlite", "alembic", "asyncio", "redis", "sqlalchem
 
 
 def configure_logs(settings: Settings) -> None:
-    """Send structlog's and the standard library's lines to standard error, in one format.
+    """Send the log lines of structlog and of the standard library to standard error.
 
-    Called once by a command; a service in another program keeps that program's logging.
+    Commands call this once. A service inside another program uses that program's logging.
     """
     level = getattr(logging, settings.log_level.upper())
     shared: list[structlog.typing.Processor] = [
@@ -35,7 +40,7 @@ def configure_logs(settings: Settings) -> None:
         foreign_pre_chain=shared,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            *_renderers(_chosen(settings.log_format)),
+            *_renderers(_resolved_format(settings.log_format)),
         ],
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -43,7 +48,7 @@ def configure_logs(settings: Settings) -> None:
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for library in _LIBRARIES:
         logging.getLogger(library).setLevel(max(level, logging.WARNING))
-    # What a broker's connection says, our own errors say in words for people.
+    # aiormq logs every lost connection with a traceback; our own errors and events cover them.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     structlog.configure(
         processors=[
@@ -57,7 +62,7 @@ def configure_logs(settings: Settings) -> None:
     )
 
 
-def _chosen(log_format: Literal["auto", "text", "json"]) -> Literal["text", "json"]:
+def _resolved_format(log_format: Literal["auto", "text", "json"]) -> Literal["text", "json"]:
     if log_format == "auto":
         return "text" if sys.stderr.isatty() else "json"
     return log_format
@@ -66,7 +71,7 @@ def _chosen(log_format: Literal["auto", "text", "json"]) -> Literal["text", "jso
 def _renderers(log_format: Literal["text", "json"]) -> list[structlog.typing.Processor]:
     shared: list[structlog.typing.Processor] = [
         structlog.processors.format_exc_info,
-        _without_passwords,
+        _redacted,
     ]
     if log_format == "json":
         return [*shared, structlog.processors.JSONRenderer(_dumps)]
@@ -76,8 +81,8 @@ def _renderers(log_format: Literal["text", "json"]) -> list[structlog.typing.Pro
     return [*shared, _printable, console]
 
 
-def _without_passwords(_logger: Any, _method: str, line: Line) -> Line:
-    """The line without the passwords of URLs that a library or a handler's error may repeat."""
+def _redacted(_logger: Any, _method: str, line: Line) -> Line:
+    """Redact passwords in URLs, which errors of libraries and handlers may repeat."""
     for name, value in line.items():
         if isinstance(value, str) and "://" in value:
             line[name] = redact_text(value)
@@ -85,8 +90,8 @@ def _without_passwords(_logger: Any, _method: str, line: Line) -> Line:
 
 
 def _printable(_logger: Any, _method: str, line: Line) -> Line:
-    """The line with the control characters of others' texts escaped, as JSON does it by itself; the
-    lines of a traceback are indented, so that none looks like another line of the log."""
+    """Escape control characters, as JSON does anyway. The lines of a traceback are indented, so
+    that none of them looks like another line of the log."""
     for name, value in line.items():
         if isinstance(value, str) and not value.isprintable():
             if name == "exception":

@@ -1,5 +1,9 @@
-"""A worker's vitals as Prometheus metrics, read when they are asked for: counting costs the worker
-nothing but what its vitals do anyway."""
+"""The Prometheus metrics of a worker, computed when /metrics is requested.
+
+The worker counts in plain attributes (`runtime.vitals`); this module reads them, and asks the
+broker and the databases for queue sizes and ages. A server that does not answer is left out, and
+its metrics are missing instead of wrong.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +26,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What servers said when they were asked for metrics; what did not answer is left out."""
+class _ServerStats:
+    """Answers of the broker and the databases; those that did not answer are left out."""
 
     stats: dict[str, SubscriptionStats]
     outbox_ages: dict[str, float]
@@ -38,13 +42,13 @@ class WorkerMetrics:
         ProcessCollector(registry=self._registry)
 
     async def text(self) -> bytes:
-        """All of them, in the format that Prometheus reads."""
-        families = _WorkerCollector(self._worker, await self._ask())
+        """All metrics in Prometheus's text format."""
+        families = _WorkerCollector(self._worker, await self._server_stats())
         registry = CollectorRegistry()
         registry.register(families)
         return generate_latest(self._registry) + generate_latest(registry)
 
-    async def _ask(self) -> _Asked:
+    async def _server_stats(self) -> _ServerStats:
         subscriptions = [each.subscription for each in self._worker.vitals.subscriptions]
         services = [each for each in self._worker.services if each.needs_database]
         stats, ages = await asyncio.gather(
@@ -53,11 +57,11 @@ class WorkerMetrics:
             ),
             asyncio.gather(*(_or_none(outbox_age(each)) for each in services)),
         )
-        return _Asked(
+        return _ServerStats(
             {
-                subscription.name: said
-                for subscription, said in zip(subscriptions, stats, strict=True)
-                if said is not None
+                subscription.name: each
+                for subscription, each in zip(subscriptions, stats, strict=True)
+                if each is not None
             },
             {
                 service.name: age
@@ -68,15 +72,15 @@ class WorkerMetrics:
 
 
 class _WorkerCollector(Collector):
-    def __init__(self, worker: Worker, asked: _Asked) -> None:
+    def __init__(self, worker: Worker, stats: _ServerStats) -> None:
         self._vitals = worker.vitals
-        self._asked = asked
+        self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
         subscriptions = self._vitals.subscriptions
         yield from _counts(subscriptions)
         yield from _states(subscriptions)
-        yield from _broker(subscriptions, self._asked.stats)
+        yield from _broker(subscriptions, self._stats.stats)
         yield from self._relays()
         yield from self._unrouted()
 
@@ -87,31 +91,30 @@ class _WorkerCollector(Collector):
             labels=["service"],
         )
         refused = CounterMetricFamily(
-            "eventmesh_outbox_refused", "Messages that the broker did not take.", labels=["service"]
+            "eventmesh_outbox_refused", "Messages that the broker rejected.", labels=["service"]
         )
         for relay in self._vitals.relays:
             relayed.add_metric([relay.service], relay.relayed)
             refused.add_metric([relay.service], relay.refused)
         age = GaugeMetricFamily(
             "eventmesh_outbox_oldest_seconds",
-            "For how long the oldest message in the outbox could have been relayed.",
+            "How long the oldest message that could be published has waited in the outbox.",
             labels=["service"],
         )
-        for service, seconds in self._asked.outbox_ages.items():
+        for service, seconds in self._stats.outbox_ages.items():
             age.add_metric([service], seconds)
         yield from (relayed, refused, age)
 
     def _unrouted(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily(
             "eventmesh_unrouted_messages",
-            "Messages that the service publishes and no subscription takes, as counted in the last "
-            "minute; reported by one process of the service. All services report the same "
-            "foreign messages.",
+            "Messages that the service publishes and no subscription receives, counted once a "
+            "minute by one process of the service. All services report the same foreign messages.",
             labels=["service", "message"],
         )
         purged = CounterMetricFamily(
             "eventmesh_unrouted_purged",
-            "Unrouted messages that were deleted, because they were more than the limit.",
+            "Unrouted messages deleted because they exceeded the limit.",
             labels=["service", "message"],
         )
         for relay in self._vitals.relays:
@@ -132,18 +135,22 @@ def _labels(vitals: SubscriptionVitals) -> list[str]:
 def _counts(subscriptions: Sequence[SubscriptionVitals]) -> Iterable[Metric]:
     settled = CounterMetricFamily(
         "eventmesh_deliveries",
-        "Deliveries settled: done, retried or dead.",
+        "Settled deliveries by outcome: done, retried or dead.",
         labels=[*_LABELS, "outcome"],
     )
     duplicates = CounterMetricFamily(
-        "eventmesh_duplicates", "Deliveries that had taken effect before.", labels=_LABELS
+        "eventmesh_duplicates",
+        "Deliveries skipped because the message had taken effect before.",
+        labels=_LABELS,
     )
     batches = CounterMetricFamily("eventmesh_batches", "Batches handled.", labels=_LABELS)
     seconds = CounterMetricFamily(
-        "eventmesh_batch_seconds", "Time spent in handling batches.", labels=_LABELS
+        "eventmesh_batch_seconds", "Seconds spent handling batches.", labels=_LABELS
     )
     losses = CounterMetricFamily(
-        "eventmesh_interruptions", "How often a server was lost and waited for.", labels=_LABELS
+        "eventmesh_interruptions",
+        "How often the broker or the database was lost.",
+        labels=_LABELS,
     )
     for vitals in subscriptions:
         for outcome, count in vitals.outcomes.items():
@@ -157,11 +164,13 @@ def _counts(subscriptions: Sequence[SubscriptionVitals]) -> Iterable[Metric]:
 
 def _states(subscriptions: Sequence[SubscriptionVitals]) -> Iterable[Metric]:
     consuming = GaugeMetricFamily(
-        "eventmesh_consuming", "1 while the subscription is consumed and gets on.", labels=_LABELS
+        "eventmesh_consuming",
+        "1 while the subscription is consumed and makes progress.",
+        labels=_LABELS,
     )
     busy = GaugeMetricFamily(
         "eventmesh_busy_seconds",
-        "How long the batch that is being handled the longest has taken.",
+        "Seconds that the longest-running batch has taken so far.",
         labels=_LABELS,
     )
     for vitals in subscriptions:
@@ -184,20 +193,20 @@ def _broker(
         labels=_LABELS,
     )
     for vitals in subscriptions:
-        said = stats.get(vitals.subscription.name)
-        if said is None:
+        answer = stats.get(vitals.subscription.name)
+        if answer is None:
             continue
         for state in ("ready", "delayed", "in_flight", "dead"):
-            count = getattr(said, state)
-            if count is not None:  # a broker that cannot tell is not said to have none
+            count = getattr(answer, state)
+            if count is not None:  # the broker does not know this number
                 messages.add_metric([*_labels(vitals), state], count)
-        if said.oldest_age is not None:
-            oldest.add_metric(_labels(vitals), said.oldest_age)
+        if answer.oldest_age is not None:
+            oldest.add_metric(_labels(vitals), answer.oldest_age)
     return messages, oldest
 
 
 async def _or_none(answer: Awaitable[T]) -> T | None:
-    """What a server answers; None when it does not."""
+    """The answer of a server, or None if it does not answer."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
             return await answer

@@ -1,13 +1,14 @@
-"""Probes and metrics over HTTP, answered by the worker itself, in its own event loop: a loop that
-is stuck does not answer, and that is the point of a liveness probe.
+"""HTTP probes and metrics, served by the worker on its own event loop.
+
+A liveness probe must fail when the event loop is blocked, so it is answered by that loop:
 
     GET /livez    200 while the event loop runs
-    GET /readyz   200 while the worker does what it is there for, else 503 with the reasons
+    GET /readyz   200 while every subscription and relay works, else 503 with the reasons
     GET /metrics  for Prometheus
 
-Whoever can reach the port must not be able to stop the worker with it, so that connections are
-bounded: at most 32 at a time, each for one request. One that has not sent a whole request within 5
-seconds is closed, or sooner, when another one needs its place. None lasts longer than 30 seconds.
+A client of the port must not be able to stop the worker, so connections are bounded: at most 32 at
+a time, each for one request. A connection that has not sent its request within 5 seconds is closed,
+or earlier if another one needs its place. No connection lasts longer than 30 seconds.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from eventmesh.observability.metrics import WorkerMetrics
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.readiness import problems
 
-MOST_CONNECTIONS = 32
-REQUEST_TIMEOUT = 5.0  # seconds for sending a request
-CONNECTION_TIMEOUT = 30.0  # seconds for all of it, also for somebody who reads slowly
+MAX_CONNECTIONS = 32
+REQUEST_TIMEOUT = 5.0  # seconds to send a request
+CONNECTION_TIMEOUT = 30.0  # seconds in total, including slow readers
 
 _BACKLOG = 16
-"""Connections that the system accepts ahead of us, and that an event loop accepts at once: each is
-a file descriptor, before it can be refused."""
+"""Connections that the kernel queues and the event loop accepts at a time. Each is an open file
+descriptor before it can be closed."""
 
 
 def make_app(worker: Worker, *, outbox_max_age: float) -> Starlette:
@@ -63,8 +64,10 @@ def make_app(worker: Worker, *, outbox_max_age: float) -> Starlette:
 
 @asynccontextmanager
 async def answering(worker: Worker, host: str, port: int) -> AsyncIterator[int]:
-    """Answer probes while the context is open, on the port that it gives: `port`, or a free one
-    for 0. UsageError when the port cannot be had."""
+    """Serve probes while the context is open; yields the port, which is a free one for 0.
+
+    UsageError if the port cannot be opened.
+    """
     with _listening(host, port) as listener:
         app = make_app(worker, outbox_max_age=worker.settings.outbox_max_age)
         server = _Server(
@@ -73,7 +76,7 @@ async def answering(worker: Worker, host: str, port: int) -> AsyncIterator[int]:
                 lifespan="off",
                 ws="none",
                 log_config=None,
-                log_level="error",  # what strangers send is not worth a line each
+                log_level="error",  # invalid requests are not logged
                 access_log=False,
                 timeout_graceful_shutdown=1,
                 http=_Connection,
@@ -96,7 +99,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         listener = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise UsageError(
-            f"The probes cannot be answered on {host} port {port}: {error}. Choose another "
+            f"Probes cannot be served on {host} port {port}: {error}. Choose another "
             f"EVENTMESH_HEALTH_PORT or EVENTMESH_HEALTH_HOST."
         ) from None
     with listener:
@@ -104,18 +107,18 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 class _Connection(H11Protocol):
-    """One client, for one request."""
+    """One client and its single request."""
 
     _deadlines: tuple[asyncio.TimerHandle, ...] = ()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take part, in the place of the client that has waited the longest if need be."""
+        """Accept the client; if there are too many, close the one that has waited longest."""
         super().connection_made(transport)
         self._deadlines = (
             self.loop.call_later(REQUEST_TIMEOUT, self._end_if_waiting),
             self.loop.call_later(CONNECTION_TIMEOUT, transport.abort),
         )
-        if len(self.connections) > MOST_CONNECTIONS:
+        if len(self.connections) > MAX_CONNECTIONS:
             others = [each for each in self.connections if isinstance(each, _Connection)]
             waiting = [each for each in others if each is not self and each._is_waiting]
             oldest = min(waiting, key=lambda each: each._deadlines[0].when(), default=self)
@@ -128,7 +131,7 @@ class _Connection(H11Protocol):
 
     @property
     def _is_waiting(self) -> bool:
-        """Whether the client has not sent its whole request."""
+        """Whether the client has not sent its whole request yet."""
         return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
 
     def _end_if_waiting(self) -> None:
@@ -136,12 +139,12 @@ class _Connection(H11Protocol):
             self._end()
 
     def _end(self) -> None:
-        self.connections.discard(self)  # it does not count any more
+        self.connections.discard(self)  # frees its place now
         self.transport.abort()
 
 
 class _Server(uvicorn.Server):
-    """A server inside a program that listens for signals by itself."""
+    """A uvicorn server that leaves signals to the worker."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,1 +1,1 @@
-"""What authors of services and of transports test with. No test framework is imported here."""
+"""Tools for tests of services and transports. No test framework is imported here."""

@@ -1,4 +1,4 @@
-"""A clock that a test owns."""
+"""A clock that a test moves by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 
 class ManualClock:
-    """Time stands still until the test moves it; sleepers wake in the order of their times."""
+    """Time moves only by `advance`; sleepers wake in the order of their times."""
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
         self._start = start
@@ -30,11 +30,11 @@ class ManualClock:
         await sleeper
 
     def new_id(self) -> str:
-        """Ids of the form of a UUIDv7, counted up: the same in every run."""
+        """Ids in the form of a UUIDv7 that count up, the same in every run."""
         return f"01900000-0000-7000-8000-{next(self._ids):012x}"
 
     async def advance(self, seconds: float) -> None:
-        """Move time on, and let everything that then has to happen, happen."""
+        """Move time forward, and run everything that becomes due."""
         until = self._elapsed + seconds
         await settle_loop()
         while self._sleepers and self._sleepers[0][0] <= until:
@@ -48,6 +48,6 @@ class ManualClock:
 
 
 async def settle_loop(turns: int = 20) -> None:
-    """Let tasks that are ready to run, run; enough turns for what a test sets in motion at once."""
+    """Run the tasks that are ready, for as many turns of the loop."""
     for _ in range(turns):
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Worker processes, started, killed and started again."""
+"""The worker processes of the demo: started, killed at random, and restarted."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from eventmesh.private_files import make_private_file
 
 @dataclass(eq=False)
 class _Worker:
-    """One process, and the end of a pipe into which it writes when it works."""
+    """One process, and the reading end of the pipe to which it writes once it is ready."""
 
     process: asyncio.subprocess.Process
-    hears: BinaryIO
+    ready_pipe: BinaryIO
 
     @property
-    def works(self) -> bool:
-        """Whether it has come to work; true, too, of one that has ended."""
-        readable, _, _ = select.select([self.hears], [], [], 0)
+    def is_ready(self) -> bool:
+        """Whether it is ready, or has exited."""
+        readable, _, _ = select.select([self.ready_pipe], [], [], 0)
         return bool(readable)
 
     @property
@@ -35,8 +35,8 @@ class _Worker:
 
 
 class Fleet:
-    """One `eventmesh worker` process for each service. Their logs go to files in `logs`, and none
-    outlives this process."""
+    """One `eventmesh worker` process for each service. They log to files in `logs` and do not
+    outlive this process."""
 
     def __init__(self, services: Sequence[str], environment: Mapping[str, str], logs: Path) -> None:
         self._services = services
@@ -51,66 +51,66 @@ class Fleet:
             await self._start(service)
 
     async def kill_one(self) -> None:
-        """End a random worker with SIGKILL and start it again. One that is still starting is
-        spared: where that takes seconds, none would ever come to work."""
+        """Kill a random worker with SIGKILL and restart it. A worker that is still starting is left
+        alone: on a slow machine, none would ever become ready."""
         service, worker = random.choice(list(self._workers.items()))  # noqa: S311  # no secret
-        if worker.code is not None or not worker.works:
+        if worker.code is not None or not worker.is_ready:
             return
-        del self._workers[service]  # so that its end is not taken for a crash
+        del self._workers[service]  # so that its exit does not count as a crash
         worker.process.kill()
         await worker.process.wait()
-        worker.hears.close()
+        worker.ready_pipe.close()
         self.kills += 1
         await self._start(service)
 
     def crashed(self) -> dict[str, int]:
-        """The exit codes of workers that ended without having been told to."""
+        """The exit codes of workers that exited without being stopped."""
         codes = {service: worker.code for service, worker in self._workers.items()}
         return {service: code for service, code in codes.items() if code is not None}
 
     def log_of(self, service: str) -> Path:
-        """Where a worker's log lines are."""
+        """The log file of a worker."""
         return self._logs / f"{service}.log"
 
-    async def stop(self, patience: float) -> dict[str, int]:
-        """Let all workers drain, for `patience` seconds; returns the exit codes of failures."""
+    async def stop(self, limit: float) -> dict[str, int]:
+        """Drain all workers for at most `limit` seconds; returns the exit codes of failures."""
         for worker in self._workers.values():
             if worker.code is None:
                 worker.process.send_signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(limit):
                 for worker in self._workers.values():
                     await worker.process.wait()
         except TimeoutError:
             self.abort()
-        # One that was still starting has nothing to drain, and ends by the signal itself.
+        # A worker that was still starting has nothing to drain and dies from the signal.
         clean = (0, -signal.SIGTERM)
         return {service: code for service, code in self.crashed().items() if code not in clean}
 
     def abort(self) -> None:
-        """End what still runs, at once."""
+        """Kill the workers that still run."""
         for worker in self._workers.values():
             if worker.code is None:
                 worker.process.kill()
-            worker.hears.close()
+            worker.ready_pipe.close()
 
     async def _start(self, service: str) -> None:
-        receiving, telling = os.pipe()
-        hears = os.fdopen(receiving, "rb")
+        reading, writing = os.pipe()
+        ready_pipe = os.fdopen(reading, "rb")
         try:
             make_private_file(self.log_of(service))
             with self.log_of(service).open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "eventmesh", "worker", service),
-                    "--end-with-stdin",  # a pipe that ends with this process, however that ends
-                    f"--tell-ready={telling}",
+                    "--end-with-stdin",  # this pipe closes with this process, however it exits
+                    f"--tell-ready={writing}",
                     env=self._environment,
                     stdin=asyncio.subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(telling,),
+                    pass_fds=(writing,),
                     start_new_session=True,  # Ctrl-C is the demo's to handle
                 )
         finally:
-            os.close(telling)
-        self._workers[service] = _Worker(process, hears)
+            os.close(writing)
+        self._workers[service] = _Worker(process, ready_pipe)

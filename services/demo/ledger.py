@@ -1,4 +1,4 @@
-"""What the four databases say about one run's orders: read here, judged in `verdict`."""
+"""Reads the orders of one demo run from the four databases, for `verdict` to check."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SERVICES = ("orders", "payments", "inventory", "shipping")
 
 @dataclass(frozen=True, slots=True)
 class OrderFacts:
-    """One order, as orders knows it."""
+    """One order, as the service orders stores it."""
 
     status: str
     reason: str | None
@@ -41,7 +41,7 @@ class OrderFacts:
 
 @dataclass(frozen=True)
 class Ledger:
-    """All that is known of the orders of one run, by order id, and of the services as a whole."""
+    """Everything stored about the orders of one run, by order id, and about each service."""
 
     placed: Sequence[UUID]
     orders: Mapping[UUID, OrderFacts]
@@ -55,13 +55,13 @@ class Ledger:
     dead_letters: Mapping[str, int] = field(default_factory=dict)
 
 
-class Books:
-    """The four databases, open for reading, and the orders whose facts are read."""
+class LedgerReader:
+    """Reads the four databases for the orders of one run."""
 
     def __init__(self, databases: Mapping[str, Database], placed: Sequence[UUID]) -> None:
         self._databases = databases
         self._placed = placed
-        # Ids are UUIDv7, made one after another by one process: nobody else's lie between them.
+        # UUIDv7 ids that one process creates in a row: no other order has an id between them.
         self._first, self._last = min(placed), max(placed)
 
     async def ended(self) -> int:
@@ -70,8 +70,8 @@ class Books:
             query = self._mine(select(func.count()), Order).where(Order.status != "placed")
             return await connection.scalar(query) or 0
 
-    async def untold(self) -> int:
-        """How many effects are still under way: outbox rows, and numbers not yet noted."""
+    async def pending_effects(self) -> int:
+        """How many effects are outstanding: outbox rows, and tracking numbers not yet stored."""
         waiting = 0
         for database in self._databases.values():
             async with database.reading() as connection:
@@ -83,7 +83,7 @@ class Books:
             return waiting + (await connection.scalar(query) or 0)
 
     async def handled(self) -> int:
-        """How many messages have taken effect, in all four databases and ever."""
+        """How many messages have ever taken effect, in all four databases."""
         total = 0
         for database in self._databases.values():
             async with database.reading() as connection:
@@ -91,7 +91,7 @@ class Books:
         return total
 
     async def read(self) -> Ledger:
-        """Everything, for the verdict."""
+        """Read everything for the verdict."""
         orders = await self._orders()
         saga_counts, outboxes = await self._saga_counts(), {}
         for name, database in self._databases.items():
@@ -128,7 +128,7 @@ class Books:
         return {order_id: OrderFacts(*facts) for order_id, *facts in rows}
 
     async def _saga_counts(self) -> Counter[str]:
-        """How many sagas there are of each status, of this run's orders."""
+        """The number of this run's sagas by status."""
         order_id = sagas.c.state["order_id"].as_string()
         query = (
             select(sagas.c.status, func.count())
@@ -139,7 +139,7 @@ class Books:
             return Counter(dict((await connection.execute(query)).all()))
 
     async def _stock_difference(self) -> int:
-        """What was ever supplied, less what is on hand and what is reserved: zero, or it leaks."""
+        """All supplied stock minus what is on hand or reserved; zero unless some was lost."""
         async with self._databases["inventory"].reading() as connection:
             stock = await connection.scalar(
                 select(func.coalesce(func.sum(Stock.supplied - Stock.on_hand), 0))

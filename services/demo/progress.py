@@ -1,19 +1,19 @@
-"""Progress for a log, where no bar can be drawn."""
+"""Progress as log lines, where no progress bar can be drawn."""
 
 from __future__ import annotations
 
 
-class Tenths:
-    """A line for every tenth of the orders."""
+class ProgressLines:
+    """One line for each tenth of the orders."""
 
     def __init__(self, total: int) -> None:
         self._total = total
-        self._said = 0
+        self._printed = 0
 
     def line(self, ended: int) -> str | None:
-        """What to say once so many have ended; None while the next tenth is not complete."""
+        """The line for this number of ended orders; None until the next tenth is complete."""
         tenth = ended * 10 // self._total
-        if tenth <= self._said:
+        if tenth <= self._printed:
             return None
-        self._said = tenth
+        self._printed = tenth
         return f"orders ended: {ended} of {self._total}"

@@ -1,4 +1,4 @@
-"""The purchases that are replayed: see `data/README.md` for where they are from."""
+"""The purchases that the demo replays; `data/README.md` names their source."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Purchase:
 
 
 def read_purchases(count: int) -> list[Purchase]:
-    """The first `count` purchases; from the start again when the data is over."""
+    """The first `count` purchases, starting over at the end of the data."""
     lines = _DATA.read_text(encoding="ascii").splitlines()
     return list(itertools.islice(itertools.cycle(_parse(lines)), count))
 
 
 def commands(purchases: Iterable[Purchase], run: str, clock: Clock) -> Iterator[PlaceOrder]:
-    """The orders to place. Cards are new in each run, so that their limits are."""
+    """The orders to place. Each run has new cards, and with them unused limits."""
     for purchase in purchases:
         yield PlaceOrder(
             order_id=UUID(clock.new_id()),

@@ -1,4 +1,4 @@
-"""The demo itself: place the orders, watch them, disturb them if asked to, and judge."""
+"""The demo itself: place the orders, watch them end, kill workers if asked, and check."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from eventmesh.transports.base import Subscription, Transport
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import seal
 from services.demo.fleet import Fleet
-from services.demo.ledger import SERVICES, Books, Ledger
-from services.demo.patience import Patience
-from services.demo.progress import Tenths
+from services.demo.ledger import SERVICES, Ledger, LedgerReader
+from services.demo.progress import ProgressLines
 from services.demo.purchases import commands, read_purchases
+from services.demo.stuck_detector import StuckDetector
 from services.demo.verdict import Verdict, endings, judge, latencies, percentile
 
 _BATCH = 100
 _LOOK_EVERY = 0.2  # seconds
 _KILL_EVERY = 1.0  # seconds
-_NO_PROGRESS = 60.0  # seconds without any message handled, after which what is left is stuck
+_NO_PROGRESS = 60.0  # seconds without a handled message, after which the rest is stuck
 _DRAIN = 30.0  # seconds
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the demo has to say at the end."""
+    """The result of a demo run."""
 
     verdict: Verdict
     ledger: Ledger
@@ -52,7 +52,7 @@ class Report:
 
 
 class Demo:
-    """One run, in a folder of its own for its logs and, by default, its broker and databases."""
+    """One run, with a folder for its logs and, by default, its broker and databases."""
 
     def __init__(self, settings: Settings, folder: Path, clock: Clock, console: Console) -> None:
         self._settings = settings
@@ -62,13 +62,13 @@ class Demo:
         self._services = load_services(SERVICES, Path.cwd())
 
     async def run(self, purchases: int, *, attach: bool, kill: bool) -> Report:
-        """Replay this many purchases; Unreachable, or EventMeshError when a worker fails."""
+        """Replay this many purchases. EventMeshError if a worker fails."""
         orders = list(commands(read_purchases(purchases), self._folder.name[-6:], self._clock))
         placed = [order.order_id for order in orders]
         async with self._opened() as (transport, databases):
             dead_before = await self._dead_letters(transport)
-            books = Books(databases, placed)
-            handled_before = await books.handled()
+            reader = LedgerReader(databases, placed)
+            handled_before = await reader.handled()
             fleet = Fleet(() if attach else SERVICES, self._environment(), self._folder)
             began_at = self._clock.monotonic()
             try:
@@ -76,15 +76,15 @@ class Demo:
                 envelopes = [seal(order, source="demo", clock=self._clock) for order in orders]
                 for start in range(0, len(envelopes), _BATCH):
                     await transport.publish(envelopes[start : start + _BATCH])
-                async with _disturbed(fleet, self._clock) if kill else contextlib.nullcontext():
-                    await self._watch(books, fleet, purchases)
+                async with _killing(fleet, self._clock) if kill else contextlib.nullcontext():
+                    await self._watch(reader, fleet, purchases)
                 took = self._clock.monotonic() - began_at
-                await self._settle(books, fleet)
-                self._refuse_failures(fleet, await fleet.stop(_DRAIN))
+                await self._settle(reader, fleet)
+                self._raise_for_failures(fleet, await fleet.stop(_DRAIN))
             finally:
                 fleet.abort()
             ledger = replace(
-                await books.read(),
+                await reader.read(),
                 dead_letters={
                     name: count - dead_before.get(name, 0)
                     for name, count in (await self._dead_letters(transport)).items()
@@ -95,7 +95,7 @@ class Demo:
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[tuple[Transport, Mapping[str, Database]]]:
-        """The broker with all subscriptions made, and the four databases with their tables."""
+        """The broker with all subscriptions declared, and the four databases with their tables."""
         async with AsyncExitStack() as stack:
             databases = {}
             for service in self._services:
@@ -115,7 +115,7 @@ class Demo:
             yield transport, databases
 
     def _environment(self) -> dict[str, str]:
-        """What makes the workers use the same broker and databases, and notice deaths soon."""
+        """Variables that give the workers the same broker, databases and timeouts."""
         return {
             "EVENTMESH_BROKER_URL": self._settings.broker_url,
             "EVENTMESH_VISIBILITY_TIMEOUT": f"{self._settings.visibility_timeout}",
@@ -127,47 +127,50 @@ class Demo:
             for name in SERVICES
         }
 
-    async def _watch(self, books: Books, fleet: Fleet, total: int) -> None:
-        """Show how many orders have ended until all have, or nothing moves any more."""
+    async def _watch(self, reader: LedgerReader, fleet: Fleet, total: int) -> None:
+        """Show how many orders have ended, until all have or nothing progresses."""
         columns = (
             TextColumn("orders ended"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        tenths = Tenths(total)
+        lines = ProgressLines(total)
         with Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task("", total=total)
-            # Each step is taken for most orders before the next one: none ends for a long time.
-            seen, patience = 0, Patience(self._clock, _NO_PROGRESS)
-            while seen < total and not await patience.over(books.handled):
-                self._refuse_failures(fleet, fleet.crashed())
+            # Most orders finish one step before any takes the next, so none ends for a long time.
+            seen, detector = 0, StuckDetector(self._clock, _NO_PROGRESS)
+            while seen < total and not await detector.is_stuck(reader.handled):
+                self._raise_for_failures(fleet, fleet.crashed())
                 await self._clock.sleep(_LOOK_EVERY)
-                ended = await books.ended()
+                ended = await reader.ended()
                 if ended > seen:
                     seen = ended
-                    patience.moved()
+                    detector.progressed()
                 progress.update(task, completed=ended)
-                if not self._console.is_terminal and (line := tenths.line(ended)):
-                    print(line, flush=True)  # noqa: T201  # of a log, never wrapped
+                if not self._console.is_terminal and (line := lines.line(ended)):
+                    print(line, flush=True)  # noqa: T201  # plain, so that a log does not wrap it
 
-    async def _settle(self, books: Books, fleet: Fleet) -> None:
-        """Wait for what still follows from the orders' ends, as long as it moves."""
-        least, patience = await books.untold(), Patience(self._clock, _NO_PROGRESS / 2)
-        while least and not await patience.over(books.handled):
-            self._refuse_failures(fleet, fleet.crashed())
+    async def _settle(self, reader: LedgerReader, fleet: Fleet) -> None:
+        """Wait for the effects that follow from ended orders, as long as they progress."""
+        least, detector = (
+            await reader.pending_effects(),
+            StuckDetector(self._clock, _NO_PROGRESS / 2),
+        )
+        while least and not await detector.is_stuck(reader.handled):
+            self._raise_for_failures(fleet, fleet.crashed())
             await self._clock.sleep(_LOOK_EVERY)
-            untold = await books.untold()
-            if untold < least:
-                least = untold
-                patience.moved()
+            pending = await reader.pending_effects()
+            if pending < least:
+                least = pending
+                detector.progressed()
 
-    def _refuse_failures(self, fleet: Fleet, codes: Mapping[str, int]) -> None:
+    def _raise_for_failures(self, fleet: Fleet, codes: Mapping[str, int]) -> None:
         for service, code in codes.items():
             lines = fleet.log_of(service).read_text(encoding="utf-8").splitlines()[-3:]
             raise EventMeshError(
-                f"The worker of {service} ended with exit code {code}. Its log, "
-                f"{fleet.log_of(service)}, ends with: {' / '.join(lines)}"
+                f"The worker of {service} exited with code {code}. The last lines of its log, "
+                f"{fleet.log_of(service)}: {' / '.join(lines)}"
             )
 
     async def _dead_letters(self, transport: Transport) -> dict[str, int]:
@@ -179,7 +182,7 @@ class Demo:
 
 
 async def run_demo(settings: Settings, purchases: int, *, attach: bool, kill: bool) -> bool:
-    """Run the demo and print what came out; returns whether all is well."""
+    """Run the demo and print the result; returns whether every check passed."""
     console, clock = Console(), SystemClock()
     run = clock.new_id()
     folder = Path(".eventmesh") / f"demo-{run[-12:]}"
@@ -199,12 +202,12 @@ async def run_demo(settings: Settings, purchases: int, *, attach: bool, kill: bo
         shutil.rmtree(folder)
     else:
         console.print(f"  logs and databases are kept in {folder}")
-    print(report.verdict)  # noqa: T201  # the one line that scripts read, never wrapped or styled
+    print(report.verdict)  # noqa: T201  # the line that scripts read, neither wrapped nor styled
     return report.verdict.ok
 
 
 def embedded_by_default(settings: Settings, folder: Path) -> Settings:
-    """These settings, where what is not set is a file in `folder`; deaths are noticed sooner."""
+    """The settings with SQLite files in `folder` for whatever is not set, and shorter timeouts."""
     given = settings.model_fields_set
     changes: dict[str, object] = {
         "database_urls": {
@@ -222,12 +225,12 @@ def embedded_by_default(settings: Settings, folder: Path) -> Settings:
 
 
 @asynccontextmanager
-async def _disturbed(fleet: Fleet, clock: Clock) -> AsyncIterator[None]:
-    """Kill a worker every second while the body runs; on leaving, all run again."""
-    enough = asyncio.Event()
+async def _killing(fleet: Fleet, clock: Clock) -> AsyncIterator[None]:
+    """Kill a random worker every second while the body runs; on leaving, all are running."""
+    stop = asyncio.Event()
 
     async def kill() -> None:
-        while not enough.is_set():
+        while not stop.is_set():
             await clock.sleep(_KILL_EVERY)
             await fleet.kill_one()
 
@@ -236,7 +239,7 @@ async def _disturbed(fleet: Fleet, clock: Clock) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            enough.set()
+            stop.set()
 
 
 def _table(report: Report) -> Table:

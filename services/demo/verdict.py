@@ -1,4 +1,4 @@
-"""Whether all came out: pure functions of the ledger."""
+"""Checks the ledger of a demo run: pure functions of what the databases hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.demo.ledger import Ledger, OrderFacts
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How many purchases were lost, doubled or stuck, and everything that is wrong, in words."""
+    """How many purchases were lost, doubled or stuck, and every problem in words."""
 
     purchases: int
     lost: int
@@ -23,7 +23,7 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing at all is wrong."""
+        """Whether there is no problem."""
         return not self.problems
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ class Verdict:
 
 
 def judge(ledger: Ledger) -> Verdict:
-    """Check every promise of the demo against what the databases say."""
+    """Check every promise of the demo against the ledger."""
     lost = [order_id for order_id in ledger.placed if order_id not in ledger.orders]
     stuck = [order_id for order_id, order in ledger.orders.items() if order.status == "placed"]
     doubled = [order_id for order_id, order in ledger.orders.items() if _doubled(ledger, order_id)]
@@ -50,7 +50,7 @@ def judge(ledger: Ledger) -> Verdict:
 
 
 def endings(ledger: Ledger) -> Counter[str]:
-    """How many orders ended how."""
+    """The number of orders by how they ended."""
     return Counter(
         order.status if order.reason is None else f"{order.status}: {order.reason}"
         for order in ledger.orders.values()
@@ -58,7 +58,7 @@ def endings(ledger: Ledger) -> Counter[str]:
 
 
 def latencies(ledger: Ledger) -> list[float]:
-    """Seconds from placed to ended, sorted."""
+    """Seconds from placing to ending each order, sorted."""
     return sorted(
         (order.ended_at - order.placed_at).total_seconds()
         for order in ledger.orders.values()
@@ -67,7 +67,7 @@ def latencies(ledger: Ledger) -> list[float]:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that `percent` of the sorted values do not exceed (nearest rank); 0 of none."""
+    """The percentile of sorted values by nearest rank; 0 without values."""
     if not values:
         return 0.0
     return values[max(math.ceil(len(values) * percent / 100), 1) - 1]
@@ -83,7 +83,7 @@ def _doubled(ledger: Ledger, order_id: UUID) -> bool:
 
 
 def _inconsistent(ledger: Ledger) -> Iterator[UUID]:
-    """Ended orders whose money, stock and parcel are not as their ending says."""
+    """Ended orders whose payment, stock or shipment contradicts how they ended."""
     for order_id, order in ledger.orders.items():
         if order.status != "placed" and not _fits(ledger, order_id, order):
             yield order_id

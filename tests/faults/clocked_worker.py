@@ -1,8 +1,8 @@
-"""A worker process of feed and till whose wall clock is off by as many seconds as a file says.
+"""A worker process of feed and till whose wall clock is off by the seconds in a file.
 
     python clocked_worker.py FILE
 
-Only time of day and ids are moved: the monotonic clock of a machine does not jump.
+Only the time of day and the ids are moved; the monotonic clock of a machine never jumps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from eventmesh.transports.factory import open_transport
 
 
 class OffClock(SystemClock):
-    """The machine's clock, moved by what the file says at the moment."""
+    """The machine's clock, moved by the current content of the file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -36,7 +36,7 @@ class OffClock(SystemClock):
 
 
 async def run(settings: Settings, clock: OffClock) -> None:
-    """Work until killed."""
+    """Run until killed."""
     services = load_services(["feed", "till"], Path.cwd())
     for service in services:
         service.clock = clock

@@ -1,4 +1,4 @@
-"""Places for fault tests: servers that are ours to stop and kill, with proxies before them.
+"""Systems for fault tests: servers that the tests may stop and kill, with proxies in front.
 
 With EVENTMESH_SOAK_MINUTES, they run with more messages, all in each round and in any order, until
 that time is over. A round takes about a quarter of an hour. The table of what was done is
@@ -31,7 +31,7 @@ from eventmesh.testing.servers import (
 from eventmesh.testing.servers.postgres_server import execute
 from tests.faults import report
 from tests.faults.effects import Account
-from tests.faults.mesh import Mesh, Place, Servers, linked, mesh_at
+from tests.faults.system_under_test import Endpoints, Servers, SystemUnderTest, linked, system_at
 from tests.integration.conftest import Project
 from tests.support.rows import Rows
 
@@ -43,14 +43,14 @@ SOAK_UNTIL = pytest.StashKey[float]()
 MINUTES_VARIABLE = "EVENTMESH_SOAK_MINUTES"
 MOST_ROUNDS = 100
 
-At = Callable[..., AbstractAsyncContextManager[Mesh]]
+At = Callable[..., AbstractAsyncContextManager[SystemUnderTest]]
 Record = Callable[[report.Row], None]
 
 
 @pytest.fixture(scope="session")
 def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
-    """From a kind, and where it matters a way, to such a server of our own. Started when it is
-    first asked for, and shared by all fault tests."""
+    """Returns a server of a kind, started when it is first requested and shared by all fault
+    tests."""
     with ExitStack() as stack:
         started: dict[tuple[str, Way | None], ControlledServer] = {}
 
@@ -71,8 +71,8 @@ def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
 
 @pytest.fixture
 def at(tmp_path: Path, servers: Servers) -> At:
-    """A place with this broker and this database, "broker" or "database" being reached `through` a
-    proxy; whatever runs there ends on leaving."""
+    """Makes a system with this broker and this database, one of them reached `through` a proxy
+    ("broker" or "database"). All its processes are killed on leaving."""
 
     @asynccontextmanager
     async def make(
@@ -82,7 +82,7 @@ def at(tmp_path: Path, servers: Servers) -> At:
         database_folder: Path = tmp_path,
         broker_folder: Path = tmp_path,
         tablespace: Path | None = None,
-    ) -> AsyncIterator[Mesh]:
+    ) -> AsyncIterator[SystemUnderTest]:
         async with AsyncExitStack() as stack:
             broker_url = f"sqlite:///{broker_folder}/broker.db"
             if broker != "sqlite":
@@ -97,7 +97,7 @@ def at(tmp_path: Path, servers: Servers) -> At:
                 database_url = await stack.enter_async_context(
                     database_on(database_server, tablespace)
                 )
-            place = Place(
+            endpoints = Endpoints(
                 broker=broker,
                 database=database,
                 broker_url=broker_url,
@@ -115,7 +115,7 @@ def at(tmp_path: Path, servers: Servers) -> At:
             root.mkdir()
             project = Project(root)
             stack.callback(project.kill)
-            yield await stack.enter_async_context(mesh_at(project, place))
+            yield await stack.enter_async_context(system_at(project, endpoints))
 
     return make
 
@@ -137,7 +137,7 @@ async def database_on(server: ControlledServer, tablespace: Path | None) -> Asyn
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Record:
-    """Puts a row into the table, and says it."""
+    """Adds a row to the table and prints it."""
 
     def put(row: report.Row) -> None:
         request.config.stash[ROWS].add(row)
@@ -148,13 +148,13 @@ def record(request: pytest.FixtureRequest) -> Record:
 
 @pytest.fixture
 def amount(pytestconfig: pytest.Config) -> int:
-    """How many messages come in."""
+    """The number of messages."""
     return 600 if soaking(pytestconfig) else 200
 
 
 @pytest.fixture
 def hold(pytestconfig: pytest.Config) -> float:
-    """Seconds for which a fault lasts that has an end of its own."""
+    """Seconds for which a fault lasts."""
     return random.uniform(0.5, 6.0) if soaking(pytestconfig) else 1.0  # noqa: S311
 
 
@@ -167,7 +167,7 @@ def soaking(config: pytest.Config) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def soak_round(request: pytest.FixtureRequest) -> int:
-    """Which time all these tests are run. Of the session, so that a round runs them all."""
+    """The round of the soak. Session-scoped, so that each round runs all tests."""
     number: int = getattr(request, "param", 0)
     return number
 
@@ -188,7 +188,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Shuffle each round, so that a time that is too short for all finds different ones."""
+    """Shuffle each round, so that a soak too short for all tests runs different ones."""
     if soaking(config):
         items.sort(key=lambda item: (round_of(item), random.random()))  # noqa: S311
 
@@ -200,7 +200,7 @@ def round_of(item: pytest.Item) -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    """Begin no test once the time is over."""
+    """Skip the remaining tests once the time is over."""
     if soaking(item.config) and time.monotonic() > item.config.stash[SOAK_UNTIL]:
         return True
     return None

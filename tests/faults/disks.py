@@ -1,4 +1,4 @@
-"""Small disks that can be filled: file systems in memory, where we may mount them."""
+"""Small disks that a test can fill: file systems in memory, where mounting is allowed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ CHUNK = 65_536
 
 
 class NoDisk(Exception):
-    """No file system can be mounted here."""
+    """Mounting is not allowed here."""
 
 
 @contextmanager
 def small_disk(megabytes: int) -> Iterator[Path]:
-    """A folder that is a file system of its own, which everybody may reach; NoDisk."""
+    """A folder on a file system of its own, accessible to every user; NoDisk if not allowed."""
     with tempfile.TemporaryDirectory(prefix="eventmesh-disk-") as name:
         Path(name).chmod(0o755)
         with mounted(Path(name) / "disk", megabytes) as folder:
@@ -42,13 +42,13 @@ def mounted(folder: Path, megabytes: int) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        # Lazily: what still has a file open there must not keep it.
+        # --lazy, because a process may still have a file open there.
         subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: S603, S607
 
 
 @contextmanager
 def full(disk: Path) -> Iterator[None]:
-    """While the context is open, not a byte more fits on this disk."""
+    """While the context is open, the disk is full to the last byte."""
     ballast = disk / BALLAST
     fill(ballast)
     try:

@@ -1,4 +1,4 @@
-"""What took effect in the till's database, read past everything that is being tested."""
+"""The effects in the till's database, read past the code under test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sqlalchemy import make_url
 SUBSCRIPTIONS = ("apply", "tell")
 
 Asked = tuple[str, int]
-"""Account and number of a message, which nothing else has."""
+"""Account and number of a message; unique."""
 
 _ALL = "SELECT subscription, account, number FROM effects ORDER BY id"
 _NEWEST = "SELECT count(*), max(at) FROM effects"
@@ -27,11 +27,11 @@ ANSWER_TIMEOUT = 1.0
 
 
 class DatabaseAway(Exception):
-    """It cannot be asked now."""
+    """The database does not answer now."""
 
 
 class Reader(Protocol):
-    """Asks a database, on a connection for each question; DatabaseAway."""
+    """Queries a database on a new connection each time; DatabaseAway if it does not answer."""
 
     async def ask(self, query: str) -> Sequence[Sequence[object]]: ...
 
@@ -69,7 +69,7 @@ class PostgresReader:
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the messages that were asked for."""
+    """The published messages compared with their effects."""
 
     asked: int
     effects: int
@@ -114,7 +114,7 @@ class Effects:
 
 
 def in_order_by_key(noted: Sequence[Asked]) -> bool:
-    """Whether the numbers of each account only grow."""
+    """Whether the numbers of each account increase."""
     last: dict[str, int] = {}
     for account, number in noted:
         if number < last.get(account, 0):

@@ -1,4 +1,4 @@
-"""What is done to a mesh. Each fault lasts until its context is left; then all works again."""
+"""The faults: each breaks something while its context is open and repairs it on leaving."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import make_url
 
-from tests.faults.mesh import RECOVERY, Mesh, kill
+from tests.faults.system_under_test import RECOVERY, SystemUnderTest, kill
 from tests.support.proxy import Direction, Proxy
 
 KILLS = 2
@@ -31,7 +31,7 @@ Before that it may start the queue anew, without messages and without a leader (
 MOST_BYTES = 20_000
 """Some tens of messages."""
 
-Make = Callable[[Mesh], AbstractAsyncContextManager[None]]
+Make = Callable[[SystemUnderTest], AbstractAsyncContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def nowhere(_broker: str) -> bool:
 
 
 @asynccontextmanager
-async def by_itself(_mesh: Mesh) -> AsyncIterator[None]:
+async def by_itself(_system: SystemUnderTest) -> AsyncIterator[None]:
     """A fault that its test makes."""
     yield
 
@@ -68,75 +68,75 @@ async def by_itself(_mesh: Mesh) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def workers_killed(mesh: Mesh) -> AsyncIterator[None]:
+async def workers_killed(system: SystemUnderTest) -> AsyncIterator[None]:
     """The only worker, several times; each time another is started."""
     for _ in range(KILLS):
-        await a_few_effects(mesh)
-        kill(mesh.workers[-1])
-        await mesh.until_ready(mesh.start_worker())
-    await a_few_effects(mesh)
-    kill(mesh.workers[-1])
+        await a_few_effects(system)
+        kill(system.workers[-1])
+        await system.until_ready(system.start_worker())
+    await a_few_effects(system)
+    kill(system.workers[-1])
     yield
-    await mesh.until_ready(mesh.start_worker())
+    await system.until_ready(system.start_worker())
 
 
 @asynccontextmanager
-async def children_killed(mesh: Mesh) -> AsyncIterator[None]:
+async def children_killed(system: SystemUnderTest) -> AsyncIterator[None]:
     """One of the children, several times; their parent replaces it."""
     for _ in range(KILLS):
-        await a_few_effects(mesh)
+        await a_few_effects(system)
         with suppress(ProcessLookupError):
-            os.kill(mesh.chance.choice(mesh.workers[-1].children()), signal.SIGKILL)
+            os.kill(system.chance.choice(system.workers[-1].children()), signal.SIGKILL)
     yield
 
 
 @asynccontextmanager
-async def parent_killed(mesh: Mesh) -> AsyncIterator[None]:
+async def parent_killed(system: SystemUnderTest) -> AsyncIterator[None]:
     """With it end its children."""
-    await a_few_effects(mesh)
-    kill(mesh.workers[-1])
+    await a_few_effects(system)
+    kill(system.workers[-1])
     yield
-    await mesh.until_ready(mesh.start_worker("--workers", "2"), 2)
+    await system.until_ready(system.start_worker("--workers", "2"), 2)
 
 
-async def a_few_effects(mesh: Mesh) -> None:
+async def a_few_effects(system: SystemUnderTest) -> None:
     """Return once there are some more, at no certain point."""
     counted: list[int] = []
 
     async def count() -> bool:
-        counted.append(await mesh.effects.count())
+        counted.append(await system.effects.count())
         return True
 
-    await mesh.until(count, "a database that can be asked")
-    await mesh.until_effects(counted[-1] + mesh.chance.randrange(5, 60))
+    await system.until(count, "a database that can be asked")
+    await system.until_effects(counted[-1] + system.chance.randrange(5, 60))
 
 
 # The broker
 
 
 @asynccontextmanager
-async def broker_stopped(mesh: Mesh) -> AsyncIterator[None]:
-    await mesh.place.broker_server.stop()
+async def broker_stopped(system: SystemUnderTest) -> AsyncIterator[None]:
+    await system.endpoints.broker_server.stop()
     try:
         yield
     finally:
-        await mesh.place.broker_server.start()
+        await system.endpoints.broker_server.start()
 
 
 @asynccontextmanager
-async def broker_killed(mesh: Mesh) -> AsyncIterator[None]:
-    if mesh.place.broker == "amqp":
+async def broker_killed(system: SystemUnderTest) -> AsyncIterator[None]:
+    if system.endpoints.broker == "amqp":
         await asyncio.sleep(QUEUE_AGE)
-    await mesh.place.broker_server.kill()
+    await system.endpoints.broker_server.kill()
     try:
         yield
     finally:
-        await mesh.place.broker_server.start()
+        await system.endpoints.broker_server.start()
 
 
 @asynccontextmanager
-async def redis_read_only(mesh: Mesh) -> AsyncIterator[None]:
-    async with Redis.from_url(mesh.place.broker_url) as redis:
+async def redis_read_only(system: SystemUnderTest) -> AsyncIterator[None]:
+    async with Redis.from_url(system.endpoints.broker_url) as redis:
         await redis.execute_command("REPLICAOF", "127.0.0.1", 1)
         try:
             yield
@@ -145,8 +145,8 @@ async def redis_read_only(mesh: Mesh) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def redis_out_of_memory(mesh: Mesh) -> AsyncIterator[None]:
-    async with Redis.from_url(mesh.place.broker_url) as redis:
+async def redis_out_of_memory(system: SystemUnderTest) -> AsyncIterator[None]:
+    async with Redis.from_url(system.endpoints.broker_url) as redis:
         await redis.config_set("maxmemory-policy", "noeviction")
         await redis.config_set("maxmemory", 1)
         try:
@@ -156,24 +156,24 @@ async def redis_out_of_memory(mesh: Mesh) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def redis_cannot_save(mesh: Mesh) -> AsyncIterator[None]:
+async def redis_cannot_save(system: SystemUnderTest) -> AsyncIterator[None]:
     """Its snapshots fail, as on a full disk, and it takes no writes for that (MISCONF)."""
-    async with Redis.from_url(mesh.place.broker_url) as redis:
+    async with Redis.from_url(system.endpoints.broker_url) as redis:
         told = await redis.config_get("dir", "dbfilename", "save")
         in_the_way = f"{told['dir']}/{told['dbfilename']}"  # what a snapshot is renamed to
-        await on_broker_host(mesh, "rm", "-f", in_the_way)  # an earlier fault may have left one
-        await on_broker_host(mesh, "mkdir", "-p", f"{in_the_way}/not-empty")
+        await on_broker_host(system, "rm", "-f", in_the_way)  # an earlier fault may have left one
+        await on_broker_host(system, "mkdir", "-p", f"{in_the_way}/not-empty")
         await redis.config_set("save", "3600 1")
         try:
-            await snapshot(mesh, redis, "err")
+            await snapshot(system, redis, "err")
             yield
         finally:
-            await on_broker_host(mesh, "rm", "-r", in_the_way)
-            await snapshot(mesh, redis, "ok")
+            await on_broker_host(system, "rm", "-r", in_the_way)
+            await snapshot(system, redis, "ok")
             await redis.config_set("save", told["save"])
 
 
-async def snapshot(mesh: Mesh, redis: Redis, ends: str) -> None:
+async def snapshot(system: SystemUnderTest, redis: Redis, ends: str) -> None:
     """Have Redis write a snapshot; return once one has ended so."""
 
     async def ended_so() -> bool:
@@ -184,36 +184,36 @@ async def snapshot(mesh: Mesh, redis: Redis, ends: str) -> None:
             await redis.bgsave(schedule=True)
         return False
 
-    await mesh.until(ended_so, f"a snapshot that ends with {ends}")
+    await system.until(ended_so, f"a snapshot that ends with {ends}")
 
 
 @asynccontextmanager
-async def disk_alarm(mesh: Mesh) -> AsyncIterator[None]:
+async def disk_alarm(system: SystemUnderTest) -> AsyncIterator[None]:
     """RabbitMQ takes nothing from connections that publish."""
-    await rabbitmqctl(mesh, "set_disk_free_limit", "1000GB")
+    await rabbitmqctl(system, "set_disk_free_limit", "1000GB")
     try:
         yield
     finally:
-        await rabbitmqctl(mesh, "set_disk_free_limit", "50MB")
+        await rabbitmqctl(system, "set_disk_free_limit", "50MB")
 
 
-async def rabbitmqctl(mesh: Mesh, *arguments: str) -> None:
-    if not in_container(mesh):
+async def rabbitmqctl(system: SystemUnderTest, *arguments: str) -> None:
+    if not in_container(system):
         pytest.skip("rabbitmqctl is run inside a container, and this RabbitMQ is in none")
-    await on_broker_host(mesh, "rabbitmqctl", "-q", *arguments)
+    await on_broker_host(system, "rabbitmqctl", "-q", *arguments)
 
 
-async def on_broker_host(mesh: Mesh, *command: str) -> None:
+async def on_broker_host(system: SystemUnderTest, *command: str) -> None:
     """Run this where our broker runs: in its container, which is found by its port, or here."""
-    if in_container(mesh):
-        port = urlsplit(mesh.place.broker_url).port
+    if in_container(system):
+        port = urlsplit(system.endpoints.broker_url).port
         container = await output("docker", "ps", "-q", "--filter", f"publish={port}")
         command = ("docker", "exec", container, *command)
     await output(*command)
 
 
-def in_container(mesh: Mesh) -> bool:
-    return mesh.place.broker_server.origin.startswith("container")
+def in_container(system: SystemUnderTest) -> bool:
+    return system.endpoints.broker_server.origin.startswith("container")
 
 
 async def output(*command: str) -> str:
@@ -229,17 +229,17 @@ async def output(*command: str) -> str:
 # Connections
 
 
-def cut_in_a_batch(of: Callable[[Mesh], Proxy]) -> Make:
+def cut_in_a_batch(of: Callable[[SystemUnderTest], Proxy]) -> Make:
     """Cut after a random number of bytes, now in what is sent and now in what is answered."""
 
     @asynccontextmanager
-    async def fault(mesh: Mesh) -> AsyncIterator[None]:
+    async def fault(system: SystemUnderTest) -> AsyncIterator[None]:
         for number in range(CUTS):
             direction = list(Direction)[number % 2]
-            count = mesh.chance.randrange(1, MOST_BYTES)
-            cutting = asyncio.ensure_future(of(mesh).cut_after(count, direction))
+            count = system.chance.randrange(1, MOST_BYTES)
+            cutting = asyncio.ensure_future(of(system).cut_after(count, direction))
             try:
-                await mesh.until(cutting.done, f"{count} bytes {direction.name}")
+                await system.until(cutting.done, f"{count} bytes {direction.name}")
             finally:
                 cutting.cancel()
         yield
@@ -247,77 +247,77 @@ def cut_in_a_batch(of: Callable[[Mesh], Proxy]) -> Make:
     return fault
 
 
-def refused(of: Callable[[Mesh], Proxy]) -> Make:
+def refused(of: Callable[[SystemUnderTest], Proxy]) -> Make:
     """Nobody listens at the address."""
 
     @asynccontextmanager
-    async def fault(mesh: Mesh) -> AsyncIterator[None]:
-        async with of(mesh).refusing():
+    async def fault(system: SystemUnderTest) -> AsyncIterator[None]:
+        async with of(system).refusing():
             yield
 
     return fault
 
 
-def silent(of: Callable[[Mesh], Proxy]) -> Make:
+def silent(of: Callable[[SystemUnderTest], Proxy]) -> Make:
     """Nothing passes for a while, and nobody is told."""
 
     @asynccontextmanager
-    async def fault(mesh: Mesh) -> AsyncIterator[None]:
-        with of(mesh).silent():
+    async def fault(system: SystemUnderTest) -> AsyncIterator[None]:
+        with of(system).silent():
             yield
             await asyncio.sleep(SILENCE)
 
     return fault
 
 
-def forgotten(of: Callable[[Mesh], Proxy]) -> Make:
+def forgotten(of: Callable[[SystemUnderTest], Proxy]) -> Make:
     """Connections that are open never answer again, and are never closed; new ones work."""
 
     @asynccontextmanager
-    async def fault(mesh: Mesh) -> AsyncIterator[None]:
-        of(mesh).forget()
+    async def fault(system: SystemUnderTest) -> AsyncIterator[None]:
+        of(system).forget()
         yield
 
     return fault
 
 
-def broker_link(mesh: Mesh) -> Proxy:
-    return mesh.place.broker_proxy
+def broker_link(system: SystemUnderTest) -> Proxy:
+    return system.endpoints.broker_proxy
 
 
-def database_link(mesh: Mesh) -> Proxy:
-    return mesh.place.database_proxy
+def database_link(system: SystemUnderTest) -> Proxy:
+    return system.endpoints.database_proxy
 
 
 # The database
 
 
 @asynccontextmanager
-async def database_stopped(mesh: Mesh) -> AsyncIterator[None]:
-    await mesh.place.database_server.stop()
+async def database_stopped(system: SystemUnderTest) -> AsyncIterator[None]:
+    await system.endpoints.database_server.stop()
     try:
         yield
     finally:
-        await mesh.place.database_server.start()
+        await system.endpoints.database_server.start()
 
 
 @asynccontextmanager
-async def database_killed(mesh: Mesh) -> AsyncIterator[None]:
-    await mesh.place.database_server.kill()
+async def database_killed(system: SystemUnderTest) -> AsyncIterator[None]:
+    await system.endpoints.database_server.kill()
     try:
         yield
     finally:
-        await mesh.place.database_server.start()
+        await system.endpoints.database_server.start()
 
 
 @asynccontextmanager
-async def backends_killed(mesh: Mesh) -> AsyncIterator[None]:
+async def backends_killed(system: SystemUnderTest) -> AsyncIterator[None]:
     """All connections to the till's database, again and again."""
-    name = make_url(mesh.place.database_url).database
+    name = make_url(system.endpoints.database_url).database
     for _ in range(CUTS):
-        await a_few_effects(mesh)
+        await a_few_effects(system)
         await on_database_server(
-            mesh,
+            system,
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "  # noqa: S608
             f"WHERE datname = '{name}' AND pid <> pg_backend_pid()",
         )
@@ -325,22 +325,22 @@ async def backends_killed(mesh: Mesh) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def database_read_only(mesh: Mesh) -> AsyncIterator[None]:
+async def database_read_only(system: SystemUnderTest) -> AsyncIterator[None]:
     """As a standby, or a server that fails over."""
     await on_database_server(
-        mesh, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"
+        system, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"
     )
     try:
         yield
     finally:
         await on_database_server(
-            mesh, "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()"
+            system, "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()"
         )
 
 
-async def on_database_server(mesh: Mesh, *statements: str) -> None:
+async def on_database_server(system: SystemUnderTest, *statements: str) -> None:
     """Do this, also on a server that is read-only by default."""
-    url = make_url(mesh.place.database_server.url).set(drivername="postgresql")
+    url = make_url(system.endpoints.database_server.url).set(drivername="postgresql")
     connection = await asyncpg.connect(
         url.render_as_string(hide_password=False),
         server_settings={"default_transaction_read_only": "off"},
@@ -355,12 +355,12 @@ async def on_database_server(mesh: Mesh, *statements: str) -> None:
 # SQLite files
 
 
-def locked(url: Callable[[Mesh], str]) -> Make:
+def locked(url: Callable[[SystemUnderTest], str]) -> Make:
     """Another process writes, in a transaction that does not end."""
 
     @asynccontextmanager
-    async def fault(mesh: Mesh) -> AsyncIterator[None]:
-        path = make_url(url(mesh)).database or ""
+    async def fault(system: SystemUnderTest) -> AsyncIterator[None]:
+        path = make_url(url(system)).database or ""
         # In one thread each, but not in the same.
         connecting = sqlite3.connect(
             path, timeout=10, isolation_level=None, check_same_thread=False
@@ -375,9 +375,9 @@ def locked(url: Callable[[Mesh], str]) -> Make:
     return fault
 
 
-def broker_file(mesh: Mesh) -> str:
-    return mesh.place.broker_url
+def broker_file(system: SystemUnderTest) -> str:
+    return system.endpoints.broker_url
 
 
-def database_file(mesh: Mesh) -> str:
-    return mesh.place.database_url
+def database_file(system: SystemUnderTest) -> str:
+    return system.endpoints.database_url

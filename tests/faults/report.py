@@ -1,4 +1,4 @@
-"""The table of all faults that a run has made, written at its end."""
+"""The table of all faults of a test run, written at its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.faults.effects import Account
 
 @dataclass(frozen=True)
 class Row:
-    """One fault, or several of a kind in one run."""
+    """The result of one fault, or of several of one kind in one run."""
 
     fault: str
     broker: str
@@ -21,12 +21,12 @@ class Row:
     recovery: float
     """Seconds from the end of the fault to the next new effect."""
     within: float
-    """What was promised of that."""
+    """The promised limit of `recovery`."""
     settled: float
-    """Seconds from the end of the fault until every message had taken its effects and none was left
-    anywhere, also of those that came after it."""
+    """Seconds from the end of the fault until all messages, including later ones, had taken their
+    effects and all queues and outboxes were empty."""
     warnings: int
-    """The most that one subscription or relay has said within one second."""
+    """The most warnings of one subscription or relay within one second."""
 
     def cells(self) -> tuple[str, ...]:
         asked, effects, lost, doubled, in_order = astuple(self.account)

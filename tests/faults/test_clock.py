@@ -12,9 +12,9 @@ import pytest
 
 from tests.faults import clocked_worker
 from tests.faults.conftest import At, Record
+from tests.faults.fault_run import check, run_through_fault
 from tests.faults.faults import Fault, Make, a_few_effects
-from tests.faults.mesh import Mesh
-from tests.faults.ride import check, ride_out
+from tests.faults.system_under_test import SystemUnderTest
 
 HOURS = 3600.0
 JUMPS = (0.0, 5 * HOURS, -3 * HOURS, 2 * HOURS)
@@ -23,10 +23,10 @@ JUMPS = (0.0, 5 * HOURS, -3 * HOURS, 2 * HOURS)
 
 def jumps(to: tuple[float, ...], file: Path) -> Make:
     @asynccontextmanager
-    async def fault(mesh: Mesh) -> AsyncIterator[None]:
+    async def fault(system: SystemUnderTest) -> AsyncIterator[None]:
         for seconds in to:
             set_clock(file, seconds)
-            await a_few_effects(mesh)
+            await a_few_effects(system)
         yield
         set_clock(file, 0)
 
@@ -50,11 +50,11 @@ async def test_a_clock_that_jumps_changes_nothing(
     file = tmp_path / "clock"
     set_clock(file, 0)
     fault = Fault("clock jumps by hours", jumps(JUMPS, file), exit_code=-15)
-    async with at(broker, database) as mesh:
-        mesh.command = (sys.executable, str(clocked_worker.__file__), str(file))
-        row = await ride_out(mesh, fault, amount, hold=0.1)
+    async with at(broker, database) as system:
+        system.command = (sys.executable, str(clocked_worker.__file__), str(file))
+        row = await run_through_fault(system, fault, amount, hold=0.1)
         record(row)
-        check(mesh, row)
+        check(system, row)
 
 
 @pytest.mark.parametrize("broker", ["sqlite"])
@@ -64,17 +64,17 @@ async def test_what_a_worker_held_whose_clock_was_ahead_comes_soon(
     """It was killed while its clock was ahead; the clock of its successor is right."""
     file = tmp_path / "clock"
     set_clock(file, 5 * HOURS)
-    async with at(broker, "sqlite") as mesh:
-        mesh.command = (sys.executable, str(clocked_worker.__file__), str(file))
-        await mesh.until_ready(mesh.start_worker())
-        await mesh.ask(amount)
-        await mesh.until_effects(amount // 10)
-        mesh.workers[-1].kill()
+    async with at(broker, "sqlite") as system:
+        system.command = (sys.executable, str(clocked_worker.__file__), str(file))
+        await system.until_ready(system.start_worker())
+        await system.ask(amount)
+        await system.until_effects(amount // 10)
+        system.workers[-1].kill()
         set_clock(file, 0)
-        mesh.command = ()
+        system.command = ()
         began = time.monotonic()
-        async with mesh.working():
-            await mesh.until_all_effects()
+        async with system.working():
+            await system.until_all_effects()
         print(f"all in {time.monotonic() - began:.1f} s")  # noqa: T201
-        account = await mesh.account()
+        account = await system.account()
         assert (account.lost, account.doubled) == (0, 0)

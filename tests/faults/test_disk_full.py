@@ -12,9 +12,9 @@ import pytest
 from eventmesh.testing.servers.processes import unprivileged_account
 from tests.faults.conftest import At, Record
 from tests.faults.disks import NoDisk, full, small_disk
+from tests.faults.fault_run import check, run_through_fault
 from tests.faults.faults import Fault, Make
-from tests.faults.mesh import Mesh
-from tests.faults.ride import check, ride_out
+from tests.faults.system_under_test import SystemUnderTest
 
 MEGABYTES = 24
 
@@ -31,7 +31,7 @@ def disk() -> Iterator[Path]:
 
 def filled(disk: Path) -> Make:
     @asynccontextmanager
-    async def fault(_mesh: Mesh) -> AsyncIterator[None]:
+    async def fault(_system: SystemUnderTest) -> AsyncIterator[None]:
         with full(disk):
             yield
 
@@ -46,10 +46,10 @@ async def test_the_disk_of_a_sqlite_database_is_full(
     broker: str, disk: Path, at: At, record: Record, amount: int, hold: float
 ) -> None:
     fault = Fault("disk full under the database", filled(disk), stops=True)
-    async with at(broker, "sqlite", database_folder=disk) as mesh:
-        row = await ride_out(mesh, fault, amount, hold)
+    async with at(broker, "sqlite", database_folder=disk) as system:
+        row = await run_through_fault(system, fault, amount, hold)
         record(row)
-        check(mesh, row)
+        check(system, row)
 
 
 @pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.soak)])
@@ -57,10 +57,10 @@ async def test_the_disk_of_the_broker_file_is_full(
     database: str, disk: Path, at: At, record: Record, amount: int, hold: float
 ) -> None:
     fault = Fault("disk full under the broker", filled(disk), stops=True)
-    async with at("sqlite", database, broker_folder=disk) as mesh:
-        row = await ride_out(mesh, fault, amount, hold)
+    async with at("sqlite", database, broker_folder=disk) as system:
+        row = await run_through_fault(system, fault, amount, hold)
         record(row)
-        check(mesh, row)
+        check(system, row)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ async def test_the_disk_of_a_postgres_table_space_is_full(
     fault = Fault("disk full under the table space", filled(disk), stops=True)
     if (account := unprivileged_account()) is not None:
         os.chown(disk, account.user, account.group)  # PostgreSQL takes no other
-    async with at(broker, "postgres", tablespace=disk) as mesh:
-        row = await ride_out(mesh, fault, amount, hold)
+    async with at(broker, "postgres", tablespace=disk) as system:
+        row = await run_through_fault(system, fault, amount, hold)
         record(row)
-        check(mesh, row)
+        check(system, row)

@@ -10,8 +10,8 @@ import pytest
 
 from tests.faults import faults
 from tests.faults.conftest import At, Record
+from tests.faults.fault_run import check, run_through_fault
 from tests.faults.faults import Fault, nowhere
-from tests.faults.ride import check, ride_out
 
 ANY_BROKER = ("sqlite", "redis", "amqp")
 ANY_DATABASE = ("sqlite", "postgres")
@@ -197,7 +197,7 @@ MATRIX = [
 async def test_every_message_takes_effect_once(
     fault: Fault, broker: str, database: str, at: At, record: Record, amount: int, hold: float
 ) -> None:
-    async with at(broker, database, through=fault.through) as mesh:
-        row = await ride_out(mesh, fault, amount, hold)
+    async with at(broker, database, through=fault.through) as system:
+        row = await run_through_fault(system, fault, amount, hold)
         record(row)
-        check(mesh, row)
+        check(system, row)

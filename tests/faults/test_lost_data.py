@@ -11,9 +11,9 @@ from redis.asyncio import Redis
 
 from eventmesh.transports.rabbitmq.upkeep import GRACE
 from tests.faults.conftest import At, Record
+from tests.faults.fault_run import check, verdict
 from tests.faults.faults import Fault, by_itself
-from tests.faults.mesh import RECOVERY
-from tests.faults.ride import check, verdict
+from tests.faults.system_under_test import RECOVERY
 
 
 def with_the_stream(broker: str) -> bool:
@@ -43,23 +43,23 @@ async def test_a_broker_that_lost_its_data_is_used_again(
     fault = Fault(
         "broker lost its data", by_itself, ordered=with_the_stream, within=recovery_time(broker)
     )
-    async with at(broker, database) as mesh:
-        server = mesh.place.broker_server
-        async with mesh.working():
-            await mesh.ask(amount // 3)
-            await mesh.until_all_effects()  # nothing is on the broker
+    async with at(broker, database) as system:
+        server = system.endpoints.broker_server
+        async with system.working():
+            await system.ask(amount // 3)
+            await system.until_all_effects()  # nothing is on the broker
             await server.kill()
-            await mesh.ask(amount // 3)  # in the outbox
+            await system.ask(amount // 3)  # in the outbox
             await asyncio.sleep(hold)
             await server.lose_data()
             ended = time.time()
-            recovery = await mesh.recovery(ended, fault.within)
-            await mesh.ask(amount // 3)
-            await mesh.until_all_effects()
+            recovery = await system.recovery(ended, fault.within)
+            await system.ask(amount // 3)
+            await system.until_all_effects()
             settled = time.time() - ended
-        row = await verdict(mesh, fault, recovery, settled)
+        row = await verdict(system, fault, recovery, settled)
         record(row)
-        check(mesh, row)
+        check(system, row)
 
 
 @pytest.mark.parametrize("broker", ["redis"])
@@ -68,17 +68,17 @@ async def test_a_redis_that_is_emptied_while_it_runs_is_used_again(
 ) -> None:
     """FLUSHALL: no connection breaks, but every stream and group is gone."""
     fault = Fault("FLUSHALL", by_itself)
-    async with at(broker, "sqlite") as mesh:
-        async with mesh.working():
-            await mesh.ask(amount // 2)
-            await mesh.until_all_effects()
-            async with Redis.from_url(mesh.place.broker_url) as redis:
+    async with at(broker, "sqlite") as system:
+        async with system.working():
+            await system.ask(amount // 2)
+            await system.until_all_effects()
+            async with Redis.from_url(system.endpoints.broker_url) as redis:
                 await redis.flushall()
             ended = time.time()
-            await mesh.ask(amount // 2)
-            recovery = await mesh.recovery(ended)
-            await mesh.until_all_effects()
+            await system.ask(amount // 2)
+            recovery = await system.recovery(ended)
+            await system.until_all_effects()
             settled = time.time() - ended
-        row = await verdict(mesh, fault, recovery, settled)
+        row = await verdict(system, fault, recovery, settled)
         record(row)
-        check(mesh, row)
+        check(system, row)

@@ -15,12 +15,12 @@ from eventmesh.runtime.consuming.poison import SUSPECT_AFTER
 from eventmesh.transports.base import Subscription
 from tests.faults.conftest import At, Record
 from tests.faults.effects import SUBSCRIPTIONS, Account
+from tests.faults.fault_run import verdict
 from tests.faults.faults import Fault, by_itself, nowhere
-from tests.faults.mesh import RECOVERY, Mesh
 from tests.faults.report import Row
-from tests.faults.ride import verdict
 from tests.faults.services.scribe.service import NOTES
 from tests.faults.services.till.service import DEADLY
+from tests.faults.system_under_test import RECOVERY, SystemUnderTest
 
 NEIGHBOURS = 20
 """Before the poison, and as many behind it."""
@@ -37,95 +37,97 @@ def poison(handler: str) -> Fault:
     return Fault(f"poison, {handler}", by_itself, ordered=nowhere)
 
 
-async def prepare(mesh: Mesh, service: str, most_deliveries: int) -> int:
+async def prepare(system: SystemUnderTest, service: str, most_deliveries: int) -> int:
     """Put the poison among its neighbours; returns its number."""
-    mesh.services = ("feed", service)
-    mesh.harmless_codes |= {DEADLY}
-    mesh.project.environment["EVENTMESH_MAX_DELIVERIES"] = str(most_deliveries)
-    mesh.project.environment["EVENTMESH_VISIBILITY_TIMEOUT"] = "1s"
-    await mesh.ask(NEIGHBOURS)
-    [(_, number)] = await mesh.ask(1, deed="die")
-    await mesh.ask(NEIGHBOURS)
+    system.services = ("feed", service)
+    system.harmless_codes |= {DEADLY}
+    system.project.environment["EVENTMESH_MAX_DELIVERIES"] = str(most_deliveries)
+    system.project.environment["EVENTMESH_VISIBILITY_TIMEOUT"] = "1s"
+    await system.ask(NEIGHBOURS)
+    [(_, number)] = await system.ask(1, deed="die")
+    await system.ask(NEIGHBOURS)
     return number
 
 
-async def outlive(mesh: Mesh) -> int:
-    """Let workers die until one has given up a message; returns how many did."""
-    await reviving(mesh, lambda: bool(given_up(mesh)), "a message that is given up")
-    return len(mesh.workers) - 1
+async def workers_until_dead_letter(system: SystemUnderTest) -> int:
+    """Restart workers until one has dead-lettered a message; returns how many died."""
+    await reviving(system, lambda: bool(dead_lettered(system)), "a dead letter")
+    return len(system.workers) - 1
 
 
-async def reviving(mesh: Mesh, done: Callable[[], bool], what: str) -> None:
+async def reviving(system: SystemUnderTest, done: Callable[[], bool], what: str) -> None:
     """Start a worker again each time that it has died, until it is done. It may die once more after
     it has given up: of what was handed out to it again before that was settled."""
     while not done():
-        assert len(mesh.workers) <= MOST_DEATHS, f"died too often before {what}; {mesh.said()}"
-        if None not in mesh.codes():
-            mesh.start_worker()
-        await mesh.until(lambda: done() or None not in mesh.codes(), f"{what}, or a death")
+        assert len(system.workers) <= MOST_DEATHS, (
+            f"too many deaths before {what}; {system.output()}"
+        )
+        if None not in system.codes():
+            system.start_worker()
+        await system.until(lambda: done() or None not in system.codes(), f"{what}, or a death")
 
 
-def given_up(mesh: Mesh) -> int:
-    return mesh.events()["message dead-lettered"]
+def dead_lettered(system: SystemUnderTest) -> int:
+    return system.events()["message dead-lettered"]
 
 
-async def dead_numbers(mesh: Mesh, subscription: str) -> list[int]:
+async def dead_numbers(system: SystemUnderTest, subscription: str) -> list[int]:
     """The numbers of the messages among the dead letters of a subscription."""
-    async with mesh.transport() as transport:
+    async with system.transport() as transport:
         letters = await transport.dead_letters(Subscription(subscription, ()), limit=1000)
     return [json.loads(letter.envelope.data)["number"] for letter in letters]
 
 
 @pytest.mark.parametrize("broker", BROKERS)
 async def test_poison_of_a_transactional_handler(broker: str, at: At, record: Record) -> None:
-    async with at(broker, "sqlite") as mesh:
-        number = await prepare(mesh, "till", most_deliveries=2)
-        deaths = await outlive(mesh)
+    async with at(broker, "sqlite") as system:
+        number = await prepare(system, "till", most_deliveries=2)
+        deaths = await workers_until_dead_letter(system)
         began = time.time()
-        there = asyncio.ensure_future(mesh.until_effects(2 * NEIGHBOURS * len(SUBSCRIPTIONS)))
-        await reviving(mesh, there.done, "the neighbours' effects")
+        there = asyncio.ensure_future(system.until_effects(2 * NEIGHBOURS * len(SUBSCRIPTIONS)))
+        await reviving(system, there.done, "the neighbours' effects")
         await there
         took = time.time() - began
-        row = await verdict(mesh, poison("transactional handler"), took, took)
+        row = await verdict(system, poison("transactional handler"), took, took)
         record(row)
-        assert await dead_numbers(mesh, "till.apply") == [number]
+        assert await dead_numbers(system, "till.apply") == [number]
         assert deaths <= SUSPECT_AFTER + 2
         assert (row.account.lost, row.account.doubled) == (0, 0)
 
 
 @pytest.mark.parametrize("broker", BROKERS)
 async def test_poison_of_a_plain_handler(broker: str, at: At, record: Record) -> None:
-    """Its effects are no database's, so a neighbour may be handled again; none is given up."""
-    async with at(broker, "sqlite") as mesh:
-        number = await prepare(mesh, "scribe", SUSPECT_AFTER + 3)
-        deaths = await outlive(mesh)
-        notes = mesh.project.root / NOTES
+    """Its effects are no database's, so a neighbour may be handled again; none is dead-lettered."""
+    async with at(broker, "sqlite") as system:
+        number = await prepare(system, "scribe", SUSPECT_AFTER + 3)
+        deaths = await workers_until_dead_letter(system)
+        notes = system.project.root / NOTES
 
         def noted() -> Counter[int]:
             return Counter(int(line) for line in notes.read_text().split())
 
         began = time.time()
         try:
-            await reviving(mesh, lambda: len(noted()) == 2 * NEIGHBOURS, "all neighbours")
+            await reviving(system, lambda: len(noted()) == 2 * NEIGHBOURS, "all neighbours")
         except AssertionError:
-            dead = await dead_numbers(mesh, "scribe.note")
+            dead = await dead_numbers(system, "scribe.note")
             pytest.fail(f"{deaths} deaths; dead letters: {dead}; handled: {noted()}")
         counts = noted()
-        lost = len({each for _, each in mesh.asked} - counts.keys())
+        lost = len({each for _, each in system.asked} - counts.keys())
         doubled = counts.total() - len(counts)
         record(
             Row(
                 fault="poison, plain handler",
                 broker=broker,
                 database="none",
-                account=Account(len(mesh.asked), counts.total(), lost, doubled, in_order=False),
+                account=Account(len(system.asked), counts.total(), lost, doubled, in_order=False),
                 order_promised=False,
                 recovery=time.time() - began,
                 within=RECOVERY,
                 settled=time.time() - began,
-                warnings=mesh.warnings_per_second(),
+                warnings=system.warnings_per_second(),
             )
         )
-        assert await dead_numbers(mesh, "scribe.note") == [number]
+        assert await dead_numbers(system, "scribe.note") == [number]
         assert deaths <= SUSPECT_AFTER + 3
         assert lost == 0

@@ -16,8 +16,8 @@ from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import bucket_of
 from eventmesh.persistence.tables import BUCKETS, lease
 from tests.faults.conftest import At
-from tests.faults.mesh import Mesh, kill
 from tests.faults.services.till import service as till
+from tests.faults.system_under_test import SystemUnderTest, kill
 
 ENOUGH = 10.0
 """Seconds after a SIGKILL within which another relay brings on what the dead one would have, on a
@@ -54,28 +54,28 @@ class Till:
 
 
 @asynccontextmanager
-async def till_of(mesh: Mesh) -> AsyncIterator[Till]:
-    url = mesh.place.database_url
+async def till_of(system: SystemUnderTest) -> AsyncIterator[Till]:
+    url = system.endpoints.database_url
     source = Service("till")
     source.publisher(till.Applied)
-    source.configure(Settings(database_urls={"till": url}, schemas=mesh.project.root / "schemas"))
+    source.configure(Settings(database_urls={"till": url}, schemas=system.project.root / "schemas"))
     async with source:
         yield Till(source, await source.database())
 
 
 @pytest.mark.parametrize(("broker", "database"), [("sqlite", "sqlite"), ("redis", "postgres")])
 async def test_another_relay_takes_over_in_time(at: At, broker: str, database: str) -> None:
-    async with at(broker, database) as mesh, till_of(mesh) as its:
-        mesh.services = ("till",)
-        del mesh.project.environment["EVENTMESH_LEASE_TIME"]  # as it is where nobody sets it
+    async with at(broker, database) as system, till_of(system) as its:
+        system.services = ("till",)
+        del system.project.environment["EVENTMESH_LEASE_TIME"]  # as it is where nobody sets it
         for _ in range(2):
-            await mesh.until_ready(mesh.start_worker())
-        await mesh.until(its.shared, "two relays with half of the buckets each")
+            await system.until_ready(system.start_worker())
+        await system.until(its.shared, "two relays with half of the buckets each")
         await its.publish(1)
-        await mesh.until(lambda: its.noted(1), "what both relays bring")
+        await system.until(lambda: its.noted(1), "what both relays bring")
 
-        kill(mesh.workers[-1])
+        kill(system.workers[-1])
         killed_at = time.monotonic()
         await its.publish(2)
         left = killed_at + ENOUGH - time.monotonic()
-        await mesh.until(lambda: its.noted(2), "what the dead one would have brought", left)
+        await system.until(lambda: its.noted(2), "what the dead one would have brought", left)

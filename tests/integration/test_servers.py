@@ -289,10 +289,10 @@ async def test_an_order_that_nobody_awaits_any_more_is_not_taken_for_the_next() 
         assert not await answers(server)
 
 
-def test_a_given_server_is_not_ours_to_control() -> None:
+def test_a_server_from_the_environment_is_not_controlled() -> None:
     given = {"EVENTMESH_TEST_REDIS_URL": "redis://given.example:1/0", "PATH": "", **NO_ENGINE}
     with (
-        pytest.raises(ServerMissing, match="EVENTMESH_TEST_REDIS_URL is not ours to control"),
+        pytest.raises(ServerMissing, match="EVENTMESH_TEST_REDIS_URL may be used by others"),
         serve_controlled("redis", given),
     ):
         pass

@@ -1,4 +1,4 @@
-"""Waiting for a server that was started to serve us."""
+"""Waiting until a started server answers."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 
-START_PATIENCE = 60.0
+START_TIMEOUT = 60.0
 """Seconds within which a started server answers."""
 
-GREETING_PATIENCE = 5.0
+GREETING_TIMEOUT = 5.0
 """Seconds that one attempt to talk to a server may take."""
 
 POLL_INTERVAL = 0.05
 
 
 class Unavailable(Exception):
-    """This way gives no server, for this reason."""
+    """A server cannot be had in this way; the message says why."""
 
 
 class EndedEarly(Unavailable):
-    """The server ended before it answered."""
+    """The server exited before it answered."""
 
 
 class Refused(Exception):
-    """The server answers, and does not serve us yet."""
+    """The server answers, but does not accept clients yet."""
 
 
 def wait_for_version(greeting: Callable[[], Awaitable[str]], *checks: Callable[[], None]) -> str:
-    """The version that the server says of itself, once it answers; otherwise as
-    `wait_until_served`."""
+    """The version that the server reports, once it answers; raises as `wait_until_served`."""
     said: list[str] = []
 
     async def greet() -> str | None:
@@ -43,35 +42,37 @@ def wait_for_version(greeting: Callable[[], Awaitable[str]], *checks: Callable[[
 
 
 def wait_until_served(refusal: Callable[[], str | None], *checks: Callable[[], None]) -> None:
-    """Return once there is no refusal; Unavailable when it takes too long. After each refusal,
-    the checks may raise: EndedEarly when there is nothing left to wait for."""
-    deadline = time.monotonic() + START_PATIENCE
+    """Wait until `refusal` returns None; Unavailable after START_TIMEOUT.
+
+    The checks run after each refusal and may raise, such as EndedEarly for a server that exited.
+    """
+    deadline = time.monotonic() + START_TIMEOUT
     while (reason := refusal()) is not None:
         for check in checks:
             check()
         if time.monotonic() > deadline:
-            raise Unavailable(f"no answer within {START_PATIENCE:.0f} s: {reason}")
+            raise Unavailable(f"no answer within {START_TIMEOUT:.0f} s: {reason}")
         time.sleep(POLL_INTERVAL)
 
 
 def refused_connection(port: int) -> str | None:
-    """Why nobody on this machine takes connections on the port; None when somebody does."""
+    """Why a connection to this local port fails; None if it is accepted."""
     try:
-        with socket.create_connection(("127.0.0.1", port), GREETING_PATIENCE):
+        with socket.create_connection(("127.0.0.1", port), GREETING_TIMEOUT):
             return None
     except OSError as error:
         return one_line(error)
 
 
 def one_line(said: object) -> str:
-    """What was said, on one line that is not empty."""
+    """The text on one line that is not empty."""
     return " ".join(str(said).split()) or repr(said)
 
 
 async def _greeted(greeting: Callable[[], Awaitable[str]]) -> tuple[str, str | None]:
-    """The version, or why the server does not serve us yet."""
+    """The version, or the reason why the server does not accept clients yet."""
     try:
-        async with asyncio.timeout(GREETING_PATIENCE):
+        async with asyncio.timeout(GREETING_TIMEOUT):
             return await greeting(), None
     except (OSError, Refused) as error:
         return "", one_line(error)

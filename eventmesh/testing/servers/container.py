@@ -1,4 +1,4 @@
-"""The second way: a container, by testcontainers."""
+"""A server in a container, by testcontainers."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from typing import TYPE_CHECKING
 
 from eventmesh.testing.servers.answering import (
     POLL_INTERVAL,
-    START_PATIENCE,
+    START_TIMEOUT,
     EndedEarly,
     Unavailable,
     one_line,
     wait_for_version,
 )
 from eventmesh.testing.servers.instance import Instance
-from eventmesh.testing.servers.processes import STOP_PATIENCE, free_port
+from eventmesh.testing.servers.processes import STOP_TIMEOUT, free_port
 from eventmesh.testing.servers.recipe import Recipe, new_password, variable
 
 if TYPE_CHECKING:
     from testcontainers.core.container import DockerContainer
 
-ENGINE_PATIENCE = 5.0
-"""Seconds within which a container engine answers, or counts as not there."""
+ENGINE_TIMEOUT = 5.0
+"""Seconds within which a container engine answers; otherwise it counts as missing."""
 
-REGISTRY_PATIENCE = 10.0
-"""Seconds within which an image registry answers; a pull then takes as long as it takes."""
+REGISTRY_TIMEOUT = 10.0
+"""Seconds within which an image registry answers; the pull itself has no limit."""
 
 START_ATTEMPTS = 3
-"""Between finding a free port and the engine's taking it, somebody else may take it: try again."""
+"""Another process may take the free port before the engine binds it, so the start is retried."""
 
 
 @contextmanager
 def in_container(recipe: Recipe) -> Iterator[Instance]:
-    """A server in a container, removed on leaving; Unavailable when it cannot be."""
+    """A server in a container, removed on leaving; Unavailable if it cannot be started."""
     try:
         from testcontainers.core.config import testcontainers_config
     except ImportError as error:
         raise Unavailable(f"testcontainers is not installed ({error})") from error
-    # Settings of the keeper's process, which has no other use for testcontainers.
+    # Global settings, but the keeper's process uses testcontainers for nothing else.
     testcontainers_config.ryuk_disabled = True
     testcontainers_config.sleep_time = POLL_INTERVAL
-    testcontainers_config.max_tries = round(START_PATIENCE / POLL_INTERVAL)
+    testcontainers_config.max_tries = round(START_TIMEOUT / POLL_INTERVAL)
 
     image = os.environ.get(variable(recipe.kind, "IMAGE")) or recipe.image
     if not image:
         raise Unavailable(f"{variable(recipe.kind, 'IMAGE')} is not set, and there is no default")
-    with _errors_told():
+    with _errors_translated():
         _fetch(testcontainers_config.hub_image_name_prefix + image)
     instance = _ContainerInstance(recipe, image)
     with ExitStack() as stack:
@@ -57,7 +57,7 @@ def in_container(recipe: Recipe) -> Iterator[Instance]:
 
 
 class _PortTaken(Unavailable):
-    """Somebody else listens on the port that was to be the container's."""
+    """Another process listens on the port chosen for the container."""
 
 
 class _ContainerInstance(Instance):
@@ -65,7 +65,7 @@ class _ContainerInstance(Instance):
         super().__init__(recipe, f"container {image}")
         self._image = image
         self._password = new_password()
-        # Chosen here and not by the engine, which would choose another at each start.
+        # Chosen here, because the engine would choose another one at each start.
         self._port = free_port()
         self._container: DockerContainer | None = None
         self._url = ""
@@ -75,7 +75,7 @@ class _ContainerInstance(Instance):
         return self._url
 
     def create(self) -> None:
-        """Make and start the container for the first time."""
+        """Create and start the container."""
         for _ in range(START_ATTEMPTS - 1):
             with suppress(_PortTaken):
                 self.start()
@@ -84,35 +84,35 @@ class _ContainerInstance(Instance):
         self.start()
 
     def start(self) -> None:
-        with _errors_told():
+        with _errors_translated():
             if self._container is None:
                 container = self.recipe.container(self._image, self._password)
                 container.with_bind_ports(self.recipe.port, self._port)
                 container.with_kwargs(labels={"eventmesh.testing": self.recipe.kind})
-                self._container = container.__enter__()  # which removes it again if it fails
+                self._container = container.__enter__()  # removes it if the start fails
             else:
                 self._container.get_wrapped_container().start()
             self._url = self._found_url(self._container)
         self.version = wait_for_version(lambda: self.recipe.greet(self.url), self._check)
 
     def stop(self) -> None:
-        with _errors_told():
+        with _errors_translated():
             if self._container is not None and self._status() == "running":
                 wrapped = self._container.get_wrapped_container()
                 if self.recipe.stopping:
                     wrapped.exec_run(list(self.recipe.stopping))
-                wrapped.stop(timeout=round(STOP_PATIENCE))
+                wrapped.stop(timeout=round(STOP_TIMEOUT))
 
     def kill(self) -> None:
-        with _errors_told():
+        with _errors_translated():
             if self._container is not None and self._status() == "running":
                 wrapped = self._container.get_wrapped_container()
                 wrapped.kill()
-                wrapped.wait(timeout=STOP_PATIENCE)
+                wrapped.wait(timeout=STOP_TIMEOUT)
 
     def wipe(self) -> None:
-        """What it stored is gone with the container and its volumes; `start` makes another."""
-        with _errors_told():
+        """Remove the container with its volumes; `start` creates another one."""
+        with _errors_translated():
             container, self._container = self._container, None
             if container is not None:
                 container.__exit__(None, None, None)
@@ -120,7 +120,7 @@ class _ContainerInstance(Instance):
     def _found_url(self, container: DockerContainer) -> str:
         host, port = container.get_container_host_ip(), container.get_exposed_port(self.recipe.port)
         url = self.recipe.url(f"{host}:{port}", self._password)
-        if self._url not in ("", url):  # as where containers are reached by addresses of their own
+        if self._url not in ("", url):  # containers may have addresses of their own
             raise Unavailable(f"its address has changed to {host}:{port}")
         return url
 
@@ -132,16 +132,16 @@ class _ContainerInstance(Instance):
         return str(wrapped.status)
 
     def _check(self) -> None:
-        """EndedEarly when the container runs no more."""
-        with _errors_told():
+        """Raise EndedEarly if the container has exited."""
+        with _errors_translated():
             if self._container is not None and self._status() == "exited":
                 said = self._container.get_wrapped_container().logs(tail=5).decode(errors="replace")
-                raise EndedEarly(f"it ended, saying: {one_line(said)}")
+                raise EndedEarly(f"it exited; its last lines: {one_line(said)}")
 
 
 @contextmanager
-def _errors_told() -> Iterator[None]:
-    """What testcontainers and the libraries below it raise becomes Unavailable."""
+def _errors_translated() -> Iterator[None]:
+    """Turn the errors of testcontainers and the libraries below it into Unavailable."""
     try:
         from docker.errors import DockerException  # type: ignore[import-untyped]
         from redis.exceptions import RedisError
@@ -159,21 +159,21 @@ def _errors_told() -> Iterator[None]:
 
 
 def _fetch(image: str) -> None:
-    """See that the engine answers and has the image, pulling it if need be; fail fast."""
+    """Check that the engine answers and has the image, or pull it; fail fast."""
     from docker.errors import ImageNotFound, NotFound
     from testcontainers.core.docker_client import DockerClient
 
     with ExitStack() as stack:
-        engine = DockerClient(timeout=ENGINE_PATIENCE).client
+        engine = DockerClient(timeout=ENGINE_TIMEOUT).client
         stack.callback(engine.close)
         try:
             engine.images.get(image)
             return
         except ImageNotFound:
-            puller = DockerClient(timeout=REGISTRY_PATIENCE).client
+            puller = DockerClient(timeout=REGISTRY_TIMEOUT).client
             stack.callback(puller.close)
-        # A pull waits without a limit, so ask the registry something short first. Podman cannot
-        # ask, and says "not found"; so does a registry without the image, where pulling fails fast.
+        # A pull has no time limit, so query the registry first. Podman does not support the query
+        # and answers "not found"; so does a registry without the image, where the pull fails fast.
         with suppress(NotFound):
             puller.images.get_registry_data(image)
         puller.images.pull(image)

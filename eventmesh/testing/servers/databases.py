@@ -1,4 +1,4 @@
-"""Databases of a Postgres or MariaDB server, for one test each."""
+"""A new database on a PostgreSQL or MariaDB server, for one test."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from eventmesh.testing.servers.server import Server
 
 @asynccontextmanager
 async def fresh_database(server: Server) -> AsyncIterator[str]:
-    """The URL of a new, empty database on a Postgres or MariaDB server; dropped on leaving, whoever
-    is connected to it."""
+    """The URL of a new, empty database; dropped on leaving even if clients are connected."""
     name = f"test_{secrets.token_hex(8)}"
     if server.kind == "mariadb":
         execute, create, drop = mariadb_server.execute, f"CREATE DATABASE {name}", name
     else:
-        # template0, because nobody can be connected to it: template1 in use makes this fail.
+        # template0 accepts no connections; copying template1 fails while a client uses it.
         create, drop = f"CREATE DATABASE {name} TEMPLATE template0", f"{name} WITH (FORCE)"
         execute = postgres_server.execute
     await execute(server.url, create)

@@ -1,4 +1,4 @@
-"""A server that this process has started and can stop, kill and start again."""
+"""A server that this process started and can stop, kill and restart."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from eventmesh.testing.servers.recipe import Recipe
 
 
 class Instance(ABC):
-    """A server with one URL for its whole life.
+    """A server whose URL never changes.
 
-    Each order may be given at any time: to stop what does not run changes nothing. `version` is
-    what the server said of itself when it was started last.
+    Every operation is allowed at any time; stopping a stopped server does nothing. `version` is
+    what the server reported at its last start.
     """
 
     version = ""
@@ -23,26 +23,26 @@ class Instance(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where it is reached."""
+        """The URL for clients."""
 
     @abstractmethod
     def start(self) -> None:
-        """Run it; returns once it answers."""
+        """Start it; returns once it answers."""
 
     @abstractmethod
     def stop(self) -> None:
-        """End it gracefully."""
+        """Stop it gracefully."""
 
     @abstractmethod
     def kill(self) -> None:
-        """End it by SIGKILL."""
+        """Kill it with SIGKILL."""
 
     @abstractmethod
     def wipe(self) -> None:
-        """Delete all that it stored, while it does not run."""
+        """Delete its data while it is stopped."""
 
     def lose_data(self) -> None:
-        """Stop it, and start it as new."""
+        """Restart it without its data."""
         self.stop()
         self.wipe()
         self.start()

@@ -1,10 +1,10 @@
-"""The process that holds a container or a private server for a test process.
+"""The process that owns a container or a private server on behalf of a test process.
 
     python -m eventmesh.testing.servers.keeper KIND [WAY]
 
-It answers each line of its standard input by one JSON object on a line of its standard output, the
-start of the server being the first to be answered. It ends the server and itself at the end of its
-input, and by SIGTERM.
+It first writes a line of JSON that says where the server is, or why there is none. Then it answers
+each command on its standard input (stop, kill, start, lose_data) with another line. At the end of
+its input, or on SIGTERM, it ends the server and exits.
 """
 
 from __future__ import annotations
@@ -27,53 +27,53 @@ from eventmesh.testing.servers.recipe import WAYS, Recipe, Way
 from eventmesh.testing.servers.recipes import recipe_of
 
 ENDED_BY_US = 128 + signal.SIGTERM
-"""The exit code of a keeper that was told to end by SIGTERM."""
+"""The exit code of a keeper after SIGTERM."""
 
 _OPENERS: Mapping[Way, Callable[[Recipe], AbstractContextManager[Instance]]] = MappingProxyType(
     {"container": in_container, "private": private}
 )
 
-_ORDERS: Mapping[str, Callable[[Instance], None]] = MappingProxyType(
+_COMMANDS: Mapping[str, Callable[[Instance], None]] = MappingProxyType(
     {name: methodcaller(name) for name in ("stop", "kill", "start", "lose_data")}
 )
 
 
-class _NoWay(Exception):
-    """No way gives a server, for these reasons."""
+class _NoServer(Exception):
+    """Every way has failed, for these reasons."""
 
     def __init__(self, reasons: Sequence[str]) -> None:
         self.reasons = tuple(reasons)
         super().__init__("; ".join(reasons))
 
 
-def keep(recipe: Recipe, ways: Sequence[Way], orders: IO[bytes], answers: IO[bytes]) -> None:
-    """Start a server, say where it is or why there is none, and do with it what is ordered."""
+def keep(recipe: Recipe, ways: Sequence[Way], commands: IO[bytes], answers: IO[bytes]) -> None:
+    """Start a server, report it, and run the commands until there are no more."""
     try:
         with _started(recipe, ways) as instance:
-            _say(answers, url=instance.url, origin=instance.origin, version=instance.version)
-            for line in orders:
-                _say(answers, refused=_obey(instance, line.decode().strip()))
-    except _NoWay as missing:
-        _say(answers, reasons=missing.reasons)
+            _answer(answers, url=instance.url, origin=instance.origin, version=instance.version)
+            for line in commands:
+                _answer(answers, refused=_run(instance, line.decode().strip()))
+    except _NoServer as missing:
+        _answer(answers, reasons=missing.reasons)
 
 
-def _obey(instance: Instance, order: str) -> str | None:
-    """Why the order could not be done; None when it is done."""
+def _run(instance: Instance, command: str) -> str | None:
+    """Run a command; returns why it failed, or None."""
     try:
-        _ORDERS[order](instance)
+        _COMMANDS[command](instance)
     except Unavailable as reason:
         return str(reason)
     return None
 
 
-def _say(stream: IO[bytes], **answer: object) -> None:
+def _answer(stream: IO[bytes], **answer: object) -> None:
     stream.write(json.dumps(answer).encode() + b"\n")
     stream.flush()
 
 
 @contextmanager
 def _started(recipe: Recipe, ways: Sequence[Way]) -> Iterator[Instance]:
-    """A server from the first way that works; _NoWay when none does."""
+    """A server from the first way that works; _NoServer if none does."""
     reasons: list[str] = []
     for way in ways:
         with ExitStack() as stack:
@@ -84,18 +84,18 @@ def _started(recipe: Recipe, ways: Sequence[Way]) -> Iterator[Instance]:
                 continue
             yield instance
             return
-    raise _NoWay(reasons)
+    raise _NoServer(reasons)
 
 
-def _leave(signal_number: int, frame: object) -> None:
-    """End this process by way of every open context; being asked once more changes nothing."""
+def _exit(signal_number: int, frame: object) -> None:
+    """Exit through every open context; a second signal does nothing."""
     signal.signal(signal_number, signal.SIG_IGN)
     raise SystemExit(ENDED_BY_US)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _leave)
-    logging.disable()  # clients log each failed attempt, and to attempt until it works is our work
+    signal.signal(signal.SIGTERM, _exit)
+    logging.disable()  # clients would log every attempt until the server answers
     _, _kind, *_ways = sys.argv
     keep(
         recipe_of(_kind),
@@ -103,4 +103,4 @@ if __name__ == "__main__":
         sys.stdin.buffer,
         sys.stdout.buffer,
     )
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which is no news to a keeper that is done
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is exiting already

@@ -1,4 +1,4 @@
-"""MariaDB, for tests."""
+"""How to start MariaDB for tests, in a container or privately."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 async def execute(url: str, statement: str) -> str | None:
-    """The first value that a statement gives, if any, on a connection of its own."""
+    """Run a statement on a new connection; returns its first value, if any."""
     import asyncmy
 
     parts = urlsplit(url)
@@ -55,17 +55,17 @@ def _container(image: str, password: str) -> DockerContainer:
 
 
 class PrivateMariaDB:
-    """A server that answers on TCP only, and does not sync to disk."""
+    """A server on TCP only, without fsync."""
 
     options: tuple[str, ...] = ()
-    """More options of its command line."""
+    """Further command-line options."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
         self._port = free_port()
         self.url = _url(f"127.0.0.1:{self._port}", place.password)
-        self._first = place.folder / "first.sql"  # what it does first at each start
-        # A file, so that the password is in no process list.
+        self._first = place.folder / "first.sql"  # statements that it runs at each start
+        # In a file, because command lines are visible in the process list.
         self._first.write_text(
             f"CREATE OR REPLACE USER root@'%' IDENTIFIED BY '{place.password}';\n"
             f"GRANT ALL ON *.* TO root@'%' WITH GRANT OPTION;\n"
@@ -90,7 +90,7 @@ class PrivateMariaDB:
         command = [
             *(binary, "--no-defaults", f"--datadir={self._place.data}"),
             *("--bind-address=127.0.0.1", f"--port={self._port}", "--max-connections=200"),
-            "--skip-name-resolve",  # by a name, we would be the root that has no password
+            "--skip-name-resolve",  # with names, we would match the root without password
             *(f"--socket={self._place.folder}/socket", f"--pid-file={self._place.folder}/pid"),
             *(f"--init-file={self._first}", "--innodb-flush-method=nosync"),
             *("--sync-frm=0", "--innodb-flush-log-at-trx-commit=2"),

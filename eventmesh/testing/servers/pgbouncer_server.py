@@ -1,9 +1,9 @@
-"""PgBouncer in transaction mode in front of a PostgreSQL of its own, for tests.
+"""How to start PgBouncer for tests, in transaction mode in front of a PostgreSQL of its own.
 
-The private server is the machine's pgbouncer, of whatever version. A container needs an image that
-EVENTMESH_TEST_PGBOUNCER_IMAGE names: one with Debian's `postgresql` and `pgbouncer`, whose command
-`postgres-start` runs the former. There, PgBouncer keeps track of prepared statements, which takes
-version 1.21 or later.
+The private server is this machine's pgbouncer of any version. A container needs an image, named by
+EVENTMESH_TEST_PGBOUNCER_IMAGE, with Debian's `postgresql` and `pgbouncer` and a command
+`postgres-start` that starts the former. In the container, PgBouncer tracks prepared statements,
+which requires version 1.21 or later.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PORT = 6432
 
 _SERVER_CONNECTIONS = 4
-"""To each database. Fewer than the clients of any test, so that clients have to share them."""
+"""Connections to each database: fewer than the clients of any test, so that clients share them."""
 
 
 def _settings(postgres: str, **more: object) -> str:
@@ -67,7 +67,7 @@ def _container(image: str, password: str) -> DockerContainer:
 
 
 class _PrivatePgBouncer:
-    """A pooler and a PostgreSQL that answer on TCP only."""
+    """A pooler and a PostgreSQL, both on TCP only."""
 
     def __init__(self, place: Place) -> None:
         self._place = place

@@ -1,4 +1,4 @@
-"""PostgreSQL, for tests."""
+"""How to start PostgreSQL for tests, in a container or privately."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 async def execute(url: str, statement: str) -> str | None:
-    """The first value that a statement gives, on a connection of its own."""
+    """Run a statement on a new connection; returns its first value."""
     import asyncpg  # type: ignore[import-untyped]
 
     plain = urlunsplit(urlsplit(url)._replace(scheme="postgresql"))
@@ -37,14 +37,14 @@ def url_at(address: str, password: str) -> str:
 
 
 async def greet(url: str) -> str:
-    """The version of the server; Refused."""
+    """The version of the server; Refused if it does not accept clients."""
     from asyncpg import InterfaceError, PostgresError
 
     try:
         version = await execute(url, "SHOW server_version")
     except (InterfaceError, PostgresError) as error:
         raise Refused(str(error)) from error
-    return str(version).split()[0]  # what follows names the distribution's package
+    return str(version).split()[0]  # the rest names the distribution's package
 
 
 def _container(image: str, password: str) -> DockerContainer:
@@ -56,10 +56,7 @@ def _container(image: str, password: str) -> DockerContainer:
 
 
 class PrivatePostgres:
-    """A cluster that answers on TCP only.
-
-    It does not sync to disk: the folder is not meant to outlive the machine's next power cut.
-    """
+    """A cluster on TCP only, without fsync, which protects only against power failures."""
 
     def __init__(self, place: Place) -> None:
         self._place = place

@@ -1,4 +1,4 @@
-"""The third way: a private server of a binary that is on this machine."""
+"""A private server, run from a binary of this machine."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from eventmesh.testing.servers.processes import (
 )
 from eventmesh.testing.servers.recipe import Place, Recipe
 
-RESTART_PATIENCE = 10.0
-"""Seconds within which what a killed server has left behind is gone."""
+RESTART_TIMEOUT = 10.0
+"""Seconds within which the child processes of a killed server exit."""
 
 START_ATTEMPTS = 3
-"""Between finding a free port and a server's taking it, somebody else may take it: try again."""
+"""Another process may take the free port before the server binds it, so the start is retried."""
 
 
 @contextmanager
 def private(recipe: Recipe) -> Iterator[Instance]:
-    """A server in a temporary folder, ended on leaving; Unavailable when it cannot be."""
+    """A server in a temporary folder, stopped on leaving; Unavailable if it cannot be started."""
     binaries = tuple(find_binary(name, recipe.places) for name in recipe.binaries)
     account = unprivileged_account() if recipe.unprivileged else None
     reason = ""
@@ -47,7 +47,7 @@ def private(recipe: Recipe) -> Iterator[Instance]:
                 continue
             yield instance
             return
-    raise Unavailable(f"{binaries[0]} ended {START_ATTEMPTS} times before it answered: {reason}")
+    raise Unavailable(f"{binaries[0]} exited {START_ATTEMPTS} times before it answered: {reason}")
 
 
 class _PrivateInstance(Instance):
@@ -64,7 +64,7 @@ class _PrivateInstance(Instance):
         return self._server.url
 
     def begin(self) -> None:
-        """Run it; EndedEarly when it ends before it answers."""
+        """Start it; EndedEarly if it exits before it answers."""
         with ExitStack() as starting:
             self._running = starting.enter_context(self._server.run())
             self.version = wait_for_version(
@@ -73,11 +73,11 @@ class _PrivateInstance(Instance):
             self._leaving = starting.pop_all()
 
     def start(self) -> None:
-        """As Instance says. A server that was killed may leave children that hold what its
-        successor needs, until they notice: then the successor ends at once, and is run again."""
+        """Start it, retrying for RESTART_TIMEOUT: children of a killed server may still hold its
+        port or files for a moment, and then the new server exits at once."""
         if self._running:
             return
-        deadline = time.monotonic() + RESTART_PATIENCE
+        deadline = time.monotonic() + RESTART_TIMEOUT
         while True:
             try:
                 self.begin()

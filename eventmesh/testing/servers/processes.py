@@ -1,4 +1,4 @@
-"""Programs of this machine, run where they meet nothing of the machine's own servers."""
+"""Runs server programs of this machine, isolated from the machine's own servers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from eventmesh.testing.servers.answering import START_PATIENCE, EndedEarly, Unavailable, one_line
+from eventmesh.testing.servers.answering import START_TIMEOUT, EndedEarly, Unavailable, one_line
 
-STOP_PATIENCE = 20.0
-"""Seconds a private server has to end by itself."""
+STOP_TIMEOUT = 20.0
+"""Seconds that a private server has to stop."""
 
 PORTS = range(20_000, 32_000)
-"""Where ports for servers are looked for: below those that systems give to connections that go
-out. From among those, the port of a stopped server could go to a client, even to the one that is
-trying to reach the server, which would then be connected to itself."""
+"""Ports for servers, below the ephemeral range. An ephemeral port of a stopped server could go
+to a client, even to one that tries to reach this server and would then be connected to itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Another user of this machine."""
+    """A user account of this machine."""
 
     user: int
     group: int
@@ -36,21 +35,21 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A process, and the file that has what it says."""
+    """A process, and the file with its output."""
 
     process: subprocess.Popen[bytes]
     output: Path
 
     def check(self) -> None:
-        """EndedEarly when it runs no more."""
+        """Raise EndedEarly if it has exited."""
         code = self.process.poll()
         if code is not None:
             raise EndedEarly(f"code {code}, {_last_words(self.output)}")
 
     def kill(self) -> None:
-        """End it, and what it started in its process group, by SIGKILL."""
+        """Kill its process group with SIGKILL."""
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # ours still: it is not reaped yet
+            os.killpg(self.process.pid, signal.SIGKILL)  # not reaped: the id is its own
             self.process.wait()
 
 
@@ -63,7 +62,7 @@ def running(
     account: Account | None = None,
     ending: signal.Signals = signal.SIGTERM,
 ) -> Iterator[Running]:
-    """A running process, ended on leaving, with its output in a file of the folder."""
+    """Run a process, stopped on leaving, with its output in a file of the folder."""
     output = folder / f"{Path(command[0]).name}.output"
     with output.open("ab") as stream:
         process = subprocess.Popen(  # noqa: S603 - a program that find_binary found
@@ -84,26 +83,28 @@ def running(
     finally:
         process.send_signal(ending)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_PATIENCE)
+            process.wait(STOP_TIMEOUT)
         started.kill()
 
 
 def run_to_end(command: Sequence[str], folder: Path, account: Account | None) -> None:
-    """Run a program that ends by itself; Unavailable when it fails or takes too long."""
+    """Run a program to its end; Unavailable if it fails or takes too long."""
     with running(command, folder, account=account) as started:
         try:
-            code = started.process.wait(START_PATIENCE)
+            code = started.process.wait(START_TIMEOUT)
         except subprocess.TimeoutExpired as error:
-            raise Unavailable(f"{command[0]} did not end in {START_PATIENCE:.0f} s") from error
+            raise Unavailable(f"{command[0]} did not exit in {START_TIMEOUT:.0f} s") from error
     if code != 0:
-        raise Unavailable(f"{command[0]} ended with code {code}, {_last_words(started.output)}")
+        raise Unavailable(f"{command[0]} exited with code {code}, {_last_words(started.output)}")
 
 
 def find_binary(name: str, places: Sequence[str]) -> str:
-    """The program of this name in the first place that has it: a folder, a pattern of folders of
-    which the highest version comes first, or `$PATH`."""
+    """The path of a program: from the first of `places` that has it.
+
+    A place is a folder, a glob pattern of folders (highest version first), or `$PATH`.
+    """
     if os.name != "posix":
-        raise Unavailable("private servers are run on POSIX systems only")
+        raise Unavailable("private servers need a POSIX system")
     for place in places:
         path = os.environ.get("PATH", "") if place == "$PATH" else os.pathsep.join(_expand(place))
         if path and (binary := shutil.which(name, path=path)):
@@ -112,7 +113,7 @@ def find_binary(name: str, places: Sequence[str]) -> str:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago on every address of this machine."""
+    """A port that was free a moment ago on every address."""
     while True:
         port = random.choice(PORTS)  # noqa: S311 - it is no secret
         with socket.socket() as attempt, suppress(OSError):

@@ -1,4 +1,4 @@
-"""RabbitMQ, for tests."""
+"""How to start RabbitMQ for tests, in a container or privately."""
 
 from __future__ import annotations
 

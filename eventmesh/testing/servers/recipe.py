@@ -1,5 +1,4 @@
-"""What has to be known of a kind of server in order to start it, and the words for not being able
-to."""
+"""What is specific to a kind of server: how to start it, reach it and talk to it."""
 
 from __future__ import annotations
 
@@ -18,10 +17,10 @@ if TYPE_CHECKING:
 SUPERUSER = "eventmesh"
 
 Way = Literal["container", "private"]
-"""How a server that is not given can be had."""
+"""How a server that the environment does not give is obtained."""
 
 WAYS: tuple[Way, ...] = ("container", "private")
-"""In the order in which they are tried."""
+"""All ways, in the order in which they are tried."""
 
 
 def new_password() -> str:
@@ -30,7 +29,7 @@ def new_password() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a private server lives: its folder, its programs as found, and who runs them."""
+    """The folder of a private server, its binaries, and the account that runs them."""
 
     folder: Path
     binaries: tuple[str, ...]
@@ -39,36 +38,36 @@ class Place:
 
     @property
     def data(self) -> Path:
-        """The one folder with everything that the server stores."""
+        """The folder with everything that the server stores."""
         return self.folder / "data"
 
 
 class PrivateServer(Protocol):
-    """A server in its place. Its files outside the place's `data` are there once it is made."""
+    """A private server. Its constructor writes all files outside `Place.data`."""
 
     @property
     def url(self) -> str:
-        """Always the same."""
+        """The URL for clients; never changes."""
         ...
 
     def initialise(self) -> None:
-        """Make what has to be in `data`, which is not there, before the first start."""
+        """Create `data` with what the server needs before its first start."""
         ...
 
     def run(self) -> AbstractContextManager[tuple[Running, ...]]:
-        """Its processes, the server itself last; leaving stops them gracefully."""
+        """Start its processes, the server itself last; leaving the context stops them."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is particular to one kind of server.
+    """What is specific to one kind of server.
 
-    `url` is given the address, "host:port", and the password; `greet` talks to the server of a URL
-    and returns its version. Its `container` listens on `port` and takes `image`; where SIGTERM is
-    not the way to end it gracefully and soon, the command `stopping`, run inside, is. Its private
-    server needs `binaries`, looked for in `places`, and runs under another account than root if
-    it must be `unprivileged`.
+    `url` makes a URL from an address ("host:port") and a password; `greet` connects to a URL and
+    returns the server's version. `container` makes a container of `image` that listens on `port`;
+    `stopping` is a command to run inside it where SIGTERM would not stop it gracefully and soon.
+    The private server needs `binaries`, which are looked up in `places`; with `unprivileged` it
+    never runs as root.
     """
 
     kind: str
@@ -86,5 +85,5 @@ class Recipe:
 
 
 def variable(kind: str, what: str) -> str:
-    """The environment variable that tells this about a kind of server."""
+    """The environment variable with this property of a kind of server."""
     return f"EVENTMESH_TEST_{kind.upper()}_{what}"

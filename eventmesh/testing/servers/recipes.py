@@ -1,4 +1,4 @@
-"""The kinds of servers that there are."""
+"""All kinds of servers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS = tuple(_RECIPES)
 
 
 def recipe_of(kind: str) -> Recipe:
-    """UsageError for a kind that is not known."""
+    """The recipe of a kind; UsageError for an unknown one."""
     if kind not in _RECIPES:
         raise UsageError(f"There is no server {kind!r} for tests; known are {', '.join(KINDS)}.")
     return _RECIPES[kind]

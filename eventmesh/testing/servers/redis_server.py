@@ -1,4 +1,4 @@
-"""Redis, for tests."""
+"""How to start Redis for tests, in a container or privately."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def _greet(url: str) -> str:
 
     try:
         async with Redis.from_url(url) as client:
-            await client.ping()  # which is refused as long as its data is being loaded
+            await client.ping()  # refused while the data is being loaded
             told = await client.info("server")
     except RedisError as error:
         raise Refused(str(error)) from error
@@ -45,7 +45,7 @@ class _PrivateRedis:
         port = free_port()
         self.url = _url(f"127.0.0.1:{port}", place.password)
         self._settings = place.folder / "redis.conf"
-        # A file, so that the password is in no process list.
+        # In a file, because command lines are visible in the process list.
         self._settings.write_text(
             f"port {port}\nbind 127.0.0.1\nrequirepass {place.password}\n"
             f'dir "{place.data}"\nappendonly yes\nsave ""\n'

@@ -1,4 +1,4 @@
-"""Servers as tests see them: where they come from, and how they are controlled."""
+"""Servers as tests use them: `serve` finds or starts one, `ControlledServer` breaks it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ REQUIRE_VARIABLE = "EVENTMESH_TEST_REQUIRE"
 
 
 class ServerMissing(EventMeshError):
-    """A server for tests was neither given nor could be started: give its URL, or start Docker,
-    or install the server. `reasons` has one line for each way that was tried."""
+    """No server: set its URL, start Docker, or install the server.
+
+    `reasons` has one line for each way that was tried.
+    """
 
     exit_code = 3
 
@@ -36,8 +38,8 @@ class ServerMissing(EventMeshError):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server. `origin` is "environment", "container IMAGE" or "private BINARY";
-    `version` is what it says of itself, None for one that was given and has not been asked."""
+    """A running server. `origin` is "environment", "container IMAGE" or "private BINARY".
+    `version` is what the server reports; None for one from the environment, which is not asked."""
 
     kind: str
     url: str
@@ -47,34 +49,36 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class ControlledServer(Server):
-    """A server of one's own, at the same URL with the same password through all of this. It runs
-    at first. To stop or start it again when it is stopped or started changes nothing."""
+    """A server that no other test uses. It keeps its URL and password through every restart.
+    Stopping a stopped server, or starting a running one, does nothing."""
 
     _keeper: _Keeper = field(kw_only=True, repr=False, compare=False)
 
     async def stop(self) -> None:
-        """End it gracefully, as an operator does; returns once it has ended."""
-        await self._order("stop")
+        """Stop it gracefully, as an operator does; returns once it has exited."""
+        await self._command("stop")
 
     async def kill(self) -> None:
-        """End it by SIGKILL; returns once it has ended. What it stored stays."""
-        await self._order("kill")
+        """Kill it with SIGKILL; returns once it has exited. Its data stays."""
+        await self._command("kill")
 
     async def start(self) -> None:
-        """Run it again, with what it stored; returns once it answers."""
-        await self._order("start")
+        """Start it again with its data; returns once it answers."""
+        await self._command("start")
 
     async def lose_data(self) -> None:
-        """Stop it, delete all that it stored, and run it again; returns once it answers."""
-        await self._order("lose_data")
+        """Stop it, delete its data, and start it again; returns once it answers."""
+        await self._command("lose_data")
 
-    async def _order(self, order: str) -> None:
-        await asyncio.to_thread(self._keeper.order, order)
+    async def _command(self, command: str) -> None:
+        await asyncio.to_thread(self._keeper.command, command)
 
 
 def required(kind: str, environment: Mapping[str, str] | None = None) -> bool:
-    """Whether EVENTMESH_TEST_REQUIRE (a comma-separated list, or `all`) names this server, so that
-    a test must fail without it rather than be skipped. UsageError when it names an unknown one."""
+    """Whether EVENTMESH_TEST_REQUIRE (a comma-separated list, or `all`) names this server.
+
+    A test without a required server fails instead of being skipped. UsageError for unknown names.
+    """
     environment = os.environ if environment is None else environment
     named = {name.strip() for name in environment.get(REQUIRE_VARIABLE, "").split(",")} - {""}
     if unknown := named - {*KINDS, "all"}:
@@ -91,8 +95,8 @@ def serve(
 ) -> Iterator[Server]:
     """A server of this kind (one of KINDS) while the context is open.
 
-    `environment` is used instead of the process's own. With `way`, a server that is not given is
-    had in this way only. ServerMissing when there is none.
+    `environment` replaces the process's own. With `way`, only this way of starting a server is
+    tried. ServerMissing if there is none.
     """
     environment = os.environ if environment is None else environment
     given = _given(kind, environment)
@@ -107,10 +111,9 @@ def serve(
 def serve_controlled(
     kind: str, environment: Mapping[str, str] | None = None, *, way: Way | None = None
 ) -> Iterator[ControlledServer]:
-    """A server that is nobody else's and can be stopped, killed and robbed of its data.
+    """A server of the caller's own, which can be stopped, killed and lose its data.
 
-    One that the environment gives is not ours to do that with: it is passed over. The rest is as
-    with `serve`.
+    A server from the environment is not used, because others may use it. Otherwise as `serve`.
     """
     recipe_of(kind)
     environment = os.environ if environment is None else environment
@@ -118,7 +121,7 @@ def serve_controlled(
         answer = keeper.answer()
         if "reasons" in answer:
             url_variable = variable(kind, "URL")
-            unset = "is not set" if not environment.get(url_variable) else "is not ours to control"
+            unset = "is not set" if not environment.get(url_variable) else "may be used by others"
             raise ServerMissing(kind, [f"environment: {url_variable} {unset}", *answer["reasons"]])
         yield ControlledServer(
             kind, answer["url"], answer["origin"], answer["version"], _keeper=keeper
@@ -126,12 +129,12 @@ def serve_controlled(
 
 
 async def version_of(server: Server) -> str:
-    """What the server says of itself, asking it if that is not known."""
+    """The version that the server reports; connects to it if it is not known."""
     return server.version or await recipe_of(server.kind).greet(server.url)
 
 
 def _given(kind: str, environment: Mapping[str, str]) -> Server | None:
-    """The server that the environment gives, or None; UsageError for a URL of another kind."""
+    """The server from the environment, if any; UsageError for a URL of another kind."""
     schemes = recipe_of(kind).schemes
     url = environment.get(variable(kind, "URL"), "")
     if not url:
@@ -145,17 +148,18 @@ def _given(kind: str, environment: Mapping[str, str]) -> Server | None:
 
 
 class _Keeper:
-    """The process that holds a server for us."""
+    """The process that owns a server on our behalf."""
 
     def __init__(self, kind: str, process: subprocess.Popen[bytes]) -> None:
         self._kind = kind
         self._process = process
-        self._asking = threading.Lock()  # so that an order that nobody awaits any more is answered
+        # A cancelled caller leaves a thread behind that still waits for its answer.
+        self._asking = threading.Lock()
 
     @classmethod
     @contextmanager
     def of(cls, kind: str, environment: Mapping[str, str], ways: Sequence[Way]) -> Iterator[Self]:
-        """A new keeper, which ends its server on leaving, or when this process is gone."""
+        """Start a keeper; it ends its server on leaving, or when this process is gone."""
         with subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [
                 *(sys.executable, "-W", "ignore", "-m", "eventmesh.testing.servers.keeper"),
@@ -164,26 +168,26 @@ class _Keeper:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=dict(environment),
-            start_new_session=True,  # Ctrl-C is for the tests, which then leave this context
+            start_new_session=True,  # on Ctrl-C the tests leave this context, which ends the keeper
         ) as process:
             try:
                 yield cls(kind, process)
             finally:
-                # Not by the end of its input alone, which a forked child of ours may hold open.
+                # Closing its input is not enough: a forked child of ours may hold the pipe open.
                 process.terminate()
         if process.returncode not in (0, ENDED_BY_US):
             raise _lost(kind, process.returncode)
 
-    def order(self, order: str) -> None:
-        """Have this done; EventMeshError when the keeper cannot."""
+    def command(self, command: str) -> None:
+        """Run a command; EventMeshError if the keeper cannot."""
         with self._asking:
-            with suppress(BrokenPipeError):  # then there is no answer either
+            with suppress(BrokenPipeError):  # `answer` reports that the keeper is gone
                 if self._process.stdin is not None:
-                    self._process.stdin.write(order.encode() + b"\n")
+                    self._process.stdin.write(command.encode() + b"\n")
                     self._process.stdin.flush()
             refused = self.answer()["refused"]
         if refused is not None:
-            raise EventMeshError(f"The {self._kind} for tests cannot {order}: {refused}.")
+            raise EventMeshError(f"The {self._kind} for tests cannot {command}: {refused}.")
 
     def answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process.stdout else b""
@@ -195,6 +199,6 @@ class _Keeper:
 
 def _lost(kind: str, code: int) -> EventMeshError:
     return EventMeshError(
-        f"The process that keeps a {kind} for tests ended with code {code}; its traceback is on "
-        f"standard error. Look for what it left behind."
+        f"The process that owns a {kind} for tests exited with code {code}; its traceback is on "
+        f"standard error. It may have left containers or processes behind."
     )

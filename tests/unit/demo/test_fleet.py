@@ -15,7 +15,7 @@ import pytest
 from services.demo.fleet import Fleet
 
 ROOT = Path(__file__).parents[3]
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 PROGRAM = """
 import asyncio, os, sys
@@ -40,7 +40,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def workers_at(folder: Path) -> list[int]:
-    """All workers that use this folder, whoever's children they are."""
+    """The process ids of all workers that use this folder, whoever their parent is."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended meanwhile
@@ -51,7 +51,7 @@ def workers_at(folder: Path) -> list[int]:
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not condition():  # noqa: ASYNC110  # of no event
             await asyncio.sleep(0.02)
     assert condition(), what
@@ -59,7 +59,7 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 @pytest.fixture
 async def folder(tmp_path: Path) -> AsyncIterator[Path]:
-    """Whatever works in it ends with the test."""
+    """A folder whose workers are killed at the end of the test."""
     yield tmp_path
     for pid in workers_at(tmp_path):
         with suppress(ProcessLookupError):
@@ -82,7 +82,7 @@ async def test_no_worker_outlives_a_demo_that_is_killed(folder: Path) -> None:
     await until(lambda: not workers_at(folder), "no worker")
 
 
-async def test_one_that_works_is_killed_and_replaced_and_one_that_starts_is_spared(
+async def test_a_ready_worker_is_killed_and_replaced_and_a_starting_one_is_not(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -94,12 +94,12 @@ async def test_one_that_works_is_killed_and_replaced_and_one_that_starts_is_spar
         await fleet.kill_one()
         assert (fleet.kills, workers_at(folder)) == (0, [starting])
         await until(lambda: "worker is ready" in log.read_text(), "a worker")
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not fleet.kills:  # it writes to its pipe a moment after this line
                 await fleet.kill_one()
                 await asyncio.sleep(0.01)
         assert workers_at(folder) != [starting]
         await until(lambda: log.read_text().count("worker is ready") == 2, "its successor")
-        assert await fleet.stop(PATIENCE) == {}
+        assert await fleet.stop(TIMEOUT) == {}
     finally:
         fleet.abort()

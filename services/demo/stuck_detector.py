@@ -1,4 +1,4 @@
-"""When what is waited for counts as stuck."""
+"""When a wait counts as stuck."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from eventmesh.clock import Clock
 
 
-class Patience:
-    """Is over when nothing has moved for so many seconds."""
+class StuckDetector:
+    """Detects that nothing has progressed for this many seconds."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock = clock
@@ -16,15 +16,15 @@ class Patience:
         self._since = clock.monotonic()
         self._counted = 0
 
-    def moved(self) -> None:
-        """What is waited for has come nearer."""
+    def progressed(self) -> None:
+        """Note progress."""
         self._since = self._clock.monotonic()
 
-    async def over(self, count: Callable[[], Awaitable[int]]) -> bool:
-        """Whether to give up. `count` is of the steps on the way, and costs more than to look at
-        what is waited for: it is asked only when that has not moved for so long."""
+    async def is_stuck(self, count: Callable[[], Awaitable[int]]) -> bool:
+        """Whether nothing has progressed. `count` counts finer steps and is expensive, so it is
+        called only when `progressed` was not called for that long."""
         if self._clock.monotonic() - self._since < self._seconds:
             return False
         before, self._counted = self._counted, await count()
-        self.moved()
+        self.progressed()
         return self._counted == before

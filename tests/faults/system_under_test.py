@@ -1,4 +1,8 @@
-"""Services under fault: their messages, their worker processes, and what became of both."""
+"""The services feed and till with their worker processes, broker and database.
+
+The feed publishes numbered messages of several accounts; each takes one effect in both
+subscriptions of the till, which `effects` reads from the database.
+"""
 
 from __future__ import annotations
 
@@ -43,25 +47,25 @@ from tests.faults.services.till import service as till
 from tests.integration.conftest import Project, Running
 from tests.support.proxy import Proxy, proxy_before
 
-PATIENCE = 120.0
-"""Seconds within which all must be there in the end; only a failure takes so long."""
+TIMEOUT = 120.0
+"""Seconds for any condition to hold; only a failure takes so long."""
 
 RECOVERY = 5.0
-"""Seconds from the end of a fault to the next new effect, at the most."""
+"""Seconds from the end of a fault to the next new effect, at most."""
 
 LOOK_INTERVAL = 0.02
 ACCOUNTS = 7
 CHUNK = 10
-"""Messages that are asked for in one transaction."""
+"""Messages published in one transaction."""
 
 CHUNK_INTERVAL = 0.04
-"""Seconds between two of those: about half of what the till can do."""
+"""Seconds between two of these transactions: about half the rate that the till can handle."""
 
 SLOW_CHUNK_INTERVAL = 0.15
 
 MOST_WARNINGS = 6
-"""Warnings that a person may see in one second from one subscription or relay. The pauses between
-attempts begin at 50 ms at the shortest and double."""
+"""Warnings allowed in one second from one subscription or relay. The pauses between attempts begin
+at 50 ms and double."""
 
 SETTINGS = {
     "EVENTMESH_VISIBILITY_TIMEOUT": "2s",
@@ -71,14 +75,14 @@ SETTINGS = {
 
 
 class Servers(Protocol):
-    """The servers of the session."""
+    """Returns the session's server of a kind."""
 
     def __call__(self, kind: str, way: Way | None = None) -> ControlledServer: ...
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the services of one test are, and how they reach their servers."""
+class Endpoints:
+    """The broker and database of one test, and the proxies in front of them."""
 
     broker: str
     database: str
@@ -109,18 +113,18 @@ class Place:
 
 
 @dataclass(eq=False)
-class Mesh:
-    """The services feed and till, on one broker and one database."""
+class SystemUnderTest:
+    """The services feed and till on one broker and one database."""
 
     project: Project
-    place: Place
+    endpoints: Endpoints
     source: Service
     effects: Effects
     services: tuple[str, ...] = ("feed", "till")
     command: tuple[str, ...] = ()
-    """A program instead of `eventmesh worker`."""
+    """The program to run instead of `eventmesh worker`."""
     harmless_codes: frozenset[int] = frozenset({-signal.SIGKILL})
-    """With which a worker may end before it is told to."""
+    """Exit codes that do not count as a crash."""
     asked: list[Asked] = field(default_factory=list)
     workers: list[Running] = field(default_factory=list)
     chance: random.Random = field(default_factory=random.Random)
@@ -129,7 +133,7 @@ class Mesh:
     # Messages
 
     async def ask(self, count: int, deed: str = "") -> list[Asked]:
-        """Ask for this many effects, in one transaction. A message with a deed has none."""
+        """Publish this many messages in one transaction. A message with a deed takes no effect."""
         made = []
         async with self.source.transaction() as transaction:
             for number in itertools.islice(self._numbers, count):
@@ -141,9 +145,11 @@ class Mesh:
         return made
 
     async def feed(self, amount: int, fault_is_over: asyncio.Event) -> None:
-        """Ask for this many effects bit by bit, the last fifth of them once the fault is over;
-        should it last longer, for a few more all the while, and ever fewer, so that a slow machine
-        is not buried under them."""
+        """Publish this many messages bit by bit, the last fifth of them once the fault is over.
+
+        If the fault lasts longer, continue with more messages at a lower rate, so that a slow
+        machine is not overloaded.
+        """
         while not fault_is_over.is_set():
             await self.ask(CHUNK if len(self.asked) < 2 * amount else 1)
             waits_for_the_end = len(self.asked) >= amount * 4 // 5
@@ -155,7 +161,7 @@ class Mesh:
     # Processes
 
     def start_worker(self, *options: str) -> Running:
-        """A new worker process."""
+        """Start a worker process."""
         if self.command:
             running = self.project.start_program(*self.command)
         else:
@@ -172,7 +178,7 @@ class Mesh:
     async def working(
         self, *options: str, processes: int = 1, exit_code: int = 0
     ) -> AsyncIterator[Running]:
-        """A worker that is ready; in the end, the one that runs is drained."""
+        """Run a worker; on leaving, the worker that runs then is drained."""
         running = self.start_worker(*options)
         await self.until_ready(running, processes)
         yield running
@@ -183,19 +189,17 @@ class Mesh:
 
     # Waiting
 
-    async def until(
-        self, condition: Callable[[], Any], what: str, patience: float = PATIENCE
-    ) -> None:
-        """Return once the condition holds; a database that is away makes none hold."""
-        deadline = time.monotonic() + patience
+    async def until(self, condition: Callable[[], Any], what: str, limit: float = TIMEOUT) -> None:
+        """Poll until the condition holds; it does not while the database is away."""
+        deadline = time.monotonic() + limit
         while True:
             with suppress(DatabaseAway, Unreachable):
                 holds = condition()
                 if holds is True or (isinstance(holds, Awaitable) and await holds):
                     return
-            assert not self.crashed(), self.said()
+            assert not self.crashed(), self.output()
             assert time.monotonic() < deadline, (
-                f"waited {patience:g} s for {what}, exit codes {self.codes()}; {self.said()}"
+                f"waited {limit:g} s for {what}, exit codes {self.codes()}; {self.output()}"
             )
             await asyncio.sleep(LOOK_INTERVAL)
 
@@ -206,7 +210,7 @@ class Mesh:
         await self.until(there, f"{count} effects")
 
     async def until_all_effects(self) -> None:
-        """Return once every message has taken all its effects, and nothing is left anywhere."""
+        """Wait until every message has taken all its effects and no queue or outbox holds any."""
         try:
             await self.until_effects(len(self.asked) * len(SUBSCRIPTIONS))
         except AssertionError as error:
@@ -215,7 +219,7 @@ class Mesh:
         await self.until(self._nothing_waits, "outboxes and queues that are empty")
 
     async def recovery(self, ended: float, within: float = RECOVERY) -> float:
-        """Seconds from `ended`, a time.time(), to when a message handled since has taken effect."""
+        """Seconds from `ended`, a time.time(), to the first effect after it."""
 
         async def newer() -> bool:
             return await self.effects.newest() > ended
@@ -225,9 +229,9 @@ class Mesh:
 
     @asynccontextmanager
     async def transport(self) -> AsyncIterator[Transport]:
-        """The broker, as these services see it, past any proxy."""
+        """The broker with these services' prefix, without a proxy."""
         options = TransportOptions(prefix=self.project.prefix)
-        async with open_transport(self.place.broker_url, SystemClock(), options) as transport:
+        async with open_transport(self.endpoints.broker_url, SystemClock(), options) as transport:
             yield transport
 
     async def _nothing_waits(self) -> bool:
@@ -241,34 +245,36 @@ class Mesh:
         return await self.effects.account(self.asked)
 
     def crashed(self) -> list[int]:
-        """The exit codes of workers that ended, and not by our hand."""
+        """The exit codes of workers that exited without being told to."""
         return [code for code in self.codes() if code not in {None, *self.harmless_codes}]
 
     def codes(self) -> list[int | None]:
-        """The exit codes of the workers, None of those that live."""
+        """The exit codes of the workers; None for running ones."""
         return [each.process.poll() for each in self.workers]
 
-    def said(self) -> str:
-        """The last words of the workers."""
+    def output(self) -> str:
+        """The last output of the workers."""
         return "\n".join(each.err[-2000:] for each in self.workers)
 
     def events(self) -> Counter[str]:
-        """What the workers' logs tell, and how often."""
+        """The workers' log events and their numbers."""
         return Counter(event for each in self.workers for event in each.events())
 
     def warnings_per_second(self) -> int:
-        """The most that one subscription or relay of a process has said within one second; and no
-        traceback, and nothing but log lines."""
+        """The largest number of warnings of one subscription or relay within one second.
+
+        Fails on a traceback, and on output that is not a log line.
+        """
         most = 0
         for each in self.workers:
             assert "Traceback" not in each.err, each.err
-            spoken: dict[object, list[float]] = {}
+            times_by_source: dict[object, list[float]] = {}
             for line in each.lines():
                 if line["level"] in ("warning", "error", "critical"):
-                    speaker = (line["event"], line.get("subscription"), line.get("service"))
+                    source = (line["event"], line.get("subscription"), line.get("service"))
                     at = datetime.fromisoformat(line["timestamp"]).timestamp()
-                    spoken.setdefault(speaker, []).append(at)
-            for times in spoken.values():
+                    times_by_source.setdefault(source, []).append(at)
+            for times in times_by_source.values():
                 most = max(most, *(sum(at <= t < at + 1 for t in times) for at in times))
         return most
 
@@ -282,17 +288,19 @@ def is_empty(stats: SubscriptionStats) -> bool:
 
 
 @asynccontextmanager
-async def mesh_at(project: Project, place: Place) -> AsyncIterator[Mesh]:
-    """The services at this place, with their databases made; without workers as yet."""
+async def system_at(project: Project, endpoints: Endpoints) -> AsyncIterator[SystemUnderTest]:
+    """The services with their databases created, without workers yet."""
     copy_services(project.root)
     project.environment |= SETTINGS | {
-        "EVENTMESH_BROKER_URL": place.broker_link.url if place.broker_link else place.broker_url,
-        "EVENTMESH_FEED_DATABASE_URL": place.feed_database_url,
+        "EVENTMESH_BROKER_URL": endpoints.broker_link.url
+        if endpoints.broker_link
+        else endpoints.broker_url,
+        "EVENTMESH_FEED_DATABASE_URL": endpoints.feed_database_url,
         "EVENTMESH_TILL_DATABASE_URL": (
-            place.database_link.url if place.database_link else place.database_url
+            endpoints.database_link.url if endpoints.database_link else endpoints.database_url
         ),
     }
-    database = Database(place.database_url, service="till")
+    database = Database(endpoints.database_url, service="till")
     try:
         await migration.upgrade(database, till.Base.metadata)
     finally:
@@ -300,11 +308,13 @@ async def mesh_at(project: Project, place: Place) -> AsyncIterator[Mesh]:
     source = Service("feed")
     source.publisher(feed.Asked)
     source.configure(
-        Settings(database_urls={"feed": place.feed_database_url}, schemas=project.root / "schemas")
+        Settings(
+            database_urls={"feed": endpoints.feed_database_url}, schemas=project.root / "schemas"
+        )
     )
-    reader = SqliteReader if place.database == "sqlite" else PostgresReader
+    reader = SqliteReader if endpoints.database == "sqlite" else PostgresReader
     async with source:
-        yield Mesh(project, place, source, Effects(reader(place.database_url)))
+        yield SystemUnderTest(project, endpoints, source, Effects(reader(endpoints.database_url)))
 
 
 def copy_services(root: Path) -> None:

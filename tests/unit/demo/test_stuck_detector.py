@@ -1,13 +1,13 @@
-"""The demo gives up when nothing moves, and not before."""
+"""The demo stops waiting when nothing progresses, and not before."""
 
 from __future__ import annotations
 
 from eventmesh.testing.clock import ManualClock
-from services.demo.patience import Patience
+from services.demo.stuck_detector import StuckDetector
 
 
 class Steps:
-    """Taken on the way; counts how often they were counted."""
+    """Counts steps, and how often it was asked for their number."""
 
     def __init__(self) -> None:
         self.taken = 0
@@ -20,29 +20,29 @@ class Steps:
 
 async def test_it_is_over_when_nothing_was_done_for_so_long() -> None:
     clock, steps = ManualClock(), Steps()
-    patience = Patience(clock, 60.0)
+    detector = StuckDetector(clock, 60.0)
     await clock.advance(59.0)
-    assert not await patience.over(steps.count)
+    assert not await detector.is_stuck(steps.count)
     await clock.advance(1.0)
-    assert await patience.over(steps.count)
+    assert await detector.is_stuck(steps.count)
 
 
 async def test_it_goes_on_while_steps_are_taken_however_long_none_reaches_the_end() -> None:
     clock, steps = ManualClock(), Steps()
-    patience = Patience(clock, 60.0)
+    detector = StuckDetector(clock, 60.0)
     for _ in range(10):
         steps.taken += 1
         await clock.advance(60.0)
-        assert not await patience.over(steps.count)
+        assert not await detector.is_stuck(steps.count)
     await clock.advance(60.0)
-    assert await patience.over(steps.count)
+    assert await detector.is_stuck(steps.count)
 
 
 async def test_steps_are_not_counted_while_the_end_comes_nearer() -> None:
     clock, steps = ManualClock(), Steps()
-    patience = Patience(clock, 60.0)
+    detector = StuckDetector(clock, 60.0)
     for _ in range(10):
         await clock.advance(59.0)
-        patience.moved()
-        assert not await patience.over(steps.count)
+        detector.progressed()
+        assert not await detector.is_stuck(steps.count)
     assert steps.looks == 0
