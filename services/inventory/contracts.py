@@ -1,4 +1,4 @@
-"""What inventory owns."""
+"""The messages that inventory owns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StockReleased(Event, name="inventory.stock_released", version=1, key="orde
 
 
 class RefillStock(Command, name="inventory.refill_stock", version=1, key="sku"):
-    """A delivery of the supplier's: sent by inventory to itself, with the time it takes."""
+    """A delivery of the supplier; inventory sends it to itself with a delay."""
 
     sku: str
     quantity: int

@@ -1,4 +1,4 @@
-"""What inventory does when a message comes."""
+"""The handlers of the service inventory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ service.publisher(RefillStock)
 
 @service.subscriber(ReserveStock)
 async def reserve(command: ReserveStock, tx: Transaction) -> StockReserved | OutOfStock:
-    """Set stock aside; when there is too little, say so and order more."""
+    """Reserve stock; if there is too little, publish OutOfStock and order more."""
     if not await _take(tx, command.sku, command.quantity):
         await _order_refill(tx, command.sku)
         return OutOfStock(order_id=command.order_id, sku=command.sku)
@@ -42,7 +42,7 @@ async def reserve(command: ReserveStock, tx: Transaction) -> StockReserved | Out
 
 @service.subscriber(ReleaseStock)
 async def release(command: ReleaseStock, tx: Transaction) -> StockReleased:
-    """Put back what was set aside for an order."""
+    """Release the stock that was reserved for an order."""
     reservations = await tx.session.scalars(
         select(Reservation).where(
             Reservation.order_id == command.order_id, Reservation.status == "reserved"
@@ -56,7 +56,7 @@ async def release(command: ReleaseStock, tx: Transaction) -> StockReleased:
 
 @service.subscriber(RefillStock)
 async def refill(command: RefillStock, tx: Transaction) -> None:
-    """Take in a delivery of the supplier's."""
+    """Add a delivery of the supplier to the stock."""
     await _put(
         tx,
         command.sku,
@@ -84,7 +84,7 @@ async def _take(tx: Transaction, sku: str, quantity: int) -> bool:
 
 
 async def _order_refill(tx: Transaction, sku: str) -> None:
-    """Order once, however many customers find the shelf empty meanwhile."""
+    """Order from the supplier once, however many customers find too little stock meanwhile."""
     ordered = (
         update(Stock)
         .where(Stock.sku == sku, Stock.refill_ordered.is_(False))

@@ -16,7 +16,7 @@ class Base(DeclarativeBase):
 
 
 class Stock(Base):
-    """How much of an article is there. `supplied` = `on_hand` + all that is reserved."""
+    """The stock of an article. `supplied` = `on_hand` + everything reserved."""
 
     __tablename__ = "stock"
     __table_args__ = (CheckConstraint("on_hand >= 0", name="stock_on_hand"),)
@@ -28,7 +28,7 @@ class Stock(Base):
 
 
 class Reservation(Base):
-    """Stock set aside for an order; one an order by the inbox's promise, not by a constraint."""
+    """Stock reserved for an order. The inbox ensures one an order; no constraint does."""
 
     __tablename__ = "reservations"
     __table_args__ = (

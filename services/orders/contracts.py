@@ -1,4 +1,4 @@
-"""What orders owns, and what it reads and sends of others: its own models of their messages."""
+"""The messages that orders owns, and its own models of other services' messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What orders does when a message comes, beside its saga."""
+"""The handlers of the service orders, beside its saga."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ service.publisher(PlaceOrder)  # a shop's front end, or the demo, sends it
 
 @service.subscriber(PlaceOrder)
 async def place_order(command: PlaceOrder, tx: Transaction) -> OrderPlaced:
-    """Take the order; the saga that `OrderPlaced` starts sees to the rest."""
+    """Store the order; the event starts the saga that fulfils it."""
     tx.session.add(
         Order(
             order_id=command.order_id,
@@ -40,19 +40,19 @@ async def place_order(command: PlaceOrder, tx: Transaction) -> OrderPlaced:
 
 @service.subscriber(OrderClosed)
 async def close_order(event: OrderClosed, session: AsyncSession) -> None:
-    """Note the good end."""
+    """Record that the order was completed."""
     await _end(session, event.order_id, "closed", None)
 
 
 @service.subscriber(OrderCancelled)
 async def cancel_order(event: OrderCancelled, session: AsyncSession) -> None:
-    """Note the other end, and why."""
+    """Record that the order was cancelled, and why."""
     await _end(session, event.order_id, "cancelled", event.reason)
 
 
 @service.subscriber(OrderShipped)
 async def note_shipment(event: OrderShipped, session: AsyncSession) -> None:
-    """Choreography: shipping announces, and nobody asked orders to write down the number."""
+    """Choreography: orders reacts to an event of shipping without being part of a saga step."""
     await session.execute(
         update(Order)
         .where(Order.order_id == event.order_id)

@@ -14,7 +14,7 @@ class Base(DeclarativeBase):
 
 
 class Order(Base):
-    """One order. `endings` counts how often it has ended, which must come to one."""
+    """One order. `endings` counts how often it has ended, which must be once."""
 
     __tablename__ = "orders"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""From a placed order to its one end: reserve, capture, ship, or back again."""
+"""The saga of an order: reserve stock, capture the payment, ship; or undo what was done."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class OrderState(BaseModel):
 
 
 class FulfilOrder(Saga[OrderState], name="orders.fulfil_order", started_by=OrderPlaced):
-    """Stock first, for it can be given back; money next; the parcel last, for it cannot."""
+    """Steps that can be undone come first; shipping cannot be undone, so it is the pivot."""
 
     @staticmethod
     def begin(event: OrderPlaced) -> OrderState:

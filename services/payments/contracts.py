@@ -1,4 +1,4 @@
-"""What payments owns."""
+"""The messages that payments owns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What payments does when a message comes."""
+"""The handlers of the service payments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ service = Service("payments", metadata=Base.metadata)
 
 @service.subscriber(CapturePayment, retry=Retry(attempts=8, backoff=exponential("200ms", cap="1m")))
 async def capture(command: CapturePayment, tx: Transaction) -> PaymentCaptured | PaymentDeclined:
-    """Take the money, unless it would go over the card's limit."""
+    """Capture the payment, unless it would exceed the card's limit."""
     cents = round(command.amount * 100)
     if not await _charge(tx, command.card, cents):
         return PaymentDeclined(order_id=command.order_id, reason="card limit reached")
@@ -34,7 +34,7 @@ async def capture(command: CapturePayment, tx: Transaction) -> PaymentCaptured |
 
 @service.subscriber(RefundPayment)
 async def refund(command: RefundPayment, tx: Transaction) -> PaymentRefunded:
-    """Give the money back."""
+    """Refund the payment."""
     payment = await tx.session.get(Payment, command.payment_id)
     if payment is None:
         raise Reject(f"there is no payment {command.payment_id}")
@@ -50,7 +50,7 @@ async def refund(command: RefundPayment, tx: Transaction) -> PaymentRefunded:
 
 
 async def _charge(tx: Transaction, card: str, cents: int) -> bool:
-    """Whether the card could be charged: asked and done in one statement, for many may ask."""
+    """Charge the card if its limit allows; one statement, because others may charge it too."""
     charge = (
         update(Card)
         .where(Card.card == card, Card.spent_cents + cents <= Card.limit_cents)

@@ -15,7 +15,7 @@ class Base(DeclarativeBase):
 
 
 class Card(Base):
-    """What was spent on a card, and how much may be."""
+    """The amount spent on a card, and its limit."""
 
     __tablename__ = "cards"
     __table_args__ = (
@@ -28,8 +28,8 @@ class Card(Base):
 
 
 class Payment(Base):
-    """Money taken for an order. That there is one an order is a promise of the inbox, and not of
-    a constraint here, so that the demo can see it broken."""
+    """The payment of an order. The inbox ensures one an order; no constraint does, so that the
+    demo would see a violation."""
 
     __tablename__ = "payments"
     __table_args__ = (CheckConstraint("status IN ('captured', 'refunded')", name="payment_status"),)

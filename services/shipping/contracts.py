@@ -1,4 +1,4 @@
-"""What shipping owns."""
+"""The messages that shipping owns."""
 
 from __future__ import annotations
 

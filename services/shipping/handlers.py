@@ -1,4 +1,4 @@
-"""What shipping does when a message comes."""
+"""The handlers of the service shipping."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ service = Service("shipping", metadata=Base.metadata)
 
 @service.subscriber(ShipOrder)
 async def ship(command: ShipOrder, tx: Transaction) -> OrderShipped | ShipmentRefused:
-    """Hand the parcel over, unless nobody can carry it. After this there is no way back."""
+    """Ship the parcel, unless it is too large. This cannot be undone."""
     if command.quantity > HEAVIEST_PARCEL:
         return ShipmentRefused(order_id=command.order_id, reason="parcel too heavy")
     shipment = Shipment(

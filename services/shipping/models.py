@@ -14,7 +14,7 @@ class Base(DeclarativeBase):
 
 
 class Shipment(Base):
-    """A parcel under way; one an order by the inbox's promise, not by a constraint."""
+    """The shipment of an order. The inbox ensures one an order; no constraint does."""
 
     __tablename__ = "shipments"
 

@@ -19,7 +19,7 @@ from eventmesh.testing.servers import Server, fresh_database
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("orders", "payments", "inventory", "shipping")
-PATIENCE = 240  # seconds
+TIMEOUT = 240  # seconds
 
 
 COMBINATIONS = [
@@ -33,7 +33,7 @@ COMBINATIONS = [
         ("amqp", "sqlite", False),
     )
 ]
-"""Each broker and each database; what these have in common is left to a soak."""
+"""Each broker and each database; the other combinations run in the soak."""
 
 
 @asynccontextmanager
@@ -64,7 +64,7 @@ async def demo(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             output, _ = await process.communicate()
     finally:
         if process.returncode is None:

@@ -1,4 +1,4 @@
-"""A clock whose durations a test makes longer, of programs that talk to real servers meanwhile."""
+"""A monotonic clock that a test moves forward, for code that talks to real servers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from eventmesh.clock import SystemClock
 
 
 class MovedClock(SystemClock):
-    """The machine's clock, but for `monotonic`, which the test moves on."""
+    """The machine's clock, with `monotonic` moved forward by `ahead` seconds."""
 
     ahead = 0.0
 

@@ -1,4 +1,4 @@
-"""A database's clock, moved on by a test."""
+"""A database's clock that a test moves forward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Moved(Protocol):
 
 
 class MovedTime(DatabaseTime):
-    """Instead of `database.time`: the time there, and so much more as `by.ahead` says."""
+    """Replaces `database.time`: the database's time plus `by.ahead`."""
 
     def __init__(self, by: Moved) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A TCP proxy before a server, by which a test does to connections what networks do to them.
+"""A TCP proxy in front of a server, with which a test breaks connections as networks do.
 
     async with proxy_before("amqp://guest:guest@127.0.0.1:5672/") as proxy:
         ...  # connect to proxy.url
@@ -23,10 +23,10 @@ from eventmesh.testing.servers.processes import free_port
 
 CHUNK = 65_536
 LISTEN_ATTEMPTS = 5
-"""Between finding a free port and listening on it, somebody else may take it: try again."""
+"""Another process may take the free port before we listen on it, so this is retried."""
 
 SLICES_PER_SECOND = 50
-"""Of a throttled direction; each slice is passed on at once."""
+"""Slices per second of a throttled direction; each slice is forwarded at once."""
 
 
 class Direction(Enum):

@@ -1,8 +1,8 @@
-"""Rows of a table that tests fill, brought together from all processes of a test run.
+"""Rows of a table that tests fill, collected from all processes of a test run.
 
 A worker of pytest-xdist sends what it collected when it ends; the controlling process, which prints
-and writes the tables, adds it to its own. Rows travel as plain values, in the order of the workers'
-ends.
+and writes the tables, adds it to its own. Rows travel as plain values, in the order in which the
+workers end.
 """
 
 from __future__ import annotations

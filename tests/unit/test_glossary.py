@@ -1,0 +1,71 @@
+"""Words that docs/glossary.md avoids do not come back in what users see."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from eventmesh.cli.main import app
+
+PACKAGE = Path(__file__).parents[2] / "eventmesh"
+
+AVOIDED = re.compile(
+    r"(?:\b(?:what|this|that|it|which)|^|\W) is no (?!longer\b)"
+    r"|\bfor good\b|\bgives? up\b|\bgiven up\b|"
+    r"\bpassed over\b|\bhorizon\b|\btenure\b|\bdoorbell\b|\bstands? in the way\b|\banew\b"
+)
+"""The second column of the table "Words that are not used", as far as a pattern can tell."""
+
+LOG_METHODS = {"debug", "info", "warning", "error", "critical", "exception"}
+
+
+def texts_of(node: ast.AST) -> Iterator[str]:
+    """The constant parts of a string, also of an f-string."""
+    for each in ast.walk(node):
+        if isinstance(each, ast.Constant) and isinstance(each.value, str):
+            yield each.value
+
+
+def visible_texts(path: Path) -> Iterator[str]:
+    """The texts of errors and log events in a module."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            yield from texts_of(node.exc)
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in LOG_METHODS
+            and node.args
+        ):
+            yield from texts_of(node.args[0])
+
+
+def help_texts(command: Any) -> Iterator[str]:
+    yield command.help or ""
+    for parameter in command.params:
+        yield getattr(parameter, "help", None) or ""
+    for inner in getattr(command, "commands", {}).values():
+        yield from help_texts(inner)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_errors_and_log_events_use_the_words_of_the_glossary(path: Path) -> None:
+    assert [text for text in visible_texts(path) if AVOIDED.search(text)] == []
+
+
+def test_help_uses_the_words_of_the_glossary() -> None:
+    texts = help_texts(typer.main.get_command(app))
+    assert [text for text in texts if AVOIDED.search(text)] == []
+
+
+@pytest.mark.parametrize("text", ["it is no queue", "deleted for good", "the code starts anew"])
+def test_avoided_words_are_found(text: str) -> None:
+    assert AVOIDED.search(text)
