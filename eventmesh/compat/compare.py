@@ -12,11 +12,11 @@ from pydantic_core import to_json
 from eventmesh.compat.budget import StepBudget, Unproved, price_of, with_whole_stack
 from eventmesh.compat.changes import changes
 from eventmesh.compat.proof.algebra import Algebra
-from eventmesh.compat.proof.containment import proved
-from eventmesh.compat.schema.normal import normal
+from eventmesh.compat.proof.containment import Prover
+from eventmesh.compat.schema.normal import bare, normal, normal_forms
 from eventmesh.compat.schema.reading import Schema, check_draft, check_schema, dialect
-from eventmesh.compat.schema.validity import Check, explain, second_validator, validator
-from eventmesh.compat.schema.values import same
+from eventmesh.compat.schema.validity import Check, explain, validator
+from eventmesh.compat.search.differences import DifferenceSearch
 from eventmesh.compat.search.documents import Maker
 from eventmesh.compat.search.shrink import shrunk
 from eventmesh.compat.verdict import Breaking, Compatible, Unknown, Verdict
@@ -25,7 +25,7 @@ TRIES = 4_000
 """Candidates that are tried as witnesses."""
 FIRST = 300
 """How many of them before a proof is tried; all others if there is none."""
-STEPS = 100_000
+STEPS = 80_000
 """The step budget of each search and each proof; most need less than a hundredth of it."""
 
 
@@ -49,29 +49,26 @@ def compare(writer: Schema, reader: Schema, *, draft: str = "2020") -> Verdict:
 
 
 def _compare(writer: Schema, reader: Schema, draft: str) -> Verdict:
-    mine, theirs = normal(writer, draft), normal(reader, draft)
+    mine, theirs = normal_forms([writer, reader], draft)
     found = changes(writer, reader)
-    if same(mine, theirs):
+    if bare(mine) is bare(theirs):
+        return Compatible(found)
+    prover = Prover(mine, theirs, StepBudget(STEPS))
+    if prover.proved():
         return Compatible(found)
     judge = _Judge(writer, reader, draft)
+    differences = DifferenceSearch(mine, theirs, prover, StepBudget(STEPS))
     algebra = Algebra(mine, theirs)
     searched = iter(_candidates(mine, theirs, algebra))
-    for step in (islice(searched, FIRST), None, searched):
+    for step in (differences.documents(), islice(searched, FIRST), None, searched):
         if step is None:
-            if algebra.covered() or _proved(mine, theirs):
+            if algebra.covered():
                 return Compatible(found)
             continue
         witness = _witness(step, judge)
         if witness is not _NONE:
             return Breaking(witness, found, explain(reader, draft, witness))
     return Unknown("no document was found that breaks, and no proof that there is none", found)
-
-
-def _proved(writer: Schema, reader: Schema) -> bool:
-    try:
-        return proved(writer, reader, StepBudget(STEPS))
-    except Unproved:
-        return False
 
 
 def _candidates(writer: Schema, reader: Schema, algebra: Algebra) -> Iterator[Any]:
@@ -117,28 +114,21 @@ def _contested(document: Any) -> bool:
 
 
 class _Judge:
-    """Says of documents whether they are witnesses: by one validator and, last, by another."""
+    """Says of documents whether they are witnesses."""
 
     def __init__(self, writer: Schema, reader: Schema, draft: str) -> None:
-        self._pair = (writer, reader)
-        self._draft = draft
-        self._first = tuple(validator(schema, draft) for schema in self._pair)
-        self._second: tuple[Check, ...] | None = None
-        # Draft 4 calls 1.0 no integer, which all later drafts and pydantic do.
-        self._whole = "4" in {dialect(schema, draft) for schema in self._pair}
+        pair = (writer, reader)
+        self._written, self._read = (validator(schema, draft) for schema in pair)
+        # Draft 4 does not count 1.0 among the integers, which all later drafts and pydantic do.
+        self._is_draft_4 = "4" in {dialect(schema, draft) for schema in pair}
 
     def refutes(self, document: Any) -> bool:
         """Whether the writer's schema accepts the document, and the reader's does not."""
-        written, read = self._first
-        if not written(document) or read(document) or (self._whole and _has_whole(document)):
-            return False
-        try:
-            if self._second is None:
-                self._second = tuple(second_validator(schema, self._draft) for schema in self._pair)
-            written, read = self._second
-            return written(document) and not read(document)
-        except Unproved:
-            return True  # it cannot be asked: the first one's word counts
+        return (
+            self._written(document)
+            and not self._read(document)
+            and not (self._is_draft_4 and _has_whole(document))
+        )
 
 
 def _has_whole(document: Any) -> bool:
@@ -161,10 +151,10 @@ def documents(
     for one in (schema, *also):
         check_schema(one, draft)
     accepted = accepts(schema, draft=draft)
-    mine = normal(schema, draft)
+    mine, *others = normal_forms([schema, *also], draft)
     budget = StepBudget(2 * STEPS * (len(also) + 1))
     made = [Maker(mine, budget=budget).candidates()]
-    made += [Maker(mine, normal(one, draft), budget=budget).candidates() for one in also]
+    made += [Maker(mine, one, budget=budget).candidates() for one in others]
     found: list[Any] = []
     known: set[bytes] = set()
     for candidates in made:

@@ -22,7 +22,7 @@ from tests.compat.oracle import is_proof
 CAP = 2.0
 """Seconds of the processor for one question, whoever else it works for."""
 HANG = 30
-"""Seconds after which a test shows where it hangs, and ends."""
+"""Seconds of the processor after which a test ends and shows where it hangs."""
 
 STRING = {"type": "string"}
 
@@ -38,12 +38,12 @@ def watch() -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise Hangs
 
-    faulthandler.dump_traceback_later(4 * HANG, exit=True)
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(HANG)
+    faulthandler.dump_traceback_later(40 * HANG, exit=True)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, HANG)
     yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.signal(signal.SIGPROF, before)
     faulthandler.cancel_dump_traceback_later()
 
 

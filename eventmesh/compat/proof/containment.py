@@ -20,44 +20,49 @@ from eventmesh.compat.proof.leaves import (
     text_within,
 )
 from eventmesh.compat.schema.alternatives import Flattener, TooMany
-from eventmesh.compat.schema.flat import Contains, Flat
+from eventmesh.compat.schema.flat import Contains, Flat, excludes
 from eventmesh.compat.schema.members import finite, finite_of, in_bounds
 from eventmesh.compat.schema.normal import bare, definitions_of
 from eventmesh.compat.schema.reading import Schema
 from eventmesh.compat.schema.regular import Irregular
-from eventmesh.compat.schema.validity import matches, validator
+from eventmesh.compat.schema.shared import is_same, key_of
+from eventmesh.compat.schema.validity import Check, matches, validator
 from eventmesh.compat.schema.values import same, type_of
 
 MAX_SPLITS = 3
 MAX_DEPTH = 60
 """Levels of a document that a proof goes down; each takes about ten frames of the stack."""
 Conjunction = tuple[Schema, ...]
+Goal = tuple[Any, Any]
 
 
-def proved(writer: Schema, reader: Schema, budget: StepBudget) -> bool:
-    """Whether our own reasoning proves that each document of the writer's is one of the reader's.
-    Both are in their one form."""
-    if reader is True or writer is False:
-        return True
-    return _Prover(writer, reader, budget).run()
+class Prover:
+    """Proves containment part by part, assuming of recursive parts what it is about to prove.
 
-
-class _Prover:
-    """Proves containment part by part, assuming of recursive parts what it is about to prove."""
+    Both schemas are normal forms that share their terms, so that equal parts cost nothing.
+    """
 
     def __init__(self, writer: Schema, reader: Schema, budget: StepBudget) -> None:
         self._budget = budget
         self._goal = ((bare(writer),), (bare(reader),))
-        self._writer = Flattener(definitions_of(writer), budget)
-        self._reader = Flattener(definitions_of(reader), budget)
-        self._shared = same(definitions_of(writer), definitions_of(reader))
-        self._assumed: set[tuple[str, str]] = set()
+        definitions = {**definitions_of(writer), **definitions_of(reader)}
+        self._flattener = Flattener(definitions, budget)
+        self._assumed: dict[Goal, None] = {}
+        self._failed: set[Goal] = set()
+        self._checks: dict[Any, Check] = {}
         self._depth = 0
 
-    def run(self) -> bool:
+    def proved(self) -> bool:
+        """Whether each document of the writer's is proved to be one of the reader's."""
+        return self.contained(*self._goal)
+
+    def contained(self, writer: Conjunction, reader: Conjunction) -> bool:
+        """The same for a part of both. False where there is no proof within the step budget."""
         try:
-            return self._contained(*self._goal)
+            return self._contained(writer, reader)
         except (Unproved, Irregular):
+            self._depth = 0
+            self._assumed.clear()
             return False
 
     def _contained(self, writer: Conjunction, reader: Conjunction) -> bool:
@@ -66,32 +71,35 @@ class _Prover:
             return True
         if all(self._among(schema, writer) for schema in reader):
             return True
-        goal = (repr(writer), repr(reader))
+        goal = key_of(writer), key_of(reader)
         # What is being proved further out may be assumed: between it and here lies a part of the
         # document, so that the induction is on a smaller one.
         if goal in self._assumed:
             return True
+        if goal in self._failed:
+            return False
         self._budget.spend(10)
         if self._depth >= MAX_DEPTH:
             raise Unproved("the schemas are nested too deeply")
-        before = set(self._assumed)
-        self._assumed.add(goal)
+        before = len(self._assumed)
+        self._assumed[goal] = None
         self._depth += 1
-        proved = self._contained_by_cases(writer, reader)
+        found = self._contained_by_cases(writer, reader)
         self._depth -= 1
-        if proved:
+        if found:
             return True
-        self._assumed = before  # what was proved with its help is not proved
+        while len(self._assumed) > before:  # what was proved with its help is not proved
+            self._assumed.popitem()
+        self._failed.add(goal)
         return False
 
     def _among(self, schema: Schema, schemas: Conjunction) -> bool:
-        """Whether a schema is one of those, in words that mean the same on both sides."""
-        return (self._shared or not _refers(schema)) and any(same(schema, s) for s in schemas)
+        return any(is_same(schema, other) for other in schemas)
 
     def _contained_by_cases(self, writer: Conjunction, reader: Conjunction) -> bool:
-        mine = self._writer.alternatives(writer)
+        mine = self._flattener.alternatives(writer)
         try:
-            theirs = [flat for flat in self._reader.alternatives(reader) if flat.exact]
+            theirs = [flat for flat in self._flattener.alternatives(reader) if flat.exact]
         except TooMany:
             theirs = []
         return all(
@@ -113,11 +121,21 @@ class _Prover:
         if values is not None:
             accepted = self._check(reader)
             return all(accepted(value) for value in values)
+        theirs = [
+            other
+            for other in theirs
+            if flat.types <= other.types
+            and not (flat.types == {"object"} and excludes(other, flat))
+        ]
         if any(self._within(flat, other) for other in theirs):
             return True
-        return splits > 0 and any(
-            all(self._covered(part, theirs, reader, splits - 1) for part in parts)
-            for parts in self._splits(flat, theirs)
+        return (
+            splits > 0
+            and len(theirs) > 1
+            and any(
+                all(self._covered(part, theirs, reader, splits - 1) for part in parts)
+                for parts in self._splits(flat, theirs)
+            )
         )
 
     def _finite_objects(self, flat: Flat) -> list[Any] | None:
@@ -128,22 +146,26 @@ class _Prover:
             return None
         made: list[dict[str, Any]] = [{}]
         for name in flat.properties:
-            values = finite_of(self._writer.alternatives(flat.of(name, matches)))
+            values = finite_of(self._flattener.alternatives(flat.of(name, matches)))
             if values is None or len(made) * (len(values) + 1) > 64:
                 return None
             without = [] if name in flat.required else made
             made = [*without, *({**one, name: value} for one in made for value in values)]
         return list(made)
 
-    def _check(self, reader: Conjunction) -> Any:
-        return validator({"allOf": list(reader), "$defs": dict(self._reader.definitions)}, "2020")
+    def _check(self, schemas: Conjunction) -> Check:
+        key = key_of(schemas)
+        if key not in self._checks:
+            whole = {"allOf": list(schemas), "$defs": dict(self._flattener.definitions)}
+            self._checks[key] = validator(whole, "2020")
+        return self._checks[key]
 
     def _impossible(self, flat: Flat) -> bool:
         """Whether a required part of it can never be."""
         if flat.types == {"object"}:
             possible = self._possible(flat)
             return (possible is not None and possible < flat.min_properties) or any(
-                not self._writer.alternatives(flat.of(name, matches))
+                not self._flattener.alternatives(flat.of(name, matches))
                 for name in sorted(flat.required)
             )
         if flat.types == {"string"} and (flat.patterns or flat.no_patterns):
@@ -196,7 +218,7 @@ class _Prover:
         for name in names:
             held = flat.of(name, matches)
             if name in flat.required:
-                alternatives = self._writer.alternatives(held)
+                alternatives = self._flattener.alternatives(held)
                 parts = [part for one in alternatives for part in _parts(one)]
                 if 1 < len(parts) <= 40:
                     yield [self._holding(flat, name, part) for part in parts]
@@ -215,6 +237,7 @@ class _Prover:
 
     def _within(self, flat: Flat, other: Flat) -> bool:
         [kind] = flat.types
+        self._budget.spend(2)
         if kind not in other.types:
             return False
         if other.values is not None and not (
@@ -281,7 +304,7 @@ class _Prover:
             if False in flat.at(place):
                 return place
         if flat.unique and not first:
-            values = finite_of(self._writer.alternatives(flat.at(0)))
+            values = finite_of(self._flattener.alternatives(flat.at(0)))
             return None if values is None else len(values)
         return None
 
@@ -315,11 +338,11 @@ class _Prover:
 
     def _seldom(self, flat: Flat, asked: Contains) -> bool:
         """Whether too few entries can be of a schema, whatever their number."""
-        if asked.most is None or _refers(asked.schema):
+        if asked.most is None:
             return False
         first = max((len(f) for f, _ in flat.lists), default=0)
         possible = [
-            bool(self._writer.alternatives((*flat.at(place), asked.schema)))
+            bool(self._flattener.alternatives((*flat.at(place), asked.schema)))
             for place in range(first + 1)
         ]
         return not possible[-1] and sum(possible) <= asked.most
@@ -335,6 +358,7 @@ class _Prover:
         if other.max_properties is not None and not self._few(flat, other.max_properties):
             return False
         names = dict.fromkeys([*flat.properties, *other.properties, *sorted(flat.required)])
+        self._budget.spend(len(names))
         named = {name for o in (*flat.others, *other.others) for name in o.names}
         for name in dict.fromkeys([*names, *sorted(named)]):
             mine = flat.of(name, matches)
@@ -362,9 +386,7 @@ class _Prover:
         if all(self._among(schema, flat.names) for schema in other.names):
             return True
         accepted = self._check(other.names)
-        refused = flat.names and not validator(
-            {"allOf": list(flat.names), "$defs": dict(self._writer.definitions)}, "2020"
-        )(name)
+        refused = flat.names and not self._check(flat.names)(name)
         return bool(refused or accepted(name))
 
     def _others_within(self, flat: Flat, other: Flat) -> bool:
@@ -418,10 +440,6 @@ class _Prover:
             if not self._contained(held, other.names):
                 return False
         return True
-
-
-def _refers(schemas: Any) -> bool:
-    return "'$ref'" in repr(schemas)
 
 
 def _says(flat: Flat, name: str) -> Any:

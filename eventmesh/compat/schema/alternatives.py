@@ -10,16 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 from eventmesh.compat.budget import StepBudget, Unproved
 from eventmesh.compat.schema.flat import Flat, closed
 from eventmesh.compat.schema.narrowing import FAILING, FAILS, narrow
 from eventmesh.compat.schema.reading import Schema
+from eventmesh.compat.schema.shared import is_part, key_of
 from eventmesh.compat.schema.values import TYPES, same, type_of, types_of
 
 MAX_ALTERNATIVES = 96
 MAX_STEPS = 4_000
+MAX_BRANCHES = 40
+MAX_LOOKS = 6
+"""References and fields that are followed to see whether branches are apart."""
 
 
 class TooMany(Unproved):
@@ -27,6 +32,7 @@ class TooMany(Unproved):
 
 
 Choice = list[tuple[Schema, bool]]
+Definitions = Mapping[str, Schema]
 
 
 class Flattener:
@@ -36,16 +42,34 @@ class Flattener:
         self.definitions = definitions
         self._budget = budget
         self._steps = 0
+        self._known: dict[Any, list[Flat] | None] = {}
 
     def alternatives(self, schemas: Sequence[Schema]) -> list[Flat]:
         """What it takes to be of all these schemas; none when that is impossible. TooMany."""
+        key = key_of(schemas) if all(map(is_part, schemas)) else None
+        if key is None or key not in self._known:
+            found = self._found(schemas)
+            if key is None:
+                return self._few(found)
+            self._known[key] = found
+        return self._few(self._known[key])
+
+    def _few(self, found: list[Flat] | None) -> list[Flat]:
+        if found is None:
+            raise TooMany("it has too many alternatives")
+        return found
+
+    def _found(self, schemas: Sequence[Schema]) -> list[Flat] | None:
         found: list[Flat] = []
         self._steps = 0
-        for flat in self._grow(Flat(), [(schema, True) for schema in schemas], frozenset()):
-            if flat.types:
-                found.append(flat)
-                if len(found) > MAX_ALTERNATIVES:
-                    raise TooMany("it has too many alternatives")
+        try:
+            for flat in self._grow(Flat(), [(schema, True) for schema in schemas], frozenset()):
+                if flat.types:
+                    found.append(flat)
+                    if len(found) > MAX_ALTERNATIVES:
+                        return None
+        except TooMany:
+            return None
         return found
 
     def some(self, schemas: Sequence[Schema]) -> list[Flat]:
@@ -86,7 +110,7 @@ class Flattener:
                 target = self.definitions[reference.removeprefix("#/$defs/")]
                 ahead.insert(0, (target, positive))
                 continue
-            choices = _choices(schema) if positive else _negations(schema, flat)
+            choices = _choices(schema, self.definitions) if positive else _negations(schema, flat)
             if choices is None:
                 continue
             if positive:
@@ -99,7 +123,7 @@ class Flattener:
         yield closed(flat)
 
 
-def _choices(schema: Mapping[str, Any]) -> list[Choice]:
+def _choices(schema: Mapping[str, Any], definitions: Definitions) -> list[Choice]:
     """What else a schema asks for than its plain keywords: alternatives of conjunctions."""
     choices: list[Choice] = [[]]
 
@@ -116,7 +140,7 @@ def _choices(schema: Mapping[str, Any]) -> list[Choice]:
     if "anyOf" in schema:
         split([[(part, True)] for part in schema["anyOf"]])
     if "oneOf" in schema:
-        split(_just_one(schema["oneOf"]))
+        split(_just_one(schema["oneOf"], definitions))
     if "if" in schema:
         condition = schema["if"]
         split(
@@ -134,12 +158,19 @@ def _choices(schema: Mapping[str, Any]) -> list[Choice]:
     return choices
 
 
-def _just_one(branches: Sequence[Schema]) -> list[Choice]:
-    if disjoint(branches):
-        return [[(branch, True)] for branch in branches]
+def _just_one(branches: Sequence[Schema], definitions: Definitions) -> list[Choice]:
+    """Each branch, without those others that are not known to be apart from it."""
+    looks = [_looks(branch, definitions) for branch in branches]
     return [
-        [(branch, number == place) for number, branch in enumerate(branches)]
-        for place in range(len(branches))
+        [
+            (branch, True),
+            *(
+                (other, False)
+                for number, other in enumerate(branches)
+                if number != place and not _are_apart(looks[place], looks[number])
+            ),
+        ]
+        for place, branch in enumerate(branches)
     ]
 
 
@@ -192,44 +223,93 @@ def _ways_to_fail(keyword: str, value: Any, schema: Mapping[str, Any]) -> list[C
     return None
 
 
-def disjoint(branches: Sequence[Schema]) -> bool:
-    """Whether no value is of two of these schemas, as far as a look at types and tags tells."""
-    looks = [_look(branch) for branch in branches]
-    return all(
-        _apart(one, other) for place, one in enumerate(looks) for other in looks[place + 1 :]
-    )
+def _are_apart(ones: Sequence[Look], others: Sequence[Look]) -> bool:
+    """Whether no value is of both schemas, which these are the looks of."""
+    return all(one.is_apart_from(other) for one in ones for other in others)
 
 
-def _look(schema: Schema) -> tuple[frozenset[str], Mapping[str, list[Any]]] | None:
-    if not isinstance(schema, dict):
-        return None
-    types = frozenset(TYPES)
-    if "type" in schema:
-        types = types_of(schema["type"])
-    for value in (schema.get("enum"), [schema["const"]] if "const" in schema else None):
-        if value is not None:
-            types &= {type_of(one) for one in value}
-    tags: dict[str, list[Any]] = {"": schema["enum"]} if "enum" in schema else {}
-    if "const" in schema:
-        tags[""] = [schema["const"]]
-    for name in schema.get("required", ()):
-        part = schema.get("properties", {}).get(name)
-        if isinstance(part, dict) and "const" in part:
-            tags["." + name] = [part["const"]]
-        elif isinstance(part, dict) and "enum" in part:
-            tags["." + name] = part["enum"]
-    return types, tags
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is sure of each value of an alternative, as far as a short look tells."""
 
+    types: frozenset[str] = frozenset(TYPES)
+    tags: Mapping[str, list[Any]] = field(default_factory=dict)
+    """The values allowed as a whole (under "") or for a required field (under "." and its name)."""
+    required: frozenset[str] = frozenset()
+    named: frozenset[str] | None = None
+    """The only fields that there can be, if that is known."""
 
-def _apart(one: Any, other: Any) -> bool:
-    if one is None or other is None:
-        return False
-    shared = one[0] & other[0]
-    if not shared:
-        return True
-    for name in one[1].keys() & other[1].keys():
-        if (not name or shared == {"object"}) and not any(
-            same(a, b) for a in one[1][name] for b in other[1][name]
-        ):
+    def with_all_of(self, other: Look) -> Look:
+        named = self.named if other.named is None else other.named
+        if self.named is not None and other.named is not None:
+            named = self.named & other.named
+        return Look(
+            self.types & other.types,
+            {**self.tags, **other.tags},
+            self.required | other.required,
+            named,
+        )
+
+    def is_apart_from(self, other: Look) -> bool:
+        """Whether no value is of both."""
+        shared = self.types & other.types
+        if not shared:
             return True
-    return False
+        for name in self.tags.keys() & other.tags.keys():
+            if (not name or shared == {"object"}) and not any(
+                same(a, b) for a in self.tags[name] for b in other.tags[name]
+            ):
+                return True
+        return shared == {"object"} and (
+            (other.named is not None and not self.required <= other.named)
+            or (self.named is not None and not other.required <= self.named)
+        )
+
+
+def _looks(schema: Schema, definitions: Definitions, depth: int = 0) -> list[Look]:
+    looks = [Look()]
+    if not isinstance(schema, dict) or depth > MAX_LOOKS:
+        return looks
+    parts = list(schema.get("allOf", ()))
+    if "$ref" in schema:
+        parts.append(definitions[schema["$ref"].removeprefix("#/$defs/")])
+    choices = [_looks(part, definitions, depth + 1) for part in parts]
+    for keyword in ("anyOf", "oneOf"):
+        if keyword in schema:
+            branches = [_looks(part, definitions, depth + 1) for part in schema[keyword]]
+            choices.append([look for found in branches for look in found])
+    for found in [[_own_look(schema, definitions)], *choices]:
+        if len(looks) * len(found) <= MAX_BRANCHES:  # beyond it, less is known and still true
+            looks = [one.with_all_of(other) for one in looks for other in found]
+    return looks
+
+
+def _own_look(schema: dict[str, Any], definitions: Definitions) -> Look:
+    types: frozenset[str] = types_of(schema["type"]) if "type" in schema else frozenset(TYPES)
+    tags: dict[str, list[Any]] = {}
+    values = _values_of(schema, definitions)
+    if values is not None:
+        types &= {type_of(one) for one in values}
+        tags[""] = values
+    properties = schema.get("properties", {})
+    for name in schema.get("required", ()):
+        values = _values_of(properties.get(name, True), definitions)
+        if values is not None:
+            tags["." + name] = values
+    is_closed = schema.get("additionalProperties") is False and "patternProperties" not in schema
+    named = frozenset(properties) if is_closed else None
+    return Look(types, tags, frozenset(schema.get("required", ())), named)
+
+
+def _values_of(schema: Schema, definitions: Definitions) -> list[Any] | None:
+    for _ in range(MAX_LOOKS):
+        if not isinstance(schema, dict):
+            return None
+        if "const" in schema:
+            return [schema["const"]]
+        if "enum" in schema:
+            return schema["enum"]  # type: ignore[no-any-return]
+        if "$ref" not in schema:
+            return None
+        schema = definitions[schema["$ref"].removeprefix("#/$defs/")]
+    return None

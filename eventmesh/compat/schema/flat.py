@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,3 +106,32 @@ def closed(flat: Flat) -> Flat:
         types.discard("fraction")
     flat.types = frozenset(types)
     return flat
+
+
+def excludes(one: Flat, other: Flat) -> bool:
+    """Whether no object is of both, as far as required fields tell: one of them is a tag with
+    other values, or may not be there."""
+    for name in sorted(other.required & one.properties.keys()):
+        theirs, mine = _tags(other.properties.get(name, ())), _tags(one.properties[name])
+        if (
+            mine is not None
+            and theirs is not None
+            and not any(same(tag, value) for tag in mine for value in theirs)
+        ):
+            return True
+    return _forbids(one, other.required) or _forbids(other, one.required)
+
+
+def _forbids(flat: Flat, names: frozenset[str]) -> bool:
+    """Whether one of these names may not be a field."""
+    closed_by = [others for others in flat.others if others.schema is False]
+    return any(not others.patterns and not names <= others.names for others in closed_by)
+
+
+def _tags(schemas: Sequence[Schema]) -> Sequence[Any] | None:
+    for schema in schemas:
+        if isinstance(schema, dict) and "const" in schema:
+            return [schema["const"]]
+        if isinstance(schema, dict) and "enum" in schema:
+            return schema["enum"]  # type: ignore[no-any-return]
+    return None

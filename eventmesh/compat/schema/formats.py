@@ -7,8 +7,11 @@ What a schema's `format` means is decided by running pydantic's own types on a s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import to_json
 
 FORMATS = frozenset(
     {
@@ -102,11 +105,9 @@ def checks() -> dict[str, Callable[[str], bool]]:
 def _check(name: str) -> Callable[[str], bool]:
     adapter: Any = None
 
+    @lru_cache(maxsize=4_096)
     def check(text: str) -> bool:
         nonlocal adapter
-        from pydantic import ValidationError
-        from pydantic_core import to_json
-
         if adapter is None:
             adapter = _adapter(name)
         try:

@@ -6,21 +6,20 @@ gone. Formats that pydantic enforces are kept, all others are annotations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from eventmesh.compat.budget import Unproved
 from eventmesh.compat.schema.formats import FORMATS
-from eventmesh.compat.schema.reading import MAX_NODES, Schema, check_target, dialect, stated
+from eventmesh.compat.schema.reading import Schema, check_target, dialect, stated
+from eventmesh.compat.schema.shared import Reference, Root, share
 
 if TYPE_CHECKING:
     from referencing._core import Resolver  # the type of a public function's result
 
 MAX_PATTERN = 2_000
 """Characters of a pattern; the time to compile longer ones grows without measure."""
-INLINE = 400
-"""How many values a definition may have that is copied to where it is referred to."""
 
 _SINCE_6 = {"const", "contains", "propertyNames"}
 _SINCE_7 = {"if", "then", "else"}
@@ -43,10 +42,23 @@ _NAMED = {"properties", "patternProperties", "dependentSchemas"}
 
 
 def normal(schema: Schema, draft: str) -> Schema:
-    """The schema in its one form; Unproved where a reference leads out of it, or nowhere."""
+    """The schema in its normal form.
+
+    Raises Unproved where a reference leads out of it, or nowhere.
+    """
+    return normal_forms([schema], draft)[0]
+
+
+def normal_forms(schemas: Sequence[Schema], draft: str) -> list[Schema]:
+    """The same for several schemas, in terms that they share: what is equal is one object."""
+    return share([_written(schema, draft) for schema in schemas])
+
+
+def _written(schema: Schema, draft: str) -> tuple[Schema, Mapping[str, Any]]:
+    """The schema written anew, and its definitions by number."""
     found = dialect(schema, draft)
     if isinstance(schema, bool):
-        return schema
+        return schema, {}
     from referencing import Registry, Resource
     from referencing.exceptions import NoSuchResource, PointerToNowhere, Unresolvable
     from referencing.jsonschema import EMPTY_REGISTRY, specification_with
@@ -62,7 +74,7 @@ def normal(schema: Schema, draft: str) -> Schema:
         root = writer.write(schema, registry.resolver(identity or ""))
     except (Unresolvable, NoSuchResource, PointerToNowhere) as error:
         raise Unproved(f"the reference {str(error.ref)[:200]!r} leads nowhere here") from None
-    return _inlined(root, writer.definitions)
+    return root, writer.definitions
 
 
 def definitions_of(schema: Schema) -> Mapping[str, Schema]:
@@ -72,13 +84,7 @@ def definitions_of(schema: Schema) -> Mapping[str, Schema]:
 
 def bare(schema: Schema) -> Schema:
     """The schema without its definitions."""
-    if isinstance(schema, bool):
-        return schema
-    return {keyword: value for keyword, value in schema.items() if keyword != "$defs"}
-
-
-class _Reference(dict[str, Any]):
-    """A reference, and not a value of an enumeration that looks like one."""
+    return schema.part if isinstance(schema, Root) else schema
 
 
 @dataclass(slots=True)
@@ -129,7 +135,7 @@ class _Writer:
             if not reference.startswith(("#/$defs/", "#/definitions/")):
                 check_target(target, self.draft)
             self.definitions[number] = self.write(target, resolved.resolver)
-        return _Reference({"$ref": f"#/$defs/{number}"})
+        return Reference({"$ref": f"#/$defs/{number}"})
 
     def _refer_dynamically(self, reference: str, resolver: Resolver[Any]) -> Schema:
         anchor = reference.rpartition("#")[2]
@@ -250,97 +256,3 @@ def _count_anchors(schema: Any, anchor: str) -> int:
 
 def _uri_of(draft: str) -> str:
     return str(stated({}, draft)["$schema"])  # type: ignore[index]
-
-
-def _inlined(root: Schema, definitions: Mapping[str, Any]) -> Schema:
-    """The schema with the definitions copied in that do not recur and are small."""
-    recurring = _recurring(definitions)
-    sizes: dict[str, tuple[int, int]] = {}
-    written: dict[str, Any] = {}
-
-    def expand(node: Any) -> tuple[Any, int, int]:
-        """The node anew, its size, and its size when all references are followed."""
-        if isinstance(node, list):
-            parts = [expand(entry) for entry in node]
-            return ([part for part, _, _ in parts], *_sums(parts))
-        if not isinstance(node, dict):
-            return node, 1, 1
-        number = _number(node)
-        if number is not None:
-            if number not in sizes:
-                sizes[number] = INLINE + 1, 1  # while it is being expanded
-                written[number], *both = expand(definitions[number])
-                sizes[number] = both[0], both[1]
-            size, followed = sizes[number]
-            if number in recurring or size > INLINE:
-                return node, 1, followed
-            return written[number], size, followed
-        pairs = {name: expand(value) for name, value in node.items()}
-        return ({name: value for name, (value, _, _) in pairs.items()}, *_sums(pairs.values()))
-
-    whole, _, followed = expand(root)
-    if followed > MAX_NODES:
-        raise Unproved(f"the schema has more than {MAX_NODES:,} values, by its references")
-    needed = _needed(whole, written)
-    if not needed:
-        return whole  # type: ignore[no-any-return]
-    kept = {number: written[number] for number in sorted(needed, key=int)}
-    return {**({"allOf": [whole]} if isinstance(whole, _Reference) else whole), "$defs": kept}
-
-
-def _sums(parts: Iterable[tuple[Any, int, int]]) -> tuple[int, int]:
-    size = followed = 1
-    for _, one, other in parts:
-        size, followed = size + one, followed + other
-    return size, followed
-
-
-def _number(node: Mapping[str, Any]) -> str | None:
-    if isinstance(node, _Reference):
-        return str(node["$ref"]).removeprefix("#/$defs/")
-    return None
-
-
-def _numbers_in(node: Any) -> set[str]:
-    found: set[str] = set()
-    ahead = [node]
-    while ahead:
-        value = ahead.pop()
-        if isinstance(value, dict):
-            number = _number(value)
-            if number is not None:
-                found.add(number)
-            else:
-                ahead.extend(value.values())
-        elif isinstance(value, list):
-            ahead.extend(value)
-    return found
-
-
-def _needed(whole: Any, definitions: Mapping[str, Any]) -> set[str]:
-    needed: set[str] = set()
-    ahead = _numbers_in(whole)
-    while ahead:
-        number = ahead.pop()
-        if number not in needed:
-            needed.add(number)
-            ahead |= _numbers_in(definitions[number])
-    return needed
-
-
-def _recurring(definitions: Mapping[str, Any]) -> set[str]:
-    """The definitions that lead back to themselves."""
-    uses = {number: _numbers_in(body) for number, body in definitions.items()}
-    recurring = set()
-    for number in uses:
-        seen: set[str] = set()
-        ahead = set(uses[number])
-        while ahead:
-            other = ahead.pop()
-            if other == number:
-                recurring.add(number)
-                break
-            if other not in seen:
-                seen.add(other)
-                ahead |= uses[other]
-    return recurring

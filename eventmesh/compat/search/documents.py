@@ -20,6 +20,7 @@ from eventmesh.compat.schema.members import fits
 from eventmesh.compat.schema.normal import bare, definitions_of
 from eventmesh.compat.schema.reading import Schema
 from eventmesh.compat.schema.regular import Irregular, example
+from eventmesh.compat.schema.shared import is_same
 from eventmesh.compat.schema.validity import matches, validator
 from eventmesh.compat.schema.values import same, type_of
 from eventmesh.compat.search.scalars import numbers, texts
@@ -49,10 +50,8 @@ class Maker:
     """Makes candidates: likely, not surely, documents of the writer's schema."""
 
     def __init__(self, writer: Schema, reader: Schema | None = None, *, budget: StepBudget) -> None:
-        self._writer = Flattener(definitions_of(writer), budget)
-        self._reader = Flattener(definitions_of(True if reader is None else reader), budget)
-        theirs = definitions_of(True if reader is None else reader)
-        self._shared = same(definitions_of(writer), theirs)
+        known = {**definitions_of(writer), **definitions_of(True if reader is None else reader)}
+        self._flattener = Flattener(known, budget)
         self._root = (bare(writer),)
         self._rival: Conjunction | None = None if reader is None else (bare(reader),)
         self._steps = MAX_STEPS + 2 * _size(writer)
@@ -61,6 +60,10 @@ class Maker:
     def candidates(self) -> Iterator[Any]:
         """The candidates, simplest first; each is new."""
         yield from _distinct(self._values(self._root, self._rival, 0, 10_000))
+
+    def values_of(self, flat: Flat, kind: str, rivals: Sequence[Flat]) -> Iterator[Any]:
+        """Values of one type of an alternative, those first that a rival may reject."""
+        return self._of_flat(flat, kind, rivals, not rivals, 0)
 
     def _values(
         self,
@@ -79,25 +82,25 @@ class Maker:
         if not _constrained(schemas) and not _constrained(against or ()):
             yield from islice(_PLAIN, most)
             return
-        flats = self._flats(self._writer, schemas)
-        rivals = [] if against is None else self._flats(self._reader, against)
+        flats = self._flats(schemas)
+        rivals = [] if against is None else self._flats(against)
         makers = [
             self._of_flat(flat, kind, rivals, against is None, depth)
             for flat in flats
             for kind in _kinds(flat)
         ]
-        yield from islice(_distinct(_in_turn(makers)), most)
+        yield from islice(_distinct(in_turn(makers)), most)
 
     def _equal(self, schemas: Conjunction, against: Conjunction) -> bool:
-        if not self._shared and ("$ref" in str(schemas)[:4000]):
-            return False
-        return same([s for s in schemas if s is not True], [s for s in against if s is not True])
+        mine = [schema for schema in schemas if schema is not True]
+        theirs = [schema for schema in against if schema is not True]
+        return len(mine) == len(theirs) and all(map(is_same, mine, theirs))
 
-    def _flats(self, flattener: Flattener, schemas: Conjunction) -> list[Flat]:
+    def _flats(self, schemas: Conjunction) -> list[Flat]:
         try:
-            return flattener.alternatives(schemas)
+            return self._flattener.alternatives(schemas)
         except TooMany:
-            return flattener.some(schemas)
+            return self._flattener.some(schemas)
 
     def _of_flat(
         self,
@@ -168,7 +171,7 @@ class Maker:
                 if not flat.unique and len(made) == place + 1:
                     yield [*changed, value]
         for rival in rivals:
-            for contains in rival.contains if self._shared else ():
+            for contains in rival.contains:
                 held = (*flat.at(first), contains.schema)
                 inside = list(self._values(held, None, depth + 1, 3))
                 for count in sorted({contains.least, contains.most or 0, (contains.most or 0) + 1}):
@@ -264,7 +267,7 @@ class Maker:
         width = _width(alone, depth)
         choices: dict[str, list[Any]] = {}
         equal = 0
-        names = list(dict.fromkeys([*sorted(flat.required), *self._names(flat, rivals)]))
+        names = list(dict.fromkeys([*sorted(flat.required), *self.names_of(flat, rivals)]))
         for number, name in enumerate(names):
             held = flat.of(name, matches)
             against = None if alone else _merged(rival.of(name, matches) for rival in rivals)
@@ -352,7 +355,7 @@ class Maker:
                 made[name] = values[0]
         return made
 
-    def _names(self, flat: Flat, rivals: Sequence[Flat]) -> list[str]:
+    def names_of(self, flat: Flat, rivals: Sequence[Flat]) -> list[str]:
         """Names that may stand in the object, or that a rival minds."""
         names = list(flat.properties)
         for rival in rivals:
@@ -380,7 +383,7 @@ class Maker:
     def _may_be_named(self, flat: Flat, name: str) -> bool:
         if not flat.names:
             return True
-        schema = {"allOf": list(flat.names), "$defs": dict(self._writer.definitions)}
+        schema = {"allOf": list(flat.names), "$defs": dict(self._flattener.definitions)}
         return validator(schema, "2020")(name)
 
 
@@ -442,7 +445,7 @@ def _fill(choices: Sequence[Sequence[Any]], length: int, unique: bool) -> list[A
 _NONE: Any = object()
 
 
-def _in_turn(makers: Sequence[Iterator[Any]]) -> Iterator[Any]:
+def in_turn(makers: Sequence[Iterator[Any]]) -> Iterator[Any]:
     """One from each, in turn, until all have ended."""
     ahead = list(makers)
     while ahead:

@@ -119,8 +119,10 @@ def numbers(flat: Flat, rivals: Sequence[Flat]) -> Iterator[int | float]:
         candidates += [step, -step, *(step * other for other in steps), 2 * step, 3 * step]
     seen = set()
     for value in [*candidates, *_NUMBERS, *(n for s in flat.multiples for n in _near(0, s))]:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # the same number, as writers of integers write it
+        if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
+            # The same number, as writers of integers write it. Larger ones stay floats, because
+            # jsonschema-rs compares large integers inexactly with bounds that are floats.
+            value = int(value)
         mark = repr(value)
         if mark not in seen and _is_finite(value) and in_bounds(flat, value):
             seen.add(mark)
