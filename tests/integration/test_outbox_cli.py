@@ -274,8 +274,11 @@ class TestParking:
         assert bank.published == ["a2", "a3"]
         assert await bank.listed() == []
 
-    async def test_only_what_is_parked_is_retried_or_skipped(self, bank_of_ours: Bank) -> None:
+    async def test_only_what_is_parked_is_retried_or_skipped(
+        self, bank_of_ours: Bank, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         bank = bank_of_ours
+        monkeypatch.setattr("eventmesh.runtime.relaying.relay.hold_time", lambda _attempts: 60.0)
         await bank.publish("a1", "b1")
         bank.broker.refused = {bank.ids["a1"]}
         await bank.relay.round()
