@@ -246,7 +246,7 @@ def test_the_command_writes_yaml(shop: Project) -> None:
 def test_mistakes_are_reported_in_one_paragraph(shop: Project) -> None:
     unknown, unwritable = asyncapi(shop, ["nobody"], ["--output", "no/such/folder.json"])
     unknown.fails(2, "There is no service 'nobody'")
-    unwritable.fails(2, "no/such/folder.json cannot be written: No such file or directory")
+    unwritable.fails(2, "Cannot write no/such/folder.json: No such file or directory")
 
 
 class SoldOnce(Event, name="mall.sold", version=1):
