@@ -16,8 +16,9 @@ from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Message
 from eventmesh.errors import UsageError
 from eventmesh.integrations.faststream.redis import RedisMesh
-from eventmesh.persistence import outbox, starts
+from eventmesh.persistence import starts
 from eventmesh.persistence.database import AsyncSession
+from eventmesh.persistence.tables import outbox
 from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.consuming.poison import SUSPECT_AFTER
 from eventmesh.runtime.consuming.worker import Worker
@@ -78,7 +79,7 @@ class Shop:
     async def outbox(self) -> list[Envelope]:
         database = await self.service.database()
         async with database.reading() as connection:
-            rows = await connection.execute(select(outbox.outbox).order_by(outbox.outbox.c.seq))
+            rows = await connection.execute(select(outbox).order_by(outbox.c.seq))
             return [Envelope(row.headers, row.data) for row in rows]
 
 
