@@ -1,4 +1,4 @@
-"""Consumes a subscription: reads its streams ahead, hands out deliveries and settles them.
+"""Consumes a subscription: prefetches entries, delivers them to the worker and settles them.
 
 One task reads, on a connection of its own: first entries that can be claimed, because a consumer
 returned them when it left or has died, then new ones. It fills a buffer, which `receive` empties,
@@ -254,7 +254,7 @@ class RedisConsumer:
         return self._prefetch - len(self._pending)
 
     def _should_read(self) -> bool:
-        """Whether there is enough room for a round trip to pay, or nothing to hand out."""
+        """Whether a round trip is worth it: there is enough room, or the buffer is empty."""
         return self._room() > (self._prefetch // 4 if self._buffer else 0)
 
     async def _claim(self, connection: Connection, searching: bool) -> int:

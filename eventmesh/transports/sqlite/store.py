@@ -4,7 +4,7 @@ A row of `queue` is free (`owner` is null) or leased by a consumer until `leased
 does not change its place in the order (`due_at`, `sequence`), so a message that a consumer
 returned, or leased before it died, comes before messages that were published later.
 
-The broker has a time of its own, so that nobody sets it back or forward: the wall clock when the
+The broker has a time of its own, which no change of the wall clock affects: the wall clock when the
 file was created, and from then on counted by the machine's monotonic clock, which all processes
 share. The table `clock` keeps the difference. For example, created at wall time 1,000,000 with the
 monotonic clock at 50, `ahead` is 999,950; at monotonic 60 the time is 1,000,010. After a reboot the
@@ -225,7 +225,7 @@ class SqliteStore:
             )
 
     def release(self, owner: str, handed_out: Iterable[int]) -> None:
-        """End this owner's leases; only messages that were handed out count as delivered."""
+        """End this owner's leases; only messages that `receive` returned count as delivered."""
         with self._transaction() as connection:
             connection.executemany(
                 "UPDATE queue SET owner = NULL, leased_until = NULL"
