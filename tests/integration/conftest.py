@@ -22,6 +22,7 @@ import pytest
 from redis.asyncio import Redis
 
 from eventmesh.clock import SystemClock
+from eventmesh.runtime.relaying import relay
 from eventmesh.transports.base import TransportOptions, publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope
@@ -29,6 +30,9 @@ from tests.integration.forks import Forks
 
 PATIENCE = 120.0
 """Seconds within which anything waited for must happen; only a failure takes so long."""
+
+HOLD_TIME = 3600.0
+"""Seconds, where `long_holds` is used."""
 
 POLL_INTERVAL = 0.01
 AT_ONCE = 6
@@ -382,6 +386,13 @@ class Project:
         for pid in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def long_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that the broker rejects is held for HOLD_TIME: it comes again when the test moves
+    the clock on, and not because the machine is slow."""
+    monkeypatch.setattr(relay, "hold_time", lambda _attempts: HOLD_TIME)
 
 
 @pytest.fixture(scope="session")

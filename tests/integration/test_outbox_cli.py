@@ -205,6 +205,7 @@ class TestParking:
         assert bank.published == ["-2", "a1"]
         assert await bank.listed() == [("-1", "parked")]
 
+    @pytest.mark.usefixtures("long_holds")
     async def test_what_waits_says_why(self, bank_of_ours: Bank) -> None:
         bank = bank_of_ours
         await bank.publish("a1", "a2", "b1")
@@ -274,11 +275,9 @@ class TestParking:
         assert bank.published == ["a2", "a3"]
         assert await bank.listed() == []
 
-    async def test_only_what_is_parked_is_retried_or_skipped(
-        self, bank_of_ours: Bank, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.mark.usefixtures("long_holds")
+    async def test_only_what_is_parked_is_retried_or_skipped(self, bank_of_ours: Bank) -> None:
         bank = bank_of_ours
-        monkeypatch.setattr("eventmesh.runtime.relaying.relay.hold_time", lambda _attempts: 60.0)
         await bank.publish("a1", "b1")
         bank.broker.refused = {bank.ids["a1"]}
         await bank.relay.round()

@@ -38,6 +38,7 @@ from eventmesh.transports.factory import open_transport
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.transports.outcome import DONE
 from tests.conformance.refusing import refusing
+from tests.integration.conftest import HOLD_TIME
 from tests.support import units
 from tests.support.moved_time import MovedTime
 from tests.support.units import outgoing
@@ -627,6 +628,7 @@ async def taken(transport: Transport, subscription: Subscription, count: int) ->
 
 
 class TestRejectedMessages:
+    @pytest.mark.usefixtures("long_holds")
     @pytest.mark.parametrize("broker", ["redis", "amqp"])
     async def test_a_rejected_message_holds_back_its_key_and_no_other(
         self, broker: str, durable_url: Callable[[str], str], sqlite_url: str
@@ -650,7 +652,7 @@ class TestRejectedMessages:
             assert await self.waiting(database) == [("shop.noted", 1), *2 * [("shop.happened", 0)]]
             assert await taken(transport, happening, 1) == ["b"]
             assert (await relaying.round()).confirmed == 0
-            clock.ahead += timedelta(seconds=relay.hold_time(1))
+            clock.ahead += timedelta(seconds=HOLD_TIME)
             assert (await relaying.round()).confirmed == 1
             assert await taken(transport, noting, 1) == ["a"]
             assert (await relaying.round()).confirmed == 2

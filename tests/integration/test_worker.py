@@ -46,7 +46,7 @@ from eventmesh.runtime.consuming.lanes import lane_of
 from eventmesh.runtime.consuming.poison import CAUTIOUS_AFTER, FIRST_DELIVERIES_TO_LEAVE
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.handler import bind
-from eventmesh.runtime.relaying.relay import Relay, hold_time
+from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import (
     ALL_CONFIRMED,
@@ -61,6 +61,7 @@ from eventmesh.transports.base import (
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope, seal
+from tests.integration.conftest import HOLD_TIME
 from tests.support.moved_time import MovedTime
 
 SOON = Retry(attempts=3, backoff=constant("10ms"))
@@ -737,6 +738,7 @@ async def fill(mesh: Mesh, *messages: Done) -> None:
 
 
 @EVERYWHERE
+@pytest.mark.usefixtures("long_holds")
 async def test_a_rejected_message_blocks_its_own_key_only(mesh: Mesh) -> None:
     refusing = True
     broker = Picky(mesh.clock, lambda e: refusing and e.data.startswith(b'{"number":1,'))
@@ -749,7 +751,7 @@ async def test_a_rejected_message_blocks_its_own_key_only(mesh: Mesh) -> None:
     assert len(broker.published) == 3
     refusing = False
     assert (await relay.round()).confirmed == 0
-    mesh.clock.ahead += timedelta(seconds=hold_time(1))
+    mesh.clock.ahead += timedelta(seconds=HOLD_TIME)
     while (await relay.round()).confirmed:
         pass
     numbers = [e.data[10:11] for e in broker.published if e.key == "a"]
