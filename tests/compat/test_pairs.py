@@ -21,7 +21,7 @@ from tests.compat.oracle import is_proof, refutation
 
 HERE = Path(__file__).parent
 REPORT = HERE.parents[1] / "build" / "schema-pairs.md"
-CAP = 2.0
+CAP = 20.0
 """Seconds of the processor that no pair may take, whoever else it works for."""
 
 _ANNOTATION = "content… is an annotation, which refuses no document"
