@@ -97,10 +97,29 @@ async def note(
     return [OrderPlaced(order_id=event.order_id)]
 
 
+# A handler that takes a list is called once for the messages of a group.
+
+
+@service.subscriber(OrderPlaced, OrderRefused)
+async def book(events: list[OrderPlaced | OrderRefused], tx: Transaction) -> list[OrderPlaced]:
+    for event in events:
+        tx.publish(OrderPlaced(order_id=event.order_id), cause=event)
+        tx.send(PlaceOrder(order_id=event.order_id), cause=event, delay="1m")
+    tx.publish(OrderPlaced(order_id=1), cause="event")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    return []
+
+
+@service.subscriber(OrderPlaced)
+async def count(events: list[OrderPlaced]) -> None:
+    assert_type(events[0].order_id, int)
+
+
 async def call_as_written(tx: Transaction, session: AsyncSession, envelope: Envelope) -> None:
     assert_type(await place(PlaceOrder(order_id=1), tx), OrderPlaced | OrderRefused)
     await place(OrderPlaced(order_id=1), tx)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await note(OrderPlaced(order_id=1), session, envelope, 0.0)
+    assert_type(await book([OrderPlaced(order_id=1)], tx), list[OrderPlaced])
+    await count(OrderPlaced(order_id=1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # Transactions outside handlers, and sessions of an application's own.
