@@ -92,15 +92,6 @@ class _Automaton:
         return self.last in self.closure(states, start, True)
 
 
-def is_regular(pattern: str) -> bool:
-    """Whether this pattern can be reasoned about here."""
-    try:
-        _compile(pattern, False)
-    except Irregular:
-        return False
-    return True
-
-
 def example(
     matching: Sequence[str],
     missing: Sequence[str] = (),
