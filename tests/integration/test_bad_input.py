@@ -134,7 +134,7 @@ def test_a_pyproject_that_cannot_be_read(bank: Project) -> None:
 SETTINGS = {
     "LOG_LEVEL=loud": ["EVENTMESH_LOG_LEVEL", "'debug', 'info', 'warning' or 'error'"],
     "DRAIN_TIMEOUT=-1": ["EVENTMESH_DRAIN_TIMEOUT", "greater than 0"],
-    "DRAIN_TIMEOUT=soon": ["'soon' is not a duration", '"30s"'],
+    "DRAIN_TIMEOUT=soon": ["'soon' is not a valid duration", '"30s"'],
     "PREFETCH=0": ["EVENTMESH_PREFETCH", "greater than or equal to 1"],
     "BROKER_PREFIX=BANK": ["EVENTMESH_BROKER_PREFIX"],
 }

@@ -200,16 +200,16 @@ async def absent_url(postgres_server: Server) -> AsyncIterator[str]:
 
 def test_a_database_is_made_and_upgraded(bank: Project, absent_url: str) -> None:
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = absent_url
-    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: upgraded to 0003\n"
-    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: is at 0003\n"
+    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: upgraded to 0004\n"
+    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: is at 0004\n"
 
 
 async def test_a_service_on_postgresql(
     bank: Project, postgres_url: str, attributes: Attributes, put: Put
 ) -> None:
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = postgres_url.replace("+asyncpg", "")
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: upgraded to 0003\n"
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0003\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: upgraded to 0004\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0004\n"
     worker = bank.worker()
     await put(bank, attributes(), GOOD)
     worker.until_prints("ada has 12.50")
@@ -218,7 +218,7 @@ async def test_a_service_on_postgresql(
 
 def test_sqlite_needs_no_upgrade_but_takes_one(bank: Project) -> None:
     bank.worker().drain()
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0003\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0004\n"
 
 
 async def test_a_column_that_no_migration_has_made_is_told_of_before_the_first_message(
@@ -233,12 +233,12 @@ async def test_a_column_that_no_migration_has_made_is_told_of_before_the_first_m
     bank.run("worker", "bank").fails(4, *said)
     upgrade = bank.run("db", "upgrade", "bank")
     upgrade.fails(4, *said)
-    assert upgrade.out == "bank: is at 0003\n"
+    assert upgrade.out == "bank: is at 0004\n"
 
     with sqlite3.connect(bank.root / ".eventmesh/bank.db") as connection:
         connection.execute("ALTER TABLE accounts ADD COLUMN iban VARCHAR")
     connection.close()
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0003\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0004\n"
     worker = bank.worker()
     await put(bank, attributes(), GOOD)
     worker.until_prints("ada has 12.50")

@@ -51,9 +51,9 @@ def test_a_back_off_that_shrinks_is_refused(factor: float) -> None:
 
 
 def test_a_back_off_without_a_valid_duration_is_refused_when_it_is_declared() -> None:
-    with pytest.raises(UsageError, match="is not a duration"):
+    with pytest.raises(UsageError, match="is not a valid duration"):
         exponential("soon")
-    with pytest.raises(UsageError, match="is not a duration"):
+    with pytest.raises(UsageError, match="is not a valid duration"):
         constant("later")
 
 
