@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 import eventmesh
 from eventmesh.runtime.declaring.settings import read_env_file
@@ -63,6 +64,13 @@ class Servers:
             return found
         self.any(kind)
         pytest.skip(str(found))
+
+
+@pytest.fixture(autouse=True)
+def unconfigured_logging() -> None:
+    """No test meets what another has configured: structlog counts as configured for the rest of the
+    process once a test has used `capture_logs`."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
