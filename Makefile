@@ -21,7 +21,7 @@ demo: $(VENV)/.run  ## real purchases through four worker processes; ARGS="--kil
 test: $(VENV)/.dev  ## all tests, several processes side by side (JOBS=4); ARGS="-k redis"
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
-quick: check  ## lint, types and unit tests, within a minute
+quick: check  ## lint, types and unit tests, in about a minute
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/unit $(ARGS)
 
 soak: export EVENTMESH_SOAK_MINUTES ?= 10
