@@ -36,7 +36,7 @@ check: $(VENV)/.dev  ## what a reader's tools would say
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/deptry .
 
 bench: $(VENV)/.dev  ## ratios against raw clients, FastStream, and programs written by hand
