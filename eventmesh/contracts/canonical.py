@@ -103,13 +103,13 @@ class _Forms:
         self._untyped = _UNTYPED | {"x-checked"} if checks else _UNTYPED
         self._hashes: dict[int, tuple[Form, str]] = {}  # with the form, so that its id stays its
         self._definitions: dict[str, Form] = {}
-        below, circle, above = _layers(root)
+        below, cyclic, above = _layers(root)
         for reference in below:
             self._define(reference)
-        for reference in circle:
+        for reference in cyclic:
             self._definitions[reference] = {"$ref": ""}
-        for _ in circle[:_MAX_ROUNDS]:
-            seen = {name: self.hash(self.form(resolve_reference(root, name))) for name in circle}
+        for _ in cyclic[:_MAX_ROUNDS]:
+            seen = {name: self.hash(self.form(resolve_reference(root, name))) for name in cyclic}
             self._definitions |= {name: {"$ref": colour} for name, colour in seen.items()}
             self._hashes.clear()
         for reference in above:
@@ -136,13 +136,13 @@ class _Forms:
     def hash(self, form: Form) -> str:
         if id(form) in self._hashes:
             return self._hashes[id(form)][1]
-        flat = {
+        hashed = {
             keyword: sorted(map(self.hash, value))
             if keyword in ("allOf", "anyOf", "oneOf")
             else value
             for keyword, value in form.items()
         }
-        found = hashlib.sha256(_text(flat).encode()).hexdigest()
+        found = hashlib.sha256(_text(hashed).encode()).hexdigest()
         self._hashes[id(form)] = form, found
         return found
 

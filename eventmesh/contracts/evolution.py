@@ -243,27 +243,28 @@ class _Versions:
     def _check_downcaster(self, version: int, revisions: Sequence[Lock]) -> Problem | None:
         functions = self.model.__downcasters__
         chain = _Chain({s: functions[s] for s in range(self.current - 1, version - 1, -1)})
-        takes = [allowed(lock.writer) for lock in revisions]
+        checks = [allowed(lock.writer) for lock in revisions]
         samples = [sample for lock in self.locks.get(self.current, ()) for sample in lock.samples]
 
-        def refused(document: Any) -> str:
+        def failure(document: Any) -> str:
+            """Why the result for this document is not allowed; empty if it is."""
             try:
                 made = json.loads(_as_json(chain.run(document)))
             except Exception as error:  # noqa: BLE001  # a user's function may raise anything
                 return f"{type(error).__name__}: {error}"
-            reasons = [take(made) for take in takes]
+            reasons = [check(made) for check in checks]
             return "" if "" in reasons else f"{_shown(made)} is not allowed: {reasons[-1]}"
 
         mine = written(self.model)
-        failing = next((d for d in [*samples, *mine] if refused(d)), None)
+        failing = next((d for d in [*samples, *mine] if failure(d)), None)
         why = ""
         if failing is not None:
             failing = shrunk(
                 failing,
-                lambda d: bool(refused(d)) and _is_written(self.model, d),
+                lambda d: bool(failure(d)) and _is_written(self.model, d),
                 StepBudget(10_000),
             )
-            why = refused(failing)
+            why = failure(failing)
         elif chain.impure:
             failing, why = next(iter(chain.impure.values()))
         else:

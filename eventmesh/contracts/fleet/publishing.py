@@ -46,7 +46,7 @@ def _unpublished(
         fix = f"Check {owner} in the same project, or waive this finding."
     else:
         summary = f"{beginning}, but there is neither a service {owner} nor a lock file."
-        fix = _nobody(owner)
+        fix = _fix_for_unknown_owner(owner)
     return Problem(
         "EM051",
         severity,
@@ -125,7 +125,7 @@ def _unhandled(
         fix = f"Check {owner} in the same project, or waive this finding."
     else:
         summary = f"{beginning}, but there is neither a service {owner} nor a lock file."
-        fix = _nobody(owner)
+        fix = _fix_for_unknown_owner(owner)
     return Problem(
         "EM052",
         severity,
@@ -137,7 +137,7 @@ def _unhandled(
     )
 
 
-def _nobody(owner: str) -> str:
+def _fix_for_unknown_owner(owner: str) -> str:
     return (
         f"Correct the name; or, if {owner} is in another project, copy its lock files to "
         f"schemas/{owner}/."

@@ -54,7 +54,7 @@ def unreadable(facts: Facts, judge: Judge) -> Iterator[Problem]:
         for arrival in arriving_versions(facts, reading):
             if arrival.version in reported:
                 continue
-            for verdict, form in _refused(reading.model, arrival, judge):
+            for verdict, form in _unreadable_forms(reading.model, arrival, judge):
                 if arrival.frozen:
                     reported.add(arrival.version)
                 yield _unreadable(reading, arrival, form, verdict)
@@ -88,7 +88,7 @@ def misread_elsewhere(facts: Facts, judge: FrozenJudge) -> Iterator[Problem]:
             )
 
 
-def _refused(
+def _unreadable_forms(
     model: type[Message], arrival: ArrivingVersion, judge: Judge
 ) -> list[tuple[Breaking | Unknown, Form]]:
     """The first form that the model cannot read; else the first that is unknown, if any."""

@@ -116,13 +116,13 @@ def read_lock(
     content = parse(_decode(_read(path) if data is None else data))
     if not isinstance(content, dict) or content.keys() != _KEYS:
         keys = content.keys() if isinstance(content, dict) else set[str]()
-        missing, odd = sorted(_KEYS - keys), sorted(keys - _KEYS)
+        missing, unknown = sorted(_KEYS - keys), sorted(keys - _KEYS)
         raise BrokenLock(
             "is not a lock file: "
             + (
                 f"it lacks {', '.join(missing)}"
                 if missing
-                else f"it has the unknown keys {', '.join(odd)[:200]}"
+                else f"it has the unknown keys {', '.join(unknown)[:200]}"
             )
         )
     if content["hash"] != seal(content):

@@ -1,4 +1,7 @@
-"""Equal meaning, equal digest: a new release of pydantic raises no false alarm."""
+"""Schemas with the same meaning have the same digest.
+
+So a new release of pydantic that writes a schema in another way raises no false alarm.
+"""
 
 from __future__ import annotations
 
@@ -30,25 +33,28 @@ def renamed(schema: Any, old: str, new: str) -> Any:
 
 
 SAME: dict[str, tuple[Any, Any]] = {
-    "the order of nullable": ({"anyOf": [TEXT, NULL]}, {"anyOf": [NULL, TEXT]}),
+    "null first or last": ({"anyOf": [TEXT, NULL]}, {"anyOf": [NULL, TEXT]}),
     "nullable as two types": ({"type": ["string", "null"]}, {"anyOf": [TEXT, NULL]}),
     "nullable with a bound": (
         {"type": ["string", "null"], "maxLength": 3},
         {"anyOf": [{"type": "string", "maxLength": 3}, NULL]},
     ),
-    "one type in a list": ({"type": ["string"]}, TEXT),
-    "a constant and one value": ({"const": "a"}, {"enum": ["a"]}),
-    "a constant and its type": ({"const": "a"}, {"const": "a", "type": "string"}),
-    "values and their type": ({"enum": ["a", "b"]}, {"enum": ["b", "a"], "type": "string"}),
-    "null as value and as type": ({"enum": ["a", None]}, {"anyOf": [{"const": "a"}, NULL]}),
-    "null as constant": ({"const": None}, NULL),
-    "both truth values": ({"type": "boolean"}, {"enum": [True, False]}),
-    "constants one by one": ({"anyOf": [{"const": 1}, {"const": 2}]}, {"enum": [2, 1]}),
-    "a value of another type": ({"type": "string", "enum": ["a", 1]}, {"const": "a"}),
+    "a list of one type": ({"type": ["string"]}, TEXT),
+    "const and an enum of one value": ({"const": "a"}, {"enum": ["a"]}),
+    "const with and without its type": ({"const": "a"}, {"const": "a", "type": "string"}),
+    "enum with and without its type": (
+        {"enum": ["a", "b"]},
+        {"enum": ["b", "a"], "type": "string"},
+    ),
+    "null as a value and as a type": ({"enum": ["a", None]}, {"anyOf": [{"const": "a"}, NULL]}),
+    "null as a constant": ({"const": None}, NULL),
+    "boolean and an enum of both booleans": ({"type": "boolean"}, {"enum": [True, False]}),
+    "anyOf of constants and an enum": ({"anyOf": [{"const": 1}, {"const": 2}]}, {"enum": [2, 1]}),
+    "an enum value that the type excludes": ({"type": "string", "enum": ["a", 1]}, {"const": "a"}),
     "1 and 1.0": ({"type": "number", "maximum": 1.0}, {"type": "number", "maximum": 1}),
     "1 and 1.0 among values": ({"enum": [1.0, 2]}, {"enum": [1, 2.0]}),
     "1 and 1.0 as defaults": (NUMBER | {"default": 1.0}, NUMBER | {"default": 1}),
-    "a reference alone": (
+    "a reference inside allOf": (
         field({"$ref": "#/$defs/A"}, A=LINE),
         field({"allOf": [{"$ref": "#/$defs/A"}]}, A=LINE),
     ),
@@ -56,17 +62,17 @@ SAME: dict[str, tuple[Any, Any]] = {
         field({"$ref": "#/$defs/A", "default": {"sku": ""}}, A=LINE),
         field({"allOf": [{"$ref": "#/$defs/A"}], "default": {"sku": ""}}, A=LINE),
     ),
-    "a reference with words": (
+    "a reference with annotations": (
         field({"$ref": "#/$defs/A"}, A=LINE),
         field({"$ref": "#/$defs/A", "title": "F", "description": "W", "deprecated": True}, A=LINE),
     ),
-    "another name of a class": (
+    "a renamed class": (
         field({"$ref": "#/$defs/A"}, A=LINE),
         field({"$ref": "#/$defs/my__Line-Output"}, **{"my__Line-Output": LINE}),
     ),
     "an unused definition": (field(TEXT), field(TEXT, A=LINE)),
-    "written in its place": (field({"$ref": "#/$defs/A"}, A=LINE), field(LINE)),
-    "two classes alike": (
+    "an inlined definition": (field({"$ref": "#/$defs/A"}, A=LINE), field(LINE)),
+    "two equal classes": (
         field({"anyOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}]}, A=LINE, B=dict(LINE)),
         field({"$ref": "#/$defs/A"}, A=LINE),
     ),
@@ -82,21 +88,30 @@ SAME: dict[str, tuple[Any, Any]] = {
         field({"$ref": "#/$defs/a~1b%5Bc%5D"}, **{"a/b[c]": LINE}),
         field({"$ref": "#/$defs/A"}, A=LINE),
     ),
-    "another name in a circle": (
+    "a renamed class in a cycle": (
         field({"$ref": "#/$defs/Node"}, Node=NODE),
         renamed(field({"$ref": "#/$defs/Node"}, Node=NODE), "Node", "Link"),
     ),
-    "a circle from its root": (
+    "a cycle through the root": (
         {"$ref": "#/$defs/Node", "$defs": {"Node": NODE}},
         {"allOf": [{"$ref": "#/$defs/Link"}], "$defs": {"Link": renamed(NODE, "Node", "Link")}},
     ),
-    "anything": (field({}), field(True)),
+    "true and the empty schema": (field({}), field(True)),
     "a list of anything": ({"type": "array"}, {"type": "array", "items": {}}),
-    "further fields": ({"type": "object"}, {"type": "object", "additionalProperties": True}),
-    "no fields": ({"type": "object"}, {"type": "object", "properties": {}, "required": []}),
-    "nothing": ({"not": {}}, False),
-    "no least length": (TEXT, TEXT | {"minLength": 0}),
-    "repetition": ({"type": "array"}, {"type": "array", "uniqueItems": False, "minItems": 0}),
+    "additional properties by default": (
+        {"type": "object"},
+        {"type": "object", "additionalProperties": True},
+    ),
+    "empty properties and required": (
+        {"type": "object"},
+        {"type": "object", "properties": {}, "required": []},
+    ),
+    "false and not anything": ({"not": {}}, False),
+    "a minimum length of 0": (TEXT, TEXT | {"minLength": 0}),
+    "array keywords without effect": (
+        {"type": "array"},
+        {"type": "array", "uniqueItems": False, "minItems": 0},
+    ),
     "a tuple": (
         {"type": "array", "prefixItems": [TEXT, NUMBER], "minItems": 2, "maxItems": 2},
         {"type": "array", "prefixItems": [TEXT, NUMBER], "items": False, "minItems": 2},
@@ -105,16 +120,16 @@ SAME: dict[str, tuple[Any, Any]] = {
         {"type": "array", "prefixItems": [TEXT], "maxItems": 1},
         {"type": "array", "items": [TEXT], "additionalItems": False},
     ),
-    "a hint for OpenAPI": (
+    "a discriminator for OpenAPI": (
         {"oneOf": [TEXT, NUMBER]},
         {"oneOf": [NUMBER, TEXT], "discriminator": {"propertyName": "kind"}},
     ),
-    "one of one": ({"oneOf": [TEXT]}, TEXT),
-    "alternatives in alternatives": (
+    "oneOf with one branch": ({"oneOf": [TEXT]}, TEXT),
+    "nested anyOf": (
         {"anyOf": [TEXT, {"anyOf": [NUMBER, NULL]}]},
         {"anyOf": [NULL, NUMBER, TEXT, TEXT]},
     ),
-    "what a field asks for, as it was written before": (
+    "dependencies of an older draft": (
         {"type": "object", "dependencies": {"a": ["b"], "c": TEXT}},
         {"type": "object", "dependentRequired": {"a": ["b"]}, "dependentSchemas": {"c": TEXT}},
     ),
@@ -122,18 +137,18 @@ SAME: dict[str, tuple[Any, Any]] = {
         {"type": "object", "required": ["a", "b"]},
         {"type": "object", "required": ["b", "a"]},
     ),
-    "words": (
+    "annotations": (
         TEXT,
         TEXT | {"title": "T", "description": "D", "examples": ["a"], "readOnly": True, "x-ui": 1},
     ),
-    "the dialect": (TEXT, TEXT | {"$schema": "https://json-schema.org/draft/2020-12/schema"}),
+    "the draft": (TEXT, TEXT | {"$schema": "https://json-schema.org/draft/2020-12/schema"}),
     "a bound that does not apply": (TEXT, TEXT | {"minimum": 3}),
     "a decimal's pattern": (TEXT, TEXT | {"pattern": DECIMAL}),
-    "the pattern that follows": (
+    "a pattern that follows from x-decimal": (
         TEXT | {"x-decimal": {"ge": "0"}, "pattern": "^[0-9.]+$"},
         TEXT | {"x-decimal": {"ge": "0"}},
     ),
-    "a format that nobody enforces": (TEXT, TEXT | {"format": "decimal"}),
+    "a format that is not enforced": (TEXT, TEXT | {"format": "decimal"}),
     "a validator": (TEXT, TEXT | {"x-checked": ["even:012345"]}),
 }  # fmt: skip
 
@@ -142,10 +157,10 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "an integer and a number": ({"type": "integer"}, NUMBER),
     "true and 1": ({"const": True}, {"const": 1}),
     "1 and its text": ({"const": 1}, {"const": "1"}),
-    "one value more": ({"enum": ["a"]}, {"enum": ["a", "b"]}),
-    "null": (TEXT, {"anyOf": [TEXT, NULL]}),
-    "any of and one of": ({"anyOf": [TEXT, NUMBER]}, {"oneOf": [TEXT, NUMBER]}),
-    "all of and any of": (
+    "an added enum value": ({"enum": ["a"]}, {"enum": ["a", "b"]}),
+    "nullable": (TEXT, {"anyOf": [TEXT, NULL]}),
+    "anyOf and oneOf": ({"anyOf": [TEXT, NUMBER]}, {"oneOf": [TEXT, NUMBER]}),
+    "allOf and anyOf": (
         {"allOf": [{"minLength": 1}, {"pattern": "a"}]},
         {"anyOf": [{"minLength": 1}, {"pattern": "a"}]},
     ),
@@ -157,8 +172,11 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "a decimal's bounds": (TEXT | {"x-decimal": {"ge": "0"}}, TEXT | {"x-decimal": {"ge": "1"}}),
     "a default": (field(TEXT | {"default": "a"}), field(TEXT | {"default": "b"})),
     "a default of null": (field(TEXT | {"default": None}), field(TEXT)),
-    "what is required": ({"type": "object", "required": ["a"]}, {"type": "object"}),
-    "no further fields": ({"type": "object"}, {"type": "object", "additionalProperties": False}),
+    "a required field": ({"type": "object", "required": ["a"]}, {"type": "object"}),
+    "additional properties forbidden": (
+        {"type": "object"},
+        {"type": "object", "additionalProperties": False},
+    ),
     "a field's name": (field(TEXT), {"type": "object", "properties": {"g": TEXT}}),
     "a field called title": (
         {"type": "object", "properties": {"title": TEXT}},
@@ -176,55 +194,55 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
         {"type": "array", "prefixItems": [TEXT, NUMBER]},
         {"type": "array", "prefixItems": [NUMBER, TEXT]},
     ),
-    "what is referred to": (
+    "the target of a reference": (
         field({"$ref": "#/$defs/A"}, A=LINE, B=TEXT),
         field({"$ref": "#/$defs/B"}, A=LINE, B=TEXT),
     ),
-    "the inside of a definition": (
+    "the content of a definition": (
         field({"$ref": "#/$defs/A"}, A=LINE),
         field({"$ref": "#/$defs/A"}, A=LINE | {"required": []}),
     ),
-    "the inside of a circle": (
+    "the content of a definition in a cycle": (
         field({"$ref": "#/$defs/Node"}, Node=NODE),
         field({"$ref": "#/$defs/Node"}, Node=NODE | {"required": ["next"]}),
     ),
-    "a key among the data": ({"const": {"title": "a"}}, {"const": {"title": "b"}}),
-    "what a field asks for": (
+    "a keyword's name inside a constant": ({"const": {"title": "a"}}, {"const": {"title": "b"}}),
+    "a dependency between fields": (
         {"type": "object", "dependencies": {"a": ["b"]}},
         {"type": "object", "dependencies": {"a": ["b", "c"]}},
     ),
-    "what stands at an anchor": (
+    "the target of an anchor": (
         field({"$ref": "#here"}, A={"$anchor": "here", "type": "string"}),
         field({"$ref": "#here"}, A={"$anchor": "here", "type": "number"}),
     ),
-    "another schema elsewhere": ({"$ref": "https://a/b"}, {"$ref": "https://a/c"}),
+    "the address of a remote schema": ({"$ref": "https://a/b"}, {"$ref": "https://a/c"}),
 }
 
 
-@pytest.mark.parametrize("what", SAME)
-def test_it_is_no_change(what: str) -> None:
-    one, other = SAME[what]
+@pytest.mark.parametrize("case", SAME)
+def test_schemas_with_the_same_meaning_have_the_same_digest(case: str) -> None:
+    one, other = SAME[case]
     assert digest(one) == digest(other)
     assert digest(field(one)) == digest(field(other)) or "$ref" in json.dumps(one)
 
 
-@pytest.mark.parametrize("what", DIFFERENT)
-def test_it_is_a_change(what: str) -> None:
-    one, other = DIFFERENT[what]
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_schemas_with_different_meanings_have_different_digests(case: str) -> None:
+    one, other = DIFFERENT[case]
     assert digest(one) != digest(other)
 
 
-def test_a_default_counts_for_readers_and_not_for_writers() -> None:
+def test_defaults_can_be_left_out_of_the_digest() -> None:
     one, other = field(TEXT | {"default": "a"}), field(TEXT)
     assert digest(one, defaults=False) == digest(other, defaults=False)
 
 
-def test_a_validator_counts_when_it_is_asked_for() -> None:
+def test_validators_can_be_included_in_the_digest() -> None:
     assert digest(TEXT, checks=True) != digest(TEXT | {"x-checked": ["even:01"]}, checks=True)
 
 
 def ring(length: int, last: Any) -> dict[str, Any]:
-    """So many classes in a circle, one of which also has a field of this schema."""
+    """Classes `C0`, `C1`, … that refer to each other in a cycle; `last` is a field of the last."""
     definitions = {
         f"C{number}": {
             "type": "object",
@@ -236,19 +254,19 @@ def ring(length: int, last: Any) -> dict[str, Any]:
     return {"$ref": "#/$defs/C0", "$defs": definitions}
 
 
-def test_a_change_at_the_far_end_of_a_circle_is_seen_and_another_name_is_not() -> None:
+def test_a_long_cycle_is_compared_by_content_and_not_by_class_names() -> None:
     assert digest(ring(30, TEXT)) != digest(ring(30, NUMBER))
     assert digest(ring(30, NUMBER)) == digest(renamed(ring(30, NUMBER), "C", "D"))
 
 
-def test_classes_that_all_refer_to_each_other_are_no_trouble() -> None:
+def test_forty_classes_that_all_refer_to_each_other_have_a_digest() -> None:
     names = [f"C{number}" for number in range(40)]
     properties = {name: {"$ref": f"#/$defs/{name}"} for name in names}
     definitions = {name: {"type": "object", "properties": properties} for name in names}
     assert digest({"$ref": "#/$defs/C0", "$defs": definitions})
 
 
-def test_definitions_that_double_at_each_step_are_no_trouble() -> None:
+def test_definitions_that_expand_exponentially_have_a_digest() -> None:
     definitions: dict[str, Any] = {"C60": TEXT}
     for number in range(60):
         twice = {"$ref": f"#/$defs/C{number + 1}"}
@@ -256,20 +274,20 @@ def test_definitions_that_double_at_each_step_are_no_trouble() -> None:
     assert digest({"$ref": "#/$defs/C0", "$defs": definitions})
 
 
-def test_a_reference_to_itself_or_to_nowhere_is_a_schema_like_any() -> None:
+def test_a_reference_to_itself_or_to_a_missing_definition_has_a_digest() -> None:
     assert digest({"$ref": "#"}) != digest({"$ref": "#/$defs/Gone"})
     assert digest({"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}})
 
 
 @pytest.mark.parametrize("keyword", ["items", "not", "contains", "additionalProperties"])
-def test_the_deepest_schema_that_is_let_in_can_be_walked_through(keyword: str) -> None:
+def test_the_deepest_allowed_schema_has_a_digest(keyword: str) -> None:
     schema: Any = TEXT
     while not is_deeper(schema, MAX_DEPTH):
         schema = {keyword: schema}
     assert digest(schema[keyword])
 
 
-def test_ten_thousand_fields_are_no_trouble() -> None:
+def test_an_object_with_ten_thousand_fields_has_a_digest() -> None:
     properties = {f"f{number}": TEXT for number in range(10_000)}
     assert digest({"type": "object", "properties": properties})
 
@@ -289,14 +307,16 @@ values = st.recursive(
 
 
 @given(values)
-def test_whatever_stands_in_a_file_has_a_digest_and_stays_as_it_is(schema: Any) -> None:
+def test_any_json_value_has_a_digest_and_is_not_modified(schema: Any) -> None:
     before = json.dumps(schema)
     assert digest(schema) == digest(json.loads(before))
     assert json.dumps(schema) == before
 
 
 @given(st.dictionaries(st.text(), st.just(TEXT)), st.randoms(use_true_random=False))
-def test_the_order_of_keys_is_irrelevant(properties: dict[str, Any], random: Any) -> None:
+def test_the_order_of_keys_does_not_affect_the_digest(
+    properties: dict[str, Any], random: Any
+) -> None:
     shuffled = list(properties.items())
     random.shuffle(shuffled)
     one, other = {"type": "object", "properties": properties}, {"properties": dict(shuffled)}

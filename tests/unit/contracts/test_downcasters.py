@@ -24,57 +24,57 @@ def to_two(data: dict[str, Any]) -> dict[str, Any]:
     return data | {"trail": [*data["trail"], 2]}
 
 
-def test_a_chain_of_downcasters_is_gone_through_in_order() -> None:
+def test_downcasters_are_applied_in_order_from_the_newest_version() -> None:
     assert downcast(Paid, {"trail": []}, 2) == {"trail": [3, 2]}
     assert downcast(Paid, {"trail": []}, 3) == {"trail": [3]}
 
 
-def test_data_of_the_own_version_is_left_as_it_is() -> None:
+def test_data_of_the_models_own_version_is_returned_unchanged() -> None:
     data = {"trail": [], "unknown": object()}
     assert downcast(Paid, data, 4) is data
 
 
 @pytest.mark.parametrize("version", [0, -1, 5, True])
-def test_a_version_that_is_none_of_the_model_s_cannot_be_written(version: int) -> None:
+def test_a_version_that_the_model_does_not_have_cannot_be_written(version: int) -> None:
     with pytest.raises(UsageError, match=r"cannot be written as version .*from 1 to 4"):
         check_writable(Paid, version)
 
 
-def test_a_version_to_which_no_downcasters_lead_cannot_be_written() -> None:
+def test_a_version_without_a_chain_of_downcasters_cannot_be_written() -> None:
     check_writable(Paid, 2)
     with pytest.raises(UsageError, match=r"no downcaster to version 1. Add @Paid.downcaster"):
         check_writable(Paid, 1)
 
 
-def test_a_downcaster_that_fails_is_named() -> None:
+def test_the_error_names_a_downcaster_that_fails() -> None:
     with pytest.raises(UsageError, match=r"to_three of payments.paid v4 to version 3 .*KeyError"):
         downcast(Paid, {}, 2)
 
 
-def test_a_downcaster_that_returns_nothing_is_named() -> None:
-    class Odd(Event, name="a.odd", version=2):
+def test_the_error_names_a_downcaster_that_returns_none() -> None:
+    class Renamed(Event, name="a.renamed", version=2):
         pass
 
-    @Odd.downcaster(to_version=1)
-    def forget(data: dict[str, Any]) -> Any:
+    @Renamed.downcaster(to_version=1)
+    def clear(data: dict[str, Any]) -> Any:
         data.clear()
 
-    with pytest.raises(UsageError, match=r"forget of a.odd v2 to version 1 returned a NoneType"):
-        downcast(Odd, {}, 1)
+    with pytest.raises(UsageError, match=r"clear of a.renamed v2 to version 1 returned a NoneType"):
+        downcast(Renamed, {}, 1)
 
 
 @pytest.mark.parametrize("version", [0, 4, 5])
-def test_a_downcaster_leads_to_an_older_version(version: int) -> None:
+def test_a_downcaster_must_lead_to_an_older_version(version: int) -> None:
     with pytest.raises(UsageError, match=f"downcaster <lambda> .* has to_version={version}"):
         Paid.downcaster(to_version=version)(lambda data: data)
 
 
-def test_two_downcasters_to_one_version_are_refused() -> None:
+def test_a_second_downcaster_to_the_same_version_is_rejected() -> None:
     with pytest.raises(UsageError, match="two downcasters to version 2"):
         Paid.downcaster(to_version=2)(lambda data: data)
 
 
-def test_a_registry_keeps_as_which_version_a_message_is_written() -> None:
+def test_a_registry_keeps_the_version_in_which_a_message_is_written() -> None:
     registry = Registry("payments")
     registry.add_published(Paid)
     assert registry.written(Paid) == 4
@@ -83,7 +83,7 @@ def test_a_registry_keeps_as_which_version_a_message_is_written() -> None:
     assert registry.written(Paid) == 2
 
 
-def test_a_registry_refuses_a_second_version_and_one_that_cannot_be_written() -> None:
+def test_a_registry_rejects_a_second_version_and_one_that_cannot_be_written() -> None:
     registry = Registry("payments")
     registry.add_published(Paid, version=2)
     with pytest.raises(UsageError, match=r"as version 2 and as version 3: choose one"):

@@ -1,4 +1,4 @@
-"""Lock files: written once, read with suspicion, and only their status ever changes."""
+"""Lock files are written once, validated when read, and change in nothing but their status."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from eventmesh.errors import Drift, UsageError
 def paid(
     key: str | None = "order_id", version: int = 1, base: type[Message] = Event, **fields: Any
 ) -> type[Message]:
-    """The message payments.paid, an event, with these fields beside `order_id`."""
+    """The message `payments.paid`, by default an event, with these fields beside `order_id`."""
     all_fields = {"order_id": (int, ...)} | fields
     keywords = {"name": "payments.paid", "version": version, "key": key}
     return create_model("Paid", __base__=base, __cls_kwargs__=keywords, **all_fields)
@@ -48,14 +48,14 @@ class Nested(Event, name="payments.nested", version=1):
     more: dict[str, Any] = Field(default_factory=dict, alias="mehr")
 
 
-def test_a_lock_file_has_its_place_by_owner_message_and_version(tmp_path: Path) -> None:
+def test_the_path_of_a_lock_file_names_owner_message_and_version(tmp_path: Path) -> None:
     [lock] = freeze([paid(version=3)], tmp_path)
     assert lock.path == lock_path(tmp_path, paid(version=3))
     assert lock.path == tmp_path / "payments" / "paid" / "v3.json"
     assert lock.path.exists()
 
 
-def test_a_message_with_a_long_name_keeps_it_under_its_owner(tmp_path: Path) -> None:
+def test_a_name_of_three_parts_becomes_one_folder_under_its_owner(tmp_path: Path) -> None:
     class Deep(Event, name="a.b.c", version=1):
         pass
 
@@ -64,7 +64,7 @@ def test_a_message_with_a_long_name_keeps_it_under_its_owner(tmp_path: Path) -> 
     assert read_locks(tmp_path).names() == ["a.b.c"]
 
 
-def test_what_was_frozen_is_read_as_it_was(tmp_path: Path) -> None:
+def test_a_lock_file_is_read_as_it_was_frozen(tmp_path: Path) -> None:
     [frozen] = freeze([paid(base=Command, currency=(str, "USD"))], tmp_path)
     locks = read_locks(tmp_path)
     assert locks.names() == ["payments.paid"]
@@ -79,14 +79,14 @@ def test_what_was_frozen_is_read_as_it_was(tmp_path: Path) -> None:
     assert str(frozen) == "payments.paid v1"
 
 
-def test_what_is_written_has_every_field_and_what_is_read_may_lack_a_default() -> None:
+def test_only_the_writer_schema_requires_fields_that_have_a_default() -> None:
     lock = lock_of(paid(currency=(str, "USD"), inner=(Inner, Inner())))
     assert set(lock.writer["required"]) == {"order_id", "currency", "inner"}
     assert lock.reader["required"] == ["order_id"]
     assert lock.writer["$defs"]["Inner"]["required"] == ["a"]
 
 
-def test_what_may_be_left_out_when_writing_is_not_required() -> None:
+def test_the_writer_schema_does_not_require_a_key_that_is_not_required() -> None:
     class Part(TypedDict):
         always: int
         sometimes: NotRequired[int]
@@ -95,14 +95,14 @@ def test_what_may_be_left_out_when_writing_is_not_required() -> None:
     assert lock.writer["$defs"]["Part"]["required"] == ["always"]
 
 
-def test_what_is_written_has_no_further_field_and_what_is_read_may_have_some() -> None:
+def test_only_the_writer_schema_forbids_additional_properties() -> None:
     lock = lock_of(Nested)
     assert lock.writer["additionalProperties"] is False
     assert lock.writer["$defs"]["Inner"]["additionalProperties"] is False
     assert "additionalProperties" not in json.dumps(lock.reader["$defs"])
 
 
-def test_fields_have_the_names_under_which_they_are_written() -> None:
+def test_fields_are_frozen_by_their_aliases() -> None:
     assert "mehr" in lock_of(Nested).writer["properties"]
 
 
@@ -114,7 +114,7 @@ class Rich(Event, name="payments.rich", version=1):
     note: str | None = None
 
 
-def test_samples_are_what_the_model_writes_from_the_smallest_to_the_full() -> None:
+def test_samples_are_valid_messages_that_cover_values_empty_lists_and_nulls() -> None:
     samples = lock_of(Rich).samples
     assert 4 <= len(samples) <= 8
     for sample in samples:
@@ -125,7 +125,7 @@ def test_samples_are_what_the_model_writes_from_the_smallest_to_the_full() -> No
     assert {sample["note"] is None for sample in samples} == {True, False}
 
 
-def test_samples_are_the_same_each_time() -> None:
+def test_freezing_twice_gives_the_same_samples() -> None:
     assert lock_of(Rich) == lock_of(Rich)
 
 
@@ -143,7 +143,7 @@ print(json.dumps(lock_of(Tagged).samples))
 
 
 def test_samples_with_sets_are_the_same_in_every_process() -> None:
-    said = {
+    printed = {
         subprocess.run(  # noqa: S603  # our own interpreter and text
             [sys.executable, "-c", SETS],
             capture_output=True,
@@ -154,11 +154,11 @@ def test_samples_with_sets_are_the_same_in_every_process() -> None:
         ).stdout
         for seed in (1, 2, 3)
     }
-    [samples] = map(json.loads, said)
+    [samples] = map(json.loads, printed)
     assert any(len(sample["tags"]) > 1 for sample in samples)
 
 
-def test_samples_of_a_model_that_computes_and_renames_are_what_it_writes() -> None:
+def test_samples_contain_computed_fields_and_serialization_aliases() -> None:
     class Sum(Event, name="a.sum", version=1):
         one: int = Field(validation_alias="read", serialization_alias="written")
 
@@ -174,7 +174,7 @@ def test_samples_of_a_model_that_computes_and_renames_are_what_it_writes() -> No
         assert sample["twice"] == 2 * sample["written"]
 
 
-def test_a_model_that_takes_nothing_that_can_be_thought_of_has_no_samples(tmp_path: Path) -> None:
+def test_a_model_that_rejects_every_generated_value_has_no_samples(tmp_path: Path) -> None:
     class Picky(Event, name="a.picky", version=1):
         word: str
 
@@ -211,11 +211,11 @@ def test_a_version_cannot_be_skipped(tmp_path: Path) -> None:
         freeze([paid(version=3)], tmp_path)
 
 
-def test_a_message_may_begin_with_any_version(tmp_path: Path) -> None:
+def test_the_first_frozen_version_may_be_any(tmp_path: Path) -> None:
     assert len(freeze([paid(version=3)], tmp_path)) == 1
 
 
-def test_a_compatible_change_is_a_further_revision(tmp_path: Path) -> None:
+def test_a_compatible_change_is_frozen_as_another_revision(tmp_path: Path) -> None:
     first, changed = paid(), paid(note=(str, ""))
     [one] = freeze([first], tmp_path)
     before = one.path.read_bytes()
@@ -229,22 +229,22 @@ def test_a_compatible_change_is_a_further_revision(tmp_path: Path) -> None:
     assert three.path.name == "v1.3.json"
 
 
-def test_code_that_is_taken_back_to_an_earlier_revision_is_as_frozen(tmp_path: Path) -> None:
+def test_code_that_returns_to_an_earlier_revision_has_no_drift(tmp_path: Path) -> None:
     freeze([paid()], tmp_path)
     freeze([paid(note=(str, ""))], tmp_path)
     assert rules(paid(), tmp_path) == []
     assert freeze([paid()], tmp_path) == []
 
 
-def test_a_change_must_fit_every_revision_there_was(tmp_path: Path) -> None:
+def test_a_change_must_be_compatible_with_every_revision(tmp_path: Path) -> None:
     freeze([paid()], tmp_path)
     freeze([paid(note=(str, ""))], tmp_path)
     with pytest.raises(Drift, match="note"):
-        freeze([paid(note=(str, ...))], tmp_path)  # what was written first has no note
+        freeze([paid(note=(str, ...))], tmp_path)  # the first revision writes no note
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("before", "after", "summary"),
     [
         ({}, {"fee": (int, ...)}, "field 'fee' was added"),
         ({"fee": (int, ...)}, {}, "field 'fee' was removed"),
@@ -257,37 +257,39 @@ def test_a_change_must_fit_every_revision_there_was(tmp_path: Path) -> None:
         ({"way": (Literal["a"], ...)}, {"way": (Literal["a", "b"], ...)}, "field 'way' changed"),
     ],
 )
-def test_a_breaking_change_is_refused_with_a_document_and_the_way_out(
-    tmp_path: Path, before: dict[str, Any], after: dict[str, Any], said: str
+def test_a_breaking_change_is_rejected_with_a_witness_and_the_fix(
+    tmp_path: Path, before: dict[str, Any], after: dict[str, Any], summary: str
 ) -> None:
     freeze([paid(**before)], tmp_path)
     [problem] = check([paid(**after)], read_locks(tmp_path))
     assert problem.rule == "EM031"
-    assert said in problem.summary
+    assert summary in problem.summary
     assert problem.witness is not None
     assert json.dumps(problem.witness.document) in problem.summary
-    for way in ("raise its version by one to 2", "upcaster(from_version=1)", "schema freeze"):
-        assert way in problem.fix
-    with pytest.raises(Drift, match=said):
+    for step in ("raise its version by one to 2", "upcaster(from_version=1)", "schema freeze"):
+        assert step in problem.fix
+    with pytest.raises(Drift, match=summary):
         freeze([paid(**after)], tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "summary"),
     [
         (paid(base=Command), "the kind changed from 'event' to 'command'"),
         (paid(key=None), "the key changed from 'order_id' to None"),
     ],
 )
-def test_kind_and_key_are_the_same_within_a_version(
-    tmp_path: Path, model: type[Message], said: str
+def test_a_change_of_kind_or_key_within_a_version_is_a_problem(
+    tmp_path: Path, model: type[Message], summary: str
 ) -> None:
     freeze([paid()], tmp_path)
     [problem] = check([model], read_locks(tmp_path))
-    assert (problem.rule, problem.summary) == ("EM042", said)
+    assert (problem.rule, problem.summary) == ("EM042", summary)
 
 
-def test_a_validator_that_refuses_what_was_written_is_a_breaking_change(tmp_path: Path) -> None:
+def test_a_validator_that_rejects_previously_valid_data_is_a_breaking_change(
+    tmp_path: Path,
+) -> None:
     class Odd(Event, name="payments.paid", version=1, key="order_id"):
         order_id: int
 
@@ -302,7 +304,7 @@ def test_a_validator_that_refuses_what_was_written_is_a_breaking_change(tmp_path
     assert rules(Odd, tmp_path) == ["EM031"]
 
 
-def test_freeze_writes_nothing_when_one_has_changed(tmp_path: Path) -> None:
+def test_freezing_writes_no_lock_when_one_message_has_drifted(tmp_path: Path) -> None:
     class Fresh(Event, name="payments.fresh", version=1):
         pass
 
@@ -313,7 +315,7 @@ def test_freeze_writes_nothing_when_one_has_changed(tmp_path: Path) -> None:
     assert read_locks(tmp_path).names() == ["payments.paid"]
 
 
-def test_a_change_that_was_waived_is_recorded(tmp_path: Path) -> None:
+def test_a_waived_change_is_frozen_as_another_revision(tmp_path: Path) -> None:
     freeze([paid()], tmp_path)
     changed = paid(fee=(int, ...))
     [problem] = check([changed], read_locks(tmp_path))
@@ -322,7 +324,9 @@ def test_a_change_that_was_waived_is_recorded(tmp_path: Path) -> None:
     assert rules(changed, tmp_path) == []
 
 
-def test_spelling_is_no_change(tmp_path: Path) -> None:
+def test_names_of_classes_descriptions_and_the_order_of_fields_are_not_drift(
+    tmp_path: Path,
+) -> None:
     class Plain(Event, name="a.b", version=1):
         one: int
         two: str | None = "x"
@@ -386,7 +390,7 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
         (lambda content: content + b" " * MAX_BYTES, "has more than"),
     ],
 )
-def test_an_edited_or_broken_lock_file_is_a_problem_and_no_crash(
+def test_an_edited_or_invalid_lock_file_is_reported_as_a_problem(
     tmp_path: Path, edit: Callable[[bytes], bytes], reason: str
 ) -> None:
     [lock] = freeze([paid()], tmp_path)
@@ -401,21 +405,21 @@ def test_an_edited_or_broken_lock_file_is_a_problem_and_no_crash(
         freeze([paid()], tmp_path)
 
 
-def test_a_lock_file_in_another_layout_is_the_same(tmp_path: Path) -> None:
+def test_the_formatting_of_a_lock_file_does_not_matter(tmp_path: Path) -> None:
     [lock] = freeze([paid()], tmp_path)
     content = json.loads(lock.path.read_text())
     lock.path.write_text(json.dumps(dict(reversed(content.items())), separators=(",", ":")))
     assert read_locks(tmp_path).of("payments.paid") == {1: (lock,)}
 
 
-def test_a_lock_file_of_another_message_is_not_taken_for_this_one(tmp_path: Path) -> None:
+def test_a_lock_file_under_the_name_of_another_version_is_a_problem(tmp_path: Path) -> None:
     [lock] = freeze([paid()], tmp_path)
     lock.path.rename(lock.path.with_name("v2.json"))
     [problem] = read_locks(tmp_path).problems
     assert "contains revision 1 of payments.paid v1" in problem.summary
 
 
-def test_files_need_not_be_in_a_folder(tmp_path: Path) -> None:
+def test_locks_can_be_read_from_file_contents_in_memory(tmp_path: Path) -> None:
     class Deep(Event, name="a.b.c", version=1):
         pass
 
@@ -428,13 +432,13 @@ def test_files_need_not_be_in_a_folder(tmp_path: Path) -> None:
     assert [problem.subject for problem in locks.problems] == ["payments.paid v2"]
 
 
-def test_a_file_of_a_senseless_number_is_no_trouble(tmp_path: Path) -> None:
+def test_a_revision_number_far_too_large_is_reported(tmp_path: Path) -> None:
     [lock] = freeze([paid()], tmp_path)
     lock.path.with_name("v1.999999999.json").write_bytes(b"{}")
     assert len(read_locks(tmp_path).problems) == 2
 
 
-def test_another_file_beside_is_a_warning_and_stops_nothing(tmp_path: Path) -> None:
+def test_an_unexpected_file_is_a_warning_and_does_not_stop_freezing(tmp_path: Path) -> None:
     [lock] = freeze([paid()], tmp_path)
     lock.path.with_name("v1 (copy).json").write_bytes(lock.path.read_bytes())
     assert [problem.severity for problem in check([paid()], read_locks(tmp_path))] == ["warning"]
@@ -442,7 +446,7 @@ def test_another_file_beside_is_a_warning_and_stops_nothing(tmp_path: Path) -> N
     assert freeze([paid()], tmp_path) == []
 
 
-def test_a_revision_that_is_gone_is_missed(tmp_path: Path) -> None:
+def test_a_missing_revision_is_a_problem(tmp_path: Path) -> None:
     freeze([paid()], tmp_path)
     freeze([paid(note=(str, ""))], tmp_path)
     (tmp_path / "payments/paid/v1.json").unlink()
@@ -450,7 +454,9 @@ def test_a_revision_that_is_gone_is_missed(tmp_path: Path) -> None:
     assert (problem.rule, "v1.json is missing" in problem.summary) == ("EM033", True)
 
 
-def test_what_is_in_the_way_of_a_lock_file_is_a_problem(tmp_path: Path) -> None:
+def test_a_misnamed_lock_file_and_one_that_is_not_a_regular_file_are_problems(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "payments" / "paid"
     (folder / "v1.json").mkdir(parents=True)
     os.mkfifo(folder / "v2.json")
@@ -466,20 +472,20 @@ def test_what_is_in_the_way_of_a_lock_file_is_a_problem(tmp_path: Path) -> None:
     ]
 
 
-def test_no_folder_has_no_locks(tmp_path: Path) -> None:
+def test_a_missing_or_empty_folder_has_no_locks(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for root in (tmp_path / "nothing", tmp_path / "file", tmp_path):
         locks = read_locks(root)
         assert (locks.names(), locks.of("a.b"), locks.problems) == ([], {}, [])
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_the_error_for_an_unwritable_folder_names_its_setting(tmp_path: Path) -> None:
     (tmp_path / "payments").touch()
     with pytest.raises(UsageError, match=r"v1.json cannot be written: .*EVENTMESH_SCHEMAS"):
         freeze([paid()], tmp_path)
 
 
-def test_a_model_that_nests_too_deeply_is_told() -> None:
+def test_the_error_for_a_model_that_nests_too_deeply_says_what_to_do() -> None:
     kind: Any = int
     for _ in range(MAX_DEPTH):
         kind = list[kind]
@@ -495,7 +501,7 @@ def changed_lines(before: bytes, after: bytes) -> list[str]:
     return [new.decode().strip() for old, new in pairs if old != new]
 
 
-def test_deprecating_changes_status_and_sunset_of_every_revision_and_nothing_else(
+def test_deprecating_changes_only_status_and_sunset_of_every_revision(
     tmp_path: Path,
 ) -> None:
     written = freeze([paid()], tmp_path) + freeze([paid(note=(str, '"status": "x"'))], tmp_path)
@@ -526,7 +532,7 @@ def test_deprecating_changes_status_and_sunset_of_every_revision_and_nothing_els
     assert not read_locks(tmp_path).problems
 
 
-def test_a_file_in_another_layout_keeps_it_when_it_is_retired(tmp_path: Path) -> None:
+def test_retiring_keeps_the_formatting_of_the_lock_file(tmp_path: Path) -> None:
     [lock] = freeze([paid(status=(Literal["active"], ...))], tmp_path)
     content = json.loads(lock.path.read_text())
     before = json.dumps(dict(reversed(content.items()))).encode() + b"\r\n\r\n"
@@ -537,19 +543,19 @@ def test_a_file_in_another_layout_keeps_it_when_it_is_retired(tmp_path: Path) ->
     assert b'"status": "active"' in head
 
 
-def test_a_further_revision_of_a_deprecated_version_is_deprecated(tmp_path: Path) -> None:
+def test_a_new_revision_of_a_deprecated_version_is_deprecated(tmp_path: Path) -> None:
     [lock] = freeze([paid()], tmp_path)
     read_locks(tmp_path).deprecate(lock, SUNSET)
-    [further] = freeze([paid(note=(str, ""))], tmp_path)
-    assert (further.status, further.sunset) == ("deprecated", SUNSET)
+    [new] = freeze([paid(note=(str, ""))], tmp_path)
+    assert (new.status, new.sunset) == ("deprecated", SUNSET)
 
 
-def test_nothing_is_left_beside_the_lock_files(tmp_path: Path) -> None:
+def test_rewriting_a_lock_file_leaves_no_temporary_file(tmp_path: Path) -> None:
     [lock] = freeze([paid()], tmp_path)
     read_locks(tmp_path).retire(lock)
     assert [path.name for path in lock.path.parent.iterdir()] == ["v1.json"]
 
 
-def test_a_lock_is_a_value() -> None:
+def test_locks_are_compared_by_value() -> None:
     assert isinstance(lock_of(paid()), Lock)
     assert lock_of(paid()) == lock_of(paid())

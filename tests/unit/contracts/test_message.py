@@ -35,12 +35,12 @@ def declare(base: type[Message] = Event, **keywords: Any) -> type[Message]:
     return Declared
 
 
-def test_an_event_is_known_by_its_class_keywords() -> None:
+def test_the_identity_of_an_event_is_its_class_keywords() -> None:
     assert identity_of(Paid) == Identity("event", "payments.paid", 2, "order_id")
     assert str(identity_of(Paid)) == "payments.paid v2"
 
 
-def test_a_command_is_a_command_and_may_be_without_key() -> None:
+def test_a_command_may_have_no_key() -> None:
     assert identity_of(Pay) == Identity("command", "payments.pay", 1, None)
 
 
@@ -52,7 +52,7 @@ def test_the_owner_is_the_first_segment_of_the_name() -> None:
     "name",
     [None, "", "paid", "Payments.paid", "payments.", ".paid", "1a.b", "a.b-c", "a..b", "a.b\n"],
 )
-def test_a_name_that_is_not_owner_dot_what_is_refused(name: str | None) -> None:
+def test_an_invalid_message_name_is_rejected(name: str | None) -> None:
     with pytest.raises(
         UsageError, match=r'has an invalid message name.*: write name="<owner>.<what>"'
     ):
@@ -60,39 +60,39 @@ def test_a_name_that_is_not_owner_dot_what_is_refused(name: str | None) -> None:
 
 
 @pytest.mark.parametrize("version", [None, 0, -1, True, 1.0, "1"])
-def test_a_version_that_does_not_count_from_one_is_refused(version: object) -> None:
+def test_a_version_that_is_not_a_positive_integer_is_rejected(version: object) -> None:
     with pytest.raises(UsageError, match=r"has an invalid version.*: write version=1"):
         declare(name="a.b", version=version)
 
 
-def test_a_key_that_is_no_field_is_refused_with_the_fields_there_are() -> None:
+def test_a_key_that_is_not_a_field_is_rejected_and_the_error_lists_the_fields() -> None:
     with pytest.raises(UsageError, match="has key='id', which is not one of its fields: a"):
         declare(name="a.b", version=1, key="id")
 
 
-def test_a_key_of_a_message_without_fields_is_refused() -> None:
+def test_a_message_without_fields_cannot_have_a_key() -> None:
     with pytest.raises(UsageError, match="one of its fields: none"):
 
         class Empty(Event, name="a.b", version=1, key="id"):
             pass
 
 
-def test_a_version_without_a_name_is_refused() -> None:
+def test_a_version_without_a_name_is_rejected() -> None:
     with pytest.raises(UsageError, match="has an invalid message name, None"):
         declare(version=1)
 
 
-def test_a_message_derives_from_event_or_command() -> None:
+def test_a_message_must_derive_from_event_or_command() -> None:
     with pytest.raises(UsageError, match="derive it from Event or Command"):
         declare(Message, name="a.b", version=1)
 
 
-def test_an_error_of_a_declaration_names_the_class() -> None:
+def test_an_error_in_a_declaration_names_the_class() -> None:
     with pytest.raises(UsageError, match=rf"{__name__}.*Declared has an invalid version, 0"):
         declare(name="a.b", version=0)
 
 
-def test_a_base_class_that_shares_fields_has_no_identity() -> None:
+def test_a_base_class_for_shared_fields_has_no_identity() -> None:
     class Shared(Event):
         order_id: int
 
@@ -104,7 +104,7 @@ def test_a_base_class_that_shares_fields_has_no_identity() -> None:
         identity_of(Shared)
 
 
-def test_a_class_derived_from_a_named_message_needs_a_name_of_its_own() -> None:
+def test_a_subclass_of_a_message_needs_its_own_name() -> None:
     with pytest.raises(
         UsageError,
         match=r"Narrower derives from payments.paid v2 and has no name of its own: write",
@@ -117,24 +117,24 @@ def test_a_class_derived_from_a_named_message_needs_a_name_of_its_own() -> None:
 Item = TypeVar("Item")
 
 
-def test_a_generic_message_keeps_its_name_when_its_parameter_is_given() -> None:
+def test_a_parametrized_generic_message_keeps_its_name() -> None:
     class Listed(Event, Generic[Item], name="a.listed", version=1):
         item: Item
 
     assert identity_of(Listed[int]) == identity_of(Listed)
 
 
-def test_a_message_cannot_be_changed() -> None:
+def test_a_message_is_immutable() -> None:
     paid = Paid(order_id=1)
     with pytest.raises(ValidationError, match="frozen"):
         paid.order_id = 2
 
 
-def test_a_reader_ignores_fields_it_does_not_know() -> None:
+def test_unknown_fields_are_ignored() -> None:
     assert Paid.model_validate({"order_id": 1, "unknown": True}) == Paid(order_id=1)
 
 
-def test_a_field_may_have_the_name_of_a_class_keyword() -> None:
+def test_a_field_may_be_named_like_a_class_keyword() -> None:
     class Odd(Event, name="a.odd", version=1, key="name"):
         name: str
         version: int
@@ -144,20 +144,20 @@ def test_a_field_may_have_the_name_of_a_class_keyword() -> None:
     assert (identity_of(Odd).version, odd.version, key_of(odd)) == (1, 7, "n")
 
 
-def test_the_key_is_the_key_field_as_text() -> None:
+def test_the_key_is_the_text_of_the_key_field() -> None:
     assert key_of(Paid(order_id=17)) == "17"
     assert key_of(Pay(order_id=17)) is None
 
 
 @pytest.mark.parametrize("key", [None, ""])
-def test_a_key_without_a_value_is_no_key(key: str | None) -> None:
+def test_a_message_with_an_empty_key_field_has_no_key(key: str | None) -> None:
     class Noted(Event, name="a.noted", version=1, key="note"):
         note: str | None
 
     assert key_of(Noted(note=key)) is None
 
 
-class Colour(str, Enum):  # noqa: UP042  # whose text, unlike a StrEnum's, is not its value
+class Colour(str, Enum):  # noqa: UP042  # unlike a StrEnum's, its str() is not its value
     RED = "red"
 
 
@@ -166,14 +166,14 @@ class Size(Enum):
 
 
 @pytest.mark.parametrize(("member", "key"), [(Colour.RED, "red"), (Size.NONE, "0")])
-def test_a_key_that_is_a_member_of_an_enum_is_its_value(member: Enum, key: str) -> None:
+def test_the_key_of_an_enum_field_is_the_value_of_the_member(member: Enum, key: str) -> None:
     class Painted(Event, name="a.painted", version=1, key="part"):
         part: Colour | Size
 
     assert key_of(Painted(part=member)) == key
 
 
-def test_an_upcaster_stays_the_function_it_is() -> None:
+def test_the_upcaster_decorator_returns_the_function_unchanged() -> None:
     message = declare(name="a.b", version=2)
 
     @message.upcaster(from_version=1)
@@ -185,19 +185,19 @@ def test_an_upcaster_stays_the_function_it_is() -> None:
 
 
 @pytest.mark.parametrize("version", [0, -1, 3, 4])
-def test_an_upcaster_starts_at_an_older_version(version: int) -> None:
+def test_an_upcaster_must_start_at_an_older_version(version: int) -> None:
     with pytest.raises(UsageError, match=r"a.b v3 has from_version=.*between 1 and 2"):
         declare(name="a.b", version=3).upcaster(from_version=version)(dict)
 
 
-def test_there_is_one_upcaster_from_a_version() -> None:
+def test_a_second_upcaster_from_the_same_version_is_rejected() -> None:
     message = declare(name="a.b", version=2)
     message.upcaster(from_version=1)(dict)
     with pytest.raises(UsageError, match=r"a.b v2 has two upcasters from version 1"):
         message.upcaster(from_version=1)(dict)
 
 
-def test_versions_of_a_message_do_not_share_upcasters() -> None:
+def test_upcasters_are_not_inherited_by_a_newer_version() -> None:
     old = declare(name="a.b", version=2)
     old.upcaster(from_version=1)(dict)
 

@@ -34,13 +34,15 @@ def test_a_model_is_found_by_its_name(registry: Registry) -> None:
     assert registry.get("orders.place") is None
 
 
-def test_a_model_may_be_added_again(registry: Registry) -> None:
+def test_adding_a_model_twice_is_allowed(registry: Registry) -> None:
     registry.add(Placed)
     registry.add(Placed)
     assert list(registry.owned()) == [Placed]
 
 
-def test_two_models_of_one_name_are_refused_and_both_named(registry: Registry) -> None:
+def test_two_models_with_the_same_name_are_rejected_and_the_error_names_both(
+    registry: Registry,
+) -> None:
     class Other(Event, name="orders.placed", version=2):
         pass
 
@@ -49,23 +51,23 @@ def test_two_models_of_one_name_are_refused_and_both_named(registry: Registry) -
         registry.add(Other)
 
 
-def test_an_event_of_another_owner_cannot_be_published(registry: Registry) -> None:
+def test_an_event_of_another_service_cannot_be_published(registry: Registry) -> None:
     with pytest.raises(UsageError, match=r"cannot publish payments.paid: .*'payments'.*orders.…"):
         registry.add_published(Paid)
     assert registry.get("payments.paid") is None
 
 
-def test_a_command_of_another_owner_can_be_sent(registry: Registry) -> None:
+def test_a_command_of_another_service_can_be_sent(registry: Registry) -> None:
     registry.add_published(Pay)
     assert registry.publishes(Pay)
 
 
-def test_knowing_a_message_is_not_publishing_it(registry: Registry) -> None:
+def test_an_added_message_is_not_declared_as_published(registry: Registry) -> None:
     registry.add(Placed)
     assert not registry.publishes(Placed)
 
 
-def test_only_the_very_model_that_was_declared_is_published(registry: Registry) -> None:
+def test_a_subclass_of_a_published_model_is_not_published(registry: Registry) -> None:
     class Narrower(Placed, name="orders.placed", version=1):
         pass
 
@@ -83,7 +85,7 @@ def test_a_message_without_identity_cannot_be_added(registry: Registry) -> None:
         registry.add(Event)
 
 
-def test_a_service_freezes_the_messages_it_owns_sorted_by_name(registry: Registry) -> None:
+def test_owned_messages_are_listed_by_name(registry: Registry) -> None:
     for model in (Placed, Paid, Place):
         registry.add(model)
     registry.add_published(Pay)

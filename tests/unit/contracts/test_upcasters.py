@@ -27,21 +27,21 @@ def from_three(data: dict[str, Any]) -> dict[str, Any]:
     return data | {"trail": [*data["trail"], 3]}
 
 
-def test_a_chain_of_upcasters_is_gone_through_in_order() -> None:
+def test_upcasters_are_applied_in_order_from_the_oldest_version() -> None:
     assert upcast(Paid, {"trail": []}, 2) == {"trail": [2, 3]}
     assert upcast(Paid, {"trail": []}, 3) == {"trail": [3]}
 
 
-def test_data_of_the_own_version_is_left_as_it_is() -> None:
+def test_data_of_the_models_own_version_is_returned_unchanged() -> None:
     data = {"trail": [], "unknown": object()}
     assert upcast(Paid, data, 4) is data
 
 
-def test_a_model_reads_back_as_far_as_its_upcasters_reach() -> None:
+def test_a_model_reads_every_version_from_which_upcasters_lead_to_its_own() -> None:
     assert readable_versions(Paid) == range(2, 5)
 
 
-def test_a_model_without_upcasters_reads_its_own_version_only() -> None:
+def test_a_model_without_upcasters_reads_only_its_own_version() -> None:
     class Fresh(Event, name="a.fresh", version=3):
         pass
 
@@ -50,7 +50,7 @@ def test_a_model_without_upcasters_reads_its_own_version_only() -> None:
         upcast(Fresh, {}, 2)
 
 
-def test_a_gap_in_the_chain_ends_it() -> None:
+def test_versions_before_a_missing_upcaster_cannot_be_read() -> None:
     class Gap(Event, name="a.gap", version=4):
         pass
 
@@ -60,7 +60,7 @@ def test_a_gap_in_the_chain_ends_it() -> None:
 
 
 @pytest.mark.parametrize("version", [0, 1, 5, 99])
-def test_a_version_that_no_chain_reaches_is_unreadable(version: int) -> None:
+def test_a_version_without_a_chain_of_upcasters_is_unreadable(version: int) -> None:
     with pytest.raises(
         UnreadableMessage,
         match=f"version {version} of payments.paid is not known here.*version 2 to 4.*replay",
@@ -68,7 +68,7 @@ def test_a_version_that_no_chain_reaches_is_unreadable(version: int) -> None:
         upcast(Paid, {"trail": []}, version)
 
 
-def test_an_upcaster_that_fails_makes_the_message_unreadable_and_is_named() -> None:
+def test_a_message_whose_upcaster_fails_is_unreadable_and_the_error_names_the_version() -> None:
     with pytest.raises(
         UnreadableMessage, match=r"payments.paid from version 2 failed: KeyError"
     ) as caught:
@@ -77,7 +77,7 @@ def test_an_upcaster_that_fails_makes_the_message_unreadable_and_is_named() -> N
 
 
 @given(st.lists(st.integers()))
-def test_pure_upcasters_leave_their_input_alone(trail: list[int]) -> None:
+def test_upcasting_does_not_modify_its_input(trail: list[int]) -> None:
     data = {"trail": trail}
     before = copy.deepcopy(data)
     assert upcast(Paid, data, 2) == upcast(Paid, data, 2)
@@ -96,15 +96,15 @@ def reason_for(data: object) -> str:
     return describe_invalid_data(Secret, caught.value)
 
 
-def test_a_reason_names_each_field_and_what_is_wrong() -> None:
+def test_the_reason_names_each_invalid_field_and_its_error() -> None:
     reason = reason_for({"number": "x", "parts": [1, "y"]})
     assert reason.startswith("the data is not a valid a.secret v1: card: Field required; number: ")
     assert "; parts.1: " in reason
 
 
-def test_a_reason_never_tells_a_value() -> None:
+def test_the_reason_contains_no_values() -> None:
     assert "4111" not in reason_for({"card": ["4111"], "number": "4111", "parts": "4111"})
 
 
-def test_a_reason_for_the_data_as_a_whole_says_data() -> None:
+def test_the_reason_says_data_when_the_whole_document_is_invalid() -> None:
     assert reason_for([]).startswith("the data is not a valid a.secret v1: data: ")
