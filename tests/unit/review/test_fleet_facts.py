@@ -1,4 +1,4 @@
-"""By which name a database on a MariaDB server is known, however its URL spells it."""
+"""A database on a MariaDB server has the same name however its URL is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eventmesh.review.fleet_facts import database_name
         ("mariadb:///shop?unix_socket=/run/a", "mariadb://h:1/shop?unix_socket=/run/a&port=1"),
     ],
 )
-def test_one_database_has_one_name(one: str, two: str) -> None:
+def test_urls_of_the_same_database_have_the_same_name(one: str, two: str) -> None:
     assert name_of(one) == name_of(two)
     assert "secret" not in name_of(two)
 
@@ -32,7 +32,7 @@ def test_one_database_has_one_name(one: str, two: str) -> None:
         ("mariadb:///shop?unix_socket=/run/a", "mariadb:///shop?unix_socket=/run/b"),
     ],
 )
-def test_two_databases_have_two_names(one: str, two: str) -> None:
+def test_urls_of_different_databases_have_different_names(one: str, two: str) -> None:
     assert name_of(one) != name_of(two)
 
 

@@ -16,7 +16,7 @@ from eventmesh.review.formats import FORMATS
 from eventmesh.review.report import Finding, Report, make_report, rebase
 from eventmesh.review.waivers import Waiver
 
-NASTY = 'a\x1b[31m\x00b\r\nc ]]> <&> "q" \u009b, 50%: \ud800 \ufffe\U0001f600'
+EVIL = 'a\x1b[31m\x00b\r\nc ]]> <&> "q" \u009b, 50%: \ud800 \ufffe\U0001f600'
 
 BROKEN = Problem(
     "EM031",
@@ -35,25 +35,27 @@ WARNING = replace(
 WAIVER = Waiver(
     BROKEN.fingerprint, "the reader is gone", date(2026, 12, 31), Place("pyproject.toml")
 )
-TELLS = Finding(BROKEN)
+FAILING = Finding(BROKEN)
 WAIVED = Finding(replace(BROKEN, subject="payments.declined v1"), WAIVER)
 EXPIRED = Finding(replace(BROKEN, subject="payments.refused v1"), WAIVER, expired=True)
 HOSTILE = Finding(
     Problem(
-        "EM050", "error", NASTY, NASTY, NASTY, parties=(NASTY,), place=Place(NASTY, 1),
-        witness=Witness({NASTY: [NASTY, float("nan"), {"x": float("inf")}]}, NASTY),
-        changes=(Change("EM001", NASTY, NASTY, NASTY, NASTY),),
+        "EM050", "error", EVIL, EVIL, EVIL, parties=(EVIL,), place=Place(EVIL, 1),
+        witness=Witness({EVIL: [EVIL, float("nan"), {"x": float("inf")}]}, EVIL),
+        changes=(Change("EM001", EVIL, EVIL, EVIL, EVIL),),
     )
 )  # fmt: skip
-EVERYTHING = make_report([WAIVED, Finding(WARNING), TELLS, EXPIRED], ["payments.fine v1"])
+EVERYTHING = make_report([WAIVED, Finding(WARNING), FAILING, EXPIRED], ["payments.fine v1"])
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("report", [Report(()), make_report([HOSTILE], [NASTY]), EVERYTHING])
-def test_every_format_takes_everything(form: str, report: Report) -> None:
+@pytest.mark.parametrize("report", [Report(()), make_report([HOSTILE], [EVIL]), EVERYTHING])
+def test_every_format_renders_every_report_without_control_characters(
+    form: str, report: Report
+) -> None:
     text = FORMATS[form](report)
     assert text.endswith("\n") or (text == "" and form == "github")
-    if form != "text":  # which the command line makes safe for the terminal
+    if form != "text":  # the command line escapes it for the terminal
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
         assert not re.search("[\ud800-\udfff]", text)
 
@@ -61,8 +63,8 @@ def test_every_format_takes_everything(form: str, report: Report) -> None:
 # Text
 
 
-def test_text_says_who_breaks_on_what_document_why_and_what_to_do() -> None:
-    text = FORMATS["text"](make_report([TELLS], ["payments.fine v1"]))
+def test_text_shows_the_services_the_witness_the_reason_and_the_fix() -> None:
+    text = FORMATS["text"](make_report([FAILING], ["payments.fine v1"]))
     assert (
         text
         == f"""\
@@ -88,12 +90,12 @@ ok       payments.fine v1: as frozen
     )
 
 
-def test_text_is_readable_at_80_columns() -> None:
+def test_text_is_wrapped_at_80_columns() -> None:
     wordy = replace(BROKEN, summary="so many words " * 40, fix="do this and that " * 40)
     assert max(map(len, FORMATS["text"](make_report([Finding(wordy)], [])).splitlines())) <= 80
 
 
-def test_a_witness_of_thousands_of_lines_is_cut_for_people_and_whole_for_programs() -> None:
+def test_a_large_witness_is_shortened_in_text_and_complete_in_json() -> None:
     large = {f"field_{number}": "x" * 1000 for number in range(10_000)}
     finding = Finding(replace(BROKEN, witness=Witness(large, "no")))
     text = FORMATS["text"](make_report([finding], []))
@@ -104,7 +106,7 @@ def test_a_witness_of_thousands_of_lines_is_cut_for_people_and_whole_for_program
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_what_is_waived_is_shown_as_waived_and_what_has_expired_says_so(form: str) -> None:
+def test_every_format_shows_waived_findings_and_expired_waivers(form: str) -> None:
     waived, expired = (FORMATS[form](make_report([each], [])) for each in (WAIVED, EXPIRED))
     assert "waived" in waived.lower() or "suppressions" in waived
     assert "the reader is gone" in waived
@@ -114,11 +116,11 @@ def test_what_is_waived_is_shown_as_waived_and_what_has_expired_says_so(form: st
 # JSON
 
 
-def test_json_holds_everything() -> None:
-    told = json.loads(FORMATS["json"](EVERYTHING))
-    assert (told["errors"], told["warnings"], told["waived"]) == (2, 1, 1)
-    assert told["passed"] == ["payments.fine v1"]
-    first = told["problems"][0]
+def test_json_contains_every_part_of_the_report() -> None:
+    report = json.loads(FORMATS["json"](EVERYTHING))
+    assert (report["errors"], report["warnings"], report["waived"]) == (2, 1, 1)
+    assert report["passed"] == ["payments.fine v1"]
+    first = report["problems"][0]
     assert first["fingerprint"] == BROKEN.fingerprint
     assert first["witness"] == {
         "document": {"order_id": "1", "amount": 0},
@@ -126,14 +128,14 @@ def test_json_holds_everything() -> None:
     }
     assert first["changes"][0]["pointer"] == "/properties/currency"
     assert first["waiver"] is None
-    assert told["problems"][-1]["waiver"] == {
+    assert report["problems"][-1]["waiver"] == {
         "reason": "the reader is gone",
         "expires": "2026-12-31",
         "expired": False,
     }
 
 
-def test_json_is_json_whatever_a_witness_holds() -> None:
+def test_json_is_valid_whatever_a_witness_contains() -> None:
     def refuse(constant: str) -> Any:
         raise AssertionError(constant)
 
@@ -151,7 +153,7 @@ def unescaped(text: str) -> str:
     return text
 
 
-def test_github_gets_one_command_a_finding_each_on_one_line() -> None:
+def test_github_has_one_workflow_command_on_one_line_for_each_finding() -> None:
     lines = FORMATS["github"](EVERYTHING).splitlines()
     found = [COMMAND.fullmatch(line) for line in lines]
     assert [match and match[1] for match in found] == ["error", "error", "warning", "notice"]
@@ -165,7 +167,7 @@ def test_github_gets_one_command_a_finding_each_on_one_line() -> None:
     assert '"amount": 0' in unescaped(found[0][3])
 
 
-def test_no_text_of_others_begins_another_command() -> None:
+def test_hostile_text_cannot_start_another_workflow_command() -> None:
     [line] = FORMATS["github"](make_report([HOSTILE], [])).splitlines()
     assert COMMAND.fullmatch(line)
 
@@ -174,7 +176,7 @@ def test_no_text_of_others_begins_another_command() -> None:
 
 
 def suite_of(report: Report) -> Xml.Element:
-    """The suite, after a look at all that the schema of Jenkins asks for."""
+    """The suite, checked against what the JUnit schema of Jenkins requires."""
     root = Xml.fromstring(FORMATS["junit"](report))  # noqa: S314  # our own text
     assert root.tag == "testsuites"
     [suite] = root
@@ -195,7 +197,7 @@ def suite_of(report: Report) -> Xml.Element:
     return suite
 
 
-def test_junit_has_a_case_for_each_subject_also_for_those_that_passed() -> None:
+def test_junit_has_a_test_case_for_each_subject_including_those_that_passed() -> None:
     cases = {case.get("name"): [part.tag for part in case] for case in suite_of(EVERYTHING)}
     assert cases == {
         "payments.payment_captured v1": ["failure"],
@@ -206,15 +208,15 @@ def test_junit_has_a_case_for_each_subject_also_for_those_that_passed() -> None:
     }
 
 
-def test_junit_drops_the_characters_that_xml_has_no_words_for() -> None:
+def test_junit_drops_characters_that_xml_cannot_contain() -> None:
     [case] = suite_of(make_report([HOSTILE], []))
     assert "\U0001f600" in str(case.get("name"))
     assert "\x1b" not in Xml.tostring(case, "unicode")
 
 
-def test_several_findings_of_a_subject_are_one_failure() -> None:
+def test_junit_reports_several_findings_of_a_subject_as_one_failure() -> None:
     second = replace(BROKEN, rule="EM036")
-    [case] = suite_of(make_report([TELLS, Finding(second)], []))
+    [case] = suite_of(make_report([FAILING, Finding(second)], []))
     [failure] = case
     assert "EM031" in str(failure.text)
     assert "EM036" in str(failure.text)
@@ -251,7 +253,7 @@ def test_sarif_has_what_the_standard_requires() -> None:
         }
 
 
-def test_sarif_suppresses_what_is_waived_and_only_that() -> None:
+def test_sarif_suppresses_only_waived_findings() -> None:
     results = json.loads(FORMATS["sarif"](EVERYTHING))["runs"][0]["results"]
     suppressed = [result for result in results if result["suppressions"]]
     [result] = suppressed
@@ -261,6 +263,6 @@ def test_sarif_suppresses_what_is_waived_and_only_that() -> None:
     assert "the reader is gone" in suppression["justification"]
 
 
-def test_places_are_told_as_seen_from_the_root_of_the_repository() -> None:
-    place = rebase(TELLS, "shop/").problem.place
+def test_places_are_relative_to_the_root_of_the_repository() -> None:
+    place = rebase(FAILING, "shop/").problem.place
     assert place == Place("shop/services/pay, ments/contracts:a.py", 17)

@@ -36,7 +36,7 @@ def as_side(path: Path) -> object:
         (b"null", "not a JSON Schema"),
     ],
 )
-def test_a_file_without_a_schema_is_a_usage_error(
+def test_a_file_that_is_not_a_json_schema_is_a_usage_error(
     tmp_path: Path, read: Callable[[Path], object], content: bytes, words: str
 ) -> None:
     path = tmp_path / "a.json"

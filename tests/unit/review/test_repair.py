@@ -31,10 +31,10 @@ class Sold(Event, name="shop.sold", version=1):
 
 @pytest.fixture
 def load(tmp_path: Path) -> Iterator[Load]:
-    """The class `Sold` from contracts.py, of which this is the text."""
-    made = []
+    """Writes a text to contracts.py, and returns its class `Sold`."""
+    loaded = []
 
-    def of(text: str) -> type[Event]:
+    def write_and_load(text: str) -> type[Event]:
         path = tmp_path / "contracts.py"
         path.write_text(text)
         spec = importlib.util.spec_from_file_location(f"contracts_{uuid.uuid4().hex}", path)
@@ -42,13 +42,13 @@ def load(tmp_path: Path) -> Iterator[Load]:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        made.append(spec.name)
-        exec(compile(text, str(path), "exec"), vars(module))  # noqa: S102  # past any cache
+        loaded.append(spec.name)
+        exec(compile(text, str(path), "exec"), vars(module))  # noqa: S102  # not from the cache
         model: type[Event] = module.Sold
         return model
 
-    yield of
-    for name in made:
+    yield write_and_load
+    for name in loaded:
         del sys.modules[name]
 
 
@@ -61,7 +61,7 @@ def fix(folder: Path, model: type[Event], found: list[Problem] | None = None) ->
     return repair(problems(folder, model) if found is None else found, project)
 
 
-def test_a_value_that_old_readers_refuse_needs_a_version_and_nothing_to_decide(
+def test_an_added_enum_value_is_repaired_with_a_new_version_and_without_todo(
     tmp_path: Path, load: Load
 ) -> None:
     freeze([load(SOLD)], tmp_path / "schemas")
@@ -71,13 +71,13 @@ def test_a_value_that_old_readers_refuse_needs_a_version_and_nothing_to_decide(
     assert "    return data\n" in written
     assert "TODO" not in written
     test = (tmp_path / "tests/schemas/test_shop_sold_v1.py").read_text()
-    assert '"coin"' in test  # the witness, which is of the new version
+    assert '"coin"' in test  # the witness, a document of the new version
     assert '"card"' in test or '"cash"' in test  # and a document of the old one
     upcast = load(written).__upcasters__[1]
     assert upcast({"id": "1", "paid": "card"}) == {"id": "1", "paid": "card"}
 
 
-def test_to_run_it_again_changes_nothing(tmp_path: Path, load: Load) -> None:
+def test_repairing_twice_changes_nothing_more(tmp_path: Path, load: Load) -> None:
     freeze([load(SOLD)], tmp_path / "schemas")
     model = load(SOLD.replace("    id: str", "    id: int"))
     found = problems(tmp_path, model)
@@ -87,7 +87,7 @@ def test_to_run_it_again_changes_nothing(tmp_path: Path, load: Load) -> None:
     assert (tmp_path / "contracts.py").read_text() == written
 
 
-def test_a_model_that_is_written_in_no_file_of_the_project_is_left(
+def test_a_model_outside_the_files_of_the_project_is_left_to_its_author(
     tmp_path: Path, load: Load
 ) -> None:
     freeze([load(SOLD)], tmp_path / "schemas")
@@ -102,9 +102,7 @@ def test_a_model_that_is_written_in_no_file_of_the_project_is_left(
     assert not (tmp_path / "tests").exists()
 
 
-def test_when_a_later_version_is_frozen_already_a_person_must_see_to_it(
-    tmp_path: Path, load: Load
-) -> None:
+def test_a_change_to_an_old_version_is_left_to_its_author(tmp_path: Path, load: Load) -> None:
     for version in (1, 2, 3):
         freeze([load(SOLD.replace("version=1", f"version={version}"))], tmp_path / "schemas")
     repairs = fix(tmp_path, load(SOLD.replace("id: str", "id: int")))
@@ -112,21 +110,23 @@ def test_when_a_later_version_is_frozen_already_a_person_must_see_to_it(
     assert "Version 3 is frozen already" in left
 
 
-def test_a_version_is_not_frozen_while_a_person_has_work_with_its_message(
+def test_a_version_is_not_frozen_while_its_message_has_another_problem(
     tmp_path: Path, load: Load
 ) -> None:
     model = load(SOLD)
     [missing] = problems(tmp_path, model)
-    work = Problem("EM037", "error", "shop.sold v1", "the upcaster fails", "mend it")
+    work = Problem("EM037", "error", "shop.sold v1", "the upcaster fails", "correct it")
     repairs = fix(tmp_path, model, [missing, work])
     assert repairs.solved == set()
     assert not (tmp_path / "schemas").exists()
-    other = Problem("EM037", "error", "shop.sold_out v1", "the upcaster fails", "mend it")
+    other = Problem("EM037", "error", "shop.sold_out v1", "the upcaster fails", "correct it")
     assert fix(tmp_path, model, [missing, other]).solved == {missing.fingerprint}
     assert (tmp_path / "schemas/shop/sold/v1.json").exists()
 
 
-def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path, load: Load) -> None:
+def test_an_unwritable_folder_is_reported_and_the_model_stays_unchanged(
+    tmp_path: Path, load: Load
+) -> None:
     freeze([load(SOLD)], tmp_path / "schemas")
     (tmp_path / "tests").write_text("a file where the folder should be")
     repairs = fix(tmp_path, load(SOLD.replace("id: str", "id: int")))
@@ -134,17 +134,17 @@ def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path, load: Load) ->
     assert "version=1" in (tmp_path / "contracts.py").read_text()
 
 
-# Where a finding is shown
+# Locations of findings
 
 
-def test_what_is_wrong_with_a_model_is_shown_at_its_class(tmp_path: Path, load: Load) -> None:
+def test_a_problem_of_a_model_is_located_at_its_class(tmp_path: Path, load: Load) -> None:
     model = load(SOLD)
     [problem] = locate(problems(tmp_path, model), [model], tmp_path)
     assert problem.place is not None
     assert (problem.place.file, problem.place.line) == ("contracts.py", 4)
 
 
-def test_what_is_wrong_with_a_lock_file_is_shown_there(tmp_path: Path, load: Load) -> None:
+def test_a_problem_of_a_lock_file_is_located_in_that_file(tmp_path: Path, load: Load) -> None:
     model: Any = load(SOLD)
     freeze([model], tmp_path / "schemas")
     (tmp_path / "schemas/shop/sold/v1.json").write_text("{")

@@ -52,7 +52,7 @@ def an_object(properties: Any, **definitions: Any) -> dict[str, Any]:
 
 
 def outcome(schema: Any) -> str:
-    """The error, or nothing where there is a model."""
+    """The text of the error; empty if the import succeeds."""
     try:
         imported(schema).model.model_json_schema()
     except UsageError as error:
@@ -63,7 +63,7 @@ def outcome(schema: Any) -> str:
 # Files
 
 
-def test_the_parts_of_a_schema_in_other_files_are_brought_in(tmp_path: Path) -> None:
+def test_referenced_schemas_in_other_files_are_bundled(tmp_path: Path) -> None:
     main = write(
         tmp_path / "main.json",
         {
@@ -101,7 +101,7 @@ def test_the_parts_of_a_schema_in_other_files_are_brought_in(tmp_path: Path) -> 
     ],
 )
 @pytest.mark.parametrize("keyword", ["$ref", "$dynamicRef"])
-def test_nothing_is_fetched(
+def test_a_remote_reference_is_not_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, keyword: str
 ) -> None:
     def refuse(*_: object) -> None:
@@ -124,7 +124,7 @@ def test_a_file_outside_the_folder_is_not_read(tmp_path: Path, reference: str) -
         bundle(path)
 
 
-def test_a_reference_to_the_schema_s_own_address_is_no_remote_one(tmp_path: Path) -> None:
+def test_a_reference_to_the_schemas_own_id_is_local(tmp_path: Path) -> None:
     schema = {
         "$id": "https://example.org/a",
         "properties": {"x": {"$ref": "https://example.org/a#/$defs/X"}},
@@ -133,15 +133,15 @@ def test_a_reference_to_the_schema_s_own_address_is_no_remote_one(tmp_path: Path
     assert bundle(write(tmp_path / "a.json", schema))["properties"]["x"] == {"$ref": "#/$defs/X"}
 
 
-def test_a_reference_to_a_circle_of_links_or_to_no_name_is_told(tmp_path: Path) -> None:
-    (tmp_path / "circle.json").symlink_to("circle.json")
-    for reference in ("circle.json", "a%00b.json", "x" * 300):
+def test_a_reference_to_a_path_that_cannot_be_opened_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "cycle.json").symlink_to("cycle.json")
+    for reference in ("cycle.json", "a%00b.json", "x" * 300):
         path = write(tmp_path / "a.json", {"properties": {"x": {"$ref": reference}}})
         with pytest.raises(UsageError):
             bundle(path)
 
 
-def test_a_reference_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_a_reference_that_is_not_a_string_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="must be a string"):
         bundle(write(tmp_path / "a.json", {"properties": {"x": {"$ref": 5}}}))
 
@@ -149,19 +149,21 @@ def test_a_reference_that_is_no_text_is_told(tmp_path: Path) -> None:
 # Python
 
 
-def test_a_schema_becomes_a_model_that_reads_what_the_schema_allows() -> None:
-    made = imported(CUSTOMER)
-    assert str(made.model.__identity__) == "crm.customer_created v3"
-    assert made.model.__name__ == "CustomerCreated"
-    read = made.model.model_validate_json(
+def test_the_imported_model_reads_everything_that_the_schema_allows() -> None:
+    result = imported(CUSTOMER)
+    assert str(result.model.__identity__) == "crm.customer_created v3"
+    assert result.model.__name__ == "CustomerCreated"
+    read = result.model.model_validate_json(
         '{"id": "c1b1a2a4-7a3c-4a0e-8f5e-000000000001", "class": "new", "address": {"street": "x"},'
-        ' "customer-no": null, "of tomorrow": 1}'
+        ' "customer-no": null, "added later": 1}'
     )
     assert read.model_dump(by_alias=True)["class"] == "new"
-    assert isinstance(compare_model(CUSTOMER, made.model), Compatible)
+    assert isinstance(compare_model(CUSTOMER, result.model), Compatible)
 
 
-def test_the_module_can_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_generated_module_can_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "imported_contracts.py", imported(CUSTOMER).text)
     monkeypatch.syspath_prepend(tmp_path)
     import imported_contracts  # type: ignore[import-not-found]
@@ -169,24 +171,24 @@ def test_the_module_can_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert imported_contracts.CustomerCreated.__identity__.version == 3
 
 
-def test_a_schema_that_contains_itself_becomes_a_model_that_does() -> None:
-    made = imported(
+def test_a_recursive_schema_becomes_a_recursive_model() -> None:
+    result = imported(
         {"type": "object", "properties": {"inner": {"$ref": "#"}, "x": {"type": "integer"}}}
     )
     data = '{"inner": {"inner": {"x": 5}}}'
-    assert made.model.model_validate_json(data).model_dump_json(exclude_none=True) == data.replace(
-        " ", ""
-    )
+    assert result.model.model_validate_json(data).model_dump_json(
+        exclude_none=True
+    ) == data.replace(" ", "")
 
 
-def test_a_definition_of_the_same_name_as_the_message_keeps_it() -> None:
+def test_a_definition_may_have_the_same_name_as_the_message() -> None:
     schema = {
         "type": "object",
         "properties": {"inner": {"$ref": "#/$defs/CustomerCreated"}},
         "$defs": {"CustomerCreated": {"type": "object", "properties": {"x": {"type": "integer"}}}},
     }
-    made = imported(schema)
-    assert set(made.model.model_fields) == {"inner"}
+    result = imported(schema)
+    assert set(result.model.model_fields) == {"inner"}
 
 
 @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ def test_a_definition_of_the_same_name_as_the_message_keeps_it() -> None:
         {"oneOf": [{"type": "object", "properties": {"a": {}}}, {"type": "integer"}]},
     ],
 )
-def test_what_is_no_object_is_no_message(schema: Any) -> None:
+def test_a_schema_that_does_not_describe_an_object_is_rejected(schema: Any) -> None:
     with pytest.raises(UsageError, match=r"not describe an object|No Python"):
         imported(schema)
 
@@ -214,10 +216,10 @@ def test_what_is_no_object_is_no_message(schema: Any) -> None:
         an_object({"a": {"$ref": "#/$defs/A"}}, A={"$ref": "#/$defs/A"}),
     ],
 )  # fmt: skip
-def test_a_schema_that_is_wrong_is_told_or_read(schema: Any) -> None:
-    said = outcome(schema)
-    assert "Traceback" not in said
-    assert len(said) < 1000
+def test_an_invalid_schema_is_imported_or_ends_in_a_short_error(schema: Any) -> None:
+    error = outcome(schema)
+    assert "Traceback" not in error
+    assert len(error) < 1000
 
 
 @pytest.mark.parametrize(
@@ -230,18 +232,18 @@ def test_a_schema_that_is_wrong_is_told_or_read(schema: Any) -> None:
         {"type": "object", "oneOf": [{"$ref": "#"}]},
     ],
 )
-def test_a_schema_that_leads_back_to_itself_is_refused(schema: Any) -> None:
+def test_a_reference_cycle_without_content_is_rejected(schema: Any) -> None:
     with pytest.raises(UsageError, match="leads back to itself"):
         imported(schema)
 
 
-def test_references_in_a_row_of_thousands_end_in_an_answer() -> None:
-    row = {f"D{n}": {"$ref": f"#/$defs/D{n + 1}"} for n in range(5_000)}
+def test_a_chain_of_thousands_of_references_is_rejected() -> None:
+    chain = {f"D{n}": {"$ref": f"#/$defs/D{n + 1}"} for n in range(5_000)}
     with pytest.raises(UsageError):
-        imported(an_object({"a": {"$ref": "#/$defs/D0"}}, **row))
+        imported(an_object({"a": {"$ref": "#/$defs/D0"}}, **chain))
 
 
-def test_a_schema_that_contains_itself_further_down_is_no_circle() -> None:
+def test_a_recursive_schema_is_not_a_reference_cycle() -> None:
     part = {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}, "b": {"$ref": "#"}}}
     assert find_cycle(an_object({"a": {"anyOf": [{"$ref": "#/$defs/A"}]}}, A=part)) is None
 
@@ -264,7 +266,7 @@ HOSTILE = '"""\n\'); import os; os.system("touch broken") #\n'
         an_object({"x": an_object({"y": {}}) | {"customBasePath": "os.path"}}),
     ],
 )
-def test_a_hostile_schema_runs_nothing(
+def test_a_hostile_schema_executes_no_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schema: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -272,13 +274,13 @@ def test_a_hostile_schema_runs_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_schema_cannot_have_modules_imported() -> None:
+def test_a_schema_cannot_import_modules() -> None:
     for path in ("os.system", "subprocess.run", "sys.modules"):
         schema = an_object({"x": {"customTypePath": path, "type": "string"}})
         assert "was not run" in outcome(schema)
 
 
-def test_without_the_generator_the_command_to_install_it_is_told(
+def test_the_error_without_the_generator_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(schema_import.importlib.util, "find_spec", lambda _: None)
@@ -287,6 +289,6 @@ def test_without_the_generator_the_command_to_install_it_is_told(
 
 
 @pytest.mark.parametrize("name", ["Customer", "crm", "crm.Customer", "crm..x", ""])
-def test_a_name_that_no_message_can_have(name: str) -> None:
+def test_an_invalid_message_name_is_rejected(name: str) -> None:
     with pytest.raises(UsageError, match="name"):
         import_schema(CUSTOMER, name, 1)

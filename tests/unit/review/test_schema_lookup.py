@@ -54,6 +54,6 @@ def test_a_frozen_version_has_no_upcasters_and_the_text_says_so(locks: Locks) ->
     assert "Upcasters are not part of a frozen version" in as_text(comparison)
 
 
-def test_upcasters_are_not_mentioned_where_none_could_apply(locks: Locks) -> None:
+def test_upcasters_are_mentioned_only_where_they_could_apply(locks: Locks) -> None:
     for writer, reader in (("shop.sold@2", "shop.sold"), ("shop.sold@2", "shop.sold@1")):
         assert "pcasters" not in as_text(compare(locks, writer, reader))

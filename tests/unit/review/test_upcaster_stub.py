@@ -11,7 +11,7 @@ def an_object(required: list[str], **fields: Any) -> dict[str, Any]:
     return {"type": "object", "properties": fields, "required": required}
 
 
-ODD = "\"'\n\u2028\ud800"
+UNUSUAL = "\"'\n\u2028\ud800"
 TEXT, NUMBER = {"type": "string"}, {"type": "integer"}
 
 
@@ -21,25 +21,25 @@ class Model:
         return lambda function: function
 
 
-def made(writer: dict[str, Any], reader: dict[str, Any]) -> Any:
-    """The function that the stub is."""
+def stub_between(writer: dict[str, Any], reader: dict[str, Any]) -> Any:
+    """The function that the generated stub defines."""
     names: dict[str, Any] = {"Model": Model}
     lines = upcaster("Model", "shop.sold", 1, step_between(writer, reader))
-    exec("\n".join(lines), names)  # noqa: S102  # what a user would import
+    exec("\n".join(lines), names)  # noqa: S102  # the text that a user would import
     return names["sold_from_version_1"]
 
 
-def test_a_field_that_is_gone_is_dropped_and_nothing_is_left_to_decide() -> None:
+def test_a_removed_field_is_dropped_and_the_stub_is_complete() -> None:
     old, new = an_object(["id", "note"], id=TEXT, note=TEXT), an_object(["id"], id=TEXT)
     assert step_between(old, new).is_complete
     data = {"id": "1", "note": "x"}
-    assert made(old, new)(data) == {"id": "1"}
+    assert stub_between(old, new)(data) == {"id": "1"}
     assert data == {"id": "1", "note": "x"}
 
 
-def test_a_new_field_that_may_be_missing_needs_nothing() -> None:
+def test_an_added_optional_field_needs_no_code() -> None:
     old, new = an_object(["id"], id=TEXT), an_object(["id"], id=TEXT, note=TEXT)
-    assert made(old, new)({"id": "1"}) == {"id": "1"}
+    assert stub_between(old, new)({"id": "1"}) == {"id": "1"}
 
 
 @pytest.mark.parametrize(
@@ -48,23 +48,25 @@ def test_a_new_field_that_may_be_missing_needs_nothing() -> None:
         (an_object(["id"], id=TEXT), an_object(["id", "new"], id=TEXT, new=TEXT), "new"),
         (an_object(["id"], id=TEXT), an_object(["id"], id=NUMBER), "id"),
         (an_object([], id=TEXT), an_object(["id"], id=TEXT), "id"),
-        (an_object([]), an_object([ODD], **{ODD: TEXT}), "\\ud800"),
+        (an_object([]), an_object([UNUSUAL], **{UNUSUAL: TEXT}), "\\ud800"),
     ],
 )  # fmt: skip
-def test_what_only_a_person_knows_is_asked_for(old: Any, new: Any, name: str) -> None:
+def test_a_value_that_cannot_be_derived_raises_not_implemented(
+    old: Any, new: Any, name: str
+) -> None:
     assert not step_between(old, new).is_complete
     with pytest.raises(NotImplementedError) as caught:
-        made(old, new)({"id": "1"})
+        stub_between(old, new)({"id": "1"})
     assert name in ascii(str(caught.value)).replace("\\\\", "\\")
 
 
-def test_a_field_of_the_same_type_that_is_gone_may_have_been_renamed() -> None:
+def test_a_removed_field_of_the_same_type_is_suggested_as_renamed() -> None:
     old, new = an_object(["total"], total=NUMBER), an_object(["amount"], amount=NUMBER)
     lines = "\n".join(upcaster("Model", "shop.sold", 1, step_between(old, new)))
     assert 'data["total"]' in lines
 
 
-def test_definitions_are_followed() -> None:
+def test_a_change_in_a_definition_is_a_change_of_the_field_that_refers_to_it() -> None:
     part = {"$ref": "#/$defs/Part"}
     old = an_object(["part"], part=part) | {"$defs": {"Part": an_object(["x"], x=NUMBER)}}
     new = an_object(["part"], part=part) | {"$defs": {"Part": an_object(["x"], x=TEXT)}}

@@ -21,16 +21,16 @@ def waivers_of(folder: Path, *tables: str) -> list[Waiver]:
     return read_waivers(folder / "pyproject.toml")
 
 
-def whole(fingerprint: str, expires: date) -> str:
+def waiver_table(fingerprint: str, expires: date) -> str:
     return f'fingerprint = "{fingerprint}"\nreason = "its reader is gone"\nexpires = {expires}'
 
 
-def look(folder: Path, *tables: str, today: date = TODAY) -> list[Finding]:
+def findings(folder: Path, *tables: str, today: date = TODAY) -> list[Finding]:
     return apply_waivers([PROBLEM, OTHER], waivers_of(folder, *tables), today)
 
 
-def test_a_waiver_silences_exactly_the_problem_with_its_fingerprint(tmp_path: Path) -> None:
-    found = look(tmp_path, whole(PROBLEM.fingerprint, TODAY))
+def test_a_waiver_applies_only_to_the_problem_with_its_fingerprint(tmp_path: Path) -> None:
+    found = findings(tmp_path, waiver_table(PROBLEM.fingerprint, TODAY))
     assert [(finding.problem, finding.fails) for finding in found] == [
         (PROBLEM, False),
         (OTHER, True),
@@ -38,10 +38,10 @@ def test_a_waiver_silences_exactly_the_problem_with_its_fingerprint(tmp_path: Pa
     assert found[0].waived
 
 
-def test_a_waiver_counts_on_its_last_day_and_no_longer(tmp_path: Path) -> None:
-    table = whole(PROBLEM.fingerprint, TODAY)
-    [on_the_day, _] = look(tmp_path, table)
-    [the_day_after, _] = look(tmp_path, table, today=TODAY + timedelta(days=1))
+def test_a_waiver_applies_until_the_end_of_its_last_day(tmp_path: Path) -> None:
+    table = waiver_table(PROBLEM.fingerprint, TODAY)
+    [on_the_day, _] = findings(tmp_path, table)
+    [the_day_after, _] = findings(tmp_path, table, today=TODAY + timedelta(days=1))
     assert not on_the_day.fails
     assert the_day_after.fails
     assert the_day_after.expired
@@ -52,14 +52,14 @@ def test_a_waiver_counts_on_its_last_day_and_no_longer(tmp_path: Path) -> None:
     [
         ("expires = 2026-12-31", "a reason"),
         ('reason = "  "\nexpires = 2026-12-31', "a reason"),
-        ('reason = "it is so"', "an expiry date"),
+        ('reason = "its reader is gone"', "an expiry date"),
         ("", "a reason and an expiry date"),
     ],
 )
-def test_a_waiver_without_reason_or_day_silences_nothing_and_is_told(
+def test_a_waiver_without_reason_or_expiry_date_has_no_effect_and_is_a_problem(
     tmp_path: Path, line: str, missing: str
 ) -> None:
-    found = look(tmp_path, f'fingerprint = "{PROBLEM.fingerprint}"\n{line}')
+    found = findings(tmp_path, f'fingerprint = "{PROBLEM.fingerprint}"\n{line}')
     assert all(finding.fails for finding in found)
     assert found[-1].problem.rule == "EM060"
     assert missing in found[-1].problem.summary
@@ -67,8 +67,8 @@ def test_a_waiver_without_reason_or_day_silences_nothing_and_is_told(
     assert found[-1].problem.place.line == 2
 
 
-def test_a_waiver_for_nothing_is_a_warning(tmp_path: Path) -> None:
-    found = look(tmp_path, whole("0123456789abcdef", TODAY))
+def test_a_waiver_that_matches_no_problem_is_a_warning(tmp_path: Path) -> None:
+    found = findings(tmp_path, waiver_table("0123456789abcdef", TODAY))
     assert found[-1].problem.rule == "EM061"
     assert not found[-1].fails
 
@@ -91,9 +91,7 @@ def test_a_project_without_waivers_has_none(tmp_path: Path) -> None:
         ('fingerprint = "0123456789abcdef"\nexpires = 2026-02-31', "cannot be read"),
     ],
 )
-def test_a_waiver_that_cannot_be_understood_is_named(
-    tmp_path: Path, table: str, words: str
-) -> None:
+def test_the_error_for_an_invalid_waiver_quotes_it(tmp_path: Path, table: str, words: str) -> None:
     with pytest.raises(UsageError, match=r"pyproject\.toml") as caught:
         waivers_of(tmp_path, table)
     assert words in str(caught.value)
@@ -108,18 +106,18 @@ def test_a_waiver_that_cannot_be_understood_is_named(
         "tool = 5",
     ],
 )
-def test_waivers_of_another_shape_are_refused(tmp_path: Path, text: str) -> None:
+def test_a_setting_that_is_not_a_list_of_waivers_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "pyproject.toml").write_text(text)
     with pytest.raises(UsageError, match="waivers"):
         read_waivers(tmp_path / "pyproject.toml")
 
 
-def test_two_waivers_for_one_problem_are_one_too_many(tmp_path: Path) -> None:
+def test_two_waivers_for_the_same_problem_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="keep one"):
-        waivers_of(tmp_path, *[whole(PROBLEM.fingerprint, TODAY)] * 2)
+        waivers_of(tmp_path, *[waiver_table(PROBLEM.fingerprint, TODAY)] * 2)
 
 
-def test_a_day_with_an_hour_is_that_day(tmp_path: Path) -> None:
+def test_an_expiry_time_is_rounded_to_its_day(tmp_path: Path) -> None:
     [waiver] = waivers_of(
         tmp_path,
         f'fingerprint = "{PROBLEM.fingerprint}"\nreason = "x"\nexpires = 2026-11-21T08:00:00',
