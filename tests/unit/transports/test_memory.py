@@ -1,4 +1,7 @@
-"""What is particular to the memory transport: its time is the clock's. See tests/conformance."""
+"""What only the memory transport promises, with a manual clock.
+
+See tests/conformance for what all transports promise.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,9 @@ def ids(deliveries: Sequence[Delivery]) -> list[str]:
     return [delivery.envelope.id for delivery in deliveries]
 
 
-async def soon(happening: Awaitable[T]) -> T:
-    """The result; a failure instead of waiting for ever."""
-    return await asyncio.wait_for(happening, 60)
+async def soon(result: Awaitable[T]) -> T:
+    """The result; TimeoutError instead of waiting forever."""
+    return await asyncio.wait_for(result, 60)
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ async def transport(clock: ManualClock) -> MemoryTransport:
     return transport
 
 
-async def test_a_retry_comes_exactly_when_its_delay_is_over(
+async def test_a_retry_is_delivered_exactly_after_its_delay(
     transport: MemoryTransport, clock: ManualClock
 ) -> None:
     await publish_or_raise(transport, envelopes("1"))
@@ -60,7 +63,7 @@ async def test_a_retry_comes_exactly_when_its_delay_is_over(
     assert (second.envelope.id, second.attempt, second.deliveries) == ("1", 2, 1)
 
 
-async def test_a_delayed_message_does_not_hold_up_others(
+async def test_a_delayed_message_does_not_block_others(
     transport: MemoryTransport, clock: ManualClock
 ) -> None:
     await publish_or_raise(transport, envelopes("1", "2"))
@@ -73,7 +76,7 @@ async def test_a_delayed_message_does_not_hold_up_others(
         assert ids(await soon(waiting)) == ["3"]
 
 
-async def test_delays_end_in_the_order_of_their_times(
+async def test_delayed_messages_are_delivered_in_order_of_their_due_times(
     transport: MemoryTransport, clock: ManualClock
 ) -> None:
     await publish_or_raise(transport, envelopes("1", "2", "3"))
@@ -96,7 +99,7 @@ async def test_a_consumer_never_holds_more_than_its_prefetch(transport: MemoryTr
         assert ids(await soon(more)) == ["3"]
 
 
-async def test_what_is_unsettled_goes_to_others_when_a_consumer_leaves(
+async def test_unsettled_messages_go_to_other_consumers_when_a_consumer_closes(
     transport: MemoryTransport,
 ) -> None:
     await publish_or_raise(transport, envelopes("1", "2"))
@@ -110,7 +113,7 @@ async def test_what_is_unsettled_goes_to_others_when_a_consumer_leaves(
     assert (second.envelope.id, second.attempt, second.deliveries) == ("2", 1, 2)
 
 
-async def test_a_delivery_that_was_taken_back_is_passed_over_when_it_is_settled(
+async def test_settling_a_delivery_that_was_requeued_has_no_effect(
     transport: MemoryTransport,
 ) -> None:
     await publish_or_raise(transport, envelopes("1"))
@@ -120,7 +123,7 @@ async def test_a_delivery_that_was_taken_back_is_passed_over_when_it_is_settled(
     assert (await transport.stats(PAID)).ready == 1
 
 
-async def test_settling_twice_counts_once(transport: MemoryTransport) -> None:
+async def test_settling_a_delivery_twice_has_no_further_effect(transport: MemoryTransport) -> None:
     await publish_or_raise(transport, envelopes("1"))
     async with transport.consume(PAID, prefetch=5) as consumer:
         [delivery] = await soon(consumer.receive(5))
@@ -128,7 +131,7 @@ async def test_settling_twice_counts_once(transport: MemoryTransport) -> None:
         assert (await transport.stats(PAID)).ready == 1
 
 
-async def test_waiting_may_be_cancelled_without_loss(
+async def test_cancelling_a_waiting_receive_loses_no_message(
     transport: MemoryTransport, clock: ManualClock
 ) -> None:
     async with transport.consume(PAID, prefetch=5) as consumer:
@@ -140,7 +143,7 @@ async def test_waiting_may_be_cancelled_without_loss(
         assert ids(await soon(consumer.receive(5))) == ["1"]
 
 
-async def test_a_message_nobody_takes_is_kept_for_the_first_who_does(
+async def test_an_unrouted_message_goes_to_the_first_subscription_declared_for_it(
     transport: MemoryTransport,
 ) -> None:
     await publish_or_raise(transport, envelopes("1", "2", name="payments.refunded"))
@@ -152,20 +155,20 @@ async def test_a_message_nobody_takes_is_kept_for_the_first_who_does(
     assert (await transport.stats(later)).ready == 0
 
 
-async def test_declaring_again_changes_nothing(transport: MemoryTransport) -> None:
+async def test_declaring_a_subscription_twice_changes_nothing(transport: MemoryTransport) -> None:
     await publish_or_raise(transport, envelopes("1"))
     await transport.declare([PAID])
     assert (await transport.stats(PAID)).ready == 1
 
 
-async def test_what_is_held_stays_when_a_connection_is_closed(transport: MemoryTransport) -> None:
+async def test_messages_survive_a_reconnect(transport: MemoryTransport) -> None:
     await publish_or_raise(transport, envelopes("1"))
     await transport.close()
     await transport.connect()
     assert (await transport.stats(PAID)).ready == 1
 
 
-async def test_stats_tell_each_state_and_the_age_of_the_oldest(
+async def test_stats_count_each_state_and_have_the_age_of_the_oldest_message(
     transport: MemoryTransport, clock: ManualClock
 ) -> None:
     await publish_or_raise(transport, envelopes("late", "held", "dead"))
@@ -180,11 +183,11 @@ async def test_stats_tell_each_state_and_the_age_of_the_oldest(
         )
 
 
-async def test_stats_of_what_was_never_declared_are_empty(transport: MemoryTransport) -> None:
+async def test_stats_of_an_undeclared_subscription_are_empty(transport: MemoryTransport) -> None:
     assert await transport.stats(Subscription("x", ())) == SubscriptionStats(0, 0, 0, 0, None)
 
 
-async def test_a_dead_letter_keeps_all_that_is_known_and_when_it_died(
+async def test_a_dead_letter_has_its_envelope_reason_error_attempts_and_time(
     transport: MemoryTransport, clock: ManualClock
 ) -> None:
     [envelope] = envelopes("1")
@@ -206,16 +209,16 @@ async def test_a_dead_letter_keeps_all_that_is_known_and_when_it_died(
     assert letter.died_at == clock.now()
 
 
-async def bury(transport: MemoryTransport, *message_ids: str) -> list[str]:
-    """Make dead letters of these messages; returns their ids as dead letters."""
+async def dead_letter(transport: MemoryTransport, *message_ids: str) -> list[str]:
+    """Dead-letter these messages; returns the ids of the dead letters."""
     await publish_or_raise(transport, envelopes(*message_ids))
     async with transport.consume(PAID, prefetch=9) as consumer:
         await consumer.settle([(each, Dead("no")) for each in await soon(consumer.receive(9))])
     return [letter.id for letter in await transport.dead_letters(PAID, limit=9)]
 
 
-async def test_a_replayed_dead_letter_is_a_first_attempt_again(transport: MemoryTransport) -> None:
-    [letter] = await bury(transport, "1")
+async def test_a_replayed_dead_letter_starts_with_attempt_1(transport: MemoryTransport) -> None:
+    [letter] = await dead_letter(transport, "1")
     assert await transport.replay(PAID, ["unknown", letter]) == [letter]
     async with transport.consume(PAID, prefetch=5) as consumer:
         [delivery] = await soon(consumer.receive(5))
@@ -223,29 +226,29 @@ async def test_a_replayed_dead_letter_is_a_first_attempt_again(transport: Memory
     assert (await transport.stats(PAID)).dead == 0
 
 
-async def test_a_dead_letter_named_twice_is_replayed_once(transport: MemoryTransport) -> None:
-    [letter] = await bury(transport, "1")
+async def test_a_dead_letter_given_twice_is_replayed_once(transport: MemoryTransport) -> None:
+    [letter] = await dead_letter(transport, "1")
     assert await transport.replay(PAID, [letter, letter]) == [letter]
     stats = await transport.stats(PAID)
     assert (stats.ready, stats.dead) == (1, 0)
 
 
-async def test_a_discarded_dead_letter_is_gone_and_the_others_stay(
+async def test_discarding_a_dead_letter_keeps_the_others(
     transport: MemoryTransport,
 ) -> None:
-    first, second = await bury(transport, "1", "2")
+    first, second = await dead_letter(transport, "1", "2")
     assert await transport.discard(PAID, ["unknown", first]) == [first]
     assert await transport.discard(PAID, [first]) == []
     assert [letter.id for letter in await transport.dead_letters(PAID, limit=9)] == [second]
 
 
 async def test_the_oldest_dead_letters_come_first(transport: MemoryTransport) -> None:
-    first, second, _ = await bury(transport, "1", "2", "3")
+    first, second, _ = await dead_letter(transport, "1", "2", "3")
     letters = await transport.dead_letters(PAID, limit=2)
     assert [letter.id for letter in letters] == [first, second]
 
 
-async def test_connections_share_a_broker_and_closing_one_leaves_the_others(
+async def test_closing_one_connection_does_not_affect_another_to_the_same_broker(
     transport: MemoryTransport, clock: ManualClock
 ) -> None:
     other = MemoryTransport(clock, transport.broker)
@@ -262,14 +265,14 @@ async def test_connections_share_a_broker_and_closing_one_leaves_the_others(
         with pytest.raises(Unreachable, match="consume anew"):
             await theirs.receive(1)
         await settle_loop()
-        assert not waiting.done()  # it holds all that it may
+        assert not waiting.done()  # its prefetch is used up
         waiting.cancel()
     with pytest.raises(Unreachable, match="connect first"):
         await publish_or_raise(other, envelopes("3"))
     assert (await transport.stats(PAID)).ready == 2
 
 
-async def test_a_stopped_broker_is_unreachable_and_keeps_what_it_has(
+async def test_a_stopped_broker_is_unreachable_and_keeps_its_messages(
     transport: MemoryTransport,
 ) -> None:
     await publish_or_raise(transport, envelopes("1", "2"))
@@ -290,7 +293,7 @@ async def test_a_stopped_broker_is_unreachable_and_keeps_what_it_has(
         assert ids(await soon(consumer.receive(5))) == ["1", "2"]
 
 
-async def test_a_broker_that_lost_its_data_has_nothing_until_it_is_declared_again(
+async def test_a_broker_that_lost_its_data_works_again_after_declaring(
     transport: MemoryTransport,
 ) -> None:
     await publish_or_raise(transport, envelopes("1"))

@@ -1,4 +1,4 @@
-"""Whatever is asked for, an outcome is one that every transport can carry out."""
+"""Delays and texts of outcomes are limited to what every transport can store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from eventmesh.transports.outcome import LONGEST_DELAY, MOST_CHARACTERS, Dead, R
 
 
 @pytest.mark.parametrize(
-    ("asked", "given"),
+    ("requested", "expected"),
     [
         (0.0, 0.0),
         (1.5, 1.5),
@@ -23,11 +23,11 @@ from eventmesh.transports.outcome import LONGEST_DELAY, MOST_CHARACTERS, Dead, R
         (math.nan, 0.0),
     ],
 )
-def test_a_delay_is_bounded(asked: float, given: float) -> None:
-    assert RetryAfter(asked).delay == given
+def test_a_delay_is_limited_to_the_supported_range(requested: float, expected: float) -> None:
+    assert RetryAfter(requested).delay == expected
 
 
-def test_a_dead_letter_has_texts_that_can_be_stored() -> None:
+def test_the_texts_of_a_dead_letter_are_valid_unicode() -> None:
     dead = Dead("\ud800 ü \x00", "\udfff")
     assert (dead.reason, dead.error) == ("\\ud800 ü \x00", "\\udfff")
 

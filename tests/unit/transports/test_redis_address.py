@@ -1,4 +1,4 @@
-"""What a Redis URL says."""
+"""Parsing the broker URL of a Redis server, Sentinel or Cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eventmesh.transports.redis.address import parse_broker_url
 from eventmesh.transports.redis.keys import Layout
 
 
-def test_a_url_names_one_server_with_user_password_and_database() -> None:
+def test_a_url_has_host_user_password_database_and_options() -> None:
     url = parse_broker_url("redis://me:p%40ss@host:7000/3?socket_keepalive=true")
     assert (url.kind, url.addresses) == ("redis", (("host", 7000),))
     assert url.options == {
@@ -33,7 +33,7 @@ def test_a_url_names_one_server_with_user_password_and_database() -> None:
         ("rediss+cluster://a/0", "cluster", (("a", 6379),)),
     ],
 )
-def test_a_url_names_servers_sentinels_or_nodes(
+def test_a_url_may_name_a_server_sentinels_or_cluster_nodes(
     text: str, kind: str, addresses: tuple[tuple[str, int], ...]
 ) -> None:
     url = parse_broker_url(text)
@@ -41,7 +41,7 @@ def test_a_url_names_servers_sentinels_or_nodes(
     assert (url.options.get("connection_class") is SSLConnection) == text.startswith("rediss")
 
 
-def test_a_sentinel_url_names_its_master_and_may_have_another_login_for_sentinels() -> None:
+def test_a_sentinel_url_names_a_master_and_may_have_a_password_for_the_sentinels() -> None:
     url = parse_broker_url("redis+sentinel://u:p@a/my%20shop/4?sentinel_password=q&wait_replicas=2")
     assert (url.master, url.options["db"], url.wait_replicas) == ("my shop", 4, 2)
     assert (url.options["password"], url.sentinel_options) == ("p", {"password": "q"})
@@ -61,7 +61,7 @@ def test_a_sentinel_url_names_its_master_and_may_have_another_login_for_sentinel
         ("rediss://host?ssl_ca_certs=/no/ca.pem", "no file /no/ca.pem, which ssl_ca_certs names"),
     ],
 )
-def test_a_url_that_cannot_be_is_refused_with_the_reason_and_the_right_form(
+def test_an_invalid_url_is_rejected_with_the_reason_and_the_valid_form(
     url: str, words: str
 ) -> None:
     with pytest.raises(UsageError) as caught:

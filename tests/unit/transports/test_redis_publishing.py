@@ -9,8 +9,8 @@ from eventmesh.wire.envelope import Envelope
 NAMES, KEYS = ("paid", "failed", "refunded"), ("", "a", "b", "c")
 envelopes = st.lists(
     st.builds(
-        lambda name, key, whose: Envelope(
-            {"type": name, whose: key} if key else {"type": name}, b""
+        lambda name, key, attribute: Envelope(
+            {"type": name, attribute: key} if key else {"type": name}, b""
         ),
         st.sampled_from(NAMES),
         st.sampled_from(KEYS),

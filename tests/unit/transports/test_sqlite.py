@@ -1,4 +1,4 @@
-"""What is particular to the SQLite transport. See tests/conformance for what all promise."""
+"""What only the SQLite transport promises. See tests/conformance for what all promise."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ async def transport(tmp_path: Path) -> AsyncIterator[SqliteTransport]:
     await transport.close()
 
 
-async def bury(transport: SqliteTransport, message_id: str) -> str:
-    """Make a dead letter of a message of this id; returns its id as a dead letter."""
+async def dead_letter_message(transport: SqliteTransport, message_id: str) -> str:
+    """Publish and dead-letter a message with this id; returns the id of the dead letter."""
     await publish_or_raise(transport, [Envelope({"id": message_id, "type": "payments.paid"}, b"")])
     async with transport.consume(PAID, prefetch=1) as consumer:
         [delivery] = await asyncio.wait_for(consumer.receive(1), 60)
@@ -54,25 +54,25 @@ async def bury(transport: SqliteTransport, message_id: str) -> str:
     return letter.id
 
 
-async def test_a_dead_letter_named_twice_is_replayed_once(transport: SqliteTransport) -> None:
-    letter = await bury(transport, "1")
+async def test_a_dead_letter_given_twice_is_replayed_once(transport: SqliteTransport) -> None:
+    letter = await dead_letter_message(transport, "1")
     assert await transport.replay(PAID, [letter, letter]) == [letter]
     stats = await transport.stats(PAID)
     assert (stats.ready, stats.dead) == (1, 0)
 
 
-async def test_a_dead_letter_named_twice_is_discarded_once(transport: SqliteTransport) -> None:
-    letter = await bury(transport, "1")
+async def test_a_dead_letter_given_twice_is_discarded_once(transport: SqliteTransport) -> None:
+    letter = await dead_letter_message(transport, "1")
     assert await transport.discard(PAID, [letter, letter]) == [letter]
     stats = await transport.stats(PAID)
     assert (stats.ready, stats.dead) == (0, 0)
 
 
 @pytest.mark.parametrize("act", ["replay", "discard"])
-async def test_of_many_dead_letters_only_those_of_the_named_message_are_read(
+async def test_only_the_dead_letters_of_the_given_messages_are_read(
     act: str, transport: SqliteTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every publisher waits while they are read."""
+    """Publishers cannot write while dead letters are read, so reading them all would block."""
     await publish_or_raise(transport, messages("1", "2", "3", "1", "4"))
     async with transport.consume(PAID, prefetch=9) as consumer:
         await consumer.settle([(each, Dead("no")) for each in await take(consumer, 5)])
@@ -93,19 +93,19 @@ async def test_of_many_dead_letters_only_those_of_the_named_message_are_read(
 @pytest.mark.parametrize(
     ("url", "path"), [("sqlite:///a/b.db", "a/b.db"), ("sqlite:////a/b.db", "/a/b.db")]
 )
-def test_a_url_names_a_path_from_here_or_an_absolute_one(url: str, path: str) -> None:
+def test_a_url_has_a_relative_or_an_absolute_path(url: str, path: str) -> None:
     assert path_of(url) == Path(path)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:a.db"])
-def test_a_url_without_file_is_refused(url: str) -> None:
+def test_a_url_without_a_file_is_rejected(url: str) -> None:
     with pytest.raises(UsageError, match="names no file: write sqlite:///"):
         path_of(url)
 
 
-# --- what others have written to the file ---
+# Rows that other programs have written to the file
 
-ODD_ROWS: list[tuple[object, object, object]] = [
+INVALID_ROWS: list[tuple[object, object, object]] = [
     # attributes, data, attempt
     (b"[1]", b"", 1),
     ("null", "text", 1),
@@ -116,48 +116,50 @@ ODD_ROWS: list[tuple[object, object, object]] = [
 ]
 
 
-async def test_odd_rows_are_handed_out_and_dead_lettered(
+async def test_invalid_rows_are_delivered_and_can_be_dead_lettered(
     transport: SqliteTransport, tmp_path: Path
 ) -> None:
     with closing(sqlite3.connect(tmp_path / "broker.db")) as file, file:
         file.executemany(
             "INSERT INTO queue (subscription, attributes, data, due_at, attempt)"
             " VALUES (?, ?, ?, 0, ?)",
-            [(PAID.name, *row) for row in ODD_ROWS],
+            [(PAID.name, *row) for row in INVALID_ROWS],
         )
         file.executemany(
             "INSERT INTO dead_letter VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?)",
             [
                 (str(number), PAID.name, attributes, data, b"\xff", b"\xff", attempt, "never")
-                for number, (attributes, data, attempt) in enumerate(ODD_ROWS)
+                for number, (attributes, data, attempt) in enumerate(INVALID_ROWS)
             ],
         )
     await publish_or_raise(transport, messages("1"))
     census = await transport.census([PAID], PAID.messages)
-    assert sum(lot.number for lot in census.lots.values()) == 2 * len(ODD_ROWS) + 1
+    assert sum(lot.number for lot in census.lots.values()) == 2 * len(INVALID_ROWS) + 1
     async with transport.consume(PAID, prefetch=10) as consumer:
-        *odd, good = await take(consumer, len(ODD_ROWS) + 1)
+        *invalid, good = await take(consumer, len(INVALID_ROWS) + 1)
         assert good.envelope.id == "1"
-        assert [bool(delivery.unreadable) for delivery in odd] == [True] * 5 + [False]
-        await consumer.settle([(good, DONE), (odd[0], RetryAfter(0.0))])
-        await consumer.settle([(delivery, Dead("no")) for delivery in odd[1:]])
+        assert [bool(delivery.unreadable) for delivery in invalid] == [True] * 5 + [False]
+        await consumer.settle([(good, DONE), (invalid[0], RetryAfter(0.0))])
+        await consumer.settle([(delivery, Dead("no")) for delivery in invalid[1:]])
         await consumer.settle([(each, Dead("no")) for each in await take(consumer, 1)])
     letters = await transport.dead_letters(PAID, limit=100)
-    assert len(letters) == 2 * len(ODD_ROWS)
+    assert len(letters) == 2 * len(INVALID_ROWS)
     ids = [letter.id for letter in letters]
     assert await transport.replay(PAID, ids) == ids
     assert (await transport.stats(PAID)).ready == len(ids)
 
 
-# --- the wall clock is set ---
+# Jumps of the wall clock
 
 HOUR = 3600.0
 JUMPS = [-HOUR, HOUR]
 
 
-class SetClock(SystemClock):
-    """The machine's clock, as if somebody had set it by `jump` seconds, and as if the machine had
-    been started `uptime` seconds ago, if that is given."""
+class JumpingClock(SystemClock):
+    """The system clock with the wall clock set forward by `jump` seconds.
+
+    With `uptime`, its monotonic clock is that of a machine which was booted that many seconds ago.
+    """
 
     def __init__(self, jump: float = 0.0, uptime: float | None = None) -> None:
         self.jump = jump
@@ -187,22 +189,22 @@ def messages(*ids: str) -> list[Envelope]:
 
 
 async def take(consumer: Consumer, count: int, seconds: float = 20.0) -> list[Delivery]:
-    got: list[Delivery] = []
+    received: list[Delivery] = []
     async with asyncio.timeout(seconds):
-        while len(got) < count:
-            got += await consumer.receive(count - len(got))
-    return got
+        while len(received) < count:
+            received += await consumer.receive(count - len(received))
+    return received
 
 
 async def take_ids(transport: SqliteTransport, count: int, seconds: float = 20.0) -> list[str]:
-    """Take and settle this many, at once."""
+    """Receive and settle this many messages; their ids."""
     async with transport.consume(PAID, prefetch=count) as consumer:
-        got = await take(consumer, count, seconds)
-        await consumer.settle([(delivery, DONE) for delivery in got])
-    return [delivery.envelope.id for delivery in got]
+        deliveries = await take(consumer, count, seconds)
+        await consumer.settle([(delivery, DONE) for delivery in deliveries])
+    return [delivery.envelope.id for delivery in deliveries]
 
 
-async def silent(consumer: Consumer, seconds: float) -> bool:
+async def receives_nothing(consumer: Consumer, seconds: float) -> bool:
     try:
         await take(consumer, 1, seconds)
     except TimeoutError:
@@ -211,97 +213,97 @@ async def silent(consumer: Consumer, seconds: float) -> bool:
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-async def test_messages_come_in_order_and_at_once_whatever_the_clock_is_set_to(
+async def test_a_jump_of_the_wall_clock_does_not_delay_or_reorder_messages(
     jump: float, tmp_path: Path
 ) -> None:
-    clock = SetClock()
+    clock = JumpingClock()
     async with opened(tmp_path, clock) as transport:
         await publish_or_raise(transport, messages("1", "2"))
         clock.jump = jump
         await publish_or_raise(transport, messages("3"))
-        async with opened(tmp_path, SetClock(jump)) as later:
+        async with opened(tmp_path, JumpingClock(jump)) as later:
             await publish_or_raise(later, messages("4"))
             assert await take_ids(later, 4) == ["1", "2", "3", "4"]
             assert (await transport.stats(PAID)).ready == 0
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-async def test_a_retry_comes_after_its_delay_whatever_the_clock_is_set_to(
+async def test_a_jump_of_the_wall_clock_does_not_shorten_the_delay_of_a_retry(
     jump: float, tmp_path: Path
 ) -> None:
-    clock = SetClock()
+    clock = JumpingClock()
     async with opened(tmp_path, clock) as transport:
         await publish_or_raise(transport, messages("1"))
         async with transport.consume(PAID, prefetch=1) as consumer:
-            asked_at = time.monotonic()
+            retried_at = time.monotonic()
             await consumer.settle([(each, RetryAfter(0.5)) for each in await take(consumer, 1)])
             clock.jump = jump
         async with (
-            opened(tmp_path, SetClock(jump)) as later,
+            opened(tmp_path, JumpingClock(jump)) as later,
             later.consume(PAID, prefetch=1) as consumer,
         ):
             await take(consumer, 1)
-            assert time.monotonic() - asked_at >= 0.5
+            assert time.monotonic() - retried_at >= 0.5
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-async def test_a_lease_lasts_as_long_as_its_worker_lives_whatever_the_clock_is_set_to(
+async def test_a_jump_of_the_wall_clock_does_not_expire_the_lease_of_a_live_worker(
     jump: float, tmp_path: Path
 ) -> None:
-    clock = SetClock()
+    clock = JumpingClock()
     async with opened(tmp_path, clock) as transport:
         await publish_or_raise(transport, messages("1"))
-        async with transport.consume(PAID, prefetch=1) as living:
-            [held] = await take(living, 1)
+        async with transport.consume(PAID, prefetch=1) as live:
+            [held] = await take(live, 1)
             clock.jump = jump
             async with (
-                opened(tmp_path, SetClock(jump)) as other,
+                opened(tmp_path, JumpingClock(jump)) as other,
                 other.consume(PAID, prefetch=1) as consumer,
             ):
-                assert await silent(consumer, 1.0)
-                await living.settle([(held, DONE)])
+                assert await receives_nothing(consumer, 1.0)
+                await live.settle([(held, DONE)])
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-async def test_a_dead_worker_is_replaced_in_time_whatever_the_clock_is_set_to(
+async def test_a_jump_of_the_wall_clock_does_not_keep_the_lease_of_a_dead_worker(
     jump: float, tmp_path: Path
 ) -> None:
-    async with opened(tmp_path, SetClock()) as transport:
+    async with opened(tmp_path, JumpingClock()) as transport:
         await publish_or_raise(transport, messages("1"))
         await transport.run(lambda store: store.lease(PAID.name, "dead", 1, 0.6))
-    async with opened(tmp_path, SetClock(jump)) as later:
+    async with opened(tmp_path, JumpingClock(jump)) as later:
         assert await take_ids(later, 1) == ["1"]
 
 
 @pytest.mark.parametrize("jump", [0.0, *JUMPS])
-async def test_a_machine_that_was_started_again_goes_on(jump: float, tmp_path: Path) -> None:
-    """Its monotonic clock begins anew, and its wall clock may be wrong."""
-    async with opened(tmp_path, SetClock(uptime=1e6)) as transport:
+async def test_messages_are_delivered_after_a_reboot(jump: float, tmp_path: Path) -> None:
+    """After a reboot, the monotonic clock starts at zero and the wall clock may be wrong."""
+    async with opened(tmp_path, JumpingClock(uptime=1e6)) as transport:
         await publish_or_raise(transport, messages("1", "2", "3"))
         async with transport.consume(PAID, prefetch=1) as consumer:
             await consumer.settle([(each, RetryAfter(0.3)) for each in await take(consumer, 1)])
         await transport.run(lambda store: store.lease(PAID.name, "dead", 1, 0.6))
-    async with opened(tmp_path, SetClock(jump, uptime=10)) as later:
+    async with opened(tmp_path, JumpingClock(jump, uptime=10)) as later:
         await publish_or_raise(later, messages("4"))
         assert sorted(await take_ids(later, 4)) == ["1", "2", "3", "4"]
 
 
-async def test_a_file_with_nothing_but_a_retry_goes_on_after_a_restart_of_the_machine(
+async def test_a_file_with_only_a_delayed_message_delivers_it_after_a_reboot(
     tmp_path: Path,
 ) -> None:
-    async with opened(tmp_path, SetClock(uptime=1e6)) as transport:
+    async with opened(tmp_path, JumpingClock(uptime=1e6)) as transport:
         await publish_or_raise(transport, messages("1"))
         async with transport.consume(PAID, prefetch=1) as consumer:
             await consumer.settle([(each, RetryAfter(0.3)) for each in await take(consumer, 1)])
-    async with opened(tmp_path, SetClock(-HOUR, uptime=10)) as later:
+    async with opened(tmp_path, JumpingClock(-HOUR, uptime=10)) as later:
         assert await take_ids(later, 1) == ["1"]
 
 
-# --- at rest ---
+# Polling
 
 
-class Polls(ManualClock):
-    """Counts how often somebody slept for as short as a poll."""
+class PollCounter(ManualClock):
+    """Counts the sleeps that are as short as a poll."""
 
     polls = 0
 
@@ -310,14 +312,16 @@ class Polls(ManualClock):
         await super().sleep(seconds)
 
 
-async def polls_within(clock: Polls, seconds: float) -> int:
+async def count_polls(clock: PollCounter, seconds: float) -> int:
     before = clock.polls
     await clock.advance(seconds)
     return clock.polls - before
 
 
-async def test_five_consumers_share_a_poll_that_relaxes_and_tightens(tmp_path: Path) -> None:
-    clock = Polls()
+async def test_five_consumers_share_one_poll_that_slows_down_while_nothing_changes(
+    tmp_path: Path,
+) -> None:
+    clock = PollCounter()
     others = [Subscription(f"orders.{number}", ("orders.placed",)) for number in range(5)]
     async with opened(tmp_path, clock) as transport, asyncio.TaskGroup() as tasks:
         waiting = [tasks.create_task(wait_for_one(transport, each)) for each in others]
@@ -325,25 +329,25 @@ async def test_five_consumers_share_a_poll_that_relaxes_and_tightens(tmp_path: P
         assert watcher is not None
 
         async def all_wait() -> None:
-            """Polls that saw a change let all of them look, which takes real time."""
+            """After a change, every consumer reads the file, which takes real time."""
             for _ in range(3):
                 await clock.advance(sqlite.LONGEST_POLL)
                 await until(lambda: len(watcher._waiting) == 5)
 
         await all_wait()
-        assert await polls_within(clock, 0.5) >= 200
+        assert await count_polls(clock, 0.5) >= 200
         await clock.advance(30.0)
-        assert await polls_within(clock, 1.0) <= 1 / sqlite.LONGEST_POLL + 1
+        assert await count_polls(clock, 1.0) <= 1 / sqlite.LONGEST_POLL + 1
         await publish_or_raise(transport, messages("1"))
         await all_wait()
-        assert await polls_within(clock, 0.5) >= 200
+        assert await count_polls(clock, 0.5) >= 200
         for each in waiting:
             each.cancel()
 
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - there is no event for it
+        while not condition():  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0.001)
 
 
@@ -352,7 +356,7 @@ async def wait_for_one(transport: SqliteTransport, subscription: Subscription) -
         await consumer.receive(1)
 
 
-async def test_what_this_process_publishes_is_noticed_without_a_poll(
+async def test_messages_published_by_the_same_process_are_received_without_a_poll(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "SHORTEST_POLL", 60.0)
@@ -363,7 +367,7 @@ async def test_what_this_process_publishes_is_noticed_without_a_poll(
     ):
         for outcome in (RetryAfter(0.0), DONE):
             receiving = asyncio.ensure_future(take(consumer, 1))
-            await asyncio.sleep(0.05)  # in which it has looked once, and waits
+            await asyncio.sleep(0.05)  # it has read the file once, and waits
             if outcome != DONE:
                 await publish_or_raise(transport, messages("1"))
             await consumer.settle([(each, outcome) for each in await receiving])

@@ -1,4 +1,4 @@
-"""A channel that opens while its connection is lost."""
+"""Opening a channel while the connection is lost."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from eventmesh.transports.base import TransportOptions
 from eventmesh.transports.rabbitmq.connection import BrokerConnection
 
 
-class _LosesIt:
-    """A connection that closes while a channel opens, which fails only after that."""
+class _LostConnection:
+    """Closes while a channel is being opened; opening the channel fails only after that."""
 
     def __init__(self) -> None:
         self.closing = asyncio.get_running_loop().create_future()
@@ -30,12 +30,12 @@ class _LosesIt:
 async def test_opening_a_channel_on_a_lost_connection_raises_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    untold: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: untold.append(context))
+    unhandled: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
     connection = BrokerConnection("amqp://127.0.0.1:1", "test", TransportOptions())
 
     async def connected() -> Connection:
-        return cast(Connection, _LosesIt())
+        return cast(Connection, _LostConnection())
 
     monkeypatch.setattr(connection, "_connected", connected)
     with pytest.raises(Unreachable, match="the connection was lost"):
@@ -44,4 +44,4 @@ async def test_opening_a_channel_on_a_lost_connection_raises_once(
     await asyncio.sleep(0)  # the channel's task ends after the call
     await asyncio.sleep(0)
 
-    assert untold == []
+    assert unhandled == []

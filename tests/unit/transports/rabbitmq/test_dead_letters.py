@@ -1,4 +1,4 @@
-"""Dead letters as they are read from a queue in which anybody can put anything."""
+"""Reading dead letters from a queue to which any program may have published anything."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENVELOPE = Envelope({"id": "1", "type": "payments.paid", "myextension": "Łódź"}, b"{}")
 
 
-def test_a_dead_letter_is_read_as_it_was_written() -> None:
+def test_a_dead_letter_can_be_written_and_read_back() -> None:
     dead = Dead("no luck", "Traceback")
     headers = dead_letter_headers(to_headers(ENVELOPE), dead, attempts=4, letter_id="l-1", now=NOW)
     letter = letter_of(PAID, headers, None, b"{}")
@@ -32,14 +32,14 @@ def test_a_dead_letter_is_read_as_it_was_written() -> None:
     assert letter.died_at == NOW
 
 
-def test_a_message_that_others_put_there_is_a_dead_letter_too() -> None:
+def test_a_message_from_another_program_is_read_as_a_dead_letter() -> None:
     letter = letter_of(PAID, {header_names.DIED_AT: "yesterday"}, None, b"")
     assert letter.reason == "not written by EventMesh: it has no reason"
     assert (letter.error, letter.attempts) == ("", 1)
     assert letter.died_at == datetime.fromtimestamp(0, UTC)
 
 
-def test_a_message_that_rabbitmq_dead_lettered_says_when_and_why() -> None:
+def test_a_message_dead_lettered_by_rabbitmq_has_its_time_and_reason() -> None:
     death = {"reason": "maxlen", "queue": "q", "time": NOW, "count": 1}
     letter = letter_of(PAID, {**to_headers(ENVELOPE), "x-death": [death]}, None, b"{}")
     assert letter.reason == (
@@ -48,7 +48,7 @@ def test_a_message_that_rabbitmq_dead_lettered_says_when_and_why() -> None:
     assert (letter.died_at, letter.envelope) == (NOW, ENVELOPE)
 
 
-def test_a_derived_id_is_the_same_wherever_rabbitmq_has_moved_the_message() -> None:
+def test_a_derived_id_does_not_change_when_rabbitmq_moves_the_message() -> None:
     before, moved = {"mine": "x"}, {"mine": "x", "x-death": [{"queue": "q"}], "x-delivery-count": 3}
     ids = {letter_of(PAID, headers, None, b"{}").id for headers in (before, moved)}
     assert len(ids) == 1
@@ -56,12 +56,14 @@ def test_a_derived_id_is_the_same_wherever_rabbitmq_has_moved_the_message() -> N
     assert not ids & {letter_of(PAID, *other).id for other in others}
 
 
-@pytest.mark.parametrize("odd", ["", 7, None, b"\xff", ["l-1"], "\x1b[2J", "l" * 101])
-def test_an_invalid_id_counts_as_missing(odd: Any) -> None:
-    assert letter_of(PAID, {header_names.DEAD_LETTER_ID: odd}, None, b"").id.startswith("derived-")
+@pytest.mark.parametrize("invalid", ["", 7, None, b"\xff", ["l-1"], "\x1b[2J", "l" * 101])
+def test_an_invalid_id_is_replaced_by_a_derived_one(invalid: Any) -> None:
+    assert letter_of(PAID, {header_names.DEAD_LETTER_ID: invalid}, None, b"").id.startswith(
+        "derived-"
+    )
 
 
-def test_identical_letters_have_different_ids() -> None:
+def test_identical_dead_letters_have_different_ids() -> None:
     ids = UniqueIds()
     assert [ids.unique(each) for each in ("a", "a", "b", "a")] == ["a", "a-2", "b", "a-3"]
 
@@ -83,7 +85,9 @@ names = st.text() | st.sampled_from(
 
 
 @given(st.dictionaries(names, values, max_size=6), st.none() | st.text(), st.binary())
-def test_anything_is_read(headers: dict[str, Any], content_type: str | None, data: bytes) -> None:
+def test_any_message_can_be_read_as_a_dead_letter(
+    headers: dict[str, Any], content_type: str | None, data: bytes
+) -> None:
     letter = letter_of(PAID, headers, content_type, data)
     assert letter.id
     assert letter.died_at.tzinfo is not None

@@ -1,4 +1,7 @@
-"""Taking messages from the stream of frames. The oracle is the encoder and decoder of pamqp."""
+"""Reading deliveries and confirms from the stream of frames.
+
+The encoder and decoder of pamqp are the reference.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def delivered(
 
 
 async def read_all(stream: bytes, taps: dict[int, Tap], chunk: int = 1 << 20) -> list[bytes]:
-    """The frames that are left for aiormq, read as it reads them."""
+    """The frames that are passed on to aiormq, read as it reads them."""
     reader = asyncio.StreamReader()
     frames = FrameStream(reader, taps)
     read: list[bytes] = []
@@ -86,7 +89,7 @@ async def read_all(stream: bytes, taps: dict[int, Tap], chunk: int = 1 << 20) ->
 
 @given(all_properties)
 @example(Basic.Properties(headers={"ä": bytearray(b"\xff")}))
-def test_a_header_is_decoded_as_pamqp_decodes_it(properties: Basic.Properties) -> None:
+def test_a_header_is_decoded_like_by_pamqp(properties: Basic.Properties) -> None:
     raw = header_of(properties)
     expected = ContentHeader()
     expected.unmarshal(raw)
@@ -116,22 +119,22 @@ def test_an_undecodable_header_is_kept_in_hexadecimal() -> None:
     assert ReceivedMessage(1, raw, b"").essentials() == (None, {UNDECODABLE: raw.hex()})
 
 
-def test_a_timestamp_beyond_all_dates_does_not_affect_other_headers() -> None:
+def test_a_timestamp_out_of_range_does_not_affect_other_headers() -> None:
     raw = header_of(Basic.Properties(headers={"at": datetime(2026, 1, 1, tzinfo=UTC), "name": "x"}))
     moment = struct.pack(">q", int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()))
-    absurd = 2**62
-    raw = raw.replace(moment, struct.pack(">q", absurd))
+    out_of_range = 2**62
+    raw = raw.replace(moment, struct.pack(">q", out_of_range))
     with pytest.raises((ValueError, OverflowError)):
         ContentHeader().unmarshal(raw)
-    assert ReceivedMessage(1, raw, b"").essentials() == (None, {"at": absurd, "name": "x"})
-    assert ReceivedMessage(1, raw, b"").properties().headers == {"at": absurd, "name": "x"}
+    assert ReceivedMessage(1, raw, b"").essentials() == (None, {"at": out_of_range, "name": "x"})
+    assert ReceivedMessage(1, raw, b"").properties().headers == {"at": out_of_range, "name": "x"}
 
 
 @given(
     st.lists(st.binary(max_size=350), max_size=5),
     st.sampled_from([1, 2, 7, 64, 1 << 20]),
 )
-async def test_deliveries_are_taken_and_the_rest_is_left_whatever_the_chunks(
+async def test_deliveries_are_intercepted_and_other_frames_passed_on_for_every_chunk_size(
     bodies: list[bytes], chunk: int
 ) -> None:
     received: list[ReceivedMessage] = []
@@ -141,10 +144,10 @@ async def test_deliveries_are_taken_and_the_rest_is_left_whatever_the_chunks(
         delivered(Basic.Properties(message_id=str(number)), body, tag=number) + other + elsewhere
         for number, body in enumerate(bodies)
     )
-    left = await read_all(stream, {1: Deliveries(received.append)}, chunk)
+    passed_on = await read_all(stream, {1: Deliveries(received.append)}, chunk)
     assert [message.tag for message in received] == list(range(len(bodies)))
     assert [message.body for message in received] == bodies
-    assert b"".join(left) == (other + elsewhere) * len(bodies)
+    assert b"".join(passed_on) == (other + elsewhere) * len(bodies)
 
 
 async def test_a_header_that_would_close_the_connection_is_replaced() -> None:
@@ -160,7 +163,7 @@ async def test_a_header_that_would_close_the_connection_is_replaced() -> None:
     assert unmarshal(body)[2].value == b"body"  # type: ignore[union-attr]
 
 
-async def test_aiormq_gets_a_heartbeat_if_all_frames_were_taken(
+async def test_aiormq_receives_a_heartbeat_if_all_frames_were_intercepted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("eventmesh.transports.rabbitmq.frames._HEARTBEAT_AFTER", 0.0)
@@ -170,7 +173,7 @@ async def test_aiormq_gets_a_heartbeat_if_all_frames_were_taken(
 
 
 @pytest.mark.parametrize("received", [b"AMQP\0\0\x09\x01", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
-async def test_what_is_not_amqp_is_left_to_aiormq(received: bytes) -> None:
+async def test_data_that_is_not_amqp_is_passed_on_to_aiormq(received: bytes) -> None:
     reader = asyncio.StreamReader()
     reader.feed_data(received)
     reader.feed_eof()
@@ -180,7 +183,7 @@ async def test_what_is_not_amqp_is_left_to_aiormq(received: bytes) -> None:
     assert frames.at_eof()
 
 
-async def test_confirms_and_returns_are_reported_in_their_order() -> None:
+async def test_confirms_and_returned_messages_are_reported_in_order() -> None:
     reported: list[tuple[object, ...]] = []
     confirms = Confirms(lambda *each: reported.append(each), lambda *each: reported.append(each))
     frames: list[FrameTypes] = [
@@ -195,7 +198,9 @@ async def test_confirms_and_returns_are_reported_in_their_order() -> None:
         Basic.Nack(7, False),
     ]
     other = marshal(Basic.QosOk(), 1)
-    left = await read_all(b"".join(marshal(frame, 1) for frame in frames) + other, {1: confirms})
+    passed_on = await read_all(
+        b"".join(marshal(frame, 1) for frame in frames) + other, {1: confirms}
+    )
     assert reported == [
         (3, True, True),
         ("m", "NO_ROUTE"),
@@ -204,4 +209,4 @@ async def test_confirms_and_returns_are_reported_in_their_order() -> None:
         ("n", "NO_ROUTE"),
         (7, False, False),
     ]
-    assert left == [other]
+    assert passed_on == [other]

@@ -1,4 +1,4 @@
-"""The headers of retries and dead letters, made of headers that anybody may have written."""
+"""The headers of retries and dead letters, derived from headers that any client may have sent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from eventmesh.wire.envelope import Envelope
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENVELOPE = Envelope({"id": "1", "type": "payments.paid", "myextension": "Łódź"}, b"{}")
-NOTES = {
+BROKER_HEADERS = {
     "x-death": [{"count": 1}],
     "x-first-death-queue": "q",
     "x-last-death-reason": "expired",
@@ -36,13 +36,13 @@ NOTES = {
 }
 
 
-def test_a_copy_has_the_headers_of_the_application_and_not_those_of_the_broker() -> None:
+def test_application_headers_are_copied_without_those_of_the_broker() -> None:
     headers = {**to_headers(ENVELOPE), "mine": True, "x-mine": 5}
-    assert application_headers({**headers, **NOTES}) == headers
+    assert application_headers({**headers, **BROKER_HEADERS}) == headers
     assert application_headers(None) == {}
 
 
-def test_values_that_pamqp_reads_and_cannot_write_are_made_writable() -> None:
+def test_values_that_pamqp_can_read_but_not_write_are_converted() -> None:
     assert application_headers(
         {"a": b"\xff", "b": 0.5, "c": 0.1, "d": 1e300, "e": {"f": [b"\xff", 0.1]}}
     ) == {
@@ -54,7 +54,7 @@ def test_values_that_pamqp_reads_and_cannot_write_are_made_writable() -> None:
     }
 
 
-def test_a_retry_carries_the_number_of_its_attempt() -> None:
+def test_the_headers_of_a_retry_contain_the_attempt_number() -> None:
     headers = retry_headers({**to_headers(ENVELOPE), ATTEMPT: 2}, 3)
     assert headers == {**to_headers(ENVELOPE), ATTEMPT: 3}
 
@@ -82,6 +82,6 @@ def test_a_long_reason_keeps_its_end_and_stays_valid_text(reason: str) -> None:
 @pytest.mark.parametrize(
     ("value", "count"), [(3, 3), (0, 0), (-1, 9), (True, 9), ("3", 9), (None, 9), (2.0, 9)]
 )
-def test_a_count_that_is_not_a_count_is_the_default(value: object, count: int) -> None:
+def test_an_invalid_count_is_replaced_by_the_default(value: object, count: int) -> None:
     assert count_header({"n": value}, "n", 9) == count
     assert count_header({}, "n", 9) == 9

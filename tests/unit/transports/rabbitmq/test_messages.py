@@ -1,5 +1,7 @@
-"""Whatever was delivered can be published again, whole or truncated. The oracle is the decoder of
-pamqp."""
+"""Every delivered message can be published again, complete or truncated.
+
+The decoder of pamqp is the reference.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +41,14 @@ from eventmesh.transports.rabbitmq.truncation import (
 
 DEFAULT_FRAME = 131_072
 SMALLEST_FRAME = 4096
-"""RabbitMQ takes no smaller one."""
+"""The smallest that RabbitMQ accepts."""
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PAID = Subscription("orders.note_payment", ("payments.paid",))
-UNLIKELY = Dead("no such account " + "r" * 2000, "Traceback " + "e" * 20_000)
+FAILURE = Dead("no such account " + "r" * 2000, "Traceback " + "e" * 20_000)
 
 
-# Content headers as any client in any language can write them
+# Content headers as clients in other languages may write them
 
 
 def short(raw: bytes) -> bytes:
@@ -147,14 +149,14 @@ def written(message: OutgoingMessage, frame_max: int) -> Basic.Properties:
     return header.properties
 
 
-def the_retry(received: ReceivedMessage, **options: Any) -> OutgoingMessage:
+def retry_of(received: ReceivedMessage, **options: Any) -> OutgoingMessage:
     headers = retry_headers(received.essentials()[1], 2)
     return copy_of(received.properties(), received.body, "", "queue", headers, **options)
 
 
-def the_dead_letter(received: ReceivedMessage) -> OutgoingMessage:
+def dead_letter_of(received: ReceivedMessage) -> OutgoingMessage:
     original = received.essentials()[1]
-    headers = dead_letter_headers(original, UNLIKELY, attempts=4, letter_id="l-1", now=NOW)
+    headers = dead_letter_headers(original, FAILURE, attempts=4, letter_id="l-1", now=NOW)
     return copy_of(
         received.properties(), received.body, "", "queue", headers, may_truncate="everything"
     )
@@ -168,7 +170,7 @@ NUMBERS = with_headers(
     *((f"{n:05}".encode(), b"d\x3f\xb9\x99\x99\x99\x99\x99\x9a") for n in range(8000))
 )
 DEEP = with_headers((b"deep", nested(450)))
-ODD_DECIMALS = with_headers((b"a", b"D\xff\xff\xff\xff\xff"), (b"b", b"D\x05\x80\0\0\0"))
+INVALID_DECIMALS = with_headers((b"a", b"D\xff\xff\xff\xff\xff"), (b"b", b"D\x05\x80\0\0\0"))
 SAME_BEGINNING = with_headers(text(b"n" * 200 + b"1", 9), text(b"n" * 200 + b"2", 9))
 
 
@@ -178,12 +180,12 @@ SAME_BEGINNING = with_headers(text(b"n" * 200 + b"1", 9), text(b"n" * 200 + b"2"
 @example(MANY, DEFAULT_FRAME)
 @example(NUMBERS, DEFAULT_FRAME)
 @example(DEEP, DEFAULT_FRAME)
-@example(ODD_DECIMALS, DEFAULT_FRAME)
+@example(INVALID_DECIMALS, DEFAULT_FRAME)
 @example(SAME_BEGINNING, DEFAULT_FRAME)
 @example(LARGE, SMALLEST_FRAME)
 @example(MANY, SMALLEST_FRAME)
-def test_whatever_was_delivered_can_be_a_dead_letter(raw: bytes, frame_max: int) -> None:
-    message = the_dead_letter(ReceivedMessage(1, raw, b"{}"))
+def test_every_delivered_message_can_be_dead_lettered(raw: bytes, frame_max: int) -> None:
+    message = dead_letter_of(ReceivedMessage(1, raw, b"{}"))
     headers = written(message, frame_max).headers or {}
     letter = letter_of(PAID, headers, None, b"{}")
     assert (letter.id, letter.attempts, letter.died_at) == ("l-1", 4, NOW)
@@ -197,42 +199,42 @@ def test_whatever_was_delivered_can_be_a_dead_letter(raw: bytes, frame_max: int)
 @example(LARGE, DEFAULT_FRAME)
 @example(NUMBERS, DEFAULT_FRAME)
 @example(DEEP, DEFAULT_FRAME)
-@example(ODD_DECIMALS, DEFAULT_FRAME)
-def test_whatever_was_delivered_can_be_retried(raw: bytes, frame_max: int) -> None:
+@example(INVALID_DECIMALS, DEFAULT_FRAME)
+def test_every_delivered_message_can_be_retried(raw: bytes, frame_max: int) -> None:
     headers = written(
-        the_retry(ReceivedMessage(1, raw, b"{}"), may_truncate="headers"), frame_max
+        retry_of(ReceivedMessage(1, raw, b"{}"), may_truncate="headers"), frame_max
     ).headers
     assert headers is not None
     assert headers[ATTEMPT] == 2
 
 
-@pytest.mark.parametrize("raw", [ODD_DECIMALS, DEEP, with_headers(text(b"cloudEvents_id", 36))])
-def test_a_retry_with_odd_values_is_not_truncated(raw: bytes) -> None:
-    retry = the_retry(ReceivedMessage(1, raw, b"{}"), may_truncate="nothing")
+@pytest.mark.parametrize("raw", [INVALID_DECIMALS, DEEP, with_headers(text(b"cloudEvents_id", 36))])
+def test_a_retry_with_unusual_values_is_not_truncated(raw: bytes) -> None:
+    retry = retry_of(ReceivedMessage(1, raw, b"{}"), may_truncate="nothing")
     assert TRUNCATED not in (written(retry, DEFAULT_FRAME).headers or {})
 
 
 def test_a_retry_that_would_have_to_be_truncated_is_rejected() -> None:
-    retry = the_retry(
+    retry = retry_of(
         ReceivedMessage(1, with_headers(text(b"x", 131_030)), b"{}"), may_truncate="nothing"
     )
     with pytest.raises(ENCODING_ERRORS, match="longer than the 131064 bytes of a frame"):
         encode(retry, 1, DEFAULT_FRAME)
 
 
-# What is truncated
+# Truncation
 
 
-def test_application_headers_are_truncated_before_attributes_and_the_largest_first() -> None:
+def test_the_largest_application_headers_are_truncated_first_and_attributes_last() -> None:
     raw = with_headers(
         text(b"cloudEvents_subject", 50_000), text(b"large", 60_000), text(b"small", 10_000)
     )
-    headers = written(the_dead_letter(ReceivedMessage(1, raw, b"{}")), DEFAULT_FRAME).headers or {}
+    headers = written(dead_letter_of(ReceivedMessage(1, raw, b"{}")), DEFAULT_FRAME).headers or {}
     assert TRUNCATED not in headers  # it fits
     raw = with_headers(
         text(b"cloudEvents_subject", 50_000), text(b"large", 70_000), text(b"small", 10_000)
     )
-    headers = written(the_dead_letter(ReceivedMessage(1, raw, b"{}")), DEFAULT_FRAME).headers or {}
+    headers = written(dead_letter_of(ReceivedMessage(1, raw, b"{}")), DEFAULT_FRAME).headers or {}
     assert headers["cloudEvents_subject"] == "x" * 50_000
     assert headers["small"] == "x" * 10_000
     assert headers["large"] == "x" * 253 + "…"
@@ -240,41 +242,43 @@ def test_application_headers_are_truncated_before_attributes_and_the_largest_fir
 
 
 def test_a_dead_letter_says_what_was_truncated() -> None:
-    headers = (
-        written(the_dead_letter(ReceivedMessage(1, LARGE, b"{}")), DEFAULT_FRAME).headers or {}
-    )
+    headers = written(dead_letter_of(ReceivedMessage(1, LARGE, b"{}")), DEFAULT_FRAME).headers or {}
     letter = letter_of(PAID, headers, None, b"{}")
     assert letter.reason.endswith("(not kept whole; cut: header cloudEvents_huge (130,322 bytes))")
     assert letter.envelope.id == "x" * 36
 
 
-def test_what_fits_is_unchanged() -> None:
+def test_properties_that_fit_are_unchanged() -> None:
     properties = Basic.Properties(headers={"a": "b"}, priority=3, message_id="m")
     assert fit_properties(properties, SMALLEST_FRAME) == properties
 
 
-def test_a_property_that_cannot_be_written_is_left_out_and_named() -> None:
-    cut = fit_properties(Basic.Properties(message_id="m" * 256, app_id="shop"), SMALLEST_FRAME)
-    assert (cut.message_id, cut.app_id, cut.headers) == (None, "shop", {TRUNCATED: "message_id"})
+def test_a_property_that_cannot_be_encoded_is_removed_and_named() -> None:
+    fitted = fit_properties(Basic.Properties(message_id="m" * 256, app_id="shop"), SMALLEST_FRAME)
+    assert (fitted.message_id, fitted.app_id, fitted.headers) == (
+        None,
+        "shop",
+        {TRUNCATED: "message_id"},
+    )
 
 
-def test_a_body_that_the_broker_rejects_is_shortened_to_its_limit() -> None:
+def test_a_body_that_is_too_large_for_the_broker_is_truncated_to_its_limit() -> None:
     properties = Basic.Properties(headers={"cloudEvents_id": "1", "mine": "x", REASON: "r"})
-    why = "PRECONDITION_FAILED - message size 100 is larger than configured max size 80"
-    forms = list(smaller_forms(properties, b"x" * 100, why))
+    rejection = "PRECONDITION_FAILED - message size 100 is larger than configured max size 80"
+    forms = list(smaller_forms(properties, b"x" * 100, rejection))
     assert [len(body) for _, body in forms] == [80, 0, 0]
     note = "properties, data (the first 80 of 100 bytes are kept)"
     assert forms[0][0].headers == {"cloudEvents_id": "1", REASON: "r", TRUNCATED: note}
     assert set(forms[2][0].headers or {}) == {REASON, TRUNCATED}
 
 
-def test_an_unlimited_frame_has_no_limit() -> None:
+def test_a_frame_size_of_zero_means_no_limit() -> None:
     properties = Basic.Properties(headers={"a": "b" * 300_000})
     rest = encode(OutgoingMessage("", "queue", b"x" * 300_000, properties), 1, 0)
     assert len(rest) > 600_000
 
 
-def test_headers_that_are_nested_too_deeply_are_undecodable() -> None:
+def test_headers_nested_too_deeply_are_undecodable() -> None:
     assert ReceivedMessage(1, with_headers((b"deep", nested(40))), b"").essentials()[1].keys() == {
         "deep"
     }

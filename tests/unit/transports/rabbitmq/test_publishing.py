@@ -1,4 +1,4 @@
-"""Confirms on what was published, from a broker that says what a test wants."""
+"""Publishing with confirms, on a fake broker whose answers each test chooses."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from eventmesh.transports.rabbitmq.topology import Entity
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """Return once the condition holds."""
+    """Wait until the condition holds."""
     for _ in range(1000):
         if condition():
             return
         await asyncio.sleep(0)
-    raise AssertionError("it never held")
+    raise AssertionError("the condition never held")
 
 
 class Channel:
-    """An open channel whose broker answers only when a test lets it."""
+    """An open channel that records what is written to it, and whose answers come from the test."""
 
     number = 1
     connection = SimpleNamespace(connection_tune=SimpleNamespace(frame_max=4096))
@@ -68,7 +68,7 @@ class Channel:
 
 
 class Broker:
-    """Stands for a connection, and for the broker behind it."""
+    """A fake connection with the broker behind it."""
 
     def __init__(self) -> None:
         self.channels: list[Channel] = []
@@ -100,18 +100,18 @@ class Broker:
             return 0
         return sum(isinstance(frame, Basic.Publish) for frame in self.channels[-1].written)
 
-    async def has(self, count: int) -> None:
+    async def wait_for_published(self, count: int) -> None:
         await eventually(lambda: self.published >= count)
 
-    def says(self, *frames: FrameTypes) -> None:
+    def send(self, *frames: FrameTypes) -> None:
         for frame in frames:
             raw = marshal(frame, 1)
             assert self._tap is not None
             assert self._tap.take(raw[0], raw, 7, len(raw) - 1)
 
-    def returns(self, message_id: str) -> None:
+    def return_message(self, message_id: str) -> None:
         header = ContentHeader(properties=Basic.Properties(message_id=message_id))
-        self.says(Basic.Return(312, "NO_ROUTE", "", ""), header)
+        self.send(Basic.Return(312, "NO_ROUTE", "", ""), header)
 
 
 @pytest.fixture
@@ -140,60 +140,60 @@ def publishing(publisher: Publisher, batch: Batch) -> asyncio.Task[Any]:
     return asyncio.ensure_future(publisher.publish(batch, []))
 
 
-async def test_publishing_returns_when_all_are_confirmed_one_by_one_or_together(
+async def test_publishing_ends_when_every_message_is_confirmed_singly_or_in_multiples(
     broker: Broker, publisher: Publisher
 ) -> None:
     batch = batch_of(*"abcdef")
     task = publishing(publisher, batch)
-    await broker.has(6)
-    broker.says(Basic.Ack(2, False), Basic.Ack(4, True), Basic.Ack(6, False))
+    await broker.wait_for_published(6)
+    broker.send(Basic.Ack(2, False), Basic.Ack(4, True), Basic.Ack(6, False))
     await asyncio.sleep(0)
     assert not task.done()
     assert batch.confirmed == {0, 1, 2, 3, 5}
-    broker.says(Basic.Ack(6, True))
+    broker.send(Basic.Ack(6, True))
     assert await task == {}
 
 
-async def test_a_cancelled_publish_leaves_what_was_confirmed_in_its_batch(
+async def test_a_cancelled_publish_keeps_the_confirmed_messages_of_its_batch(
     broker: Broker, publisher: Publisher
 ) -> None:
     batch = batch_of(*"abc")
     task = publishing(publisher, batch)
-    await broker.has(3)
-    broker.says(Basic.Ack(2, False))
+    await broker.wait_for_published(3)
+    broker.send(Basic.Ack(2, False))
     task.cancel()
     await asyncio.wait([task])
     assert batch.confirmed == {1}
-    # A late answer is not taken for an answer for the next batch.
+    # A late confirm does not count for the next batch.
     following = batch_of("d")
     task = publishing(publisher, following)
-    await broker.has(4)
-    broker.says(Basic.Ack(3, True))
+    await broker.wait_for_published(4)
+    broker.send(Basic.Ack(3, True))
     await asyncio.sleep(0)
     assert not task.done()
-    broker.says(Basic.Ack(4, False))
+    broker.send(Basic.Ack(4, False))
     assert await task == {}
 
 
-async def test_a_lost_connection_is_raised_and_leaves_what_was_confirmed_in_the_batch(
+async def test_a_lost_connection_is_raised_and_the_batch_keeps_its_confirmed_messages(
     broker: Broker, publisher: Publisher
 ) -> None:
     batch = batch_of(*"abc")
     task = publishing(publisher, batch)
-    await broker.has(3)
-    broker.says(Basic.Ack(1, False))
+    await broker.wait_for_published(3)
+    broker.send(Basic.Ack(1, False))
     broker.channels[0].lose(AMQPConnectionError("gone"))
     with pytest.raises(AMQPConnectionError, match="gone"):
         await task
     assert batch.confirmed == {0}
 
 
-async def test_a_channel_that_closes_while_a_batch_waits_to_be_written_is_noticed(
+async def test_a_channel_that_closes_before_a_batch_is_written_is_noticed(
     broker: Broker, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def put(self: Channel, _: ChannelFrame) -> None:
         self.lose(AMQPConnectionError("gone"))
-        for _turn in range(5):  # in which everybody is notified
+        for _turn in range(5):  # time to notify all waiters
             await asyncio.sleep(0)
 
     monkeypatch.setattr(Channel, "_put", put)
@@ -203,60 +203,62 @@ async def test_a_channel_that_closes_while_a_batch_waits_to_be_written_is_notice
             await publisher.publish(batch_of(*"abc"), [])
 
 
-async def test_what_its_queue_rejects_is_named(broker: Broker, publisher: Publisher) -> None:
+async def test_a_message_rejected_by_its_queue_is_reported(
+    broker: Broker, publisher: Publisher
+) -> None:
     task = publishing(publisher, batch_of(*"abc"))
-    await broker.has(3)
-    broker.says(Basic.Nack(2, False), Basic.Ack(3, True))
+    await broker.wait_for_published(3)
+    broker.send(Basic.Nack(2, False), Basic.Ack(3, True))
     rejected = await task
     assert list(rejected) == [1]
     assert "rejected it" in str(rejected[1])
 
 
-async def test_a_returned_message_is_published_again_after_declaring_again(
+async def test_a_returned_message_is_published_once_more_after_declaring_the_topology(
     broker: Broker, publisher: Publisher
 ) -> None:
     batch = batch_of(*"aba")  # the same message twice
     task = publishing(publisher, batch)
-    await broker.has(3)
-    broker.returns("b")
-    broker.returns("a")
-    broker.says(Basic.Ack(3, True))
-    await broker.has(5)
+    await broker.wait_for_published(3)
+    broker.return_message("b")
+    broker.return_message("a")
+    broker.send(Basic.Ack(3, True))
+    await broker.wait_for_published(5)
     assert batch.confirmed == {2}
     assert len(broker.declared) == 2
-    broker.returns("a")
-    broker.says(Basic.Ack(5, True))
+    broker.return_message("a")
+    broker.send(Basic.Ack(5, True))
     rejected = await task
     assert list(rejected) == [0]
     assert "no queue takes it (NO_ROUTE)" in str(rejected[0])
 
 
-async def test_a_message_that_closes_the_channel_is_found_and_the_others_are_published(
+async def test_a_message_that_closes_the_channel_is_rejected_and_the_others_are_published(
     broker: Broker, publisher: Publisher
 ) -> None:
     batch = batch_of(*"abc")
     task = publishing(publisher, batch)
-    await broker.has(3)
-    broker.says(Basic.Ack(1, False))
+    await broker.wait_for_published(3)
+    broker.send(Basic.Ack(1, False))
     for channel, rejected_again in ((1, True), (2, False)):
         broker.channels[-1].lose(ChannelPreconditionFailed("too large"))
         await eventually(lambda count=channel: len(broker.channels) > count)
-        await broker.has(1)
+        await broker.wait_for_published(1)
         if not rejected_again:
-            broker.says(Basic.Ack(1, False))
+            broker.send(Basic.Ack(1, False))
     rejected = await task
     assert {place: str(error) for place, error in rejected.items()} == {1: "too large"}
     assert batch.confirmed == {0, 2}
 
 
-async def test_what_cannot_be_encoded_is_rejected_and_the_others_are_published(
+async def test_a_message_that_cannot_be_encoded_is_rejected_and_the_others_are_published(
     broker: Broker, publisher: Publisher
 ) -> None:
     messages = batch_of("a", "b" * 256, "c").messages
-    odd = OutgoingMessage("", "k" * 256, b"", Basic.Properties(message_id="d"))
-    task = publishing(publisher, Batch([*messages, odd]))
-    await broker.has(2)
-    broker.says(Basic.Ack(2, True))
+    too_long = OutgoingMessage("", "k" * 256, b"", Basic.Properties(message_id="d"))
+    task = publishing(publisher, Batch([*messages, too_long]))
+    await broker.wait_for_published(2)
+    broker.send(Basic.Ack(2, True))
     rejected = await task
     assert sorted(rejected) == [1, 3]
     assert all("cannot be written as AMQP" in why for why in map(str, rejected.values()))
@@ -265,8 +267,8 @@ async def test_what_cannot_be_encoded_is_rejected_and_the_others_are_published(
 async def test_a_large_body_is_split_into_frames(broker: Broker, publisher: Publisher) -> None:
     body = bytes(range(256)) * 50
     task = publishing(publisher, Batch([OutgoingMessage("", "k", body, Basic.Properties())]))
-    await broker.has(1)
-    broker.says(Basic.Ack(1, False))
+    await broker.wait_for_published(1)
+    broker.send(Basic.Ack(1, False))
     assert await task == {}
     parts = [cast(Any, frame).value for frame in broker.channels[0].written[2:]]
     assert b"".join(parts) == body

@@ -1,4 +1,4 @@
-"""Which acknowledgements settle what is done."""
+"""Planning acknowledgements that settle the finished deliveries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ tags = st.sets(st.integers(1, 60)).map(sorted)
 
 
 @given(tags, st.data())
-def test_acknowledgements_cover_exactly_what_is_done(
+def test_acknowledgements_cover_exactly_the_finished_deliveries(
     outstanding: list[int], data: st.DataObject
 ) -> None:
     done = data.draw(st.sets(st.sampled_from(outstanding))) if outstanding else set()
@@ -25,5 +25,7 @@ def test_acknowledgements_cover_exactly_what_is_done(
 
 
 @given(tags.filter(bool))
-def test_one_acknowledgement_settles_everything_that_is_done(outstanding: list[int]) -> None:
+def test_one_acknowledgement_settles_all_deliveries_if_all_are_finished(
+    outstanding: list[int],
+) -> None:
     assert plan_acknowledgements(outstanding, set(outstanding)) == [(outstanding[-1], True)]

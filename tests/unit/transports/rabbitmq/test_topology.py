@@ -25,7 +25,7 @@ PAID = Subscription("orders.note_payment", ("payments.paid", "payments.refunded"
 # Names and entities
 
 
-def test_everything_on_the_broker_begins_with_the_prefix() -> None:
+def test_every_name_on_the_broker_starts_with_the_prefix() -> None:
     entities = [*SHOP.for_subscription(PAID), *SHOP.for_delay(100)]
     for entity in entities:
         match entity:
@@ -60,7 +60,7 @@ def test_an_entity_is_declared_after_those_it_refers_to() -> None:
                     assert {entity.exchange, entity.source} <= exchanges
 
 
-def test_each_message_of_a_subscription_has_two_ways_to_its_queue() -> None:
+def test_each_message_of_a_subscription_has_two_routes_to_its_queue() -> None:
     entities, queue = SHOP.for_subscription(PAID), "shop.queue.orders.note_payment"
     for message in PAID.messages:
         assert Binding(queue, "shop", message) in entities
@@ -71,7 +71,7 @@ def test_each_message_of_a_subscription_has_two_ways_to_its_queue() -> None:
         assert entities.index(binding) < entities.index(forwarding)
 
 
-def test_messages_without_a_subscription_wait_in_a_queue_of_their_name() -> None:
+def test_messages_without_a_subscription_are_kept_in_a_queue_of_their_name() -> None:
     entities = SHOP.for_publishing(["orders.placed", "orders.placed", ""])
     exchanges = {entity.name: entity for entity in entities if isinstance(entity, Exchange)}
     assert exchanges["shop"].arguments == {"alternate-exchange": "shop.unrouted"}
@@ -87,7 +87,7 @@ def test_messages_without_a_subscription_wait_in_a_queue_of_their_name() -> None
 
 
 @pytest.mark.parametrize("name", ["#", "*", "orders.#", "orders.*.placed"])
-def test_a_publisher_binds_no_wildcard(name: str) -> None:
+def test_a_publisher_does_not_bind_wildcards(name: str) -> None:
     assert not any(isinstance(entity, ExchangeBinding) for entity in SHOP.for_publishing([name]))
 
 
@@ -100,7 +100,7 @@ def test_every_queue_is_a_quorum_queue_that_drops_nothing() -> None:
         assert "x-message-ttl" not in queue.arguments
 
 
-def test_a_delay_queue_moves_messages_on_by_routing_key_and_loses_none() -> None:
+def test_a_delay_queue_dead_letters_at_least_once_and_keeps_the_routing_key() -> None:
     [queue] = [p for p in SHOP.for_delay(100) if isinstance(p, Queue)]
     assert queue.arguments["x-message-ttl"] > 100
     assert queue.arguments["x-dead-letter-exchange"] == ""
@@ -110,10 +110,10 @@ def test_a_delay_queue_moves_messages_on_by_routing_key_and_loses_none() -> None
 
 
 def test_a_name_that_is_too_long_for_rabbitmq_is_a_usage_error() -> None:
-    fits = Subscription("x" * (255 - len("shop.queue.")), ())
-    assert len(SHOP.queue(fits)) == 255
+    longest = Subscription("x" * (255 - len("shop.queue.")), ())
+    assert len(SHOP.queue(longest)) == 255
     with pytest.raises(UsageError, match="longer than the 255 bytes that RabbitMQ takes"):
-        SHOP.queue(Subscription(fits.name + "x", ()))
+        SHOP.queue(Subscription(longest.name + "x", ()))
     with pytest.raises(UsageError, match="longer than"):
         SHOP.dead_letter_queue(Subscription("ü" * 130, ()))
 
@@ -130,7 +130,7 @@ def test_delay_steps_grow_by_about_an_eighth_and_fit_a_ttl_of_rabbitmq() -> None
 
 
 @given(st.floats(min_value=0, max_value=DELAY_STEPS[-1] / 1000, exclude_min=True))
-def test_a_delay_is_never_shortened_and_lengthened_by_one_step_at_most(seconds: float) -> None:
+def test_a_delay_is_rounded_up_by_at_most_one_step(seconds: float) -> None:
     step = delay_step(seconds)
     assert step in DELAY_STEPS
     assert step >= seconds * 1000
@@ -138,7 +138,7 @@ def test_a_delay_is_never_shortened_and_lengthened_by_one_step_at_most(seconds: 
 
 
 @pytest.mark.parametrize("seconds", [0, -1, -0.001])
-def test_no_delay_needs_no_step(seconds: float) -> None:
+def test_a_delay_of_zero_or_less_has_no_step(seconds: float) -> None:
     assert delay_step(seconds) is None
 
 

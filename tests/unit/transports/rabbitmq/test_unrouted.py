@@ -1,4 +1,4 @@
-"""Purging if RabbitMQ does not deliver what it says is waiting."""
+"""Purging when RabbitMQ delivers fewer messages than it reports as ready."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eventmesh.transports.rabbitmq.unrouted import PURGE_BATCH, UnroutedQueues
 
 
 class Queues(UnroutedQueues):
-    """The queues of a broker that says `ready` messages wait, and delivers only these batches."""
+    """The queues of a broker that reports `ready` messages and delivers only these batches."""
 
     def __init__(self, ready: int, *batches: int) -> None:
         super().__init__(cast(BrokerConnection, None), Topology("shop"), cast(Any, None))
@@ -48,6 +48,8 @@ class Queues(UnroutedQueues):
         (Queues(10 + PURGE_BATCH, 2 * PURGE_BATCH), PURGE_BATCH),
     ],
 )
-async def test_purging_ends_when_nothing_more_is_delivered(queues: Queues, purged: int) -> None:
+async def test_purging_ends_when_no_more_messages_are_delivered(
+    queues: Queues, purged: int
+) -> None:
     async with asyncio.timeout(10):
         assert await queues.purge("payments.paid", 10, None) == purged

@@ -1,4 +1,4 @@
-"""When unrouted messages are rerouted, and what the upkeep does while the broker is broken."""
+"""When the upkeep reroutes unrouted messages, and that it survives errors of the broker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAID = Subscription("orders.note_payment", ("payments.paid",))
 
 
 class StoppedClock:
-    """A clock that stands still until a test sets it."""
+    """A clock that changes only when a test sets it."""
 
     seconds = 0.0
 
@@ -36,7 +36,7 @@ class StoppedClock:
 
 
 class Broker:
-    """A connection to a broker with so many messages in its queues, or that fails."""
+    """A fake connection: `ready` has the number of messages in each queue, `error` is raised."""
 
     def __init__(self) -> None:
         self.ready: dict[str, int] = {}
@@ -63,12 +63,14 @@ class Broker:
             await asyncio.sleep(0)
 
 
-class Rerouting:
-    """Notes what it is asked to reroute: the names, and whether they were searched among foreign
-    messages, of which there are `foreign`. While `foreign_held`, another process inspects them."""
+class RecordingRerouter:
+    """Records what it is asked to reroute: the names, and whether among the foreign messages.
+
+    There are `foreign` of these. While `foreign_held`, another process inspects them.
+    """
 
     def __init__(self) -> None:
-        self.asked: list[tuple[list[str], bool]] = []
+        self.requests: list[tuple[list[str], bool]] = []
         self.foreign = 0
         self.foreign_held = False
 
@@ -76,15 +78,15 @@ class Rerouting:
         return True
 
     async def reroute(self, names: Iterable[str]) -> Counter[str]:
-        if wanted := list(names):
-            self.asked.append((wanted, False))
-        return Counter(wanted)
+        if asked := list(names):
+            self.requests.append((asked, False))
+        return Counter(asked)
 
     async def search_foreign(self, names: Iterable[str], known: int) -> ForeignSearch | None:
         if self.foreign_held:
             return None
         if self.foreign != known:
-            self.asked.append((list(names), True))
+            self.requests.append((list(names), True))
         return ForeignSearch(self.foreign, Counter())
 
 
@@ -101,13 +103,13 @@ def clock() -> StoppedClock:
 
 
 @pytest.fixture
-def rerouting() -> Rerouting:
-    return Rerouting()
+def rerouting() -> RecordingRerouter:
+    return RecordingRerouter()
 
 
 @pytest.fixture
 async def upkeep(
-    broker: Broker, clock: StoppedClock, rerouting: Rerouting
+    broker: Broker, clock: StoppedClock, rerouting: RecordingRerouter
 ) -> AsyncIterator[TopologyUpkeep]:
     upkeep = TopologyUpkeep(
         cast(BrokerConnection, broker), SHOP, cast(Any, clock), cast(Rerouter, rerouting)
@@ -117,7 +119,7 @@ async def upkeep(
     await upkeep.stop()
 
 
-async def test_all_that_the_subscriptions_need_is_declared_again(
+async def test_each_round_declares_the_entities_of_the_subscriptions(
     upkeep: TopologyUpkeep, broker: Broker
 ) -> None:
     await upkeep.restore()
@@ -125,51 +127,51 @@ async def test_all_that_the_subscriptions_need_is_declared_again(
     assert broker.declared == [SHOP.for_subscription(PAID)] * 2
 
 
-async def test_unrouted_messages_are_rerouted_once_all_processes_had_time_to_restore_theirs(
-    upkeep: TopologyUpkeep, broker: Broker, clock: StoppedClock, rerouting: Rerouting
+async def test_unrouted_messages_are_rerouted_after_a_grace_period(
+    upkeep: TopologyUpkeep, broker: Broker, clock: StoppedClock, rerouting: RecordingRerouter
 ) -> None:
     broker.ready = {SHOP.unrouted_queue("payments.paid"): 3}
     await upkeep.restore()
     clock.seconds = GRACE * 0.9
     await upkeep.restore()
-    assert rerouting.asked == []
+    assert rerouting.requests == []
     clock.seconds = GRACE
     await upkeep.restore()
-    assert rerouting.asked == [(["payments.paid"], False)]
+    assert rerouting.requests == [(["payments.paid"], False)]
     broker.ready = {}
     await upkeep.restore()
     broker.ready = {SHOP.unrouted_queue("payments.paid"): 1}
     await upkeep.restore()
-    assert len(rerouting.asked) == 1  # this is another loss, whose grace begins now
+    assert len(rerouting.requests) == 1  # another loss, with a grace period of its own
 
 
-async def test_foreign_messages_are_searched_seldom_and_only_if_their_number_changed(
-    upkeep: TopologyUpkeep, broker: Broker, clock: StoppedClock, rerouting: Rerouting
+async def test_foreign_messages_are_searched_rarely_and_only_if_their_number_changed(
+    upkeep: TopologyUpkeep, broker: Broker, clock: StoppedClock, rerouting: RecordingRerouter
 ) -> None:
     async def at(seconds: float, foreign: int) -> int:
         clock.seconds, broker.ready = seconds, {SHOP.foreign: foreign}
         rerouting.foreign = foreign
         await upkeep.restore()
-        return len(rerouting.asked)
+        return len(rerouting.requests)
 
     assert await at(0.0, foreign=7) == 0
     assert await at(GRACE, foreign=7) == 1
-    assert rerouting.asked == [(["payments.paid"], True)]
+    assert rerouting.requests == [(["payments.paid"], True)]
     assert await at(GRACE + FOREIGN_INTERVAL, foreign=7) == 1
     later = GRACE + 2 * FOREIGN_INTERVAL
     assert await at(later, foreign=8) == 1
     assert await at(later + GRACE, foreign=9) == 2
 
 
-async def test_a_search_by_another_process_does_not_cause_one_here(
-    upkeep: TopologyUpkeep, broker: Broker, clock: StoppedClock, rerouting: Rerouting
+async def test_a_search_by_another_process_does_not_start_one_here(
+    upkeep: TopologyUpkeep, broker: Broker, clock: StoppedClock, rerouting: RecordingRerouter
 ) -> None:
-    """It holds messages, so that for a while others see fewer of them."""
+    """A search holds messages unacknowledged, so other processes temporarily see fewer of them."""
 
     async def at(seconds: float, seen: int) -> int:
         clock.seconds, broker.ready = seconds, {SHOP.foreign: seen}
         await upkeep.restore()
-        return len(rerouting.asked)
+        return len(rerouting.requests)
 
     rerouting.foreign = 7
     assert await at(0.0, seen=7) == 0
@@ -180,11 +182,13 @@ async def test_a_search_by_another_process_does_not_cause_one_here(
         assert await at(began, seen=3) == 1
         assert await at(began + GRACE, seen=2) == 1
         rerouting.foreign_held = False
-        assert await at(began + 2 * GRACE, seen=1) == 1, "given back just before we searched"
+        assert await at(began + 2 * GRACE, seen=1) == 1, (
+            "messages were requeued just before our search"
+        )
         assert await at(began + 3 * GRACE, seen=7) == 1
 
 
-async def test_a_lost_connection_and_an_exchange_of_others_do_not_end_the_upkeep(
+async def test_the_upkeep_continues_after_a_lost_connection_and_a_conflicting_exchange(
     upkeep: TopologyUpkeep, broker: Broker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broker.error = UsageError("another exchange")
@@ -195,7 +199,7 @@ async def test_a_lost_connection_and_an_exchange_of_others_do_not_end_the_upkeep
     assert capsys.readouterr().out.count("topology cannot be restored") == 1
 
 
-def test_a_rejected_name_is_left_alone_longer_each_time_up_to_10_minutes(
+def test_the_pause_after_a_rejected_name_doubles_up_to_10_minutes(
     clock: StoppedClock,
 ) -> None:
     rejected_names, pauses = RejectedNames(cast(Any, clock)), []

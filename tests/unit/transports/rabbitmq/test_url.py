@@ -21,7 +21,7 @@ from eventmesh.transports.rabbitmq.url import nodes
         ("amqp://u:p,q@s@a,b", ["amqp://u:p,q@s@a", "amqp://u:p,q@s@b"]),
     ],
 )
-def test_a_url_names_one_node_or_several(url: str, expected: list[str]) -> None:
+def test_a_url_may_name_one_or_several_nodes(url: str, expected: list[str]) -> None:
     assert list(nodes(url)) == expected
 
 
@@ -39,7 +39,9 @@ def test_a_url_without_a_host_or_with_an_invalid_port_is_a_usage_error(url: str)
 
 
 @pytest.mark.parametrize("option", ["cafile", "capath", "certfile", "keyfile"])
-def test_a_certificate_file_that_does_not_exist_is_named(option: str, tmp_path: Path) -> None:
+def test_the_error_names_a_certificate_file_that_does_not_exist(
+    option: str, tmp_path: Path
+) -> None:
     existing = tmp_path / "existing.pem"
     existing.touch()
     assert nodes(f"amqps://a/?{option}={existing}")
