@@ -96,12 +96,12 @@ def list_messages(
 
     \b
     The states are:
-      ready    published next
-      delayed  published once its delay is over
-      refused  the broker rejected it; tried again soon
-      held     waits behind a refused or parked message of its key
-      parked   rejected too often; it and all later messages of its key
-               wait until it is retried or skipped
+      ready     published next
+      delayed   published once its delay is over
+      rejected  the broker rejected it; tried again soon
+      blocked   waits behind a rejected or parked message of its key
+      parked    rejected too often; it and all later messages of its key
+                wait until it is retried or skipped
 
     Each line shows the id, the time the message was created, the state, the
     name, the key and the broker's last error.
@@ -303,7 +303,7 @@ async def _count(service: str, limit: int) -> dict[str, Any]:
         "oldest_age": oldest and max((now - oldest).total_seconds(), 0.0),
         "names": list(names.values()),
         "parked_keys": [
-            {"key": key.key, "parked": key.parked, "held": key.held, "attempts": key.attempts}
+            {"key": key.key, "parked": key.parked, "blocked": key.blocked, "attempts": key.attempts}
             for key in keys
         ],
     }
@@ -345,13 +345,13 @@ def _summary(message: Waiting) -> dict[str, Any]:
 
 
 def _numbers(counted: dict[str, Any]) -> str:
-    states = ("ready", "delayed", "refused", "held", "parked")
+    states = ("ready", "delayed", "rejected", "blocked", "parked")
     some = [f"{counted[state]} {state}" for state in states if counted.get(state)]
     return ", ".join(some) or "nothing waits"
 
 
 def _attempts(number: int) -> str:
-    return f"; refused {number} times" if number else ""
+    return f"; rejected {number} times" if number else ""
 
 
 def _quoted(key: str) -> str:

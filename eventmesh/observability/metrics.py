@@ -90,12 +90,12 @@ class _WorkerCollector(Collector):
             "Messages that the broker has confirmed.",
             labels=["service"],
         )
-        refused = CounterMetricFamily(
-            "eventmesh_outbox_refused", "Messages that the broker rejected.", labels=["service"]
+        rejected = CounterMetricFamily(
+            "eventmesh_outbox_rejected", "Messages that the broker rejected.", labels=["service"]
         )
         for relay in self._vitals.relays:
             relayed.add_metric([relay.service], relay.relayed)
-            refused.add_metric([relay.service], relay.refused)
+            rejected.add_metric([relay.service], relay.rejected)
         age = GaugeMetricFamily(
             "eventmesh_outbox_oldest_seconds",
             "How long the oldest message that could be published has waited in the outbox.",
@@ -103,7 +103,7 @@ class _WorkerCollector(Collector):
         )
         for service, seconds in self._stats.outbox_ages.items():
             age.add_metric([service], seconds)
-        yield from (relayed, refused, age)
+        yield from (relayed, rejected, age)
 
     def _unrouted(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily(

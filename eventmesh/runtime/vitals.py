@@ -97,7 +97,7 @@ class RelayVitals:
     trouble: str = ""
     """Why it waits; empty while it does not."""
     relayed: int = 0
-    refused: int = 0
+    rejected: int = 0
     unrouted: dict[str, int] = field(default_factory=dict)
     """How many messages no subscription takes, by name, as counted last; in the one process of the
     service that counts them."""

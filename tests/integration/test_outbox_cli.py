@@ -69,13 +69,13 @@ class MovableClock(SystemClock):
 
 
 class Picky(MemoryTransport):
-    """A broker that refuses some messages and, like RabbitMQ, takes the others of a batch."""
+    """A broker that rejects some messages and, like RabbitMQ, confirms the others of a batch."""
 
     atomic_batches = False
 
     def __init__(self, clock: SystemClock) -> None:
         super().__init__(clock)
-        self.refused: set[str] = set()
+        self.rejected: set[str] = set()
         self.published: list[Envelope] = []
         self.may_answer = asyncio.Event()
         self.may_answer.set()
@@ -84,13 +84,13 @@ class Picky(MemoryTransport):
     async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         self.asked.set()
         await self.may_answer.wait()
-        self.published += [each for each in envelopes if each.id not in self.refused]
-        return PublishResult({each.id: "never" for each in envelopes if each.id in self.refused})
+        self.published += [each for each in envelopes if each.id not in self.rejected]
+        return PublishResult({each.id: "never" for each in envelopes if each.id in self.rejected})
 
 
 @dataclass
 class Bank:
-    """The bank's outbox, a broker that refuses what it is told to, and a relay between them."""
+    """The bank's outbox, a broker that rejects what it is told to, and a relay between them."""
 
     service: Service
     database: Database
@@ -115,7 +115,7 @@ class Bank:
         self.ids.update(zip(names, await newest_ids(self.database, len(names)), strict=True))
 
     async def relay_all(self, rounds: int = PARK_AFTER + 2) -> None:
-        """Let time pass, so that whatever is held comes to its turn."""
+        """Let time pass, so that whatever is blocked comes to its turn."""
         for _ in range(rounds):
             while (await self.relay.round()).confirmed:
                 pass
@@ -184,23 +184,23 @@ async def bank(request: pytest.FixtureRequest, bank_of_ours: Bank) -> Bank:
 
 
 class TestParking:
-    async def test_a_message_that_is_refused_for_good_stops_its_key_and_nothing_else(
+    async def test_a_message_that_is_rejected_permanently_stops_its_key_and_nothing_else(
         self, bank_of_ours: Bank
     ) -> None:
         bank = bank_of_ours
         await bank.publish("a1", "b1", "-1", "a2", "b2")
-        bank.broker.refused = {bank.ids["a1"]}
+        bank.broker.rejected = {bank.ids["a1"]}
         await bank.relay_all()
         await bank.publish("a3", "b3", "-2")
         await bank.relay_all()
         assert bank.published == ["b1", "-1", "b2", "b3", "-2"]
-        assert await bank.listed() == [("a1", "parked"), ("a2", "held"), ("a3", "held")]
+        assert await bank.listed() == [("a1", "parked"), ("a2", "blocked"), ("a3", "blocked")]
         row = await bank.row("a1")
         assert (row.attempts, row.error) == (PARK_AFTER, "never")
 
     async def test_one_without_a_key_stops_nothing_but_itself(self, bank: Bank) -> None:
         await bank.publish("-1", "-2", "a1")
-        bank.broker.refused = {bank.ids["-1"]}
+        bank.broker.rejected = {bank.ids["-1"]}
         await bank.relay_all()
         assert bank.published == ["-2", "a1"]
         assert await bank.listed() == [("-1", "parked")]
@@ -215,19 +215,19 @@ class TestParking:
         assert dict(await bank.listed()) == {
             "a1": "ready", "a2": "ready", "b1": "ready", "c1": "delayed"
         }  # fmt: skip
-        bank.broker.refused = {bank.ids["a1"]}
+        bank.broker.rejected = {bank.ids["a1"]}
         await bank.relay.round()
-        assert dict(await bank.listed()) == {"a1": "refused", "a2": "held", "c1": "delayed"}
+        assert dict(await bank.listed()) == {"a1": "rejected", "a2": "blocked", "c1": "delayed"}
 
     @EVERYWHERE
     async def test_a_retried_key_goes_on_in_its_order(self, bank: Bank) -> None:
         await bank.publish("a1", "a2")
-        bank.broker.refused = set(bank.ids.values())
+        bank.broker.rejected = set(bank.ids.values())
         await bank.relay_all()
         await bank.publish("a3", "b1")
         await bank.relay_all()
         assert bank.published == ["b1"]
-        bank.broker.refused.clear()
+        bank.broker.rejected.clear()
         assert "a1" in await bank.retry(key="a")
         await bank.relay.round()
         await bank.relay_all()
@@ -247,12 +247,12 @@ class TestParking:
         await bank.relay_all()
         assert bank.published == ["a1", "a2"]
 
-    async def test_a_retried_message_that_is_still_refused_is_parked_again_in_time(
+    async def test_a_retried_message_that_is_still_rejected_is_parked_again_in_time(
         self, bank_of_ours: Bank
     ) -> None:
         bank = bank_of_ours
         await bank.publish("a1", "a2")
-        bank.broker.refused = {bank.ids["a1"]}
+        bank.broker.rejected = {bank.ids["a1"]}
         await bank.relay_all()
         await bank.retry("a1")
         row = await bank.row("a1")
@@ -260,7 +260,7 @@ class TestParking:
         await bank.relay_all(PARK_AFTER - 2)
         assert (await bank.row("a1")).attempts == PARK_AFTER - 1
         await bank.relay_all(2)
-        assert await bank.listed() == [("a1", "parked"), ("a2", "held")]
+        assert await bank.listed() == [("a1", "parked"), ("a2", "blocked")]
         assert bank.published == []
 
     async def test_a_skipped_message_lets_the_rest_of_its_key_flow(
@@ -268,7 +268,7 @@ class TestParking:
     ) -> None:
         bank = bank_of_ours
         await bank.publish("a1", "a2", "a3")
-        bank.broker.refused = {bank.ids["a1"]}
+        bank.broker.rejected = {bank.ids["a1"]}
         await bank.relay_all()
         assert await bank.skip(await bank.row("a1")) == ["a1"]
         await bank.relay_all()
@@ -279,12 +279,12 @@ class TestParking:
     async def test_only_what_is_parked_is_retried_or_skipped(self, bank_of_ours: Bank) -> None:
         bank = bank_of_ours
         await bank.publish("a1", "b1")
-        bank.broker.refused = {bank.ids["a1"]}
+        bank.broker.rejected = {bank.ids["a1"]}
         await bank.relay.round()
         await bank.publish("a2")
         assert await bank.retry("a1", "a2") == []
         assert await bank.skip(await bank.row("a1"), await bank.row("a2")) == []
-        assert await bank.listed() == [("a1", "refused"), ("a2", "held")]
+        assert await bank.listed() == [("a1", "rejected"), ("a2", "blocked")]
 
     async def test_thousands_are_retried_at_once(self, bank_of_ours: Bank) -> None:
         bank = bank_of_ours
@@ -344,14 +344,14 @@ class TestBesideRelays:
                 text("UPDATE eventmesh_lease SET owner = NULL, expires_at = NULL")
             )
             await connection.execute(text("DELETE FROM eventmesh_relay"))
-        bank.broker.refused = {bank.ids["a1"]}
+        bank.broker.rejected = {bank.ids["a1"]}
         await bank.relay_all()
-        assert await bank.listed() == [("a1", "parked"), ("a2", "held")]
+        assert await bank.listed() == [("a1", "parked"), ("a2", "blocked")]
         if decision == "retry":
             await bank.retry("a1")
         else:
             await bank.skip(await bank.row("a1"))
-        bank.broker.refused.clear()
+        bank.broker.rejected.clear()
         slow.may_answer.set()
         await hanging
         await bank.relay_all()
@@ -363,10 +363,10 @@ class TestBesideRelays:
     async def test_each_message_is_published_once_or_skipped_whatever_is_decided_meanwhile(
         self, bank_of_ours: Bank
     ) -> None:
-        """Two people decide while two relays work and the broker refuses by chance."""
+        """Two people decide while two relays work and the broker rejects by chance."""
         bank, chance = bank_of_ours, random.Random(7)  # noqa: S311
         await bank.publish(*(f"{key}{number}" for number in range(15) for key in "abcd"))
-        bank.broker.refused = set(chance.sample(sorted(bank.ids.values()), 12))
+        bank.broker.rejected = set(chance.sample(sorted(bank.ids.values()), 12))
         other, skipped = bank.another_relay(bank.broker), list[str]()
 
         async def decide() -> None:
@@ -374,7 +374,7 @@ class TestBesideRelays:
                 if chance.random() < 0.5:
                     skipped.extend(await bank.skip(row))
                 else:
-                    bank.broker.refused.discard(row.envelope.id)
+                    bank.broker.rejected.discard(row.envelope.id)
                     await bank.retry(*bank.names([row.envelope]))
 
         async with asyncio.timeout(120):
@@ -392,14 +392,14 @@ class TestCounting:
     async def test_names_states_and_keys(self, bank_of_ours: Bank) -> None:
         bank = bank_of_ours
         await bank.publish("a1", "a2", "a3", "b1", "-1", "-2")
-        bank.broker.refused = {bank.ids["a1"], bank.ids["-1"]}
+        bank.broker.rejected = {bank.ids["a1"], bank.ids["-1"]}
         await bank.relay_all()
         await bank.publish("b2")
         async with bank.database.reading() as connection:
             shares = await parked.shares(connection, bank.clock.now())
             keys = await parked.parked_keys(connection, 10)
         assert [(each.name, each.state, each.number, each.attempts) for each in shares] == [
-            ("bank.deposited", "held", 2, 0),
+            ("bank.deposited", "blocked", 2, 0),
             ("bank.deposited", "parked", 1, 10),
             ("bank.deposited", "ready", 1, 0),
             ("bank.opened", "parked", 1, 10),
@@ -461,7 +461,7 @@ async def test_the_commands_show_and_decide(shop: tuple[Project, Any]) -> None:
     second = await put("bob", 3, error="no room")
     listed = project.run("outbox", "list", "bank").succeeds("3 message(s)", '"ada"  no\\nroom')
     assert [line.split()[0] for line in listed.splitlines()[:-1]] == [stuck, behind, second]
-    assert [line.split()[2] for line in listed.splitlines()[:-1]] == ["parked", "held", "parked"]
+    assert [line.split()[2] for line in listed.splitlines()[:-1]] == ["parked", "blocked", "parked"]
     as_json = json.loads(
         project.run("outbox", "list", "bank", "--parked", "--key", "ada", "--json").succeeds()
     )
@@ -473,13 +473,13 @@ async def test_the_commands_show_and_decide(shop: tuple[Project, Any]) -> None:
         "state: parked", '"balance":1', "error: no\n    room", "bank.deposited"
     )
     counted = json.loads(project.run("outbox", "stats", "bank", "--json").succeeds())
-    assert (counted["parked"], counted["held"], counted["ready"]) == (2, 1, 0)
-    assert counted["parked_keys"][0] == {"key": "ada", "parked": 1, "held": 1, "attempts": 10}
+    assert (counted["parked"], counted["blocked"], counted["ready"]) == (2, 1, 0)
+    assert counted["parked_keys"][0] == {"key": "ada", "parked": 1, "blocked": 1, "attempts": 10}
     assert counted["oldest_age"] > 0
     project.run("outbox", "stats", "bank").succeeds(
-        "bank: 1 held, 2 parked; the oldest has waited for",
-        "bank.deposited: 1 held, 2 parked; refused 10 times",
-        'key "ada": 1 held, 1 parked; refused 10 times',
+        "bank: 1 blocked, 2 parked; the oldest has waited for",
+        "bank.deposited: 1 blocked, 2 parked; rejected 10 times",
+        'key "ada": 1 blocked, 1 parked; rejected 10 times',
     )
     partly = project.run("outbox", "retry", "bank", stuck, "none", "--json")
     assert json.loads(partly.out) == [stuck]

@@ -21,9 +21,9 @@ from eventmesh.persistence.outbox.settling import block_keys
 from eventmesh.persistence.tables import outbox
 from eventmesh.wire.envelope import Envelope
 
-STATES = ("ready", "delayed", "refused", "held", "parked")
-"""Ready: a relay reads it next. Delayed: its publisher asked for that. Refused: the broker rejected
-it, and it will be tried again. Held: blocked by a refused or parked message of its key. Parked:
+STATES = ("ready", "delayed", "rejected", "blocked", "parked")
+"""Ready: a relay reads it next. Delayed: its publisher asked for that. Rejected: by the broker, and
+it will be tried again. Blocked: it waits behind a rejected or parked message of its key. Parked:
 until somebody retries or skips it."""
 
 _AT_ONCE = 1000  # rows in one statement
@@ -63,7 +63,7 @@ class ParkedKey:
 
     key: str | None
     parked: int
-    held: int
+    blocked: int
     attempts: int
 
 
@@ -88,11 +88,13 @@ async def parked_keys(connection: AsyncConnection, limit: int) -> list[ParkedKey
     )
     found = list(rows)
     keys = [key for key, _, _ in found if key is not None]
-    held: dict[str | None, int] = {}
+    blocked: dict[str | None, int] = {}
     if keys:
         behind = select(outbox.c.key, func.count()).where(outbox.c.key.in_(keys), ~outbox.c.parked)
-        held = dict((await connection.execute(behind.group_by(outbox.c.key))).all())
-    return [ParkedKey(key, number, held.get(key, 0), attempts) for key, number, attempts in found]
+        blocked = dict((await connection.execute(behind.group_by(outbox.c.key))).all())
+    return [
+        ParkedKey(key, number, blocked.get(key, 0), attempts) for key, number, attempts in found
+    ]
 
 
 async def listed(
@@ -184,14 +186,14 @@ async def _read(
     return [
         Waiting(
             seq,
-            Envelope(headers, held if data else b""),
+            Envelope(headers, content if data else b""),
             state,
             due_at,
             attempts,
             error or "",
             size,
         )
-        for seq, headers, held, state, due_at, attempts, error, size in rows
+        for seq, headers, content, state, due_at, attempts, error, size in rows
     ]
 
 
@@ -202,16 +204,16 @@ def _parked() -> tuple[Where, Where]:
 def _state(now: datetime) -> ColumnElement[str]:
     """One of STATES."""
     first = outbox.alias("first")
-    holds = exists().where(
+    is_blocked = exists().where(
         first.c.attempts > 0,
         refused_key(first.c.key) == outbox.c.key,
         first.c.parked | (first.c.due_at > now) | (first.c.seq < outbox.c.seq),
     )
     return case(
         (outbox.c.parked, "parked"),
-        ((outbox.c.due_at > now) & (outbox.c.attempts > 0), "refused"),
+        ((outbox.c.due_at > now) & (outbox.c.attempts > 0), "rejected"),
         (outbox.c.due_at > now, "delayed"),
-        (holds, "held"),
+        (is_blocked, "blocked"),
         else_="ready",
     )
 

@@ -40,7 +40,7 @@ async def _delete_rejected(connection: AsyncConnection, seqs: Sequence[int]) -> 
     what the rejected rows blocked."""
     rest = delete(outbox).where(outbox.c.seq.in_(seqs)).returning(outbox.c.key)
     keys = {key for key in await connection.scalars(rest) if key is not None}
-    await block_keys(connection, keys, "what came before it was refused")
+    await block_keys(connection, keys, "what came before it was rejected")
 
 
 async def mark_rejected(

@@ -238,7 +238,7 @@ class Relay:
             await outbox.delete_confirmed(connection, dispatched.confirmed)
             await outbox.mark_rejected(connection, rejected, PARK_AFTER)
         self.vitals.relayed += len(dispatched.confirmed)
-        self.vitals.refused += len(rejected)
+        self.vitals.rejected += len(rejected)
 
 
 def hold_time(attempts: int) -> float:
