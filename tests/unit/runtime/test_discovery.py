@@ -52,12 +52,12 @@ def test_pyproject_takes_precedence_over_the_convention(tmp_path: Path, project:
     assert service_targets(project('orders = "elsewhere:it"')) == {"orders": "elsewhere:it"}
 
 
-def test_a_pyproject_without_services_is_fine(tmp_path: Path) -> None:
+def test_a_pyproject_without_services_defines_none(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'x'\n")
     assert service_targets(tmp_path) == {}
 
 
-def test_a_pyproject_that_is_not_valid_toml_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_pyproject_that_is_not_valid_toml(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text("[[[")
     with pytest.raises(UsageError, match=r"pyproject.toml cannot be read: "):
         service_targets(tmp_path)
@@ -69,7 +69,7 @@ def test_a_service_in_pyproject_must_be_a_string(project: Project, lines: str) -
         service_targets(project(lines))
 
 
-def test_named_services_are_loaded_in_the_order_asked_for_and_once(project: Project) -> None:
+def test_named_services_are_loaded_once_in_the_given_order(project: Project) -> None:
     root = project(one=GOOD, two=GOOD)
     assert [each.name for each in load_services(["two", "one", "two"], root)] == ["two", "one"]
 
@@ -78,22 +78,26 @@ def test_all_services_are_loaded_when_none_is_named(project: Project) -> None:
     assert [each.name for each in load_services([], project(one=GOOD, two=GOOD))] == ["one", "two"]
 
 
-def test_a_target_without_attribute_means_service(project: Project) -> None:
+def test_the_default_attribute_of_a_target_is_service(project: Project) -> None:
     root = project('one = "em_test_one"', one=GOOD)
     assert [each.name for each in load_services(["one"], root)] == ["one"]
 
 
-def test_a_folder_without_services_says_how_to_make_one(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_services_says_how_to_create_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"No service was found in .*services/<name>/service.py"):
         load_services([], tmp_path)
 
 
-def test_an_unknown_service_is_refused_with_those_that_are_known(project: Project) -> None:
+def test_an_unknown_service_is_rejected_and_the_error_lists_the_known_ones(
+    project: Project,
+) -> None:
     with pytest.raises(UsageError, match=r"no service 'three' in .* Known are: one, two"):
         load_services(["one", "three"], project(one=GOOD, two=GOOD))
 
 
-def test_an_error_of_a_service_s_module_is_reported_with_its_place(project: Project) -> None:
+def test_an_error_in_the_module_of_a_service_is_reported_with_file_and_line(
+    project: Project,
+) -> None:
     root = project(bad="x = 1\nraise RuntimeError('no luck')\n")
     with pytest.raises(
         UsageError,
@@ -103,7 +107,7 @@ def test_an_error_of_a_service_s_module_is_reported_with_its_place(project: Proj
         load_services(["bad"], root)
 
 
-def test_an_error_deep_in_a_library_is_reported_with_the_place_in_the_user_s_own_file(
+def test_an_error_in_a_library_is_reported_with_the_line_of_the_users_file(
     project: Project,
 ) -> None:
     root = project(bad="import json\n\njson.loads('[')\n")
@@ -111,7 +115,7 @@ def test_an_error_deep_in_a_library_is_reported_with_the_place_in_the_user_s_own
         load_services(["bad"], root)
 
 
-def test_an_error_in_a_module_that_a_service_imports_is_reported_with_the_place_there(
+def test_an_error_in_an_imported_module_is_reported_with_its_file_and_line(
     project: Project,
 ) -> None:
     root = project(
@@ -124,37 +128,37 @@ def test_an_error_in_a_module_that_a_service_imports_is_reported_with_the_place_
         load_services(["bad"], root)
 
 
-def test_a_syntax_error_is_reported_with_its_place(project: Project) -> None:
+def test_a_syntax_error_is_reported_with_file_and_line(project: Project) -> None:
     root = project(bad="x = 1\ndef (\n")
     with pytest.raises(UsageError, match=r"SyntaxError: .* \(.*em_test_bad.py, line 2\)"):
         load_services(["bad"], root)
 
 
-def test_a_module_that_does_not_exist_is_reported_without_a_place(project: Project) -> None:
+def test_a_missing_module_is_reported_without_file_and_line(project: Project) -> None:
     root = project('bad = "em_test_not_there"')
     with pytest.raises(UsageError, match=r"No module named 'em_test_not_there'\.$"):
         load_services(["bad"], root)
 
 
-def test_a_missing_import_of_a_service_is_reported(project: Project) -> None:
+def test_a_missing_import_in_the_module_of_a_service_is_reported(project: Project) -> None:
     root = project(bad="import em_test_not_there\n")
     with pytest.raises(UsageError, match=r"'em_test_not_there' \(.*em_test_bad.py, line 1\)"):
         load_services(["bad"], root)
 
 
-def test_an_eventmesh_error_in_a_service_s_module_is_not_wrapped(project: Project) -> None:
+def test_an_eventmesh_error_in_the_module_of_a_service_is_not_wrapped(project: Project) -> None:
     root = project(bad="from eventmesh.errors import Drift\nraise Drift('changed')\n")
     with pytest.raises(Drift, match="changed"):
         load_services(["bad"], root)
 
 
 @pytest.mark.parametrize("source", ["service = 1\n", "other = 1\n"])
-def test_a_target_that_is_not_a_service_is_refused(project: Project, source: str) -> None:
+def test_a_target_that_is_not_a_service_is_rejected(project: Project, source: str) -> None:
     with pytest.raises(UsageError, match="em_test_bad has no Service of the name 'service'"):
         load_services(["bad"], project(bad=source))
 
 
-def test_a_service_is_looked_up_by_the_name_it_has(project: Project) -> None:
+def test_a_service_must_have_the_name_under_which_it_is_listed(project: Project) -> None:
     root = project('alias = "em_test_one:service"', one=GOOD)
     with pytest.raises(UsageError, match="is named 'one', but was looked up as 'alias'"):
         load_services(["alias"], root)

@@ -34,7 +34,7 @@ def test_no_wave_has_two_messages_of_one_key(rows: list[OutboxRow]) -> None:
 
 
 @given(rows)
-def test_waves_one_after_another_keep_the_order_within_each_key(rows: list[OutboxRow]) -> None:
+def test_publishing_wave_by_wave_keeps_the_order_within_each_key(rows: list[OutboxRow]) -> None:
     sent = defaultdict(list)
     for wave in waves(rows):
         for each in wave:
@@ -43,18 +43,18 @@ def test_waves_one_after_another_keep_the_order_within_each_key(rows: list[Outbo
 
 
 @given(rows)
-def test_there_are_no_more_waves_than_the_busiest_key_needs(rows: list[OutboxRow]) -> None:
+def test_there_are_as_many_waves_as_messages_of_the_busiest_key(rows: list[OutboxRow]) -> None:
     counts: dict[str | None, int] = defaultdict(int)
     for each in rows:
         counts[each.envelope.key] += 1
     unkeyed = min(counts.pop(None, 0), 1)
-    found = waves(rows)
-    assert len(found) == max([unkeyed, *counts.values()])
-    assert all(found)
+    result = waves(rows)
+    assert len(result) == max([unkeyed, *counts.values()])
+    assert all(result)
 
 
 @given(rows, st.sets(st.integers(0, 20)))
-def test_stored_messages_are_confirmed_and_no_others(
+def test_exactly_the_stored_messages_are_confirmed(
     rows: list[OutboxRow], numbers: set[int]
 ) -> None:
     confirmed, rejected = split_rejected(rows, {str(number) for number in numbers})
@@ -63,7 +63,7 @@ def test_stored_messages_are_confirmed_and_no_others(
 
 
 @given(rows, st.sets(st.integers(0, 20)))
-def test_of_each_key_the_first_that_was_not_stored_was_rejected_and_the_others_wait(
+def test_of_each_key_only_the_first_message_that_was_not_stored_counts_as_rejected(
     rows: list[OutboxRow], numbers: set[int]
 ) -> None:
     not_stored = [row for row in rows if row.seq in numbers]

@@ -1,4 +1,4 @@
-# Annotations are not postponed here: handlers are made inside tests, from classes made there.
+# Annotations are not postponed here: handlers are defined inside tests, with local classes.
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Annotated, Any
 
@@ -40,10 +40,10 @@ def transaction() -> Transaction:
     return Transaction(AsyncSession(), sender, keep=[].append)
 
 
-# What a handler is made of
+# What a handler declares
 
 
-def test_a_handler_subscribes_to_the_message_it_is_annotated_with() -> None:
+def test_a_handler_subscribes_to_the_message_of_its_annotation() -> None:
     async def handle(event: Paid) -> None: ...
 
     handler = bound(handle)
@@ -64,33 +64,31 @@ def test_the_decorator_may_narrow_a_union() -> None:
     assert bound(handle, Declined).models == {"payments.declined": Declined}
 
 
-def test_a_handler_that_takes_and_returns_nothing_of_the_database_is_plain() -> None:
+def test_a_handler_without_session_transaction_or_result_is_not_transactional() -> None:
     async def handle(event: Paid, envelope: Envelope, times: int = 3) -> None: ...
 
     assert not bound(handle).transactional
 
 
-async def takes_a_transaction(event: Paid, tx: Transaction) -> None: ...
-async def takes_a_session(event: Paid, session: AsyncSession) -> None: ...
-async def takes_a_dependency(event: Paid, five: Annotated[int, Depends(lambda: 5)]) -> None: ...
-async def returns_a_message(event: Paid) -> Declined: ...
+async def with_transaction(event: Paid, tx: Transaction) -> None: ...
+async def with_session(event: Paid, session: AsyncSession) -> None: ...
+async def with_dependency(event: Paid, five: Annotated[int, Depends(lambda: 5)]) -> None: ...
+async def with_result(event: Paid) -> Declined: ...
 
 
-@pytest.mark.parametrize(
-    "function", [takes_a_transaction, takes_a_session, takes_a_dependency, returns_a_message]
-)
+@pytest.mark.parametrize("function", [with_transaction, with_session, with_dependency, with_result])
 def test_a_handler_with_effects_is_transactional(function: Any) -> None:
     assert bound(function).transactional
 
 
 @pytest.mark.parametrize("optional", [Transaction | None, AsyncSession | None])
-async def test_a_transaction_that_may_be_none_is_filled_all_the_same(optional: Any) -> None:
+async def test_an_optional_transaction_or_session_is_always_provided(optional: Any) -> None:
     seen: list[Any] = []
 
-    async def handle(event: Paid, it=None) -> None:
-        seen.append(it)
+    async def handle(event: Paid, value=None) -> None:
+        seen.append(value)
 
-    handle.__annotations__["it"] = optional
+    handle.__annotations__["value"] = optional
     handler, tx = bound(handle), transaction()
     assert handler.transactional
     await handler.call(Paid(), ENVELOPE, tx)
@@ -110,7 +108,7 @@ async def test_a_transaction_that_may_be_none_is_filled_all_the_same(optional: A
         (Sequence[Paid | Declined] | None, {Paid, Declined}),
     ],
 )
-def test_the_return_annotation_declares_what_is_published(
+def test_the_return_annotation_declares_the_published_messages(
     annotation: Any, declared: set[type[Message]]
 ) -> None:
     async def handle(event: Pay): ...
@@ -125,17 +123,17 @@ def test_a_handler_without_return_annotation_publishes_nothing() -> None:
     assert bound(handle).returns == frozenset()
 
 
-# What is refused
+# Invalid handlers
 
 
-def test_a_function_that_is_not_async_is_refused() -> None:
+def test_a_function_that_is_not_async_is_rejected() -> None:
     def handle(event: Paid) -> None: ...
 
     with pytest.raises(UsageError, match="is not a coroutine function: write `async def handle"):
         bound(handle)
 
 
-def test_an_async_generator_is_refused() -> None:
+def test_an_async_generator_is_rejected() -> None:
     async def handle(event: Paid) -> AsyncIterator[Paid]:
         yield event
 
@@ -143,21 +141,21 @@ def test_an_async_generator_is_refused() -> None:
         bound(handle)
 
 
-def test_a_parameter_without_annotation_is_named() -> None:
+def test_the_error_names_a_parameter_without_annotation() -> None:
     async def handle(event: Paid, tx) -> None: ...
 
     with pytest.raises(UsageError, match="has no annotation on its parameter 'tx'"):
         bound(handle)
 
 
-def test_a_parameter_that_nothing_can_fill_is_named_with_its_type() -> None:
+def test_the_error_names_a_parameter_of_an_unsupported_type() -> None:
     async def handle(event: Paid, times: int) -> None: ...
 
     with pytest.raises(UsageError, match="parameter 'times' of type int, which nothing can fill"):
         bound(handle)
 
 
-def test_a_message_that_may_be_none_is_not_a_message_parameter() -> None:
+def test_an_optional_message_is_not_a_message_parameter() -> None:
     async def handle(event: Paid | None) -> None: ...
 
     with pytest.raises(
@@ -166,21 +164,21 @@ def test_a_message_that_may_be_none_is_not_a_message_parameter() -> None:
         bound(handle)
 
 
-def test_a_handler_without_message_is_refused() -> None:
+def test_a_handler_without_message_is_rejected() -> None:
     async def handle(tx: Transaction) -> None: ...
 
     with pytest.raises(UsageError, match=r"exactly one parameter annotated with a message.* has 0"):
         bound(handle)
 
 
-def test_a_handler_with_two_messages_is_refused() -> None:
+def test_a_handler_with_two_messages_is_rejected() -> None:
     async def handle(one: Paid, two: Declined) -> None: ...
 
     with pytest.raises(UsageError, match=r"exactly one parameter annotated with a message.* has 2"):
         bound(handle)
 
 
-def test_an_annotation_that_cannot_be_resolved_says_where_to_import_it() -> None:
+def test_the_error_for_an_unresolved_annotation_says_where_to_import_it() -> None:
     async def handle(event: "Paid", tx: "Missing") -> None: ...  # noqa: F821
 
     with pytest.raises(UsageError, match=r"'Missing' is not defined.*not under TYPE_CHECKING"):
@@ -188,7 +186,7 @@ def test_an_annotation_that_cannot_be_resolved_says_where_to_import_it() -> None
 
 
 @pytest.mark.parametrize("annotation", ["pytest.Missing", "Paid[int]", "1 + None"])
-def test_an_annotation_that_raises_when_it_is_resolved_is_refused(annotation: str) -> None:
+def test_an_annotation_that_raises_when_it_is_resolved_is_rejected(annotation: str) -> None:
     async def handle(event) -> None: ...
 
     handle.__annotations__["event"] = annotation
@@ -196,7 +194,7 @@ def test_an_annotation_that_raises_when_it_is_resolved_is_refused(annotation: st
         bound(handle)
 
 
-def test_two_models_of_one_message_are_refused_and_both_named() -> None:
+def test_two_models_of_the_same_message_are_rejected_and_the_error_names_both() -> None:
     class PaidBefore(Event, name="payments.paid", version=2):
         pass
 
@@ -206,7 +204,7 @@ def test_two_models_of_one_message_are_refused_and_both_named() -> None:
         bound(handle)
 
 
-def test_a_parameter_that_cannot_be_given_by_its_name_is_refused() -> None:
+def test_a_parameter_that_cannot_be_passed_by_keyword_is_rejected() -> None:
     async def positional(event: Paid, /) -> None: ...
     async def several(event: Paid, *more: int) -> None: ...
     async def named(event: Paid, **more: int) -> None: ...
@@ -216,7 +214,7 @@ def test_a_parameter_that_cannot_be_given_by_its_name_is_refused() -> None:
             bound(function)
 
 
-def test_a_subscription_to_what_the_parameter_does_not_take_is_refused() -> None:
+def test_a_subscription_to_a_message_outside_the_annotation_is_rejected() -> None:
     async def handle(event: Paid | Declined) -> None: ...
 
     with pytest.raises(
@@ -225,7 +223,7 @@ def test_a_subscription_to_what_the_parameter_does_not_take_is_refused() -> None
         bound(handle, Paid, Pay)
 
 
-def test_a_message_without_name_is_refused() -> None:
+def test_a_message_without_name_is_rejected() -> None:
     class Nameless(Event):
         pass
 
@@ -236,7 +234,7 @@ def test_a_message_without_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize("annotation", [int, list, dict[str, int], list[str], Paid | int, Any])
-def test_a_return_annotation_that_is_not_a_message_is_refused(annotation: Any) -> None:
+def test_a_return_annotation_that_is_not_a_message_is_rejected(annotation: Any) -> None:
     async def handle(event: Pay): ...
 
     handle.__annotations__["return"] = annotation
@@ -244,17 +242,17 @@ def test_a_return_annotation_that_is_not_a_message_is_refused(annotation: Any) -
         bound(handle)
 
 
-def test_every_refusal_begins_with_the_handler() -> None:
+def test_every_error_starts_with_the_name_of_the_handler() -> None:
     async def handle(event) -> None: ...
 
     with pytest.raises(UsageError, match=rf"^The handler {__name__}\..*handle has no annotation"):
         bound(handle)
 
 
-# How it is called
+# Calls
 
 
-async def test_a_handler_gets_each_thing_under_the_name_it_chose() -> None:
+async def test_arguments_are_chosen_by_type_and_not_by_name() -> None:
     seen: list[Any] = []
 
     async def handle(
@@ -267,16 +265,16 @@ async def test_a_handler_gets_each_thing_under_the_name_it_chose() -> None:
     assert seen == [ENVELOPE, tx.session, paid, tx, tx, 7]
 
 
-async def test_a_bound_method_is_a_handler_too() -> None:
+async def test_a_bound_method_can_be_a_handler() -> None:
     class Till:
-        taken = 0
+        total = 0
 
         async def handle(self, event: Paid) -> None:
-            self.taken += event.amount
+            self.total += event.amount
 
     till = Till()
     await bound(till.handle).call(Paid(amount=3), ENVELOPE, None)
-    assert till.taken == 3
+    assert till.total == 3
 
 
 async def test_a_dependency_is_called_for_each_message() -> None:
@@ -292,17 +290,17 @@ async def test_a_dependency_is_called_for_each_message() -> None:
     assert seen == [0, 1, 2]
 
 
-async def test_a_dependency_gets_what_belongs_to_the_message_by_name() -> None:
+async def test_a_dependency_receives_message_envelope_transaction_and_session_by_name() -> None:
     seen = {}
 
     def dependency(
         message: Paid, envelope: Envelope, transaction: Transaction, session: AsyncSession
     ) -> str:
         seen.update(message=message, envelope=envelope, tx=transaction, session=session)
-        return "made"
+        return "result"
 
-    async def handle(event: Paid, made: Annotated[str, Depends(dependency)]) -> None:
-        seen.update(event=event, made=made)
+    async def handle(event: Paid, result: Annotated[str, Depends(dependency)]) -> None:
+        seen.update(event=event, result=result)
 
     tx, paid = transaction(), Paid()
     await bound(handle).call(paid, ENVELOPE, tx)
@@ -312,11 +310,11 @@ async def test_a_dependency_gets_what_belongs_to_the_message_by_name() -> None:
         "tx": tx,
         "session": tx.session,
         "event": paid,
-        "made": "made",
+        "result": "result",
     }
 
 
-async def test_a_handler_with_a_dependency_still_gets_what_it_names_itself() -> None:
+async def test_a_handler_with_a_dependency_also_receives_its_other_arguments() -> None:
     seen = []
 
     async def handle(
@@ -330,7 +328,7 @@ async def test_a_handler_with_a_dependency_still_gets_what_it_names_itself() -> 
     assert seen == [paid, tx, ENVELOPE, 5]
 
 
-async def test_an_annotation_may_hold_what_has_no_hash() -> None:
+async def test_the_metadata_of_an_annotation_need_not_be_hashable() -> None:
     seen = []
 
     async def handle(event: Paid, times: Annotated[int, ["a note"]] = 3) -> None:
@@ -340,7 +338,7 @@ async def test_an_annotation_may_hold_what_has_no_hash() -> None:
     assert seen == [3]
 
 
-async def test_dependencies_of_dependencies_are_filled() -> None:
+async def test_dependencies_of_dependencies_are_resolved() -> None:
     async def inner(envelope: Envelope) -> str:
         return envelope.id
 
@@ -361,26 +359,26 @@ async def test_dependencies_of_dependencies_are_filled() -> None:
 async def test_a_generator_dependency_is_cleaned_up_after_the_handler(
     is_async: bool, fails: bool
 ) -> None:
-    happened: list[str] = []
+    steps: list[str] = []
 
     def sync_resource() -> Iterator[int]:
-        happened.append("open")
+        steps.append("open")
         try:
             yield 5
         finally:
-            happened.append("close")
+            steps.append("close")
 
     async def async_resource() -> AsyncIterator[int]:
-        happened.append("open")
+        steps.append("open")
         try:
             yield 5
         finally:
-            happened.append("close")
+            steps.append("close")
 
     resource = async_resource if is_async else sync_resource
 
     async def handle(event: Paid, five: Annotated[int, Depends(resource)]) -> None:
-        happened.append(f"handle {five}")
+        steps.append(f"handle {five}")
         if fails:
             raise LookupError("no")
 
@@ -390,10 +388,10 @@ async def test_a_generator_dependency_is_cleaned_up_after_the_handler(
             await call(Paid(), ENVELOPE, transaction())
     else:
         await call(Paid(), ENVELOPE, transaction())
-    assert happened == ["open", "handle 5", "close"]
+    assert steps == ["open", "handle 5", "close"]
 
 
-async def test_messages_are_handed_on_as_they_are_and_not_validated_again() -> None:
+async def test_arguments_are_passed_on_without_validation() -> None:
     seen = []
 
     async def handle(event: Paid, five: Annotated[str, Depends(lambda: 5)]) -> None:
@@ -408,7 +406,7 @@ async def test_messages_are_handed_on_as_they_are_and_not_validated_again() -> N
 # Batch handlers
 
 
-async def test_a_list_of_messages_makes_a_batch_handler_with_lists_of_what_belongs_to_it() -> None:
+async def test_a_handler_of_a_list_of_messages_receives_a_batch_with_its_envelopes() -> None:
     seen: list[Any] = []
 
     async def handle(
@@ -426,7 +424,7 @@ async def test_a_list_of_messages_makes_a_batch_handler_with_lists_of_what_belon
     assert seen == [[paid, declined], tx, [ENVELOPE, ENVELOPE]]
 
 
-async def test_a_batch_handler_is_called_for_one_message_with_lists_of_one() -> None:
+async def test_a_batch_handler_receives_a_single_message_as_a_list_of_one() -> None:
     seen: list[Any] = []
 
     async def handle(events: list[Paid], envelopes: list[Envelope]) -> None:
@@ -444,7 +442,7 @@ def test_a_handler_of_single_messages_is_not_a_batch_handler() -> None:
     assert bound(handle).call_batch is None
 
 
-async def test_a_dependency_of_a_batch_handler_gets_its_lists_by_name() -> None:
+async def test_a_dependency_of_a_batch_handler_receives_the_lists_by_name() -> None:
     seen = {}
 
     def dependency(messages: list[Paid], envelopes: list[Envelope]) -> int:
@@ -471,20 +469,20 @@ async def test_a_dependency_of_a_batch_handler_gets_its_lists_by_name() -> None:
         (list[Paid] | None, "list[Paid]"),
     ],
 )
-def test_several_messages_that_are_not_one_list_are_refused_with_how_to_write_them(
+def test_the_error_for_another_collection_of_messages_shows_the_list_to_write(
     annotation: Any, written: str
 ) -> None:
     async def handle(events) -> None: ...
 
     handle.__annotations__["events"] = annotation
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError) as caught:
         bound(handle)
-    assert "parameter 'events'" in str(refused.value)
-    assert str(refused.value).endswith(f"takes several messages at once takes them as {written}.")
+    assert "parameter 'events'" in str(caught.value)
+    assert str(caught.value).endswith(f"takes several messages at once takes them as {written}.")
 
 
 @pytest.mark.parametrize("annotation", [list, list[str], list[Paid | int], type[Paid]])
-def test_a_list_of_anything_else_cannot_be_filled(annotation: Any) -> None:
+def test_a_list_of_other_values_is_an_unsupported_type(annotation: Any) -> None:
     async def handle(events) -> None: ...
 
     handle.__annotations__["events"] = annotation
@@ -492,14 +490,14 @@ def test_a_list_of_anything_else_cannot_be_filled(annotation: Any) -> None:
         bound(handle)
 
 
-def test_a_message_and_a_list_of_messages_are_too_many() -> None:
+def test_a_message_beside_a_list_of_messages_is_rejected() -> None:
     async def handle(event: Paid, more: list[Declined]) -> None: ...
 
     with pytest.raises(UsageError, match=r"exactly one parameter annotated with a message.* has 2"):
         bound(handle)
 
 
-def test_envelopes_come_as_the_messages_do() -> None:
+def test_envelopes_are_a_list_exactly_if_the_messages_are() -> None:
     async def one(event: Paid, envelopes: list[Envelope]) -> None: ...
     async def several(events: list[Paid], envelope: Envelope) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Lanes: order within a key, side by side between keys, and one loss for all."""
+"""Lanes keep the order within a key, run keys concurrently, and lose the broker together."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ async def consuming(*envelopes: Envelope) -> AsyncIterator[Consumer]:
         yield consumer
 
 
-class Losing:
-    """A consumer whose broker is lost, at once or when something is to be settled."""
+class LosingConsumer:
+    """A consumer that loses its broker, at once or when it settles."""
 
     def __init__(self, consumer: Consumer, *, at_once: bool) -> None:
         self._consumer = consumer
@@ -59,17 +59,17 @@ async def ids(lane: Consumer) -> list[str]:
 
 
 @given(st.text(min_size=1), st.integers(1, 64))
-def test_a_key_has_one_lane(key: str, count: int) -> None:
+def test_a_key_always_has_the_same_lane(key: str, count: int) -> None:
     lane = lane_of(envelope(1, key), count)
     assert lane == lane_of(envelope(2, key), count)
     assert lane in range(count)
 
 
-def test_messages_without_a_key_are_spread() -> None:
+def test_messages_without_a_key_are_spread_over_the_lanes() -> None:
     assert {lane_of(envelope(number, None), 4) for number in range(100)} == {0, 1, 2, 3}
 
 
-async def test_each_lane_gets_its_keys_in_order() -> None:
+async def test_each_lane_receives_the_messages_of_its_keys_in_order() -> None:
     sent = [envelope(number, f"key-{number % 7}") for number in range(70)]
     async with consuming(*sent) as consumer, split(consumer, 3, 100) as lanes:
         for number, lane in enumerate(lanes):
@@ -78,11 +78,11 @@ async def test_each_lane_gets_its_keys_in_order() -> None:
             assert mine
 
 
-async def test_a_slow_lane_does_not_hold_up_the_others() -> None:
+async def test_a_slow_lane_does_not_block_the_others() -> None:
     sent = [envelope(number, f"key-{number}") for number in range(40)]
     async with consuming(*sent) as consumer, split(consumer, 2, 100) as [_slow, quick]:
-        quicks = [each.id for each in sent if lane_of(each, 2) == 1]
-        assert await ids(quick) == quicks
+        expected = [each.id for each in sent if lane_of(each, 2) == 1]
+        assert await ids(quick) == expected
 
 
 async def test_one_lane_is_the_consumer_itself() -> None:
@@ -93,7 +93,7 @@ async def test_one_lane_is_the_consumer_itself() -> None:
 async def test_a_broker_lost_while_receiving_is_lost_to_every_lane() -> None:
     async with (
         consuming() as consumer,
-        split(Losing(consumer, at_once=True), 3, 100) as lanes,
+        split(LosingConsumer(consumer, at_once=True), 3, 100) as lanes,
     ):
         for lane in lanes:
             with pytest.raises(Unreachable, match="the broker is gone"):
@@ -104,7 +104,7 @@ async def test_a_broker_lost_while_one_lane_settles_is_lost_to_every_lane() -> N
     sent = [envelope(number, f"key-{number}") for number in range(40)]
     async with (
         consuming(*sent) as consumer,
-        split(Losing(consumer, at_once=False), 2, 100) as [one, two],
+        split(LosingConsumer(consumer, at_once=False), 2, 100) as [one, two],
     ):
         await settle_loop()
         [first, *_] = await one.receive(1)
@@ -114,7 +114,7 @@ async def test_a_broker_lost_while_one_lane_settles_is_lost_to_every_lane() -> N
             await two.receive(1)
 
 
-async def test_what_no_lane_handled_goes_back_on_leaving() -> None:
+async def test_messages_that_no_lane_handled_are_returned_on_leaving() -> None:
     transport = MemoryTransport(SystemClock())
     await transport.declare([SUBSCRIPTION])
     await publish_or_raise(transport, [envelope(number, f"key-{number}") for number in range(10)])

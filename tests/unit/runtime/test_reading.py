@@ -1,4 +1,4 @@
-"""Which versions can be read as they are: proved once, looked up again when files change."""
+"""Which versions can be read without upcasters: proved once, and again when lock files change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def paid(version: int, **fields: Any) -> type[Message]:
 
 
 class Time:
-    """Moved on by the test."""
+    """A monotonic time that the test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -60,7 +60,7 @@ async def test_a_newer_version_that_is_compatible_is_read(
     assert await judged(readings, 2) is None
 
 
-async def test_a_newer_version_that_is_not_compatible_is_refused_with_a_document_of_it(
+async def test_a_newer_version_that_is_not_compatible_is_rejected_with_a_witness(
     readings: Readings, tmp_path: Path
 ) -> None:
     freeze([paid(2, amount=(str, ...))], tmp_path)
@@ -76,7 +76,7 @@ async def test_a_newer_version_that_is_not_compatible_is_refused_with_a_document
         assert part in reason
 
 
-async def test_a_version_without_a_lock_file_is_refused_with_the_folder_searched(
+async def test_a_version_without_a_lock_file_is_rejected_with_the_folder_searched(
     readings: Readings, tmp_path: Path
 ) -> None:
     reason = await judged(readings, 7)
@@ -84,7 +84,9 @@ async def test_a_version_without_a_lock_file_is_refused_with_the_folder_searched
     assert f"{tmp_path}/payments/paid has no frozen schema" in reason
 
 
-async def test_a_broken_lock_file_proves_nothing(readings: Readings, tmp_path: Path) -> None:
+async def test_a_version_with_an_invalid_lock_file_is_rejected(
+    readings: Readings, tmp_path: Path
+) -> None:
     [lock] = freeze([paid(2, amount=(int, ...))], tmp_path)
     lock.path.with_name("v2.2.json").write_text("{")
     reason = await judged(readings, 2)
@@ -114,22 +116,22 @@ async def test_every_revision_of_a_version_must_be_compatible(
     assert "v2.2.json" in reason
 
 
-async def test_a_validator_that_crashes_is_a_reason_and_does_not_crash_the_worker(
+async def test_a_version_that_crashes_a_validator_is_rejected(
     readings: Readings, tmp_path: Path
 ) -> None:
-    class Odd(Event, name=NAME, version=1):
+    class Crashing(Event, name=NAME, version=1):
         amount: int
 
         @field_validator("amount")
         @classmethod
         def crash(cls, value: int) -> int:
-            raise RuntimeError("odd")
+            raise RuntimeError("validator failed")
 
     freeze([paid(2, amount=(int, ...))], tmp_path)
-    assert await judged(readings, 2, Odd) is not None
+    assert await judged(readings, 2, Crashing) is not None
 
 
-async def test_what_is_frozen_later_is_found_a_few_seconds_later(
+async def test_a_version_frozen_later_is_found_after_a_few_seconds(
     readings: Readings, tmp_path: Path, time: Time
 ) -> None:
     assert await judged(readings, 2) is not None
@@ -139,7 +141,7 @@ async def test_what_is_frozen_later_is_found_a_few_seconds_later(
     assert await judged(readings, 2) is None
 
 
-async def test_a_revision_that_is_frozen_later_counts(
+async def test_a_revision_frozen_later_is_taken_into_account(
     readings: Readings, tmp_path: Path, time: Time
 ) -> None:
     class Strict(Event, name=NAME, version=1, extra="forbid"):
@@ -152,7 +154,7 @@ async def test_a_revision_that_is_frozen_later_counts(
     assert await judged(readings, 2, Strict) is not None
 
 
-async def test_a_version_is_proved_once_however_many_ask(
+async def test_a_version_is_proved_once_for_all_messages(
     readings: Readings, tmp_path: Path, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proved = []
@@ -170,14 +172,14 @@ async def test_a_version_is_proved_once_however_many_ask(
     assert len(proved) == 1
 
 
-async def test_versions_without_a_lock_file_cost_neither_memory_nor_a_look_up(
+async def test_versions_without_a_lock_file_use_neither_memory_nor_file_access(
     readings: Readings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await judged(readings, 2) is not None
-    looked: list[Path] = []
-    monkeypatch.setattr(Path, "iterdir", lambda self: looked.append(self) or iter(()))
+    listed: list[Path] = []
+    monkeypatch.setattr(Path, "iterdir", lambda self: listed.append(self) or iter(()))
     for version in range(3, 5_000):
         assert readings.judge(OURS, version) is not None
-    assert not looked
+    assert not listed
     [seen] = readings._seen.values()
     assert not seen.reasons

@@ -24,7 +24,7 @@ def raised(error: Exception) -> Exception:
         return caught
 
 
-def test_the_default_grows_from_200_milliseconds_by_doubling() -> None:
+def test_an_exponential_back_off_doubles_by_default() -> None:
     backoff = exponential("200ms", cap="1m")
     assert [backoff(attempt) for attempt in (1, 2, 3, 4)] == pytest.approx([0.2, 0.4, 0.8, 1.6])
     assert backoff(100) == 60
@@ -40,17 +40,17 @@ def test_an_exponential_back_off_never_shrinks_and_never_exceeds_its_cap(
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 5_000])
-def test_a_back_off_that_starts_at_zero_stays_there(attempt: int) -> None:
+def test_a_back_off_that_starts_at_zero_stays_at_zero(attempt: int) -> None:
     assert exponential(0)(attempt) == 0
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.99, -2.0])
-def test_a_back_off_that_shrinks_is_refused(factor: float) -> None:
+def test_a_back_off_that_shrinks_is_rejected(factor: float) -> None:
     with pytest.raises(UsageError, match="would shrink the delays: use 1 or more"):
         exponential("1s", factor=factor)
 
 
-def test_a_back_off_without_a_valid_duration_is_refused_when_it_is_declared() -> None:
+def test_a_back_off_with_an_invalid_duration_is_rejected_when_it_is_declared() -> None:
     with pytest.raises(UsageError, match="is not a valid duration"):
         exponential("soon")
     with pytest.raises(UsageError, match="is not a valid duration"):
@@ -63,19 +63,19 @@ def test_a_constant_back_off_is_constant(delay: float, attempt: int) -> None:
 
 
 @pytest.mark.parametrize("attempts", [0, -1])
-def test_less_than_one_attempt_is_refused(attempts: int) -> None:
+def test_fewer_than_one_attempt_is_rejected(attempts: int) -> None:
     with pytest.raises(UsageError, match=rf"attempts={attempts}.*the first call counts"):
         Retry(attempts=attempts)
 
 
 @pytest.mark.parametrize("jitter", [-0.1, 1.1, float("nan")])
-def test_jitter_outside_0_to_1_is_refused(jitter: float) -> None:
+def test_jitter_outside_0_to_1_is_rejected(jitter: float) -> None:
     with pytest.raises(UsageError, match="between 0 and 1"):
         Retry(jitter=jitter)
 
 
 @given(delays, jitters, chances)
-def test_jitter_only_shortens_a_delay_and_by_its_share_at_most(
+def test_jitter_shortens_a_delay_by_its_share_at_most(
     delay: float, jitter: float, chance: float
 ) -> None:
     policy = Retry(backoff=constant(delay), jitter=jitter)
@@ -85,7 +85,7 @@ def test_jitter_only_shortens_a_delay_and_by_its_share_at_most(
 
 
 @given(st.integers(1, 50), chances)
-def test_a_message_that_always_fails_is_retried_until_its_attempts_end_in_a_dead_letter(
+def test_a_message_that_always_fails_is_dead_lettered_after_its_last_attempt(
     attempts: int, chance: float
 ) -> None:
     policy = Retry(attempts=attempts)
@@ -94,11 +94,11 @@ def test_a_message_that_always_fails_is_retried_until_its_attempts_end_in_a_dead
     assert isinstance(outcomes[-1], Dead)
 
 
-def test_an_attempt_beyond_the_last_is_dead_too() -> None:
+def test_a_failure_after_the_last_attempt_is_dead_lettered() -> None:
     assert isinstance(decide(Retry(attempts=2), 7, ValueError(), 0.0), Dead)
 
 
-def test_the_reason_of_a_dead_letter_counts_the_attempts_and_names_the_error() -> None:
+def test_the_reason_of_a_dead_letter_has_the_number_of_attempts_and_the_error() -> None:
     assert decide(Retry(attempts=1), 1, ValueError("no"), 0).reason == (
         "failed 1 time: ValueError: no"
     )
@@ -108,7 +108,7 @@ def test_the_reason_of_a_dead_letter_counts_the_attempts_and_names_the_error() -
 
 
 @pytest.mark.parametrize("error", [Reject("bad order"), UnreadableMessage("garbage")])
-def test_a_rejected_or_unreadable_message_is_dead_at_once_with_its_own_words(
+def test_a_rejected_or_unreadable_message_is_dead_lettered_at_once(
     error: Exception,
 ) -> None:
     assert decide(Retry(attempts=9), 1, error, 0).reason == str(error)
@@ -120,7 +120,7 @@ def test_a_misuse_of_the_api_is_not_retried(error: Exception) -> None:
     assert outcome.reason == f"the handler misuses the API: {error}"
 
 
-def test_an_error_to_give_up_on_is_dead_at_once_and_so_are_its_subclasses() -> None:
+def test_errors_in_give_up_on_and_their_subclasses_are_dead_lettered_at_once() -> None:
     policy = Retry(attempts=9, give_up_on=(LookupError,))
     assert decide(policy, 1, KeyError("x"), 0).reason == "KeyError: 'x'"
     assert isinstance(decide(policy, 1, ValueError(), 0), RetryAfter)
@@ -131,12 +131,12 @@ def test_a_conflict_is_retried() -> None:
 
 
 @given(st.integers(1, 20), chances)
-def test_deciding_is_pure(attempt: int, chance: float) -> None:
+def test_the_decision_is_deterministic(attempt: int, chance: float) -> None:
     error = ValueError("no")
     assert decide(Retry(), attempt, error, chance) == decide(Retry(), attempt, error, chance)
 
 
-def test_a_dead_letter_keeps_the_traceback() -> None:
+def test_a_dead_letter_contains_the_traceback() -> None:
     outcome = decide(Retry(attempts=1), 1, raised(ValueError("no")), 0)
     assert outcome.error.startswith("Traceback")
     assert "in raised" in outcome.error
@@ -151,7 +151,7 @@ def test_a_very_long_error_keeps_its_beginning_and_its_end() -> None:
     assert "\n…\n" in text
 
 
-def test_errors_of_a_type_may_have_a_policy_of_their_own() -> None:
+def test_a_retry_policy_may_differ_by_error_type() -> None:
     policy = Retry(attempts=2, per_error={KeyError: Retry(attempts=9), LookupError: Retry(1)})
     assert isinstance(decide(policy, 8, KeyError("x"), 0), RetryAfter)
     assert isinstance(decide(policy, 9, KeyError("x"), 0), Dead)
@@ -160,7 +160,7 @@ def test_errors_of_a_type_may_have_a_policy_of_their_own() -> None:
     assert isinstance(decide(policy, 2, ValueError("x"), 0), Dead)
 
 
-def test_the_reason_is_the_error_and_not_its_notes() -> None:
+def test_the_reason_does_not_include_the_notes_of_an_error() -> None:
     error = ValueError("no such branch")
     error.add_note("a note that a library added")
     outcome = decide(Retry(attempts=1), 1, error, 0)
@@ -170,7 +170,7 @@ def test_the_reason_is_the_error_and_not_its_notes() -> None:
 
 
 @pytest.mark.parametrize("returned", [None, "soon", [1]])
-def test_a_back_off_that_does_not_return_a_number_makes_a_dead_letter_that_says_so(
+def test_a_message_whose_back_off_fails_is_dead_lettered_with_both_errors(
     returned: Any,
 ) -> None:
     policy = Retry(backoff=lambda _attempt: returned)

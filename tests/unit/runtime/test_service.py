@@ -1,4 +1,4 @@
-# Annotations are not postponed here: handlers are made inside tests.
+# Annotations are not postponed here: handlers are defined inside tests.
 from typing import Any
 
 import pytest
@@ -37,32 +37,32 @@ def orders() -> Service:
 
 
 @pytest.mark.parametrize("name", ["", "Orders", "1orders", "or-ders", "or.ders", "orders\n", "ö"])
-def test_a_name_that_cannot_begin_a_message_s_name_is_refused(name: str) -> None:
+def test_a_name_that_cannot_start_a_message_name_is_rejected(name: str) -> None:
     with pytest.raises(UsageError, match="cannot be used: write lower-case letters"):
         Service(name)
 
 
-def test_a_decorated_handler_stays_an_ordinary_function(orders: Service) -> None:
+def test_the_subscriber_decorator_returns_the_function_unchanged(orders: Service) -> None:
     async def handle(event: Paid) -> None: ...
 
     assert orders.subscriber(Paid)(handle) is handle
 
 
-def test_a_subscription_is_called_after_the_service_and_the_function(orders: Service) -> None:
+def test_a_subscription_is_named_after_the_service_and_the_function(orders: Service) -> None:
     @orders.subscriber(Paid)
     async def note_payment(event: Paid) -> None: ...
 
     assert list(orders.handlers) == ["orders.note_payment"]
 
 
-def test_a_renamed_handler_keeps_its_subscription_by_name(orders: Service) -> None:
+def test_a_renamed_handler_can_keep_its_subscription_with_name(orders: Service) -> None:
     @orders.subscriber(Paid, name="note_payment")
     async def another_name(event: Paid) -> None: ...
 
     assert list(orders.handlers) == ["orders.note_payment"]
 
 
-def test_two_handlers_of_one_name_are_refused(orders: Service) -> None:
+def test_two_handlers_with_the_same_name_are_rejected(orders: Service) -> None:
     @orders.subscriber(Paid)
     async def handle(event: Paid) -> None: ...
 
@@ -73,7 +73,7 @@ def test_two_handlers_of_one_name_are_refused(orders: Service) -> None:
     assert orders.handlers["orders.handle"].models == {"payments.paid": Paid}
 
 
-def test_several_handlers_may_take_the_same_event(orders: Service) -> None:
+def test_an_event_may_have_several_handlers(orders: Service) -> None:
     @orders.subscriber(Paid)
     async def one(event: Paid) -> None: ...
 
@@ -83,7 +83,7 @@ def test_several_handlers_may_take_the_same_event(orders: Service) -> None:
     assert len(orders.handlers) == 2
 
 
-def test_a_command_is_handled_once(orders: Service) -> None:
+def test_a_command_may_have_only_one_handler(orders: Service) -> None:
     @orders.subscriber(Place)
     async def one(command: Place) -> None: ...
 
@@ -96,19 +96,19 @@ def test_a_command_is_handled_once(orders: Service) -> None:
         orders.subscriber()(two)
 
 
-def test_a_command_of_another_owner_cannot_be_handled(orders: Service) -> None:
+def test_a_command_of_another_service_cannot_be_handled(orders: Service) -> None:
     async def handle(command: Pay) -> None: ...
 
     with pytest.raises(UsageError, match=r"cannot handle payments.pay: .*only its owner handles"):
         orders.subscriber(Pay)(handle)
 
 
-def test_an_event_of_another_owner_cannot_be_published(orders: Service) -> None:
+def test_an_event_of_another_service_cannot_be_published(orders: Service) -> None:
     with pytest.raises(UsageError, match=r"'orders' cannot publish payments.paid"):
         orders.publisher(Paid)
 
 
-def test_an_event_of_another_owner_cannot_be_returned_either(orders: Service) -> None:
+def test_an_event_of_another_service_cannot_be_returned(orders: Service) -> None:
     async def handle(command: Place) -> Paid: ...
 
     with pytest.raises(UsageError, match=r"'orders' cannot publish payments.paid"):
@@ -116,12 +116,12 @@ def test_an_event_of_another_owner_cannot_be_returned_either(orders: Service) ->
     assert orders.handlers == {}
 
 
-def test_a_command_of_another_owner_can_be_sent(orders: Service) -> None:
+def test_a_command_of_another_service_can_be_sent(orders: Service) -> None:
     assert orders.publisher(Pay).message is Pay
     assert orders.registry.publishes(Pay)
 
 
-def test_what_a_handler_returns_is_declared_by_its_annotation(orders: Service) -> None:
+def test_the_return_annotation_of_a_handler_declares_published_messages(orders: Service) -> None:
     @orders.subscriber(Place)
     async def place(command: Place) -> Placed | Pay: ...
 
@@ -130,7 +130,7 @@ def test_what_a_handler_returns_is_declared_by_its_annotation(orders: Service) -
     assert not orders.registry.publishes(Place)
 
 
-async def test_a_publisher_publishes_its_own_message_only(orders: Service) -> None:
+async def test_a_publisher_rejects_other_messages(orders: Service) -> None:
     with pytest.raises(UsageError, match="publisher of Placed was given a Place"):
         await orders.publisher(Placed).publish(Place())
 
@@ -144,7 +144,7 @@ async def test_a_publisher_publishes_its_own_message_only(orders: Service) -> No
         (lambda service: service.publisher(Placed), True),
     ],
 )
-def test_a_service_needs_a_database_only_when_something_uses_it(
+def test_a_service_needs_a_database_only_if_it_publishes_or_is_transactional(
     orders: Service, declare: Any, needs: bool
 ) -> None:
     declare(orders)
@@ -155,18 +155,18 @@ async def plain(event: Paid) -> None: ...
 async def transactional(event: Paid, tx: Transaction) -> None: ...
 
 
-def test_a_service_with_tables_of_its_own_needs_a_database() -> None:
+def test_a_service_with_its_own_tables_needs_a_database() -> None:
     assert Service("orders", metadata=MetaData()).needs_database
 
 
-def test_isolation_and_retries_are_the_handler_s(orders: Service) -> None:
+def test_isolation_and_retries_are_set_per_handler(orders: Service) -> None:
     orders.subscriber(Paid, isolated=True)(plain)
     handler = orders.handlers["orders.plain"]
     assert handler.isolated
     assert handler.retry.attempts == 8
 
 
-def test_an_extension_adds_itself(orders: Service) -> None:
+def test_an_extension_can_add_handlers(orders: Service) -> None:
     class Extension:
         def extend(self, service: Service) -> None:
             service.subscriber(Paid)(plain)
@@ -175,7 +175,7 @@ def test_an_extension_adds_itself(orders: Service) -> None:
     assert list(orders.handlers) == ["orders.plain"]
 
 
-# What a transaction of a service takes, before any database
+# What a transaction accepts, before any database is used
 
 
 def open_transaction(service: Service, sent: list[Outgoing] | None = None) -> Transaction:
@@ -188,7 +188,7 @@ def test_an_undeclared_message_cannot_be_published(orders: Service) -> None:
         open_transaction(orders).publish(Placed())
 
 
-def test_events_are_published_and_commands_are_sent(orders: Service) -> None:
+def test_publish_accepts_only_events_and_send_only_commands(orders: Service) -> None:
     orders.publisher(Placed)
     orders.publisher(Pay)
     sent: list[Outgoing] = []
@@ -205,10 +205,10 @@ def test_events_are_published_and_commands_are_sent(orders: Service) -> None:
     ]
 
 
-def test_what_is_not_a_message_at_all_is_refused_by_its_type(orders: Service) -> None:
+def test_a_value_that_is_not_a_message_is_rejected(orders: Service) -> None:
     transaction = open_transaction(orders)
-    for hand_over in (transaction.publish, transaction.send, transaction.add):
+    for accept in (transaction.publish, transaction.send, transaction.add):
         with pytest.raises(UsageError, match=r"^A str is not a message: pass an instance of"):
-            hand_over("text")
+            accept("text")
         with pytest.raises(UsageError, match=r"^The class Placed was passed .* Placed\(…\)"):
-            hand_over(Placed)
+            accept(Placed)

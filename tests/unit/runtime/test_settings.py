@@ -13,14 +13,14 @@ from eventmesh.transports.base import TransportOptions
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _without_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in os.environ:
         if name.startswith("EVENTMESH_"):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
 
-def test_without_any_setting_everything_is_in_files_of_this_folder() -> None:
+def test_the_defaults_are_files_in_the_current_folder() -> None:
     settings = load_settings()
     assert settings.broker_url == "sqlite:///.eventmesh/broker.db"
     assert settings.database_url("orders") == "sqlite:///.eventmesh/orders.db"
@@ -28,13 +28,13 @@ def test_without_any_setting_everything_is_in_files_of_this_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "meant"), [("50ms", 0.05), ("2s", 2.0), ("1m", 60.0), ("7", 7.0), ("0.5", 0.5)]
+    ("text", "expected"), [("50ms", 0.05), ("2s", 2.0), ("1m", 60.0), ("7", 7.0), ("0.5", 0.5)]
 )
-def test_a_time_is_set_with_a_unit_or_in_seconds(
-    monkeypatch: pytest.MonkeyPatch, text: str, meant: float
+def test_a_duration_has_a_unit_or_is_in_seconds(
+    monkeypatch: pytest.MonkeyPatch, text: str, expected: float
 ) -> None:
     monkeypatch.setenv("EVENTMESH_VISIBILITY_TIMEOUT", text)
-    assert load_settings().visibility_timeout == meant
+    assert load_settings().visibility_timeout == expected
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_time_is_set_with_a_unit_or_in_seconds(
         ("EVENTMESH_LOG_LEVEL", "loud"),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_named(
+def test_the_error_names_an_invalid_setting(
     monkeypatch: pytest.MonkeyPatch, name: str, text: str
 ) -> None:
     monkeypatch.setenv(name, text)
@@ -65,14 +65,14 @@ def test_a_setting_that_cannot_be_used_is_named(
     assert caught.value.exit_code == 2
 
 
-def test_all_wrong_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_all_invalid_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVENTMESH_PREFETCH", "many")
     monkeypatch.setenv("EVENTMESH_LOG_LEVEL", "loud")
     with pytest.raises(UsageError, match=r"EVENTMESH_PREFETCH: .*; EVENTMESH_LOG_LEVEL: "):
         load_settings()
 
 
-def test_a_setting_that_must_be_json_and_is_not_is_named(
+def test_the_error_names_a_setting_that_is_not_valid_json(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("EVENTMESH_DATABASE_URLS", "{bad")
@@ -102,7 +102,7 @@ def test_an_unknown_variable_is_reported_with_the_nearest_known_one(
     assert name in str(unknown)
 
 
-def test_a_file_is_read_and_the_environment_takes_precedence(
+def test_the_env_file_is_read_and_the_environment_takes_precedence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").write_text(
@@ -126,7 +126,7 @@ def test_a_file_is_read_and_the_environment_takes_precedence(
     assert unknown.name == "EVENTMESH_PREFECTH"
 
 
-def test_code_that_makes_its_own_settings_reads_no_file(tmp_path: Path) -> None:
+def test_settings_created_in_code_do_not_read_the_env_file(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("EVENTMESH_PREFETCH=7\n")
     assert Settings().prefetch == 200
 
@@ -139,13 +139,13 @@ def test_code_that_makes_its_own_settings_reads_no_file(tmp_path: Path) -> None:
         (b"EVENTMESH_DATABASE_URLS={bad", "EVENTMESH_DATABASE_URLS"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_reported(tmp_path: Path, content: bytes, words: str) -> None:
+def test_an_invalid_env_file_is_reported(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / ".env").write_bytes(content)
     with pytest.raises(UsageError, match=words):
         load_settings()
 
 
-def test_each_service_has_a_database_variable_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_service_has_its_own_database_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVENTMESH_ORDERS_DATABASE_URL", "postgresql://orders")
     settings = load_settings()
     assert settings.database_url("orders") == "postgresql://orders"
@@ -160,18 +160,18 @@ def test_a_database_given_in_code_takes_precedence_over_the_environment(
     assert settings.database_url("orders") == "sqlite:///given.db"
 
 
-def test_settings_cannot_be_changed() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().prefetch = 1
 
 
-def test_a_transport_gets_only_its_own_settings() -> None:
+def test_the_transport_options_are_taken_from_the_settings() -> None:
     settings = Settings(visibility_timeout=5, broker_prefix="shop")
     assert settings.transport_options == TransportOptions(visibility_timeout=5.0, prefix="shop")
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"),
+    ("name", "suggestion"),
     [
         ("EVENTMESH_BROKER_URI", "EVENTMESH_BROKER_URL"),
         ("EVENTMESH_BANK_DB_URL", "EVENTMESH_BANK_DATABASE_URL"),
@@ -182,19 +182,21 @@ def test_a_transport_gets_only_its_own_settings() -> None:
     ],
 )
 def test_a_similar_name_is_suggested(
-    monkeypatch: pytest.MonkeyPatch, name: str, meant: str | None
+    monkeypatch: pytest.MonkeyPatch, name: str, suggestion: str | None
 ) -> None:
     monkeypatch.setenv(name, "x")
     assert [each.nearest for each in unknown_variables(load_settings(), ["bank", "till"])] == [
-        meant
+        suggestion
     ]
 
 
-def test_a_program_of_a_service_warns_about_misspelt_variables(
+def test_using_a_service_in_a_program_warns_about_misspelt_variables(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It would keep its messages in another database than the worker's. What may be the database
-    of another service is left alone."""
+    """Otherwise the program would use another database than the worker.
+
+    A variable that may be the database of another service causes no warning.
+    """
     monkeypatch.setenv("EVENTMESH_ORDERS_DATABASE_URL", "sqlite:///x.db")
     assert Service("bank").settings
     monkeypatch.setenv("EVENTMESH_BNK_DATABASE_URL", "sqlite:///x.db")
@@ -202,7 +204,7 @@ def test_a_program_of_a_service_warns_about_misspelt_variables(
         assert Service("bank").settings
 
 
-def test_a_line_of_the_file_that_sets_nothing_is_an_error(tmp_path: Path) -> None:
+def test_a_line_of_the_env_file_without_a_value_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     for line in ("EVENTMESH_BROKER_URL redis://x", "EVENTMESH_BROKER_URL"):
         file.write_text(f"OTHER=1\n# EVENTMESH_PREFETCH is not set\n{line}\n")

@@ -1,4 +1,4 @@
-"""When a warning about unrouted messages is logged, and which process bounds them."""
+"""Counting, logging and purging unrouted messages, by one process only."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def closed(count: int) -> list[Envelope]:
     ("number", "limit", "near"),
     [(0, 1, False), (1, 1, True), (49, 100, False), (50, 100, True), (10**9, 0, False)],
 )
-def test_half_of_the_limit_is_near_it_if_there_is_a_limit(
-    number: int, limit: int, near: bool
-) -> None:
+def test_a_number_is_near_the_limit_from_half_of_it(number: int, limit: int, near: bool) -> None:
     assert is_near(number, limit) is near
 
 
@@ -59,8 +57,8 @@ async def test_without_a_limit_messages_are_counted_and_kept() -> None:
     assert vitals.unrouted == {"bank.closed": 5}
 
 
-class WithForeign(MemoryTransport):
-    """A broker that keeps foreign messages apart, as RabbitMQ does."""
+class ForeignMessages(MemoryTransport):
+    """A broker that counts foreign messages separately, as RabbitMQ does."""
 
     foreign = FOREIGN_LIMIT + 5
 
@@ -72,10 +70,10 @@ class WithForeign(MemoryTransport):
         return 5
 
 
-async def test_foreign_messages_are_bounded_together_whatever_the_limit_of_a_service() -> None:
+async def test_foreign_messages_have_a_common_limit_independent_of_services() -> None:
     vitals = RelayVitals("bank")
     bound = UnroutedBound(
-        WithForeign(ManualClock()), ManualClock(), 4, [], [], vitals, lambda: True
+        ForeignMessages(ManualClock()), ManualClock(), 4, [], [], vitals, lambda: True
     )
     with capture_logs() as logs:
         await bound.check()
@@ -86,14 +84,16 @@ async def test_foreign_messages_are_bounded_together_whatever_the_limit_of_a_ser
     assert vitals.unrouted == {FOREIGN: FOREIGN_LIMIT}
 
 
-class Away(MemoryTransport):
+class UnreachableTransport(MemoryTransport):
     async def unrouted(self, *_: object, **__: object) -> list[Unrouted]:
-        raise Unreachable("the broker is away")
+        raise Unreachable("the broker is down")
 
 
-async def test_counting_is_tried_again_after_the_broker_was_away() -> None:
+async def test_counting_is_retried_after_the_broker_was_unreachable() -> None:
     clock = ManualClock()
-    bound = UnroutedBound(Away(clock), clock, 4, [], [], RelayVitals("bank"), lambda: True)
+    bound = UnroutedBound(
+        UnreachableTransport(clock), clock, 4, [], [], RelayVitals("bank"), lambda: True
+    )
     with capture_logs() as logs:
         running = asyncio.ensure_future(bound.run())
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Up to where a relay need not read the outbox again."""
+"""The position in the outbox up to which a relay need not read again."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def look(
     due_at: datetime | None = NOW,
     writers: tuple[str, ...] = (),
 ) -> Position:
-    """A look that takes no time and whose rows are relayed; returns what the next may leave out."""
+    """Record a look that takes no time and whose rows are relayed; returns the new watermark."""
     watermark.record(Look(at, seq, due_at, writers), at)
     return watermark.position
 
 
-def test_at_first_everything_is_read() -> None:
+def test_the_watermark_starts_at_the_beginning() -> None:
     assert Watermark().position == START
 
 
-def test_what_was_just_seen_is_read_again() -> None:
+def test_recently_seen_rows_are_read_again() -> None:
     watermark = Watermark()
     look(watermark, 1.0, 10)
     for at in (1.5, 1.0 + SHORTEST_WAIT - 0.01, 1.0 + SHORTEST_WAIT):
         assert look(watermark, at, 10) == START
 
 
-def test_what_was_seen_some_time_ago_is_left_out() -> None:
+def test_rows_seen_long_enough_ago_are_not_read_again() -> None:
     watermark = Watermark()
     look(watermark, 1.0, 10)
     look(watermark, 2.0, 20)
@@ -48,7 +48,7 @@ def test_what_was_seen_some_time_ago_is_left_out() -> None:
     assert look(watermark, 3.0 + SHORTEST_WAIT, 20) == Position(20, NOW)
 
 
-def test_the_example_of_the_documentation() -> None:
+def test_the_example_of_the_module_docstring() -> None:
     watermark = Watermark()
     assert look(watermark, 10.2, 8, NOW, ("A",)).seq == 0
     assert look(watermark, 10.6, 8, NOW, ("A",)).seq == 0
@@ -56,8 +56,8 @@ def test_the_example_of_the_documentation() -> None:
     assert look(watermark, 12.4, 8, NOW, ()).seq == 8
 
 
-def test_after_a_pause_everything_is_read_once_more() -> None:
-    """Something may have been committed since the last look."""
+def test_after_a_pause_all_rows_are_read_once_more() -> None:
+    """Rows may have been committed since the last look."""
     watermark = Watermark()
     look(watermark, 1.0, 10)
     assert watermark.position == START
@@ -65,7 +65,7 @@ def test_after_a_pause_everything_is_read_once_more() -> None:
     assert look(watermark, 100.1, 10) == Position(10, NOW)
 
 
-def test_transactions_that_were_writing_are_waited_for() -> None:
+def test_the_watermark_waits_for_transactions_that_were_writing() -> None:
     watermark = Watermark()
     look(watermark, 1.0, 10, writers=("one", "other"))
     assert look(watermark, 1.0 + SHORTEST_WAIT, 10, writers=("one", "late")) == START
@@ -73,7 +73,7 @@ def test_transactions_that_were_writing_are_waited_for() -> None:
     assert look(watermark, 3.0 + SHORTEST_WAIT, 10, writers=("late", "one")) == Position(10, NOW)
 
 
-def test_a_transaction_that_writes_for_ever_is_not_waited_for() -> None:
+def test_the_watermark_does_not_wait_longer_than_a_limit_for_a_transaction() -> None:
     watermark = Watermark()
     look(watermark, 1.0, 10, writers=("one",))
     assert look(watermark, LONGEST_WAIT, 10, writers=("one",)) == START
@@ -81,8 +81,8 @@ def test_a_transaction_that_writes_for_ever_is_not_waited_for() -> None:
     assert look(watermark, 1.1 + LONGEST_WAIT, 10, writers=("one",)) == Position(10, NOW)
 
 
-def test_a_look_that_saw_less_than_a_checkpoint_does_not_pass_it() -> None:
-    """So many rows were committed late that a batch does not hold them all."""
+def test_a_look_that_does_not_reach_a_checkpoint_does_not_confirm_it() -> None:
+    """So many rows were committed late that they do not fit into one batch."""
     watermark = Watermark()
     look(watermark, 1.0, 10)
     look(watermark, 1.0 + SHORTEST_WAIT, 10)
@@ -92,7 +92,7 @@ def test_a_look_that_saw_less_than_a_checkpoint_does_not_pass_it() -> None:
     assert look(watermark, 1.4 + SHORTEST_WAIT, 12) == Position(10, NOW)
 
 
-def test_the_watermark_never_goes_back() -> None:
+def test_the_watermark_never_moves_back() -> None:
     watermark = Watermark()
     look(watermark, 1.0, 10)
     look(watermark, 2.0, 5, NOW - timedelta(seconds=1))
@@ -101,7 +101,7 @@ def test_the_watermark_never_goes_back() -> None:
     assert look(watermark, 5.0 + SHORTEST_WAIT, 11) == Position(11, NOW)
 
 
-def test_rows_that_are_still_there_are_read_again() -> None:
+def test_rows_that_could_not_be_relayed_are_read_again() -> None:
     watermark = Watermark()
     look(watermark, 1.0, 10)
     look(watermark, 1.0 + SHORTEST_WAIT, 10)
@@ -111,7 +111,7 @@ def test_rows_that_are_still_there_are_read_again() -> None:
     assert look(watermark, 3.0 + 2 * SHORTEST_WAIT, 10) == Position(10, NOW)
 
 
-def test_after_a_reset_everything_is_read() -> None:
+def test_a_reset_moves_the_watermark_to_the_beginning() -> None:
     watermark = Watermark()
     look(watermark, 1.0, 10)
     look(watermark, 1.0 + SHORTEST_WAIT, 10)
@@ -120,7 +120,7 @@ def test_after_a_reset_everything_is_read() -> None:
     assert watermark.position == START
 
 
-def test_checkpoints_are_some_time_apart() -> None:
+def test_checkpoints_have_a_minimum_interval() -> None:
     watermark = Watermark()
     assert watermark.is_checkpoint_due(1.0)
     look(watermark, 1.0, 10)
@@ -128,7 +128,7 @@ def test_checkpoints_are_some_time_apart() -> None:
     assert watermark.is_checkpoint_due(1.0 + CHECKPOINT_INTERVAL)
 
 
-def test_a_look_that_did_not_ask_who_is_writing_leaves_no_checkpoint() -> None:
+def test_a_look_without_the_writing_transactions_creates_no_checkpoint() -> None:
     watermark = Watermark()
     watermark.record(Look(1.0, 10, NOW), 1.0)
     look(watermark, 1.0 + SHORTEST_WAIT, 10)
