@@ -1,5 +1,8 @@
-"""Hypothesis for all unit tests: no deadline, because machines that run tests are busy ones; the
-same examples each time, so that what fails fails for everybody."""
+"""The Hypothesis profile of all unit tests.
+
+There is no deadline, because machines that run tests are busy. The examples are the same each time,
+so that a failure can be reproduced by everybody.
+"""
 
 from __future__ import annotations
 

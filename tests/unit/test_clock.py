@@ -8,7 +8,7 @@ from eventmesh.clock import SystemClock
 from eventmesh.testing.clock import ManualClock
 
 
-def test_ids_of_the_system_are_uuids_of_version_7_sorted_by_their_time() -> None:
+def test_ids_of_the_system_clock_are_uuids_of_version_7_sorted_by_time() -> None:
     clock = SystemClock()
     ids = [clock.new_id() for _ in range(1000)]
     assert {UUID(each).version for each in ids} == {7}
@@ -16,24 +16,24 @@ def test_ids_of_the_system_are_uuids_of_version_7_sorted_by_their_time() -> None
     assert len(set(ids)) == 1000
 
 
-def test_the_time_of_the_system_is_in_utc_and_aware_of_it() -> None:
+def test_the_time_of_the_system_clock_has_the_time_zone_utc() -> None:
     assert SystemClock().now().tzinfo is UTC
 
 
-def test_time_stands_still_until_the_test_moves_it() -> None:
+def test_the_time_of_a_manual_clock_changes_only_when_a_test_advances_it() -> None:
     clock = ManualClock()
     assert clock.now() == clock.now() == datetime(2026, 1, 1, tzinfo=UTC)
     assert clock.monotonic() == 0
 
 
-async def test_both_times_move_together() -> None:
+async def test_advancing_a_manual_clock_advances_wall_and_monotonic_time() -> None:
     clock = ManualClock()
     await clock.advance(1.5)
     assert clock.now() == datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=1.5)
     assert clock.monotonic() == 1.5
 
 
-async def test_sleepers_wake_in_the_order_of_their_times_at_their_times() -> None:
+async def test_sleepers_wake_in_order_at_their_exact_times() -> None:
     clock = ManualClock()
     woken: list[tuple[str, float]] = []
 
@@ -51,7 +51,7 @@ async def test_sleepers_wake_in_the_order_of_their_times_at_their_times() -> Non
     assert clock.monotonic() == 10
 
 
-async def test_a_sleeper_whose_time_has_not_come_sleeps_on() -> None:
+async def test_a_sleeper_does_not_wake_early() -> None:
     clock = ManualClock()
     sleeping = asyncio.create_task(clock.sleep(2))
     await clock.advance(1.999)
@@ -60,7 +60,7 @@ async def test_a_sleeper_whose_time_has_not_come_sleeps_on() -> None:
     assert sleeping.done()
 
 
-def test_manual_ids_are_uuids_of_version_7_and_the_same_in_every_run() -> None:
+def test_ids_of_a_manual_clock_are_uuids_of_version_7_and_reproducible() -> None:
     one, other = ManualClock(), ManualClock()
     ids = [one.new_id() for _ in range(3)]
     assert ids == [other.new_id() for _ in range(3)] == sorted(set(ids))

@@ -1,5 +1,8 @@
-"""Whatever can be read from a broker or a lock file is understood, or is said to be unreadable:
-no decoder raises anything else. Random inputs, and valid ones that were changed a little."""
+"""Fuzzing the decoders of what is read from a broker or a lock file.
+
+An input is either decoded or reported as unreadable; no decoder raises anything else. Inputs are
+random, or valid ones with small changes.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +48,9 @@ from eventmesh.transports.sqlite import rows as sqlite_rows
 from eventmesh.wire.cloudevents import from_fields, from_headers, pack, to_fields, to_headers
 from eventmesh.wire.envelope import Envelope, seal
 
-IN_AN_ORDINARY_RUN = 40
-IN_THE_SOAK = 12_000
-"""Inputs to each of the nine decoders, which are more than 100,000 together."""
+EXAMPLES = 40
+SOAK_EXAMPLES = 12_000
+"""Inputs to each of the nine decoders: more than 100,000 in total."""
 
 CLOCK = SystemClock()
 AUDIT = Subscription("audit.note", ("payments.paid",))
@@ -63,7 +66,7 @@ class Paid(Event, name="payments.paid", version=1, key="order"):
 VALID = seal(Paid(order="a", cents=5), source="payments", clock=CLOCK)
 
 
-# --- inputs ---
+# Inputs
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
@@ -81,7 +84,7 @@ numbers = st.sampled_from(
 
 @st.composite
 def mutated(draw: st.DrawFn, valid: bytes) -> bytes:
-    """A valid input in which some places are replaced, removed, repeated or cut off."""
+    """A valid input with some bytes replaced, removed, repeated or cut off."""
     raw = valid
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(raw)))
@@ -113,7 +116,7 @@ def fields_of(fields: dict[str, str | bytes]) -> list[bytes]:
 
 @st.composite
 def entries(draw: st.DrawFn, *names: bytes, contents: st.SearchStrategy[bytes]) -> Fields:
-    """The fields of an entry, which Redis never keeps without any."""
+    """The fields of an entry in Redis; there is at least one."""
     field = st.tuples(
         st.sampled_from([*names, b"data", b"id"]) | st.binary(max_size=9),
         contents | st.binary(max_size=9),
@@ -123,11 +126,11 @@ def entries(draw: st.DrawFn, *names: bytes, contents: st.SearchStrategy[bytes]) 
 
 @st.composite
 def changed_entries(draw: st.DrawFn, valid: Fields) -> Fields:
-    """A valid entry, in which some names or values are others."""
+    """A valid entry with some names or values mutated."""
     fields = list(valid)
     for _ in range(draw(st.integers(1, 3))):
-        place = draw(st.integers(0, len(fields) - 1))
-        fields[place] = draw(mutated(fields[place]))
+        index = draw(st.integers(0, len(fields) - 1))
+        fields[index] = draw(mutated(fields[index]))
     return fields
 
 
@@ -162,11 +165,11 @@ columns = st.none() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text()
 LOCK = lock_of(Paid)
 
 
-# --- decoders ---
+# Decoders
 
 
 def check_readable(envelope: Envelope) -> None:
-    """What was read is of the types that it should be, and can be stored again."""
+    """The envelope has values of the declared types, and can be stored again."""
     assert isinstance(envelope.data, bytes)
     assert all(isinstance(value, str) for value in envelope.attributes.values())
     assert envelope.unique_id
@@ -176,7 +179,7 @@ def check_readable(envelope: Envelope) -> None:
 
 
 def check_delivery(delivery: Delivery) -> None:
-    """It is handled or dead-lettered, and the dead letter is read as it was written."""
+    """The delivery can be handled or dead-lettered, and its dead letter can be read back."""
     check_readable(delivery.envelope)
     assert delivery.attempt >= 1
     outcome = read(delivery, {"payments.paid": Paid}, 20)
@@ -203,44 +206,44 @@ def check_letter(letter: DeadLetter) -> None:
     letter.error.encode()
 
 
-def open_a_redis_entry(fields: Fields) -> None:
+def read_redis_entry(fields: Fields) -> None:
     check_delivery(Delivery.of(read_entry(fields), 1, 1, None))
 
 
-def open_a_redis_retry(fields: Fields) -> None:
-    opened, attempt = read_parcel(fields)
-    delivery = Delivery.of(opened, attempt, 1, None)
+def read_redis_retry(fields: Fields) -> None:
+    envelope, attempt = read_parcel(fields)
+    delivery = Delivery.of(envelope, attempt, 1, None)
     check_delivery(delivery)
     if delivery.unreadable:
-        assert delivery.envelope.data == fields[1], "kept as it came"
+        assert delivery.envelope.data == fields[1], "the raw bytes are kept"
 
 
-def open_a_redis_letter(entry: tuple[bytes, Fields]) -> None:
+def read_redis_dead_letter(entry: tuple[bytes, Fields]) -> None:
     check_letter(dead_letter(AUDIT.name, entry))
 
 
-def open_an_amqp_message(content_header: bytes) -> None:
-    arrived = ReceivedMessage(1, content_header, b"{}")
-    content_type, headers = arrived.essentials()
-    check_delivery(Delivery(from_headers(headers, content_type, arrived.body)))
-    arrived.properties()
+def read_amqp_message(content_header: bytes) -> None:
+    received = ReceivedMessage(1, content_header, b"{}")
+    content_type, headers = received.essentials()
+    check_delivery(Delivery(from_headers(headers, content_type, received.body)))
+    received.properties()
 
 
-def open_an_amqp_letter(content_header: bytes) -> None:
+def read_amqp_dead_letter(content_header: bytes) -> None:
     content_type, headers = ReceivedMessage(1, content_header, b"{}").essentials()
     letter = letter_of(AUDIT, headers, content_type, b"{}")
     check_readable(letter.envelope)
 
 
-def open_a_sqlite_row(row: tuple[Any, ...]) -> None:
+def read_sqlite_row(row: tuple[Any, ...]) -> None:
     check_delivery(sqlite_rows.delivery(1, *row[:4]))
 
 
-def open_a_sqlite_letter(row: tuple[Any, ...]) -> None:
+def read_sqlite_dead_letter(row: tuple[Any, ...]) -> None:
     check_letter(sqlite_rows.dead_letter(AUDIT.name, *row))
 
 
-def count_a_census(counted: Sequence[tuple[bytes, bytes, bytes]]) -> None:
+def add_to_census(counted: Sequence[tuple[bytes, bytes, bytes]]) -> None:
     found = Census()
     for name, dataschema, made_at in counted:
         fields = [(b"type", name), (b"dataschema", dataschema), (b"time", made_at)]
@@ -248,11 +251,11 @@ def count_a_census(counted: Sequence[tuple[bytes, bytes, bytes]]) -> None:
     assert sum(lot.number for lot in found.lots.values()) == len(counted)
 
 
-def open_a_lock_file(data: bytes) -> None:
+def read_lock_file(data: bytes) -> None:
     try:
         lock = read_lock(Path("v1.json"), "payments.paid", 1, 1, data)
     except BrokenLock as error:
-        str(error).encode()  # can be printed
+        str(error).encode()  # it can be printed
     else:
         assert isinstance(lock, Lock)
 
@@ -265,21 +268,21 @@ times = (
 
 DECODERS: Sequence[tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = (
     (
-        open_a_redis_entry,
+        read_redis_entry,
         entries(b"type", b"time", contents=envelopes)
         | changed_entries(fields_of(to_fields(VALID))),
     ),
     (
-        open_a_redis_retry,
+        read_redis_retry,
         entries(b"parcel", contents=parcels) | parcels.map(lambda raw: [b"parcel", raw]),
     ),
-    (open_a_redis_letter, st.tuples(entry_ids, letters)),
-    (open_an_amqp_message, content_headers),
-    (open_an_amqp_letter, content_headers),
-    (open_a_sqlite_row, st.tuples(columns, columns, columns, columns)),
-    (open_a_sqlite_letter, st.tuples(*[columns] * 7)),
+    (read_redis_dead_letter, st.tuples(entry_ids, letters)),
+    (read_amqp_message, content_headers),
+    (read_amqp_dead_letter, content_headers),
+    (read_sqlite_row, st.tuples(columns, columns, columns, columns)),
+    (read_sqlite_dead_letter, st.tuples(*[columns] * 7)),
     (
-        count_a_census,
+        add_to_census,
         st.lists(
             st.tuples(st.binary(max_size=9), envelopes, times | st.binary(max_size=9)), max_size=4
         ),
@@ -296,30 +299,30 @@ def fuzz(decoder: Callable[[Any], None], inputs: st.SearchStrategy[Any], example
         phases=[Phase.generate, Phase.shrink],
     )
     @given(inputs)
-    def no_input_makes_it_fail(given_input: Any) -> None:
-        decoder(given_input)
+    def decode(value: Any) -> None:
+        decoder(value)
 
-    no_input_makes_it_fail()
+    decode()
 
 
-how_many = pytest.mark.parametrize(
-    "examples", [IN_AN_ORDINARY_RUN, pytest.param(IN_THE_SOAK, marks=pytest.mark.soak)]
+with_examples = pytest.mark.parametrize(
+    "examples", [EXAMPLES, pytest.param(SOAK_EXAMPLES, marks=pytest.mark.soak)]
 )
 
 
-@how_many
+@with_examples
 @pytest.mark.parametrize(
     ("decoder", "inputs"),
     [pytest.param(*pair, id=pair[0].__name__) for pair in DECODERS],
 )
-def test_no_input_makes_a_decoder_fail(
+def test_a_decoder_accepts_any_input(
     decoder: Callable[[Any], None], inputs: st.SearchStrategy[Any], examples: int
 ) -> None:
     fuzz(decoder, inputs, examples)
 
 
-@how_many
-def test_no_input_makes_reading_a_lock_file_fail(tmp_path: Path, examples: int) -> None:
+@with_examples
+def test_reading_a_lock_file_accepts_any_input(tmp_path: Path, examples: int) -> None:
     path = tmp_path / "v1.json"
     write_lock(lock_of(Paid, tmp_path))
     written = lock_of(Paid, tmp_path).path.read_bytes()
@@ -329,22 +332,22 @@ def test_no_input_makes_reading_a_lock_file_fail(tmp_path: Path, examples: int) 
     )
     inputs = json_values | mutated(written) | other_parts | st.binary()
 
-    def open_and_write_status(data: bytes) -> None:
-        open_a_lock_file(data)
+    def read_and_write_status(data: bytes) -> None:
+        read_lock_file(data)
         path.write_bytes(data)
         try:
             write_status(path, "retired", None)
         except UsageError as error:
-            str(error).encode()  # can be printed
+            str(error).encode()  # it can be printed
         else:
             assert isinstance(parse(path.read_text()), dict)
 
-    fuzz(open_and_write_status, inputs, examples)
+    fuzz(read_and_write_status, inputs, examples)
 
 
 @pytest.mark.parametrize("fields", [[b"parcel", b"1 x\n[1,2]\n{}"], [b"parcel", b"1 x\nnull\n{}"]])
-def test_a_parcel_whose_head_is_not_an_object_says_so(fields: Fields) -> None:
-    opened, attempt = read_parcel(fields)
-    delivery = Delivery.of(opened, attempt, 1, None)
+def test_a_parcel_whose_attributes_are_not_an_object_is_unreadable(fields: Fields) -> None:
+    envelope, attempt = read_parcel(fields)
+    delivery = Delivery.of(envelope, attempt, 1, None)
     assert delivery.unreadable == "its attributes are JSON, but not an object"
     assert delivery.envelope == Envelope({}, fields[1])

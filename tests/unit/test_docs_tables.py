@@ -23,7 +23,7 @@ def rows(title: str) -> dict[str, str]:
     return {name: second.strip().strip("`") for name, second in found}
 
 
-def test_the_table_of_settings_has_every_setting_and_its_default() -> None:
+def test_the_table_of_settings_lists_every_setting_with_its_default() -> None:
     table = rows("All variables")
     assert table.pop("EVENTMESH_<SERVICE>_DATABASE_URL") == "sqlite:///.eventmesh/<service>.db"
     assert set(table) == {f"EVENTMESH_{name.upper()}" for name in Settings.model_fields}
@@ -38,7 +38,7 @@ def test_the_table_of_settings_has_every_setting_and_its_default() -> None:
             assert shown == ("not set" if default is None else str(default)), name
 
 
-def test_the_defaults_in_the_table_can_be_set(tmp_path: Path) -> None:
+def test_the_defaults_in_the_table_are_valid_values(tmp_path: Path) -> None:
     shown = {name: value for name, value in rows("All variables").items() if "<" not in name}
     env_file = tmp_path / ".env"
     env_file.write_text(
@@ -48,6 +48,6 @@ def test_the_defaults_in_the_table_can_be_set(tmp_path: Path) -> None:
     assert loaded.model_dump() == Settings().model_dump()
 
 
-def test_the_table_of_extras_has_every_extra() -> None:
+def test_the_table_of_extras_lists_every_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert set(rows("Extras")) == set(project["optional-dependencies"]) - FOR_DEVELOPERS

@@ -11,7 +11,7 @@ from eventmesh.errors import UsageError
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"),
+    ("written", "expected"),
     [
         ("200ms", 0.2),
         ("1.5s", 1.5),
@@ -25,22 +25,24 @@ from eventmesh.errors import UsageError
         (timedelta(minutes=2), 120.0),
     ],
 )
-def test_a_duration_is_read_as_people_write_it(written: object, meant: float) -> None:
-    assert seconds(written) == pytest.approx(meant)
+def test_a_duration_is_a_number_with_a_unit_a_number_of_seconds_or_a_timedelta(
+    written: object, expected: float
+) -> None:
+    assert seconds(written) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("written", ["", "5", "s", "5 weeks", "-1s", "1e3s", "1s2s", None, []])
-def test_what_is_no_duration_is_refused_with_examples(written: object) -> None:
+def test_an_invalid_duration_is_rejected_with_examples(written: object) -> None:
     with pytest.raises(UsageError, match=r'is not a valid duration: write .* "200ms"'):
         seconds(written)
 
 
 @pytest.mark.parametrize("written", [-1, -0.1, float("inf"), float("nan"), timedelta(seconds=-1)])
-def test_a_duration_is_neither_negative_nor_endless(written: object) -> None:
+def test_a_negative_or_infinite_duration_is_rejected(written: object) -> None:
     with pytest.raises(UsageError, match="finite and not negative"):
         seconds(written)
 
 
 @given(st.timedeltas(min_value=timedelta(0)))
-def test_a_timedelta_and_its_seconds_mean_the_same(duration: timedelta) -> None:
+def test_a_timedelta_is_read_like_its_total_seconds(duration: timedelta) -> None:
     assert seconds(duration) == seconds(duration.total_seconds())

@@ -1,4 +1,4 @@
-"""No part of a password is shown, however it is written."""
+"""No part of a password is shown, however the URL is written."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ PLACES = [
     "rediss://h?ssl_password={}&db=3",
     "host=h user=u password={}",
 ]
-"""URLs, and what looks like one, with a place for a password."""
+"""URLs, and texts that look like one, with a place for a password."""
 
 ORDINARY = "jkqvxz0123456789"
-"""Four of these are in no word of an error message."""
+"""No word of an error message contains four of these in a row."""
 
 RESERVED = "@:/?#%[] &=,;'\"\\|€\t"
-AWKWARD = [
+TRICKY = [
     "@",
     ":",
     "/",
@@ -55,45 +55,44 @@ AWKWARD = [
 ]
 
 passwords = st.text(st.sampled_from(ORDINARY + RESERVED), max_size=30) | st.lists(
-    st.sampled_from(AWKWARD), max_size=8
+    st.sampled_from(TRICKY), max_size=8
 ).map("".join)
 
 
-def leaked(shown: str, password: str, frame: str = "") -> list[str]:
-    """Pieces of four characters of the password that are shown, and not because they are in the
-    frame anyway."""
+def leaked(shown: str, password: str, template: str = "") -> list[str]:
+    """Four-character parts of the password that are shown, and are not part of the template."""
     pieces = {password[at : at + 4] for at in range(len(password) - 3)}
     return [
         piece
         for piece in pieces
-        if piece in shown and piece not in frame and any(char in ORDINARY for char in piece)
+        if piece in shown and piece not in template and any(char in ORDINARY for char in piece)
     ]
 
 
 @settings(max_examples=200)
 @example("host=h user=u password={}", "000:")
 @given(st.sampled_from(PLACES), passwords)
-def test_no_piece_of_a_password_is_shown(place: str, password: str) -> None:
+def test_no_part_of_a_password_is_shown(place: str, password: str) -> None:
     shown = redact(place.format(password))
     assert not leaked(shown, password, place.format("***")), shown
 
 
 @settings(max_examples=200)
 @given(st.sampled_from(PLACES), passwords)
-def test_no_error_about_a_url_shows_a_piece_of_its_password(place: str, password: str) -> None:
+def test_no_error_about_a_url_shows_a_part_of_its_password(place: str, password: str) -> None:
     url = place.format(password)
-    for understand in (
+    for parse in (
         lambda: make_transport(url, ManualClock(), TransportOptions()),
         lambda: parse_url(url, "bank"),
     ):
-        said = what_is_said(understand)
-        assert not leaked(said, password, place.format("***")), said
+        message = error_of(parse)
+        assert not leaked(message, password, place.format("***")), message
 
 
-def what_is_said(understand: Callable[[], object]) -> str:
-    """The error that it raises, if it does."""
+def error_of(parse: Callable[[], object]) -> str:
+    """The text of the UsageError that it raises; empty if it raises none."""
     try:
-        understand()
+        parse()
     except UsageError as error:
         return str(error)
     return ""
@@ -103,8 +102,8 @@ def what_is_said(understand: Callable[[], object]) -> str:
 @given(st.sampled_from(PLACES), passwords)
 def test_settings_are_shown_without_passwords(place: str, password: str) -> None:
     url = place.format(password)
-    made = Settings(broker_url=url, database_urls={"bank": url})
-    for shown in (repr(made), str(made)):
+    loaded = Settings(broker_url=url, database_urls={"bank": url})
+    for shown in (repr(loaded), str(loaded)):
         assert not leaked(shown, password, place.format("***")), shown
 
 
@@ -127,11 +126,11 @@ def test_settings_are_shown_without_passwords(place: str, password: str) -> None
         ("amqp://user@host:5672/v", "amqp://user@host:5672/v"),
     ],
 )
-def test_what_is_no_secret_is_shown(url: str, shown: str) -> None:
+def test_only_the_password_of_a_url_is_replaced(url: str, shown: str) -> None:
     assert redact(url) == shown
 
 
-def test_an_error_keeps_what_is_no_part_of_the_password() -> None:
+def test_an_error_keeps_everything_but_the_password() -> None:
     url = "amqp://u:p@ss:w0rd/x@h/"
     assert redact_error("Port could not be cast as 'w0rd/x'", url) == (
         "Port could not be cast as '***'"
@@ -142,7 +141,7 @@ def test_an_error_keeps_what_is_no_part_of_the_password() -> None:
     )
 
 
-def test_urls_in_a_text_lose_their_passwords() -> None:
+def test_passwords_of_urls_in_a_text_are_replaced() -> None:
     text = "lost amqp://u:s3cr3t@h/ and 'redis://:s3cr3t@h:1/0', at 12:30 for me@home"
     assert (
         redact_text(text) == "lost amqp://u:***@h/ and 'redis://:***@h:1/0', at 12:30 for me@home"

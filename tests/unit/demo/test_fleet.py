@@ -50,11 +50,11 @@ def workers_at(folder: Path) -> list[int]:
     return found
 
 
-async def until(condition: Callable[[], bool], what: str) -> None:
+async def wait_until(condition: Callable[[], bool], expected: str) -> None:
     async with asyncio.timeout(TIMEOUT):
-        while not condition():  # noqa: ASYNC110  # of no event
+        while not condition():  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0.02)
-    assert condition(), what
+    assert condition(), expected
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ async def folder(tmp_path: Path) -> AsyncIterator[Path]:
             os.kill(pid, signal.SIGKILL)
 
 
-async def test_no_worker_outlives_a_demo_that_is_killed(folder: Path) -> None:
+async def test_workers_end_when_the_demo_is_killed(folder: Path) -> None:
     log = folder / "shipping.log"
     demo = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", PROGRAM, str(folder)),
@@ -74,15 +74,17 @@ async def test_no_worker_outlives_a_demo_that_is_killed(folder: Path) -> None:
         env={**os.environ, **environment(folder)},
     )
     try:
-        await until(lambda: log.exists() and "worker is ready" in log.read_text(), "a worker")
+        await wait_until(
+            lambda: log.exists() and "worker is ready" in log.read_text(), "a worker is ready"
+        )
         assert len(workers_at(folder)) == 1
     finally:
         demo.kill()
         await demo.wait()
-    await until(lambda: not workers_at(folder), "no worker")
+    await wait_until(lambda: not workers_at(folder), "no worker is left")
 
 
-async def test_a_ready_worker_is_killed_and_replaced_and_a_starting_one_is_not(
+async def test_only_a_ready_worker_is_killed_and_it_is_replaced(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -93,13 +95,17 @@ async def test_a_ready_worker_is_killed_and_replaced_and_a_starting_one_is_not(
         (starting,) = workers_at(folder)
         await fleet.kill_one()
         assert (fleet.kills, workers_at(folder)) == (0, [starting])
-        await until(lambda: "worker is ready" in log.read_text(), "a worker")
+        await wait_until(lambda: "worker is ready" in log.read_text(), "a worker is ready")
         async with asyncio.timeout(TIMEOUT):
-            while not fleet.kills:  # it writes to its pipe a moment after this line
+            while (
+                not fleet.kills
+            ):  # the worker reports that it is ready a moment after this log line
                 await fleet.kill_one()
                 await asyncio.sleep(0.01)
         assert workers_at(folder) != [starting]
-        await until(lambda: log.read_text().count("worker is ready") == 2, "its successor")
+        await wait_until(
+            lambda: log.read_text().count("worker is ready") == 2, "the replacement is ready"
+        )
         assert await fleet.stop(TIMEOUT) == {}
     finally:
         fleet.abort()

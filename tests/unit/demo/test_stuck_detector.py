@@ -1,4 +1,4 @@
-"""The demo stops waiting when nothing progresses, and not before."""
+"""The demo stops waiting only when nothing progresses any more."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from services.demo.stuck_detector import StuckDetector
 
 
 class Steps:
-    """Counts steps, and how often it was asked for their number."""
+    """A number of steps, and how often it was read."""
 
     def __init__(self) -> None:
-        self.taken = 0
-        self.looks = 0
+        self.number = 0
+        self.reads = 0
 
     async def count(self) -> int:
-        self.looks += 1
-        return self.taken
+        self.reads += 1
+        return self.number
 
 
-async def test_it_is_over_when_nothing_was_done_for_so_long() -> None:
+async def test_the_demo_is_stuck_after_a_time_without_any_step() -> None:
     clock, steps = ManualClock(), Steps()
     detector = StuckDetector(clock, 60.0)
     await clock.advance(59.0)
@@ -27,22 +27,22 @@ async def test_it_is_over_when_nothing_was_done_for_so_long() -> None:
     assert await detector.is_stuck(steps.count)
 
 
-async def test_it_goes_on_while_steps_are_taken_however_long_none_reaches_the_end() -> None:
+async def test_the_demo_is_not_stuck_while_steps_are_made_although_no_order_ends() -> None:
     clock, steps = ManualClock(), Steps()
     detector = StuckDetector(clock, 60.0)
     for _ in range(10):
-        steps.taken += 1
+        steps.number += 1
         await clock.advance(60.0)
         assert not await detector.is_stuck(steps.count)
     await clock.advance(60.0)
     assert await detector.is_stuck(steps.count)
 
 
-async def test_steps_are_not_counted_while_the_end_comes_nearer() -> None:
+async def test_steps_are_not_counted_while_orders_end() -> None:
     clock, steps = ManualClock(), Steps()
     detector = StuckDetector(clock, 60.0)
     for _ in range(10):
         await clock.advance(59.0)
         detector.progressed()
         assert not await detector.is_stuck(steps.count)
-    assert steps.looks == 0
+    assert steps.reads == 0

@@ -1,4 +1,4 @@
-"""The demo's verdict can fail: each promise, broken in the ledger, is noticed and named."""
+"""The demo's verdict fails for each promise that the ledger breaks, and names it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ledger(**changes: Any) -> Ledger:
     return replace(good, **changes)
 
 
-def test_when_all_came_out_there_is_nothing_to_say() -> None:
+def test_a_correct_ledger_has_no_problems() -> None:
     verdict = judge(ledger())
     assert verdict.problems == ()
     assert str(verdict) == "ok: 2 purchases, 0 lost, 0 doubled, 0 stuck"
@@ -79,7 +79,7 @@ def test_when_all_came_out_there_is_nothing_to_say() -> None:
         ({"dead_letters": {"orders.place_order": 1}}, (0, 0, 0), "1 dead letters"),
     ],
 )
-def test_each_broken_promise_is_counted_and_named(
+def test_each_broken_promise_is_counted_and_described(
     changes: dict[str, Any], counts: tuple[int, int, int], words: str
 ) -> None:
     verdict = judge(ledger(**changes))
@@ -89,12 +89,12 @@ def test_each_broken_promise_is_counted_and_named(
     assert any(words in problem for problem in verdict.problems), verdict.problems
 
 
-def test_endings_and_latencies_are_read_from_the_orders() -> None:
+def test_endings_and_latencies_are_computed_from_the_orders() -> None:
     assert endings(ledger()) == {"closed": 1, "cancelled: card limit reached": 1}
     assert latencies(ledger()) == [2.0, 2.0]
 
 
-def test_percentiles_are_of_the_nearest_rank() -> None:
+def test_percentiles_use_the_nearest_rank() -> None:
     values = [float(number) for number in range(1, 101)]
     assert (percentile(values, 50), percentile(values, 99)) == (50.0, 99.0)
     assert percentile([], 99) == 0.0

@@ -1,4 +1,4 @@
-"""How the inbox distinguishes a duplicate from another message that has the same id by mistake."""
+"""How the inbox tells a duplicate from another message that has the same id by mistake."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ def digest(data: bytes, name: str = "bank.deposited") -> int:
 
 
 @pytest.mark.parametrize(
-    "anew",
+    "rewritten",
     [
         b'{"owner": "\\u00fc", "cents": 5, "of": [1, 2]}',
         '{\n  "cents": 5,\n  "of": [1,2],\n  "owner": "ü"\n}\n'.encode(),
     ],
 )
-def test_json_that_a_bridge_wrote_anew_is_the_same_message(anew: bytes) -> None:
-    assert digest(anew) == digest('{"owner":"ü","cents":5,"of":[1,2]}'.encode())
+def test_json_that_a_bridge_has_rewritten_has_the_same_digest(rewritten: bytes) -> None:
+    assert digest(rewritten) == digest('{"owner":"ü","cents":5,"of":[1,2]}'.encode())
 
 
-def test_other_data_or_another_name_is_another_message() -> None:
+def test_messages_with_different_data_or_names_have_different_digests() -> None:
     data = b'{"cents":5,"of":[1,2]}'
     others = [b'{"cents":6,"of":[1,2]}', b'{"cents":5,"of":[2,1]}', b'{"cents":"5","of":[1,2]}']
     digests = {digest(data), digest(data, "bank.withdrawn"), *map(digest, others)}
     assert len(digests) == 5
 
 
-def test_what_is_not_json_is_compared_byte_by_byte() -> None:
+def test_data_that_is_not_json_is_compared_byte_by_byte() -> None:
     deep, deeper = b"[" * 300 + b"]" * 300, b"[" * 5_000 + b"]" * 5_000
     texts = [b"", b" ", b"{", b"\xff", b'"\\ud800"', b"NaN", deep, deeper]
     assert len({*map(digest, texts)}) == len(texts)

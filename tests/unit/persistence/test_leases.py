@@ -1,5 +1,4 @@
-"""How relays share the buckets, in a model of `renew` (announce, share, write) whose `share` is the
-real one."""
+"""How relays share the buckets: a model of `renew` (announce, share, write) that calls `share`."""
 
 from __future__ import annotations
 
@@ -30,8 +29,8 @@ class World:
         self.leases = [Lease(bucket, None, None) for bucket in range(buckets)]
         self.announced: dict[str, datetime] = {}
 
-    def do(self, what: str, value: str | int) -> None:
-        match what, value:
+    def do(self, action: str, value: str | int) -> None:
+        match action, value:
             case "turn", str() as owner:
                 self.turn(owner)
             case "leave", str() as owner:
@@ -41,11 +40,13 @@ class World:
                 self.now += timedelta(seconds=seconds)
 
     def turn(self, owner: str) -> None:
-        self.announced = {who: end for who, end in self.announced.items() if end > self.now}
+        self.announced = {relay: end for relay, end in self.announced.items() if end > self.now}
         self.announced[owner] = self.now + LEASE_TIME
         held = share(self.leases, owner, sorted(self.announced), self.now)
-        taken = {b for other in self.announced if other != owner for b in self.owned(other)}
-        assert not held & taken, "a bucket with two owners"
+        owned_by_others = {
+            b for other in self.announced if other != owner for b in self.owned(other)
+        }
+        assert not held & owned_by_others, "a bucket has two owners"
         self.write(owner, held)
 
     def write(self, owner: str, held: frozenset[int]) -> None:
@@ -58,32 +59,32 @@ class World:
         ]
 
     def owned(self, owner: str) -> set[int]:
-        """What this relay may publish now."""
+        """The buckets that this relay may publish now."""
         return {row.bucket for row in self.leases if row.owner == owner and not row.free(self.now)}
 
 
 @given(st.integers(1, 32), steps)
-def test_no_bucket_ever_has_two_owners(buckets: int, steps: list[tuple[str, str | int]]) -> None:
+def test_a_bucket_never_has_two_owners(buckets: int, steps: list[tuple[str, str | int]]) -> None:
     world = World(buckets)
     for step in steps:
         world.do(*step)
 
 
 @given(st.integers(1, 32), steps, st.sets(relays, min_size=1).map(sorted))
-def test_the_relays_that_stay_soon_own_all_buckets_and_each_its_share(
+def test_remaining_relays_own_all_buckets_fairly_after_the_leases_of_others_expire(
     buckets: int, steps: list[tuple[str, str | int]], stay: list[str]
 ) -> None:
     world = World(buckets)
     for step in steps:
         world.do(*step)
-    world.now += LEASE_TIME  # all who do not take turns any more are gone
+    world.now += LEASE_TIME  # the leases of all other relays expire
     for owner in stay * 2:
         world.turn(owner)
     assert_fair(world, stay)
 
 
 @given(st.integers(1, 32), steps, st.permutations("abcde"), st.integers(1, 5))
-def test_the_shares_are_fair_from_any_state_after_three_renewals_each(
+def test_shares_are_fair_after_three_renewals_from_any_state(
     buckets: int, steps: list[tuple[str, str | int]], everybody: list[str], count: int
 ) -> None:
     world = World(buckets)
@@ -92,15 +93,16 @@ def test_the_shares_are_fair_from_any_state_after_three_renewals_each(
     stay, leave = everybody[:count], everybody[count:]
     for owner in leave:
         world.do("leave", owner)
-    # In the first all get to know each other, in the second each gives up, in the third it takes.
+    # In the first round relays are announced, in the second release, and in the third acquire.
     for owner in stay * 3:
         world.turn(owner)
     assert_fair(world, stay)
 
 
 def assert_fair(world: World, owners: list[str]) -> None:
-    """Every bucket has an owner, shares differ by at most one, and no relay is left out that need
-    not be."""
+    """Every bucket has an owner, shares differ by at most one, and each relay has a bucket if there
+    are enough.
+    """
     parts = [world.owned(owner) for owner in owners]
     sizes = [len(part) for part in parts]
     assert set().union(*parts) == {row.bucket for row in world.leases}
@@ -109,7 +111,7 @@ def assert_fair(world: World, owners: list[str]) -> None:
     assert min(sizes) >= 1 or len(world.leases) < len(owners)
 
 
-def test_five_relays_share_sixteen_buckets_and_none_is_left_without() -> None:
+def test_five_relays_share_sixteen_buckets_evenly() -> None:
     world = World(16)
     for owner in "abcde" * 4:
         world.turn(owner)
@@ -117,7 +119,7 @@ def test_five_relays_share_sixteen_buckets_and_none_is_left_without() -> None:
 
 
 @given(st.integers(0, 32), st.sets(st.text(max_size=3), min_size=1).map(list))
-def test_shares_of_free_buckets_add_up_and_differ_by_one_at_the_most(
+def test_shares_of_free_buckets_add_up_and_differ_by_one_at_most(
     buckets: int, owners: list[str]
 ) -> None:
     free = [Lease(bucket, None, None) for bucket in range(buckets)]
@@ -127,14 +129,14 @@ def test_shares_of_free_buckets_add_up_and_differ_by_one_at_the_most(
 
 
 @given(st.permutations("abcde"))
-def test_the_order_in_which_relays_are_read_does_not_matter(owners: list[str]) -> None:
+def test_the_order_of_the_relays_does_not_matter(owners: list[str]) -> None:
     free = [Lease(bucket, None, None) for bucket in range(16)]
     for owner in owners:
         assert share(free, owner, owners, BEGINNING) == share(free, owner, list("abcde"), BEGINNING)
 
 
 @given(st.integers(1, 32), st.integers(1, 5))
-def test_a_relay_keeps_what_it_has_while_nobody_comes_or_goes(buckets: int, count: int) -> None:
+def test_a_relay_keeps_its_buckets_while_the_relays_stay_the_same(buckets: int, count: int) -> None:
     world = World(buckets)
     owners = list("abcde"[:count])
     for owner in owners * 2:
@@ -145,7 +147,7 @@ def test_a_relay_keeps_what_it_has_while_nobody_comes_or_goes(buckets: int, coun
     assert world.leases == before
 
 
-def test_a_relay_keeps_what_it_has_rather_than_taking_what_is_free() -> None:
+def test_a_relay_prefers_its_own_buckets_to_free_ones() -> None:
     until = BEGINNING + LEASE_TIME
     leases = [
         Lease(0, None, None),
@@ -156,7 +158,7 @@ def test_a_relay_keeps_what_it_has_rather_than_taking_what_is_free() -> None:
     assert share(leases, "a", ["a", "b"], BEGINNING) == {2, 3}
 
 
-def test_a_relay_releases_buckets_for_a_new_one() -> None:
+def test_a_relay_releases_buckets_for_a_new_relay() -> None:
     world = World(16)
     world.turn("a")
     assert len(world.owned("a")) == 16
@@ -167,7 +169,7 @@ def test_a_relay_releases_buckets_for_a_new_one() -> None:
     assert (len(world.owned("a")), len(world.owned("b"))) == (8, 8)
 
 
-def test_the_buckets_of_a_dead_relay_are_taken_over_when_its_leases_expire() -> None:
+def test_the_buckets_of_a_dead_relay_are_acquired_when_its_leases_expire() -> None:
     world = World(16)
     for owner in "aba":
         world.turn(owner)
@@ -186,5 +188,5 @@ def test_a_lease_is_free_from_the_moment_it_expires() -> None:
     assert Lease(0, None, None).free(BEGINNING)
 
 
-def test_without_buckets_there_is_nothing_to_share() -> None:
+def test_the_share_of_no_buckets_is_empty() -> None:
     assert share([], "a", ["a", "b", "c"], BEGINNING) == frozenset()

@@ -1,4 +1,4 @@
-"""Which parameters of a PostgreSQL URL are understood, and how the others are refused."""
+"""Which parameters of a PostgreSQL URL are supported, and how others are rejected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sslmode(parameters: str) -> str | None:
         ("postgresql://u@[::1]:5433/db", ("u", "::1", 5433, "db")),
     ],
 )
-def test_where_and_who(url: str, place: tuple[object, ...]) -> None:
+def test_a_url_has_user_host_port_and_database(url: str, place: tuple[object, ...]) -> None:
     parsed = parse_url(url, "bank")
     assert (parsed.username, parsed.host, parsed.port, parsed.database) == place
     assert dict(parsed.query) == {}
@@ -54,14 +54,16 @@ def test_where_and_who(url: str, place: tuple[object, ...]) -> None:
         ("postgresql://%2Frun%2Fpostgresql/db", ["/run/postgresql"], None),
     ],
 )
-def test_several_hosts_and_sockets(url: str, hosts: list[str], ports: list[int] | None) -> None:
+def test_a_url_may_have_several_hosts_or_a_socket(
+    url: str, hosts: list[str], ports: list[int] | None
+) -> None:
     found = arguments(url)
     assert (found["host"], found.get("port")) == (hosts, ports)
     assert parse_url(url, "bank").database == "db"
 
 
 @pytest.mark.parametrize("password", ["p,w", "p,w/x", "p,w?x"])
-def test_a_password_is_not_taken_for_hosts(password: str) -> None:
+def test_a_comma_in_a_password_does_not_separate_hosts(password: str) -> None:
     parsed = parse_url(f"postgresql://u:{password}@h/db", "bank")
     assert (parsed.host, parsed.password) == ("h", password)
 
@@ -71,23 +73,25 @@ def test_a_password_is_not_taken_for_hosts(password: str) -> None:
     [
         ("", None),
         ("sslmode=prefer", "prefer"),
-        ("ssl=true", "require"),  # as libpq has it
+        ("ssl=true", "require"),  # the form of libpq
         ("ssl=false", "disable"),
-        ("ssl=verify-full", "verify-full"),  # as asyncpg has it
+        ("ssl=verify-full", "verify-full"),  # the form of asyncpg
         ("ssl=require&sslmode=require", "require"),
         ("sslrootcert=system", "verify-full"),
     ],
 )
-def test_modes_of_tls(parameters: str, expected: str | None) -> None:
+def test_the_tls_mode_is_read_from_every_known_parameter(
+    parameters: str, expected: str | None
+) -> None:
     assert sslmode(parameters) == expected
 
 
-def test_what_the_driver_reads_itself_goes_to_it_as_a_url() -> None:
+def test_parameters_that_the_driver_reads_are_passed_to_it_as_a_url() -> None:
     found = arguments("postgresql://h/db?sslmode=verify-ca&sslrootcert=/a%20b.pem&service=main")
     assert found == {"dsn": "postgresql://?sslmode=verify-ca&sslrootcert=%2Fa+b.pem&service=main"}
 
 
-def test_times_and_settings() -> None:
+def test_timeouts_and_server_settings_are_passed_to_the_driver() -> None:
     assert arguments("postgresql://h/db?connect_timeout=3") == {"timeout": 3}
     assert arguments("postgresql://h/db?connect_timeout=0") == {"timeout": None}
     found = arguments("postgresql://h/db?application_name=a&options=-c%20search_path%3Db")
@@ -102,12 +106,12 @@ def test_times_and_settings() -> None:
         *("pool_mode=session", "target_session_attrs=read-write", "fallback_application_name=a"),
     ],
 )
-def test_values_that_hold_anyway_are_accepted(harmless: str) -> None:
+def test_parameters_that_change_nothing_are_accepted(harmless: str) -> None:
     arguments(f"postgresql://h/db?{harmless}")
 
 
 @pytest.mark.parametrize(
-    ("parameters", "said"),
+    ("parameters", "words"),
     [
         ("ssl_mode=require", "Did you mean sslmode?"),
         ("search_path=bank", "options=-c%20search_path%3Dvalue"),
@@ -130,30 +134,30 @@ def test_values_that_hold_anyway_are_accepted(harmless: str) -> None:
         ),
     ],
 )
-def test_what_is_refused_is_named_with_what_to_do(parameters: str, said: str) -> None:
+def test_an_unsupported_parameter_is_rejected_with_what_to_do(parameters: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_url(f"postgresql://h/db?{parameters}", "bank")
     assert str(caught.value).startswith(VARIABLE)
-    assert said in str(caught.value)
+    assert words in str(caught.value)
 
 
-def test_as_many_ports_as_hosts() -> None:
+def test_the_number_of_ports_must_match_the_number_of_hosts() -> None:
     with pytest.raises(UsageError, match="3 ports for 2 hosts"):
         parse_url("postgresql:///db?host=a,b&port=1,2,3", "bank")
 
 
-def test_neither_passwords_nor_paths_of_keys_are_shown() -> None:
+def test_passwords_and_paths_of_keys_are_not_shown() -> None:
     url = "postgresql://u:hunter2@h/db?sslkey=/secret/key&sslpassword=hunter3&passfile=/secret/pass"
-    said = shown(parse_url(url, "bank"))
-    assert "hunter" not in said
-    assert "secret" not in said
-    assert "sslkey=" in said
-    unread = postgresql_url.parameters(parse_url(url, "bank"), VARIABLE)
-    assert "hunter" not in repr(unread)
+    text = shown(parse_url(url, "bank"))
+    assert "hunter" not in text
+    assert "secret" not in text
+    assert "sslkey=" in text
+    parameters = postgresql_url.parameters(parse_url(url, "bank"), VARIABLE)
+    assert "hunter" not in repr(parameters)
 
 
 @pytest.mark.parametrize(
-    ("tls", "is_local", "accepted", "said"),
+    ("tls", "is_local", "accepted", "warning"),
     [
         (None, True, False, None),
         (None, False, True, None),
@@ -163,8 +167,8 @@ def test_neither_passwords_nor_paths_of_keys_are_shown() -> None:
         (ssl.CERT_REQUIRED, False, False, None),
     ],
 )
-def test_what_the_network_could_do_is_warned_of(
-    tls: ssl.VerifyMode | None, is_local: bool, accepted: bool, said: str | None
+def test_an_unprotected_connection_to_another_host_causes_a_warning(
+    tls: ssl.VerifyMode | None, is_local: bool, accepted: bool, warning: str | None
 ) -> None:
     context = None
     if tls is not None:
@@ -172,4 +176,4 @@ def test_what_the_network_could_do_is_warned_of(
         context.check_hostname = False
         context.verify_mode = tls
     found = exposure(tls=context, is_local=is_local, accepted=accepted)
-    assert found is None if said is None else said in str(found)
+    assert found is None if warning is None else warning in str(found)

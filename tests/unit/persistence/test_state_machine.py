@@ -2,8 +2,9 @@
 
 Two relays of one service run on an event loop with a virtual clock (`tests.crash.virtual_loop`), on
 a SQLite file and a broker in memory. Transactions commit or fail. A relay is killed at any of its
-steps, or stands still until others have its leases. The broker rejects messages, is lost in the
-middle of a batch, or redelivers. Parked messages are retried or skipped, and old rows are purged.
+steps, or paused until other relays have acquired its leases. The broker rejects messages, is lost
+in the middle of a batch, or redelivers. Parked messages are retried or skipped, and old rows are
+purged.
 """
 
 from __future__ import annotations
@@ -61,11 +62,10 @@ SETTLED_AFTER = 15.0
 """Seconds within which everything that can be published has been."""
 
 STEPS = st.integers(1, 60)
-"""At which step of a relay something happens; a batch takes fewer than the most."""
+"""The step of a relay at which a fault happens; a batch takes fewer steps than the maximum."""
 
 SOME_KEYS = st.lists(st.sampled_from(KEYS), max_size=6)
-"""The keys of messages that are committed right before something happens, so that it happens to
-them."""
+"""The keys of messages that are committed right before a fault, so that it affects them."""
 
 
 class Base(DeclarativeBase):
@@ -73,7 +73,7 @@ class Base(DeclarativeBase):
 
 
 class Effect(Base):
-    """Only the inbox keeps an effect from happening twice."""
+    """The effect of a message, which only the inbox keeps from happening twice."""
 
     __tablename__ = "effects"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -90,7 +90,7 @@ class OutboxAndInbox(RuleBasedStateMachine):
 
     template: Path
 
-    # What there is
+    # State
 
     @initialize(whole=st.booleans())
     def begin(self, whole: bool) -> None:
@@ -106,7 +106,7 @@ class OutboxAndInbox(RuleBasedStateMachine):
         self.committed: list[Noted] = []
         self.delayed: set[int] = set()
         self.skipped: set[int] = set()
-        self.ever_refused: set[str] = set()
+        self.ever_rejected: set[str] = set()
         self.numbers = iter(range(1, 10_000))
         self.service = make_service(self.clock, self.file)
         [self.handler] = self.service.handlers.values()
@@ -127,14 +127,14 @@ class OutboxAndInbox(RuleBasedStateMachine):
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
 
-    # What happens
+    # Rules
 
     @rule(keys=SOME_KEYS, delayed=st.booleans(), good=st.sampled_from((True, True, False)))
     def commit(self, keys: list[str], delayed: bool, good: bool) -> None:
         self.do(self._commit(keys, delayed=delayed, good=good))
 
     async def _commit(self, keys: list[str], *, delayed: bool = False, good: bool = True) -> None:
-        """The last may be delayed."""
+        """Commit messages with these keys; with `delayed`, the last one is delayed."""
         messages = [Noted(key=key, number=next(self.numbers)) for key in keys]
         late = messages[-1:] if delayed else []
         try:
@@ -159,52 +159,54 @@ class OutboxAndInbox(RuleBasedStateMachine):
         self.relays[which] = self.start_relay()
 
     @rule(which=st.integers(0, 1), steps=STEPS, keys=SOME_KEYS)
-    def let_a_relay_stand_still(self, which: int, steps: int, keys: list[str]) -> None:
+    def pause_a_relay(self, which: int, steps: int, keys: list[str]) -> None:
         self.do(self._commit(keys))
         if not self.relays[which].run.paused:
             self.do(self.relays[which].pause(steps))
 
     @rule()
-    def let_all_relays_go_on(self) -> None:
+    def resume_all_relays(self) -> None:
         for each in self.relays:
             each.resume()
 
-    @rule(after=st.integers(0, 4), tells=st.booleans(), keys=SOME_KEYS)
-    def lose_the_broker_in_the_next_batch(self, after: int, tells: bool, keys: list[str]) -> None:
+    @rule(after=st.integers(0, 4), confirms=st.booleans(), keys=SOME_KEYS)
+    def lose_the_broker_in_the_next_batch(
+        self, after: int, confirms: bool, keys: list[str]
+    ) -> None:
         self.do(self._commit(keys))
-        self.broker.lost_after, self.broker.confirms_before_loss = after, tells
+        self.broker.lost_after, self.broker.confirms_before_loss = after, confirms
 
     @rule(key=st.sampled_from(KEYS), times=st.integers(1, 2 * PARK_AFTER), keys=SOME_KEYS)
-    def refuse_the_next_of_a_key(self, key: str, times: int, keys: list[str]) -> None:
+    def reject_the_next_messages_of_a_key(self, key: str, times: int, keys: list[str]) -> None:
         self.do(self._commit([*keys, key, key]))
         self.broker.rejects[key] = times
-        self.ever_refused.add(key)
+        self.ever_rejected.add(key)
 
     @rule()
-    def refuse_none_any_more(self) -> None:
+    def stop_rejecting(self) -> None:
         self.broker.rejects.clear()
 
     @precondition(lambda self: self.parked())
     @rule(retry=st.booleans())
-    def see_to_what_is_parked(self, retry: bool) -> None:
-        self.do(self._see_to_parked(retry=retry))
+    def retry_or_skip_parked(self, retry: bool) -> None:
+        self.do(self._retry_or_skip_parked(retry=retry))
 
-    async def _see_to_parked(self, *, retry: bool) -> None:
+    async def _retry_or_skip_parked(self, *, retry: bool) -> None:
         database = await self.service.database()
         async with database.connection() as connection:
             if retry:
                 await parked.retry(connection, self.clock.now())
                 return
             rows = query(self.file, "SELECT seq, data FROM eventmesh_outbox WHERE parked")
-            gone = await parked.skip(connection, [seq for seq, _ in rows])
-            self.skipped |= {json.loads(data)["number"] for seq, data in rows if seq in gone}
+            skipped = await parked.skip(connection, [seq for seq, _ in rows])
+            self.skipped |= {json.loads(data)["number"] for seq, data in rows if seq in skipped}
 
     @rule(limit=st.integers(1, 5), settled=st.booleans())
     def deliver(self, limit: int, settled: bool) -> None:
         self.do(self._deliver(limit, settled=settled))
 
     async def _deliver(self, limit: int, *, settled: bool) -> bool:
-        """Deliver what is there, and settle it, or lose the worker before that."""
+        """Deliver ready messages and settle them, or lose the worker before settling."""
         subscription = self.handler.subscription
         if not (await self.memory.stats(subscription)).ready:
             return False
@@ -216,15 +218,15 @@ class OutboxAndInbox(RuleBasedStateMachine):
 
     @precondition(lambda self: self.broker.sent)
     @rule(choice=st.randoms(use_true_random=False))
-    def have_the_broker_repeat_itself(self, choice: random.Random) -> None:
+    def publish_a_duplicate(self, choice: random.Random) -> None:
         self.do(self.memory.publish([choice.choice(self.broker.sent)]))
 
     @precondition(lambda self: self.broker.sent)
     @rule()
-    def purge_when_all_is_quiet_and_old(self) -> None:
+    def purge_the_inbox_after_its_window(self) -> None:
         self.settle_all()
-        self.broker.sent.clear()  # nothing that old comes back
-        self.loop.now += WINDOW + 1  # all sleep through it
+        self.broker.sent.clear()  # the broker does not redeliver messages that old
+        self.loop.now += WINDOW + 1  # nothing runs meanwhile
         self.do(self._purge())
 
     async def _purge(self) -> None:
@@ -233,18 +235,18 @@ class OutboxAndInbox(RuleBasedStateMachine):
             before = self.clock.now() - timedelta(seconds=WINDOW)
             await purge.purge(connection, purge.RECEIVED, before, 1)
 
-    # What must be
+    # Invariants
 
     @invariant()
-    def every_effect_was_committed_and_happened_once_in_its_order(self) -> None:
+    def every_effect_was_committed_and_happened_once_in_order(self) -> None:
         if not hasattr(self, "file"):
             return
         assert not self.broker.violations
         times = Counter(self.effects())
         assert not [number for number, count in times.items() if count > 1]
-        promised = {each.number for each in self.committed}
-        assert set(times) <= promised
-        assert {json.loads(each.data)["number"] for each in self.broker.sent} <= promised
+        committed = {each.number for each in self.committed}
+        assert set(times) <= committed
+        assert {json.loads(each.data)["number"] for each in self.broker.sent} <= committed
         for key in KEYS:
             effects = [number for number in times if number in set(self.of(key))]
             assert effects == self.of(key)[: len(effects)]
@@ -263,25 +265,26 @@ class OutboxAndInbox(RuleBasedStateMachine):
         return [number for (number,) in query(self.file, "SELECT number FROM effects ORDER BY id")]
 
     def settle_all(self) -> None:
-        """Let time pass until nothing more happens: nothing is lost, and parked keys block only
-        themselves."""
+        """Let time pass until everything is settled: no message is lost, and a parked key blocks no
+        other key.
+        """
         self.broker.lost_after = None
         self.broker.rejects.clear()
-        self.let_all_relays_go_on()
+        self.resume_all_relays()
         until = self.loop.time() + SETTLED_AFTER
-        # Slept first: who goes on only now may free a key that is parked, and what waits behind it.
+        # Sleep first: a relay that was just resumed may free a parked key and its later messages.
         self.do(asyncio.sleep(0.5))
         while set(self.waiting()) - self.parked() and self.loop.time() < until:
             self.do(asyncio.sleep(0.5))
         while self.do(self._deliver(100, settled=True)):
             pass
-        assert self.parked() <= self.ever_refused
+        assert self.parked() <= self.ever_rejected
         assert set(self.waiting()) <= self.parked()
         done = set(self.effects()) | self.skipped
         lost = [each for each in self.committed if each.number not in done]
-        # The broker may have taken one, and have refused it when it was sent once more.
+        # The broker may have stored a message, and rejected it when it was published once more.
         assert Counter(each.key for each in lost) <= self.waiting()
-        self.every_effect_was_committed_and_happened_once_in_its_order()
+        self.every_effect_was_committed_and_happened_once_in_order()
 
     def waiting(self) -> Counter[str]:
         """How many messages of each key are in the outbox."""
@@ -325,19 +328,19 @@ def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with instrumentation.on_virtual_loops():
         loop = VirtualLoop(0.0, server=False)
 
-        async def make() -> None:
+        async def create_tables() -> None:
             service = make_service(LoopClock(loop), str(file))
             await service.database()
             await service.close()
 
-        loop.run_until_complete(make())
+        loop.run_until_complete(create_tables())
         loop.close()
         yield file
     structlog.reset_defaults()
 
 
 @pytest.mark.parametrize("examples", [60, pytest.param(2_000, marks=pytest.mark.soak)])
-def test_what_is_committed_takes_effect_once_in_its_order_whatever_happens(
+def test_committed_messages_take_effect_once_and_in_order_under_random_faults(
     template: Path, examples: int
 ) -> None:
     machine = type("Machine", (OutboxAndInbox,), {"template": template})
@@ -350,16 +353,16 @@ def test_what_is_committed_takes_effect_once_in_its_order_whatever_happens(
 
 
 @pytest.mark.parametrize("times", [0, 1])
-def test_what_follows_a_message_that_is_taken_at_last_is_not_overtaken(
+def test_messages_behind_a_retried_parked_message_are_not_overtaken(
     template: Path, times: int
 ) -> None:
-    """Whether or not another one is rejected with it. Found by the state machine above."""
+    """A case that the state machine above found; `times` is how often another key is rejected."""
     machine = type("Machine", (OutboxAndInbox,), {"template": template})()
     machine.begin(whole=False)
-    machine.refuse_the_next_of_a_key(key="b", times=PARK_AFTER, keys=[])
-    machine.let_time_pass(6.0)  # until the relays look no more where the second one waits
-    machine.refuse_the_next_of_a_key(key="c", times=times, keys=[])
-    machine.see_to_what_is_parked(retry=True)
+    machine.reject_the_next_messages_of_a_key(key="b", times=PARK_AFTER, keys=[])
+    machine.let_time_pass(6.0)  # until the watermark has passed the second message
+    machine.reject_the_next_messages_of_a_key(key="c", times=times, keys=[])
+    machine.retry_or_skip_parked(retry=True)
     machine.commit(keys=["b"], delayed=False, good=True)
     machine.let_time_pass(2.0)
     assert [json.loads(each.data)["number"] for each in machine.broker.sent if each.key == "b"] == [

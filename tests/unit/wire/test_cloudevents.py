@@ -1,4 +1,4 @@
-"""Our wire against itself, and against the `cloudevents` package as an oracle."""
+"""Our encoding of CloudEvents against itself and against the `cloudevents` package, the oracle."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def as_redis_returns(fields: dict[str, str | bytes]) -> Iterable[tuple[bytes, by
 
 
 @given(anything, st.binary())
-def test_redis_fields_carry_any_attributes_and_bytes(
+def test_redis_fields_preserve_any_attributes_and_data(
     attributes: dict[str, str], data: bytes
 ) -> None:
     envelope = Envelope(attributes, data)
@@ -51,7 +51,7 @@ def test_redis_fields_carry_any_attributes_and_bytes(
 
 
 @given(anything, st.binary(), st.text(min_size=1) | st.none())
-def test_amqp_headers_carry_any_attributes_and_bytes(
+def test_amqp_headers_preserve_any_attributes_and_data(
     attributes: dict[str, str], data: bytes, content_type: str | None
 ) -> None:
     if content_type is not None:
@@ -61,7 +61,9 @@ def test_amqp_headers_carry_any_attributes_and_bytes(
 
 
 @given(anything, st.binary())
-def test_a_parcel_carries_any_attributes_and_bytes(attributes: dict[str, str], data: bytes) -> None:
+def test_a_packed_envelope_preserves_any_attributes_and_data(
+    attributes: dict[str, str], data: bytes
+) -> None:
     envelope = Envelope(attributes, data)
     assert unpack(pack(envelope)) == envelope
 
@@ -92,15 +94,15 @@ def test_reading_amqp_headers_never_fails(headers: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["cloudEvents_", "cloudEvents:", "ce-"])
-def test_each_prefix_of_the_bindings_is_understood(prefix: str) -> None:
+def test_every_attribute_prefix_of_the_bindings_is_read(prefix: str) -> None:
     assert from_headers({f"{prefix}id": "1"}, None, b"").attributes == {"id": "1"}
 
 
-def test_headers_that_are_no_attributes_are_left() -> None:
+def test_headers_without_an_attribute_prefix_are_ignored() -> None:
     assert from_headers({"x-death": [], "id": "1", "my_ce-id": "2"}, "", b"").attributes == {}
 
 
-def test_the_content_type_is_an_attribute_and_no_header() -> None:
+def test_the_content_type_is_an_attribute_but_not_a_header() -> None:
     envelope = Envelope({"datacontenttype": "application/json"}, b"{}")
     assert to_headers(envelope) == {}
     assert from_headers({}, "application/json", b"{}") == envelope
@@ -124,21 +126,21 @@ def test_a_native_timestamp_of_amqp_becomes_rfc_3339_in_utc(native: datetime, te
     ("native", "text"),
     [(0, "1970-01-01T00:00:00Z"), (-1, "1969-12-31T23:59:59.999000Z"), (10**18, str(10**18))],
 )
-def test_a_whole_number_as_time_counts_milliseconds_since_1970(native: int, text: str) -> None:
+def test_an_integer_time_is_in_milliseconds_since_1970(native: int, text: str) -> None:
     assert from_headers({"cloudEvents_time": native}, None, b"").attributes["time"] == text
 
 
 @pytest.mark.parametrize(("native", "text"), [(True, "true"), (False, "false"), (7, "7")])
-def test_booleans_and_whole_numbers_have_their_canonical_text(native: object, text: str) -> None:
+def test_booleans_and_integers_have_their_canonical_text(native: object, text: str) -> None:
     assert from_headers({"cloudEvents_flag": native}, None, b"").attributes == {"flag": text}
 
 
-def test_bytes_that_are_no_text_are_kept_readable() -> None:
+def test_bytes_that_are_not_utf_8_are_written_as_escapes() -> None:
     assert from_headers({"ce-x": b"a\xff"}, None, b"").attributes == {"x": "a\\xff"}
     assert from_fields([(b"x", b"a\xff")]).attributes == {"x": "a\\xff"}
 
 
-# The oracle
+# Against the oracle
 
 words = st.text(min_size=1, max_size=60)
 extension_names = st.from_regex(r"[a-z0-9]{1,20}", fullmatch=True).filter(
@@ -167,7 +169,7 @@ def oracle_event(envelope: Envelope) -> CloudEvent:
 
 
 @given(sealed)
-def test_what_we_seal_is_a_valid_cloud_event(envelope: Envelope) -> None:
+def test_a_sealed_envelope_is_a_valid_cloud_event(envelope: Envelope) -> None:
     event = oracle_event(envelope)
     again = JSONFormat().read(CloudEvent, JSONFormat().write(event))
     assert again.get_attributes() == expected_attributes(envelope)
@@ -203,7 +205,7 @@ def headers_of_the_amqp_binding(event: BaseCloudEvent) -> tuple[dict[str, Any], 
 
 def headers_with_a_native_time(event: BaseCloudEvent) -> tuple[dict[str, Any], str, bytes]:
     headers, content_type, data = headers_of_the_amqp_binding(event)
-    # AMQP 0-9-1 has a timestamp of its own, which its clients take and give as a datetime.
+    # AMQP 0-9-1 has its own timestamp type, which clients represent as a datetime.
     return headers | {"cloudEvents_time": event.get_time()}, content_type, data
 
 
@@ -230,7 +232,7 @@ def headers_of_the_rabbitmq_binding(event: BaseCloudEvent) -> tuple[dict[str, An
     ids=lambda binding: binding.__name__,
 )
 @given(envelope=sealed)
-def test_we_read_what_the_oracle_writes(
+def test_we_read_the_headers_that_the_oracle_writes(
     written_by: Callable[[BaseCloudEvent], tuple[dict[str, Any], str, bytes]], envelope: Envelope
 ) -> None:
     read = from_headers(*written_by(oracle_event(envelope)))
@@ -241,7 +243,7 @@ def test_we_read_what_the_oracle_writes(
     assert json.loads(read.data) == json.loads(envelope.data)
 
 
-def test_unknown_extensions_and_foreign_characters_go_both_ways() -> None:
+def test_unknown_extensions_and_non_ascii_characters_survive_a_round_trip() -> None:
     envelope = seal(
         Paid(order_id="Łódź 日本"),
         source="payments",

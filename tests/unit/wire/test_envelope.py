@@ -47,14 +47,14 @@ def sealed(message: Event, **options: Any) -> Envelope:
 
 
 def changed(envelope: Envelope, data: bytes | None = None, **attributes: str) -> Envelope:
-    """The envelope with these attributes, and perhaps data, instead."""
+    """The envelope with these attributes replaced, and its data if given."""
     return Envelope({**envelope.attributes, **attributes}, envelope.data if data is None else data)
 
 
 PAID = sealed(Paid(order_id="o-1"))
 
 
-def test_a_sealed_message_has_the_attributes_of_cloudevents_and_of_the_mesh() -> None:
+def test_a_sealed_message_has_the_attributes_of_cloudevents_and_of_eventmesh() -> None:
     assert PAID.attributes == {
         "specversion": "1.0",
         "id": "01900000-0000-7000-8000-000000000001",
@@ -69,11 +69,11 @@ def test_a_sealed_message_has_the_attributes_of_cloudevents_and_of_the_mesh() ->
     }
 
 
-def test_every_field_is_written_even_when_it_has_its_default() -> None:
+def test_fields_with_their_default_are_written() -> None:
     assert PAID.data == b'{"order_id":"o-1","amount":"1.50","on":"2026-01-01"}'
 
 
-def test_every_field_is_written_in_nested_models_and_whatever_was_set() -> None:
+def test_fields_of_nested_models_are_written_whether_set_or_not() -> None:
     class Line(BaseModel):
         sku: str = "none"
         count: int = Field(1, serialization_alias="n")
@@ -123,25 +123,23 @@ RENAMED = Renamed(who="ada", amount=Decimal("1.50"), on=date(2026, 1, 1))
         (1, b'{"owner":"ada","cents":150}'),
     ],
 )
-def test_a_message_is_written_as_an_older_version_and_says_so(
-    version: int | None, data: bytes
-) -> None:
+def test_a_message_can_be_written_as_an_older_version(version: int | None, data: bytes) -> None:
     envelope = sealed(RENAMED, version=version)
     assert envelope.data == data
     assert envelope.attributes["dataschema"] == f"urn:eventmesh:a.renamed:{version or 3}"
     assert envelope.key == "ada"
 
 
-def test_what_a_downcaster_made_must_be_json() -> None:
-    class Odd(Event, name="a.odd", version=2):
+def test_the_result_of_downcasters_must_be_json() -> None:
+    class Broken(Event, name="a.broken", version=2):
         pass
 
-    Odd.downcaster(to_version=1)(lambda data: {"when": object()})
-    with pytest.raises(UsageError, match=r"downcasters of a.odd v2 .*version 1 is not JSON"):
-        sealed(Odd(), version=1)
+    Broken.downcaster(to_version=1)(lambda data: {"when": object()})
+    with pytest.raises(UsageError, match=r"downcasters of a.broken v2 .*version 1 is not JSON"):
+        sealed(Broken(), version=1)
 
 
-def test_a_version_to_which_nothing_leads_is_for_the_judge_to_decide() -> None:
+def test_a_version_without_upcasters_is_read_if_the_judge_allows_it() -> None:
     newer = {**PAID.attributes, "dataschema": "urn:eventmesh:payments.paid:9"}
     asked: list[object] = []
 
@@ -155,7 +153,7 @@ def test_a_version_to_which_nothing_leads_is_for_the_judge_to_decide() -> None:
     assert asked == [(Paid, 9)] * 2
 
 
-def test_fields_are_written_by_their_aliases_as_the_schema_shows_them() -> None:
+def test_fields_are_written_with_their_aliases() -> None:
     class Aliased(Event, name="a.aliased", version=1):
         order_id: int = Field(alias="orderId")
 
@@ -170,12 +168,12 @@ def test_a_message_without_key_has_neither_subject_nor_partition_key() -> None:
     assert not {"subject", "partitionkey"} & envelope.attributes.keys()
 
 
-def test_an_id_is_a_uuid_of_version_7() -> None:
+def test_a_message_id_is_a_uuid_of_version_7() -> None:
     envelope = seal(Keyless(), source="a", clock=SystemClock())
     assert UUID(envelope.id).version == 7
 
 
-def test_a_chain_of_messages_keeps_its_correlation_and_names_its_cause() -> None:
+def test_effects_keep_the_correlation_id_and_name_their_cause() -> None:
     clock = ManualClock()
     first = seal(Keyless(), source="a", clock=clock)
     second = seal(Keyless(), source="a", clock=clock, cause=first)
@@ -188,26 +186,26 @@ def test_a_chain_of_messages_keeps_its_correlation_and_names_its_cause() -> None
     )
 
 
-def test_a_cause_without_correlation_starts_one_with_its_id() -> None:
+def test_the_id_of_a_cause_without_correlation_id_becomes_the_correlation_id() -> None:
     cause = Envelope({"id": "foreign"}, b"")
     assert sealed(Keyless(), cause=cause).correlation_id == "foreign"
 
 
-def test_saga_and_trace_are_handed_on_and_nothing_else_of_the_cause() -> None:
-    cause = changed(PAID, myextension="x", **dict.fromkeys(COPIED_TO_EFFECTS, "handed"))
+def test_only_saga_and_trace_attributes_are_copied_from_the_cause() -> None:
+    cause = changed(PAID, myextension="x", **dict.fromkeys(COPIED_TO_EFFECTS, "copied"))
     effect = sealed(Keyless(), cause=cause)
-    assert [effect.attributes[name] for name in COPIED_TO_EFFECTS] == ["handed"] * 4
+    assert [effect.attributes[name] for name in COPIED_TO_EFFECTS] == ["copied"] * 4
     assert "myextension" not in effect.attributes
     assert effect.key is None
 
 
-def test_extensions_of_one_s_own_win_over_what_is_handed_on() -> None:
+def test_given_extensions_take_precedence_over_copied_ones() -> None:
     cause = changed(PAID, sagastep="old")
     effect = sealed(Keyless(), cause=cause, extensions={"sagastep": "new"})
     assert effect.attributes["sagastep"] == "new"
 
 
-def test_data_over_the_limit_is_refused_and_at_the_limit_it_is_not() -> None:
+def test_data_larger_than_the_limit_is_rejected() -> None:
     message = Keyless(note="x" * 100)
     size = len(message.model_dump_json())
     sealed(message, max_bytes=size)
@@ -222,7 +220,7 @@ def test_data_over_the_limit_is_refused_and_at_the_limit_it_is_not() -> None:
 @example("x" * 256)
 @example("🦀" * 63)
 @example("🦀" * 64)
-def test_an_attribute_is_refused_exactly_when_amqp_could_not_carry_it(key: str) -> None:
+def test_an_attribute_is_rejected_exactly_when_it_is_too_long_for_amqp(key: str) -> None:
     envelope = Envelope({"type": "a.b", "subject": key}, b"")
     if len(key.encode()) <= MAX_ATTRIBUTE_BYTES:
         check_size(envelope, 0)
@@ -240,19 +238,19 @@ messages = st.builds(
 
 
 @given(messages)
-def test_what_was_sealed_is_what_is_opened(message: Paid) -> None:
+def test_a_sealed_message_can_be_opened_unchanged(message: Paid) -> None:
     envelope = sealed(message)
     check_envelope(envelope)
     assert envelope.key == message.order_id
     assert open_envelope(envelope, Paid) == message
 
 
-def test_an_older_version_is_brought_to_the_version_of_the_model() -> None:
+def test_an_older_version_is_upcast_to_the_version_of_the_model() -> None:
     old = changed(PAID, b'{"order": "o-9"}', dataschema="urn:eventmesh:payments.paid:1")
     assert open_envelope(old, Paid) == Paid(order_id="o-9")
 
 
-def test_a_strict_model_reads_older_versions_as_it_reads_its_own() -> None:
+def test_a_strict_model_reads_an_upcast_version_like_its_own() -> None:
     class Strict(Event, name="a.strict", version=2, strict=True):
         on: date
 
@@ -271,25 +269,25 @@ def as_decimal(data: dict[str, Any]) -> dict[str, Any]:
     return {"price": Decimal(data["price"])}
 
 
-def test_an_upcaster_may_return_what_is_no_json() -> None:
+def test_an_upcaster_may_return_values_that_are_not_json() -> None:
     old = changed(
         sealed(Priced(price=Decimal(1))), b'{"price":"1.50"}', dataschema="urn:eventmesh:a.priced:1"
     )
     assert open_envelope(old, Priced) == Priced(price=Decimal("1.50"))
 
 
-def test_an_upcaster_that_returns_what_cannot_be_written_makes_the_message_unreadable() -> None:
-    class Odd(Event, name="a.odd", version=2):
+def test_a_message_is_unreadable_if_its_upcaster_returns_an_unsupported_object() -> None:
+    class Broken(Event, name="a.broken", version=2):
         part: str
 
-    Odd.upcaster(from_version=1)(lambda data: {"part": object()})
-    old = changed(sealed(Odd(part="x")), dataschema="urn:eventmesh:a.odd:1")
-    with pytest.raises(UnreadableMessage, match=r"the data could not be read as a.odd v2: "):
-        open_envelope(old, Odd)
+    Broken.upcaster(from_version=1)(lambda data: {"part": object()})
+    old = changed(sealed(Broken(part="x")), dataschema="urn:eventmesh:a.broken:1")
+    with pytest.raises(UnreadableMessage, match=r"the data could not be read as a.broken v2: "):
+        open_envelope(old, Broken)
 
 
 @given(st.integers())
-def test_a_whole_number_of_any_size_survives_upcasting(number: int) -> None:
+def test_an_integer_of_any_size_survives_upcasting(number: int) -> None:
     class Counted(Event, name="a.counted", version=2):
         number: int
 
@@ -314,14 +312,14 @@ def test_a_whole_number_of_any_size_survives_upcasting(number: int) -> None:
         (3, b"{}", "version 3 of payments.paid is not known here"),
     ],
 )
-def test_data_that_can_never_be_read_says_why(version: int, data: bytes, reason: str) -> None:
+def test_unreadable_data_has_a_reason(version: int, data: bytes, reason: str) -> None:
     envelope = changed(PAID, data, dataschema=f"urn:eventmesh:payments.paid:{version}")
     with pytest.raises(UnreadableMessage, match=reason):
         open_envelope(envelope, Paid)
 
 
 @given(st.binary(), st.sampled_from([1, 2]))
-def test_garbage_is_unreadable_and_never_another_error(data: bytes, version: int) -> None:
+def test_random_data_raises_only_unreadable_message(data: bytes, version: int) -> None:
     envelope = changed(PAID, data, dataschema=f"urn:eventmesh:payments.paid:{version}")
     with pytest.raises(UnreadableMessage):
         open_envelope(envelope, Paid)
@@ -342,23 +340,23 @@ def test_garbage_is_unreadable_and_never_another_error(data: bytes, version: int
         "urn:eventmesh:payments.paid:" + "9" * 5000,
     ],
 )
-def test_a_dataschema_that_names_no_version_of_the_message_is_unreadable(dataschema: str) -> None:
+def test_a_dataschema_without_a_version_of_the_message_is_unreadable(dataschema: str) -> None:
     with pytest.raises(UnreadableMessage, match=r"urn:eventmesh:payments.paid:<version> was"):
         version_of(changed(PAID, dataschema=dataschema))
 
 
-def test_the_version_is_in_the_dataschema() -> None:
+def test_the_version_is_read_from_the_dataschema() -> None:
     assert version_of(PAID) == 2
     assert version_of(changed(PAID, dataschema="urn:eventmesh:payments.paid:120")) == 120
 
 
 @pytest.mark.parametrize("name", ["specversion", "id", "source", "type"])
-def test_a_message_without_a_required_attribute_is_no_cloud_event(name: str) -> None:
+def test_a_message_without_a_required_attribute_is_not_a_cloud_event(name: str) -> None:
     with pytest.raises(UnreadableMessage, match=f"not a CloudEvents message: {name} missing"):
         check_envelope(changed(PAID, **{name: ""}))
 
 
-def test_all_missing_attributes_are_named_at_once() -> None:
+def test_the_error_names_all_missing_attributes() -> None:
     with pytest.raises(UnreadableMessage, match="specversion, id, source, type missing"):
         check_envelope(Envelope({}, b""))
 
@@ -368,7 +366,7 @@ def test_another_version_of_cloudevents_is_unreadable() -> None:
         check_envelope(changed(PAID, specversion="0.3"))
 
 
-def test_an_empty_envelope_has_empty_properties_and_no_errors() -> None:
+def test_an_empty_envelope_has_empty_properties() -> None:
     empty = Envelope({}, b"")
     assert (empty.id, empty.name, empty.key, empty.correlation_id, empty.time) == (
         "",
@@ -379,7 +377,7 @@ def test_an_empty_envelope_has_empty_properties_and_no_errors() -> None:
     )
 
 
-def test_the_partition_key_orders_before_the_subject() -> None:
+def test_the_partition_key_takes_precedence_over_the_subject() -> None:
     assert Envelope({"subject": "s", "partitionkey": "p"}, b"").key == "p"
     assert Envelope({"subject": "s"}, b"").key == "s"
 
@@ -393,5 +391,5 @@ def test_the_partition_key_orders_before_the_subject() -> None:
         ("", None),
     ],
 )
-def test_the_time_is_read_when_it_is_one(text: str, time: datetime | None) -> None:
+def test_an_invalid_time_is_read_as_none(text: str, time: datetime | None) -> None:
     assert changed(PAID, time=text).time == time
