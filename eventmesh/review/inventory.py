@@ -108,10 +108,11 @@ async def take_inventory_of(
 
 
 def describe_hidden(hidden: Hidden) -> str:
-    """A place that could not be looked into, in words."""
-    number = "an unknown number" if hidden.number is None else str(hidden.number)
+    """A place that could not be looked into, in words: how many messages it may hold, and why their
+    versions are unknown."""
+    number = "an unknown number of messages" if hidden.number is None else str(hidden.number)
     holder = f" of {hidden.subscription}" if hidden.subscription else ""
-    return f"{number} {_PLACES[hidden.state]}{holder}, not counted: {hidden.why}"
+    return f"{number} {_PLACES[hidden.state]}{holder}, not counted by version: {hidden.why}"
 
 
 async def _take(

@@ -57,7 +57,7 @@ def _as_text(found: Inventory) -> str:
     from eventmesh.review.inventory import describe_hidden
 
     lines = [printable(f"{_title(stock)}: {stock}") for stock in found.stocks]
-    lines += [printable(f"?: {describe_hidden(hidden)}") for hidden in found.hidden]
+    lines += [printable(describe_hidden(hidden)) for hidden in found.hidden]
     total = sum(stock.number for stock in found.stocks)
     lines.append(f"{total} message{'' if total == 1 else 's'}")
     return "".join(f"{line}\n" for line in lines)

@@ -79,8 +79,9 @@ class Counting:
             "",
             "delayed",
             sum(counts[name].ready for name in waiting),
-            "RabbitMQ would count a delivery of each, and some of them may belong to a service "
-            "without a database, which would take them for poison messages: let them be handled",
+            "RabbitMQ would count a delivery of each, and a service without a database would take "
+            "messages that were delivered often for poison messages, so wait until they are "
+            "handled",
         )
         return []
 
@@ -107,8 +108,8 @@ class Counting:
                 name,
                 "in_flight",
                 None,
-                "workers consume it, and RabbitMQ does not tell what they hold: stop them for a "
-                "moment",
+                "workers consume this subscription, and RabbitMQ does not report what they hold, "
+                "so stop them for a moment",
             )
 
 
@@ -117,13 +118,14 @@ def _why_hidden(queue: QueueCounts, untouched: bool) -> str | None:
     if untouched:
         return (
             "RabbitMQ would count a delivery of each, and the service, which has no database, "
-            "takes a message that was delivered often for a poison message: let them be handled"
+            "takes messages that were delivered often for poison messages, so wait until they are "
+            "handled"
         )
     if queue.consumers and queue.ready >= MAX_HELD:
         return (
-            "they are more than can be taken at once while workers consume: stop these, or let "
-            "them catch up"
+            "there are more than can be received at once while workers consume, so stop the "
+            "workers, or wait until they have caught up"
         )
     if queue.ready >= MAX_HELD * (MAX_CONSUMERS - 1):
-        return "they are more than RabbitMQ lets anybody hold: let them be handled"
+        return "there are more than RabbitMQ lets one client hold, so wait until they are handled"
     return None
