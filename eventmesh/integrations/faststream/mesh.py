@@ -7,7 +7,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, Generic, TypeVar, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import structlog
@@ -32,8 +32,10 @@ from eventmesh.runtime.hosting import Host
 from eventmesh.transports.base import Subscription, Transport, publish_or_raise
 from eventmesh.wire.envelope import Envelope, seal
 
+AnyIntake = TypeVar("AnyIntake", bound=Intake)
 
-class Mesh(ABC):
+
+class Mesh(ABC, Generic[AnyIntake]):
     """One service whose handlers run in a FastStream app; the package has an example.
 
     It is a factory of FastStream middlewares, and adds itself to its broker. It connects to nothing
@@ -45,7 +47,7 @@ class Mesh(ABC):
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self._intakes: list[Intake] = []
+        self._intakes: list[AnyIntake] = []
         self._transport: Transport | None = None
 
     def __call__(self, msg: Any, /, *, context: ContextRepo) -> EventMeshMiddleware:
@@ -70,16 +72,16 @@ class Mesh(ABC):
             subscriptions=[intake.handler.subscription for intake in self._intakes],
         )
         async with host.start() as started:
-            self._transport, stop = started.transport, asyncio.Event()
+            self._transport, stopping = started.transport, asyncio.Event()
             try:
                 async with asyncio.TaskGroup() as tasks:
                     for relay in started.relays:
-                        tasks.create_task(relay.run(stop))
+                        tasks.create_task(relay.run(stopping))
                     upkeep = [tasks.create_task(work) for work in self.upkeep()]
                     try:
                         yield
                     finally:
-                        stop.set()
+                        stopping.set()
                         for task in upkeep:
                             task.cancel()
             finally:

@@ -36,7 +36,7 @@ from eventmesh.transports.rabbitmq.topology import Topology
 from eventmesh.wire.cloudevents import from_headers
 
 
-class RabbitMesh(Mesh):
+class RabbitMesh(Mesh["_RabbitIntake"]):
     """A service whose handlers run in the FastStream app of this broker."""
 
     schemes = ("amqp", "amqps")
@@ -45,13 +45,11 @@ class RabbitMesh(Mesh):
         super().__init__(service)
         self._broker = broker
         self._topology = Topology(service.settings.broker_prefix)
-        self._rabbit_intakes: list[_RabbitIntake] = []
         broker.add_middleware(self)
 
     def subscribe(self, handler: Handler, function: Callable[..., Any], **options: Any) -> Any:
         intake = _RabbitIntake(self.service, handler)
         self._intakes.append(intake)
-        self._rabbit_intakes.append(intake)
         subscriber = self._broker.subscriber(
             RabbitQueue(self._topology.queue(handler.subscription), declare=False),
             channel=Channel(prefetch_count=handler.concurrency),
@@ -95,7 +93,7 @@ class RabbitMesh(Mesh):
         purpose = f"{options.prefix} settling"
         connection = BrokerConnection(settings.broker_url, purpose, options)
         connection.allow()
-        for intake in self._rabbit_intakes:
+        for intake in self._intakes:
             intake.republisher = Republisher(
                 connection,
                 self._topology,

@@ -46,7 +46,7 @@ RECOVERIES = 4
 _FASTSTREAM_DATA = b"__data__"
 
 
-class RedisMesh(Mesh):
+class RedisMesh(Mesh["_RedisIntake"]):
     """A service whose handlers run in the FastStream app of this broker."""
 
     schemes = ("redis", "rediss")
@@ -56,13 +56,11 @@ class RedisMesh(Mesh):
         self._broker = broker
         self._layout = Layout(service.settings.broker_prefix, one_slot=False)
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{service.clock.new_id()}"
-        self._redis_intakes: list[_RedisIntake] = []
         broker.add_middleware(self)
 
     def subscribe(self, handler: Handler, function: Callable[..., Any], **options: Any) -> Any:
         intake = _RedisIntake(self.service, handler, self._layout, self._consumer)
         self._intakes.append(intake)
-        self._redis_intakes.append(intake)
         for stream in intake.keys.streams:
             function = self._read(intake, stream, handler.concurrency, options)(function)
             function = self._recover(intake, stream, options)(function)
@@ -90,7 +88,7 @@ class RedisMesh(Mesh):
         self.check_broker(url)
         place = parse_broker_url(url)
         redis = Redis(url, dict(place.options), locator_for(place, self._layout.stream("any")))
-        for intake in self._redis_intakes:
+        for intake in self._intakes:
             intake.redis = redis
         try:
             async with super().lifespan():
@@ -99,7 +97,7 @@ class RedisMesh(Mesh):
             await redis.close()
 
     def upkeep(self) -> Sequence[Coroutine[Any, Any, None]]:
-        return [intake.keep_up() for intake in self._redis_intakes]
+        return [intake.keep_up() for intake in self._intakes]
 
     def _read(
         self, intake: _RedisIntake, stream: str, concurrency: int, options: dict[str, Any]
