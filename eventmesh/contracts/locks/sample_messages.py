@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from eventmesh import compat
+from eventmesh.compat.pydantic_models.comparison import written
 from eventmesh.contracts.message import Message
 
 MAX_SAMPLES = 8
@@ -22,10 +24,7 @@ def samples_of(model: type[Message], writer: dict[str, Any]) -> tuple[Any, ...]:
 
     They include the smallest, the largest, and some at the bounds of what is allowed.
     """
-    from eventmesh.compat import documents
-    from eventmesh.compat.pydantic_models.comparison import written
-
-    found = list(_written(model, documents(writer, limit=_CANDIDATES), writer))
+    found = list(_written(model, compat.documents(writer, limit=_CANDIDATES), writer))
     more = written(model, limit=_CANDIDATES) if len(found) < MAX_SAMPLES else []
     found += [each for each in _written(model, more, writer) if each not in found]
     # A model that computes a field, or reads and writes it by different names, changes every
