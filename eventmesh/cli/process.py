@@ -40,7 +40,7 @@ def run_worker(
     async def run() -> bool:
         signals = Signals(child=end_with_stdin, trial=worker_command(names, "--try-out"))
         with signals.handled():
-            await _work(services, settings, signals.stop, tell_ready)
+            await _work(services, settings, signals.stopping, tell_ready)
         return signals.reload
 
     try:
@@ -92,7 +92,7 @@ def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop]
 async def _work(
     services: Sequence[Service],
     settings: Settings,
-    stop: asyncio.Event,
+    stopping: asyncio.Event,
     tell_ready: int | None,
 ) -> None:
     """Run a worker. The probes start first, so that /readyz reports a start that takes long."""
@@ -112,7 +112,7 @@ async def _work(
             stack.callback(reporting.cancel)
         freezing = asyncio.create_task(_freeze_memory(worker.ready))
         stack.callback(freezing.cancel)
-        await worker.run(stop)
+        await worker.run(stopping)
 
 
 async def _freeze_memory(ready: asyncio.Event) -> None:

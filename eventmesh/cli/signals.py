@@ -17,17 +17,18 @@ twice: a service manager may signal the whole process group, and the parent pass
 
 
 class Signals:
-    """The first SIGTERM or SIGINT sets `stop`; the second cancels the task in `handled`.
+    """The first SIGTERM or SIGINT sets `stopping`; the second cancels the task in `handled`.
 
     SIGHUP runs `trial`, a command that exits with 0 if the current code can start, and then sets
-    `reload` and `stop`. In a terminal, SIGHUP means that the terminal was closed, and stops.
+    `reload` and `stopping`. In a terminal, SIGHUP means that the terminal was closed, and stops.
 
     A supervisor's child leaves SIGHUP to its parent. Its standard input is a pipe from the parent:
-    anything written to it cancels the task, and its end sets `stop`, because the parent is gone.
+    anything written to it cancels the task, and its end sets `stopping`, because the parent is
+    gone.
     """
 
     def __init__(self, *, child: bool, trial: Sequence[str]) -> None:
-        self.stop = asyncio.Event()
+        self.stopping = asyncio.Event()
         self.reload = False
         self._child = child
         self._trial = trial
@@ -58,14 +59,14 @@ class Signals:
     def _on_stop_signal(self) -> None:
         now = asyncio.get_running_loop().time()
         same_within = _SAME_SIGNAL if self._child else 0.0
-        if not self.stop.is_set():
+        if not self.stopping.is_set():
             self._stopped_at = now
-            self.stop.set()
+            self.stopping.set()
         elif now - self._stopped_at >= same_within:
             self._abort()
 
     def _on_reload_signal(self) -> None:
-        if self._child or self.stop.is_set():
+        if self._child or self.stopping.is_set():
             return
         if sys.stdin is not None and sys.stdin.isatty():
             self._on_stop_signal()
@@ -74,16 +75,16 @@ class Signals:
 
     async def _reload_if_it_starts(self) -> None:
         if await would_start(self._trial):
-            self.reload = not self.stop.is_set()
-            self.stop.set()
+            self.reload = not self.stopping.is_set()
+            self.stopping.set()
 
     def _on_stdin(self) -> None:
         if os.read(sys.stdin.fileno(), 1024):
-            self.stop.set()
+            self.stopping.set()
             self._abort()
         else:
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
-            self.stop.set()
+            self.stopping.set()
 
     def _abort(self) -> None:
         if self._task is not None:

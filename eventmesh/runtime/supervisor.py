@@ -76,7 +76,7 @@ class Supervisor:
         self._drain_timeout = drain_timeout
         self._clock = clock
         self._children: dict[int, _Child] = {}
-        self._stop = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._reload_requested = asyncio.Event()
         self._first_started = asyncio.Event()
         self._died = False
@@ -104,8 +104,8 @@ class Supervisor:
 
     def _stop_all(self) -> None:
         """Drain all children; abort them the second time."""
-        again = self._stop.is_set()
-        self._stop.set()
+        again = self._stopping.is_set()
+        self._stopping.set()
         for child in self._children.values():
             if again:
                 child.abort()
@@ -123,16 +123,16 @@ class Supervisor:
         pause = Reconnect(self._clock, first=_FIRST_PAUSE, most=_LONGEST_PAUSE)
         code, worked = 0, False
         if number:
-            await _either(self._first_started.wait(), self._stop.wait())
-        while not self._stop.is_set():
+            await _either(self._first_started.wait(), self._stopping.wait())
+        while not self._stopping.is_set():
             child, began_at = await self._start(number), self._clock.monotonic()
             child.ready.add_done_callback(lambda _: self._first_started.set())
             code = await child.process.wait()
             has_worked = await child.ready
-            if self._stop.is_set() and not has_worked and code == -signal.SIGTERM:
+            if self._stopping.is_set() and not has_worked and code == -signal.SIGTERM:
                 code = 0  # it died before it handled signals, and had nothing to finish
             worked = has_worked or worked
-            if child.replaced or self._stop.is_set():
+            if child.replaced or self._stopping.is_set():
                 continue
             if not worked and code in _KNOWN_CODES:
                 self._stop_all()  # every other child would fail in the same way
@@ -142,7 +142,7 @@ class Supervisor:
             self._log.error("worker exited, restarting", pid=child.process.pid, exit_code=code)
             if self._clock.monotonic() - began_at > _STEADY:
                 pause.succeeded()
-            await pause.wait(self._stop)
+            await pause.wait(self._stopping)
         return code
 
     async def _start(self, number: int) -> _Child:
@@ -164,7 +164,7 @@ class Supervisor:
         self._children[number] = child
         if predecessor is not None:
             predecessor.successor.set_result(child)
-        if self._stop.is_set():
+        if self._stopping.is_set():
             child.drain()
         return child
 
@@ -190,7 +190,7 @@ class Supervisor:
 
     async def _kill_overdue(self) -> None:
         """Kill the children that have not drained in time."""
-        await self._stop.wait()
+        await self._stopping.wait()
         await self._clock.sleep(self._drain_timeout + _GRACE)
         for child in self._children.values():
             if child.process.returncode is None:
