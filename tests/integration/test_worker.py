@@ -41,6 +41,7 @@ from eventmesh.errors import (
 from eventmesh.persistence import sagas, starts, tables
 from eventmesh.persistence.database import AsyncSession
 from eventmesh.persistence.tables import inbox, start
+from eventmesh.persistence.unit_of_work import UnitOfWork
 from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.consuming.lanes import lane_of
 from eventmesh.runtime.consuming.poison import CAUTIOUS_AFTER, FIRST_DELIVERIES_TO_LEAVE
@@ -1151,6 +1152,43 @@ async def test_a_suspect_whose_handler_raises_is_not_poison(mesh: Mesh) -> None:
     for _ in range(20):
         [(_, outcome)] = await runner.run([Delivery(envelope, deliveries=50)])
         assert isinstance(outcome, RetryAfter)
+
+
+@EVERYWHERE
+async def test_a_suspect_does_not_become_poison_by_losses_of_the_database_alone(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each loss rolls the handling back, but no process has died: it is one start, which ends."""
+    started: list[int] = []
+    losses: list[str] = []
+    commit = UnitOfWork.commit
+
+    async def lose_the_database_at_first(unit: UnitOfWork) -> None:
+        if len(losses) < 2 * mesh.settings.max_deliveries:
+            raise Unreachable("the database is restarting")
+        await commit(unit)
+
+    async def wait_for_database(error: Unreachable) -> None:
+        losses.append(str(error))
+        async with (await mesh.service.database()).reading() as connection:
+            started.append(await connection.scalar(select(start.c.starts)) or 0)
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        tx.session.add(Effect(number=command.number))
+
+    monkeypatch.setattr(UnitOfWork, "commit", lose_the_database_at_first)
+    [handler] = mesh.service.handlers.values()
+    vitals = SubscriptionVitals("shop", handler.subscription, mesh.clock)
+    runner = BatchRunner(mesh.service, handler, vitals, wait_for_database=wait_for_database)
+    envelope = seal(Do(number=1), source="test", clock=mesh.clock)
+    [(_, outcome)] = await runner.run([Delivery(envelope, deliveries=50)])
+    assert outcome == DONE
+    assert set(losses) == {"the database is restarting"}
+    assert set(started) == {1}
+    assert await mesh.effects() == [1]
+    async with (await mesh.service.database()).reading() as connection:
+        assert await connection.scalar(select(func.count()).select_from(start)) == 0
 
 
 async def test_messages_wait_while_the_database_is_unreachable_and_are_delivered_once(

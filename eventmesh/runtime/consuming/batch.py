@@ -249,6 +249,9 @@ class BatchRunner:
         handlers_took, has_failed, begun = 0.0, False, 0
         failed: tuple[int, Exception] | None = None
         """The message whose failure stands once all before it have been handled, and its error."""
+        start_counted: Delivery | None = None
+        """The suspect whose start is counted. It is not counted again when the database was lost
+        while it was handled: a start without an end stands for the death of a process."""
         while begun < len(readable):
             first = readable[begun][0]
             fails_now = failed is not None and failed[0] == begun
@@ -261,10 +264,15 @@ class BatchRunner:
                         await self._starts.end(first)
                     settlements.append(self._fail(first, failed[1]))
                     failed, begun = None, begun + 1
-                elif is_suspect(first) and (dead := await self._starts.begin(first)):
+                elif (
+                    is_suspect(first)
+                    and first is not start_counted
+                    and (dead := await self._starts.begin(first))
+                ):
                     settlements.append(self._settle(first, dead))
                     begun += 1
                 else:
+                    start_counted = first if is_suspect(first) else None
                     handled, took = await self._run_group(group)
                     handlers_took += took
                     settlements.extend(self._settle(each, DONE) for each, _ in group[:handled])
