@@ -8,6 +8,9 @@ ARGS ?=
 JOBS ?= 4
 SIDE_BY_SIDE := --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
 
+# Each process of the tests would compile all of them for itself.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 
 .PHONY: help demo test quick soak cluster check bench kills pinned waiting format image clean

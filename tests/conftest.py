@@ -22,6 +22,7 @@ from eventmesh.testing.servers import (
     fresh_database,
     required,
 )
+from tests.support.compiled_tests import compile_tests
 from tests.support.shared_servers import ServerPool, answering, ask
 from tests.support.side_by_side import GroupScheduling
 
@@ -197,6 +198,7 @@ def pytest_configure_node(node: Any) -> None:
     """Of pytest-xdist: a worker is about to be started."""
     stash = node.config.stash
     if _HELD not in stash:
+        compile_tests(node.config)
         stash[_HELD] = held = ExitStack()
         pool = ServerPool(stash[ORIGINS].append)
         held.callback(pool.close)
