@@ -25,8 +25,8 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import Pool
 from sqlalchemy.pool.base import _ConnectionRecord
 
-from eventmesh.transports.sqlite import store as sqlite_store
-from eventmesh.transports.sqlite import transport as sqlite
+from eventmesh.transports.sqlite.commit_watcher import CommitWatcher
+from eventmesh.transports.sqlite.store import SqliteStore
 from tests.crash.crash_points import CURRENT_RUN
 from tests.crash.virtual_loop import VirtualLoop, call_here
 
@@ -203,7 +203,7 @@ def _note_broker_statements() -> None:
         reach("broker", f"before {named(statement)}")
         _count_commits(statement)
 
-    for owner in (sqlite_store.SqliteStore, sqlite._Watcher):
+    for owner in (SqliteStore, CommitWatcher):
         _trace_connections(owner, trace)
 
 
@@ -214,7 +214,7 @@ def _trace_connections(owner: Any, trace: Callable[[str], None]) -> None:
     def opened(self: Any, *args: Any, **options: Any) -> None:
         original(self, *args, **options)
         _without_busy_timeout(self._connection)
-        if owner is sqlite_store.SqliteStore:
+        if owner is SqliteStore:
             # No fsync, as above.
             self._connection.execute("PRAGMA synchronous = OFF")
             self._connection.set_trace_callback(trace)

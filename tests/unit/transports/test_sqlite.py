@@ -25,8 +25,8 @@ from eventmesh.transports.base import (
     publish_or_raise,
 )
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
+from eventmesh.transports.sqlite import commit_watcher
 from eventmesh.transports.sqlite import rows as sqlite_rows
-from eventmesh.transports.sqlite import transport as sqlite
 from eventmesh.transports.sqlite.file import path_of
 from eventmesh.transports.sqlite.transport import SqliteTransport
 from eventmesh.wire.envelope import Envelope
@@ -270,7 +270,7 @@ async def test_a_jump_of_the_wall_clock_does_not_keep_the_lease_of_a_dead_worker
 ) -> None:
     async with opened(tmp_path, JumpingClock()) as transport:
         await publish_or_raise(transport, messages("1"))
-        await transport.run(lambda store: store.lease(PAID.name, "dead", 1, 0.6))
+        await transport._connection.run(lambda store: store.lease(PAID.name, "dead", 1, 0.6))
     async with opened(tmp_path, JumpingClock(jump)) as later:
         assert await take_ids(later, 1) == ["1"]
 
@@ -282,7 +282,7 @@ async def test_messages_are_delivered_after_a_reboot(jump: float, tmp_path: Path
         await publish_or_raise(transport, messages("1", "2", "3"))
         async with transport.consume(PAID, prefetch=1) as consumer:
             await consumer.settle([(each, RetryAfter(0.3)) for each in await take(consumer, 1)])
-        await transport.run(lambda store: store.lease(PAID.name, "dead", 1, 0.6))
+        await transport._connection.run(lambda store: store.lease(PAID.name, "dead", 1, 0.6))
     async with opened(tmp_path, JumpingClock(jump, uptime=10)) as later:
         await publish_or_raise(later, messages("4"))
         assert sorted(await take_ids(later, 4)) == ["1", "2", "3", "4"]
@@ -308,7 +308,7 @@ class PollCounter(ManualClock):
     polls = 0
 
     async def sleep(self, seconds: float) -> None:
-        self.polls += seconds <= sqlite.LONGEST_POLL
+        self.polls += seconds <= commit_watcher.LONGEST_POLL
         await super().sleep(seconds)
 
 
@@ -325,19 +325,19 @@ async def test_five_consumers_share_one_poll_that_slows_down_while_nothing_chang
     others = [Subscription(f"orders.{number}", ("orders.placed",)) for number in range(5)]
     async with opened(tmp_path, clock) as transport, asyncio.TaskGroup() as tasks:
         waiting = [tasks.create_task(wait_for_one(transport, each)) for each in others]
-        watcher = transport._watcher
+        watcher = transport._connection._watcher
         assert watcher is not None
 
         async def all_wait() -> None:
             """After a change, every consumer reads the file, which takes real time."""
             for _ in range(3):
-                await clock.advance(sqlite.LONGEST_POLL)
+                await clock.advance(commit_watcher.LONGEST_POLL)
                 await until(lambda: len(watcher._waiting) == 5)
 
         await all_wait()
         assert await count_polls(clock, 0.5) >= 200
         await clock.advance(30.0)
-        assert await count_polls(clock, 1.0) <= 1 / sqlite.LONGEST_POLL + 1
+        assert await count_polls(clock, 1.0) <= 1 / commit_watcher.LONGEST_POLL + 1
         await publish_or_raise(transport, messages("1"))
         await all_wait()
         assert await count_polls(clock, 0.5) >= 200
@@ -359,8 +359,8 @@ async def wait_for_one(transport: SqliteTransport, subscription: Subscription) -
 async def test_messages_published_by_the_same_process_are_received_without_a_poll(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "SHORTEST_POLL", 60.0)
-    monkeypatch.setattr(sqlite, "LONGEST_POLL", 60.0)
+    monkeypatch.setattr(commit_watcher, "SHORTEST_POLL", 60.0)
+    monkeypatch.setattr(commit_watcher, "LONGEST_POLL", 60.0)
     async with (
         opened(tmp_path, SystemClock()) as transport,
         transport.consume(PAID, prefetch=1) as consumer,
