@@ -19,11 +19,11 @@ from benchmarks.effects_programs import migrated
 from benchmarks.effects_tables import Base, Order, OrderRecorded
 from benchmarks.measure import RUN_TIMEOUT, Broken, settle_memory
 from benchmarks.ours import Ours
+from eventmesh import Service
 from eventmesh.clock import SystemClock
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.persistence.unit_of_work import TransactionSession
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.testing.servers import Server, fresh_database
 

@@ -30,6 +30,7 @@ from benchmarks.effects_tables import (
 from benchmarks.measure import Broken, Contender, Mark, Rate
 from benchmarks.messages import OrderPlaced
 from benchmarks.ours import Ours
+from eventmesh import Service
 from eventmesh.clock import SystemClock
 from eventmesh.persistence import leases, migration
 from eventmesh.persistence.database import Database
@@ -37,7 +38,6 @@ from eventmesh.persistence.tables import inbox, outbox
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.persistence.unit_of_work import TransactionSession
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.runtime.declaring.service import Service
 
 FOREVER = 3600.0
 """Seconds for which nobody relays: longer than any run."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from benchmarks.measure import Handle, Place
 from benchmarks.messages import OrderPlaced
+from eventmesh import Service
 from eventmesh.clock import SystemClock
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.transports.base import Subscription, Transport, publish_or_raise
 from eventmesh.transports.factory import open_transport

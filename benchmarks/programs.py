@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 from benchmarks.messages import OrderPlaced
+from eventmesh import Service
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.declaring.service import Service
 
 SUBSCRIPTIONS = 5
 COUNTED = 50_000

@@ -19,10 +19,10 @@ from sqlalchemy import select
 from benchmarks.measure import Broken
 from benchmarks.processes import Program, running
 from benchmarks.takeover_service import Counted
+from eventmesh import Service
 from eventmesh.persistence import tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import bucket_of
-from eventmesh.runtime.declaring.service import Service
 
 ROOT = Path(__file__).parents[1]
 PROJECT = '[tool.eventmesh.services]\nbench = "shared:service"\n'

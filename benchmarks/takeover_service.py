@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from eventmesh import Service
 from eventmesh.contracts.message import Event
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.declaring.service import Service
 
 
 class Base(DeclarativeBase):

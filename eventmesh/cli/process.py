@@ -15,7 +15,7 @@ from eventmesh.cli.supervise import worker_command
 from eventmesh.clock import SystemClock
 from eventmesh.errors import EventMeshError, UsageError
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.transports.factory import make_transport, open_transport
 

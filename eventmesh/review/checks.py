@@ -22,7 +22,7 @@ from eventmesh.review.fleet_facts import collect_facts
 from eventmesh.review.foreign_imports import foreign_imports, homes
 from eventmesh.review.python_sources import Sources
 from eventmesh.runtime.declaring.discovery import service_targets
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.settings import Settings
 
 _UNREAD = {"EM050", "EM057"}

@@ -15,7 +15,7 @@ from eventmesh.persistence.database_url import is_file, parse_url
 from eventmesh.redact import redact_error
 from eventmesh.review.foreign_imports import Home, place_of_service
 from eventmesh.review.python_sources import Sources
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.settings import Settings
 
 _DEFAULT_PORTS = {"postgresql": 5432, "mariadb": 3306}

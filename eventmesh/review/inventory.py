@@ -20,7 +20,7 @@ from eventmesh.errors import UsageError
 from eventmesh.persistence import outbox
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.database_url import is_file, parse_url
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.transports.census import Census, Hidden
 from eventmesh.transports.factory import open_transport

@@ -14,7 +14,7 @@ from eventmesh.contracts.message import Message
 from eventmesh.errors import Drift
 from eventmesh.review.inventory import take_inventory_of
 from eventmesh.review.schema_lookup import find_revisions
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.settings import Settings
 
 

@@ -32,7 +32,7 @@ from eventmesh.contracts.locks.drift import refuse_drift
 from eventmesh.errors import Unreachable
 from eventmesh.redact import redact
 from eventmesh.runtime.backoff import Reconnect
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.relaying.purger import check_window
 from eventmesh.runtime.relaying.relay import Relay

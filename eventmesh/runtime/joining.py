@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.hosting import Host
 
 

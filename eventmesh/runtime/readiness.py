@@ -12,7 +12,7 @@ from eventmesh.errors import EventMeshError
 from eventmesh.persistence import outbox
 from eventmesh.persistence.database_time import clocks_differ
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.vitals import Vitals
 
 ANSWER_TIMEOUT = 2.0

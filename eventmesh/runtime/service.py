@@ -1,7 +1,7 @@
 """The service as users write it: what it declares, and a relay for programs that are not workers.
 
-The class has two parts, because its lower part, in `declaring`, is what start-up, relays and
-workers import, and `relay()` itself imports start-up. This is the upper part.
+What it declares is in its base class, DeclaredService, which start-up, relays and workers import.
+`relay()` itself needs start-up, so it cannot be there.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 
 from eventmesh.runtime import joining
-from eventmesh.runtime.declaring import service as declaring
+from eventmesh.runtime.declaring.service import DeclaredService
 
 
-class Service(declaring.Service):
+class Service(DeclaredService):
     """Declares who subscribes to what and who publishes what; `eventmesh worker` runs it.
 
     `metadata` holds the service's own SQLAlchemy tables, made where they are missing by

@@ -31,7 +31,7 @@ from pydantic import BaseModel
 from eventmesh.contracts.message import Command, Event, Message, identity_of
 from eventmesh.errors import UsageError
 from eventmesh.runtime.declaring.handler import checked_sources
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.saga.coordinator import Coordinator
 from eventmesh.saga.definition import Definition, Flow, MakeCommand, Step
 

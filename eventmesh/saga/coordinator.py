@@ -26,7 +26,7 @@ from eventmesh.persistence.sagas import SagaRow
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.retry import Retry, exponential
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.saga.definition import Definition
 from eventmesh.saga.transition import SagaRecord, StepRecord, advance, start
 from eventmesh.saga.transition import Transition as SagaTransition

@@ -21,7 +21,7 @@ from eventmesh.persistence.database import Database
 from eventmesh.private_files import make_private_folder
 from eventmesh.redact import redact
 from eventmesh.runtime.declaring.discovery import load_services
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.transports.base import Subscription, Transport
 from eventmesh.transports.factory import open_transport

@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager
 from sqlalchemy import Integer, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from eventmesh import Service
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Command
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.retry import Retry, constant
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.transports.base import Subscription, publish_or_raise
 from eventmesh.transports.memory import MemoryTransport

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_only
 
+from eventmesh import Service
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
 from eventmesh.errors import Unreachable
@@ -27,7 +28,6 @@ from eventmesh.persistence import inbox, migration, notifications, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.retry import Retry
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.memory import MemoryTransport

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from sqlalchemy import select, text
 
+from eventmesh import Service
 from eventmesh.clock import SystemClock
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.dialects.tcp import SILENCE
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.retry import Retry, constant
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.memory import MemoryTransport
 from tests.integration.one_handler import (

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from eventmesh import Service
 from eventmesh.errors import UsageError
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.dialects.registry import SQLITE
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 from tests.integration import one_handler
 from tests.integration.one_handler import (

@@ -6,9 +6,9 @@ import asyncio
 
 from sqlalchemy import text
 
+from eventmesh import Service
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.retry import Retry
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.transports.base import Subscription
 from tests.integration.one_handler import (
     SOON,

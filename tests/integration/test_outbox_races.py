@@ -11,13 +11,13 @@ import pytest
 from pydantic_core import from_json
 from sqlalchemy import delete, func, select, text, update
 
+from eventmesh import Service
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
 from eventmesh.errors import Unreachable
 from eventmesh.persistence import migration, notifications, outbox, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import parked
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.relaying import relay, sweep, watermark
 from eventmesh.runtime.relaying.relay import Relay

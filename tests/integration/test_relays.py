@@ -15,6 +15,7 @@ from sqlalchemy import Column, delete, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import capture_logs
 
+from eventmesh import Service
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
 from eventmesh.errors import Unreachable, UsageError
@@ -22,7 +23,6 @@ from eventmesh.persistence import inbox, migration, notifications, outbox, purge
 from eventmesh.persistence.database import Database
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.retry import Retry, constant
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.relaying import polling, purger, relay, sweep, watermark
 from eventmesh.runtime.relaying.purger import Purger

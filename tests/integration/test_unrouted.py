@@ -13,11 +13,11 @@ import aio_pika
 import pytest
 from structlog.testing import capture_logs
 
+from eventmesh import Service
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
 from eventmesh.observability.metrics import WorkerMetrics
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.relaying.unrouted_bound import COUNT_INTERVAL, UnroutedBound
 from eventmesh.runtime.vitals import RelayVitals

@@ -8,6 +8,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from eventmesh import Service
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Message
 from eventmesh.contracts.registry import Registry
@@ -16,7 +17,6 @@ from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import Outgoing
 from eventmesh.persistence.transaction import Sender, Transaction
 from eventmesh.persistence.unit_of_work import UnitOfWork
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.wire.envelope import DEFAULT_MAX_BYTES
 
 

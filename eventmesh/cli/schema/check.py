@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # imported when the command runs; see `eventmesh.cli`
     from eventmesh.contracts.problem import Problem
     from eventmesh.review.baseline import Baseline
     from eventmesh.review.report import Report
-    from eventmesh.runtime.declaring.service import Service
+    from eventmesh.runtime.declaring.service import DeclaredService as Service
     from eventmesh.runtime.declaring.settings import Settings
 
 

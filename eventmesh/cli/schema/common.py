@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from collections.abc import Sequence
 
     from eventmesh.contracts.message import Message
-    from eventmesh.runtime.declaring.service import Service
+    from eventmesh.runtime.declaring.service import DeclaredService as Service
 
 Names = Annotated[
     list[str] | None, typer.Argument(help="Services; all if none is named.", metavar="SERVICE")

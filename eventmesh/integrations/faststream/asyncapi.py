@@ -21,7 +21,7 @@ from eventmesh.compat.pydantic_models.schemas import plain
 from eventmesh.contracts.locks.lock_folder import read_locks
 from eventmesh.contracts.message import Message
 from eventmesh.errors import UsageError
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 
 Action = Literal["send", "receive"]
 

@@ -17,7 +17,7 @@ from eventmesh.errors import Unreachable, UsageError
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.declaring.handler import Call, Handler
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Outcome

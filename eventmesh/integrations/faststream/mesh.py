@@ -27,7 +27,7 @@ from eventmesh.runtime.declaring.handler import (
     takes_list_of_messages,
 )
 from eventmesh.runtime.declaring.retry import Retry
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.hosting import Host
 from eventmesh.transports.base import Subscription, Transport, publish_or_raise
 from eventmesh.wire.envelope import Envelope, seal

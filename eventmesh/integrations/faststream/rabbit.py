@@ -26,7 +26,7 @@ from eventmesh.contracts.message import Message, identity_of
 from eventmesh.integrations.faststream.intake import Arrival, Intake
 from eventmesh.integrations.faststream.mesh import Mesh
 from eventmesh.runtime.declaring.handler import Handler
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Done, Outcome
 from eventmesh.transports.rabbitmq.connection import BrokerConnection

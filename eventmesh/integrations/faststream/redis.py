@@ -27,7 +27,7 @@ from eventmesh.integrations.faststream.intake import Arrival, Intake
 from eventmesh.integrations.faststream.mesh import Mesh
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.declaring.handler import Handler
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Done, Outcome, RetryAfter
 from eventmesh.transports.redis.address import locator_for, parse_broker_url

@@ -37,7 +37,8 @@ from eventmesh.runtime.consuming.poison import StartCounts, delivery_limit, is_s
 from eventmesh.runtime.declaring.handler import Handler, Returned
 from eventmesh.runtime.declaring.reading import Undecided
 from eventmesh.runtime.declaring.retry import decide
-from eventmesh.runtime.declaring.service import HANDLING, Service
+from eventmesh.runtime.declaring.service import HANDLING
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import DONE, Dead, Outcome

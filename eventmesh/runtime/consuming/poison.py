@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from eventmesh.persistence import starts
 from eventmesh.persistence.database import AsyncSession
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Dead
 

@@ -32,7 +32,7 @@ from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.consuming.lanes import split
 from eventmesh.runtime.consuming.poison import CautiousMode
 from eventmesh.runtime.declaring.handler import Handler
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import Consumer, Delivery, Transport
 

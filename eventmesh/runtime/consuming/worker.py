@@ -16,7 +16,7 @@ import structlog
 from eventmesh.clock import Clock
 from eventmesh.errors import DrainTimeout
 from eventmesh.runtime.consuming.subscription import ConsumedSubscription
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.hosting import Host
 from eventmesh.runtime.vitals import Vitals

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eventmesh.errors import EventMeshError, UsageError
 from eventmesh.redact import redact_text
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.targets import known_targets
 from eventmesh.runtime.declaring.targets import service_targets as service_targets
 

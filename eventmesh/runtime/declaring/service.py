@@ -42,7 +42,7 @@ _SUBSCRIPTION = re.compile(r"[a-z][a-z0-9_.]{0,199}")
 class Extension(Protocol):
     """Something that adds handlers and messages of its own to a service, such as a saga."""
 
-    def extend(self, service: Service) -> None:
+    def extend(self, service: DeclaredService) -> None:
         """Declare them on the service."""
         ...
 
@@ -50,7 +50,7 @@ class Extension(Protocol):
 class Publisher(Generic[M]):
     """Publishes one message of a service from outside its handlers, through the outbox."""
 
-    def __init__(self, service: Service, message: type[M]) -> None:
+    def __init__(self, service: DeclaredService, message: type[M]) -> None:
         self.message = message
         self._service = service
 
@@ -68,7 +68,7 @@ class Publisher(Generic[M]):
             transaction.add(message, delay=delay)
 
 
-class Service:
+class DeclaredService:
     """All of `eventmesh.Service`, which documents it, except what runs a relay."""
 
     def __init__(

@@ -4,12 +4,12 @@ from typing import Any
 import pytest
 from sqlalchemy import MetaData
 
+from eventmesh import Service
 from eventmesh.contracts.message import Command, Event
 from eventmesh.errors import UndeclaredMessage, UsageError
 from eventmesh.persistence.database import AsyncSession
 from eventmesh.persistence.outbox import Outgoing
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings
 
 

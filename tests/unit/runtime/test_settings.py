@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from eventmesh import Service
 from eventmesh.errors import UsageError
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.runtime.declaring.settings import Settings, load_settings, unknown_variables
 from eventmesh.transports.base import TransportOptions
 

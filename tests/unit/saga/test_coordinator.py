@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel, Field
 
+from eventmesh import Service
 from eventmesh.contracts.message import Command, Event, Message
 from eventmesh.errors import Reject, UnknownSaga
 from eventmesh.persistence import tables
@@ -19,7 +20,6 @@ from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import Outgoing
 from eventmesh.persistence.transaction import Sender, Transaction
 from eventmesh.runtime.declaring.retry import Retry, decide
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.saga.authoring import Saga, step
 from eventmesh.saga.coordinator import Coordinator
 from eventmesh.testing.clock import ManualClock
