@@ -1,5 +1,5 @@
 """The commands as a user runs them: help, usage, schemas, migrations, development, and how workers
-end."""
+stop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GOOD = b'{"owner": "ada", "cents": 1250}'
 
 
 def commands() -> Iterator[list[str]]:
-    """Every command and group there is, as one writes it."""
+    """Every command and command group, as a user types it."""
 
     def walk(command: Any, path: list[str]) -> Iterator[list[str]]:
         yield path
@@ -73,11 +73,12 @@ def test_every_command_has_help(project: Project) -> None:
 
 
 SMALLEST = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
-"""A program on the same library that can do nothing."""
+"""A program that uses the same library and does nothing."""
 
 
 def cpu_seconds(*arguments: str) -> float:
-    """CPU time of Python, which depends less on what else the machine does than wall time."""
+    """CPU time of a Python process. It depends less than wall time on what else the machine
+    does."""
     null = (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
     pid = os.posix_spawn(
         sys.executable, [sys.executable, *arguments], os.environ, file_actions=[null]
@@ -87,7 +88,7 @@ def cpu_seconds(*arguments: str) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def test_help_takes_less_than_twice_the_cpu_of_a_program_that_can_do_nothing() -> None:
+def test_help_takes_less_than_twice_the_cpu_time_of_a_program_that_does_nothing() -> None:
     runs = range(5)
     smallest = min(cpu_seconds("-c", SMALLEST, "--help") for _ in runs)
     assert min(cpu_seconds("-m", "eventmesh", "--help") for _ in runs) < 2 * smallest
@@ -109,7 +110,7 @@ WRONG = {
 }
 
 
-def test_command_lines_that_are_written_wrongly(bank: Project) -> None:
+def test_an_invalid_command_line_shows_its_usage_and_names_the_mistake(bank: Project) -> None:
     ends = bank.run_all(*(line.split() for line in WRONG))
     for (line, word), ended in zip(WRONG.items(), ends, strict=True):
         assert ended.code == 2, line
@@ -125,7 +126,7 @@ def test_a_group_without_a_command_shows_its_help(project: Project) -> None:
         assert " ".join(["Usage: eventmesh", *group]) in ended.said
 
 
-def test_the_demo_is_a_command_only_where_the_shop_is(bank: Project) -> None:
+def test_demo_is_a_command_only_where_the_demo_shop_is(bank: Project) -> None:
     assert "demo" not in bank.run("--help").succeeds()
     ended = bank.run("demo")
     assert (ended.code, "No such command 'demo'" in ended.err) == (2, True)
@@ -148,7 +149,7 @@ def test_the_demo_is_a_command_only_where_the_shop_is(bank: Project) -> None:
         assert words in done.stdout + done.stderr
 
 
-def test_the_version(project: Project) -> None:
+def test_version_prints_the_installed_version(project: Project) -> None:
     assert project.run("--version").succeeds() == f"eventmesh {version('eventmesh')}\n"
 
 
@@ -167,7 +168,7 @@ def test_a_shell_completes_commands_and_options(project: Project) -> None:
             COMP_CWORD=str(len(line.split()) - 1),
         ).ended()
         assert set(completed.succeeds().split()) == words
-        assert "sqlalchemy" not in completed.err  # at once, while somebody types
+        assert "sqlalchemy" not in completed.err  # completion must be fast: somebody is typing
         assert "eventmesh.runtime" not in completed.err
 
 
@@ -177,7 +178,7 @@ def test_a_shell_completes_commands_and_options(project: Project) -> None:
 def test_schemas_are_frozen_and_checked(bank: Project) -> None:
     bank.run("schema", "check").fails(4, "bank.deposit v1, bank.deposited v1", "schema freeze")
     bank.run("schema", "freeze").succeeds("frozen bank.deposit v1 in schemas/bank/deposit/v1.json")
-    assert bank.run("schema", "freeze").succeeds() == ""  # nothing is left to do
+    assert bank.run("schema", "freeze").succeeds() == ""  # nothing left to freeze
     bank.run("schema", "check").succeeds("bank.deposit v1", "bank.deposited v1", "as frozen")
     bank.worker().drain()
 
@@ -187,7 +188,7 @@ def test_schemas_are_frozen_and_checked(bank: Project) -> None:
 
 @pytest.fixture
 async def absent_url(postgres_server: Server) -> AsyncIterator[str]:
-    """The URL of a PostgreSQL database that nobody has made yet."""
+    """The URL of a PostgreSQL database that does not exist yet."""
     name = f"absent_{uuid.uuid4().hex}"
     dsn = postgres_server.url.replace("+asyncpg", "")
     yield f"{dsn.rpartition('/')[0]}/{name}"
@@ -198,13 +199,13 @@ async def absent_url(postgres_server: Server) -> AsyncIterator[str]:
         await admin.close()
 
 
-def test_a_database_is_made_and_upgraded(bank: Project, absent_url: str) -> None:
+def test_db_upgrade_creates_and_migrates_a_missing_database(bank: Project, absent_url: str) -> None:
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = absent_url
     assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: upgraded to 0004\n"
     assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: is at 0004\n"
 
 
-async def test_a_service_on_postgresql(
+async def test_a_service_on_postgresql_runs_after_db_upgrade(
     bank: Project, postgres_url: str, attributes: Attributes, put: Put
 ) -> None:
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = postgres_url.replace("+asyncpg", "")
@@ -216,12 +217,12 @@ async def test_a_service_on_postgresql(
     worker.drain()
 
 
-def test_sqlite_needs_no_upgrade_but_takes_one(bank: Project) -> None:
+def test_db_upgrade_is_optional_on_sqlite(bank: Project) -> None:
     bank.worker().drain()
     assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0004\n"
 
 
-async def test_a_column_that_no_migration_has_made_is_told_of_before_the_first_message(
+async def test_a_missing_column_is_reported_at_start_up(
     bank: Project, attributes: Attributes, put: Put
 ) -> None:
     bank.worker().drain()
@@ -261,17 +262,17 @@ async def test_dev_runs_all_services_in_one_process(
     running.drain()
 
 
-def test_dev_starts_again_when_code_changes(bank: Project, wait_until: Callable[..., Any]) -> None:
+def test_dev_restarts_when_code_changes(bank: Project, wait_until: Callable[..., Any]) -> None:
     running = bank.start("dev")
     running.until_says("worker is ready")
-    began_to_watch = False
-    for _ in range(10):  # a change before it watches is not seen
+    reloaded = False
+    for _ in range(10):  # a change made before it watches goes unnoticed
         bank.service()
         with suppress(AssertionError):
             wait_until(lambda: running.events().count("worker is ready") == 2, "a reload", 20)
-            began_to_watch = True
+            reloaded = True
             break
-    assert began_to_watch, running.err
+    assert reloaded, running.err
     running.tell_all(signal.SIGINT)
     ended = running.ended()
     assert ended.code == 0, ended.said
@@ -279,11 +280,14 @@ def test_dev_starts_again_when_code_changes(bank: Project, wait_until: Callable[
     assert "Traceback" not in ended.err
 
 
-# How a worker ends
+# How a worker stops
 
 
-async def holding(bank: Project, worker: Running, put: Put, attributes: dict[str, str]) -> None:
-    """Wait until the worker is in the middle of a deposit, which lasts until the file `go`."""
+async def until_depositing(
+    bank: Project, worker: Running, put: Put, attributes: dict[str, str]
+) -> None:
+    """Wait until the worker is in the middle of a deposit, which lasts until the file `go`
+    exists."""
     await put(bank, attributes, SLOW)
     worker.until_says("depositing")
 
@@ -304,7 +308,7 @@ async def test_the_first_signal_lets_a_handler_finish(
     put: Put,
 ) -> None:
     worker = bank.worker(*options)
-    await holding(bank, worker, put, attributes())
+    await until_depositing(bank, worker, put, attributes())
     worker.tell(number)
     worker.until_says("worker draining")
     assert worker.process.poll() is None
@@ -314,7 +318,8 @@ async def test_the_first_signal_lets_a_handler_finish(
     assert worker.events()[-1] == "worker stopped"
     assert "Error" not in ended.err
     assert balances(bank) == {"slow": 100}
-    # The event that the handler returned was kept too: told before the end, or by the next one.
+    # The event that the handler returned is kept too: handled before the end, or by the next
+    # worker.
     if "slow has 1.00" not in ended.out:
         worker = bank.worker()
         worker.until_prints("slow has 1.00")
@@ -325,7 +330,7 @@ async def test_the_first_signal_lets_a_handler_finish(
     ("second", "options"),
     [(signal.SIGTERM, ALONE), (signal.SIGINT, ALONE), (signal.SIGINT, SUPERVISED)],
 )
-async def test_the_second_signal_aborts_and_nothing_is_lost(
+async def test_the_second_signal_aborts_the_drain_and_loses_nothing(
     bank: Project,
     second: signal.Signals,
     options: tuple[str, ...],
@@ -333,7 +338,7 @@ async def test_the_second_signal_aborts_and_nothing_is_lost(
     put: Put,
 ) -> None:
     worker = bank.worker(*options)
-    await holding(bank, worker, put, attributes())
+    await until_depositing(bank, worker, put, attributes())
     worker.tell(signal.SIGTERM)
     worker.until_says("worker draining")
     worker.tell(second)
@@ -346,11 +351,11 @@ async def test_the_second_signal_aborts_and_nothing_is_lost(
 
 
 @pytest.mark.parametrize("options", [ALONE, SUPERVISED])
-async def test_a_drain_that_takes_too_long(
+async def test_a_drain_that_exceeds_its_timeout_ends_with_an_error_and_loses_nothing(
     bank: Project, options: tuple[str, ...], attributes: Attributes, put: Put
 ) -> None:
     worker = bank.worker(*options, EVENTMESH_DRAIN_TIMEOUT="200ms")
-    await holding(bank, worker, put, attributes())
+    await until_depositing(bank, worker, put, attributes())
     worker.tell(signal.SIGTERM)
     ended = worker.ended()
     assert ended.code == 5, ended.said
@@ -363,7 +368,7 @@ async def test_a_drain_that_takes_too_long(
 
 
 def finish_with_another_worker(bank: Project) -> None:
-    """What a worker did not finish comes to the next one at once, and takes effect once."""
+    """What one worker did not finish is delivered to the next at once, and takes effect once."""
     bank.write("go", "")
     worker = bank.worker()
     worker.until_prints("slow has 1.00")
@@ -374,13 +379,13 @@ def finish_with_another_worker(bank: Project) -> None:
 @pytest.mark.parametrize(
     ("number", "whom"), [(signal.SIGTERM, "one"), (signal.SIGTERM, "all"), (signal.SIGINT, "all")]
 )
-async def test_two_workers_finish_and_end_together(
+async def test_two_workers_drain_and_stop_together(
     bank: Project, number: signal.Signals, whom: str, attributes: Attributes, put: Put
 ) -> None:
     parent = bank.worker("--workers", "2", processes=2)
     children = parent.children()
     assert len(children) == 2
-    await holding(bank, parent, put, attributes())
+    await until_depositing(bank, parent, put, attributes())
     # A terminal sends Ctrl-C to the whole group, as `timeout` does with SIGTERM.
     (parent.tell if whom == "one" else parent.tell_all)(number)
     parent.until_says("worker draining", 2)
@@ -393,7 +398,7 @@ async def test_two_workers_finish_and_end_together(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_a_killed_worker_is_replaced_and_told_of_at_the_end(
+async def test_a_killed_worker_is_replaced_and_the_exit_code_reports_it(
     bank: Project, processes: int, attributes: Attributes, put: Put
 ) -> None:
     parent = bank.worker("--workers", str(processes), processes=processes)
@@ -409,13 +414,13 @@ async def test_a_killed_worker_is_replaced_and_told_of_at_the_end(
     children = parent.children()
     parent.tell(signal.SIGTERM)
     ended = parent.ended()
-    assert ended.code == 1, ended.said  # all is well again, but it was not all the time
+    assert ended.code == 1, ended.said  # a worker was lost, although it was replaced
     assert parent.events().count("worker stopped") == processes
     assert not alive(children)
 
 
-def test_a_worker_that_dies_again_and_again_is_replaced_ever_later(bank: Project) -> None:
-    bank.change_service("service = Service(", DIES_WHEN_IT_RUNS + "service = Service(")
+def test_a_worker_that_keeps_dying_is_restarted_again_and_again(bank: Project) -> None:
+    bank.change_service("service = Service(", EXITS_WHEN_IT_RUNS + "service = Service(")
     parent = bank.start("worker", "bank", "--workers", "2")
     parent.until_says("worker exited, restarting", 6)
     parent.tell(signal.SIGTERM)
@@ -423,7 +428,7 @@ def test_a_worker_that_dies_again_and_again_is_replaced_ever_later(bank: Project
     assert ended.code == 1, ended.said
 
 
-DIES_WHEN_IT_RUNS = """
+EXITS_WHEN_IT_RUNS = """
 import os
 from eventmesh.runtime.consuming.worker import Worker
 
@@ -435,7 +440,7 @@ Worker.run = dying
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_sighup_loads_the_code_anew(
+async def test_sighup_reloads_the_code(
     bank: Project, processes: int, attributes: Attributes, put: Put
 ) -> None:
     worker = bank.worker("--workers", str(processes), processes=processes)
@@ -451,7 +456,7 @@ async def test_sighup_loads_the_code_anew(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_sighup_leaves_what_runs_when_the_new_code_does_not_start(
+async def test_sighup_keeps_the_old_workers_if_the_new_code_does_not_start(
     bank: Project, processes: int, attributes: Attributes, put: Put
 ) -> None:
     worker = bank.worker("--workers", str(processes), processes=processes)
@@ -465,7 +470,7 @@ async def test_sighup_leaves_what_runs_when_the_new_code_does_not_start(
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_worker_that_cannot_begin_ends_all_and_says_once_why(
+def test_if_a_worker_cannot_start_the_command_ends_with_the_reason(
     bank: Project, processes: str
 ) -> None:
     bank.run("schema", "freeze").succeeds()
@@ -481,7 +486,7 @@ def test_a_worker_that_cannot_begin_ends_all_and_says_once_why(
     unknown.ended().fails(2, "Known are: bank")
 
 
-def test_a_worker_is_supervised_by_a_parent_that_loads_no_service(bank: Project) -> None:
+def test_the_supervisor_itself_loads_no_service(bank: Project) -> None:
     parent = bank.start_program("eventmesh", "worker", "bank")
     parent.until_says("worker is ready")
     [child] = parent.children()
@@ -491,9 +496,7 @@ def test_a_worker_is_supervised_by_a_parent_that_loads_no_service(bank: Project)
 
 
 @pytest.mark.parametrize("options", [ALONE, SUPERVISED])
-def test_a_terminal_that_is_closed_stops_the_worker(
-    bank: Project, options: tuple[str, ...]
-) -> None:
+def test_closing_the_terminal_stops_the_worker(bank: Project, options: tuple[str, ...]) -> None:
     ours, theirs = os.openpty()
     try:
         worker = subprocess.Popen(  # noqa: S603
@@ -516,11 +519,11 @@ def test_a_terminal_that_is_closed_stops_the_worker(
         os.close(theirs)
 
 
-def test_several_processes_need_their_supervisor(bank: Project) -> None:
+def test_several_workers_require_the_supervisor(bank: Project) -> None:
     bank.run("worker", "bank", "--workers", "2", "--no-supervise").fails(2, "--no-supervise")
 
 
-def test_a_worker_that_is_told_to_stop_while_it_starts_has_ended_well(
+def test_a_worker_that_is_stopped_during_start_up_exits_with_success(
     bank: Project, wait_until: Callable[..., Any]
 ) -> None:
     bank.change_service(
@@ -528,5 +531,5 @@ def test_a_worker_that_is_told_to_stop_while_it_starts_has_ended_well(
         "Path('starting').touch(); import time; time.sleep(60)\nservice = Service(",
     )
     parent = bank.start("worker", "bank", "--workers", "1")
-    wait_until((bank.root / "starting").exists, "a worker that starts")
+    wait_until((bank.root / "starting").exists, "the start of a worker")
     parent.drain()

@@ -1,9 +1,9 @@
-"""A lost connection is never a message's fault: wherever it is cut, the error is Unreachable, and
+"""A lost connection is never blamed on a message: wherever it is cut, the error is Unreachable, and
 not one that a handler could have raised.
 
-Connections are cut after every few bytes, in each direction; ended by the server before each
-statement; and abandoned while the database is silent, after which the next user of the pool must
-not get the answer to somebody else's statement."""
+The tests cut connections after every few bytes, in each direction; let the server terminate them
+before each statement; and cancel a statement while the database is silent, after which the next
+user of the connection pool must not get the answer to the cancelled statement."""
 
 from __future__ import annotations
 
@@ -36,20 +36,21 @@ from tests.integration.one_handler import SUB, Do, send, until_settled, worker
 from tests.support.proxy import Direction, Proxy, proxy_before
 from tests.support.units import unit_of_work
 
-PATIENCE = 300.0
+TIMEOUT_SECONDS = 300.0
 STEP = 47
-"""Bytes: less than most messages of either protocol, and a prime number."""
+"""Bytes between two cuts: fewer than most messages of either protocol have, and a prime number."""
 
 SILENT_STEPS = {"postgresql": 1171, "mariadb": 47}
-"""Bytes. With PostgreSQL fewer steps, as SQLAlchemy waits two seconds for a silent one."""
+"""Bytes. PostgreSQL gets fewer steps, as SQLAlchemy waits two seconds for a silent server."""
 
-ENOUGH = 12
-"""How many cuts a scene must survive at least, before one comes too late to matter."""
+MIN_CUTS = 12
+"""How many cuts must at least interrupt a scenario, before one comes too late to matter."""
 
-BETWEEN_WORD_AND_END = 0.3
-"""Seconds; a connection that is closed waits for the other end for so long."""
+DISCONNECT_SECONDS = 0.3
+"""Seconds between the server's last message and the end of the connection: a client that closes
+a connection waits so long for the server to close it too."""
 
-Scene = Callable[[str, str], Awaitable[None]]
+Scenario = Callable[[str, str], Awaitable[None]]
 
 
 class Happened(Event, name="shop.happened", version=1):
@@ -57,7 +58,7 @@ class Happened(Event, name="shop.happened", version=1):
 
 
 async def handle(url: str, name: str) -> None:
-    """As a group does: connect, claim, ask, commit."""
+    """What a group of messages does: connect, claim, query, commit."""
     database = Database(url, service="shop")
     try:
         await claim(database, name)
@@ -75,7 +76,7 @@ async def claim(database: Database, name: str) -> None:
 
 
 async def publish(url: str, name: str) -> None:
-    """As an application does."""
+    """What an application does."""
     service = shop(url)
     try:
         async with service.transaction() as tx:
@@ -85,7 +86,8 @@ async def publish(url: str, name: str) -> None:
 
 
 async def relay(url: str, name: str) -> None:
-    """A round, with something to relay, always by the same relay: another would have no leases."""
+    """A round of the relay, always with the same owner: another would have to wait for its
+    leases."""
     del name
     database = Database(url, service="shop")
     round_of = Relay("shop", database, MemoryTransport(SystemClock()), SystemClock(), 60.0)
@@ -97,20 +99,20 @@ async def relay(url: str, name: str) -> None:
 
 
 async def listen(url: str, name: str) -> None:
-    """Until notifications are known to arrive."""
+    """Listen until notifications are known to arrive."""
     del name
     database = Database(url, service="shop")
-    heard = asyncio.Event()
-    listening = asyncio.ensure_future(notifications.listen(database, heard.set))
-    hearing = asyncio.ensure_future(heard.wait())
+    notified = asyncio.Event()
+    listening = asyncio.ensure_future(notifications.listen(database, notified.set))
+    waiting_for_notice = asyncio.ensure_future(notified.wait())
     try:
-        await asyncio.wait([listening, hearing], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([listening, waiting_for_notice], return_when=asyncio.FIRST_COMPLETED)
         if listening.done():
             listening.result()
     finally:
         listening.cancel()
-        hearing.cancel()
-        await asyncio.wait([listening, hearing])
+        waiting_for_notice.cancel()
+        await asyncio.wait([listening, waiting_for_notice])
         await database.close()
 
 
@@ -123,14 +125,14 @@ def shop(url: str) -> Service:
 
 @pytest.fixture(params=["postgres", "mariadb"])
 def url(request: pytest.FixtureRequest) -> str:
-    """A database of its own."""
+    """A database for this test only."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
 
 
 @pytest.fixture
 async def proxy(url: str) -> AsyncIterator[Proxy]:
-    """Before a database that has all tables."""
+    """A proxy in front of a database that has all tables."""
     database = Database(url, service="shop")
     await migration.upgrade(database)
     await database.close()
@@ -138,42 +140,42 @@ async def proxy(url: str) -> AsyncIterator[Proxy]:
         yield proxy
 
 
-async def all_cuts(proxy: Proxy, direction: Direction, scene: Scene) -> int:
-    """Play a scene with a cut after ever more bytes, until it succeeds; returns how often it did
-    not."""
+async def cuts_until_success(proxy: Proxy, direction: Direction, scenario: Scenario) -> int:
+    """Run a scenario with a cut after more and more bytes, until it succeeds; returns how often it
+    failed."""
     for lost in count():
         cutting = asyncio.ensure_future(proxy.cut_after(1 + lost * STEP, direction))
-        await asyncio.sleep(0)  # so that it is set
+        await asyncio.sleep(0)  # the cut is set now
         with suppress(Unreachable):
-            await scene(proxy.url, f"{direction.name}-{lost}")
+            await scenario(proxy.url, f"{direction.name}-{lost}")
             cutting.cancel()
             return lost
-        assert cutting.done(), "unreachable, but not for the cut"
+        assert cutting.done(), "unreachable, but not because of the cut"
     raise AssertionError
 
 
 @pytest.mark.parametrize("direction", Direction)
-@pytest.mark.parametrize("scene", [handle, publish])
-async def test_a_connection_cut_after_any_number_of_bytes_is_unreachable(
-    proxy: Proxy, direction: Direction, scene: Scene
+@pytest.mark.parametrize("scenario", [handle, publish])
+async def test_a_connection_cut_after_any_number_of_bytes_raises_unreachable(
+    proxy: Proxy, direction: Direction, scenario: Scenario
 ) -> None:
-    async with asyncio.timeout(PATIENCE):
-        assert await all_cuts(proxy, direction, scene) > ENOUGH
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        assert await cuts_until_success(proxy, direction, scenario) > MIN_CUTS
 
 
 @pytest.mark.parametrize("direction", Direction)
-async def test_a_relays_round_is_unreachable_and_keeps_its_messages(
+async def test_a_relay_round_that_is_cut_raises_unreachable_and_loses_no_message(
     proxy: Proxy, url: str, direction: Direction
 ) -> None:
     await publish(url, "to relay")
-    async with asyncio.timeout(PATIENCE):
-        assert await all_cuts(proxy, direction, relay) > ENOUGH
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        assert await cuts_until_success(proxy, direction, relay) > MIN_CUTS
     assert await waiting(url) == 0
 
 
-class Farewell:
-    """Lets PostgreSQL terminate a connection before its `at`th use. The client has received the
-    server's last message then, but not the end of the connection."""
+class Termination:
+    """Makes PostgreSQL terminate a connection just before the `at`th use of any connection. By
+    then the client has received the server's last message, but not the end of the connection."""
 
     def __init__(self, proxy: Proxy, url: str, at: int) -> None:
         self.left = at
@@ -181,7 +183,7 @@ class Farewell:
         self._database = Database(url, service="shop")
 
     @asynccontextmanager
-    async def said(self) -> AsyncIterator[None]:
+    async def armed(self) -> AsyncIterator[None]:
         watched = (
             (Pool, "checkout", self._checkout),
             (Engine, "before_cursor_execute", self._execute),
@@ -205,63 +207,65 @@ class Farewell:
     def _use(self, used: Any) -> None:
         self.left -= 1
         if self.left == 0:
-            await_only(self._part(used))
+            await_only(self._terminate(used))
 
-    async def _part(self, used: Any) -> None:
+    async def _terminate(self, used: Any) -> None:
         before = self._proxy.passed[Direction.TO_CLIENT]
         async with self._database.reading() as own:
             await own.execute(select(func.pg_terminate_backend(used.get_server_pid())))
-        while self._proxy.passed[Direction.TO_CLIENT] == before:  # noqa: ASYNC110  # of no event
+        while self._proxy.passed[Direction.TO_CLIENT] == before:  # noqa: ASYNC110  # no event
             await asyncio.sleep(0)
-        await asyncio.sleep(0)  # in which the driver reads what has come
+        await asyncio.sleep(0)  # here the driver reads what has arrived
 
 
-@pytest.mark.parametrize("scene", [handle, publish, relay, listen])
-async def test_a_connection_that_the_server_ends_before_any_use_is_unreachable(
-    postgres_url: str, scene: Scene
+@pytest.mark.parametrize("scenario", [handle, publish, relay, listen])
+async def test_a_connection_that_the_server_terminates_before_any_use_raises_unreachable(
+    postgres_url: str, scenario: Scenario
 ) -> None:
     database = Database(postgres_url, service="shop")
     await migration.upgrade(database)
     await database.close()
-    async with proxy_before(postgres_url) as proxy, asyncio.timeout(PATIENCE):
+    async with proxy_before(postgres_url) as proxy, asyncio.timeout(TIMEOUT_SECONDS):
         for at in count(1):
-            farewell = Farewell(proxy, postgres_url, at)
-            async with farewell.said():
-                playing = asyncio.ensure_future(scene(proxy.url, f"use {at}"))
+            termination = Termination(proxy, postgres_url, at)
+            async with termination.armed():
+                running = asyncio.ensure_future(scenario(proxy.url, f"use {at}"))
                 with proxy.keeping_ends():
-                    await asyncio.wait([playing], timeout=BETWEEN_WORD_AND_END)
+                    await asyncio.wait([running], timeout=DISCONNECT_SECONDS)
                 with suppress(Unreachable):
-                    await playing
-            if farewell.left > 0:
+                    await running
+            if termination.left > 0:
                 break
-    assert at > 2, "there were none"
+    assert at > 2, "no use was interrupted"
 
 
 @pytest.mark.parametrize("direction", Direction)
-async def test_a_relay_that_listens_is_unreachable(postgres_url: str, direction: Direction) -> None:
-    async with proxy_before(postgres_url) as proxy, asyncio.timeout(PATIENCE):
-        assert await all_cuts(proxy, direction, listen) > ENOUGH
+async def test_a_cut_while_a_relay_listens_raises_unreachable(
+    postgres_url: str, direction: Direction
+) -> None:
+    async with proxy_before(postgres_url) as proxy, asyncio.timeout(TIMEOUT_SECONDS):
+        assert await cuts_until_success(proxy, direction, listen) > MIN_CUTS
 
 
-async def test_a_handlers_error_is_raised_even_if_its_rollback_finds_the_connection_cut(
+async def test_a_handlers_error_is_raised_even_if_the_connection_is_cut_during_the_rollback(
     proxy: Proxy,
 ) -> None:
     database = Database(proxy.url, service="shop")
-    with pytest.raises(ZeroDivisionError):  # noqa: PT012  # it is raised inside, and cut outside
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012  # raised inside, cut outside
         async with unit_of_work(database) as unit:
             await unit.session.execute(text("SELECT 1"))
-            cutting = asyncio.ensure_future(proxy.cut_after(1))  # of the rollback
+            cutting = asyncio.ensure_future(proxy.cut_after(1))  # during the rollback
             await asyncio.sleep(0)
             raise ZeroDivisionError
     assert cutting.done()
-    async with asyncio.timeout(PATIENCE), database.connection() as connection:
+    async with asyncio.timeout(TIMEOUT_SECONDS), database.connection() as connection:
         assert await connection.scalar(text("SELECT 1")) == 1
     await database.close()
 
 
-@pytest.mark.parametrize("asks_again", [False, True])
-async def test_a_handler_that_catches_a_cut_is_not_to_blame(
-    proxy: Proxy, *, asks_again: bool
+@pytest.mark.parametrize("queries_again", [False, True])
+async def test_a_handler_that_catches_the_error_of_a_cut_costs_no_attempt(
+    proxy: Proxy, *, queries_again: bool
 ) -> None:
     service, handled = Service("shop"), 0
 
@@ -274,7 +278,7 @@ async def test_a_handler_that_catches_a_cut_is_not_to_blame(
             proxy.cut()
             with suppress(DBAPIError):
                 await tx.session.execute(text("SELECT 1"))
-            if asks_again:
+            if queries_again:
                 await tx.session.execute(text("SELECT 1"))
 
     async with worker(service, proxy.url) as transport:
@@ -293,11 +297,11 @@ async def waiting(url: str) -> int:
 
 
 @pytest.mark.parametrize("direction", Direction)
-async def test_the_next_user_of_the_pool_gets_its_own_answers(
+async def test_the_next_user_of_a_pooled_connection_gets_its_own_answers(
     proxy: Proxy, direction: Direction
 ) -> None:
     step = SILENT_STEPS[urlsplit(proxy.url).scheme.partition("+")[0]]
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         for silences in count():
             database = Database(proxy.url, service="shop")
             name = f"{direction.name}-{silences}"

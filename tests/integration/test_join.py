@@ -1,5 +1,5 @@
 """What `service.join` promises for an application's own session: its messages are in the outbox if
-and only if its commit succeeds. With each driver that SQLAlchemy has for the databases."""
+and only if its commit succeeds. Checked with each driver that SQLAlchemy has for the databases."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Foreign(Event, name="payments.paid", version=1):
 
 @dataclass
 class App:
-    """An application with its own engine, and the service that it belongs to."""
+    """An application with its own engine, and its service."""
 
     service: Service
     engine: AsyncEngine
@@ -94,7 +94,8 @@ def url_for(driver: str, url: str) -> str:
 
 
 def encoding(url: str) -> dict[str, str]:
-    """For psycopg, which reads texts as bytes from a database that has no encoding."""
+    """The encoding to connect with: psycopg reads text as bytes from a database without
+    encoding."""
     return {"client_encoding": "utf8"} if "psycopg" in url else {}
 
 
@@ -131,9 +132,7 @@ async def app(driver_url: str) -> AsyncIterator[App]:
 
 
 class TestCommit:
-    async def test_state_and_messages_are_committed_by_the_applications_own_commit(
-        self, app: App
-    ) -> None:
+    async def test_stores_state_and_messages_together(self, app: App) -> None:
         async with app.sessions() as session:
             tx = app.service.join(session)
             session.add(Order(number=1))
@@ -146,7 +145,7 @@ class TestCommit:
         await asyncio.sleep(0)
         assert app.wakes == ["woken"]
 
-    async def test_or_by_a_begin_block(self, app: App) -> None:
+    async def test_may_be_that_of_a_begin_block(self, app: App) -> None:
         async with app.sessions.begin() as session:
             session.add(Order(number=1))
             app.service.join(session).publish(Placed(number=1))
@@ -157,13 +156,13 @@ class TestCommit:
                 tx.publish(Placed(number=2))
         assert (await app.orders(), await app.published()) == ([1, 2], [1, 2])
 
-    async def test_or_with_nothing_but_messages_in_it(self, app: App) -> None:
+    async def test_stores_messages_even_if_nothing_else_changed(self, app: App) -> None:
         async with app.sessions() as session:
             app.service.join(session).publish(Placed(number=1))
             await session.commit()
         assert await app.published() == [1]
 
-    async def test_a_session_that_publishes_nothing_costs_no_statement(self, app: App) -> None:
+    async def test_executes_no_further_statement_if_nothing_was_published(self, app: App) -> None:
         statements: list[str] = []
         event.listen(
             app.engine.sync_engine,
@@ -174,12 +173,12 @@ class TestCommit:
             app.service.join(session)
             session.add(Order(number=1))
             await session.commit()
-        first = ["SAVEPOINT"] if "mariadb" in app.url else []  # by which a deadlock is found out
+        first = ["SAVEPOINT"] if "mariadb" in app.url else []  # by which a deadlock is found
         assert [each.split()[0] for each in statements] == [*first, "INSERT"]
         await asyncio.sleep(0)
         assert app.wakes == []
 
-    async def test_all_messages_are_stored_last_in_one_statement(self, app: App) -> None:
+    async def test_stores_all_messages_in_one_statement_at_the_end(self, app: App) -> None:
         statements: list[str] = []
         event.listen(
             app.engine.sync_engine,
@@ -202,15 +201,15 @@ class TestCommit:
         ]
         assert await app.published() == [1, 2, 3, 4, 5, 6]
 
-    async def test_joining_twice_in_one_transaction_is_joining_once(self, app: App) -> None:
+    async def test_joining_twice_in_one_transaction_is_the_same_as_joining_once(
+        self, app: App
+    ) -> None:
         async with app.sessions.begin() as session:
             app.service.join(session).publish(Placed(number=1))
             app.service.join(session).publish(Placed(number=2))
         assert await app.published() == [1, 2]
 
-    async def test_a_second_transaction_of_the_session_has_messages_of_its_own(
-        self, app: App
-    ) -> None:
+    async def test_a_second_transaction_of_the_session_has_its_own_messages(self, app: App) -> None:
         async with app.sessions() as session:
             first = app.service.join(session)
             first.publish(Placed(number=1))
@@ -231,8 +230,9 @@ class TestCommit:
             other.join(session).publish(Placed(number=2))
         assert sorted(await app.published()) == [1, 2]
 
-    async def test_what_listeners_of_the_commit_publish_is_committed_too(self, app: App) -> None:
-        """Where domain events are collected; whoever listened first."""
+    async def test_stores_what_commit_listeners_publish(self, app: App) -> None:
+        """Some applications collect their domain events there. It works whichever listener came
+        first."""
         async with app.sessions() as session:
             tx = app.service.join(session)
             for number, name in enumerate(("before_commit", "after_flush"), 1):
@@ -245,10 +245,8 @@ class TestCommit:
             await session.commit()
         assert sorted(await app.published()) == [1, 2]
 
-    async def test_a_session_that_is_joined_only_while_it_is_committed_is_an_error(
-        self, app: App
-    ) -> None:
-        """SQLAlchemy no longer calls us then, which must not go unnoticed."""
+    async def test_fails_if_the_session_was_joined_only_during_the_commit(self, app: App) -> None:
+        """By then SQLAlchemy no longer calls our hooks; the message must not be lost silently."""
 
         class Collecting(Session):
             pass
@@ -266,7 +264,7 @@ class TestCommit:
             await joined.commit()
         assert await app.published() == [1]
 
-    async def test_many_sessions_at_a_time_do_not_mix(self, app: App) -> None:
+    async def test_concurrent_sessions_do_not_mix_their_messages(self, app: App) -> None:
         async def place(number: int) -> None:
             async with app.sessions.begin() as session:
                 session.add(Order(number=number))
@@ -290,29 +288,29 @@ class TestRollback:
         await asyncio.sleep(0)
         assert app.wakes == []
 
-    async def test_drops_them_also_before_any_statement(self, app: App) -> None:
+    async def test_drops_messages_published_before_any_statement(self, app: App) -> None:
         async with app.sessions() as session:
             app.service.join(session).publish(Placed(number=1))
             await session.rollback()
             await session.commit()
         assert await app.published() == []
 
-    async def test_is_what_closing_without_a_commit_is(self, app: App) -> None:
+    async def test_closing_without_a_commit_drops_the_messages(self, app: App) -> None:
         session = app.sessions()
         session.add(Order(number=1))
         app.service.join(session).publish(Placed(number=1))
         await session.close()
-        await session.commit()  # the session begins anew
+        await session.commit()  # the session begins a new transaction
         assert (await app.orders(), await app.published()) == ([], [])
 
-    async def test_is_what_an_error_is(self, app: App) -> None:
+    async def test_an_error_in_a_begin_block_drops_the_messages(self, app: App) -> None:
         with pytest.raises(ZeroDivisionError):  # noqa: PT012  # the error comes after the work
             async with app.sessions.begin() as session:
                 app.service.join(session).publish(Placed(number=1))
                 _ = 1 / 0
         assert await app.published() == []
 
-    async def test_is_what_a_failed_commit_is(self, app: App) -> None:
+    async def test_a_failed_commit_drops_the_messages(self, app: App) -> None:
         async with app.sessions.begin() as session:
             session.add(Order(number=1))
         async with app.sessions() as session:
@@ -327,9 +325,10 @@ class TestRollback:
 
 
 class TestSavepoint:
-    """On SQLite with the driver's own transactions, as an application without listeners has it."""
+    """On SQLite the driver begins the transactions, as it does for an application without
+    listeners."""
 
-    async def test_one_that_is_rolled_back_takes_its_messages_with_it(self, app: App) -> None:
+    async def test_rolling_back_drops_the_messages_of_the_savepoint(self, app: App) -> None:
         async with app.sessions.begin() as session:
             tx = app.service.join(session)
             session.add(Order(number=1))
@@ -347,7 +346,7 @@ class TestSavepoint:
         await asyncio.sleep(0)
         assert app.wakes == ["woken"]
 
-    async def test_and_those_of_the_savepoints_inside_it(self, app: App) -> None:
+    async def test_rolling_back_drops_the_messages_of_nested_savepoints(self, app: App) -> None:
         async with app.sessions.begin() as session:
             tx = app.service.join(session)
             await session.flush()
@@ -363,7 +362,7 @@ class TestSavepoint:
                 tx.publish(Placed(number=4))
         assert await app.published() == [4]
 
-    async def test_one_that_a_failed_statement_ended_is_rolled_back(self, app: App) -> None:
+    async def test_a_failed_statement_drops_the_messages_of_its_savepoint(self, app: App) -> None:
         async with app.sessions.begin() as session:
             tx = app.service.join(session)
             session.add(Order(number=1))
@@ -379,7 +378,9 @@ class TestSavepoint:
             tx.publish(Placed(number=3))
         assert await app.published() == [3]
 
-    async def test_one_left_open_is_released_by_the_commit(self, app: App) -> None:
+    async def test_committing_releases_open_savepoints_and_stores_their_messages(
+        self, app: App
+    ) -> None:
         async with app.sessions.begin() as session:
             tx = app.service.join(session)
             session.add(Order(number=1))
@@ -394,10 +395,10 @@ class TestSavepoint:
             await session.commit()
         assert (await app.orders(), await app.published()) == ([1], [1, 2, 3])
 
-    async def test_what_was_stored_in_one_that_is_then_rolled_back_is_stored_again(
+    async def test_outer_messages_stored_within_a_savepoint_are_stored_again_after_its_rollback(
         self, app: App
     ) -> None:
-        """Committing an outer savepoint while an inner one is open stores early."""
+        """Releasing an outer savepoint while an inner one is open stores its messages early."""
         async with app.sessions.begin() as session:
             tx = app.service.join(session)
             session.add(Order(number=1))
@@ -412,10 +413,10 @@ class TestSavepoint:
         assert await app.published() == [1, 3]
 
 
-class TestRefusals:
-    """Raised where the message is published, and nothing of it remains."""
+class TestErrors:
+    """Each error is raised where the mistake is made, and nothing is stored."""
 
-    async def test_the_usual_ones(self, app: App) -> None:
+    async def test_an_invalid_publish_raises_as_it_does_elsewhere(self, app: App) -> None:
         async with app.sessions.begin() as session:
             tx = app.service.join(session)
             with pytest.raises(UndeclaredMessage, match=r"service\.publisher\(Undeclared\)"):
@@ -428,7 +429,9 @@ class TestRefusals:
                 tx.send(Placed(number=1))  # type: ignore[arg-type]
         assert await app.published() == []
 
-    async def test_a_session_of_another_database(self, app: App, tmp_path: Path) -> None:
+    async def test_a_session_of_another_database_cannot_be_joined(
+        self, app: App, tmp_path: Path
+    ) -> None:
         others = [f"sqlite+aiosqlite:///{tmp_path}/other.db", "sqlite+aiosqlite://"]
         if app.engine.dialect.name != "sqlite":
             same = make_url(app.url).set(database="other")
@@ -442,23 +445,23 @@ class TestRefusals:
             if make_url(app.url).password:
                 assert str(make_url(app.url).password) not in str(caught.value)
 
-    async def test_a_session_of_no_database(self, app: App) -> None:
+    async def test_a_session_without_an_engine_cannot_be_joined(self, app: App) -> None:
         async with AsyncSession() as session:
             with pytest.raises(UsageError, match="has no engine"):
                 app.service.join(session)
 
-    async def test_what_is_not_a_session(self, app: App) -> None:
+    async def test_only_a_session_can_be_joined(self, app: App) -> None:
         for what in (app.engine, app.sessions, None):
             with pytest.raises(UsageError, match=f"cannot join {type(what).__name__}: .*sessions"):
                 app.service.join(what)  # type: ignore[arg-type]
 
-    async def test_the_session_of_a_transaction_of_ours(self, app: App) -> None:
+    async def test_the_session_of_an_eventmesh_transaction_cannot_be_joined(self, app: App) -> None:
         async with app.service.transaction() as tx:
             with pytest.raises(UsageError, match="EventMesh's own"):
                 app.service.join(tx.session)
 
 
-async def test_a_session_that_commits_each_statement_by_itself_is_refused(app: App) -> None:
+async def test_a_session_in_autocommit_mode_is_an_error(app: App) -> None:
     service = app.service
     engine = create_async_engine(
         app.url, connect_args=encoding(app.url), isolation_level="AUTOCOMMIT"
@@ -472,15 +475,15 @@ async def test_a_session_that_commits_each_statement_by_itself_is_refused(app: A
     await engine.dispose()
 
 
-async def test_a_session_of_sqlite_whose_application_begins_its_transactions_is_joined(
+async def test_a_sqlite_session_whose_application_begins_its_own_transactions_can_be_joined(
     sqlite_url: str,
 ) -> None:
-    """As SQLAlchemy advises where savepoints are used."""
+    """As SQLAlchemy recommends for applications that use savepoints."""
     await prepare(sqlite_url)
     service, engine = make_service(sqlite_url), create_async_engine(sqlite_url)
 
     @event.listens_for(engine.sync_engine, "connect")
-    def leave_it(connection: Any, _record: object) -> None:
+    def disable_driver_transactions(connection: Any, _record: object) -> None:
         connection.isolation_level = None
 
     @event.listens_for(engine.sync_engine, "begin")
@@ -496,7 +499,7 @@ async def test_a_session_of_sqlite_whose_application_begins_its_transactions_is_
     await engine.dispose()
 
 
-async def test_a_database_without_the_tables_is_drift_with_the_command(driver_url: str) -> None:
+async def test_missing_tables_are_drift_and_the_error_names_the_command(driver_url: str) -> None:
     service = make_service(driver_url)
     engine = create_async_engine(driver_url, connect_args=encoding(driver_url))
     async with AsyncSession(engine) as session:
@@ -508,13 +511,13 @@ async def test_a_database_without_the_tables_is_drift_with_the_command(driver_ur
 
 @pytest.fixture(params=PLAIN_DRIVERS)
 def plain_url(request: pytest.FixtureRequest) -> str:
-    """The same for drivers without asyncio."""
+    """A new, empty database and each driver without asyncio for it, in turn."""
     database, driver = PLAIN_DRIVERS[request.param]
     return url_for(driver, request.getfixturevalue(f"{database}_url"))
 
 
-async def test_a_plain_session_in_a_thread_is_joined_as_well(plain_url: str) -> None:
-    """As in a handler that is not a coroutine; the relay is woken on its own event loop."""
+async def test_a_synchronous_session_in_a_thread_can_be_joined(plain_url: str) -> None:
+    """As in a handler that is a plain function; the relay is woken on its own event loop."""
     await prepare(plain_url)
     service = make_service(plain_url)
     engine = create_engine(plain_url, connect_args=encoding(plain_url))
@@ -538,12 +541,13 @@ async def test_a_plain_session_in_a_thread_is_joined_as_well(plain_url: str) -> 
 
 
 async def test_a_commit_wakes_the_relays_of_other_processes(postgres_url: str) -> None:
-    """If the service's database is open; otherwise they find the messages by polling."""
+    """This holds if the service's database is open; otherwise the relays find messages by
+    polling."""
     await prepare(postgres_url)
     heard = asyncio.Queue[None]()
     other = Database(postgres_url, service="orders")
     listening = asyncio.ensure_future(notifications.listen(other, lambda: heard.put_nowait(None)))
-    await asyncio.wait_for(heard.get(), 60)  # it listens
+    await asyncio.wait_for(heard.get(), 60)  # listening has begun
     engine = create_async_engine(postgres_url)
     async with make_service(postgres_url) as service:
         async with AsyncSession(engine) as session, session.begin():
@@ -555,7 +559,7 @@ async def test_a_commit_wakes_the_relays_of_other_processes(postgres_url: str) -
     await other.close()
 
 
-async def test_a_scoped_session_is_joined_as_the_session_that_it_stands_for(app: App) -> None:
+async def test_joining_a_scoped_session_joins_its_current_session(app: App) -> None:
     sessions = async_scoped_session(app.sessions, asyncio.current_task)
     app.service.join(sessions).publish(Placed(number=1))
     sessions.add(Order(number=1))
@@ -564,7 +568,7 @@ async def test_a_scoped_session_is_joined_as_the_session_that_it_stands_for(app:
     assert await app.published() == [1]
 
 
-async def test_a_joined_session_is_freed_as_soon_as_any_other(app: App) -> None:
+async def test_a_joined_session_is_freed_without_the_garbage_collector(app: App) -> None:
     gc.collect()
     gc.disable()
     try:
@@ -580,8 +584,8 @@ async def test_a_joined_session_is_freed_as_soon_as_any_other(app: App) -> None:
         gc.enable()
 
 
-async def test_a_savepoint_that_a_handler_rolls_back_takes_its_messages_with_it(app: App) -> None:
-    """In a transaction of EventMesh's own, as a handler has it."""
+async def test_a_savepoint_that_a_handler_rolls_back_drops_its_messages(app: App) -> None:
+    """In a transaction that EventMesh began, as a handler has it."""
     async with app.service.transaction() as tx:
         tx.publish(Placed(number=1))
         for number, fails in ((2, True), (3, False), (4, True)):
