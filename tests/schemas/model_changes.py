@@ -1,7 +1,7 @@
-"""Changes that people make to models, and whether the reader on the other side can live with them.
+"""Changes that people make to models, and whether the reader on the other side tolerates them.
 
-Backward: what the old model wrote is read by the new one. Forward: the other way round. The truth
-of each row is what the models do when they are run, which the test does.
+Backward: the new model reads what the old one wrote. Forward: the old model reads what the new one
+writes. Each row states what the models do when they are run, and the test runs them.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ B: Truth = "breaks"
 
 @plain_dataclass(frozen=True)
 class Row:
-    """One change: the models before and after, and the truth both ways."""
+    """One change: the models before and after it, and whether readers break in each direction."""
 
     change: str
     old: type[BaseModel]
     new: type[BaseModel]
     backward: Truth
     forward: Truth
-    unsaid: bool = False
-    """Whether Unknown is the honest answer where the truth is that it reads: the schema cannot say
-    what is written."""
+    may_be_unknown: bool = False
+    """Whether the verdict is Unknown although the reader reads everything: the schema does not
+    describe what is written."""
 
 
 ROWS: list[Row] = []
@@ -77,14 +77,14 @@ def row(
     new: type[BaseModel],
     backward: Truth,
     forward: Truth,
-    unsaid: bool = False,
+    may_be_unknown: bool = False,
 ) -> None:
     assert change not in {known.change for known in ROWS}
-    ROWS.append(Row(change, old, new, backward, forward, unsaid))
+    ROWS.append(Row(change, old, new, backward, forward, may_be_unknown))
 
 
 def m(config: ConfigDict | None = None, **fields: Any) -> type[BaseModel]:
-    """A model with these fields; a pair is a type with its default."""
+    """A model with these fields; a tuple is a type with its default."""
     definitions = {
         name: value if isinstance(value, tuple) else (value, ...) for name, value in fields.items()
     }
@@ -92,16 +92,16 @@ def m(config: ConfigDict | None = None, **fields: Any) -> type[BaseModel]:
 
 
 def of(
-    old: Any, new: Any, change: str, backward: Truth, forward: Truth, unsaid: bool = False
+    old: Any, new: Any, change: str, backward: Truth, forward: Truth, may_be_unknown: bool = False
 ) -> None:
-    """A row for one field that is of another type."""
-    row(change, m(a=old), m(a=new), backward, forward, unsaid)
+    """A row for a changed type of one field."""
+    row(change, m(a=old), m(a=new), backward, forward, may_be_unknown)
 
 
 # Fields ------------------------------------------------------------------------------------------
 
 A = m(a=int)
-row("nothing", A, m(a=int), R, R)
+row("no change", A, m(a=int), R, R)
 row("required field added", A, m(a=int, b=str), B, R)
 row("optional field added", A, m(a=int, b=(str, "x")), R, R)
 row("optional nullable field added", A, m(a=int, b=(str | None, None)), R, R)
@@ -195,7 +195,7 @@ row("default removed", m(a=(int, 1)), m(a=int), R, R)
 row("default changed", m(a=(int, 1)), m(a=(int, 2)), R, R)
 row("null allowed", m(a=int), m(a=int | None), R, B)
 row("null allowed, with default", m(a=int), m(a=(int | None, None)), R, B)
-row("null refused", m(a=(int | None, None)), m(a=(int, 0)), B, R)
+row("null rejected", m(a=(int | None, None)), m(a=(int, 0)), B, R)
 row("nullable list entries", m(a=list[int]), m(a=list[int | None]), R, B)
 row("nullable nested model", m(a=m(b=int)), m(a=m(b=int) | None), R, B)
 of(None, int | None, "None to Optional", R, B)
@@ -227,7 +227,7 @@ of(timedelta, float, "timedelta to float", B, B)
 of(UUID, str, "UUID to str", R, B)
 of(UUID, Annotated[str, Field(max_length=36)], "UUID to str of 36", R, B)
 of(Base64Bytes, Base64Str, "base64 of bytes to base64 of text", B, R)
-of(Base64Str, Base64Str, "base64 of text as it is", R, R)
+of(Base64Str, Base64Str, "base64 of text, unchanged", R, R)
 of(bool, Annotated[int, Field(ge=0)], "bool to int from 0", R, B)
 of(str, EmailStr, "str to EmailStr", B, R)
 of(str, bytes, "str to bytes", R, R)
@@ -238,7 +238,7 @@ of(str, Path, "str to Path", R, R)
 of(str, IPv4Address, "str to IPv4Address", B, R)
 of(str, SecretStr, "str to SecretStr", R, R)
 of(str, Json[int], "str to Json[int]", B, B)
-of(Json[Any], Json[Any], "Json as it is", B, B)
+of(Json[Any], Json[Any], "Json, unchanged", B, B)
 of(int, Any, "int to Any", R, B)
 of(Any, object, "Any to object", R, R)
 of(int, Annotated[int, Field(strict=True)], "strict int", R, R)
@@ -301,7 +301,7 @@ of(list[int], Annotated[list[int], Field(max_length=3)], "list bounded", B, R)
 of(list[int], Annotated[list[int], Field(min_length=1)], "list must not be empty", B, R)
 of(dict[str, int], dict[str, float], "dict of int to dict of float", R, B)
 of(dict[str, int], dict[int, int], "dict keys str to int", B, R)
-of(dict[int, str], dict[int, str], "dict with int keys as it is", R, R)
+of(dict[int, str], dict[int, str], "dict with int keys, unchanged", R, R)
 of(dict[UUID, int], dict[str, int], "dict keys UUID to str", R, B)
 of(dict[str, int], m(a=int), "dict to model", B, R)
 of(
@@ -383,7 +383,7 @@ of(bounded(float, lt=10), bounded(float, le=9), "lt 10 to le 9, of float", B, R)
 of(int, bounded(int, multiple_of=5), "multiple_of added", B, R)
 of(bounded(int, multiple_of=10), bounded(int, multiple_of=5), "multiple_of 10 to 5", R, B)
 of(bounded(Decimal, ge=0), bounded(Decimal, ge=10), "Decimal: ge raised", B, R)
-of(bounded(Decimal, gt=0), bounded(Decimal, gt=0), "Decimal: gt as it is", R, R)
+of(bounded(Decimal, gt=0), bounded(Decimal, gt=0), "Decimal: gt unchanged", R, R)
 of(bounded(Decimal, gt=0), bounded(Decimal, ge=0), "Decimal: gt 0 to ge 0", R, B)
 of(bounded(Decimal, le=1000), bounded(Decimal, le=100), "Decimal: le lowered", B, R)
 of(Decimal, bounded(Decimal, max_digits=5, decimal_places=2), "Decimal: digits bounded", B, R)
@@ -404,7 +404,7 @@ of(
 of(
     bounded(Decimal, max_digits=5, decimal_places=2),
     bounded(Decimal, max_digits=5, decimal_places=3),
-    "Decimal: another place for the point",
+    "Decimal: another position of the point",
     B,
     B,
 )
@@ -439,7 +439,7 @@ of(
 of(
     Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)],
     Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)],
-    "stripped and not empty, as it is",
+    "stripped and not empty, unchanged",
     R,
     R,
 )
@@ -681,23 +681,29 @@ def or_zero(value: Any, handler: Callable[[Any], int]) -> int:
 
 
 row("field_validator added (after)", Amount, AfterField, B, R)
-row("field_validator as it is", AfterField, AfterFieldToo, R, R)
-row("field_validator as it is, field added", AfterField, AfterFieldAndMore, R, R)
+row("field_validator unchanged", AfterField, AfterFieldToo, R, R)
+row("field_validator unchanged, field added", AfterField, AfterFieldAndMore, R, R)
 row("field_validator for one value", Amount, NotThirteen, B, R)
-row("field_validator that only changes", Amount, RoundsDown, R, R)
+row("field_validator that only converts", Amount, RoundsDown, R, R)
 row("field_validator added (before), text read too", Amount, BeforeField, R, R)
 row("text to number, read by a before validator", AmountText, BeforeField, R, B)
-row("field_validator added (wrap), takes anything", m(amount=str), WrapField, R, B)
+row("field_validator added (wrap), accepts anything", m(amount=str), WrapField, R, B)
 row("field_validator added (plain)", Amount, PlainField, B, R)
 row("validator of a pattern", Currency, CurrencyMatching, B, R)
 row("validator across fields (info.data)", Bounds, InfoBounds, B, R)
 row("model_validator added (after)", Span, OrderedSpan, B, R)
-row("model_validator as it is, field added", OrderedSpan, OrderedSpanToo, R, R)
+row("model_validator unchanged, field added", OrderedSpan, OrderedSpanToo, R, R)
 row("model_validator added (before), reshapes", Flat, Nested, R, B)
 of(int, Annotated[int, AfterValidator(positive)], "AfterValidator", B, R)
 of(str, Annotated[list[str], BeforeValidator(split)], "BeforeValidator splits a text", R, B)
-of(int | None, Annotated[int, WrapValidator(or_zero)], "WrapValidator takes null", R, R)
-of(int, Annotated[Any, PlainValidator(lambda value: value)], "PlainValidator takes anything", R, B)
+of(int | None, Annotated[int, WrapValidator(or_zero)], "WrapValidator accepts null", R, R)
+of(
+    int,
+    Annotated[Any, PlainValidator(lambda value: value)],
+    "PlainValidator accepts anything",
+    R,
+    B,
+)
 row("computed_field added", Amount, WithTotal, R, R)
 row("computed_field becomes a field", WithTotal, TotalRead, R, R)
 row("computed_field removed, still read", TotalRead, Amount, R, B)
@@ -713,7 +719,7 @@ row(
     R,
     R,
 )
-row("field_serializer as it is, field added", TwoPlaces, TwoPlacesToo, R, R)
+row("field_serializer unchanged, field added", TwoPlaces, TwoPlacesToo, R, R)
 row("serializer that its own model cannot read", AsText, AsText, B, B)
 
 # Structures --------------------------------------------------------------------------------------
@@ -838,7 +844,7 @@ class MoneyNow:
 
 
 class Celsius:
-    """A type of the user's own, which tells pydantic how it is read."""
+    """A user's own type that tells pydantic how to read it."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
@@ -853,23 +859,23 @@ def above_zero(value: float) -> float:
     return value
 
 
-of(Page[int], Page[int], "generic model as it is", R, R)
+of(Page[int], Page[int], "generic model, unchanged", R, R)
 of(Page[int], Page[str], "generic model of another type", B, B)
 of(list[str], Names, "RootModel inside", R, R)
 of(Names, list[int], "RootModel to another list", B, B)
-of(Point, Point3, "NamedTuple with an optional entry more", R, B)
+of(Point, Point3, "NamedTuple: optional entry added", R, B)
 of(Point, tuple[int, int], "NamedTuple to tuple", R, R)
 of(Options, MoreOptions, "TypedDict with NotRequired", R, R)
-of(Options, StrictOptions, "TypedDict with a required key more", B, R)
-of(StrictOptions, MoreOptions, "TypedDict: key not required any more", R, B)
+of(Options, StrictOptions, "TypedDict: required key added", B, R)
+of(StrictOptions, MoreOptions, "TypedDict: key no longer required", R, B)
 of(Money, MoneyNow, "dataclass: default removed", R, R)
 of(m(amount=int), Money, "model to dataclass", R, R)
-of(m(amount=int), MoneyNow, "model to dataclass with a field more", B, R)
-of(float, Celsius, "custom type by __get_pydantic_core_schema__", B, R, unsaid=True)
+of(m(amount=int), MoneyNow, "model to dataclass with another field", B, R)
+of(float, Celsius, "custom type by __get_pydantic_core_schema__", B, R, may_be_unknown=True)
 
 
 def as_markdown(results: dict[tuple[str, str], tuple[str, str]]) -> str:
-    """The table of what came out: by change and direction the verdict, and what the model did."""
+    """The results as a table: the verdict and what the model did, by change and direction."""
     lines = ["| change | direction | verdict | what the executed model did |", "|---|---|---|---|"]
     for known in ROWS:
         for direction in ("backward", "forward"):

@@ -1,5 +1,5 @@
-"""What must hold between the versions of a message: each broken promise is found, and what breaks
-it is shown; what keeps all of them is left alone."""
+"""Checking the versions of a message: each incompatibility is found and shown with a witness, and
+compatible versions have no findings."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def lock(model: type[Message], revision: int = 1, **changes: Any) -> Lock:
 def frozen(*models: type[Message]) -> dict[int, Sequence[Lock]]:
     locks: dict[int, list[Lock]] = {}
     for model in models:
-        of_it = locks.setdefault(model.__identity__.version, [])
-        of_it.append(lock(model, len(of_it) + 1))
+        revisions = locks.setdefault(model.__identity__.version, [])
+        revisions.append(lock(model, len(revisions) + 1))
     return dict(locks)
 
 
@@ -89,19 +89,19 @@ def to_amount(data: dict[str, Any]) -> dict[str, Any]:
     return {"order": data["order"], "amount": str(Decimal(data["cents"]) / 100)}
 
 
-# Nothing to say ----------------------------------------------------------------------------------
+# Compatible versions -----------------------------------------------------------------------------
 
 
-def test_a_first_version_has_nothing_to_evolve_from() -> None:
+def test_a_first_version_has_no_findings() -> None:
     assert check(Paid1, {}) == []
     assert check(Paid1, frozen(Paid1)) == []
 
 
-def test_a_right_upcaster_is_left_alone() -> None:
+def test_a_correct_upcaster_has_no_findings() -> None:
     assert check(upcast_by(to_amount), frozen(Paid1)) == []
 
 
-def test_a_new_version_that_breaks_nothing_needs_no_upcaster() -> None:
+def test_a_compatible_new_version_needs_no_upcaster() -> None:
     class Paid(Event, name="payments.paid", version=2, key="order"):
         order: UUID
         cents: int
@@ -110,7 +110,7 @@ def test_a_new_version_that_breaks_nothing_needs_no_upcaster() -> None:
     assert check(Paid, frozen(Paid1)) == []
 
 
-def test_a_chain_of_upcasters_is_run_to_its_end() -> None:
+def test_a_chain_of_upcasters_is_checked_as_a_whole() -> None:
     class Paid(Event, name="payments.paid", version=3, key="order"):
         order: UUID
         amount: Decimal
@@ -121,10 +121,10 @@ def test_a_chain_of_upcasters_is_run_to_its_end() -> None:
     assert check(Paid, frozen(Paid1, second())) == []
 
 
-# Breaks ------------------------------------------------------------------------------------------
+# Breaking changes --------------------------------------------------------------------------------
 
 
-def test_a_break_without_an_upcaster_is_shown_with_a_document() -> None:
+def test_a_breaking_version_without_an_upcaster_is_found_with_a_witness() -> None:
     problem = only(check(second(), frozen(Paid1)), "EM036")
     assert problem.subject == "payments.paid v2"
     assert problem.severity == "error"
@@ -140,7 +140,7 @@ def test_a_retired_version_needs_no_upcaster() -> None:
     assert check(second(), {1: [lock(Paid1, status="retired")]}) == []
 
 
-def test_the_upcaster_that_is_missing_in_the_middle_is_named() -> None:
+def test_the_fix_names_the_missing_upcaster_of_a_chain() -> None:
     class Paid(Event, name="payments.paid", version=3, key="order"):
         order: UUID
         amount: Decimal
@@ -161,7 +161,7 @@ def test_a_skipped_version_is_found() -> None:
     assert "version 2" in problem.summary
 
 
-def test_a_version_never_goes_back() -> None:
+def test_a_model_older_than_the_newest_lock_is_found() -> None:
     problem = only(check(Paid1, frozen(Paid1, second())), "EM035")
     assert "never decreases" in problem.summary
 
@@ -190,28 +190,30 @@ def test_an_upcaster_that_fails_on_some_data_is_found() -> None:
     assert problem.subject == "payments.paid v1"
 
 
-def test_an_upcaster_that_returns_nothing_is_found() -> None:
-    def forgets(data: dict[str, Any]) -> Any:
+def test_an_upcaster_that_returns_none_is_found() -> None:
+    def without_return(data: dict[str, Any]) -> Any:
         data["amount"] = "1"
 
-    problems = check(upcast_by(forgets), frozen(Paid1))
+    problems = check(upcast_by(without_return), frozen(Paid1))
     assert {problem.rule for problem in problems} == {"EM037"}
     assert "NoneType" in problems[0].summary
 
 
-def test_an_upcaster_that_fails_on_a_sample_alone_is_found() -> None:
-    def picky(data: dict[str, Any]) -> dict[str, Any]:
+def test_an_upcaster_that_fails_only_on_a_sample_is_found() -> None:
+    def failing_on_one_amount(data: dict[str, Any]) -> dict[str, Any]:
         if data["cents"] * 7 == 7 * 48_271:
             raise ValueError("no")
         return to_amount(data)
 
     sample = {"order": str(UUID(int=7)), "cents": 48_271}
-    problem = only(check(upcast_by(picky), {1: [lock(Paid1, samples=(sample,))]}), "EM037")
+    problem = only(
+        check(upcast_by(failing_on_one_amount), {1: [lock(Paid1, samples=(sample,))]}), "EM037"
+    )
     assert problem.witness is not None
     assert problem.witness.document["cents"] == 48_271
 
 
-def test_an_upcaster_that_changes_its_argument_is_found() -> None:
+def test_an_upcaster_that_modifies_its_argument_is_found() -> None:
     def in_place(data: dict[str, Any]) -> dict[str, Any]:
         data["amount"] = str(Decimal(data.pop("cents")) / 100)
         return data
@@ -221,7 +223,7 @@ def test_an_upcaster_that_changes_its_argument_is_found() -> None:
     assert problem.witness is not None
 
 
-def test_an_upcaster_that_changes_what_is_deep_inside_is_found() -> None:
+def test_an_upcaster_that_modifies_a_nested_value_is_found() -> None:
     class Old(Event, name="payments.paid", version=1):
         lines: list[dict[str, int]]
 
@@ -229,17 +231,17 @@ def test_an_upcaster_that_changes_what_is_deep_inside_is_found() -> None:
         lines: list[dict[str, int]]
         total: int
 
-    def sneaky(data: dict[str, Any]) -> dict[str, Any]:
+    def modifying_lines(data: dict[str, Any]) -> dict[str, Any]:
         for line in data["lines"]:
             line["seen"] = 1
         return data | {"total": 0}
 
-    New.upcaster(from_version=1)(sneaky)
+    New.upcaster(from_version=1)(modifying_lines)
     only(check(New, frozen(Old)), "EM038")
 
 
 @pytest.mark.parametrize("source", [uuid4, random.random, itertools.count().__next__])
-def test_an_upcaster_that_answers_differently_each_time_is_found(
+def test_an_upcaster_with_different_results_for_the_same_data_is_found(
     source: Callable[[], Any],
 ) -> None:
     class Paid(Event, name="payments.paid", version=2, key="order"):
@@ -251,7 +253,7 @@ def test_an_upcaster_that_answers_differently_each_time_is_found(
     assert "different results" in problem.summary
 
 
-def test_an_upcaster_that_ends_in_what_the_model_refuses_is_found() -> None:
+def test_an_upcaster_whose_result_the_model_rejects_is_found() -> None:
     def wrong(data: dict[str, Any]) -> dict[str, Any]:
         return {"order": data["order"], "amount": f"{data['cents']} cents"}
 
@@ -261,7 +263,7 @@ def test_an_upcaster_that_ends_in_what_the_model_refuses_is_found() -> None:
     assert "cents" in problem.witness.document
 
 
-def test_an_upcaster_is_tried_on_the_model_s_own_validators() -> None:
+def test_the_result_of_an_upcaster_is_checked_with_the_validators_of_the_model() -> None:
     class Paid(Event, name="payments.paid", version=2, key="order"):
         order: UUID
         amount: Decimal
@@ -278,7 +280,7 @@ def test_an_upcaster_is_tried_on_the_model_s_own_validators() -> None:
     assert "must be positive" in problem.summary
 
 
-def test_the_validators_of_the_older_version_are_believed_where_samples_show_them() -> None:
+def test_samples_show_what_the_validators_of_the_older_version_accept() -> None:
     class Old(Event, name="payments.paid", version=1):
         currency: str
 
@@ -298,16 +300,16 @@ def test_the_validators_of_the_older_version_are_believed_where_samples_show_the
     assert [problem.rule for problem in problems] == []
 
 
-def test_each_revision_of_a_version_is_upcast() -> None:
+def test_the_upcaster_must_accept_every_revision_of_its_version() -> None:
     class Revised(Event, name="payments.paid", version=1, key="order"):
         order: UUID
         cents: int
         note: str | None = None
 
-    def loses(data: dict[str, Any]) -> dict[str, Any]:
+    def without_noted(data: dict[str, Any]) -> dict[str, Any]:
         return to_amount(data) if data.get("note") is None else {}
 
-    problem = only(check(upcast_by(loses), frozen(Paid1, Revised)), "EM039")
+    problem = only(check(upcast_by(without_noted), frozen(Paid1, Revised)), "EM039")
     assert problem.witness is not None
     assert problem.witness.document["note"] is not None
 
@@ -325,11 +327,11 @@ def to_cents(data: dict[str, Any]) -> dict[str, Any]:
     return {"order": data["order"], "cents": int(Decimal(data["amount"]) * 100)}
 
 
-def test_a_right_downcaster_is_left_alone() -> None:
+def test_a_correct_downcaster_has_no_findings() -> None:
     assert downcast_by(to_cents) == []
 
 
-def test_a_downcaster_that_leaves_a_field_in_is_found() -> None:
+def test_a_downcaster_that_keeps_a_new_field_is_found() -> None:
     problem = only(downcast_by(lambda data: data | to_cents(data)), "EM041")
     assert problem.subject == "payments.paid v1"
     assert "amount" in problem.summary
@@ -345,7 +347,7 @@ def test_a_downcaster_that_fails_is_found() -> None:
     assert "amount" in problem.witness.document
 
 
-def test_a_downcaster_that_changes_its_argument_is_found() -> None:
+def test_a_downcaster_that_modifies_its_argument_is_found() -> None:
     def in_place(data: dict[str, Any]) -> dict[str, Any]:
         data["cents"] = int(Decimal(data.pop("amount")) * 100)
         return data
@@ -354,7 +356,7 @@ def test_a_downcaster_that_changes_its_argument_is_found() -> None:
     assert "modifies its argument" in problem.summary
 
 
-def test_a_downcaster_that_no_chain_reaches_is_found() -> None:
+def test_a_downcaster_that_is_never_called_is_found() -> None:
     class Paid(Event, name="payments.paid", version=3, key="order"):
         order: UUID
         amount: Decimal
@@ -369,7 +371,7 @@ def test_a_downcaster_that_no_chain_reaches_is_found() -> None:
 # Warnings ----------------------------------------------------------------------------------------
 
 
-def test_another_default_is_a_warning() -> None:
+def test_a_changed_default_is_a_warning() -> None:
     class Before(Event, name="payments.paid", version=1):
         currency: str = "EUR"
 
@@ -393,7 +395,7 @@ def test_a_version_past_its_sunset_is_a_warning() -> None:
     assert check(model, locks, today=None) == []
 
 
-def test_what_can_be_neither_proved_nor_refuted_is_said() -> None:
+def test_compatibility_that_can_be_neither_proved_nor_refuted_is_reported() -> None:
     class Old(Event, name="payments.paid", version=1):
         code: str
 
@@ -401,7 +403,7 @@ def test_what_can_be_neither_proved_nor_refuted_is_said() -> None:
         @classmethod
         def known(cls, value: str) -> str:
             if len(value) != 12 or not value.isdigit():
-                raise ValueError("no code")
+                raise ValueError("not a code")
             return value
 
     class New(Event, name="payments.paid", version=2):
@@ -412,6 +414,6 @@ def test_what_can_be_neither_proved_nor_refuted_is_said() -> None:
     assert "known" in problem.summary or "validator" in problem.summary
 
 
-def test_a_finding_keeps_its_fingerprint_whatever_its_witness_is() -> None:
+def test_the_fingerprint_of_a_finding_does_not_depend_on_its_witness() -> None:
     [one], [other] = check(second(), frozen(Paid1)), check(second(), frozen(Paid1))
     assert one.fingerprint == other.fingerprint

@@ -1,4 +1,4 @@
-"""What is wrong between services is found, once, with the right code, party and place."""
+"""Each problem between services is found once, with the right rule, parties and place."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class SendsAnything(Command, name="payments.capture", version=1, key="order"):
 
 
 def frozen(folder: Path, *models: type[Message], retired: Sequence[int] = ()) -> Locks:
-    """The lock files of these models, in their order, with those versions retired."""
+    """The lock files of these models, in order, with the versions in `retired` retired."""
     for model in models:
         freeze([model], folder)
     locks = read_locks(folder)
@@ -112,15 +112,15 @@ def check(given: Facts) -> list[Problem]:
     return check_fleet(given, compare_model, compare_schemas)
 
 
-# Every subscriber reads what may still arrive
+# Every subscriber can read what may still arrive
 
 
-def test_a_subscriber_that_reads_what_is_written_is_fine(tmp_path: Path) -> None:
+def test_a_subscriber_that_reads_the_published_version_has_no_problem(tmp_path: Path) -> None:
     locks = frozen(tmp_path, Paid)
     assert check(facts(locks, publishes(Paid), reads(ReadsAmount), reads(ReadsOrder, "mail"))) == []
 
 
-def test_a_version_that_is_written_and_cannot_be_read_is_found(tmp_path: Path) -> None:
+def test_a_subscriber_that_cannot_read_the_published_version_is_found(tmp_path: Path) -> None:
     locks = frozen(tmp_path, Paid, PaidInCents, retired=[1])
     [problem] = check(facts(locks, publishes(PaidInCents), reads(ReadsAmount), reads(ReadsOrder)))
     assert (problem.rule, problem.severity) == ("EM050", "error")
@@ -147,7 +147,7 @@ def test_a_retired_version_does_not_arrive_any_more(tmp_path: Path) -> None:
     assert check(facts(locks, publishes(PaidInCents), reads(ReadsCents))) == []
 
 
-def test_an_upcaster_that_fails_on_what_may_arrive_is_found(tmp_path: Path) -> None:
+def test_an_upcaster_that_fails_on_data_that_may_arrive_is_found(tmp_path: Path) -> None:
     class Wrong(Event, name="payments.paid", version=2):
         cents: int
 
@@ -161,24 +161,24 @@ def test_an_upcaster_that_fails_on_what_may_arrive_is_found(tmp_path: Path) -> N
     assert "correct the upcasters of Wrong" in problem.fix
 
 
-def test_a_newer_version_that_only_adds_is_read_as_it_is(tmp_path: Path) -> None:
+def test_a_newer_version_with_an_added_field_can_be_read(tmp_path: Path) -> None:
     locks = frozen(tmp_path, Paid, PaidV2)
     assert check(facts(locks, publishes(PaidV2), reads(ReadsAmount))) == []
 
 
-def test_a_downcaster_serves_an_old_subscriber(tmp_path: Path) -> None:
+def test_an_old_subscriber_reads_a_downcast_version(tmp_path: Path) -> None:
     locks = frozen(tmp_path, Paid, PaidInCents)
     assert check(facts(locks, publishes(PaidInCents, writes=1), reads(ReadsAmount))) == []
 
 
-def test_what_downcasters_end_in_is_not_known_without_its_lock_file(tmp_path: Path) -> None:
+def test_a_downcast_version_without_a_lock_file_is_unknown(tmp_path: Path) -> None:
     given = facts(read_locks(tmp_path), publishes(PaidInCents, writes=1), reads(ReadsAmount))
     [problem] = check(given)
     assert (problem.rule, problem.subject) == ("EM057", "payments.paid v1")
     assert "has no lock file" in problem.summary
 
 
-def test_what_a_model_writes_counts_before_it_is_frozen(tmp_path: Path) -> None:
+def test_a_published_model_is_checked_before_it_is_frozen(tmp_path: Path) -> None:
     [problem] = check(facts(read_locks(tmp_path), publishes(PaidInCents), reads(ReadsAmount)))
     assert (problem.rule, problem.subject) == ("EM050", "payments.paid v2")
     assert "PaidInCents of payments" in problem.summary
@@ -199,7 +199,7 @@ def test_every_revision_of_a_version_may_still_arrive(tmp_path: Path) -> None:
     assert (problem.rule, problem.subject) == ("EM050", "payments.paid v1")
 
 
-def test_a_model_in_two_subscriptions_is_told_once_with_both(tmp_path: Path) -> None:
+def test_a_model_of_two_subscriptions_is_reported_once_with_both(tmp_path: Path) -> None:
     locks = frozen(tmp_path, PaidInCents)
     given = facts(
         locks, publishes(PaidInCents), reads(ReadsAmount, "orders", "orders.a", "orders.b")
@@ -208,7 +208,7 @@ def test_a_model_in_two_subscriptions_is_told_once_with_both(tmp_path: Path) -> 
     assert "orders.a, orders.b" in problem.summary
 
 
-def test_read_models_of_several_subscriptions_are_each_looked_at(tmp_path: Path) -> None:
+def test_each_model_of_several_subscriptions_is_checked(tmp_path: Path) -> None:
     locks = frozen(tmp_path, PaidInCents)
     given = facts(
         locks,
@@ -221,12 +221,12 @@ def test_read_models_of_several_subscriptions_are_each_looked_at(tmp_path: Path)
     assert "orders.b" not in problem.summary
 
 
-def test_a_service_reads_its_own_event(tmp_path: Path) -> None:
+def test_a_service_may_subscribe_to_its_own_event(tmp_path: Path) -> None:
     given = facts(frozen(tmp_path, Paid), publishes(Paid), reads(Paid, "payments"))
     assert check(given) == []
 
 
-def test_what_nobody_can_decide_is_told_as_such(tmp_path: Path) -> None:
+def test_an_unknown_verdict_is_reported_as_unknown(tmp_path: Path) -> None:
     from eventmesh.compat.verdict import Unknown
 
     given = facts(frozen(tmp_path, Paid), publishes(Paid), reads(ReadsAmount))
@@ -236,7 +236,7 @@ def test_what_nobody_can_decide_is_told_as_such(tmp_path: Path) -> None:
     assert "waive" in problem.fix
 
 
-def test_an_owner_outside_may_send_all_that_is_frozen(tmp_path: Path) -> None:
+def test_an_owner_outside_the_project_may_send_every_frozen_version(tmp_path: Path) -> None:
     locks = frozen(tmp_path, Paid, PaidInCents)
     rules = {problem.rule: problem for problem in check(facts(locks, reads(ReadsAmount)))}
     assert set(rules) == {"EM050", "EM051"}
@@ -247,14 +247,14 @@ def test_an_owner_outside_may_send_all_that_is_frozen(tmp_path: Path) -> None:
 # Commands
 
 
-def test_a_command_that_its_handler_reads_is_fine(tmp_path: Path) -> None:
+def test_a_command_that_its_handler_reads_has_no_problem(tmp_path: Path) -> None:
     given = facts(
         frozen(tmp_path, Capture), publishes(Capture, "orders"), reads(Capture, "payments")
     )
     assert check(given) == []
 
 
-def test_a_sender_whose_model_writes_what_is_not_read_is_found(tmp_path: Path) -> None:
+def test_a_sender_of_data_that_the_handler_rejects_is_found(tmp_path: Path) -> None:
     given = facts(
         frozen(tmp_path, Capture),
         publishes(SendsAnything, "orders"),
@@ -269,7 +269,7 @@ def test_a_sender_whose_model_writes_what_is_not_read_is_found(tmp_path: Path) -
     assert problem.witness.document["amount"] < 0
 
 
-def test_a_handler_that_reads_no_more_what_is_frozen_is_told_once_with_all_senders(
+def test_a_handler_that_rejects_a_frozen_version_is_reported_once_with_all_senders(
     tmp_path: Path,
 ) -> None:
     class Narrow(Command, name="payments.capture", version=1, key="order"):
@@ -287,7 +287,7 @@ def test_a_handler_that_reads_no_more_what_is_frozen_is_told_once_with_all_sende
     assert problem.parties == ("payments", "orders", "shop")
 
 
-def test_a_frozen_command_may_come_though_nobody_here_sends_it(tmp_path: Path) -> None:
+def test_a_frozen_command_may_arrive_although_no_service_here_sends_it(tmp_path: Path) -> None:
     class New(Command, name="payments.capture", version=2, key="order"):
         order: str
         card: str
@@ -298,7 +298,7 @@ def test_a_frozen_command_may_come_though_nobody_here_sends_it(tmp_path: Path) -
     assert problem.parties == ("payments",)
 
 
-def test_a_command_that_nobody_sends_is_told_of_without_failing(tmp_path: Path) -> None:
+def test_a_command_that_nobody_sends_is_a_warning(tmp_path: Path) -> None:
     [problem] = check(facts(frozen(tmp_path, Capture), reads(Capture, "payments")))
     assert (problem.rule, problem.severity, problem.subject) == (
         "EM070",
@@ -311,14 +311,14 @@ def test_a_command_that_nobody_sends_is_told_of_without_failing(tmp_path: Path) 
     assert "service.publisher(Capture)" in problem.fix
 
 
-def test_a_command_that_its_own_service_sends_is_sent(tmp_path: Path) -> None:
+def test_a_command_sent_by_its_own_service_has_no_problem(tmp_path: Path) -> None:
     given = facts(
         frozen(tmp_path, Capture), publishes(Capture, "payments"), reads(Capture, "payments")
     )
     assert check(given) == []
 
 
-def test_a_command_that_is_sent_by_a_name_much_like_it_is_offered(tmp_path: Path) -> None:
+def test_the_fix_for_an_unsent_command_suggests_a_similar_name(tmp_path: Path) -> None:
     class Misspelt(Command, name="payments.captures", version=1, key="order"):
         order: str
         amount: int = 0
@@ -342,18 +342,18 @@ def test_a_command_without_a_handler_is_found(tmp_path: Path) -> None:
     assert problem.place == THERE
 
 
-def test_a_command_to_nobody_known_is_found(tmp_path: Path) -> None:
+def test_a_command_to_an_unknown_service_is_found(tmp_path: Path) -> None:
     [problem] = check(facts(read_locks(tmp_path), publishes(Capture, "orders")))
     assert (problem.rule, problem.severity) == ("EM052", "error")
     assert "neither a service payments nor a lock file" in problem.summary
 
 
-def test_a_command_to_a_service_of_another_project_is_only_a_warning(tmp_path: Path) -> None:
+def test_a_command_to_a_service_of_another_project_is_a_warning(tmp_path: Path) -> None:
     [problem] = check(facts(frozen(tmp_path, Capture), publishes(Capture, "orders")))
     assert (problem.rule, problem.severity) == ("EM052", "warning")
 
 
-def test_what_is_sent_to_another_project_is_read_as_its_lock_file_says(tmp_path: Path) -> None:
+def test_a_command_to_another_project_is_checked_against_its_lock_file(tmp_path: Path) -> None:
     given = facts(frozen(tmp_path, Capture), publishes(SendsAnything, "orders"))
     [warning, problem] = sorted(check(given), key=lambda each: each.severity, reverse=True)
     assert (warning.rule, problem.rule) == ("EM052", "EM050")
@@ -388,14 +388,14 @@ def test_an_event_that_its_owner_does_not_publish_is_found(tmp_path: Path) -> No
     assert problem.place == HERE
 
 
-def test_all_who_wait_for_the_same_event_are_told_at_once(tmp_path: Path) -> None:
+def test_an_unpublished_event_is_reported_once_with_all_subscribers(tmp_path: Path) -> None:
     readings = reads(ReadsAmount), reads(ReadsOrder, "mail")
     [problem] = check(facts(read_locks(tmp_path), *readings))
     assert (problem.rule, problem.parties) == ("EM051", ("orders", "mail", "payments"))
     assert "orders (orders.note) and mail (mail.note)" in problem.summary
 
 
-def test_an_event_of_nobody_is_found_and_a_like_name_offered(tmp_path: Path) -> None:
+def test_the_fix_for_an_unpublished_event_suggests_a_similar_name(tmp_path: Path) -> None:
     class Misspelt(Event, name="payment.paid", version=1):
         order: str
 
@@ -404,7 +404,7 @@ def test_an_event_of_nobody_is_found_and_a_like_name_offered(tmp_path: Path) -> 
     assert "Did you mean payments.paid?" in problem.fix
 
 
-def test_an_event_whose_versions_are_all_retired_is_published_by_nobody(tmp_path: Path) -> None:
+def test_an_event_with_only_retired_versions_counts_as_unpublished(tmp_path: Path) -> None:
     [problem] = check(facts(frozen(tmp_path, Paid, retired=[1]), reads(ReadsAmount)))
     assert (problem.rule, problem.severity) == ("EM051", "error")
 
@@ -412,7 +412,7 @@ def test_an_event_whose_versions_are_all_retired_is_published_by_nobody(tmp_path
 # Owners, kinds and keys
 
 
-def test_two_services_of_one_name_are_found_and_nothing_else_is_said_of_them(
+def test_two_services_with_the_same_name_are_the_only_problem_reported_about_them(
     tmp_path: Path,
 ) -> None:
     given = facts(
@@ -433,15 +433,15 @@ def test_an_event_that_two_services_publish_is_found(tmp_path: Path) -> None:
     assert (problem.rule, problem.parties) == ("EM054", ("cards", "payments"))
 
 
-def test_a_message_of_another_kind_is_found_once(tmp_path: Path) -> None:
-    class Heard(Event, name="payments.capture", version=1):
+def test_a_message_declared_with_another_kind_is_reported_once(tmp_path: Path) -> None:
+    class CaptureEvent(Event, name="payments.capture", version=1):
         order: str
 
     given = facts(
         frozen(tmp_path, Capture),
         publishes(Capture, "shop"),
         reads(Capture, "payments"),
-        reads(Heard, "orders"),
+        reads(CaptureEvent, "orders"),
     )
     [problem] = check(given)
     assert (problem.rule, problem.parties) == ("EM058", ("orders", "payments"))
@@ -450,7 +450,7 @@ def test_a_message_of_another_kind_is_found_once(tmp_path: Path) -> None:
     )
 
 
-def test_the_kind_is_known_by_lock_files_too(tmp_path: Path) -> None:
+def test_the_kind_is_also_compared_with_lock_files(tmp_path: Path) -> None:
     class Sent(Command, name="payments.paid", version=1):
         order: str
 
@@ -458,7 +458,7 @@ def test_the_kind_is_known_by_lock_files_too(tmp_path: Path) -> None:
     assert problem.rule == "EM058"
 
 
-def test_a_reader_that_relies_on_another_order_is_found(tmp_path: Path) -> None:
+def test_a_subscriber_with_another_key_is_found(tmp_path: Path) -> None:
     class ByCard(Event, name="payments.paid", version=1, key="amount"):
         amount: Decimal
 
@@ -469,7 +469,7 @@ def test_a_reader_that_relies_on_another_order_is_found(tmp_path: Path) -> None:
     assert problem.fix == "Write key='order'."
 
 
-def test_a_reader_may_call_the_key_as_it_likes_or_leave_it_out(tmp_path: Path) -> None:
+def test_a_subscriber_may_rename_or_omit_the_key(tmp_path: Path) -> None:
     class Renamed(Event, name="payments.paid", version=1, key="number"):
         number: str = Field(validation_alias="order")
 
@@ -477,7 +477,7 @@ def test_a_reader_may_call_the_key_as_it_likes_or_leave_it_out(tmp_path: Path) -
     assert check(given) == []
 
 
-def test_a_sender_without_the_key_would_break_the_order(tmp_path: Path) -> None:
+def test_a_sender_without_the_key_is_found(tmp_path: Path) -> None:
     class Unordered(Command, name="payments.capture", version=1):
         order: str
         amount: int = Field(ge=0)
@@ -511,33 +511,33 @@ def check_databases(*uses: DatabaseUse) -> list[Problem]:
     return check(replace(given, databases=uses))
 
 
-def test_services_with_databases_of_their_own_are_fine() -> None:
+def test_services_with_separate_databases_have_no_problem() -> None:
     assert check_databases(use("a", "sqlite:///a.db"), use("b", "sqlite:///b.db")) == []
 
 
-def test_services_whose_databases_nobody_can_share_are_fine() -> None:
+def test_services_with_databases_that_cannot_be_shared_have_no_problem() -> None:
     assert check_databases(use("a", ""), use("b", "")) == []
 
 
-def test_a_shared_database_that_nobody_declares_is_found_once() -> None:
+def test_an_undeclared_shared_database_is_reported_once() -> None:
     [problem] = check_databases(use("a"), use("b", place=HERE), use("c"))
     assert (problem.rule, problem.severity) == ("EM056", "error")
     assert problem.parties == ("a", "b", "c")
     assert 'Service("a", shares_database_with=["b", "c"])' in problem.fix
 
 
-def test_a_shared_database_that_both_declare_is_fine() -> None:
+def test_a_shared_database_that_both_services_declare_has_no_problem() -> None:
     assert check_databases(use("a", shares_with=("b",)), use("b", shares_with=("a",))) == []
 
 
-def test_a_declaration_of_one_side_is_not_enough() -> None:
+def test_a_shared_database_must_be_declared_by_both_services() -> None:
     [problem] = check_databases(use("a", shares_with=("b",)), use("b", place=HERE))
     assert (problem.rule, problem.place) == ("EM056", HERE)
     assert "a declares it, and b does not" in problem.summary
     assert problem.fix.endswith('declare it: Service("b", shares_database_with=["a"]).')
 
 
-def test_only_the_declarations_that_are_missing_are_asked_for() -> None:
+def test_the_fix_lists_only_the_missing_declarations() -> None:
     a, b = use("a", shares_with=("b",)), use("b", shares_with=("a",))
     [problem] = check_databases(a, b, use("c", shares_with=("a", "b")))
     assert problem.parties == ("a", "b", "c")
@@ -546,7 +546,7 @@ def test_only_the_declarations_that_are_missing_are_asked_for() -> None:
     )
 
 
-def test_one_table_of_two_services_is_told_of_a_shared_database() -> None:
+def test_a_table_that_two_services_define_in_a_shared_database_is_found() -> None:
     orders, mail = frozenset({"orders", "log"}), frozenset({"mail", "log"})
     a = use("a", tables=orders, metadata=1)
     b = use("b", tables=mail, metadata=2)
@@ -560,20 +560,20 @@ def test_one_table_of_two_services_is_told_of_a_shared_database() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "reason"),
     [
         ("a", "which is the service itself"),
         ("bb", "which does not exist"),
         ("c", "uses another one"),
     ],
 )
-def test_a_declaration_of_what_is_not_so_is_a_warning(name: str, said: str) -> None:
+def test_a_false_declaration_of_a_shared_database_is_a_warning(name: str, reason: str) -> None:
     others = use("b", "sqlite:///b.db"), use("c", "sqlite:///c.db")
     [problem] = check_databases(use("a", shares_with=(name,), place=HERE), *others)
     assert (problem.rule, problem.severity, problem.place) == ("EM059", "warning", HERE)
-    assert said in problem.summary
+    assert reason in problem.summary
 
 
-def test_a_declaration_is_not_doubted_where_no_database_is_set() -> None:
+def test_a_declaration_is_not_checked_where_a_database_is_not_configured() -> None:
     a = use("a", "sqlite:///a.db", shares_with=("b",), given=False)
     assert check_databases(a, use("b", "sqlite:///b.db", shares_with=("a",))) == []

@@ -1,5 +1,4 @@
-"""Facts are gathered from real services; a fault of a mesh is found as one problem, and the shop
-has none."""
+"""Facts are collected from real services, each fault is one problem, and the shop has none."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ class Pay(Command, name="bank.pay", version=1, key="account"):
     account: str
 
 
-class Payed(Event, name="bank.payed", version=1, key="account"):
+class Paid(Event, name="bank.paid", version=1, key="account"):
     account: str
 
 
@@ -50,45 +49,45 @@ class Settle(Saga[State], name="till.settle", started_by=Asked):
     def begin(event: Asked) -> State:  # noqa: N805
         return State(account=event.account)
 
-    @step(ok=Payed)
+    @step(ok=Paid)
     def pay(state: State) -> Pay:  # noqa: N805
         return Pay(account=state.account)
 
     flow = pay
 
 
-def gathered(*services: Service, folder: Path = ROOT, **urls: str) -> Facts:
+def facts_of(*services: Service, folder: Path = ROOT, **urls: str) -> Facts:
     settings = Settings(database_urls=urls)
     return collect_facts(services, read_locks(folder / "schemas"), settings, Sources(folder), {})
 
 
-# What is gathered
+# Collecting facts
 
 
-def test_what_handlers_read_return_and_send_is_gathered() -> None:
+def test_messages_that_handlers_read_return_and_send_are_collected() -> None:
     bank = Service("bank")
 
     @bank.subscriber(Pay)
-    async def pay(command: Pay, tx: Transaction) -> Payed: ...
+    async def pay(command: Pay, tx: Transaction) -> Paid: ...
 
     till = Service("till")
     till.publisher(Pay)
 
-    @till.subscriber(Payed)
-    async def one(event: Payed) -> None: ...
+    @till.subscriber(Paid)
+    async def one(event: Paid) -> None: ...
 
-    @till.subscriber(Payed, name="two.again")
-    async def two(event: Payed) -> None: ...
+    @till.subscriber(Paid, name="two.again")
+    async def two(event: Paid) -> None: ...
 
-    found = gathered(bank, till)
+    found = facts_of(bank, till)
     assert found.services == ("bank", "till")
     assert [(each.service, each.model, each.writes) for each in found.publications] == [
-        ("bank", Payed, 1),
+        ("bank", Paid, 1),
         ("till", Pay, 1),
     ]
     assert [(each.service, each.model, each.subscriptions) for each in found.readings] == [
         ("bank", Pay, ("bank.pay",)),
-        ("till", Payed, ("till.one", "till.two.again")),
+        ("till", Paid, ("till.one", "till.two.again")),
     ]
     lines = Path(__file__).read_text().splitlines()
     place = found.publications[1].place
@@ -97,30 +96,30 @@ def test_what_handlers_read_return_and_send_is_gathered() -> None:
     assert lines[place.line - 1].startswith("class Pay(")
 
 
-def test_what_a_saga_reads_and_sends_is_gathered() -> None:
+def test_messages_that_a_saga_reads_and_sends_are_collected() -> None:
     till = Service("till")
     till.include(Settle)
-    found = gathered(till)
+    found = facts_of(till)
     assert [each.model for each in found.publications] == [Pay]
     assert {(each.model, each.subscriptions) for each in found.readings} == {
         (Asked, ("till.settle.saga",)),
-        (Payed, ("till.settle.saga",)),
+        (Paid, ("till.settle.saga",)),
     }
 
 
-def test_a_handler_that_runs_in_a_faststream_app_is_gathered() -> None:
+def test_a_handler_in_a_faststream_app_is_collected() -> None:
     service = Service("till")
     mesh = RedisMesh(service, RedisBroker())
 
-    @mesh.subscriber(Payed)
-    async def note(event: Payed) -> None: ...
+    @mesh.subscriber(Paid)
+    async def note(event: Paid) -> None: ...
 
-    [reading] = gathered(service).readings
-    assert (reading.model, reading.subscriptions) == (Payed, ("till.note",))
+    [reading] = facts_of(service).readings
+    assert (reading.model, reading.subscriptions) == (Paid, ("till.note",))
 
 
-def test_the_version_that_a_downcaster_writes_is_gathered() -> None:
-    class Later(Event, name="bank.payed", version=2):
+def test_the_version_of_a_downcast_publication_is_collected() -> None:
+    class Later(Event, name="bank.paid", version=2):
         number: str
 
     @Later.downcaster(to_version=1)
@@ -129,16 +128,16 @@ def test_the_version_that_a_downcaster_writes_is_gathered() -> None:
 
     bank = Service("bank")
     bank.publisher(Later, version=1)
-    [publication] = gathered(bank).publications
+    [publication] = facts_of(bank).publications
     assert publication.writes == 1
 
 
-def test_databases_and_their_tables_are_gathered() -> None:
+def test_databases_and_their_tables_are_collected() -> None:
     metadata = MetaData()
     Table("accounts", metadata, Column("id", Integer, primary_key=True))
     bank = Service("bank", metadata=metadata, shares_database_with=["till"])
-    till, deaf = Service("till", metadata=metadata), Service("deaf")
-    found = gathered(bank, till, deaf, bank="postgresql://me:secret@DB/money?ssl=require")
+    till, mail = Service("till", metadata=metadata), Service("mail")
+    found = facts_of(bank, till, mail, bank="postgresql://me:secret@DB/money?ssl=require")
     one, two, three = found.databases
     assert one.database == "postgresql://db:5432/money"
     assert (one.given, two.given) == (True, False)
@@ -149,7 +148,7 @@ def test_databases_and_their_tables_are_gathered() -> None:
     assert "secret" not in repr(found)
 
 
-def test_the_services_to_share_with_are_a_list() -> None:
+def test_shares_database_with_must_be_a_list() -> None:
     with pytest.raises(UsageError, match=r"write a list of names, such as \['bank'\]"):
         Service("till", shares_database_with="bank")
 
@@ -168,7 +167,7 @@ def test_the_services_to_share_with_are_a_list() -> None:
         ("sqlite:///file:shop.db?uri=true", "sqlite:///shop.db"),
     ],
 )
-def test_one_database_has_one_name(tmp_path: Path, one: str, two: str) -> None:
+def test_urls_of_the_same_database_have_the_same_name(tmp_path: Path, one: str, two: str) -> None:
     (tmp_path / "link.db").symlink_to(tmp_path / "shop.db")
     first, second = (
         database_name(url.format(root=str(tmp_path).lstrip("/")), "orders", tmp_path)
@@ -188,19 +187,23 @@ def test_one_database_has_one_name(tmp_path: Path, one: str, two: str) -> None:
         ("sqlite:///shop.db", "postgresql:///shop.db"),
     ],
 )
-def test_two_databases_have_two_names(tmp_path: Path, one: str, two: str) -> None:
+def test_urls_of_different_databases_have_different_names(
+    tmp_path: Path, one: str, two: str
+) -> None:
     assert database_name(one, "a", tmp_path) != database_name(two, "a", tmp_path)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory"])
-def test_a_database_in_memory_is_nobody_else_s(tmp_path: Path, url: str) -> None:
+def test_a_database_in_memory_has_no_name_because_it_cannot_be_shared(
+    tmp_path: Path, url: str
+) -> None:
     assert database_name(url, "orders", tmp_path) == ""
 
 
-def test_a_url_that_is_none_is_told_without_its_password(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="EVENTMESH_ORDERS_DATABASE_URL") as raised:
+def test_the_error_for_an_unsupported_url_does_not_show_its_password(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="EVENTMESH_ORDERS_DATABASE_URL") as caught:
         database_name("mysql://me:secret@db/shop", "orders", tmp_path)
-    assert "secret" not in str(raised.value)
+    assert "secret" not in str(caught.value)
 
 
 # Whole projects
@@ -214,14 +217,14 @@ class Pay(Command, name="bank.pay", version=1, key="account"):
     account: str
     cents: int
 
-class Payed(Event, name="bank.payed", version=1, key="account"):
+class Paid(Event, name="bank.paid", version=1, key="account"):
     account: str
 
 service = Service("till", metadata=MetaData())
 service.publisher(Pay)
 
-@service.subscriber(Payed)
-async def note(event: Payed, tx: Transaction) -> None: ...
+@service.subscriber(Paid)
+async def note(event: Paid, tx: Transaction) -> None: ...
 """
 BANK = """
 from eventmesh import Command, Event, Service, Transaction
@@ -230,14 +233,14 @@ class Pay(Command, name="bank.pay", version=1, key="account"):
     account: str
     cents: int
 
-class Payed(Event, name="bank.payed", version=1, key="account"):
+class Paid(Event, name="bank.paid", version=1, key="account"):
     account: str
     cents: int
 
 service = Service("bank")
 
 @service.subscriber(Pay)
-async def pay(command: Pay, tx: Transaction) -> Payed: ...
+async def pay(command: Pay, tx: Transaction) -> Paid: ...
 """
 
 Project = Callable[..., list[Problem]]
@@ -247,18 +250,18 @@ Project = Callable[..., list[Problem]]
 def project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[Mapping[str, str]], list[Service]]]:
-    """Writes services, loads them, and forgets them again."""
+    """Writes and loads services, and removes their modules after the test."""
     before = set(sys.modules)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
-    def forget() -> None:
+    def unload() -> None:
         for name in set(sys.modules) - before:
             if name.partition(".")[0] == "parts":
                 del sys.modules[name]
 
     def load(files: Mapping[str, str]) -> list[Service]:
-        forget()
+        unload()
         lines = ["[tool.eventmesh.services]"]
         for name, text in files.items():
             path = tmp_path / "parts" / name / "service.py"
@@ -269,14 +272,14 @@ def project(
         return load_services([], tmp_path)
 
     yield load
-    forget()
+    unload()
 
 
 @pytest.fixture
 def found(
     tmp_path: Path, project: Callable[[Mapping[str, str]], list[Service]]
 ) -> Callable[..., list[Problem]]:
-    """What is found in a mesh of till and bank after a change to one of them; frozen before."""
+    """The problems of till and bank, frozen first, after a change to one of them."""
 
     def run(
         *, freeze_again: bool = False, urls: Mapping[str, str] = {}, **changed: str
@@ -299,83 +302,85 @@ def line_of(text: str, start: str) -> int:
     return next(n for n, row in enumerate(text.splitlines(), 1) if row.startswith(start))
 
 
-def test_the_shop_is_clean(tmp_path: Path) -> None:
+def test_the_shop_has_no_problems(tmp_path: Path) -> None:
     services = load_services([], ROOT)
     freeze_all(services, tmp_path)
     settings = Settings(schemas=tmp_path / "schemas")
     assert review(services, root=ROOT, settings=settings, today=TODAY) == []
 
 
-def test_a_sound_mesh_is_clean(found: Project) -> None:
+def test_services_that_fit_together_have_no_problems(found: Project) -> None:
     assert found() == []
 
 
-def test_a_subscriber_that_asks_for_more_than_is_written_breaks(found: Project) -> None:
+def test_a_subscriber_that_requires_an_unpublished_field_is_found(found: Project) -> None:
     till = TILL.replace("    account: str\n\nservice", "    account: str\n    fee: int\n\nservice")
     [problem] = found(till=till)
-    assert (problem.rule, problem.subject) == ("EM050", "bank.payed v1")
+    assert (problem.rule, problem.subject) == ("EM050", "bank.paid v1")
     assert problem.parties == ("till", "bank")
-    assert problem.place == Place("parts/till/service.py", line_of(till, "class Payed"))
+    assert problem.place == Place("parts/till/service.py", line_of(till, "class Paid"))
     assert problem.witness is not None
     assert "fee" not in problem.witness.document
 
 
-def test_a_new_version_that_leaves_a_subscriber_behind_is_found(found: Project) -> None:
-    bank = BANK.replace('"bank.payed", version=1, key="account"', '"bank.payed", version=2')
+def test_a_new_version_that_a_subscriber_cannot_read_is_found(found: Project) -> None:
+    bank = BANK.replace('"bank.paid", version=1, key="account"', '"bank.paid", version=2')
     bank = bank.replace("    account: str\n    cents: int\n\nservice", "    number: int\n\nservice")
-    bank += "\n@Payed.upcaster(from_version=1)\ndef renamed(data):\n    return {'number': 1}\n"
+    bank += "\n@Paid.upcaster(from_version=1)\ndef renamed(data):\n    return {'number': 1}\n"
     problems = found(bank=bank, freeze_again=True)
     [problem] = problems
-    assert (problem.rule, problem.subject) == ("EM050", "bank.payed v2")
+    assert (problem.rule, problem.subject) == ("EM050", "bank.paid v2")
     assert problem.parties == ("till", "bank")
 
 
-def test_a_downcaster_gives_the_subscriber_time(found: Project) -> None:
-    bank = BANK.replace('"bank.payed", version=1, key="account"', '"bank.payed", version=2')
+def test_a_downcast_version_keeps_a_subscriber_working(found: Project) -> None:
+    bank = BANK.replace('"bank.paid", version=1, key="account"', '"bank.paid", version=2')
     bank = bank.replace("    account: str\n    cents: int\n\nservice", "    number: int\n\nservice")
     bank += (
-        "\nservice.publisher(Payed, version=1)\n"
-        "@Payed.upcaster(from_version=1)\ndef renamed(data):\n    return {'number': 1}\n"
-        "@Payed.downcaster(to_version=1)\ndef back(data):\n"
+        "\nservice.publisher(Paid, version=1)\n"
+        "@Paid.upcaster(from_version=1)\ndef renamed(data):\n    return {'number': 1}\n"
+        "@Paid.downcaster(to_version=1)\ndef back(data):\n"
         "    return {'account': str(data['number']), 'cents': 0}\n"
     )
     head, _, tail = bank.partition("@service.subscriber")
-    rest, _, casts = tail.partition("@Payed.upcaster")
-    bank = head + "@Payed.upcaster" + casts + "\n@service.subscriber" + rest
+    rest, _, casts = tail.partition("@Paid.upcaster")
+    bank = head + "@Paid.upcaster" + casts + "\n@service.subscriber" + rest
     assert found(bank=bank, freeze_again=True) == []
 
 
-def test_a_change_in_place_is_told_once_with_everyone_whom_it_breaks(found: Project) -> None:
+def test_a_breaking_change_within_a_version_is_reported_once_with_all_services_that_it_breaks(
+    found: Project,
+) -> None:
     bank = BANK.replace("    account: str\n    cents: int\n\nservice", "    cents: int\n\nservice")
-    bank = bank.replace('"bank.payed", version=1, key="account"', '"bank.payed", version=1')
+    bank = bank.replace('"bank.paid", version=1, key="account"', '"bank.paid", version=1')
     [problem] = found(bank=bank)
-    assert problem.subject == "bank.payed v1"
+    assert problem.subject == "bank.paid v1"
     assert problem.rule in ("EM031", "EM042")
     assert problem.parties == ("bank", "till")
     assert "till.note" in problem.summary
 
 
-def test_what_an_owner_cannot_read_of_its_own_is_told_once_with_all_senders(
+def test_a_version_that_its_owner_cannot_read_is_reported_once_with_all_senders(
     found: Project,
 ) -> None:
     bank = BANK.replace('"bank.pay", version=1', '"bank.pay", version=2')
-    bank = bank.replace("    cents: int\n\nclass Payed", "    iban: str\n\nclass Payed")
+    bank = bank.replace("    cents: int\n\nclass Paid", "    iban: str\n\nclass Paid")
     [problem] = found(bank=bank, freeze_again=True)
     assert problem.rule == "EM036"
     assert problem.parties == ("bank", "till")
     assert "bank.pay" in problem.summary
 
 
-def test_an_upcaster_that_fails_is_told_once(found: Project) -> None:
+def test_a_failing_upcaster_is_reported_once(found: Project) -> None:
     bank = BANK.replace('"bank.pay", version=1', '"bank.pay", version=2')
-    bank = bank.replace("    cents: int\n\nclass Payed", "    iban: str\n\nclass Payed")
+    bank = bank.replace("    cents: int\n\nclass Paid", "    iban: str\n\nclass Paid")
     bank += "\n@Pay.upcaster(from_version=1)\ndef up(data):\n    return {'iban': data['x']}\n"
     [problem] = found(bank=bank, freeze_again=True)
     assert problem.rule == "EM037"
     assert problem.parties == ("bank", "till")
 
 
-def test_what_was_frozen_at_the_baseline_counts_though_it_was_frozen_anew(
+def test_models_are_compared_with_the_baseline_after_freezing_again(
     project: Callable[[Mapping[str, str]], list[Service]], tmp_path: Path
 ) -> None:
     services = project({"bank": BANK})
@@ -384,14 +389,16 @@ def test_what_was_frozen_at_the_baseline_counts_though_it_was_frozen_anew(
     freeze_all(services, tmp_path)
     settings, before = Settings(), read_locks(tmp_path / "before")
     found = review(services, root=tmp_path, settings=settings, today=TODAY)
-    assert [each.rule for each in found] == ["EM070"]  # the till, which sends, is not among them
+    assert [each.rule for each in found] == [
+        "EM070"
+    ]  # the till, which sends the command, is not checked
     found = review(services, root=tmp_path, settings=settings, today=TODAY, baseline=before)
     [problem] = [each for each in found if each.severity == "error"]
-    assert (problem.rule, problem.subject) == ("EM031", "bank.payed v1")
+    assert (problem.rule, problem.subject) == ("EM031", "bank.paid v1")
 
 
-def test_problems_come_in_one_order(found: Project) -> None:
-    bank = BANK.replace("-> Payed", "-> None") + "import parts.till.service\n"
+def test_problems_have_a_fixed_order(found: Project) -> None:
+    bank = BANK.replace("-> Paid", "-> None") + "import parts.till.service\n"
     till = TILL.replace("    cents: int\n", "    cents: str\n") + "import parts.bank.service\n"
     bank = bank.replace("import parts.till.service\n", "if False:\n    import parts.till.service\n")
     till = till.replace("import parts.bank.service\n", "if False:\n    import parts.bank.service\n")
@@ -399,18 +406,18 @@ def test_problems_come_in_one_order(found: Project) -> None:
     assert rules == [("EM050", "bank"), ("EM051", "till"), ("EM055", "bank"), ("EM055", "till")]
 
 
-def test_an_event_that_is_published_no_more_is_found(found: Project) -> None:
-    bank = BANK.replace("-> Payed", "-> None")
+def test_an_event_that_is_no_longer_published_is_found(found: Project) -> None:
+    bank = BANK.replace("-> Paid", "-> None")
     [problem] = found(bank=bank)
     assert (problem.rule, problem.subject, problem.parties) == (
         "EM051",
-        "bank.payed",
+        "bank.paid",
         ("till", "bank"),
     )
 
 
-def test_a_command_whose_handler_is_gone_is_found(found: Project) -> None:
-    bank = BANK.replace("@service.subscriber(Pay)\n", "service.publisher(Payed)\n")
+def test_a_command_whose_handler_was_removed_is_found(found: Project) -> None:
+    bank = BANK.replace("@service.subscriber(Pay)\n", "service.publisher(Paid)\n")
     [problem] = found(bank=bank)
     assert (problem.rule, problem.subject, problem.parties) == (
         "EM052",
@@ -420,7 +427,7 @@ def test_a_command_whose_handler_is_gone_is_found(found: Project) -> None:
     assert problem.place == Place("parts/till/service.py", line_of(TILL, "class Pay("))
 
 
-def test_a_sender_that_writes_what_the_handler_refuses_is_found(found: Project) -> None:
+def test_a_sender_of_data_that_the_handler_rejects_is_found(found: Project) -> None:
     till = TILL.replace("    cents: int\n", "    cents: str\n")
     [problem] = found(till=till)
     assert (problem.rule, problem.subject) == ("EM050", "bank.pay v1")
@@ -434,7 +441,7 @@ def test_an_import_of_another_service_is_found(found: Project) -> None:
     assert problem.place == Place("parts/till/service.py", len(till.splitlines()))
 
 
-def test_a_database_in_common_is_found_until_both_declare_it(found: Project) -> None:
+def test_a_shared_database_is_a_problem_until_both_services_declare_it(found: Project) -> None:
     urls = {"till": "postgresql://till:secret@db/all", "bank": "postgresql://bank:hidden@db/all"}
     [problem] = found(urls=urls)
     assert (problem.rule, problem.parties) == ("EM056", ("bank", "till"))
@@ -447,34 +454,32 @@ def test_a_database_in_common_is_found_until_both_declare_it(found: Project) -> 
     assert found(urls=urls, till=till, bank=bank) == []
 
 
-def test_a_declaration_for_a_service_that_is_not_there_is_told(found: Project) -> None:
+def test_a_shared_database_with_an_unknown_service_is_a_warning(found: Project) -> None:
     till = TILL.replace('"till", ', '"till", shares_database_with=["bnak"], ')
     [problem] = found(till=till)
     assert (problem.rule, problem.severity) == ("EM059", "warning")
     assert "Did you mean bank?" in problem.fix
 
 
-def test_a_message_of_another_kind_is_told_once(found: Project) -> None:
-    till = TILL.replace(
-        'class Payed(Event, name="bank.payed"', 'class Payed(Event, name="bank.pay"'
-    )
+def test_a_message_declared_with_another_kind_is_reported_once(found: Project) -> None:
+    till = TILL.replace('class Paid(Event, name="bank.paid"', 'class Paid(Event, name="bank.pay"')
     till = till.replace("service.publisher(Pay)\n", "")
     [problem] = found(till=till)
     assert (problem.rule, problem.parties) == ("EM058", ("till", "bank"))
 
 
-def test_a_subscriber_with_another_key_is_told(found: Project) -> None:
+def test_a_subscriber_with_another_key_is_found(found: Project) -> None:
     till = TILL.replace(
-        '"bank.payed", version=1, key="account"', '"bank.payed", version=1, key="cents"'
+        '"bank.paid", version=1, key="account"', '"bank.paid", version=1, key="cents"'
     )
     till = till.replace(
         "    account: str\n\nservice", "    account: str\n    cents: int\n\nservice"
     )
     [problem] = found(till=till)
-    assert (problem.rule, problem.subject) == ("EM058", "bank.payed")
+    assert (problem.rule, problem.subject) == ("EM058", "bank.paid")
 
 
-def test_two_services_of_one_name_are_told(tmp_path: Path) -> None:
+def test_two_services_with_the_same_name_are_found(tmp_path: Path) -> None:
     services = [Service("till"), Service("till")]
     [problem] = review(services, root=tmp_path, settings=Settings(), today=TODAY)
     assert (problem.rule, problem.subject) == ("EM054", "service till")

@@ -1,4 +1,4 @@
-"""A service that imports another's code is found out, however it does so, and nobody else is."""
+"""Every import of another service's code is found, and nothing else is."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROJECT = {
     "shared/__init__.py": "",
     "shared/money.py": "import decimal\n",
 }
-"""Two services, a package that is none, and a library of everybody's."""
+"""Two services, a package that is not a service, and a shared library."""
 
 
 def write(root: Path, files: Mapping[str, str | bytes]) -> None:
@@ -39,17 +39,17 @@ def write(root: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 def found(root: Path, **files: str) -> list[Problem]:
-    """What is found in the project with these modules of orders, `.py` left out."""
+    """The problems of the project with these modules in orders, named without `.py`."""
     write(root, PROJECT | {f"services/orders/{name}.py": text for name, text in files.items()})
     return foreign_imports(service_targets(root), Sources(root))
 
 
-def test_a_project_in_which_nobody_imports_another_s_code_is_clean(tmp_path: Path) -> None:
+def test_a_project_without_foreign_imports_has_no_problems(tmp_path: Path) -> None:
     text = "import json\nimport eventmesh\nfrom shared import money\nfrom . import contracts\n"
     assert found(tmp_path, handlers=text) == []
 
 
-def test_the_shop_is_clean() -> None:
+def test_the_shop_has_no_foreign_imports() -> None:
     assert foreign_imports(service_targets(ROOT), Sources(ROOT)) == []
 
 
@@ -78,7 +78,7 @@ def test_the_shop_is_clean() -> None:
         "pkgutil.resolve_name('services.payments.service:service')",
     ],
 )
-def test_every_way_to_import_is_seen(tmp_path: Path, text: str) -> None:
+def test_every_form_of_import_is_found(tmp_path: Path, text: str) -> None:
     [problem] = found(tmp_path, handlers=text)
     assert (problem.rule, problem.severity) == ("EM055", "error")
     assert problem.parties == ("orders", "payments")
@@ -88,17 +88,17 @@ def test_every_way_to_import_is_seen(tmp_path: Path, text: str) -> None:
     assert problem.summary.startswith(f"Line {line} of services/orders/handlers.py imports")
 
 
-def test_an_import_in_the_package_itself_is_seen(tmp_path: Path) -> None:
+def test_an_import_in_the_package_itself_is_found(tmp_path: Path) -> None:
     [problem] = found(tmp_path, __init__="\nfrom ..payments import models\n")
     assert problem.place == Place("services/orders/__init__.py", 2)
 
 
-def test_a_file_in_a_folder_without_init_is_seen(tmp_path: Path) -> None:
+def test_an_import_in_a_folder_without_init_is_found(tmp_path: Path) -> None:
     [problem] = found(tmp_path, **{"tools/deep/fix": "from ....payments import models"})
     assert problem.place == Place("services/orders/tools/deep/fix.py", 1)
 
 
-def test_each_import_is_told_once_however_many_names_it_takes(tmp_path: Path) -> None:
+def test_each_import_statement_is_reported_once(tmp_path: Path) -> None:
     problems = found(
         tmp_path,
         one="from services.payments.contracts import A, B\nfrom services.payments import models\n",
@@ -112,14 +112,14 @@ def test_each_import_is_told_once_however_many_names_it_takes(tmp_path: Path) ->
     assert len({problem.fingerprint for problem in problems}) == 3
 
 
-def test_a_finding_stays_the_same_when_its_line_moves(tmp_path: Path) -> None:
+def test_the_fingerprint_of_a_finding_does_not_depend_on_its_line(tmp_path: Path) -> None:
     [before] = found(tmp_path, handlers="import services.payments")
     [after] = found(tmp_path, handlers="import json\n\nimport services.payments")
     assert before.place != after.place
     assert before.fingerprint == after.fingerprint
 
 
-def test_code_that_comes_by_way_of_a_shared_library_is_seen(tmp_path: Path) -> None:
+def test_an_import_through_a_shared_library_is_found(tmp_path: Path) -> None:
     write(tmp_path, {"shared/deep.py": "from shared import cards\n"})
     write(tmp_path, {"shared/cards.py": "def card():\n    import services.payments.models\n"})
     [problem] = found(tmp_path, handlers="\nimport shared.deep\n")
@@ -129,14 +129,14 @@ def test_code_that_comes_by_way_of_a_shared_library_is_seen(tmp_path: Path) -> N
     assert "through shared.cards" in problem.summary
 
 
-def test_a_module_that_imports_several_services_is_told_once(tmp_path: Path) -> None:
+def test_a_library_that_imports_several_services_is_reported_once(tmp_path: Path) -> None:
     write(tmp_path, {"services/shipping/service.py": ""})
     write(tmp_path, {"shared/all.py": "import services.shipping\nimport services.payments\n"})
     [problem] = found(tmp_path, handlers="from shared import all")
     assert problem.parties == ("orders", "payments", "shipping")
 
 
-def test_a_name_that_the_common_package_takes_from_a_service_is_that_service_s(
+def test_a_name_that_the_common_package_imports_from_a_service_belongs_to_that_service(
     tmp_path: Path,
 ) -> None:
     text = "from .payments.contracts import PaymentCaptured as Paid\nfrom shared import money\n"
@@ -147,17 +147,17 @@ def test_a_name_that_the_common_package_takes_from_a_service_is_that_service_s(
     assert "services" in problem.summary
 
 
-def test_libraries_that_import_each_other_in_a_circle_are_followed_once(tmp_path: Path) -> None:
+def test_libraries_that_import_each_other_are_followed_once(tmp_path: Path) -> None:
     write(tmp_path, {"shared/a.py": "import shared.b\n", "shared/b.py": "import shared.a\n"})
     assert found(tmp_path, handlers="import shared.a") == []
 
 
-def test_a_name_that_only_looks_alike_is_no_service(tmp_path: Path) -> None:
+def test_a_package_with_a_similar_name_is_not_a_service(tmp_path: Path) -> None:
     write(tmp_path, {"services/payments_client/__init__.py": ""})
     assert found(tmp_path, handlers="from services import payments_client\nimport payments") == []
 
 
-def test_modules_beside_each_other_in_one_package_are_told_apart(tmp_path: Path) -> None:
+def test_services_in_the_same_package_are_distinguished_by_module(tmp_path: Path) -> None:
     write(
         tmp_path,
         {
@@ -172,7 +172,7 @@ def test_modules_beside_each_other_in_one_package_are_told_apart(tmp_path: Path)
     assert problem.place == Place("shop/orders.py", 2)
 
 
-def test_a_service_in_another_s_folder_is_a_service_of_its_own(tmp_path: Path) -> None:
+def test_a_service_inside_the_folder_of_another_is_a_separate_service(tmp_path: Path) -> None:
     write(
         tmp_path,
         {
@@ -188,7 +188,7 @@ def test_a_service_in_another_s_folder_is_a_service_of_its_own(tmp_path: Path) -
     assert problem.place == Place("app/billing/rules.py", 1)
 
 
-def test_code_below_src_is_found(tmp_path: Path) -> None:
+def test_services_below_src_are_checked(tmp_path: Path) -> None:
     write(tmp_path, {"src/orders/service.py": "import payments.service\n"})
     write(tmp_path, {"src/payments/service.py": ""})
     targets = {"orders": "orders.service:service", "payments": "payments.service"}
@@ -196,7 +196,7 @@ def test_code_below_src_is_found(tmp_path: Path) -> None:
     assert problem.place == Place("src/orders/service.py", 1)
 
 
-def test_nothing_is_imported_or_run(tmp_path: Path) -> None:
+def test_checking_imports_and_runs_no_module(tmp_path: Path) -> None:
     before = set(sys.modules)
     found(tmp_path, handlers="raise SystemExit('run')\n", trap="import shared.boom")
     write(tmp_path, {"shared/boom.py": "raise SystemExit('run')\n"})
@@ -204,7 +204,7 @@ def test_nothing_is_imported_or_run(tmp_path: Path) -> None:
     assert {name for name in set(sys.modules) - before if "shared" in name} == set()
 
 
-def test_only_the_services_asked_for_are_read(tmp_path: Path) -> None:
+def test_only_the_given_services_are_checked(tmp_path: Path) -> None:
     found(tmp_path, handlers="import services.payments")
     targets = service_targets(tmp_path)
     assert foreign_imports(targets, Sources(tmp_path), of={"payments"}) == []
@@ -212,7 +212,7 @@ def test_only_the_services_asked_for_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "reason"),
     [
         (b"def broken(:\n", "not valid Python"),
         (b"\xff\xfe\x00nonsense", "not valid Python"),
@@ -223,35 +223,35 @@ def test_only_the_services_asked_for_are_read(tmp_path: Path) -> None:
         (b"#" * (MAX_BYTES + 1), "larger than 2,000,000 bytes"),
     ],
 )
-def test_a_file_that_cannot_be_understood_is_told_with_its_place(
-    tmp_path: Path, content: bytes, said: str
+def test_a_file_that_cannot_be_parsed_is_a_problem(
+    tmp_path: Path, content: bytes, reason: str
 ) -> None:
-    write(tmp_path, {"services/orders/odd.py": content})
+    write(tmp_path, {"services/orders/invalid.py": content})
     [problem] = found(tmp_path)
     assert problem.rule == "EM055"
     assert problem.parties == ("orders",)
     assert problem.place is not None
-    assert problem.place.file == "services/orders/odd.py"
-    assert said in problem.summary
+    assert problem.place.file == "services/orders/invalid.py"
+    assert reason in problem.summary
 
 
-def test_a_long_sum_is_no_reason_to_give_up(tmp_path: Path) -> None:
+def test_a_long_expression_can_be_parsed(tmp_path: Path) -> None:
     text = "import services.payments\nx = " + "+".join(["1"] * 3_000)
     assert len(found(tmp_path, handlers=text)) == 1
 
 
-def test_a_text_that_python_would_warn_of_is_read_without_a_warning(tmp_path: Path) -> None:
+def test_a_file_with_a_syntax_warning_is_read_without_a_warning(tmp_path: Path) -> None:
     assert found(tmp_path, handlers="x = '\\d'\nassert (x, 'always')\n") == []
 
 
-def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+def test_a_broken_symbolic_link_is_a_problem(tmp_path: Path) -> None:
     write(tmp_path, PROJECT)
     (tmp_path / "services/orders/gone.py").symlink_to(tmp_path / "nowhere.py")
     [problem] = found(tmp_path)
     assert problem.place == Place("services/orders/gone.py", 1)
 
 
-def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_named_pipe_is_a_problem_and_does_not_block(tmp_path: Path) -> None:
     write(tmp_path, PROJECT)
     os.mkfifo(tmp_path / "services/orders/pipe.py")
     [problem] = found(tmp_path)
@@ -259,7 +259,9 @@ def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("link", ["services/orders/theirs", "services/orders/theirs.py"])
-def test_a_link_into_another_service_is_an_import_of_it(tmp_path: Path, link: str) -> None:
+def test_a_symbolic_link_into_another_service_is_a_foreign_import(
+    tmp_path: Path, link: str
+) -> None:
     write(tmp_path, PROJECT)
     target = "services/payments/models.py" if link.endswith(".py") else "services/payments"
     (tmp_path / link).symlink_to(tmp_path / target)
@@ -269,13 +271,13 @@ def test_a_link_into_another_service_is_an_import_of_it(tmp_path: Path, link: st
     assert "is a symbolic link" in problem.summary
 
 
-def test_links_that_lead_in_a_circle_are_followed_once(tmp_path: Path) -> None:
+def test_cyclic_symbolic_links_are_followed_once(tmp_path: Path) -> None:
     write(tmp_path, PROJECT)
     (tmp_path / "services/orders/again").symlink_to(tmp_path / "services/orders")
     assert found(tmp_path) == []
 
 
-def test_a_service_is_found_where_it_is_declared(tmp_path: Path) -> None:
+def test_the_place_of_a_service_is_its_declaration(tmp_path: Path) -> None:
     found(tmp_path)
     sources = Sources(tmp_path)
     known = homes(service_targets(tmp_path), sources.root)

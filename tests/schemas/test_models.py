@@ -1,7 +1,9 @@
-"""Verdicts on models say what the models do. Each row of the table of changes is executed: what a
-verdict calls compatible is read, and what it calls breaking is written and refused.
+"""Verdicts on models agree with what the models do.
 
-The table goes to `build/model-changes.md`.
+Each row of the table of changes is executed: messages of a compatible change are read, and the
+witness of a breaking change is written by one model and rejected by the other.
+
+The results are written to `build/model-changes.md`.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ CASES = [(row, direction) for row in ROWS for direction in ("backward", "forward
 
 @pytest.fixture(scope="module")
 def results() -> Iterator[dict[tuple[str, str], tuple[str, str]]]:
-    """What came out, by change and direction; written down at the end."""
+    """The verdict and what the model did, by change and direction; written to a file at the end."""
     found: dict[tuple[str, str], tuple[str, str]] = {}
     yield found
     if len(found) > len(CASES) // 2:
@@ -57,7 +59,7 @@ def results() -> Iterator[dict[tuple[str, str], tuple[str, str]]]:
 @pytest.mark.parametrize(
     ("row", "direction"), CASES, ids=[f"{row.change}: {direction}" for row, direction in CASES]
 )
-def test_the_verdict_is_what_the_models_do(
+def test_the_verdict_agrees_with_what_the_models_do(
     row: Row, direction: str, results: dict[tuple[str, str], tuple[str, str]]
 ) -> None:
     writer, reader, truth = (
@@ -69,20 +71,20 @@ def test_the_verdict_is_what_the_models_do(
     if truth == "breaks":
         assert isinstance(verdict, Breaking)
         assert can_be_written(writer, verdict.witness)
-        refusal = refused(reader, verdict.witness)
-        assert refusal
-        did = f"refused `{json.dumps(verdict.witness)}`: {refusal}"
+        reason = rejection_by(reader, verdict.witness)
+        assert reason
+        did = f"rejected `{json.dumps(verdict.witness)}`: {reason}"
     else:
-        assert isinstance(verdict, Unknown if row.unsaid else Compatible), verdict
-        messages = [*written(writer), *made(writer)]
+        assert isinstance(verdict, Unknown if row.may_be_unknown else Compatible), verdict
+        messages = [*written(writer), *generated(writer)]
         assert messages
         for message in messages:
-            assert refused(reader, message) == "", message
-        did = f"took {len(messages)} messages"
+            assert rejection_by(reader, message) == "", message
+        did = f"read {len(messages)} messages"
     results[row.change, direction] = (type(verdict).__name__, did)
 
 
-def refused(reader: type[BaseModel], message: Any) -> str:
+def rejection_by(reader: type[BaseModel], message: Any) -> str:
     """Why the model does not read a message; empty if it does."""
     try:
         reader.model_validate_json(to_json(message))
@@ -116,8 +118,8 @@ def can_be_written(writer: type[BaseModel], message: Any) -> bool:
 
 
 @cache
-def made(writer: type[BaseModel]) -> list[Any]:
-    """Messages that hypothesis makes of the model's annotations; the same ones each time."""
+def generated(writer: type[BaseModel]) -> list[Any]:
+    """Messages that Hypothesis generates from the model's annotations, the same in each run."""
     messages: list[Any] = []
 
     @settings(
@@ -128,7 +130,7 @@ def made(writer: type[BaseModel]) -> list[Any]:
         suppress_health_check=list(HealthCheck),
     )
     @given(st.fixed_dictionaries({n: inputs(f.annotation) for n, f in writer.model_fields.items()}))
-    def make(values: dict[str, Any]) -> None:
+    def add_message(values: dict[str, Any]) -> None:
         try:
             value = writer.model_validate(values, by_name=True, by_alias=False)
         except ValidationError:
@@ -138,10 +140,10 @@ def made(writer: type[BaseModel]) -> list[Any]:
             messages.append(message)
 
     if "Tree" in writer.__name__ or "Chain" in writer.__name__:
-        return []  # takes hypothesis very long
+        return []  # takes Hypothesis very long
     try:
-        make()
-    except Exception:  # noqa: BLE001  # a type that hypothesis cannot make: `written` has to do
+        add_message()
+    except Exception:  # noqa: BLE001  # Hypothesis cannot generate this type
         return []
     return messages
 
@@ -155,7 +157,7 @@ def inputs(annotation: Any) -> st.SearchStrategy[Any]:
     return st.from_type(annotation)
 
 
-# What else a verdict promises ---------------------------------------------------------------------
+# Other properties of a verdict --------------------------------------------------------------------
 
 
 class Order(BaseModel):
@@ -169,11 +171,11 @@ class Line(BaseModel):
     count: int = 1
 
 
-def test_a_model_reads_what_it_writes() -> None:
+def test_a_model_is_compatible_with_itself() -> None:
     assert isinstance(compare_model(writer_schema(Order), Order), Compatible)
 
 
-def test_a_witness_is_as_small_as_can_be() -> None:
+def test_a_witness_is_minimal() -> None:
     class NewLine(BaseModel):
         article: str
         count: Annotated[int, Field(le=99)]
@@ -186,14 +188,14 @@ def test_a_witness_is_as_small_as_can_be() -> None:
     assert "lines[].count" in verdict.reason
 
 
-def test_a_change_is_told_in_the_model_s_words() -> None:
+def test_a_change_names_the_field_of_the_model() -> None:
     verdict = compare_model(writer_schema(Order), m(number=str, amount=Decimal))
     assert isinstance(verdict, Breaking)
     assert verdict.changes[0].field == "number"
     assert verdict.changes[0].rule == "EM002"
 
 
-def test_what_only_the_model_refuses_is_EM022() -> None:  # noqa: N802
+def test_a_value_that_only_the_model_rejects_is_EM022() -> None:  # noqa: N802
     class Checked(BaseModel):
         number: int
 
@@ -211,19 +213,19 @@ def test_what_only_the_model_refuses_is_EM022() -> None:  # noqa: N802
     assert "must be even" in verdict.reason
 
 
-def test_a_validator_that_refuses_nothing_is_mentioned() -> None:
+def test_a_validator_that_rejects_nothing_is_listed_as_a_change() -> None:
     class Checked(BaseModel):
         number: int
 
         @field_validator("number")
         @classmethod
-        def as_it_is(cls, value: int) -> int:
+        def unchanged(cls, value: int) -> int:
             return value
 
     verdict = compare_model(writer_schema(m(number=int)), Checked)
     assert isinstance(verdict, Compatible)
     assert [change.rule for change in verdict.changes] == ["EM022"]
-    assert "as_it_is" in verdict.changes[0].detail
+    assert "unchanged" in verdict.changes[0].detail
 
 
 @pytest.mark.parametrize(
@@ -246,20 +248,20 @@ def test_a_validator_that_refuses_nothing_is_mentioned() -> None:
         (UUID, lambda value: value.version == 4),
     ],
 )
-def test_a_new_validator_is_found_by_the_values_that_its_code_mentions(
+def test_a_new_validator_is_found_by_the_values_in_its_code(
     kind: Any, check: Callable[[Any], bool]
 ) -> None:
     def checked(value: Any) -> Any:
         if not check(value):
-            raise ValueError("is not taken")
+            raise ValueError("is not accepted")
         return value
 
     verdict = compare_model(writer_schema(m(a=kind)), m(a=Annotated[kind, AfterValidator(checked)]))
     assert isinstance(verdict, Breaking)
-    assert "is not taken" in verdict.reason
+    assert "is not accepted" in verdict.reason
 
 
-def test_a_sample_that_is_refused_breaks_whatever_the_schemas_say() -> None:
+def test_a_rejected_sample_is_breaking_even_if_the_schemas_are_compatible() -> None:
     class Checked(BaseModel):
         text: str
 
@@ -276,7 +278,7 @@ def test_a_sample_that_is_refused_breaks_whatever_the_schemas_say() -> None:
     assert "is rare" in verdict.reason
 
 
-def test_a_reader_s_validator_that_the_writer_may_have_had_under_another_name_is_unknown() -> None:
+def test_a_narrower_reader_of_a_writer_with_a_validator_is_unknown_without_a_witness() -> None:
     class Before(BaseModel):
         code: str
 
@@ -306,7 +308,7 @@ def test_a_reader_s_validator_that_the_writer_may_have_had_under_another_name_is
     assert verdict.witness == {"code": "B"}
 
 
-def test_a_cast_is_run_before_the_model() -> None:
+def test_a_cast_is_applied_before_the_model() -> None:
     old, new = m(cents=int), m(amount=Decimal)
 
     def cast(data: dict[str, Any]) -> dict[str, Any]:
@@ -319,7 +321,7 @@ def test_a_cast_is_run_before_the_model() -> None:
     assert "KeyError" in verdict.reason
 
 
-def test_a_cast_does_not_change_the_document_that_is_shown() -> None:
+def test_a_cast_does_not_modify_the_witness() -> None:
     def cast(data: dict[str, Any]) -> dict[str, Any]:
         data.clear()
         return {}
@@ -329,20 +331,20 @@ def test_a_cast_does_not_change_the_document_that_is_shown() -> None:
     assert verdict.witness == {"a": 0}
 
 
-def test_a_model_that_no_schema_can_tell_is_answered_all_the_same() -> None:
+def test_a_model_without_a_json_schema_has_a_verdict() -> None:
     class Thing:
         pass
 
-    class Odd(BaseModel):
+    class Unusual(BaseModel):
         model_config = ConfigDict(arbitrary_types_allowed=True)
         thing: Thing
 
-    verdict = compare_model(writer_schema(m(thing=str)), Odd)
+    verdict = compare_model(writer_schema(m(thing=str)), Unusual)
     assert isinstance(verdict, Breaking)
 
 
-def test_a_validator_that_raises_what_pydantic_does_not_expect_refuses() -> None:
-    class Odd(BaseModel):
+def test_an_unexpected_exception_of_a_validator_is_a_rejection() -> None:
+    class Unusual(BaseModel):
         a: int
 
         @field_validator("a")
@@ -350,13 +352,13 @@ def test_a_validator_that_raises_what_pydantic_does_not_expect_refuses() -> None
         def check(cls, value: int) -> int:
             return value // value
 
-    verdict = compare_model(writer_schema(m(a=int)), Odd)
+    verdict = compare_model(writer_schema(m(a=int)), Unusual)
     assert isinstance(verdict, Breaking)
     assert verdict.witness == {"a": 0}
     assert "ZeroDivisionError" in verdict.reason
 
 
-def test_the_writer_s_schema_is_closed_and_says_what_is_always_written() -> None:
+def test_the_writer_schema_is_closed_and_requires_every_field() -> None:
     schema = writer_schema(Order)
     assert schema["additionalProperties"] is False
     assert schema["$defs"]["Line"]["additionalProperties"] is False
@@ -364,7 +366,7 @@ def test_the_writer_s_schema_is_closed_and_says_what_is_always_written() -> None
     assert schema["properties"]["amount"]["pattern"]
 
 
-def test_a_frozen_reader_is_answered_by_its_schema() -> None:
+def test_a_frozen_reader_is_compared_by_its_schema() -> None:
     old, new = m(a=Annotated[Decimal, Field(ge=10)]), m(a=Annotated[Decimal, Field(ge=0)])
     assert isinstance(compare_schemas(writer_schema(old), reader_schema(new)), Compatible)
     verdict = compare_schemas(writer_schema(new), reader_schema(old))
@@ -377,16 +379,16 @@ def test_a_frozen_reader_is_answered_by_its_schema() -> None:
     [int, float, Decimal, bool, str, bytes, datetime, date, UUID, Literal[1, "x"], list[int],
      set[str], dict[int, str], dict[bool, int], tuple[int, str], int | None],
 )  # fmt: skip
-def test_what_the_reader_s_schema_accepts_pydantic_accepts(kind: Any) -> None:
-    """The schema of what is read is no wider than the model, or a proof would prove nothing."""
+def test_pydantic_accepts_what_the_reader_schema_accepts(kind: Any) -> None:
+    """A reader schema that is wider than its model would make proofs meaningless."""
     from eventmesh.compat import documents
     from eventmesh.compat.pydantic_models.schemas import plain
 
     model = create_model("Model", a=(kind, ...))
     for document in documents(plain(reader_schema(model)), limit=300):
-        assert refused(model, document) == "" or too_odd(document), document
+        assert rejection_by(model, document) == "" or is_exempt(document), document
 
 
-def too_odd(document: Any) -> bool:
-    """Numbers that pydantic takes for other types than their own, but not beyond 64 bits."""
+def is_exempt(document: Any) -> bool:
+    """Numbers that pydantic converts to another type only within 64 bits."""
     return isinstance(document["a"], float) or "e+" in json.dumps(document)

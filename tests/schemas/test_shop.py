@@ -1,4 +1,4 @@
-"""The shop's schemas are as frozen, and what they hold is what the shop writes."""
+"""The committed schemas of the shop are those of its code, with samples that it writes."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ committed = pytest.mark.skipif(
 
 
 @committed
-def test_the_committed_schemas_are_what_the_code_says() -> None:
+def test_the_committed_schemas_are_those_of_the_code() -> None:
     assert [str(problem) for problem in check(owned_models(), read_locks(SCHEMAS))] == []
 
 
 @committed
-def test_every_committed_schema_belongs_to_a_message_or_to_an_older_version_of_one() -> None:
+def test_every_committed_schema_belongs_to_a_message_of_the_shop() -> None:
     current = {lock_path(SCHEMAS, model) for model in owned_models()}
     messages = {path.parent for path in current}
     strays = [path for path in SCHEMAS.rglob("*.json") if path.parent not in messages]
     assert strays == []
 
 
-def test_the_shop_can_be_frozen_and_is_then_frozen(tmp_path: Path) -> None:
+def test_the_messages_of_the_shop_have_no_drift_after_freezing(tmp_path: Path) -> None:
     models = owned_models()
     assert len(freeze(models, tmp_path)) == len(models)
     assert check(models, read_locks(tmp_path)) == []
 
 
 @committed
-def test_every_sample_is_what_the_shop_writes_today() -> None:
+def test_every_sample_is_a_message_that_the_shop_writes() -> None:
     locks = read_locks(SCHEMAS)
     for model in owned_models():
         identity = model.__identity__
@@ -57,7 +57,7 @@ def test_every_sample_is_what_the_shop_writes_today() -> None:
             assert json.loads(message.model_dump_json(by_alias=True)) == sample
 
 
-def test_each_message_of_the_shop_is_frozen_by_its_owner_alone() -> None:
+def test_each_message_of_the_shop_has_one_owner() -> None:
     names = [model.__identity__.name for model in owned_models()]
     assert len(names) == len(set(names))
     assert {name.partition(".")[0] for name in names} == {
