@@ -82,7 +82,7 @@ def show(
 def replay(service: Name, ids: Ids = None, every: All = False) -> None:
     """Deliver dead letters to their subscriptions again, as new messages.
 
-    First fix what the handler failed on; `eventmesh dlq show` tells. A replayed
+    First fix what the handler failed on; `eventmesh dlq show` shows it. A replayed
     message starts with all its attempts.
     """
     _act(service, ids, every, "replayed", lambda t, s, found: t.replay(s, found))

@@ -209,7 +209,7 @@ def skip(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete parked messages, so that later ones of their keys flow.
+    """Delete parked messages, so that later ones of their keys are published.
 
     Skipped messages are never delivered. Each is printed completely before it is
     deleted; the output is the only copy, so save it.

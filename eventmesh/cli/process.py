@@ -47,8 +47,8 @@ def run_worker(
         reload = run_on_loop(settings, run())
     except asyncio.CancelledError:
         raise EventMeshError(
-            "The worker was told to stop twice and did not finish the messages it was handling; "
-            "they will be delivered again."
+            "The worker received a second stop signal before it had finished its messages; they "
+            "will be delivered again."
         ) from None
     if reload:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # ourselves

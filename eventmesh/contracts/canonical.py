@@ -90,10 +90,10 @@ class _Forms:
     """Computes the forms of a schema and of its definitions.
 
     A reference to a definition outside any cycle is replaced by the form of the definition. For
-    definitions in a cycle, such as a tree whose nodes hold nodes, that would not end. They are told
-    apart by colours: all start with the same one, and in each round a definition's new colour is
-    the hash of its form, with its references replaced by their colours. After as many rounds as
-    there are such definitions, those of equal colour accept the same documents.
+    definitions in a cycle, such as a tree whose nodes hold nodes, that would not end. They are
+    distinguished by colours: all start with the same one, and in each round a definition's new
+    colour is the hash of its form, with its references replaced by their colours. After as many
+    rounds as there are such definitions, those of equal colour accept the same documents.
     """
 
     def __init__(self, root: Any, defaults: bool, checks: bool) -> None:

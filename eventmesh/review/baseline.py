@@ -1,6 +1,6 @@
 """Comparing the lock files with those of a git revision (`schema check --against main`).
 
-A lock file says what was published. Whoever deletes one and freezes anew, or edits one and its
+A lock file says what was published. Whoever deletes one and freezes again, or edits one and its
 hash, hides a breaking change from the check of the working tree; the revision still has the
 original. Its lock files are read by `git ls-tree` and `git cat-file`: nothing is checked out, and
 the repository is not changed.
@@ -95,7 +95,7 @@ def find_lost_locks(baseline: Baseline, root: Path) -> list[Problem]:
 
 def locks_at(baseline: Baseline, root: Path) -> Locks:
     """The locks of the revision, to compare the current models with: deleting a lock file and
-    freezing anew does not hide a change."""
+    freezing again does not hide a change."""
     return locks_from(root, baseline.files)
 
 

@@ -104,10 +104,10 @@ def python_files(folder: Path, trouble: list[tuple[Path, str]]) -> Iterator[Path
     """
     seen: set[str] = set()
 
-    def refused(error: OSError) -> None:
+    def note_unreadable(error: OSError) -> None:
         trouble.append((Path(error.filename), error.strerror or repr(error)))
 
-    for where, folders, files in os.walk(folder, onerror=refused, followlinks=True):
+    for where, folders, files in os.walk(folder, onerror=note_unreadable, followlinks=True):
         real = os.path.realpath(where)
         if real in seen:  # a symbolic link back to a parent
             folders.clear()

@@ -1,8 +1,8 @@
 """Schemas that describe a value by themselves: reference cycles without a field in between.
 
-`{"$ref": "#"}` says of a value that it is what it is, for ever. A tree, whose nodes hold nodes, is
-no such cycle: each step goes one level down into the document. Generating Python classes from a
-schema with such a cycle would not end, so it is looked for first.
+`{"$ref": "#"}` only says that a value is valid if it is valid, and resolving it never ends. A tree,
+whose nodes hold nodes, is not such a cycle: each step goes one level down into the document.
+Generating Python classes from a schema with such a cycle would not end, so it is looked for first.
 """
 
 from __future__ import annotations

@@ -337,7 +337,7 @@ class _MemoryConsumer:
 
     def _reach(self) -> None:
         if self._lost:
-            raise Unreachable("The connection to the memory broker was lost: consume anew.")
+            raise Unreachable("The connection to the memory broker was lost: open a new consumer.")
 
     def _take_ready(self, limit: int) -> list[Delivery]:
         now = self._clock.monotonic()

@@ -1,7 +1,7 @@
 """The outcome of a delivery: done, retried after a delay, or dead-lettered. There is no fourth.
 
 Application code chooses the delay of a retry and the error text of a dead letter, and neither may
-prevent settling. Both are brought into bounds here, once, before any transport sees them.
+prevent settling. Both are limited here, once, before any transport sees them.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def test_a_broker_scheme_nobody_knows(bank: Project) -> None:
 BROKER_URLS = {
     f"redis://:{PASSWORD}@127.0.0.1:high": ["127.0.0.1:high", "scheme://user:password@"],
     f"amqp://ada:{PASSWORD}@127.0.0.1:high/": ["127.0.0.1:high", "amqp://user:password@"],
-    "sqlite://": ["names no file", "sqlite:///.eventmesh/broker.db"],
+    "sqlite://": ["does not name a file", "sqlite:///.eventmesh/broker.db"],
     "broker": ["'broker'", "has no scheme", "EVENTMESH_BROKER_URL"],
     "localhost:5672": ["'localhost:5672'", "has no scheme", "amqp://"],
     "": ["''", "EVENTMESH_BROKER_URL"],
@@ -188,7 +188,7 @@ def test_a_server_that_is_not_redis(bank: Project) -> None:
         connection, _ = listener.accept()
         with connection:
             connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            worker.ended().fails(3, f"What answers at {url} is not Redis", "EVENTMESH_BROKER_URL")
+            worker.ended().fails(3, f"The server at {url} is not Redis", "EVENTMESH_BROKER_URL")
 
 
 def test_a_rabbitmq_that_is_not_there(bank: Project) -> None:

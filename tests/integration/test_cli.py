@@ -344,7 +344,7 @@ async def test_the_second_signal_aborts_the_drain_and_loses_nothing(
     worker.tell(second)
     ended = worker.ended()
     assert ended.code == 1, ended.said
-    assert ended.err.splitlines()[-1].startswith("Error: The worker was told to stop twice")
+    assert ended.err.splitlines()[-1].startswith("Error: The worker received a second stop signal")
     assert "Traceback" not in ended.err
     assert balances(bank) == {}
     finish_with_another_worker(bank)

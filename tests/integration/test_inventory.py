@@ -354,7 +354,7 @@ async def test_two_do_not_count_on_one_rabbitmq_at_a_time(
         async with await aio_pika.connect(url) as other:
             channel = await other.channel()
             await channel.declare_queue(f"{project.prefix}.census", exclusive=True)
-            with pytest.raises(Unreachable, match="else is counting"):
+            with pytest.raises(Unreachable, match="process is counting"):
                 await transport.census([TELL])
         await transport.census([TELL])
 

@@ -176,7 +176,7 @@ async def test_foreign_dead_letters_are_replayed_as_they_came(
 def wrong_type(key: str) -> str:
     """What an error says that is about a key."""
     return (
-        f"refuses: WRONGTYPE the key {key} does not hold what EventMesh keeps there. "
+        f"rejected a command: WRONGTYPE the key {key} does not hold what EventMesh keeps there. "
         f"Another program uses that key: rename or delete it, and EventMesh goes on"
     )
 
@@ -291,7 +291,7 @@ async def test_what_redis_does_not_take_comes_again(
             finally:
                 healed()
 
-    with pytest.raises(Unreachable, match="refuses"):
+    with pytest.raises(Unreachable, match="rejected a command"):
         await settle_it()
     async with transport.consume(PAID, prefetch=1) as consumer:
         [delivery] = await take(consumer, 1)

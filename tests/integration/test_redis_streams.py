@@ -237,7 +237,7 @@ async def test_upkeep_that_is_refused_disturbs_no_delivery(
         await settle(consumer, await take(consumer, 1))
     said = capsys.readouterr().out
     assert said.count("trimming streams failed") == 1
-    assert "refuses" in said
+    assert "rejected a command" in said
 
 
 async def test_a_consumer_that_cannot_keep_its_deliveries_ends(node: Node) -> None:
@@ -251,7 +251,7 @@ async def test_a_consumer_that_cannot_keep_its_deliveries_ends(node: Node) -> No
             await take(consumer, 1)
 
     async with opened(f"redis://poor:secret@127.0.0.1:{node.port}/0") as transport:
-        with pytest.raises(Unreachable, match="refuses"):
+        with pytest.raises(Unreachable, match="rejected a command"):
             await hold_for_too_long(transport)
 
 
@@ -450,7 +450,7 @@ async def test_a_network_that_swallows_everything_is_noticed(
         url = f"redis://:{node.password}@127.0.0.1:{port}/0"
         async with opened(url) as transport:
             async with asyncio.timeout(8):
-                with pytest.raises(Unreachable, match="took over 1 s"):
+                with pytest.raises(Unreachable, match="took longer than 1 s"):
                     await consume_through_the_loss(transport)
             cutter.silent = False
             monkeypatch.undo()

@@ -34,7 +34,7 @@ class Step:
 
 
 def step_between(writer: dict[str, Any], reader: dict[str, Any]) -> Step:
-    """What leads from the data that the old version writes to that which the new one reads.
+    """The changes that turn data of the old version into data that the new one reads.
 
     Only top-level fields are compared; a difference inside a field is left to a person.
     """

@@ -2,7 +2,7 @@
 
 It looks into the queues, which `inspection` does and which has a price, described there. A queue in
 which nothing waits is left alone. Three things cannot be seen: what workers hold, which RabbitMQ
-tells nobody; a retry that a broker which has just started is still moving on; and subscriptions
+does not show; a retry that a broker which has just started is still moving on; and subscriptions
 that the caller does not name.
 """
 

@@ -2,7 +2,7 @@
 a loss.
 
 The library is aiormq, on which aio-pika is built. aio-pika's robust connections reconnect by
-themselves and do not tell those who hold deliveries of the lost channel. Here, a loss is
+themselves and do not notify the holders of deliveries of the lost channel. Here, a loss is
 Unreachable at once for all who use the connection, and the next call connects again.
 
 aiormq reports a lost connection in several ways: by its own errors, by cancelling its futures, or

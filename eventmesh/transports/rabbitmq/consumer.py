@@ -158,7 +158,7 @@ class AmqpConsumer:
         if self._lost is not None or self._channel is None:
             raise Unreachable(
                 f"The broker at {self._connection.address} no longer delivers "
-                f"{self._subscription.name}: {self._lost}. Consume it anew."
+                f"{self._subscription.name}: {self._lost}. Open a new consumer."
             )
         return self._channel
 

@@ -3,8 +3,8 @@
 There are two reasons. First, speed: aiormq creates a dozen objects and a task for each delivery,
 which costs more than handling it; here a delivery is one object whose headers are decoded once.
 Second, robustness: aiormq closes the whole connection at a header that it cannot decode (a
-timestamp in the year 60,000 is enough), so that one such message would be redelivered for ever, and
-would cut every consumer of the process each time.
+timestamp in the year 60,000 is enough), so that one such message would be redelivered again and
+again, and would disconnect every consumer of the process each time.
 
 `FrameStream` stands between the socket and aiormq. A tap takes the frames of one channel that it
 wants; every other frame goes on to aiormq unchanged.
@@ -103,8 +103,8 @@ class Confirms:
     """The tap of a channel that only publishes: takes what the broker answers for each message.
 
     `confirmed` is called with a message's number, whether all before it are meant too, and whether
-    the broker has it. `returned` is called, before that, with the id of a message that no queue
-    takes and the reason.
+    the broker has it. `returned` is called, before that, with the id of a message that could
+    not be routed, and the reason.
     """
 
     def __init__(

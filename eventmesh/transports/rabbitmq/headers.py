@@ -92,7 +92,7 @@ def _writable(value: Any) -> Any:
     match value:
         case bytes():  # a long string that is not UTF-8
             return bytearray(value)
-        case Decimal():  # pamqp refuses those with too large a scale or number
+        case Decimal():  # pamqp rejects those with too large a scale or number
             return value if _fits_decimal(value) else str(value)
         case float():  # pamqp writes 32 bits, which would change the value
             return value if _fits_single(value) else repr(value)

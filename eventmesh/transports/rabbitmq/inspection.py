@@ -122,11 +122,11 @@ class Inspector:
                     await channel.queue_declare(self._lock_queue, exclusive=True, auto_delete=True)
                     break
                 except ChannelLockedResource:
-                    # RabbitMQ takes a moment to notice that its owner's connection was cut.
+                    # RabbitMQ takes a moment to notice that its owner's connection was lost.
                     if self._clock.monotonic() >= deadline:
                         raise InspectionRunning(
-                            "Somebody else is counting the messages of this broker: wait until "
-                            "they have finished, and try again."
+                            "Another process is counting the messages of this broker: wait until "
+                            "it has finished, and try again."
                         ) from None
             await self._clock.sleep(LOCK_TIMEOUT / 20)
         try:
@@ -204,7 +204,7 @@ class Inspector:
                 progress_at, seen = self._clock.monotonic(), tally.count
             elif self._clock.monotonic() - progress_at > STUCK:
                 raise Unreachable(
-                    f"RabbitMQ says that messages wait in {', '.join(counts)}, and does not "
+                    f"RabbitMQ reports messages in {', '.join(counts)}, but does not "
                     f"deliver them. See its log, and try again."
                 )
 

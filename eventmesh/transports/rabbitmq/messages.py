@@ -3,8 +3,8 @@
 All headers of a message must fit into one frame, which is 128 KiB unless the operator configured
 another size. A new message that does not fit is rejected, so that its publisher learns of it. A
 message that was delivered cannot be rejected any more: if it could be neither retried nor
-dead-lettered, it would return to the front of its queue for ever. `may_truncate` says how much of
-such a copy may be left out; see `truncation`. This module is pure; it has no connection.
+dead-lettered, it would return to the front of its queue again and again. `may_truncate` says how
+much of such a copy may be left out; see `truncation`. This module is pure; it has no connection.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def encode(message: OutgoingMessage, channel: int, frame_max: int) -> bytes:
     """The frames that publish the message on this channel.
 
     Raises one of ENCODING_ERRORS if AMQP cannot express the message, which does not happen if its
-    headers may be truncated. The message is mandatory: RabbitMQ returns it if no queue takes it.
+    headers may be truncated. The message is mandatory: RabbitMQ returns it if it cannot route it.
     """
     if len(message.routing_key.encode()) > 255:
         raise ValueError("its routing key is longer than 255 bytes")

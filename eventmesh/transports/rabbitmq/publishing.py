@@ -4,9 +4,10 @@ aiormq publishes one message at a time, each with a future of its own, and ident
 messages by their id only. Here a batch is written as it is, and the broker's answers are matched by
 number: RabbitMQ numbers the messages of a channel from 1 and confirms by number.
 
-When RabbitMQ cannot take a message it either rejects it (basic.nack), or returns it because no
-queue takes it, or closes the channel. A closed channel does not say which message was at fault, so
-all messages without an answer are published again one by one, on a channel of their own.
+When RabbitMQ does not accept a message, it either rejects it (basic.nack), or returns it because it
+cannot route it to any queue, or closes the channel. A closed channel does not say which message was
+at fault, so all messages without an answer are published again one by one, on a channel of their
+own.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ exchange."""
 
 
 class Rejected(Exception):
-    """The broker, or the client library, did not take a message; the text says why."""
+    """The broker or the client library rejected a message; the text is the reason."""
 
 
 class Unencodable(Rejected):
@@ -47,7 +48,7 @@ class Unencodable(Rejected):
 
 
 class Unroutable(Rejected):
-    """No queue takes a message, so the broker returned it."""
+    """The broker returned a message, because it could not route it to any queue."""
 
 
 @dataclass(slots=True)
@@ -264,7 +265,7 @@ class _ConfirmingChannel:
     def _return(self, message_id: str | None, reason: str) -> None:
         for message in self._unconfirmed.values():
             if message.message_id == message_id and message.error is None:
-                message.error = Unroutable(f"no queue takes it ({reason})")
+                message.error = Unroutable(f"it could not be routed to any queue ({reason})")
                 return
 
     def _lose(self, _: object) -> None:

@@ -4,7 +4,7 @@ They are published through the exchange, not moved to one queue, so that all sub
 declared together get theirs.
 
 RabbitMQ rejects a message as a whole if one of its queues does, for example one that is full by a
-policy; the other queues have taken it all the same. Each further attempt would give these another
+policy; the other queues have stored it nevertheless. Each further attempt would give these another
 copy. So after a rejection the message's name is left alone for 30 s, then 60 s, up to 10 min.
 """
 

@@ -186,10 +186,10 @@ class Republisher(Generic[Key]):
             f"The broker rejected {len(cannot_wait)} message(s) of {self._subscription.name} that "
             f"are to be retried or dead-lettered, so they will be delivered again: {reason}. "
             + (
-                f"Neither its delay queue nor its own queue takes {len(left)} of them: see which "
+                f"Neither its delay queue nor its own queue accepts {len(left)} of them: see which "
                 f"policies of RabbitMQ limit these queues."
                 if left
-                else "Nor does its delay queue take them: see which policies of RabbitMQ limit it."
+                else "Its delay queue rejected them too: see which policies of RabbitMQ limit it."
             )
         )
 

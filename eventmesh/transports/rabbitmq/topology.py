@@ -227,7 +227,7 @@ def _is_literal(message: str) -> bool:
 def _checked(name: str) -> str:
     if len(name.encode()) > 255:
         raise UsageError(
-            f"The name {name!r} is longer than the 255 bytes that RabbitMQ takes: choose a shorter "
-            f"prefix, service or handler name."
+            f"The name {name!r} is longer than the 255 bytes that RabbitMQ allows: choose a "
+            f"shorter prefix, service or handler name."
         )
     return name

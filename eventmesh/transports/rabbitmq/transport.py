@@ -141,7 +141,7 @@ class AmqpTransport:
         keep: int = 0,
         older_than: float | None = None,
     ) -> int:
-        # Messages that a subscription takes can be unrouted all the same, if somebody deleted
+        # Messages that a subscription wants can still be unrouted, if somebody deleted
         # bindings or the exchange. They must be delivered, not deleted.
         taken = await self._rerouter.declared_messages(subscriptions)
         if message:

@@ -1,4 +1,4 @@
-"""Making a message fit that RabbitMQ would otherwise not take.
+"""Shortening a message that RabbitMQ would otherwise reject.
 
 What EventMesh notes on a message that failed, its reason and error, may be what makes its headers
 too large for a frame. Then headers are shortened: the application's before the CloudEvents

@@ -24,7 +24,7 @@ def nodes(url: str) -> tuple[str, ...]:
         found = tuple(_node(parts, user + at + host.strip()) for host in hosts.split(","))
     except ValueError as error:
         raise UsageError(
-            f"The broker URL {redact(url)!r} cannot be understood: "
+            f"The broker URL {redact(url)!r} is not valid: "
             f"{redact_error(error, url)}. Write it as "
             f"amqp://user:password@host:port/virtualhost, with commas between several host:port."
         ) from None

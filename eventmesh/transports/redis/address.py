@@ -86,10 +86,10 @@ def _parts(url: str, kind: str, *, tls: bool) -> RedisUrl:
     if kind == "redis" and len(addresses) > 1:
         raise ValueError("several hosts need redis+sentinel:// or redis+cluster://")
     if wait_replicas < 0:
-        raise ValueError("wait_replicas is a number of replicas, 0 or more")
+        raise ValueError("wait_replicas must be 0 or more")
     for name in _FILES:
         if name in options and not Path(options[name]).exists():
-            raise ValueError(f"there is no file {options[name]}, which {name} names")
+            raise ValueError(f"{name} names the file {options[name]}, which does not exist")
     return RedisUrl(
         kind=kind,
         addresses=addresses,
@@ -105,7 +105,7 @@ def _path(path: str, kind: str) -> tuple[str, str]:
     segments = [unquote(segment) for segment in path.split("/") if segment]
     if kind == "sentinel":
         if not segments:
-            raise ValueError("it names no master")
+            raise ValueError("it does not name a master")
         master, *segments = segments
     else:
         master = ""
@@ -113,7 +113,7 @@ def _path(path: str, kind: str) -> tuple[str, str]:
     if kind != "redis" and not (database or "0").isdigit():
         raise ValueError(f"{database!r} is not the number of a database")
     if kind == "cluster" and database not in ("", "0"):
-        raise ValueError("a Redis Cluster has the database 0 only")
+        raise ValueError("a Redis Cluster has only the database 0")
     return master, database
 
 

@@ -226,11 +226,11 @@ class Redis:
             raise self.rejection(error) from error
         except TimeoutError as error:
             self._doubted = True
-            raise Unreachable(self._silence(f"it took over {ANSWER_TIMEOUT:g} s")) from error
+            raise Unreachable(self._silence(f"it took longer than {ANSWER_TIMEOUT:g} s")) from error
         except InvalidResponse as error:
             self._doubted = True
             raise ConnectionLost(
-                f"What answers at {self._shown_url} is not Redis: it does not use its protocol. "
+                f"The server at {self._shown_url} is not Redis: it does not use its protocol. "
                 f"Correct EVENTMESH_BROKER_URL."
             ) from error
         except (RedisError, OSError) as error:
@@ -240,7 +240,7 @@ class Redis:
             if _CLOSED_IN_UVLOOP not in str(error):
                 raise
             self._doubted = True
-            raise ConnectionLost(self._silence("the connection was cut")) from error
+            raise ConnectionLost(self._silence("the connection was closed")) from error
 
     def _silence(self, why: str) -> str:
         shown = redact_error(why, self._url).rstrip(".")
@@ -259,7 +259,7 @@ class Redis:
             said = f"the key {command[1]!s} does not hold what EventMesh keeps there"
         shown = said if said.startswith(code) else f"{code} {said}"
         return CommandRejected(
-            f"Redis at {self._shown_url} refuses: {shown}. "
+            f"Redis at {self._shown_url} rejected a command: {shown}. "
             f"{_ADVICE.get(code, 'Its settings and its log tell more')}.",
             code,
         )

@@ -152,12 +152,12 @@ class RedisConsumer:
         for _, error in errors:
             if code_of(error) not in _WRONG_WITH_A_KEY:
                 raise self._redis.rejection(error)
-        refusal = self._redis.rejection(errors[0][1])
+        rejection = self._redis.rejection(errors[0][1])
         self._log.warning(
             "messages could not be settled",
             subscription=self._keys.group,
             messages=len(errors),
-            error=str(refusal),
+            error=str(rejection),
             retry_after=REJECTED_DELAY,
         )
         answers = await self._settle_with_retry(
@@ -171,7 +171,7 @@ class RedisConsumer:
             ]
         )
         if any(isinstance(answer, ResponseError) for answer in answers):
-            raise refusal
+            raise rejection
 
     async def leave(self) -> bool:
         """Stop reading and return unsettled entries. False if Redis is away: then the caller calls
@@ -320,9 +320,9 @@ class RedisConsumer:
         """Buffer the entries in an answer to XREADGROUP, or declare the subscription again if the
         answer is an error that this repairs."""
         if isinstance(answer, ResponseError):
-            refusal = self._redis.rejection(answer)
+            rejection = self._redis.rejection(answer)
             if code_of(answer) not in _HEALED_BY_DECLARING:
-                raise refusal
+                raise rejection
             await self._redis.run(DECLARE, self._keys.streams, self._keys.group)
             return 0
         for stream, entries in answer or ():

@@ -10,7 +10,7 @@ own consumers and for the FastStream integration.
 
 A move adds the copy and acknowledges the entry in one step, and does nothing if the entry has been
 taken over by another consumer meanwhile. Each command is a script or a single command, not a MULTI,
-which a Redis that is out of memory refuses whatever it contains: then, above all, consumers must be
+which a Redis that is out of memory rejects whatever it contains: then, above all, consumers must be
 able to go on.
 """
 

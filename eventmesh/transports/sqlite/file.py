@@ -48,7 +48,7 @@ def path_of(url: str) -> Path:
     path = url.removeprefix("sqlite:///")
     if path == url or not path:
         raise UsageError(
-            f"The broker URL {redact(url)!r} names no file: write "
+            f"The broker URL {redact(url)!r} does not name a file: write "
             f"sqlite:///.eventmesh/broker.db for a path from here, or sqlite:////var/lib/broker.db "
             f"for an absolute one."
         )

@@ -67,9 +67,9 @@ def create_tables(connection: sqlite3.Connection, path: Path) -> None:
         return
     if version != 0:
         raise Drift(
-            f"The broker file {path} has the layout {version}; this EventMesh knows "
-            f"{_VERSION}. Let the workers that made it finish its messages, then remove "
-            f"it, or name another file in EVENTMESH_BROKER_URL."
+            f"The broker file {path} has version {version} of the tables, and this release of "
+            f"EventMesh uses version {_VERSION}. Let the workers of the other release finish its "
+            f"messages and then remove it, or name another file in EVENTMESH_BROKER_URL."
         )
     for statement in TABLES.split(";"):  # executescript would commit the transaction
         connection.execute(statement)

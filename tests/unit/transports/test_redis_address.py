@@ -53,12 +53,15 @@ def test_a_sentinel_url_names_a_master_and_may_have_a_password_for_the_sentinels
         ("redis://a,b/0", "several hosts need redis+sentinel:// or redis+cluster://"),
         ("redis://host:port/0", "Port could not be cast"),
         ("redis://host?health_check_interval=often", "health_check_interval"),
-        ("redis://host?wait_replicas=-1", "wait_replicas is a number of replicas, 0 or more"),
+        ("redis://host?wait_replicas=-1", "wait_replicas must be 0 or more"),
         ("redis://host?wait_replicas=many", "invalid literal"),
-        ("redis+sentinel://host", "names no master"),
+        ("redis+sentinel://host", "it does not name a master"),
         ("redis+sentinel://host/shop/first", "'first' is not the number of a database"),
-        ("redis+cluster://host/1", "a Redis Cluster has the database 0 only"),
-        ("rediss://host?ssl_ca_certs=/no/ca.pem", "no file /no/ca.pem, which ssl_ca_certs names"),
+        ("redis+cluster://host/1", "a Redis Cluster has only the database 0"),
+        (
+            "rediss://host?ssl_ca_certs=/no/ca.pem",
+            "ssl_ca_certs names the file /no/ca.pem, which does not exist",
+        ),
     ],
 )
 def test_an_invalid_url_is_rejected_with_the_reason_and_the_valid_form(

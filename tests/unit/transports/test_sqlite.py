@@ -99,7 +99,7 @@ def test_a_url_has_a_relative_or_an_absolute_path(url: str, path: str) -> None:
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:a.db"])
 def test_a_url_without_a_file_is_rejected(url: str) -> None:
-    with pytest.raises(UsageError, match="names no file: write sqlite:///"):
+    with pytest.raises(UsageError, match="does not name a file: write sqlite:///"):
         path_of(url)
 
 

@@ -5,7 +5,7 @@ But Redis does not undo what a script has written when a later command fails. So
 comes first: a script that moves an entry starts with a command that writes to the same keys and
 changes nothing, such as the deletion of an entry that cannot exist (0-0). It fails if a key has
 another type, our user may not write it, replicas are missing or the disk is full; and once a script
-has written, Redis no longer refuses it memory. Then the script adds the new entry before it removes
+has written, Redis no longer denies it memory. Then the script adds the new entry before it removes
 the old one: if it fails in between after all, a message is there twice, but never lost.
 
 Each script lists its KEYS and ARGV. `group` is the consumer group of a subscription, `consumer` the

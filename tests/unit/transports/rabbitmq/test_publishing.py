@@ -230,7 +230,7 @@ async def test_a_returned_message_is_published_once_more_after_declaring_the_top
     broker.send(Basic.Ack(5, True))
     rejected = await task
     assert list(rejected) == [0]
-    assert "no queue takes it (NO_ROUTE)" in str(rejected[0])
+    assert "it could not be routed to any queue (NO_ROUTE)" in str(rejected[0])
 
 
 async def test_a_message_that_closes_the_channel_is_rejected_and_the_others_are_published(

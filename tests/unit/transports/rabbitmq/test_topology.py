@@ -112,7 +112,7 @@ def test_a_delay_queue_dead_letters_at_least_once_and_keeps_the_routing_key() ->
 def test_a_name_that_is_too_long_for_rabbitmq_is_a_usage_error() -> None:
     longest = Subscription("x" * (255 - len("shop.queue.")), ())
     assert len(SHOP.queue(longest)) == 255
-    with pytest.raises(UsageError, match="longer than the 255 bytes that RabbitMQ takes"):
+    with pytest.raises(UsageError, match="longer than the 255 bytes that RabbitMQ allows"):
         SHOP.queue(Subscription(longest.name + "x", ()))
     with pytest.raises(UsageError, match="longer than"):
         SHOP.dead_letter_queue(Subscription("ü" * 130, ()))
