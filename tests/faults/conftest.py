@@ -33,6 +33,7 @@ from tests.faults import report
 from tests.faults.effects import Account
 from tests.faults.system_under_test import Endpoints, Servers, SystemUnderTest, linked, system_at
 from tests.integration.conftest import Project
+from tests.integration.forks import Forks
 from tests.support.rows import Rows
 
 ROWS = pytest.StashKey[Rows[report.Row]]()
@@ -69,8 +70,15 @@ def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
         yield ask
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    made = Forks()
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def at(tmp_path: Path, servers: Servers) -> At:
+def at(tmp_path: Path, servers: Servers, forks: Forks) -> At:
     """Makes a system with this broker and this database, one of them reached `through` a proxy
     ("broker" or "database"). All its processes are killed on leaving."""
 
@@ -113,7 +121,7 @@ def at(tmp_path: Path, servers: Servers) -> At:
             )
             root = tmp_path / "project"
             root.mkdir()
-            project = Project(root)
+            project = Project(root, forks)
             stack.callback(project.kill)
             yield await stack.enter_async_context(system_at(project, endpoints))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -13,8 +12,9 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 from urllib.parse import urlsplit
 
 import aio_pika
@@ -165,21 +165,24 @@ class Output:
         return (self.log / "err").read_bytes().decode(errors="replace")
 
 
+class Process(Protocol):
+    """What tests do with a process, started or forked."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+
+
 class Running(Output):
     """A command that runs, in a process group of its own."""
 
-    def __init__(self, command: Sequence[str], root: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, root: Path, begin: Callable[[IO[bytes], IO[bytes]], Process]) -> None:
+        """`begin` starts the command, which writes to these two files."""
         super().__init__(root)
         with self.files() as (out, err):
-            self.process = subprocess.Popen(  # noqa: S603 - our own command line
-                list(command),
-                cwd=root,
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
+            self.process = begin(out, err)
 
     def lines(self) -> list[dict[str, Any]]:
         """The log lines so far that are complete."""
@@ -249,32 +252,9 @@ class Running(Output):
             raise AssertionError(f"{error}; it said: {self.out}{self.err}") from None
 
 
-class Forked(Output):
-    """A command of ours that is forked where everything is imported; else as Running."""
-
-    def __init__(
-        self, forks: Forks, arguments: Sequence[str], root: Path, environment: Mapping[str, str]
-    ) -> None:
-        super().__init__(root)
-        with self.files() as (out, err):
-            self._pid, self._end = forks.begin(
-                arguments, root, environment, out.fileno(), err.fileno()
-            )
-
-    def ended(self, patience: float = PATIENCE) -> Ended:
-        try:
-            ended, _, _ = select.select([self._end], [], [], patience)
-            assert ended, f"still runs after {patience:g} s; it said: {self.err}"
-            code = os.read(self._end, 10)
-        finally:
-            os.close(self._end)
-            with suppress(ProcessLookupError):
-                os.killpg(self._pid, signal.SIGKILL)
-        return Ended(int(code or -signal.SIGKILL), self.out, self.err)
-
-
-SHORT = ("asyncapi", "db", "dlq", "outbox", "schema", "unrouted")
-"""Commands that do one thing and end."""
+FORKED = ("asyncapi", "db", "dlq", "outbox", "schema", "unrouted", "worker")
+"""Commands that are forked from a process that has imported everything (see `forks`). A worker with
+a supervisor is not, nor its children; these show that a worker can also start on its own."""
 
 
 def _of_first_moments(environment: Mapping[str, str]) -> bool:
@@ -290,7 +270,7 @@ class Project:
     """A folder with services in it, and an environment for the commands that are run there."""
 
     def __init__(self, root: Path, forks: Forks | None = None) -> None:
-        """With `forks`, short commands cost little."""
+        """With `forks`, a command costs little; what `start_program` starts is never forked."""
         self.root = root
         self._forks = forks
         self.prefix = f"t{uuid.uuid4().hex[:12]}"
@@ -320,32 +300,47 @@ class Project:
         path.write_text(path.read_text().replace(before, after))
 
     def start_program(self, *command: str, **environment: str) -> Running:
-        running = Running(command, self.root, self.environment | environment)
-        self._started.append(running)
-        return running
+        def begin(out: IO[bytes], err: IO[bytes]) -> Process:
+            return subprocess.Popen(  # noqa: S603 - our own command line
+                list(command),
+                cwd=self.root,
+                env=self.environment | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+        return self._keep(Running(self.root, begin))
 
     def start(self, *arguments: str, **environment: str) -> Running:
         """`eventmesh` with these arguments. A worker is the process itself, so that it is what a
         signal reaches, unless `--workers` asks for a supervisor."""
         if arguments[:1] == ("worker",) and "--workers" not in arguments:
             arguments = ("worker", "--no-supervise", *arguments[1:])
-        return self.start_program(sys.executable, "-m", "eventmesh", *arguments, **environment)
+        asked = self.environment | environment
+        if (
+            self._forks is None
+            or not set(arguments[:1]) & {*FORKED}
+            or {"--help", "--workers"} & {*arguments}
+            or _of_first_moments(asked)
+        ):
+            return self.start_program(sys.executable, "-m", "eventmesh", *arguments, **environment)
+        begin = partial(self._forks.begin, arguments, self.root, asked)
+        return self._keep(Running(self.root, begin))
+
+    def _keep(self, running: Running) -> Running:
+        self._started.append(running)
+        return running
 
     def run(self, *arguments: str, **environment: str) -> Ended:
-        return self._begin(*arguments, **environment).ended()
-
-    def _begin(self, *arguments: str, **environment: str) -> Running | Forked:
-        asked = self.environment | environment
-        forks = None if _of_first_moments(asked) else self._forks
-        if forks is None or not set(arguments[:1]) & {*SHORT} or "--help" in arguments:
-            return self.start(*arguments, **environment)
-        return Forked(forks, arguments, self.root, asked)
+        return self.start(*arguments, **environment).ended()
 
     def run_all(self, *commands: Sequence[str]) -> list[Ended]:
         """What becomes of these, run side by side, a few at a time: each has its patience."""
         ended: list[Ended] = []
         for begin in range(0, len(commands), AT_ONCE):
-            running = [self._begin(*command) for command in commands[begin : begin + AT_ONCE]]
+            running = [self.start(*command) for command in commands[begin : begin + AT_ONCE]]
             ended += [each.ended() for each in running]
         return ended
 

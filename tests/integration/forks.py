@@ -2,33 +2,71 @@
 
     python -m tests.integration.forks FD
 
-Most of a command's time is spent importing, and tests run hundreds of commands. A forked child acts
-as a process of its own would: it has its own folder, environment, output files and process group.
+Most of the time of a command or the start of a worker is spent importing, and tests run hundreds of
+them. A forked child acts as a process of its own would: it has its own folder, environment, output
+files and process group.
 """
 
 from __future__ import annotations
 
 import array
 import atexit
+import gc
 import importlib
 import io
 import json
 import os
 import pkgutil
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import eventmesh
 
 _ROOT = Path(__file__).parents[2]
 _MOST = 1_000_000
 """Bytes of a request: a command line and an environment."""
+
+
+class ForkedProcess:
+    """What `subprocess.Popen` is for a process that was started."""
+
+    def __init__(self, pid: int, end: int) -> None:
+        """`end` is a pipe from which the exit code can be read when the process has exited;
+        nothing, if a signal ended it."""
+        self.pid = pid
+        self.returncode: int | None = None
+        self._end = end
+
+    def poll(self) -> int | None:
+        """The exit code, if it has exited."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it has exited; `TimeoutExpired` after so many seconds."""
+        if self.returncode is None:
+            ended, _, _ = select.select([self._end], [], [], timeout)
+            if not ended:
+                raise subprocess.TimeoutExpired("eventmesh", timeout or 0)
+            with os.fdopen(self._end, "rb") as end:
+                # The pipe ends when the process closes its files, not before.
+                self.returncode = int(end.read() or -signal.SIGKILL)
+        return self.returncode
+
+    def send_signal(self, sig: int) -> None:
+        """Send it a signal, unless it has exited."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, sig)
 
 
 class Forks:
@@ -49,18 +87,18 @@ class Forks:
         arguments: Sequence[str],
         root: Path,
         environment: Mapping[str, str],
-        out: int,
-        err: int,
-    ) -> tuple[int, int]:
-        """Start `eventmesh` with these arguments; returns its process id, and a pipe from which its
-        exit code can be read when it has exited: nothing, if it was killed."""
+        out: IO[bytes],
+        err: IO[bytes],
+    ) -> ForkedProcess:
+        """Start `eventmesh` with these arguments."""
         reading, writing = os.pipe()
         request = {"arguments": arguments, "root": str(root), "environment": dict(environment)}
         try:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], [out, err, writing])
+            files = [out.fileno(), err.fileno(), writing]
+            socket.send_fds(self._socket, [json.dumps(request).encode()], files)
         finally:
             os.close(writing)
-        return int(self._socket.recv(100)), reading
+        return ForkedProcess(int(self._socket.recv(100)), reading)
 
     def close(self) -> None:
         self._socket.close()  # which makes it exit
@@ -69,6 +107,7 @@ class Forks:
 
 def main() -> None:
     import_all()
+    gc.freeze()  # a collection in a child would copy all these objects' memory
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
     tests = socket.socket(fileno=int(sys.argv[1]))
     while received := _receive(tests):
@@ -107,6 +146,7 @@ def _become(request: Mapping[str, Any], out: int, err: int, tell: int) -> None:
     os.environ.update(request["environment"])
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     sys.argv = ["eventmesh", *request["arguments"]]
+    sys.orig_argv = [sys.executable, "-m", *sys.argv]
     sys.path[0] = request["root"]  # as with `python -m`
     code = _run()
     threading._shutdown()  # type: ignore[attr-defined]  # as at the end of every program

@@ -1,12 +1,14 @@
-"""A command in a forked process prints what it would print in a process of its own."""
+"""A command in a forked process does what it would do in a process of its own."""
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable, Sequence
 
 import pytest
 
-from tests.integration.conftest import Ended, Project
+from tests.integration.conftest import Ended, Project, Put
 
 BROKEN = "raise RuntimeError('not a service')\n"
 
@@ -31,14 +33,38 @@ BROKEN = "raise RuntimeError('not a service')\n"
 def test_it_prints_the_same(bank: Project, command: Sequence[str]) -> None:
     bank.run("db", "upgrade", "bank").succeeds()
     bank.run("schema", "freeze").succeeds()
-    assert shown(bank.run(*command)) == shown(bank.start(*command).ended())
+    assert shown(bank.run(*command)) == shown(alone(bank, *command))
 
 
 def test_an_error_is_printed_in_the_same_way(bank: Project) -> None:
     bank.service(BROKEN)
-    forked, started = bank.run("schema", "check"), bank.start("schema", "check").ended()
+    forked, started = bank.run("schema", "check"), alone(bank, "schema", "check")
     assert forked.code == started.code != 0
     assert shown(forked) == shown(started)
+
+
+async def test_a_worker_works_and_ends_in_the_same_way(
+    bank: Project, attributes: Callable[..., dict[str, str]], put: Put
+) -> None:
+    command = ("worker", "--no-supervise", "bank")
+    forked = bank.start(*command)
+    forked.until_says("worker is ready")
+    await put(bank, attributes(), b'{"owner": "ada", "cents": 100}')
+    forked.until_prints("ada has 1.00")
+    assert forked.process.poll() is None
+    forked.drain()
+    started = bank.start_program(sys.executable, "-m", "eventmesh", *command)
+    started.until_says("worker is ready")
+    await put(bank, attributes(), b'{"owner": "ada", "cents": 100}')
+    started.until_prints("ada has 2.00")
+    started.drain()
+    assert forked.events() == started.events()
+
+
+def test_a_worker_that_is_killed_ends_with_its_signal(bank: Project) -> None:
+    worker = bank.worker()
+    worker.tell(signal.SIGKILL)
+    assert worker.ended().code == -signal.SIGKILL
 
 
 def test_each_has_its_own_environment_and_folder(projects: Callable[[], Project]) -> None:
@@ -53,6 +79,11 @@ def test_each_has_its_own_environment_and_folder(projects: Callable[[], Project]
     assert (first.root / "schemas").exists()
     assert second.run("schema", "freeze").code != 0
     assert not (second.root / "schemas").exists()
+
+
+def alone(bank: Project, *command: str) -> Ended:
+    """What comes of the command in a process of its own."""
+    return bank.start_program(sys.executable, "-m", "eventmesh", *command).ended()
 
 
 def shown(ended: Ended) -> tuple[int, str, str]:
