@@ -1,5 +1,5 @@
-"""What a parked message does to its key and to nobody else, and `eventmesh outbox`, by which people
-decide on it: beside running relays, on every database."""
+"""A parked message blocks the later messages of its key and nothing else. With the command
+`eventmesh outbox` people list, retry and skip such messages, also while relays run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ EVERYWHERE = pytest.mark.parametrize(
 
 
 class Deposited(Event, name="bank.deposited", version=1, key="owner"):
-    """As the bank of the test projects publishes it."""
+    """The event that the bank of the test projects publishes."""
 
     owner: str
     balance: int
@@ -59,7 +59,7 @@ class Opened(Event, name="bank.opened", version=1):
 
 
 class MovableClock(SystemClock):
-    """The machine's clock, moved on by the test."""
+    """The machine's clock, moved forward by the test."""
 
     def __init__(self) -> None:
         self.ahead = timedelta()
@@ -68,7 +68,7 @@ class MovableClock(SystemClock):
         return super().now() + self.ahead
 
 
-class Picky(MemoryTransport):
+class RejectingBroker(MemoryTransport):
     """A broker that rejects some messages and, like RabbitMQ, confirms the others of a batch."""
 
     atomic_batches = False
@@ -90,23 +90,23 @@ class Picky(MemoryTransport):
 
 @dataclass
 class Bank:
-    """The bank's outbox, a broker that rejects what it is told to, and a relay between them."""
+    """The bank's outbox, a broker that rejects chosen messages, and a relay between them."""
 
     service: Service
     database: Database
     clock: MovableClock
-    broker: Picky
+    broker: RejectingBroker
     ids: dict[str, str] = field(default_factory=dict)
-    """The id of each message, by what the test calls it."""
+    """The id of each message, by its name in the test."""
 
     def __post_init__(self) -> None:
         self.relay = self.another_relay(self.broker)
 
-    def another_relay(self, broker: Picky) -> Relay:
+    def another_relay(self, broker: RejectingBroker) -> Relay:
         return Relay("bank", self.database, broker, self.clock, lease_time=30.0)
 
     async def publish(self, *names: str) -> None:
-        """Messages called "a1" or "b2": the letter is the key, none for "-"."""
+        """Publish messages named "a1" or "b2": the letter is the key; "-1" has none."""
         async with self.service.transaction() as tx:
             for name in names:
                 number = int(name[1:])
@@ -115,7 +115,7 @@ class Bank:
         self.ids.update(zip(names, await newest_ids(self.database, len(names)), strict=True))
 
     async def relay_all(self, rounds: int = PARK_AFTER + 2) -> None:
-        """Let time pass, so that whatever is blocked comes to its turn."""
+        """Run the relay and move the clock forward, so that every delayed retry becomes due."""
         for _ in range(rounds):
             while (await self.relay.round()).confirmed:
                 pass
@@ -135,7 +135,7 @@ class Bank:
         return self.names(self.broker.published)
 
     async def listed(self, **which: Any) -> list[tuple[str, str]]:
-        """What is in the outbox, with its state."""
+        """The messages in the outbox, with their states."""
         return [(self.names([row.envelope])[0], row.state) for row in await self.rows(**which)]
 
     async def rows(self, **which: Any) -> list[Waiting]:
@@ -161,7 +161,7 @@ class Bank:
 
 
 @pytest.fixture
-async def bank_of_ours(database_url: str) -> AsyncIterator[Bank]:
+async def single_bank(database_url: str) -> AsyncIterator[Bank]:
     from eventmesh.persistence import migration
 
     service, clock = Service("bank"), MovableClock()
@@ -171,23 +171,23 @@ async def bank_of_ours(database_url: str) -> AsyncIterator[Bank]:
     database = Database(database_url, service="bank")
     database.time = MovedTime(clock)
     await migration.upgrade(database)
-    yield Bank(service, database, clock, Picky(clock))
+    yield Bank(service, database, clock, RejectingBroker(clock))
     await database.close()
     await service.close()
 
 
 @pytest.fixture(params=[False, True], ids=["by message", "by batch"])
-async def bank(request: pytest.FixtureRequest, bank_of_ours: Bank) -> Bank:
-    """On a broker that takes messages one by one, and on one that takes batches as a whole."""
-    bank_of_ours.broker.atomic_batches = request.param
-    return bank_of_ours
+async def bank(request: pytest.FixtureRequest, single_bank: Bank) -> Bank:
+    """On a broker that confirms messages one by one, and on one that confirms whole batches."""
+    single_bank.broker.atomic_batches = request.param
+    return single_bank
 
 
 class TestParking:
-    async def test_a_message_that_is_rejected_permanently_stops_its_key_and_nothing_else(
-        self, bank_of_ours: Bank
+    async def test_a_message_that_is_always_rejected_is_parked_and_blocks_only_its_key(
+        self, single_bank: Bank
     ) -> None:
-        bank = bank_of_ours
+        bank = single_bank
         await bank.publish("a1", "b1", "-1", "a2", "b2")
         bank.broker.rejected = {bank.ids["a1"]}
         await bank.relay_all()
@@ -198,7 +198,7 @@ class TestParking:
         row = await bank.row("a1")
         assert (row.attempts, row.error) == (PARK_AFTER, "never")
 
-    async def test_one_without_a_key_stops_nothing_but_itself(self, bank: Bank) -> None:
+    async def test_a_parked_message_without_a_key_blocks_no_other(self, bank: Bank) -> None:
         await bank.publish("-1", "-2", "a1")
         bank.broker.rejected = {bank.ids["-1"]}
         await bank.relay_all()
@@ -206,8 +206,10 @@ class TestParking:
         assert await bank.listed() == [("-1", "parked")]
 
     @pytest.mark.usefixtures("long_holds")
-    async def test_what_waits_says_why(self, bank_of_ours: Bank) -> None:
-        bank = bank_of_ours
+    async def test_every_waiting_message_has_a_state_that_tells_why(
+        self, single_bank: Bank
+    ) -> None:
+        bank = single_bank
         await bank.publish("a1", "a2", "b1")
         async with bank.service.transaction() as tx:
             tx.publish(Deposited(owner="c", balance=1), delay="1h")
@@ -220,7 +222,7 @@ class TestParking:
         assert dict(await bank.listed()) == {"a1": "rejected", "a2": "blocked", "c1": "delayed"}
 
     @EVERYWHERE
-    async def test_a_retried_key_goes_on_in_its_order(self, bank: Bank) -> None:
+    async def test_a_retried_key_is_published_in_order(self, bank: Bank) -> None:
         await bank.publish("a1", "a2")
         bank.broker.rejected = set(bank.ids.values())
         await bank.relay_all()
@@ -234,10 +236,10 @@ class TestParking:
         assert bank.published == ["b1", "a1", "a2", "a3"]
         assert await bank.listed() == []
 
-    async def test_a_later_message_of_the_key_waits_though_it_is_retried_first(
-        self, bank_of_ours: Bank
+    async def test_a_message_that_is_retried_first_still_waits_for_earlier_ones_of_its_key(
+        self, single_bank: Bank
     ) -> None:
-        bank = bank_of_ours
+        bank = single_bank
         await bank.publish("a1", "a2")
         await bank.park_all()
         assert await bank.retry("a2") == ["a2"]
@@ -247,10 +249,10 @@ class TestParking:
         await bank.relay_all()
         assert bank.published == ["a1", "a2"]
 
-    async def test_a_retried_message_that_is_still_rejected_is_parked_again_in_time(
-        self, bank_of_ours: Bank
+    async def test_a_retried_message_that_is_still_rejected_is_parked_again(
+        self, single_bank: Bank
     ) -> None:
-        bank = bank_of_ours
+        bank = single_bank
         await bank.publish("a1", "a2")
         bank.broker.rejected = {bank.ids["a1"]}
         await bank.relay_all()
@@ -263,10 +265,10 @@ class TestParking:
         assert await bank.listed() == [("a1", "parked"), ("a2", "blocked")]
         assert bank.published == []
 
-    async def test_a_skipped_message_lets_the_rest_of_its_key_flow(
-        self, bank_of_ours: Bank
+    async def test_after_a_skipped_message_the_rest_of_its_key_is_published(
+        self, single_bank: Bank
     ) -> None:
-        bank = bank_of_ours
+        bank = single_bank
         await bank.publish("a1", "a2", "a3")
         bank.broker.rejected = {bank.ids["a1"]}
         await bank.relay_all()
@@ -276,8 +278,8 @@ class TestParking:
         assert await bank.listed() == []
 
     @pytest.mark.usefixtures("long_holds")
-    async def test_only_what_is_parked_is_retried_or_skipped(self, bank_of_ours: Bank) -> None:
-        bank = bank_of_ours
+    async def test_only_parked_messages_can_be_retried_or_skipped(self, single_bank: Bank) -> None:
+        bank = single_bank
         await bank.publish("a1", "b1")
         bank.broker.rejected = {bank.ids["a1"]}
         await bank.relay.round()
@@ -286,18 +288,20 @@ class TestParking:
         assert await bank.skip(await bank.row("a1"), await bank.row("a2")) == []
         assert await bank.listed() == [("a1", "rejected"), ("a2", "blocked")]
 
-    async def test_thousands_are_retried_at_once(self, bank_of_ours: Bank) -> None:
-        bank = bank_of_ours
+    async def test_thousands_of_messages_are_retried_by_one_command(
+        self, single_bank: Bank
+    ) -> None:
+        bank = single_bank
         await bank.publish(*(f"-{number}" for number in range(2500)))
         await bank.park_all()
         assert len(await bank.retry()) == 2500
         async with bank.database.reading() as connection:
             assert await parked.parked_keys(connection, 10) == []
 
-    async def test_more_ids_than_a_statement_takes_are_found_and_retried(
-        self, bank_of_ours: Bank
+    async def test_more_ids_than_a_statement_may_have_parameters_are_found_and_retried(
+        self, single_bank: Bank
     ) -> None:
-        bank, now = bank_of_ours, bank_of_ours.clock.now()
+        bank, now = single_bank, single_bank.clock.now()
         await bank.publish("a1", "b1")
         await bank.park_all()
         unknown = [f"unknown-{number}" for number in range(40_000)]
@@ -312,11 +316,11 @@ class TestParking:
 
 
 @EVERYWHERE
-class TestBesideRelays:
+class TestWhileRelaysRun:
     async def test_a_message_that_is_being_published_cannot_be_retried_or_skipped(
-        self, bank_of_ours: Bank
+        self, single_bank: Bank
     ) -> None:
-        bank = bank_of_ours
+        bank = single_bank
         await bank.publish("a1")
         bank.broker.may_answer.clear()
         publishing = asyncio.ensure_future(bank.relay.round())
@@ -329,17 +333,17 @@ class TestBesideRelays:
         assert bank.published == ["a1"]
 
     @pytest.mark.parametrize("decision", ["retry", "skip"])
-    async def test_a_relay_that_had_it_before_it_was_parked_neither_doubles_nor_loses_it(
-        self, bank_of_ours: Bank, decision: str
+    async def test_a_relay_with_an_expired_lease_neither_loses_nor_reorders_messages(
+        self, single_bank: Bank, decision: str
     ) -> None:
-        """One that hung until after its lease, while another took over and parked the message."""
-        bank, slow = bank_of_ours, Picky(bank_of_ours.clock)
+        """Its publish hung until its lease had expired; another relay took over and parked it."""
+        bank, slow = single_bank, RejectingBroker(single_bank.clock)
         late = bank.another_relay(slow)
         await bank.publish("a1", "a2")
         slow.may_answer.clear()
         hanging = asyncio.ensure_future(late.round())
         await asyncio.wait_for(slow.asked.wait(), 60)
-        async with bank.database.connection() as connection:  # its lease is over
+        async with bank.database.connection() as connection:  # its lease expires
             await connection.execute(
                 text("UPDATE eventmesh_lease SET owner = NULL, expires_at = NULL")
             )
@@ -360,11 +364,12 @@ class TestBesideRelays:
         assert published.index("a1") < published.index("a2")
         assert await bank.listed() == []
 
-    async def test_each_message_is_published_once_or_skipped_whatever_is_decided_meanwhile(
-        self, bank_of_ours: Bank
+    async def test_each_message_is_either_published_once_or_skipped_whatever_people_decide(
+        self, single_bank: Bank
     ) -> None:
-        """Two people decide while two relays work and the broker rejects by chance."""
-        bank, chance = bank_of_ours, random.Random(7)  # noqa: S311
+        """Two people retry and skip at random while two relays run and the broker rejects
+        messages."""
+        bank, chance = single_bank, random.Random(7)  # noqa: S311
         await bank.publish(*(f"{key}{number}" for number in range(15) for key in "abcd"))
         bank.broker.rejected = set(chance.sample(sorted(bank.ids.values()), 12))
         other, skipped = bank.another_relay(bank.broker), list[str]()
@@ -388,9 +393,11 @@ class TestBesideRelays:
 
 
 @EVERYWHERE
-class TestCounting:
-    async def test_names_states_and_keys(self, bank_of_ours: Bank) -> None:
-        bank = bank_of_ours
+class TestQueries:
+    async def test_shares_count_messages_by_name_and_state_and_parked_keys_are_listed(
+        self, single_bank: Bank
+    ) -> None:
+        bank = single_bank
         await bank.publish("a1", "a2", "a3", "b1", "-1", "-2")
         bank.broker.rejected = {bank.ids["a1"], bank.ids["-1"]}
         await bank.relay_all()
@@ -406,8 +413,8 @@ class TestCounting:
         ]
         assert keys == [ParkedKey("a", 1, 2, 10), ParkedKey(None, 1, 0, 10)]
 
-    async def test_what_is_asked_for_is_listed_the_oldest_first(self, bank_of_ours: Bank) -> None:
-        bank = bank_of_ours
+    async def test_a_filtered_list_begins_with_the_oldest_message(self, single_bank: Bank) -> None:
+        bank = single_bank
         await bank.publish("a1", "b1", "-1", "a2")
         assert await bank.listed(key="a") == [("a1", "ready"), ("a2", "ready")]
         assert await bank.listed(name="bank.opened") == [("-1", "ready")]
@@ -422,9 +429,9 @@ class TestCounting:
 async def shop(
     project: Project, database_url: str
 ) -> AsyncIterator[tuple[Project, Callable[..., Any]]]:
-    """A project with the bank on each database, and a function that puts a message into its outbox
-    as the relay would have left it."""
-    sized = "mapped_column(String(255), primary_key"  # which MariaDB wants
+    """A project with the bank on each database, and a function that adds a message to its outbox,
+    in the state in which the relay would have left it."""
+    sized = "mapped_column(String(255), primary_key"  # MariaDB requires a length
     text = BANK.replace("mapped_column(primary_key", sized)
     project.service(
         text.replace("import asyncio\n", "import asyncio\nfrom sqlalchemy import String\n")
@@ -455,7 +462,7 @@ async def shop(
 
 
 @EVERYWHERE
-async def test_the_commands_show_and_decide(shop: tuple[Project, Any]) -> None:
+async def test_list_show_stats_and_retry_work_on_every_database(shop: tuple[Project, Any]) -> None:
     project, put = shop
     stuck, behind, second = await put("ada", 1, error="no\nroom"), await put("ada", 2), None
     second = await put("bob", 3, error="no room")
@@ -499,7 +506,9 @@ async def test_the_commands_show_and_decide(shop: tuple[Project, Any]) -> None:
 
 
 @EVERYWHERE
-async def test_a_running_relay_notices_promptly(shop: tuple[Project, Any]) -> None:
+async def test_a_running_relay_publishes_a_retried_message_promptly(
+    shop: tuple[Project, Any],
+) -> None:
     project, put = shop
     stuck = await put("ada", 1, error="no room")
     await put("ada", 2)
@@ -516,7 +525,7 @@ async def test_a_running_relay_notices_promptly(shop: tuple[Project, Any]) -> No
     worker.drain()
 
 
-async def test_skipping_prints_what_it_drops_and_wants_to_be_sure(
+async def test_skip_requires_yes_and_prints_what_it_deletes(
     shop: tuple[Project, Any],
 ) -> None:
     project, put = shop
@@ -535,7 +544,7 @@ async def test_skipping_prints_what_it_drops_and_wants_to_be_sure(
 
 
 @pytest.mark.parametrize(("answer", "left"), [("n", 1), ("y", 0)])
-async def test_at_a_terminal_skipping_asks(
+async def test_skip_asks_for_confirmation_at_a_terminal(
     shop: tuple[Project, Any], answer: str, left: int
 ) -> None:
     project, put = shop
@@ -562,7 +571,7 @@ async def test_at_a_terminal_skipping_asks(
     project.run("outbox", "list", "bank").succeeds(f"{left} message(s)")
 
 
-async def test_nothing_that_a_message_or_a_broker_says_commands_the_terminal(
+async def test_control_characters_of_messages_and_errors_never_reach_the_terminal(
     shop: tuple[Project, Any],
 ) -> None:
     project, put = shop
@@ -576,7 +585,9 @@ async def test_nothing_that_a_message_or_a_broker_says_commands_the_terminal(
     assert "\x1b" not in said
 
 
-async def test_what_is_not_there_is_said(shop: tuple[Project, Any]) -> None:
+async def test_an_unknown_message_and_invalid_options_are_usage_errors(
+    shop: tuple[Project, Any],
+) -> None:
     project, put = shop
     free = await put("ada", 1)
     unknown = "00000000-0000-7000-8000-000000000000"
@@ -602,14 +613,14 @@ async def test_what_is_not_there_is_said(shop: tuple[Project, Any]) -> None:
     project.run("outbox", "stats", "quiet").fails(2, "has no outbox")
 
 
-def test_looking_makes_no_database(project: Project) -> None:
+def test_reading_the_outbox_creates_no_database(project: Project) -> None:
     project.service()
     for command in (["stats", "bank"], ["list", "bank"], ["show", "bank", "x"]):
         project.run("outbox", *command).fails(3, "is not there", "EVENTMESH_BANK_DATABASE_URL")
     assert not (project.root / ".eventmesh").exists()
 
 
-def test_looking_migrates_no_database(project: Project) -> None:
+def test_reading_the_outbox_migrates_no_database(project: Project) -> None:
     project.service()
     path = project.root / "own.db"
     with sqlite3.connect(path) as connection:
@@ -624,7 +635,7 @@ def test_looking_migrates_no_database(project: Project) -> None:
     assert tables == [("own",)]
 
 
-def test_a_postgres_database_that_is_not_there_or_not_migrated_is_said(
+def test_a_missing_or_unmigrated_postgresql_database_is_an_error_that_names_the_fix(
     project: Project, postgres_url: str
 ) -> None:
     project.service()

@@ -1,5 +1,5 @@
-"""What a service's database promises, on SQLite, MariaDB and PostgreSQL; on an older and a newer
-PostgreSQL where both are available."""
+"""What a service's database promises on SQLite, MariaDB and PostgreSQL, and on an older and a newer
+version of PostgreSQL where both are available."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def kinds() -> list[str]:
-    """Every database that is available: of PostgreSQL either the server that the environment names,
-    or one of each version."""
+    """Every database that is available. For PostgreSQL that is either the server that the
+    environment names, or one server of each version."""
     given = os.environ.get("EVENTMESH_TEST_POSTGRES_URL")
     return ["sqlite", "mariadb", *(["postgres"] if given else [f"postgres-{way}" for way in WAYS])]
 
@@ -89,11 +89,11 @@ async def store(database: Database, *messages: Outgoing, now: datetime = NOW) ->
 
 
 OLDER = {"subscription": "s", "message_id": "older", "received_at": NOW}
-"""A row from before digests were kept."""
+"""An inbox row from before digests were stored."""
 
 
 async def claim(session: AsyncSession, subscription: str, *ids: str) -> set[str]:
-    """Those of these that were not in the inbox."""
+    """Claim these ids; returns those that were not in the inbox before."""
     return (await inbox.claim(session, subscription, dict.fromkeys(ids, 1))).fresh
 
 
@@ -104,8 +104,10 @@ async def due(database: Database, *, now: datetime = NOW, limit: int = 100) -> l
 
 
 class TestMigration:
-    async def test_migrations_make_the_tables_that_the_code_uses(self, database: Database) -> None:
-        # There, a column stands for an index of some rows, and false is 0.
+    async def test_migrations_create_the_tables_that_the_code_uses(
+        self, database: Database
+    ) -> None:
+        # On MariaDB a generated column replaces a partial index, and false is 0.
         is_mariadb = database.dialect is MARIADB
         other = {"refused_key", "ix_eventmesh_outbox_refused"} if is_mariadb else ()
 
@@ -125,7 +127,7 @@ class TestMigration:
         async with database.connection() as connection:
             assert await connection.run_sync(differences) == []
 
-    async def test_the_newest_migration_is_the_one_the_code_asks_for(self) -> None:
+    async def test_the_newest_migration_is_the_one_that_the_code_requires(self) -> None:
         config = Config()
         config.set_main_option("script_location", "eventmesh:persistence/migrations")
         assert ScriptDirectory.from_config(config).get_current_head() == migration.HEAD
@@ -134,7 +136,7 @@ class TestMigration:
         assert await migration.upgrade(empty) is True
         assert await migration.upgrade(empty) is False
 
-    async def test_processes_that_upgrade_at_once_wait_for_each_other(
+    async def test_processes_that_upgrade_at_the_same_time_wait_for_each_other(
         self, empty: Database
     ) -> None:
         other = Database(empty.url.render_as_string(hide_password=False), service="shop")
@@ -144,14 +146,14 @@ class TestMigration:
             await other.close()
         assert sorted(changed) == [False, True]
 
-    async def test_a_database_without_tables_is_drift_with_the_command(
+    async def test_missing_tables_are_drift_and_the_error_names_the_command(
         self, empty: Database
     ) -> None:
         with pytest.raises(Drift, match="eventmesh db upgrade shop"):
             await migration.require_current(empty)
 
     @pytest.mark.parametrize("version", ["0001", "0002", "0003"])
-    async def test_a_database_of_an_older_version_is_upgraded_and_its_relay_goes_on(
+    async def test_a_database_of_an_older_version_is_upgraded_while_its_relay_runs(
         self, empty: Database, version: str
     ) -> None:
         until = datetime.now(UTC) + timedelta(hours=1)
@@ -165,13 +167,13 @@ class TestMigration:
             assert await leases.extend(connection, "old", 60.0) == frozenset(range(4))
             assert await leases.renew(connection, "new", 60.0) == frozenset(range(4, 12))
 
-    async def test_a_database_of_a_newer_version_is_refused(self, database: Database) -> None:
+    async def test_a_database_of_a_newer_version_is_drift(self, database: Database) -> None:
         async with database.connection() as connection:
             await connection.execute(text("UPDATE eventmesh_alembic_version SET version_num='9'"))
         with pytest.raises(Drift, match="newer version"):
             await migration.upgrade(database)
 
-    async def test_own_tables_are_made_where_missing_and_left_alone_where_not(
+    async def test_a_services_own_tables_are_created_if_missing_and_otherwise_left_unchanged(
         self, empty: Database
     ) -> None:
         own = MetaData()
@@ -204,7 +206,7 @@ class TestMigration:
 
 
 class TestOutbox:
-    async def test_messages_come_back_as_they_went_in_and_in_their_order(
+    async def test_messages_are_read_as_they_were_stored_and_in_order(
         self, database: Database
     ) -> None:
         sent = [message(number, key=f"k{number % 3}") for number in range(20)]
@@ -217,19 +219,19 @@ class TestOutbox:
         await store(database, *map(message, range(10)))
         assert await due(database, limit=3) == ["m0", "m1", "m2"]
 
-    async def test_only_rows_of_the_asked_buckets_are_read(self, database: Database) -> None:
+    async def test_only_rows_of_the_requested_buckets_are_read(self, database: Database) -> None:
         await store(database, message(1, key="a"), message(2, key="b"))
         async with database.reading() as connection:
             rows = await outbox.due(connection, {bucket_of("b", "")}, NOW, 100)
         assert [row.envelope.id for row in rows] == ["m2"]
 
-    async def test_a_delayed_message_waits_and_blocks_nobody(self, database: Database) -> None:
+    async def test_a_delayed_message_waits_and_blocks_no_other(self, database: Database) -> None:
         await store(database, message(1, delay=60), message(2))
         assert await due(database) == ["m2"]
         assert await due(database, now=NOW + timedelta(seconds=59.9)) == ["m2"]
         assert await due(database, now=NOW + timedelta(seconds=60)) == ["m1", "m2"]
 
-    async def test_a_message_is_there_only_when_its_transaction_commits(
+    async def test_a_message_is_stored_only_if_its_transaction_commits(
         self, database: Database
     ) -> None:
         async with unit_of_work(database) as unit:
@@ -237,7 +239,7 @@ class TestOutbox:
         assert await due(database) == []
 
     async def test_a_transaction_that_commits_late_is_not_skipped(self, postgres_url: str) -> None:
-        """On PostgreSQL; SQLite has one writer at a time, so nobody can commit late."""
+        """On PostgreSQL only: SQLite has one writer at a time, so nobody can commit late."""
         database = Database(postgres_url, service="shop")
         await migration.upgrade(database)
         async with database.connection() as late:
@@ -247,7 +249,7 @@ class TestOutbox:
         assert await due(database) == ["m1", "m2"]
         await database.close()
 
-    async def test_confirmed_rows_are_gone(self, database: Database) -> None:
+    async def test_confirmed_rows_are_deleted(self, database: Database) -> None:
         await store(database, *map(message, range(3)))
         async with database.connection() as connection:
             rows = await outbox.due(connection, ALL, NOW, 2)
@@ -291,7 +293,7 @@ class TestInbox:
             assert await claim(unit.session, "s", "b", "c") == {"c"}
             assert await claim(unit.session, "other", "b") == {"b"}
 
-    async def test_an_id_that_stands_for_another_message_is_noticed(
+    async def test_an_id_that_was_used_for_another_message_is_detected(
         self, database: Database
     ) -> None:
         async with unit_of_work(database) as unit:
@@ -321,7 +323,7 @@ class TestInbox:
         async with unit_of_work(database) as unit:
             assert await claim(unit.session, "s", "a", "b") == {"b"}
 
-    async def test_of_two_workers_with_one_message_the_second_waits_and_finds_it_taken(
+    async def test_of_two_workers_with_one_message_the_second_waits_and_finds_a_duplicate(
         self, database: Database
     ) -> None:
         async def handle(release: asyncio.Event) -> set[str]:
@@ -361,11 +363,11 @@ class TestLeases:
     ) -> None:
         await self.renew(database, "dead", time=0.2)
         async with asyncio.timeout(10):
-            while not await self.renew(database, "heir"):  # noqa: ASYNC110  # no event tells it
+            while not await self.renew(database, "heir"):  # noqa: ASYNC110  # there is no event for it
                 await asyncio.sleep(0.02)
         assert await self.renew(database, "heir") == frozenset(ALL)
 
-    async def test_the_databases_clock_is_in_utc_and_close_to_ours(
+    async def test_the_databases_clock_is_in_utc_and_close_to_the_machines(
         self, database: Database
     ) -> None:
         async with database.reading() as connection:
@@ -403,7 +405,7 @@ class TestErrors:
             await closed.connect()
         assert "secret" not in str(caught.value)
 
-    def test_another_kind_of_database_is_refused(self) -> None:
+    def test_an_unsupported_database_url_is_a_usage_error(self) -> None:
         with pytest.raises(UsageError, match="mysql"):
             Database("mysql://h/x", service="shop")
         with pytest.raises(UsageError, match="not a database URL"):
@@ -418,10 +420,10 @@ class TestErrors:
             async with database.connection() as connection:
                 await connection.execute(insert(tables.relay).values(owner="x", expires_at=NOW))
 
-    async def test_a_write_cannot_be_lost_between_a_read_and_a_write_of_two_transactions(
+    async def test_concurrent_read_modify_write_transactions_lose_no_update(
         self, database: Database
     ) -> None:
-        """On SQLite by BEGIN IMMEDIATE: the second transaction waits instead of failing."""
+        """On SQLite BEGIN IMMEDIATE ensures it: the second transaction waits instead of failing."""
 
         counter = tables.start.c.starts
 
@@ -438,7 +440,9 @@ class TestErrors:
             assert await connection.scalar(select(counter)) == 21
 
 
-async def test_a_postgresql_that_falls_silent_is_noticed(postgres_url: str) -> None:
+async def test_a_silent_postgresql_is_detected_by_keepalive_and_user_timeout(
+    postgres_url: str,
+) -> None:
     database = Database(postgres_url, service="shop")
     try:
         async with database.reading() as connection:
@@ -455,7 +459,9 @@ async def test_a_postgresql_that_falls_silent_is_noticed(postgres_url: str) -> N
         await database.close()
 
 
-async def test_a_connection_that_no_longer_answers_is_closed(postgres_url: str) -> None:
+async def test_a_connection_that_no_longer_answers_is_closed_and_replaced(
+    postgres_url: str,
+) -> None:
     async with proxy_before(postgres_url) as proxy:
         database = Database(proxy.url, service="shop")
         try:
@@ -465,7 +471,7 @@ async def test_a_connection_that_no_longer_answers_is_closed(postgres_url: str) 
             with pytest.raises(Unreachable, match="it took too long"):
                 async with database.connection(within=0.5) as connection:
                     await connection.scalar(select(1))
-            async with database.connection(within=5.0) as connection:  # another connection
+            async with database.connection(within=5.0) as connection:  # on another connection
                 assert await connection.scalar(select(1)) == 1
         finally:
             await database.close()

@@ -1,4 +1,4 @@
-"""Where servers for tests come from, in which order, and that nothing of them is left."""
+"""Where servers for tests come from, in which order, and that they leave nothing behind."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from eventmesh.testing.servers.mariadb_server import execute
 NO_ENGINE = {"DOCKER_HOST": "tcp://127.0.0.1:1"}
 """An address at which no container engine ever answers."""
 
-PATIENCE = 120.0
+TIMEOUT_SECONDS = 120.0
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Our environment with no server given, and these changes."""
+    """The environment without any given server, with these changes."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -55,7 +55,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 async def answers(server: Server) -> bool:
-    """Whether the server serves us at its URL."""
+    """Whether the server answers at its URL."""
     try:
         match server.kind:
             case "redis":
@@ -76,14 +76,14 @@ async def answers(server: Server) -> bool:
 
 
 def processes_of(folders: set[Path]) -> list[str]:
-    """Command lines and working folders of living processes that mention one of these folders."""
+    """Command lines and working folders of running processes that mention one of these folders."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             said = (process / "cmdline").read_bytes().decode(errors="replace")
             where = str((process / "cwd").readlink())
         except OSError:
-            continue  # ended meanwhile
+            continue  # has exited meanwhile
         if any(str(folder) in said or str(folder) in where for folder in folders):
             found.append(f"{said} in {where}")
     return found
@@ -91,8 +91,8 @@ def processes_of(folders: set[Path]) -> list[str]:
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """A folder for servers to be in, to see what they leave; unlike pytest's, Postgres's user may
-    enter it."""
+    """A temporary folder for servers, in which the test sees what they leave behind. The user that
+    runs PostgreSQL may enter it, which pytest's own temporary folders do not allow."""
     folder = Path("/tmp") / f"em{os.getpid()}-{time.monotonic_ns()}"  # noqa: S108 - a new name
     folder.mkdir(mode=0o755)
     yield folder
@@ -101,7 +101,7 @@ def temporary() -> Iterator[Path]:
 
 @contextmanager
 def private(kind: str, folder: Path | None = None) -> Iterator[Server]:
-    """`serve` with no server given and no engine; skips where the machine has no such binary."""
+    """A server from the machine's own binary; the test is skipped where there is none."""
     changes = {"TMPDIR": str(folder)} if folder else {}
     with ExitStack() as stack:
         try:
@@ -116,7 +116,7 @@ def contents(folder: Path) -> set[Path]:
     return set(folder.iterdir())
 
 
-# --- first: given ---
+# --- first choice: a server that the environment names ---
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def contents(folder: Path) -> set[Path]:
         ("mariadb", "mariadb://given.example:1/x"),
     ],
 )
-def test_a_url_in_the_environment_wins_and_nothing_is_started(kind: str, url: str) -> None:
-    # Without PATH and engine nothing could be started, and the host does not exist.
+def test_a_url_in_the_environment_is_used_and_nothing_is_started(kind: str, url: str) -> None:
+    # Without PATH and container engine nothing can be started, and the host does not exist.
     given = {f"EVENTMESH_TEST_{kind.upper()}_URL": url, "PATH": "", **NO_ENGINE}
     with serve(kind, given) as server:
         assert server == Server(kind, url, "environment")
@@ -149,11 +149,11 @@ def test_an_unknown_kind_is_an_error() -> None:
         pass
 
 
-# --- second: a container ---
+# --- second choice: a container ---
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_container_starts_answers_and_is_gone(kind: str) -> None:
+async def test_a_container_starts_answers_and_is_removed(kind: str) -> None:
     try:
         with serve(kind, environment()) as server:
             if not server.origin.startswith("container "):
@@ -164,7 +164,7 @@ async def test_a_container_starts_answers_and_is_gone(kind: str) -> None:
     assert not await answers(server)
 
 
-def test_an_engine_that_says_nothing_costs_little_time() -> None:
+def test_a_container_engine_that_does_not_answer_is_given_up_within_seconds() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         host, port = silent.getsockname()
         begun = time.monotonic()
@@ -176,8 +176,8 @@ def test_an_engine_that_says_nothing_costs_little_time() -> None:
         assert time.monotonic() - begun < 10
 
 
-def test_an_image_that_cannot_be_had_costs_little_time() -> None:
-    # RFC 2606 keeps `invalid` from being a host, so no engine can ever pull this.
+def test_an_image_that_cannot_be_pulled_is_given_up_within_seconds() -> None:
+    # RFC 2606 reserves the domain `invalid`, so no engine can ever pull this.
     image = "registry.invalid/redis:8"
     begun = time.monotonic()
     with (
@@ -189,11 +189,11 @@ def test_an_image_that_cannot_be_had_costs_little_time() -> None:
     assert "container: " in str(missing.value)
 
 
-# --- third: a private server ---
+# --- third choice: a private server ---
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_private_server_starts_answers_and_is_gone(kind: str, temporary: Path) -> None:
+async def test_a_private_server_starts_answers_and_is_removed(kind: str, temporary: Path) -> None:
     with private(kind, temporary) as server:
         assert await answers(server)
         [folder] = contents(temporary)
@@ -205,14 +205,14 @@ async def test_a_private_server_starts_answers_and_is_gone(kind: str, temporary:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_private_servers_of_parallel_runs_do_not_meet(kind: str) -> None:
+async def test_private_servers_of_parallel_runs_are_separate(kind: str) -> None:
     with private(kind) as one, private(kind) as two:
         assert one.url != two.url
         assert await answers(one)
         assert await answers(two)
 
 
-def test_nothing_is_left_when_the_tests_are_killed(temporary: Path) -> None:
+def test_a_private_server_is_removed_even_if_the_tests_are_killed(temporary: Path) -> None:
     killed = subprocess.Popen(
         [
             sys.executable,
@@ -235,18 +235,22 @@ def test_nothing_is_left_when_the_tests_are_killed(temporary: Path) -> None:
     if not origin:
         pytest.skip("no private redis on this machine")
     assert folders
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while left := [*processes_of(folders), *contents(temporary)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
 
 
-# --- control ---
+# --- controlled servers ---
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", ["redis", "postgres"])  # RabbitMQ, which is slow: by conformance
-async def test_a_controlled_server_does_what_it_is_told(kind: str, way: Way) -> None:
+@pytest.mark.parametrize(
+    "kind", ["redis", "postgres"]
+)  # RabbitMQ is slow, and tested by conformance
+async def test_a_controlled_server_can_be_killed_stopped_started_and_emptied(
+    kind: str, way: Way
+) -> None:
     with controlled(kind, way) as server:
         url, version = server.url, server.version
         assert re.match(r"\d+\.\d+", version or "")
@@ -254,7 +258,7 @@ async def test_a_controlled_server_does_what_it_is_told(kind: str, way: Way) -> 
         await store(server)
         for end in (server.kill, server.stop):
             await end()
-            await end()  # twice is as once
+            await end()  # the second call changes nothing
             assert not await answers(server)
             await server.start()
             await server.start()
@@ -268,18 +272,18 @@ async def test_a_controlled_server_does_what_it_is_told(kind: str, way: Way) -> 
     assert not await answers(server)
 
 
-async def test_orders_of_several_tasks_are_done_one_after_another() -> None:
+async def test_requests_of_several_tasks_are_executed_one_after_another() -> None:
     with controlled("redis", "private") as server:
         await store(server)
-        asked = [server.kill(), server.start(), server.stop(), server.start()]
+        requests = [server.kill(), server.start(), server.stop(), server.start()]
         async with asyncio.TaskGroup() as tasks:
-            for order in asked:
-                tasks.create_task(order)
+            for request in requests:
+                tasks.create_task(request)
         await server.start()
         assert await stored(server)
 
 
-async def test_an_order_that_nobody_awaits_any_more_is_not_taken_for_the_next() -> None:
+async def test_the_answer_to_a_cancelled_request_is_not_mistaken_for_the_next_answer() -> None:
     with controlled("redis", "private") as server:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(server.lose_data(), 0.001)
@@ -289,7 +293,7 @@ async def test_an_order_that_nobody_awaits_any_more_is_not_taken_for_the_next() 
         assert not await answers(server)
 
 
-def test_a_server_from_the_environment_is_not_controlled() -> None:
+def test_a_server_from_the_environment_cannot_be_controlled() -> None:
     given = {"EVENTMESH_TEST_REDIS_URL": "redis://given.example:1/0", "PATH": "", **NO_ENGINE}
     with (
         pytest.raises(ServerMissing, match="EVENTMESH_TEST_REDIS_URL may be used by others"),
@@ -300,7 +304,7 @@ def test_a_server_from_the_environment_is_not_controlled() -> None:
 
 @contextmanager
 def controlled(kind: str, way: Way) -> Iterator[ControlledServer]:
-    """A controlled server; skips where there is none of this way."""
+    """A controlled server of this origin; the test is skipped where there is none."""
     with ExitStack() as stack:
         try:
             server = stack.enter_context(serve_controlled(kind, environment(), way=way))
@@ -311,7 +315,7 @@ def controlled(kind: str, way: Way) -> Iterator[ControlledServer]:
 
 
 async def store(server: Server) -> None:
-    """Store something, in Postgres a table, else a key."""
+    """Store something: a table in PostgreSQL, a key in Redis."""
     if server.kind == "redis":
         async with Redis.from_url(server.url) as client:
             await client.set("kept", "yes")
@@ -322,7 +326,7 @@ async def store(server: Server) -> None:
 
 
 async def stored(server: Server) -> bool:
-    """Whether what `store` stored is there."""
+    """Whether the server still has what `store` stored."""
     if server.kind == "redis":
         async with Redis.from_url(server.url) as client:
             return bool(await client.exists("kept"))
@@ -332,10 +336,10 @@ async def stored(server: Server) -> bool:
     return bool(found)
 
 
-# --- else: missing ---
+# --- no server at all ---
 
 
-def test_what_is_missing_is_told_with_every_reason() -> None:
+def test_the_error_for_a_missing_server_has_every_reason() -> None:
     with (
         pytest.raises(ServerMissing) as missing,
         serve("redis", environment(PATH="", **NO_ENGINE)),
@@ -359,7 +363,7 @@ def test_what_is_missing_is_told_with_every_reason() -> None:
         ("all", True),
     ],
 )
-def test_required(named: str, expected: bool) -> None:
+def test_a_server_is_required_if_it_is_named_or_all_are(named: str, expected: bool) -> None:
     assert required("redis", {"EVENTMESH_TEST_REQUIRE": named}) is expected
     assert not required("redis", {})
 
@@ -380,7 +384,7 @@ async def test_the_rabbitmq_fixture_answers(rabbitmq_server: Server) -> None:
 @pytest.mark.parametrize(
     ("named", "outcome"), [("rabbitmq", "1 skipped"), ("rabbitmq,redis", "1 error")]
 )
-def test_a_test_without_its_server_is_skipped_or_fails_as_required(
+def test_a_test_without_its_server_is_skipped_or_fails_if_it_is_required(
     named: str, outcome: str
 ) -> None:
     ran = subprocess.run(  # noqa: S603 - our own interpreter
@@ -404,7 +408,7 @@ def test_a_test_without_its_server_is_skipped_or_fails_as_required(
 # --- databases ---
 
 
-async def test_a_fresh_database_is_empty_and_dropped_whoever_is_connected(
+async def test_a_fresh_database_is_empty_and_is_dropped_even_while_somebody_is_connected(
     postgres_server: Server,
 ) -> None:
     async with fresh_database(postgres_server) as one, fresh_database(postgres_server) as two:
@@ -423,7 +427,7 @@ async def test_a_fresh_database_is_empty_and_dropped_whoever_is_connected(
         await admin.close()
 
 
-async def test_the_postgres_fixture_gives_a_database_of_its_own(
+async def test_the_postgres_fixture_gives_each_test_its_own_database(
     postgres_url: str, postgres_server: Server
 ) -> None:
     assert await answers(Server("postgres", postgres_url, "test"))

@@ -1,5 +1,5 @@
-"""What the worker promises a handler, on SQLite, on PostgreSQL and, as to its effects, on MariaDB,
-over the memory transport."""
+"""What the worker promises a handler, over the memory transport: on SQLite and PostgreSQL, and on
+MariaDB where it concerns the effects of messages."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Base(DeclarativeBase):
 
 
 class Effect(Base):
-    """Nothing here keeps an effect from happening twice but the inbox."""
+    """An effect that only the inbox prevents from happening twice."""
 
     __tablename__ = "effects"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -99,7 +99,7 @@ class Heard(Event, name="shop.heard", version=1):
 
 
 class MovableClock(SystemClock):
-    """The machine's clock, moved on by the test."""
+    """The machine's clock, moved forward by the test."""
 
     def __init__(self) -> None:
         self.ahead = timedelta()
@@ -140,7 +140,7 @@ class Mesh:
 
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[asyncio.Event]:
-        """A worker that runs beside the body, and is drained after it."""
+        """A worker that runs during the body, and is drained after it."""
         stop = asyncio.Event()
         worker = Worker([self.service], self.transport, self.settings, self.clock)
         running = asyncio.ensure_future(worker.run(stop))
@@ -152,8 +152,7 @@ class Mesh:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Return once the condition holds; one that cannot be asked, as its database is away, does
-    not hold yet."""
+    """Return once the condition holds. While its database is unreachable it does not hold yet."""
 
     async def holds() -> bool:
         try:
@@ -162,13 +161,13 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             return False
 
     async with asyncio.timeout(60):
-        while not await holds():  # noqa: ASYNC110  # the condition lies in a database
+        while not await holds():  # noqa: ASYNC110  # the condition is in a database
             await asyncio.sleep(0.01)
 
 
 @pytest.fixture
 async def mesh(database_url: str, tmp_path: Path) -> AsyncIterator[Mesh]:
-    """A service whose tables are made by SQLAlchemy and whose handlers the test declares."""
+    """A service with its tables created, whose handlers the test declares."""
     from eventmesh.persistence import migration
     from eventmesh.persistence.database import Database
 
@@ -192,7 +191,7 @@ def effect(mesh: Mesh, number: int) -> Callable[[], Awaitable[bool]]:
 
 
 async def at_rest(mesh: Mesh, name: str) -> bool:
-    """Whether nothing of a subscription is left to be handled."""
+    """Whether a subscription has no message left to handle."""
     stats = await mesh.transport.stats(Subscription(name, ()))
     return stats.ready == stats.delayed == stats.in_flight == 0
 
@@ -205,7 +204,7 @@ def effects(mesh: Mesh, count: int) -> Callable[[], Awaitable[bool]]:
 
 
 @EVERYWHERE
-async def test_a_message_delivered_again_and_again_takes_effect_once(mesh: Mesh) -> None:
+async def test_a_message_that_is_delivered_several_times_takes_effect_once(mesh: Mesh) -> None:
     @mesh.service.subscriber(Do)
     async def do(command: Do, tx: Transaction) -> None:
         tx.session.add(Effect(number=command.number))
@@ -219,7 +218,7 @@ async def test_a_message_delivered_again_and_again_takes_effect_once(mesh: Mesh)
 
 
 @EVERYWHERE
-async def test_what_a_handler_returns_and_publishes_arrives_once_it_has_committed(
+async def test_messages_that_a_handler_returns_or_publishes_arrive_after_its_commit(
     mesh: Mesh,
 ) -> None:
     heard: list[tuple[str, int]] = []
@@ -247,7 +246,9 @@ async def test_what_a_handler_returns_and_publishes_arrives_once_it_has_committe
     )
 
 
-async def test_what_a_message_causes_carries_its_correlation_and_its_id(mesh: Mesh) -> None:
+async def test_a_published_message_carries_the_correlation_id_and_the_id_of_its_cause(
+    mesh: Mesh,
+) -> None:
     seen: list[Envelope] = []
 
     @mesh.service.subscriber(Do)
@@ -339,7 +340,7 @@ async def test_a_replayed_dead_letter_takes_effect_once_the_handler_is_fixed(mes
     assert await mesh.effects() == [1]
 
 
-async def test_publishing_what_was_not_declared_rolls_the_handler_back_and_says_so(
+async def test_publishing_an_undeclared_message_rolls_the_handler_back_and_says_why(
     mesh: Mesh,
 ) -> None:
     @mesh.service.subscriber(Do)
@@ -378,7 +379,7 @@ async def test_isolated_messages_do_not_share_a_transaction(mesh: Mesh) -> None:
 async def test_a_slow_handler_does_not_keep_a_transaction_open_for_a_whole_group(
     mesh: Mesh,
 ) -> None:
-    """A group takes up no further message after its time; what it claimed too much is given up."""
+    """A group begins no further message after its time is over, and unclaims the rest."""
     mesh.settings = mesh.settings.model_copy(update={"group_time": 0.03})
     await mesh.service.close()
     mesh.service.configure(mesh.settings)
@@ -452,7 +453,7 @@ async def test_a_delayed_message_is_not_delivered_before_its_time(mesh: Mesh) ->
     assert arrived[1] - asked_at >= 3.0
 
 
-async def test_a_message_over_the_limit_is_refused_at_once_and_leaves_nothing(mesh: Mesh) -> None:
+async def test_publishing_a_too_large_message_raises_at_once_and_stores_nothing(mesh: Mesh) -> None:
     class Big(Event, name="shop.big", version=1):
         text: str
 
@@ -473,7 +474,8 @@ class Grouped:
         self._clock = mesh.clock
 
     async def run(self, *numbers: int, attempts: int = 1) -> dict[int, Outcome]:
-        """What became of these. Others go before them, so that the groups have grown."""
+        """The outcomes of these messages. Others are handled first, so that the group size
+        grows."""
         warming = itertools.count(WARMING)
         while self.runner.size < len(numbers):
             await self._run([next(warming) for _ in range(self.runner.size)], 1)
@@ -496,7 +498,7 @@ WARMING = 1_000
 async def test_a_handler_that_always_fails_is_called_as_often_as_its_policy_says(
     mesh: Mesh, error: type[Exception], times: int
 ) -> None:
-    """Also in a group: there it used to be called twice for each attempt."""
+    """This holds in a group too, where the handler was once called twice for each attempt."""
     calls: list[int] = []
 
     @mesh.service.subscriber(Do, retry=SOON)
@@ -516,8 +518,8 @@ async def test_a_handler_that_always_fails_is_called_as_often_as_its_policy_says
 
 
 @EVERYWHERE
-async def test_a_message_is_not_blamed_for_an_error_that_another_s_rows_cause(mesh: Mesh) -> None:
-    """Message 5 leaves a row to be written that cannot be, and message 6 is the first to query."""
+async def test_a_message_is_not_blamed_for_an_error_that_anothers_rows_cause(mesh: Mesh) -> None:
+    """Message 5 adds an invalid row, and the first query of message 6 is what flushes it."""
 
     @mesh.service.subscriber(Do, retry=Retry(attempts=1))
     async def do(command: Do, tx: Transaction) -> None:
@@ -531,10 +533,10 @@ async def test_a_message_is_not_blamed_for_an_error_that_another_s_rows_cause(me
     assert [number for number in await mesh.effects() if number < WARMING] == [4, 6, 7]
 
 
-async def test_a_failure_caused_by_a_message_that_was_rolled_back_does_not_stand(
+async def test_a_failure_caused_by_a_message_that_was_rolled_back_is_discarded(
     mesh: Mesh,
 ) -> None:
-    """Message 6 is rejected for what message 5 did, which fails when it is handled again."""
+    """Message 6 rejects because of the row of message 5, which fails when it runs alone."""
     calls: list[int] = []
 
     @mesh.service.subscriber(Do, retry=Retry(attempts=1))
@@ -585,7 +587,7 @@ async def test_a_worker_calls_a_handler_that_always_fails_as_often_as_its_policy
     ],
 )
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_a_handler_that_does_not_return_messages_is_dead_lettered_with_what_to_return(
+async def test_a_handler_that_returns_no_message_dead_letters_and_the_reason_names_what_to_return(
     mesh: Mesh, returned: Any, said: str
 ) -> None:
     @mesh.service.subscriber(Do)
@@ -619,10 +621,10 @@ async def test_publishing_an_undeclared_message_outside_a_handler_is_an_error(me
             tx.publish(Heard(number=1))
 
 
-async def test_a_database_lost_in_the_middle_of_a_handler_costs_no_attempt(
+async def test_a_database_connection_lost_during_a_handler_costs_no_attempt(
     postgres_url: str, tmp_path: Path
 ) -> None:
-    """The handler's own connection is cut on the server; the message is handled again."""
+    """The server terminates the handler's connection; the message is handled again."""
     settings = Settings(database_urls={"shop": postgres_url}, schemas=tmp_path / "schemas")
     service, clock = Service("shop", metadata=Base.metadata), MovableClock()
     mesh = Mesh(service, settings, MemoryTransport(clock), clock)
@@ -648,7 +650,7 @@ async def test_a_database_lost_in_the_middle_of_a_handler_costs_no_attempt(
 
 
 async def prepare(service: Service, settings: Settings) -> None:
-    """Make all tables of a service in its own database."""
+    """Create all tables of a service in its database."""
     from eventmesh.persistence import migration
     from eventmesh.persistence.database import Database
 
@@ -658,7 +660,7 @@ async def prepare(service: Service, settings: Settings) -> None:
     await database.close()
 
 
-async def test_a_message_begun_before_the_stop_is_finished_and_the_rest_given_back(
+async def test_a_drain_finishes_the_message_that_was_begun_and_gives_back_the_rest(
     mesh: Mesh,
 ) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
@@ -706,22 +708,22 @@ async def test_a_handler_that_does_not_finish_in_time_ends_the_drain_with_an_err
     assert (await mesh.transport.stats(Subscription("shop.do", ()))).ready == 1
 
 
-class Picky(MemoryTransport):
-    """A broker that refuses some messages and, like RabbitMQ, takes the others of a batch."""
+class RejectingBroker(MemoryTransport):
+    """A broker that rejects some messages and, like RabbitMQ, confirms the others of a batch."""
 
     atomic_batches = False
 
-    def __init__(self, clock: SystemClock, refuses: Callable[[Envelope], bool]) -> None:
+    def __init__(self, clock: SystemClock, rejects: Callable[[Envelope], bool]) -> None:
         super().__init__(clock)
-        self.refuses = refuses
+        self.rejects = rejects
         self.published: list[Envelope] = []
 
     async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
-        taken = [envelope for envelope in envelopes if not self.refuses(envelope)]
-        self.published.extend(taken)
-        await super().publish(taken)
+        confirmed = [envelope for envelope in envelopes if not self.rejects(envelope)]
+        self.published.extend(confirmed)
+        await super().publish(confirmed)
         return PublishResult(
-            {each.id: "resource limit" for each in envelopes if self.refuses(each)}
+            {each.id: "resource limit" for each in envelopes if self.rejects(each)}
         )
 
 
@@ -740,17 +742,17 @@ async def fill(mesh: Mesh, *messages: Done) -> None:
 
 @EVERYWHERE
 @pytest.mark.usefixtures("long_holds")
-async def test_a_rejected_message_blocks_its_own_key_only(mesh: Mesh) -> None:
-    refusing = True
-    broker = Picky(mesh.clock, lambda e: refusing and e.data.startswith(b'{"number":1,'))
+async def test_a_rejected_message_blocks_only_its_own_key(mesh: Mesh) -> None:
+    rejecting = True
+    broker = RejectingBroker(mesh.clock, lambda e: rejecting and e.data.startswith(b'{"number":1,'))
     relay = await relay_of(mesh, broker)
     await fill(mesh, *(Done(number=n, key=key) for n in (1, 2, 3) for key in "ab"))
-    broker_refuses_a = broker.refuses
-    broker.refuses = lambda e: e.key == "a" and broker_refuses_a(e)
+    rejects_first = broker.rejects
+    broker.rejects = lambda e: e.key == "a" and rejects_first(e)
     await relay.round()
     assert {envelope.key for envelope in broker.published} == {"b"}
     assert len(broker.published) == 3
-    refusing = False
+    rejecting = False
     assert (await relay.round()).confirmed == 0
     mesh.clock.ahead += timedelta(seconds=HOLD_TIME)
     while (await relay.round()).confirmed:
@@ -762,7 +764,7 @@ async def test_a_rejected_message_blocks_its_own_key_only(mesh: Mesh) -> None:
 
 @EVERYWHERE
 async def test_a_message_that_the_broker_keeps_rejecting_is_parked_with_its_key(mesh: Mesh) -> None:
-    broker = Picky(mesh.clock, lambda e: e.key == "a")
+    broker = RejectingBroker(mesh.clock, lambda e: e.key == "a")
     relay = await relay_of(mesh, broker)
     await fill(mesh, Done(number=1, key="a"), Done(number=2, key="a"))
     for _ in range(20):
@@ -782,7 +784,7 @@ async def test_a_message_that_the_broker_keeps_rejecting_is_parked_with_its_key(
 async def test_what_was_confirmed_before_the_broker_was_lost_is_not_published_again(
     mesh: Mesh,
 ) -> None:
-    broker = LostAfter(mesh.clock, 3)
+    broker = LostAfterConfirming(mesh.clock, 3)
     relay = await relay_of(mesh, broker)
     await fill(mesh, *(Done(number=n, key=f"k{n}") for n in range(10)))
     lost = await relay.round()
@@ -793,8 +795,8 @@ async def test_what_was_confirmed_before_the_broker_was_lost_is_not_published_ag
     assert await mesh.outbox_is_empty()
 
 
-class LostAfter(MemoryTransport):
-    """Takes some messages of the first batch, says so, and is gone; then it is back."""
+class LostAfterConfirming(MemoryTransport):
+    """Confirms some messages of the first batch and is then lost; the next batch it confirms."""
 
     atomic_batches = False
 
@@ -804,16 +806,16 @@ class LostAfter(MemoryTransport):
         self.published: list[Envelope] = []
 
     async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
-        taken = envelopes[: self.count] if not self.published else envelopes
-        self.published.extend(taken)
-        if len(taken) < len(envelopes):
-            return PublishResult.interrupted(envelopes[len(taken) :], Unreachable("lost"))
+        confirmed = envelopes[: self.count] if not self.published else envelopes
+        self.published.extend(confirmed)
+        if len(confirmed) < len(envelopes):
+            return PublishResult.interrupted(envelopes[len(confirmed) :], Unreachable("lost"))
         return ALL_CONFIRMED
 
 
 @EVERYWHERE
-async def test_relays_side_by_side_publish_every_message_once(mesh: Mesh) -> None:
-    broker = Picky(mesh.clock, lambda _: False)
+async def test_concurrent_relays_publish_every_message_once(mesh: Mesh) -> None:
+    broker = RejectingBroker(mesh.clock, lambda _: False)
     relays = [await relay_of(mesh, broker) for _ in range(3)]
     await fill(mesh, *(Done(number=n, key=f"k{n % 40}") for n in range(400)))
     stop = asyncio.Event()
@@ -825,11 +827,13 @@ async def test_relays_side_by_side_publish_every_message_once(mesh: Mesh) -> Non
     assert len(broker.published) == 400
 
 
-async def test_another_relay_takes_over_the_outbox_of_one_that_died(mesh: Mesh) -> None:
-    broker = Picky(mesh.clock, lambda _: False)
+async def test_another_relay_takes_over_the_buckets_of_a_dead_one_at_lease_expiry(
+    mesh: Mesh,
+) -> None:
+    broker = RejectingBroker(mesh.clock, lambda _: False)
     database = await mesh.service.database()
     dead = Relay("shop", database, broker, mesh.clock, lease_time=0.5)
-    await dead.round()  # holds all leases now, and is never heard of again
+    await dead.round()  # it holds all leases now, and never runs again
     heir = Relay("shop", database, broker, mesh.clock, lease_time=0.5)
     await fill(mesh, *(Done(number=n) for n in range(10)))
     stop = asyncio.Event()
@@ -841,8 +845,8 @@ async def test_another_relay_takes_over_the_outbox_of_one_that_died(mesh: Mesh) 
 
 
 @EVERYWHERE
-async def test_the_same_id_from_two_sources_means_two_messages(mesh: Mesh) -> None:
-    """CloudEvents promises unique ids for each source only; one that numbers them is no liar."""
+async def test_the_same_id_from_two_sources_is_two_messages(mesh: Mesh) -> None:
+    """CloudEvents promises unique ids for each source only: a source may number its messages."""
 
     @mesh.service.subscriber(Do)
     async def do(command: Do, tx: Transaction) -> None:
@@ -865,7 +869,7 @@ async def test_the_same_id_from_two_sources_means_two_messages(mesh: Mesh) -> No
 async def test_an_error_that_a_handler_swallows_never_rolls_a_group_back_silently(
     mesh: Mesh,
 ) -> None:
-    """PostgreSQL answers COMMIT with a rollback then, and says so to nobody."""
+    """PostgreSQL then answers COMMIT with a rollback and raises no error."""
 
     @mesh.service.subscriber(Do, retry=SOON)
     async def do(command: Do, tx: Transaction) -> None:
@@ -907,7 +911,7 @@ async def test_a_handler_cannot_end_the_transaction_that_it_shares(mesh: Mesh, c
 
 
 @EVERYWHERE
-async def test_a_part_that_may_fail_goes_into_a_savepoint(mesh: Mesh) -> None:
+async def test_a_failure_inside_a_savepoint_does_not_fail_the_handler(mesh: Mesh) -> None:
     @mesh.service.subscriber(Do)
     async def do(command: Do, tx: Transaction) -> None:
         tx.session.add(Effect(number=command.number))
@@ -923,10 +927,9 @@ async def test_a_part_that_may_fail_goes_into_a_savepoint(mesh: Mesh) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["postgres", "mariadb"], indirect=True)
-async def test_a_locked_row_is_read_afresh_within_a_group(
-    database_url: str, tmp_path: Path
-) -> None:
-    """Another process changes it between two messages of a group; the identity map has it old."""
+async def test_a_locked_row_is_read_again_within_a_group(database_url: str, tmp_path: Path) -> None:
+    """Another process changes the row between two messages of a group, while the identity map still
+    has the old one."""
     settings = Settings(
         database_urls={"shop": database_url}, schemas=tmp_path / "s", group_time=10.0
     )
@@ -941,7 +944,7 @@ async def test_a_locked_row_is_read_afresh_within_a_group(
         if not grown:
             return
         if command.number == 100:
-            kept.append(await tx.session.get(Effect, 1))  # a reference keeps it in the map
+            kept.append(await tx.session.get(Effect, 1))  # a reference keeps it in the identity map
             database = await service.database()
             async with database.connection() as other:
                 await other.execute(text("UPDATE effects SET number = 1000 WHERE id = 1"))
@@ -958,7 +961,7 @@ async def test_a_locked_row_is_read_afresh_within_a_group(
             return (await connection.scalar(select(func.count()).select_from(inbox))) == 66
 
     async with mesh.worker():
-        await mesh.send(*range(64))  # until groups are of more than one
+        await mesh.send(*range(64))  # until groups have more than one message
         await until_count(mesh, 64)
         grown = True
         await mesh.send(100, 101)
@@ -997,10 +1000,10 @@ async def test_a_cancellation_leaked_by_a_library_does_not_end_a_subscription(me
     assert sorted(await mesh.effects()) == [0, 1, 2, 4, 5, 6, 7]
 
 
-async def test_publishing_outside_the_handler_s_own_transaction_is_refused_at_once(
+async def test_publishing_outside_the_handlers_own_transaction_is_an_error_at_once(
     mesh: Mesh,
 ) -> None:
-    """It could be committed alone, and on SQLite it would wait for the handler for ever."""
+    """It could commit without the handler, and on SQLite it would wait for the handler forever."""
     done = mesh.service.publisher(Done)
 
     @mesh.service.subscriber(Do)
@@ -1018,7 +1021,7 @@ async def test_publishing_outside_the_handler_s_own_transaction_is_refused_at_on
     assert await mesh.outbox_is_empty()
 
 
-async def test_a_handler_without_a_transaction_publishes_in_one_of_its_own(mesh: Mesh) -> None:
+async def test_a_handler_without_a_transaction_can_publish_in_a_new_one(mesh: Mesh) -> None:
     heard: list[int] = []
     done = mesh.service.publisher(Done)
 
@@ -1041,7 +1044,8 @@ async def test_a_handler_without_a_transaction_publishes_in_one_of_its_own(mesh:
 
 @EVERYWHERE
 async def test_only_the_poison_message_is_dead_lettered(mesh: Mesh) -> None:
-    """All of these were handed out often, as by RabbitMQ to workers that died; one is to blame."""
+    """All of these messages have a high redelivery count, as after lost workers; one is the
+    cause."""
 
     @mesh.service.subscriber(Do)
     async def do(command: Do, tx: Transaction) -> None:
@@ -1069,7 +1073,7 @@ async def test_only_the_poison_message_is_dead_lettered(mesh: Mesh) -> None:
 
 
 async def test_only_the_poison_message_of_a_plain_handler_is_dead_lettered(mesh: Mesh) -> None:
-    """The service has a database, which knows better than the broker what was ever begun."""
+    """The service has a database, which knows which of the redelivered messages were ever begun."""
     mesh.service.publisher(Done)
     handled: list[int] = []
 
@@ -1098,15 +1102,15 @@ async def test_only_the_poison_message_of_a_plain_handler_is_dead_lettered(mesh:
         assert await connection.scalar(select(func.count()).select_from(start)) == 0
 
 
-async def test_without_a_database_a_message_that_keeps_coming_back_is_fetched_alone() -> None:
-    """The first consumer fetches one at a time, as a worker before may have been killed; then as
-    many as allowed, until a message comes for the third time; then one at a time again."""
+async def test_without_a_database_a_suspected_poison_message_is_fetched_alone() -> None:
+    """The first consumer fetches one message at a time, as an earlier worker may have been killed;
+    then as many as allowed, until a message is delivered for the third time; then one at a time."""
     clock, prefetches = SystemClock(), list[int]()
     service, settings = Service("shop"), Settings()
     handled: list[int] = []
 
     class Redelivering(MemoryTransport):
-        """Says of the message 99 that it has come three times."""
+        """Reports that message 99 was delivered three times."""
 
         @asynccontextmanager
         async def consume(
@@ -1140,7 +1144,7 @@ async def test_without_a_database_a_message_that_keeps_coming_back_is_fetched_al
     assert prefetches == [1, settings.prefetch, 1]
 
 
-async def test_a_suspect_whose_handler_raises_is_not_poison(mesh: Mesh) -> None:
+async def test_a_suspected_message_whose_handler_raises_is_not_a_poison_message(mesh: Mesh) -> None:
     @mesh.service.subscriber(Do, retry=SOON)
     async def do(command: Do, tx: Transaction) -> None:
         raise ValueError("no, but it comes to an end")
@@ -1194,7 +1198,7 @@ async def test_a_suspect_does_not_become_poison_by_losses_of_the_database_alone(
 async def test_messages_wait_while_the_database_is_unreachable_and_are_delivered_once(
     postgres_url: str, tmp_path: Path
 ) -> None:
-    """However often their group is tried meanwhile, they are handed out once."""
+    """However often their group is retried meanwhile, the broker delivers them once."""
     settings = Settings(database_urls={"shop": postgres_url}, schemas=tmp_path / "schemas")
     service, clock = Service("shop", metadata=Base.metadata), MovableClock()
     mesh = Mesh(service, settings, MemoryTransport(clock), clock)
@@ -1236,7 +1240,7 @@ async def test_messages_wait_while_the_database_is_unreachable_and_are_delivered
         await until(effect(mesh, 1))
         await allow(0)
         await mesh.send(*range(2, 10))
-        await asyncio.sleep(1.5)  # several rounds of trying
+        await asyncio.sleep(1.5)  # several attempts
         await allow(-1)
         await until(effects(mesh, 9))
     assert sorted(await mesh.effects()) == list(range(1, 10))
@@ -1245,7 +1249,7 @@ async def test_messages_wait_while_the_database_is_unreachable_and_are_delivered
     await service.close()
 
 
-async def test_a_statement_that_takes_too_long_fails_its_own_message_only(
+async def test_a_statement_timeout_fails_only_its_own_message(
     postgres_url: str, tmp_path: Path
 ) -> None:
     settings = Settings(database_urls={"shop": postgres_url}, schemas=tmp_path / "schemas")
@@ -1343,7 +1347,7 @@ async def test_a_reply_to_an_unknown_saga_is_dead_lettered(
 
 
 async def test_a_worker_leaves_the_handlers_of_a_faststream_app_alone(mesh: Mesh) -> None:
-    """As in a FastStream app of the same service; a worker relays its outbox."""
+    """They run in the FastStream app of the same service; the worker only relays its outbox."""
     handled: list[int] = []
     heard: list[int] = []
 
@@ -1370,9 +1374,9 @@ async def test_a_worker_leaves_the_handlers_of_a_faststream_app_alone(mesh: Mesh
 
 
 @EVERYWHERE
-@pytest.mark.parametrize("at_once", [True, False], ids=["in one group", "later"])
+@pytest.mark.parametrize("in_one_group", [True, False], ids=["in one group", "later"])
 async def test_the_same_id_with_other_data_is_dead_lettered_and_not_skipped_as_a_duplicate(
-    mesh: Mesh, at_once: bool
+    mesh: Mesh, in_one_group: bool
 ) -> None:
     @mesh.service.subscriber(Do)
     async def do(command: Do, tx: Transaction) -> None:
@@ -1384,7 +1388,7 @@ async def test_the_same_id_with_other_data_is_dead_lettered_and_not_skipped_as_a
     other = Envelope(first.attributes, second.data)
     bridged = Envelope({**first.attributes, "time": "2026-01-01T00:00:00Z"}, first.data)
     async with mesh.worker():
-        if at_once:
+        if in_one_group:
             await publish_or_raise(mesh.transport, [first, other, bridged, third])
         else:
             await publish_or_raise(mesh.transport, [first])
@@ -1405,15 +1409,15 @@ async def test_the_same_id_with_other_data_is_dead_lettered_and_not_skipped_as_a
 # Lanes
 
 
-async def test_lanes_handle_side_by_side_and_each_key_in_order(mesh: Mesh) -> None:
-    at_once = asyncio.Barrier(4)  # only handlers that run at the same time get past it
+async def test_lanes_run_concurrently_and_handle_each_key_in_order(mesh: Mesh) -> None:
+    all_running = asyncio.Barrier(4)  # only handlers that run at the same time get past it
     seen: dict[str, list[int]] = {}
 
     @mesh.service.subscriber(Do, concurrency=4)
     async def do(command: Do) -> None:
         if command.number == 0:
             async with asyncio.timeout(60):
-                await at_once.wait()
+                await all_running.wait()
         await asyncio.sleep(0)
         seen.setdefault(command.key, []).append(command.number)
 
@@ -1430,7 +1434,7 @@ async def test_lanes_handle_side_by_side_and_each_key_in_order(mesh: Mesh) -> No
 
 
 async def test_a_retried_message_comes_after_later_ones_of_its_key(mesh: Mesh) -> None:
-    """As docs/ordering.md says: it does not block its key."""
+    """As docs/ordering.md says, a retried message does not block its key."""
     seen: list[int] = []
     others_are_done = asyncio.Event()
 
@@ -1449,7 +1453,9 @@ async def test_a_retried_message_comes_after_later_ones_of_its_key(mesh: Mesh) -
 
 
 @EVERYWHERE
-async def test_lanes_of_transactions_take_effect_once_and_retry_alone(mesh: Mesh) -> None:
+async def test_messages_of_transactional_lanes_take_effect_once_and_are_retried_alone(
+    mesh: Mesh,
+) -> None:
     failed: list[int] = []
 
     @mesh.service.subscriber(Do, concurrency=3, retry=SOON)
@@ -1478,7 +1484,7 @@ async def test_when_one_lane_loses_the_broker_the_others_finish(mesh: Mesh) -> N
         if command.number == 0:
             began.set()
             await mesh.transport.lost.wait()
-            await asyncio.sleep(0.05)  # for a cancellation that should not come
+            await asyncio.sleep(0.05)  # time for a cancellation that must not come
         finished.append(command.number)
 
     async with mesh.worker():
@@ -1486,13 +1492,13 @@ async def test_when_one_lane_loses_the_broker_the_others_finish(mesh: Mesh) -> N
         await asyncio.wait_for(began.wait(), 60)
         await mesh.send(1, key="k-4")
         await until_true(lambda: {0, 1} <= set(finished))
-        assert finished[:2] == [1, 0]  # 0 was not begun anew: the loss came while it was handled
+        assert finished[:2] == [1, 0]  # 0 did not run again: the broker was lost while it ran
         await mesh.send(2, key="k-0")
         await until_true(lambda: 2 in finished)
 
 
 class LosesTheFirstSettlement:
-    """Passes all on to a transport, but its consumers lose the broker once, while settling."""
+    """A transport whose consumers lose the broker once, while settling."""
 
     def __init__(self, transport: Transport) -> None:
         self.lost = asyncio.Event()
