@@ -648,7 +648,7 @@ async def test_hostile_messages_are_retried_and_dead_lettered_and_block_nobody(
     letters = await transport.dead_letters(subscription, limit=100)
     assert len(letters) == len(HOSTILE)
     assert {letter.envelope.data for letter in letters} == {b"{}"}
-    cut = [letter for letter in letters if "not kept whole" in letter.reason]
+    cut = [letter for letter in letters if "(truncated: " in letter.reason]
     assert {letter.envelope.attributes.get("huge", "")[:9] for letter in cut} == {"", "x" * 9}
 
 
@@ -818,7 +818,7 @@ async def test_a_message_that_is_too_large_for_a_lowered_limit_is_kept_truncated
     finally:
         await limit(MAX_MESSAGE_BYTES)
     assert letter.envelope == Envelope(large.attributes, b"x" * 50_000)
-    assert letter.reason.startswith("RabbitMQ does not take it for a retry (not kept whole; cut: ")
+    assert letter.reason.startswith("RabbitMQ rejected its retry (truncated: ")
     assert "larger than configured max size 50000" in letter.error
 
 
@@ -869,7 +869,7 @@ async def test_a_message_that_rabbitmq_dead_letters_by_a_policy_shows_its_reason
         await asyncio.to_thread(broker.control, "clear_policy", name)
     [letter] = await transport.dead_letters(subscription, limit=10)
     assert letter.envelope == sent
-    assert letter.reason.endswith(f"RabbitMQ put it here, expired in the queue {queue}")
+    assert letter.reason.endswith(f"dead-lettered by RabbitMQ, expired in the queue {queue}")
     assert letter.died_at.year >= 2020
     assert list(await transport.replay(subscription, [letter.id])) == [letter.id]
     assert await take_all(transport, subscription, 1) == [sent.id]

@@ -496,7 +496,7 @@ async def test_a_message_without_room_for_its_attempt_is_dead_lettered_instead_o
         [letter] = await stage.letters()
         await stage.settled(dead=1)
     assert stage.calls == ["a"]
-    assert letter.reason.startswith("RabbitMQ does not take it for a retry (not kept whole; cut: ")
+    assert letter.reason.startswith("RabbitMQ rejected its retry (truncated: ")
     assert (letter.attempts, letter.envelope.data) == (1, placed.data)
 
 

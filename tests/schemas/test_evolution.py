@@ -306,10 +306,10 @@ def test_the_upcaster_must_accept_every_revision_of_its_version() -> None:
         cents: int
         note: str | None = None
 
-    def without_noted(data: dict[str, Any]) -> dict[str, Any]:
+    def rejecting_notes(data: dict[str, Any]) -> dict[str, Any]:
         return to_amount(data) if data.get("note") is None else {}
 
-    problem = only(check(upcast_by(without_noted), frozen(Paid1, Revised)), "EM039")
+    problem = only(check(upcast_by(rejecting_notes), frozen(Paid1, Revised)), "EM039")
     assert problem.witness is not None
     assert problem.witness.document["note"] is not None
 
@@ -338,10 +338,10 @@ def test_a_downcaster_that_keeps_a_new_field_is_found() -> None:
 
 
 def test_a_downcaster_that_fails_is_found() -> None:
-    def whole(data: dict[str, Any]) -> dict[str, Any]:
+    def to_whole_amount(data: dict[str, Any]) -> dict[str, Any]:
         return {"order": data["order"], "cents": int(data["amount"])}
 
-    problem = only(downcast_by(whole), "EM041")
+    problem = only(downcast_by(to_whole_amount), "EM041")
     assert "ValueError" in problem.summary
     assert problem.witness is not None
     assert "amount" in problem.witness.document

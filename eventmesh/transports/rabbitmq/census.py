@@ -79,8 +79,8 @@ class Counting:
             "",
             "delayed",
             sum(counts[name].ready for name in waiting),
-            "RabbitMQ would count a delivery of each, and a service without a database would take "
-            "messages that were delivered often for poison messages, so wait until they are "
+            "RabbitMQ would count a delivery of each, and a service without a database would treat "
+            "messages that were delivered often as poison messages, so wait until they are "
             "handled",
         )
         return []
@@ -118,7 +118,7 @@ def _why_hidden(queue: QueueCounts, untouched: bool) -> str | None:
     if untouched:
         return (
             "RabbitMQ would count a delivery of each, and the service, which has no database, "
-            "takes messages that were delivered often for poison messages, so wait until they are "
+            "treats messages that were delivered often as poison messages, so wait until they are "
             "handled"
         )
     if queue.consumers and queue.ready >= MAX_HELD:

@@ -178,32 +178,30 @@ def _derived_id(headers: Mapping[str, Any], content_type: str | None, data: byte
 
 
 def _reason(headers: Mapping[str, Any]) -> str:
-    """Why it is dead, and what of it was truncated."""
+    """Why it was dead-lettered, and what of it was truncated."""
     if REASON in headers:
         reason = str(headers[REASON])
     elif death := _last_death(headers):
         where = f"{death.get('reason')} in the queue {death.get('queue')}"
-        reason = f"not written by EventMesh: RabbitMQ put it here, {where}"
+        reason = f"not written by EventMesh: dead-lettered by RabbitMQ, {where}"
     else:
         reason = "not written by EventMesh: it has no reason"
-    return (
-        f"{reason} (not kept whole; cut: {headers[TRUNCATED]})" if TRUNCATED in headers else reason
-    )
+    return f"{reason} (truncated: {headers[TRUNCATED]})" if TRUNCATED in headers else reason
 
 
 def _died_at(headers: Mapping[str, Any]) -> datetime:
-    """When it died, if it says so. Always with a time zone."""
+    """When it was dead-lettered, always with a time zone; 1970 if that is unknown."""
     try:
-        said: Any = datetime.fromisoformat(str(headers.get(DIED_AT)))
+        time: Any = datetime.fromisoformat(str(headers.get(DIED_AT)))
     except ValueError:
-        said = (_last_death(headers) or {}).get("time")
-    if not isinstance(said, datetime):
+        time = (_last_death(headers) or {}).get("time")
+    if not isinstance(time, datetime):
         return _EPOCH
-    return said if said.tzinfo else said.replace(tzinfo=UTC)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _last_death(headers: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What RabbitMQ noted when it last dead-lettered the message by itself."""
+    """The entry that RabbitMQ wrote when it last dead-lettered the message by itself."""
     match headers.get("x-death"):
         case [dict() as death, *_]:
             return death

@@ -152,7 +152,7 @@ class Republisher(Generic[Key]):
             {key: copies.as_asked(*settlement) for key, settlement in settlements.items()}
         )
         for_content = {
-            key: Dead("RabbitMQ does not take it for a retry", str(error))
+            key: Dead("RabbitMQ rejected its retry", str(error))
             for key, error in rejected.items()
             if is_rejected_for_its_content(error) and isinstance(settlements[key][1], RetryAfter)
         }

@@ -175,7 +175,7 @@ def test_samples_contain_computed_fields_and_serialization_aliases() -> None:
 
 
 def test_a_model_that_rejects_every_generated_value_has_no_samples(tmp_path: Path) -> None:
-    class Picky(Event, name="a.picky", version=1):
+    class Unsatisfiable(Event, name="a.unsatisfiable", version=1):
         word: str
 
         @field_validator("word")
@@ -183,8 +183,8 @@ def test_a_model_that_rejects_every_generated_value_has_no_samples(tmp_path: Pat
         def secret(cls, value: str) -> str:
             raise RuntimeError("never")
 
-    freeze([Picky], tmp_path)
-    [lock] = read_locks(tmp_path).of("a.picky")[1]
+    freeze([Unsatisfiable], tmp_path)
+    [lock] = read_locks(tmp_path).of("a.unsatisfiable")[1]
     assert lock.samples == ()
 
 
@@ -211,7 +211,7 @@ def test_a_version_cannot_be_skipped(tmp_path: Path) -> None:
         freeze([paid(version=3)], tmp_path)
 
 
-def test_the_first_frozen_version_may_be_any(tmp_path: Path) -> None:
+def test_the_first_frozen_version_may_have_any_number(tmp_path: Path) -> None:
     assert len(freeze([paid(version=3)], tmp_path)) == 1
 
 

@@ -135,13 +135,13 @@ def test_unknown_fields_are_ignored() -> None:
 
 
 def test_a_field_may_be_named_like_a_class_keyword() -> None:
-    class Odd(Event, name="a.odd", version=1, key="name"):
+    class Labelled(Event, name="a.labelled", version=1, key="name"):
         name: str
         version: int
         key: str
 
-    odd = Odd(name="n", version=7, key="k")
-    assert (identity_of(Odd).version, odd.version, key_of(odd)) == (1, 7, "n")
+    labelled = Labelled(name="n", version=7, key="k")
+    assert (identity_of(Labelled).version, labelled.version, key_of(labelled)) == (1, 7, "n")
 
 
 def test_the_key_is_the_text_of_the_key_field() -> None:

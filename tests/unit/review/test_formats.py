@@ -136,10 +136,10 @@ def test_json_contains_every_part_of_the_report() -> None:
 
 
 def test_json_is_valid_whatever_a_witness_contains() -> None:
-    def refuse(constant: str) -> Any:
+    def fail(constant: str) -> Any:
         raise AssertionError(constant)
 
-    json.loads(FORMATS["json"](make_report([HOSTILE], [])), parse_constant=refuse)
+    json.loads(FORMATS["json"](make_report([HOSTILE], [])), parse_constant=fail)
 
 
 # GitHub

@@ -77,13 +77,13 @@ def test_referenced_schemas_in_other_files_are_bundled(tmp_path: Path) -> None:
     )
     write(tmp_path / "parts/a.json", {"$ref": "#/$defs/B", "$defs": {"B": {"$ref": "../c.json"}}})
     write(tmp_path / "c.json", {"type": ["integer", "null"], "not": {"$ref": "main.json"}})
-    whole = bundle(main)
-    assert whole["properties"] == {
+    bundled = bundle(main)
+    assert bundled["properties"] == {
         "a": {"$ref": "#/$defs/a_1"},
         "b": {"$ref": "#/$defs/a_1/$defs/B"},
         "$ref": {"const": {"$ref": "http://example.org/a value, no reference"}},
     }
-    assert whole["$defs"] == {
+    assert bundled["$defs"] == {
         "a_1": {"$ref": "#/$defs/a_1/$defs/B", "$defs": {"B": {"$ref": "#/$defs/c_2"}}},
         "c_2": {"type": ["integer", "null"], "not": {"$ref": "#"}},
     }
@@ -104,10 +104,10 @@ def test_referenced_schemas_in_other_files_are_bundled(tmp_path: Path) -> None:
 def test_a_remote_reference_is_not_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, keyword: str
 ) -> None:
-    def refuse(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise AssertionError("the network was used")
 
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
     path = write(tmp_path / "a.json", {"allOf": [{"properties": {"x": {keyword: reference}}}]})
     with pytest.raises(UsageError, match="not fetched"):
         bundle(path)

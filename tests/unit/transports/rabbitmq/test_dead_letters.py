@@ -43,7 +43,7 @@ def test_a_message_dead_lettered_by_rabbitmq_has_its_time_and_reason() -> None:
     death = {"reason": "maxlen", "queue": "q", "time": NOW, "count": 1}
     letter = letter_of(PAID, {**to_headers(ENVELOPE), "x-death": [death]}, None, b"{}")
     assert letter.reason == (
-        "not written by EventMesh: RabbitMQ put it here, maxlen in the queue q"
+        "not written by EventMesh: dead-lettered by RabbitMQ, maxlen in the queue q"
     )
     assert (letter.died_at, letter.envelope) == (NOW, ENVELOPE)
 

@@ -89,7 +89,7 @@ async def read_all(stream: bytes, taps: dict[int, Tap], chunk: int = 1 << 20) ->
 
 @given(all_properties)
 @example(Basic.Properties(headers={"ä": bytearray(b"\xff")}))
-def test_a_header_is_decoded_like_by_pamqp(properties: Basic.Properties) -> None:
+def test_the_decoder_of_headers_agrees_with_that_of_pamqp(properties: Basic.Properties) -> None:
     raw = header_of(properties)
     expected = ContentHeader()
     expected.unmarshal(raw)

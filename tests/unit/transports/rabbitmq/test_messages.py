@@ -244,7 +244,7 @@ def test_the_largest_application_headers_are_truncated_first_and_attributes_last
 def test_a_dead_letter_says_what_was_truncated() -> None:
     headers = written(dead_letter_of(ReceivedMessage(1, LARGE, b"{}")), DEFAULT_FRAME).headers or {}
     letter = letter_of(PAID, headers, None, b"{}")
-    assert letter.reason.endswith("(not kept whole; cut: header cloudEvents_huge (130,322 bytes))")
+    assert letter.reason.endswith("(truncated: header cloudEvents_huge (130,322 bytes))")
     assert letter.envelope.id == "x" * 36
 
 
