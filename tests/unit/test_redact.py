@@ -148,7 +148,7 @@ def test_passwords_of_urls_in_a_text_are_replaced() -> None:
     )
 
 
-def test_a_database_is_shown_without_a_password_that_was_not_escaped() -> None:
+def test_an_unescaped_password_of_a_database_is_not_shown() -> None:
     url = "postgresql://u:p@localhost/s3cr3t@h/db"
     database = Database(url, service="bank")
     assert "s3cr3t" not in f"{database!r} {database.shown_url}"

@@ -133,19 +133,19 @@ class DeadLetterQueue:
 
 
 def _found_of(ids: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Sequence[str]:
-    """Those of these ids that were found, each once."""
+    """The ids that were found, each once."""
     known = {letter_id for letters in found for letter_id in letters}
     return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in known]
 
 
 class UniqueIds:
-    """Makes the ids of letters different, which are read in their order."""
+    """Makes the ids of dead letters unique, in the order in which they are read."""
 
     def __init__(self) -> None:
         self._seen = Counter[str]()
 
     def unique(self, letter_id: str) -> str:
-        """This id, with a number if it was seen before."""
+        """This id, with a number appended if it was seen before."""
         self._seen[letter_id] += 1
         number = self._seen[letter_id]
         return letter_id if number == 1 else f"{letter_id}-{number}"
@@ -169,7 +169,7 @@ def letter_of(
 
 
 def _derived_id(headers: Mapping[str, Any], content_type: str | None, data: bytes) -> str:
-    """From what does not change when RabbitMQ moves a message."""
+    """An id derived from what does not change when RabbitMQ moves the message."""
     digest = hashlib.sha256(data)
     digest.update(
         repr((content_type, sorted(application_headers(headers).items()))).encode(errors="replace")

@@ -102,9 +102,9 @@ class Deliveries:
 class Confirms:
     """The tap of a channel that only publishes: takes what the broker answers for each message.
 
-    `confirmed` is called with a message's number, whether all before it are meant too, and whether
-    the broker has it. `returned` is called, before that, with the id of a message that could
-    not be routed, and the reason.
+    `confirmed` is called with a message's number, whether the answer includes all before it, and
+    whether the broker has it. `returned` is called, before that, with the id of a message that
+    could not be routed, and the reason.
     """
 
     def __init__(

@@ -88,7 +88,7 @@ class HeldMessages:
             del self._unsettled[tag]
 
     async def stop(self) -> None:
-        """Take no more. RabbitMQ passes on the acknowledgements that it has postponed."""
+        """Stop consuming. RabbitMQ passes on the acknowledgements that it has postponed."""
         for consumer in list(self._channel.consumers):
             await self._channel.basic_cancel(consumer)
 

@@ -119,7 +119,7 @@ class Publisher:
             return dict(batch.errors)
 
     async def _attempt(self, batch: Batch, places: Iterable[int]) -> None:
-        """Publish the messages at these places, in their order, and wait for all answers."""
+        """Publish the messages at these places, in order, and wait for all answers."""
         wanted = list(places)
         for place in wanted:
             batch.errors.pop(place, None)
@@ -132,8 +132,9 @@ class Publisher:
         await channel.publish(batch, wanted)
 
     async def _attempt_smaller_forms(self, batch: Batch, place: int) -> None:
-        """If this one is too large and may be truncated, publish the largest form that the broker
-        takes."""
+        """If this message is too large and may be truncated, publish the largest form that the
+        broker accepts.
+        """
         error, message = batch.errors.get(place), batch.messages[place]
         if not isinstance(error, PreconditionFailed) or message.may_truncate != "everything":
             return
@@ -146,7 +147,7 @@ class Publisher:
 
 @dataclass(slots=True)
 class _Attempt:
-    """The publishing of some messages of a batch; `complete` is set when all have an answer."""
+    """One attempt to publish messages of a batch; `complete` is set when all have an answer."""
 
     batch: Batch
     unanswered: set[int]
@@ -253,12 +254,12 @@ class _ConfirmingChannel:
         for each in answered:
             self._answer(each, taken)
 
-    def _answer(self, number: int, taken: bool) -> None:
+    def _answer(self, number: int, is_confirmed: bool) -> None:
         message = self._unconfirmed.pop(number, None)
         if message is None:
             return
         error = message.error
-        if error is None and not taken:
+        if error is None and not is_confirmed:
             error = Rejected("its queue rejected it, being full or without a leader")
         message.attempt.answer(message.place, error)
 
@@ -276,15 +277,16 @@ class _ConfirmingChannel:
 
 
 def is_rejected_for_its_content(error: BaseException) -> bool:
-    """Whether a message was rejected for what is in it, so that it would always be rejected."""
+    """Whether a message was rejected for its content, so that it would always be rejected."""
     return isinstance(error, Unencodable) or _is_for_a_message(error)
 
 
 def _is_for_a_message(error: BaseException) -> bool:
-    """Whether the broker closed the channel because of one message and would take others: one that
-    is too large, or one that this user may not publish by the broker's topic permissions. If the
-    user may not write to the exchange at all, of which RabbitMQ speaks in other words, no message
-    is at fault."""
+    """Whether the broker closed the channel because of one message, and would accept others.
+
+    Such a message is too large, or the topic permissions forbid the user to publish it. If the user
+    may not write to the exchange at all, RabbitMQ sends another text, and no message is at fault.
+    """
     if isinstance(error, ChannelAccessRefused):
         return _TOPIC_REFUSED in str(error)
     return isinstance(error, PreconditionFailed)

@@ -144,9 +144,11 @@ class Republisher(Generic[Key]):
     async def republish(
         self, settlements: Mapping[Key, tuple[Original, RetryAfter | Dead]]
     ) -> None:
-        """Return once each message has a copy somewhere and is acknowledged. Unreachable if the
-        broker is lost, or if it took copies only at the end of the subscription's queue or not at
-        all."""
+        """Return once each message has a copy somewhere and is acknowledged.
+
+        Unreachable if the broker is lost, or if it accepted copies only at the end of the
+        subscription's queue, or none.
+        """
         copies = self._copies
         rejected = await self._store(
             {key: copies.as_asked(*settlement) for key, settlement in settlements.items()}

@@ -143,7 +143,7 @@ class TopologyUpkeep:
 
     def _is_time_to_search(self, foreign: int, now: float) -> bool:
         """Whether there may be messages of ours among so many foreign ones. Searching looks at each
-        of them, so it is done only if their number has changed, and seldom."""
+        of them, so it is done only if their number has changed, and rarely."""
         if foreign == self._foreign_known:
             self._foreign_since = None
             return False

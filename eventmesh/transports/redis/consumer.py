@@ -6,8 +6,8 @@ so that cancelling `receive` interrupts no read. Everything that was read and is
 pending under this consumer's name, and is never more than `prefetch`.
 
 If only a connection is lost, the reader replaces it. Redis may have sent entries to the old one
-that never arrived, so those are returned first, without counting as delivered. If Redis is away,
-the consumer ends, and `receive` raises Unreachable.
+that never arrived, so those are returned first, without counting as delivered. If Redis is
+unreachable, the consumer ends, and `receive` raises Unreachable.
 """
 
 from __future__ import annotations
@@ -174,8 +174,8 @@ class RedisConsumer:
             raise rejection
 
     async def leave(self) -> bool:
-        """Stop reading and return unsettled entries. False if Redis is away: then the caller calls
-        `return_pending` once it is back."""
+        """Stop reading and return unsettled entries. False if Redis is unreachable: the caller then
+        calls `return_pending` once it is back."""
         self._leaving = True
         self._room_made.set()
         try:
@@ -219,7 +219,7 @@ class RedisConsumer:
                     await self._fill(connection)
             except ConnectionLost:
                 if self._clock.monotonic() - serving_since < STABLE_AFTER:
-                    raise  # Redis is away, or closes our connections
+                    raise  # Redis is unreachable, or closes our connections
 
     async def _recover_from_former(self, connection: Connection) -> None:
         """Return entries that Redis sent to the previous connection and that never arrived."""

@@ -99,9 +99,11 @@ class Publisher:
     async def _find_forbidden(
         self, envelopes: Sequence[Envelope], additions: Sequence[Command]
     ) -> dict[str, str]:
-        """The messages whose stream our user may not write, and later ones of their keys. Redis
-        says of a script that one of its streams is forbidden, but not which; a transaction that is
-        made to fail shows it, and stores nothing."""
+        """The messages whose stream our user may not write, and later ones of their keys.
+
+        For a script, Redis reports that one of its streams is forbidden, but not which one. A
+        transaction that is made to fail shows it, and stores nothing.
+        """
         # EXEC with an argument is an error, and after an error EXEC discards the transaction.
         ending: list[Command] = [("EXEC", "nothing"), ("EXEC",)]
         answers = await self._redis.attempt([("MULTI",), *additions, *ending])

@@ -125,8 +125,8 @@ class RedisTransport:
                 self._not_returned.setdefault(subscription.name, []).append(consumer)
 
     async def _return_for_former(self, subscription: Subscription) -> None:
-        """Return what our earlier consumers had pending when Redis went away; else it would wait
-        for the visibility timeout."""
+        """Return what our earlier consumers had pending when Redis became unreachable. Otherwise
+        these entries would wait for the visibility timeout."""
         former = self._not_returned.setdefault(subscription.name, [])
         for consumer in list(former):
             await consumer.return_pending()

@@ -112,7 +112,7 @@ class Upkeep:
                 failures += 1
                 if failures == 1:
                     failing_since = begun
-                if failures == 2:  # after one failure Redis may be away, which is logged elsewhere
+                if failures == 2:  # one failure may be a lost connection, logged elsewhere
                     self._log.warning(job.failed, subscription=self._keys.group, error=str(error))
                 if self._clock.monotonic() - failing_since >= job.patience:
                     raise

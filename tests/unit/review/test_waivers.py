@@ -117,7 +117,7 @@ def test_two_waivers_for_the_same_problem_are_rejected(tmp_path: Path) -> None:
         waivers_of(tmp_path, *[waiver_table(PROBLEM.fingerprint, TODAY)] * 2)
 
 
-def test_an_expiry_time_is_rounded_to_its_day(tmp_path: Path) -> None:
+def test_the_time_of_day_of_an_expiry_date_is_ignored(tmp_path: Path) -> None:
     [waiver] = waivers_of(
         tmp_path,
         f'fingerprint = "{PROBLEM.fingerprint}"\nreason = "x"\nexpires = 2026-11-21T08:00:00',

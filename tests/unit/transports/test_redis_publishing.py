@@ -20,7 +20,7 @@ envelopes = st.lists(
 
 
 @given(envelopes)
-def test_a_key_has_several_names_if_two_of_its_messages_have_different_ones(
+def test_a_batch_needs_a_script_if_a_key_has_messages_for_several_streams(
     batch: list[Envelope],
 ) -> None:
     pairs = [(one, other) for one in batch for other in batch if one.key == other.key]
