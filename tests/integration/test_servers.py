@@ -37,6 +37,7 @@ from eventmesh.testing.servers import (
     version_of,
 )
 from eventmesh.testing.servers.mariadb_server import execute
+from tests.conftest import Servers
 
 NO_ENGINE = {"DOCKER_HOST": "tcp://127.0.0.1:1"}
 """An address at which no container engine ever answers."""
@@ -100,12 +101,11 @@ def temporary() -> Iterator[Path]:
 
 
 @contextmanager
-def private(kind: str, folder: Path | None = None) -> Iterator[Server]:
+def private(kind: str, folder: Path) -> Iterator[Server]:
     """A server from the machine's own binary; the test is skipped where there is none."""
-    changes = {"TMPDIR": str(folder)} if folder else {}
     with ExitStack() as stack:
         try:
-            server = stack.enter_context(serve(kind, environment(**NO_ENGINE, **changes)))
+            server = stack.enter_context(serve(kind, environment(TMPDIR=str(folder), **NO_ENGINE)))
         except ServerMissing as missing:
             pytest.skip(str(missing))
         assert server.origin.startswith("private /")
@@ -193,23 +193,21 @@ def test_an_image_that_cannot_be_pulled_is_given_up_within_seconds() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_private_server_starts_answers_and_is_removed(kind: str, temporary: Path) -> None:
+async def test_a_private_server_is_separate_from_others_and_is_removed(
+    kind: str, temporary: Path, servers: Servers
+) -> None:
+    of_another_run = servers.had_by(kind, "private")
     with private(kind, temporary) as server:
+        assert server.url != of_another_run.url
         assert await answers(server)
+        assert await answers(of_another_run)
         [folder] = contents(temporary)
         assert folder.name.startswith(f"eventmesh-{kind}-")
         assert processes_of({folder})
     assert not await answers(server)
     assert not contents(temporary)
     assert not processes_of({folder})
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_private_servers_of_parallel_runs_are_separate(kind: str) -> None:
-    with private(kind) as one, private(kind) as two:
-        assert one.url != two.url
-        assert await answers(one)
-        assert await answers(two)
+    assert await answers(of_another_run)
 
 
 def test_a_private_server_is_removed_even_if_the_tests_are_killed(temporary: Path) -> None:
