@@ -322,7 +322,7 @@ class Project:
         if (
             self._forks is None
             or not set(arguments[:1]) & {*FORKED}
-            or {"--help", "--workers"} & {*arguments}
+            or "--workers" in arguments
             or _of_first_moments(asked)
         ):
             return self.start_program(sys.executable, "-m", "eventmesh", *arguments, **environment)

@@ -27,7 +27,7 @@ WAITING = (
 )
 WORKERS = 3
 PROGRAMS = 2
-MESSAGES = 150  # of each program
+MESSAGES = 75  # of each program
 
 SERVICE = """\
 from eventmesh import Command, Event, Service, Transaction
@@ -101,9 +101,8 @@ def test_workers_lose_and_double_nothing(project: Project, pooled_url: str) -> N
     assert upgraded.err == ""
 
     port = free_port()
-    worker = project.worker(
-        *("--workers", str(WORKERS), "--health-port", str(port)), processes=WORKERS
-    )
+    first = project.worker("--health-port", str(port))
+    workers = [first, *(project.worker() for _ in range(WORKERS - 1))]
     programs = [
         project.start_program(sys.executable, "-c", SEND, str(number)) for number in range(PROGRAMS)
     ]
@@ -114,13 +113,15 @@ def test_workers_lose_and_double_nothing(project: Project, pooled_url: str) -> N
     told = "SELECT count(*) FROM told"
     until(lambda: ask(pooled_url, told) == PROGRAMS * MESSAGES, "all messages handled")
     assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
-    worker.drain()
+    for worker in workers:
+        worker.drain()
 
     for table in ("entries", "told"):
         numbers = f"SELECT array_agg(number ORDER BY number) FROM {table}"  # noqa: S608
         assert ask(pooled_url, numbers) == [*range(PROGRAMS * MESSAGES)]
     assert ask(pooled_url, "SELECT count(*) FROM eventmesh_outbox") == 0
-    events = [line["event"] for line in worker.lines() if line["level"] != "info"]
-    assert events.count(POLLING) == WORKERS, worker.err
-    # A machine that is busy may keep a worker waiting for its database, which is no failure.
-    assert {*events} <= {POLLING, *WAITING}, worker.err
+    for worker in workers:
+        events = [line["event"] for line in worker.lines() if line["level"] != "info"]
+        assert events.count(POLLING) == 1, worker.err
+        # A machine that is busy may keep a worker waiting for its database, which is no failure.
+        assert {*events} <= {POLLING, *WAITING}, worker.err

@@ -124,7 +124,11 @@ class Reader:
                 self.workers.append(Printed(worker))
                 count = re.search(r"--workers (\d+)", " ".join(arguments))
                 worker.until_says("worker is ready", int(count[1]) if count else 1)
-            case ["eventmesh" | "python", *_] as whole:
+            case ["eventmesh", *arguments]:
+                ended = self.project.run(*arguments)
+                ended.succeeds()
+                return ended
+            case ["python", *_] as whole:
                 ended = self.project.start_program(*whole).ended()
                 ended.succeeds()
                 return ended
