@@ -1,7 +1,8 @@
-"""Private Redis servers with any settings, for tests of what a Redis that is shared cannot show.
+"""Private Redis servers with any settings, for tests that a shared Redis cannot serve.
 
-They come from the image EVENTMESH_TEST_REDIS_IMAGE in a container on the host's network, else from
-the binary on this machine. Each ends when its standard input does, so also when the tests die.
+They run from the image EVENTMESH_TEST_REDIS_IMAGE in a container on the host's network, otherwise
+from the binary on this machine. Each ends when its standard input is closed, so it also ends when
+the tests are killed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from eventmesh.testing.servers.processes import free_port
 
 PATIENCE = 120.0
 
-# The shell ends with its input, and takes the server with it.
+# The shell ends when its input is closed, and kills the server.
 _SUPERVISED = '"$@" & server=$!; cat; kill -9 $server; wait'
 
 
@@ -36,7 +37,8 @@ _OWN_PORTS: set[int] = set()
 
 
 def own_port() -> int:
-    """A free port that was given to nobody else here: several are named before one is used."""
+    """A free port that this function has not returned before: tests choose several before using
+    one."""
     while (port := free_port()) in _OWN_PORTS:
         pass
     _OWN_PORTS.add(port)
@@ -44,7 +46,7 @@ def own_port() -> int:
 
 
 class Node:
-    """A redis-server with a folder, a port and a password of its own."""
+    """A redis-server with its own folder, port and password."""
 
     def __init__(self, folder: Path, *arguments: str, tls: bool = False, **settings: str) -> None:
         self.client_options: dict[str, Any] = {}
@@ -90,7 +92,7 @@ class Node:
         until(lambda: self.ask("PING"), "a Redis that answers")
 
     def kill(self) -> None:
-        """SIGKILL; what it had not written to disk is lost."""
+        """Kill it by SIGKILL; what it has not written to disk is lost."""
         process, self._process = self._process, None
         if process is not None:
             process.communicate()
@@ -116,7 +118,7 @@ class Node:
         self.tell("CONFIG", "SET", name, value)
 
     def counters(self) -> tuple[int, int] | None:
-        """How many connections and commands it has taken so far; None while it does not answer."""
+        """How many connections and commands it has accepted; None while it does not answer."""
         with suppress(RedisError), self.client() as client:
             stats: Any = client.info("stats")
             return stats["total_connections_received"], stats["total_commands_processed"]
@@ -125,7 +127,7 @@ class Node:
 
 @contextmanager
 def nodes() -> Iterator[Callable[[Node], Node]]:
-    """Keeps each node that is given to it, and kills it in the end."""
+    """Yields a function that registers a node, which is killed at the end."""
     with ExitStack() as stack:
 
         def keep(node: Node) -> Node:
@@ -157,7 +159,7 @@ def missing(what: str) -> None:
 
 
 def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
-    """What the condition returns once that is true, for tests that are not async."""
+    """Wait until the condition is true, in tests that are not async; returns its result."""
     deadline = time.monotonic() + patience
     while not (result := condition()):
         assert time.monotonic() < deadline, f"waited {patience:g} s for {what}"
@@ -166,7 +168,7 @@ def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -
 
 
 async def eventually(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
-    """As `until`, while the event loop runs."""
+    """Like `until`, for async tests."""
     deadline = time.monotonic() + patience
     while not (result := condition()):
         assert time.monotonic() < deadline, f"waited {patience:g} s for {what}"

@@ -1,4 +1,4 @@
-"""A publisher and a consumer that behave as relay and worker do, and keep account."""
+"""A publisher and a consumer that behave like a relay and a worker, and record what they did."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def envelopes(count: int, name: str = "payments.paid", **attributes: str) -> lis
 
 @asynccontextmanager
 async def opened(url: str, **options: float) -> AsyncIterator[RedisTransport]:
-    """A transport under a prefix of its own, with a visibility timeout of a second."""
+    """A transport with its own prefix and a visibility timeout of one second."""
     options = {"visibility_timeout": 1.0} | options
     prefix = f"t{secrets.token_hex(5)}"
     transport = RedisTransport(url, CLOCK, TransportOptions(prefix=prefix, **options))
@@ -52,7 +52,7 @@ async def opened(url: str, **options: float) -> AsyncIterator[RedisTransport]:
 
 
 async def take(consumer: Consumer, count: int) -> list[Delivery]:
-    """Exactly so many deliveries."""
+    """Receive exactly this number of deliveries."""
     got: list[Delivery] = []
     async with asyncio.timeout(PATIENCE):
         while len(got) < count:
@@ -62,7 +62,7 @@ async def take(consumer: Consumer, count: int) -> list[Delivery]:
 
 @dataclass
 class Traffic:
-    """What was published for certain, how often each was handled, and what went wrong."""
+    """Which messages were confirmed, how often each was handled, and which errors occurred."""
 
     transport: Transport
     published: list[str] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Traffic:
     stop_publishing: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def publish(self, batch: Sequence[Envelope]) -> None:
-        """Publish these, however long it takes."""
+        """Publish these, with retries until all are confirmed."""
         reconnect = Reconnect(CLOCK)
         while True:
             try:
@@ -122,7 +122,7 @@ class Traffic:
 
 @asynccontextmanager
 async def flowing(transport: Transport) -> AsyncIterator[Traffic]:
-    """Messages are published and consumed all the while."""
+    """Publish and consume messages while the context is open."""
     traffic = Traffic(transport)
     await transport.declare([PAID])
     async with running(traffic.keep_publishing(), traffic.keep_consuming()):
@@ -131,7 +131,7 @@ async def flowing(transport: Transport) -> AsyncIterator[Traffic]:
 
 @asynccontextmanager
 async def running(*work: object) -> AsyncIterator[None]:
-    """These run beside the body; an error of theirs is the test's."""
+    """Run these while the context is open; if one raises, the test fails with its error."""
     tasks = [asyncio.ensure_future(each) for each in work]  # type: ignore[call-overload]
     try:
         yield

@@ -1,5 +1,5 @@
-"""A connection to a broker that is cut, after however many bytes: what comes of it is Unreachable,
-and whatever was published for sure is handed out once there is a connection again."""
+"""A connection to a broker may be cut after any number of bytes: the error is Unreachable, and
+every confirmed message is delivered once there is a connection again."""
 
 from __future__ import annotations
 
@@ -21,74 +21,76 @@ from eventmesh.transports.outcome import DONE
 from tests.integration.redis_traffic import PAID, envelopes
 from tests.support.proxy import Direction, Proxy, proxy_before
 
-PATIENCE = 300.0
+TIMEOUT_SECONDS = 300.0
 STEPS = {"redis": 23, "rabbitmq": 131}
-"""Bytes: less than most that is said at a time."""
+"""Bytes between two cuts: fewer than most messages of the protocols have."""
 
-ENOUGH = 12
-"""Cuts, at the least, until a worker's life is lived to its end."""
+MIN_CUTS = 12
+"""How many cuts must at least interrupt the session, before one comes too late to matter."""
 
 
 @dataclass
 class Account:
-    """What was surely published, and what was handed out."""
+    """The ids of confirmed and of delivered messages."""
 
-    published: set[str] = field(default_factory=set)
-    handed_out: set[str] = field(default_factory=set)
+    confirmed: set[str] = field(default_factory=set)
+    delivered: set[str] = field(default_factory=set)
 
 
 @pytest.mark.parametrize("direction", Direction)
-async def test_a_connection_cut_after_any_number_of_bytes_is_unreachable_and_loses_nothing(
+async def test_a_connection_cut_after_any_number_of_bytes_raises_unreachable_and_loses_nothing(
     broker_server: Server, direction: Direction
 ) -> None:
     account, prefix = Account(), f"test-{secrets.token_hex(5)}"
 
-    def live_there(url: str) -> Awaitable[None]:
-        return live(url, prefix, account)
+    def run_through_proxy(url: str) -> Awaitable[None]:
+        return run_session(url, prefix, account)
 
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         async with proxy_before(broker_server.url) as proxy:
-            assert await all_cuts(proxy, direction, STEPS[broker_server.kind], live_there) > ENOUGH
+            step = STEPS[broker_server.kind]
+            assert await cuts_until_success(proxy, direction, step, run_through_proxy) > MIN_CUTS
         async with connected(broker_server.url, prefix) as transport:
-            await hear(transport, account.published, account)
+            await consume_until(transport, account.confirmed, account)
 
 
-async def all_cuts(
-    proxy: Proxy, direction: Direction, step: int, live_at: Callable[[str], Awaitable[None]]
+async def cuts_until_success(
+    proxy: Proxy, direction: Direction, step: int, session_at: Callable[[str], Awaitable[None]]
 ) -> int:
-    """Live with a cut after ever more bytes, until none comes in between; returns how many did."""
+    """Run a session with a cut after more and more bytes, until none interrupts it; returns how
+    many did."""
     for cuts in count():
         cutting = asyncio.ensure_future(proxy.cut_after(1 + cuts * step, direction))
-        await asyncio.sleep(0)  # so that it is set
-        lived = False
+        await asyncio.sleep(0)  # the cut is set now
+        succeeded = False
         with suppress(Unreachable):
-            await live_at(proxy.url)
-            lived = True
-        if lived and not cutting.done():
+            await session_at(proxy.url)
+            succeeded = True
+        if succeeded and not cutting.done():
             cutting.cancel()
             return cuts
-        assert cutting.done(), "unreachable, but not for the cut"
+        assert cutting.done(), "unreachable, but not because of the cut"
     raise AssertionError
 
 
-async def live(url: str, prefix: str, account: Account) -> None:
-    """As a worker does: declare, publish, hear, settle."""
+async def run_session(url: str, prefix: str, account: Account) -> None:
+    """What a worker does: declare, publish, consume, settle."""
     async with connected(url, prefix) as transport:
         await transport.declare([PAID])
         messages = envelopes(2)
         ids = {each.id for each in messages}
         await publish_or_raise(transport, messages)
-        account.published |= ids
-        await hear(transport, ids, account)
+        account.confirmed |= ids
+        await consume_until(transport, ids, account)
         await transport.stats(PAID)
 
 
-async def hear(transport: Transport, ids: set[str], account: Account) -> None:
-    """Until all of these have been handed out."""
+async def consume_until(transport: Transport, ids: set[str], account: Account) -> None:
+    """Consume until all of these have been delivered."""
     async with transport.consume(PAID, prefetch=100) as consumer:
-        while not ids <= account.handed_out:
+        while not ids <= account.delivered:
             deliveries = await consumer.receive(100)
-            account.handed_out |= {each.envelope.id for each in deliveries}
+            account.delivered |= {each.envelope.id for each in deliveries}
             await consumer.settle([(each, DONE) for each in deliveries])
 
 

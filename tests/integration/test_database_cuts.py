@@ -31,7 +31,7 @@ from eventmesh.runtime.declaring.retry import Retry
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.memory import MemoryTransport
-from tests.integration.giving_up import ask_while_another_gives_up
+from tests.integration.cancellation import request_after_a_cancelled_one
 from tests.integration.one_handler import SUB, Do, send, until_settled, worker
 from tests.support.proxy import Direction, Proxy, proxy_before
 from tests.support.units import unit_of_work
@@ -306,7 +306,7 @@ async def test_the_next_user_of_a_pooled_connection_gets_its_own_answers(
             database = Database(proxy.url, service="shop")
             name = f"{direction.name}-{silences}"
             try:
-                was_done = await ask_while_another_gives_up(
+                was_done = await request_after_a_cancelled_one(
                     *(proxy, 1 + silences * step, direction),
                     claim(database, name),
                     claim(database, f"after {name}"),

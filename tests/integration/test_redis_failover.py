@@ -1,7 +1,7 @@
-"""A master that is killed under traffic, watched by Sentinels or as part of a Cluster.
+"""A master that is killed under traffic, sentinel_group by Sentinels or as part of a Cluster.
 
-Redis replicates after it has answered, so a master that dies may take the last messages with it.
-With `wait_replicas=1` it may not: that is what these tests hold it to.
+Redis replicates after it has answered, so the last messages may be lost with a master that dies.
+With `wait_replicas=1` they must not be lost, which these tests check.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tests.integration.redis_nodes import Node, eventually, nodes, own_port, unt
 from tests.integration.redis_traffic import CLOCK, PAID, Traffic, envelopes, flowing, opened
 
 RECOVERY = 5.0
-"""Seconds after the failover in which traffic goes on."""
+"""Seconds after the failover within which traffic must continue."""
 
 
-async def goes_on(traffic: Traffic) -> None:
-    """New messages are handled soon, and all that were published in the end."""
+async def check_recovery(traffic: Traffic) -> None:
+    """Check that new messages are handled soon, and all published ones in the end."""
     ended = time.monotonic()
     await eventually(
         lambda: (
@@ -49,7 +49,7 @@ async def goes_on(traffic: Traffic) -> None:
 
 
 @dataclass
-class Watched:
+class SentinelGroup:
     """A master with two replicas, and three Sentinels that watch it."""
 
     servers: list[Node]
@@ -61,7 +61,7 @@ class Watched:
         return f"redis+sentinel://:{self.servers[0].password}@{hosts}/shop/0"
 
     def master(self) -> Node | None:
-        """The server that the first Sentinel takes for the master, once it answers as one."""
+        """The server that the first Sentinel names as master, once it answers as one."""
         answer = self.sentinels[0].ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "shop")
         for server in self.servers:
             if answer and server.port == int(answer[1]):
@@ -70,13 +70,13 @@ class Watched:
 
 
 def role(node: Node) -> str:
-    """Empty while it does not answer: one that is demoted cuts all its connections."""
+    """The node's role; empty while it does not answer, as a demoted one closes all connections."""
     answer = node.ask("ROLE")
     return answer[0].decode() if answer else ""
 
 
 @pytest.fixture
-def watched(tmp_path: Path) -> Iterator[Watched]:
+def sentinel_group(tmp_path: Path) -> Iterator[SentinelGroup]:
     with nodes() as keep:
         servers = [
             keep(Node(tmp_path / f"server{n}", repl_diskless_sync_delay="0")) for n in range(3)
@@ -88,14 +88,15 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
         for each in servers[1:]:
             each.settings["replicaof"] = f"127.0.0.1 {servers[0].port}"
         sentinels = [keep(sentinel(tmp_path / f"sentinel{n}", servers[0])) for n in range(3)]
-        # Sentinels ask a master for its replicas every ten seconds: let the first answer do.
+        # Sentinels query a master for its replicas every ten seconds, so all servers answer before
+        # the Sentinels start, and the first query finds the replicas.
         for group in (servers, sentinels):
             for node in group:
                 node.launch()
             for node in group:
                 node.until_it_answers()
             until(lambda: online_replicas(servers[0]) == 2, "replicas that are online")
-        made = Watched(servers, sentinels)
+        made = SentinelGroup(servers, sentinels)
         until(lambda: ready_to_fail_over(made), "Sentinels that know all")
         yield made
 
@@ -118,7 +119,7 @@ def sentinel(folder: Path, master: Node) -> Node:
     return node
 
 
-def ready_to_fail_over(made: Watched) -> bool:
+def ready_to_fail_over(made: SentinelGroup) -> bool:
     for each in made.sentinels:
         answer = each.ask("SENTINEL", "MASTER", "shop") or []
         told = dict(zip(answer[::2], answer[1::2], strict=True))
@@ -136,49 +137,53 @@ def online_replicas(node: Node) -> int:
     return 0
 
 
-async def test_a_master_that_is_killed_is_replaced_and_nothing_is_lost(watched: Watched) -> None:
+async def test_after_a_sentinel_failover_traffic_continues_and_no_message_is_lost(
+    sentinel_group: SentinelGroup,
+) -> None:
     async with (
-        opened(f"{watched.url}?wait_replicas=1") as transport,
+        opened(f"{sentinel_group.url}?wait_replicas=1") as transport,
         flowing(transport) as traffic,
     ):
         await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
-        old = watched.servers[0]
+        old = sentinel_group.servers[0]
         await asyncio.to_thread(old.kill)
         await asyncio.to_thread(
-            until, lambda: (watched.master() or old) is not old, "another master"
+            until, lambda: (sentinel_group.master() or old) is not old, "another master"
         )
-        await goes_on(traffic)
+        await check_recovery(traffic)
 
 
-async def test_a_master_that_is_demoted_is_left(watched: Watched) -> None:
-    """It lives on as a replica, and answers READONLY."""
-    async with opened(watched.url) as transport, flowing(transport) as traffic:
+async def test_clients_leave_a_demoted_master(sentinel_group: SentinelGroup) -> None:
+    """It continues as a replica, and answers READONLY."""
+    async with opened(sentinel_group.url) as transport, flowing(transport) as traffic:
         await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
-        old = watched.servers[0]
-        failover = (
-            "SENTINEL",
-            "FAILOVER",
-            "shop",
-        )  # refused while it sees no good replica
-        await asyncio.to_thread(until, lambda: watched.sentinels[0].ask(*failover), "a failover")
+        old = sentinel_group.servers[0]
+        # This is an error while the Sentinel sees no good replica.
+        failover = ("SENTINEL", "FAILOVER", "shop")
         await asyncio.to_thread(
-            until, lambda: (watched.master() or old) is not old, "another master"
+            until, lambda: sentinel_group.sentinels[0].ask(*failover), "a failover"
+        )
+        await asyncio.to_thread(
+            until, lambda: (sentinel_group.master() or old) is not old, "another master"
         )
         await asyncio.to_thread(until, lambda: role(old) == "slave", "a demoted master")
-        traffic.published.clear()  # a planned failover, too, replicates after it has answered
-        await goes_on(traffic)
+        # In a planned failover, too, the master replicates after it has answered.
+        traffic.published.clear()
+        await check_recovery(traffic)
 
 
-async def test_sentinels_that_know_no_such_master_are_told_of(watched: Watched) -> None:
+async def test_a_master_name_unknown_to_the_sentinels_is_an_error(
+    sentinel_group: SentinelGroup,
+) -> None:
     with pytest.raises(Unreachable, match="No master found for 'other'"):
-        async with opened(watched.url.replace("/shop/", "/other/")):
+        async with opened(sentinel_group.url.replace("/shop/", "/other/")):
             pass
 
 
-async def test_too_few_replicas_are_no_success(watched: Watched) -> None:
-    async with opened(f"{watched.url}?wait_replicas=2") as transport:
+async def test_publishing_fails_if_too_few_replicas_confirm(sentinel_group: SentinelGroup) -> None:
+    async with opened(f"{sentinel_group.url}?wait_replicas=2") as transport:
         await publish_or_raise(transport, envelopes(1))
-        await asyncio.to_thread(watched.servers[2].kill)
+        await asyncio.to_thread(sentinel_group.servers[2].kill)
         with pytest.raises(Unreachable, match="1 instead of 2 of its replicas"):
             await publish_or_raise(transport, envelopes(1))
 
@@ -188,7 +193,7 @@ async def test_too_few_replicas_are_no_success(watched: Watched) -> None:
 
 @dataclass
 class Cluster:
-    """Three masters, and a replica of the one that has our slot."""
+    """Three masters, and a replica of the one that has the tests' slot."""
 
     members: list[Node]
     owner: Node
@@ -196,7 +201,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        # One of them is enough: it knows the others.
+        # One node is enough: it knows the others.
         return f"redis+cluster://:{self.owner.password}@127.0.0.1:{self.members[0].port}/"
 
     def others(self) -> list[Node]:
@@ -217,7 +222,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
             node.launch()
         for node in members:
             node.until_it_answers()
-        yield made_cluster(members)
+        yield create_cluster(members)
 
 
 def member(folder: Path) -> Node:
@@ -230,7 +235,7 @@ def member(folder: Path) -> Node:
     )
 
 
-def made_cluster(members: list[Node]) -> Cluster:
+def create_cluster(members: list[Node]) -> Cluster:
     *masters, replica = members
     bounds = [0, 5461, 10923, 16384]
     for number, node in enumerate(masters):
@@ -285,7 +290,7 @@ async def test_all_keys_of_a_prefix_are_on_one_node(cluster: Cluster) -> None:
             assert other.tell("KEYS", "*") == []
 
 
-async def test_the_least_rights_are_enough_on_a_cluster(cluster: Cluster) -> None:
+async def test_the_documented_permissions_are_sufficient_on_a_cluster(cluster: Cluster) -> None:
     keys, commands = f"~{{{PREFIX}}}:*", [*least_commands(), "+cluster|slots", "+command", "+wait"]
     for node in cluster.members:
         node.tell("ACL", "SETUSER", "least", "reset", "on", ">secret", keys, *commands)
@@ -306,11 +311,11 @@ async def test_the_least_rights_are_enough_on_a_cluster(cluster: Cluster) -> Non
 
 
 def least_commands() -> list[str]:
-    """What the module's docstring lists."""
+    """The commands that the module's docstring lists."""
     return [word for word in (redis_streams.__doc__ or "").split() if word.startswith("+")]
 
 
-async def test_a_node_of_the_cluster_that_is_killed_is_replaced_and_nothing_is_lost(
+async def test_after_a_cluster_failover_traffic_continues_and_no_message_is_lost(
     cluster: Cluster,
 ) -> None:
     async with opened_on(cluster, "?wait_replicas=1") as transport, flowing(transport) as traffic:
@@ -319,25 +324,26 @@ async def test_a_node_of_the_cluster_that_is_killed_is_replaced_and_nothing_is_l
         await asyncio.to_thread(
             until, lambda: role(cluster.replica) == "master", "a promoted replica"
         )
-        # No replica is left, and with one to wait for, publishing waits; consuming does not.
+        # No replica is left, and publishing waits for one; consuming does not.
         traffic.stop_publishing.set()
         await traffic.until_all_is_handled(RECOVERY)
 
 
-async def test_a_slot_that_moves_is_followed(cluster: Cluster) -> None:
-    """By a planned failover: the old master answers MOVED."""
+async def test_clients_follow_a_moved_slot(cluster: Cluster) -> None:
+    """A planned failover moves it: the old master answers MOVED."""
     async with opened_on(cluster) as transport, flowing(transport) as traffic:
         await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
-        failover = ("CLUSTER", "FAILOVER")  # refused while it has lost its master
+        failover = ("CLUSTER", "FAILOVER")  # an error while it has no connection to its master
         await asyncio.to_thread(until, lambda: cluster.replica.ask(*failover), "a failover")
         await asyncio.to_thread(
             until, lambda: role(cluster.replica) == "master", "a promoted replica"
         )
-        await goes_on(traffic)
+        await check_recovery(traffic)
 
 
-async def test_a_slot_that_is_being_moved_is_waited_for(cluster: Cluster) -> None:
-    """ASK and TRYAGAIN: nothing is done half, and it goes on once the slot has moved."""
+async def test_clients_wait_while_a_slot_is_being_moved(cluster: Cluster) -> None:
+    """Redis answers ASK and TRYAGAIN: nothing is half done, and traffic continues after the
+    move."""
     async with opened_on(cluster) as transport, flowing(transport) as traffic:
         await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
         source = cluster.owner
@@ -356,10 +362,10 @@ async def test_a_slot_that_is_being_moved_is_waited_for(cluster: Cluster) -> Non
         await eventually(lambda: traffic.publishing_errors, "an error")
         for node in (target, source):
             node.tell("CLUSTER", "SETSLOT", slot, "NODE", to_id)
-        await goes_on(traffic)
+        await check_recovery(traffic)
 
 
-async def test_a_cluster_that_lost_a_slot_is_waited_for(cluster: Cluster) -> None:
+async def test_clients_wait_while_a_slot_is_not_served(cluster: Cluster) -> None:
     async with opened_on(cluster) as transport, flowing(transport) as traffic:
         await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
         slot = int(cluster.owner.tell("CLUSTER", "KEYSLOT", f"{{{PREFIX}}}"))
@@ -367,4 +373,4 @@ async def test_a_cluster_that_lost_a_slot_is_waited_for(cluster: Cluster) -> Non
         cluster.owner.tell("CLUSTER", "DELSLOTS", unserved)
         await eventually(lambda: "CLUSTERDOWN" in str(traffic.consuming_errors), "CLUSTERDOWN")
         cluster.owner.tell("CLUSTER", "ADDSLOTS", unserved)
-        await goes_on(traffic)
+        await check_recovery(traffic)

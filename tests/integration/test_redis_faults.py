@@ -1,5 +1,5 @@
-"""What a Redis does on a bad day, done to it on purpose under traffic: nothing is lost, nobody
-spins, and it goes on within seconds."""
+"""Faults of a Redis under traffic: no message is lost, nobody retries in a busy loop, and traffic
+recovers within seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECOVERY = 5.0
 
 MOST_CONNECTIONS_PER_SECOND = 30
 MOST_COMMANDS_PER_SECOND = 300
-"""By one publisher and one consumer, each of which tries again at most 10 times in a second."""
+"""For one publisher and one consumer, each of which retries at most 10 times per second."""
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
         yield keep(Node(tmp_path / "redis", appendonly="yes", appendfsync="always")).start()
 
 
-# Each makes a fault that lasts until its context is left.
+# Each causes a fault that lasts until its context ends.
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def too_few_replicas(node: Node) -> Iterator[None]:
 
 @contextmanager
 def disk_full(node: Node) -> Iterator[None]:
-    """Its folder is gone, so that it cannot save, and takes no writes."""
+    """Its folder is removed, so that it cannot save and rejects writes."""
     shutil.rmtree(node.folder / "data")
     node.set("appendonly", "no")
     node.set("save", "3600 1")
@@ -87,9 +87,11 @@ def password_changed(node: Node) -> Iterator[None]:
 
 @contextmanager
 def loading(node: Node) -> Iterator[None]:
-    """Killed, and started again with so much data that it takes a while to load."""
+    """Killed, and restarted with so much data that loading takes a while."""
     with node.client() as client:
-        for number in range(300):  # incompressible: clients are served after so many bytes
+        for number in range(
+            300
+        ):  # incompressible, as the size of the file decides how long loading takes
             client.set(f"ballast-{number}", secrets.token_bytes(2_000))
         client.bgrewriteaof()
     until_info(node, "aof_rewrite_in_progress", 0)
@@ -119,7 +121,7 @@ def stopped_with_its_data_lost(node: Node) -> Iterator[None]:
 
 
 def until_info(node: Node, name: str, value: object) -> None:
-    """Wait until INFO says so."""
+    """Wait until INFO shows this."""
 
     def says() -> bool:
         with node.client() as client, suppress(RedisError):
@@ -162,7 +164,7 @@ Fault = Callable[[Node], AbstractContextManager[None]]
         (paused, ""),
     ],
 )
-async def test_nothing_is_lost_by(fault: Fault, said: str, node: Node) -> None:
+async def test_no_message_is_lost_by(fault: Fault, said: str, node: Node) -> None:
     async with opened(node.url) as transport, flowing(transport) as traffic:
         await eventually(lambda: len(traffic.handled) > 20, "messages that flow")
         made = fault(node)
@@ -170,13 +172,13 @@ async def test_nothing_is_lost_by(fault: Fault, said: str, node: Node) -> None:
         if said:
             await eventually(lambda: traffic.publishing_errors, "an error of the publisher")
             await eventually(lambda: said in str(traffic.consuming_errors), said)
-        await nobody_spins(node, traffic)
+        await check_back_off(node, traffic)
         await asyncio.to_thread(made.__exit__, None, None, None)
-        await goes_on(traffic)
+        await check_recovery(traffic)
 
 
-async def nobody_spins(node: Node, traffic: Traffic) -> None:
-    """Neither commands nor attempts come faster than back-off allows."""
+async def check_back_off(node: Node, traffic: Traffic) -> None:
+    """Check that commands and connection attempts come no faster than the back-off allows."""
     tries = len(traffic.publishing_errors) + len(traffic.consuming_errors)
     connections, commands = node.counters() or (0, 0)
     await asyncio.sleep(1)
@@ -186,8 +188,9 @@ async def nobody_spins(node: Node, traffic: Traffic) -> None:
     assert len(traffic.publishing_errors) + len(traffic.consuming_errors) - tries <= 20
 
 
-async def goes_on(traffic: Traffic) -> None:
-    """A message published from now on is handled soon, and all that were published in the end."""
+async def check_recovery(traffic: Traffic) -> None:
+    """Check that a message published from now on is handled soon, and all published ones in the
+    end."""
     ended = time.monotonic()
 
     def recovered() -> bool:
@@ -202,18 +205,20 @@ async def goes_on(traffic: Traffic) -> None:
     print(f"recovered in {time.monotonic() - ended:.2f} s", end=" ")  # noqa: T201
 
 
-async def test_a_redis_that_lost_its_data_is_used_again(node: Node) -> None:
+async def test_traffic_recovers_after_redis_lost_its_data(node: Node) -> None:
     async with opened(node.url) as transport, flowing(transport) as traffic:
         await eventually(lambda: len(traffic.handled) > 20, "messages that flow")
         made = stopped_with_its_data_lost(node)
         await asyncio.to_thread(made.__enter__)
         await eventually(lambda: traffic.publishing_errors, "an error")
-        traffic.published.clear()  # lost they may be, with the disk they were on
+        traffic.published.clear()  # they may be lost, as the disk was
         await asyncio.to_thread(made.__exit__, None, None, None)
-        await goes_on(traffic)
+        await check_recovery(traffic)
 
 
-async def test_a_redis_out_of_memory_takes_no_message_and_gives_all_it_has(node: Node) -> None:
+async def test_a_redis_out_of_memory_rejects_new_messages_and_delivers_the_stored_ones(
+    node: Node,
+) -> None:
     async with opened(node.url) as transport:
         await transport.declare([PAID])
         traffic = Traffic(transport)

@@ -1,11 +1,11 @@
-"""What others have put into Redis where EventMesh keeps its own: it is understood, or it becomes a
-dead letter that can be listed, shown, replayed and discarded. It never stops a worker, and where
-something else has the name of a key of EventMesh's, nothing is lost."""
+"""Foreign content under the keys that EventMesh uses in Redis. It is either handled or becomes a
+dead letter that can be listed, shown, replayed and discarded. It never stops a worker, and if
+another program uses a key of EventMesh's for something else, nothing is lost."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,8 +20,8 @@ from eventmesh.transports.redis import upkeep as redis_upkeep
 from eventmesh.transports.redis.scripts.common import call
 from eventmesh.transports.redis.scripts.upkeep import MOVE_DUE
 from eventmesh.transports.redis.transport import RedisTransport
-from tests.integration.redis_nodes import Node, eventually, nodes
-from tests.integration.redis_traffic import PAID, Traffic, envelopes, opened, running, take
+from tests.integration.redis_nodes import Node, eventually
+from tests.integration.redis_traffic import PAID, Traffic, envelopes, running, take
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Project, Put
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 GOOD = b'{"owner": "ada", "cents": 1250}'
 
 PARCELS = (
-    b"1 x\n[1,2]\n{}",  # the head of the envelope is JSON, and not an object
+    b"1 x\n[1,2]\n{}",  # the head of the envelope is JSON, but not an object
     b"1 y\nnull\n{}",
-    b'1 z\n{"id": 7}\n{}',  # an attribute that is not a text
+    b'1 z\n{"id": 7}\n{}',  # an attribute that is not a string
     b"1 x\n{nothing\n{}",
     b'999999999999999999999 x\n{"id": "a"}\n{}',
     b'-1 x\n{"id": "a"}\n{}',
@@ -49,11 +49,11 @@ ENTRIES: tuple[dict[bytes, bytes], ...] = (
 )
 """Fields of entries in the stream of a message, the retry stream, and the dead letters."""
 
-ALIKE = 2
-"""Of the entries with an id, which are one message wherever they are, these are not listed."""
+DUPLICATES = 2
+"""Entries that are not listed again: those with an id are the same message in every place."""
 
 
-async def test_a_worker_makes_dead_letters_of_hostile_content_and_goes_on(
+async def test_a_worker_dead_letters_hostile_content_and_handles_the_rest(
     on: Callable[[str], Project], put: Put, attributes: Callable[..., dict[str, str]]
 ) -> None:
     bank = on("redis")
@@ -68,7 +68,7 @@ async def test_a_worker_makes_dead_letters_of_hostile_content_and_goes_on(
     worker = bank.worker()
     await put(bank, attributes(), GOOD)
     worker.until_prints("ada has 12.50")
-    count = 2 * len(PARCELS) + 3 * len(ENTRIES) - ALIKE
+    count = 2 * len(PARCELS) + 3 * len(ENTRIES) - DUPLICATES
     letters = bank.letters(count)
     assert len(letters) == count
     assert all(letter["reason"] for letter in letters)
@@ -90,30 +90,11 @@ async def test_a_worker_makes_dead_letters_of_hostile_content_and_goes_on(
     bank.run("dlq", "list", "bank").succeeds("0 dead letter(s)")
 
 
-# --- a private Redis ---
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    with nodes() as keep:
-        yield keep(Node(tmp_path_factory.mktemp("redis") / "node")).start()
-
-
-@pytest.fixture
-def node(shared: Node) -> Node:
-    shared.tell("FLUSHALL")
-    return shared
-
-
-@pytest.fixture
-async def transport(node: Node) -> AsyncIterator[RedisTransport]:
-    async with opened(node.url) as transport:
-        await transport.declare([PAID])
-        yield transport
+pytest_plugins = ["tests.integration.redis_fixtures"]
 
 
 def key_of(node: Node, kind: str) -> str:
-    """The key of this kind that the subscription has, or would have."""
+    """The subscription's key of this kind, whether it exists or not."""
     [stream] = [key.decode() for key in node.tell("KEYS", "*:stream:payments.paid")]
     prefix = stream.partition(":stream:")[0]
     return stream if kind == "stream" else f"{prefix}:{kind}:{PAID.name}"
@@ -155,7 +136,7 @@ async def test_foreign_dead_letters_are_listed_and_discarded(
     assert not await transport.dead_letters(PAID, limit=10)
 
 
-async def test_foreign_dead_letters_are_replayed_as_they_came(
+async def test_foreign_dead_letters_are_replayed_unchanged(
     node: Node, transport: RedisTransport
 ) -> None:
     put_foreign_letters(node)
@@ -174,17 +155,17 @@ async def test_foreign_dead_letters_are_replayed_as_they_came(
 
 
 def wrong_type(key: str) -> str:
-    """What an error says that is about a key."""
+    """The error for a key of another type."""
     return (
         f"rejected a command: WRONGTYPE the key {key} does not hold what EventMesh keeps there. "
         f"Another program uses that key: rename or delete it, and EventMesh goes on"
     )
 
 
-async def test_what_cannot_be_dead_lettered_is_put_off_and_the_rest_goes_on(
+async def test_a_message_that_cannot_be_dead_lettered_is_delayed_and_the_rest_is_handled(
     node: Node, transport: RedisTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many there are of them: they are not in the way of what comes behind them."""
+    """However many there are, they do not block the messages behind them."""
     monkeypatch.setattr(redis_consumer, "REJECTED_DELAY", 0.3)
     dead = key_of(node, "dead")
     node.tell("SET", dead, "something else")
@@ -207,7 +188,7 @@ async def test_what_cannot_be_dead_lettered_is_put_off_and_the_rest_goes_on(
     assert len(await transport.dead_letters(PAID, limit=10)) == len(bad)
 
 
-async def test_where_nothing_can_be_put_off_it_comes_again_and_the_rest_is_settled(
+async def test_a_message_that_cannot_be_delayed_either_is_redelivered_and_the_rest_is_settled(
     node: Node, transport: RedisTransport
 ) -> None:
     sent = envelopes(3)
@@ -232,7 +213,7 @@ async def test_where_nothing_can_be_put_off_it_comes_again_and_the_rest_is_settl
     assert (stats.ready, stats.delayed, stats.dead) == (0, 0, 1)
 
 
-async def test_a_stream_that_had_its_last_id_takes_nothing_and_nothing_is_lost(
+async def test_a_dead_letter_stream_without_free_ids_loses_no_message(
     node: Node, transport: RedisTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_consumer, "REJECTED_DELAY", 0.1)
@@ -260,24 +241,24 @@ def without_rights(node: Node) -> None:
 
 
 @pytest.fixture
-def healed(node: Node) -> Iterator[Callable[[], None]]:
-    def heal() -> None:
+def restore(node: Node) -> Iterator[Callable[[], None]]:
+    def restore_node() -> None:
         node.set("maxmemory", 0)
         node.set("min-replicas-to-write", 0)
         node.tell("ACL", "SETUSER", "default", "+zadd", "+xadd")
 
-    yield heal
-    heal()
+    yield restore_node
+    restore_node()
 
 
-@pytest.mark.parametrize("refuse", [short_of_replicas, without_rights])
+@pytest.mark.parametrize("break_node", [short_of_replicas, without_rights])
 @pytest.mark.parametrize("outcome", [Dead("no"), RetryAfter(0.0)])
-async def test_what_redis_does_not_take_comes_again(
+async def test_a_message_whose_outcome_redis_rejects_is_redelivered(
     outcome: Dead | RetryAfter,
-    refuse: Callable[[Node], None],
+    break_node: Callable[[Node], None],
     node: Node,
     transport: RedisTransport,
-    healed: Callable[[], None],
+    restore: Callable[[], None],
 ) -> None:
     [sent] = envelopes(1)
     await publish_or_raise(transport, [sent])
@@ -285,11 +266,11 @@ async def test_what_redis_does_not_take_comes_again(
     async def settle_it() -> None:
         async with transport.consume(PAID, prefetch=1) as consumer:
             [delivery] = await take(consumer, 1)
-            refuse(node)
+            break_node(node)
             try:
                 await consumer.settle([(delivery, outcome)])
             finally:
-                healed()
+                restore()
 
     with pytest.raises(Unreachable, match="rejected a command"):
         await settle_it()
@@ -299,8 +280,8 @@ async def test_what_redis_does_not_take_comes_again(
         await consumer.settle([(delivery, DONE)])
 
 
-async def test_everything_can_be_settled_while_redis_is_out_of_memory(
-    node: Node, transport: RedisTransport, healed: Callable[[], None]
+async def test_every_outcome_can_be_settled_while_redis_is_out_of_memory(
+    node: Node, transport: RedisTransport, restore: Callable[[], None]
 ) -> None:
     node.set("maxmemory-policy", "noeviction")
     sent = envelopes(4)
@@ -316,10 +297,12 @@ async def test_everything_can_be_settled_while_redis_is_out_of_memory(
         await consumer.settle([(delivery, DONE) for delivery in again])
         [letter] = await transport.dead_letters(PAID, limit=10)
         assert letter.envelope == dead.envelope
-    healed()
+    restore()
 
 
-async def test_a_census_counts_what_it_cannot_read(node: Node, transport: RedisTransport) -> None:
+async def test_a_census_counts_entries_that_it_cannot_read(
+    node: Node, transport: RedisTransport
+) -> None:
     with node.client() as client:
         for parcel in PARCELS:
             client.xadd(key_of(node, "retry"), {b"parcel": parcel})
@@ -333,8 +316,10 @@ async def test_a_census_counts_what_it_cannot_read(node: Node, transport: RedisT
     assert sum(lot.number for lot in census.lots.values()) == count
 
 
-async def test_a_retry_that_cannot_be_moved_is_kept(node: Node, transport: RedisTransport) -> None:
-    """What is due stays in its set while something else is in the place of the retry stream."""
+async def test_a_due_retry_that_cannot_be_moved_is_kept(
+    node: Node, transport: RedisTransport
+) -> None:
+    """A due retry stays in the delayed set while the key of the retry stream has another type."""
     [sent] = envelopes(1)
     await publish_or_raise(transport, [sent])
     retry = key_of(node, "retry")
@@ -367,7 +352,7 @@ async def test_a_dead_letter_that_cannot_be_replayed_is_kept(
     assert await transport.dead_letters(PAID, limit=10) == letters
 
 
-async def test_looking_at_a_key_of_another_type_names_it(
+async def test_the_error_for_a_key_of_another_type_names_the_key(
     node: Node, transport: RedisTransport
 ) -> None:
     dead, delayed = key_of(node, "dead"), key_of(node, "delayed")
@@ -382,11 +367,11 @@ async def test_looking_at_a_key_of_another_type_names_it(
 
 
 @pytest.mark.parametrize("kind", ["stream", "retry", "delayed", "dead"])
-async def test_a_key_of_another_type_is_named_and_waited_for(
+async def test_consuming_resumes_once_a_key_of_another_type_is_deleted(
     kind: str, node: Node, transport: RedisTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the place of a stream, consuming waits, and goes on as soon as it is gone; in the place of
-    what is needed for retries and dead letters only, other messages are handled."""
+    """If a stream is affected, consuming waits until the key is deleted. If only the keys for
+    retries or dead letters are, other messages are still handled."""
     monkeypatch.setattr(redis_upkeep, "TRIM_INTERVAL", 0.05)
     traffic = Traffic(transport)
     async with running(traffic.keep_consuming()):
@@ -396,7 +381,7 @@ async def test_a_key_of_another_type_is_named_and_waited_for(
         node.tell("DEL", name)
         node.tell("SET", name, "something else")
         if kind in ("stream", "retry"):
-            await eventually(lambda: traffic.consuming_errors, "an error that says so")
+            await eventually(lambda: traffic.consuming_errors, "an error that names the key")
             assert re.search(wrong_type(name), traffic.consuming_errors[-1])
         if kind != "stream":
             await traffic.publish(envelopes(1))
@@ -407,10 +392,10 @@ async def test_a_key_of_another_type_is_named_and_waited_for(
         await traffic.until_all_is_handled()
 
 
-async def test_a_message_of_too_many_attributes_is_refused_alone(
+async def test_of_a_batch_only_the_message_with_too_many_attributes_is_rejected(
     transport: RedisTransport,
 ) -> None:
-    """Where messages of one key go to several streams, which a script does."""
+    """It is part of a batch whose messages of one key go to several streams, by a script."""
     [small] = envelopes(1, partitionkey="k")
     [big] = envelopes(1, "payments.failed", partitionkey="k")
     [other] = envelopes(1, partitionkey="other")
@@ -420,11 +405,11 @@ async def test_a_message_of_too_many_attributes_is_refused_alone(
     assert (await transport.stats(PAID)).ready == 2
 
 
-# --- what is deleted while messages are handled ---
+# --- keys deleted while messages are handled ---
 
 
 @pytest.mark.parametrize("kind", ["retry", "delayed"])
-async def test_retries_go_on_after_what_they_wait_in_was_deleted(
+async def test_retries_continue_after_their_keys_were_deleted(
     kind: str, node: Node, transport: RedisTransport
 ) -> None:
     await publish_or_raise(transport, envelopes(1))
@@ -437,7 +422,7 @@ async def test_retries_go_on_after_what_they_wait_in_was_deleted(
 
 
 @pytest.mark.parametrize("outcome", [Dead("no"), RetryAfter(0.1)])
-async def test_what_is_held_while_its_stream_is_deleted_is_not_lost(
+async def test_a_delivery_is_not_lost_if_its_stream_is_deleted_before_it_is_settled(
     outcome: Dead | RetryAfter, node: Node, transport: RedisTransport
 ) -> None:
     [sent] = envelopes(1)

@@ -1,9 +1,9 @@
-"""What is particular to the Redis transport. See tests/conformance for what all promise."""
+"""What is specific to the Redis transport. What all transports promise is in tests/conformance."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -37,23 +37,7 @@ from tests.integration.redis_traffic import (
 AUDIT = Subscription("audit.note", PAID.messages)
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    with nodes() as keep:
-        yield keep(Node(tmp_path_factory.mktemp("redis") / "node")).start()
-
-
-@pytest.fixture
-def node(shared: Node) -> Node:
-    shared.tell("FLUSHALL")
-    return shared
-
-
-@pytest.fixture
-async def transport(node: Node) -> AsyncIterator[RedisTransport]:
-    async with opened(node.url) as transport:
-        await transport.declare([PAID])
-        yield transport
+pytest_plugins = ["tests.integration.redis_fixtures"]
 
 
 def stream_of(node: Node) -> str:
@@ -73,7 +57,7 @@ async def settle(consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
     await consumer.settle([(delivery, DONE) for delivery in deliveries])
 
 
-# --- what somebody deletes under living consumers ---
+# --- keys that somebody deletes while consumers run ---
 
 
 async def flush(node: Node) -> None:
@@ -89,7 +73,7 @@ async def delete_the_stream(node: Node) -> None:
 
 
 async def replace_the_stream(node: Node) -> None:
-    """By one that has the message and no group."""
+    """Rename the stream away: publishing creates a new one, which has no group."""
     node.tell("RENAME", stream_of(node), "elsewhere")
 
 
@@ -108,7 +92,7 @@ DELETIONS = [
 
 
 @pytest.mark.parametrize("delete", DELETIONS)
-async def test_a_blocked_consumer_goes_on_after(
+async def test_a_blocked_consumer_continues_after(
     delete: Callable[[Node], Any], node: Node, transport: RedisTransport
 ) -> None:
     traffic = Traffic(transport)
@@ -116,7 +100,7 @@ async def test_a_blocked_consumer_goes_on_after(
         await traffic.publish(envelopes(1))
         await traffic.until_all_is_handled()
         for _ in range(3):
-            await asyncio.sleep(0.1)  # blocked in its read by now
+            await asyncio.sleep(0.1)  # now it is blocked in its read
             await delete(node)
             await traffic.publish(envelopes(2))
             await traffic.until_all_is_handled()
@@ -124,7 +108,7 @@ async def test_a_blocked_consumer_goes_on_after(
 
 
 @pytest.mark.parametrize("delete", DELETIONS)
-async def test_a_consumer_in_the_middle_of_its_work_goes_on_after(
+async def test_a_consumer_with_unsettled_deliveries_continues_after(
     delete: Callable[[Node], Any], node: Node, transport: RedisTransport
 ) -> None:
     await publish_or_raise(transport, envelopes(6))
@@ -142,10 +126,10 @@ async def test_a_consumer_in_the_middle_of_its_work_goes_on_after(
             await settle(consumer, got)
 
 
-# --- connections that are cut while Redis is well ---
+# --- connections that are lost while Redis runs ---
 
 
-async def test_a_cut_connection_neither_loses_nor_doubles_what_is_being_handled(
+async def test_a_lost_connection_neither_loses_nor_duplicates_messages_in_flight(
     node: Node, transport: RedisTransport
 ) -> None:
     async with transport.consume(PAID, prefetch=4) as consumer:
@@ -165,10 +149,10 @@ async def test_a_cut_connection_neither_loses_nor_doubles_what_is_being_handled(
     assert not sum(each["pending"] for each in info(node, "GROUPS"))
 
 
-async def test_what_a_dead_connection_swallowed_is_delivered_at_once_and_as_the_first_time(
+async def test_a_message_lost_with_its_connection_is_delivered_at_once_as_a_first_delivery(
     node: Node,
 ) -> None:
-    """Redis has delivered to a connection that then broke: nobody ever saw it."""
+    """Redis delivered to a connection that was then lost: no consumer ever saw the message."""
     async with (
         opened(node.url, visibility_timeout=60.0) as transport,
         transport.consume(PAID, prefetch=10) as consumer,
@@ -188,10 +172,10 @@ async def test_what_a_dead_connection_swallowed_is_delivered_at_once_and_as_the_
         assert (delivery.envelope.id, delivery.deliveries) == ("swallowed", 1)
 
 
-async def test_what_was_held_when_redis_went_away_comes_again_as_soon_as_it_is_back(
+async def test_unsettled_deliveries_are_redelivered_as_soon_as_redis_restarts(
     tmp_path: Path,
 ) -> None:
-    """And not only once the visibility timeout is over."""
+    """They are not delayed until the visibility timeout is over."""
     with nodes() as keep:
         node = keep(Node(tmp_path / "redis", appendonly="yes", appendfsync="always")).start()
         async with opened(node.url, visibility_timeout=60.0) as transport:
@@ -219,7 +203,7 @@ async def test_what_was_held_when_redis_went_away_comes_again_as_soon_as_it_is_b
 # --- upkeep that fails ---
 
 
-async def test_upkeep_that_is_refused_disturbs_no_delivery(
+async def test_upkeep_without_permission_does_not_disturb_deliveries(
     node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(redis_upkeep, "TRIM_INTERVAL", 0.05)
@@ -240,7 +224,7 @@ async def test_upkeep_that_is_refused_disturbs_no_delivery(
     assert "rejected a command" in said
 
 
-async def test_a_consumer_that_cannot_keep_its_deliveries_ends(node: Node) -> None:
+async def test_a_consumer_that_cannot_extend_its_deliveries_ends(node: Node) -> None:
     node.tell("ACL", "SETUSER", "poor", "reset", "on", ">secret", "~*", "+@all")
 
     async def hold_for_too_long(transport: RedisTransport) -> None:
@@ -255,7 +239,7 @@ async def test_a_consumer_that_cannot_keep_its_deliveries_ends(node: Node) -> No
             await hold_for_too_long(transport)
 
 
-async def test_one_slow_answer_to_upkeep_ends_nothing(
+async def test_one_slow_answer_to_upkeep_does_not_end_the_consumer(
     node: Node, transport: RedisTransport
 ) -> None:
     async with transport.consume(PAID, prefetch=1) as consumer:
@@ -270,7 +254,7 @@ async def test_one_slow_answer_to_upkeep_ends_nothing(
 
 
 def taken_by(node: Node) -> list[str]:
-    """The ids of what is in the stream, in its order."""
+    """The ids of the messages in the stream, in order."""
     return [fields[b"id"].decode() for _, fields in node.client().xrange(stream_of(node))]
 
 
@@ -278,11 +262,13 @@ def ids_in(node: Node) -> set[str]:
     return set(taken_by(node))
 
 
-async def test_what_every_group_has_settled_is_trimmed_and_nothing_else(
+async def test_only_messages_that_every_group_has_settled_are_trimmed(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_upkeep, "TRIM_INTERVAL", 0.05)
-    node.set("stream-node-max-entries", 1)  # Redis deletes whole nodes: let each entry be one
+    node.set(
+        "stream-node-max-entries", 1
+    )  # Redis trims whole nodes of its tree: each entry gets its own node
     sent = envelopes(20)
     ids = [envelope.id for envelope in sent]
     async with opened(node.url) as transport:
@@ -311,7 +297,7 @@ async def test_what_every_group_has_settled_is_trimmed_and_nothing_else(
     node.set("stream-node-max-entries", 100)
 
 
-async def test_a_stream_that_nobody_reads_is_kept_for_the_first_who_does(
+async def test_a_stream_without_subscriptions_is_kept_for_the_first_one(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_upkeep, "TRIM_INTERVAL", 0.05)
@@ -327,17 +313,19 @@ async def test_a_stream_that_nobody_reads_is_kept_for_the_first_who_does(
 # --- consumers ---
 
 
-async def test_consumers_clean_up_after_themselves(node: Node, transport: RedisTransport) -> None:
+async def test_a_closed_consumer_deletes_its_entry_in_the_group(
+    node: Node, transport: RedisTransport
+) -> None:
     for number in range(50):
         async with transport.consume(PAID, prefetch=5) as consumer:
-            if number % 10 == 0:  # it leaves something behind
+            if number % 10 == 0:  # the consumer leaves its entry behind
                 await publish_or_raise(transport, envelopes(2))
                 await take(consumer, 1)
     assert [each["name"] for each in info(node, "CONSUMERS", PAID.name)] == [b"returned"]
     assert (await transport.stats(PAID)).ready == 10
 
 
-async def test_consumers_that_were_killed_are_forgotten(
+async def test_entries_of_killed_consumers_are_deleted(
     node: Node, transport: RedisTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_upkeep, "TRIM_INTERVAL", 0.05)
@@ -364,8 +352,8 @@ async def test_consumers_that_were_killed_are_forgotten(
 
 
 class Cutter:
-    """A TCP proxy that cuts the connection once so many bytes have gone to the server. Silent, it
-    lets nothing through, and accepts all, as a network that is down does."""
+    """A TCP proxy that cuts the connection once it has forwarded so many bytes to the server. If it
+    is silent, it accepts bytes and forwards none, like a network that is down."""
 
     def __init__(self, port: int, most: int) -> None:
         self._port = port
@@ -394,7 +382,7 @@ class Cutter:
                 await up_writer.drain()
                 self.most -= len(data)
         except OSError:
-            pass  # the client has gone
+            pass  # the client has disconnected
         finally:
             answering.cancel()
             up_writer.close()
@@ -407,10 +395,11 @@ class Cutter:
 
 
 @pytest.mark.parametrize("names", [["payments.paid"], ["payments.paid", "payments.failed"]])
-async def test_a_batch_that_is_cut_in_the_middle_is_stored_wholly_or_not_at_all(
+async def test_a_batch_that_is_cut_is_stored_completely_or_not_at_all(
     names: list[str], node: Node
 ) -> None:
-    """Cut after each of many lengths, the first of which cut the handshake, the last nothing."""
+    """The cuts come after more and more bytes: the first cut the handshake, the last cut
+    nothing."""
     batch = [envelopes(1, name, subject="a")[0] for _ in range(20 // len(names)) for name in names]
     outcomes = set()
     for length in range(0, 4400, 110):
@@ -432,9 +421,7 @@ async def test_a_batch_that_is_cut_in_the_middle_is_stored_wholly_or_not_at_all(
     assert {(0, False), (20, True)} <= outcomes
 
 
-async def test_a_network_that_swallows_everything_is_noticed(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_silent_network_is_detected(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_connection, "ANSWER_TIMEOUT", 1.0)
     cutter = Cutter(node.port, 10**9)
 
@@ -457,7 +444,7 @@ async def test_a_network_that_swallows_everything_is_noticed(
             await publish_or_raise(transport, envelopes(1))
 
 
-async def test_a_message_that_may_not_be_written_does_not_hold_up_others(node: Node) -> None:
+async def test_a_message_without_write_permission_does_not_block_others(node: Node) -> None:
     node.tell(
         *("ACL", "SETUSER", "payments", "reset", "on", ">secret", "+@all"),
         *("~*:stream:payments.paid", "%R~*"),
@@ -472,20 +459,20 @@ async def test_a_message_that_may_not_be_written_does_not_hold_up_others(node: N
 
 
 def not_a_stream(node: Node, key: str) -> None:
-    """Somebody has put something else there."""
+    """The stream's key has another type."""
     node.tell("SET", key, "something else")
 
 
 def without_ids(node: Node, key: str) -> None:
-    """Somebody has used up the ids of the stream."""
+    """The stream has no free ids left."""
     node.tell("XADD", key, f"{2**64 - 1}-{2**64 - 1}", "id", "last")
 
 
 @pytest.mark.parametrize("spoil", [not_a_stream, without_ids])
-async def test_nothing_overtakes_a_refused_message_of_its_key(
+async def test_no_message_overtakes_a_rejected_one_of_its_key(
     spoil: Callable[[Node, str], None], node: Node, transport: RedisTransport
 ) -> None:
-    """Not even through another stream, which Redis would have taken it into."""
+    """Not even in another stream, where Redis would have accepted the message."""
     spoil(node, stream_of(node).replace("payments.paid", "orders.placed"))
     ahead, behind = (envelopes(1, partitionkey="a") for _ in range(2))
     refused = envelopes(2, "orders.placed", partitionkey="a")
@@ -499,8 +486,10 @@ async def test_nothing_overtakes_a_refused_message_of_its_key(
     assert taken_by(node) == [each.id for each in [*ahead, *others]]
 
 
-async def test_what_is_refused_does_not_hold_up_what_may_not_be_written(node: Node) -> None:
-    """And the other way round: each of them holds its own key."""
+async def test_rejected_messages_and_messages_without_permission_do_not_block_each_other(
+    node: Node,
+) -> None:
+    """And the other way round: each of them blocks only its own key."""
     node.tell(
         *("ACL", "SETUSER", "payments", "reset", "on", ">secret", "+@all"),
         *("~*:stream:payments.*", "%R~*"),
@@ -517,10 +506,10 @@ async def test_what_is_refused_does_not_hold_up_what_may_not_be_written(node: No
 
 @pytest.mark.parametrize("setting", ["maxmemory", "min-replicas-to-write"])
 @pytest.mark.parametrize("names", [["payments.paid"], ["payments.paid", "orders.placed"]])
-async def test_what_redis_refuses_to_everybody_is_no_fault_of_a_message(
+async def test_an_error_that_affects_every_message_rejects_none(
     names: list[str], setting: str, node: Node, transport: RedisTransport
 ) -> None:
-    """It will take the same messages later, so that none of them is to be parked."""
+    """Redis will accept the same messages later, so none of them may be parked."""
     batch = [envelopes(1, name, partitionkey="a")[0] for name in names]
     node.set(setting, 1)
     try:
@@ -534,7 +523,7 @@ async def test_what_redis_refuses_to_everybody_is_no_fault_of_a_message(
 
 
 @pytest.mark.parametrize("names", [["payments.paid"], ["payments.paid", "orders.placed"]])
-async def test_without_the_replicas_that_are_asked_for_nothing_counts_as_published(
+async def test_without_the_required_replicas_no_message_is_confirmed(
     names: list[str], node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_publishing, "REPLICA_TIMEOUT", 0.1)
@@ -544,7 +533,7 @@ async def test_without_the_replicas_that_are_asked_for_nothing_counts_as_publish
             await publish_or_raise(transport, batch)
 
 
-async def test_nothing_overtakes_on_a_cluster(tmp_path: Path) -> None:
+async def test_no_message_overtakes_another_of_its_key_on_a_cluster(tmp_path: Path) -> None:
     with nodes() as keep:
         bus = str(own_port())
         member = keep(Node(tmp_path / "member", cluster_enabled="yes", cluster_port=bus)).start()
@@ -563,7 +552,7 @@ async def test_nothing_overtakes_on_a_cluster(tmp_path: Path) -> None:
             assert taken_by(member) == [ahead.id]
 
 
-async def test_a_user_who_may_not_use_scripts_is_told_before_anything_is_stored(
+async def test_a_missing_permission_for_scripts_is_an_error_before_anything_is_stored(
     node: Node,
 ) -> None:
     node.tell("ACL", "SETUSER", "poor", "reset", "on", ">secret", "~*", "+@all", "-eval")
@@ -574,7 +563,7 @@ async def test_a_user_who_may_not_use_scripts_is_told_before_anything_is_stored(
     assert node.tell("KEYS", "*:stream:*") == []
 
 
-async def test_a_user_who_may_not_use_transactions_is_told_before_anything_is_stored(
+async def test_a_missing_permission_for_transactions_is_an_error_before_anything_is_stored(
     node: Node,
 ) -> None:
     node.tell("ACL", "SETUSER", "poor", "reset", "on", ">secret", "~*", "+@all", "-multi")
@@ -583,7 +572,7 @@ async def test_a_user_who_may_not_use_transactions_is_told_before_anything_is_st
             pass
 
 
-async def test_every_attribute_may_hold_any_text(transport: RedisTransport) -> None:
+async def test_an_attribute_may_have_any_text(transport: RedisTransport) -> None:
     names = ("source", "subject", "partitionkey", "correlationid", "traceparent", "überschrift")
     texts = {name: f"Łódź \u2028 日本 🚀 {name}\n\r\0" for name in names}
     [sent] = envelopes(1, **texts)
@@ -598,7 +587,7 @@ async def test_every_attribute_may_hold_any_text(transport: RedisTransport) -> N
     assert (letter.reason, letter.error) == ("Grund: ü", "日本")
 
 
-# --- rights ---
+# --- permissions ---
 
 LEAST_COMMANDS = (
     "+multi +exec +eval +time +xadd +xreadgroup +xack +xdel +xclaim +xpending +xrange +xlen +xtrim"
@@ -607,15 +596,15 @@ LEAST_COMMANDS = (
 )
 
 
-def least_rights(node: Node, *but: str) -> str:
-    """The URL of a user with the rights that the module's docstring lists, `but` for some."""
+def user_with_least_permissions(node: Node, *but: str) -> str:
+    """The URL of a user with the permissions that the module's docstring lists, except `but`."""
     rights = [right for right in LEAST_COMMANDS.split() if right not in but]
     node.tell("ACL", "SETUSER", "least", "reset", "on", ">secret", "~mesh:*", *rights)
     return f"redis://least:secret@127.0.0.1:{node.port}/0"
 
 
-async def use_all_of_it(url: str) -> None:
-    """Everything that the transport does, once."""
+async def use_every_function(url: str) -> None:
+    """Use every function of the transport once."""
     transport = RedisTransport(url, CLOCK, TransportOptions(visibility_timeout=1.0, prefix="mesh"))
     try:
         await transport.connect()
@@ -626,7 +615,7 @@ async def use_all_of_it(url: str) -> None:
             await consumer.settle([(first, DONE), (second, RetryAfter(0.1))])
             await settle(consumer, await take(consumer, 1))
             await consumer.settle([(third, Dead("no")), (fourth, Dead("no"))])
-            await asyncio.sleep(0.5)  # kept alive, tidied
+            await asyncio.sleep(0.5)  # time to extend the delivery and to tidy up
         assert (await transport.stats(PAID)).ready == 1
         assert (await transport.census([PAID])).lots
         one, two = await transport.dead_letters(PAID, limit=9)
@@ -638,20 +627,20 @@ async def use_all_of_it(url: str) -> None:
         await transport.close()
 
 
-async def test_the_least_rights_are_enough(
+async def test_the_documented_permissions_are_sufficient(
     node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(redis_upkeep, "TRIM_INTERVAL", 0.05)
     monkeypatch.setattr(redis_upkeep, "DELETE_CONSUMER_AFTER", 0.0)
     node.tell("ACL", "LOG", "RESET")
-    await use_all_of_it(least_rights(node))
+    await use_every_function(user_with_least_permissions(node))
     refused = [dict(zip(e[::2], e[1::2], strict=True)) for e in node.tell("ACL", "LOG")]
-    # redis-py introduces itself, and does not mind being refused.
+    # redis-py introduces itself to the server, and accepts that this is not permitted.
     assert {entry[b"object"] for entry in refused} <= {b"client|setinfo"}
     assert "not" not in capsys.readouterr().out
 
 
-def test_the_docstring_lists_the_least_rights() -> None:
+def test_the_docstring_lists_the_least_permissions() -> None:
     from eventmesh.transports.redis import transport as redis_streams
 
     assert LEAST_COMMANDS.split() == [
@@ -660,15 +649,15 @@ def test_the_docstring_lists_the_least_rights() -> None:
 
 
 @pytest.mark.parametrize("right", LEAST_COMMANDS.split())
-async def test_no_right_of_them_is_too_many(
+async def test_every_documented_permission_is_necessary(
     right: str, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_upkeep, "TRIM_INTERVAL", 0.05)
     monkeypatch.setattr(redis_upkeep, "DELETE_CONSUMER_AFTER", 0.0)
-    url = least_rights(node, right)
+    url = user_with_least_permissions(node, right)
     node.tell("ACL", "LOG", "RESET")
     with suppress(Unreachable, PublishError, TimeoutError, AssertionError):
         async with asyncio.timeout(3):
-            await use_all_of_it(url)
+            await use_every_function(url)
     refused = [dict(zip(e[::2], e[1::2], strict=True)) for e in node.tell("ACL", "LOG")]
     assert right[1:].encode() in {entry[b"object"] for entry in refused}

@@ -1,4 +1,4 @@
-"""TLS, user and password, by URL."""
+"""TLS, user and password, as given in the URL."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def node(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """A Redis that speaks TLS only, to clients with a certificate of the same authority only."""
+    """A Redis that accepts only TLS, and only clients with a certificate of the same authority."""
     with nodes() as keep:
         node = keep(tls_node(tmp_path_factory.mktemp("redis") / "node", certificates)).start()
         node.tell("ACL", "SETUSER", "payments", "on", f">{PASSWORD}", "~*", "+@all")
@@ -66,7 +66,7 @@ def url_of(node: Node, certificates: Path, password: str = PASSWORD, **changes: 
     return f"rediss://payments:{quote(password, safe='')}@127.0.0.1:{node.port}/0?{query}"
 
 
-async def test_messages_go_over_tls(node: Node, certificates: Path) -> None:
+async def test_messages_are_sent_over_tls(node: Node, certificates: Path) -> None:
     async with opened(url_of(node, certificates)) as transport:
         await transport.declare([PAID])
         sent = envelopes(3)
@@ -77,7 +77,7 @@ async def test_messages_go_over_tls(node: Node, certificates: Path) -> None:
         assert [delivery.envelope for delivery in got] == sent
 
 
-async def test_a_cluster_is_found_over_tls(
+async def test_the_nodes_of_a_cluster_are_discovered_over_tls(
     certificates: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("cluster") / "node"
@@ -93,7 +93,7 @@ async def test_a_cluster_is_found_over_tls(
             await publish_or_raise(transport, envelopes(3))
 
 
-async def test_sentinels_are_asked_over_tls(
+async def test_sentinels_are_queried_over_tls(
     node: Node, certificates: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("sentinel") / "node"
@@ -112,7 +112,7 @@ async def test_sentinels_are_asked_over_tls(
             await publish_or_raise(transport, envelopes(3))
 
 
-async def test_a_server_that_the_authority_did_not_sign_is_not_spoken_to(
+async def test_a_server_certificate_of_another_authority_is_rejected(
     node: Node, certificates: Path
 ) -> None:
     stranger = str(certificates / "client.pem")
@@ -121,14 +121,18 @@ async def test_a_server_that_the_authority_did_not_sign_is_not_spoken_to(
             pass
 
 
-async def test_a_wrong_password_is_told_and_never_shown(node: Node, certificates: Path) -> None:
+async def test_a_wrong_password_is_reported_without_showing_it(
+    node: Node, certificates: Path
+) -> None:
     with pytest.raises(Unreachable, match=r"rejected a command.*user and password") as caught:
         async with opened(url_of(node, certificates, "hunter2")):
             pass
     assert "hunter2" not in str(caught.value)
 
 
-async def test_a_file_that_is_not_there_is_named(node: Node, certificates: Path) -> None:
+async def test_the_error_for_a_missing_certificate_file_names_it(
+    node: Node, certificates: Path
+) -> None:
     with pytest.raises(
         UsageError, match=r"ssl_ca_certs names the file /nowhere/ca\.pem, which does not exist"
     ):

@@ -1,4 +1,4 @@
-"""A server that is left for another while it is used: no connection to it stays."""
+"""A client that moves to another server during use leaves no connection to the old one."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from eventmesh.transports.redis.connection import Redis
 from tests.integration.redis_nodes import eventually
 from tests.support.proxy import Proxy, proxy_before
 
-TURNS = 60
-"""Of the event loop, in each of which somebody asks for something."""
+MAX_TURNS = 60
+"""Turns of the event loop, in each of which a request begins."""
 
 
-class Two:
-    """A server with two addresses, the first of which is soon the wrong one."""
+class MovingClient:
+    """A client whose server moves: from the second lookup on, it has the second address."""
 
     def __init__(self, first: Proxy, second: Proxy) -> None:
         self.first, self.second = first, second
-        self.left = False
+        self.moved = False
         self._at: Proxy | None = None
         self.redis = Redis(first.url, dict(parse_broker_url(first.url).options), self)
         self.redis.open()
 
     async def locate(self) -> Address:
-        self.left = self._at is not None
-        self._at = self.second if self.left else self.first
+        self.moved = self._at is not None
+        self._at = self.second if self.moved else self.first
         return parse_broker_url(self._at.url).addresses[0]
 
     async def ask(self) -> None:
         assert await self.redis.ask("PING") == b"PONG"
 
 
-async def until_it_is_left(two: Two) -> None:
-    while not two.left:
-        two.first.cut()
+async def until_moved(client: MovingClient) -> None:
+    while not client.moved:
+        client.first.cut()
         with suppress(Unreachable):
-            await two.ask()
+            await client.ask()
 
 
 @pytest.fixture
@@ -51,20 +51,20 @@ async def proxies(redis_server: Server) -> AsyncIterator[tuple[Proxy, Proxy]]:
         yield first, second
 
 
-async def test_a_server_that_is_left_at_any_moment_keeps_no_connection(
+async def test_moving_to_another_address_at_any_moment_leaves_no_connection(
     proxies: tuple[Proxy, Proxy],
 ) -> None:
-    for last in range(1, TURNS):
-        two = Two(*proxies)
-        asking = []
-        for turn in range(TURNS):
+    for last in range(1, MAX_TURNS):
+        client = MovingClient(*proxies)
+        requests = []
+        for turn in range(MAX_TURNS):
             if turn == last:
-                two.first.cut()
-            asking.append(asyncio.ensure_future(two.ask()))
+                client.first.cut()
+            requests.append(asyncio.ensure_future(client.ask()))
             await asyncio.sleep(0)
-        for ended in await asyncio.gather(*asking, return_exceptions=True):
+        for ended in await asyncio.gather(*requests, return_exceptions=True):
             assert ended is None or isinstance(ended, Unreachable), ended
-        await until_it_is_left(two)
-        await eventually(lambda: not proxies[0].connections, f"no connection; {last} turns")
-        await two.redis.close()
-        await eventually(lambda: not proxies[1].connections, "no connection to the other")
+        await until_moved(client)
+        await eventually(lambda: not proxies[0].connections, f"no connection left; {last} turns")
+        await client.redis.close()
+        await eventually(lambda: not proxies[1].connections, "no connection left to the second")

@@ -1,6 +1,6 @@
-"""Whatever is given up while a broker is silent, after however many bytes: what is asked next gets
-its own answers, and nothing that was published for sure is lost. And a transport that is closed at
-any moment leaves no connection open."""
+"""A request may be cancelled while a broker is silent, after any number of bytes: the next request
+gets its own answers, and no confirmed message is lost. A transport may be closed at any moment: it
+leaves no connection open."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from eventmesh.testing.servers import Server
 from eventmesh.transports.base import Transport, TransportOptions, publish_or_raise
 from eventmesh.transports.factory import make_transport, open_transport
 from eventmesh.transports.outcome import DONE
-from tests.integration.giving_up import ask_while_another_gives_up
+from tests.integration.cancellation import request_after_a_cancelled_one
 from tests.integration.redis_nodes import eventually
 from tests.integration.redis_traffic import PAID, envelopes
 from tests.support.proxy import Direction, proxy_before
 
-PATIENCE = 300.0
+TIMEOUT_SECONDS = 300.0
 STEPS = {"redis": 5, "rabbitmq": 61}
-"""Bytes: the shortest answer of Redis, and less than most of RabbitMQ's."""
+"""Bytes: the shortest answer of Redis, and fewer than most of RabbitMQ's answers have."""
 
-ENOUGH = 12
-"""Silences, or turns of the event loop, at the least, until all is done before."""
+MIN_INTERRUPTIONS = 12
+"""How many silences, or turns of the event loop, must at least interrupt the requests."""
 
-# What is done with a transport.
+# Uses of a transport
 
 Call = Callable[[Transport], Awaitable[None]]
 
@@ -50,7 +50,7 @@ async def dead_letters(transport: Transport) -> None:
     await transport.dead_letters(PAID, limit=10)
 
 
-async def hear(transport: Transport) -> None:
+async def consume_one(transport: Transport) -> None:
     await publish_or_raise(transport, envelopes(1))
     async with transport.consume(PAID, prefetch=10) as consumer:
         await consumer.settle([(each, DONE) for each in await consumer.receive(10)])
@@ -67,8 +67,8 @@ async def connect_and_use(transport: Transport) -> None:
     await use(transport)
 
 
-async def publish_and_hear(transport: Transport) -> None:
-    """Publish, and be handed out all of it."""
+async def publish_and_consume(transport: Transport) -> None:
+    """Publish, and consume until all of it has been delivered."""
     await transport.connect()
     await transport.declare([PAID])
     published = envelopes(3)
@@ -83,58 +83,60 @@ async def publish_and_hear(transport: Transport) -> None:
 
 
 @pytest.mark.parametrize("direction", Direction)
-async def test_who_asks_next_gets_its_own_answers(
+async def test_the_request_after_a_cancelled_one_gets_its_own_answers(
     broker_server: Server, direction: Direction
 ) -> None:
     options = TransportOptions(visibility_timeout=1.0, prefix=f"test-{secrets.token_hex(5)}")
-    async with asyncio.timeout(PATIENCE), proxy_before(broker_server.url) as proxy:
+    async with asyncio.timeout(TIMEOUT_SECONDS), proxy_before(broker_server.url) as proxy:
         for silences in count():
             transport = make_transport(proxy.url, SystemClock(), options)
             try:
                 after = 1 + silences * STEPS[broker_server.kind]
-                was_done = await ask_while_another_gives_up(
+                was_done = await request_after_a_cancelled_one(
                     *(proxy, after, direction),
                     connect_and_use(transport),
-                    publish_and_hear(transport),
+                    publish_and_consume(transport),
                 )
             finally:
                 await transport.close()
             if was_done:
                 break
-    assert silences > ENOUGH
+    assert silences > MIN_INTERRUPTIONS
 
 
-async def test_closing_at_any_moment_leaves_no_connection(broker_server: Server) -> None:
+async def test_closing_a_transport_at_any_moment_leaves_no_connection(
+    broker_server: Server,
+) -> None:
     options = TransportOptions(prefix=f"test-{secrets.token_hex(5)}")
-    async with asyncio.timeout(PATIENCE), proxy_before(broker_server.url) as proxy:
-        for turns in more_and_more():
+    async with asyncio.timeout(TIMEOUT_SECONDS), proxy_before(broker_server.url) as proxy:
+        for turns in growing_numbers():
             transport = make_transport(proxy.url, SystemClock(), options)
             await transport.connect()
             users = [asyncio.ensure_future(use(transport)) for _ in range(3)]
-            await turn(turns)
+            await run_turns(turns)
             all_was_done = all(user.done() for user in users)
             await transport.close()
             for ended in await asyncio.gather(*users, return_exceptions=True):
                 assert ended is None or isinstance(ended, Unreachable), ended
-            await eventually(lambda: proxy.connections == 0, f"no connection; {turns} turns")
+            await eventually(lambda: proxy.connections == 0, f"no connection left; {turns} turns")
             if all_was_done:
                 break
-    assert turns > ENOUGH
+    assert turns > MIN_INTERRUPTIONS
 
 
-@pytest.mark.parametrize("call", [declare, publish, stats, dead_letters, hear])
-async def test_who_is_cancelled_at_any_moment_hears_of_it(
+@pytest.mark.parametrize("call", [declare, publish, stats, dead_letters, consume_one])
+async def test_a_call_that_is_cancelled_at_any_moment_raises_cancelled_error(
     broker_server: Server, call: Call
 ) -> None:
     options = TransportOptions(prefix=f"test-{secrets.token_hex(5)}")
     async with (
-        asyncio.timeout(PATIENCE),
+        asyncio.timeout(TIMEOUT_SECONDS),
         open_transport(broker_server.url, SystemClock(), options) as transport,
     ):
         await declare(transport)
-        for turns in more_and_more():
+        for turns in growing_numbers():
             caller = asyncio.ensure_future(call(transport))
-            await turn(turns)
+            await run_turns(turns)
             was_done = caller.done()
             caller.cancel()
             await asyncio.wait([caller])
@@ -144,14 +146,14 @@ async def test_who_is_cancelled_at_any_moment_hears_of_it(
     assert turns > 1
 
 
-def more_and_more() -> Iterator[int]:
-    """Numbers of turns of the event loop, first each, then almost each, later some."""
+def growing_numbers() -> Iterator[int]:
+    """Numbers of turns of the event loop: first every number, later fewer and fewer."""
     turns = 0
     while True:
         yield turns
         turns += 1 + turns // 100
 
 
-async def turn(turns: int) -> None:
+async def run_turns(turns: int) -> None:
     for _ in range(turns):
         await asyncio.sleep(0)

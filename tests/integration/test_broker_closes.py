@@ -1,5 +1,5 @@
-"""RabbitMQ ends a connection or a channel by its word, after however many frames: what comes of it
-is Unreachable, and whatever was published for sure is handed out."""
+"""RabbitMQ may close a connection or a channel after any number of frames: the error is
+Unreachable, and every confirmed message is delivered."""
 
 from __future__ import annotations
 
@@ -16,29 +16,35 @@ from pamqp.frame import marshal
 
 from eventmesh.errors import Unreachable
 from eventmesh.testing.servers import Server
-from tests.integration.test_broker_cuts import ENOUGH, Account, connected, hear, live
+from tests.integration.test_broker_cuts import (
+    MIN_CUTS,
+    Account,
+    connected,
+    consume_until,
+    run_session,
+)
 from tests.support.proxy import Direction, Proxy
 
-PATIENCE = 300.0
+TIMEOUT_SECONDS = 300.0
 HEADER, END = 7, 1
-"""Bytes of a frame, before and after what it holds."""
+"""Bytes of a frame before and after its payload."""
 
-BETWEEN_WORD_AND_END = 0.05
-"""Seconds."""
+DISCONNECT_SECONDS = 0.05
+"""Seconds between the close frame and the end of the connection."""
 
 CONNECTION_CLOSED = Connection.Close(320, "CONNECTION_FORCED - broker forced closure", 0, 0)
 CHANNEL_CLOSED = Channel.Close(504, "CHANNEL_ERROR - it is over", 0, 0)
 
 
-class LastWord(Proxy):
-    """Says a word in the server's name when the server has said so many frames, on all connections
-    together. After a connection's last word comes its end."""
+class ClosingProxy(Proxy):
+    """Sends a close frame in the server's name after this number of frames of the server, counted
+    over all connections. If it closes the connection, the connection then ends."""
 
-    def __init__(self, url: str, after: int, word: Connection.Close | Channel.Close) -> None:
+    def __init__(self, url: str, after: int, close_frame: Connection.Close | Channel.Close) -> None:
         parts = urlsplit(url)
         super().__init__((parts.hostname or "", parts.port or 0))
         self.left = after
-        self._word = word
+        self._close = close_frame
 
     async def _pass_on(
         self,
@@ -55,23 +61,23 @@ class LastWord(Proxy):
                 writer.write(frame)
                 if not self._is_time(channel):
                     continue
-                if isinstance(self._word, Channel.Close):
-                    writer.write(marshal(self._word, channel))
+                if isinstance(self._close, Channel.Close):
+                    writer.write(marshal(self._close, channel))
                     continue
-                writer.write(marshal(self._word, 0))
-                await asyncio.sleep(BETWEEN_WORD_AND_END)
+                writer.write(marshal(self._close, 0))
+                await asyncio.sleep(DISCONNECT_SECONDS)
                 break
         writer.transport.abort()
 
     def _is_time(self, channel: int) -> bool:
-        if channel == 0 and isinstance(self._word, Channel.Close):
-            return False  # that is none
+        if channel == 0 and isinstance(self._close, Channel.Close):
+            return False  # channel 0 is the connection itself
         self.left -= 1
         return self.left == 0
 
 
 async def frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[int, bytes]]:
-    """What a server says, and on which channels."""
+    """The frames of a server, with the numbers of their channels."""
     while True:
         header = await reader.readexactly(HEADER)
         size = int.from_bytes(header[3:7], "big")
@@ -79,19 +85,21 @@ async def frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[int, bytes
         yield int.from_bytes(header[1:3], "big"), frame
 
 
-@pytest.mark.parametrize("word", [CONNECTION_CLOSED, CHANNEL_CLOSED], ids=lambda word: word.name)
-async def test_a_connection_closed_after_any_number_of_frames_is_unreachable_and_loses_nothing(
-    rabbitmq_server: Server, word: Connection.Close | Channel.Close
+@pytest.mark.parametrize(
+    "close_frame", [CONNECTION_CLOSED, CHANNEL_CLOSED], ids=lambda close: close.name
+)
+async def test_a_close_after_any_number_of_frames_raises_unreachable_and_loses_nothing(
+    rabbitmq_server: Server, close_frame: Connection.Close | Channel.Close
 ) -> None:
     account, prefix = Account(), f"test-{secrets.token_hex(5)}"
     parts, unreachable = urlsplit(rabbitmq_server.url), 0
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         for after in count(1):
-            proxy = LastWord(rabbitmq_server.url, after, word)
+            proxy = ClosingProxy(rabbitmq_server.url, after, close_frame)
             port = await proxy.open()
-            there = parts.netloc.replace(f"{parts.hostname}:{parts.port}", f"127.0.0.1:{port}")
+            proxied = parts.netloc.replace(f"{parts.hostname}:{parts.port}", f"127.0.0.1:{port}")
             try:
-                await live(parts._replace(netloc=there).geturl(), prefix, account)
+                await run_session(parts._replace(netloc=proxied).geturl(), prefix, account)
             except Unreachable:
                 unreachable += 1
             finally:
@@ -99,5 +107,5 @@ async def test_a_connection_closed_after_any_number_of_frames_is_unreachable_and
             if proxy.left > 0:
                 break
         async with connected(rabbitmq_server.url, prefix) as transport:
-            await hear(transport, account.published, account)
-    assert unreachable > ENOUGH
+            await consume_until(transport, account.confirmed, account)
+    assert unreachable > MIN_CUTS
