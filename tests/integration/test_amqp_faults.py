@@ -1,5 +1,5 @@
-"""Failures of RabbitMQ, and mistakes of its operators, under a running transport. The broker is
-real, and belongs to these tests only."""
+"""Failures of RabbitMQ, and mistakes of its operators, while a transport runs. The broker is real,
+and only these tests use it."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ from eventmesh.transports.rabbitmq.transport import AmqpTransport
 from eventmesh.wire.envelope import Envelope
 from tests.support.moved_clock import MovedClock
 
-PATIENCE = 120.0
+TIMEOUT_SECONDS = 120.0
 """Seconds after which a test fails that waits for something."""
 
-AT_ONCE = 3.0
+NOTICED_WITHIN_SECONDS = 3.0
 """Seconds within which a loss must be noticed."""
 
-START_PATIENCE = 90.0
+START_TIMEOUT_SECONDS = 90.0
 MAX_MESSAGE_BYTES = 200_000
 TLS_PORT, PORT = "5671/tcp", "5672/tcp"
 
@@ -70,7 +70,7 @@ ssl_options.fail_if_no_peer_cert = true
 
 @dataclass(frozen=True)
 class Broker:
-    """A RabbitMQ in a container, at `url`, whose TLS port asks for a certificate."""
+    """A RabbitMQ in a container, at `url`. Its TLS port requires a client certificate."""
 
     container: str
     url: str
@@ -79,11 +79,11 @@ class Broker:
     certificates: Path
 
     def control(self, *arguments: str) -> str:
-        """`rabbitmqctl` with these arguments."""
+        """Run `rabbitmqctl` with these arguments."""
         return docker("exec", self.container, "rabbitmqctl", "-q", *arguments)
 
 
-def docker(*arguments: str, patience: float = PATIENCE) -> str:
+def docker(*arguments: str, patience: float = TIMEOUT_SECONDS) -> str:
     ran = subprocess.run(  # noqa: S603 - our own command line
         ["docker", *arguments],  # noqa: S607
         capture_output=True,
@@ -106,7 +106,11 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def run(*arguments: str) -> None:
         subprocess.run(  # noqa: S603 - our own command line
-            [openssl, *arguments], cwd=folder, check=True, capture_output=True, timeout=PATIENCE
+            [openssl, *arguments],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            timeout=TIMEOUT_SECONDS,
         )
 
     fresh = ("req", "-newkey", "rsa:2048", "-nodes")
@@ -127,7 +131,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"{name}.pem",
         )
     for path in folder.iterdir():
-        path.chmod(0o644)  # for the user that runs in the container
+        path.chmod(0o644)  # for the user in the container
     folder.chmod(0o755)
     return folder
 
@@ -147,7 +151,7 @@ def broker(certificates: Path) -> Iterator[Broker]:
             *("-v", f"{certificates}:/eventmesh:ro"),
             *("-v", f"{certificates}/50-eventmesh.conf:/etc/rabbitmq/conf.d/50-eventmesh.conf:ro"),
             image,
-            patience=START_PATIENCE,
+            patience=START_TIMEOUT_SECONDS,
         )
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"no container of {image}: {error}")
@@ -167,8 +171,8 @@ def broker(certificates: Path) -> Iterator[Broker]:
 
 
 async def answers(url: str) -> None:
-    """Return once the broker accepts our password."""
-    async with asyncio.timeout(START_PATIENCE):
+    """Return once the broker accepts the password."""
+    async with asyncio.timeout(START_TIMEOUT_SECONDS):
         while True:
             try:
                 await (await aiormq.connect(url)).close()
@@ -179,7 +183,7 @@ async def answers(url: str) -> None:
 
 @dataclass(frozen=True)
 class Rig:
-    """A prefix of one test's own on a broker."""
+    """One test's own prefix on a broker."""
 
     url: str
     prefix: str
@@ -213,7 +217,7 @@ async def transport(rig: Rig) -> AsyncIterator[Transport]:
 
 @pytest.fixture
 async def operator(broker: Broker) -> AsyncIterator[aiormq.abc.AbstractChannel]:
-    """A channel of an operator who knows nothing of EventMesh."""
+    """A channel of an operator who knows nothing about EventMesh."""
     connection = await aiormq.connect(broker.url)
     try:
         yield await connection.channel(publisher_confirms=False)
@@ -223,14 +227,14 @@ async def operator(broker: Broker) -> AsyncIterator[aiormq.abc.AbstractChannel]:
 
 async def take(consumer: Consumer, count: int) -> list[Delivery]:
     got: list[Delivery] = []
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while len(got) < count:
             got.extend(await consumer.receive(count - len(got)))
     return got
 
 
 async def take_all(transport: Transport, subscription: Subscription, count: int) -> list[str]:
-    """The ids of so many deliveries, settled as done."""
+    """Receive this number of deliveries and settle them as done; returns their ids."""
     async with transport.consume(subscription, prefetch=100) as consumer:
         got = await take(consumer, count)
         await consumer.settle([(delivery, DONE) for delivery in got])
@@ -240,9 +244,12 @@ async def take_all(transport: Transport, subscription: Subscription, count: int)
 async def take_until(
     transport: Transport, subscription: Subscription, wanted: set[str]
 ) -> set[str]:
-    """All ids that were delivered until these were among them."""
+    """Consume until these ids have been delivered; returns all ids that were."""
     seen: set[str] = set()
-    async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=100) as consumer:
+    async with (
+        asyncio.timeout(TIMEOUT_SECONDS),
+        transport.consume(subscription, prefetch=100) as consumer,
+    ):
         while not wanted <= seen:
             got = await consumer.receive(100)
             seen.update(delivery.envelope.id for delivery in got)
@@ -253,7 +260,7 @@ async def take_until(
 async def lost(consumer: Consumer) -> float:
     """Wait until the consumer is lost; returns how many seconds that took."""
     began = time.monotonic()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         with pytest.raises(Unreachable):
             await consumer.receive(1)
     return time.monotonic() - began
@@ -263,10 +270,10 @@ def ids(envelopes: list[Envelope]) -> list[str]:
     return [envelope.id for envelope in envelopes]
 
 
-# --- consumers are lost ---
+# --- lost consumers ---
 
 
-async def test_a_deleted_queue_is_noticed_at_once_declared_again_and_misses_nothing(
+async def test_a_deleted_queue_is_noticed_at_once_and_declared_again_without_loss(
     rig: Rig,
     transport: Transport,
     operator: aiormq.abc.AbstractChannel,
@@ -278,7 +285,7 @@ async def test_a_deleted_queue_is_noticed_at_once_declared_again_and_misses_noth
     sent = rig.envelopes(5)
     async with transport.consume(subscription, prefetch=10) as consumer:
         await operator.queue_delete(f"{rig.prefix}.queue.{subscription.name}")
-        assert await lost(consumer) < AT_ONCE
+        assert await lost(consumer) < NOTICED_WITHIN_SECONDS
         await publish_or_raise(transport, sent)  # while the queue does not exist
     assert await take_all(transport, subscription, 5) == ids(sent)
 
@@ -295,11 +302,11 @@ async def test_a_deleted_exchange_is_declared_again(
         got = await take(consumer, 3)
         await consumer.settle([(delivery, DONE) for delivery in got])
         assert [delivery.envelope.id for delivery in got] == ids(first)
-    # The bindings were deleted with the exchange, so messages were stored as unrouted meanwhile.
+    # The bindings were deleted with the exchange, so some messages were stored as unrouted.
     assert await take_all(transport, subscription, 3) == ids(second)
 
 
-async def test_closed_connections_are_noticed_at_once_and_opened_again(
+async def test_closed_connections_are_noticed_at_once_and_reopened(
     rig: Rig, transport: Transport, broker: Broker
 ) -> None:
     subscription = rig.subscription("cut")
@@ -309,7 +316,7 @@ async def test_closed_connections_are_noticed_at_once_and_opened_again(
         held = await take(consumer, 4)
         waiting = asyncio.ensure_future(lost(consumer))
         await asyncio.to_thread(broker.control, "close_all_connections", "test")
-        assert await waiting < PATIENCE
+        assert await waiting < TIMEOUT_SECONDS
         with pytest.raises(Unreachable):
             await consumer.settle([(delivery, DONE) for delivery in held])
     await publish_or_raise(transport, second)
@@ -325,16 +332,16 @@ async def test_a_lost_queue_does_not_affect_other_consumers(
         transport.consume(spared, prefetch=10) as other,
     ):
         await operator.queue_delete(f"{rig.prefix}.queue.{doomed.name}")
-        assert await lost(one) < AT_ONCE
+        assert await lost(one) < NOTICED_WITHIN_SECONDS
         await publish_or_raise(transport, rig.envelopes(1))
         [delivery] = await take(other, 1)
         await other.settle([(delivery, DONE)])
 
 
-# --- what is published is refused ---
+# --- rejected messages ---
 
 
-async def test_a_message_too_large_for_the_broker_does_not_affect_others(
+async def test_a_message_too_large_for_the_broker_is_rejected_alone(
     rig: Rig, transport: Transport
 ) -> None:
     subscription = rig.subscription("reader")
@@ -357,15 +364,14 @@ async def test_a_message_too_large_for_the_broker_does_not_affect_others(
     assert list(results[0].rejected) == [large.id]
     assert "larger than configured max size" in results[0].rejected[large.id]
     assert results[1:] == [None] * 4
-    # At least once: what was not confirmed when the channel was closed was sent again.
+    # At least once: messages unconfirmed when the channel was closed are published again.
     wanted = {each.id for batch in batches for each in batch} - {large.id}
     assert await take_until(transport, subscription, wanted) == wanted
 
 
 @asynccontextmanager
 async def restricted(broker: Broker, rig: Rig, *permissions: Sequence[str]) -> AsyncIterator[Rig]:
-    """The rig with a user who has these permissions, each given as a command and its last
-    arguments."""
+    """The rig, used by a user with these permissions. Each is a command and its last arguments."""
     user, password = secrets.token_hex(5), secrets.token_hex(8)
     await asyncio.to_thread(broker.control, "add_user", user, password)
     try:
@@ -377,7 +383,7 @@ async def restricted(broker: Broker, rig: Rig, *permissions: Sequence[str]) -> A
         await asyncio.to_thread(broker.control, "delete_user", user)
 
 
-async def test_a_message_that_this_user_may_not_publish_does_not_affect_others(
+async def test_a_message_without_publish_permission_is_rejected_alone(
     broker: Broker, rig: Rig, transport: Transport
 ) -> None:
     subscription = rig.subscription("reader")
@@ -398,10 +404,10 @@ async def test_a_message_that_this_user_may_not_publish_does_not_affect_others(
     assert await take_until(transport, subscription, wanted) == wanted
 
 
-async def test_a_user_who_may_not_publish_at_all_waits_for_the_permission(
+async def test_without_any_publish_permission_no_message_is_rejected(
     broker: Broker, rig: Rig, transport: Transport
 ) -> None:
-    """No message is at fault, so none is rejected, and later parked."""
+    """The fault is not in a message, so none is rejected, which would park it in the end."""
     await transport.declare([rig.subscription("reader")])
     reads = ("set_permissions", ".*", "^$", ".*")
     async with restricted(broker, rig, reads) as his, his.open() as publishing:
@@ -409,12 +415,12 @@ async def test_a_user_who_may_not_publish_at_all_waits_for_the_permission(
             await publish_or_raise(publishing, rig.envelopes(3))
 
 
-# --- the way to the broker ends in the middle of a batch ---
+# --- a connection that is lost in the middle of a batch ---
 
 
 class LimitedProxy:
-    """A proxy that forwards a connection to the broker up to so many bytes from the client; then it
-    forwards no more of them, or cuts the connection."""
+    """A proxy that forwards this number of bytes from the client to the broker, and then falls
+    silent or cuts the connection."""
 
     def __init__(self, host: str, port: int, *, max_bytes: int, cut: bool) -> None:
         self._target = (host, port)
@@ -425,7 +431,7 @@ class LimitedProxy:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[int]:
-        """The port at which it listens."""
+        """Listen while the context is open; yields the port."""
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         try:
             yield server.sockets[0].getsockname()[1]
@@ -459,7 +465,7 @@ class LimitedProxy:
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["silent", "cut"])
-async def test_an_interrupted_batch_knows_what_was_confirmed(
+async def test_the_result_of_an_interrupted_batch_tells_what_was_confirmed(
     cut: bool, rig: Rig, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_publishing, "PUBLISH_TIMEOUT", 3.0)
@@ -485,7 +491,7 @@ async def test_an_interrupted_batch_knows_what_was_confirmed(
 # --- the broker is short of memory ---
 
 
-async def test_consuming_goes_on_while_the_broker_is_short_of_memory(
+async def test_consuming_continues_while_the_broker_is_short_of_memory(
     rig: Rig, transport: Transport, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_publishing, "PUBLISH_TIMEOUT", 1.0)
@@ -495,7 +501,7 @@ async def test_consuming_goes_on_while_the_broker_is_short_of_memory(
     await publish_or_raise(transport, backlog)
     await asyncio.to_thread(broker.control, "set_vm_memory_high_watermark", "0")
     try:
-        for _ in range(2):  # as the connection is blocked, and as it is known to be
+        for _ in range(2):  # before and after the client knows that the connection is blocked
             with pytest.raises(Unreachable, match="memory or disk"):
                 await publish_or_raise(transport, more)
         async with transport.consume(subscription, prefetch=10) as consumer:
@@ -514,7 +520,7 @@ async def test_consuming_goes_on_while_the_broker_is_short_of_memory(
             assert (await transport.stats(subscription)).ready == 0
     finally:
         await asyncio.to_thread(broker.control, "set_vm_memory_high_watermark", "0.6")
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:
             try:
                 await publish_or_raise(transport, more)
@@ -526,24 +532,24 @@ async def test_consuming_goes_on_while_the_broker_is_short_of_memory(
 
 # --- invalid and hostile messages ---
 
-ABSURD_TIME = (253_402_300_800_000).to_bytes(8, "big")
+TIME_OUT_OF_RANGE = (253_402_300_800_000).to_bytes(8, "big")
 """The year 10000, in milliseconds, at which the decoder of pamqp raises."""
 
 
-def with_absurd_timestamp(properties: Basic.Properties) -> bytes:
+def with_timestamp_out_of_range(properties: Basic.Properties) -> bytes:
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     properties.timestamp = moment
     raw = ContentHeader(body_size=2, properties=properties).marshal()
-    return raw.replace(int(moment.timestamp()).to_bytes(8, "big"), ABSURD_TIME)
+    return raw.replace(int(moment.timestamp()).to_bytes(8, "big"), TIME_OUT_OF_RANGE)
 
 
-def with_a_name_that_is_not_text(properties: Basic.Properties) -> bytes:
+def with_undecodable_name(properties: Basic.Properties) -> bytes:
     properties.headers = {**(properties.headers or {}), "name": "x"}
     return ContentHeader(body_size=2, properties=properties).marshal().replace(b"name", b"\xff" * 4)
 
 
 async def put(channel: aiormq.abc.AbstractChannel, exchange: str, key: str, header: bytes) -> None:
-    """Publish a message with a header that aiormq would not write."""
+    """Publish a message with a header that aiormq itself cannot write."""
     number = channel.number
     publish = marshal(Basic.Publish(exchange=exchange, routing_key=key), number)
     empty = marshal(ContentHeader(body_size=2), number)
@@ -553,20 +559,23 @@ async def put(channel: aiormq.abc.AbstractChannel, exchange: str, key: str, head
 
 
 @pytest.mark.parametrize(
-    "absurd", [with_absurd_timestamp, with_a_name_that_is_not_text], ids=lambda f: f.__name__
+    "make_header", [with_timestamp_out_of_range, with_undecodable_name], ids=lambda f: f.__name__
 )
 @pytest.mark.parametrize("when", ["before a subscription", "while consuming"])
-async def test_a_message_with_an_undecodable_header_is_dead_lettered_and_blocks_nobody(
-    absurd: object, when: str, rig: Rig, operator: aiormq.abc.AbstractChannel
+async def test_a_message_with_an_undecodable_header_is_dead_lettered_and_blocks_no_other(
+    make_header: object, when: str, rig: Rig, operator: aiormq.abc.AbstractChannel
 ) -> None:
-    assert callable(absurd)
+    assert callable(make_header)
     [envelope] = rig.envelopes(1)
     name, subscription = "test.happened", rig.subscription("reader")
     headers = {f"cloudEvents_{key}": value for key, value in envelope.attributes.items()}
-    header = absurd(Basic.Properties(headers=headers, message_id="absurd", delivery_mode=2))
+    header = make_header(
+        Basic.Properties(headers=headers, message_id="undecodable", delivery_mode=2)
+    )
     async with rig.open() as transport:
         if when == "before a subscription":
-            await publish_or_raise(transport, [envelope])  # which makes what it is kept in
+            # This declares the queue in which it is stored.
+            await publish_or_raise(transport, [envelope])
             await put(operator, rig.prefix, name, header)
         else:
             await transport.declare([subscription])
@@ -591,7 +600,7 @@ async def test_a_message_with_an_undecodable_header_is_dead_lettered_and_blocks_
     assert replayed.envelope.data == b"{}"
 
 
-# --- messages that cannot be kept as they are ---
+# --- messages that cannot be stored unchanged ---
 
 
 def text(name: bytes, raw: bytes) -> tuple[bytes, bytes]:
@@ -599,7 +608,7 @@ def text(name: bytes, raw: bytes) -> tuple[bytes, bytes]:
 
 
 def raw_header(*items: tuple[bytes, bytes], body_size: int = 2) -> bytes:
-    """A content header with these headers and a message id, as any client may write it."""
+    """A content header with these headers and a message id, as any client can write it."""
     table = b"".join(bytes([len(name)]) + name + value for name, value in items)
     begin = (60).to_bytes(2, "big") + b"\0\0" + body_size.to_bytes(8, "big")
     return begin + (1 << 13).to_bytes(2, "big") + len(table).to_bytes(4, "big") + table
@@ -627,7 +636,7 @@ HOSTILE = {
 }
 
 
-async def test_hostile_messages_are_retried_and_dead_lettered_and_block_nobody(
+async def test_hostile_messages_are_retried_and_dead_lettered_and_block_no_other(
     rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
 ) -> None:
     subscription, good = rig.subscription("reader"), rig.envelopes(30)
@@ -636,7 +645,10 @@ async def test_hostile_messages_are_retried_and_dead_lettered_and_block_nobody(
         await put(operator, rig.prefix, "test.happened", header)
     await publish_or_raise(transport, good)
     wanted, handled = set(ids(good)), set[str]()
-    async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=5) as consumer:
+    async with (
+        asyncio.timeout(TIMEOUT_SECONDS),
+        transport.consume(subscription, prefetch=5) as consumer,
+    ):
         while not wanted <= handled or await dead_count(transport, subscription) < len(HOSTILE):
             for delivery in await consumer.receive(5):
                 outcome: Outcome = DONE
@@ -657,18 +669,19 @@ async def dead_count(transport: Transport, subscription: Subscription) -> int:
 
 
 async def until_dead(transport: Transport, subscription: Subscription, count: int) -> None:
-    """Return once there are so many dead letters."""
-    async with asyncio.timeout(PATIENCE):
+    """Return once there are at least this many dead letters."""
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while await dead_count(transport, subscription) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
 @asynccontextmanager
 async def full(broker: Broker, rig: Rig, queues: str, probed: str) -> AsyncIterator[int]:
-    """By a policy, queues of the rig whose names match this take no message. A quorum queue follows
-    a policy some time after it is set: entered once the probed one, which must be empty, refuses
-    messages. Gives how many it holds of those with which that was tried; they are deleted at the
-    end."""
+    """Let a policy make queues of the rig whose names match the pattern reject all messages.
+
+    A quorum queue follows a policy only some time after it is set, so messages are published to the
+    probed queue, which must be empty, until it rejects one. Yields how many it accepted before;
+    they are deleted at the end."""
     name, queue = secrets.token_hex(5), f"{rig.prefix}.{probed}"
     limits = '{"max-length": 0, "overflow": "reject-publish"}'
     pattern = f"^{rig.prefix}\\.{queues}"
@@ -677,18 +690,18 @@ async def full(broker: Broker, rig: Rig, queues: str, probed: str) -> AsyncItera
         await asyncio.to_thread(broker.control, "set_policy", name, pattern, limits)
         channel = await connection.channel()
         taken = 0
-        async with asyncio.timeout(PATIENCE):
-            while await is_taken(channel, queue):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while await is_accepted(channel, queue):
                 taken += 1
         yield taken
-        for _ in range(taken):  # they are the oldest
+        for _ in range(taken):  # the probes are the oldest
             await channel.basic_get(queue, no_ack=True)
     finally:
         await asyncio.to_thread(broker.control, "clear_policy", name)
         await connection.close()
 
 
-async def is_taken(channel: aiormq.abc.AbstractChannel, queue: str) -> bool:
+async def is_accepted(channel: aiormq.abc.AbstractChannel, queue: str) -> bool:
     try:
         await channel.basic_publish(b"{}", routing_key=queue)
     except aiormq.exceptions.DeliveryError:
@@ -696,7 +709,7 @@ async def is_taken(channel: aiormq.abc.AbstractChannel, queue: str) -> bool:
     return True
 
 
-async def test_a_full_dead_letter_queue_blocks_nobody_and_gets_its_letters_later(
+async def test_a_full_dead_letter_queue_blocks_no_message_and_gets_its_letters_later(
     rig: Rig, transport: Transport, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_settlement, "REJECTED_DELAY", 1.0)
@@ -704,7 +717,10 @@ async def test_a_full_dead_letter_queue_blocks_nobody_and_gets_its_letters_later
     doomed, good = set(ids(sent[:5])), set(ids(sent[5:]))
     await transport.declare([subscription])
     await publish_or_raise(transport, sent)
-    async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=2) as consumer:
+    async with (
+        asyncio.timeout(TIMEOUT_SECONDS),
+        transport.consume(subscription, prefetch=2) as consumer,
+    ):
 
         async def handle_one() -> None:
             [delivery] = await take(consumer, 1)
@@ -726,9 +742,9 @@ async def test_a_full_dead_letter_queue_blocks_nobody_and_gets_its_letters_later
 async def test_a_full_queue_does_not_flood_other_subscriptions_with_rerouted_messages(
     rig: Rig, broker: Broker, operator: aiormq.abc.AbstractChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RabbitMQ rejects a message that one of its queues rejects, after the others have taken it.
-    Each time that it is rerouted these get another copy, so that must happen seldom."""
-    monkeypatch.setattr(amqp_upkeep, "INTERVAL", 3600.0)  # the test says when
+    """RabbitMQ rejects a message if one of its queues does, although the others have stored it.
+    Each rerouting stores another copy in these, so reroutings have to be rare."""
+    monkeypatch.setattr(amqp_upkeep, "INTERVAL", 3600.0)  # the test calls it
     one, two, sent = rig.subscription("one"), rig.subscription("two"), rig.envelopes(5)
     clock = MovedClock()
     async with open_transport(rig.url, clock, TransportOptions(prefix=rig.prefix)) as transport:
@@ -737,12 +753,12 @@ async def test_a_full_queue_does_not_flood_other_subscriptions_with_rerouted_mes
         await transport.declare([one, two])
 
         async def until_ready(subscription: Subscription, count: int) -> None:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 while (await transport.stats(subscription)).ready != count:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
 
         async def restore_after(seconds: float) -> list[str]:
-            """The events that are logged."""
+            """Let this time pass and run the upkeep; returns the logged events."""
             clock.ahead += seconds
             with capture_logs() as logs:
                 await upkeep.restore()
@@ -752,7 +768,7 @@ async def test_a_full_queue_does_not_flood_other_subscriptions_with_rerouted_mes
             for exchange in (rig.prefix, f"{rig.prefix}.message.test.happened"):
                 await operator.exchange_delete(exchange)
             await publish_or_raise(transport, sent)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 events: list[str] = []
                 while "unrouted messages rejected" not in events:
                     events = await restore_after(amqp_upkeep.GRACE)
@@ -762,24 +778,24 @@ async def test_a_full_queue_does_not_flood_other_subscriptions_with_rerouted_mes
             assert "unrouted messages rejected" in await restore_after(amqp_rerouting.FIRST_PAUSE)
             assert await restore_after(amqp_rerouting.FIRST_PAUSE * 1.5) == []
             await until_ready(one, 10)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while "unrouted messages rerouted" not in events:
                 events = await restore_after(amqp_rerouting.LONGEST_PAUSE)
         assert await take_until(transport, two, set(ids(sent))) == set(ids(sent))
 
 
-async def test_a_full_delay_queue_loses_no_retry_and_blocks_nobody(
+async def test_a_full_delay_queue_loses_no_retry_and_blocks_no_message(
     rig: Rig, transport: Transport, broker: Broker
 ) -> None:
-    """A retry that no delay queue takes goes to the end of its own queue, and settling is
-    Unreachable, so that a worker slows down."""
+    """A retry that no delay queue accepts goes to the end of the subscription's queue. Settling it
+    raises Unreachable, so that the worker slows down."""
     subscription, sent = rig.subscription("reader"), rig.envelopes(9)
     await transport.declare([subscription])
     await publish_or_raise(transport, sent)
     async with full(broker, rig, "(delay|dead)", f"dead.{subscription.name}"):
         refused = None
         async with transport.consume(subscription, prefetch=1) as consumer:
-            while refused is None:  # a queue that has just become full takes one more
+            while refused is None:  # a queue that has just become full accepts one more
                 [delivery] = await take(consumer, 1)
                 try:
                     await consumer.settle([(delivery, RetryAfter(3600.0))])
@@ -794,7 +810,7 @@ async def test_a_full_delay_queue_loses_no_retry_and_blocks_nobody(
             await consumer.settle([(each, DONE) for each in got])
 
 
-async def test_a_message_that_is_too_large_for_a_lowered_limit_is_kept_truncated(
+async def test_a_message_that_exceeds_a_lowered_limit_is_dead_lettered_truncated(
     rig: Rig, transport: Transport, broker: Broker
 ) -> None:
     subscription = rig.subscription("reader")
@@ -822,17 +838,19 @@ async def test_a_message_that_is_too_large_for_a_lowered_limit_is_kept_truncated
     assert "larger than configured max size 50000" in letter.error
 
 
-# --- dead letters that EventMesh did not write ---
+# --- foreign dead letters ---
 
 
-async def test_dead_letters_of_others_are_listed_replayed_and_discarded_like_ours(
+async def test_foreign_dead_letters_are_listed_replayed_and_discarded_like_others(
     rig: Rig, transport: Transport, operator: aiormq.abc.AbstractChannel
 ) -> None:
     subscription = rig.subscription("reader")
     await transport.declare([subscription])
     dead = f"{rig.prefix}.dead.{subscription.name}"
-    absurd = with_absurd_timestamp(Basic.Properties(message_id="absurd", delivery_mode=2))
-    for header in (raw_header(), raw_header(), raw_header(text(b"mine", b"x")), absurd):
+    undecodable = with_timestamp_out_of_range(
+        Basic.Properties(message_id="undecodable", delivery_mode=2)
+    )
+    for header in (raw_header(), raw_header(), raw_header(text(b"mine", b"x")), undecodable):
         await put(operator, "", dead, header)
     await until_dead(transport, subscription, 4)
     letters = await transport.dead_letters(subscription, limit=10)
@@ -851,7 +869,7 @@ async def test_dead_letters_of_others_are_listed_replayed_and_discarded_like_our
     assert await dead_count(transport, subscription) == 0
 
 
-async def test_a_message_that_rabbitmq_dead_letters_by_a_policy_shows_its_reason(
+async def test_the_reason_of_a_message_that_a_policy_dead_lettered_is_shown(
     rig: Rig, transport: Transport, broker: Broker
 ) -> None:
     subscription, [sent] = rig.subscription("reader"), rig.envelopes(1)
@@ -875,20 +893,20 @@ async def test_a_message_that_rabbitmq_dead_letters_by_a_policy_shows_its_reason
     assert await take_all(transport, subscription, 1) == [sent.id]
 
 
-# --- where the broker is ---
+# --- the addresses of the broker ---
 
 
-async def test_the_next_node_is_tried_when_one_does_not_answer(rig: Rig, broker: Broker) -> None:
+async def test_if_a_node_does_not_answer_the_next_one_is_tried(rig: Rig, broker: Broker) -> None:
     address = broker.url.removeprefix("amqp://").rstrip("/")
     user, host = address.split("@")
     url = f"amqp://{user}@127.0.0.1:1,{host},127.0.0.1:2/"
-    for _ in range(6):  # it begins anywhere
+    for _ in range(6):  # the first node is chosen at random
         options = TransportOptions(prefix=rig.prefix)
         async with open_transport(url, SystemClock(), options) as transport:
             await publish_or_raise(transport, rig.envelopes(1))
 
 
-async def test_a_cluster_of_which_no_node_answers_is_unreachable() -> None:
+async def test_if_no_node_of_a_cluster_answers_it_is_unreachable() -> None:
     url = "amqp://u:s3cret@127.0.0.1:1,127.0.0.1:2/"
     with pytest.raises(Unreachable, match=r"u:\*\*\*@127\.0\.0\.1:1,127\.0\.0\.1:2"):
         async with open_transport(url, SystemClock(), TransportOptions()):
@@ -898,7 +916,9 @@ async def test_a_cluster_of_which_no_node_answers_is_unreachable() -> None:
 # --- TLS ---
 
 
-async def test_tls_with_an_authority_and_a_client_certificate(rig: Rig, broker: Broker) -> None:
+async def test_tls_verifies_the_authority_and_sends_the_client_certificate(
+    rig: Rig, broker: Broker
+) -> None:
     at = broker.certificates
     certificate = f"certfile={at}/client.pem&keyfile={at}/client.key"
     base = f"amqps://eventmesh:{broker.password}@{broker.tls_address}/"
@@ -912,7 +932,7 @@ async def test_tls_with_an_authority_and_a_client_certificate(rig: Rig, broker: 
         assert await take_all(transport, subscription, 3) == ids(sent)
     for wrong, words in (
         (f"{base}?{certificate}", "signed by an authority that is trusted here"),
-        (f"{base}?cafile={at}/ca.pem", "cannot be used"),  # the broker asks for a certificate
+        (f"{base}?cafile={at}/ca.pem", "cannot be used"),  # the broker requires a certificate
     ):
         with pytest.raises(Unreachable, match=words) as caught:
             async with open_transport(wrong, SystemClock(), options):

@@ -1,4 +1,4 @@
-"""Acknowledged messages are not delivered again, and those that are given back keep their order."""
+"""Acknowledged messages are not delivered again, and messages given back keep their order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FAILING = Subscription("audit.failing", ("bank.closed",))
 async def transport(
     request: pytest.FixtureRequest, servers: Servers
 ) -> AsyncIterator[AmqpTransport]:
-    """On each generation of RabbitMQ that is available."""
+    """A transport on each generation of RabbitMQ that is available."""
     clock = SystemClock()
     server = servers.had_by("rabbitmq", request.param)
     options = TransportOptions(prefix=f"held-{clock.new_id()}")
@@ -43,10 +43,10 @@ async def transport(
 
 
 async def dead_letter_all(transport: AmqpTransport) -> list[Envelope]:
-    """Dead-letter everything that waits for the subscription; returns it."""
+    """Dead-letter every message that waits for the subscription; returns these."""
     got: list[Envelope] = []
     waiting = 0
-    while not waiting:  # what was given back is counted a moment later
+    while not waiting:  # messages given back are counted a moment later
         waiting = (await transport.stats(FAILING)).ready
     async with transport.consume(FAILING, prefetch=COUNT) as consumer:
         while len(got) < waiting:
@@ -64,7 +64,7 @@ def ids(letters: list[DeadLetter]) -> list[str]:
     return [letter.envelope.id for letter in letters]
 
 
-async def test_every_second_of_many_dead_letters_is_discarded_or_replayed_once(
+async def test_any_selection_of_many_dead_letters_is_discarded_or_replayed_once(
     transport: AmqpTransport,
 ) -> None:
     await transport.declare([FAILING])
@@ -72,7 +72,7 @@ async def test_every_second_of_many_dead_letters_is_discarded_or_replayed_once(
     sent = [envelope.id for envelope in await dead_letter_all(transport)]
     assert ids(await letters(transport)) == sent
     found = await letters(transport)
-    assert ids(found) == sent, "listing them changes nothing"
+    assert ids(found) == sent, "listing changed the dead letters"
     assert len(await transport.discard(FAILING, [each.id for each in found[::2]])) == COUNT / 2
     found = await letters(transport)
     assert ids(found) == sent[1::2]
@@ -82,7 +82,7 @@ async def test_every_second_of_many_dead_letters_is_discarded_or_replayed_once(
     assert [envelope.id for envelope in await dead_letter_all(transport)] == ids(chosen)
 
 
-async def test_what_a_worker_acknowledged_just_before_it_stopped_is_not_delivered_again(
+async def test_a_message_acknowledged_just_before_the_consumer_stops_is_not_redelivered(
     transport: AmqpTransport,
 ) -> None:
     await transport.declare([FAILING])

@@ -1,5 +1,5 @@
-"""Exchanges, bindings and queues are deleted under running publishers and consumers. Every
-published message still reaches every subscription, without an operator's help."""
+"""Exchanges, bindings and queues are deleted while publishers and consumers run. Every published
+message still reaches every subscription, without help from an operator."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.moved_clock import MovedClock
 if TYPE_CHECKING:
     from tests.conftest import Servers
 
-PATIENCE = 60.0
+TIMEOUT_SECONDS = 60.0
 MESSAGE = "test.happened"
 ONE, TWO = Subscription("test.one", (MESSAGE,)), Subscription("test.two", (MESSAGE,))
 
@@ -88,16 +88,15 @@ LOSSES: tuple[Deletion, ...] = (
     the_queue_of_unrouted_messages,
     the_exchange_of_foreign_messages,
 )
-"""After these, each of two subscriptions gets everything once."""
+"""After these, each of two subscriptions gets every message once."""
 
 LOSSES_OF_ONE: tuple[Deletion, ...] = (
     every_exchange,
     the_queue_of_a_subscription,
     a_binding_of_the_message,
 )
-"""After these, the only subscription to a message gets everything at least once: messages wait for
-the subscription; or they reach it by one way, and are stored as unrouted and rerouted by the
-other."""
+"""After these, the only subscription to a message gets everything at least once. Messages may be
+stored as unrouted and rerouted later, also while another binding has already delivered them."""
 
 
 @pytest.fixture(params=WAYS)
@@ -113,7 +112,7 @@ def envelopes(count: int) -> list[Envelope]:
 
 
 async def consume(transport: Transport, subscription: Subscription, seen: Counter[str]) -> None:
-    """Consume until cancelled, as a worker does."""
+    """Consume until cancelled, like a worker."""
     while True:
         try:
             async with transport.consume(subscription, prefetch=10) as consumer:
@@ -133,7 +132,7 @@ async def until_seen(envelopes: list[Envelope], *seen: Counter[str]) -> None:
 async def check_survives(
     url: str, deletion: Deletion, subscriptions: list[Subscription], *, once: bool
 ) -> None:
-    """After this deletion, messages that are published immediately and later reach these
+    """Check that messages published right after this deletion and later reach these
     subscriptions."""
     options = TransportOptions(prefix=f"test-{secrets.token_hex(5)}")
     topology = Topology(options.prefix)
@@ -152,7 +151,7 @@ async def check_survives(
                 )
             ]
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(TIMEOUT_SECONDS):
                     for each in subscriptions:
                         await first.declare([each])
                     sent = envelopes(3)
@@ -162,12 +161,11 @@ async def check_survives(
                     for _ in range(3):
                         sent = envelopes(3)
                         await publish_or_raise(publisher, sent)
-                        await asyncio.sleep(0.3)  # while some of it may be restored
+                        await asyncio.sleep(0.3)  # time in which some of it may be restored
                         await until_seen(sent, *seen)
                     if once:
-                        assert (
-                            await publisher.unrouted([MESSAGE]) == []
-                        )  # nothing that could be delivered later
+                        # No message is left that could be delivered again later.
+                        assert await publisher.unrouted([MESSAGE]) == []
                         assert {count for ids in seen for count in ids.values()} == {1}
             finally:
                 for task in tasks:
@@ -181,7 +179,7 @@ async def check_survives(
 
 @asynccontextmanager
 async def operating(url: str) -> AsyncIterator[Operator]:
-    """A channel of an operator who knows nothing of EventMesh."""
+    """A channel of an operator who knows nothing about EventMesh."""
     connection = await aiormq.connect(url)
     try:
         yield await connection.channel()
@@ -190,21 +188,24 @@ async def operating(url: str) -> AsyncIterator[Operator]:
 
 
 async def take_all(transport: Transport, subscription: Subscription, sent: list[Envelope]) -> None:
-    """Return once the subscription has got all of these."""
+    """Consume until the subscription has received all of these."""
     missing = {each.id for each in sent}
-    async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=100) as consumer:
+    async with (
+        asyncio.timeout(TIMEOUT_SECONDS),
+        transport.consume(subscription, prefetch=100) as consumer,
+    ):
         while missing:
             got = await consumer.receive(100)
             await consumer.settle([(delivery, DONE) for delivery in got])
             missing -= {delivery.envelope.id for delivery in got}
 
 
-async def test_a_publisher_restores_the_way_to_subscriptions_whose_processes_are_stopped(
+async def test_a_publisher_restores_the_bindings_of_subscriptions_whose_processes_are_stopped(
     url: str,
 ) -> None:
     options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(10)
     async with operating(url) as operator, open_transport(url, SystemClock(), options) as publisher:
-        await publish_or_raise(publisher, envelopes(1))  # so that it has declared what it needs
+        await publish_or_raise(publisher, envelopes(1))  # the publisher has declared what it needs
         async with open_transport(url, SystemClock(), options) as stopped:
             await stopped.declare([ONE, TWO])
         await the_exchange(operator, Topology(options.prefix))
@@ -217,7 +218,7 @@ async def test_a_publisher_restores_the_way_to_subscriptions_whose_processes_are
 async def test_messages_of_an_existing_subscription_are_rerouted_before_anything_is_purged(
     url: str,
 ) -> None:
-    """They are unrouted although the subscription exists, because its bindings were deleted for a
+    """The messages are unrouted because the bindings of the subscription were deleted for a
     while."""
     options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(10)
     topology = Topology(options.prefix)
@@ -243,10 +244,10 @@ async def everything(operator: Operator, topology: Topology) -> None:
         await operator.queue_delete(queue)
 
 
-async def test_after_everything_was_lost_the_first_subscription_does_not_take_it_all(
+async def test_after_everything_was_deleted_both_subscriptions_get_the_unrouted_messages(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_upkeep, "INTERVAL", 3600.0)  # the test decides when
+    monkeypatch.setattr(amqp_upkeep, "INTERVAL", 3600.0)  # the test calls it
     monkeypatch.setattr(amqp_upkeep, "REROUTING_INTERVAL", 3600.0)
     options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(10)
     clock = MovedClock()
@@ -273,7 +274,7 @@ async def test_after_everything_was_lost_the_first_subscription_does_not_take_it
         await take_all(first, ONE, sent)
 
 
-async def test_foreign_messages_are_not_searched_during_another_inspection(
+async def test_foreign_messages_are_not_searched_while_another_process_inspects(
     url: str,
 ) -> None:
     options, sent = TransportOptions(prefix=f"test-{secrets.token_hex(5)}"), envelopes(3)
@@ -297,7 +298,7 @@ async def test_foreign_messages_are_not_searched_during_another_inspection(
         assert (waiting.message, waiting.number) == (MESSAGE, 4)
 
 
-async def test_whatever_is_deleted_is_restored_and_no_message_is_missed(
+async def test_whatever_is_deleted_is_restored_and_no_message_is_lost(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(amqp_upkeep, "INTERVAL", 0.8)

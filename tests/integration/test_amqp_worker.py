@@ -1,4 +1,4 @@
-"""Queues and exchanges are deleted under a worker process."""
+"""Queues and exchanges are deleted while a worker process runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEPOSITS = Subscription("bank.deposit", ("bank.deposit",))
 NOTIFICATIONS = Subscription("bank.tell", ("bank.deposited",))
 
 
-PATIENCE = 120.0
+TIMEOUT_SECONDS = 120.0
 
 
 @pytest.fixture
@@ -34,11 +34,10 @@ async def operator(
 
 async def until_declared_again(operator: aiormq.abc.AbstractConnection, exchange: str) -> None:
     """Return once the exchange exists."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:
-            channel = (
-                await operator.channel()
-            )  # RabbitMQ closes the channel if the exchange does not exist
+            # RabbitMQ closes the channel if the exchange does not exist.
+            channel = await operator.channel()
             try:
                 await channel.exchange_declare(exchange, passive=True)
                 return
@@ -46,7 +45,7 @@ async def until_declared_again(operator: aiormq.abc.AbstractConnection, exchange
                 await asyncio.sleep(0.05)
 
 
-async def test_a_worker_declares_again_what_was_deleted_under_it_and_misses_nothing(
+async def test_a_worker_declares_deleted_queues_and_exchanges_again_and_loses_nothing(
     on: Callable[[str], Any],
     put: Callable[..., Any],
     attributes: Callable[..., dict[str, str]],
@@ -74,7 +73,7 @@ async def test_a_worker_declares_again_what_was_deleted_under_it_and_misses_noth
     await deposit("third")
     assert worker.events().count("subscription waiting for broker") == 4
 
-    # As long as no queue is deleted, no consumer is cancelled.
+    # If no queue is deleted, no consumer is cancelled.
     await channel.exchange_delete(topology.exchange)
     await until_declared_again(operator, topology.exchange)
     await deposit("fourth")

@@ -1,4 +1,5 @@
-"""A user's mistakes: each is one paragraph, naming the thing and what to do, and an exit code."""
+"""A user's mistakes. For each the command prints one paragraph that names what is wrong and what to
+do, and ends with the right exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from eventmesh.testing.servers import Server
 if TYPE_CHECKING:
     from tests.integration.conftest import Project
 
-PASSWORD = "sesame"  # noqa: S105 - in no output may it be found
+PASSWORD = "sesame"  # noqa: S105 - it must not be in any output
 
 HEAD = """\
 from eventmesh import Command, Event, Service, Transaction
@@ -100,7 +101,9 @@ DECLARATIONS = {
 }
 
 
-def test_services_that_are_written_wrongly(projects: Callable[[], Project]) -> None:
+def test_a_mistake_in_a_service_is_a_usage_error_that_names_it(
+    projects: Callable[[], Project],
+) -> None:
     workers = {}
     for mistake, (text, words) in DECLARATIONS.items():
         project = projects()
@@ -110,21 +113,23 @@ def test_services_that_are_written_wrongly(projects: Callable[[], Project]) -> N
         ended = worker.ended()
         print(f"{mistake}: {ended.err}")  # noqa: T201 - seen when an assertion fails
         ended.fails(2, *words)
-        assert not (project.root / ".eventmesh").exists()  # nothing was begun
+        assert not (project.root / ".eventmesh").exists()  # nothing was created
 
 
-def test_a_service_nobody_knows(bank: Project) -> None:
+def test_an_unknown_service_is_a_usage_error_with_the_known_ones(bank: Project) -> None:
     for ended in bank.run_all(
         ["worker", "bnak"], ["worker", "bank", "bnak"], ["dlq", "list", "bnak"]
     ):
         ended.fails(2, "no service 'bnak'", str(bank.root), "Known are: bank")
 
 
-def test_no_service_at_all(project: Project) -> None:
+def test_a_project_without_services_is_a_usage_error_that_says_where_they_belong(
+    project: Project,
+) -> None:
     project.run("worker", "bank").fails(2, str(project.root), "services/<name>/service.py")
 
 
-def test_a_pyproject_that_cannot_be_read(bank: Project) -> None:
+def test_an_invalid_pyproject_is_a_usage_error(bank: Project) -> None:
     bank.write("pyproject.toml", "[tool.eventmesh")
     bank.run("worker", "bank").fails(2, "pyproject.toml cannot be read", "table")
     bank.write("pyproject.toml", "[tool.eventmesh.services]\nbank = 3\n")
@@ -140,7 +145,7 @@ SETTINGS = {
 }
 
 
-def test_settings_that_cannot_be_used(bank: Project) -> None:
+def test_an_invalid_setting_is_a_usage_error(bank: Project) -> None:
     workers = [
         bank.start("worker", "bank", **dict([f"EVENTMESH_{setting}".split("=")]))
         for setting in SETTINGS
@@ -149,7 +154,7 @@ def test_settings_that_cannot_be_used(bank: Project) -> None:
         worker.ended().fails(2, *words)
 
 
-def test_a_broker_scheme_nobody_knows(bank: Project) -> None:
+def test_an_unsupported_broker_scheme_is_a_usage_error(bank: Project) -> None:
     bank.environment["EVENTMESH_BROKER_URL"] = f"kafka://ada:{PASSWORD}@broker/"
     for ended in bank.run_all(["worker", "bank"], ["dlq", "list", "bank"]):
         ended.fails(2, "'kafka'", "EVENTMESH_BROKER_URL", "redis://", "amqp://", "sqlite://")
@@ -166,14 +171,14 @@ BROKER_URLS = {
 }
 
 
-def test_broker_urls_that_are_none(bank: Project) -> None:
+def test_an_invalid_broker_url_is_a_usage_error(bank: Project) -> None:
     workers = [bank.start("worker", "bank", EVENTMESH_BROKER_URL=url) for url in BROKER_URLS]
     for worker, words in zip(workers, BROKER_URLS.values(), strict=True):
         error = worker.ended().fails(2, "broker URL", *words)
         assert PASSWORD not in error
 
 
-def test_a_redis_that_is_not_there(bank: Project) -> None:
+def test_an_unreachable_redis_is_reported_without_the_password(bank: Project) -> None:
     url = f"redis://:{PASSWORD}@127.0.0.1:1/0"
     bank.environment["EVENTMESH_BROKER_URL"] = url
     for ended in bank.run_all(["worker", "bank"], ["dlq", "list", "bank"]):
@@ -181,7 +186,7 @@ def test_a_redis_that_is_not_there(bank: Project) -> None:
         assert PASSWORD not in ended.said
 
 
-def test_a_server_that_is_not_redis(bank: Project) -> None:
+def test_a_server_that_is_not_redis_is_reported_as_such(bank: Project) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
         worker = bank.start("worker", "bank", "--no-supervise", EVENTMESH_BROKER_URL=url)
@@ -191,11 +196,11 @@ def test_a_server_that_is_not_redis(bank: Project) -> None:
             worker.ended().fails(3, f"The server at {url} is not Redis", "EVENTMESH_BROKER_URL")
 
 
-def test_a_rabbitmq_that_is_not_there(bank: Project) -> None:
+def test_an_unreachable_rabbitmq_is_reported_without_the_password(bank: Project) -> None:
     url = f"amqp://ada:{PASSWORD}@127.0.0.1:1/"
     bank.environment["EVENTMESH_BROKER_URL"] = url
     for ended in bank.run_all(["worker", "bank"], ["dlq", "list", "bank"]):
-        error = ended.err.splitlines()[-1]  # before it may come a log line of the client library
+        error = ended.err.splitlines()[-1]  # a log line of the client library may come before it
         assert ended.code == 3
         assert error.startswith("Error: The broker at amqp://ada:***@127.0.0.1:1/ cannot be used")
         assert "EVENTMESH_BROKER_URL" in error
@@ -203,21 +208,25 @@ def test_a_rabbitmq_that_is_not_there(bank: Project) -> None:
         assert PASSWORD not in ended.said
 
 
-def test_a_redis_that_refuses_the_password(bank: Project, redis_server: Server) -> None:
+def test_a_wrong_redis_password_is_reported_without_showing_it(
+    bank: Project, redis_server: Server
+) -> None:
     url = with_password(redis_server.url)
     ended = bank.run("worker", "bank", EVENTMESH_BROKER_URL=url)
     ended.fails(3, "redis://:***@", "password", "EVENTMESH_BROKER_URL")
     assert PASSWORD not in ended.said
 
 
-def test_a_rabbitmq_that_refuses_the_password(bank: Project, rabbitmq_server: Server) -> None:
+def test_a_wrong_rabbitmq_password_is_reported_without_showing_it(
+    bank: Project, rabbitmq_server: Server
+) -> None:
     url = with_password(rabbitmq_server.url)
     ended = bank.run("worker", "bank", EVENTMESH_BROKER_URL=url)
     ended.fails(3, ":***@", "Login was refused", "user, password", "EVENTMESH_BROKER_URL")
     assert PASSWORD not in ended.said
 
 
-def test_a_broker_file_that_is_no_database(bank: Project) -> None:
+def test_a_broker_file_that_is_not_a_database_is_reported_and_left_unchanged(bank: Project) -> None:
     path = bank.write("broker.txt", "a letter and no database" * 100)
     bank.environment["EVENTMESH_BROKER_URL"] = "sqlite:///broker.txt"
     for ended in bank.run_all(["worker", "bank"], ["dlq", "list", "bank"]):
@@ -225,7 +234,7 @@ def test_a_broker_file_that_is_no_database(bank: Project) -> None:
     assert path.read_text() == "a letter and no database" * 100
 
 
-def test_a_broker_file_in_a_folder_that_cannot_be_made(bank: Project) -> None:
+def test_a_broker_file_whose_folder_cannot_be_created_is_reported(bank: Project) -> None:
     bank.write("file", "")
     ended = bank.run("worker", "bank", EVENTMESH_BROKER_URL="sqlite:///file/broker.db")
     ended.fails(3, "file/broker.db cannot be used", "Check that its folder can be written")
@@ -238,14 +247,16 @@ def test_a_broker_file_in_a_folder_that_cannot_be_made(bank: Project) -> None:
         ("bank", ["not a database URL", "postgresql://user:password@host:port/database"]),
     ],
 )
-def test_a_database_url_that_is_none(bank: Project, url: str, words: list[str]) -> None:
+def test_an_invalid_database_url_is_a_usage_error(
+    bank: Project, url: str, words: list[str]
+) -> None:
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = url
     for ended in bank.run_all(["worker", "bank"], ["db", "upgrade", "bank"]):
         ended.fails(2, "EVENTMESH_BANK_DATABASE_URL", *words)
         assert PASSWORD not in ended.said
 
 
-def test_a_postgresql_that_is_not_there(bank: Project) -> None:
+def test_an_unreachable_postgresql_is_reported_without_the_password(bank: Project) -> None:
     url = f"postgresql://ada:{PASSWORD}@127.0.0.1:1/bank"
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = url
     for ended in bank.run_all(
@@ -255,7 +266,9 @@ def test_a_postgresql_that_is_not_there(bank: Project) -> None:
         assert PASSWORD not in ended.said
 
 
-def test_a_postgresql_that_refuses_the_password(bank: Project, postgres_server: Server) -> None:
+def test_a_wrong_postgresql_password_is_reported_without_showing_it(
+    bank: Project, postgres_server: Server
+) -> None:
     url = with_password(postgres_server.url)
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = url
     for ended in bank.run_all(["worker", "bank"], ["db", "upgrade", "bank"]):
@@ -263,14 +276,16 @@ def test_a_postgresql_that_refuses_the_password(bank: Project, postgres_server: 
         assert PASSWORD not in ended.said
 
 
-def test_a_postgresql_without_that_database(bank: Project, postgres_server: Server) -> None:
+def test_a_missing_postgresql_database_is_reported(bank: Project, postgres_server: Server) -> None:
     url = urlunsplit(urlsplit(postgres_server.url)._replace(path="/nobody_made_this"))
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = url
     for ended in bank.run_all(["worker", "bank"], ["db", "upgrade", "bank"]):
         ended.fails(3, "'bank'", '"nobody_made_this" does not exist', "EVENTMESH_BANK_DATABASE_URL")
 
 
-def test_a_postgresql_without_our_tables(bank: Project, postgres_url: str) -> None:
+def test_missing_tables_in_postgresql_are_drift_and_the_error_names_the_command(
+    bank: Project, postgres_url: str
+) -> None:
     ended = bank.run("worker", "bank", EVENTMESH_BANK_DATABASE_URL=postgres_url)
     ended.fails(4, "'bank' has no EventMesh tables", "Run `eventmesh db upgrade bank`")
 
@@ -282,7 +297,7 @@ def frozen(bank: Project) -> Project:
     return bank
 
 
-def test_a_frozen_schema_that_was_changed(frozen: Project) -> None:
+def test_a_change_of_a_frozen_schema_is_drift_until_its_version_is_raised(frozen: Project) -> None:
     lock = frozen.root / "schemas/bank/deposit/v1.json"
     before = lock.read_bytes()
     frozen.change_service("    cents: int\n    note", "    cents: int\n    currency: str\n    note")
@@ -312,7 +327,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def test_a_lock_file_that_is_damaged(frozen: Project) -> None:
+def test_a_damaged_lock_file_is_drift_that_names_the_file(frozen: Project) -> None:
     lock = frozen.root / "schemas/bank/deposit/v1.json"
     whole = lock.read_bytes()
     for words, damage in DAMAGES.items():
@@ -323,7 +338,7 @@ def test_a_lock_file_that_is_damaged(frozen: Project) -> None:
         assert "schemas/bank/deposit/v1.json" in check.out
 
 
-def test_dead_letters_that_are_not_there(bank: Project) -> None:
+def test_an_unknown_dead_letter_is_a_usage_error(bank: Project) -> None:
     nobody = "01890000-0000-7000-8000-000000000000"
     show, replay, discard, none, both = bank.run_all(
         ["dlq", "show", "bank", nobody],
@@ -339,7 +354,7 @@ def test_dead_letters_that_are_not_there(bank: Project) -> None:
     both.fails(2, "not both")
 
 
-def test_the_schema_check_as_json(frozen: Project) -> None:
+def test_schema_check_prints_its_report_as_json(frozen: Project) -> None:
     report = json.loads(frozen.run("schema", "check", "--json").succeeds())
     assert report == {
         "errors": 0,

@@ -1,4 +1,5 @@
-"""Messages that can never be handled: none is lost, each says why, and the others go on."""
+"""Messages that can never be handled become dead letters with the reason; all others are
+handled."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ DEPOSIT = Subscription("bank.deposit", ("bank.deposit",))
 
 
 def bad_messages(attributes: Attributes, broker: str) -> list[tuple[str, dict[str, str], bytes]]:
-    """A piece of the reason for which each cannot be handled, its attributes and its data."""
+    """For each message: a part of the reason why it cannot be handled, its attributes and its
+    data."""
     bad = [
         ("Invalid JSON: expected value", attributes(), GARBAGE),
         ("Invalid JSON: expected value", attributes(), HUGE),
@@ -49,13 +51,13 @@ def bad_messages(attributes: Attributes, broker: str) -> list[tuple[str, dict[st
             GOOD,
         ),
     ]
-    if broker != "sqlite":  # which finds the subscriptions of a message by its type
+    if broker != "sqlite":  # finds the subscriptions of a message by its type
         bad.append(("specversion, id, source, type missing", {}, GARBAGE))
     return bad
 
 
 async def kept(project: Project) -> list[DeadLetter]:
-    """The dead letters of the bank's deposits, with their bytes as they are."""
+    """The dead letters of the bank's deposits, with their original bytes."""
     options = TransportOptions(prefix=project.prefix)
     url = project.environment.get(
         "EVENTMESH_BROKER_URL", f"sqlite:///{project.root}/.eventmesh/broker.db"
@@ -65,7 +67,7 @@ async def kept(project: Project) -> list[DeadLetter]:
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
-async def test_what_cannot_be_read_becomes_a_dead_letter(
+async def test_an_unreadable_message_becomes_a_dead_letter_with_its_original_bytes(
     broker: str, on: Callable[[str], Project], attributes: Attributes, put: Put
 ) -> None:
     bank = on(broker)
@@ -96,7 +98,7 @@ async def test_what_cannot_be_read_becomes_a_dead_letter(
         data for _, _, data in bad
     )
 
-    # The version that nobody knew becomes known, and nothing was lost by waiting for that.
+    # The unknown version becomes known, and the message is replayed without loss.
     worker.drain()
     bank.change_service('name="bank.deposit", version=1', 'name="bank.deposit", version=7')
     worker = bank.worker()
@@ -116,7 +118,7 @@ def shown(data: bytes) -> str:
     return data.decode(errors="backslashreplace")
 
 
-async def test_a_dead_letter_is_shown_and_when_replayed_without_a_fix_is_dead_lettered_again(
+async def test_a_dead_letter_is_shown_and_is_dead_lettered_again_if_replayed_without_a_fix(
     bank: Project, attributes: Attributes, put: Put
 ) -> None:
     worker = bank.worker()
@@ -129,7 +131,7 @@ async def test_a_dead_letter_is_shown_and_when_replayed_without_a_fix_is_dead_le
         ["dlq", "list", "bank"],
     )
     text.succeeds(*(f"{name}:" for name in FIELDS), "\n    type = ", letter["id"])
-    assert "\x1b" not in text.out  # nobody's data commands a terminal
+    assert "\x1b" not in text.out  # control characters do not reach the terminal
     assert json.loads(as_json.succeeds()) == letter
     listed.succeeds(letter["id"], letter["reason"], "1 dead letter(s)")
     bank.run("dlq", "replay", "bank", "--all").succeeds("1 dead letter(s) replayed")
@@ -140,7 +142,7 @@ async def test_a_dead_letter_is_shown_and_when_replayed_without_a_fix_is_dead_le
     assert again.id != letter["id"]
 
 
-async def test_nothing_that_a_message_says_commands_the_terminal_or_adds_a_line(
+async def test_control_characters_of_a_message_never_reach_the_terminal_or_add_a_line(
     bank: Project, attributes: Attributes, put: Put
 ) -> None:
     evil = "\x1b[2J\u202e\r\n\u2028\x00\x9bid: forged"
@@ -150,7 +152,7 @@ async def test_nothing_that_a_message_says_commands_the_terminal_or_adds_a_line(
     await put(bank, attributes(), data.encode())
     [letter] = bank.letters()
     worker.drain()
-    assert letter["reason"] == evil  # whole, in JSON
+    assert letter["reason"] == evil  # JSON has the complete text
     listed, shown = bank.run_all(["dlq", "list", "bank"], ["dlq", "show", "bank", letter["id"]])
     assert len(listed.succeeds().splitlines()) == 2
     assert [line for line in shown.succeeds().splitlines() if line.startswith("id: ")] == [
@@ -161,7 +163,7 @@ async def test_nothing_that_a_message_says_commands_the_terminal_or_adds_a_line(
         assert "\\x1b[2J" in said
 
 
-async def test_a_handler_that_fails_or_refuses_makes_a_dead_letter(
+async def test_a_message_whose_handler_fails_or_rejects_becomes_a_dead_letter(
     bank: Project, attributes: Attributes, put: Put
 ) -> None:
     worker = bank.worker()
@@ -173,7 +175,8 @@ async def test_a_handler_that_fails_or_refuses_makes_a_dead_letter(
     refused = letters.pop("the account is closed")
     assert not letters
     assert (failed["attempts"], refused["attempts"]) == (2, 1)
-    assert "services/bank/service.py" in failed["error"]  # the traceback is for its author
+    # The traceback is for the author of the handler.
+    assert "services/bank/service.py" in failed["error"]
     assert balances(bank) == {}
 
     worker.drain()
@@ -206,7 +209,7 @@ asyncio.run(main())
 """
 
 
-def test_publishing_5_mb_is_refused_and_stores_nothing(bank: Project) -> None:
+def test_publishing_5_mb_is_an_error_and_stores_nothing(bank: Project) -> None:
     for line in bank.python(PUBLISH_5_MB).succeeds().splitlines():
         assert line.startswith("MessageTooLarge bank.deposit with key 'ada' has 5,000,")
         assert "the limit is 1,048,576" in line

@@ -1,4 +1,5 @@
-"""Batch handlers: one call for the messages of a group, and one by one after a failure."""
+"""Batch handlers are called once for all messages of a group, and after a failure for one at a
+time."""
 
 from __future__ import annotations
 
@@ -57,17 +58,17 @@ class Cancelled(Event, name="shop.cancelled", version=1):
 
 
 class Shop:
-    """A service with one handler, which the test calls with groups of its own."""
+    """A service with one handler, which the test calls with the groups that it chooses."""
 
     def __init__(self, url: str) -> None:
         self.service = Service("shop", metadata=Base.metadata)
-        # Groups end by their size only, however slow the machine is.
+        # Only their size limits the groups, however slow the machine is.
         self.service.configure(Settings(database_urls={"shop": url}, group_time=1_000.0))
         self.stopping = asyncio.Event()
         self.runner: BatchRunner | None = None
 
     async def run(self, *deliveries: Delivery) -> list[Outcome]:
-        """What became of these, in their order, if they are handled in one group."""
+        """Handle these in one group; returns their outcomes in order."""
         if self.runner is None:
             [handler] = self.service.handlers.values()
             vitals = SubscriptionVitals("shop", handler.subscription, self.service.clock)
@@ -100,7 +101,7 @@ def do(*numbers: int) -> list[Delivery]:
 
 
 @EVERYWHERE
-async def test_it_is_called_once_with_the_fresh_messages_in_their_order(
+async def test_a_batch_handler_is_called_once_with_the_new_messages_in_order(
     shop: Shop, database_url: str
 ) -> None:
     calls: list[list[int]] = []
@@ -122,7 +123,7 @@ async def test_it_is_called_once_with_the_fresh_messages_in_their_order(
 
 
 @EVERYWHERE
-async def test_after_a_failure_it_is_called_with_lists_of_one_and_one_message_is_retried(
+async def test_after_a_failure_it_is_called_for_each_message_and_only_the_failing_one_is_retried(
     shop: Shop, database_url: str
 ) -> None:
     calls: list[list[int]] = []
@@ -148,7 +149,7 @@ async def test_after_a_failure_it_is_called_with_lists_of_one_and_one_message_is
 
 
 @EVERYWHERE
-async def test_a_group_that_cannot_be_committed_is_handled_one_by_one_too(
+async def test_a_group_that_cannot_be_committed_is_handled_one_by_one(
     shop: Shop, database_url: str
 ) -> None:
     @shop.service.subscriber(Do, retry=SOON)
@@ -156,13 +157,13 @@ async def test_a_group_that_cannot_be_committed_is_handled_one_by_one_too(
         session.add_all(Effect(number=each.number) for each in commands)
 
     assert await shop.run(*do(1)) == [DONE]
-    outcomes = await shop.run(*do(3, 1, 2))  # there is a 1 already
+    outcomes = await shop.run(*do(3, 1, 2))  # the effect 1 exists already
     assert isinstance(outcomes.pop(1), RetryAfter)
     assert outcomes == [DONE] * 2
     assert await effects(database_url) == [1, 2, 3]
 
 
-async def test_what_it_publishes_names_the_message_that_caused_it(shop: Shop) -> None:
+async def test_a_published_message_names_its_cause(shop: Shop) -> None:
     shop.service.publisher(Done)
     shop.service.publisher(Counted)
 
@@ -187,7 +188,7 @@ async def test_what_it_publishes_names_the_message_that_caused_it(shop: Shop) ->
     assert counted.correlation_id == counted.id
 
 
-async def test_what_it_returns_is_published_and_has_a_cause_if_the_call_had_one_message(
+async def test_returned_messages_are_published_and_have_a_cause_if_the_call_had_one_message(
     shop: Shop,
 ) -> None:
     @shop.service.subscriber(Do)
@@ -204,7 +205,7 @@ async def test_what_it_returns_is_published_and_has_a_cause_if_the_call_had_one_
     assert envelopes[2].attributes["causationid"] == alone.envelope.id
 
 
-async def test_a_cause_that_the_handler_was_not_called_with_is_refused(shop: Shop) -> None:
+async def test_a_cause_that_the_handler_was_not_called_with_is_an_error(shop: Shop) -> None:
     shop.service.publisher(Done)
 
     @shop.service.subscriber(Do)
@@ -217,7 +218,7 @@ async def test_a_cause_that_the_handler_was_not_called_with_is_refused(shop: Sho
     assert "give one of those the handler was called with" in outcome.reason
 
 
-async def test_a_handler_of_single_messages_may_name_its_message_too(shop: Shop) -> None:
+async def test_a_handler_of_single_messages_may_name_its_message_as_the_cause(shop: Shop) -> None:
     shop.service.publisher(Done)
 
     @shop.service.subscriber(Do)
@@ -230,11 +231,12 @@ async def test_a_handler_of_single_messages_may_name_its_message_too(shop: Shop)
     assert done.attributes["causationid"] == only.envelope.id
 
 
-@pytest.mark.parametrize("names_it", [True, False])
-async def test_answers_to_a_saga_carry_its_marks_even_if_the_cause_is_forgotten(
-    shop: Shop, names_it: bool
+@pytest.mark.parametrize("names_cause", [True, False])
+async def test_replies_to_a_saga_carry_its_attributes_even_without_a_named_cause(
+    shop: Shop, names_cause: bool
 ) -> None:
-    """Then the batch is refused, and each message is handled alone, where the cause is clear."""
+    """Without a cause the batch fails, and each message is handled alone, where the cause is
+    known."""
     calls: list[int] = []
     shop.service.publisher(Done)
 
@@ -242,20 +244,20 @@ async def test_answers_to_a_saga_carry_its_marks_even_if_the_cause_is_forgotten(
     async def handle(commands: list[Do], tx: Transaction) -> None:
         calls.append(len(commands))
         for each in commands:
-            tx.publish(Done(number=each.number), cause=each if names_it else None)
+            tx.publish(Done(number=each.number), cause=each if names_cause else None)
 
     sealed = [each.envelope for each in do(1, 2)]
-    marks = [{"sagaid": f"shop.saga/{number}", "sagastep": "do"} for number in (1, 2)]
+    saga_attributes = [{"sagaid": f"shop.saga/{number}", "sagastep": "do"} for number in (1, 2)]
     group = [
-        Delivery(Envelope({**each.attributes, **mark}, each.data))
-        for each, mark in zip(sealed, marks, strict=True)
+        Delivery(Envelope({**each.attributes, **saga_attribute}, each.data))
+        for each, saga_attribute in zip(sealed, saga_attributes, strict=True)
     ]
     assert await shop.run(*group) == [DONE] * 2
     assert [each.attributes["sagaid"] for each in await shop.outbox()] == [
         "shop.saga/1",
         "shop.saga/2",
     ]
-    assert calls == ([2] if names_it else [2, 1, 1])
+    assert calls == ([2] if names_cause else [2, 1, 1])
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -278,7 +280,7 @@ async def test_without_a_transaction_it_is_called_once_and_one_by_one_after_a_fa
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_a_union_comes_in_order_and_old_versions_are_upcast(shop: Shop) -> None:
+async def test_messages_of_a_union_keep_their_order_and_old_versions_are_upcast(shop: Shop) -> None:
     seen: list[Ordered | Cancelled] = []
 
     @shop.service.subscriber()
@@ -308,7 +310,9 @@ async def test_a_union_comes_in_order_and_old_versions_are_upcast(shop: Shop) ->
 
 @pytest.mark.parametrize("transactional", [True, False])
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_isolated_messages_come_in_lists_of_one(shop: Shop, transactional: bool) -> None:
+async def test_isolated_messages_are_passed_in_lists_of_one(
+    shop: Shop, transactional: bool
+) -> None:
     calls: list[int] = []
 
     async def handle(commands: list[Do], tx: Transaction) -> None:
@@ -324,7 +328,7 @@ async def test_isolated_messages_come_in_lists_of_one(shop: Shop, transactional:
 
 @pytest.mark.parametrize("transactional", [True, False])
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_the_timeout_is_for_each_call(shop: Shop, transactional: bool) -> None:
+async def test_the_timeout_applies_to_each_call(shop: Shop, transactional: bool) -> None:
     calls: list[list[int]] = []
 
     async def note(commands: list[Do]) -> None:
@@ -346,7 +350,7 @@ async def test_the_timeout_is_for_each_call(shop: Shop, transactional: bool) -> 
 
 
 @pytest.mark.parametrize("transactional", [True, False])
-async def test_a_suspect_is_handled_alone_and_becomes_a_dead_letter_if_it_is_poison(
+async def test_a_suspected_message_is_handled_alone_and_dead_lettered_if_it_is_a_poison_message(
     shop: Shop, transactional: bool
 ) -> None:
     calls: list[list[int]] = []
@@ -357,13 +361,14 @@ async def test_a_suspect_is_handled_alone_and_becomes_a_dead_letter_if_it_is_poi
     async def note(commands: list[Do]) -> None:
         calls.append([each.number for each in commands])
 
-    shop.service.publisher(Done)  # so that there is a database either way
+    shop.service.publisher(Done)  # the service has a database either way
     shop.service.subscriber(Do, name="handle")(handle if transactional else note)
     suspect, poison = (
         delivery(Do(number=number), deliveries=SUSPECT_AFTER + 1) for number in (3, 4)
     )
     database = await shop.service.database()
-    for _ in range(shop.service.settings.max_deliveries):  # as if the process had died after each
+    # As if the worker had been lost after each.
+    for _ in range(shop.service.settings.max_deliveries):
         async with database.connection() as connection:
             await starts.note(connection, "shop.handle", poison.envelope.unique_id)
     outcomes = await shop.run(*do(1, 2), suspect, poison, *do(5, 6))
@@ -376,7 +381,7 @@ async def test_a_suspect_is_handled_alone_and_becomes_a_dead_letter_if_it_is_poi
 
 @pytest.mark.parametrize("transactional", [True, False])
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_a_call_that_was_begun_is_finished_and_nothing_more_is_begun_once_it_stops(
+async def test_a_drain_finishes_the_call_that_was_begun_and_begins_no_other(
     shop: Shop, transactional: bool
 ) -> None:
     calls: list[list[int]] = []
@@ -389,7 +394,7 @@ async def test_a_call_that_was_begun_is_finished_and_nothing_more_is_begun_once_
         await note(commands)
 
     shop.service.subscriber(Do, name="do")(handle if transactional else note)
-    await shop.run()  # makes the runner
+    await shop.run()  # creates the runner
     assert shop.runner is not None
     group = do(1, 2, 3, 4, 5)
     shop.runner.size = 2
@@ -398,7 +403,7 @@ async def test_a_call_that_was_begun_is_finished_and_nothing_more_is_begun_once_
 
 
 @pytest.mark.parametrize("broker", ["memory", "sqlite", "redis", "amqp"])
-async def test_a_worker_hands_it_whole_groups_on_every_broker(
+async def test_a_worker_calls_a_batch_handler_with_groups_on_every_broker(
     broker: str, durable_url: Callable[[str], str], sqlite_url: str
 ) -> None:
     calls: list[int] = []
@@ -443,7 +448,7 @@ async def test_a_worker_hands_it_whole_groups_on_every_broker(
     assert max(calls) > 1
 
 
-def test_a_faststream_app_refuses_it_where_it_is_declared() -> None:
+def test_a_batch_handler_in_a_faststream_app_is_an_error_at_its_declaration() -> None:
     from faststream.redis import RedisBroker
 
     mesh = RedisMesh(Service("shop"), RedisBroker())

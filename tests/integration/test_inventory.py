@@ -1,4 +1,4 @@
-"""What is still on its way in a mesh, and when a version can be retired."""
+"""Which messages are still in flight in a mesh, and when a version can be retired."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ TELL = Subscription("mail.tell", ("bank.deposited",))
 
 
 def message(version: int | None, owner: str = "ada") -> Envelope:
-    """A deposit as that version has it."""
+    """A message of that version."""
     clock = SystemClock()
     return Envelope(
         {
@@ -105,8 +105,8 @@ def message(version: int | None, owner: str = "ada") -> Envelope:
 
 @pytest.fixture
 def mesh(project: Project, durable_url: Callable[[str], str]) -> Callable[[str], Project]:
-    """A bank whose message has a frozen version 1 and is at version 2 in the code, and a mail
-    service that subscribes to it, on this broker."""
+    """Projects on a given broker: a bank whose message has a frozen version 1 and version 2 in the
+    code, and a mail service that subscribes to it."""
 
     def make(broker: str) -> Project:
         project.environment["EVENTMESH_BROKER_URL"] = durable_url(broker)
@@ -120,18 +120,19 @@ def mesh(project: Project, durable_url: Callable[[str], str]) -> Callable[[str],
 
 
 def publish(project: Project, *delays: int) -> None:
-    """Let the bank publish deposits, as the version of its code, with these delays in seconds."""
+    """Let the bank publish one message for each delay in seconds, in the version of its code."""
     project.python(PUBLISH % (delays,), PYTHONPATH=str(project.root)).succeeds()
 
 
 def opened(project: Project) -> Any:
-    """A connection to the project's broker."""
+    """A transport on the project's broker."""
     options = TransportOptions(prefix=project.prefix)
     return open_transport(project.environment["EVENTMESH_BROKER_URL"], SystemClock(), options)
 
 
 async def fill(transport: Transport) -> None:
-    """One dead, one that waits for its retry, and four that wait for mail.tell."""
+    """Fill mail.tell: one dead letter, one message that waits for its retry, and four that are
+    ready."""
     await transport.declare([TELL])
     sent = [message(1), message(2), message(1), message(1), message(2), message(None)]
     await publish_or_raise(transport, sent)
@@ -141,7 +142,7 @@ async def fill(transport: Transport) -> None:
 
 
 def counted(project: Project, *services: str) -> dict[tuple[str, int | None, str], int]:
-    """What the inventory tells of the bank's message, by place, version and holder."""
+    """What the inventory counts of the bank's message, by place, version and owner."""
     told = json.loads(project.run("schema", "inventory", "--json", *services).succeeds())
     assert told["hidden"] == []
     return {
@@ -153,14 +154,14 @@ def counted(project: Project, *services: str) -> dict[tuple[str, int | None, str
 
 
 def forget_delayed(project: Project) -> None:
-    """Let what is due later in the bank's outbox be due."""
+    """Let delayed messages in the bank's outbox be due now."""
     with sqlite3.connect(project.root / ".eventmesh/bank.db") as connection:
         connection.execute("UPDATE eventmesh_outbox SET due_at = NULL")
     connection.close()
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
-async def test_a_version_is_retired_once_no_message_of_it_is_on_its_way(
+async def test_a_version_can_be_retired_once_no_message_of_it_is_in_flight(
     mesh: Callable[[str], Project], wait_until: Callable[..., Any], broker: str
 ) -> None:
     project = mesh(broker)
@@ -181,7 +182,7 @@ async def test_a_version_is_retired_once_no_message_of_it_is_on_its_way(
         ("delayed for a retry", 2, "mail.tell"): 1,
     }
     assert counted(project) == found
-    assert counted(project) == found, "looking changes nothing"
+    assert counted(project) == found, "counting changed the messages"
     in_mail = {kind: number for kind, number in found.items() if kind[2] == "mail.tell"}
     assert counted(project, "mail") == in_mail
 
@@ -190,7 +191,7 @@ async def test_a_version_is_retired_once_no_message_of_it_is_on_its_way(
     )
     assert "2 waiting of mail.tell, the oldest from 2" in refused
     assert "1 dead letters of mail.tell" in refused
-    assert "delayed" not in refused, "that is of another version"
+    assert "delayed" not in refused, "the delayed message has another version"
 
     forget_delayed(project)
     worker = project.start("worker", "bank", "mail")
@@ -208,7 +209,7 @@ async def test_a_version_is_retired_once_no_message_of_it_is_on_its_way(
     assert counted(project) == left
 
 
-async def test_what_workers_of_rabbitmq_hold_is_unknown_and_not_zero(
+async def test_messages_held_by_workers_on_rabbitmq_count_as_unknown_and_not_as_zero(
     mesh: Callable[[str], Project], wait_until: Callable[..., Any]
 ) -> None:
     project = mesh("amqp")
@@ -224,7 +225,7 @@ async def test_what_workers_of_rabbitmq_hold_is_unknown_and_not_zero(
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
-async def test_a_mesh_that_never_ran_is_empty_and_stays_so(
+async def test_an_inventory_of_a_mesh_that_never_ran_is_empty_and_creates_nothing(
     mesh: Callable[[str], Project], broker: str
 ) -> None:
     project = mesh(broker)
@@ -246,7 +247,7 @@ async def test_a_mesh_that_never_ran_is_empty_and_stays_so(
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
-async def test_what_nobody_takes_yet_and_what_a_forgotten_subscription_holds_is_counted(
+async def test_unrouted_messages_and_those_of_a_removed_subscription_are_counted(
     mesh: Callable[[str], Project], broker: str
 ) -> None:
     project = mesh(broker)
@@ -255,7 +256,7 @@ async def test_what_nobody_takes_yet_and_what_a_forgotten_subscription_holds_is_
         await publish_or_raise(transport, [message(1), message(1)])
         assert counted(project) == {("unrouted, kept for a first subscription", 1, ""): 2}
         project.run("schema", "retire", "bank.deposited", "1").fails(4, "2 unrouted")
-        if broker != "amqp":  # which does not tell its queues
+        if broker != "amqp":  # RabbitMQ does not list its queues
             await transport.declare([TELL])
             assert counted(project) == {("waiting", 1, "mail.tell"): 2}
             project.run("schema", "retire", "bank.deposited", "1").fails(4, "of mail.tell")
@@ -265,7 +266,7 @@ async def test_what_nobody_takes_yet_and_what_a_forgotten_subscription_holds_is_
     project.run("schema", "retire", "bank.deposited", "1").succeeds("retired")
 
 
-def test_what_cannot_be_looked_at_is_never_zero(mesh: Callable[[str], Project]) -> None:
+def test_an_unreachable_place_is_an_error_and_not_zero(mesh: Callable[[str], Project]) -> None:
     project = mesh("sqlite")
     places = {
         "EVENTMESH_BANK_DATABASE_URL": ("postgresql://nobody@127.0.0.1:1/nothing", 3, "'bank'"),
@@ -278,7 +279,7 @@ def test_what_cannot_be_looked_at_is_never_zero(mesh: Callable[[str], Project]) 
     project.run("schema", "inventory", EVENTMESH_BROKER_URL="memory://").fails(2, "memory://")
 
 
-def test_a_version_that_may_still_be_sent_is_not_retired(mesh: Callable[[str], Project]) -> None:
+def test_a_version_that_may_still_be_sent_cannot_be_retired(mesh: Callable[[str], Project]) -> None:
     project = mesh("sqlite")
     project.run("schema", "retire", "bank.deposited", "2").fails(2, "no frozen version 2")
     project.run("schema", "retire", "bank.nothing", "1").fails(2, "is not frozen")
@@ -286,7 +287,7 @@ def test_a_version_that_may_still_be_sent_is_not_retired(mesh: Callable[[str], P
     project.run("schema", "retire", "bank.deposited", "1").fails(4, "bank", "still sends it")
 
 
-def test_an_outbox_that_services_share_is_counted_once(mesh: Callable[[str], Project]) -> None:
+def test_a_shared_outbox_is_counted_once(mesh: Callable[[str], Project]) -> None:
     project = mesh("sqlite")
     publish(project, 0)
     project.environment["EVENTMESH_MAIL_DATABASE_URL"] = "sqlite:///.eventmesh/bank.db"
@@ -327,7 +328,7 @@ async def test_an_outbox_is_counted_by_version_and_state(database_url: str) -> N
         await database.close()
 
 
-async def test_rabbitmq_hands_out_nothing_of_what_is_not_to_be_touched(
+async def test_a_census_of_untouched_subscriptions_consumes_none_of_their_messages_on_rabbitmq(
     project: Project, durable_url: Callable[[str], str]
 ) -> None:
     project.environment["EVENTMESH_BROKER_URL"] = durable_url("amqp")
@@ -343,10 +344,10 @@ async def test_rabbitmq_hands_out_nothing_of_what_is_not_to_be_touched(
             assert {(hidden.state, hidden.number) for hidden in census.hidden} == expected
         async with transport.consume(TELL, prefetch=3) as consumer:
             [first, *_] = await consumer.receive(3)
-            assert first.deliveries <= 2, "by the consumer that left it behind"
+            assert first.deliveries <= 2, "only the consumer itself may have added a delivery"
 
 
-async def test_two_do_not_count_on_one_rabbitmq_at_a_time(
+async def test_only_one_process_counts_on_a_rabbitmq_at_a_time(
     project: Project, durable_url: Callable[[str], str]
 ) -> None:
     project.environment["EVENTMESH_BROKER_URL"] = url = durable_url("amqp")
@@ -359,7 +360,7 @@ async def test_two_do_not_count_on_one_rabbitmq_at_a_time(
         await transport.census([TELL])
 
 
-def test_a_retired_version_need_not_be_read_any_more(mesh: Callable[[str], Project]) -> None:
+def test_a_retired_version_does_not_have_to_be_readable(mesh: Callable[[str], Project]) -> None:
     project = mesh("sqlite")
     upcaster = MAIL[MAIL.index("@Deposited.upcaster") : MAIL.index("service = Service")]
     reads_notes = MAIL.replace("owner: str\n", "owner: str\n    note: str\n").replace(upcaster, "")
@@ -372,9 +373,7 @@ def test_a_retired_version_need_not_be_read_any_more(mesh: Callable[[str], Proje
     project.run("schema", "check").succeeds("0 errors")
 
 
-async def test_many_messages_are_counted_page_by_page(
-    project: Project, durable_broker_url: str
-) -> None:
+async def test_many_messages_are_all_counted(project: Project, durable_broker_url: str) -> None:
     project.environment["EVENTMESH_BROKER_URL"] = durable_broker_url
     async with opened(project) as transport:
         await transport.declare([TELL])
@@ -400,14 +399,15 @@ async def test_many_messages_are_counted_page_by_page(
 async def cut_while_counting(proxy: Proxy, transport: Transport) -> None:
     while True:
         counting = asyncio.ensure_future(transport.census([TELL]))
-        # Until they are taken; on a busy machine they may be back before we look.
+        # Until the census holds them; on a busy machine they may be given back before stats are
+        # read.
         while not counting.done() and (await transport.stats(TELL)).ready:
             pass
         proxy.cut()
         await counting
 
 
-async def test_a_connection_to_rabbitmq_that_is_cut_ends_the_count_and_loses_nothing(
+async def test_a_lost_connection_to_rabbitmq_ends_the_count_and_loses_nothing(
     project: Project, durable_url: Callable[[str], str]
 ) -> None:
     async with proxy_before(durable_url("amqp")) as proxy:

@@ -1,4 +1,4 @@
-"""Log lines: what a machine reads of each delivery, and that no line holds a password."""
+"""Log lines: which fields each delivery has, and that no line contains a password."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OF_A_DELIVERY = {"service", "subscription", "message_id", "name", "correlation_i
 GOOD = b'{"owner": "ada", "cents": 1250}'
 
 
-async def test_piped_lines_are_json_and_say_which_message_they_are_about(
+async def test_piped_log_lines_are_json_and_name_their_message(
     bank: Project, attributes: Attributes, put: Put
 ) -> None:
     worker = bank.worker(EVENTMESH_LOG_LEVEL="debug")
@@ -33,11 +33,11 @@ async def test_piped_lines_are_json_and_say_which_message_they_are_about(
     worker.until_says("message dead-lettered", 3)
     worker.drain()
 
-    lines = [json.loads(line) for line in worker.err.splitlines()]  # each and every one
+    lines = [json.loads(line) for line in worker.err.splitlines()]  # every line is JSON
     assert all({"event", "level", "logger", "timestamp"} <= line.keys() for line in lines)
 
     def about(message: dict[str, str], event: str) -> dict[str, Any]:
-        """The line; with its context checked."""
+        """The line for this message and event, after a check of its context."""
         line = next(
             line
             for line in lines
@@ -63,7 +63,7 @@ async def test_piped_lines_are_json_and_say_which_message_they_are_about(
     assert (dead["level"], dead["attempt"]) == ("error", 2)
     assert "Invalid JSON" in about(garbage, "message dead-lettered")["reason"]
 
-    # The traceback comes with the first failure of its kind, and with every dead letter.
+    # The first failure of its kind and every dead letter have the traceback.
     for line in (retry, dead, about(second, "message dead-lettered")):
         assert line["exception"].startswith("Traceback (most recent call last)")
         assert "services/bank/service.py" in line["exception"]
@@ -80,7 +80,7 @@ async def test_piped_lines_are_json_and_say_which_message_they_are_about(
     assert all(line.keys() >= OF_A_DELIVERY for line in of_deliveries)
 
 
-async def test_a_repeated_message_is_told_of(
+async def test_a_skipped_duplicate_is_logged(
     bank: Project, attributes: Attributes, put: Put
 ) -> None:
     worker = bank.worker()
@@ -96,14 +96,14 @@ async def test_a_repeated_message_is_told_of(
     assert "25.00" not in worker.out
 
 
-async def test_the_level_and_the_format_can_be_set(
+async def test_the_log_level_and_format_can_be_set(
     bank: Project, attributes: Attributes, put: Put, wait_until: Callable[..., Any]
 ) -> None:
     text = bank.start("worker", "bank", EVENTMESH_LOG_FORMAT="text")
     wait_until(lambda: "worker is ready" in text.err, "a line of text")
     text.drain()
     assert text.lines() == []
-    assert "\x1b[" not in text.err  # no colours into a file
+    assert "\x1b[" not in text.err  # no colours in a file
 
     quiet = bank.start("worker", "bank", EVENTMESH_LOG_LEVEL="warning")
     await put(bank, attributes(), GOOD)
@@ -111,7 +111,7 @@ async def test_the_level_and_the_format_can_be_set(
     assert quiet.drain().err == ""
 
 
-async def test_a_message_cannot_forge_lines_of_the_log(
+async def test_a_message_cannot_forge_log_lines(
     bank: Project, attributes: Attributes, put: Put, wait_until: Callable[..., Any]
 ) -> None:
     bank.change_service('ValueError("no such branch")', "ValueError(command.note)")
@@ -128,7 +128,7 @@ async def test_a_message_cannot_forge_lines_of_the_log(
 
 
 @pytest.mark.parametrize("broker", ["redis", "amqp"])
-async def test_no_output_holds_a_password(
+async def test_no_output_contains_a_password(
     broker: str,
     on: Callable[[str], Project],
     postgres_url: str,

@@ -1,4 +1,4 @@
-"""Probes and metrics of a real worker process, in good and in bad times."""
+"""Health probes and metrics of a real worker process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def port() -> int:
 
 
 def ask(port: int, path: str) -> tuple[int, str]:
-    """Status and body; status 0 where nobody answers."""
+    """Status and body of the answer; status 0 if nobody answers."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
             return answer.status, answer.read().decode()
@@ -55,7 +55,7 @@ def problems(port: int) -> list[str]:
 
 
 def metrics(port: int) -> dict[tuple[str, ...], float]:
-    """Every sample by its name and its labels' values, but for the service's, sorted."""
+    """Every sample by its name and the values of its labels, sorted, without the service's."""
     status, body = ask(port, "/metrics")
     assert status == 200
     return {
@@ -68,7 +68,7 @@ def metrics(port: int) -> dict[tuple[str, ...], float]:
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
-async def test_a_worker_says_what_it_has_done(
+async def test_metrics_count_what_a_worker_has_done(
     on: Callable[[str], Project],
     broker: str,
     port: int,
@@ -113,7 +113,7 @@ async def test_a_worker_says_what_it_has_done(
     worker.drain()
 
 
-async def test_a_worker_that_drains_is_alive_and_not_ready(
+async def test_a_draining_worker_is_alive_and_not_ready(
     bank: Project, port: int, attributes: Attributes, put: Put, wait_until: Callable[..., Any]
 ) -> None:
     worker = bank.worker("--health-port", str(port))
@@ -128,7 +128,7 @@ async def test_a_worker_that_drains_is_alive_and_not_ready(
     assert ask(port, "/livez") == (0, "")
 
 
-async def test_each_of_several_processes_answers_for_itself(
+async def test_each_of_several_workers_has_its_own_port(
     bank: Project, port: int, wait_until: Callable[..., Any]
 ) -> None:
     parent = bank.worker("--workers", "2", "--health-port", str(port), processes=2)
@@ -140,7 +140,7 @@ async def test_each_of_several_processes_answers_for_itself(
 
 
 def started_at(pid: int) -> float:
-    """Seconds since the epoch."""
+    """When the process started, in seconds since the epoch."""
     ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     booted = next(
         int(line.split()[1])
@@ -150,7 +150,7 @@ def started_at(pid: int) -> float:
     return booted + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def test_a_port_that_is_taken_is_told(bank: Project) -> None:
+def test_a_health_port_in_use_is_a_usage_error(bank: Project) -> None:
     with closing(socket.create_server(("0.0.0.0", 0))) as listener:  # noqa: S104
         taken = str(listener.getsockname()[1])
         ended = bank.run("worker", "bank", "--health-port", taken)
@@ -159,11 +159,11 @@ def test_a_port_that_is_taken_is_told(bank: Project) -> None:
 
 FEW_FILES = "import os, resource, sys; from resource import RLIMIT_NOFILE as most; \
 resource.setrlimit(most, (200, 200)); os.execv(sys.executable, sys.argv[1:])"
-"""A program that becomes another one, which may open 200 files."""
+"""A program that executes another one, which may have 200 open files."""
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-async def test_connections_that_ask_nothing_do_not_stop_a_worker(
+async def test_idle_connections_to_the_health_port_do_not_stop_a_worker(
     bank: Project, port: int, loop: str, attributes: Attributes, put: Put
 ) -> None:
     if loop == "uvloop":
@@ -189,17 +189,17 @@ async def test_connections_that_ask_nothing_do_not_stop_a_worker(
     assert "out of system resource" not in worker.err
 
 
-def test_a_connection_that_asks_nothing_is_closed(bank: Project, port: int) -> None:
+def test_an_idle_connection_to_the_health_port_is_closed(bank: Project, port: int) -> None:
     worker = bank.worker("--health-port", str(port))
     with socket.create_connection(("127.0.0.1", port), 30) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: half")
-        assert connection.recv(1) == b""  # within its 30 seconds
+        assert connection.recv(1) == b""  # within the 30 seconds of the connection's timeout
     with socket.create_connection(("127.0.0.1", port), 30) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: whole\r\n\r\n")
-        with connection.makefile("rb") as answer:  # ends with the connection
+        with connection.makefile("rb") as answer:  # ends when the connection is closed
             assert answer.read().endswith(b"\r\n\r\nalive\n")
     with socket.create_connection(("127.0.0.1", port), 30) as connection:
         connection.sendall(b"\x00nonsense\r\n\r\n")
         assert connection.recv(12) == b"HTTP/1.1 400"
     worker.drain()
-    assert {line["level"] for line in worker.lines()} == {"info"}  # strangers fill no log
+    assert {line["level"] for line in worker.lines()} == {"info"}  # invalid requests are not logged

@@ -1,5 +1,5 @@
-"""Versions at run time, with real workers: what is read, what is refused and why, and what keeps a
-worker from starting."""
+"""Versions at run time, with real workers: which are read, which are dead-lettered and why, and
+what prevents a worker from starting."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def to_price(data: dict) -> dict:
 
 
 class Mall:
-    """A project with the two services, each of which may be written anew."""
+    """A project with two services, each of which can be rewritten."""
 
     def __init__(self, project: Project, put: Put) -> None:
         self.project = project
@@ -107,7 +107,7 @@ class Mall:
         await self.put("shop.sell", 1, item=item)
 
     def reason(self) -> str:
-        """That of the ledger's only dead letter."""
+        """The reason of the ledger's only dead letter."""
         [letter] = self.project.letters(service="ledger")
         return str(letter["reason"])
 
@@ -130,7 +130,9 @@ async def test_an_older_version_is_upcast(mall: Mall) -> None:
     worker.drain()
 
 
-async def test_a_newer_version_is_read_where_the_frozen_schemas_prove_it(mall: Mall) -> None:
+async def test_a_newer_version_is_read_if_the_frozen_schemas_prove_it_compatible(
+    mall: Mall,
+) -> None:
     mall.shop(SOLD_1.replace("version=1", "version=2") + "    note: str = ''\n", CENTS)
     mall.ledger(SOLD_1)
     mall.freeze()
@@ -140,7 +142,9 @@ async def test_a_newer_version_is_read_where_the_frozen_schemas_prove_it(mall: M
     worker.drain()
 
 
-async def test_a_newer_version_that_breaks_the_reader_is_kept_with_the_reason(mall: Mall) -> None:
+async def test_a_newer_version_that_breaks_the_reader_is_dead_lettered_with_a_witness(
+    mall: Mall,
+) -> None:
     mall.shop(SOLD_2, PRICE)
     mall.ledger(SOLD_1)
     mall.freeze()
@@ -150,12 +154,12 @@ async def test_a_newer_version_that_breaks_the_reader_is_kept_with_the_reason(ma
     reason = mall.reason()
     assert reason.startswith("version 2 of shop.sold is not known here: this service reads version")
     assert "schemas/shop/sold/v2.json" in reason
-    assert '{"item": ' in reason  # a message that breaks it
+    assert '{"item": ' in reason  # the witness
     assert "cents: Field required" in reason
     worker.drain()
 
 
-async def test_an_older_version_without_an_upcaster_is_read_where_it_fits(mall: Mall) -> None:
+async def test_a_compatible_older_version_is_read_without_an_upcaster(mall: Mall) -> None:
     mall.shop(SOLD_1, CENTS)
     mall.ledger(SOLD_1.replace("version=1", "version=2") + "    note: str = 'none'\n")
     mall.freeze()
@@ -165,7 +169,7 @@ async def test_an_older_version_without_an_upcaster_is_read_where_it_fits(mall: 
     worker.drain()
 
 
-async def test_a_version_that_is_frozen_while_the_worker_runs_is_read_without_a_restart(
+async def test_a_version_frozen_while_the_worker_runs_is_read_without_a_restart(
     mall: Mall, wait_until: Callable[..., Any]
 ) -> None:
     mall.shop(SOLD_1, CENTS)
@@ -178,7 +182,7 @@ async def test_a_version_that_is_frozen_while_the_worker_runs_is_read_without_a_
 
     mall.shop(SOLD_1.replace("version=1", "version=2") + "    note: str = ''\n", CENTS)
     mall.freeze()
-    for sent in range(2, 1_000):  # it looks again every few seconds
+    for sent in range(2, 1_000):  # the worker reads the lock files again every few seconds
         await mall.put("shop.sold", 2, item="hat", cents=1, note="")
         wait_until(
             lambda sent=sent: (
@@ -192,7 +196,9 @@ async def test_a_version_that_is_frozen_while_the_worker_runs_is_read_without_a_
     worker.drain()
 
 
-async def test_a_flood_of_versions_that_nobody_froze_is_kept_and_stops_nothing(mall: Mall) -> None:
+async def test_many_unknown_versions_are_dead_lettered_and_block_no_other_message(
+    mall: Mall,
+) -> None:
     mall.ledger(SOLD_1)
     mall.shop(SOLD_1, CENTS)
     mall.freeze()
@@ -205,7 +211,7 @@ async def test_a_flood_of_versions_that_nobody_froze_is_kept_and_stops_nothing(m
     worker.drain()
 
 
-async def test_a_publisher_of_an_older_version_serves_an_old_subscriber(mall: Mall) -> None:
+async def test_a_publisher_can_downcast_for_an_old_subscriber(mall: Mall) -> None:
     mall.shop(SOLD_1, CENTS)
     mall.freeze()
     mall.shop(SOLD_2 + UP + DOWN, PRICE, "Sold, version=1")
@@ -217,7 +223,9 @@ async def test_a_publisher_of_an_older_version_serves_an_old_subscriber(mall: Ma
     worker.drain()
 
 
-async def test_a_downcaster_that_fails_is_named_and_nothing_is_published(mall: Mall) -> None:
+async def test_a_failing_downcaster_is_named_in_the_dead_letter_and_nothing_is_published(
+    mall: Mall,
+) -> None:
     mall.shop(SOLD_2 + DOWN.replace("float", "broken"), PRICE, "Sold, version=1")
     mall.ledger(SOLD_1)
     worker = mall.worker()
@@ -228,7 +236,7 @@ async def test_a_downcaster_that_fails_is_named_and_nothing_is_published(mall: M
     worker.drain()
 
 
-def test_a_version_that_cannot_be_written_keeps_a_service_from_loading(mall: Mall) -> None:
+def test_publishing_an_older_version_without_a_downcaster_is_a_usage_error(mall: Mall) -> None:
     mall.shop(SOLD_2, PRICE, "Sold, version=1")
     mall.project.run("worker", "shop").fails(2, "no downcaster to version 1", "@Sold.downcaster")
 
@@ -248,7 +256,7 @@ DRIFTS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("what", DRIFTS)
 @pytest.mark.parametrize("options", [(), ("--try-out",)])
-def test_drift_keeps_a_worker_from_starting(
+def test_drift_prevents_a_worker_from_starting(
     mall: Mall, what: str, options: tuple[str, ...]
 ) -> None:
     changed, words = DRIFTS[what]
@@ -258,7 +266,7 @@ def test_drift_keeps_a_worker_from_starting(
     mall.project.run("worker", "shop", *options).fails(4, "shop.sold v1", *words)
 
 
-def test_an_edited_lock_file_keeps_a_worker_from_starting(mall: Mall) -> None:
+def test_an_edited_lock_file_prevents_a_worker_from_starting(mall: Mall) -> None:
     mall.shop(SOLD_1, CENTS)
     mall.freeze()
     path = mall.project.root / "schemas/shop/sold/v1.json"
@@ -266,7 +274,7 @@ def test_an_edited_lock_file_keeps_a_worker_from_starting(mall: Mall) -> None:
     mall.project.run("worker", "shop").fails(4, "v1.json was edited", "from version control")
 
 
-def test_a_recorded_change_and_another_name_of_a_class_start(mall: Mall) -> None:
+def test_a_worker_starts_with_a_recorded_compatible_change(mall: Mall) -> None:
     mall.shop(SOLD_1, CENTS)
     mall.freeze()
     mall.shop(SOLD_1 + "    note: str = ''\n", CENTS)
@@ -275,6 +283,6 @@ def test_a_recorded_change_and_another_name_of_a_class_start(mall: Mall) -> None
     mall.worker("shop").drain()
 
 
-def test_what_is_not_frozen_yet_starts(mall: Mall) -> None:
+def test_a_worker_starts_with_schemas_that_are_not_frozen_yet(mall: Mall) -> None:
     mall.shop(SOLD_1, CENTS)
     mall.worker("shop").drain()
