@@ -28,8 +28,9 @@ quick: check  ## lint, types and unit tests, in about a minute
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/unit $(ARGS)
 
 soak: export EVENTMESH_SOAK_MINUTES ?= 10
-soak: $(VENV)/.dev  ## all crash points; 100,000 inputs to the decoders; all faults on all servers, again and again for EVENTMESH_SOAK_MINUTES
-	$(BIN)/python -m pytest tests/crash tests/unit/persistence/test_state_machine.py tests/unit/test_decoders.py tests/faults tests/acceptance -m "soak or not soak" $(ARGS)
+soak: $(VENV)/.dev  ## all crash points; connections cut after every few bytes; 100,000 inputs to the decoders; all faults on all servers, again and again for EVENTMESH_SOAK_MINUTES
+	$(BIN)/python -m pytest tests/crash tests/integration/test_*_cuts.py tests/integration/test_broker_cancellation.py \
+		tests/unit/persistence/test_state_machine.py tests/unit/test_decoders.py tests/faults tests/acceptance -m "soak or not soak" $(ARGS)
 
 cluster: $(VENV)/.dev  ## nodes of a three-node RabbitMQ cluster are killed under load; needs Docker
 	$(BIN)/python -m benchmarks.rabbitmq_cluster $(ARGS)

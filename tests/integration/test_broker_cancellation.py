@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
-from itertools import count
 
 import pytest
 
@@ -20,11 +19,13 @@ from eventmesh.transports.outcome import DONE
 from tests.integration.cancellation import request_after_a_cancelled_one
 from tests.integration.redis_nodes import eventually
 from tests.integration.redis_traffic import PAID, envelopes
+from tests.support.cut_positions import cut_positions, every_position
 from tests.support.proxy import Direction, proxy_before
 
 TIMEOUT_SECONDS = 300.0
 STEPS = {"redis": 5, "rabbitmq": 61}
-"""Bytes: the shortest answer of Redis, and fewer than most of RabbitMQ's answers have."""
+"""Bytes between two silences in the soak: the shortest answer of Redis, and fewer than most of
+RabbitMQ's answers have."""
 
 MIN_INTERRUPTIONS = 12
 """How many silences, or turns of the event loop, must at least interrupt the requests."""
@@ -82,18 +83,32 @@ async def publish_and_consume(transport: Transport) -> None:
             missing -= {each.envelope.id for each in deliveries}
 
 
+@every_position
 @pytest.mark.parametrize("direction", Direction)
 async def test_the_request_after_a_cancelled_one_gets_its_own_answers(
-    broker_server: Server, direction: Direction
+    broker_server: Server, direction: Direction, *, every_position: bool
 ) -> None:
     options = TransportOptions(visibility_timeout=1.0, prefix=f"test-{secrets.token_hex(5)}")
     async with asyncio.timeout(TIMEOUT_SECONDS), proxy_before(broker_server.url) as proxy:
-        for silences in count():
+
+        async def undisturbed() -> None:
+            async with open_transport(proxy.url, SystemClock(), options) as transport:
+                await connect_and_use(transport)
+
+        await undisturbed()  # the first use creates the queues
+        positions = await cut_positions(
+            proxy,
+            direction,
+            undisturbed,
+            step=STEPS[broker_server.kind],
+            every_position=every_position,
+        )
+        silences = 0
+        for position in positions:
             transport = make_transport(proxy.url, SystemClock(), options)
             try:
-                after = 1 + silences * STEPS[broker_server.kind]
                 was_done = await request_after_a_cancelled_one(
-                    *(proxy, after, direction),
+                    *(proxy, position, direction),
                     connect_and_use(transport),
                     publish_and_consume(transport),
                 )
@@ -101,15 +116,17 @@ async def test_the_request_after_a_cancelled_one_gets_its_own_answers(
                 await transport.close()
             if was_done:
                 break
+            silences += 1
     assert silences > MIN_INTERRUPTIONS
 
 
+@every_position
 async def test_closing_a_transport_at_any_moment_leaves_no_connection(
-    broker_server: Server,
+    broker_server: Server, *, every_position: bool
 ) -> None:
     options = TransportOptions(prefix=f"test-{secrets.token_hex(5)}")
     async with asyncio.timeout(TIMEOUT_SECONDS), proxy_before(broker_server.url) as proxy:
-        for turns in growing_numbers():
+        for turns in growing_numbers(every_position=every_position):
             transport = make_transport(proxy.url, SystemClock(), options)
             await transport.connect()
             users = [asyncio.ensure_future(use(transport)) for _ in range(3)]
@@ -124,9 +141,10 @@ async def test_closing_a_transport_at_any_moment_leaves_no_connection(
     assert turns > MIN_INTERRUPTIONS
 
 
+@every_position
 @pytest.mark.parametrize("call", [declare, publish, stats, dead_letters, consume_one])
 async def test_a_call_that_is_cancelled_at_any_moment_raises_cancelled_error(
-    broker_server: Server, call: Call
+    broker_server: Server, call: Call, *, every_position: bool
 ) -> None:
     options = TransportOptions(prefix=f"test-{secrets.token_hex(5)}")
     async with (
@@ -134,7 +152,7 @@ async def test_a_call_that_is_cancelled_at_any_moment_raises_cancelled_error(
         open_transport(broker_server.url, SystemClock(), options) as transport,
     ):
         await declare(transport)
-        for turns in growing_numbers():
+        for turns in growing_numbers(every_position=every_position):
             caller = asyncio.ensure_future(call(transport))
             await run_turns(turns)
             was_done = caller.done()
@@ -146,12 +164,12 @@ async def test_a_call_that_is_cancelled_at_any_moment_raises_cancelled_error(
     assert turns > 1
 
 
-def growing_numbers() -> Iterator[int]:
+def growing_numbers(*, every_position: bool) -> Iterator[int]:
     """Numbers of turns of the event loop: first every number, later fewer and fewer."""
     turns = 0
     while True:
         yield turns
-        turns += 1 + turns // 100
+        turns += 1 + turns // (100 if every_position else 20)
 
 
 async def run_turns(turns: int) -> None:

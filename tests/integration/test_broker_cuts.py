@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import count
 
 import pytest
 
@@ -19,11 +18,12 @@ from eventmesh.transports.base import Transport, TransportOptions, publish_or_ra
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE
 from tests.integration.redis_traffic import PAID, envelopes
+from tests.support.cut_positions import cut_positions, every_position
 from tests.support.proxy import Direction, Proxy, proxy_before
 
 TIMEOUT_SECONDS = 300.0
 STEPS = {"redis": 23, "rabbitmq": 131}
-"""Bytes between two cuts: fewer than most messages of the protocols have."""
+"""Bytes between two cuts in the soak: fewer than most messages of the protocols have."""
 
 MIN_CUTS = 12
 """How many cuts must at least interrupt the session, before one comes too late to matter."""
@@ -37,9 +37,10 @@ class Account:
     delivered: set[str] = field(default_factory=set)
 
 
+@every_position
 @pytest.mark.parametrize("direction", Direction)
 async def test_a_connection_cut_after_any_number_of_bytes_raises_unreachable_and_loses_nothing(
-    broker_server: Server, direction: Direction
+    broker_server: Server, direction: Direction, *, every_position: bool
 ) -> None:
     account, prefix = Account(), f"test-{secrets.token_hex(5)}"
 
@@ -48,19 +49,30 @@ async def test_a_connection_cut_after_any_number_of_bytes_raises_unreachable_and
 
     async with asyncio.timeout(TIMEOUT_SECONDS):
         async with proxy_before(broker_server.url) as proxy:
-            step = STEPS[broker_server.kind]
-            assert await cuts_until_success(proxy, direction, step, run_through_proxy) > MIN_CUTS
+            await run_through_proxy(proxy.url)  # the first session creates its queues
+            positions = await cut_positions(
+                proxy,
+                direction,
+                lambda: run_through_proxy(proxy.url),
+                step=STEPS[broker_server.kind],
+                every_position=every_position,
+            )
+            cuts = await cuts_until_success(proxy, direction, positions, run_through_proxy)
+            assert cuts > MIN_CUTS
         async with connected(broker_server.url, prefix) as transport:
             await consume_until(transport, account.confirmed, account)
 
 
 async def cuts_until_success(
-    proxy: Proxy, direction: Direction, step: int, session_at: Callable[[str], Awaitable[None]]
+    proxy: Proxy,
+    direction: Direction,
+    positions: Iterator[int],
+    session_at: Callable[[str], Awaitable[None]],
 ) -> int:
     """Run a session with a cut after more and more bytes, until none interrupts it; returns how
     many did."""
-    for cuts in count():
-        cutting = asyncio.ensure_future(proxy.cut_after(1 + cuts * step, direction))
+    for cuts, position in enumerate(positions):
+        cutting = asyncio.ensure_future(proxy.cut_after(position, direction))
         await asyncio.sleep(0)  # the cut is set now
         succeeded = False
         with suppress(Unreachable):

@@ -1,14 +1,14 @@
 """A lost connection is never blamed on a message: wherever it is cut, the error is Unreachable, and
 not one that a handler could have raised.
 
-The tests cut connections after every few bytes, in each direction; let the server terminate them
-before each statement; and cancel a statement while the database is silent, after which the next
-user of the connection pool must not get the answer to the cancelled statement."""
+The tests cut connections at every step of the protocol, in each direction; let the server
+terminate them before each statement; and cancel a statement while the database is silent, after
+which the next user of the connection pool must not get the answer to the cancelled statement."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any
@@ -33,12 +33,14 @@ from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.memory import MemoryTransport
 from tests.integration.cancellation import request_after_a_cancelled_one
 from tests.integration.one_handler import SUB, Do, send, until_settled, worker
+from tests.support.cut_positions import cut_positions, every_position
 from tests.support.proxy import Direction, Proxy, proxy_before
 from tests.support.units import unit_of_work
 
 TIMEOUT_SECONDS = 300.0
 STEP = 47
-"""Bytes between two cuts: fewer than most messages of either protocol have, and a prime number."""
+"""Bytes between two cuts in the soak: fewer than most messages of either protocol have, and a prime
+number."""
 
 SILENT_STEPS = {"postgresql": 1171, "mariadb": 47}
 """Bytes. PostgreSQL gets fewer steps, as SQLAlchemy waits two seconds for a silent server."""
@@ -140,11 +142,13 @@ async def proxy(url: str) -> AsyncIterator[Proxy]:
         yield proxy
 
 
-async def cuts_until_success(proxy: Proxy, direction: Direction, scenario: Scenario) -> int:
+async def cuts_until_success(
+    proxy: Proxy, direction: Direction, scenario: Scenario, positions: Iterator[int]
+) -> int:
     """Run a scenario with a cut after more and more bytes, until it succeeds; returns how often it
     failed."""
-    for lost in count():
-        cutting = asyncio.ensure_future(proxy.cut_after(1 + lost * STEP, direction))
+    for lost, position in enumerate(positions):
+        cutting = asyncio.ensure_future(proxy.cut_after(position, direction))
         await asyncio.sleep(0)  # the cut is set now
         with suppress(Unreachable):
             await scenario(proxy.url, f"{direction.name}-{lost}")
@@ -154,22 +158,39 @@ async def cuts_until_success(proxy: Proxy, direction: Direction, scenario: Scena
     raise AssertionError
 
 
+async def positions_in(
+    scenario: Scenario, proxy: Proxy, direction: Direction, *, every_position: bool
+) -> Iterator[int]:
+    return await cut_positions(
+        proxy,
+        direction,
+        lambda: scenario(proxy.url, f"{direction.name} undisturbed"),
+        step=STEP,
+        every_position=every_position,
+    )
+
+
+@every_position
 @pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize("scenario", [handle, publish])
 async def test_a_connection_cut_after_any_number_of_bytes_raises_unreachable(
-    proxy: Proxy, direction: Direction, scenario: Scenario
+    proxy: Proxy, direction: Direction, scenario: Scenario, *, every_position: bool
 ) -> None:
     async with asyncio.timeout(TIMEOUT_SECONDS):
-        assert await cuts_until_success(proxy, direction, scenario) > MIN_CUTS
+        positions = await positions_in(scenario, proxy, direction, every_position=every_position)
+        assert await cuts_until_success(proxy, direction, scenario, positions) > MIN_CUTS
 
 
+@every_position
 @pytest.mark.parametrize("direction", Direction)
 async def test_a_relay_round_that_is_cut_raises_unreachable_and_loses_no_message(
-    proxy: Proxy, url: str, direction: Direction
+    proxy: Proxy, url: str, direction: Direction, *, every_position: bool
 ) -> None:
-    await publish(url, "to relay")
     async with asyncio.timeout(TIMEOUT_SECONDS):
-        assert await cuts_until_success(proxy, direction, relay) > MIN_CUTS
+        await publish(url, "relayed undisturbed")
+        positions = await positions_in(relay, proxy, direction, every_position=every_position)
+        await publish(url, "to relay")
+        assert await cuts_until_success(proxy, direction, relay, positions) > MIN_CUTS
     assert await waiting(url) == 0
 
 
@@ -239,12 +260,14 @@ async def test_a_connection_that_the_server_terminates_before_any_use_raises_unr
     assert at > 2, "no use was interrupted"
 
 
+@every_position
 @pytest.mark.parametrize("direction", Direction)
 async def test_a_cut_while_a_relay_listens_raises_unreachable(
-    postgres_url: str, direction: Direction
+    postgres_url: str, direction: Direction, *, every_position: bool
 ) -> None:
     async with proxy_before(postgres_url) as proxy, asyncio.timeout(TIMEOUT_SECONDS):
-        assert await cuts_until_success(proxy, direction, listen) > MIN_CUTS
+        positions = await positions_in(listen, proxy, direction, every_position=every_position)
+        assert await cuts_until_success(proxy, direction, listen, positions) > MIN_CUTS
 
 
 async def test_a_handlers_error_is_raised_even_if_the_connection_is_cut_during_the_rollback(

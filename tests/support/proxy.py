@@ -68,6 +68,8 @@ class Proxy:
         self.url = ""
         self.passed = dict.fromkeys(Direction, 0)
         """How many bytes went which way so far."""
+        self.ends: dict[Direction, list[int]] = {direction: [] for direction in Direction}
+        """The values of `passed` after each part that was forwarded at once."""
         self._target = target
         self._port = 0
         self._listener: asyncio.Server | None = None
@@ -242,6 +244,7 @@ class Proxy:
                 writer.write(part)
                 await writer.drain()
                 self.passed[direction] += len(part)
+                self.ends[direction].append(self.passed[direction])
                 await self._after(part)
         await pair.flows.wait()
         await self._ends.wait()

@@ -1,0 +1,53 @@
+"""Where a test interrupts a connection, so that every step of the protocol is interrupted.
+
+A scenario is run once undisturbed, behind a proxy that records where each part ends that it
+forwarded: a request, an answer, a frame. The scenario is then interrupted in the middle of each
+part and at its end. These are different things to survive: half a COMMIT, and a COMMIT whose answer
+is lost. `make soak` interrupts it after every few bytes instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import count, pairwise
+
+import pytest
+
+from tests.support.proxy import Direction, Proxy
+
+every_position = pytest.mark.parametrize(
+    "every_position",
+    [False, pytest.param(True, marks=pytest.mark.soak)],
+    ids=["each part", "every position"],
+)
+"""Gives a test the argument `every_position`, which is true in the soak."""
+
+
+async def cut_positions(
+    proxy: Proxy,
+    direction: Direction,
+    run: Callable[[], Awaitable[object]],
+    *,
+    step: int,
+    every_position: bool,
+) -> Iterator[int]:
+    """Returns numbers of bytes in ascending order, without end: the scenario may be longer than the
+    undisturbed `run` by what the interruptions left behind, so ever wider steps follow the recorded
+    positions. In the soak, positions are `step` bytes apart."""
+    if every_position:
+        return count(1, step)
+    begin, known = proxy.passed[direction], len(proxy.ends[direction])
+    await run()
+    ends = [0, *(end - begin for end in proxy.ends[direction][known:])]
+    positions = {
+        position for one, other in pairwise(ends) for position in ((one + other + 1) // 2, other)
+    }
+    return _and_beyond(sorted(positions))
+
+
+def _and_beyond(positions: list[int]) -> Iterator[int]:
+    yield from positions
+    position = positions[-1]
+    while True:
+        position += 1 + position // 16
+        yield position
