@@ -101,10 +101,13 @@ def error_of(parse: Callable[[], object]) -> str:
 @settings(max_examples=200)
 @given(st.sampled_from(PLACES), passwords)
 def test_settings_are_shown_without_passwords(place: str, password: str) -> None:
-    url = place.format(password)
-    loaded = Settings(broker_url=url, database_urls={"bank": url})
+    loaded, expected = (
+        Settings(broker_url=url, database_urls={"bank": url})
+        for url in (place.format(password), place.format("***"))
+    )
+    # Other settings contain digits, such as 1000000, which a password may also contain.
     for shown in (repr(loaded), str(loaded)):
-        assert not leaked(shown, password, place.format("***")), shown
+        assert not leaked(shown, password, repr(expected)), shown
 
 
 @pytest.mark.parametrize(
