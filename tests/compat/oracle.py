@@ -71,12 +71,12 @@ def _multiple_of(_: Any, factor: Any, instance: Any, __: Any) -> Iterator[Valida
     if isinstance(instance, bool) or not isinstance(instance, int | float):
         return
     if exact(instance) % exact(factor):
-        yield ValidationError(f"{instance} is no multiple of {factor}")
+        yield ValidationError(f"{instance} is not a multiple of {factor}")
 
 
 def _format(_: Any, name: Any, instance: Any, __: Any) -> Iterator[ValidationError]:
     if isinstance(instance, str) and name in FORMATS and not has_format(name, instance):
-        yield ValidationError(f"{instance!r} is no {name}")
+        yield ValidationError(f"{instance!r} is not a valid {name}")
 
 
 def exact(number: float | int | Decimal) -> Fraction:
@@ -114,20 +114,27 @@ def ecma(pattern: str) -> re.Pattern[str]:
     return re.compile("(?a:" + "".join(out) + ")")
 
 
-def _in_python(node: Any) -> Any:
-    """The schema with its patterns written as Python's `re` reads them."""
+def _in_python(node: Any, draft: str) -> Any:
+    """The schema as the exact validator must be given it.
+
+    Its patterns are written as Python's `re` reads them. A `$schema` that repeats the draft is left
+    out: at a subschema that has one, `jsonschema` goes on with its own class for that draft, which
+    checks no formats.
+    """
     if isinstance(node, list):
-        return [_in_python(item) for item in node]
+        return [_in_python(item, draft) for item in node]
     if not isinstance(node, dict):
         return node
     made = {}
     for keyword, value in node.items():
+        if keyword == "$schema" and isinstance(value, str) and dialect(node, draft) == draft:
+            continue
         if keyword == "pattern" and isinstance(value, str):
             value = _translated(value)
         elif keyword == "patternProperties" and isinstance(value, dict):
-            value = {_translated(name): _in_python(inner) for name, inner in value.items()}
+            value = {_translated(name): _in_python(inner, draft) for name, inner in value.items()}
         elif keyword not in ("enum", "const", "default", "examples"):
-            value = _in_python(value)
+            value = _in_python(value, draft)
         made[keyword] = value
     return made
 
@@ -185,7 +192,7 @@ def acceptor(schema: Schema, draft: str = "2020") -> Callable[[Document], bool |
     second has the word.
     """
     own = dialect(schema, draft)
-    python = PYTHON[own](_in_python(schema))
+    python = PYTHON[own](_in_python(schema, own))
     second = second_opinion(schema, draft)
 
     def accepts(document: Document) -> bool | None:

@@ -11,6 +11,7 @@ from tests.compat.large_schemas import CHANGES, Pair, pairs
 from tests.compat.oracle import acceptor, is_proof, refutation
 
 MOST_UNKNOWN = 0.03
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 
 
 @cache
@@ -29,11 +30,21 @@ def test_no_verdict_is_wrong() -> None:
         what = f"{pair.name}: {pair.change}"
         if isinstance(verdict, Breaking):
             assert pair.truth != "compatible", what
-            # Where the two validators of the oracle disagree, there is no answer to hold it to.
             assert acceptor(pair.writer, pair.draft)(verdict.witness) is not False, what
             assert acceptor(pair.reader, pair.draft)(verdict.witness) is not True, what
         elif isinstance(verdict, Compatible):
             assert pair.truth != "breaking", what
+
+
+def test_the_oracle_checks_formats_in_definitions_that_name_their_draft() -> None:
+    schema = {
+        "$schema": DRAFT_7,
+        "$ref": "#/definitions/address",
+        "definitions": {"address": {"$schema": DRAFT_7, "type": "string", "format": "ipv4"}},
+    }
+    accepts = acceptor(schema, "7")
+    assert accepts("1.2.3.4") is True
+    assert accepts("no address") is False
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -43,13 +54,14 @@ def test_no_compatible_is_refuted_by_a_document(part: int) -> None:
         assert refutation(pair.writer, pair.reader, pair.draft, tries=5) is None, pair.change
 
 
-def test_almost_every_witness_is_one_by_two_validators() -> None:
-    found = [
-        is_proof(verdict.witness, pair.writer, pair.reader, pair.draft)
+def test_every_witness_is_one_by_two_validators() -> None:
+    unconfirmed = [
+        f"{pair.name}: {pair.change}"
         for pair, verdict in answers()
         if isinstance(verdict, Breaking)
+        and not is_proof(verdict.witness, pair.writer, pair.reader, pair.draft)
     ]
-    assert sum(found) >= 0.95 * len(found)
+    assert unconfirmed == []
 
 
 def test_unknown_is_rare() -> None:
