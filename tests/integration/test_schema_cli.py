@@ -401,7 +401,7 @@ BAD = {
 ODD = {
     "levels.json": nested(200).encode(),
     "properties.json": json.dumps(
-        {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(10_000)}}
+        {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(2_000)}}
     ).encode(),
     "pattern.json": b'{"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}}',
     "cycle.json": b'{"$ref": "#"}',
