@@ -29,14 +29,14 @@ from eventmesh.wire.envelope import Envelope
 from tests.integration.forks import Forks
 
 PATIENCE = 120.0
-"""Seconds within which anything waited for must happen; only a failure takes so long."""
+"""Seconds after which waiting for something fails; only a failing test takes so long."""
 
 HOLD_TIME = 3600.0
-"""Seconds, where `long_holds` is used."""
+"""Seconds for which a rejected message is held where `long_holds` is used."""
 
 POLL_INTERVAL = 0.01
-AT_ONCE = 6
-"""Commands that run side by side."""
+CONCURRENT_COMMANDS = 6
+"""How many commands run at the same time."""
 
 BANK = '''\
 """A bank whose handler does what the owner's name asks for."""
@@ -103,8 +103,8 @@ Condition = Callable[[], Any]
 
 
 def until(condition: Condition, what: str, patience: float = PATIENCE) -> Any:
-    """What the condition returns as soon as that is true; an AssertionError saying what was waited
-    for after `patience` seconds."""
+    """Wait until the condition is true and return its result; after `patience` seconds raise an
+    AssertionError that names what was waited for."""
     deadline = time.monotonic() + patience
     while not (result := condition()):
         assert time.monotonic() < deadline, f"waited {patience:g} s for {what}"
@@ -125,7 +125,7 @@ class Ended:
         return self.out + self.err
 
     def fails(self, code: int, *words: str) -> str:
-        """Checks that this is one paragraph for a person, with this exit code and these words."""
+        """Check the exit code, and that the error is one paragraph with these words."""
         assert self.code == code, self.said
         assert "Traceback" not in self.said
         error = self.err.strip()
@@ -144,7 +144,7 @@ class Ended:
 
 
 class Output:
-    """What a command says, in files."""
+    """The output of a command, in files."""
 
     def __init__(self, root: Path) -> None:
         self.log = root / f".output-{uuid.uuid4().hex}"
@@ -152,7 +152,7 @@ class Output:
 
     @contextmanager
     def files(self) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-        """To be written to."""
+        """Both files, open for writing."""
         with (self.log / "out").open("wb") as out, (self.log / "err").open("wb") as err:
             yield out, err
 
@@ -166,7 +166,7 @@ class Output:
 
 
 class Process(Protocol):
-    """What tests do with a process, started or forked."""
+    """A process, started or forked, as tests use it."""
 
     pid: int
 
@@ -176,7 +176,7 @@ class Process(Protocol):
 
 
 class Running(Output):
-    """A command that runs, in a process group of its own."""
+    """A running command in its own process group."""
 
     def __init__(self, root: Path, begin: Callable[[IO[bytes], IO[bytes]], Process]) -> None:
         """`begin` starts the command, which writes to these two files."""
@@ -185,7 +185,7 @@ class Running(Output):
             self.process = begin(out, err)
 
     def lines(self) -> list[dict[str, Any]]:
-        """The log lines so far that are complete."""
+        """The complete log lines so far."""
         complete = self.err.rpartition("\n")[0].splitlines()
         return [json.loads(line) for line in complete if line.startswith("{")]
 
@@ -200,14 +200,14 @@ class Running(Output):
         self._until(lambda: text in self.out, f"{text!r} printed")
 
     def until(self, holds: Callable[[str], bool], what: str) -> None:
-        """Wait until this holds of everything that it has said so far."""
+        """Wait until this holds for all output so far."""
         self._until(lambda: holds(self.out + self.err), what)
 
     def tell(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
     def tell_all(self, number: signal.Signals) -> None:
-        """As a terminal does with Ctrl-C: to the process and its children."""
+        """Send a signal to the process and its children, as a terminal does on Ctrl-C."""
         os.killpg(self.process.pid, number)
 
     def children(self) -> list[int]:
@@ -220,18 +220,20 @@ class Running(Output):
         try:
             code = self.process.wait(patience)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still runs after {patience:g} s; it said: {self.err}") from None
+            raise AssertionError(
+                f"still runs after {patience:g} s; its output: {self.err}"
+            ) from None
         return Ended(code, self.out, self.err)
 
     def drain(self) -> Ended:
-        """Tell it to stop, and check that it does so in good order."""
+        """Stop it, and check that it exits with success."""
         self.tell(signal.SIGTERM)
         ended = self.ended()
         assert ended.code == 0, ended.said
         return ended
 
     def kill(self) -> None:
-        """End it and its group, whatever state they are in."""
+        """Kill its process group, whatever state it is in."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -249,7 +251,7 @@ class Running(Output):
         try:
             until(reached, what)
         except AssertionError as error:
-            raise AssertionError(f"{error}; it said: {self.out}{self.err}") from None
+            raise AssertionError(f"{error}; its output: {self.out}{self.err}") from None
 
 
 FORKED = ("asyncapi", "db", "dlq", "outbox", "schema", "unrouted", "worker")
@@ -257,8 +259,8 @@ FORKED = ("asyncapi", "db", "dlq", "outbox", "schema", "unrouted", "worker")
 a supervisor is not, nor its children; these show that a worker can also start on its own."""
 
 
-def _of_first_moments(environment: Mapping[str, str]) -> bool:
-    """Whether it has what Python reads when it begins, other than here."""
+def _changes_interpreter(environment: Mapping[str, str]) -> bool:
+    """Whether it changes variables that Python reads only when a process starts."""
     return any(
         value != os.environ.get(name)
         for name, value in environment.items()
@@ -267,10 +269,10 @@ def _of_first_moments(environment: Mapping[str, str]) -> bool:
 
 
 class Project:
-    """A folder with services in it, and an environment for the commands that are run there."""
+    """A folder with services, and the environment of the commands that run there."""
 
     def __init__(self, root: Path, forks: Forks | None = None) -> None:
-        """With `forks`, a command costs little; what `start_program` starts is never forked."""
+        """With `forks`, commands start faster. `start_program` never forks."""
         self.root = root
         self._forks = forks
         self.prefix = f"t{uuid.uuid4().hex[:12]}"
@@ -278,9 +280,9 @@ class Project:
         self.environment = kept | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "EVENTMESH_BROKER_PREFIX": self.prefix,
-            # The relay of a worker that was aborted is replaced when its leases have ended.
+            # The relay of an aborted worker is replaced at lease expiry.
             "EVENTMESH_LEASE_TIME": "500ms",
-            # A service that is rewritten within a second must not be taken from a cache.
+            # A service that is rewritten within a second must not be read from a bytecode cache.
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         self._started: list[Running] = []
@@ -323,7 +325,7 @@ class Project:
             self._forks is None
             or not set(arguments[:1]) & {*FORKED}
             or "--workers" in arguments
-            or _of_first_moments(asked)
+            or _changes_interpreter(asked)
         ):
             return self.start_program(sys.executable, "-m", "eventmesh", *arguments, **environment)
         begin = partial(self._forks.begin, arguments, self.root, asked)
@@ -337,27 +339,29 @@ class Project:
         return self.start(*arguments, **environment).ended()
 
     def run_all(self, *commands: Sequence[str]) -> list[Ended]:
-        """What becomes of these, run side by side, a few at a time: each has its patience."""
+        """Run these, a few at a time; each has its own timeout."""
         ended: list[Ended] = []
-        for begin in range(0, len(commands), AT_ONCE):
-            running = [self.start(*command) for command in commands[begin : begin + AT_ONCE]]
+        for begin in range(0, len(commands), CONCURRENT_COMMANDS):
+            running = [
+                self.start(*command) for command in commands[begin : begin + CONCURRENT_COMMANDS]
+            ]
             ended += [each.ended() for each in running]
         return ended
 
     def worker(self, *arguments: str, processes: int = 1, **environment: str) -> Running:
-        """A worker of the bank that is ready."""
+        """Start a worker of the bank and wait until it is ready."""
         running = self.start("worker", "bank", *arguments, **environment)
         running.until_says("worker is ready", processes)
         return running
 
     def python(self, text: str, **environment: str) -> Ended:
-        """A user's program."""
+        """Run a program of a user."""
         path = self.write(f"program_{uuid.uuid4().hex}.py", text)
         return self.start_program(sys.executable, str(path), **environment).ended()
 
     def letters(self, count: int = 1, service: str = "bank") -> list[dict[str, Any]]:
-        """The dead letters of the service, once there are so many: the log tells of each a moment
-        before it is stored."""
+        """Wait until the service has this many dead letters: each is logged shortly before it is
+        stored."""
         return until(lambda: self._letters(service, count), f"{count} dead letter(s)")
 
     def _letters(self, service: str, least: int) -> list[dict[str, Any]]:
@@ -367,10 +371,10 @@ class Project:
         return found if len(found) >= least else []
 
     def processes(self) -> list[int]:
-        """All that runs in this folder, whoever's child it has become."""
+        """All processes that run in this folder, whatever their parent is."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # it ended meanwhile
+            with suppress(OSError):  # it has exited meanwhile
                 if (process / "cwd").readlink() == self.root:
                     found.append(int(process.name))
         return found
@@ -385,8 +389,8 @@ class Project:
 
 @pytest.fixture
 def long_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message that the broker rejects is held for HOLD_TIME: it comes again when the test moves
-    the clock on, and not because the machine is slow."""
+    """Hold rejected messages for HOLD_TIME, so that they are retried only when the test moves the
+    clock forward, and not because the machine is slow."""
     monkeypatch.setattr(relay, "hold_time", lambda _attempts: HOLD_TIME)
 
 
@@ -399,7 +403,7 @@ def forks() -> Iterator[Forks]:
 
 @pytest.fixture
 def project(tmp_path: Path, forks: Forks) -> Iterator[Project]:
-    """An empty project on a SQLite broker; whatever runs in it ends with the test."""
+    """An empty project on a SQLite broker; processes in it end with the test."""
     made = Project(tmp_path, forks)
     try:
         yield made
@@ -409,7 +413,7 @@ def project(tmp_path: Path, forks: Forks) -> Iterator[Project]:
 
 @pytest.fixture
 def projects(tmp_path: Path, forks: Forks) -> Iterator[Callable[[], Project]]:
-    """Makes empty projects; whatever runs in them ends with the test."""
+    """Creates empty projects; processes in them end with the test."""
     made: list[Project] = []
 
     def make() -> Project:
@@ -434,7 +438,7 @@ def bank(project: Project) -> Project:
 
 @pytest.fixture
 def on(bank: Project, durable_url: Callable[[str], str]) -> Callable[[str], Project]:
-    """The bank on a "sqlite", "redis" or "amqp" broker, under a prefix of its own."""
+    """The bank on a "sqlite", "redis" or "amqp" broker, with its own prefix."""
 
     def use(broker: str) -> Project:
         bank.environment["EVENTMESH_BROKER_URL"] = durable_url(broker)
@@ -445,7 +449,7 @@ def on(bank: Project, durable_url: Callable[[str], str]) -> Callable[[str], Proj
 
 @pytest.fixture
 def attributes() -> Callable[..., dict[str, str]]:
-    """The CloudEvents attributes of a new deposit, with changes; one that is "" is left out."""
+    """The CloudEvents attributes of a new deposit, with changes; "" removes an attribute."""
 
     def make(**changes: str) -> dict[str, str]:
         made = {
@@ -466,8 +470,8 @@ Put = Callable[[Project, Mapping[str, str], bytes], Awaitable[None]]
 
 @pytest.fixture
 def put() -> Put:
-    """Puts a message of the bank's on the broker as a program would that knows nothing of
-    EventMesh: where its type belongs, and a deposit if that is missing."""
+    """Publishes a message to the bank like a program that knows nothing about EventMesh: to the
+    destination of its type, or of a deposit if it has no type."""
 
     async def to(project: Project, attributes: Mapping[str, str], data: bytes) -> None:
         url = project.environment.get("EVENTMESH_BROKER_URL", "")
@@ -488,7 +492,7 @@ def put() -> Put:
                     channel = await connection.channel()
                     exchange = await channel.get_exchange(project.prefix)
                     await exchange.publish(message, routing_key=name)
-            case _:  # a file that only EventMesh knows how to write
+            case _:  # only EventMesh itself can write this file
                 url = url or f"sqlite:///{project.root}/.eventmesh/broker.db"
                 options = TransportOptions(prefix=project.prefix)
                 async with open_transport(url, SystemClock(), options) as transport:

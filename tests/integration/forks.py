@@ -2,9 +2,9 @@
 
     python -m tests.integration.forks FD
 
-Most of the time of a command or the start of a worker is spent importing, and tests run hundreds of
-them. A forked child acts as a process of its own would: it has its own folder, environment, output
-files and process group.
+Commands and starting workers spend most of their time importing modules, and tests run hundreds of
+them. A forked child behaves like a newly started process: it has its own folder, environment,
+output files and process group.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ import eventmesh
 
 _ROOT = Path(__file__).parents[2]
 _MOST = 1_000_000
-"""Bytes of a request: a command line and an environment."""
+"""The maximum size of a request in bytes: a command line and an environment."""
 
 
 class ForkedProcess:
-    """What `subprocess.Popen` is for a process that was started."""
+    """A forked process, with the methods of `subprocess.Popen` that the tests use."""
 
     def __init__(self, pid: int, end: int) -> None:
         """`end` is a pipe from which the exit code can be read when the process has exited;
@@ -70,7 +70,7 @@ class ForkedProcess:
 
 
 class Forks:
-    """The tests' side. Requests are sent one at a time; the commands run side by side."""
+    """The tests' end. Requests are sent one at a time; the commands run concurrently."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -101,14 +101,14 @@ class Forks:
         return ForkedProcess(int(self._socket.recv(100)), reading)
 
     def close(self) -> None:
-        self._socket.close()  # which makes it exit
+        self._socket.close()  # the process then exits
         self._process.wait()
 
 
 def main() -> None:
     import_all()
     gc.freeze()  # a collection in a child would copy all these objects' memory
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the children
     tests = socket.socket(fileno=int(sys.argv[1]))
     while received := _receive(tests):
         request, files = received
@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def import_all() -> None:
-    """Import all of EventMesh, except what only some processes can import."""
+    """Import all modules of EventMesh, except those that only some processes can import."""
     for found in pkgutil.walk_packages(eventmesh.__path__, "eventmesh."):
         if not any(part in found.name for part in (".migrations", ".testing", ".integrations")):
             importlib.import_module(found.name)

@@ -1,4 +1,4 @@
-"""A service with one handler, whose effect is a row, on a broker in memory."""
+"""A service with one handler, whose effect is a row, on the memory transport."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Do(Command, name="shop.do", version=1):
 
 @asynccontextmanager
 async def worker(service: Service, url: str) -> AsyncIterator[MemoryTransport]:
-    """A worker of the service, its subscription declared."""
+    """Run a worker of the service while the context is open, with its subscription declared."""
     settings = Settings(database_urls={"shop": url})
     transport = MemoryTransport(SystemClock())
     stop = asyncio.Event()

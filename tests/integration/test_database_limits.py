@@ -1,4 +1,4 @@
-"""Limits that an operator sets on PostgreSQL, and a worker whose machine is gone."""
+"""Limits that an operator sets on PostgreSQL, and a worker whose machine is lost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def database(postgres_url: str) -> AsyncIterator[Database]:
 
 
 async def limit(database: Database, setting: str, milliseconds: int) -> None:
-    """For all connections that are made from now on."""
+    """Set a limit for all new connections."""
     async with database.connection() as connection:
         name = await connection.scalar(text("SELECT current_database()"))
         await connection.execute(text(f'ALTER DATABASE "{name}" SET {setting} = {milliseconds}'))
@@ -50,11 +50,11 @@ def url_of(database: Database) -> str:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110  # it is no event
+        while not condition():  # noqa: ASYNC110  # there is no event
             await asyncio.sleep(0.01)
 
 
-async def test_a_relay_whose_statement_took_too_long_tries_again(database: Database) -> None:
+async def test_a_relay_retries_after_a_statement_timeout(database: Database) -> None:
     await limit(database, "statement_timeout", 200)
     other = Database(url_of(database), service="shop")
     relay = Relay("shop", other, MemoryTransport(SystemClock()), SystemClock(), lease_time=3.0)
@@ -71,7 +71,7 @@ async def test_a_relay_whose_statement_took_too_long_tries_again(database: Datab
     await other.close()
 
 
-async def test_a_message_for_which_the_database_ends_the_connection_does_not_block_the_others(
+async def test_a_message_whose_connection_the_database_ends_does_not_block_the_others(
     database: Database,
 ) -> None:
     await limit(database, "idle_in_transaction_session_timeout", 200)
@@ -96,10 +96,10 @@ async def test_a_message_for_which_the_database_ends_the_connection_does_not_blo
     assert (len(letters), found) == (1, [0, 1, 3, 4])
 
 
-async def test_the_server_ends_the_transaction_of_a_worker_that_falls_silent(
+async def test_the_server_ends_the_transaction_of_a_silent_worker(
     database: Database,
 ) -> None:
-    """Otherwise its rows of the inbox would be locked for two hours, until TCP gives up."""
+    """Otherwise its inbox rows would be locked for two hours, until TCP closes the connection."""
     async with database.connection() as connection:
         idle, interval, count, timeout = [
             int(await connection.scalar(text(f"SHOW {setting}")) or 0)

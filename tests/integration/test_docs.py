@@ -1,4 +1,4 @@
-"""docs/: every page is followed from top to bottom, and its links lead somewhere."""
+"""docs/: the commands of every page are run from top to bottom, and its links are checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NEWCOMERS = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGEL
 
 @pytest.fixture
 def reader(project: Project, request: pytest.FixtureRequest) -> Callable[[str], Reader]:
-    """Somebody who has written the README's two files, and has the servers that a page asks for."""
+    """A reader who has written the README's two files, and has the servers that a page needs."""
     project.write("services/bank/service.py", SERVICE)
     project.write("send.py", SEND)
 
@@ -44,30 +44,32 @@ def reader(project: Project, request: pytest.FixtureRequest) -> Callable[[str], 
 
 
 @each_page
-def test_what_the_page_says_happens(page: str, reader: Callable[[str], Reader]) -> None:
+def test_the_commands_of_the_page_work_as_it_shows(
+    page: str, reader: Callable[[str], Reader]
+) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     assert text.count("```") == 2 * len(BLOCK.findall(text))
     reader(text).read(text)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *NEWCOMERS], ids=lambda page: page.stem)
-def test_its_links_lead_somewhere(page: Path) -> None:
+def test_the_links_of_the_page_have_targets(page: Path) -> None:
     for link in links(page):
         assert link.startswith(("https://", "#")) or (page.parent / link).exists(), link
 
 
 def links(page: Path) -> list[str]:
-    """Where a page's links lead, as they are written."""
+    """The targets of a page's links, as they are written."""
     return re.findall(r"\]\(([^)]+)\)", BLOCK.sub("", page.read_text(encoding="utf-8")))
 
 
-def test_a_line_that_a_page_shows_is_a_whole_line_after_those_before_it() -> None:
+def test_a_shown_line_must_be_a_whole_line_after_the_lines_shown_before() -> None:
     printed = Printed(Ended(0, "10 letters\n0 letters\nada has 1\n", "warning\n"))
     shown = ["0 letters", "warning", "10 letters", "ada …", "ada …"]
     assert [printed.shows(line) for line in shown] == [True, True, False, True, False]
 
 
-def test_the_readme_names_every_page_and_the_list_of_decisions_every_record() -> None:
+def test_the_readme_links_every_page_and_the_list_of_decisions_every_record() -> None:
     for page, prefix, named_by in (
         (DOCS, "docs/", ROOT / "README.md"),
         (DOCS / "decisions", "", DOCS / "decisions" / "README.md"),

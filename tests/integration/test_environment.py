@@ -1,4 +1,4 @@
-"""Variables that are misspelt, and those of the file `.env`, in commands as a user runs them."""
+"""Misspelt variables, and variables of the file `.env`, in commands as a user runs them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def misspelt(bank: Project) -> Project:
-    """The bank, with one misspelt variable in the environment and one in the file."""
+    """The bank with one misspelt variable in the environment and one in the file."""
     bank.environment["EVENTMESH_BROKER_URI"] = "redis://127.0.0.1:1"
     bank.write(".env", "EVENTMESH_AA_DATABASE_URL=postgresql://127.0.0.1:1/x\nOTHER=1\n")
     return bank
 
 
-def test_a_worker_tells_misspelt_variables_and_what_it_uses(misspelt: Project) -> None:
+def test_a_worker_logs_misspelt_variables_and_its_settings(misspelt: Project) -> None:
     worker = misspelt.worker()
     told = [
         line for line in worker.lines() if line["event"] == "unknown environment variable ignored"
@@ -35,7 +35,7 @@ def test_a_worker_tells_misspelt_variables_and_what_it_uses(misspelt: Project) -
     worker.drain()
 
 
-def test_a_memory_broker_with_several_workers_is_warned_of(bank: Project) -> None:
+def test_a_memory_broker_with_several_workers_logs_a_warning(bank: Project) -> None:
     worker = bank.worker("--workers", "2", processes=2, EVENTMESH_BROKER_URL="memory://")
     [line] = [
         line
@@ -46,7 +46,9 @@ def test_a_memory_broker_with_several_workers_is_warned_of(bank: Project) -> Non
     worker.drain()
 
 
-def test_a_program_whose_database_is_away_shows_one_error_and_no_chain(bank: Project) -> None:
+def test_a_program_with_an_unreachable_database_shows_one_error_without_a_chain(
+    bank: Project,
+) -> None:
     bank.write(
         "send.py",
         "import asyncio\n"
@@ -63,7 +65,7 @@ def test_a_program_whose_database_is_away_shows_one_error_and_no_chain(bank: Pro
     )
 
 
-def test_every_command_that_connects_tells_misspelt_variables(misspelt: Project) -> None:
+def test_every_command_that_connects_warns_of_misspelt_variables(misspelt: Project) -> None:
     misspelt.run("db", "upgrade", "bank").succeeds()
     for ended in misspelt.run_all(
         ["db", "upgrade", "bank"],
@@ -82,7 +84,7 @@ def test_every_command_that_connects_tells_misspelt_variables(misspelt: Project)
             json.loads(ended.out)
 
 
-def test_a_worker_uses_the_file_and_shows_no_password(bank: Project) -> None:
+def test_a_worker_reads_the_env_file_and_shows_no_password(bank: Project) -> None:
     bank.write(
         ".env",
         "EVENTMESH_BROKER_URL=sqlite:///data/messages.db\n"

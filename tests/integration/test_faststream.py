@@ -40,7 +40,7 @@ from eventmesh.wire.cloudevents import to_fields, to_headers
 from eventmesh.wire.envelope import Envelope as MeshEnvelope
 from eventmesh.wire.envelope import seal
 
-PATIENCE = 60.0
+TIMEOUT_SECONDS = 60.0
 """Seconds after which a test fails that waits for something."""
 
 VISIBILITY = 2.0
@@ -56,7 +56,7 @@ class Base(DeclarativeBase):
 
 
 class Invoice(Base):
-    """Without a unique constraint: only the inbox prevents a second invoice."""
+    """An invoice. There is no unique constraint: only the inbox prevents a second one."""
 
     __tablename__ = "invoices"
 
@@ -115,16 +115,16 @@ class Unheard(Event, name="billing.unheard", version=1):
 
 
 async def until(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
-    """The first true result of the condition."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait for the first true result of the condition."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not (result := await condition()):
-        assert time.monotonic() < deadline, f"waited {PATIENCE:g} s for {what}"
+        assert time.monotonic() < deadline, f"waited {TIMEOUT_SECONDS:g} s for {what}"
         await asyncio.sleep(0.02)
     return result
 
 
 class Notes(BaseMiddleware):
-    """An outer middleware that records what is received, and with which error handling ends."""
+    """An outer middleware that records which messages arrive and with which error each ends."""
 
     received: list[str]
 
@@ -139,7 +139,7 @@ class Notes(BaseMiddleware):
 
 @dataclass
 class Stage:
-    """A billing service in a FastStream app, its broker, and what tests look at in both."""
+    """A billing service in a FastStream app, its broker, and what the tests observe."""
 
     kind: str
     settings: Settings
@@ -152,7 +152,7 @@ class Stage:
     received: list[str] = field(default_factory=list)
 
     def listen(self) -> None:
-        """Record what FastStream receives, in a middleware outside of the mesh's."""
+        """Record what FastStream receives, in a middleware around that of the mesh."""
         self.broker.insert_middleware(type("Noting", (Notes,), {"received": self.received}))
 
     @asynccontextmanager
@@ -178,7 +178,7 @@ class Stage:
         await publish_or_raise(self.transport, envelopes)
 
     async def publish_raw(self, attributes: dict[str, str], data: bytes) -> None:
-        """Publish attributes and data that anybody could write."""
+        """Publish these attributes and data, valid or not."""
         envelope = MeshEnvelope(attributes, data)
         if self.kind == "amqp":
             async with await aio_pika.connect(self.settings.broker_url) as connection:
@@ -200,7 +200,7 @@ class Stage:
             return [(order, currency) for order, currency in rows]
 
     async def invoiced(self, *orders: str) -> list[tuple[str, str]]:
-        """All invoices, once there is one for each of these orders."""
+        """Wait until each of these orders has an invoice; returns all invoices."""
 
         async def there() -> list[tuple[str, str]]:
             found = await self.invoices()
@@ -210,7 +210,7 @@ class Stage:
         return found
 
     async def letters(self, count: int = 1) -> Sequence[DeadLetter]:
-        """The dead letters, once there are that many."""
+        """Wait for this number of dead letters."""
 
         async def there() -> Sequence[DeadLetter]:
             found = await self.transport.dead_letters(self.subscription, limit=100)
@@ -220,8 +220,8 @@ class Stage:
         return found
 
     async def settled(self, *, dead: int = 0) -> None:
-        """Return once nothing of the subscription waits, and it has so many dead letters. RabbitMQ
-        counts letters again only some time after they were listed."""
+        """Wait until no message of the subscription waits and it has this many dead letters.
+        RabbitMQ counts letters again only some time after they were listed."""
 
         async def nothing_waits() -> bool:
             stats = await self.transport.stats(self.subscription)
@@ -260,7 +260,7 @@ async def stage(
         yield Stage(
             kind, settings, service, broker, mesh, FastStream(broker, logger=None), transport
         )
-    if untouched:  # the mesh has set it up
+    if untouched:  # the mesh has set up the broker
         structlog.reset_defaults()
 
 
@@ -292,7 +292,7 @@ async def orders_worker(stage: Stage) -> AsyncIterator[list[str]]:
         worker = Worker([service], transport, stage.settings, service.clock)
         running = asyncio.create_task(worker.run(stop))
         try:
-            await asyncio.wait_for(worker.ready.wait(), PATIENCE)
+            await asyncio.wait_for(worker.ready.wait(), TIMEOUT_SECONDS)
             yield notified
         finally:
             stop.set()
@@ -302,7 +302,7 @@ async def orders_worker(stage: Stage) -> AsyncIterator[list[str]]:
 # Consuming
 
 
-async def test_a_message_takes_effect_once_however_often_it_is_published(stage: Stage) -> None:
+async def test_a_message_that_is_published_several_times_takes_effect_once(stage: Stage) -> None:
     invoicing(stage)
     envelope = stage.place("a")
     async with stage.running():
@@ -314,14 +314,14 @@ async def test_a_message_takes_effect_once_however_often_it_is_published(stage: 
     assert await stage.invoices() == [("a", "EUR"), ("b", "EUR")]
 
 
-async def test_what_was_published_before_the_app_first_ran_is_delivered(stage: Stage) -> None:
+async def test_messages_published_before_the_app_first_ran_are_delivered(stage: Stage) -> None:
     invoicing(stage)
     await stage.publish(stage.place("early"))
     async with stage.running():
         await stage.invoiced("early")
 
 
-class DiesAfterCommit(BaseMiddleware):
+class FailsAfterCommit(BaseMiddleware):
     """An outer middleware that fails once, after the transaction was committed."""
 
     failed = 0
@@ -334,16 +334,16 @@ class DiesAfterCommit(BaseMiddleware):
         return result
 
 
-async def test_a_message_that_was_committed_and_not_acknowledged_has_no_second_effect(
+async def test_a_committed_but_unacknowledged_message_has_no_second_effect(
     stage: Stage,
 ) -> None:
-    dies = type("Dies", (DiesAfterCommit,), {"failed": 0})
+    dies = type("Dies", (FailsAfterCommit,), {"failed": 0})
     stage.broker.insert_middleware(dies)
     invoicing(stage)
     async with stage.running():
         await stage.publish(stage.place("a"))
         await stage.invoiced("a")
-        await stage.settled()  # so it was delivered again, and then acknowledged
+        await stage.settled()  # it was redelivered, and then acknowledged
     assert dies.failed == 1
     assert stage.calls == ["a"]
     assert await stage.invoices() == [("a", "EUR")]
@@ -413,7 +413,7 @@ async def test_an_invalid_retry_is_dead_lettered(stage: Stage, fields: dict[Any,
     assert stage.calls == ["good"]
 
 
-async def test_data_that_violates_the_contract_is_dead_lettered(stage: Stage) -> None:
+async def test_data_that_is_not_valid_is_dead_lettered(stage: Stage) -> None:
     invoicing(stage)
     good = stage.place("a")
     unfit = MeshEnvelope(good.attributes, b'{"order": 7}')
@@ -429,7 +429,7 @@ async def test_data_that_violates_the_contract_is_dead_lettered(stage: Stage) ->
     assert stage.calls == []
 
 
-async def test_an_old_version_is_upcast(stage: Stage) -> None:
+async def test_an_older_version_is_upcast(stage: Stage) -> None:
     invoicing(stage)
     async with stage.running():
         await stage.publish(stage.place("old", OrderPlacedOnce))
@@ -446,7 +446,7 @@ async def test_a_newer_version_is_read_if_the_frozen_schemas_prove_it_compatible
         assert await stage.invoiced("new") == [("new", "EUR")]
 
 
-async def test_a_failing_message_is_rolled_back_and_retried_and_then_dead_lettered(
+async def test_a_failing_message_is_rolled_back_retried_and_then_dead_lettered(
     stage: Stage,
 ) -> None:
     tried_at: list[float] = []
@@ -522,8 +522,9 @@ async def test_a_dead_letter_is_replayed_to_the_app(stage: Stage) -> None:
         await stage.settled()
 
 
-@pytest.mark.parametrize("kind", ["redis"])  # RabbitMQ takes nothing back from a connected consumer
-async def test_a_slow_handler_keeps_its_message(stage: Stage) -> None:
+# RabbitMQ takes no delivery back from a connected consumer.
+@pytest.mark.parametrize("kind", ["redis"])
+async def test_a_message_is_not_redelivered_while_a_slow_handler_runs(stage: Stage) -> None:
     stage.listen()
 
     @stage.mesh.subscriber(OrderPlaced)
@@ -540,7 +541,7 @@ async def test_a_slow_handler_keeps_its_message(stage: Stage) -> None:
     assert len(stage.received) == 1
 
 
-async def test_a_message_is_held_while_the_database_is_lost(
+async def test_a_message_waits_while_the_database_is_unreachable(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.listen()
@@ -564,7 +565,7 @@ async def test_a_message_is_held_while_the_database_is_lost(
     assert len(stage.received) == 1
 
 
-async def test_the_app_stops_while_the_database_is_lost(
+async def test_the_app_can_stop_while_the_database_is_unreachable(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.listen()
@@ -583,13 +584,13 @@ async def test_the_app_stops_while_the_database_is_lost(
 
 
 @pytest.mark.parametrize("kind", ["redis"])
-async def test_a_redelivery_during_handling_is_skipped(
+async def test_a_redelivery_while_the_handler_runs_is_skipped(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.listen()
     monkeypatch.setattr(
         "eventmesh.integrations.faststream.redis.Upkeep.start",
-        lambda _: [asyncio.create_task(asyncio.sleep(PATIENCE))],
+        lambda _: [asyncio.create_task(asyncio.sleep(TIMEOUT_SECONDS))],
     )
     handling = asyncio.Event()
 
@@ -676,7 +677,7 @@ async def test_what_a_handler_publishes_is_committed_with_its_effects(stage: Sta
         await stage.publish(stage.place("a"))
         await until(lambda: _async(notified), "an invoice")
         await stage.settled()
-        await asyncio.sleep(0.1)  # in which a second message would arrive
+        await asyncio.sleep(0.1)  # time in which a second message would arrive
     assert stage.calls == ["a"] * 3
     assert notified == ["a"]
 
@@ -702,7 +703,7 @@ async def test_a_returned_message_is_published_once_even_with_a_publisher_as_dec
     assert stage.calls == ["silent", "a", "z"]
 
 
-async def test_another_publisher_of_the_app_gets_what_was_returned_and_nothing_else(
+async def test_a_plain_publisher_of_the_app_publishes_only_the_returned_message(
     stage: Stage,
 ) -> None:
     heard: list[Any] = []
@@ -731,7 +732,7 @@ async def test_another_publisher_of_the_app_gets_what_was_returned_and_nothing_e
     assert stage.calls == ["a", "a", "b"]
 
 
-async def test_messages_published_outside_of_a_handler_are_accepted_and_deduped(
+async def test_messages_published_outside_a_handler_are_accepted_and_deduplicated(
     stage: Stage,
 ) -> None:
     sent = stage.mesh.publisher(InvoiceSent)
@@ -751,7 +752,7 @@ async def test_messages_published_outside_of_a_handler_are_accepted_and_deduped(
     assert delivery.envelope.data == b'{"order":"a"}'
 
 
-async def test_a_message_must_be_declared_and_published_to_its_own_destination(
+async def test_a_message_must_be_declared_and_published_to_its_destination(
     stage: Stage,
 ) -> None:
     sent = stage.mesh.publisher(InvoiceSent)
@@ -765,14 +766,14 @@ async def test_a_message_must_be_declared_and_published_to_its_own_destination(
 
 
 def elsewhere(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A destination outside of the mesh: for a subscriber, and for a publisher."""
+    """A destination outside the mesh, for a subscriber and for a publisher."""
     name = f"{stage.settings.broker_prefix}.plain"
     if stage.kind == "amqp":
         return {"queue": name}, {"queue": name}
     return {"stream": StreamSub(name, last_id="0")}, {"stream": name}
 
 
-async def test_the_rest_of_the_app_is_unaffected(stage: Stage) -> None:
+async def test_other_handlers_of_the_app_are_unaffected(stage: Stage) -> None:
     invoicing(stage)
     heard: list[Any] = []
     place, address = elsewhere(stage)
@@ -788,10 +789,10 @@ async def test_the_rest_of_the_app_is_unaffected(stage: Stage) -> None:
     assert heard == [{"hello": "there"}, {"order": "as plain JSON"}]
 
 
-# Mistakes
+# Errors
 
 
-async def test_without_the_lifespan_no_message_is_handled_or_lost(stage: Stage) -> None:
+async def test_without_the_lifespan_no_message_is_handled_and_none_is_lost(stage: Stage) -> None:
     stage.listen()
     invoicing(stage)
     await stage.transport.declare([stage.subscription])
@@ -829,7 +830,7 @@ async def test_a_broker_of_another_kind_is_a_usage_error(stage: Stage) -> None:
             pass
 
 
-async def test_an_inbox_retention_that_is_too_short_is_a_usage_error_as_in_a_worker(
+async def test_a_too_short_inbox_window_is_a_usage_error_as_in_a_worker(
     stage: Stage,
 ) -> None:
     """The app's relay purges the inbox too, while a copy of a message may still wait for its

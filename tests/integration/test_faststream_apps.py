@@ -1,5 +1,5 @@
-"""Whole FastStream apps as processes: the documented one beside a worker, killed and given a poison
-message; and one that knows nothing of EventMesh."""
+"""FastStream apps as processes: the documented app runs with a worker, is killed and gets a poison
+message; another app knows nothing about EventMesh."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def documented(broker: str) -> str:
 
 
 class Bill:
-    """One project with the documented app and the service orders."""
+    """A project with the documented app and the service orders."""
 
     def __init__(self, project: Project, url: str, source: str) -> None:
         self.project = project
@@ -160,7 +160,7 @@ class Bill:
         assert ended.code == 0, ended.said
 
     def rows(self, service: str, table: str) -> list[int]:
-        """The order of each row in a table."""
+        """The orders of the rows in a table."""
         try:
             connection = sqlite3.connect(
                 f"file:{self.project.root}/.eventmesh/{service}.db?mode=ro", uri=True
@@ -183,14 +183,15 @@ class Bill:
 
 
 @pytest.mark.parametrize("broker", ["amqp", "redis"])
-def test_the_documented_app_is_a_service_and_survives_kills(
+def test_the_documented_app_works_with_a_service_and_survives_kills(
     broker: str, project: Project, durable_url: Callable[[str], str]
 ) -> None:
     bill = Bill(project, durable_url(broker), documented(broker) + KILLED_AFTER_COMMIT + POISONED)
     worker = project.start("worker", "orders")
     patient = bill.start("patient.py")
     bill.place(1, 0xDD, 2)
-    bill.until_rows("orders", "told", 1, 2)  # although killed after 1, and repeatedly by 0xDD
+    # Although the app was killed after order 1, and repeatedly by order 0xDD.
+    bill.until_rows("orders", "told", 1, 2)
     [letter] = until(bill.letters, "a dead letter")
     assert "may be killing its worker" in letter["reason"]
     assert letter["attributes"]["subject"].endswith("0000000000dd")
@@ -200,7 +201,7 @@ def test_the_documented_app_is_a_service_and_survives_kills(
     worker.drain()
 
 
-def test_a_rabbitmq_app_that_knows_nothing_of_eventmesh_reads_its_messages(
+def test_a_rabbitmq_app_without_eventmesh_can_read_its_messages(
     project: Project, durable_url: Callable[[str], str]
 ) -> None:
     assert "eventmesh" not in UNCHANGED

@@ -1,4 +1,4 @@
-"""A command in a forked process does what it would do in a process of its own."""
+"""A command in a forked process behaves as in a newly started one."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ BROKEN = "raise RuntimeError('not a service')\n"
     ],
     ids=" ".join,
 )
-def test_it_prints_the_same(bank: Project, command: Sequence[str]) -> None:
+def test_a_forked_command_prints_the_same_output(bank: Project, command: Sequence[str]) -> None:
     bank.run("db", "upgrade", "bank").succeeds()
     bank.run("schema", "freeze").succeeds()
-    assert shown(bank.run(*command)) == shown(alone(bank, *command))
+    assert shown(bank.run(*command)) == shown(run_unforked(bank, *command))
 
 
-def test_an_error_is_printed_in_the_same_way(bank: Project) -> None:
+def test_a_forked_command_prints_the_same_error(bank: Project) -> None:
     bank.service(BROKEN)
-    forked, started = bank.run("schema", "check"), alone(bank, "schema", "check")
+    forked, started = bank.run("schema", "check"), run_unforked(bank, "schema", "check")
     assert forked.code == started.code != 0
     assert shown(forked) == shown(started)
 
 
-async def test_a_worker_works_and_ends_in_the_same_way(
+async def test_a_forked_worker_handles_messages_and_stops_in_the_same_way(
     bank: Project, attributes: Callable[..., dict[str, str]], put: Put
 ) -> None:
     command = ("worker", "--no-supervise", "bank")
@@ -61,13 +61,15 @@ async def test_a_worker_works_and_ends_in_the_same_way(
     assert forked.events() == started.events()
 
 
-def test_a_worker_that_is_killed_ends_with_its_signal(bank: Project) -> None:
+def test_the_exit_code_of_a_killed_worker_is_its_signal(bank: Project) -> None:
     worker = bank.worker()
     worker.tell(signal.SIGKILL)
     assert worker.ended().code == -signal.SIGKILL
 
 
-def test_each_has_its_own_environment_and_folder(projects: Callable[[], Project]) -> None:
+def test_each_forked_command_has_its_own_environment_and_folder(
+    projects: Callable[[], Project],
+) -> None:
     first, second = projects(), projects()
     first.service()
     for file in ("a.db", "b.db"):
@@ -81,8 +83,8 @@ def test_each_has_its_own_environment_and_folder(projects: Callable[[], Project]
     assert not (second.root / "schemas").exists()
 
 
-def alone(bank: Project, *command: str) -> Ended:
-    """What comes of the command in a process of its own."""
+def run_unforked(bank: Project, *command: str) -> Ended:
+    """Run the command in a newly started process."""
     return bank.start_program(sys.executable, "-m", "eventmesh", *command).ended()
 
 

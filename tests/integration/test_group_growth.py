@@ -1,4 +1,4 @@
-"""How many messages share a transaction: what their handlers allow, whatever a commit costs."""
+"""A group has as many messages as its handlers allow within its time, whatever a commit costs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import Delivery
 from eventmesh.wire.envelope import seal
 
-MOST = 100
-TIME = 0.05
+MAX_GROUP_SIZE = 100
+GROUP_TIME = 0.05
 
 
 class Do(Command, name="shop.do", version=1):
-    """Something that the clock alone measures."""
+    """A command whose cost only the clock shows."""
 
 
 class MovedClock(SystemClock):
-    """Stands still but when it is moved."""
+    """A clock that only moves when the test moves it."""
 
     seconds = 0.0
 
@@ -33,7 +33,7 @@ class MovedClock(SystemClock):
 
 
 class Lane:
-    """One lane of a service, always with more to do."""
+    """One lane of a service, which always has more messages."""
 
     def __init__(self, service: Service, clock: MovedClock) -> None:
         self.clock = clock
@@ -42,7 +42,7 @@ class Lane:
         self.runner = BatchRunner(service, handler, vitals)
 
     async def run(self, batches: int) -> int:
-        """The size of the groups after so many."""
+        """Run this number of groups; returns the group size afterwards."""
         for _ in range(batches):
             envelopes = [
                 seal(Do(), source="test", clock=self.clock) for _ in range(self.runner.size)
@@ -52,19 +52,19 @@ class Lane:
         return self.runner.size
 
 
-Costs = Callable[[float, float], Lane]
+MakeLane = Callable[[float, float], Lane]
 
 
 @pytest.fixture
-async def costs(tmp_path: Path) -> AsyncIterator[Costs]:
-    """Makes a lane whose handler and commit take so many seconds each."""
+async def lane_with_costs(tmp_path: Path) -> AsyncIterator[MakeLane]:
+    """Creates a lane whose handler and whose commit take these numbers of seconds."""
     clock = MovedClock()
     service = Service("shop", clock=clock)
     service.configure(
         Settings(
             database_urls={"shop": f"sqlite:///{tmp_path}/shop.db"},
-            group_size=MOST,
-            group_time=TIME,
+            group_size=MAX_GROUP_SIZE,
+            group_time=GROUP_TIME,
         )
     )
     handler_takes, commit_takes = 0.0, 0.0
@@ -88,13 +88,17 @@ async def costs(tmp_path: Path) -> AsyncIterator[Costs]:
         yield make
 
 
-async def test_where_commits_are_slow_groups_are_as_large_as_allowed(costs: Costs) -> None:
-    assert await costs(0.0, 10 * TIME).run(batches=8) == MOST
+async def test_groups_grow_to_the_limit_if_commits_are_slow(lane_with_costs: MakeLane) -> None:
+    assert await lane_with_costs(0.0, 10 * GROUP_TIME).run(batches=8) == MAX_GROUP_SIZE
 
 
-async def test_where_handlers_are_slow_groups_end_in_time(costs: Costs) -> None:
-    assert await costs(TIME / 8, 10 * TIME).run(batches=12) == 8
+async def test_groups_are_limited_by_group_time_if_handlers_are_slow(
+    lane_with_costs: MakeLane,
+) -> None:
+    assert await lane_with_costs(GROUP_TIME / 8, 10 * GROUP_TIME).run(batches=12) == 8
 
 
-async def test_a_handler_that_takes_longer_than_group_time_gets_groups_of_one(costs: Costs) -> None:
-    assert await costs(2 * TIME, 0.0).run(batches=4) == 1
+async def test_groups_have_one_message_if_a_handler_takes_longer_than_group_time(
+    lane_with_costs: MakeLane,
+) -> None:
+    assert await lane_with_costs(2 * GROUP_TIME, 0.0).run(batches=4) == 1

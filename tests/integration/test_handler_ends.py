@@ -1,4 +1,4 @@
-"""A handler that ends the transaction it shares, in whatever way, harms no other message."""
+"""A handler that ends the shared transaction, in whatever way, affects no other message."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.integration.one_handler import (
 
 
 async def migrated(url: str) -> None:
-    """With a table on which SQLite rolls back the whole transaction."""
+    """Migrate, and create a table on whose conflicts SQLite rolls back the whole transaction."""
     await one_handler.migrated(url)
     database = Database(url, service="shop")
     async with database.connection() as connection:
@@ -87,7 +87,7 @@ async def text_rollback(tx: Transaction) -> None:
     await tx.session.execute(text("ROLLBACK"))
 
 
-async def rolls_back_by_conflict(tx: Transaction) -> None:
+async def rollback_by_conflict(tx: Transaction) -> None:
     with suppress(IntegrityError):
         await tx.session.execute(text("INSERT INTO rare VALUES (1)"))
 
@@ -103,13 +103,13 @@ WAYS: list[Callable[[Transaction], Any]] = [
     transaction_rollback,
     text_commit,
     text_rollback,
-    rolls_back_by_conflict,
+    rollback_by_conflict,
 ]
 
 
-@pytest.mark.parametrize("after", ["goes on", "fails once"])
+@pytest.mark.parametrize("after", ["continues", "fails once"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-async def test_the_others_of_its_group_are_handled_once_and_it_is_a_dead_letter(
+async def test_ending_the_shared_transaction_dead_letters_the_message_and_no_other_of_its_group(
     database_url: str, way: Callable[[Transaction], Any], after: str
 ) -> None:
     await migrated(database_url)
@@ -134,7 +134,7 @@ async def test_the_others_of_its_group_are_handled_once_and_it_is_a_dead_letter(
     assert [number for number in range(60) if number not in found] == ([30] if letters else [])
 
 
-async def test_what_is_published_after_the_end_is_an_error_and_not_lost(sqlite_url: str) -> None:
+async def test_publishing_after_the_end_of_the_transaction_is_an_error(sqlite_url: str) -> None:
     service = Service("shop", metadata=Base.metadata)
     service.configure(Settings(database_urls={"shop": sqlite_url}))
     service.publisher(Do)
@@ -160,5 +160,5 @@ async def test_what_is_published_after_the_end_is_an_error_and_not_lost(sqlite_u
 
 async def until_kept(kept: list[Transaction], number: int) -> None:
     async with asyncio.timeout(PATIENCE):
-        while len(kept) < number:  # noqa: ASYNC110  # it is no event
+        while len(kept) < number:  # noqa: ASYNC110  # there is no event
             await asyncio.sleep(0.01)

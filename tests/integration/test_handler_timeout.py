@@ -1,4 +1,4 @@
-"""A handler that takes too long is cancelled, undone, and tried again."""
+"""A handler that exceeds its timeout is cancelled, rolled back and retried."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.integration.one_handler import (
 from tests.support.proxy import proxy_before
 
 
-async def test_a_statement_that_takes_too_long_is_ended_and_only_its_message_is_retried(
+async def test_a_handler_timeout_ends_the_statement_and_retries_only_its_message(
     postgres_url: str,
 ) -> None:
     await migrated(postgres_url)
@@ -59,7 +59,7 @@ async def test_a_statement_that_takes_too_long_is_ended_and_only_its_message_is_
     assert sleeping == 0
 
 
-async def test_a_database_that_never_answers_holds_a_lane_no_longer_than_the_limit(
+async def test_a_silent_database_blocks_a_lane_no_longer_than_the_timeout(
     postgres_url: str,
 ) -> None:
     await migrated(postgres_url)
@@ -83,7 +83,7 @@ async def test_a_database_that_never_answers_holds_a_lane_no_longer_than_the_lim
     assert await effects(postgres_url) == [1]
 
 
-async def test_a_handler_without_a_transaction_is_limited_too(sqlite_url: str) -> None:
+async def test_a_handler_without_a_transaction_has_a_timeout_too(sqlite_url: str) -> None:
     service = Service("shop")
     attempts: list[int] = []
 
@@ -100,7 +100,9 @@ async def test_a_handler_without_a_transaction_is_limited_too(sqlite_url: str) -
     assert attempts == [1, 1, 1]
 
 
-async def test_a_timeout_of_the_handlers_own_is_not_taken_for_the_limit(sqlite_url: str) -> None:
+async def test_a_timeout_error_of_the_handler_itself_is_not_mistaken_for_its_timeout(
+    sqlite_url: str,
+) -> None:
     service = Service("shop")
 
     @service.subscriber(retry=Retry(attempts=1), timeout="20s")

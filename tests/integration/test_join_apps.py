@@ -1,5 +1,5 @@
-"""Web applications that publish with their own sessions: one of FastAPI, one of Starlette, and the
-one of the documentation as a real process."""
+"""Web applications that publish with their own sessions: one with FastAPI, one with Starlette, and
+the documented one as a real process."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class OrderPlaced(Event, name="orders.order_placed", version=1, key="number"):
 
 
 class PlacedElsewhere(Event, name="orders.order_placed", version=1):
-    """The same event, as the other service declares it."""
+    """The same event as another service declares it."""
 
     number: int
 
@@ -77,7 +77,7 @@ def orders(settings: Settings) -> Service:
     return service
 
 
-# FastAPI: the session of a request comes by a dependency, which commits it before the response.
+# FastAPI: a dependency provides the session of a request, and commits it before the response.
 
 
 async def session_of(request: Request) -> AsyncIterator[AsyncSession]:
@@ -108,7 +108,7 @@ async def place(order: NewOrder, session: RequestSession, tx: RequestTransaction
 
 
 def place_in_thread(order: NewOrder, request: Request) -> NewOrder:
-    """A handler that is not a coroutine, with a plain session."""
+    """A handler that is a plain function, with a synchronous session."""
     with Session(request.app.state.plain_engine) as session, session.begin():
         session.add(Order(number=order.number))
         request.app.state.service.join(session).publish(OrderPlaced(number=order.number))
@@ -124,7 +124,7 @@ def fastapi_app(service: Service, engine: AsyncEngine) -> FastAPI:
     return app
 
 
-# Starlette: a handler that commits by itself, before it answers.
+# Starlette: the handler itself commits, before it responds.
 
 
 def starlette_app(service: Service, engine: AsyncEngine) -> Starlette:
@@ -149,7 +149,7 @@ Make = Callable[[Service, AsyncEngine], FastAPI | Starlette]
 
 @dataclass
 class Site:
-    """A web application in this process, and a service that subscribes to what it publishes."""
+    """A web application in this process, and a service that subscribes to its events."""
 
     app: FastAPI | Starlette
     service: Service
@@ -159,7 +159,7 @@ class Site:
 
     @property
     def lifespan(self) -> Callable[[], AbstractAsyncContextManager[object]]:
-        """What a server does around all requests."""
+        """Run the application's lifespan, as a server does."""
         return lambda: self.app.router.lifespan_context(self.app)
 
     async def post(self, number: int, path: str = "/orders", fail: str = "") -> httpx.Response:
@@ -196,8 +196,8 @@ class Site:
         await eventually(received)
 
     async def until_received_at_least_once(self, *numbers: int) -> None:
-        """A message is delivered again where a connection is lost before it is settled, and billing
-        has no inbox."""
+        """A message is redelivered if the connection is lost before it is settled, and billing has
+        no inbox."""
 
         async def received() -> bool:
             return set(self.received) == set(numbers)
@@ -207,13 +207,13 @@ class Site:
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not await condition():  # noqa: ASYNC110  # the condition may lie in a database
+        while not await condition():  # noqa: ASYNC110  # the condition may be in a database
             await asyncio.sleep(POLL_INTERVAL)
 
 
 @asynccontextmanager
 async def working(service: Service, settings: Settings) -> AsyncIterator[None]:
-    """A worker of this service beside the body."""
+    """Run a worker of this service while the context is open."""
     stop, clock = asyncio.Event(), SystemClock()
     async with open_transport(settings.broker_url, clock, settings.transport_options) as transport:
         worker = Worker([service], transport, settings, clock)
@@ -254,7 +254,7 @@ async def site(request: pytest.FixtureRequest, settings: Settings) -> AsyncItera
 
 
 @pytest.mark.parametrize("database_url", ["sqlite", "postgres", "mariadb"], indirect=True)
-async def test_what_a_request_stores_and_publishes_reaches_another_service(site: Site) -> None:
+async def test_an_event_of_a_request_reaches_another_service(site: Site) -> None:
     async with site.billing(), site.lifespan():
         assert [(await site.post(number)).status_code for number in (1, 2, 3)] == [201] * 3
         await site.until_received(1, 2, 3)
@@ -281,7 +281,7 @@ async def test_an_http_error_publishes_nothing(settings: Settings) -> None:
         assert await site.stored() == [2]
 
 
-async def test_a_handler_that_runs_in_a_thread_publishes_with_a_plain_session(
+async def test_a_handler_in_a_thread_publishes_with_a_synchronous_session(
     settings: Settings,
 ) -> None:
     from sqlalchemy import create_engine
@@ -296,10 +296,10 @@ async def test_a_handler_that_runs_in_a_thread_publishes_with_a_plain_session(
         site.app.state.plain_engine.dispose()
 
 
-async def test_a_worker_of_the_service_relays_for_a_site_without_a_relay(
+async def test_a_worker_relays_for_a_web_application_without_a_relay(
     site: Site,
 ) -> None:
-    """The lifespan is not entered."""
+    """The lifespan does not run."""
     await site.post(1)
     assert await site.waiting() == 1
     async with site.billing(), working(orders(site.settings), site.settings):
@@ -307,10 +307,10 @@ async def test_a_worker_of_the_service_relays_for_a_site_without_a_relay(
         await site.until_received(1, 2)
 
 
-async def test_the_site_serves_while_the_broker_is_away(
+async def test_the_application_serves_requests_while_the_broker_is_unreachable(
     settings: Settings, redis_server: Server, tmp_path: Path
 ) -> None:
-    """At its start, and later; nothing that it publishes meanwhile is lost."""
+    """The broker is unreachable at the start and later; no message published meanwhile is lost."""
     async with proxy_before(redis_server.url) as proxy:
         away = settings.model_copy(
             update={"broker_url": proxy.url, "broker_prefix": f"t{tmp_path.name.replace('_', '')}"}
@@ -326,8 +326,8 @@ async def test_the_site_serves_while_the_broker_is_away(
                 await site.until_received_at_least_once(1, 2)
 
 
-async def test_the_documented_site_runs_as_it_is_printed(project: Project) -> None:
-    """As a process of its own, beside a worker of the bank."""
+async def test_the_documented_application_runs_as_shown(project: Project) -> None:
+    """It runs as a separate process, together with a worker of the bank."""
     indented = (joining.__doc__ or "").partition("\n\n")[2].partition("\nWithout")[0]
     documented = textwrap.dedent(indented)
     assert len([line for line in documented.splitlines() if line]) <= 12
@@ -340,7 +340,7 @@ async def test_the_documented_site_runs_as_it_is_printed(project: Project) -> No
     until(lambda: "Uvicorn running on " in site.err or site.process.poll(), "the site to run")
     assert site.process.poll() is None, site.err
     address = site.err.partition("Uvicorn running on ")[2].split()[0]
-    # The server ends a connection after an error, maybe under the next request.
+    # The server closes a connection after an error, perhaps during the next request.
     async with httpx.AsyncClient(base_url=address, headers={"Connection": "close"}) as client:
         answers = [await client.post(f"/accounts/{owner}") for owner in ("ada", "ada", "bob")]
     assert [answer.status_code for answer in answers] == [200, 500, 200]
