@@ -1,4 +1,4 @@
-"""Where MariaDB behaves differently from PostgreSQL, the promises hold nevertheless."""
+"""The promises also hold where MariaDB behaves differently from PostgreSQL."""
 
 from __future__ import annotations
 
@@ -82,10 +82,11 @@ async def database(mesh: Mesh) -> Database:
 
 
 class TestHandlers:
-    async def test_a_deadlock_that_a_handler_swallows_takes_no_effect_of_its_group_away(
+    async def test_a_deadlock_that_a_handler_catches_loses_no_effect_of_its_group(
         self, mesh: Mesh, database: Database
     ) -> None:
-        """The server undoes the whole transaction then, and goes on in another one."""
+        """At a deadlock the server rolls back the whole transaction, and later statements begin
+        another."""
         deadlocks: list[int] = []
 
         @mesh.service.subscriber(Do, retry=SOON)
@@ -99,7 +100,7 @@ class TestHandlers:
                     deadlocks.append(command.number)
             return Done(number=command.number)
 
-        await make_spots(database)
+        await create_spots(database)
         async with mesh.worker():
             await mesh.send(*range(12))
             await until(effects(mesh, 12))
@@ -108,7 +109,7 @@ class TestHandlers:
         assert sorted(await mesh.effects()) == list(range(12))
         assert await mesh.dead("shop.do") == []
 
-    async def test_a_deadlock_that_a_handler_lets_through_is_tried_again(
+    async def test_a_deadlock_that_a_handler_does_not_catch_is_retried(
         self, mesh: Mesh, database: Database
     ) -> None:
         deadlocks: list[int] = []
@@ -123,17 +124,17 @@ class TestHandlers:
                     await deadlock()
             return Done(number=command.number)
 
-        await make_spots(database)
+        await create_spots(database)
         async with mesh.worker():
             await mesh.send(*range(12))
             await until(effects(mesh, 12))
             await until(mesh.outbox_is_empty)
         assert sorted(await mesh.effects()) == list(range(12))
 
-    async def test_a_deadlock_in_a_savepoint_undoes_the_whole_transaction(
+    async def test_a_deadlock_in_a_savepoint_rolls_back_the_whole_transaction(
         self, mesh: Mesh, database: Database
     ) -> None:
-        await make_spots(database)
+        await create_spots(database)
         async with database.unit_of_work(mesh.service.sender()) as unit:
             with unit.transaction() as tx:
                 tx.session.add(Effect(number=1))
@@ -157,7 +158,7 @@ class TestHandlers:
             "LOCK TABLES effects WRITE",
         ],
     )
-    async def test_a_statement_that_would_commit_half_a_group_is_refused(
+    async def test_a_statement_with_an_implicit_commit_is_an_error_in_a_handler(
         self, mesh: Mesh, statement: str
     ) -> None:
         @mesh.service.subscriber(Do)
@@ -179,7 +180,7 @@ class TestHandlers:
     async def test_a_procedure_that_commits_is_detected(
         self, mesh: Mesh, database: Database
     ) -> None:
-        """Too late for its own transaction, but success is not reported."""
+        """It is too late to keep the transaction whole, but no success is reported."""
         async with database.connection() as connection:
             await connection.execute(text("CREATE PROCEDURE sly() COMMIT"))
         async with unit_of_work(database) as unit:
@@ -187,7 +188,9 @@ class TestHandlers:
             with pytest.raises(Conflict, match="commits"):
                 await unit.commit()
 
-    async def test_what_needs_no_commit_is_allowed(self, database: Database) -> None:
+    async def test_statements_without_an_implicit_commit_are_allowed(
+        self, database: Database
+    ) -> None:
         async with unit_of_work(database) as unit:
             await unit.session.execute(text("CREATE TEMPORARY TABLE some (id INT)"))
             async with unit.session.begin_nested():
@@ -195,7 +198,7 @@ class TestHandlers:
             await unit.session.execute(text("DROP TEMPORARY TABLE some"))
             await unit.commit()
 
-    async def test_a_connection_that_is_killed_under_a_handler_costs_no_attempt(
+    async def test_a_connection_killed_while_a_handler_runs_costs_no_attempt(
         self, mesh: Mesh, database: Database
     ) -> None:
         killed: list[int] = []
@@ -219,10 +222,10 @@ class TestHandlers:
         assert await mesh.effects() == list(range(10))
         assert await mesh.dead("shop.do") == []
 
-    async def test_a_statement_larger_than_the_server_takes_is_its_messages_fault_alone(
+    async def test_a_statement_that_is_too_large_for_the_server_fails_only_its_message(
         self, mesh: Mesh, database: Database
     ) -> None:
-        """The server would answer it by closing the connection, as if it were lost."""
+        """The server would close the connection, which looks like a lost one."""
         async with database.reading() as connection:
             limit = await connection.scalar(text("SELECT @@max_allowed_packet"))
 
@@ -241,7 +244,7 @@ class TestHandlers:
             await until(one_dead)
         assert sorted(await mesh.effects()) == [0, 1, 3, 4]
 
-    async def test_an_update_reads_the_old_values_of_its_row_as_elsewhere(
+    async def test_an_update_reads_the_old_values_of_its_row_as_in_standard_sql(
         self, database: Database
     ) -> None:
         async with unit_of_work(database) as unit:
@@ -253,23 +256,21 @@ class TestHandlers:
 
 
 async def claim(session: AsyncSession, *ids: str) -> set[str]:
-    """Those of these that were not in the inbox."""
+    """Claim these ids; returns those that were not in the inbox before."""
     return (await inbox.claim(session, "s", dict.fromkeys(ids, 1))).fresh
 
 
 class TestInbox:
-    async def test_ids_are_the_same_when_they_are_so_letter_by_letter(
-        self, database: Database
-    ) -> None:
+    async def test_ids_are_compared_byte_by_byte(self, database: Database) -> None:
         ids = ["a", "A", "a ", "ä", "a\u0308", "a\0", "ß", "ss", "😀", "😁"]
         async with unit_of_work(database) as unit:
             assert await claim(unit.session, *ids) == set(ids)
             assert await claim(unit.session, *ids) == set()
 
-    async def test_of_three_workers_with_one_message_one_that_fails_costs_nobody_an_attempt(
+    async def test_of_three_workers_with_one_message_the_failing_one_costs_the_others_no_attempt(
         self, database: Database
     ) -> None:
-        """The two that waited for it may deadlock on the rows it leaves; they simply try again."""
+        """The two that waited may deadlock on its rolled back rows; then they retry."""
 
         async def handle() -> set[str]:
             while True:
@@ -286,17 +287,20 @@ class TestInbox:
             await waiting_for_locks(database, 2)
         assert sorted(map(len, await asyncio.gather(*others))) == [0, 2]
 
-    async def test_a_lock_that_takes_too_long_is_nobodys_fault(self, database: Database) -> None:
+    async def test_a_lock_wait_timeout_is_not_blamed_on_the_message(
+        self, database: Database
+    ) -> None:
         async with unit_of_work(database) as first, unit_of_work(database) as second:
             await claim(first.session, "a")
             await second.session.execute(text("SET SESSION innodb_lock_wait_timeout = 1"))
             with pytest.raises(Unreachable, match="Lock wait timeout"), database.own_statements():
                 await claim(second.session, "a")
-            await (await second.session.connection()).invalidate()  # which has the short time still
+            # The connection still has the short timeout.
+            await (await second.session.connection()).invalidate()
 
 
 class TestOutbox:
-    async def test_what_is_stored_comes_back_to_the_last_byte_level_and_microsecond(
+    async def test_large_and_deeply_nested_values_are_read_exactly_as_they_were_stored(
         self, database: Database
     ) -> None:
         state: dict[str, Any] = {}
@@ -338,7 +342,7 @@ class TestOutbox:
             assert await due() == ["m2"]
         assert await due() == ["m1", "m2"]
 
-    async def test_a_round_reads_no_more_rows_than_it_relays_however_many_wait(
+    async def test_a_round_reads_only_about_as_many_rows_as_it_relays(
         self, database: Database
     ) -> None:
         async with database.connection() as connection:
@@ -355,11 +359,12 @@ class TestOutbox:
 
 
 class TestRelay:
-    async def test_the_outbox_of_a_relay_that_was_cut_off_is_taken_over_in_order(
+    async def test_another_relay_takes_over_the_outbox_of_a_disconnected_one_in_order(
         self, mesh: Mesh, database: Database
     ) -> None:
-        """Between the broker's confirmation and its deletion: those messages come twice."""
-        broker = Remembering(mesh.clock)
+        """It fails between the broker's confirmation and its own deletion, so some messages are
+        duplicated."""
+        broker = RecordingBroker(mesh.clock)
         cut_off = Relay("shop", database, broker, mesh.clock, lease_time=1.0)
         mesh.service.publisher(Done)
         async with mesh.service.transaction() as tx:
@@ -381,14 +386,15 @@ class TestRelay:
 
 
 class TestJoin:
-    """Beside what tests/integration/test_join.py promises of every database."""
+    """What is specific to MariaDB; tests/integration/test_join.py has what holds on every
+    database."""
 
     @pytest.fixture
     async def sessions(
         self, mesh: Mesh, mariadb_url: str, database: Database
     ) -> AsyncIterator[Sessions]:
-        """Of an application, which calls its database as many do."""
-        await make_spots(database)
+        """The sessions of an application, with the URL that is usual for MySQL and MariaDB."""
+        await create_spots(database)
         mesh.service.publisher(Done)
         url = make_url(mariadb_url).set(drivername="mysql+asyncmy")
         engine = create_async_engine(url)
@@ -396,7 +402,7 @@ class TestJoin:
         await engine.dispose()
 
     async def committed(self, database: Database) -> tuple[list[int], list[int]]:
-        """The effects and the messages that are there."""
+        """The numbers of the committed effects and messages."""
         async with database.reading() as connection:
             numbers = await connection.scalars(select(Effect.number).order_by(Effect.id))
             rows = await connection.scalars(
@@ -406,7 +412,7 @@ class TestJoin:
 
     @pytest.mark.parametrize("left_open", [False, True])
     @pytest.mark.parametrize("joined_late", [False, True])
-    async def test_a_deadlock_that_the_application_swallows_is_detected_at_its_commit(
+    async def test_a_deadlock_that_the_application_catches_is_detected_at_its_commit(
         self,
         mesh: Mesh,
         database: Database,
@@ -414,7 +420,8 @@ class TestJoin:
         joined_late: bool,
         left_open: bool,
     ) -> None:
-        """Otherwise what came after it would be committed: half of the state and all messages."""
+        """Otherwise the work after the deadlock would be committed: half the state and all
+        messages."""
         async with sessions() as session:
             if joined_late:
                 await session.execute(select(Effect))
@@ -425,7 +432,7 @@ class TestJoin:
             async with rival_of(database, tx) as deadlock:
                 with suppress(DBAPIError):
                     await deadlock()
-            if left_open:  # a savepoint, of the new transaction
+            if left_open:  # a savepoint of the new transaction
                 await session.begin_nested()
             session.add(Effect(number=2))
             tx.publish(Done(number=2))
@@ -438,7 +445,7 @@ class TestJoin:
             await session.commit()
         assert await self.committed(database) == ([3], [3])
 
-    async def test_a_deadlock_in_a_savepoint_is_not_undone_with_that(
+    async def test_after_a_deadlock_in_a_savepoint_the_transaction_cannot_commit(
         self, mesh: Mesh, database: Database, sessions: Sessions
     ) -> None:
         async with sessions() as session:
@@ -453,7 +460,7 @@ class TestJoin:
             await session.rollback()
         assert await self.committed(database) == ([], [])
 
-    async def test_a_lock_that_takes_too_long_undoes_its_statement_only(
+    async def test_a_lock_wait_timeout_rolls_back_only_its_statement(
         self, mesh: Mesh, database: Database, sessions: Sessions
     ) -> None:
         async with sessions() as session, database.engine.connect() as rival:
@@ -480,12 +487,12 @@ class TestJoin:
             with pytest.raises(Conflict, match="procedure that commits"):
                 await session.commit()
         async with sessions() as session:
-            mesh.service.join(session)  # and publish nothing: it is nothing of ours
+            mesh.service.join(session)  # without messages it is not checked
             await session.execute(text("CALL sly()"))
             await session.commit()
         assert await self.committed(database) == ([], [])
 
-    async def test_savepoints_and_services_beside_each_other_are_no_conflict(
+    async def test_several_services_and_savepoints_in_one_session_are_not_a_conflict(
         self, mesh: Mesh, mariadb_url: str, database: Database, sessions: Sessions
     ) -> None:
         other = Service("bills")
@@ -513,12 +520,12 @@ class TestJoin:
 
 
 class TestMigration:
-    async def test_a_migration_that_is_interrupted_anywhere_is_continued(
+    async def test_a_migration_that_was_interrupted_anywhere_can_be_completed(
         self, mariadb_server: Server, mariadb_url: str
     ) -> None:
-        """Each of its statements is committed by itself."""
+        """MariaDB commits each statement of a migration by itself."""
         statements = 0
-        while await self.is_cut_short(mariadb_url, after=statements):
+        while await self.is_interrupted(mariadb_url, after=statements):
             statements += 1
             database = Database(mariadb_url, service="shop")
             assert await migration.upgrade(database) is True
@@ -531,8 +538,9 @@ class TestMigration:
             await database.close()
         assert statements > 9, statements
 
-    async def is_cut_short(self, url: str, after: int) -> bool:
-        """Whether a migration, in a process that dies after this many statements, has more."""
+    async def is_interrupted(self, url: str, after: int) -> bool:
+        """Lose the connection after this many statements of a migration; returns whether it had
+        more."""
         database = Database(url, service="shop")
         try:
             with failing(database, "CREATE |INSERT |DROP |UPDATE ", after):
@@ -543,7 +551,7 @@ class TestMigration:
             await database.close()
         return False
 
-    async def test_a_database_is_made_where_none_is(self, mariadb_url: str) -> None:
+    async def test_a_missing_database_is_created_on_request(self, mariadb_url: str) -> None:
         database = Database(f"{mariadb_url}_new", service="shop")
         try:
             with pytest.raises(Unreachable, match="eventmesh db upgrade --create shop"):
@@ -558,7 +566,7 @@ class TestMigration:
 
 
 class TestConnections:
-    async def test_a_cancelled_statement_leaves_no_answer_behind_for_another(
+    async def test_the_answer_to_a_cancelled_statement_never_reaches_another_statement(
         self, database: Database
     ) -> None:
         async def ask(question: int) -> None:
@@ -575,7 +583,9 @@ class TestConnections:
             _, *others = await asyncio.gather(*asking, return_exceptions=True)
             assert others == [None, None]
 
-    async def test_a_server_that_falls_silent_is_noticed(self, database: Database) -> None:
+    async def test_a_silent_server_is_detected_by_keepalive_and_user_timeout(
+        self, database: Database
+    ) -> None:
         import socket
 
         async with database.reading() as connection:
@@ -584,7 +594,7 @@ class TestConnections:
             assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == SILENCE * 1000
 
-    async def test_a_wrong_password_is_reported_and_not_shown(self, mariadb_url: str) -> None:
+    async def test_a_wrong_password_is_reported_without_showing_it(self, mariadb_url: str) -> None:
         scheme, _, rest = mariadb_url.partition("://")
         wrong = Database(f"{scheme}://root:secret@{rest.partition('@')[2]}", service="shop")
         with pytest.raises(Unreachable, match="Access denied") as caught:
@@ -592,24 +602,26 @@ class TestConnections:
         assert "secret" not in str(caught.value)
         await wrong.close()
 
-    async def test_a_server_that_does_not_accept_the_largest_message_is_refused(
+    async def test_a_server_that_does_not_accept_the_largest_message_is_a_usage_error(
         self, database: Database
     ) -> None:
         with pytest.raises(UsageError, match="max_allowed_packet"):
             await database.connect(largest=2**30)
 
     @pytest.mark.parametrize("option", ["ssl_ca=/none", "bogus=1", "connect_timeout=soon"])
-    async def test_an_unknown_option_is_reported(self, mariadb_url: str, option: str) -> None:
+    async def test_an_invalid_url_option_is_an_error_that_names_it(
+        self, mariadb_url: str, option: str
+    ) -> None:
         with pytest.raises((UsageError, Unreachable), match=r"_DATABASE_URL|option"):
             await Database(f"{mariadb_url}?{option}", service="shop").connect()
 
     @pytest.mark.parametrize("url", ["mysql://h/x", "mysql+asyncmy://h/x"])
-    def test_mysql_is_refused(self, url: str) -> None:
+    def test_a_mysql_url_is_a_usage_error(self, url: str) -> None:
         with pytest.raises(UsageError, match=r"MySQL.*write mariadb://"):
             Database(url, service="shop")
 
 
-async def test_a_worker_killed_in_a_transaction_leaves_nothing_of_it(
+async def test_a_worker_killed_in_a_transaction_leaves_no_partial_effects(
     bank: Project, mariadb_url: str, wait_until: Callable[..., Any]
 ) -> None:
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = mariadb_url
@@ -650,8 +662,8 @@ async def test_a_worker_killed_in_a_transaction_leaves_nothing_of_it(
     await database.close()
 
 
-class Remembering(MemoryTransport):
-    """A broker that remembers what was published."""
+class RecordingBroker(MemoryTransport):
+    """A broker that records what was published."""
 
     def __init__(self, clock: MovableClock) -> None:
         super().__init__(clock)
@@ -668,7 +680,8 @@ def of_key(key: str) -> list[int]:
 
 @contextmanager
 def failing(database: Database, start: str, after: int = 0) -> Iterator[None]:
-    """Meanwhile, the connection is lost before a statement that begins so, after some of them."""
+    """While the context is open, lose the connection before a statement that begins with one of
+    these words, after this many of them."""
     left = after
 
     def fail(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
@@ -686,7 +699,7 @@ def failing(database: Database, start: str, after: int = 0) -> Iterator[None]:
         event.remove(database.engine.sync_engine, "before_cursor_execute", fail)
 
 
-async def make_spots(database: Database) -> None:
+async def create_spots(database: Database) -> None:
     async with database.connection() as connection:
         await connection.execute(text("CREATE TABLE spots (id INT PRIMARY KEY, n INT)"))
         await connection.execute(text("INSERT INTO spots VALUES (1, 0), (2, 0)"))
@@ -694,8 +707,8 @@ async def make_spots(database: Database) -> None:
 
 @asynccontextmanager
 async def rival_of(database: Database, tx: Transaction) -> AsyncIterator[Callable[[], Any]]:
-    """Another transaction, and a function by which the two deadlock. It has written more, so that
-    the server makes ours the victim."""
+    """Begin another transaction, and yield a function that deadlocks the two. The other one has
+    written more rows, so the server chooses `tx` as the victim."""
     spot = "UPDATE spots SET n = n + 1 WHERE id = "
     async with database.engine.connect() as rival:
         await rival.execute(text("INSERT INTO spots SELECT seq, 0 FROM seq_100_to_2000"))
@@ -715,7 +728,7 @@ async def rival_of(database: Database, tx: Transaction) -> AsyncIterator[Callabl
 
 
 async def waiting_for_locks(database: Database, count: int) -> None:
-    """Return once so many transactions of the server wait for a lock in our database."""
+    """Return once this many transactions wait for a lock in the database."""
     query = (
         "SELECT COUNT(*) FROM information_schema.INNODB_TRX t"
         " JOIN information_schema.PROCESSLIST p ON p.ID = t.trx_mysql_thread_id"
@@ -724,10 +737,10 @@ async def waiting_for_locks(database: Database, count: int) -> None:
 
     async with asyncio.timeout(60), database.reading() as connection:
         while await connection.scalar(text(query)) < count:  # noqa: ASYNC110
-            await asyncio.sleep(0.15)  # asked more often, the server would repeat its answer
+            await asyncio.sleep(0.15)  # the server caches the answer for 0.1 s
 
 
 async def rows_read(connection: AsyncConnection) -> int:
-    """How many rows this connection has read so far, in tables and indexes."""
+    """How many rows of tables and indexes this connection has read so far."""
     rows = await connection.execute(text("SHOW SESSION STATUS LIKE 'Handler_read%'"))
     return sum(int(value) for _, value in rows)

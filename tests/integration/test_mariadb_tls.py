@@ -1,4 +1,4 @@
-"""What the parameters of a MariaDB URL do on a server that refuses connections without TLS."""
+"""What the parameters of a MariaDB URL do on a server that accepts only TLS connections."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHER_NAME = "127.0.0.1"
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For a server that is called localhost, and not 127.0.0.1."""
+    """Certificates for a server that is named localhost, but not 127.0.0.1."""
     return make_certificates(tmp_path_factory.mktemp("certificates"), "DNS:localhost")
 
 
@@ -55,7 +55,7 @@ def server_url(certificates: Path) -> Iterator[str]:
 
 
 async def cipher(server_url: str, parameters: str, host: str = "localhost") -> str:
-    """The cipher of a connection."""
+    """The cipher of a connection to this URL."""
     parts = urlsplit(server_url)
     place = f"{parts.username}:{parts.password}@{host}:{parts.port}"
     url = urlunsplit(("mariadb", place, "/mysql", parameters, ""))
@@ -81,7 +81,7 @@ async def cipher(server_url: str, parameters: str, host: str = "localhost") -> s
         ("ssl_ca={ca}&ssl_cert={client}.pem&ssl_key={client}.key", "localhost"),
     ],
 )
-async def test_a_server_that_meets_the_parameters_is_used(
+async def test_a_server_that_satisfies_the_parameters_is_accepted(
     server_url: str, certificates: Path, parameters: str, host: str
 ) -> None:
     files = {"ca": certificates / "ca.pem", "client": certificates / "client"}
@@ -95,10 +95,11 @@ async def test_a_server_that_meets_the_parameters_is_used(
         ("ssl_ca={ca}&ssl_mode=VERIFY_IDENTITY", OTHER_NAME),
         ("ssl_ca={stranger}", "localhost"),
         ("ssl_ca={stranger}&ssl_mode=VERIFY_CA", "localhost"),
-        ("ssl_verify_cert=true", "localhost"),  # by the authorities that this machine trusts
+        # Verified with the authorities that this machine trusts.
+        ("ssl_verify_cert=true", "localhost"),
     ],
 )
-async def test_a_server_that_does_not_meet_the_parameters_is_refused(
+async def test_a_server_that_does_not_satisfy_the_parameters_is_rejected(
     server_url: str, certificates: Path, parameters: str, host: str
 ) -> None:
     files = {"ca": certificates / "ca.pem", "stranger": certificates / "client.pem"}
@@ -107,7 +108,9 @@ async def test_a_server_that_does_not_meet_the_parameters_is_refused(
 
 
 @pytest.mark.parametrize("parameters", ["", "ssl=false", "ssl_mode=DISABLED"])
-async def test_without_tls_it_refuses(server_url: str, parameters: str) -> None:
+async def test_the_server_rejects_a_connection_without_tls(
+    server_url: str, parameters: str
+) -> None:
     with pytest.raises(Unreachable, match="Access denied"):
         await cipher(server_url, parameters)
 
@@ -128,7 +131,7 @@ async def test_without_tls_it_refuses(server_url: str, parameters: str) -> None:
         ("ssl_cert={client}.pem&ssl_key={ca}.key", "a key must belong"),
     ],
 )
-def test_what_is_refused_is_named_with_what_to_do(
+def test_an_invalid_parameter_is_named_with_the_fix(
     certificates: Path, parameters: str, said: str
 ) -> None:
     files = {"ca": certificates / "ca", "client": certificates / "client"}
@@ -143,7 +146,7 @@ def test_what_is_refused_is_named_with_what_to_do(
     ("parameters", "said"),
     [("ssl=true", "to whom is not verified"), ("ssl_ca={ca}", None)],
 )
-async def test_an_unverified_connection_to_another_machine_is_warned_of(
+async def test_an_unverified_connection_to_another_machine_logs_a_warning(
     server_url: str,
     certificates: Path,
     parameters: str,

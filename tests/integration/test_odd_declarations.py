@@ -1,4 +1,4 @@
-"""Mistakes that are easily made and were once answered with a traceback, or with silence."""
+"""Easy mistakes that once led to a traceback, or to no message at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Put = Callable[[dict[str, str], bytes], Awaitable[None]]
 Attributes = Callable[[], dict[str, str]]
 
-PASSWORD = "sesame"  # noqa: S105  # no secret: looked for in what is printed
+PASSWORD = "sesame"  # noqa: S105  # not a secret: it must not be printed
 SLOW = b'{"owner": "slow", "cents": 100}'
 
 
@@ -31,7 +31,9 @@ SLOW = b'{"owner": "slow", "cents": 100}'
         (f"postgresql://ada@127.0.0.1:1/x?password={PASSWORD}", 3),
     ],
 )
-def test_a_database_url_that_cannot_be_used(bank: Project, url: str, code: int) -> None:
+def test_an_unusable_database_url_is_an_error_without_the_password(
+    bank: Project, url: str, code: int
+) -> None:
     bank.write("notdb", "no database" * 100)
     bank.write("file", "")
     ended = bank.run("worker", "bank", EVENTMESH_BANK_DATABASE_URL=url)
@@ -50,13 +52,15 @@ def test_a_database_url_that_cannot_be_used(bank: Project, url: str, code: int) 
         (f"redis://127.0.0.1:1?password={PASSWORD}", 3),
     ],
 )
-def test_a_broker_url_that_cannot_be_used(bank: Project, url: str, code: int) -> None:
+def test_an_unusable_broker_url_is_an_error_without_the_password(
+    bank: Project, url: str, code: int
+) -> None:
     ended = bank.run("worker", "bank", EVENTMESH_BROKER_URL=url)
     ended.fails(code)
     assert PASSWORD not in ended.said
 
 
-def test_subscriber_without_parentheses(project: Project) -> None:
+def test_subscriber_without_parentheses_is_a_usage_error(project: Project) -> None:
     project.service(
         'from eventmesh import Event, Service\nservice = Service("bank")\n'
         'class Paid(Event, name="bank.paid", version=1): ...\n'
@@ -68,29 +72,31 @@ def test_subscriber_without_parentheses(project: Project) -> None:
 @pytest.mark.parametrize(
     "text", ['raise ValueError("one\\ntwo")', "import sys; sys.exit(3)", "raise SystemExit"]
 )
-def test_a_module_that_ends_its_own_import(project: Project, text: str) -> None:
+def test_a_module_that_fails_or_exits_on_import_is_a_usage_error(
+    project: Project, text: str
+) -> None:
     project.service(text + "\n")
     project.run("worker", "bank").fails(2, "'bank'")
 
 
 @pytest.mark.parametrize("content", [b"tool = 3\n", b"\xff\n"])
-def test_a_pyproject_that_cannot_be_read(bank: Project, content: bytes) -> None:
+def test_an_unreadable_pyproject_is_a_usage_error(bank: Project, content: bytes) -> None:
     bank.write("pyproject.toml", content)
     bank.run("worker", "bank").fails(2, "pyproject.toml")
 
 
-def test_a_damaged_lock_file_is_to_be_restored(bank: Project) -> None:
+def test_the_error_for_a_damaged_lock_file_says_how_to_restore_it(bank: Project) -> None:
     bank.run("schema", "freeze").succeeds()
     bank.write("schemas/bank/deposit/v1.json", "{")
     bank.run("schema", "check").fails(4, "from version control")
 
 
 @pytest.mark.parametrize("option", ["--reload", "--no-reload"])
-def test_dev_in_a_folder_without_services(project: Project, option: str) -> None:
+def test_dev_in_a_folder_without_services_is_a_usage_error(project: Project, option: str) -> None:
     project.run("dev", option).fails(2, "No service was found")
 
 
-async def test_a_handler_s_own_logger_is_shown_whatever_its_name(
+async def test_lines_of_a_handlers_own_logger_are_printed_whatever_its_name(
     bank: Project, put: Put, attributes: Attributes
 ) -> None:
     bank.change_service("log = structlog.get_logger()", 'log = structlog.get_logger("tills")')
@@ -100,12 +106,12 @@ async def test_a_handler_s_own_logger_is_shown_whatever_its_name(
     assert "depositing" in worker.events()
 
 
-def test_an_unreachable_broker_is_reported_once_by_many_workers(bank: Project) -> None:
+def test_several_workers_report_an_unreachable_broker_once(bank: Project) -> None:
     url = "redis://127.0.0.1:1"
     bank.run("worker", "bank", "--workers", "2", EVENTMESH_BROKER_URL=url).fails(3)
 
 
-async def test_a_service_manager_that_signals_every_process_makes_them_drain(
+async def test_workers_drain_if_a_service_manager_signals_every_process(
     bank: Project, put: Put, attributes: Attributes
 ) -> None:
     worker = bank.worker("--workers", "2", processes=2)

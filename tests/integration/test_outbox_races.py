@@ -26,7 +26,7 @@ from eventmesh.transports.memory import MemoryTransport
 from tests.support import units
 from tests.support.units import outgoing
 
-PATIENCE = 120.0
+TIMEOUT_SECONDS = 120.0
 POLL_INTERVAL = 0.01
 
 
@@ -36,38 +36,38 @@ class Happened(Event, name="shop.happened", version=1, key="key"):
 
 
 class Broker(MemoryTransport):
-    """Records what it has accepted, in order; rejects some keys."""
+    """A broker that rejects some keys, and records the messages it has accepted, in order."""
 
     def __init__(self) -> None:
         super().__init__(SystemClock())
-        self.taken: list[tuple[str | None, int]] = []
+        self.accepted: list[tuple[str | None, int]] = []
         self.rejected: set[str | None] = set()
         self._came = asyncio.Condition()
-        self.asked, self.may_answer = asyncio.Event(), asyncio.Event()
+        self.publish_called, self.may_answer = asyncio.Event(), asyncio.Event()
         self.may_answer.set()
 
     async def publish(self, envelopes: Any) -> PublishResult:
-        self.asked.set()
+        self.publish_called.set()
         await self.may_answer.wait()
         rejections = {each.id: "full" for each in envelopes if each.key in self.rejected}
         for each in envelopes:
             if each.id not in rejections:
-                self.taken.append((each.key, from_json(each.data)["number"]))
+                self.accepted.append((each.key, from_json(each.data)["number"]))
         async with self._came:
             self._came.notify_all()
         return PublishResult(rejections)
 
     async def until(self, *wanted: tuple[str, int]) -> None:
-        async with asyncio.timeout(PATIENCE), self._came:
-            await self._came.wait_for(lambda: set(wanted) <= set(self.taken))
+        async with asyncio.timeout(TIMEOUT_SECONDS), self._came:
+            await self._came.wait_for(lambda: set(wanted) <= set(self.accepted))
 
     def of(self, key: str) -> list[int]:
-        return [number for each, number in self.taken if each == key]
+        return [number for each, number in self.accepted if each == key]
 
 
 @pytest.fixture(autouse=True)
-def quick_watermarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Watermarks advance within a fraction of a second."""
+def fast_watermarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let watermarks advance within a fraction of a second."""
     monkeypatch.setattr(watermark, "SHORTEST_WAIT", 0.1)
     monkeypatch.setattr(watermark, "CHECKPOINT_INTERVAL", 0.0)
 
@@ -84,7 +84,7 @@ async def migrated_postgres(postgres_url: str) -> str:
 
 @pytest.fixture(params=["postgres", "mariadb"])
 def server_url(request: pytest.FixtureRequest) -> str:
-    """A new database where several transactions write at a time."""
+    """A new database on a server, where several transactions can write at a time."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
 
@@ -116,7 +116,7 @@ async def publish(service: Service, key: str, *numbers: int) -> None:
 
 @asynccontextmanager
 async def relaying(url: str, broker: Broker) -> AsyncIterator[None]:
-    """A running relay with a database connection of its own, as in a process of its own."""
+    """Run a relay with its own database connection, as in a separate process."""
     database = Database(url, service="shop")
     stop = asyncio.Event()
     running = Relay("shop", database, broker, SystemClock(), lease_time=30.0)
@@ -131,7 +131,7 @@ async def relaying(url: str, broker: Broker) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def stepping(url: str, broker: Broker) -> AsyncIterator[Relay]:
-    """A relay whose rounds the test begins, and which sweeps only when the test says so."""
+    """A relay that does not run by itself: the test calls its rounds and sweeps."""
     database = Database(url, service="shop")
     try:
         yield Relay("shop", database, broker, SystemClock(), lease_time=30.0)
@@ -140,8 +140,8 @@ async def stepping(url: str, broker: Broker) -> AsyncIterator[Relay]:
 
 
 async def until_behind_watermark(each: Relay, service: Service) -> None:
-    """Publish messages of another key until the watermark has passed all that is there now."""
-    async with asyncio.timeout(PATIENCE):
+    """Publish messages of another key until the watermark has passed all existing messages."""
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         await publish(service, "other", 0)
         await each.round()
         async with (await service.database()).reading() as connection:
@@ -156,14 +156,14 @@ def watermark_of(each: Relay) -> int:
 
 
 async def rounds_until(each: Relay, broker: Broker, key: str, number: int) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while number not in broker.of(key):
             if not (await each.round()).confirmed:
                 await each.sweep.once()
 
 
 class Writer:
-    """A transaction that has written its messages, and commits when the test says so."""
+    """A transaction that has inserted its messages, and commits when the test calls `commit`."""
 
     def __init__(self, service: Service, key: str, *numbers: int) -> None:
         self._stored, self._go = asyncio.Event(), asyncio.Event()
@@ -184,7 +184,7 @@ class Writer:
         await self._task
 
 
-async def others_flow(service: Service, broker: Broker, seconds: float = 1.0) -> None:
+async def publish_others(service: Service, broker: Broker, seconds: float = 1.0) -> None:
     """Publish messages of another key for some time, so that watermarks advance."""
     loop = asyncio.get_running_loop()
     end, number = loop.time() + seconds, 0
@@ -202,7 +202,7 @@ def rejecting(broker: Broker, key: str) -> Iterator[None]:
 
 
 class TestLateCommits:
-    async def test_a_slow_commit_is_not_overtaken_by_the_one_that_waited_for_it(
+    async def test_in_an_ordered_outbox_a_later_writer_of_the_key_does_not_overtake_a_slow_commit(
         self, migrated_postgres: str
     ) -> None:
         broker = Broker()
@@ -213,13 +213,13 @@ class TestLateCommits:
             first = Writer(service, "k", 1)
             await first.stored()
             second = asyncio.ensure_future(publish(service, "k", 2))
-            await others_flow(service, broker)
+            await publish_others(service, broker)
             await first.commit()
             await second
             await broker.until(("k", 1), ("k", 2))
         assert broker.of("k") == [1, 2]
 
-    async def test_a_commit_between_two_distant_rounds_is_not_overtaken(
+    async def test_a_commit_between_two_distant_rounds_is_not_overtaken_by_a_later_one(
         self, migrated_server: str
     ) -> None:
         broker = Broker()
@@ -229,9 +229,8 @@ class TestLateCommits:
             await publish(service, "other", 1)
             await each.round()
             await first.commit()
-            await asyncio.sleep(
-                2 * watermark.SHORTEST_WAIT
-            )  # what is checked is that time alone is no reason
+            # Time alone must not advance the watermark.
+            await asyncio.sleep(2 * watermark.SHORTEST_WAIT)
             await publish(service, "k", 2)
             await rounds_until(each, broker, "k", 1)
         assert broker.of("k") == [1, 2]
@@ -239,35 +238,37 @@ class TestLateCommits:
     async def test_a_large_late_commit_is_relayed_in_order_without_waiting_for_a_sweep(
         self, migrated_server: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(sweep, "SWEEP_INTERVAL", PATIENCE)
+        monkeypatch.setattr(sweep, "SWEEP_INTERVAL", TIMEOUT_SECONDS)
         broker, numbers = Broker(), range(1, 3_001)
         async with relaying(migrated_server, broker), shop(migrated_server) as service:
             late = Writer(service, "k", *numbers)
             await late.stored()
-            await others_flow(service, broker)
+            await publish_others(service, broker)
             await late.commit()
             await publish(service, "k", 3_001)
             await broker.until(("k", 3_000), ("k", 3_001))
         assert broker.of("k") == [*numbers, 3_001]
 
 
-class TestHeldBackKeys:
-    @pytest.mark.parametrize("beside", [(), ("rejected",)], ids=["alone", "beside another"])
-    async def test_what_waited_for_a_rejected_message_is_not_overtaken_when_it_is_accepted(
-        self, migrated: str, monkeypatch: pytest.MonkeyPatch, beside: tuple[str, ...]
+class TestBlockedKeys:
+    @pytest.mark.parametrize(
+        "other_rejected", [(), ("rejected",)], ids=["alone", "other_rejected another"]
+    )
+    async def test_messages_behind_a_rejected_one_keep_their_order_once_it_is_accepted(
+        self, migrated: str, monkeypatch: pytest.MonkeyPatch, other_rejected: tuple[str, ...]
     ) -> None:
         monkeypatch.setattr(relay, "hold_time", lambda _attempts: 1.0)
         broker = Broker()
-        broker.rejected.update(beside)
+        broker.rejected.update(other_rejected)
         async with stepping(migrated, broker) as each, shop(migrated) as service:
             with rejecting(broker, "k"):
-                for key in ("k", *beside):
+                for key in ("k", *other_rejected):
                     await publish(service, key, 1)
                 await each.round()
                 await publish(service, "k", 2)
                 await until_behind_watermark(each, service)
             last = 2
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 while not broker.of("k"):
                     last += 1
                     await publish(service, "k", last)
@@ -276,7 +277,7 @@ class TestHeldBackKeys:
             await rounds_until(each, broker, "k", last)
         assert broker.of("k") == [*range(1, last + 1)]
 
-    async def test_what_waited_for_a_parked_message_is_not_overtaken_when_it_is_skipped(
+    async def test_messages_behind_a_parked_one_keep_their_order_once_it_is_skipped(
         self, migrated: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(relay, "PARK_AFTER", 1)
@@ -294,10 +295,10 @@ class TestHeldBackKeys:
             await rounds_until(each, broker, "k", 4)
         assert broker.of("k") == [2, 3, 4]
 
-    async def test_what_waited_for_a_message_is_not_overtaken_when_a_stalled_relay_published_it(
+    async def test_messages_behind_one_that_a_stalled_relay_published_keep_their_order(
         self, migrated: str
     ) -> None:
-        """The relay stalled after publishing, until its leases had expired."""
+        """The relay stalled after publishing, until lease expiry."""
         slow, broker = Broker(), Broker()
         slow.may_answer.clear()
         async with (
@@ -307,8 +308,8 @@ class TestHeldBackKeys:
         ):
             await publish(service, "k", 1)
             stalled = asyncio.ensure_future(first.round())
-            async with asyncio.timeout(PATIENCE):
-                await slow.asked.wait()
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                await slow.publish_called.wait()
             await expire_leases(service)
             with rejecting(broker, "k"):
                 await second.round()
@@ -324,28 +325,28 @@ class TestHeldBackKeys:
 
 
 async def expire_leases(service: Service) -> None:
-    """Let all leases expire at once."""
+    """Let all leases expire now."""
     async with (await service.database()).connection() as connection:
         await connection.execute(update(tables.lease).values(owner=None, expires_at=None))
         await connection.execute(delete(tables.relay))
 
 
 RESTART = text("ALTER SEQUENCE eventmesh_outbox_seq_seq RESTART WITH 1")
-LOSE = text(
+TERMINATE = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = current_database() AND pid <> pg_backend_pid()"
 )
 
 
 async def fail_over(service: Service) -> None:
-    """Fail over to a replica that has neither the last rows nor their numbers, so that it gives
-    these numbers out again, from the first connection on."""
+    """Simulate a failover to a replica that has neither the last rows nor their sequence numbers,
+    so that it assigns these numbers again, from the first connection on."""
     database = await service.database()
-    async with asyncio.timeout(PATIENCE):
-        while await rows_left(database):  # noqa: ASYNC110  # the condition lies in a database
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while await rows_left(database):  # noqa: ASYNC110  # the condition is in a database
             await asyncio.sleep(POLL_INTERVAL)
-    # Two transactions: whoever reconnects at once must meet the sequence as it is from then on.
-    for statement in (RESTART, LOSE):
+    # Two transactions: the sequence must be reset before anyone can reconnect.
+    for statement in (RESTART, TERMINATE):
         async with database.connection() as connection:
             await connection.execute(statement)
 
@@ -355,27 +356,29 @@ async def rows_left(database: Database) -> int:
         return await connection.scalar(select(func.count()).select_from(tables.outbox)) or 0
 
 
-async def publish_at_last(service: Service, key: str, number: int) -> None:
-    async with asyncio.timeout(PATIENCE):
+async def publish_with_retries(service: Service, key: str, number: int) -> None:
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:
             with suppress(Unreachable):
                 return await publish(service, key, number)
 
 
-async def test_after_a_failover_numbers_may_be_given_out_again(migrated_postgres: str) -> None:
+async def test_a_failover_that_assigns_sequence_numbers_again_loses_and_reorders_no_message(
+    migrated_postgres: str,
+) -> None:
     broker = Broker()
     async with relaying(migrated_postgres, broker), shop(migrated_postgres) as service:
         await publish(service, "k", *range(1, 101))
-        await others_flow(service, broker)
+        await publish_others(service, broker)
         await fail_over(service)
         for number in range(101, 301):
-            await publish_at_last(service, "k", number)
+            await publish_with_retries(service, "k", number)
         await broker.until(*(("k", number) for number in range(101, 301)))
     assert broker.of("k") == list(range(1, 301))
 
 
-async def ask(database: Database) -> None:
-    """Use a connection that is lost, as a handler may."""
+async def use_lost_connection(database: Database) -> None:
+    """Use a lost connection, as a handler may."""
     with pytest.raises(Unreachable):
         async with database.connection() as connection:
             await connection.execute(text("SELECT 1"))
@@ -383,38 +386,38 @@ async def ask(database: Database) -> None:
 
 async def listen(database: Database) -> None:
     """Listen until NOTIFY arrives, through every lost connection."""
-    heard = asyncio.Event()
+    notified = asyncio.Event()
 
     async def try_again() -> None:
         while True:
             with suppress(Unreachable):
-                await notifications.listen(database, heard.set)
+                await notifications.listen(database, notified.set)
 
     listening = asyncio.ensure_future(try_again())
     try:
-        async with asyncio.timeout(PATIENCE):
-            await heard.wait()
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await notified.wait()
     finally:
         listening.cancel()
         await asyncio.wait([listening])
 
 
-@pytest.mark.parametrize("notice", [ask, listen])
-async def test_a_failover_may_be_noticed_by_somebody_else_first(
+@pytest.mark.parametrize("notice", [use_lost_connection, listen])
+async def test_a_failover_that_another_user_of_the_pool_notices_first_loses_no_message(
     migrated_postgres: str, notice: Callable[[Database], Awaitable[None]]
 ) -> None:
-    """The relay is given a new connection then, and nothing fails for it."""
+    """The relay then gets a new connection from the pool, and sees no error."""
     broker = Broker()
     async with stepping(migrated_postgres, broker) as each, shop(migrated_postgres) as service:
         await publish(service, "k", *range(1, 101))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while watermark_of(each) < 100:
                 await publish(service, "other", 0)
                 await each.round()
         await fail_over(service)
         await notice(each._database)
         for number in range(101, watermark_of(each) + 150):
-            await publish_at_last(service, "k", number)
+            await publish_with_retries(service, "k", number)
         while (await each.round()).confirmed:
             pass
     assert broker.of("k") == list(range(1, len(broker.of("k")) + 1))

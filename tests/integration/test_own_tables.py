@@ -1,4 +1,5 @@
-"""Whether a service's own tables are as its models expect them, on each kind of database."""
+"""The check that a service's own tables have the columns of its models, on each kind of
+database."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ EVERYWHERE = pytest.mark.parametrize(
 
 
 def tables(*columns: str, name: str = "accounts") -> MetaData:
-    """A table with these columns."""
+    """Metadata of a table with these columns."""
     metadata = MetaData()
     Table(
         name,
@@ -43,12 +44,12 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 @EVERYWHERE
 async def test_a_database_with_all_tables_and_columns_is_accepted(database: Database) -> None:
     await require_own_tables(database, tables("cents", "Limit"))
-    await require_own_tables(database, tables("cents"))  # what else is there does no harm
+    await require_own_tables(database, tables("cents"))  # further columns are accepted
     await require_own_tables(database, MetaData())
 
 
 @EVERYWHERE
-async def test_a_missing_column_is_named_with_what_to_do(database: Database) -> None:
+async def test_a_missing_column_is_named_with_the_fix(database: Database) -> None:
     with pytest.raises(Drift, match=r"column accounts\.iban, column accounts\.zip\.") as raised:
         await require_own_tables(database, tables("cents", "iban", "zip"))
     assert "a migration of the service's own" in str(raised.value)
@@ -56,7 +57,9 @@ async def test_a_missing_column_is_named_with_what_to_do(database: Database) -> 
 
 
 @EVERYWHERE
-async def test_a_missing_table_is_named_with_the_command_that_makes_it(database: Database) -> None:
+async def test_a_missing_table_is_named_with_the_command_that_creates_it(
+    database: Database,
+) -> None:
     metadata = tables("cents", name="audits")
     with pytest.raises(Drift, match=r"table audits\. Run `eventmesh db upgrade bank`") as raised:
         await require_own_tables(database, metadata)
@@ -66,7 +69,7 @@ async def test_a_missing_table_is_named_with_the_command_that_makes_it(database:
 
 
 @EVERYWHERE
-async def test_a_view_counts_as_a_table_and_a_temporary_table_does_not(
+async def test_a_view_counts_as_a_table_and_temporary_tables_are_not_checked(
     database: Database,
 ) -> None:
     async with database.connection() as connection:
@@ -77,7 +80,7 @@ async def test_a_view_counts_as_a_table_and_a_temporary_table_does_not(
 
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
-async def test_a_type_that_sqlalchemy_does_not_know_does_no_harm(database: Database) -> None:
+async def test_a_column_type_unknown_to_sqlalchemy_is_accepted(database: Database) -> None:
     async with database.connection() as connection:
         await connection.execute(text("CREATE TYPE pair AS (a int, b int)"))
         await connection.execute(text("ALTER TABLE accounts ADD COLUMN both_ pair"))

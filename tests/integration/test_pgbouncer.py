@@ -1,5 +1,5 @@
-"""A service's database behind PgBouncer in transaction mode, where each transaction may have
-another server connection: with and without PgBouncer keeping track of prepared statements."""
+"""A service's database behind PgBouncer in transaction mode, where each transaction may get another
+server connection, with and without PgBouncer's support for prepared statements."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WAITING = (
 )
 WORKERS = 3
 PROGRAMS = 2
-MESSAGES = 75  # of each program
+MESSAGES = 75  # for each program
 
 SERVICE = """\
 from eventmesh import Command, Event, Service, Transaction
@@ -77,7 +77,7 @@ asyncio.run(main())
 
 @pytest.fixture(scope="module", params=WAYS)
 def pgbouncer(request: pytest.FixtureRequest, servers: Servers) -> Server:
-    """The one in a container tracks prepared statements; the private one does not."""
+    """The PgBouncer in a container supports prepared statements; the private one does not."""
     return servers.had_by("pgbouncer", request.param)
 
 
@@ -91,7 +91,9 @@ def ask(url: str, statement: str) -> Any:
     return asyncio.run(execute(url, statement))
 
 
-def test_workers_lose_and_double_nothing(project: Project, pooled_url: str) -> None:
+def test_workers_behind_pgbouncer_lose_and_duplicate_no_message(
+    project: Project, pooled_url: str
+) -> None:
     name = urlsplit(pooled_url).path.strip("/")
     ask(pooled_url.removesuffix(name) + "postgres", f"DROP DATABASE {name}")
     project.service(SERVICE)
@@ -123,5 +125,5 @@ def test_workers_lose_and_double_nothing(project: Project, pooled_url: str) -> N
     for worker in workers:
         events = [line["event"] for line in worker.lines() if line["level"] != "info"]
         assert events.count(POLLING) == 1, worker.err
-        # A machine that is busy may keep a worker waiting for its database, which is no failure.
+        # On a busy machine a worker may have to wait for its database, which is not a failure.
         assert {*events} <= {POLLING, *WAITING}, worker.err

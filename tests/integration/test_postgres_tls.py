@@ -1,4 +1,4 @@
-"""What the parameters of a PostgreSQL URL do on a server that refuses connections without TLS."""
+"""What the parameters of a PostgreSQL URL do on a server that accepts only TLS connections."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Url = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For a server that is called localhost, and not 127.0.0.1."""
+    """Certificates for a server that is named localhost, but not 127.0.0.1."""
     return make_certificates(tmp_path_factory.mktemp("certificates"), "DNS:localhost")
 
 
@@ -58,7 +58,7 @@ def require_tls(server: Server, certificates: Path) -> None:
 
 @pytest.fixture
 def url(server: Server) -> Url:
-    """Makes URLs of the server, under one of its names, with these parameters."""
+    """Builds URLs of the server, with one of its names and these parameters."""
 
     def make(parameters: str, host: str = "localhost", database: str = "postgres") -> str:
         parts = urlsplit(server.url)
@@ -69,7 +69,7 @@ def url(server: Server) -> Url:
 
 
 async def encryption(url: str) -> str:
-    """The TLS version of a connection to this URL; "" for none."""
+    """The TLS version of a connection to this URL; "" if it is not encrypted."""
     database = Database(url, service="bank")
     try:
         await database.connect()
@@ -91,7 +91,7 @@ OTHER_NAME = "127.0.0.1"
         ("verify-full", "ca.pem", "localhost"),
     ],
 )
-async def test_a_server_that_meets_the_parameters_is_used(
+async def test_a_server_that_satisfies_the_parameters_is_accepted(
     url: Url, certificates: Path, mode: str, ca: str, host: str
 ) -> None:
     parameters = f"sslmode={mode}&sslrootcert={certificates / ca}"
@@ -101,14 +101,14 @@ async def test_a_server_that_meets_the_parameters_is_used(
 @pytest.mark.parametrize(
     ("mode", "ca", "host"),
     [
-        # As libpq has it, require verifies where an authority is given.
+        # As in libpq, `require` verifies the server if an authority is given.
         ("require", "client.pem", "localhost"),
         ("verify-ca", "client.pem", "localhost"),
         ("verify-full", "client.pem", "localhost"),
         ("verify-full", "ca.pem", OTHER_NAME),
     ],
 )
-async def test_a_server_that_does_not_meet_the_parameters_is_refused(
+async def test_a_server_that_does_not_satisfy_the_parameters_is_rejected(
     url: Url, certificates: Path, mode: str, ca: str, host: str
 ) -> None:
     parameters = f"sslmode={mode}&sslrootcert={certificates / ca}"
@@ -116,22 +116,24 @@ async def test_a_server_that_does_not_meet_the_parameters_is_refused(
         await encryption(url(parameters, host))
 
 
-async def test_disable_does_not_encrypt(url: Url) -> None:
+async def test_sslmode_disable_does_not_encrypt(url: Url) -> None:
     with pytest.raises(Unreachable, match="no encryption"):
         await encryption(url("sslmode=disable"))
 
 
 @pytest.mark.parametrize("parameters", ["", "sslmode=prefer", "ssl=require", "ssl=true"])
-async def test_without_an_authority_it_is_encrypted_nevertheless(url: Url, parameters: str) -> None:
+async def test_a_connection_without_an_authority_is_encrypted_too(
+    url: Url, parameters: str
+) -> None:
     assert (await encryption(url(parameters))).startswith("TLSv1.")
 
 
-async def test_the_machines_authorities_do_not_know_this_one(url: Url) -> None:
+async def test_the_authorities_of_the_machine_do_not_verify_this_server(url: Url) -> None:
     with pytest.raises(Unreachable, match="certificate"):
         await encryption(url("sslrootcert=system"))
 
 
-async def test_versions_of_tls_and_the_name_of_the_application_are_passed_on(url: Url) -> None:
+async def test_tls_versions_and_the_application_name_are_passed_on(url: Url) -> None:
     asked = "sslmode=require&ssl_max_protocol_version=TLSv1.2&application_name=bank&options=-c%20"
     address = url(f"{asked}search_path%3Dbanking")
     assert await encryption(address) == "TLSv1.2"
@@ -145,7 +147,7 @@ async def test_versions_of_tls_and_the_name_of_the_application_are_passed_on(url
         await database.close()
 
 
-async def test_hosts_are_tried_in_their_order(url: Url, server: Server) -> None:
+async def test_hosts_are_tried_in_order(url: Url, server: Server) -> None:
     port = urlsplit(server.url).port
     several = f"127.0.0.1:{free_port()},localhost:{port}"
     address = url("sslmode=require&target_session_attrs=read-write").replace(
@@ -154,7 +156,9 @@ async def test_hosts_are_tried_in_their_order(url: Url, server: Server) -> None:
     assert await encryption(address)
 
 
-async def test_a_file_that_cannot_be_used_is_reported(url: Url, certificates: Path) -> None:
+async def test_an_unusable_certificate_file_is_an_error_that_names_it(
+    url: Url, certificates: Path
+) -> None:
     for parameters, said in (
         ("sslrootcert=/nowhere/ca.pem", r"file /nowhere/ca\.pem by sslrootcert"),
         (f"sslrootcert={certificates}/ca.key", "sslrootcert that cannot be used"),
@@ -167,7 +171,7 @@ async def test_a_file_that_cannot_be_used_is_reported(url: Url, certificates: Pa
     assert "/secret" not in str(caught.value)
 
 
-async def test_an_unverified_connection_to_another_machine_is_warned_of_once(
+async def test_an_unverified_connection_to_another_machine_logs_one_warning(
     url: Url, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("eventmesh.persistence.dialects.tcp.is_local", lambda _: False)
@@ -182,7 +186,7 @@ async def test_an_unverified_connection_to_another_machine_is_warned_of_once(
     assert "sslmode=verify-full&sslrootcert=FILE" in said
 
 
-def test_every_connection_of_a_service_is_as_its_url_says(
+def test_every_connection_of_a_service_follows_its_url(
     bank: Project, url: Url, certificates: Path, server: Server
 ) -> None:
     name = "bank_over_tls"
@@ -207,9 +211,7 @@ def test_every_connection_of_a_service_is_as_its_url_says(
     assert asyncio.run(execute(server.url, f"{plain} AND client_addr IS NOT NULL")) == 0
 
 
-def test_a_misspelt_parameter_is_refused_before_anything_is_connected(
-    bank: Project, url: Url
-) -> None:
+def test_a_misspelt_parameter_is_an_error_before_any_connection(bank: Project, url: Url) -> None:
     ended = bank.run("db", "upgrade", "bank", EVENTMESH_BANK_DATABASE_URL=url("ssl_mode=require"))
     assert ended.code == 2
     assert ended.err == (

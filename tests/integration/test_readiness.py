@@ -1,4 +1,4 @@
-"""A worker is ready only while it does what it is there for."""
+"""A worker is ready only while it can consume and relay."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Heard(Event, name="shop.heard", version=1):
 
 
 class Flaky(MemoryTransport):
-    """A broker that can be away."""
+    """A broker that can be made unreachable."""
 
     away = False
 
@@ -65,7 +65,7 @@ class Flaky(MemoryTransport):
 
 @pytest.fixture
 async def worker(database_url: str, tmp_path: Path) -> AsyncIterator[Worker]:
-    """A worker that runs, on a broker that can be taken away."""
+    """A running worker, on a broker that can be made unreachable."""
     database = Database(database_url, service="shop")
     await migration.upgrade(database, None)
     await database.close()
@@ -102,7 +102,7 @@ async def found(worker: Worker) -> list[str]:
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(60):
-        while not await condition():  # noqa: ASYNC110  # the condition asks a server
+        while not await condition():  # noqa: ASYNC110  # the condition queries a server
             await asyncio.sleep(0.01)
 
 
@@ -131,7 +131,7 @@ async def test_a_worker_is_not_ready_while_a_message_waits_too_long_in_the_outbo
     worker: Worker,
 ) -> None:
     assert isinstance(worker.transport, Flaky)
-    worker.transport.away = True  # so that nothing is relayed
+    worker.transport.away = True  # nothing is relayed
     [service] = worker.services
     database, now = await service.database(), service.clock.now()
     earlier = now - timedelta(minutes=2)
@@ -142,7 +142,7 @@ async def test_a_worker_is_not_ready_while_a_message_waits_too_long_in_the_outbo
             await units.store(connection, [Outgoing(message, delay)], now=at)
 
     assert await outbox_age(service) == 0
-    await store(old, 30.0, now)  # one that is delayed is not late
+    await store(old, 30.0, now)  # a delayed message is not late
     assert await outbox_age(service) == 0
     await store(envelope(2), 1.0, earlier)
     assert 115 <= await outbox_age(service) <= 125
@@ -189,7 +189,7 @@ async def test_a_worker_is_not_ready_while_its_database_is_unreachable(
     await until(well)
 
 
-async def test_a_worker_is_not_ready_while_its_clock_differs_from_its_database_s(
+async def test_a_worker_is_not_ready_while_its_clock_differs_from_that_of_its_database(
     worker: Worker,
 ) -> None:
     [service] = worker.services
@@ -213,7 +213,7 @@ async def test_a_worker_is_not_ready_while_its_clock_differs_from_its_database_s
 
 
 class Ahead(SystemClock):
-    """By two hours and half a second, of which the time that an answer takes is left."""
+    """A clock that is ahead by two hours."""
 
     def now(self) -> datetime:
         return super().now() + timedelta(hours=2)

@@ -1,7 +1,6 @@
-"""README.md: its code runs as it is printed, its commands work, its links lead somewhere.
+"""README.md: its code runs as it is shown, its commands work, and its links have targets.
 
-What is found in it is run; what the tests do not know how to run fails, so that nothing is added to
-it untested.
+Every code block is run. A block that the tests cannot run fails, so nothing can be added untested.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ SPAN = re.compile(r"`([^`\n]+)`")
 PROSE = BLOCK.sub("", README)
 
 MOST_LINES = 30
-"""Of the first example, which is a complete service."""
+"""The maximum length of the first example, which is a complete service."""
 
 
 def blocks(language: str) -> list[str]:
@@ -39,23 +38,23 @@ TWO_COMMANDS, RUN_IT, ON_SERVERS = blocks("console")
 
 @pytest.fixture
 def reader(project: Project) -> Reader:
-    """Somebody who has written the README's two files."""
+    """A reader who has written the README's two files."""
     for path, text in (("services/bank/service.py", SERVICE), ("send.py", SEND)):
-        assert f"`{path}`" in PROSE  # it says where each of them belongs
+        assert f"`{path}`" in PROSE  # its first line says where each file belongs
         project.write(path, text)
     return Reader(project)
 
 
-def test_the_service_is_short() -> None:
+def test_the_example_service_is_short() -> None:
     assert len([line for line in SERVICE.splitlines() if line.strip()]) <= MOST_LINES
 
 
-def test_there_is_no_block_that_these_tests_do_not_run() -> None:
+def test_every_block_is_run_by_these_tests() -> None:
     assert {name for name, _ in BLOCK.findall(README)} == {"python", "console"}
     assert README.count("```") == 2 * len(BLOCK.findall(README))
 
 
-def test_the_two_commands(reader: Reader) -> None:
+def test_the_first_two_commands_work(reader: Reader) -> None:
     assert [step.command for step in steps(TWO_COMMANDS)] == ["make demo", "make test"]
     reader.follow(TWO_COMMANDS)
     for span in SPAN.findall(PROSE):
@@ -63,14 +62,16 @@ def test_the_two_commands(reader: Reader) -> None:
             reader.type(span)
 
 
-def test_the_service_runs(reader: Reader) -> None:
-    assert [step.output for step in steps(RUN_IT)][-1]  # something is shown to come out
+def test_the_example_service_prints_what_is_shown(reader: Reader) -> None:
+    assert [step.output for step in steps(RUN_IT)][-1]  # the README shows some output
     reader.follow(RUN_IT)
     for worker in reader.workers:
         worker.output.drain()
 
 
-def test_it_runs_on_servers(reader: Reader, rabbitmq_server: Server, postgres_url: str) -> None:
+def test_the_example_service_runs_on_servers(
+    reader: Reader, rabbitmq_server: Server, postgres_url: str
+) -> None:
     reader.urls = {
         "amqp": rabbitmq_server.url,
         "postgresql": postgres_url.replace("+asyncpg", ""),
@@ -85,12 +86,12 @@ def test_it_runs_on_servers(reader: Reader, rabbitmq_server: Server, postgres_ur
 def test_the_commands_in_the_text_work(reader: Reader) -> None:
     commands = [span for span in SPAN.findall(PROSE) if span.startswith("eventmesh ")]
     assert commands
-    reader.type("python send.py")  # so that there is something to ask about
+    reader.type("python send.py")  # messages for the commands to show
     for command in commands:
         reader.type(command)
 
 
-def test_the_exit_codes() -> None:
+def test_the_exit_codes_are_those_of_the_commands() -> None:
     codes = {
         UsageError: "usage",
         Unreachable: "a server cannot be reached",
@@ -102,7 +103,7 @@ def test_the_exit_codes() -> None:
         assert f"{error.exit_code} {meaning}" in PROSE
 
 
-def test_the_compose_file() -> None:
+def test_the_compose_file_is_valid() -> None:
     assert any(span.startswith("docker compose up ") for span in SPAN.findall(PROSE))
     if shutil.which("docker") is None:
         pytest.skip("docker is not installed")
@@ -119,7 +120,7 @@ def test_the_compose_file() -> None:
     assert done.stderr == ""
 
 
-def test_the_links() -> None:
+def test_the_links_have_targets() -> None:
     links = re.findall(r"\]\(([^)]+)\)", PROSE)
     assert links
     for link in links:
