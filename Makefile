@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
-JOBS ?= 4
+JOBS ?= 5
 SIDE_BY_SIDE := --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 # Each process of the tests would compile all of them for itself.
@@ -21,7 +21,7 @@ help:  ## this list
 demo: $(VENV)/.run  ## real purchases through four worker processes; ARGS="--kill"
 	@$(BIN)/eventmesh demo $(ARGS)
 
-test: $(VENV)/.dev  ## all tests, several processes side by side (JOBS=4); ARGS="-k redis"
+test: $(VENV)/.dev  ## all tests, several processes side by side (JOBS=5); ARGS="-k redis"
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 quick: check  ## lint, types and unit tests, in about a minute

@@ -26,6 +26,8 @@ from tests.support.compiled_tests import compile_tests
 from tests.support.shared_servers import ServerPool, answering, ask
 from tests.support.side_by_side import GroupScheduling
 
+pytest_plugins = ["tests.support.random_order"]
+
 ORIGINS = pytest.StashKey[list[str]]()
 """One line for each server that a test asked for."""
 

@@ -1,31 +1,74 @@
 """How tests are shared out among the processes of pytest-xdist (`--dist loadgroup`).
 
-The tests of a file stay in one process, in their order: they share what their module has started,
-and some of them need a server, or a name on it, for themselves. A file that is one long list of
-parameters is shared out by its first two parts: `[amqp-container-round_trip]` is in the group
-`amqp-container`.
+The tests of a file are a group that stays in one process, in their order: they share what their
+module has started, and some of them need a server, or a name on it, for themselves. There are two
+exceptions. A file that is one long list of parameters is divided by their first two parts:
+`[amqp-container-round_trip]` is in the group `amqp-container`. The files of `tests/faults` are one
+group, because they share servers that they stop and kill.
+
+A process that is free gets the longest group that is left. Otherwise one of the last groups might
+be a long one, for which all other processes would wait.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 _DIVIDED = "tests/conformance/test_guarantees.py"
 _SERVER = re.compile(r"\[([a-z]+(?:-(?:container|private|given))?)-")
+_JOINED = "tests/faults/"
+
+LONGEST_FIRST = (
+    "tests/faults/",
+    "tests/integration/test_servers.py",
+    "tests/crash/test_crash_points.py",
+    "tests/integration/test_worker.py",
+    "tests/integration/test_cli.py",
+    "tests/integration/test_schema_cli.py",
+    "tests/integration/test_relays.py",
+    "tests/integration/test_persistence.py",
+    "tests/integration/test_outbox_cli.py",
+    "tests/acceptance/test_shop.py",
+    "tests/conformance/test_guarantees.py amqp-container",
+    "tests/conformance/test_guarantees.py amqp-private",
+    "tests/integration/test_pgbouncer.py",
+    "tests/integration/test_bad_input.py",
+    "tests/integration/test_broker_cancellation.py",
+    "tests/integration/test_join.py",
+    "tests/integration/test_versions.py",
+    "tests/integration/test_probes.py",
+    "tests/integration/test_redis_failover.py",
+    "tests/integration/test_inventory.py",
+    "tests/integration/test_mariadb.py",
+    "tests/integration/test_readme.py",
+    "tests/integration/test_database_cuts.py",
+)
+"""The groups that take longer than a minute on a slow machine. The others follow in the order of
+collection."""
+
+_RANK = {group: rank for rank, group in enumerate(LONGEST_FIRST)}
 
 
 class GroupScheduling(LoadScopeScheduling):
-    """Gives the next group to whichever process is free, in the order of collection: the long ones
-    are in the folders that come first."""
+    """Gives the longest group that is left to whichever process is free."""
 
     def _split_scope(self, nodeid: str) -> str:
         return group_of(nodeid)
+
+    def _assign_work_unit(self, node: Any) -> None:
+        if self.config.option.shuffle is None:
+            longest = min(self.workqueue, key=lambda group: _RANK.get(group, len(_RANK)))
+            self.workqueue.move_to_end(longest, last=False)
+        super()._assign_work_unit(node)
 
 
 def group_of(nodeid: str) -> str:
     """The group in which a test is run."""
     path, _, name = nodeid.partition("::")
+    if path.startswith(_JOINED):
+        return _JOINED
     server = _SERVER.search(name) if path == _DIVIDED else None
     return f"{path} {server[1]}" if server else path
