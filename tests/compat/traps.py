@@ -1694,6 +1694,9 @@ t.bad("hex by one case", text("^[0-9a-fA-F]{8}$"), text("^[0-9a-f]{8}$"), "AAAAA
 t.ok("a pattern does not speak of numbers", INTEGER, {"pattern": "^a$"})
 t.ok("a large counted repetition", text("^a{1,200}$"), {"maxLength": 200})
 t.bad("a large counted repetition", text("^a{1,200}$"), {"maxLength": 199}, "a" * 200)
+t.ok("a large optional repetition", text("^.{0,900}$"), text("^.*$"))
+t.ok("one large optional repetition in another", text("^.{1,255}$"), text("^.{0,256}$"))
+t.bad("a large optional repetition, shortened", text("^b{0,255}$"), text("^b{0,254}$"), "b" * 255)
 t.ok(
     "decimals of pydantic fit themselves",
     text("^(?!^[-+.]*$)[+-]?0*\\d*\\.?\\d*$"),

@@ -246,29 +246,30 @@ class _Parser:
         return first, last
 
     def _repeat(self, piece: Piece, start: int, least: int, most: int | None, depth: int) -> Piece:
-        """The piece again and again; it is read anew for each time that is counted."""
+        """The piece again and again; it is read anew for each time that is counted.
+
+        From before each optional piece one free move leads straight to the end. A chain of moves
+        from one optional piece to the next would make each step as long as the repetition.
+        """
         after = self.place
         free = self.automaton.free
         first = last = self.automaton.state()
+        end = self.automaton.state()
         for number in range(max(least, most or 0) or 1):
             if number:
                 self.place = start
                 piece = self._atom(depth)
             if number >= least:
-                free[last].append(piece[0])
-                skip = self.automaton.state()
-                free[last].append(skip)
-                free[piece[1]].append(skip)
-                last = skip
-            else:
-                free[last].append(piece[0])
-                last = piece[1]
+                free[last].append(end)
+            free[last].append(piece[0])
+            last = piece[1]
         self.place = after
         if most == 0:
             return (empty := self.automaton.state()), empty
         if most is None:
-            free[piece[1]].append(piece[0])
-        return first, last
+            free[last].append(piece[0])
+        free[last].append(end)
+        return first, end
 
     def _count(self) -> tuple[int, int | None]:
         least: int = 1
