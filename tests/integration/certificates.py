@@ -1,4 +1,4 @@
-"""Certificates for servers and clients of a test."""
+"""Certificates for the servers and clients of tests."""
 
 from __future__ import annotations
 

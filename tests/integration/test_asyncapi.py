@@ -56,7 +56,7 @@ def resolve(spec: dict[str, Any], reference: str) -> Any:
     assert reference.startswith("#/"), reference
     node: Any = spec
     for step in reference.removeprefix("#/").split("/"):
-        assert step in node, f"{reference} leads nowhere"
+        assert step in node, f"{reference} has no target"
         node = node[step]
     return node
 
@@ -120,7 +120,7 @@ def test_an_event_is_described_as_its_owner_writes_it() -> None:
     assert schema["properties"]["amount"]["type"] == "string"  # and not a number, as it may read
 
 
-def test_a_single_service_shows_its_view_of_the_messages_of_others() -> None:
+def test_a_single_service_describes_foreign_messages_as_it_reads_them() -> None:
     spec = described(orders)
     check(spec)
     schema = payload(spec, "payments.payment_captured.v1")
@@ -129,7 +129,7 @@ def test_a_single_service_shows_its_view_of_the_messages_of_others() -> None:
     assert "payments.send.payments.payment_captured" not in spec["operations"]
 
 
-def test_the_same_services_give_the_same_document_in_any_order() -> None:
+def test_the_document_does_not_depend_on_the_order_of_the_services() -> None:
     assert described(*SHOP) == described(*reversed(SHOP))
     assert json.dumps(described(*SHOP)) == json.dumps(described(*reversed(SHOP)))
 
@@ -167,7 +167,7 @@ def nested(**fields: Any) -> Any:
     )
 
 
-def test_without_the_owner_each_reader_has_its_own_view() -> None:
+def test_without_the_owner_each_reader_has_its_own_schema() -> None:
     first = reader("first", address=nested(street=str))
     second = reader("second", address=nested(town=int))
     spec = described(first, second)
@@ -180,7 +180,7 @@ def test_without_the_owner_each_reader_has_its_own_view() -> None:
     assert received == [{"$ref": "#/channels/shop.ordered/messages/shop.ordered.v3.second"}]
 
 
-def test_with_the_owner_there_is_only_its_view() -> None:
+def test_with_the_owner_there_is_only_its_schema() -> None:
     shop = Service("shop")
     shop.publisher(Ordered)
     spec = described(reader("first", address=nested(street=str)), shop)
@@ -243,7 +243,7 @@ def test_the_command_writes_yaml(shop: Project) -> None:
     assert yaml.safe_load(as_yaml.succeeds()) == json.loads(as_json.succeeds())
 
 
-def test_mistakes_are_reported_in_one_paragraph(shop: Project) -> None:
+def test_a_user_error_is_reported_in_one_paragraph(shop: Project) -> None:
     unknown, unwritable = asyncapi(shop, ["nobody"], ["--output", "no/such/folder.json"])
     unknown.fails(2, "There is no service 'nobody'")
     unwritable.fails(2, "Cannot write no/such/folder.json: No such file or directory")

@@ -1,4 +1,5 @@
-"""Relays: wake-ups, leases, reading no more rows than needed, purging, rejected messages."""
+"""Relays: wake-ups, leases, economical reads, purging, clocks, rejected messages, ordered
+writes."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ from tests.support.units import outgoing
 
 ALL = range(tables.BUCKETS)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-PATIENCE = 120.0
+TIMEOUT_SECONDS = 120.0
 
 
 class Happened(Event, name="shop.happened", version=1, key="key"):
@@ -57,7 +58,7 @@ class Noted(Event, name="shop.noted", version=1, key="key"):
 
 
 def shop(url: str, *, ordered: bool = False) -> Service:
-    """The service, as one of its processes has it."""
+    """The service as a process has it."""
     service = Service("shop", ordered_outbox=ordered)
     service.configure(Settings(database_urls={"shop": url}))
     for message in (Happened, Noted):
@@ -66,7 +67,7 @@ def shop(url: str, *, ordered: bool = False) -> Service:
 
 
 class Broker(MemoryTransport):
-    """Records the keys that were published."""
+    """A broker that records the keys of published messages."""
 
     def __init__(self) -> None:
         super().__init__(SystemClock())
@@ -80,13 +81,13 @@ class Broker(MemoryTransport):
         return ALL_CONFIRMED
 
     async def until(self, key: str) -> None:
-        async with asyncio.timeout(PATIENCE), self._came:
+        async with asyncio.timeout(TIMEOUT_SECONDS), self._came:
             await self._came.wait_for(lambda: key in self.keys)
 
 
 @asynccontextmanager
 async def relaying(url: str, broker: Broker, lease_time: float = 30.0) -> AsyncIterator[Database]:
-    """A running relay with a database connection of its own, as in a process of its own."""
+    """Run a relay with its own database connection, as in a separate process."""
     database = Database(url, service="shop")
     stop = asyncio.Event()
     running = Relay("shop", database, broker, SystemClock(), lease_time=lease_time)
@@ -109,9 +110,9 @@ async def migrated(postgres_url: str) -> str:
 
 @pytest.fixture
 def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relays do not poll within the time of a test."""
-    monkeypatch.setattr(polling, "SHORTEST_PAUSE", 2 * PATIENCE)
-    monkeypatch.setattr(polling, "LONGEST_PAUSE", 2 * PATIENCE)
+    """Let relays not poll during the test."""
+    monkeypatch.setattr(polling, "SHORTEST_PAUSE", 2 * TIMEOUT_SECONDS)
+    monkeypatch.setattr(polling, "LONGEST_PAUSE", 2 * TIMEOUT_SECONDS)
 
 
 async def publish(service: Service, key: str) -> None:
@@ -129,9 +130,7 @@ class TestWakeUps:
                 await broker.until(f"k{number}")
 
     @pytest.mark.usefixtures("no_polling")
-    async def test_a_relay_whose_listening_connection_was_cut_listens_again(
-        self, migrated: str
-    ) -> None:
+    async def test_a_relay_listens_again_after_its_connection_was_lost(self, migrated: str) -> None:
         broker = Broker()
         cut = text(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -141,17 +140,18 @@ class TestWakeUps:
             await publish(other, "before")
             await broker.until("before")
             async with (
-                asyncio.timeout(PATIENCE),
+                asyncio.timeout(TIMEOUT_SECONDS),
                 (await other.database()).reading() as connection,
             ):
-                while not (ended := list(await connection.scalars(cut))):  # noqa: ASYNC110  # of no event
+                # No event.
+                while not (ended := list(await connection.scalars(cut))):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             assert ended == [True]
             await publish(other, "after")
             await broker.until("after")
 
     @pytest.mark.usefixtures("no_polling")
-    async def test_more_than_a_batch_is_relayed_without_another_wake_up(
+    async def test_several_batches_are_relayed_after_one_wake_up(
         self, migrated: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(relay, "BATCH", 2)
@@ -162,7 +162,7 @@ class TestWakeUps:
         async with relaying(migrated, broker):
             await broker.until("k19")
 
-    async def test_a_wake_up_makes_one_round_and_not_two(
+    async def test_a_wake_up_causes_only_one_round(
         self, migrated: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         rounds, due = 0, outbox.due
@@ -181,9 +181,10 @@ class TestWakeUps:
             for each in range(number):
                 await publish(other, f"k{each}")
                 await broker.until(f"k{each}")
-        assert rounds < 1.5 * number  # some because it polls, too; it was two for each before
+        # Polling adds some; without coalescing there would be two for each.
+        assert rounds < 1.5 * number
 
-    async def test_many_commits_make_few_notifications(self, migrated: str) -> None:
+    async def test_many_commits_send_few_notifications(self, migrated: str) -> None:
         notified = []
         broker = Broker()
         async with relaying(migrated, broker) as database, shop(migrated) as other:
@@ -202,53 +203,55 @@ class TestWakeUps:
             await asyncio.wait([listening])
         assert len(notified) < 10
 
-    async def test_a_relay_with_all_buckets_notifies_nobody(self, migrated: str) -> None:
+    async def test_a_relay_that_holds_all_buckets_sends_no_notifications(
+        self, migrated: str
+    ) -> None:
         async with relaying(migrated, Broker()) as database:
-            async with asyncio.timeout(PATIENCE):
-                while not database.notifier.is_muted:  # noqa: ASYNC110  # it is no event
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                while not database.notifier.is_muted:  # noqa: ASYNC110  # no event
                     await asyncio.sleep(0.01)
 
 
 class Slow(Broker):
-    """Confirms nothing before `goes_on` is set."""
+    """A broker that confirms nothing before `may_confirm` is set."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.goes_on = asyncio.Event()
+        self.may_confirm = asyncio.Event()
 
     async def publish(self, envelopes: Any) -> PublishResult:
         result = await super().publish(envelopes)
-        await self.goes_on.wait()
+        await self.may_confirm.wait()
         return result
 
 
 class TestLeases:
-    @pytest.mark.parametrize("another_comes", [False, True], ids=["running", "started later"])
+    @pytest.mark.parametrize("second_starts_later", [False, True], ids=["running", "started later"])
     async def test_a_batch_at_a_slow_broker_is_not_published_by_another_relay(
-        self, database: Database, another_comes: bool
+        self, database: Database, second_starts_later: bool
     ) -> None:
         url = database.url.render_as_string(hide_password=False)
         slow, quick = Slow(), Broker()
         async with AsyncExitStack() as stack:
             other = await stack.enter_async_context(shop(url))
             await stack.enter_async_context(relaying(url, slow, LEASE))
-            if not another_comes:
+            if not second_starts_later:
                 await stack.enter_async_context(relaying(url, quick, LEASE))
-            await holders(database, 1 if another_comes else 2)
+            await holders(database, 1 if second_starts_later else 2)
             await publish_to_all(other)
             await until(lambda: bool(slow.keys))
-            if another_comes:
+            if second_starts_later:
                 await stack.enter_async_context(relaying(url, quick, LEASE))
-            first_end = await last_end(database)
-            async with asyncio.timeout(PATIENCE):
+            first_end = await last_expiry(database)
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 enough = first_end + timedelta(seconds=1.2 * LEASE)
-                while await last_end(database) < enough:  # noqa: ASYNC110  # of no event
+                while await last_expiry(database) < enough:  # noqa: ASYNC110  # no event
                     await asyncio.sleep(0.05)
-            slow.goes_on.set()
+            slow.may_confirm.set()
             await until(lambda: {*slow.keys, *quick.keys} == {*KEYS})
         assert sorted(slow.keys + quick.keys) == sorted(KEYS)
 
-    async def test_relays_survive_that_all_tables_are_emptied(self, database: Database) -> None:
+    async def test_relays_continue_after_all_tables_were_emptied(self, database: Database) -> None:
         url = database.url.render_as_string(hide_password=False)
         brokers = Broker(), Broker()
         async with AsyncExitStack() as stack:
@@ -267,8 +270,8 @@ KEYS = [f"k{number}" for number in range(50)]
 
 
 async def until(this: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not this():  # noqa: ASYNC110  # of no event
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while not this():  # noqa: ASYNC110  # no event
             await asyncio.sleep(0.05)
 
 
@@ -280,7 +283,7 @@ async def publish_to_all(service: Service) -> None:
 
 async def holders(database: Database, count: int) -> None:
     """Return once this number of relays have equal shares of all buckets."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:
             async with database.reading() as connection:
                 held = Counter(await connection.scalars(select(tables.lease.c.owner)))
@@ -289,16 +292,16 @@ async def holders(database: Database, count: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def last_end(database: Database) -> datetime:
-    """When the last of the leases ends; long ago if there is none."""
+async def last_expiry(database: Database) -> datetime:
+    """When the last of the leases expires; long ago if there is none."""
     async with database.reading() as connection:
         ends = await connection.scalars(select(tables.lease.c.expires_at))
         return max((end for end in ends if end), default=NOW - timedelta(days=9999))
 
 
-async def in_use(connection: AsyncConnection) -> tuple[int, int]:
-    """How many rows of the outbox and the inbox this transaction has read by an index, and how
-    often it has read one of them from end to end."""
+async def rows_and_scans(connection: AsyncConnection) -> tuple[int, int]:
+    """How many rows of the outbox and the inbox this transaction has read by an index, and how many
+    sequential scans of them it has made."""
     found = await connection.execute(
         text(
             "SELECT coalesce(sum(idx_tup_fetch), 0)::int, coalesce(sum(seq_scan), 0)::int"
@@ -324,7 +327,7 @@ class TestReading:
         ("due_at", "seen"),
         [
             ("NULL", outbox.START),
-            # Delayed rows stay behind the watermark of numbers, which only sweeps read again.
+            # Delayed rows stay behind the watermark, where only sweeps read by number.
             (
                 "TIMESTAMPTZ '2025-01-01' + n * interval '1 s'",
                 outbox.Position(30_000, outbox.START.due_at),
@@ -332,7 +335,7 @@ class TestReading:
         ],
         ids=["at once", "delayed"],
     )
-    async def test_a_round_reads_only_the_rows_it_returns_however_many_wait(
+    async def test_a_round_reads_only_about_as_many_rows_as_it_returns(
         self, migrated: str, statistics: str, due_at: str, seen: outbox.Position
     ) -> None:
         database = Database(migrated, service="shop")
@@ -340,7 +343,7 @@ class TestReading:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             if statistics != "none":
                 await connection.execute(text("VACUUM ANALYZE eventmesh_outbox"))
-        for _ in range(10):  # as often as it takes to have a plan that is kept
+        for _ in range(10):  # often enough for PostgreSQL to keep a generic plan
             async with database.queue(reads=True) as connection:
                 assert await outbox.due(connection, ALL, NOW, 100, seen) == []
         async with database.connection() as connection:
@@ -348,7 +351,7 @@ class TestReading:
         async with database.queue() as connection:
             rows = await outbox.due(connection, ALL, NOW, 100, seen)
             await outbox.delete_confirmed(connection, rows)
-            read, scans = await in_use(connection)
+            read, scans = await rows_and_scans(connection)
         await database.close()
         assert len(rows) == 100
         assert scans == 0
@@ -357,7 +360,7 @@ class TestReading:
     async def test_a_very_late_commit_is_relayed(
         self, migrated: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It is behind the watermark by then: the sweep finds it."""
+        """By then it is behind the watermark, where the sweep finds it."""
         monkeypatch.setattr(watermark, "SHORTEST_WAIT", 0.0)
         monkeypatch.setattr(sweep, "SWEEP_INTERVAL", 0.05)
         broker = Broker()
@@ -377,7 +380,7 @@ class TestReading:
         async with database.queue(reads=True) as connection:
             seen = outbox.Position(9_990, NOW)
             rows = await outbox.due(connection, ALL, NOW, 100, seen)
-            read, scans = await in_use(connection)
+            read, scans = await rows_and_scans(connection)
         await database.close()
         assert [row.seq for row in rows] == list(range(9_991, 10_001))
         assert (read, scans) == (10, 0)
@@ -391,7 +394,7 @@ AGES: dict[str, Column[Any]] = {
 
 
 async def age(database: Database, moment: datetime, *numbers: int) -> None:
-    """Rows of that age in each table."""
+    """Insert rows of that age into each table."""
     rows = [{"subscription": "s", "message_id": str(n)} for n in numbers]
     ended: dict[str, Any] = {
         "name": "n",
@@ -421,7 +424,7 @@ async def ids(database: Database, of: Column[Any]) -> list[int]:
 
 
 class NoSleep(SystemClock):
-    """Sleeps no time at all."""
+    """A clock whose sleeps take no time."""
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(0)
@@ -437,7 +440,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 class TestPurge:
     @pytest.mark.parametrize("which", AGES)
-    async def test_the_oldest_are_deleted_first_and_a_few_at_a_time(
+    async def test_the_oldest_rows_are_purged_first_and_in_small_batches(
         self, database: Database, which: str
     ) -> None:
         column = AGES[which]
@@ -451,7 +454,7 @@ class TestPurge:
             left.append(await ids(database, column))
         assert left == [[4, 5, 6, 7, 8, 9], [8, 9], [8, 9]]
 
-    async def test_nothing_younger_than_its_window_is_deleted(
+    async def test_no_row_younger_than_its_window_is_purged(
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(purger, "BATCH", 2)
@@ -464,19 +467,19 @@ class TestPurge:
         assert {n // 100 for n in await ids(database, purge.BEGUN)} == {5}
         assert {n // 100 for n in await ids(database, purge.ENDED)} == {5, 20, 230}
 
-    async def test_without_the_first_bucket_nothing_is_purged(self, database: Database) -> None:
+    async def test_only_the_relay_with_the_first_bucket_purges(self, database: Database) -> None:
         await age(database, NOW - timedelta(days=1000), 1)
         await Purger(database, NoSleep(), Settings(), lambda: False).purge()
         assert await ids(database, purge.RECEIVED) == [1]
 
-    async def test_a_running_saga_is_kept_however_old(self, database: Database) -> None:
+    async def test_a_running_saga_is_never_purged(self, database: Database) -> None:
         await age(database, NOW - timedelta(days=1000), 1)
         async with database.connection() as connection:
             await connection.execute(tables.saga.update().values(status="running", ended_at=None))
         await Purger(database, NoSleep(), Settings(), lambda: True).purge()
         assert await ids(database, purge.ENDED) == [1]
 
-    async def test_a_purge_reads_only_what_it_deletes(self, migrated: str) -> None:
+    async def test_a_purge_reads_only_about_as_many_rows_as_it_deletes(self, migrated: str) -> None:
         database = Database(migrated, service="shop")
         async with database.connection() as connection:
             await connection.execute(
@@ -488,7 +491,7 @@ class TestPurge:
             )
         async with database.queue() as connection:
             assert await purge.purge(connection, purge.RECEIVED, NOW, 100)
-            read, scans = await in_use(connection)
+            read, scans = await rows_and_scans(connection)
         await database.close()
         assert scans == 0
         assert read < 500
@@ -500,7 +503,7 @@ class TestPurge:
             await connection.execute(delete(tables.start))
         assert abs(begun_at - datetime.now(UTC)) < timedelta(minutes=5)
 
-    async def test_an_inbox_window_shorter_than_a_redelivery_is_refused(
+    async def test_an_inbox_window_shorter_than_the_retry_delays_is_a_usage_error(
         self, sqlite_url: str
     ) -> None:
         service = Service("shop")
@@ -519,7 +522,7 @@ class TestPurge:
 
 
 class WrongClock(NoSleep):
-    """The clock of a process, wrong by a fixed amount."""
+    """The clock of a process that is wrong by a fixed amount."""
 
     def __init__(self, **by: float) -> None:
         self.by = timedelta(**by)
@@ -530,7 +533,7 @@ class WrongClock(NoSleep):
 
 @pytest.mark.parametrize("database_url", ["sqlite", "postgres", "mariadb"], indirect=True)
 class TestClocks:
-    """Receiving, delays and purging go by the database's clock, not by the process's."""
+    """Receipt, delays and purging use the database's clock, not that of the process."""
 
     @pytest.mark.parametrize("days", [8, -8])
     async def test_a_process_with_a_wrong_clock_logs_it_and_purges_nothing(
@@ -538,9 +541,9 @@ class TestClocks:
     ) -> None:
         received = datetime.now(UTC) - timedelta(days=6)
         await age(database, received, 1)
-        looked = Purger(database, WrongClock(days=days), Settings(), lambda: True)
+        purging = Purger(database, WrongClock(days=days), Settings(), lambda: True)
         with capture_logs() as lines:
-            running = asyncio.ensure_future(looked.run())
+            running = asyncio.ensure_future(purging.run())
             await until(lambda: bool(lines))
             running.cancel()
             await asyncio.wait([running])
@@ -549,9 +552,7 @@ class TestClocks:
         assert lines[0]["event"] == "clocks differ"
         assert f"691,200 s {side} that of the database of service shop" in lines[0]["problem"]
 
-    async def test_a_process_with_a_right_clock_purges_what_is_old(
-        self, database: Database
-    ) -> None:
+    async def test_a_process_with_a_correct_clock_purges_old_rows(self, database: Database) -> None:
         for number, days in enumerate((6, 8)):
             await age(database, datetime.now(UTC) - timedelta(days=days), number)
         await Purger(database, WrongClock(seconds=20), Settings(), lambda: True).purge()
@@ -561,8 +562,8 @@ class TestClocks:
     async def test_receipt_and_due_times_are_the_databases_time(
         self, database: Database, days: int
     ) -> None:
-        """With a wrong clock, a service's inbox entries are not old at once, and what it delays for
-        a minute is due in a minute, for every process."""
+        """Even if a service's clock is wrong, its inbox entries are not old at once, and a message
+        that it delays by a minute is due in a minute, for every process."""
         service = Service("shop", clock=WrongClock(days=days))
         url = database.url.render_as_string(hide_password=False)
         service.configure(Settings(database_urls={"shop": url}))
@@ -574,31 +575,31 @@ class TestClocks:
             now = await database.time.ask(connection)
             received_at = await connection.scalar(select(tables.inbox.c.received_at))
             due_at = await connection.scalar(select(tables.outbox.c.due_at))
-        # Within an hour: however slow the machine is, the wrong clock is not to be seen.
+        # An hour allows for a slow machine, and is far less than the error of the clock.
         assert abs(now - received_at) < timedelta(hours=1)
         assert abs(now + timedelta(minutes=1) - due_at) < timedelta(hours=1)
 
 
-class Away(Broker):
-    """A broker that is away at first."""
+class UnreachableAtFirst(Broker):
+    """A broker that is unreachable at first."""
 
-    is_away = True
+    is_unreachable = True
 
     async def publish(self, envelopes: Any) -> PublishResult:
-        if self.is_away:
+        if self.is_unreachable:
             return PublishResult.interrupted(envelopes, Unreachable("no broker"))
         return await super().publish(envelopes)
 
 
 class TestWaiting:
     async def test_waiting_for_the_broker_and_its_return_are_logged(self, sqlite_url: str) -> None:
-        broker = Away()
+        broker = UnreachableAtFirst()
         with capture_logs() as lines:
             async with shop(sqlite_url) as other:
                 await publish(other, "a")
                 async with relaying(sqlite_url, broker):
                     await until(lambda: bool(lines))
-                    broker.is_away = False
+                    broker.is_unreachable = False
                     await broker.until("a")
                     await until(lambda: lines[-1]["log_level"] == "info")
         events = [line["event"] for line in lines]
@@ -608,7 +609,7 @@ class TestWaiting:
 
 
 class Moved(SystemClock):
-    """A clock that only the test moves on."""
+    """A clock that only the test moves forward."""
 
     ahead = timedelta()
 
@@ -616,10 +617,13 @@ class Moved(SystemClock):
         return NOW + self.ahead
 
 
-async def taken(transport: Transport, subscription: Subscription, count: int) -> list[str | None]:
-    """The keys of the first deliveries, settled as done."""
+async def consume(transport: Transport, subscription: Subscription, count: int) -> list[str | None]:
+    """Consume this number of messages; returns their keys."""
     keys: list[str | None] = []
-    async with asyncio.timeout(PATIENCE), transport.consume(subscription, prefetch=10) as consumer:
+    async with (
+        asyncio.timeout(TIMEOUT_SECONDS),
+        transport.consume(subscription, prefetch=10) as consumer,
+    ):
         while len(keys) < count:
             got = await consumer.receive(count - len(keys))
             await consumer.settle([(delivery, DONE) for delivery in got])
@@ -630,10 +634,10 @@ async def taken(transport: Transport, subscription: Subscription, count: int) ->
 class TestRejectedMessages:
     @pytest.mark.usefixtures("long_holds")
     @pytest.mark.parametrize("broker", ["redis", "amqp"])
-    async def test_a_rejected_message_holds_back_its_key_and_no_other(
+    async def test_a_rejected_message_blocks_its_key_and_no_other(
         self, broker: str, durable_url: Callable[[str], str], sqlite_url: str
     ) -> None:
-        """Also messages of the key under other names, which the broker would have accepted."""
+        """It also blocks messages of its key with other names, which the broker would accept."""
         noting = Subscription("shop.note", ("shop.noted",))
         happening = Subscription("shop.happen", ("shop.happened",))
         clock, url, prefix = Moved(), durable_url(broker), f"t{secrets.token_hex(5)}"
@@ -650,18 +654,18 @@ class TestRejectedMessages:
             async with refusing(url, prefix, "shop.noted"):
                 assert (await relaying.round()).confirmed == 1
             assert await self.waiting(database) == [("shop.noted", 1), *2 * [("shop.happened", 0)]]
-            assert await taken(transport, happening, 1) == ["b"]
+            assert await consume(transport, happening, 1) == ["b"]
             assert (await relaying.round()).confirmed == 0
             clock.ahead += timedelta(seconds=HOLD_TIME)
             assert (await relaying.round()).confirmed == 1
-            assert await taken(transport, noting, 1) == ["a"]
+            assert await consume(transport, noting, 1) == ["a"]
             assert (await relaying.round()).confirmed == 2
-            assert await taken(transport, happening, 2) == ["a", "a"]
+            assert await consume(transport, happening, 2) == ["a", "a"]
             assert await self.waiting(database) == []
 
     @staticmethod
     async def waiting(database: Database) -> list[tuple[str, int]]:
-        """What is in the outbox, and how often each was rejected."""
+        """The names of the messages in the outbox, and how often each was rejected."""
         columns = select(tables.outbox.c.name, tables.outbox.c.attempts)
         async with database.reading() as connection:
             rows = await connection.execute(columns.order_by(tables.outbox.c.seq))
@@ -669,18 +673,18 @@ class TestRejectedMessages:
 
 
 class TestTwoWritersOfOneKey:
-    """The first has written its message, and not committed, when the second writes."""
+    """The first writer has stored its message, but not committed, when the second one writes."""
 
     @staticmethod
     async def write(service: Service, key: str, stored: asyncio.Event, go: asyncio.Event) -> None:
-        """Commit, with a pause between the insert and the commit."""
+        """Store a message, and commit when the test sets `go`."""
         messages = outgoing(service, Happened(key=key))
         async with (await service.database()).connection() as connection:
             await units.store(connection, messages, ordered=service.ordered_outbox)
             stored.set()
             await go.wait()
 
-    async def test_with_ordered_outbox_they_commit_in_the_order_of_their_numbers(
+    async def test_in_an_ordered_outbox_writers_of_a_key_commit_in_order(
         self, migrated: str
     ) -> None:
         async with shop(migrated, ordered=True) as service:
@@ -688,13 +692,13 @@ class TestTwoWritersOfOneKey:
             first = asyncio.ensure_future(self.write(service, "k", stored, go))
             await stored.wait()
             second = asyncio.ensure_future(publish(service, "k"))
-            await publish(service, "of another key")  # which waits for nobody
+            await publish(service, "of another key")  # another key does not wait
             async with (await service.database()).reading() as connection:
                 waits = text(
                     "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
                 )
-                async with asyncio.timeout(PATIENCE):
-                    while not await connection.scalar(waits):  # noqa: ASYNC110  # it is no event
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    while not await connection.scalar(waits):  # noqa: ASYNC110  # no event
                         await asyncio.sleep(0.01)
             assert not second.done()
             go.set()
@@ -703,7 +707,7 @@ class TestTwoWritersOfOneKey:
                 rows = await outbox.due(connection, ALL, datetime.now(UTC), 100)
         assert [row.envelope.key for row in rows] == ["k", "of another key", "k"]
 
-    async def test_without_it_they_do_not_wait(self, migrated: str) -> None:
+    async def test_in_a_normal_outbox_writers_of_a_key_do_not_wait(self, migrated: str) -> None:
         async with shop(migrated) as service:
             stored, go = asyncio.Event(), asyncio.Event()
             first = asyncio.ensure_future(self.write(service, "k", stored, go))
@@ -712,12 +716,14 @@ class TestTwoWritersOfOneKey:
             go.set()
             await first
 
-    async def test_many_keys_at_once_in_any_order_never_deadlock(self, migrated: str) -> None:
+    async def test_concurrent_writers_of_many_keys_in_any_order_do_not_deadlock(
+        self, migrated: str
+    ) -> None:
         async def write(keys: list[str]) -> None:
             async with service.transaction() as tx:
                 for key in keys:
                     tx.publish(Happened(key=key))
 
         keys = [f"k{number}" for number in range(50)]
-        async with shop(migrated, ordered=True) as service, asyncio.timeout(PATIENCE):
+        async with shop(migrated, ordered=True) as service, asyncio.timeout(TIMEOUT_SECONDS):
             await asyncio.gather(*(write(keys[:: 1 if n % 2 else -1]) for n in range(20)))

@@ -120,7 +120,7 @@ def pytest_in(project: Project, *arguments: str) -> Ended:
 # A broken pull request, from change to fix
 
 
-def test_a_broken_pull_request_from_change_to_fix(shop: Project) -> None:
+def test_a_breaking_pull_request_can_be_followed_from_the_change_to_the_fix(shop: Project) -> None:
     check(shop, "--against", "main").succeeds("payments.payment_captured v1: as frozen")
     git(shop, "checkout", "-q", "-b", "currency")
     require_currency(shop)
@@ -136,7 +136,7 @@ def test_a_broken_pull_request_from_change_to_fix(shop: Project) -> None:
 
     lock = (shop.root / LOCK).read_bytes()
     fixed = check(shop, "--fix")
-    assert fixed.code == 4  # a person has to decide something
+    assert fixed.code == 4  # a person has to decide
     test = "tests/schemas/test_payments_payment_captured_v1.py"
     assert test in fixed.out
     contracts = (shop.root / CONTRACTS).read_text()
@@ -149,7 +149,7 @@ def test_a_broken_pull_request_from_change_to_fix(shop: Project) -> None:
     red = pytest_in(shop, test)
     assert red.code == 1
     assert "decide about currency" in red.out
-    assert check(shop, "--fix").code == 4  # nothing more can be written
+    assert check(shop, "--fix").code == 4  # nothing is left to write
     assert (shop.root / CONTRACTS).read_text() == contracts
     assert not (shop.root / LOCK).with_name("v2.json").exists()
 
@@ -162,7 +162,7 @@ def test_a_broken_pull_request_from_change_to_fix(shop: Project) -> None:
     check(shop, "--against", "main").succeeds("payments.payment_captured v2: as frozen")
 
 
-def test_a_fix_that_leaves_nothing_to_decide_needs_only_to_be_frozen(shop: Project) -> None:
+def test_a_fix_without_open_decisions_only_needs_to_be_frozen(shop: Project) -> None:
     change(shop, '    note: str = ""  # for the customer\n', "")
     change(shop, "class PaymentCaptured(Event, ", "class PaymentCaptured(Event, extra='forbid', ")
     check(shop, "--fix").fails(4, "EM031")
@@ -179,7 +179,7 @@ def test_an_existing_test_is_never_overwritten(shop: Project) -> None:
     assert "version=2" in (shop.root / CONTRACTS).read_text()
 
 
-def test_a_version_that_is_not_a_literal_is_left_to_its_author(shop: Project) -> None:
+def test_the_fix_does_not_change_a_version_that_is_not_a_literal(shop: Project) -> None:
     require_currency(shop)
     change(shop, "version=1", "version=VERSION")
     change(shop, "\n\nclass", "\nVERSION = 1\n\nclass")
@@ -192,7 +192,7 @@ def test_a_version_that_is_not_a_literal_is_left_to_its_author(shop: Project) ->
     assert not (shop.root / "tests").exists()
 
 
-def test_a_new_version_without_an_upcaster_is_given_one(shop: Project) -> None:
+def test_the_fix_writes_a_missing_upcaster(shop: Project) -> None:
     require_currency(shop)
     change(shop, "version=1", "version=2")
     assert "EM036" in {problem["rule"] for problem in found(shop)}
@@ -204,7 +204,7 @@ def test_a_new_version_without_an_upcaster_is_given_one(shop: Project) -> None:
     assert not (shop.root / LOCK).with_name("v2.json").exists()
 
 
-def test_what_only_needs_to_be_frozen_is_frozen_by_the_fix(shop: Project) -> None:
+def test_the_fix_freezes_compatible_changes(shop: Project) -> None:
     change(shop, "    amount: Decimal\n", '    amount: Decimal\n    shop: str = "web"\n')
     assert [problem["rule"] for problem in found(shop)] == ["EM032"]
     check(shop, "--fix").succeeds("v1.2.json")
@@ -214,7 +214,7 @@ def test_what_only_needs_to_be_frozen_is_frozen_by_the_fix(shop: Project) -> Non
 # Compared with a revision
 
 
-def test_a_lock_that_is_deleted_and_frozen_anew_is_found_and_restored(shop: Project) -> None:
+def test_a_lock_file_that_was_deleted_and_frozen_again_is_found_and_restored(shop: Project) -> None:
     require_currency(shop)
     (shop.root / LOCK).unlink()
     shop.run("schema", "freeze").succeeds(LOCK)
@@ -227,7 +227,7 @@ def test_a_lock_that_is_deleted_and_frozen_anew_is_found_and_restored(shop: Proj
     assert "version=2" in (shop.root / CONTRACTS).read_text()
 
 
-def test_it_works_in_a_folder_of_the_repository(shop: Project, tmp_path: Path) -> None:
+def test_the_check_works_in_a_subfolder_of_the_repository(shop: Project, tmp_path: Path) -> None:
     (shop.root / LOCK).unlink()
     inner = tmp_path / "inner"
     inner.mkdir()
@@ -251,7 +251,7 @@ def test_an_unknown_revision_is_a_usage_error(shop: Project) -> None:
 # Formats and waivers
 
 
-def test_every_format_by_its_name_and_into_a_file(shop: Project) -> None:
+def test_every_report_format_can_be_printed_and_written_to_a_file(shop: Project) -> None:
     require_currency(shop)
     forms: dict[str, Callable[[str], Any]] = {
         "text": str,
@@ -275,7 +275,7 @@ def test_every_format_by_its_name_and_into_a_file(shop: Project) -> None:
     check(shop, "--output", "no/such/folder").fails(2, "no/such/folder")
 
 
-def test_a_waiver_has_effect_until_it_expires(shop: Project) -> None:
+def test_a_waiver_applies_until_it_expires(shop: Project) -> None:
     require_currency(shop)
     [problem] = found(shop)
     today = date.today()
@@ -304,7 +304,7 @@ def test_only_the_named_services_are_checked(shop: Project) -> None:
     check(shop, "nonsense").fails(2, "no service 'nonsense'")
 
 
-# Seeing
+# Showing
 
 
 def test_a_frozen_version_is_shown_as_text_and_as_json(shop: Project) -> None:
@@ -322,7 +322,7 @@ def test_a_frozen_version_is_shown_as_text_and_as_json(shop: Project) -> None:
     assert told["subscribers"] == {"orders.remember": 1}
 
 
-def test_a_version_is_deprecated_with_its_last_day(shop: Project) -> None:
+def test_a_version_can_be_deprecated_until_a_day(shop: Project) -> None:
     shop.run("schema", "deprecate", CAPTURED, "1", "--sunset", "2099-12-31").succeeds(LOCK)
     shop.run("schema", "show", CAPTURED).succeeds("deprecated, sunset 2099-12-31")
     check(shop, "--against", "main").succeeds()
@@ -336,7 +336,7 @@ def test_a_version_is_deprecated_with_its_last_day(shop: Project) -> None:
         ended.fails(2, words)
 
 
-def test_versions_files_and_code_are_compared_both_ways(shop: Project) -> None:
+def test_versions_files_and_code_can_be_compared_in_both_directions(shop: Project) -> None:
     require_currency(shop)
     text = shop.run("schema", "diff", f"{CAPTURED}@1", CAPTURED).succeeds("no.", "currency")
     assert text.count(" reads payments.payment_captured") == 2
@@ -359,10 +359,10 @@ def test_the_rules_are_printed(project: Project) -> None:
     project.run("schema", "rules").succeeds("| EM031 |", "## All services together")
 
 
-# A schema of somebody else
+# Foreign schemas
 
 
-def test_a_schema_is_imported_and_proved(shop: Project) -> None:
+def test_a_foreign_schema_is_imported_and_compared(shop: Project) -> None:
     shop.write(
         "customer.json",
         '{"type": "object", "required": ["id"], "properties": {"id": {"type": "string"}}}',
@@ -379,7 +379,7 @@ def test_a_schema_is_imported_and_proved(shop: Project) -> None:
     assert told["proof"]["verdict"] == "compatible"
 
 
-# Bad input
+# Invalid input
 
 
 def nested(levels: int) -> str:
@@ -427,7 +427,7 @@ def test_unreadable_files_are_usage_errors(project: Project) -> None:
         ended.fails(2)
 
 
-def test_odd_schemas_get_an_answer_or_an_error_and_never_a_traceback(project: Project) -> None:
+def test_unusual_schemas_never_cause_a_traceback(project: Project) -> None:
     project.write("fine.json", '{"type": "object", "properties": {"a": {"type": "string"}}}')
     for name, content in ODD.items():
         project.write(name, content)

@@ -1,5 +1,5 @@
-"""What somebody deletes or replaces of a broker file while it is used is noticed by whoever
-publishes or consumes, and made again; what was published meanwhile goes to its subscription."""
+"""A broker file may be deleted or replaced while it is used. Publishers and consumers notice it and
+create the file again, and later messages reach their subscriptions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 FILES = ("broker.db-wal", "broker.db-shm", "broker.db")
-"""In this order nobody can make the new file while its companions are still to be deleted."""
+"""Deleted in this order, so that no process creates a new file while old companions still exist."""
 
 PUBLISHER = """
 import asyncio, sys
@@ -44,7 +44,7 @@ async def main():
 
 asyncio.run(main())
 """
-"""Another process: publishes as many messages as each line of its input says."""
+"""Another process: it publishes as many messages as each line of its input says."""
 
 
 @asynccontextmanager
@@ -68,7 +68,7 @@ def delete_the_file(folder: Path) -> None:
 
 
 def delete_the_file_only(folder: Path) -> None:
-    """And leave what SQLite has beside it."""
+    """Delete the file, but not its `-wal` and `-shm`."""
     (folder / "broker.db").unlink()
 
 
@@ -77,7 +77,7 @@ def move_the_folder(folder: Path) -> None:
 
 
 def replace_the_file(folder: Path) -> None:
-    """By a database without any table, as a backup of nothing would be."""
+    """Replace the file by a database without any table."""
     other = folder / "other.db"
     with closing(sqlite3.connect(other)) as file, file:
         file.execute("PRAGMA user_version = 0")
@@ -96,7 +96,7 @@ LOSSES = [
 
 
 @pytest.mark.parametrize("lose", LOSSES)
-async def test_publisher_and_consumer_go_on_after(
+async def test_publishers_and_consumers_continue_after(
     lose: Callable[[Path], None], tmp_path: Path
 ) -> None:
     folder = tmp_path / "broker"
@@ -104,23 +104,24 @@ async def test_publisher_and_consumer_go_on_after(
         publisher, consumer = Traffic(publishing), Traffic(consuming)
         await consuming.declare([PAID])
 
-        async def flows() -> None:
+        async def publish_and_handle() -> None:
             await publisher.publish(envelopes(3))
             consumer.published = publisher.published
             await consumer.until_all_is_handled()
 
         async with running(consumer.keep_consuming()):
-            await flows()
+            await publish_and_handle()
             for _ in range(3):
                 lose(folder)
-                await flows()
+                await publish_and_handle()
         assert all("was deleted or replaced" in error for error in consumer.consuming_errors)
         assert not publisher.publishing_errors
 
 
 @asynccontextmanager
 async def publishing_process(folder: Path) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
-    """Publishes from another process, which has the file open all the time."""
+    """Start another process, which has the file open, and yield a function that publishes from
+    it."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", PUBLISHER, str(folder)), stdin=PIPE, stdout=PIPE, cwd=ROOT
     )
@@ -142,8 +143,10 @@ async def publishing_process(folder: Path) -> AsyncIterator[Callable[[int], Awai
             await process.wait()
 
 
-async def test_a_file_that_another_process_still_holds_open_is_made_again(tmp_path: Path) -> None:
-    """SQLite's `-wal` and `-shm` are left behind, and belong to the file that is gone."""
+async def test_a_deleted_file_that_another_process_has_open_is_created_again(
+    tmp_path: Path,
+) -> None:
+    """The remaining `-wal` and `-shm` belong to the deleted file."""
     async with publishing_process(tmp_path) as publish_elsewhere:
         await publish_elsewhere(200)
         async with opened(tmp_path) as transport:
@@ -158,15 +161,15 @@ async def test_a_file_that_another_process_still_holds_open_is_made_again(tmp_pa
         assert file.execute("SELECT count(*) FROM queue").fetchone() == (7,)
 
 
-async def test_what_was_held_of_a_file_that_is_gone_settles_nothing_of_the_new_one(
+async def test_deliveries_of_a_deleted_file_settle_nothing_in_the_new_one(
     tmp_path: Path,
 ) -> None:
-    """Their messages have the same numbers."""
+    """Messages of both files have the same numbers."""
     async with opened(tmp_path) as transport:
         await transport.declare([PAID])
         await publish_or_raise(transport, envelopes(2))
 
-        async def settle_what_is_gone() -> None:
+        async def settle_deleted() -> None:
             async with transport.consume(PAID, prefetch=4) as consumer:
                 held = await take(consumer, 2)
                 delete_the_file(tmp_path)
@@ -179,14 +182,14 @@ async def test_what_was_held_of_a_file_that_is_gone_settles_nothing_of_the_new_o
 
         new = envelopes(2)
         with pytest.raises(Unreachable, match="was deleted or replaced"):
-            await settle_what_is_gone()
+            await settle_deleted()
         async with transport.consume(PAID, prefetch=4) as consumer:
             got = await take(consumer, 2)
             assert [delivery.envelope for delivery in got] == new
             assert [delivery.deliveries for delivery in got] == [1, 1]
 
 
-async def test_looking_makes_no_file_in_the_place_of_one_that_was_deleted(tmp_path: Path) -> None:
+async def test_a_census_does_not_create_a_deleted_file_again(tmp_path: Path) -> None:
     async with opened(tmp_path) as transport:
         await transport.declare([PAID])
     options = TransportOptions(create_missing=False)
@@ -202,7 +205,7 @@ async def test_looking_makes_no_file_in_the_place_of_one_that_was_deleted(tmp_pa
 
 
 @pytest.mark.parametrize("lose", [delete_the_subscriptions, delete_the_file])
-async def test_a_worker_goes_on_after(
+async def test_a_worker_continues_after(
     lose: Callable[[Path], None],
     bank: Project,
     put: Put,

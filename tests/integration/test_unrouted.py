@@ -1,4 +1,4 @@
-"""Messages that no subscription takes: seen, purged and bounded."""
+"""Messages without a subscription: they can be listed and purged, and their number is limited."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def opened(project: Project) -> AbstractAsyncContextManager[Transport]:
     return open_transport(project.environment["EVENTMESH_BROKER_URL"], SystemClock(), options)
 
 
-def told(project: Project, *arguments: str) -> dict[str, tuple[int, bool]]:
-    """What `eventmesh unrouted` prints: numbers by message, and whether they are foreign."""
+def counted(project: Project, *arguments: str) -> dict[str, tuple[int, bool]]:
+    """The output of `eventmesh unrouted`: numbers by message, and whether they are foreign."""
     rows = json.loads(project.run("unrouted", *arguments, "--json").succeeds())
     return {row["message"]: (row["number"], row.get("foreign", False)) for row in rows}
 
 
 async def numbers_of(transport: Transport, least: int) -> list[str]:
-    """The data of what the first subscription gets, in order, once it has this many."""
+    """Wait until the first subscription has this many messages; returns their data in order."""
     await transport.declare([AUDIT])
     ready = 0
 
@@ -86,7 +86,7 @@ async def numbers_of(transport: Transport, least: int) -> list[str]:
         ready = (await transport.stats(AUDIT)).ready
         return ready >= least
 
-    await until(are_enough)  # somebody else may just have brought or given back some
+    await until(are_enough)  # another process may just have published some or given them back
     got: list[str] = []
     async with transport.consume(AUDIT, prefetch=1_000) as consumer:
         while len(got) < ready:
@@ -95,7 +95,7 @@ async def numbers_of(transport: Transport, least: int) -> list[str]:
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
-async def test_unrouted_messages_are_listed_and_purged_by_command(
+async def test_unrouted_messages_can_be_listed_and_purged(
     project: Project, durable_url: Callable[[str], str], broker: str
 ) -> None:
     project.environment["EVENTMESH_BROKER_URL"] = durable_url(broker)
@@ -104,7 +104,7 @@ async def test_unrouted_messages_are_listed_and_purged_by_command(
     async with opened(project) as transport:
         await publish_or_raise(transport, [*messages(3), *messages(2, "bank.opened")])
         named = ["--message", "bank.opened"] if broker == "amqp" else []
-        assert told(project, "list") | told(project, "list", *named) == {
+        assert counted(project, "list") | counted(project, "list", *named) == {
             CLOSED: (3, False),
             "bank.opened": (2, False),
         }
@@ -113,21 +113,21 @@ async def test_unrouted_messages_are_listed_and_purged_by_command(
         assert "oldest " in listed
         assert listed.endswith("3 unrouted message(s)\n")
         project.run("unrouted", "purge").fails(2, "add --yes")
-        assert told(project, "purge", "--older-than", "7d", "--yes") == {}
+        assert counted(project, "purge", "--older-than", "7d", "--yes") == {}
         project.run("unrouted", "purge", "--older-than", "soon", "--yes").fails(2, "duration")
-        purged = told(project, "purge", "--message", "bank.opened", "--yes")
+        purged = counted(project, "purge", "--message", "bank.opened", "--yes")
         assert purged == {"bank.opened": (2, False)}
         assert await numbers_of(transport, 3) == [f'{{"number":{number}}}' for number in range(3)]
-        assert told(project, "list", "--message", CLOSED) == {}
+        assert counted(project, "list", "--message", CLOSED) == {}
         project.run("unrouted", "purge", "--message", CLOSED, "--yes").succeeds("0 unrouted")
 
 
-async def test_foreign_messages_on_rabbitmq_are_listed_and_purged(
+async def test_foreign_messages_on_rabbitmq_can_be_listed_and_purged(
     project: Project, durable_url: Callable[[str], str]
 ) -> None:
     url = project.environment["EVENTMESH_BROKER_URL"] = durable_url("amqp")
     async with opened(project) as transport, await aio_pika.connect(url) as connection:
-        await publish_or_raise(transport, messages(1))  # by which the exchanges are made
+        await publish_or_raise(transport, messages(1))  # this declares the exchanges
         channel = await connection.channel()
         exchange = await channel.get_exchange(project.prefix)
         for name in ("crm.won", "crm.lost", "crm.won"):
@@ -138,18 +138,18 @@ async def test_foreign_messages_on_rabbitmq_are_listed_and_purged(
             ("", 3),
         ]
         expected = {"crm.won": (2, True), "crm.lost": (1, True)}
-        assert told(project, "list") == expected
+        assert counted(project, "list") == expected
         listed = project.run("unrouted", "list").succeeds("crm.won (foreign)  2")
-        assert "bank" not in listed, "no service of the project names it"
-        assert told(project, "purge", "--older-than", "1s", "--yes") == {}
-        assert told(project, "purge", "--message", "crm.won", "--yes") == {"crm.won": (2, False)}
-        assert told(project, "list") == {"crm.lost": (1, True)}
-        assert told(project, "purge", "--yes") == {"": (1, False)}
+        assert "bank" not in listed, "no service of the project has this message"
+        assert counted(project, "purge", "--older-than", "1s", "--yes") == {}
+        assert counted(project, "purge", "--message", "crm.won", "--yes") == {"crm.won": (2, False)}
+        assert counted(project, "list") == {"crm.lost": (1, True)}
+        assert counted(project, "purge", "--yes") == {"": (1, False)}
         assert await transport.purge_unrouted(CLOSED) == 1
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
-async def test_beyond_the_limit_the_oldest_are_purged_after_a_warning(
+async def test_the_oldest_messages_above_the_limit_are_purged_after_a_warning(
     project: Project, durable_url: Callable[[str], str], broker: str
 ) -> None:
     project.environment["EVENTMESH_BROKER_URL"] = durable_url(broker)
@@ -181,19 +181,19 @@ async def test_beyond_the_limit_the_oldest_are_purged_after_a_warning(
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(30):
-        while not await condition():  # noqa: ASYNC110  # nothing tells of it
+        while not await condition():  # noqa: ASYNC110  # there is no event
             await asyncio.sleep(0.02)
 
 
-class Hurried(SystemClock):
-    """Sleeps a moment where a minute is asked for."""
+class HurriedClock(SystemClock):
+    """A clock that sleeps a moment instead of a minute."""
 
     async def sleep(self, seconds: float) -> None:
         await super().sleep(0.01 if seconds >= COUNT_INTERVAL / 2 else seconds)
 
 
-async def test_a_worker_bounds_what_its_services_publish_and_counts_it(tmp_path: Path) -> None:
-    clock = Hurried()
+async def test_a_worker_limits_and_counts_unrouted_messages_of_its_services(tmp_path: Path) -> None:
+    clock = HurriedClock()
     transport = MemoryTransport(clock)
     await transport.connect()
     service = Service("bank", clock=clock)
@@ -221,10 +221,10 @@ async def test_a_worker_bounds_what_its_services_publish_and_counts_it(tmp_path:
         await asyncio.wait_for(running, 60)
 
 
-async def test_purging_while_the_first_subscription_is_declared_leaves_each_message_to_one(
+async def test_a_message_is_either_purged_or_delivered_to_a_subscription_declared_meanwhile(
     project: Project, durable_broker_url: str
 ) -> None:
-    """What was not purged, the subscription gets."""
+    """The subscription gets every message that was not purged."""
     project.environment["EVENTMESH_BROKER_URL"] = durable_broker_url
     async with opened(project) as transport, opened(project) as other:
         await publish_or_raise(transport, messages(60))

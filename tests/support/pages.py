@@ -1,16 +1,16 @@
-"""Pages of documentation, followed as a reader would: files are written, commands are typed, and
-what a page shows as printed must be printed.
+"""Runs pages of documentation as a reader would: it writes their files, runs their commands, and
+checks that the commands print the output that the page shows.
 
 A page is Markdown. Its blocks, from top to bottom:
 
 - `python`, `toml` or `ini`: a file, named by the comment on the first line (`# services/bank/…`).
-- `console`: `$ ` begins a command; the lines below it are what it prints, or what the worker in the
-  background prints meanwhile: whole lines, in their order. `…` stands for any text. A worker with
-  `&` is waited for until it is ready. `export NAME=URL` takes a URL of a test server of the same
-  scheme instead.
-- `text` and `mermaid`: shown, and not run.
+- `console`: `$ ` begins a command; the lines below it are its output, or that of the last worker in
+  the background: whole lines, in order. `…` stands for any text. A worker runs in the background,
+  and the next command runs when it is ready. `export NAME=URL` gets the URL of a test server of the
+  same scheme instead.
+- `text` and `mermaid`: not run.
 
-A block of any other kind, and a command that nobody knows how to run, fails the page's test.
+A block of any other kind fails the page's test, and so does an unknown command.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ANYTHING = "…"
 
 @dataclass(frozen=True)
 class Step:
-    """A command of a console block, and the lines that are printed below it."""
+    """A command of a console block, and the output lines below it."""
 
     command: str
     output: list[str] = field(default_factory=list)
@@ -53,15 +53,15 @@ Said = TypeVar("Said", "Ended", "Running")
 
 
 class Printed(Generic[Said]):
-    """What a command prints, line by line: each line that a page shows comes after those before it.
-    Its two streams have no common order."""
+    """The output of a command. The lines that a page shows must occur in order, but stdout and
+    stderr have no common order."""
 
     def __init__(self, output: Said) -> None:
         self.output = output
         self._seen = [0, 0]
 
     def shows(self, line: str) -> bool:
-        """Whether a whole line like this one has been printed, after those asked for before."""
+        """Whether a whole line like this one was printed after the lines found before."""
         parts = map(re.escape, line.strip().split(_ANYTHING))
         whole = re.compile(rf"^[ \t]*{'.*'.join(parts)}[ \t]*\n", re.MULTILINE)
         for stream, text in enumerate((self.output.out, self.output.err)):
@@ -72,7 +72,7 @@ class Printed(Generic[Said]):
 
 
 class Reader:
-    """Follows a page in a project; `urls` are those of test servers, by their schemes."""
+    """Runs a page in a project; `urls` are those of test servers, by scheme."""
 
     def __init__(self, project: Project, urls: Mapping[str, str] | None = None) -> None:
         self.project = project
@@ -80,7 +80,7 @@ class Reader:
         self.workers: list[Printed[Running]] = []
 
     def read(self, page: str) -> None:
-        """Do everything that the page says, then let the workers that it started drain."""
+        """Run all blocks of the page, then drain the workers that it started."""
         for kind, text in BLOCK.findall(page):
             if kind in _FILES:
                 self.write(text)
@@ -92,13 +92,13 @@ class Reader:
             worker.output.drain()
 
     def write(self, text: str) -> None:
-        """Write a file that is named on its first line."""
+        """Write a file that its first line names."""
         named = re.match(r"# (\S+)\n", text)
-        assert named, f"the first line does not say which file this is: {text!r}"
+        assert named, f"the first line does not name the file: {text!r}"
         self.project.write(named[1], text)
 
     def follow(self, block: str) -> None:
-        """Type a console block line by line."""
+        """Run a console block line by line."""
         for step in steps(block):
             ended = self.type(step.command)
             command = Printed(ended) if ended is not None else None
@@ -111,10 +111,10 @@ class Reader:
         worker.output.until(lambda _: worker.shows(line), f"the line {line!r}")
 
     def type(self, command: str) -> Ended | None:
-        """Run a command; what came of it, unless it goes on in the background."""
+        """Run a command; returns its result, unless it runs in the background."""
         match shlex.split(command.removesuffix("&")):
             case ["make", *arguments]:
-                _make_takes(arguments)
+                _check_make_targets(arguments)
             case ["export", setting]:
                 name, _, value = setting.partition("=")
                 scheme, has_scheme, _ = value.partition("://")
@@ -137,8 +137,8 @@ class Reader:
         return None
 
 
-def _make_takes(arguments: list[str]) -> None:
-    """Check that make has these targets, without making them."""
+def _check_make_targets(arguments: list[str]) -> None:
+    """Check that make has these targets, without running them."""
     done = subprocess.run(  # noqa: S603
         ["make", "--dry-run", *arguments],  # noqa: S607
         cwd=ROOT,

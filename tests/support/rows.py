@@ -1,7 +1,7 @@
 """Rows of a table that tests fill, collected from all processes of a test run.
 
 A worker of pytest-xdist sends what it collected when it ends; the controlling process, which prints
-and writes the tables, adds it to its own. Rows travel as plain values, in the order in which the
+and writes the tables, adds it to its own. Rows are sent as plain values, in the order in which the
 workers end.
 """
 

@@ -1,13 +1,13 @@
 """One server of each kind for all processes of a test run.
 
-With pytest-xdist, tests run in several processes side by side. A RabbitMQ and a PostgreSQL for each
-of them would cost more than running side by side gains. So the controlling process, which outlives
-the others, holds the servers, and the workers ask it through a socket in a private folder:
+With pytest-xdist, tests run in several processes. A RabbitMQ and a PostgreSQL for each of them
+would cost more than the parallel run saves. So the controlling process, which outlives the others,
+owns the servers, and the workers request them through a socket in a private folder:
 
 - a worker sends `{"kind": "redis", "way": "container"}`;
-- the answer is `{"server": {"kind": …}}` once it is started, or `{"reasons": […]}` without one.
+- the answer is `{"server": {"kind": …}}` once it is started, or `{"reasons": […]}` if it is missing.
 
-A server is started when it is first asked for, and ended with the run.
+A server is started at the first request, and stopped at the end of the run.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from typing import Any
 from eventmesh.testing.servers import Server, ServerMissing, Way, serve
 
 Origin = Callable[[str], None]
-"""Takes a line about a server that was started, or is missing."""
+"""Gets a line about a server that was started or is missing."""
 
 
 class ServerPool:
-    """Servers by kind and way, each started once; may be asked from several threads."""
+    """Servers by kind and way, each started once; may be used from several threads."""
 
     def __init__(self, tell: Origin) -> None:
         self._tell = tell
@@ -39,7 +39,7 @@ class ServerPool:
         self._locks: dict[tuple[str, Way], threading.Lock] = {}
 
     def find(self, kind: str, way: Way) -> Server | ServerMissing:
-        """The server, or why there is none; waits while another thread starts it."""
+        """The server, or the reasons why it is missing; waits while another thread starts it."""
         asked = kind, way
         with self._adding:
             starting = self._locks.setdefault(asked, threading.Lock())
@@ -49,7 +49,7 @@ class ServerPool:
             return self._found[asked]
 
     def close(self) -> None:
-        """End all servers."""
+        """Stop all servers."""
         self._stack.close()
 
     def _start(self, kind: str, way: Way) -> Server | ServerMissing:
@@ -88,7 +88,8 @@ _FIELDS = ("kind", "url", "origin", "version")
 
 @contextmanager
 def answering(pool: ServerPool) -> Iterator[Path]:
-    """Answer questions about the pool's servers at a socket, whose path this is."""
+    """Answer requests for the pool's servers while the context is open; yields the socket's
+    path."""
     with tempfile.TemporaryDirectory(prefix="eventmesh-servers-") as folder:
         path = Path(folder) / "socket"
         with _Answering(str(path), _Question) as server:
@@ -103,7 +104,8 @@ def answering(pool: ServerPool) -> Iterator[Path]:
 
 
 def ask(path: Path, kind: str, way: Way) -> Server | ServerMissing:
-    """The server that the controlling process holds, or why there is none."""
+    """Request a server from the controlling process; returns it, or the reasons why it is
+    missing."""
     with socket(AF_UNIX) as connection:
         connection.connect(str(path))
         connection.sendall(json.dumps({"kind": kind, "way": way}).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Transactions on a service's database that tests begin and end by themselves."""
+"""Transactions on a service's database that tests begin and end themselves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from eventmesh.wire.envelope import DEFAULT_MAX_BYTES
 
 
 def unit_of_work(database: Database) -> UnitOfWork:
-    """One that publishes nothing; rolled back on leaving unless it was committed."""
+    """A unit of work that publishes nothing. It is rolled back at the end unless it was
+    committed."""
     name = database.service
     sender = Sender(name, Registry(name), SystemClock(), DEFAULT_MAX_BYTES)
     return database.unit_of_work(sender)
@@ -34,12 +35,12 @@ async def store(
     ordered: bool = False,
     now: datetime | None = None,
 ) -> None:
-    """Insert these into the outbox, to be seen by others after the connection's commit."""
+    """Insert these into the outbox; they become visible when the connection commits."""
     await connection.run_sync(lambda sync: outbox.store(sync, messages, ordered=ordered, now=now))
 
 
 def outgoing(service: Service, *messages: Message) -> list[Outgoing]:
-    """These messages as a transaction of this service would put them into the outbox."""
+    """These messages as a transaction of this service would store them in the outbox."""
     sealed: list[Outgoing] = []
     transaction = Transaction(AsyncSession(), service.sender(), sealed.append)
     for message in messages:
@@ -48,7 +49,7 @@ def outgoing(service: Service, *messages: Message) -> list[Outgoing]:
 
 
 async def newest_ids(database: Database, number: int = 1) -> list[str]:
-    """The ids of the messages that came last into the outbox, the newest one last."""
+    """The ids of the newest messages in the outbox, in order."""
     ids = select(tables.outbox.c.id).order_by(tables.outbox.c.seq.desc()).limit(number)
     async with database.reading() as connection:
         return list(await connection.scalars(ids))[::-1]
