@@ -24,7 +24,7 @@ from eventmesh.testing.servers import (
 )
 from tests.support.compiled_tests import compile_tests
 from tests.support.shared_servers import ServerPool, answering, ask
-from tests.support.side_by_side import GroupScheduling
+from tests.support.xdist_groups import GroupScheduling
 
 pytest_plugins = ["tests.support.random_order"]
 

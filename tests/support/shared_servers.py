@@ -5,7 +5,7 @@ would cost more than the parallel run saves. So the controlling process, which o
 owns the servers, and the workers request them through a socket in a private folder:
 
 - a worker sends `{"kind": "redis", "way": "container"}`;
-- the answer is `{"server": {"kind": …}}` once it is started, or `{"reasons": […]}` if it is missing.
+- the answer is `{"server": {"kind": …}}` once started, or `{"reasons": […]}` if there is none.
 
 A server is started at the first request, and stopped at the end of the run.
 """
