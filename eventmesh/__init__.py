@@ -24,12 +24,15 @@ if TYPE_CHECKING:  # what `__getattr__` does at run time, for type checkers
     from eventmesh.runtime.declaring.settings import Settings as Settings
     from eventmesh.runtime.service import Service as Service
     from eventmesh.saga.authoring import Saga as Saga
-    from eventmesh.saga.authoring import pivot as pivot
-    from eventmesh.saga.authoring import step as step
+    from eventmesh.saga.failures import DeadLettered as DeadLettered
+    from eventmesh.saga.failures import SagaFailure as SagaFailure
+    from eventmesh.saga.failures import TimedOut as TimedOut
+    from eventmesh.saga.failures import UndoRequested as UndoRequested
     from eventmesh.wire.envelope import Envelope as Envelope
 
 _HOMES = {
     "Command": "eventmesh.contracts.message",
+    "DeadLettered": "eventmesh.saga.failures",
     "Depends": "fast_depends",
     "Envelope": "eventmesh.wire.envelope",
     "Event": "eventmesh.contracts.message",
@@ -38,13 +41,14 @@ _HOMES = {
     "Reject": "eventmesh.errors",
     "Retry": "eventmesh.runtime.declaring.retry",
     "Saga": "eventmesh.saga.authoring",
+    "SagaFailure": "eventmesh.saga.failures",
     "Service": "eventmesh.runtime.service",
     "Settings": "eventmesh.runtime.declaring.settings",
+    "TimedOut": "eventmesh.saga.failures",
     "Transaction": "eventmesh.persistence.transaction",
+    "UndoRequested": "eventmesh.saga.failures",
     "constant": "eventmesh.runtime.declaring.retry",
     "exponential": "eventmesh.runtime.declaring.retry",
-    "pivot": "eventmesh.saga.authoring",
-    "step": "eventmesh.saga.authoring",
 }
 
 

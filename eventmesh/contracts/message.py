@@ -60,6 +60,8 @@ class Message(BaseModel):
     __identity__: ClassVar[Identity]
     __upcasters__: ClassVar[dict[int, Upcaster]]
     __downcasters__: ClassVar[dict[int, Downcaster]]
+    __is_internal__: ClassVar[bool] = False
+    """Whether it is EventMesh's own: no service declares it, and its schema is not frozen."""
 
     def __init_subclass__(
         cls,

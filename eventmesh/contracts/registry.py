@@ -69,9 +69,11 @@ class Registry:
         return self._written.get(identity.name, identity.version)
 
     def published(self) -> Iterator[type[Message]]:
-        """The models that the service declared to publish, sorted by name."""
+        """The models that the service declared to publish, sorted by name, without internal
+        ones."""
         for name in sorted(self._published):
-            yield self._models[name]
+            if not self._models[name].__is_internal__:
+                yield self._models[name]
 
     def published_names(self) -> frozenset[str]:
         """The names of the messages that the service declared to publish."""
@@ -84,5 +86,6 @@ class Registry:
     def owned(self) -> Iterator[type[Message]]:
         """The models that the service owns, whose schemas it freezes, sorted by name."""
         for name in sorted(self._models):
-            if self._models[name].__identity__.owner == self._service:
-                yield self._models[name]
+            model = self._models[name]
+            if model.__identity__.owner == self._service and not model.__is_internal__:
+                yield model

@@ -6,11 +6,11 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from functools import cache
 
-from sqlalchemy import Column, Delete, Select, bindparam, delete, select
+from sqlalchemy import Column, Delete, Select, bindparam, delete, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.dialects.sql import UtcDateTime
-from eventmesh.persistence.tables import inbox, saga, start
+from eventmesh.persistence.tables import inbox, saga, saga_log, start
 
 RECEIVED, BEGUN, ENDED = inbox.c.received_at, start.c.begun_at, saga.c.ended_at
 """The columns by which rows age: of the inbox, of the starts of possible poison messages, of sagas
@@ -25,7 +25,10 @@ async def purge(
     """Delete rows that are older, about `most` of them; returns whether there may be more."""
     cut = await connection.scalar(_cut(age), {"before": before, "most": most})
     # Rows of exactly this age go too: those of a group all have the same time.
-    await connection.execute(_delete(age), {"until": cut or before - _MOMENT})
+    until = {"until": cut or before - _MOMENT}
+    if age is ENDED:
+        await connection.execute(_delete_logs(), until)
+    await connection.execute(_delete(age), until)
     return cut is not None
 
 
@@ -33,6 +36,13 @@ async def purge(
 def _cut(age: Column[datetime]) -> Select[datetime]:
     older = select(age).where(age < bindparam("before", type_=UtcDateTime))
     return older.order_by(age).limit(1).offset(bindparam("most"))
+
+
+@cache
+def _delete_logs() -> Delete:
+    """Of the sagas that are deleted next."""
+    going = select(saga.c.name, saga.c.id).where(bindparam("until", type_=UtcDateTime) >= ENDED)
+    return delete(saga_log).where(tuple_(saga_log.c.saga_name, saga_log.c.saga_id).in_(going))
 
 
 @cache

@@ -1,33 +1,48 @@
-"""The rows of sagas: the state and progress of each. Concurrent writers are detected by a version
-number in the row (optimistic locking)."""
+"""The rows of sagas, and their log: read and written by groups, a few statements for all.
+
+A group of answers locks the rows of its sagas in one statement and in the order of their ids, so
+that two workers with answers for the same sagas wait for each other, and neither deadlocks nor has
+to try again. What it has decided is written by one statement for the rows, one for their log, and
+one that cancels the time-outs which are not needed any more.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Delete,
     Insert,
     Select,
     Update,
+    and_,
     bindparam,
+    case,
+    delete,
     func,
     insert,
+    or_,
     select,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from eventmesh.errors import Conflict
-from eventmesh.persistence.dialects.sql import database_now
-from eventmesh.persistence.tables import saga
+from eventmesh.persistence.dialects.sql import UtcDateTime, database_now
+from eventmesh.persistence.tables import outbox, saga, saga_log
+
+MOST_NAMES = 255
+"""Characters of what a saga waits for that are stored to be listed by; the rest is cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class SagaRow:
-    """A saga as it is stored. `row_version` counts its changes."""
+    """A saga as it is stored. `row_version` counts its changes; `details` is None in rows of
+    before migration 0005."""
 
     id: str
     name: str
@@ -37,33 +52,170 @@ class SagaRow:
     steps: dict[str, Any]
     reason: str | None
     row_version: int
+    details: dict[str, Any] | None = None
+    key: str | None = None
+    waiting_for: str = ""
+    due_at: datetime | None = None
+    started_at: datetime | None = field(default=None, compare=False)
+    updated_at: datetime | None = field(default=None, compare=False)
+    ended_at: datetime | None = field(default=None, compare=False)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended."""
+        return self.status in ("running", "undoing", "parked")
 
 
-async def load(session: AsyncSession, name: str, saga_id: str) -> SagaRow | None:
-    """The saga of this name and id."""
-    known = {"saga_name": name, "saga_id": saga_id}
-    row = (await session.execute(_load_statement(), known)).one_or_none()
+_COLUMNS = [each.name for each in fields(SagaRow)]
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One line of a saga's history."""
+
+    saga_id: str
+    entry: Mapping[str, Any]
+
+
+async def lock(
+    session: AsyncSession, name: str, ids: Collection[str], keys: Collection[str] = ()
+) -> list[SagaRow]:
+    """The sagas with these ids, and the open ones with these keys, locked until the transaction
+    ends. A row that another transaction has locked is waited for."""
+    if not ids and not keys:
+        return []
+    wanted = {"saga_name": name, "ids": _padded(ids), "keys": _padded(keys)}
+    rows = await session.execute(_lock_statement(bool(keys)), wanted)
+    return [SagaRow(*row) for row in rows]
+
+
+async def store(session: AsyncSession, rows: Sequence[SagaRow]) -> None:
+    """Insert the sagas of row version 1, and update the others, which must be locked; with times by
+    the database's clock. IntegrityError where a new one has the key of another open saga."""
+    groups: dict[tuple[bool, bool], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row.row_version == 1, row.is_open), []).append(_values(row))
+    for (is_new, is_open), values in groups.items():
+        statement = _insert_statement(is_open) if is_new else _update_statement(is_open)
+        await session.execute(statement, values)
+
+
+def _values(row: SagaRow) -> dict[str, Any]:
+    return {
+        "saga_name": row.name,
+        "saga_id": row.id,
+        "new_version": row.version,
+        "new_status": row.status,
+        "new_state": row.state,
+        "new_steps": row.steps,
+        "new_reason": row.reason,
+        "new_row_version": row.row_version,
+        "new_details": row.details,
+        "new_key": row.key,
+        "new_is_open": True if row.is_open else None,
+        "new_waiting_for": row.waiting_for[:MOST_NAMES],
+        "new_due_at": row.due_at,
+    }
+
+
+async def write_log(session: AsyncSession, name: str, entries: Sequence[LogEntry]) -> None:
+    """Append to the logs of these sagas, at the database's time."""
+    if entries:
+        await session.execute(
+            _log_statement(),
+            [
+                {"saga_name": name, "saga_id": entry.saga_id, "entry": dict(entry.entry)}
+                for entry in entries
+            ],
+        )
+
+
+async def cancel_timers(session: AsyncSession, message_ids: Collection[str]) -> None:
+    """Delete delayed messages from the outbox. One that a relay is publishing comes all the same,
+    and its saga then finds it stale."""
+    if message_ids:
+        await session.execute(_cancel_statement(), {"ids": _padded(message_ids)})
+
+
+async def load(
+    connection: AsyncConnection | AsyncSession, name: str, saga_id: str
+) -> SagaRow | None:
+    """The saga of this name and id, without a lock."""
+    wanted = {"saga_name": name, "saga_id": saga_id}
+    row = (await connection.execute(_load_statement(), wanted)).one_or_none()
     return None if row is None else SagaRow(*row)
 
 
-async def store(session: AsyncSession, row: SagaRow, *, ended: bool) -> None:
-    """Insert a saga at row version 1, or update it from the version before, with times by the
-    database's clock. Conflict when another worker has changed it since it was loaded."""
-    values = {
-        "status": row.status,
-        "state": row.state,
-        "steps": row.steps,
-        "reason": row.reason,
-        "row_version": row.row_version,
-    }
-    if row.row_version == 1:
-        values |= {"id": row.id, "name": row.name, "version": row.version}
-        await session.execute(_insert_statement(ended), values)
-        return
-    known = {"saga_name": row.name, "saga_id": row.id, "known_version": row.row_version - 1}
-    updated = await session.execute(_update_statement(tuple(values), ended), values | known)
-    if not updated.rowcount:  # type: ignore[attr-defined]
-        raise Conflict(f"saga {row.id} was changed by another worker at the same time")
+async def log_of(
+    connection: AsyncConnection, name: str, saga_id: str
+) -> list[tuple[datetime, Any]]:
+    """The log of a saga, oldest first."""
+    rows = await connection.execute(
+        select(saga_log.c.at, saga_log.c.entry)
+        .where(saga_log.c.saga_name == name, saga_log.c.saga_id == saga_id)
+        .order_by(saga_log.c.seq)
+    )
+    return [(at, entry) for at, entry in rows]
+
+
+async def find(
+    connection: AsyncConnection,
+    *,
+    name: str | None = None,
+    statuses: Iterable[str] = (),
+    step: str | None = None,
+    key: str | None = None,
+    started_before: datetime | None = None,
+    most: int = 100,
+) -> list[SagaRow]:
+    """Sagas that match, oldest first, `most` at the most."""
+    query = select(*(saga.c[column] for column in _COLUMNS)).order_by(saga.c.started_at).limit(most)
+    if name is not None:
+        query = query.where(saga.c.name == name)
+    chosen = tuple(statuses)
+    if chosen:
+        query = query.where(saga.c.status.in_(chosen))
+        if set(chosen) <= {"running", "undoing", "parked"}:
+            query = query.where(saga.c.ended_at.is_(None))  # by the index of open ones
+    if step is not None:
+        query = query.where(_waits_for(step))
+    if key is not None:
+        query = query.where(saga.c.key == key)
+    if started_before is not None:
+        query = query.where(saga.c.started_at < started_before)
+    return [SagaRow(*row) for row in await connection.execute(query)]
+
+
+@dataclass(frozen=True, slots=True)
+class SagaLot:
+    """How many open sagas of a name wait for the same, and since when the oldest of them runs."""
+
+    name: str
+    version: int
+    status: str
+    waiting_for: str
+    count: int
+    oldest: datetime
+    overdue: int
+    """How many of them had to time out more than a minute ago, and have not."""
+
+
+async def census(connection: AsyncConnection, name: str | None = None) -> list[SagaLot]:
+    """The open sagas, counted by what they wait for."""
+    columns = (saga.c.name, saga.c.version, saga.c.status, saga.c.waiting_for)
+    is_late = saga.c.due_at < bindparam("late", type_=UtcDateTime)
+    late = func.sum(case((is_late, 1), else_=0))
+    query = (
+        select(*columns, func.count(), func.min(saga.c.started_at), late)
+        .where(saga.c.ended_at.is_(None))
+        .group_by(*columns)
+        .order_by(*columns)
+    )
+    if name is not None:
+        query = query.where(saga.c.name == name)
+    now = (await connection.execute(select(database_now()))).scalar_one()
+    rows = await connection.execute(query, {"late": now - timedelta(minutes=1)})
+    return [SagaLot(n, v, s, w or "", c, o, int(d or 0)) for n, v, s, w, c, o, d in rows]
 
 
 async def count_by_status(connection: AsyncConnection) -> dict[str, int]:
@@ -72,30 +224,90 @@ async def count_by_status(connection: AsyncConnection) -> dict[str, int]:
     return dict(rows.all())
 
 
+def _waits_for(step: str) -> Any:
+    waiting = saga.c.waiting_for
+    patterns = (f"{step}", f"{step},%", f"%,{step}", f"%,{step},%")
+    return or_(*(waiting.like(pattern.replace("_", r"\_"), escape="\\") for pattern in patterns))
+
+
+def _padded(values: Collection[str]) -> list[str]:
+    """The values in order, with the last one repeated up to a power of two: so that few texts of a
+    statement are prepared, not one for each number of values."""
+    ordered = sorted(values)
+    size = 1
+    while size < len(ordered):
+        size *= 2
+    return ordered + [ordered[-1]] * (size - len(ordered)) if ordered else []
+
+
 @cache  # building a statement takes longer than running it
 def _load_statement() -> Select[Any]:
-    columns = [saga.c[field.name] for field in fields(SagaRow)]
-    return select(*columns).where(*_this_saga())
-
-
-def _this_saga() -> tuple[ColumnElement[bool], ...]:
-    return saga.c.name == bindparam("saga_name"), saga.c.id == bindparam("saga_id")
-
-
-@cache
-def _insert_statement(ended: bool) -> Insert:
-    return insert(saga).values(_times(ended) | {"started_at": database_now()})
-
-
-@cache
-def _update_statement(columns: tuple[str, ...], ended: bool) -> Update:
-    return (
-        update(saga)
-        .where(*_this_saga())
-        .where(saga.c.row_version == bindparam("known_version"))
-        .values({column: bindparam(column) for column in columns} | _times(ended))
+    return select(*(saga.c[column] for column in _COLUMNS)).where(
+        saga.c.name == bindparam("saga_name"), saga.c.id == bindparam("saga_id")
     )
 
 
-def _times(ended: bool) -> dict[str, Any]:
-    return {"updated_at": database_now(), "ended_at": database_now() if ended else None}
+@cache
+def _lock_statement(with_keys: bool) -> Select[Any]:
+    chosen: ColumnElement[bool] = saga.c.id.in_(bindparam("ids", expanding=True))
+    if with_keys:
+        open_key = and_(saga.c.key.in_(bindparam("keys", expanding=True)), saga.c.is_open)
+        chosen = or_(chosen, open_key)
+    return (
+        select(*(saga.c[column] for column in _COLUMNS))
+        .where(saga.c.name == bindparam("saga_name"), chosen)
+        .order_by(saga.c.id)
+        .with_for_update()
+    )
+
+
+_CHANGING = (
+    "version",
+    "status",
+    "state",
+    "steps",
+    "reason",
+    "row_version",
+    "details",
+    "key",
+    "is_open",
+    "waiting_for",
+    "due_at",
+)
+
+
+def _changes(is_open: bool) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        column: bindparam(f"new_{column}", type_=saga.c[column].type) for column in _CHANGING
+    }
+    return values | {
+        "updated_at": database_now(),
+        "ended_at": None if is_open else database_now(),
+    }
+
+
+@cache
+def _insert_statement(is_open: bool) -> Insert:
+    known: dict[str, Any] = {"name": bindparam("saga_name"), "id": bindparam("saga_id")}
+    return insert(saga).values(known | _changes(is_open) | {"started_at": database_now()})
+
+
+@cache
+def _update_statement(is_open: bool) -> Update:
+    return (
+        update(saga)
+        .where(saga.c.name == bindparam("saga_name"), saga.c.id == bindparam("saga_id"))
+        .values(_changes(is_open))
+    )
+
+
+@cache
+def _log_statement() -> Insert:
+    return insert(saga_log).values(at=database_now())
+
+
+@cache
+def _cancel_statement() -> Delete:
+    return delete(outbox).where(
+        outbox.c.id.in_(bindparam("ids", expanding=True)), outbox.c.due_at.is_not(None)
+    )

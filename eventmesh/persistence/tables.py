@@ -67,6 +67,14 @@ Index(
     postgresql_where=outbox.c.due_at.is_not(None),
     sqlite_where=outbox.c.due_at.is_not(None),
 )
+# Time-outs that are not needed any more are deleted by their ids. Of delayed messages only, so that
+# the others do not pay for it (on MariaDB they do).
+Index(
+    "ix_eventmesh_outbox_delayed_id",
+    outbox.c.id,
+    postgresql_where=outbox.c.due_at.is_not(None),
+    sqlite_where=outbox.c.due_at.is_not(None),
+)
 Index(
     "ix_eventmesh_outbox_refused",
     outbox.c.key,
@@ -131,8 +139,21 @@ saga = Table(
     Column("started_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
     Column("ended_at", UtcDateTime),
-    CheckConstraint("status IN ('running', 'undoing', 'completed', 'undone')", name="status"),
-    CheckConstraint("(ended_at IS NULL) = (status IN ('running', 'undoing'))", name="ended"),
+    # NULL in rows of before 0005: all about a saga but its state and its steps.
+    Column("details", Json),
+    Column("key", String(255)),
+    # NULL once it has ended, so that another saga may have the key.
+    Column("is_open", Boolean),
+    Column("waiting_for", String(255)),
+    Column("due_at", UtcDateTime),
+    CheckConstraint(
+        "status IN ('running', 'undoing', 'parked', 'completed', 'undone', 'cancelled')",
+        name="status",
+    ),
+    CheckConstraint(
+        "(ended_at IS NULL) = (status IN ('running', 'undoing', 'parked'))", name="ended"
+    ),
+    CheckConstraint("(ended_at IS NULL) = (is_open IS NOT NULL)", name="is_open"),
     CheckConstraint("row_version >= 1", name="row_version"),
     **TABLE_OPTIONS,
 )
@@ -149,3 +170,18 @@ Index(
     postgresql_where=saga.c.ended_at.is_not(None),
     sqlite_where=saga.c.ended_at.is_not(None),
 )
+# One open saga of a key. Rows with a NULL are never the same.
+Index("uq_eventmesh_saga_key", saga.c.name, saga.c.key, saga.c.is_open, unique=True)
+
+saga_log = Table(
+    "eventmesh_saga_log",
+    metadata,
+    Column("seq", Sequence, primary_key=True, autoincrement=True),
+    Column("saga_name", String(255), nullable=False),
+    Column("saga_id", String(255), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("entry", Json, nullable=False),
+    sqlite_autoincrement=True,
+    **TABLE_OPTIONS,
+)
+Index("ix_eventmesh_saga_log_saga", saga_log.c.saga_name, saga_log.c.saga_id, saga_log.c.seq)

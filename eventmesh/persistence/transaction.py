@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -55,6 +56,10 @@ class Transaction:
     def end(self) -> None:
         """Refuse further messages: nobody would store them."""
         self._has_ended = True
+
+    def now(self) -> datetime:
+        """The time by this process's clock."""
+        return self._sender.clock.now()
 
     def publish(self, event: Event, *, delay: Duration = 0, cause: Message | None = None) -> None:
         """Publish an event of this service, after `delay` at the earliest.

@@ -1,204 +1,313 @@
-"""How the author of a service writes a saga: one class, which is checked when it is defined.
+"""How the author of a service writes a saga: functions of a module, decorated.
 
-    class FulfilOrder(Saga[OrderState], name="orders.fulfil_order", started_by=OrderPlaced):
-        @staticmethod
-        def begin(event: OrderPlaced) -> OrderState: ...
+    fulfil = Saga("orders.fulfil_order", OrderState, version=1)
 
-        @step(ok=StockReserved, failed=OutOfStock)
-        def reserve(state: OrderState) -> ReserveStock: ...
+    @fulfil.starts
+    def begin(event: OrderPlaced) -> OrderState: ...
 
-        @reserve.undo(ok=StockReleased)
-        def release(state: OrderState, reply: StockReserved) -> ReleaseStock: ...
+    @fulfil.step(ok=StockReserved, failed=OutOfStock, timeout="30s")
+    def reserve(state: OrderState) -> ReserveStock: ...
 
-        @pivot(ok=OrderShipped, failed=ShipmentRefused)
-        def ship(state: OrderState) -> ShipOrder: ...
+    @reserve.undo(ok=StockReleased)
+    def release(state: OrderState, reply: StockReserved) -> ReleaseStock: ...
 
-        flow = reserve >> ship
+    @fulfil.pivot(ok=OrderShipped, failed=ShipmentRefused, timeout="2d")
+    def ship(state: OrderState) -> ShipOrder: ...
 
-The steps of `flow` run in order. When one fails, the completed steps before it are undone in
-reverse order. After the pivot there is no way back, so the steps behind it can neither fail nor be
-undone. A saga that cannot work, such as one whose flow leaves out a step, raises UsageError when
-its module is imported, not when its first message arrives.
+    fulfil.flow(reserve >> ship)
+
+When a step fails, the steps done before it are undone in reverse order. After the pivot there is no
+way back, so what follows it can neither fail nor be undone. A saga that cannot work is a UsageError
+when `service.include(fulfil)` is called, not when its first message arrives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Generic, TypeVar, get_args, get_type_hints
+from typing import Any, Generic, TypeVar, overload
 
 from pydantic import BaseModel
 
-from eventmesh.contracts.message import Command, Event, Message, identity_of
+from eventmesh.contracts.message import Command, Event, Message
+from eventmesh.duration import Duration
 from eventmesh.errors import UsageError
 from eventmesh.runtime.declaring.handler import checked_sources
-from eventmesh.runtime.declaring.service import DeclaredService as Service
+from eventmesh.runtime.declaring.retry import Retry
+from eventmesh.runtime.declaring.service import Service
 from eventmesh.saga.coordinator import Coordinator
-from eventmesh.saga.definition import Definition, Flow, MakeCommand, Step
+from eventmesh.saga.definition import (
+    Definition,
+    Migration,
+    command_of,
+    define,
+    endings_of,
+    no_message,
+)
+from eventmesh.saga.failures import SagaFailure
+from eventmesh.saga.flow import Part, Step, hints_of, members_of, parameters_of
 
 State = TypeVar("State", bound=BaseModel)
+Ok = TypeVar("Ok", bound=Event)
+Item = TypeVar("Item")
+Starting = TypeVar("Starting", bound=Message)
+Failure = TypeVar("Failure", bound=Event | SagaFailure)
 
-
-def step(
-    *, ok: type[Event], failed: type[Event] | Sequence[type[Event]] = ()
-) -> Callable[[MakeCommand], Step]:
-    """Declare a step: the function makes its command from the state, and `ok` or one of `failed`
-    answers it."""
-    return lambda function: Step(function, ok=ok, failed=_as_sequence(failed), is_pivot=False)
-
-
-def pivot(
-    *, ok: type[Event], failed: type[Event] | Sequence[type[Event]] = ()
-) -> Callable[[MakeCommand], Step]:
-    """Declare the step that is the point of no return: after its `ok` the saga only goes
-    forward."""
-    return lambda function: Step(function, ok=ok, failed=_as_sequence(failed), is_pivot=True)
+Begin = Callable[[Starting], State]
+Failed = type[Event] | Sequence[type[Event]]
 
 
 class Saga(Generic[State]):
-    """Derive from this to write a saga, and give the class to `service.include`.
+    """A workflow across services; give it to `service.include`.
 
-    The class holds its steps (`@step`, `@pivot` and their `.undo`), `flow`, and up to three static
-    methods. `begin(event)` returns the state. `completed(state)` and `undone(state, failure)`
-    return the message that announces the end, or None; both may be left out. `sources` lists, as
-    for `service.subscriber`, the sources whose replies are accepted besides the owner's, for
-    example those of a bridge. UsageError says what is missing or contradictory.
+    `name` begins with the name of the service that owns it. `version` counts up when the flow
+    changes while sagas run. `key` makes the business key from the state, by which events that carry
+    no labels find their saga (`correlate=`): people's decisions, other languages, later
+    transactions; two sagas of one key cannot run at the same time. `sources` lists, as for
+    `service.subscriber`, the sources whose replies are accepted besides their owners'.
     """
 
-    definition: ClassVar[Definition]
-
-    def __init_subclass__(
-        cls,
-        *,
+    def __init__(
+        self,
         name: str,
-        started_by: type[Event],
+        state: type[State],
+        *,
         version: int = 1,
+        key: Callable[[State], object] | None = None,
         sources: Sequence[str] = (),
-        **options: Any,
     ) -> None:
-        super().__init_subclass__(**options)
-        cls.definition = _define(cls, name, version, started_by, sources)
+        self.name = name
+        self.version = version
+        self._where = f"The saga {name}"
+        self._state = state
+        self._key = key
+        self._sources = checked_sources(sources, self._where)
+        self._starts: dict[type[Message], Callable[[Any], BaseModel]] = {}
+        self._steps: list[Step[State, Any]] = []
+        self._flow: Part[State] | None = None
+        self._completed: Callable[[Any], Message | None] = no_message
+        self._undone: Callable[[Any, Any], Message | None] = no_message
+        self._migrations: dict[int, Migration] = {}
+        self._definition: Definition | None = None
 
-    @classmethod
-    def extend(cls, service: Service) -> None:
-        """Add this saga's coordinator to a service; `service.include` calls it."""
-        Coordinator(cls.definition).extend(service)
+    def __repr__(self) -> str:
+        return f"Saga({self.name!r}, version={self.version})"
 
-
-def _define(
-    cls: type, name: str, version: int, started_by: type[Event], sources: Sequence[str]
-) -> Definition:
-    where = f"The saga {cls.__module__}.{cls.__qualname__}"
-    flow = cls.__dict__.get("flow")
-    if isinstance(flow, Step):
-        flow = Flow(((flow,),))
-    if not isinstance(flow, Flow):
-        raise UsageError(f"{where} has no flow: write flow = first >> second >> third.")
-    if "begin" not in cls.__dict__:
-        raise UsageError(
-            f"{where} has no begin: write @staticmethod def begin(event) that returns its state."
-        )
-    _check_steps(cls, flow, where)
-    _check_messages(flow, started_by, where)
-    # getattr, not __dict__: it returns a function with and without @staticmethod.
-    functions = {
-        key: getattr(cls, key) if cls.__dict__.get(key) else _no_message
-        for key in ("completed", "undone")
-    }
-    commands = [
-        _annotated_command(function, where)
-        for each in (each for stage in flow.stages for each in stage)
-        for function in (each.command, each.undoing.command if each.undoing else None)
-        if function is not None
-    ]
-    ends = [model for function in functions.values() for model in _annotated_ends(function, where)]
-    return Definition(
-        name=name,
-        version=version,
-        started_by=started_by,
-        state=_state_type(cls, where),
-        stages=flow.stages,
-        begin=getattr(cls, "begin"),  # noqa: B009  # `cls` is any class
-        completed=functions["completed"],
-        undone=functions["undone"],
-        publishes=tuple(dict.fromkeys([*commands, *ends])),
-        sources=checked_sources(sources, where),
-    )
-
-
-def _check_steps(cls: type, flow: Flow, where: str) -> None:
-    in_flow = [each for stage in flow.stages for each in stage]
-    declared = [each for each in cls.__dict__.values() if isinstance(each, Step)]
-    left_out = [each.name for each in declared if each not in in_flow]
-    if left_out:
-        raise UsageError(f"{where} leaves {', '.join(left_out)} out of its flow.")
-    if len(in_flow) != len(set(in_flow)):
-        raise UsageError(f"{where} has a step twice in its flow.")
-    pivots = [number for number, each in enumerate(in_flow) if each.is_pivot]
-    if len(pivots) > 1:
-        raise UsageError(
-            f"{where} has {len(pivots)} pivots: a saga has at most one point of no return."
-        )
-    after = in_flow[pivots[0] + 1 :] if pivots else []
-    for each in after:
-        if each.failed or each.undoing:
-            raise UsageError(
-                f"{where} has the step {each.name} after its pivot, where the saga only goes "
-                f"forward: such a step can have neither failed= nor an undo. Move it before the "
-                f"pivot, or remove them."
-            )
-    if pivots and in_flow[pivots[0]].undoing:
-        raise UsageError(
-            f"{where} has an undo for its pivot {in_flow[pivots[0]].name}, which cannot be undone: "
-            f"remove the undo, or write @step instead of @pivot."
-        )
-
-
-def _check_messages(flow: Flow, started_by: type[Event], where: str) -> None:
-    identity_of(started_by)
-    for each in (each for stage in flow.stages for each in stage):
-        undone = each.undoing.ok if each.undoing else None
-        for model in (each.ok, *each.failed, *((undone,) if undone else ())):
-            if identity_of(model).name == started_by.__identity__.name:
+    def starts(self, function: Begin[Starting, State]) -> Begin[Starting, State]:
+        """Decorate the function that takes the starting message, an event or a command of this
+        service, and returns the first state. A union of messages, or several functions, start it
+        by each of them."""
+        [name] = parameters_of(function, 1, self._where)
+        models = members_of(hints_of(function, self._where).get(name))
+        for model in models:
+            if not (isinstance(model, type) and issubclass(model, Message)):
                 raise UsageError(
-                    f"{where} is started by {model.__name__}, which also answers its step "
-                    f"{each.name}: every such reply would start another saga."
+                    f"{self._where}: {_name(function)} must say which message starts it: annotate "
+                    f"its parameter {name!r} with an Event."
                 )
+            if model in self._starts:
+                raise UsageError(f"{self._where} has two functions that {model.__name__} starts.")
+            self._starts[model] = function
+        return function
 
+    @overload
+    def step(
+        self,
+        *,
+        ok: type[Ok],
+        failed: Failed = (),
+        timeout: Duration | None,
+        retry: Retry | None = None,
+        when: Callable[[State], bool] | None = None,
+        correlate: Callable[[Any], object] | None = None,
+        no_undo: str = "",
+    ) -> Callable[[Callable[[State], Command]], Step[State, Ok]]: ...
 
-def _annotated_command(function: Callable[..., Any], where: str) -> type[Command]:
-    returned = get_type_hints(function).get("return")
-    if not (isinstance(returned, type) and issubclass(returned, Command)):
-        raise UsageError(
-            f"{where}: {function.__name__} must say which command it sends: annotate its return "
-            f"type with a Command."
+    @overload
+    def step(
+        self,
+        *,
+        ok: type[Ok],
+        failed: Failed = (),
+        timeout: Duration | None,
+        retry: Retry | None = None,
+        when: Callable[[State], bool] | None = None,
+        each: Callable[[State], Sequence[Item]],
+        no_undo: str = "",
+    ) -> Callable[[Callable[[State, Item], Command]], Step[State, Ok]]: ...
+
+    def step(
+        self,
+        *,
+        ok: type[Ok],
+        failed: Failed = (),
+        timeout: Duration | None,
+        retry: Retry | None = None,
+        when: Callable[[State], bool] | None = None,
+        each: Callable[[State], Sequence[Any]] | None = None,
+        correlate: Callable[[Any], object] | None = None,
+        no_undo: str = "",
+    ) -> Callable[[Callable[..., Command]], Step[State, Ok]]:
+        """Declare a step: the function makes its command from the state; `ok` or one of `failed`
+        answers it.
+
+        `timeout`: how long an answer is waited for; None waits for ever. `retry`: how often the
+        command is sent, after a failure, a time-out or a dead letter, before the step counts as
+        failed; once by default. `when`: the step is skipped where this is false. `each`: one
+        command for each item of a list in the state, which must stay as it is while the step runs;
+        the function gets the item, too, and the step is done when all are answered. `correlate`:
+        the key of the saga, from an answer that carries no label. `no_undo`: why the step needs no
+        undo.
+        """
+        return self._declare_step(
+            is_pivot=False,
+            ok=ok,
+            failed=failed,
+            timeout=timeout,
+            retry=retry,
+            when=when,
+            each=each,
+            correlate=correlate,
+            no_undo=no_undo,
         )
-    return returned
 
-
-def _annotated_ends(function: Callable[..., Any], where: str) -> list[type[Message]]:
-    hints = get_type_hints(function)
-    if "return" not in hints:
-        raise UsageError(
-            f"{where}: {function.__name__} must say which message it returns, or None: annotate "
-            f"its return type."
+    def pivot(
+        self,
+        *,
+        ok: type[Ok],
+        failed: Failed = (),
+        timeout: Duration | None,
+        retry: Retry | None = None,
+        correlate: Callable[[Any], object] | None = None,
+    ) -> Callable[[Callable[[State], Command]], Step[State, Ok]]:
+        """Declare the step that is the point of no return: after its `ok` the saga only goes
+        forward. When it times out, nobody knows whether it was done, and nothing can undo it: the
+        saga is parked for an operator. Parameters as of `step`."""
+        return self._declare_step(
+            is_pivot=True, ok=ok, failed=failed, timeout=timeout, retry=retry, correlate=correlate
         )
-    members = get_args(hints["return"]) or (hints["return"],)
-    return [each for each in members if isinstance(each, type) and issubclass(each, Message)]
+
+    def wait(
+        self,
+        name: str,
+        *,
+        ok: type[Ok],
+        failed: Failed = (),
+        timeout: Duration | None,
+        correlate: Callable[[Any], object],
+        when: Callable[[State], bool] | None = None,
+    ) -> Step[State, Ok]:
+        """A step that sends nothing: it waits for an event from outside, such as a person's
+        decision. Parameters as of `step`; `correlate` gives the key of the saga that an event
+        belongs to. An event that comes before its step has begun is kept for it."""
+        step = Step[State, Ok](
+            self.name,
+            name,
+            None,
+            ok=ok,
+            failed=failed,
+            timeout=timeout,
+            when=when,
+            correlate=correlate,
+        )
+        self._steps.append(step)
+        return step
+
+    def flow(self, flow: Part[State]) -> None:
+        """Set the order of the steps: `first >> (these & beside_each_other) >> last`."""
+        if self._flow is not None:
+            raise UsageError(f"{self._where} has two flows: remove one.")
+        self._flow = flow
+
+    def completed(self, function: Callable[[State], Message | None]) -> Callable[[State], Any]:
+        """Decorate the function that returns the message which announces the end, or None."""
+        if self._completed is not no_message:
+            raise UsageError(f"{self._where} has two functions for its completion: remove one.")
+        self._completed = function
+        return function
+
+    def undone(
+        self, function: Callable[[State, Failure], Message | None]
+    ) -> Callable[[State, Failure], Message | None]:
+        """Decorate the function that returns the message which announces that all was undone, or
+        None. It takes the state and the failure: an event of some step's `failed`, or a
+        SagaFailure."""
+        if self._undone is not no_message:
+            raise UsageError(f"{self._where} has two functions for its undoing: remove one.")
+        self._undone = function
+        return function
+
+    def migrate(self, *, from_version: int) -> Callable[[Migration], Migration]:
+        """Decorate the function that turns the state of an older version, as a dict of its JSON,
+        into that of the next version. A running saga is migrated when its next message comes."""
+
+        def declare(function: Migration) -> Migration:
+            if not 1 <= from_version < self.version:
+                raise UsageError(
+                    f"{self._where} has a migration from version {from_version}, which must be "
+                    f"between 1 and {self.version - 1}."
+                )
+            if from_version in self._migrations:
+                raise UsageError(f"{self._where} has two migrations from version {from_version}.")
+            self._migrations[from_version] = function
+            return function
+
+        return declare
+
+    @property
+    def definition(self) -> Definition:
+        """The saga as data, checked; UsageError where its parts do not fit together."""
+        if self._definition is None:
+            self._definition = self._define()
+        return self._definition
+
+    def extend(self, service: Service) -> None:
+        """Add this saga's coordinator to a service; `service.include` calls it."""
+        Coordinator(self.definition).extend(service)
+
+    def _declare_step(
+        self, *, is_pivot: bool, **options: Any
+    ) -> Callable[[Callable[..., Command]], Step[State, Any]]:
+        def declare(function: Callable[..., Command]) -> Step[State, Any]:
+            name = _name(function)
+            step = Step[State, Any](self.name, name, function, is_pivot=is_pivot, **options)
+            self._steps.append(step)
+            return step
+
+        return declare
+
+    def _define(self) -> Definition:
+        where = self._where
+        if self._flow is None:
+            raise UsageError(f"{where} has no flow: write ….flow(first >> second >> third).")
+        in_flow = set(self._flow.steps())
+        if left_out := [step.name for step in self._steps if step not in in_flow]:
+            raise UsageError(f"{where} leaves {', '.join(left_out)} out of its flow.")
+        functions = [
+            function
+            for step in self._flow.steps()
+            for function in (step.command, step.undoing.command if step.undoing else None)
+            if function is not None
+        ]
+        publishes: list[type[Message]] = [command_of(function, where) for function in functions]
+        for function in (self._completed, self._undone):
+            if function is not no_message:
+                publishes += endings_of(function, where)
+        return define(
+            Definition(
+                name=self.name,
+                version=self.version,
+                state=self._state,
+                flow=self._flow,
+                starts=dict(self._starts),
+                completed=self._completed,
+                undone=self._undone,
+                publishes=tuple(dict.fromkeys(publishes)),
+                key=self._key,
+                sources=self._sources,
+                migrations=dict(self._migrations),
+            )
+        )
 
 
-def _state_type(cls: type, where: str) -> type[BaseModel]:
-    for base in getattr(cls, "__orig_bases__", ()):
-        for argument in get_args(base):
-            if isinstance(argument, type) and issubclass(argument, BaseModel):
-                return argument
-    raise UsageError(
-        f"{where} does not name the type of its state: derive it from Saga[SomeModel]."
-    )
-
-
-def _as_sequence(events: type[Event] | Sequence[type[Event]]) -> Sequence[type[Event]]:
-    return (events,) if isinstance(events, type) else events
-
-
-def _no_message(*_: object) -> None:
-    return None
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", repr(function))

@@ -1,35 +1,55 @@
-"""Runs sagas: an ordinary transactional handler of the service that owns them.
+"""Runs sagas: a batch handler of the service that owns them.
 
-The coordinator subscribes to the event that starts a saga and to all replies. For each message it
-loads the saga's row, asks `transition` what happens next, and stores the row and the outgoing
-commands in the same transaction. Two message attributes connect a reply to its saga: `sagaid`
-(`<saga name>/<id>`) and `sagastep` (the step's label). Every command carries them, and the
-replying service copies them to its reply.
+The coordinator subscribes to what starts a saga, to all answers, and to the saga's own signals. For
+a group of messages it locks the rows of all their sagas in one statement, lets `transition` decide
+for one message after another, and stores the rows, their log, the commands and the time-outs in the
+same transaction. Workers with answers for one saga wait for each other; nobody has to try again.
 
-The id of a saga is the id of the event that started it, so an event that is delivered twice cannot
-start two sagas. Two replies that arrive at the same time are resolved by the row's version number:
-the slower transaction gets a Conflict and is retried.
+An answer finds its saga by two message attributes, `sagaid` (`<saga>/<id>`) and `sagastep` (the
+label of the command). Every command carries them, and whoever handles it copies them to what it
+publishes, without knowing of sagas. An event without them finds its saga by its business key, if a
+step says how (`correlate=`).
+
+The id of a saga is the id of the message that started it, so one that is delivered twice cannot
+start two sagas. A time-out is a delayed message of the saga to itself in the outbox, which is
+deleted there when its step is answered.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import structlog
-from pydantic_core import to_json
+from sqlalchemy.exc import IntegrityError
 
 from eventmesh.contracts.message import Event, Message
 from eventmesh.errors import Reject, UnknownSaga, UsageError
 from eventmesh.persistence import sagas
-from eventmesh.persistence.sagas import SagaRow
+from eventmesh.persistence.sagas import LogEntry, SagaRow
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.handler import Handler
-from eventmesh.runtime.declaring.retry import Retry, exponential
-from eventmesh.runtime.declaring.service import DeclaredService as Service
+from eventmesh.runtime.declaring.retry import Retry, exponential, summarize
+from eventmesh.runtime.declaring.service import Service
 from eventmesh.saga.definition import Definition
-from eventmesh.saga.transition import SagaRecord, StepRecord, advance, start
-from eventmesh.saga.transition import Transition as SagaTransition
+from eventmesh.saga.draft import Transition
+from eventmesh.saga.happening import (
+    Answered,
+    CommandDeadLettered,
+    Happening,
+    OperatorAction,
+    UnexpectedAnswer,
+    UnknownStep,
+    WaitedTooLong,
+    hold_as,
+)
+from eventmesh.saga.record import SagaRecord, parse_label
+from eventmesh.saga.signals import SagaSignal, signal_of, timer_id
+from eventmesh.saga.storage import NewerVersion, UnreadableState, parked_row, record_of, row_of
+from eventmesh.saga.transition import advance, start
+from eventmesh.saga.unmatched import Unmatched
 from eventmesh.transports.base import Subscription
 from eventmesh.wire.envelope import Envelope
 
@@ -38,27 +58,65 @@ SUBSCRIPTION_SUFFIX = ".saga"
 
 # A saga's commands are published only after the commit that stores its row, so a reply finds the
 # row unless a database is failing over or being restored. We wait about ten minutes for that (13
-# without jitter). The limit counts all attempts of the reply, so that one which was retried a dozen
-# times for a Conflict still has several minutes.
-_UNKNOWN_SAGA = Retry(attempts=20, backoff=exponential("500ms", cap="1m"))
+# without jitter). A step or version that this code does not know may be known to another worker,
+# while new code is being deployed.
+_NOT_YET = Retry(attempts=20, backoff=exponential("500ms", cap="1m"))
 
-# A dead-lettered reply leaves its saga waiting for ever, so we retry for about a day.
+# A dead-lettered reply leaves its saga waiting until its time-out, so we retry for about a day.
 _RETRY = Retry(
     attempts=300,
     backoff=exponential("100ms", cap="5m"),
-    per_error={UnknownSaga: _UNKNOWN_SAGA},
+    per_error={UnknownSaga: _NOT_YET, UnknownStep: _NOT_YET, NewerVersion: _NOT_YET},
+    give_up_on=(UnexpectedAnswer,),
 )
 
 _SAGA_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|sha256:[0-9a-f]{64}")
 """The forms that `Envelope.unique_id` returns. Anything else cannot be the id of a saga."""
 
+_WARNED = frozenset({"parked", "late: parked"})
+_NOTED = frozenset({"not an answer", "too late", "stale", "late, and failed", "late: undone"})
+"""Rules whose application is worth a line at warning, and at info; all others are at debug."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Incoming:
+    """A message, and which saga it is for: by id, by key, or none (a new one is to be started)."""
+
+    message: Message
+    envelope: Envelope
+    saga_id: str | None = None
+    key: str | None = None
+    happening: Happening | None = None
+
+
+@dataclass(slots=True)
+class _Work:
+    """The sagas that a group works on, by id, as they are so far."""
+
+    rows: dict[str, SagaRow]
+    records: dict[str, SagaRecord] = field(default_factory=dict)
+    changed: dict[str, SagaRow] = field(default_factory=dict)
+    log: list[LogEntry] = field(default_factory=list)
+    cancelled: set[str] = field(default_factory=set)
+
+    def id_of(self, key: str) -> str | None:
+        """The open saga with this key."""
+        for row in self.rows.values():
+            if row.key == key and row.is_open:
+                return row.id
+        return None
+
 
 class Coordinator:
-    """Handles the event that starts a saga, and the replies to its commands."""
+    """Handles what starts a saga, the answers to its commands, and its signals."""
 
     def __init__(self, definition: Definition) -> None:
         self._definition = definition
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.saga")
+        self._signal = signal_of(definition.name)
+        self._unmatched = Unmatched()
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.saga").bind(
+            saga=definition.name
+        )
 
     def extend(self, service: Service) -> None:
         """Add the subscription and the published messages of this saga to the service."""
@@ -70,103 +128,293 @@ class Coordinator:
             )
         models = {
             model.__identity__.name: model
-            for model in (definition.started_by, *definition.replies())
+            for model in (*definition.starts, *definition.replies(), self._signal)
         }
-        for model in definition.publishes:
+        for model in (*definition.publishes, self._signal):
             service.registry.add_published(model)
         service.add_handler(
             Handler(
                 subscription=Subscription(definition.name + SUBSCRIPTION_SUFFIX, tuple(models)),
                 models=models,
                 call=self.handle,
+                call_batch=self.handle_batch,
                 retry=_RETRY,
                 transactional=True,
                 sources=definition.sources,
             )
         )
+        service.sagas[definition.name] = self
+
+    @property
+    def definition(self) -> Definition:
+        """The saga that it coordinates."""
+        return self._definition
 
     async def handle(
         self, message: Message, envelope: Envelope, transaction: Transaction | None
     ) -> None:
-        """Apply one message to one saga.
+        """Apply one message to its saga; raises as `handle_batch`."""
+        await self.handle_batch((message,), (envelope,), transaction)
 
-        Raises Conflict, which is retried, if another worker changed the saga at the same time;
-        UnknownSaga if there is no saga with this id; Reject if the id cannot be a saga's.
-        """
-        if transaction is None or not isinstance(message, Event):
-            raise UsageError("A saga's coordinator handles events only, and in a transaction.")
-        if isinstance(message, self._definition.started_by):
-            await self._start(message, envelope, transaction)
-        else:
-            await self._advance(message, envelope, transaction)
-
-    async def _start(self, event: Event, envelope: Envelope, transaction: Transaction) -> None:
-        # The saga takes the event's id, so that a duplicate cannot start a second one.
-        await self._apply(
-            start(self._definition, event),
-            envelope.unique_id,
-            row_version=1,
-            transaction=transaction,
-        )
-
-    async def _advance(self, reply: Event, envelope: Envelope, transaction: Transaction) -> None:
-        name, _, saga_id = envelope.attributes.get("sagaid", "").partition("/")
-        if name != self._definition.name:
-            return  # a reply to another sender's command
-        if not _SAGA_ID.fullmatch(saga_id):
-            raise Reject(
-                f"the attribute sagaid of this {envelope.name} is not the id of a saga of {name}. "
-                f"The publisher must copy the attribute sagaid of the command it replies to."
-            )
-        row = await sagas.load(transaction.session, name, saga_id)
-        if row is None:
-            raise UnknownSaga(
-                f"no saga {saga_id} of {name} exists: either the saga was deleted, or the "
-                f"attribute sagaid of this {envelope.name} was not copied from a command of that "
-                f"saga. If a restored database brings its row back, replay this dead letter."
-            )
-        label = envelope.attributes.get("sagastep", "")
-        transition = advance(self._definition, self._record(row), label, reply)
-        if transition is None:
-            self._log.info("saga reply ignored", saga_id=saga_id, step=label, status=row.status)
-            return
-        await self._apply(transition, saga_id, row.row_version + 1, transaction)
-
-    async def _apply(
+    async def handle_batch(
         self,
-        transition: SagaTransition,
-        saga_id: str,
-        row_version: int,
-        transaction: Transaction,
+        messages: Sequence[Message],
+        envelopes: Sequence[Envelope],
+        transaction: Transaction | None,
     ) -> None:
-        record, name = transition.record, self._definition.name
-        row = SagaRow(
-            id=saga_id,
-            name=name,
-            version=self._definition.version,
-            status=record.status,
-            state=record.state.model_dump(mode="json", by_alias=False),
-            steps={step: asdict(each) for step, each in record.steps.items()},
-            reason=record.reason,
-            row_version=row_version,
-        )
-        await sagas.store(transaction.session, row, ended=record.ended)
-        for sending in transition.sendings:
-            labels = {"sagaid": f"{name}/{saga_id}", "sagastep": sending.label}
-            transaction.add(sending.command, extensions=labels)
-        if transition.ending is not None:
-            transaction.add(transition.ending)
-        self._log.debug(
-            "saga advanced", saga_id=saga_id, status=record.status, reason=record.reason
-        )
+        """Apply messages to their sagas, in order.
 
-    def _record(self, row: SagaRow) -> SagaRecord:
-        # A check constraint of the table allows only the statuses of SagaRecord.
-        return SagaRecord(
-            status=row.status,  # type: ignore[arg-type]
-            state=self._definition.state.model_validate_json(
-                to_json(row.state), by_name=True, by_alias=False
-            ),
-            steps={name: StepRecord(**each) for name, each in row.steps.items()},
-            reason=row.reason,
+        Raises UnknownSaga, UnknownStep or NewerVersion, upon which a message is retried for a
+        while; Reject or UnexpectedAnswer for one that can never be an answer.
+        """
+        if transaction is None:
+            raise UsageError("A saga's coordinator works in a transaction.")
+        incoming = [
+            self._incoming(message, envelope)
+            for message, envelope in zip(messages, envelopes, strict=True)
+        ]
+        ids = {each.saga_id for each in incoming if each.saga_id is not None}
+        keys = {each.key for each in incoming if each.key is not None}
+        rows = await sagas.lock(transaction.session, self._definition.name, ids, keys)
+        work = _Work({row.id: row for row in rows})
+        for each in incoming:
+            self._apply(each, work, transaction)
+        await self._store(work, transaction)
+
+    async def operate(
+        self, saga_id: str, action: OperatorAction, who: str, transaction: Transaction
+    ) -> Transition:
+        """Do what an operator wants, in this transaction. UnknownSaga; UsageError where it is not
+        possible."""
+        definition = self._definition
+        rows = await sagas.lock(transaction.session, definition.name, {saga_id})
+        if not rows:
+            raise UnknownSaga(f"no saga {saga_id} of {definition.name} exists.")
+        work = _Work({saga_id: rows[0]})
+        record = record_of(definition, rows[0])
+        now = transaction.now()
+        transition = advance(definition, record, action, now=now.timestamp())
+        entry = {"operator": who, "why": action.reason}
+        self._take(transition, saga_id, work, transaction, None, entry)
+        await self._store(work, transaction)
+        return transition
+
+    def _incoming(self, message: Message, envelope: Envelope) -> _Incoming:
+        """Which saga a message is for, and what it means to it."""
+        definition = self._definition
+        if type(message) in definition.starts:
+            return _Incoming(message, envelope)
+        if isinstance(message, SagaSignal):
+            happening: Happening = (
+                WaitedTooLong(message.label)
+                if message.what == "timed_out"
+                else CommandDeadLettered(message.label, message.reason)
+            )
+            return _Incoming(message, envelope, saga_id=message.saga_id, happening=happening)
+        if not isinstance(message, Event):
+            raise UsageError(f"The saga {definition.name} cannot be answered by a command.")
+        name, _, saga_id = envelope.attributes.get("sagaid", "").partition("/")
+        if name == definition.name:
+            if not _SAGA_ID.fullmatch(saga_id):
+                raise Reject(
+                    f"the attribute sagaid of this {envelope.name} is not the id of a saga of "
+                    f"{name}. The publisher must copy the attribute sagaid of the command it "
+                    f"replies to."
+                )
+            label = envelope.attributes.get("sagastep", "")
+            return _Incoming(message, envelope, saga_id, happening=Answered(message, label))
+        for step in definition.correlated(type(message)):
+            assert step.correlate is not None  # noqa: S101  # see `Definition.correlated`
+            try:
+                key = step.correlate(message)
+            except Exception as error:
+                raise RuntimeError(
+                    f"correlate= of the step {step.name} failed for this {envelope.name}: "
+                    f"{summarize(error)}"
+                ) from error
+            if key is not None:
+                return _Incoming(message, envelope, key=str(key), happening=Answered(message, None))
+        return _Incoming(message, envelope, happening=Answered(message, None))
+
+    def _apply(self, each: _Incoming, work: _Work, transaction: Transaction) -> None:
+        """Apply one message to its saga, as that stands after the messages before it."""
+        definition, envelope = self._definition, each.envelope
+        if each.happening is None:
+            self._start(each, work, transaction)
+            return
+        saga_id = each.saga_id
+        if saga_id is None:
+            saga_id = None if each.key is None else work.id_of(each.key)
+            if saga_id is None:
+                has_label = bool(envelope.attributes.get("sagaid"))  # another saga's, or sender's
+                if each.key is not None or not has_label:
+                    self._note_unmatched(each)
+                return
+        row = work.rows.get(saga_id)
+        if row is None:
+            if isinstance(each.message, SagaSignal) and each.message.what == "timed_out":
+                self._log.info("saga timed out after its end", saga_id=saga_id)
+                return  # purged, so it had ended
+            raise UnknownSaga(
+                f"no saga {saga_id} of {definition.name} exists: either the saga was deleted, or "
+                f"the attribute sagaid of this {envelope.name} was not copied from a command of "
+                f"that saga. If a restored database brings its row back, replay this dead letter."
+            )
+        record = work.records.get(saga_id)
+        if record is None:
+            try:
+                record = record_of(definition, row)
+            except UnreadableState as error:
+                self._park_unreadable(row, str(error), each, work)
+                return
+        transition = advance(definition, record, each.happening, now=transaction.now().timestamp())
+        self._take(transition, saga_id, work, transaction, each, {})
+
+    def _start(self, each: _Incoming, work: _Work, transaction: Transaction) -> None:
+        attributes = each.envelope.attributes
+        parent = None
+        if attributes.get("sagaid") and attributes.get("sagastep"):
+            parent = attributes["sagaid"], attributes["sagastep"]
+        transition = start(
+            self._definition,
+            each.message,
+            now=transaction.now().timestamp(),
+            parent=parent,
+            correlation=each.envelope.correlation_id,
         )
+        self._take(transition, each.envelope.unique_id, work, transaction, each, {})
+
+    def _take(
+        self,
+        transition: Transition,
+        saga_id: str,
+        work: _Work,
+        transaction: Transaction,
+        each: _Incoming | None,
+        entry: Mapping[str, Any],
+    ) -> None:
+        """Publish what a transition sends, and remember the rest of it to be stored."""
+        definition, record = self._definition, transition.record
+        cause = None if each is None else each.message
+        self._log_rule(transition, saga_id, each)
+        before = work.rows.get(saga_id)
+        work.records[saga_id] = record
+        if not transition.has_changed:
+            return
+        chain = {"correlationid": record.correlation} if record.correlation else {}
+        for sending in transition.sendings:
+            labels = {"sagaid": f"{definition.name}/{saga_id}", "sagastep": sending.label}
+            transaction.add(
+                sending.command, extensions=labels | chain, delay=sending.delay, cause=cause
+            )
+        for label, seconds in transition.timers.items():
+            signal = self._signal(saga_id=saga_id, label=label, what="timed_out")
+            extensions = {
+                "id": timer_id(definition.name, saga_id, label),
+                "sagaid": "",
+                "sagastep": "",
+            }
+            transaction.add(signal, extensions=extensions | chain, delay=seconds, cause=cause)
+        work.cancelled |= {
+            timer_id(definition.name, saga_id, label) for label in transition.cancelled
+        }
+        if transition.ending is not None:
+            # A child saga's end answers the step of its parent; nobody else waits for it.
+            sagaid, sagastep = record.parent or ("", "")
+            labels = {"sagaid": sagaid, "sagastep": sagastep}
+            transaction.add(transition.ending, extensions=labels | chain, cause=cause)
+        key = None
+        if definition.key is not None:
+            key = before.key if before is not None else str(definition.key(record.state))
+        row = row_of(
+            definition,
+            record,
+            saga_id=saga_id,
+            row_version=1 if before is None else before.row_version + 1,
+            key=key,
+        )
+        if before is not None and saga_id in work.changed:
+            row = replace(row, row_version=before.row_version)  # stored once for the group
+        work.rows[saga_id] = work.changed[saga_id] = row
+        work.log.append(LogEntry(saga_id, {**_entry(transition, each), **entry}))
+
+    def _park_unreadable(self, row: SagaRow, reason: str, each: _Incoming, work: _Work) -> None:
+        assert each.happening is not None  # noqa: S101  # it exists already
+        parked = parked_row(row, reason, hold_as(each.happening))
+        work.rows[row.id] = work.changed[row.id] = parked
+        work.log.append(
+            LogEntry(row.id, {"rule": "parked", "why": reason, "message": each.envelope.name})
+        )
+        self._log.warning("saga parked", saga_id=row.id, reason=reason)
+
+    async def _store(self, work: _Work, transaction: Transaction) -> None:
+        session, name = transaction.session, self._definition.name
+        rows = [work.changed[saga_id] for saga_id in sorted(work.changed)]
+        try:
+            await sagas.store(session, rows)
+        except IntegrityError as error:
+            new = [row for row in rows if row.row_version == 1 and row.key is not None]
+            if len(rows) > 1 or not new:
+                raise  # each is tried again alone
+            raise Reject(
+                f"a saga of {name} with the key {new[0].key!r} is open already, and two of one key "
+                f"cannot be told apart. Replay this dead letter once the other has ended."
+            ) from error
+        await sagas.write_log(session, name, work.log)
+        await sagas.cancel_timers(session, work.cancelled)
+
+    def _note_unmatched(self, each: _Incoming) -> None:
+        count = self._unmatched.note(each.envelope.name)
+        if count:
+            self._log.warning(
+                "event matches no saga",
+                name=each.envelope.name,
+                message_id=each.envelope.id,
+                key=each.key,
+                count=count,
+                hint=(
+                    "no open saga has this key"
+                    if each.key is not None
+                    else "it has no attribute sagaid, and no step has correlate= for it"
+                ),
+            )
+
+    def _log_rule(self, transition: Transition, saga_id: str, each: _Incoming | None) -> None:
+        record, rule = transition.record, transition.rule
+        details: dict[str, Any] = {"saga_id": saga_id, "status": record.status, "rule": rule}
+        if each is not None:
+            details["message"] = each.envelope.name
+            details["step"] = _step_of(each)
+        if rule in _WARNED or (record.status == "parked" and rule.endswith("by an operator")):
+            self._log.warning("saga parked", **details, reason=record.reason)
+        elif rule in _NOTED:
+            self._log.info("saga answer out of turn", **details)
+        else:
+            self._log.debug("saga advanced", **details)
+
+
+def _step_of(each: _Incoming) -> str:
+    if isinstance(each.message, SagaSignal):
+        return each.message.label
+    return each.envelope.attributes.get("sagastep", "")
+
+
+def _entry(transition: Transition, each: _Incoming | None) -> dict[str, Any]:
+    """What the saga's log keeps of a transition."""
+    entry: dict[str, Any] = {"rule": transition.rule, "status": transition.record.status}
+    if each is not None:
+        entry["message"], entry["message_id"] = each.envelope.name, each.envelope.id
+        label = parse_label(_step_of(each))
+        if label is not None:
+            entry["step"] = str(label)
+        if isinstance(each.message, SagaSignal):
+            entry["message"] = each.message.what
+            if each.message.reason:
+                entry["why"] = each.message.reason
+    if transition.sendings:
+        entry["sent"] = [sending.label for sending in transition.sendings]
+    if transition.ending is not None:
+        entry["announced"] = transition.ending.__identity__.name
+    if transition.record.parking is not None:
+        entry["why"] = transition.record.parking.reason
+    return entry

@@ -109,7 +109,8 @@ def seal(
     version: int | None = None,
 ) -> Envelope:
     """The envelope of a new message from the service `source`, published while handling `cause`.
-    The data is written in `version`, or else in the model's own.
+    The data is written in `version`, or else in the model's own. `extensions` are further
+    attributes, or others than these; an empty one is left out.
 
     MessageTooLarge if the data has more than `max_bytes`; UsageError if an attribute is too long or
     a downcaster fails.
@@ -138,6 +139,7 @@ def seal(
         attributes |= {name: value for name, value in copied.items() if value and _fits(value)}
     if extensions:
         attributes.update(extensions)
+        attributes = {name: value for name, value in attributes.items() if value}
     envelope = Envelope(attributes, _write(message, version))
     check_size(envelope, max_bytes)
     return envelope

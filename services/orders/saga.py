@@ -1,4 +1,7 @@
-"""The saga of an order: reserve stock, capture the payment, ship; or undo what was done."""
+"""The saga of an order: reserve stock and capture the payment, ship; or undo what was done.
+
+Steps that can be undone come first; shipping cannot be undone, so it is the pivot.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from eventmesh import Saga, pivot, step
+from eventmesh import Saga, SagaFailure
 from services.orders.contracts import (
     CapturePayment,
     OrderCancelled,
@@ -38,42 +41,50 @@ class OrderState(BaseModel):
     amount: Decimal
 
 
-class FulfilOrder(Saga[OrderState], name="orders.fulfil_order", started_by=OrderPlaced):
-    """Steps that can be undone come first; shipping cannot be undone, so it is the pivot."""
+fulfil = Saga("orders.fulfil_order", OrderState)
 
-    @staticmethod
-    def begin(event: OrderPlaced) -> OrderState:
-        return OrderState(**event.model_dump())
 
-    @step(ok=StockReserved, failed=OutOfStock)
-    def reserve(state: OrderState) -> ReserveStock:
-        return ReserveStock(order_id=state.order_id, sku=state.sku, quantity=state.quantity)
+@fulfil.starts
+def begin(event: OrderPlaced) -> OrderState:
+    return OrderState(**event.model_dump())
 
-    @reserve.undo(ok=StockReleased)
-    def release(state: OrderState, reply: StockReserved) -> ReleaseStock:
-        return ReleaseStock(order_id=state.order_id)
 
-    @step(ok=PaymentCaptured, failed=PaymentDeclined)
-    def capture(state: OrderState) -> CapturePayment:
-        return CapturePayment(order_id=state.order_id, card=state.card, amount=state.amount)
+@fulfil.step(ok=StockReserved, failed=OutOfStock, timeout="10m")
+def reserve(state: OrderState) -> ReserveStock:
+    return ReserveStock(order_id=state.order_id, sku=state.sku, quantity=state.quantity)
 
-    @capture.undo(ok=PaymentRefunded)
-    def refund(state: OrderState, reply: PaymentCaptured) -> RefundPayment:
-        return RefundPayment(order_id=state.order_id, payment_id=reply.payment_id)
 
-    @pivot(ok=OrderShipped, failed=ShipmentRefused)
-    def ship(state: OrderState) -> ShipOrder:
-        return ShipOrder(order_id=state.order_id, quantity=state.quantity)
+@reserve.undo(ok=StockReleased)
+def release(state: OrderState) -> ReleaseStock:
+    return ReleaseStock(order_id=state.order_id)
 
-    flow = reserve >> capture >> ship
 
-    @staticmethod
-    def completed(state: OrderState) -> OrderClosed:
-        return OrderClosed(order_id=state.order_id)
+@fulfil.step(ok=PaymentCaptured, failed=PaymentDeclined, timeout="10m")
+def capture(state: OrderState) -> CapturePayment:
+    return CapturePayment(order_id=state.order_id, card=state.card, amount=state.amount)
 
-    @staticmethod
-    def undone(
-        state: OrderState, failure: OutOfStock | PaymentDeclined | ShipmentRefused
-    ) -> OrderCancelled:
-        reason = "out of stock" if isinstance(failure, OutOfStock) else failure.reason
-        return OrderCancelled(order_id=state.order_id, reason=reason)
+
+@capture.undo(ok=PaymentRefunded)
+def refund(state: OrderState, reply: PaymentCaptured) -> RefundPayment:
+    return RefundPayment(order_id=state.order_id, payment_id=reply.payment_id)
+
+
+@fulfil.pivot(ok=OrderShipped, failed=ShipmentRefused, timeout="2d")
+def ship(state: OrderState) -> ShipOrder:
+    return ShipOrder(order_id=state.order_id, quantity=state.quantity)
+
+
+fulfil.flow((reserve & capture) >> ship)
+
+
+@fulfil.completed
+def closed(state: OrderState) -> OrderClosed:
+    return OrderClosed(order_id=state.order_id)
+
+
+@fulfil.undone
+def cancelled(
+    state: OrderState, failure: OutOfStock | PaymentDeclined | ShipmentRefused | SagaFailure
+) -> OrderCancelled:
+    reason = "out of stock" if isinstance(failure, OutOfStock) else failure.reason
+    return OrderCancelled(order_id=state.order_id, reason=reason)

@@ -1,8 +1,8 @@
 """What `eventmesh worker orders` runs."""
 
 from services.orders.handlers import service
-from services.orders.saga import FulfilOrder
+from services.orders.saga import fulfil
 
-service.include(FulfilOrder)
+service.include(fulfil)
 
 __all__ = ["service"]

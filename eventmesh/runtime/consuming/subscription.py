@@ -28,7 +28,8 @@ from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
-from eventmesh.runtime.consuming.batch import BatchRunner
+from eventmesh.runtime.consuming.batch import BatchRunner, Settlement
+from eventmesh.runtime.consuming.dead_letter_signal import dead_letter_signals
 from eventmesh.runtime.consuming.lanes import split
 from eventmesh.runtime.consuming.poison import CautiousMode
 from eventmesh.runtime.declaring.handler import Handler
@@ -55,6 +56,7 @@ class ConsumedSubscription:
         self.vitals = SubscriptionVitals(service.name, handler.subscription, clock)
         self._handler = handler
         self._transport = transport
+        self._clock = clock
         self._prefetch = service.settings.prefetch
         self._stopping = stopping
         self._on_consuming = on_consuming
@@ -106,6 +108,7 @@ class ConsumedSubscription:
                             return  # what it received goes back, to be fetched one by one
                     with self.vitals.handling(number):
                         settlements = await runner.run(deliveries)
+                    await self._tell_sagas(settlements)
                     await lane.settle(settlements)
                     self.vitals.settled(outcome for _, outcome in settlements)
                     self._broker_reconnect.succeeded()
@@ -132,6 +135,24 @@ class ConsumedSubscription:
         finally:
             for end in ends:
                 end.cancel()
+
+    async def _tell_sagas(self, settlements: Sequence[Settlement]) -> None:
+        """Tell sagas which of their commands are about to be dead-lettered; Unreachable, upon which
+        nothing is settled."""
+        signals = dead_letter_signals(
+            settlements,
+            self._handler.models,
+            service=self.vitals.service,
+            clock=self._clock,
+        )
+        if not signals:
+            return
+        result = await self._transport.publish(signals)
+        for message_id, reason in result.rejected.items():
+            # Nothing is lost: the command is a dead letter, and its saga has a time-out.
+            self._log.error("saga not told of dead letter", message_id=message_id, reason=reason)
+        if result.error is not None:
+            raise result.error
 
     async def _wait_for_database(self, error: Unreachable) -> None:
         """What a lane does between two tries of its batch."""

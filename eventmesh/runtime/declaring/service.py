@@ -97,6 +97,8 @@ class DeclaredService:
         self.ordered_outbox = ordered_outbox
         self.registry = Registry(name)
         self.handlers: dict[str, Handler] = {}
+        self.sagas: dict[str, Extension] = {}
+        """The coordinators of its sagas, by the sagas' names."""
         self.has_publishers = False
         self._settings: Settings | None = None
         self._readings: Readings | None = None

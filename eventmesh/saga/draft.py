@@ -1,0 +1,625 @@
+"""The next record of a saga, while a transition makes it: see `transition` for the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel
+
+from eventmesh.contracts.message import Command, Event, Message
+from eventmesh.errors import UsageError
+from eventmesh.runtime.declaring.retry import summarize
+from eventmesh.saga.definition import Definition
+from eventmesh.saga.failures import DeadLettered, TimedOut, UndoRequested
+from eventmesh.saga.flow import UNTIL_PARKED, Parallel, Part, Series, Step
+from eventmesh.saga.happening import (
+    Answered,
+    CommandDeadLettered,
+    FunctionFailed,
+    Happening,
+    OperatorAction,
+    UnexpectedAnswer,
+    UnknownStep,
+    WaitedTooLong,
+    read_held,
+)
+from eventmesh.saga.record import (
+    Label,
+    Parking,
+    SagaRecord,
+    Status,
+    Stored,
+    UnitRecord,
+    parse_label,
+    read_stored,
+    stored,
+)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A command to send after `delay` seconds, and the label that its answer will carry."""
+
+    label: str
+    command: Command
+    delay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """The next record, and what is sent, set and published in the same transaction.
+
+    `timers` are the time-outs to set: seconds by label. `cancelled` are labels whose time-outs are
+    not needed any more. `rule` is what was decided, in the words of the table above; `has_changed`
+    is false where nothing needs to be stored.
+    """
+
+    record: SagaRecord
+    rule: str
+    sendings: tuple[Sending, ...] = ()
+    timers: Mapping[str, float] = field(default_factory=dict)
+    cancelled: tuple[str, ...] = ()
+    ending: Message | None = None
+    has_changed: bool = True
+
+
+def units_of(step: Step[Any, Any], units: Mapping[str, UnitRecord]) -> Sequence[str]:
+    """The names of the units of a step that has begun."""
+    if step.each is None:
+        return (step.name,)
+    begun = units.get(step.name)
+    return () if begun is None else tuple(f"{step.name}[{n}]" for n in range(begun.items or 0))
+
+
+class Draft:
+    """The record that a transition makes, while it is made."""
+
+    def __init__(self, definition: Definition, record: SagaRecord, now: float) -> None:
+        self._definition = definition
+        self._before = record
+        self._now = now
+        self._status: Status = record.status
+        self._state = record.state
+        self._units = dict(record.units)
+        self._failure = record.failure
+        self._parking = record.parking
+        self._early = dict(record.early)
+        self._held = record.held
+        self._has_announced = record.has_announced
+        self._sendings: list[Sending] = []
+        self._timers: dict[str, float] = {}
+        self._cancelled: list[str] = []
+        self._ending: Message | None = None
+
+    def transition(self, rule: str) -> Transition:
+        record = replace(
+            self._before,
+            status=self._status,
+            state=self._state,
+            units=self._units,
+            failure=self._failure,
+            parking=self._parking,
+            early=self._early,
+            held=self._held,
+            has_announced=self._has_announced,
+        )
+        return Transition(
+            record,
+            rule,
+            tuple(self._sendings),
+            self._timers,
+            tuple(self._cancelled),
+            self._ending,
+            has_changed=record != self._before,
+        )
+
+    # What has happened
+
+    def apply(self, happening: Happening) -> str:
+        """Apply an answer, a time-out or a dead letter; returns the rule that it went by."""
+        if self._status == "cancelled":
+            return "too late"
+        if isinstance(happening, Answered) and happening.label is None:
+            return self._apply_correlated(happening.event)
+        assert not isinstance(happening, OperatorAction)  # noqa: S101  # see `_operate`
+        label = parse_label(happening.label or "")
+        if label is None:
+            raise UnexpectedAnswer("its sagastep is not the label of a step")
+        step = self._definition.steps.get(label.step)
+        if step is None:
+            raise UnknownStep(
+                f"the saga {self._definition.name} has no step {label.step} in this version of the "
+                f"code"
+            )
+        unit = self._units.get(label.unit)
+        sent = 0 if unit is None or unit.items is not None else unit.attempt
+        if unit is None or label.attempt > (unit.undo_attempt if label.is_undo else sent):
+            if isinstance(happening, Answered) and not _answers(step, label, happening.event):
+                return "not an answer"
+            raise UnexpectedAnswer(f"its saga has not sent {label}")
+        if label.is_undo:
+            return self._apply_to_undo(step, label, unit, happening)
+        match happening:
+            case Answered(event):
+                return self._answer(step, label, unit, event)
+            case WaitedTooLong():
+                failure = Stored(
+                    TimedOut.__name__,
+                    {"step": label.unit, "reason": f"no answer within {step.timeout:g} s"},
+                )
+                return self._fail(step, label, unit, "timed_out", failure)
+            case CommandDeadLettered(reason=reason):
+                failure = Stored(DeadLettered.__name__, {"step": label.unit, "reason": reason})
+                return self._fail(step, label, unit, "dead_lettered", failure)
+        raise AssertionError(happening)
+
+    def _apply_correlated(self, event: Event) -> str:
+        """An event that its key has led here: it answers the step that waits for it, or that is
+        going to."""
+        steps = list(self._definition.correlated(type(event)))
+        for step in steps:
+            unit = self._units.get(step.name)
+            if unit is not None and unit.status == "sent":
+                return self._answer(step, Label(step.name, attempt=unit.attempt), unit, event)
+        for step in steps:
+            if step.name not in self._units and step.name not in self._early:
+                if self._status != "running":
+                    return "too late"
+                self._early[step.name] = stored(event)
+                return "early"
+        for step in steps:
+            unit = self._units.get(step.name)
+            if unit is not None:
+                return self._answer(step, Label(step.name, attempt=unit.attempt), unit, event)
+        return "a duplicate"
+
+    def _answer(self, step: Step[Any, Any], label: Label, unit: UnitRecord, event: Event) -> str:
+        is_ok = type(event) is step.ok
+        if not is_ok and type(event) not in step.failed:
+            return "not an answer"
+        if unit.status == "done" or unit.answer is not None:
+            if is_ok and unit.status == "failed":
+                return self._answer_late(step, label, unit, event)
+            return "a duplicate"
+        if not is_ok:
+            if unit.status == "sent":
+                return self._fail(step, label, unit, "failed", stored(event))
+            if self._parking is not None and self._parking.unit == label.unit:
+                self._unpark(label.unit)
+                open_again = replace(unit, status="sent", attempt=label.attempt)
+                return self._fail(step, label, open_again, "failed", stored(event))
+            if unit.status == "timed_out" and label.attempt == unit.attempt:
+                self._units[label.unit] = replace(unit, status="failed", answer=stored(event))
+                return "late, and failed"
+            return "stale"
+        if unit.status == "sent":
+            self._finish(step, label.unit, unit, event)
+            self.go_on()
+            return "applied"
+        return self._answer_late(step, label, unit, event)
+
+    def _answer_late(
+        self, step: Step[Any, Any], label: Label, unit: UnitRecord, event: Event
+    ) -> str:
+        """A step that counted as failed was done after all."""
+        if self._status == "completed":
+            return "too late"
+        before = self._parking.before if self._parking else self._status
+        if before == "running":  # parked, because nobody knew
+            self._finish(step, label.unit, unit, event)
+            self.go_on()
+            return "applied"
+        if step.undoing is None and step.command is not None and not step.no_undo:
+            self._units[label.unit] = replace(unit, status="done", answer=stored(event))
+            self._park(label.unit, f"{label.unit} was done after the saga had been undone")
+            return "late: parked"
+        if step.undoing is None:
+            return "too late"
+        self._units[label.unit] = replace(
+            unit, status="done", answer=stored(event), void_undos=unit.undo_attempt
+        )
+        if self._status == "undone":
+            self._status = "undoing"
+        self.go_on()
+        return "late: undone"
+
+    def _finish(
+        self, step: Step[Any, Any], name: str, unit: UnitRecord, event: Event | None
+    ) -> None:
+        """A unit is done; with its answer folded into the state."""
+        self._cancel_timer(name, unit)
+        if event is not None and step.fold is not None:
+            self._state = _called(step.fold, self._state, event)
+        answer = None if event is None else stored(event)
+        status: Any = "skipped" if event is None else "done"
+        self._units[name] = replace(unit, status=status, answer=answer, deadline=None)
+        self._unpark(name)
+
+    def _fail(
+        self,
+        step: Step[Any, Any],
+        label: Label,
+        unit: UnitRecord,
+        status: Literal["failed", "timed_out", "dead_lettered"],
+        failure: Stored,
+    ) -> str:
+        if unit.status != "sent" or label.attempt != unit.attempt:
+            return "stale"
+        name = label.unit
+        self._cancel_timer(name, unit)
+        only_forward = step.name in self._definition.after_pivot
+        policy = step.retry or (UNTIL_PARKED if only_forward else None)
+        going_on = self._status == "running" or (only_forward and self._status == "parked")
+        if policy is not None and unit.tries < policy.attempts and going_on and step.command:
+            delay = _called(policy.backoff, unit.tries)
+            self._send(step, label.item, replace(unit, tries=unit.tries + 1), delay=delay)
+            return "sent again"
+        reason = failure.data.get("reason") or failure.name
+        if only_forward or (step.is_pivot and status == "timed_out"):
+            self._units[name] = replace(unit, deadline=None, status="timed_out")
+            what = "must be done, but was not" if only_forward else "may have been done, or not"
+            self._park(name, f"{name} {what}: {reason}")
+            return "parked"
+        answer = failure if status == "failed" else None
+        self._units[name] = replace(unit, status=status, answer=answer, deadline=None)
+        if self._status == "running":
+            self._status = "undoing"
+            self._failure = (name, failure)
+        elif self._parking is not None and self._parking.before == "running":
+            self._parking = replace(self._parking, before="undoing")
+            self._failure = self._failure or (name, failure)
+        self._early.clear()
+        self.go_on()
+        return "failed"
+
+    def _apply_to_undo(
+        self, step: Step[Any, Any], label: Label, unit: UnitRecord, happening: Happening
+    ) -> str:
+        undo, name = step.undoing, label.unit
+        if undo is None:
+            raise UnknownStep(
+                f"the saga {self._definition.name} has no undo of {step.name} in this version of "
+                f"the code"
+            )
+        if isinstance(happening, Answered):
+            if type(happening.event) is not undo.ok:
+                return "not an answer"
+            if unit.status != "undo_sent":
+                return "a duplicate"
+            if label.attempt <= unit.void_undos:
+                return "stale"
+            self._cancel_timer(name, unit)
+            self._units[name] = replace(unit, status="undone", deadline=None)
+            self._unpark(name)
+            self.go_on()
+            return "applied"
+        is_open = unit.status == "undo_sent" or (undo.ok is None and unit.status == "undone")
+        if not is_open or label.attempt != unit.undo_attempt or self._status == "cancelled":
+            return "stale"
+        self._cancel_timer(name, unit)
+        if self._status == "undone":
+            self._status = "undoing"
+        if unit.tries < undo.retry.attempts:
+            delay = _called(undo.retry.backoff, unit.tries)
+            self._send_undo(step, label.item, replace(unit, tries=unit.tries + 1), delay=delay)
+            return "sent again"
+        why = (
+            happening.reason
+            if isinstance(happening, CommandDeadLettered)
+            else f"no answer within {undo.timeout:g} s"
+        )
+        self._units[name] = replace(unit, status="undo_sent", deadline=None)
+        self._park(name, f"the undo of {name} failed {unit.tries} times: {why}")
+        return "parked"
+
+    # What an operator does
+
+    def retry(self, chosen: str | None) -> None:
+        """Send again what waits, or the one unit that was chosen; go on if the saga was parked."""
+        parking = self._parking
+        if parking is not None:
+            self._parking, self._status = None, parking.before
+        held, self._held = self._held, ()
+        if parking is not None and parking.unit is None:
+            self.go_on()
+            for kept in held:
+                self.apply(_called(read_held, kept, self._definition))
+            self.go_on()
+            return
+        for name, step in self._waiting(chosen, parking):
+            unit = replace(self._units[name], tries=1)
+            self._cancel_timer(name, unit)
+            if unit.status == "undo_sent":
+                self._send_undo(step, _item_of(name), unit)
+            elif unit.status != "done" and step.command is not None:
+                self._send(step, _item_of(name), unit)
+        self.go_on()
+
+    def skip(self, chosen: str | None) -> None:
+        """Go on as if what waits had been done, or undone."""
+        parking = self._parking
+        waiting = list(self._waiting(chosen, parking))
+        if len(waiting) != 1:
+            names = ", ".join(name for name, _ in waiting) or "nothing"
+            raise UsageError(f"the saga waits for {names}: say which step is to be skipped.")
+        [(name, step)] = waiting
+        unit = self._units[name]
+        if unit.status == "undo_sent":
+            self._cancel_timer(name, unit)
+            self._units[name] = replace(unit, status="undone", deadline=None)
+            self._unpark(name)
+        else:
+            self._finish(step, name, unit, None)
+        self.go_on()
+
+    def undo_all(self, reason: str) -> None:
+        """Undo what was done, as after a failure."""
+        before = self._parking.before if self._parking else self._status
+        if before != "running":
+            raise UsageError("the saga is being undone already: retry or skip the undo that waits.")
+        for step in self._definition.steps.values():
+            if step.is_pivot and self._is_settled(step):
+                raise UsageError(
+                    f"its pivot {step.name} is done, after which nothing can be undone: retry or "
+                    f"skip the step that waits, or cancel the saga."
+                )
+        self._parking = None
+        self._status = "undoing"
+        failure = Stored(UndoRequested.__name__, {"step": "", "reason": reason})
+        self._failure = ("operator", failure)
+        self._early.clear()
+        self.go_on()
+
+    def cancel(self) -> None:
+        """End the saga as it is."""
+        for name, unit in self._units.items():
+            self._cancel_timer(name, unit)
+            self._units[name] = replace(unit, deadline=None)
+        self._status, self._parking, self._held = "cancelled", None, ()
+        self._early.clear()
+
+    def _waiting(
+        self, chosen: str | None, parking: Parking | None
+    ) -> Iterator[tuple[str, Step[Any, Any]]]:
+        """The units that wait for an answer, or that the saga is parked for; or the chosen one."""
+        found = {
+            name: step
+            for step in self._definition.steps.values()
+            for name in units_of(step, self._units)
+            if name in self._units
+            and (
+                self._units[name].status in ("sent", "undo_sent")
+                or (parking is not None and parking.unit == name)
+            )
+        }
+        if chosen is not None and chosen not in found:
+            names = ", ".join(found) or "nothing"
+            raise UsageError(f"the saga does not wait for {chosen!r}, but for {names}.")
+        if chosen is None and parking is not None and parking.unit in found:
+            chosen = parking.unit
+        yield from ((name, step) for name, step in found.items() if chosen in (None, name))
+
+    # What follows
+
+    def go_on(self) -> None:
+        """Begin the steps that can begin, or undo what can be undone; end the saga where nothing is
+        left to do."""
+        if self._status == "running":
+            while begun := [*self._to_begin(self._definition.flow)]:
+                for step in begun:
+                    if self._status == "running" and step.name not in self._units:
+                        self._begin(step)
+                if self._status != "running":
+                    return
+            if self._is_settled(self._definition.flow):
+                self._end("completed")
+        elif self._status == "undoing" and self._undo_part(self._definition.flow):
+            self._end("undone")
+
+    def _to_begin(self, part: Part[Any]) -> Iterator[Step[Any, Any]]:
+        """The steps of this part that can begin now."""
+        match part:
+            case Series(parts):
+                first = next((each for each in parts if not self._is_settled(each)), None)
+                if first is not None:
+                    yield from self._to_begin(first)
+            case Parallel(parts):
+                for each in parts:
+                    yield from self._to_begin(each)
+            case Step() if part.name not in self._units:
+                yield part
+
+    def _is_settled(self, part: Part[Any]) -> bool:
+        """Whether this part is done."""
+        return all(
+            step.name in self._units
+            and all(
+                self._units[name].status in ("done", "skipped")
+                for name in units_of(step, self._units)
+            )
+            for step in part.steps()
+        )
+
+    def _begin(self, step: Step[Any, Any]) -> None:
+        if step.when is not None and not _called(step.when, self._state):
+            self._units[step.name] = UnitRecord("skipped", attempt=0)
+            self._early.pop(step.name, None)
+            return
+        if step.each is not None:
+            items = len(_called(step.each, self._state))
+            self._units[step.name] = UnitRecord("done", items=items)
+            for item in range(items):
+                self._send(step, item, UnitRecord("sent", attempt=0))
+            return
+        self._send(step, None, UnitRecord("sent", attempt=0))
+        early = self._early.pop(step.name, None)
+        if early is not None:
+            event = _called(read_stored, _event_named(step, early.name), early)
+            self._answer(step, Label(step.name), self._units[step.name], event)
+
+    def _send(
+        self, step: Step[Any, Any], item: int | None, unit: UnitRecord, *, delay: float = 0.0
+    ) -> None:
+        """Send the command of a unit, once more."""
+        label = Label(step.name, item, attempt=unit.attempt + 1)
+        if step.command is not None:
+            arguments = () if item is None else (_item(step, self._state, item),)
+            command = _called(step.command, self._state, *arguments)
+            self._sendings.append(Sending(str(label), command, delay))
+        deadline = None
+        if step.timeout is not None:
+            self._timers[str(label)] = delay + step.timeout
+            deadline = self._now + delay + step.timeout
+        self._units[label.unit] = replace(
+            unit, status="sent", attempt=label.attempt, deadline=deadline
+        )
+
+    def _undo_part(self, part: Part[Any]) -> bool:
+        """Undo what can be undone of this part, the last first; returns whether all of it is."""
+        match part:
+            case Series(parts):
+                return all(self._undo_part(each) for each in reversed(parts))
+            case Parallel(parts):
+                undone = [self._undo_part(each) for each in parts]  # all, not up to the first
+                return all(undone)
+            case Step():
+                undone = [self._undo_unit(part, name) for name in units_of(part, self._units)]
+                return all(undone)
+        raise AssertionError(part)
+
+    def _undo_unit(self, step: Step[Any, Any], name: str) -> bool:
+        """Undo this unit if that can be done now; returns whether nothing is left to be undone."""
+        unit = self._units.get(name)
+        if unit is None:
+            return True
+        undo = step.undoing
+        match unit.status:
+            case "sent" if step.command is None:  # nobody was asked for anything
+                self._cancel_timer(name, unit)
+                self._units[name] = replace(unit, status="undone", deadline=None)
+                return True
+            case "sent" | "undo_sent":
+                return False
+            case "done" if undo is None:
+                self._units[name] = replace(unit, status="undone")
+                return True
+            case "timed_out" | "dead_lettered" if undo is None or undo.needs_reply:
+                return True  # a late answer is undone when it comes
+            case "done" | "timed_out" | "dead_lettered":
+                self._send_undo(step, _item_of(name), replace(unit, tries=1))
+                return self._units[name].status == "undone"
+        return True
+
+    def _send_undo(
+        self, step: Step[Any, Any], item: int | None, unit: UnitRecord, *, delay: float = 0.0
+    ) -> None:
+        """Send the command that undoes a unit, once more."""
+        undo = step.undoing
+        if undo is None:
+            raise AssertionError(f"{step} has no undo")
+        label = Label(step.name, item, is_undo=True, attempt=unit.undo_attempt + 1)
+        arguments: tuple[Any, ...] = ()
+        if undo.takes_reply:
+            arguments = (
+                None if unit.answer is None else _called(read_stored, step.ok, unit.answer),
+            )
+        command = _called(undo.command, self._state, *arguments)
+        self._sendings.append(Sending(str(label), command, delay))
+        deadline = None
+        if undo.ok is not None:
+            self._timers[str(label)] = delay + undo.timeout
+            deadline = self._now + delay + undo.timeout
+        self._units[label.unit] = replace(
+            unit,
+            status="undone" if undo.ok is None else "undo_sent",
+            undo_attempt=label.attempt,
+            deadline=deadline,
+        )
+
+    def _end(self, status: Literal["completed", "undone"]) -> None:
+        if not self._has_announced:
+            if status == "completed":
+                self._ending = _called(self._definition.completed, self._state)
+            else:
+                failure = self._read_failure()
+                self._ending = _called(self._definition.undone, self._state, failure)
+        self._status, self._has_announced = status, True
+        self._early.clear()
+
+    def _read_failure(self) -> BaseModel:
+        assert self._failure is not None  # noqa: S101  # set by whatever began the undoing
+        name, failure = self._failure
+        for own in (TimedOut, DeadLettered, UndoRequested):
+            if failure.name == own.__name__:
+                own_failure: BaseModel = _called(read_stored, own, failure)
+                return own_failure
+        step = self._definition.steps.get(name.partition("[")[0])
+        if step is None:
+            raise FunctionFailed(f"the step {name}, which has failed, is not in the code any more")
+        event: Event = _called(read_stored, _event_named(step, failure.name), failure)
+        return event
+
+    # Parking and timers
+
+    def _park(self, name: str, reason: str) -> None:
+        before = self._parking.before if self._parking else self._status
+        if before in ("completed", "undone"):
+            before = "undoing"
+        self._status, self._parking = "parked", Parking(before, reason, name)
+
+    def _unpark(self, name: str) -> None:
+        """What the saga was parked for has been answered."""
+        if self._parking is not None and self._parking.unit == name:
+            self._status, self._parking = self._parking.before, None
+
+    def _cancel_timer(self, name: str, unit: UnitRecord) -> None:
+        if unit.deadline is None:
+            return
+        step, item = name.partition("[")[0], _item_of(name)
+        is_undo = unit.status == "undo_sent"
+        attempt = unit.undo_attempt if is_undo else unit.attempt
+        label = str(Label(step, item, is_undo, attempt))
+        if self._timers.pop(label, None) is None:
+            self._cancelled.append(label)
+
+
+def _answers(step: Step[Any, Any], label: Label, event: Event) -> bool:
+    if label.is_undo:
+        return step.undoing is not None and type(event) is step.undoing.ok
+    return type(event) is step.ok or type(event) in step.failed
+
+
+def _item_of(unit: str) -> int | None:
+    _, bracket, rest = unit.partition("[")
+    return int(rest[:-1]) if bracket else None
+
+
+def _item(step: Step[Any, Any], state: BaseModel, number: int) -> Any:
+    assert step.each is not None  # noqa: S101  # only such a step has units with numbers
+    items = _called(step.each, state)
+    if number >= len(items):
+        raise FunctionFailed(
+            f"the list of {step.name} has only {len(items)} items now, but item {number} is to be "
+            f"sent again: it must stay as it is while the step runs"
+        )
+    return items[number]
+
+
+def _event_named(step: Step[Any, Any], name: str) -> type[Event]:
+    for model in (step.ok, *step.failed):
+        if model.__identity__.name == name:
+            return model
+    raise FunctionFailed(f"{name}, which has answered {step.name}, is not an answer of it any more")
+
+
+def _called(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function of the saga's author; FunctionFailed for whatever it raises."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        name = getattr(function, "__name__", repr(function))
+        raise FunctionFailed(f"{name} failed: {summarize(error)}") from error

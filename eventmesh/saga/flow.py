@@ -1,0 +1,248 @@
+"""The parts of a saga: steps, what undoes them, and the order between them.
+
+A flow is built with two operators. `a >> b` runs b after a; `a & b` runs both side by side and goes
+on when both are done. Any nesting of the two is allowed. Python binds `>>` tighter than `&`:
+
+    (reserve & authorise) >> ship       reserve and authorise side by side, then ship
+    reserve & authorise >> ship         reserve, beside (authorise, then ship)
+
+Nothing in this module runs. `authoring` builds these values from decorated functions, `definition`
+checks that they fit together, and `transition` reads them to decide what happens next.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel
+
+from eventmesh.contracts.message import Command, Event
+from eventmesh.duration import Duration, seconds
+from eventmesh.errors import UsageError
+from eventmesh.runtime.declaring.retry import Retry, exponential
+
+State = TypeVar("State", bound=BaseModel)
+Ok = TypeVar("Ok", bound=Event)
+
+UNTIL_PARKED = Retry(attempts=10, backoff=exponential("5s", cap="30m"), jitter=0.0)
+"""How often a command is sent that must succeed (an undo, or a step after the pivot), before the
+saga is parked for an operator: over about an hour and a half, besides the time-outs."""
+
+UNDO_TIMEOUT = 60.0
+"""Seconds that an undo waits for its answer before its command is sent again, unless it says
+otherwise."""
+
+
+class Part(Generic[State]):
+    """A step, or steps joined by `>>` and `&`."""
+
+    def __rshift__(self, following: Part[State]) -> Series[State]:
+        """This, and then what follows."""
+        return Series((*_parts(self, Series), *_parts(following, Series)))
+
+    def __and__(self, beside: Part[State]) -> Parallel[State]:
+        """This and the other, side by side."""
+        return Parallel((*_parts(self, Parallel), *_parts(beside, Parallel)))
+
+    def steps(self) -> Iterator[Step[State, Any]]:
+        """All steps, in the order in which they are written."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Series(Part[State]):
+    """Parts that run one after another."""
+
+    parts: tuple[Part[State], ...]
+
+    def steps(self) -> Iterator[Step[State, Any]]:
+        return (step for part in self.parts for step in part.steps())
+
+
+@dataclass(frozen=True, eq=False)
+class Parallel(Part[State]):
+    """Parts that run side by side; what follows waits for all of them."""
+
+    parts: tuple[Part[State], ...]
+
+    def steps(self) -> Iterator[Step[State, Any]]:
+        return (step for part in self.parts for step in part.steps())
+
+
+def _parts(part: Part[State], kind: type[Series[Any]] | type[Parallel[Any]]) -> Any:
+    """The parts that a part of this kind is merged with: `a >> b >> c` is one series of three."""
+    return part.parts if isinstance(part, kind) else (part,)
+
+
+@dataclass(frozen=True, eq=False)
+class Undo:
+    """Compensates a step. Without `ok` it counts as done as soon as its command is sent."""
+
+    command: Callable[..., Command]
+    ok: type[Event] | None
+    timeout: float
+    retry: Retry
+    takes_reply: bool
+    """Whether the function has a parameter for the step's reply."""
+    needs_reply: bool
+    """Whether it cannot be called without one, which nobody has after a time-out."""
+
+
+class Step(Part[State], Generic[State, Ok]):
+    """One command to one participant, or a wait for an event from outside, and what may answer it.
+
+    Made by `Saga.step`, `Saga.pivot` and `Saga.wait`. A step is stored by its name, which is that
+    of its function: a renamed one is another step, in which no running saga stands.
+    """
+
+    def __init__(
+        self,
+        saga: str,
+        name: str,
+        command: Callable[..., Command] | None,
+        *,
+        ok: type[Ok],
+        failed: type[Event] | Sequence[type[Event]],
+        timeout: Duration | None,
+        retry: Retry | None = None,
+        when: Callable[[State], bool] | None = None,
+        each: Callable[[State], Sequence[Any]] | None = None,
+        correlate: Callable[[Any], object] | None = None,
+        no_undo: str = "",
+        is_pivot: bool = False,
+    ) -> None:
+        self.saga = saga
+        self.name = name
+        self.command = command
+        """Makes the command; None where the step only waits."""
+        self.ok = ok
+        self.failed = (failed,) if isinstance(failed, type) else tuple(failed)
+        self.timeout = None if timeout is None else seconds(timeout)
+        """Seconds to wait for an answer; None: for ever."""
+        self.retry = retry
+        """How often the command is sent before the step counts as failed; None: once."""
+        self.when = when
+        self.each = each
+        self.correlate = correlate
+        self.no_undo = no_undo
+        self.is_pivot = is_pivot
+        self.undoing: Undo | None = None
+        self.fold: Callable[[State, Ok], State] | None = None
+        if self.timeout == 0:
+            raise UsageError(
+                f'{self} has timeout={timeout!r}: write how long it may take, such as "30s", or '
+                f"None to wait for ever."
+            )
+
+    def __str__(self) -> str:
+        return f"The step {self.name} of saga {self.saga}"
+
+    def __repr__(self) -> str:
+        return f"<step {self.saga}/{self.name}>"
+
+    def __call__(self, *arguments: Any) -> Command:
+        """Call the decorated function, as a unit test does."""
+        if self.command is None:
+            raise UsageError(f"{self} only waits: it has no function that could be called.")
+        return self.command(*arguments)
+
+    def steps(self) -> Iterator[Step[State, Any]]:
+        yield self
+
+    def undo(
+        self,
+        *,
+        ok: type[Event] | None = None,
+        timeout: Duration = UNDO_TIMEOUT,
+        retry: Retry = UNTIL_PARKED,
+    ) -> Callable[[UndoFunction[State, Ok]], UndoFunction[State, Ok]]:
+        """Declare how this step is undone.
+
+        The decorated function takes the state and the reply, `(state, reply: StockReserved)`. After
+        a time-out there is no reply, so such an undo waits for the late one, if one comes. A
+        function of `(state)` alone, or of `(state, reply: StockReserved | None)`, is called at once
+        after a time-out: its participant must then accept the undo of something it never did.
+
+        With `ok`, the saga waits for that event before it undoes the step before this one. The
+        command is sent again when no answer comes within `timeout`, and when it is dead-lettered,
+        as `retry` says; after its last attempt the saga is parked for an operator.
+        """
+
+        def declare(function: UndoFunction[State, Ok]) -> UndoFunction[State, Ok]:
+            if self.undoing is not None:
+                raise UsageError(f"{self} has two undos: remove one.")
+            if self.command is None:
+                raise UsageError(f"{self} only waits, so there is nothing to undo: remove it.")
+            if self.no_undo:
+                raise UsageError(f"{self} has an undo, but also no_undo=: remove one of the two.")
+            takes, needs = _takes_reply(function, str(self))
+            within = seconds(timeout)
+            if within == 0:
+                raise UsageError(f"The undo of {self} has timeout=0: write how long it may take.")
+            self.undoing = Undo(function, ok, within, retry, takes, needs)
+            return function
+
+        return declare
+
+    def done(self, function: Callable[[State, Ok], State]) -> Callable[[State, Ok], State]:
+        """Decorate the function that takes the state and the ok reply, and returns the state with
+        what the later steps need of the reply."""
+        if self.fold is not None:
+            raise UsageError(
+                f"{self} has two functions for its reply: remove one @{self.name}.done."
+            )
+        self.fold = function
+        return function
+
+
+UndoFunction = Callable[[State], Command] | Callable[[State, Ok], Command]
+"""A function that makes the command which undoes a step."""
+
+
+def hints_of(function: Callable[..., Any], where: str) -> dict[str, Any]:
+    """The resolved annotations; UsageError where one cannot be resolved."""
+    try:
+        return get_type_hints(function)
+    except (NameError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"{where}: {_name(function)} has an annotation that cannot be resolved: {error}. "
+            f"Import that name at the top of the module, not under TYPE_CHECKING."
+        ) from None
+
+
+def members_of(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def parameters_of(function: Callable[..., Any], number: int, where: str) -> list[str]:
+    """The names of the positional parameters, of which there must be `number`."""
+    found = [
+        each.name
+        for each in inspect.signature(function).parameters.values()
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(found) != number:
+        raise UsageError(
+            f"{where}: {_name(function)} takes {len(found)} parameters, and it is called with "
+            f"{number}."
+        )
+    return found
+
+
+def _takes_reply(function: Callable[..., Any], where: str) -> tuple[bool, bool]:
+    """Whether an undo takes the step's reply, and whether it needs one."""
+    number = len(inspect.signature(function).parameters)
+    if number == 1:
+        return False, False
+    names = parameters_of(function, 2, where)
+    hint = hints_of(function, where).get(names[1])
+    return True, type(None) not in members_of(hint)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", repr(function))

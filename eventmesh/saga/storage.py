@@ -1,0 +1,173 @@
+"""Between a saga's record and its row: what is stored, and how rows of older code are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError, to_json
+
+from eventmesh.errors import EventMeshError
+from eventmesh.persistence.sagas import SagaRow
+from eventmesh.saga.definition import Definition
+from eventmesh.saga.record import Parking, SagaRecord, Stored, UnitRecord
+
+
+class UnreadableState(EventMeshError):
+    """The stored state of a saga cannot be read by this version of the code."""
+
+
+class NewerVersion(EventMeshError):
+    """A saga was started, or migrated, by a newer version of the code."""
+
+
+def row_of(
+    definition: Definition, record: SagaRecord, *, saga_id: str, row_version: int, key: str | None
+) -> SagaRow:
+    """The row that stores this record."""
+    return SagaRow(
+        id=saga_id,
+        name=definition.name,
+        version=definition.version,
+        status=record.status,
+        state=record.state.model_dump(mode="json", by_alias=False),
+        steps={name: _compact(asdict(unit)) for name, unit in record.units.items()},
+        reason=record.reason,
+        row_version=row_version,
+        details=_compact(
+            {
+                "failure": None if record.failure is None else _failure(record.failure),
+                "parking": None if record.parking is None else asdict(record.parking),
+                "early": {step: asdict(event) for step, event in record.early.items()},
+                "held": list(record.held),
+                "parent": None if record.parent is None else list(record.parent),
+                "correlation": record.correlation,
+                "has_announced": record.has_announced,
+            }
+        ),
+        key=key,
+        waiting_for=",".join(record.waiting) or (record.parking and record.parking.unit) or "",
+        due_at=None if record.deadline is None else datetime.fromtimestamp(record.deadline, UTC),
+    )
+
+
+def record_of(definition: Definition, row: SagaRow) -> SagaRecord:
+    """The record of a row, migrated to the definition's version.
+
+    NewerVersion; UnreadableState where the state does not validate, or a migration fails.
+    """
+    if row.version > definition.version:
+        raise NewerVersion(
+            f"the saga {row.name}/{row.id} has version {row.version}, and this code knows versions "
+            f"up to {definition.version}"
+        )
+    details = row.details or {}
+    if row.details is None:
+        units, failure = _old_units(row)
+    else:
+        units = {name: UnitRecord(**_unit(each)) for name, each in row.steps.items()}
+        found = details.get("failure")
+        failure = None if found is None else (found["step"], Stored(found["name"], found["data"]))
+    parking = details.get("parking")
+    return SagaRecord(
+        status=row.status,  # type: ignore[arg-type]  # a check constraint allows only these
+        state=_state(definition, row),
+        units=units,
+        failure=failure,
+        parking=None if parking is None else Parking(**parking),
+        early={step: Stored(**event) for step, event in details.get("early", {}).items()},
+        held=tuple(details.get("held", ())),
+        parent=tuple(details["parent"]) if details.get("parent") else None,
+        correlation=details.get("correlation", ""),
+        has_announced=details.get("has_announced", row.status in ("completed", "undone")),
+    )
+
+
+def parked_row(row: SagaRow, reason: str, held: Mapping[str, Any] | None) -> SagaRow:
+    """The row of a saga whose state cannot be read, parked as it is; with what has come held."""
+    details = dict(row.details or {})
+    before = (details.get("parking") or {}).get("before", row.status)
+    details["parking"] = {"before": before, "reason": reason, "unit": None}
+    if held is not None:
+        details["held"] = [*details.get("held", ()), dict(held)]
+    return SagaRow(
+        id=row.id,
+        name=row.name,
+        version=row.version,
+        status="parked",
+        state=row.state,
+        steps=row.steps,
+        reason=reason,
+        row_version=row.row_version + 1,
+        details=details,
+        key=row.key,
+        waiting_for=row.waiting_for or "",
+        due_at=row.due_at,
+    )
+
+
+def _state(definition: Definition, row: SagaRow) -> Any:
+    state = row.state
+    try:
+        for version in range(row.version, definition.version):
+            migrate = definition.migrations.get(version)
+            if migrate is not None:
+                state = migrate(dict(state))
+        return definition.state.model_validate_json(to_json(state), by_name=True, by_alias=False)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, each['loc'])) or 'state'}: {each['msg']}"
+            for each in error.errors(include_input=False, include_url=False)[:5]
+        )
+        raise UnreadableState(
+            f"its state of version {row.version} is not valid as {definition.state.__name__}: "
+            f"{problems}"
+        ) from error
+    except (
+        PydanticSerializationError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise UnreadableState(f"its state could not be migrated: {error!r}") from error
+
+
+def _failure(failure: tuple[str, Stored]) -> dict[str, Any]:
+    step, stored = failure
+    return {"step": step, "name": stored.name, "data": dict(stored.data)}
+
+
+def _compact(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what has no value: rows are written often."""
+    return {
+        name: value
+        for name, value in values.items()
+        if value not in (None, {}, [], "", False) and (name, value) not in _DEFAULTS
+    }
+
+
+_DEFAULTS = (("undo_attempt", 0), ("void_undos", 0), ("tries", 1))
+
+
+def _unit(stored: Mapping[str, Any]) -> dict[str, Any]:
+    answer = stored.get("answer")
+    return {**stored, "answer": None if answer is None else Stored(answer["name"], answer["data"])}
+
+
+def _old_units(row: SagaRow) -> tuple[dict[str, UnitRecord], tuple[str, Stored] | None]:
+    """The steps of a row of before migration 0005: status, and the name and data of the reply."""
+    units: dict[str, UnitRecord] = {}
+    failure: tuple[str, Stored] | None = None
+    for name, old in row.steps.items():
+        answer = None
+        if old.get("reply_name"):
+            answer = Stored(old["reply_name"], old.get("reply") or {})
+        undos = 1 if old["status"] in ("undo_sent", "undone") else 0
+        units[name] = UnitRecord(old["status"], undo_attempt=undos, answer=answer)
+        if old["status"] == "failed" and failure is None and answer is not None:
+            failure = name, answer
+    return units, failure
