@@ -52,6 +52,8 @@ def _readings(service: Service, sources: Sources) -> list[Reading]:
     subscriptions: dict[type[Message], list[str]] = {}
     for name, handler in sorted(service.handlers.items()):
         for model in handler.models.values():
+            if model.__is_internal__:
+                continue
             subscriptions.setdefault(model, []).append(name)
     return [
         Reading(service.name, tuple(names), model, sources.place_of_class(model))

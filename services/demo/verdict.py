@@ -131,7 +131,7 @@ def _leftovers(ledger: Ledger) -> Iterator[str]:
     started = sum(ledger.sagas.values())
     if started != len(ledger.placed):
         yield f"{started} sagas were started for {len(ledger.placed)} purchases"
-    for status in ("running", "undoing"):
+    for status in ("running", "undoing", "parked"):
         if ledger.sagas.get(status):
             yield f"{ledger.sagas[status]} sagas are still {status}"
     for service, rows in ledger.outboxes.items():

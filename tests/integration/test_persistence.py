@@ -7,6 +7,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Column, Integer, MetaData, Table, insert, inspect, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from eventmesh.errors import Conflict, Drift, Unreachable, UsageError
+from eventmesh.errors import Drift, Unreachable, UsageError
 from eventmesh.persistence import inbox, leases, migration, outbox, sagas, tables
 from eventmesh.persistence.database import AsyncSession, Database
 from eventmesh.persistence.dialects.registry import MARIADB
@@ -192,8 +193,9 @@ class TestMigration:
             "INSERT INTO eventmesh_outbox (id, name, bucket, headers, data)"
             " VALUES ('i', 'n', 99, '{}', '')",
             "UPDATE eventmesh_lease SET owner = 'me'",
-            "INSERT INTO eventmesh_saga VALUES"
-            " ('i', 'n', 1, 'lost', '{}', '{}', NULL, 1, '2026-01-01', '2026-01-01', NULL)",
+            "INSERT INTO eventmesh_saga"
+            " (name, id, version, status, state, steps, row_version, started_at, updated_at)"
+            " VALUES ('i', 'n', 1, 'lost', '{}', '{}', 1, '2026-01-01', '2026-01-01')",
         ],
     )
     async def test_an_impossible_row_cannot_be_written(
@@ -382,20 +384,79 @@ class TestSagas:
 
     async def test_a_saga_is_read_as_it_was_written(self, database: Database) -> None:
         async with unit_of_work(database) as unit:
-            await sagas.store(unit.session, self.row(1), ended=False)
-            await sagas.store(unit.session, self.row(2), ended=False)
+            await sagas.store(unit.session, [self.row(1)])
+            await sagas.store(unit.session, [self.row(2)])
             await unit.commit()
             assert await sagas.load(unit.session, "shop.sell", "s1") == self.row(2)
             assert await sagas.load(unit.session, "shop.sell", "none") is None
 
-    async def test_of_two_writers_from_one_version_the_second_gets_a_conflict(
+    async def test_a_group_locks_the_sagas_of_its_ids_and_the_open_ones_of_its_keys(
         self, database: Database
     ) -> None:
+        ended = replace(self.row(1, "completed"), id="s2", key="k2")
+        by_key = replace(self.row(1), id="s3", key="k3")
         async with unit_of_work(database) as unit:
-            await sagas.store(unit.session, self.row(1), ended=False)
-            await sagas.store(unit.session, self.row(2), ended=False)
-            with pytest.raises(Conflict):
-                await sagas.store(unit.session, self.row(2, "undoing"), ended=False)
+            await sagas.store(unit.session, [self.row(1), ended, by_key])
+            await unit.commit()
+        async with unit_of_work(database) as unit:
+            locked = await sagas.lock(unit.session, "shop.sell", {"s1", "none"}, {"k2", "k3"})
+            assert locked == [self.row(1), by_key]
+
+    async def test_two_open_sagas_cannot_have_one_key(self, database: Database) -> None:
+        first = replace(self.row(1), key="k")
+        async with unit_of_work(database) as unit:
+            await sagas.store(unit.session, [first])
+            await unit.commit()
+        with pytest.raises(IntegrityError):
+            async with unit_of_work(database) as unit:
+                await sagas.store(unit.session, [replace(first, id="s2")])
+        async with unit_of_work(database) as unit:
+            await sagas.store(unit.session, [replace(first, row_version=2, status="completed")])
+            await sagas.store(unit.session, [replace(first, id="s2")])
+            await unit.commit()
+
+    async def test_a_cancelled_time_out_is_gone_and_other_messages_stay(
+        self, database: Database
+    ) -> None:
+        await store(database, message(1), Outgoing(message(2).envelope, delay=60.0))
+        async with unit_of_work(database) as unit:
+            both = {message(1).envelope.id, message(2).envelope.id}
+            await sagas.cancel_timers(unit.session, both)
+            await unit.commit()
+        async with database.reading() as connection:
+            assert list(await connection.scalars(select(tables.outbox.c.id))) == [
+                message(1).envelope.id
+            ]
+
+    async def test_the_log_of_a_saga_is_read_in_its_order(self, database: Database) -> None:
+        entries = [sagas.LogEntry("s1", {"rule": rule}) for rule in ("started", "applied")]
+        other = sagas.LogEntry("s2", {"rule": "started"})
+        async with unit_of_work(database) as unit:
+            await sagas.write_log(unit.session, "shop.sell", [entries[0], other, entries[1]])
+            await unit.commit()
+        async with database.reading() as connection:
+            log = await sagas.log_of(connection, "shop.sell", "s1")
+        assert [entry for _, entry in log] == [{"rule": "started"}, {"rule": "applied"}]
+
+    async def test_open_sagas_are_counted_by_what_they_wait_for(self, database: Database) -> None:
+        late = datetime.now(UTC) - timedelta(hours=1)
+        rows = [
+            replace(self.row(1), id="a", waiting_for="reserve", due_at=late),
+            replace(self.row(1), id="b", waiting_for="reserve"),
+            replace(self.row(1), id="c", waiting_for="capture,reserve"),
+            replace(self.row(1, "completed"), id="d"),
+        ]
+        async with unit_of_work(database) as unit:
+            await sagas.store(unit.session, rows)
+            await unit.commit()
+        async with database.reading() as connection:
+            lots = await sagas.census(connection)
+            found = await sagas.find(connection, statuses=["running"], step="reserve")
+        assert [(lot.waiting_for, lot.count, lot.overdue) for lot in lots] == [
+            ("capture,reserve", 1, 0),
+            ("reserve", 2, 1),
+        ]
+        assert {row.id for row in found} == {"a", "b", "c"}
 
 
 class TestErrors:

@@ -475,7 +475,9 @@ class TestPurge:
     async def test_a_running_saga_is_never_purged(self, database: Database) -> None:
         await age(database, NOW - timedelta(days=1000), 1)
         async with database.connection() as connection:
-            await connection.execute(tables.saga.update().values(status="running", ended_at=None))
+            await connection.execute(
+                tables.saga.update().values(status="running", ended_at=None, is_open=True)
+            )
         await Purger(database, NoSleep(), Settings(), lambda: True).purge()
         assert await ids(database, purge.ENDED) == [1]
 

@@ -29,7 +29,6 @@ from eventmesh import (
     Settings,
     Transaction,
     constant,
-    step,
 )
 from eventmesh.clock import SystemClock
 from eventmesh.errors import (
@@ -1279,32 +1278,26 @@ class Progress(BaseModel):
     number: int
 
 
-class Remember(Saga[Progress], name="shop.remember", started_by=Done):
+def remembering(name: str, offset: int = 0) -> Saga[Progress]:
+    """A saga of one step, which is started by Done."""
+    saga = Saga(name, Progress)
+
+    @saga.starts
     def begin(event: Done) -> Progress:
         return Progress(number=event.number)
 
-    @step(ok=Heard)
+    @saga.step(ok=Heard, timeout="1m", no_undo="it only hears")
     def hear(state: Progress) -> Do:
-        return Do(number=state.number)
+        return Do(number=state.number + offset)
 
-    flow = hear
-
-
-class Repeat(Saga[Progress], name="shop.repeat", started_by=Done):
-    def begin(event: Done) -> Progress:
-        return Progress(number=event.number)
-
-    @step(ok=Heard)
-    def hear(state: Progress) -> Do:
-        return Do(number=state.number + 100)
-
-    flow = hear
+    saga.flow(hear)
+    return saga
 
 
 @EVERYWHERE
 async def test_two_sagas_that_one_event_starts_are_both_completed(mesh: Mesh) -> None:
-    mesh.service.include(Remember)
-    mesh.service.include(Repeat)
+    mesh.service.include(remembering("shop.remember"))
+    mesh.service.include(remembering("shop.repeat", offset=100))
     done = mesh.service.publisher(Done)
 
     @mesh.service.subscriber(Do)
@@ -1329,7 +1322,7 @@ async def test_two_sagas_that_one_event_starts_are_both_completed(mesh: Mesh) ->
 async def test_a_reply_to_an_unknown_saga_is_dead_lettered(
     mesh: Mesh, saga_id: str, attempts: int
 ) -> None:
-    mesh.service.include(Remember)
+    mesh.service.include(remembering("shop.remember"))
     sealed = seal(Heard(number=1), source="shop", clock=mesh.clock)
     labels = {"sagaid": f"shop.remember/{saga_id}", "sagastep": "hear"}
     reply = Envelope({**sealed.attributes, **labels}, sealed.data)

@@ -12,7 +12,7 @@ from faststream.redis import RedisBroker
 from pydantic import BaseModel
 from sqlalchemy import Column, Integer, MetaData, Table
 
-from eventmesh import Command, Event, Saga, Service, Transaction, step
+from eventmesh import Command, Event, Saga, Service, Transaction
 from eventmesh.contracts.fleet import Facts
 from eventmesh.contracts.locks.freezing import freeze
 from eventmesh.contracts.locks.lock_folder import read_locks
@@ -45,15 +45,20 @@ class State(BaseModel):
     account: str
 
 
-class Settle(Saga[State], name="till.settle", started_by=Asked):
-    def begin(event: Asked) -> State:  # noqa: N805
-        return State(account=event.account)
+settle = Saga("till.settle", State)
 
-    @step(ok=Paid)
-    def pay(state: State) -> Pay:  # noqa: N805
-        return Pay(account=state.account)
 
-    flow = pay
+@settle.starts
+def begin(event: Asked) -> State:
+    return State(account=event.account)
+
+
+@settle.step(ok=Paid, timeout="1m", no_undo="nobody asks for the money back")
+def pay(state: State) -> Pay:
+    return Pay(account=state.account)
+
+
+settle.flow(pay)
 
 
 def facts_of(*services: Service, folder: Path = ROOT, **urls: str) -> Facts:
@@ -98,7 +103,7 @@ def test_messages_that_handlers_read_return_and_send_are_collected() -> None:
 
 def test_messages_that_a_saga_reads_and_sends_are_collected() -> None:
     till = Service("till")
-    till.include(Settle)
+    till.include(settle)
     found = facts_of(till)
     assert [each.model for each in found.publications] == [Pay]
     assert {(each.model, each.subscriptions) for each in found.readings} == {

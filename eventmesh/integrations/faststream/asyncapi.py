@@ -163,6 +163,8 @@ def _operations(service: Service) -> Iterator[Operation]:
         yield Operation(service.name, "send", model, name, version, written)
     for name, handler in service.handlers.items():
         for message, model in handler.models.items():
+            if model.__is_internal__:
+                continue
             name_here = f"{name}.receive.{message}"
             yield Operation(service.name, "receive", model, name_here, model.__identity__.version)
 

@@ -9,6 +9,7 @@ skips as already processed; a handler that succeeds after all is a late answer, 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 
 from pydantic_core import to_json
@@ -60,11 +61,20 @@ def is_saga_command(envelope: Envelope, models: Mapping[str, type[Message]]) -> 
 def _signal(envelope: Envelope, reason: str, service: str, clock: Clock) -> Envelope:
     saga, _, saga_id = envelope.attributes["sagaid"].partition("/")
     name = saga + SIGNAL_SUFFIX
+    data = to_json(
+        {
+            "saga_id": saga_id,
+            "label": envelope.attributes["sagastep"],
+            "what": "dead_lettered",
+            "reason": reason[:_MOST_CHARACTERS],
+        }
+    )
     return Envelope(
         {
             "specversion": "1.0",
-            # The same whoever says it, so that it takes effect once.
-            "id": f"dead-lettered:{envelope.unique_id}",
+            # The same whoever says it, so that it takes effect once; and another one for another
+            # reason, since an id stands for one content.
+            "id": f"dead-lettered:{envelope.unique_id}:{zlib.crc32(data):08x}",
             "source": f"/{service}",
             "type": name,
             "dataschema": f"urn:eventmesh:{name}:1",
@@ -75,12 +85,5 @@ def _signal(envelope: Envelope, reason: str, service: str, clock: Clock) -> Enve
             "subject": saga_id,
             "partitionkey": saga_id,
         },
-        to_json(
-            {
-                "saga_id": saga_id,
-                "label": envelope.attributes["sagastep"],
-                "what": "dead_lettered",
-                "reason": reason[:_MOST_CHARACTERS],
-            }
-        ),
+        data,
     )

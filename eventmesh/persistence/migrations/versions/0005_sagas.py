@@ -86,9 +86,9 @@ def _alter_saga() -> None:
         op.add_column("eventmesh_saga", column, if_not_exists=True)
     op.execute("UPDATE eventmesh_saga SET is_open = TRUE WHERE ended_at IS NULL")
     for name, condition in _CHECKS.items():
-        constraint = op.f(f"ck_eventmesh_saga_{name}")
-        op.drop_constraint(constraint, "eventmesh_saga", type_="check", if_exists=True)
-        op.create_check_constraint(constraint, "eventmesh_saga", condition)
+        constraint = f"ck_eventmesh_saga_{name}"
+        op.execute(f"ALTER TABLE eventmesh_saga DROP CONSTRAINT IF EXISTS {constraint}")
+        op.create_check_constraint(op.f(constraint), "eventmesh_saga", condition)
 
 
 def _rebuild_saga() -> None:
