@@ -216,6 +216,11 @@ class Saga(Generic[State]):
         """Set the order of the steps: `first >> (these & beside_each_other) >> last`."""
         if self._flow is not None:
             raise UsageError(f"{self._where} has two flows: remove one.")
+        if not isinstance(flow, Part):
+            raise UsageError(
+                f"{self._where} has the flow {flow!r}, which is not a step: write "
+                f"….flow(first >> second >> third) with the decorated functions."
+            )
         self._flow = flow
 
     def completed(self, function: Callable[[State], Message | None]) -> Callable[[State], Any]:

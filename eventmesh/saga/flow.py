@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -42,10 +42,14 @@ class Part(Generic[State]):
 
     def __rshift__(self, following: Part[State]) -> Series[State]:
         """This, and then what follows."""
+        if not isinstance(following, Part):
+            return NotImplemented
         return Series((*_parts(self, Series), *_parts(following, Series)))
 
     def __and__(self, beside: Part[State]) -> Parallel[State]:
         """This and the other, side by side."""
+        if not isinstance(beside, Part):
+            return NotImplemented
         return Parallel((*_parts(self, Parallel), *_parts(beside, Parallel)))
 
     def steps(self) -> Iterator[Step[State, Any]]:
@@ -120,7 +124,9 @@ class Step(Part[State], Generic[State, Ok]):
         self.command = command
         """Makes the command; None where the step only waits."""
         self.ok = ok
-        self.failed = (failed,) if isinstance(failed, type) else tuple(failed)
+        if isinstance(failed, type | str) or not isinstance(failed, Iterable):
+            failed = (failed,)
+        self.failed = tuple(failed)
         self.timeout = None if timeout is None else seconds(timeout)
         """Seconds to wait for an answer; None: for ever."""
         self.retry = retry
@@ -132,6 +138,9 @@ class Step(Part[State], Generic[State, Ok]):
         self.is_pivot = is_pivot
         self.undoing: Undo | None = None
         self.fold: Callable[[State, Ok], State] | None = None
+        for option, models in (("ok", (ok,)), ("failed", self.failed)):
+            for model in models:
+                _check_event(model, f"{self} has {option}=")
         if self.timeout == 0:
             raise UsageError(
                 f'{self} has timeout={timeout!r}: write how long it may take, such as "30s", or '
@@ -180,6 +189,8 @@ class Step(Part[State], Generic[State, Ok]):
             if self.no_undo:
                 raise UsageError(f"{self} has an undo, but also no_undo=: remove one of the two.")
             takes, needs = _takes_reply(function, str(self))
+            if ok is not None:
+                _check_event(ok, f"The undo of {self} has ok=")
             within = seconds(timeout)
             if within == 0:
                 raise UsageError(f"The undo of {self} has timeout=0: write how long it may take.")
@@ -232,6 +243,12 @@ def parameters_of(function: Callable[..., Any], number: int, where: str) -> list
             f"{number}."
         )
     return found
+
+
+def _check_event(model: Any, where: str) -> None:
+    if not (isinstance(model, type) and issubclass(model, Event)):
+        name = getattr(model, "__name__", repr(model))
+        raise UsageError(f"{where}{name}, which is not an event: write a class derived from Event.")
 
 
 def _takes_reply(function: Callable[..., Any], where: str) -> tuple[bool, bool]:

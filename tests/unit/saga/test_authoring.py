@@ -1,317 +1,623 @@
-# ruff: noqa: N805  # the functions of a saga take its state instead of self
-# No `from __future__ import annotations`: sagas are defined inside tests, whose local names a
+# No `from __future__ import annotations`: sagas are declared inside tests, whose local names a
 # postponed annotation could not resolve.
-"""A saga is checked when its class is defined, and each mistake is named."""
+"""A saga is checked when its service includes it, and each mistake is named."""
 
-import functools
-import operator
-import types
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from eventmesh.contracts.message import Command, Event
+from eventmesh import Command, DeadLettered, Event, Saga, SagaFailure, Service, TimedOut
 from eventmesh.errors import UsageError
-from eventmesh.saga.authoring import Saga, pivot, step
-from eventmesh.saga.definition import Definition, Flow, Step
-
-
-class State(BaseModel):
-    number: int = 0
-
-
-class Started(Event, name="a.started", version=1):
-    pass
-
-
-class Do(Command, name="b.do", version=1):
-    pass
-
-
-class Undo(Command, name="b.undo", version=1):
-    pass
-
-
-class Did(Event, name="b.did", version=1):
-    pass
-
-
-class Refused(Event, name="b.refused", version=1):
-    pass
-
-
-class Undid(Event, name="b.undid", version=1):
-    pass
-
-
-class Ended(Event, name="a.ended", version=1):
-    pass
+from eventmesh.saga.definition import Definition
+from tests.unit.saga.trips import (
+    Approved,
+    Booked,
+    Denied,
+    Did,
+    Do,
+    Ended,
+    Failed,
+    Trip,
+    Undid,
+    Undo,
+    add_last,
+    add_pivot,
+    add_step,
+    add_undo,
+    new_saga,
+)
 
 
 class Nameless(Event):
     pass
 
 
-def begin(event: Started) -> State:
-    return State()
+class OtherState(BaseModel):
+    pass
 
 
-def do(state: State) -> Do:
-    return Do()
+class OtherStart(Event, name="trips.rebooked", version=1):
+    pass
 
 
-def take_back(state: State, reply: Did) -> Undo:
-    return Undo()
+class StartingCommand(Command, name="trips.book", version=1):
+    pass
 
 
-AS_WRITTEN = Flow(())
+def take_back(state: Trip, reply: Did) -> Undo:
+    return Undo(what="")
 
 
-def define(
-    flow: object = AS_WRITTEN, begin: object = begin, completed: object = None, **steps: Step
-) -> Definition:
-    """The definition of a saga with these steps, one after another unless `flow` is given."""
-    if flow is AS_WRITTEN:
-        flow = functools.reduce(operator.rshift, steps.values())
-    body = {"begin": begin, **steps, "flow": flow, "completed": completed}
-
-    def fill(namespace: dict[str, Any]) -> None:
-        namespace["__module__"] = __name__
-        namespace.update({name: value for name, value in body.items() if value is not None})
-
-    keywords = {"name": "a.written", "started_by": Started}
-    return types.new_class("Written", (Saga[State],), keywords, fill).definition
+def of_one_step(step_of: Callable[[Saga[Trip]], Any], **options: Any) -> Definition:
+    saga = new_saga(**options)
+    saga.flow(step_of(saga))
+    return saga.definition
 
 
-def plain() -> Step:
-    return step(ok=Did)(do)
+def refused(saga: Saga[Trip], match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        saga.definition  # noqa: B018  # it is checked when it is first read
 
 
-def failing() -> Step:
-    return step(ok=Did, failed=Refused)(do)
+# What a saga is
 
 
-class Written(Saga[State], name="a.written", version=3, started_by=Started):
-    def begin(event: Started) -> State:
-        return State()
-
-    @step(ok=Did, failed=[Refused, Ended])
-    def first(state: State) -> Do:
-        return Do()
-
-    @first.undo(ok=Undid)
-    def take_first_back(state: State, reply: Did) -> Undo:
-        return Undo()
-
-    @pivot(ok=Did)
-    def second(state: State) -> Do:
-        return Do()
-
-    @step(ok=Did)
-    def third(state: State) -> Do:
-        return Do()
-
-    flow = first >> second >> third
-
-    def completed(state: State) -> Ended | None:
-        return Ended()
-
-
-def test_a_saga_is_known_by_its_class_keywords() -> None:
-    definition = Written.definition
-    assert (definition.name, definition.version, definition.started_by, definition.state) == (
-        "a.written",
-        3,
-        Started,
-        State,
-    )
-
-
-def test_steps_are_known_by_the_names_they_have_in_the_class() -> None:
-    assert [each.name for each in Written.definition.steps] == ["first", "second", "third"]
-    assert [each.is_pivot for each in Written.definition.steps] == [False, True, False]
-
-
-def test_a_saga_publishes_its_commands_and_its_ends() -> None:
-    assert Written.definition.publishes == (Do, Undo, Ended)
-
-
-def test_a_saga_takes_the_replies_to_its_steps_and_undos() -> None:
-    assert set(Written.definition.replies()) == {Did, Refused, Ended, Undid}
-
-
-def test_an_end_that_is_not_written_publishes_nothing() -> None:
-    assert Written.definition.undone(State(), Refused()) is None
+def test_a_saga_is_known_by_its_name_its_version_and_its_state() -> None:
+    definition = of_one_step(lambda saga: add_step(saga, "a"), version=3)
+    assert (definition.name, definition.version, definition.state) == ("trips.base", 3, Trip)
 
 
 def test_the_version_is_1_by_default() -> None:
-    assert define(a=plain(), b=plain()).version == 1
+    assert of_one_step(lambda saga: add_step(saga, "a")).version == 1
 
 
-@pytest.mark.parametrize("flow", [None, "a >> b", (1, 2)])
-def test_a_saga_without_flow_is_refused(flow: object) -> None:
-    with pytest.raises(UsageError, match=rf"{__name__}.Written has no flow: write flow = first >>"):
-        define(flow, a=plain())
+def test_steps_have_the_names_of_their_functions() -> None:
+    saga = new_saga()
+    a, b, c = add_step(saga, "a"), add_pivot(saga, "b"), add_last(saga, "c")
+    saga.flow(a >> b >> c)
+    assert list(saga.definition.steps) == ["a", "b", "c"]
+    assert [step.is_pivot for step in saga.definition.steps.values()] == [False, True, False]
+    assert saga.definition.after_pivot == {"c"}
 
 
-def test_a_saga_without_begin_is_refused() -> None:
-    with pytest.raises(UsageError, match="has no begin: write @staticmethod def begin"):
-        define(begin=None, a=plain(), b=plain())
+def test_a_saga_publishes_its_commands_and_its_ends() -> None:
+    assert of_one_step(lambda saga: add_step(saga, "a")).publishes == (Do, Undo, Ended)
+
+
+def test_a_saga_takes_the_answers_to_its_steps_and_undos() -> None:
+    definition = of_one_step(lambda saga: add_step(saga, "a", failed=[Failed, Denied]))
+    assert set(definition.replies()) == {Did, Failed, Denied, Undid}
+
+
+def test_an_end_that_is_not_written_publishes_nothing() -> None:
+    saga = Saga("trips.silent", Trip)
+
+    @saga.starts
+    def begin(event: Booked) -> Trip:
+        return Trip()
+
+    saga.flow(add_step(saga, "a"))
+    assert saga.definition.undone(Trip(), Failed()) is None
+    assert saga.definition.completed(Trip()) is None
+
+
+def test_several_messages_may_start_a_saga() -> None:
+    saga = Saga("trips.open", Trip)
+
+    @saga.starts
+    def begin(event: Booked | OtherStart) -> Trip:
+        return Trip()
+
+    @saga.starts
+    def on_command(command: StartingCommand) -> Trip:
+        return Trip(trip=2)
+
+    saga.flow(add_step(saga, "a"))
+    assert set(saga.definition.starts) == {Booked, OtherStart, StartingCommand}
+
+
+def test_a_service_includes_a_saga() -> None:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a"))
+    service = Service("trips")
+    service.include(saga)
+    assert list(service.sagas) == ["trips.base"]
+    assert "trips.base.saga" in service.handlers
+
+
+def test_a_saga_belongs_to_the_service_that_its_name_begins_with() -> None:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a"))
+    with pytest.raises(UsageError, match="does not belong to service 'tripsters'"):
+        Service("tripsters").include(saga)
+
+
+def test_a_mistake_is_found_when_the_service_includes_the_saga() -> None:
+    with pytest.raises(UsageError, match="has no flow"):
+        Service("trips").include(new_saga())
+
+
+# The saga as a whole
+
+
+@pytest.mark.parametrize("name", ["", "base", "Trips.base", "trips.", "trips base", "trips.b-a"])
+def test_a_name_that_cannot_be_used_is_refused(name: str) -> None:
+    saga = new_saga(name)
+    saga.flow(add_step(saga, "a"))
+    refused(saga, r"name .* cannot be used: write the service's name, a dot and")
+
+
+def test_versions_are_counted_from_1() -> None:
+    saga = new_saga(version=0)
+    saga.flow(add_step(saga, "a"))
+    refused(saga, "has version=0: count up from 1")
+
+
+def test_a_saga_without_a_start_is_refused() -> None:
+    saga = Saga("trips.base", Trip)
+    saga.flow(add_step(saga, "a"))
+    refused(saga, "is never started: decorate a function that takes the starting event")
+
+
+def test_a_saga_without_a_flow_is_refused() -> None:
+    refused(new_saga(), r"has no flow: write ….flow\(first >> second >> third\)")
+
+
+def test_a_saga_has_one_flow() -> None:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a"))
+    with pytest.raises(UsageError, match="has two flows: remove one"):
+        saga.flow(add_step(saga, "b"))
+
+
+def test_a_saga_has_one_function_for_each_end() -> None:
+    saga = new_saga()
+
+    def completed(state: Trip) -> Ended:
+        return Ended(how="")
+
+    def undone(state: Trip, failure: object) -> Ended:
+        return Ended(how="")
+
+    with pytest.raises(UsageError, match="has two functions for its completion"):
+        saga.completed(completed)
+    with pytest.raises(UsageError, match="has two functions for its undoing"):
+        saga.undone(undone)
+
+
+def test_a_message_starts_a_saga_in_one_way() -> None:
+    with pytest.raises(UsageError, match="has two functions that Booked starts"):
+
+        @new_saga().starts
+        def again(event: Booked) -> Trip:
+            return Trip()
+
+
+def test_a_starting_function_says_which_message_it_takes() -> None:
+    with pytest.raises(UsageError, match=r"begin must say which message starts it"):
+
+        @Saga("trips.base", Trip).starts
+        def begin(event) -> Trip:  # type: ignore[no-untyped-def]
+            return Trip()
+
+
+def test_a_starting_function_returns_the_state() -> None:
+    saga = Saga("trips.base", Trip)
+
+    @saga.starts
+    def begin(event: Booked) -> OtherState:
+        return OtherState()
+
+    saga.flow(add_step(saga, "a"))
+    refused(saga, "begin returns OtherState, but it must return the saga's state, Trip")
+
+
+# The flow
 
 
 def test_a_step_that_the_flow_leaves_out_is_named() -> None:
-    a, b = plain(), plain()
-    with pytest.raises(UsageError, match="leaves c, d out of its flow"):
-        define(a >> b, a=a, b=b, c=plain(), d=plain())
+    saga = new_saga()
+    a, b, _, _ = (add_step(saga, name) for name in "abcd")
+    saga.flow(a >> b)
+    refused(saga, "leaves c, d out of its flow")
 
 
 def test_a_step_twice_in_the_flow_is_refused() -> None:
-    a, b = plain(), plain()
-    with pytest.raises(UsageError, match="has a step twice in its flow"):
-        define(a >> b >> a, a=a, b=b)
+    saga = new_saga()
+    a, b = add_step(saga, "a"), add_step(saga, "b")
+    saga.flow(a >> b >> a)
+    refused(saga, "has the step a twice in its flow: a flow never comes back to a step")
 
 
-def test_a_step_after_the_pivot_cannot_fail() -> None:
-    with pytest.raises(UsageError, match="has the step b after its pivot, where the saga"):
-        define(a=pivot(ok=Did)(do), b=failing())
+def test_two_steps_of_one_name_are_refused() -> None:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a") >> add_step(saga, "a"))
+    refused(saga, "has two steps of the name a: rename one")
 
 
-def test_a_step_after_the_pivot_cannot_be_undone() -> None:
-    undoable = plain()
-    undoable.undo(take_back)
-    with pytest.raises(UsageError, match="has the step b after its pivot"):
-        define(a=pivot(ok=Did)(do), b=undoable)
+def test_a_step_of_another_saga_is_refused() -> None:
+    saga, other = new_saga(), new_saga("trips.other")
+    saga.flow(add_step(saga, "a") >> add_step(other, "b"))
+    refused(saga, "has the step b of saga trips.other in its flow")
 
 
-def test_a_pivot_itself_may_fail() -> None:
-    definition = define(a=failing(), b=pivot(ok=Did, failed=Refused)(do))
-    assert Refused in list(definition.replies())
+@pytest.mark.parametrize("name", ["<lambda>", "größe", "a" * 101])
+def test_a_step_has_a_name_that_fits_into_a_label(name: str) -> None:
+    saga = new_saga()
+    saga.flow(add_step(saga, name))
+    refused(saga, "at most 100 letters, digits and underscores")
 
 
 def test_a_saga_has_at_most_one_pivot() -> None:
-    with pytest.raises(UsageError, match="has 2 pivots: a saga has at most one point of no return"):
-        define(a=pivot(ok=Did)(do), b=pivot(ok=Did)(do))
+    saga = new_saga()
+    saga.flow(add_pivot(saga, "a") >> add_pivot(saga, "b"))
+    refused(saga, "has 2 pivots: a saga has at most one point of no return")
+
+
+def test_a_pivot_runs_alone() -> None:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a") & add_pivot(saga, "p"))
+    refused(saga, "has its pivot p beside other steps, which might still fail after the point of")
+
+
+def test_a_pivot_is_not_inside_a_branch() -> None:
+    saga = new_saga()
+    a, b, p = add_step(saga, "a"), add_step(saga, "b"), add_pivot(saga, "p")
+    saga.flow(a & (b >> p))
+    refused(saga, "has its pivot p beside other steps")
+
+
+# The way back
+
+
+def test_a_step_after_the_pivot_cannot_fail() -> None:
+    saga = new_saga()
+    saga.flow(add_pivot(saga, "a") >> add_last(saga, "b") >> add_step(saga, "c", undo="none"))
+    refused(saga, "has the step c after its pivot, where the saga only goes forward")
+
+
+def test_a_step_after_the_pivot_cannot_be_undone() -> None:
+    saga = new_saga()
+    saga.flow(add_pivot(saga, "a") >> add_step(saga, "b", failed=()))
+    refused(saga, "has the step b after its pivot")
+
+
+def test_a_pivot_itself_may_fail() -> None:
+    definition = of_one_step(lambda saga: add_pivot(saga, "p", failed=Failed))
+    assert Failed in set(definition.replies())
+
+
+def test_a_pivot_cannot_be_undone() -> None:
+    saga = new_saga()
+    pivot = add_pivot(saga, "p")
+    add_undo(pivot, "reply")
+    saga.flow(pivot)
+    refused(saga, "has an undo for its pivot p, which cannot be undone")
+
+
+def test_a_step_says_how_it_is_undone_or_why_it_need_not_be() -> None:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", undo="none", no_undo=""))
+    refused(saga, r"has no undo for its step a, so that its effect .* with @a.undo, or say why")
 
 
 def test_a_step_has_one_undo() -> None:
-    undoable = plain()
-    undoable.undo(ok=Undid)(take_back)
-    with pytest.raises(UsageError, match="The step do has two undos"):
-        undoable.undo(take_back)
+    step = add_step(new_saga(), "a")
+    with pytest.raises(UsageError, match="has two undos: remove one"):
+        add_undo(step, "state")
 
 
-def unannotated(state: State, reply: Any = None):  # type: ignore[no-untyped-def]
-    return Do()
+def test_a_step_has_either_an_undo_or_a_reason_for_none() -> None:
+    with pytest.raises(UsageError, match="has an undo, but also no_undo="):
+        add_step(new_saga(), "a", undo="reply", no_undo="it only reads")
 
 
-def makes_an_event(state: State) -> Did:
+def test_a_wait_has_no_undo() -> None:
+    wait = new_saga(key=lambda state: state.trip).wait(
+        "approval", ok=Approved, timeout=None, correlate=lambda event: event.trip
+    )
+    with pytest.raises(UsageError, match="only waits, so there is nothing to undo"):
+        wait.undo()(lambda state: Undo(what=""))
+
+
+def test_a_wait_cannot_be_called() -> None:
+    wait = new_saga().wait("approval", ok=Approved, timeout=None, correlate=lambda event: 1)
+    with pytest.raises(UsageError, match="only waits: it has no function"):
+        wait(Trip())
+
+
+# Time-outs and options
+
+
+def test_a_time_out_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match=r'write how long it may take, such as "30s", or None'):
+        add_step(new_saga(), "a", timeout=0)
+
+
+def test_a_time_out_must_be_given() -> None:
+    with pytest.raises(TypeError, match="timeout"):
+        new_saga().step(ok=Did)  # type: ignore[call-overload]
+
+
+def test_an_undo_cannot_time_out_at_once() -> None:
+    step = add_step(new_saga(), "a", undo="none", no_undo="")
+    with pytest.raises(UsageError, match="has timeout=0: write how long it may take"):
+        step.undo(ok=Undid, timeout=0)(take_back)
+
+
+def test_a_reply_has_one_function_that_folds_it() -> None:
+    step = add_step(new_saga(), "a")
+
+    def fold(state: Trip, reply: Did) -> Trip:
+        return state
+
+    step.done(fold)
+    with pytest.raises(UsageError, match=r"has two functions for its reply: remove one @a.done"):
+        step.done(fold)
+
+
+@pytest.mark.parametrize("from_version", [0, 3, 4])
+def test_a_migration_is_from_an_older_version(from_version: int) -> None:
+    with pytest.raises(UsageError, match="must be between 1 and 2"):
+        new_saga(version=3).migrate(from_version=from_version)(lambda state: state)
+
+
+def test_a_version_has_one_migration() -> None:
+    saga = new_saga(version=3)
+    saga.migrate(from_version=2)(lambda state: state)
+    with pytest.raises(UsageError, match="has two migrations from version 2"):
+        saga.migrate(from_version=2)(lambda state: state)
+
+
+# The functions
+
+
+def unannotated(state: Trip):  # type: ignore[no-untyped-def]
+    return Do(what="")
+
+
+def makes_an_event(state: Trip) -> Did:
     return Did()
 
 
 @pytest.mark.parametrize("function", [unannotated, makes_an_event])
 def test_a_step_says_which_command_it_sends(function: Any) -> None:
-    with pytest.raises(UsageError, match=f"{function.__name__} must say which command it sends"):
-        define(a=step(ok=Did)(function), b=plain())
+    saga = new_saga()
+    saga.flow(saga.step(ok=Did, timeout=None, no_undo="none")(function))
+    refused(saga, f"{function.__name__} must say which command it sends")
 
 
 def test_an_undo_says_which_command_it_sends() -> None:
-    undoable = plain()
-    undoable.undo(unannotated)
-    with pytest.raises(UsageError, match="unannotated must say which command it sends"):
-        define(a=undoable, b=plain())
+    saga = new_saga()
+    step = add_step(saga, "a", undo="none", no_undo="")
+    step.undo()(unannotated)
+    saga.flow(step)
+    refused(saga, "unannotated must say which command it sends")
 
 
-@pytest.mark.parametrize("replies", [{"ok": Nameless}, {"ok": Did, "failed": [Refused, Nameless]}])
-def test_a_reply_has_a_name(replies: Any) -> None:
-    with pytest.raises(UsageError, match="Nameless has no name"):
-        define(a=step(**replies)(do), b=plain())
+def test_a_step_takes_the_state() -> None:
+    saga = new_saga()
+
+    @saga.step(ok=Did, timeout=None, no_undo="none")  # type: ignore[arg-type]
+    def other(state: OtherState) -> Do:
+        return Do(what="")
+
+    saga.flow(other)
+    refused(saga, "other takes state: OtherState, but it may be called with Trip")
 
 
-def test_a_saga_says_what_its_state_is() -> None:
-    with pytest.raises(UsageError, match=r"name the type of its state: .*Saga\[SomeModel\]"):
+def test_a_step_takes_nothing_but_the_state() -> None:
+    saga = new_saga()
 
-        class Stateless(Saga, name="a.stateless", started_by=Started):
-            def begin(event: Started) -> State:
-                return State()
+    @saga.step(ok=Did, timeout=None, no_undo="none")  # type: ignore[arg-type]
+    def other(state: Trip, more: int) -> Do:
+        return Do(what="")
 
-            a = step(ok=Did)(do)
-            b = step(ok=Did)(do)
-            flow = a >> b
-
-
-def test_chained_steps_form_consecutive_stages() -> None:
-    a, b, c = plain(), plain(), plain()
-    assert (a >> b >> c) == Flow(((a,), (b,), (c,)))
+    saga.flow(other)
+    refused(saga, "other takes 2 parameters, and it is called with 1")
 
 
-def test_a_flow_may_be_a_single_step() -> None:
-    only = plain()
-    assert list(define(only, a=only).steps) == [only]
+def test_a_step_with_items_takes_the_item() -> None:
+    saga = new_saga()
+
+    def pick(state: Trip) -> Do:
+        return Do(what="")
+
+    step: Any = saga.step(ok=Did, timeout=None, each=lambda state: state.items, no_undo="none")
+    saga.flow(step(pick))
+    refused(saga, "pick takes 1 parameters, and it is called with 2")
 
 
-def test_the_step_of_a_flow_of_one_keeps_its_name() -> None:
-    class Short(Saga[State], name="a.short", started_by=Started):
-        def begin(event: Started) -> State:
-            return State()
+def test_an_undo_takes_the_reply_of_its_step() -> None:
+    saga = new_saga()
+    step = add_step(saga, "a", undo="none", no_undo="")
 
-        @step(ok=Did)
-        def only(state: State) -> Do:
-            return Do()
+    @step.undo()  # type: ignore[arg-type]
+    def give_back(state: Trip, reply: Approved) -> Undo:
+        return Undo(what="")
 
-        flow = only
-
-    assert [each.name for each in Short.definition.steps] == ["only"]
+    saga.flow(step)
+    refused(saga, "give_back takes reply: Approved, but it may be called with Did")
 
 
-def test_a_flow_may_be_made_of_flows() -> None:
-    a, b, c, d = plain(), plain(), plain(), plain()
-    assert (a >> (b >> c)) == (a >> b >> c)
-    assert ((a >> b) >> (c >> d)) == (a >> b >> c >> d)
+def test_a_fold_takes_the_reply_of_its_step_and_returns_the_state() -> None:
+    saga = new_saga()
+    a, b = add_step(saga, "a"), add_step(saga, "b")
+
+    @a.done  # type: ignore[arg-type]
+    def keep(state: Trip, reply: Approved) -> Trip:
+        return state
+
+    saga.flow(a >> b)
+    refused(saga, "keep takes reply: Approved, but it may be called with Did")
 
 
-def test_a_pivot_cannot_be_undone() -> None:
-    undoable = pivot(ok=Did)(do)
-    undoable.undo(take_back)
-    with pytest.raises(UsageError, match="has an undo for its pivot a, which cannot be undone"):
-        define(undoable, a=undoable)
+def test_a_fold_returns_the_state() -> None:
+    saga = new_saga()
+    a = add_step(saga, "a")
+
+    @a.done  # type: ignore[arg-type]
+    def keep(state: Trip, reply: Did) -> OtherState:
+        return OtherState()
+
+    saga.flow(a)
+    refused(saga, "keep returns OtherState, but it must return the saga's state, Trip")
 
 
-def test_the_starting_event_cannot_answer_a_step() -> None:
-    undoable = plain()
-    undoable.undo(ok=Started)(take_back)
-    answered = (step(ok=Started)(do), step(ok=Did, failed=[Refused, Started])(do), undoable)
-    for each in answered:
-        with pytest.raises(
-            UsageError, match="is started by Started, which also answers its step b"
-        ):
-            define(a=plain(), b=each)
+def test_an_annotation_that_cannot_be_resolved_is_named() -> None:
+    saga = new_saga()
 
+    def lost(state: Trip) -> "Nowhere":  # type: ignore[name-defined]  # noqa: F821
+        raise NotImplementedError
 
-def end_without_annotation(state: State):  # type: ignore[no-untyped-def]
-    return Ended()
-
-
-def test_begin_and_the_ends_may_be_static_methods() -> None:
-    class Static(Saga[State], name="a.static", started_by=Started):
-        @staticmethod
-        def begin(event: Started) -> State:
-            return State(number=7)
-
-        only = step(ok=Did)(do)
-        flow = only
-
-        @staticmethod
-        def completed(state: State) -> Ended:
-            return Ended()
-
-    assert Static.definition.begin(Started()) == State(number=7)
-    assert Static.definition.completed(State()) == Ended()
-    assert Static.definition.publishes == (Do, Ended)
+    saga.flow(saga.step(ok=Did, timeout=None, no_undo="none")(lost))
+    refused(saga, "lost has an annotation that cannot be resolved.*Import that name at the top")
 
 
 def test_an_end_says_which_message_it_returns() -> None:
-    with pytest.raises(
-        UsageError, match="end_without_annotation must say which message it returns, or None"
-    ):
-        define(a=plain(), b=plain(), completed=end_without_annotation)
+    saga = Saga("trips.base", Trip)
+
+    @saga.starts
+    def begin(event: Booked) -> Trip:
+        return Trip()
+
+    @saga.completed
+    def end(state: Trip):  # type: ignore[no-untyped-def]
+        return Ended(how="")
+
+    saga.flow(add_step(saga, "a"))
+    refused(saga, "end must say which message it returns, or None")
+
+
+@pytest.mark.parametrize(
+    ("taken", "missing"),
+    [(Failed, "Denied, .*SagaFailure"), (SagaFailure, "Failed, Denied"), (TimedOut, "Failed")],
+)
+def test_the_end_of_an_undone_saga_takes_every_failure(taken: type, missing: str) -> None:
+    saga = Saga("trips.base", Trip)
+
+    @saga.starts
+    def begin(event: Booked) -> Trip:
+        return Trip()
+
+    def undone(state: Trip, failure: Any) -> None:
+        return None
+
+    undone.__annotations__["failure"] = taken
+    saga.undone(undone)
+    saga.flow(add_step(saga, "a", failed=[Failed, Denied]))
+    refused(saga, f"undone takes failure: {taken.__name__}, but it may be called with .*{missing}")
+
+
+@pytest.mark.parametrize("taken", [Any, object, Failed | SagaFailure, BaseModel])
+def test_the_end_of_an_undone_saga_may_take_a_wider_type(taken: Any) -> None:
+    saga = Saga("trips.base", Trip)
+
+    @saga.starts
+    def begin(event: Booked) -> Trip:
+        return Trip()
+
+    def undone(state: Trip, failure: Any) -> None:
+        return None
+
+    undone.__annotations__["failure"] = taken
+    saga.undone(undone)
+    saga.flow(add_step(saga, "a", failed=Failed))
+    assert saga.definition.undone is undone
+
+
+def test_every_failure_of_its_own_is_a_saga_failure() -> None:
+    assert issubclass(TimedOut, SagaFailure)
+    assert issubclass(DeadLettered, SagaFailure)
+
+
+# The messages
+
+
+@pytest.mark.parametrize("failed", [Nameless, [Failed, Nameless]])
+def test_a_failure_has_a_name(failed: Any) -> None:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", failed=failed))
+    refused(saga, "Nameless has no name")
+
+
+def test_an_answer_has_a_name() -> None:
+    saga = new_saga()
+    saga.flow(saga.step(ok=Nameless, timeout=None, no_undo="none")(makes_a_command))
+    refused(saga, "Nameless has no name")
+
+
+def makes_a_command(state: Trip) -> Do:
+    return Do(what="")
+
+
+def test_the_starting_event_cannot_answer_a_step() -> None:
+    for options in ({"ok": Booked}, {"ok": Did, "failed": [Denied, Booked]}):
+        saga = new_saga()
+        saga.flow(saga.step(timeout=None, no_undo="none", **options)(makes_a_command))  # type: ignore[call-overload]
+        refused(saga, "is started by Booked, which also answers its step makes_a_command")
+
+
+def test_the_starting_event_cannot_answer_an_undo() -> None:
+    saga = new_saga()
+    step = add_step(saga, "a", undo="none", no_undo="")
+    step.undo(ok=Booked)(take_back)
+    saga.flow(step)
+    refused(saga, "is started by Booked, which also answers its step a")
+
+
+def test_an_event_is_either_ok_or_failed() -> None:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", failed=[Failed, Did]))
+    refused(saga, "for which Did is both ok and failed")
+
+
+@pytest.mark.parametrize("failed", ["Failed", [Failed, "Denied"], {Do}, Do, None, 7])
+def test_what_failed_names_is_an_event(failed: Any) -> None:
+    with pytest.raises(UsageError, match="is not an event"):
+        add_step(new_saga(), "a", failed=failed)
+
+
+@pytest.mark.parametrize("ok", ["Did", Do, None])
+def test_what_ok_names_is_an_event(ok: Any) -> None:
+    with pytest.raises(UsageError, match="is not an event"):
+        new_saga().step(ok=ok, timeout=None, no_undo="none")(makes_a_command)
+
+
+# Events that are found by a key
+
+
+def test_correlate_needs_a_key() -> None:
+    saga = new_saga()
+    saga.flow(saga.wait("approval", ok=Approved, timeout=None, correlate=lambda event: event.trip))
+    refused(saga, r"with correlate=.* but its sagas have no keys: write Saga\(…, key=lambda state")
+
+
+def test_a_step_with_items_cannot_be_found_by_a_key() -> None:
+    saga = new_saga(key=lambda state: state.trip)
+    saga.flow(
+        add_step(saga, "a", each=lambda state: state.items, correlate=lambda event: event.part)
+    )
+    refused(saga, "with each= and correlate=: a key alone does not say which")
+
+
+def test_two_waits_for_one_event_do_not_run_side_by_side() -> None:
+    saga = new_saga(key=lambda state: state.trip)
+
+    def wait(name: str) -> Any:
+        return saga.wait(name, ok=Approved, timeout=None, correlate=lambda event: event.trip)
+
+    saga.flow(wait("one") & wait("other"))
+    refused(saga, "may wait in one and in other at the same time, and Approved answers both")
+
+
+def test_two_waits_for_one_event_may_follow_each_other() -> None:
+    saga = new_saga(key=lambda state: state.trip)
+
+    def wait(name: str) -> Any:
+        return saga.wait(name, ok=Approved, timeout=None, correlate=lambda event: event.trip)
+
+    saga.flow(wait("one") >> wait("other"))
+    assert [step.name for step in saga.definition.correlated(Approved)] == ["one", "other"]
