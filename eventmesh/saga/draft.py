@@ -306,6 +306,7 @@ class Draft:
         if unit.tries < undo.retry.attempts:
             delay = _called(undo.retry.backoff, unit.tries)
             self._send_undo(step, label.item, replace(unit, tries=unit.tries + 1), delay=delay)
+            self.go_on()  # nobody answers an undo without ok
             return "sent again"
         why = (
             happening.reason

@@ -146,7 +146,8 @@ def _compact(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if value not in (None, {}, [], "", False) and (name, value) not in _DEFAULTS
+        if not (value is None or value is False or value in ({}, [], ""))  # 0 is a value
+        and (name, value) not in _DEFAULTS
     }
 
 
