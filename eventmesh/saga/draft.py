@@ -182,22 +182,24 @@ class Draft:
         if not is_ok and type(event) not in step.failed:
             return "not an answer"
         if unit.status == "done" or unit.answer is not None:
-            if is_ok and unit.status == "failed":
+            # Another attempt may have been done after what undid this one.
+            is_undone = unit.status in ("undo_sent", "undone") and label.attempt != unit.answered
+            if is_ok and (unit.status == "failed" or is_undone):
                 return self._answer_late(step, label, unit, event)
             return "a duplicate"
         if not is_ok:
             if unit.status == "sent":
                 return self._fail(step, label, unit, "failed", stored(event))
-            if self._parking is not None and self._parking.unit == label.unit:
+            if unit.status != "timed_out" or label.attempt != unit.attempt:
+                return "stale"
+            if self._stands_still(step, unit):  # parked, because nobody knew
                 self._unpark(label.unit)
-                open_again = replace(unit, status="sent", attempt=label.attempt)
+                open_again = replace(unit, status="sent")
                 return self._fail(step, label, open_again, "failed", stored(event))
-            if unit.status == "timed_out" and label.attempt == unit.attempt:
-                self._units[label.unit] = replace(unit, status="failed", answer=stored(event))
-                return "late, and failed"
-            return "stale"
+            self._units[label.unit] = replace(unit, status="failed", answer=stored(event))
+            return "late, and failed"
         if unit.status == "sent":
-            self._finish(step, label.unit, unit, event)
+            self._finish(step, label.unit, replace(unit, answered=label.attempt), event)
             self.go_on()
             return "applied"
         return self._answer_late(step, label, unit, event)
@@ -206,6 +208,7 @@ class Draft:
         self, step: Step[Any, Any], label: Label, unit: UnitRecord, event: Event
     ) -> str:
         """A step that counted as failed was done after all."""
+        unit = replace(unit, answered=label.attempt)
         if self._status == "completed":
             return "too late"
         before = self._parking.before if self._parking else self._status
@@ -329,16 +332,20 @@ class Draft:
             self.go_on()
             for kept in held:
                 self.apply(_called(read_held, kept, self._definition))
-            self.go_on()
-            return
-        for name, step in self._waiting(chosen, parking):
+            again = self._standing_still()
+        else:
+            again = dict(self._waiting(chosen, parking))
+        for name, step in again.items():
             unit = replace(self._units[name], tries=1)
-            self._cancel_timer(name, unit)
             if unit.status == "undo_sent":
+                self._cancel_timer(name, unit)
                 self._send_undo(step, _item_of(name), unit)
-            elif unit.status != "done" and step.command is not None:
+            elif unit.status == "timed_out" or (unit.status == "sent" and step.command):
+                self._cancel_timer(name, unit)
                 self._send(step, _item_of(name), unit)
         self.go_on()
+        if parking is not None and self._parking is None and (rest := [*self._standing_still()]):
+            self._status, self._parking = "parked", Parking(self._status, parking.reason, rest[0])
 
     def skip(self, chosen: str | None) -> None:
         """Go on as if what waits had been done, or undone."""
@@ -396,13 +403,31 @@ class Draft:
                 self._units[name].status in ("sent", "undo_sent")
                 or (parking is not None and parking.unit == name)
             )
-        }
+        } | self._standing_still()
         if chosen is not None and chosen not in found:
             names = ", ".join(found) or "nothing"
             raise UsageError(f"the saga does not wait for {chosen!r}, but for {names}.")
-        if chosen is None and parking is not None and parking.unit in found:
-            chosen = parking.unit
-        yield from ((name, step) for name, step in found.items() if chosen in (None, name))
+        if chosen is None and parking is not None:
+            standing = {*self._standing_still(), parking.unit}
+            yield from ((name, step) for name, step in found.items() if name in standing)
+        else:
+            yield from ((name, step) for name, step in found.items() if chosen in (None, name))
+
+    def _standing_still(self) -> dict[str, Step[Any, Any]]:
+        """The units that nobody goes on with unless an operator does."""
+        return {
+            name: step
+            for step in self._definition.steps.values()
+            for name in units_of(step, self._units)
+            if name in self._units and self._stands_still(step, self._units[name])
+        }
+
+    def _stands_still(self, step: Step[Any, Any], unit: UnitRecord) -> bool:
+        if unit.status == "undo_sent":
+            return unit.deadline is None
+        before = self._parking.before if self._parking else self._status
+        goes_forward = step.is_pivot or step.name in self._definition.after_pivot
+        return unit.status == "timed_out" and goes_forward and before == "running"
 
     # What follows
 
@@ -570,12 +595,19 @@ class Draft:
         before = self._parking.before if self._parking else self._status
         if before in ("completed", "undone"):
             before = "undoing"
+        if self._parking is not None and self._parking.unit not in (None, name):
+            reason = f"{self._parking.reason}; {reason}"
         self._status, self._parking = "parked", Parking(before, reason, name)
 
     def _unpark(self, name: str) -> None:
-        """What the saga was parked for has been answered."""
-        if self._parking is not None and self._parking.unit == name:
-            self._status, self._parking = self._parking.before, None
+        """What the saga was parked for has been answered; something else may stand still, too."""
+        parking = self._parking
+        if parking is None or parking.unit != name:
+            return
+        if others := [other for other in self._standing_still() if other != name]:
+            self._parking = replace(parking, unit=others[0])
+        else:
+            self._status, self._parking = parking.before, None
 
     def _cancel_timer(self, name: str, unit: UnitRecord) -> None:
         if unit.deadline is None:

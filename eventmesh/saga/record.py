@@ -82,8 +82,9 @@ class UnitRecord:
     """Where a unit stands.
 
     `attempt` counts its commands and `undo_attempt` those that undo it; `tries` counts the commands
-    since the last one that an operator asked for. `answer` is the event that answered it. Answers
-    to undos up to `void_undos` do not count: they may have come before what they undo.
+    since the last one that an operator asked for. `answer` is the event that answered it, and
+    `answered` the attempt that it answered. Answers to undos up to `void_undos` do not count: they
+    may have come before what they undo.
     """
 
     status: StepStatus
@@ -91,6 +92,7 @@ class UnitRecord:
     undo_attempt: int = 0
     tries: int = 1
     answer: Stored | None = None
+    answered: int = 1
     void_undos: int = 0
     deadline: float | None = None
     """When it times out, in seconds since 1970; None where it waits for ever, or not at all."""

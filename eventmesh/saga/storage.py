@@ -151,7 +151,7 @@ def _compact(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_DEFAULTS = (("undo_attempt", 0), ("void_undos", 0), ("tries", 1))
+_DEFAULTS = (("undo_attempt", 0), ("void_undos", 0), ("tries", 1), ("answered", 1))
 
 
 def _unit(stored: Mapping[str, Any]) -> dict[str, Any]:

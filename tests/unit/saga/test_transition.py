@@ -4,6 +4,7 @@ thing that a step can be told to do."""
 from __future__ import annotations
 
 import copy
+import itertools
 from datetime import date
 from uuid import UUID
 
@@ -218,7 +219,7 @@ def test_the_end_of_an_undone_saga_says_why(how: str, named: str, reason: str) -
 def test_after_the_pivot_a_step_is_sent_until_the_saga_is_parked(how: str) -> None:
     story = Story(with_pivot()).ok("a", "p")
     labels = ["z", *(f"z#{number}" for number in range(2, UNTIL_PARKED.attempts + 1))]
-    for label, following in zip(labels, labels[1:], strict=False):
+    for label, following in itertools.pairwise(labels):
         getattr(story, how)(label)
         assert (story.rule, story.new) == ("sent again", [following])
     getattr(story, how)(labels[-1])
