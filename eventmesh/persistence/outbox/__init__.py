@@ -23,6 +23,7 @@ from eventmesh.persistence.outbox.reading import OutboxRow as OutboxRow
 from eventmesh.persistence.outbox.reading import Position as Position
 from eventmesh.persistence.outbox.reading import due as due
 from eventmesh.persistence.outbox.reading import newest as newest
+from eventmesh.persistence.outbox.reading import next_due as next_due
 from eventmesh.persistence.outbox.reading import writers as writers
 from eventmesh.persistence.outbox.settling import Rejection as Rejection
 from eventmesh.persistence.outbox.settling import delete_confirmed as delete_confirmed

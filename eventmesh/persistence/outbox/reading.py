@@ -89,11 +89,24 @@ async def newest(connection: AsyncConnection, position: Position) -> int:
     return await connection.scalar(rows) or position.seq
 
 
+async def next_due(connection: AsyncConnection, now: datetime) -> datetime | None:
+    """When the next of the delayed rows is due, of all buckets; None where none is delayed."""
+    found: datetime | None = await connection.scalar(_next_due_statement(), {"now": now})
+    return found
+
+
 async def writers(connection: AsyncConnection) -> list[str]:
     """The open transactions that may have inserted rows: their numbers may be lower than some that
     were read already. There are none on SQLite, where one transaction writes at a time; on MariaDB,
     which does not tell, there may always be one."""
     return await dialect_of(connection).outbox_writers(connection)
+
+
+@cache
+def _next_due_statement() -> Select[Any]:
+    later = select(outbox.c.due_at).where(outbox.c.due_at > bindparam("now", type_=UtcDateTime))
+    rows = by_index(later, outbox, "ix_eventmesh_outbox_due_at")
+    return rows.order_by(outbox.c.due_at, outbox.c.seq).limit(1)
 
 
 @cache  # building it takes longer than running it

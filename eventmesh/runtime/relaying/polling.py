@@ -1,9 +1,10 @@
 """When a relay reads the outbox next: at a wake-up, or after a pause.
 
-A commit of this process wakes it, and on PostgreSQL a NOTIFY of another process. What neither tells
-(delayed rows that become due, other processes where there is no NOTIFY) is found by polling: the
-pause is 10 ms after a round that found something, and doubles up to 0.5 s while there is nothing.
-Where NOTIFY arrives, 0.5 s is the pause from the start.
+A commit of this process wakes it, and on PostgreSQL a NOTIFY of another process. A round that finds
+nothing also looks when the next delayed row is due, and the relay reads again then. What nothing
+tells (rows of other processes where there is no NOTIFY) is found by polling: the pause is 10 ms
+after a round that found something, or 0.1 s where NOTIFY arrives, and doubles up to 0.5 s while
+there is nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.01, 0.5  # seconds
+NOTIFIED_PAUSE = 0.1
+"""Seconds until the round after one that found rows, where NOTIFY arrives. That round finds nothing
+as a rule, but then knows when the next delayed row is due."""
 
 
 class Polling:
@@ -45,13 +49,15 @@ class Polling:
     def shorten_pause(self, *, rows_left: bool) -> None:
         """A round has found rows, and more may come; `rows_left` are due again before long."""
         told = self._notified and not rows_left
-        self._pause = LONGEST_PAUSE if told else SHORTEST_PAUSE
+        self._pause = NOTIFIED_PAUSE if told else SHORTEST_PAUSE
 
-    async def wait(self, stopping: asyncio.Event) -> None:
-        """Wait for a wake-up, for the end of the pause, or for `stopping`."""
+    async def wait(self, stopping: asyncio.Event, next_due_in: float | None = None) -> None:
+        """Wait for a wake-up, for the end of the pause or the next delayed row, or for
+        `stopping`."""
+        pause = self._pause if next_due_in is None else min(self._pause, next_due_in)
         waits = [asyncio.ensure_future(event.wait()) for event in (self._woken, stopping)]
         try:
-            await asyncio.wait(waits, timeout=self._pause, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()

@@ -55,12 +55,14 @@ PARK_AFTER = 10
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round did. `may_wait` says that no more rows are due, as far as it saw; `lost` why
-    the broker did not answer for all it was given."""
+    """What one round did. `may_wait` says that no more rows are due, as far as it saw, and
+    `next_due_in` after how many seconds the next delayed row is; `lost` why the broker did not
+    answer for all it was given."""
 
     confirmed: int = 0
     may_wait: bool = True
     lost: Unreachable | None = None
+    next_due_in: float | None = None
 
 
 class Relay:
@@ -170,7 +172,7 @@ class Relay:
             self.vitals.trouble = ""
             reconnect.succeeded()
             if last.may_wait:
-                await self.polling.wait(stopping)
+                await self.polling.wait(stopping, last.next_due_in)
 
     async def round(self) -> Round:
         """Relay one batch. Raises Unreachable when the database does not answer."""
@@ -180,10 +182,10 @@ class Relay:
             self.watermark.reset()
         if not self.leases.buckets:
             return Round()
-        rows, look = await self._read()
+        rows, look, next_due_in = await self._read()
         if not rows:
             self.watermark.record(look, self._clock.monotonic())
-            return Round()
+            return Round(next_due_in=next_due_in)
         with self.leases.publishing():
             dispatched = await dispatch(self._transport, rows, lambda: self.leases.is_valid)
         await self._store_answers(dispatched)
@@ -198,9 +200,11 @@ class Relay:
         self.polling.shorten_pause(rows_left=confirmed < len(rows))
         return Round(confirmed, may_wait, dispatched.lost)
 
-    async def _read(self) -> tuple[Sequence[OutboxRow], Look]:
-        """The rows of the next batch, and how much of the outbox that has covered."""
+    async def _read(self) -> tuple[Sequence[OutboxRow], Look, float | None]:
+        """The rows of the next batch; how much of the outbox that has covered; and, where there are
+        none, after how many seconds the next delayed one is due."""
         began_at = self._clock.monotonic()
+        next_due_in: float | None = None
         writers: Collection[str] | None = None
         async with self._database.queue(reads=True) as connection:
             # Only now that a connection is open: whoever opened it, such as a handler, may have met
@@ -212,12 +216,14 @@ class Relay:
             now = await self._database.time.recent(connection)
             due = await outbox.due(connection, self.leases.buckets, now, BATCH, passed)
             newest = 0 if due else await outbox.newest(connection, passed)
+            if not due and (next_due := await outbox.next_due(connection, now)):
+                next_due_in = (next_due - now).total_seconds()
             if self.watermark.is_checkpoint_due(began_at):
                 writers = await outbox.writers(connection)
         rows = within_bytes(due, BATCH_BYTES)
         all_seen = len(rows) < BATCH and len(rows) == len(due)
         seq = rows[-1].seq if rows else newest
-        return rows, Look(began_at, seq, now if all_seen else None, writers)
+        return rows, Look(began_at, seq, now if all_seen else None, writers), next_due_in
 
     async def _store_answers(self, dispatched: Dispatched) -> None:
         """Delete what the broker has confirmed; hold, or park, what it has rejected."""
