@@ -65,7 +65,8 @@ def record_of(definition: Definition, row: SagaRow) -> SagaRecord:
             f"up to {definition.version}"
         )
     details = row.details or {}
-    if row.details is None:
+    # An old row that could not be read has details by now: why it is parked.
+    if row.details is None or any("reply_name" in unit for unit in row.steps.values()):
         units, failure = _old_units(row)
     else:
         units = {name: UnitRecord(**_unit(each)) for name, each in row.steps.items()}
