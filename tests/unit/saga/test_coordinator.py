@@ -1,169 +1,226 @@
-# ruff: noqa: N805  # the functions of a saga take its state, there is no self
-"""What a saga keeps in its row comes back as it was, through a real database."""
+"""The coordinator on a real database: which saga a message is for, and what is stored and sent."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from datetime import date
-from decimal import Decimal
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
+from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field
+from sqlalchemy import select, update
+from structlog.testing import capture_logs
 
-from eventmesh import Service
-from eventmesh.contracts.message import Command, Event, Message
+from eventmesh import Saga
+from eventmesh.contracts.message import Message
 from eventmesh.errors import Reject, UnknownSaga
-from eventmesh.persistence import tables
+from eventmesh.persistence import sagas, tables
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.outbox import Outgoing
-from eventmesh.persistence.transaction import Sender, Transaction
+from eventmesh.persistence.sagas import SagaRow
+from eventmesh.persistence.transaction import Sender
 from eventmesh.runtime.declaring.retry import Retry, decide
-from eventmesh.saga.authoring import Saga, step
+from eventmesh.runtime.declaring.service import Service
 from eventmesh.saga.coordinator import Coordinator
+from eventmesh.saga.happening import OperatorAction, UnexpectedAnswer
+from eventmesh.saga.record import parse_label
+from eventmesh.saga.signals import SagaSignal, signal_of, timer_id
+from eventmesh.saga.storage import NewerVersion
+from eventmesh.saga.unmatched import Unmatched
 from eventmesh.testing.clock import ManualClock
 from eventmesh.transports.outcome import Dead, RetryAfter
-from eventmesh.wire.envelope import DEFAULT_MAX_BYTES, Envelope, open_envelope, seal
-from tests.support.units import unit_of_work
+from eventmesh.wire.envelope import DEFAULT_MAX_BYTES, Envelope, seal
+from tests.unit.saga.trips import (
+    Approved,
+    Booked,
+    Did,
+    Elsewhere,
+    Failed,
+    Trip,
+    add_step,
+    new_saga,
+)
 
-SAGA_ID = "01900000-0000-7000-8000-0000000000aa"
+ONE = "01900000-0000-7000-8000-0000000000aa"
+OTHER = "01900000-0000-7000-8000-0000000000bb"
 
-
-class Trip(BaseModel, strict=True):
-    trip_id: UUID = Field(alias="tripId")
-    on: date
-    price: Decimal
-
-
-class Booked(Event, name="trips.booked", version=1):
-    trip_id: UUID
-
-
-class Reserve(Command, name="parts.reserve", version=1):
-    trip_id: UUID
-    on: date
-    price: Decimal
+Signal: type[SagaSignal] = signal_of("trips.base")
 
 
-class Release(Command, name="parts.release", version=1):
-    part_id: UUID
-    until: date
+def two_steps(**options: Any) -> Saga[Trip]:
+    saga = new_saga(**options)
+    saga.flow(add_step(saga, "a") >> add_step(saga, "b", undo="silent"))
+    return saga
 
 
-class Reserved(Event, name="parts.reserved", version=1, strict=True):
-    part_id: UUID = Field(alias="partId")
-    until: date
+def with_wait() -> Saga[Trip]:
+    saga = new_saga(key=lambda state: state.trip)
+    wait = saga.wait("approval", ok=Approved, timeout="2d", correlate=lambda event: event.trip)
+    saga.flow(add_step(saga, "a") >> wait)
+    return saga
 
 
-class Refused(Event, name="parts.refused", version=1):
-    pass
+@dataclass
+class Incoming:
+    message: Message
+    attributes: dict[str, str]
 
 
-class Book(Saga[Trip], name="trips.book", started_by=Booked):
-    def begin(event: Booked) -> Trip:
-        return Trip(tripId=event.trip_id, on=date(2026, 1, 2), price=Decimal("1.10"))
+def start(saga_id: str = ONE, **attributes: str) -> Incoming:
+    return Incoming(Booked(), {"id": saga_id, **attributes})
 
-    @step(ok=Reserved)
-    def first(state: Trip) -> Reserve:
-        return Reserve(trip_id=state.trip_id, on=state.on, price=state.price)
 
-    @first.undo
-    def undo_first(state: Trip, reply: Reserved) -> Release:
-        return Release(part_id=reply.part_id, until=reply.until)
+def answer(label: str, message: Message, saga_id: str = ONE) -> Incoming:
+    return Incoming(message, {"sagaid": f"trips.base/{saga_id}", "sagastep": label})
 
-    @step(ok=Reserved, failed=Refused)
-    def second(state: Trip) -> Reserve:
-        return Reserve(trip_id=state.trip_id, on=state.on, price=state.price)
 
-    flow = first >> second
+def timed_out(label: str, saga_id: str = ONE) -> Incoming:
+    return Incoming(Signal(saga_id=saga_id, label=label, what="timed_out"), {})
+
+
+def dead_lettered(label: str, saga_id: str = ONE) -> Incoming:
+    return Incoming(
+        Signal(saga_id=saga_id, label=label, what="dead_lettered", reason="no such trip"), {}
+    )
 
 
 class Trips:
     """The service trips with its saga and its database, without a worker."""
 
-    def __init__(self, database: Database) -> None:
-        self._service = Service("trips")
-        self._coordinator = Coordinator(Book.definition)
-        self._coordinator.extend(self._service)
-        self._database = database
-        self._clock = ManualClock()
+    def __init__(self, database: Database, saga: Saga[Trip]) -> None:
+        self.database = database
+        self.clock = ManualClock()
+        self.deploy(saga)
 
-    async def handle(self, message: Message, **attributes: str) -> list[Message]:
-        """Handle this message in a transaction of its own; returns what is to be sent."""
-        return await self.handle_as(message, attributes)
-
-    async def handle_as(self, message: Message, attributes: dict[str, str]) -> list[Message]:
-        """Handle this message with attributes that a foreign program may have written."""
-        sealed = seal(message, source="test", clock=self._clock)
-        cause = Envelope({**sealed.attributes, **attributes}, sealed.data)
-        registry = self._service.registry
-        sender = Sender("trips", registry, self._clock, DEFAULT_MAX_BYTES)
-        sent: list[Outgoing] = []
-        async with unit_of_work(self._database) as unit:
-            transaction = Transaction(unit.session, sender, sent.append, [(message, cause)])
-            await self._coordinator.handle(message, cause, transaction)
-            await unit.commit()
-        return [self._open(outgoing.envelope) for outgoing in sent]
+    def deploy(self, saga: Saga[Trip]) -> None:
+        """From now on this version of the code is running."""
+        self.service = Service("trips")
+        self.coordinator = Coordinator(saga.definition)
+        self.coordinator.extend(self.service)
 
     @property
     def retry(self) -> Retry:
-        """The policy of the saga's subscription."""
-        return self._service.handlers["trips.book.saga"].retry
+        return self.service.handlers["trips.base.saga"].retry
 
-    async def reply(self, label: str, message: Message) -> list[Message]:
-        """Handle this reply to the step of this name."""
-        return await self.handle(message, sagaid=f"trips.book/{SAGA_ID}", sagastep=label)
+    async def handle(self, *incoming: Incoming) -> list[Envelope]:
+        """Handle these messages as one group; returns what was put into the outbox."""
+        before = {row.id for row in await self.outbox()}
+        messages = [each.message for each in incoming]
+        envelopes = [self._sealed(each) for each in incoming]
+        causes = list(zip(messages, envelopes, strict=True))
+        async with self.database.unit_of_work(self._sender) as unit:
+            with unit.transaction(causes) as transaction:
+                await self.coordinator.handle_batch(messages, envelopes, transaction)
+            await unit.commit()
+        return [
+            Envelope(row.headers, row.data) for row in await self.outbox() if row.id not in before
+        ]
 
-    def _open(self, envelope: Envelope) -> Message:
-        model = self._service.registry.get(envelope.name)
-        assert model is not None
-        return open_envelope(envelope, model)
+    async def operate(self, action: OperatorAction) -> None:
+        async with self.database.unit_of_work(self._sender) as unit:
+            with unit.transaction() as transaction:
+                await self.coordinator.operate(ONE, action, "Ada", transaction)
+            await unit.commit()
+
+    async def outbox(self) -> Sequence[Any]:
+        async with self.database.connection() as connection:
+            return (await connection.execute(select(tables.outbox))).all()
+
+    async def timers(self) -> set[str]:
+        """The labels of the time-outs that wait in the outbox."""
+        return {json.loads(row.data)["label"] for row in await self.outbox() if row.due_at}
+
+    async def row(self, saga_id: str = ONE) -> SagaRow:
+        async with self.database.connection() as connection:
+            found = await sagas.load(connection, "trips.base", saga_id)
+        assert found is not None
+        return found
+
+    async def log(self, saga_id: str = ONE) -> list[Any]:
+        async with self.database.connection() as connection:
+            return [entry for _, entry in await sagas.log_of(connection, "trips.base", saga_id)]
+
+    async def spoil(self, **values: Any) -> None:
+        """Change the row behind the coordinator's back."""
+        async with self.database.connection() as connection:
+            await connection.execute(update(tables.saga).values(**values))
+            await connection.commit()
+
+    @property
+    def _sender(self) -> Sender:
+        return Sender("trips", self.service.registry, self.clock, DEFAULT_MAX_BYTES)
+
+    def _sealed(self, each: Incoming) -> Envelope:
+        sealed = seal(each.message, source="test", clock=self.clock)
+        return Envelope({**sealed.attributes, **each.attributes}, sealed.data)
 
 
 @pytest.fixture
-async def trips(tmp_path: Path) -> AsyncIterator[Trips]:
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
     database = Database(f"sqlite:///{tmp_path}/trips.db", service="trips")
     async with database.connection() as connection:
         await connection.run_sync(tables.metadata.create_all)
-    yield Trips(database)
+        await connection.commit()
+    yield database
     await database.close()
 
 
-BOOKED = Booked(trip_id=UUID(int=1))
-RESERVE = Reserve(trip_id=UUID(int=1), on=date(2026, 1, 2), price=Decimal("1.10"))
-RESERVED = Reserved(partId=UUID(int=3), until=date(2026, 3, 4))
+@pytest.fixture
+def trips(database: Database) -> Trips:
+    return Trips(database, two_steps())
 
 
-async def test_a_strict_state_with_aliases_comes_back_from_its_row(trips: Trips) -> None:
-    assert await trips.handle(BOOKED, id=SAGA_ID) == [RESERVE]
-    assert await trips.reply("first", RESERVED) == [RESERVE]
-    assert await trips.reply("second", RESERVED) == []
-
-
-async def test_a_strict_reply_with_aliases_comes_back_for_its_undo(trips: Trips) -> None:
-    await trips.handle(BOOKED, id=SAGA_ID)
-    await trips.reply("first", RESERVED)
-    assert await trips.reply("second", Refused()) == [
-        Release(part_id=UUID(int=3), until=date(2026, 3, 4))
+def commands(sent: Sequence[Envelope]) -> list[tuple[str, str]]:
+    """The commands among them, with their labels."""
+    return [
+        (envelope.attributes["sagaid"], envelope.attributes["sagastep"])
+        for envelope in sent
+        if envelope.name in ("parts.do", "parts.undo")
     ]
 
 
-async def test_a_reply_that_comes_again_sends_nothing(trips: Trips) -> None:
-    await trips.handle(BOOKED, id=SAGA_ID)
-    await trips.reply("first", RESERVED)
-    assert await trips.reply("first", RESERVED) == []
+# Which saga a message is for
+
+
+async def test_the_id_of_a_saga_is_that_of_the_message_that_started_it(trips: Trips) -> None:
+    assert commands(await trips.handle(start(ONE))) == [(f"trips.base/{ONE}", "a")]
+    assert (await trips.row(ONE)).waiting_for == "a"
+
+
+async def test_a_group_has_several_sagas_and_several_answers_of_one(trips: Trips) -> None:
+    await trips.handle(start(ONE), start(OTHER))
+    sent = await trips.handle(
+        answer("a", Did(), ONE), answer("a", Failed(), OTHER), answer("b", Did(), ONE)
+    )
+    assert commands(sent) == [(f"trips.base/{ONE}", "b")]
+    assert [(await trips.row(each)).status for each in (ONE, OTHER)] == ["completed", "undone"]
+    assert (await trips.row(ONE)).row_version == 2  # stored once for the group
+    assert [entry["rule"] for entry in await trips.log()] == ["started", "applied", "applied"]
+
+
+async def test_a_saga_may_be_started_and_answered_in_one_group(trips: Trips) -> None:
+    await trips.handle(start(), answer("a", Did()))
+    row = await trips.row()
+    assert (row.waiting_for, row.row_version) == ("b", 1)
+
+
+async def test_an_answer_that_comes_again_changes_nothing(trips: Trips) -> None:
+    await trips.handle(start())
+    await trips.handle(answer("a", Did()))
+    before = await trips.row()
+    assert await trips.handle(answer("a", Did())) == []
+    assert await trips.row() == before
 
 
 @pytest.mark.parametrize(
     ("other_failures", "at_least", "at_most"), [(0, 540, 800), (8, 480, 740), (12, 300, 480)]
 )
-async def test_a_reply_whose_saga_is_not_there_is_tried_again_for_minutes(
+async def test_an_answer_whose_saga_is_not_there_is_tried_again_for_minutes(
     trips: Trips, other_failures: int, at_least: float, at_most: float
 ) -> None:
     """Also one that was retried before, for a Conflict."""
-    with pytest.raises(UnknownSaga, match=f"no saga {SAGA_ID} of trips.book exists") as raised:
-        await trips.reply("first", RESERVED)
+    with pytest.raises(UnknownSaga, match=f"no saga {ONE} of trips.base exists") as raised:
+        await trips.handle(answer("a", Did()))
     delays, attempt = [], 1 + other_failures
     while isinstance(outcome := decide(trips.retry, attempt, raised.value, 0.0), RetryAfter):
         delays.append(outcome.delay)
@@ -175,16 +232,162 @@ async def test_a_reply_whose_saga_is_not_there_is_tried_again_for_minutes(
 
 
 @pytest.mark.parametrize(
-    "saga_id", ["", "1", "no\0where", "x" * 300, f"{SAGA_ID}/", "sha256:", f"{SAGA_ID}\n"]
+    "saga_id", ["", "1", "no\0where", "x" * 300, f"{ONE}/", "sha256:", f"{ONE}\n"]
 )
 async def test_a_saga_id_that_cannot_be_one_is_rejected_at_once(trips: Trips, saga_id: str) -> None:
-    labels = {"sagaid": f"trips.book/{saga_id}", "sagastep": "first"}
     with pytest.raises(Reject, match="the attribute sagaid"):
-        await trips.handle_as(RESERVED, labels)
+        await trips.handle(answer("a", Did(), saga_id))
+
+
+async def test_an_answer_to_a_command_that_was_never_sent_is_a_dead_letter(trips: Trips) -> None:
+    await trips.handle(start())
+    with pytest.raises(UnexpectedAnswer) as raised:
+        await trips.handle(answer("b", Did()))
+    assert isinstance(decide(trips.retry, 1, raised.value, 0.0), Dead)
+
+
+# Events without labels
+
+
+async def test_an_event_finds_its_saga_by_its_key(database: Database) -> None:
+    trips = Trips(database, with_wait())
+    await trips.handle(start())
+    assert (await trips.row()).key == "1"
+    await trips.handle(answer("a", Did()), Incoming(Approved(trip=1), {}))
+    assert (await trips.row()).status == "completed"
 
 
 @pytest.mark.parametrize("saga_id", ["", "trips.other/started-1"])
-async def test_an_event_in_answer_to_somebody_else_is_left_alone(
+async def test_an_event_that_answers_somebody_else_is_left_alone(
     trips: Trips, saga_id: str
 ) -> None:
-    assert await trips.handle(RESERVED, sagaid=saga_id, sagastep="first") == []
+    assert await trips.handle(Incoming(Did(), {"sagaid": saga_id, "sagastep": "a"})) == []
+
+
+async def test_an_event_that_matches_no_saga_is_counted_and_logged_once(database: Database) -> None:
+    trips = Trips(database, with_wait())
+    with capture_logs() as logs:
+        for _ in range(3):
+            await trips.handle(Incoming(Approved(trip=7), {}))
+        await trips.handle(Incoming(Did(), {}))
+    assert [(each["name"], each["key"]) for each in logs] == [
+        ("people.approved", "7"),
+        ("parts.did", None),
+    ]
+
+
+def test_events_that_match_no_saga_are_logged_once_a_minute_with_their_number() -> None:
+    now = 0.0
+    unmatched = Unmatched(lambda: now)
+    assert [unmatched.note("a"), unmatched.note("a"), unmatched.note("b")] == [1, 0, 1]
+    now = 59.0
+    assert unmatched.note("a") == 0
+    now = 60.0
+    assert unmatched.note("a") == 3
+    assert unmatched.counts == {"a": 4, "b": 1}
+
+
+async def test_a_second_saga_of_one_key_is_a_dead_letter_that_says_why(database: Database) -> None:
+    trips = Trips(database, with_wait())
+    await trips.handle(start(ONE))
+    with pytest.raises(Reject, match="with the key '1' is open already") as raised:
+        await trips.handle(start(OTHER))
+    assert isinstance(decide(trips.retry, 1, raised.value, 0.0), Dead)
+    await trips.handle(answer("a", Failed()))
+    await trips.handle(start(OTHER))  # the other one has ended
+
+
+# Time-outs and dead letters
+
+
+async def test_time_outs_wait_in_the_outbox_until_they_are_answered(trips: Trips) -> None:
+    await trips.handle(start())
+    assert await trips.timers() == {"a"}
+    assert timer_id("trips.base", ONE, "a") in {row.id for row in await trips.outbox()}
+    await trips.handle(answer("a", Did()))
+    assert await trips.timers() == {"b"}
+    await trips.handle(answer("b", Did()))
+    assert await trips.timers() == set()
+
+
+async def test_a_signal_tells_the_saga_of_a_time_out_or_a_dead_letter(trips: Trips) -> None:
+    await trips.handle(start(ONE), start(OTHER))
+    await trips.handle(timed_out("a", ONE), dead_lettered("a", OTHER))
+    assert (await trips.row(ONE)).reason == "a: no answer within 30 s"
+    assert (await trips.row(OTHER)).reason == "a: no such trip"
+
+
+async def test_a_time_out_of_a_saga_that_was_purged_is_ignored(trips: Trips) -> None:
+    assert await trips.handle(timed_out("a")) == []
+    with pytest.raises(UnknownSaga):
+        await trips.handle(dead_lettered("a"))
+
+
+def test_the_id_of_a_time_out_fits_into_an_attribute() -> None:
+    assert timer_id("trips.base", ONE, "a") == f"trips.base/{ONE}/a"
+    assert timer_id("t" * 9999, ONE, "a").startswith("sha256:")
+
+
+# Parents, operators
+
+
+async def test_the_end_of_a_child_saga_answers_the_step_of_its_parent(trips: Trips) -> None:
+    await trips.handle(start(sagaid="orders.fulfil/7", sagastep="book#2", correlationid="c"))
+    [_, *_] = await trips.handle(answer("a", Did()))
+    [end] = [e for e in await trips.handle(answer("b", Did())) if e.name == "trips.ended"]
+    assert end.attributes["sagaid"] == "orders.fulfil/7"
+    assert end.attributes["sagastep"] == "book#2"
+    assert end.correlation_id == "c"
+
+
+async def test_the_end_of_a_saga_without_a_parent_answers_nobody(trips: Trips) -> None:
+    await trips.handle(start())
+    [end] = [e for e in await trips.handle(answer("a", Failed())) if e.name == "trips.ended"]
+    assert not end.attributes.get("sagaid")
+    assert not end.attributes.get("sagastep")
+
+
+async def test_what_an_operator_does_is_in_the_log_of_the_saga(trips: Trips) -> None:
+    await trips.handle(start())
+    await trips.operate(OperatorAction("cancel", "a test order"))
+    assert (await trips.row()).status == "cancelled"
+    assert await trips.timers() == set()
+    entry = (await trips.log())[-1]
+    assert (entry["operator"], entry["why"]) == ("Ada", "a test order")
+
+
+# Rows of other code
+
+
+async def test_an_unreadable_state_parks_the_saga_and_holds_what_comes(trips: Trips) -> None:
+    await trips.handle(start())
+    await trips.spoil(state={"trip": "one"})
+    await trips.handle(answer("a", Did()))
+    row = await trips.row()
+    assert (row.status, row.state) == ("parked", {"trip": "one"})
+    assert "its state of version 1 is not valid as Trip: trip:" in (row.reason or "")
+    await trips.spoil(state={"trip": 1})
+    await trips.operate(OperatorAction("retry", "repaired"))
+    assert (await trips.row()).waiting_for == "b"
+
+
+async def test_a_saga_of_a_newer_version_is_retried_until_newer_code_is_there(
+    trips: Trips,
+) -> None:
+    trips.deploy(two_steps(version=2))
+    await trips.handle(start())
+    trips.deploy(two_steps(version=1))
+    with pytest.raises(NewerVersion) as raised:
+        await trips.handle(answer("a", Did()))
+    assert isinstance(decide(trips.retry, 1, raised.value, 0.0), RetryAfter)
+    trips.deploy(two_steps(version=2))
+    await trips.handle(answer("a", Did()))
+    assert (await trips.row()).waiting_for == "b"
+
+
+async def test_an_event_of_another_step_changes_nothing(trips: Trips) -> None:
+    await trips.handle(start())
+    before = await trips.row()
+    assert await trips.handle(answer("a", Elsewhere())) == []
+    assert await trips.row() == before
+    assert parse_label(before.waiting_for) is not None
