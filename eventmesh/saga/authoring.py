@@ -51,6 +51,7 @@ Ok = TypeVar("Ok", bound=Event)
 Item = TypeVar("Item")
 Starting = TypeVar("Starting", bound=Message)
 Failure = TypeVar("Failure", bound=Event | SagaFailure)
+End = TypeVar("End", bound=Message | None)
 
 Begin = Callable[[Starting], State]
 Failed = type[Event] | Sequence[type[Event]]
@@ -223,16 +224,14 @@ class Saga(Generic[State]):
             )
         self._flow = flow
 
-    def completed(self, function: Callable[[State], Message | None]) -> Callable[[State], Any]:
+    def completed(self, function: Callable[[State], End]) -> Callable[[State], End]:
         """Decorate the function that returns the message which announces the end, or None."""
         if self._completed is not no_message:
             raise UsageError(f"{self._where} has two functions for its completion: remove one.")
         self._completed = function
         return function
 
-    def undone(
-        self, function: Callable[[State, Failure], Message | None]
-    ) -> Callable[[State, Failure], Message | None]:
+    def undone(self, function: Callable[[State, Failure], End]) -> Callable[[State, Failure], End]:
         """Decorate the function that returns the message which announces that all was undone, or
         None. It takes the state and the failure: an event of some step's `failed`, or a
         SagaFailure."""

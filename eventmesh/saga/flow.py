@@ -16,7 +16,17 @@ import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Generic,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from pydantic import BaseModel
 
@@ -27,6 +37,7 @@ from eventmesh.runtime.declaring.retry import Retry, exponential
 
 State = TypeVar("State", bound=BaseModel)
 Ok = TypeVar("Ok", bound=Event)
+Made = TypeVar("Made", bound=Command)
 
 UNTIL_PARKED = Retry(attempts=10, backoff=exponential("5s", cap="30m"), jitter=0.0)
 """How often a command is sent that must succeed (an undo, or a step after the pivot), before the
@@ -168,7 +179,7 @@ class Step(Part[State], Generic[State, Ok]):
         ok: type[Event] | None = None,
         timeout: Duration = UNDO_TIMEOUT,
         retry: Retry = UNTIL_PARKED,
-    ) -> Callable[[UndoFunction[State, Ok]], UndoFunction[State, Ok]]:
+    ) -> UndoDecorator[State, Ok]:
         """Declare how this step is undone.
 
         The decorated function takes the state and the reply, `(state, reply: StockReserved)`. After
@@ -181,7 +192,7 @@ class Step(Part[State], Generic[State, Ok]):
         as `retry` says; after its last attempt the saga is parked for an operator.
         """
 
-        def declare(function: UndoFunction[State, Ok]) -> UndoFunction[State, Ok]:
+        def declare(function: Any) -> Any:
             if self.undoing is not None:
                 raise UsageError(f"{self} has two undos: remove one.")
             if self.command is None:
@@ -210,8 +221,19 @@ class Step(Part[State], Generic[State, Ok]):
         return function
 
 
-UndoFunction = Callable[[State], Command] | Callable[[State, Ok], Command]
-"""A function that makes the command which undoes a step."""
+class UndoDecorator(Protocol[State, Ok]):
+    """What `Step.undo` returns: the decorated function keeps its own type."""
+
+    @overload
+    def __call__(self, function: Callable[[State], Made], /) -> Callable[[State], Made]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[[State, Ok | None], Made], /
+    ) -> Callable[[State, Ok | None], Made]: ...
+
+    @overload
+    def __call__(self, function: Callable[[State, Ok], Made], /) -> Callable[[State, Ok], Made]: ...
 
 
 def hints_of(function: Callable[..., Any], where: str) -> dict[str, Any]:
