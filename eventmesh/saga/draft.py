@@ -236,7 +236,7 @@ class Draft:
         """A unit is done; with its answer folded into the state."""
         self._cancel_timer(name, unit)
         if event is not None and step.fold is not None:
-            self._state = _called(step.fold, self._state, event)
+            self._state = _returned(self._definition.state, step.fold, self._state, event)
         answer = None if event is None else stored(event)
         status: Any = "skipped" if event is None else "done"
         self._units[name] = replace(unit, status=status, answer=answer, deadline=None)
@@ -331,7 +331,12 @@ class Draft:
         if parking is not None and parking.unit is None:
             self.go_on()
             for kept in held:
-                self.apply(_called(read_held, kept, self._definition))
+                try:
+                    self.apply(_called(read_held, kept, self._definition))
+                except UnexpectedAnswer:
+                    continue  # it would have been a dead letter, had the saga not been parked
+                except UnknownStep as error:
+                    raise FunctionFailed(str(error)) from error
             again = self._standing_still()
         else:
             again = dict(self._waiting(chosen, parking))
@@ -476,7 +481,7 @@ class Draft:
             self._early.pop(step.name, None)
             return
         if step.each is not None:
-            items = len(_called(step.each, self._state))
+            items = len(_returned(Sequence, step.each, self._state))
             self._units[step.name] = UnitRecord("done", items=items)
             for item in range(items):
                 self._send(step, item, UnitRecord("sent", attempt=0))
@@ -494,7 +499,7 @@ class Draft:
         label = Label(step.name, item, attempt=unit.attempt + 1)
         if step.command is not None:
             arguments = () if item is None else (_item(step, self._state, item),)
-            command = _called(step.command, self._state, *arguments)
+            command = _returned(Command, step.command, self._state, *arguments)
             self._sendings.append(Sending(str(label), command, delay))
         deadline = None
         if step.timeout is not None:
@@ -553,7 +558,7 @@ class Draft:
             arguments = (
                 None if unit.answer is None else _called(read_stored, step.ok, unit.answer),
             )
-        command = _called(undo.command, self._state, *arguments)
+        command = _returned(Command, undo.command, self._state, *arguments)
         self._sendings.append(Sending(str(label), command, delay))
         deadline = None
         if undo.ok is not None:
@@ -656,3 +661,14 @@ def _called(function: Callable[..., Result], *arguments: Any) -> Result:
     except Exception as error:
         name = getattr(function, "__name__", repr(function))
         raise FunctionFailed(f"{name} failed: {summarize(error)}") from error
+
+
+def _returned(kind: Any, function: Callable[..., Result], *arguments: Any) -> Result:
+    """What a function of the saga's author returns; FunctionFailed where it is not of this kind."""
+    result = _called(function, *arguments)
+    if not isinstance(result, kind):
+        name = getattr(function, "__name__", repr(function))
+        raise FunctionFailed(
+            f"{name} returned {type(result).__name__} in the place of {kind.__name__}"
+        )
+    return result

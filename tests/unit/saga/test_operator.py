@@ -268,6 +268,18 @@ def test_what_was_held_is_applied_in_its_order() -> None:
     assert story.failed("b").commands == [Undo(what="a", reply="first")]
 
 
+def test_what_was_held_and_answers_nothing_is_dropped_at_the_retry() -> None:
+    """Had the saga not been parked, it would have been a dead letter."""
+    story = Story(broken()).ok("a").ok("a#7")
+    assert story.deployed(in_series()).operator("retry").new == ["b"]
+
+
+def test_what_was_held_for_a_step_that_is_not_in_the_code_parks_the_saga_again() -> None:
+    story = Story(broken()).ok("a").ok("x").deployed(in_series()).operator("retry")
+    assert (story.rule, story.status, len(story.record.held)) == ("parked again", "parked", 2)
+    assert "has no step x" in (story.record.reason or "")
+
+
 # Several attempts of one step
 
 

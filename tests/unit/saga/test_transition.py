@@ -663,6 +663,27 @@ def test_a_reply_is_folded_into_the_state_for_the_later_steps() -> None:
     assert Story(saga).ok("a", part="window").commands == [Do(what="window")]
 
 
+def test_a_function_that_returns_something_else_parks_the_saga() -> None:
+    forgotten = new_saga()
+    a = add_step(forgotten, "a")
+    a.done(lambda state, reply: None)  # type: ignore[arg-type, return-value]
+    forgotten.flow(a >> add_step(forgotten, "b"))
+    story = Story(forgotten).ok("a")
+    assert story.status == "parked"
+    assert "returned NoneType in the place of Trip" in (story.record.reason or "")
+    saga = new_saga()
+    saga.flow(add_step(saga, "pick", each=lambda state: (each for each in state.items)))
+    assert "returned generator in the place of Sequence" in (Story(saga).record.reason or "")
+    saga = new_saga()
+
+    @saga.step(ok=Did, timeout=None, no_undo="none")
+    def b(state: Trip) -> Do:
+        return None  # type: ignore[return-value]
+
+    saga.flow(b)
+    assert Story(saga).record.reason == "b returned NoneType in the place of Command"
+
+
 def test_a_reply_that_comes_again_is_folded_once() -> None:
     saga = new_saga()
     a, b = add_step(saga, "a"), add_step(saga, "b")
