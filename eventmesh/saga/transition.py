@@ -16,6 +16,7 @@ Answers come late, twice, or not at all. Each case has one rule:
 |---------------------------------------------|----------------------------------------------------|
 | ok of the open attempt, or of an earlier one| the step is done                                   |
 | ok of a step that counts as failed          | late: it was done after all, so it is undone, too  |
+| ok of another attempt, after the undo       | late: it may have been done after that: undone too |
 | ok of such a step that nothing can undo     | late: the saga is parked for an operator           |
 | ok or failed, once the step is answered     | a duplicate: nothing changes                       |
 | failed, time-out, dead letter               | sent again while `retry` allows; else the saga is  |
