@@ -2,8 +2,8 @@
 
 Each walk runs a saga against a model of its participants. A participant does what a command asks,
 refuses it, or dead-letters it, and a dead letter may be replayed later. Commands, answers and
-time-outs arrive in any order and may come twice, and an operator may retry or undo in between. Then everything that is
-still under way is delivered, and:
+time-outs arrive in any order, the last two perhaps twice, and an operator may retry or undo in
+between. Then everything that is still under way is delivered, and:
 
 - a saga that has ended undone has left no effect of a step that has an undo;
 - a saga that has completed has the effects of all its steps;
