@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from eventmesh.cli import asyncapi, database, demo, dlq, outbox, schema, unrouted, worker
+from eventmesh.cli import asyncapi, database, demo, dlq, outbox, saga, schema, unrouted, worker
 from eventmesh.cli.app import App
 from eventmesh.errors import EventMeshError
 from eventmesh.printable import printable_lines
@@ -52,6 +52,7 @@ app.add_typer(schema.app, name="schema")
 app.add_typer(database.app, name="db")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(outbox.app, name="outbox")
+app.add_typer(saga.app, name="saga")
 app.add_typer(unrouted.app, name="unrouted")
 
 

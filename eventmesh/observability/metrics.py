@@ -8,7 +8,8 @@ its metrics are missing instead of wrong.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,8 +18,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from eventmesh.errors import EventMeshError
+from eventmesh.persistence.sagas import SagaLot
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.runtime.readiness import ANSWER_TIMEOUT, outbox_age
+from eventmesh.runtime.readiness import ANSWER_TIMEOUT, open_sagas, outbox_age
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import SubscriptionStats
 
@@ -31,6 +33,7 @@ class _ServerStats:
 
     stats: dict[str, SubscriptionStats]
     outbox_ages: dict[str, float]
+    sagas: dict[str, list[SagaLot]]
 
 
 class WorkerMetrics:
@@ -51,11 +54,13 @@ class WorkerMetrics:
     async def _server_stats(self) -> _ServerStats:
         subscriptions = [each.subscription for each in self._worker.vitals.subscriptions]
         services = [each for each in self._worker.services if each.needs_database]
-        stats, ages = await asyncio.gather(
+        owners = [each for each in services if each.sagas]
+        stats, ages, sagas = await asyncio.gather(
             asyncio.gather(
                 *(_or_none(self._worker.transport.stats(each)) for each in subscriptions)
             ),
             asyncio.gather(*(_or_none(outbox_age(each)) for each in services)),
+            asyncio.gather(*(_or_none(open_sagas(each)) for each in owners)),
         )
         return _ServerStats(
             {
@@ -67,6 +72,11 @@ class WorkerMetrics:
                 service.name: age
                 for service, age in zip(services, ages, strict=True)
                 if age is not None
+            },
+            {
+                service.name: lots
+                for service, lots in zip(owners, sagas, strict=True)
+                if lots is not None
             },
         )
 
@@ -83,6 +93,7 @@ class _WorkerCollector(Collector):
         yield from _broker(subscriptions, self._stats.stats)
         yield from self._relays()
         yield from self._unrouted()
+        yield from _sagas(self._stats.sagas)
 
     def _relays(self) -> Iterator[Metric]:
         relayed = CounterMetricFamily(
@@ -123,6 +134,31 @@ class _WorkerCollector(Collector):
             for message, number in relay.unrouted_purged.items():
                 purged.add_metric([relay.service, message], number)
         yield from (waiting, purged)
+
+
+def _sagas(sagas: Mapping[str, Sequence[SagaLot]]) -> Iterable[Metric]:
+    labels = ["service", "saga", "status", "step"]
+    number = GaugeMetricFamily(
+        "eventmesh_sagas", "Open sagas, by the steps that they wait for.", labels=labels
+    )
+    oldest = GaugeMetricFamily(
+        "eventmesh_saga_oldest_seconds", "How long ago the oldest of them began.", labels=labels
+    )
+    overdue = GaugeMetricFamily(
+        "eventmesh_sagas_overdue",
+        "Open sagas that had to time out more than a minute ago, and have not.",
+        labels=["service", "saga"],
+    )
+    for service, lots in sagas.items():
+        late: Counter[str] = Counter()
+        for lot in lots:
+            values = [service, lot.name, lot.status, lot.waiting_for]
+            number.add_metric(values, lot.count)
+            oldest.add_metric(values, lot.age)
+            late[lot.name] += lot.overdue
+        for name, count in late.items():
+            overdue.add_metric([service, name], count)
+    return number, oldest, overdue
 
 
 _LABELS = ["service", "subscription"]

@@ -3,7 +3,8 @@
 A liveness probe must fail when the event loop is blocked, so it is answered by that loop:
 
     GET /livez    200 while the event loop runs
-    GET /readyz   200 while every subscription and relay works, else 503 with the reasons
+    GET /readyz   200 while every subscription and relay works, else 503 with the reasons; also
+                  warnings about sagas that wait for an operator
     GET /metrics  for Prometheus
 
 A client of the port must not be able to stop the worker, so connections are bounded: at most 32 at
@@ -30,7 +31,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from eventmesh.errors import UsageError
 from eventmesh.observability.metrics import WorkerMetrics
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.runtime.readiness import problems
+from eventmesh.runtime.readiness import problems, warnings
 
 MAX_CONNECTIONS = 32
 REQUEST_TIMEOUT = 5.0  # seconds to send a request
@@ -50,9 +51,8 @@ def make_app(worker: Worker, *, outbox_max_age: float) -> Starlette:
 
     async def ready(_: Request) -> Response:
         found = await problems(worker, outbox_max_age=outbox_max_age)
-        return JSONResponse(
-            {"ready": not found, "problems": found}, status_code=503 if found else 200
-        )
+        answer = {"ready": not found, "problems": found, "warnings": await warnings(worker)}
+        return JSONResponse(answer, status_code=503 if found else 200)
 
     async def measured(_: Request) -> Response:
         return Response(await metrics.text(), headers={"content-type": CONTENT_TYPE_LATEST})

@@ -30,8 +30,10 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from eventmesh.errors import EventMeshError
 from eventmesh.persistence.dialects.sql import UtcDateTime, database_now
 from eventmesh.persistence.tables import outbox, saga, saga_log
 
@@ -66,6 +68,10 @@ class SagaRow:
         return self.status in ("running", "undoing", "parked")
 
 
+class KeyTaken(EventMeshError):
+    """One of these keys belongs to another open saga."""
+
+
 _COLUMNS = [each.name for each in fields(SagaRow)]
 
 
@@ -91,13 +97,16 @@ async def lock(
 
 async def store(session: AsyncSession, rows: Sequence[SagaRow]) -> None:
     """Insert the sagas of row version 1, and update the others, which must be locked; with times by
-    the database's clock. IntegrityError where a new one has the key of another open saga."""
+    the database's clock. KeyTaken where a new one has the key of another open saga."""
     groups: dict[tuple[bool, bool], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row.row_version == 1, row.is_open), []).append(_values(row))
     for (is_new, is_open), values in groups.items():
         statement = _insert_statement(is_open) if is_new else _update_statement(is_open)
-        await session.execute(statement, values)
+        try:
+            await session.execute(statement, values)
+        except IntegrityError as error:
+            raise KeyTaken(", ".join(str(row["new_key"]) for row in values)) from error
 
 
 def _values(row: SagaRow) -> dict[str, Any]:
@@ -144,6 +153,16 @@ async def load(
     wanted = {"saga_name": name, "saga_id": saga_id}
     row = (await connection.execute(_load_statement(), wanted)).one_or_none()
     return None if row is None else SagaRow(*row)
+
+
+async def find_by_id(
+    connection: AsyncConnection, names: Collection[str], beginning: str
+) -> list[SagaRow]:
+    """The sagas of these names whose ids begin so, two of them at the most."""
+    query = select(*(saga.c[column] for column in _COLUMNS)).where(
+        saga.c.name.in_(names), saga.c.id.startswith(beginning, autoescape=True)
+    )
+    return [SagaRow(*row) for row in await connection.execute(query.limit(2))]
 
 
 async def log_of(
@@ -196,6 +215,8 @@ class SagaLot:
     waiting_for: str
     count: int
     oldest: datetime
+    age: float
+    """Seconds since then, by the database's clock."""
     overdue: int
     """How many of them had to time out more than a minute ago, and have not."""
 
@@ -215,7 +236,19 @@ async def census(connection: AsyncConnection, name: str | None = None) -> list[S
         query = query.where(saga.c.name == name)
     now = (await connection.execute(select(database_now()))).scalar_one()
     rows = await connection.execute(query, {"late": now - timedelta(minutes=1)})
-    return [SagaLot(n, v, s, w or "", c, o, int(d or 0)) for n, v, s, w, c, o, d in rows]
+    return [
+        SagaLot(
+            name,
+            version,
+            status,
+            waiting or "",
+            count,
+            oldest,
+            max((now - oldest).total_seconds(), 0.0),
+            int(overdue or 0),
+        )
+        for name, version, status, waiting, count, oldest, overdue in rows
+    ]
 
 
 async def count_by_status(connection: AsyncConnection) -> dict[str, int]:

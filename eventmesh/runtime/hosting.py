@@ -115,6 +115,7 @@ class Host:
             for service in self.relayed:
                 stack.push_async_callback(service.close)
                 await service.database()
+                await service.refuse_stranded_sagas()
             yield
 
     @asynccontextmanager

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 
 from eventmesh.errors import EventMeshError
-from eventmesh.persistence import outbox
+from eventmesh.persistence import outbox, sagas
 from eventmesh.persistence.database_time import clocks_differ
+from eventmesh.persistence.sagas import SagaLot
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.vitals import Vitals
@@ -71,6 +72,41 @@ async def outbox_age(service: Service) -> float:
             now = await database.time.ask(connection)
             since = await outbox.oldest(connection, now)
     return 0.0 if since is None else max((now - since).total_seconds(), 0.0)
+
+
+async def open_sagas(service: Service) -> list[SagaLot]:
+    """The open sagas of a service, counted by what they wait for; raises as `outbox_age`."""
+    async with asyncio.timeout(ANSWER_TIMEOUT):
+        database = await service.database()
+        async with database.reading() as connection:
+            return await sagas.census(connection)
+
+
+async def warnings(worker: Worker) -> list[str]:
+    """What an operator should look at, though the worker is ready: sagas that are parked or
+    overdue. Another worker would not do better, so this is no reason to replace it. A database that
+    does not answer is left out: `problems` says so."""
+    found: list[str] = []
+    for service in worker.services:
+        if not service.sagas:
+            continue
+        try:
+            lots = await open_sagas(service)
+        except (TimeoutError, EventMeshError):
+            continue
+        parked = sum(lot.count for lot in lots if lot.status == "parked")
+        overdue = sum(lot.overdue for lot in lots if lot.status != "parked")
+        if parked:
+            found.append(
+                f"{parked} sagas of service {service.name} are parked: see `eventmesh saga list "
+                f"{service.name} --status parked`"
+            )
+        if overdue:
+            found.append(
+                f"{overdue} sagas of service {service.name} had to time out more than a minute ago "
+                f"and have not: see `eventmesh saga list {service.name}` and its outbox"
+            )
+    return found
 
 
 async def _database_problems(service: Service, outbox_max_age: float) -> list[str]:

@@ -18,17 +18,17 @@ deleted there when its step is answered.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import IntegrityError
 
 from eventmesh.contracts.message import Event, Message
-from eventmesh.errors import Reject, UnknownSaga, UsageError
+from eventmesh.errors import Drift, Reject, UnknownSaga, UsageError
 from eventmesh.persistence import sagas
-from eventmesh.persistence.sagas import LogEntry, SagaRow
+from eventmesh.persistence.sagas import LogEntry, SagaLot, SagaRow
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.retry import Retry, exponential, summarize
@@ -149,6 +149,35 @@ class Coordinator:
     def definition(self) -> Definition:
         """The saga that it coordinates."""
         return self._definition
+
+    def refuse_unknown_steps(self, lots: Sequence[SagaLot]) -> None:
+        """Drift where open sagas have a newer version, or wait for a step that this code does not
+        have: their answers would become dead letters."""
+        definition = self._definition
+        newer = [lot for lot in lots if lot.version > definition.version]
+        if newer:
+            raise Drift(
+                f"{sum(lot.count for lot in newer):,} open sagas {definition.name} have version "
+                f"{max(lot.version for lot in newer)}, and this code has version "
+                f"{definition.version}: deploy the newer code again, or wait until they have ended."
+            )
+        stranded: Counter[str] = Counter()
+        for lot in lots:
+            for waiting in lot.waiting_for.split(","):
+                label = parse_label(waiting)
+                if label is not None and label.step not in definition.steps:
+                    stranded[label.step] += lot.count
+        if stranded:
+            steps = " and ".join(
+                f"{count:,} in the step {step}" for step, count in stranded.items()
+            )
+            service = definition.name.partition(".")[0]
+            raise Drift(
+                f"Open sagas {definition.name} stand where this code has no step: {steps}. Keep "
+                f"the step under its name until they have ended, or settle each by hand and end "
+                f"it: `eventmesh saga list {service} --step {next(iter(stranded))}`, then "
+                f"`eventmesh saga cancel {service} ID --reason …`."
+            )
 
     async def handle(
         self, message: Message, envelope: Envelope, transaction: Transaction | None
@@ -296,7 +325,8 @@ class Coordinator:
         """Publish what a transition sends, and remember the rest of it to be stored."""
         definition, record = self._definition, transition.record
         cause = None if each is None else each.message
-        self._log_rule(transition, saga_id, each)
+        if each is not None:  # an operator reads it where they act
+            self._log_rule(transition, saga_id, each)
         before = work.rows.get(saga_id)
         work.records[saga_id] = record
         if not transition.has_changed:
@@ -352,7 +382,7 @@ class Coordinator:
         rows = [work.changed[saga_id] for saga_id in sorted(work.changed)]
         try:
             await sagas.store(session, rows)
-        except IntegrityError as error:
+        except sagas.KeyTaken as error:
             new = [row for row in rows if row.row_version == 1 and row.key is not None]
             if len(rows) > 1 or not new:
                 raise  # each is tried again alone
@@ -379,18 +409,40 @@ class Coordinator:
                 ),
             )
 
-    def _log_rule(self, transition: Transition, saga_id: str, each: _Incoming | None) -> None:
+    def _log_rule(self, transition: Transition, saga_id: str, each: _Incoming) -> None:
         record, rule = transition.record, transition.rule
-        details: dict[str, Any] = {"saga_id": saga_id, "status": record.status, "rule": rule}
-        if each is not None:
-            details["message"] = each.envelope.name
-            details["step"] = _step_of(each)
-        if rule in _WARNED or (record.status == "parked" and rule.endswith("by an operator")):
+        details = {
+            "saga_id": saga_id,
+            "status": record.status,
+            "rule": rule,
+            "message": each.envelope.name,
+            "step": _step_of(each),
+        }
+        if rule in _WARNED:
             self._log.warning("saga parked", **details, reason=record.reason)
         elif rule in _NOTED:
             self._log.info("saga answer out of turn", **details)
         else:
             self._log.debug("saga advanced", **details)
+
+
+def coordinator_of(service: Service, saga: str | None) -> Coordinator:
+    """The coordinator of this saga, by its whole name or the part after the service's; None is for
+    a service with one saga. UsageError."""
+    known = {name: each for name, each in service.sagas.items() if isinstance(each, Coordinator)}
+    if not known:
+        raise UsageError(f"Service {service.name!r} has no saga.")
+    if saga is None:
+        if len(known) > 1:
+            raise UsageError(f"Service {service.name!r} has several sagas: {', '.join(known)}.")
+        return next(iter(known.values()))
+    found = known.get(saga) or known.get(f"{service.name}.{saga}")
+    if found is None:
+        raise UsageError(
+            f"Service {service.name!r} has no saga {saga!r}, but {', '.join(known)}: a saga that "
+            f"is not in the code any more cannot go on."
+        )
+    return found
 
 
 def _step_of(each: _Incoming) -> str:

@@ -407,7 +407,7 @@ class TestSagas:
         async with unit_of_work(database) as unit:
             await sagas.store(unit.session, [first])
             await unit.commit()
-        with pytest.raises(IntegrityError):
+        with pytest.raises(sagas.KeyTaken):
             async with unit_of_work(database) as unit:
                 await sagas.store(unit.session, [replace(first, id="s2")])
         async with unit_of_work(database) as unit:

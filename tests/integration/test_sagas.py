@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -27,13 +27,16 @@ from eventmesh import (
     constant,
 )
 from eventmesh.clock import SystemClock
-from eventmesh.errors import Unreachable
+from eventmesh.errors import Drift, Unreachable
 from eventmesh.persistence import migration, sagas, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.sagas import SagaRow
+from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.transports.base import DeadLetter, Subscription, publish_or_raise
+from eventmesh.runtime.vitals import SubscriptionVitals
+from eventmesh.transports.base import DeadLetter, Delivery, Subscription, publish_or_raise
 from eventmesh.transports.memory import MemoryTransport
+from eventmesh.transports.outcome import Dead, RetryAfter
 from eventmesh.wire.envelope import Envelope, seal
 
 EVERYWHERE = pytest.mark.parametrize(
@@ -178,7 +181,8 @@ class Mesh:
 
     @asynccontextmanager
     async def worker(self, *declarations: Declare) -> AsyncIterator[None]:
-        """A worker of both services, as these declare them, beside the body."""
+        """A worker of both services, as these declare them, beside the body; raises what ends it
+        early."""
         rides, cars = Service("rides"), Service("cars")
         self._hear_of_ends(rides)
         for declare in declarations:
@@ -187,8 +191,16 @@ class Mesh:
         running = asyncio.ensure_future(
             Worker([rides, cars], self.transport, self.settings, SystemClock()).run(stop)
         )
+        body = asyncio.current_task()
+        running.add_done_callback(lambda _: stop.is_set() or (body and body.cancel()))
         try:
             yield
+        except asyncio.CancelledError:
+            if not running.done():
+                raise
+            if body is not None:
+                body.uncancel()
+            await running
         finally:
             stop.set()
             await asyncio.wait_for(running, 60)
@@ -260,6 +272,17 @@ def answering(mesh: Mesh, *, but: type[Command] | None = None) -> Declare:
             async def bill(command: Bill) -> Billed:
                 mesh.did.append("bill")
                 return Billed(ride_id=command.ride_id)
+
+    return declare
+
+
+def silent(asked: list[Envelope]) -> Declare:
+    """Let the participant take the command to reserve, and never answer."""
+
+    def declare(_rides: Service, cars: Service) -> None:
+        @cars.subscriber(Reserve)
+        async def reserve(command: Reserve, envelope: Envelope) -> None:
+            asked.append(envelope)
 
     return declare
 
@@ -411,56 +434,55 @@ async def test_an_event_that_matches_no_saga_is_logged_with_an_example(mesh: Mes
     ]
 
 
-async def test_an_answer_to_a_renamed_step_is_a_dead_letter_whose_replay_works(
+async def test_code_that_has_renamed_a_step_in_which_sagas_stand_does_not_start(
     mesh: Mesh,
 ) -> None:
-    """New code has renamed `reserve` to `hold`, while an answer to `reserve` was on its way."""
     asked: list[Envelope] = []
+    before = with_saga(riding()), answering(mesh, but=Reserve), silent(asked)
+    async with mesh.worker(*before):
+        await mesh.start("r1", "r2")
+        await until(lambda: _is_true(len(asked) == 2))
+    with pytest.raises(Drift, match="2 in the step reserve.*eventmesh saga list rides"):
+        async with mesh.worker(with_saga(riding(step="hold"))):
+            await asyncio.Event().wait()
+    with pytest.raises(Drift, match=r"2 sagas rides.ride are open.*does not include"):
+        async with mesh.worker(answering(mesh)):
+            await asyncio.Event().wait()
 
-    def silent(_rides: Service, cars: Service) -> None:
-        @cars.subscriber(Reserve)
-        async def reserve(command: Reserve, envelope: Envelope) -> None:
-            asked.append(envelope)
 
-    async def was_asked() -> bool:
-        return bool(asked)
-
-    before = with_saga(riding()), answering(mesh, but=Reserve), silent
+async def test_an_answer_to_a_step_that_the_code_does_not_have_is_retried_and_then_a_dead_letter(
+    mesh: Mesh,
+) -> None:
+    """A worker of the old code and one of the new run side by side, while code is deployed."""
+    asked: list[Envelope] = []
+    before = with_saga(riding()), answering(mesh, but=Reserve), silent(asked)
     async with mesh.worker(*before):
         await mesh.start("r1")
-        await until(was_asked)
-    answer = Envelope(
-        {
-            **asked[0].attributes,
-            "id": "01900000-0000-7000-8000-0000000000aa",
-            "type": "cars.reserved",
-            "source": "/cars",
-            "dataschema": "urn:eventmesh:cars.reserved:1",
-        },
-        b'{"ride_id": "r1"}',
-    )
-
-    def renamed(rides: Service, _cars: Service) -> None:
-        rides.include(riding(step="hold"))
-        name = "rides.ride.saga"
-        soon = Retry(attempts=2, backoff=constant("10ms"))
-        rides.handlers[name] = replace(rides.handlers[name], retry=soon)
-
-    async def dead() -> bool:
-        return bool(await mesh.dead("rides.ride.saga"))
-
-    async with mesh.worker(renamed):
-        (await mesh.transport.publish([answer])).raise_for_failures()
-        await until(dead)
-    [letter] = await mesh.dead("rides.ride.saga")
-    assert "has no step reserve in this version of the code" in letter.reason
-
-    async def ended() -> bool:
-        return bool(mesh.ended)
-
-    async with mesh.worker(*before):
-        await mesh.transport.replay(Subscription("rides.ride.saga", ()), [letter.id])
-        await until(ended)
+        await until(lambda: _is_true(bool(asked)))
+        answer = Envelope(
+            {
+                **asked[0].attributes,
+                "id": "01900000-0000-7000-8000-0000000000aa",
+                "type": "cars.reserved",
+                "source": "/cars",
+                "dataschema": "urn:eventmesh:cars.reserved:1",
+            },
+            b'{"ride_id": "r1"}',
+        )
+        renamed = Service("rides")
+        renamed.configure(mesh.settings)
+        renamed.include(riding(step="hold"))
+        [handler] = renamed.handlers.values()
+        vitals = SubscriptionVitals("rides", handler.subscription, SystemClock())
+        runner = BatchRunner(renamed, handler, vitals)
+        [(_, first)] = await runner.run([Delivery(answer, 1)])
+        [(_, last)] = await runner.run([Delivery(answer, 20)])
+        await renamed.close()
+        assert isinstance(first, RetryAfter)
+        assert isinstance(last, Dead)
+        assert "has no step reserve in this version of the code" in last.reason
+        await publish_or_raise(mesh.transport, [answer])  # as a replay does
+        await until(lambda: _is_true(bool(mesh.ended)))
     assert [what for what, _ in mesh.ended] == ["Finished"]
 
 
@@ -477,6 +499,10 @@ async def test_a_second_saga_of_an_open_key_is_a_dead_letter_that_says_so(mesh: 
     [letter] = await mesh.dead("rides.ride.saga")
     assert "with the key 'r1' is open already" in letter.reason
     assert len(await mesh.rows()) == 1
+
+
+async def _is_true(condition: bool) -> bool:
+    return condition
 
 
 async def _has_rows(mesh: Mesh, count: int) -> bool:

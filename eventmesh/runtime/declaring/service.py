@@ -18,11 +18,12 @@ from eventmesh.clock import Clock, SystemClock
 from eventmesh.contracts.message import Command, Message, check_message, identity_of
 from eventmesh.contracts.registry import Registry
 from eventmesh.duration import Duration, seconds
-from eventmesh.errors import UsageError
+from eventmesh.errors import Drift, UsageError
 from eventmesh.persistence import joined, migration
 from eventmesh.persistence.database import Database, MetaData
 from eventmesh.persistence.joined import AnySession
 from eventmesh.persistence.own_tables import require_own_tables
+from eventmesh.persistence.sagas import SagaLot, census
 from eventmesh.persistence.transaction import Sender, Transaction
 from eventmesh.runtime.declaring.handler import Handler, bind
 from eventmesh.runtime.declaring.reading import Readings
@@ -44,6 +45,15 @@ class Extension(Protocol):
 
     def extend(self, service: DeclaredService) -> None:
         """Declare them on the service."""
+        ...
+
+
+class SagaCoordinator(Protocol):
+    """What a service must know of one of its sagas."""
+
+    def refuse_unknown_steps(self, lots: Sequence[SagaLot]) -> None:
+        """Drift where open sagas stand in a step, or have a version, that the code does not
+        know."""
         ...
 
 
@@ -97,7 +107,7 @@ class DeclaredService:
         self.ordered_outbox = ordered_outbox
         self.registry = Registry(name)
         self.handlers: dict[str, Handler] = {}
-        self.sagas: dict[str, Extension] = {}
+        self.sagas: dict[str, SagaCoordinator] = {}
         """The coordinators of its sagas, by the sagas' names."""
         self.has_publishers = False
         self._settings: Settings | None = None
@@ -305,6 +315,24 @@ class DeclaredService:
             self.on_commit(database.notifier.notify_soon)
             self._database_ready = True
         return database
+
+    async def refuse_stranded_sagas(self) -> None:
+        """Drift where open sagas cannot go on with this code: their saga, their version, or the
+        step that they wait for is not in it. Unreachable."""
+        database = await self.database()
+        async with database.reading() as connection:
+            lots = await census(connection)
+        own = [lot for lot in lots if lot.name.startswith(f"{self.name}.")]
+        for name in sorted({lot.name for lot in own}):
+            of_saga = [lot for lot in own if lot.name == name]
+            if name not in self.sagas:
+                number = sum(lot.count for lot in of_saga)
+                raise Drift(
+                    f"{number} sagas {name} are open, and service {self.name!r} does not include "
+                    f"this saga any more, so that nobody would handle their answers. Include it "
+                    f"until they have ended, or end them: `eventmesh saga list {self.name}`."
+                )
+            self.sagas[name].refuse_unknown_steps(of_saga)
 
     async def __aenter__(self) -> Self:
         """The service, for a program that publishes and runs no worker: its database is open, and

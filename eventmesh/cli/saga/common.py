@@ -1,0 +1,85 @@
+"""What the commands about sagas share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eventmesh.errors import UsageError
+
+if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
+    from eventmesh.persistence.database import Database
+    from eventmesh.persistence.sagas import SagaRow
+    from eventmesh.runtime.declaring.service import Service
+
+Name = Annotated[str, typer.Argument(help="The service that owns the saga.", metavar="SERVICE")]
+SagaId = Annotated[
+    str, typer.Argument(help="Id of the saga, or its beginning if no other has it.", metavar="ID")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+STATUSES = ("running", "undoing", "parked", "completed", "undone", "cancelled")
+OPEN = STATUSES[:3]
+
+
+@asynccontextmanager
+async def opened(name: str) -> AsyncIterator[tuple[Service, Database]]:
+    """The service, with its database at the migration that this version needs."""
+    from eventmesh.cli.environment import settings_of_command
+    from eventmesh.persistence.existing import existing
+    from eventmesh.runtime.declaring.discovery import load_services
+
+    [service] = load_services([name], Path.cwd())
+    if not service.sagas:
+        raise UsageError(f"Service {name!r} has no saga: nothing is given to service.include.")
+    settings = settings_of_command()
+    service.configure(settings)
+    async with existing(settings.database_url(name), name) as database:
+        yield service, database
+
+
+async def the_saga(service: Service, database: Database, saga_id: str) -> SagaRow:
+    """The saga with this id or beginning of an id; UsageError for none, or several."""
+    from eventmesh.persistence import sagas
+
+    async with database.reading() as connection:
+        found = await sagas.find_by_id(connection, tuple(service.sagas), saga_id)
+    if not found:
+        raise UsageError(
+            f"{service.name} has no saga {saga_id}: see `eventmesh saga list {service.name}`."
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"{saga_id} begins the ids of several sagas of {service.name}, such as {found[0].id} "
+            f"and {found[1].id}: write more of it."
+        )
+    return found[0]
+
+
+def age(seconds: float) -> str:
+    """A duration for people: `45 s`, `12 min`, `3 h`, `2 d`."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def summary(row: SagaRow) -> dict[str, Any]:
+    """A saga for JSON."""
+    return {
+        "id": row.id,
+        "saga": row.name,
+        "version": row.version,
+        "status": row.status,
+        "key": row.key,
+        "waiting_for": [label for label in (row.waiting_for or "").split(",") if label],
+        "reason": row.reason,
+        "times_out_at": row.due_at and row.due_at.isoformat(),
+        "started_at": row.started_at and row.started_at.isoformat(),
+        "updated_at": row.updated_at and row.updated_at.isoformat(),
+        "ended_at": row.ended_at and row.ended_at.isoformat(),
+    }
