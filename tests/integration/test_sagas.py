@@ -442,7 +442,7 @@ async def test_code_that_has_renamed_a_step_in_which_sagas_stand_does_not_start(
     async with mesh.worker(*before):
         await mesh.start("r1", "r2")
         await until(lambda: _is_true(len(asked) == 2))
-    with pytest.raises(Drift, match="2 in the step reserve.*eventmesh saga list rides"):
+    with pytest.raises(Drift, match=r"2 in the step reserve.*eventmesh saga list rides"):
         async with mesh.worker(with_saga(riding(step="hold"))):
             await asyncio.Event().wait()
     with pytest.raises(Drift, match=r"2 sagas rides.ride are open.*does not include"):
