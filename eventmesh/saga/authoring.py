@@ -33,7 +33,7 @@ from eventmesh.duration import Duration
 from eventmesh.errors import UsageError
 from eventmesh.runtime.declaring.handler import checked_sources
 from eventmesh.runtime.declaring.retry import Retry
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.saga.coordinator import Coordinator
 from eventmesh.saga.definition import (
     Definition,
@@ -151,7 +151,7 @@ class Saga(Generic[State]):
         """Declare a step: the function makes its command from the state; `ok` or one of `failed`
         answers it.
 
-        `timeout`: how long an answer is waited for; None waits for ever. `retry`: how often the
+        `timeout`: how long an answer is waited for; None waits forever. `retry`: how often the
         command is sent, after a failure, a time-out or a dead letter, before the step counts as
         failed; once by default. `when`: the step is skipped where this is false. `each`: one
         command for each item of a list in the state, which must stay as it is while the step runs;

@@ -32,7 +32,7 @@ from eventmesh.persistence.sagas import LogEntry, SagaLot, SagaRow
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.retry import Retry, exponential, summarize
-from eventmesh.runtime.declaring.service import Service
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.saga.definition import Definition
 from eventmesh.saga.draft import Transition
 from eventmesh.saga.happening import (

@@ -139,7 +139,7 @@ class Step(Part[State], Generic[State, Ok]):
             failed = (failed,)
         self.failed = tuple(failed)
         self.timeout = None if timeout is None else seconds(timeout)
-        """Seconds to wait for an answer; None: for ever."""
+        """Seconds to wait for an answer; None: forever."""
         self.retry = retry
         """How often the command is sent before the step counts as failed; None: once."""
         self.when = when
@@ -155,7 +155,7 @@ class Step(Part[State], Generic[State, Ok]):
         if self.timeout == 0:
             raise UsageError(
                 f'{self} has timeout={timeout!r}: write how long it may take, such as "30s", or '
-                f"None to wait for ever."
+                f"None to wait forever."
             )
 
     def __str__(self) -> str:

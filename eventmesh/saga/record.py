@@ -95,7 +95,7 @@ class UnitRecord:
     answered: int = 1
     void_undos: int = 0
     deadline: float | None = None
-    """When it times out, in seconds since 1970; None where it waits for ever, or not at all."""
+    """When it times out, in seconds since 1970; None where it waits forever, or not at all."""
     items: int | None = None
     """For the step of units with `each=`: how many units it has."""
 

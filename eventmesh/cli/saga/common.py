@@ -14,7 +14,7 @@ from eventmesh.errors import UsageError
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from eventmesh.persistence.database import Database
     from eventmesh.persistence.sagas import SagaRow
-    from eventmesh.runtime.declaring.service import Service
+    from eventmesh.runtime.declaring.service import DeclaredService as Service
 
 Name = Annotated[str, typer.Argument(help="The service that owns the saga.", metavar="SERVICE")]
 SagaId = Annotated[

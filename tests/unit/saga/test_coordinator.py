@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select, update
 from structlog.testing import capture_logs
 
-from eventmesh import Saga
+from eventmesh import Saga, Service
 from eventmesh.contracts.message import Message
 from eventmesh.errors import Reject, UnknownSaga
 from eventmesh.persistence import sagas, tables
@@ -20,7 +20,6 @@ from eventmesh.persistence.database import Database
 from eventmesh.persistence.sagas import SagaRow
 from eventmesh.persistence.transaction import Sender
 from eventmesh.runtime.declaring.retry import Retry, decide
-from eventmesh.runtime.declaring.service import Service
 from eventmesh.saga.coordinator import Coordinator
 from eventmesh.saga.happening import OperatorAction, UnexpectedAnswer
 from eventmesh.saga.record import parse_label
