@@ -46,7 +46,7 @@ class ClosingProxy(Proxy):
         self.left = after
         self._close = close_frame
 
-    async def _pass_on(
+    async def _forward(
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
@@ -54,7 +54,7 @@ class ClosingProxy(Proxy):
         direction: Direction,
     ) -> None:
         if direction is Direction.TO_SERVER:
-            await super()._pass_on(reader, writer, pair, direction)
+            await super()._forward(reader, writer, pair, direction)
             return
         with suppress(asyncio.IncompleteReadError):
             async for channel, frame in frames(reader):

@@ -30,7 +30,7 @@ SLICES_PER_SECOND = 50
 
 
 class Direction(Enum):
-    """Which way bytes go."""
+    """The direction in which bytes are forwarded."""
 
     TO_SERVER = auto()
     TO_CLIENT = auto()
@@ -38,36 +38,36 @@ class Direction(Enum):
 
 @dataclass(eq=False, slots=True)
 class _Pair:
-    """A client's connection and, once it is made, ours to the server."""
+    """A client's connection and, once it exists, the proxy's connection to the server."""
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter | None = None
     flows: asyncio.Event = field(default_factory=asyncio.Event)
 
     def reset(self) -> None:
-        """End both at once by a TCP reset, with whatever is on its way."""
+        """Reset both connections at once; bytes in flight are lost."""
         for writer in (self.client, self.server):
             if writer is not None:
                 _reset(writer)
 
 
 @dataclass(eq=False, slots=True)
-class _Trap:
-    """Does something, once, when so many bytes more have gone one way."""
+class _Trigger:
+    """An action that runs once, after this number of further bytes in one direction."""
 
     direction: Direction
     left: int
-    spring: Callable[[], None]
-    sprung: asyncio.Event = field(default_factory=asyncio.Event)
+    action: Callable[[], None]
+    fired: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Proxy:
-    """Passes bytes on between those who connect to `url` and the server, as long as it is let."""
+    """Forwards bytes between its clients, which connect to `url`, and the server."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.url = ""
         self.passed = dict.fromkeys(Direction, 0)
-        """How many bytes went which way so far."""
+        """How many bytes were forwarded in each direction so far."""
         self.ends: dict[Direction, list[int]] = {direction: [] for direction in Direction}
         """The values of `passed` after each part that was forwarded at once."""
         self._target = target
@@ -79,46 +79,46 @@ class Proxy:
         self._ends = asyncio.Event()
         self._ends.set()
         self._bytes_per_second: float | None = None
-        self._trap: _Trap | None = None
+        self._trigger: _Trigger | None = None
 
     @property
     def connections(self) -> int:
-        """How many there are now."""
+        """The number of open connections."""
         return len(self._pairs)
 
-    # What happens to connections
+    # Faults
 
     def cut(self) -> None:
-        """Reset all connections, with whatever is on its way; new ones are taken."""
+        """Reset all connections; bytes in flight are lost. New connections are accepted."""
         for pair in self._pairs:
             pair.reset()
 
     async def cut_after(self, count: int, direction: Direction = Direction.TO_SERVER) -> None:
-        """Pass on `count` bytes more in this direction, in whichever connections, and then cut
-        all. Returns once it has happened."""
-        trap = self._trap = _Trap(direction, count, self.cut)
+        """Forward `count` more bytes in this direction, counted over all connections, and then cut
+        them all. Returns after the cut."""
+        trigger = self._trigger = _Trigger(direction, count, self.cut)
         try:
-            await trap.sprung.wait()
+            await trigger.fired.wait()
         finally:
-            self._trap = None
+            self._trigger = None
 
     @asynccontextmanager
     async def silent_after(
         self, count: int, direction: Direction = Direction.TO_SERVER
     ) -> AsyncIterator[asyncio.Event]:
-        """While the context is open, pass on `count` bytes more in this direction, in whichever
-        connections, and then nothing either way, as when `silent`. The event is set then."""
-        trap = self._trap = _Trap(direction, count, self._hush)
+        """While the context is open, forward `count` more bytes in this direction, counted over all
+        connections, and then fall silent, as `silent` does. The yielded event is then set."""
+        trigger = self._trigger = _Trigger(direction, count, self._fall_silent)
         try:
-            yield trap.sprung
+            yield trigger.fired
         finally:
-            self._trap = None
-            self._go_on()
+            self._trigger = None
+            self._resume()
 
     @asynccontextmanager
     async def refusing(self) -> AsyncIterator[None]:
-        """While the context is open, there is nobody at this address: connections that are open
-        are reset, and new ones refused."""
+        """While the context is open, nothing listens at this address: open connections are reset
+        and new ones refused."""
         self._stop_listening()
         self.cut()
         try:
@@ -128,18 +128,18 @@ class Proxy:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """While the context is open, nothing passes either way, and nobody is told. Connections
-        are taken, and not answered. Afterwards all goes on, with nothing lost."""
-        self._hush()
+        """While the context is open, forward nothing in either direction, without any error.
+        New connections are accepted, but get no answer. Afterwards all bytes are forwarded."""
+        self._fall_silent()
         try:
             yield
         finally:
-            self._go_on()
+            self._resume()
 
     @contextmanager
     def keeping_ends(self) -> Iterator[None]:
-        """While the context is open, the last bytes of a connection pass, but not its end, as when
-        the two come in packets of their own; afterwards the ends pass, too."""
+        """While the context is open, forward the last bytes of a connection, but not its end, as if
+        the end came in a later packet. Afterwards the ends are forwarded too."""
         self._ends.clear()
         try:
             yield
@@ -147,25 +147,25 @@ class Proxy:
             self._ends.set()
 
     def forget(self) -> None:
-        """Never pass another byte in the connections that are open, without closing them, as a
-        firewall does that was restarted; new ones work."""
+        """Forward no further byte in the open connections, without closing them, like a firewall
+        that was restarted. New connections work."""
         for pair in self._pairs:
             pair.flows = asyncio.Event()
         self._pairs.clear()
 
     def throttle(self, bytes_per_second: float | None) -> None:
-        """Pass on no more than this in each connection and direction; None: all there is."""
+        """Limit the rate in each connection and direction; None is no limit."""
         self._bytes_per_second = bytes_per_second
 
     def retarget(self, url: str) -> None:
-        """Cut all connections; those made from now on lead to the server of this URL."""
+        """Cut all connections, and connect new clients to the server of this URL."""
         self._target = _address(url)
         self.cut()
 
-    # How it works
+    # Implementation
 
     async def open(self, port: int = 0) -> int:
-        """Listen on this port of 127.0.0.1, or on a free one; returns which."""
+        """Listen on this port of 127.0.0.1, or on a free one; returns the port."""
         for attempt in range(LISTEN_ATTEMPTS):
             self._port = port or free_port()
             try:
@@ -178,31 +178,31 @@ class Proxy:
         return self._port
 
     async def close(self) -> None:
-        """Cut all connections and return once nothing of them is left."""
+        """Cut all connections, and return once they are closed."""
         self._stop_listening()
         for task in self._serving:
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
 
     async def _listen(self) -> None:
-        self._listener = await asyncio.start_server(self._take, "127.0.0.1", self._port)
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
 
     def _stop_listening(self) -> None:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
 
-    def _hush(self) -> None:
+    def _fall_silent(self) -> None:
         self._silent = True
         for pair in self._pairs:
             pair.flows.clear()
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         self._silent = False
         for pair in self._pairs:
             pair.flows.set()
 
-    def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pair = _Pair(writer)
         if not self._silent:
             pair.flows.set()
@@ -210,7 +210,7 @@ class Proxy:
         task = asyncio.ensure_future(self._serve(reader, pair))
         self._serving.add(task)
 
-        def end(_: object) -> None:  # also where it was cancelled before it began
+        def end(_: object) -> None:  # also if the task was cancelled before it began
             self._serving.discard(task)
             self._pairs.discard(pair)
             pair.reset()
@@ -221,43 +221,43 @@ class Proxy:
         await pair.flows.wait()
         if pair.client.is_closing():
             return
-        with suppress(OSError):  # the server is away, or one side was cut: then so is the other
+        with suppress(OSError):  # the server is unreachable, or one side was cut
             far_reader, pair.server = await asyncio.open_connection(*self._target)
             await asyncio.gather(
-                self._pass_on(reader, pair.server, pair, Direction.TO_SERVER),
-                self._pass_on(far_reader, pair.client, pair, Direction.TO_CLIENT),
+                self._forward(reader, pair.server, pair, Direction.TO_SERVER),
+                self._forward(far_reader, pair.client, pair, Direction.TO_CLIENT),
             )
 
-    async def _pass_on(
+    async def _forward(
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         pair: _Pair,
         direction: Direction,
     ) -> None:
-        """Pass on until the end of what is read, and end the other side then."""
+        """Forward until the reader ends, and then end the other side."""
         while data := await reader.read(self._chunk()):
             while data:
                 await pair.flows.wait()
-                part = self._up_to_the_trap(data, direction)
+                part = self._up_to_trigger(data, direction)
                 data = data[len(part) :]
                 writer.write(part)
                 await writer.drain()
                 self.passed[direction] += len(part)
                 self.ends[direction].append(self.passed[direction])
-                await self._after(part)
+                await self._after_forwarding(part)
         await pair.flows.wait()
         await self._ends.wait()
         with suppress(NotImplementedError, OSError):
             writer.write_eof()
 
-    async def _after(self, part: bytes) -> None:
-        """Spring a trap that is due, and let time pass where there is to be some."""
-        trap = self._trap
-        if trap is not None and trap.left == 0:
-            self._trap = None
-            trap.sprung.set()
-            trap.spring()
+    async def _after_forwarding(self, part: bytes) -> None:
+        """Run the trigger if it is due, and sleep if the direction is throttled."""
+        trigger = self._trigger
+        if trigger is not None and trigger.left == 0:
+            self._trigger = None
+            trigger.fired.set()
+            trigger.action()
         if self._bytes_per_second is not None:
             await asyncio.sleep(len(part) / self._bytes_per_second)
 
@@ -266,18 +266,18 @@ class Proxy:
             return CHUNK
         return max(int(self._bytes_per_second / SLICES_PER_SECOND), 1)
 
-    def _up_to_the_trap(self, data: bytes, direction: Direction) -> bytes:
-        trap = self._trap
-        if trap is None or trap.direction is not direction:
+    def _up_to_trigger(self, data: bytes, direction: Direction) -> bytes:
+        trigger = self._trigger
+        if trigger is None or trigger.direction is not direction:
             return data
-        part = data[: trap.left]
-        trap.left -= len(part)
+        part = data[: trigger.left]
+        trigger.left -= len(part)
         return part
 
 
 @asynccontextmanager
 async def proxy_before(url: str) -> AsyncIterator[Proxy]:
-    """A proxy on a free port of 127.0.0.1 before the server of this URL, which names its port."""
+    """A proxy on a free port of 127.0.0.1 for the server of this URL, which must name its port."""
     proxy = Proxy(_address(url))
     port = await proxy.open()
     parts = urlsplit(url)
@@ -297,7 +297,7 @@ def _address(url: str) -> tuple[str, int]:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """End a connection by a TCP reset: the other side reads no tidy end."""
+    """End a connection by a TCP reset: the other side gets an error, and not an orderly end."""
     connection = writer.get_extra_info("socket")
     if connection is not None and connection.fileno() >= 0:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
