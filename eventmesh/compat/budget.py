@@ -23,8 +23,8 @@ from pydantic_core import to_json
 Answer = TypeVar("Answer")
 
 
-class Unproved(Exception):
-    """Why a question about schemas cannot be answered."""
+class Undecided(Exception):
+    """A question about schemas cannot be answered; the message says why."""
 
 
 class StepBudget:
@@ -34,10 +34,10 @@ class StepBudget:
         self._left = steps
 
     def spend(self, steps: int = 1) -> None:
-        """Take these steps from the budget. Raises Unproved once more is spent than there was."""
+        """Take these steps from the budget. Raises Undecided once more is spent than there was."""
         self._left -= steps
         if self._left < 0:
-            raise Unproved("the step budget is spent")
+            raise Undecided("the step budget is spent")
 
 
 def price_of(document: Any) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from eventmesh.compat.budget import StepBudget, Unproved, price_of, with_whole_stack
+from eventmesh.compat.budget import StepBudget, Undecided, price_of, with_whole_stack
 from eventmesh.compat.changes import changes
 from eventmesh.compat.proof.algebra import Algebra
 from eventmesh.compat.proof.containment import Prover
@@ -32,17 +32,19 @@ STEPS = 80_000
 def compare(writer: Schema, reader: Schema, *, draft: str = "2020") -> Verdict:
     """Whether the reader's schema accepts every document that the writer's accepts.
 
-    `draft` is `4`, `7` or `2020`; a schema's own `$schema` wins. `format` is enforced as pydantic
-    enforces it. Compatible is proved; the witness of Breaking is valid for the writer's schema and
-    not for the reader's by two validators; whatever is neither is Unknown, such as a reference out
-    of the schema, which is never followed. UsageError for what is no JSON Schema.
+    `draft` is `4`, `7` or `2020`; a schema's own `$schema` takes precedence. `format` is enforced
+    as pydantic enforces it. Compatible is proved. Breaking has a witness: a document that the
+    writer's schema accepts and the reader's rejects. Everything else is Unknown, for example if a
+    reference leads out of the schema; such references are never followed.
+
+    Raises UsageError if a schema is not valid.
     """
     check_draft(draft)
     try:
         check_schema(writer, draft, "The writer's schema")
         check_schema(reader, draft, "The reader's schema")
         return with_whole_stack(lambda: _compare(writer, reader, draft))
-    except Unproved as error:
+    except Undecided as error:
         return Unknown(str(error))
     except RecursionError:
         return Unknown("the schemas are nested too deeply")
@@ -68,7 +70,7 @@ def _compare(writer: Schema, reader: Schema, draft: str) -> Verdict:
         witness = _witness(step, judge)
         if witness is not _NONE:
             return Breaking(witness, found, explain(reader, draft, witness))
-    return Unknown("no document was found that breaks, and no proof that there is none", found)
+    return Unknown("found neither a document that breaks nor a proof that there is none", found)
 
 
 def _candidates(writer: Schema, reader: Schema, algebra: Algebra) -> Iterator[Any]:
@@ -76,7 +78,7 @@ def _candidates(writer: Schema, reader: Schema, algebra: Algebra) -> Iterator[An
     budget = StepBudget(STEPS)
     left = algebra.difference()
     if left is not None and left is not True:
-        with suppress(Unproved):
+        with suppress(Undecided):
             yield from islice(Maker(normal(left, "2020"), budget=budget).candidates(), 300)
     yield from islice(Maker(writer, reader, budget=budget).candidates(), TRIES)
 
@@ -88,7 +90,7 @@ def _witness(candidates: Iterator[Any], judge: _Judge) -> Any:
     """A small document that breaks; one that no engine of patterns minds, if there is one."""
     fallback = _NONE
     budget = StepBudget(STEPS)
-    with suppress(Unproved):  # the budget is spent
+    with suppress(Undecided):  # the budget is spent
         for candidate in candidates:
             budget.spend(price_of(candidate))
             if not judge.refutes(candidate):
@@ -145,7 +147,7 @@ def documents(
     """At most `limit` documents that the schema accepts, simplest first, always the same ones.
 
     They lie on its bounds and, where `also` names other schemas, beside the bounds of those.
-    UsageError for what is no JSON Schema; Unproved for a schema that cannot be read here.
+    Raises UsageError if a schema is not valid, and Undecided if it cannot be handled here.
     """
     check_draft(draft)
     for one in (schema, *also):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from eventmesh.compat.budget import StepBudget, Unproved
+from eventmesh.compat.budget import StepBudget, Undecided
 from eventmesh.compat.proof.leaves import (
     implies,
     never_both,
@@ -60,7 +60,7 @@ class Prover:
         """The same for a part of both. False where there is no proof within the step budget."""
         try:
             return self._contained(writer, reader)
-        except (Unproved, Irregular):
+        except (Undecided, Irregular):
             self._depth = 0
             self._assumed.clear()
             return False
@@ -80,7 +80,7 @@ class Prover:
             return False
         self._budget.spend(10)
         if self._depth >= MAX_DEPTH:
-            raise Unproved("the schemas are nested too deeply")
+            raise Undecided("the schemas are nested too deeply")
         before = len(self._assumed)
         self._assumed[goal] = None
         self._depth += 1

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
-from eventmesh.compat.budget import StepBudget, Unproved
+from eventmesh.compat.budget import StepBudget, Undecided
 from eventmesh.compat.compare import accepts, compare
 from eventmesh.compat.pydantic_models.documents import (
     Path,
@@ -111,7 +111,7 @@ def compare_model(
     """
     try:
         return _question(writer, reader, cast, samples, writer_model).answer()
-    except Unproved as error:  # a writer's schema that nobody here has made
+    except Undecided as error:  # a writer's schema that nobody here has made
         return Unknown(str(error))
     except RecursionError:
         return Unknown("the models are nested too deeply")

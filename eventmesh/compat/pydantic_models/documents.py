@@ -10,7 +10,7 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Annotated, Any
 
-from eventmesh.compat.budget import Unproved
+from eventmesh.compat.budget import Undecided
 from eventmesh.compat.compare import accepts, compare, documents
 from eventmesh.compat.pydantic_models.schemas import CHECKED, DECIMAL, plain
 from eventmesh.compat.schema.pointers import at, escaped, parts_of
@@ -183,7 +183,7 @@ def _as_many(schema: Any, also: Sequence[Any], limit: int) -> list[Any]:
     for others, most in ((also, limit), ((), 10), ((), 1)):
         try:
             return documents(plain(schema), also=others, limit=most)
-        except Unproved:
+        except Undecided:
             continue
     return []
 

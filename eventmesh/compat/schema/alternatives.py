@@ -13,7 +13,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from eventmesh.compat.budget import StepBudget, Unproved
+from eventmesh.compat.budget import StepBudget, Undecided
 from eventmesh.compat.schema.flat import Flat, closed
 from eventmesh.compat.schema.narrowing import FAILING, FAILS, narrow
 from eventmesh.compat.schema.reading import Schema
@@ -27,7 +27,7 @@ MAX_LOOKS = 6
 """References and fields that are followed to see whether branches are apart."""
 
 
-class TooMany(Unproved):
+class TooMany(Undecided):
     """The schema has more alternatives than are looked at."""
 
 

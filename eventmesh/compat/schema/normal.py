@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eventmesh.compat.budget import Unproved
+from eventmesh.compat.budget import Undecided
 from eventmesh.compat.schema.formats import FORMATS
 from eventmesh.compat.schema.reading import Schema, check_target, dialect, stated
 from eventmesh.compat.schema.shared import Reference, Root, share
@@ -44,7 +44,7 @@ _NAMED = {"properties", "patternProperties", "dependentSchemas"}
 def normal(schema: Schema, draft: str) -> Schema:
     """The schema in its normal form.
 
-    Raises Unproved where a reference leads out of it, or nowhere.
+    Raises Undecided where a reference leads out of it, or nowhere.
     """
     return normal_forms([schema], draft)[0]
 
@@ -73,7 +73,7 @@ def _written(schema: Schema, draft: str) -> tuple[Schema, Mapping[str, Any]]:
     try:
         root = writer.write(schema, registry.resolver(identity or ""))
     except (Unresolvable, NoSuchResource, PointerToNowhere) as error:
-        raise Unproved(f"the reference {str(error.ref)[:200]!r} leads nowhere here") from None
+        raise Undecided(f"the reference {str(error.ref)[:200]!r} cannot be resolved") from None
     return root, writer.definitions
 
 
@@ -103,7 +103,7 @@ class _Writer:
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, dict):
-            raise Unproved("a reference leads to what is no schema")
+            raise Undecided("the target of a reference is not a valid schema")
         identity = schema.get("$id", schema.get("id") if self.draft == "4" else None)
         if isinstance(identity, str) and schema is not self.root and not identity.startswith("#"):
             from referencing.jsonschema import specification_with
@@ -140,7 +140,7 @@ class _Writer:
     def _refer_dynamically(self, reference: str, resolver: Resolver[Any]) -> Schema:
         anchor = reference.rpartition("#")[2]
         if _count_anchors(self.root, anchor) > 1:
-            raise Unproved(f"where the dynamic reference {reference!r} leads depends on the way")
+            raise Undecided(f"the dynamic reference {reference!r} has more than one target")
         return self._refer(reference, resolver)
 
     def _keywords(self, schema: Mapping[str, Any], resolver: Resolver[Any]) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class _Writer:
 
 def _check_pattern(pattern: str) -> None:
     if len(pattern) > MAX_PATTERN:
-        raise Unproved(f"it has a pattern of more than {MAX_PATTERN:,} characters")
+        raise Undecided(f"the schema has a pattern of more than {MAX_PATTERN:,} characters")
 
 
 def _add_dependencies(

@@ -1,11 +1,20 @@
-"""Reading a schema that somebody else wrote: refuses what is no schema, or is too large."""
+"""Checks a schema before anything else reads it.
+
+Schemas come from files that other teams wrote, so nothing about them is taken for granted. Before
+a comparison begins, this module makes sure that a schema consists of JSON values only, does not
+contain itself, is small enough to be compared and is valid by the meta-schema of its draft.
+
+Two errors keep two cases apart. `UsageError` means that the schema is not valid: its author has to
+correct it, and the message says where. `Undecided` means that it may be valid but cannot be
+compared here, for example because it is nested too deeply: the verdict is Unknown.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from eventmesh.compat.budget import Unproved
+from eventmesh.compat.budget import Undecided
 from eventmesh.errors import UsageError
 
 Schema = dict[str, Any] | bool
@@ -28,7 +37,7 @@ _URIS = {draft: uri for uri, draft in _DIALECTS.items()}
 
 
 def check_draft(draft: str) -> None:
-    """UsageError for a draft that cannot be asked for."""
+    """Raises UsageError for a draft that is not supported."""
     if draft not in DRAFTS:
         raise UsageError(f"The draft {draft!r} is unknown: use one of {', '.join(DRAFTS)}.")
 
@@ -40,7 +49,7 @@ def dialect(schema: Schema, draft: str) -> str:
         return draft
     found = _DIALECTS.get(stated.rstrip("#"))
     if found is None:
-        raise Unproved(f"the dialect {stated[:100]!r} is not known")
+        raise Undecided(f"the dialect {stated[:100]!r} is not supported")
     return found
 
 
@@ -52,8 +61,8 @@ def stated(schema: Schema, draft: str) -> Schema:
 
 
 def check_schema(schema: Any, draft: str, where: str = "The schema") -> None:
-    """UsageError, saying where, for what is no JSON Schema of its draft; Unproved for what may be
-    one but is too large to be compared."""
+    """Raises UsageError, which says where, if this is not a valid JSON Schema of its draft, and
+    Undecided if it is too large to be compared."""
     if not isinstance(schema, dict | bool):
         raise UsageError(
             f"{where} is {_kind(schema)}: a JSON Schema is an object, or true or false."
@@ -63,16 +72,18 @@ def check_schema(schema: Any, draft: str, where: str = "The schema") -> None:
 
 
 def check_target(schema: Any, draft: str) -> None:
-    """Unproved where a reference leads to what is no schema; what stands below keywords that
-    nobody knows has not been looked at before."""
+    """Raises Undecided if the target of a reference is not a valid schema.
+
+    A target below an unknown keyword has not been checked together with the whole schema.
+    """
     import jsonschema_rs
 
     if not isinstance(schema, dict):
-        raise Unproved("a reference leads to what is no schema")
+        raise Undecided("the target of a reference is not a valid schema")
     try:
         jsonschema_rs.meta.validate(stated(schema, dialect(schema, draft)))
     except (jsonschema_rs.ValidationError, ValueError):
-        raise Unproved("a reference leads to what is no schema") from None
+        raise Undecided("the target of a reference is not a valid schema") from None
 
 
 Way = tuple["Way", str | int] | None
@@ -90,14 +101,16 @@ def _check_json(schema: Schema, where: str) -> None:
             continue
         nodes += 1
         if nodes > MAX_NODES:
-            raise Unproved(f"the schema has more than {MAX_NODES:,} values")
+            raise Undecided(f"the schema has more than {MAX_NODES:,} values")
         if type(value) is not dict and type(value) is not list:
             _check_scalar(value, way, where)
             continue
         if id(value) in inside:
-            raise UsageError(f"{where} contains itself at {_pointer(way)}: that is no JSON.")
+            raise UsageError(
+                f"{where} contains itself at {_pointer(way)}, so it is not valid JSON."
+            )
         if depth >= MAX_DEPTH:
-            raise Unproved(f"the schema is nested more than {MAX_DEPTH} levels deep")
+            raise Undecided(f"the schema is nested more than {MAX_DEPTH} levels deep")
         inside.add(id(value))
         ahead.append((value, way, depth, True))
         if isinstance(value, list):
@@ -107,7 +120,7 @@ def _check_json(schema: Schema, where: str) -> None:
             _check_scalar(name, way, where)
             if not isinstance(name, str):
                 raise UsageError(
-                    f"{where} has the name {name!r} at {_pointer(way)}: names are texts."
+                    f"{where} has the name {name!r} at {_pointer(way)}: names must be strings."
                 )
             ahead.append((entry, (way, name), depth + 1, False))
 
@@ -115,11 +128,13 @@ def _check_json(schema: Schema, where: str) -> None:
 def _check_scalar(value: Any, way: Way, where: str) -> None:
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise UsageError(f"{where} holds half a character at {_pointer(way)}: that is no JSON.")
+            raise UsageError(
+                f"{where} has a lone surrogate at {_pointer(way)}: it is not valid JSON."
+            )
     elif isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{where} holds {value} at {_pointer(way)}: that is no JSON number.")
+        raise UsageError(f"{where} has {value} at {_pointer(way)}, which is not a JSON number.")
     elif value is not None and not isinstance(value, bool | int | float):
-        raise UsageError(f"{where} holds {_kind(value)} at {_pointer(way)}: that is no JSON.")
+        raise UsageError(f"{where} has {_kind(value)} at {_pointer(way)}, which is not JSON.")
 
 
 def _pointer(way: Way) -> str:
@@ -138,10 +153,10 @@ def _check_meta(schema: Schema, draft: str, where: str) -> None:
     except jsonschema_rs.ValidationError as error:
         pointer = "".join(f"/{part}" for part in error.instance_path)
         raise UsageError(
-            f"{where} is no JSON Schema: at {pointer or '/'}, {error.message[:300]}."
+            f"{where} is not a valid JSON Schema: at {pointer or '/'}, {error.message[:300]}."
         ) from None
     except ValueError as error:  # such as its limit on recursion
-        raise Unproved(f"the schema cannot be read: {error}") from None
+        raise Undecided(f"the schema cannot be read: {error}") from None
 
 
 def _kind(value: Any) -> str:

@@ -1,8 +1,18 @@
-"""Regular expressions as automata: whether a text can match these and none of those, and which.
+"""Compares patterns as automata: is there a text that matches these and none of those?
 
-Patterns are searched for, as JSON Schema does it, and are read as ECMA-262 or, with `unicode`, as
-the engines that count the digits and letters of all scripts. What is not a regular language
-(look-around, back-references, word boundaries) is refused with `Irregular`.
+Whether every text that matches `^ab$` also matches `^a` is the same question as whether no text
+matches the first and not the second. So `example` walks the automata of all patterns side by side,
+one character at a time, and returns the shortest such text, or None once all states have been
+visited, which is a proof. It tries one character for each set that no pattern tells apart: for
+`[a-z]` and `\\d` one lower-case letter, one digit and one other character are enough.
+
+A pattern is searched for, as JSON Schema defines it: without anchors, any text may stand before
+and after the match. Validators differ on `\\d`, `\\w` and the dot. Patterns are read as ECMA-262
+has it or, with `unicode`, as engines read them that count the digits and letters of all scripts; a
+proof must hold for both. `Irregular` is raised for what is not a regular language (look-around,
+back-references, word boundaries), for what engines read differently, and for patterns that are too
+large. The work is bounded by steps, so that a pattern such as `(a|b)*a(a|b){20}`, whose
+deterministic automaton has two million states, cannot stall anything.
 """
 
 from __future__ import annotations
@@ -36,12 +46,16 @@ _PLAIN = "aA0b1 -_.:/@,é😀"
 
 
 class Irregular(Exception):
-    """Not a regular language, or too large a one to be walked."""
+    """The pattern is not a regular language that can be compared here; the message says why."""
 
 
 @dataclass(slots=True)
 class _Automaton:
-    """States with moves on ranges of characters, free moves, and moves at either end of a text."""
+    """A nondeterministic automaton.
+
+    Its states have moves that read one character of some ranges, free moves that read nothing, and
+    moves that are free only at the start or at the end of the text (`^` and `$`).
+    """
 
     moves: list[list[tuple[Ranges, int]]] = field(default_factory=list)
     free: list[list[int]] = field(default_factory=list)
@@ -50,7 +64,7 @@ class _Automaton:
     first: int = 0
     last: int = 0
     known: dict[tuple[frozenset[int], int], frozenset[int]] = field(default_factory=dict)
-    """Steps that were taken before, some thousands at the most."""
+    """A cache of steps; it is cleared when it has `MAX_STEPS` entries."""
 
     def state(self) -> int:
         if len(self.moves) >= MAX_STATES:
@@ -101,8 +115,8 @@ def example(
     unicode: bool = False,
     budget: StepBudget,
 ) -> str | None:
-    """The shortest text that matches all of `matching` and none of `missing`; None if there is
-    none, which is a proof. Irregular when that cannot be told."""
+    """The shortest text that matches all of `matching` and none of `missing`, or None, which
+    proves that there is none. Raises Irregular if that cannot be decided."""
     found = examples(
         matching,
         missing,
@@ -123,7 +137,7 @@ def examples(
     unicode: bool = False,
     budget: StepBudget,
 ) -> Iterator[str]:
-    """Such texts, one for each way to end, the shortest first."""
+    """Texts as `example` returns them, one for each set of final states, the shortest first."""
     wanted = [_compile(pattern, unicode) for pattern in matching]
     barred = [_compile(pattern, unicode) for pattern in missing]
     automata = [*wanted, *barred]
@@ -152,7 +166,7 @@ def examples(
                     raise Irregular("the patterns are too large to be compared")
                 moved = tuple(a.step(s, char) for a, s in zip(automata, states, strict=True))
                 if not all(moved[: len(wanted)]):
-                    continue  # one that must match never can from here
+                    continue  # a pattern that must match cannot match any more
                 # Beyond the bounds on the length, only the states count.
                 bound = min_length if max_length is None else max_length
                 mark = (moved, min(length + 1, bound), False)
@@ -175,7 +189,7 @@ def _alphabet(automata: Sequence[_Automaton]) -> list[int]:
     signatures = set()
     for low, high in zip(edges, [*edges[1:], _LAST + 1], strict=True):
         if 0xD800 <= low <= 0xDFFF:
-            continue  # lone surrogates are no text
+            continue  # lone surrogates do not occur in JSON texts
         signature = tuple(
             any(a <= low <= b for a, b in ranges)
             for automaton in automata
@@ -200,7 +214,7 @@ def _compile(pattern: str, unicode: bool) -> _Automaton:
     begin, end = automaton.state(), automaton.state()
     first, last = parser.alternatives(0)
     if parser.place != len(pattern):
-        raise Irregular("the pattern cannot be read")
+        raise Irregular("the pattern is not valid")
     # A pattern is searched for: anything may stand before it and after it.
     automaton.moves[begin].append((_ANY, begin))
     automaton.free[begin].append(first)
@@ -284,11 +298,11 @@ class _Parser:
             inside, closed, _ = self.pattern[self.place + 1 :].partition("}")
             low, comma, high = inside.partition(",")
             if not (closed and low.isascii() and low.isdigit()) or (high and not high.isdigit()):
-                raise Irregular("a brace that counts nothing")
+                raise Irregular("a brace without a valid count")
             least = int(low)
             most = (int(high) if high else None) if comma else least
             if most is not None and (most < least or most > MAX_STATES):
-                raise Irregular("a count that cannot be")
+                raise Irregular("a count that is not valid")
             if least > MAX_STATES:
                 raise Irregular("the pattern is too large")
             self.place += len(inside) + 2
@@ -327,7 +341,7 @@ class _Parser:
                 self.place += 1
         piece = self.alternatives(depth + 1)
         if not self._take(")"):
-            raise Irregular("a group that does not end")
+            raise Irregular("a group that is not closed")
         return piece
 
     def _end(self, table: list[list[int]]) -> Piece:
@@ -349,7 +363,7 @@ class _Parser:
                 self.place += 1
                 high = self._member()
                 if len(high) != 1 or high[0][0] != high[0][1] or high[0][0] < low[0][0]:
-                    raise Irregular("a range that cannot be")
+                    raise Irregular("a range that is not valid")
                 low = ((low[0][0], high[0][0]),)
             found.extend(low)
         ranges = tuple(sorted(found))
@@ -360,13 +374,13 @@ class _Parser:
 
     def _member(self) -> Ranges:
         if self.place >= len(self.pattern):
-            raise Irregular("a class that does not end")
+            raise Irregular("a character class that is not closed")
         char = self.pattern[self.place]
         self.place += 1
         if char == "\\":
             return self._escape(in_class=True)
         if char == "[" or (char in "&-~" and self._ahead(char)):
-            raise Irregular("a class that engines read differently")
+            raise Irregular("a character class that engines read differently")
         return ((ord(char), ord(char)),)
 
     def _escape(self, *, in_class: bool) -> Ranges:
@@ -390,7 +404,7 @@ class _Parser:
         if char in "xu":
             return self._coded(2 if char == "x" else 4)
         if char.isalnum():
-            raise Irregular("an escape that is no regular language")
+            raise Irregular("an escape that is not a regular language")
         return ((ord(char), ord(char)),)
 
     def _coded(self, digits: int) -> Ranges:

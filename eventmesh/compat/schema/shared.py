@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from eventmesh.compat.budget import Unproved
+from eventmesh.compat.budget import Undecided
 from eventmesh.compat.schema.reading import MAX_NODES, Schema
 from eventmesh.compat.schema.values import same
 
@@ -73,7 +73,7 @@ def share(roots: Sequence[tuple[Schema, Mapping[str, Any]]]) -> list[Schema]:
     """The schemas, each given with its own definitions, in one set of terms.
 
     Each result carries the definitions that it needs in `$defs`; a name there means the same in
-    all of them. Raises Unproved where a schema is too large with its references followed.
+    all of them. Raises Undecided where a schema is too large with its references followed.
     """
     definitions = {
         (side, name): body for side, (_, known) in enumerate(roots) for name, body in known.items()
@@ -154,7 +154,7 @@ class _Parts:
         while isinstance(body := self._definitions[target], Reference):
             target = target[0], name_of(body)
             if target in seen:
-                raise Unproved("a reference leads to nothing but itself")
+                raise Undecided("a reference refers only to itself")
             seen.add(target)
         return target
 
@@ -201,7 +201,9 @@ class _Parts:
             return number
         _, followed = self._size(number)
         if followed > MAX_NODES:
-            raise Unproved(f"the schema has more than {MAX_NODES:,} values, by its references")
+            raise Undecided(
+                f"the schema has more than {MAX_NODES:,} values once references are resolved"
+            )
         made = self._made_of(number)
         whole = Root({"allOf": [made]} if "$ref" in made else made)
         whole.part = made

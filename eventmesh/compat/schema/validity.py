@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from eventmesh.compat.budget import Unproved
+from eventmesh.compat.budget import Undecided
 from eventmesh.compat.schema.formats import checks
 from eventmesh.compat.schema.reading import Schema, dialect, stated
 
@@ -18,7 +18,7 @@ Check = Callable[[Any], bool]
 
 
 def validator(schema: Schema, draft: str) -> Check:
-    """Whether a document is accepted, by `jsonschema-rs`. Unproved for a schema it cannot take."""
+    """Whether a document is accepted, by `jsonschema-rs`. Undecided for a schema it cannot take."""
     import jsonschema_rs
 
     if isinstance(schema, bool):
@@ -31,7 +31,7 @@ def validator(schema: Schema, draft: str) -> Check:
             offline=True,
         )
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
-        raise Unproved(f"the schema cannot be used: {_first_line(error)}") from None
+        raise Undecided(f"the schema cannot be used: {_first_line(error)}") from None
     return made.is_valid
 
 
@@ -81,7 +81,7 @@ def matches(pattern: str, text: str) -> bool:
 def _matcher(pattern: str) -> Check:
     try:
         return validator({"pattern": pattern}, "2020")
-    except Unproved:
+    except Undecided:
         return lambda text: False
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from eventmesh.compat.budget import StepBudget, Unproved, price_of
+from eventmesh.compat.budget import StepBudget, Undecided, price_of
 
 
 def shrunk(document: Any, holds: Callable[[Any], bool], budget: StepBudget) -> Any:
@@ -16,7 +16,7 @@ def shrunk(document: Any, holds: Callable[[Any], bool], budget: StepBudget) -> A
     smallest one so far is the answer.
     """
     smaller = True
-    with suppress(Unproved):
+    with suppress(Undecided):
         while smaller:
             smaller = False
             for candidate in _smaller(document):
