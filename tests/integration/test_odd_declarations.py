@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,6 @@ Put = Callable[[dict[str, str], bytes], Awaitable[None]]
 Attributes = Callable[[], dict[str, str]]
 
 PASSWORD = "sesame"  # noqa: S105  # not a secret: it must not be printed
-SLOW = b'{"owner": "slow", "cents": 100}'
 
 
 @pytest.mark.parametrize(
@@ -106,29 +103,8 @@ async def test_lines_of_a_handlers_own_logger_are_printed_whatever_its_name(
     assert "depositing" in worker.events()
 
 
-def test_several_workers_report_an_unreachable_broker_once(bank: Project) -> None:
-    url = "redis://127.0.0.1:1"
-    bank.run("worker", "bank", "--workers", "2", EVENTMESH_BROKER_URL=url).fails(3)
-
-
-async def test_workers_drain_if_a_service_manager_signals_every_process(
-    bank: Project, put: Put, attributes: Attributes
-) -> None:
+def test_workers_do_not_outlive_their_parent(bank: Project, wait_until: Callable[..., Any]) -> None:
     worker = bank.worker("--workers", "2", processes=2)
-    await put(bank, attributes(), SLOW)
-    worker.until_says("depositing")
-    for pid in [*worker.children(), worker.process.pid]:
-        os.kill(pid, signal.SIGTERM)
-    worker.until_says("worker draining", 2)
-    bank.write("go", "")
-    assert worker.ended().code == 0
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_workers_do_not_outlive_their_parent(
-    bank: Project, processes: int, wait_until: Callable[..., Any]
-) -> None:
-    worker = bank.worker("--workers", str(processes), processes=processes)
     worker.process.kill()
     worker.process.wait()
     wait_until(lambda: not bank.processes(), "the children to end", 10)
