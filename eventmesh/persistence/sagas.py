@@ -38,7 +38,7 @@ from eventmesh.persistence.dialects.sql import UtcDateTime, database_now
 from eventmesh.persistence.tables import outbox, saga, saga_log
 
 MOST_NAMES = 255
-"""Characters of what a saga waits for that are stored to be listed by; the rest is cut."""
+"""Characters of what a saga waits for that can be stored, to be listed by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def _values(row: SagaRow) -> dict[str, Any]:
         "new_details": row.details,
         "new_key": row.key,
         "new_is_open": True if row.is_open else None,
-        "new_waiting_for": row.waiting_for[:MOST_NAMES],
+        "new_waiting_for": row.waiting_for,
         "new_due_at": row.due_at,
     }
 

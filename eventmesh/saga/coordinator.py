@@ -202,7 +202,7 @@ class Coordinator:
             self._incoming(message, envelope)
             for message, envelope in zip(messages, envelopes, strict=True)
         ]
-        ids = {each.saga_id for each in incoming if each.saga_id is not None}
+        ids = {each.saga_id or each.envelope.unique_id for each in incoming if each.key is None}
         keys = {each.key for each in incoming if each.key is not None}
         rows = await sagas.lock(transaction.session, self._definition.name, ids, keys)
         work = _Work({row.id: row for row in rows})
@@ -234,6 +234,8 @@ class Coordinator:
         if type(message) in definition.starts:
             return _Incoming(message, envelope)
         if isinstance(message, SagaSignal):
+            if not _SAGA_ID.fullmatch(message.saga_id):
+                raise Reject(f"{message.saga_id!r} is not the id of a saga of {definition.name}.")
             happening: Happening = (
                 WaitedTooLong(message.label)
                 if message.what == "timed_out"
@@ -300,6 +302,9 @@ class Coordinator:
         self._take(transition, saga_id, work, transaction, each, {})
 
     def _start(self, each: _Incoming, work: _Work, transaction: Transaction) -> None:
+        if each.envelope.unique_id in work.rows:  # the inbox has forgotten the first one
+            self._log.info("saga has been started already", saga_id=each.envelope.unique_id)
+            return
         attributes = each.envelope.attributes
         parent = None
         if attributes.get("sagaid") and attributes.get("sagastep"):
@@ -353,20 +358,27 @@ class Coordinator:
             sagaid, sagastep = record.parent or ("", "")
             labels = {"sagaid": sagaid, "sagastep": sagastep}
             transaction.add(transition.ending, extensions=labels | chain, cause=cause)
-        key = None
-        if definition.key is not None:
-            key = before.key if before is not None else str(definition.key(record.state))
         row = row_of(
             definition,
             record,
             saga_id=saga_id,
             row_version=1 if before is None else before.row_version + 1,
-            key=key,
+            key=self._key_of(record) if before is None else before.key,
         )
         if before is not None and saga_id in work.changed:
             row = replace(row, row_version=before.row_version)  # stored once for the group
         work.rows[saga_id] = work.changed[saga_id] = row
         work.log.append(LogEntry(saga_id, {**_entry(transition, each), **entry}))
+
+    def _key_of(self, record: SagaRecord) -> str | None:
+        if self._definition.key is None:
+            return None
+        try:
+            return str(self._definition.key(record.state))
+        except Exception as error:
+            raise RuntimeError(
+                f"key= of the saga {self._definition.name} failed: {summarize(error)}"
+            ) from error
 
     def _park_unreadable(self, row: SagaRow, reason: str, each: _Incoming, work: _Work) -> None:
         assert each.happening is not None  # noqa: S101  # it exists already

@@ -35,6 +35,8 @@ _LABEL = re.compile(
     r"(?P<step>[A-Za-z_][A-Za-z0-9_]*)(\[(?P<item>\d{1,9})\])?(?P<undo>:undo)?(#(?P<attempt>\d{1,9}))?"
 )
 
+_ITEM = re.compile(r"\[\d+\]")
+
 
 @dataclass(frozen=True, slots=True)
 class Label:
@@ -146,6 +148,11 @@ class SagaRecord:
             for name, unit in self.units.items()
             if unit.items is None and unit.status in ("sent", "undo_sent")
         )
+
+    @property
+    def waiting_steps(self) -> list[str]:
+        """The same by steps, without the numbers of items: `pick`, `reserve:undo`."""
+        return sorted({_ITEM.sub("", label) for label in self.waiting})
 
     @property
     def deadline(self) -> float | None:

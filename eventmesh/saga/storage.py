@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from eventmesh.errors import EventMeshError
-from eventmesh.persistence.sagas import SagaRow
+from eventmesh.persistence.sagas import MOST_NAMES, SagaRow
 from eventmesh.saga.definition import Definition
 from eventmesh.saga.record import Parking, SagaRecord, Stored, UnitRecord
 
@@ -49,9 +49,17 @@ def row_of(
             }
         ),
         key=key,
-        waiting_for=",".join(record.waiting) or (record.parking and record.parking.unit) or "",
+        waiting_for=_waiting_for(record),
         due_at=None if record.deadline is None else datetime.fromtimestamp(record.deadline, UTC),
     )
+
+
+def _waiting_for(record: SagaRecord) -> str:
+    """What a saga is listed by: as many of its steps as there is room for."""
+    standing = record.parking.unit if record.parking else None
+    steps = record.waiting_steps or ([standing] if standing else [])
+    joined = ",".join(steps)
+    return joined if len(joined) <= MOST_NAMES else joined[: MOST_NAMES + 1].rpartition(",")[0]
 
 
 def record_of(definition: Definition, row: SagaRow) -> SagaRecord:
