@@ -17,7 +17,7 @@ from eventmesh.compat.schema.normal import bare, normal, normal_forms
 from eventmesh.compat.schema.reading import Schema, check_draft, check_schema, dialect
 from eventmesh.compat.schema.validity import Check, explain, validator
 from eventmesh.compat.search.differences import DifferenceSearch
-from eventmesh.compat.search.documents import Maker
+from eventmesh.compat.search.documents import CandidateGenerator
 from eventmesh.compat.search.shrink import shrunk
 from eventmesh.compat.verdict import Breaking, Compatible, Unknown, Verdict
 
@@ -79,8 +79,10 @@ def _candidates(writer: Schema, reader: Schema, algebra: Algebra) -> Iterator[An
     left = algebra.difference()
     if left is not None and left is not True:
         with suppress(Undecided):
-            yield from islice(Maker(normal(left, "2020"), budget=budget).candidates(), 300)
-    yield from islice(Maker(writer, reader, budget=budget).candidates(), TRIES)
+            yield from islice(
+                CandidateGenerator(normal(left, "2020"), budget=budget).candidates(), 300
+            )
+    yield from islice(CandidateGenerator(writer, reader, budget=budget).candidates(), TRIES)
 
 
 _NONE: Any = object()
@@ -155,8 +157,8 @@ def documents(
     accepted = accepts(schema, draft=draft)
     mine, *others = normal_forms([schema, *also], draft)
     budget = StepBudget(2 * STEPS * (len(also) + 1))
-    made = [Maker(mine, budget=budget).candidates()]
-    made += [Maker(mine, one, budget=budget).candidates() for one in others]
+    made = [CandidateGenerator(mine, budget=budget).candidates()]
+    made += [CandidateGenerator(mine, one, budget=budget).candidates() for one in others]
     found: list[Any] = []
     known: set[bytes] = set()
     for candidates in made:

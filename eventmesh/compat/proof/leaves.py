@@ -10,14 +10,14 @@ from typing import Any
 
 from eventmesh.compat.budget import StepBudget
 from eventmesh.compat.schema import formats
-from eventmesh.compat.schema.flat import Flat
+from eventmesh.compat.schema.alternative import Alternative
 from eventmesh.compat.schema.regular import Irregular, example
 from eventmesh.compat.schema.values import exact
 
 
-def number_within(flat: Flat, other: Flat, kind: str) -> bool:
+def number_within(alternative: Alternative, other: Alternative, kind: str) -> bool:
     """Whether the numbers of one alternative (integers or fractions) are all of the other."""
-    low, high = _lower(flat, kind), _upper(flat, kind)
+    low, high = _lower(alternative, kind), _upper(alternative, kind)
     if other.low is not None:
         if low is None or low[0] < other.low:
             return False
@@ -28,30 +28,30 @@ def number_within(flat: Flat, other: Flat, kind: str) -> bool:
             return False
         if high[0] == other.high and other.high_open and not high[1]:
             return False
-    mine = [exact(step) for step in flat.multiples]
+    mine = [exact(step) for step in alternative.multiples]
     whole = _common_multiple([*mine, Fraction(1)] if kind == "integer" else mine)
     for step in other.multiples:
         if whole is None or whole % exact(step) != 0:
             return False
-    return all(step in flat.no_multiples for step in other.no_multiples)
+    return all(step in alternative.no_multiples for step in other.no_multiples)
 
 
-def _lower(flat: Flat, kind: str) -> tuple[Any, bool] | None:
-    if flat.low is None:
+def _lower(alternative: Alternative, kind: str) -> tuple[Any, bool] | None:
+    if alternative.low is None:
         return None
     if kind == "integer":
-        least = -(-exact(flat.low) // 1)
-        return (least + 1 if flat.low_open and least == flat.low else least), False
-    return flat.low, flat.low_open
+        least = -(-exact(alternative.low) // 1)
+        return (least + 1 if alternative.low_open and least == alternative.low else least), False
+    return alternative.low, alternative.low_open
 
 
-def _upper(flat: Flat, kind: str) -> tuple[Any, bool] | None:
-    if flat.high is None:
+def _upper(alternative: Alternative, kind: str) -> tuple[Any, bool] | None:
+    if alternative.high is None:
         return None
     if kind == "integer":
-        most = exact(flat.high) // 1
-        return (most - 1 if flat.high_open and most == flat.high else most), False
-    return flat.high, flat.high_open
+        most = exact(alternative.high) // 1
+        return (most - 1 if alternative.high_open and most == alternative.high else most), False
+    return alternative.high, alternative.high_open
 
 
 def _common_multiple(steps: Sequence[Fraction]) -> Fraction | None:
@@ -61,32 +61,32 @@ def _common_multiple(steps: Sequence[Fraction]) -> Fraction | None:
     return Fraction(lcm(*(s.numerator for s in steps)), gcd(*(s.denominator for s in steps)))
 
 
-def text_within(flat: Flat, other: Flat, budget: StepBudget) -> bool:
+def text_within(alternative: Alternative, other: Alternative, budget: StepBudget) -> bool:
     """Whether the texts of one alternative are all of the other."""
-    if flat.min_length < other.min_length and not no_text(
-        flat, [], budget, max_length=other.min_length - 1
+    if alternative.min_length < other.min_length and not no_text(
+        alternative, [], budget, max_length=other.min_length - 1
     ):
         return False
     if other.max_length is not None and (
-        flat.max_length is None or flat.max_length > other.max_length
-    ) and not no_text(flat, [], budget, min_length=other.max_length + 1):  # fmt: skip
+        alternative.max_length is None or alternative.max_length > other.max_length
+    ) and not no_text(alternative, [], budget, min_length=other.max_length + 1):  # fmt: skip
         return False
     for name in other.formats:
-        if not any(formats.includes(name, mine) for mine in flat.formats):
+        if not any(formats.includes(name, mine) for mine in alternative.formats):
             return False
     for name in other.no_formats:
-        if not any(formats.includes(mine, name) for mine in flat.no_formats):
+        if not any(formats.includes(mine, name) for mine in alternative.no_formats):
             return False
     for pattern in other.patterns:
-        if pattern not in flat.patterns and not no_text(flat, [pattern], budget):
+        if pattern not in alternative.patterns and not no_text(alternative, [pattern], budget):
             return False
     return all(
-        pattern in flat.no_patterns
+        pattern in alternative.no_patterns
         or _empty(
-            [*flat.patterns, pattern],
-            flat.no_patterns,
-            flat.min_length,
-            flat.max_length,
+            [*alternative.patterns, pattern],
+            alternative.no_patterns,
+            alternative.min_length,
+            alternative.max_length,
             budget,
         )
         for pattern in other.no_patterns
@@ -94,7 +94,7 @@ def text_within(flat: Flat, other: Flat, budget: StepBudget) -> bool:
 
 
 def no_text(
-    flat: Flat,
+    alternative: Alternative,
     missing: Sequence[str],
     budget: StepBudget,
     *,
@@ -102,13 +102,15 @@ def no_text(
     max_length: int | None = None,
 ) -> bool:
     """Whether no text of the alternative has such a length and matches none of `missing`."""
-    if not flat.patterns and not missing:
+    if not alternative.patterns and not missing:
         return False
-    least = flat.min_length if min_length is None else max(min_length, flat.min_length)
-    most = flat.max_length
+    least = (
+        alternative.min_length if min_length is None else max(min_length, alternative.min_length)
+    )
+    most = alternative.max_length
     if max_length is not None:
         most = max_length if most is None else min(most, max_length)
-    return _empty(flat.patterns, [*flat.no_patterns, *missing], least, most, budget)
+    return _empty(alternative.patterns, [*alternative.no_patterns, *missing], least, most, budget)
 
 
 def spelled(values: Sequence[Any]) -> str:

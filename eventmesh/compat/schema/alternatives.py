@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eventmesh.compat.budget import StepBudget, Undecided
-from eventmesh.compat.schema.flat import Flat, closed
+from eventmesh.compat.schema.alternative import Alternative, closed
 from eventmesh.compat.schema.narrowing import FAILING, FAILS, narrow
 from eventmesh.compat.schema.reading import Schema
 from eventmesh.compat.schema.shared import is_part, key_of
@@ -42,9 +42,9 @@ class Flattener:
         self.definitions = definitions
         self._budget = budget
         self._steps = 0
-        self._known: dict[Any, list[Flat] | None] = {}
+        self._known: dict[Any, list[Alternative] | None] = {}
 
-    def alternatives(self, schemas: Sequence[Schema]) -> list[Flat]:
+    def alternatives(self, schemas: Sequence[Schema]) -> list[Alternative]:
         """What it takes to be of all these schemas; none when that is impossible. TooMany."""
         key = key_of(schemas) if all(map(is_part, schemas)) else None
         if key is None or key not in self._known:
@@ -54,47 +54,51 @@ class Flattener:
             self._known[key] = found
         return self._few(self._known[key])
 
-    def _few(self, found: list[Flat] | None) -> list[Flat]:
+    def _few(self, found: list[Alternative] | None) -> list[Alternative]:
         if found is None:
             raise TooMany("it has too many alternatives")
         return found
 
-    def _found(self, schemas: Sequence[Schema]) -> list[Flat] | None:
-        found: list[Flat] = []
+    def _found(self, schemas: Sequence[Schema]) -> list[Alternative] | None:
+        found: list[Alternative] = []
         self._steps = 0
         try:
-            for flat in self._grow(Flat(), [(schema, True) for schema in schemas], frozenset()):
-                if flat.types:
-                    found.append(flat)
+            for alternative in self._grow(
+                Alternative(), [(schema, True) for schema in schemas], frozenset()
+            ):
+                if alternative.types:
+                    found.append(alternative)
                     if len(found) > MAX_ALTERNATIVES:
                         return None
         except TooMany:
             return None
         return found
 
-    def some(self, schemas: Sequence[Schema]) -> list[Flat]:
+    def some(self, schemas: Sequence[Schema]) -> list[Alternative]:
         """As many alternatives as are looked at, for making documents."""
-        found: list[Flat] = []
+        found: list[Alternative] = []
         self._steps = 0
         with suppress(TooMany):
-            for flat in self._grow(Flat(), [(schema, True) for schema in schemas], frozenset()):
-                if flat.types:
-                    found.append(flat)
+            for alternative in self._grow(
+                Alternative(), [(schema, True) for schema in schemas], frozenset()
+            ):
+                if alternative.types:
+                    found.append(alternative)
                     if len(found) == MAX_ALTERNATIVES:
                         break
         return found
 
     def _grow(
-        self, flat: Flat, ahead: list[tuple[Schema, bool]], seen: frozenset[str]
-    ) -> Iterator[Flat]:
+        self, alternative: Alternative, ahead: list[tuple[Schema, bool]], seen: frozenset[str]
+    ) -> Iterator[Alternative]:
         """The alternatives of a conjunction of schemas and, where the flag is false, negations."""
-        flat, ahead = copy(flat), list(ahead)
+        alternative, ahead = copy(alternative), list(ahead)
         while ahead:
             self._steps += 1
             self._budget.spend(4)
             if self._steps > MAX_STEPS:
                 raise TooMany("it has too many alternatives")
-            if not flat.types:
+            if not alternative.types:
                 return
             schema, positive = ahead.pop(0)
             if isinstance(schema, bool):
@@ -104,23 +108,25 @@ class Flattener:
             reference = schema.get("$ref")
             if isinstance(reference, str):
                 if reference in seen:
-                    flat.exact = False  # it is asked about itself: nothing is learnt
+                    alternative.exact = False  # it is asked about itself: nothing is learnt
                     continue
                 seen |= {reference}
                 target = self.definitions[reference.removeprefix("#/$defs/")]
                 ahead.insert(0, (target, positive))
                 continue
-            choices = _choices(schema, self.definitions) if positive else _negations(schema, flat)
+            choices = (
+                _choices(schema, self.definitions) if positive else _negations(schema, alternative)
+            )
             if choices is None:
                 continue
             if positive:
-                narrow(flat, schema)
+                narrow(alternative, schema)
             for choice in choices[:-1] if len(choices) > 1 else []:
-                yield from self._grow(flat, [*choice, *ahead], seen)
+                yield from self._grow(alternative, [*choice, *ahead], seen)
             if not choices:
                 return
             ahead = [*choices[-1], *ahead]
-        yield closed(flat)
+        yield closed(alternative)
 
 
 def _choices(schema: Mapping[str, Any], definitions: Definitions) -> list[Choice]:
@@ -182,7 +188,7 @@ def _no_object() -> Choice:
     return [({"type": "object"}, False)]
 
 
-def _negations(schema: Mapping[str, Any], flat: Flat) -> list[Choice] | None:
+def _negations(schema: Mapping[str, Any], alternative: Alternative) -> list[Choice] | None:
     """The ways not to be of a schema, one for each keyword; None when nothing is learnt."""
     choices: list[Choice] = []
     for keyword, value in schema.items():
@@ -192,7 +198,7 @@ def _negations(schema: Mapping[str, Any], flat: Flat) -> list[Choice] | None:
             continue
         ways = _ways_to_fail(keyword, value, schema)
         if ways is None:
-            flat.exact = False
+            alternative.exact = False
             return None
         choices.extend(ways)
     return choices

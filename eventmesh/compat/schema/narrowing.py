@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eventmesh.compat.schema.flat import Contains, Flat, Others
+from eventmesh.compat.schema.alternative import Alternative, Contains, Others
 from eventmesh.compat.schema.values import same, types_of
 
 FAILS = "x-fails"
@@ -28,112 +28,119 @@ _KEYWORDS_OF = {
 }  # fmt: skip
 
 
-def narrow(flat: Flat, schema: Mapping[str, Any]) -> None:
+def narrow(alternative: Alternative, schema: Mapping[str, Any]) -> None:
     """Add the plain keywords of a schema to an alternative."""
     for keyword, value in schema.items():
         if keyword == FAILS:
             for failing, bound in value.items():
-                _narrow_by_failure(flat, failing, bound)
+                _narrow_by_failure(alternative, failing, bound)
         elif keyword in _NARROW:
-            _NARROW[keyword](flat, value, schema)
+            _NARROW[keyword](alternative, value, schema)
         elif keyword in ("unevaluatedItems", "unevaluatedProperties"):
-            flat.exact = False
+            alternative.exact = False
 
 
-def _narrow_type(flat: Flat, value: Any, schema: Mapping[str, Any]) -> None:
-    flat.types &= types_of(value)
+def _narrow_type(alternative: Alternative, value: Any, schema: Mapping[str, Any]) -> None:
+    alternative.types &= types_of(value)
 
 
-def _narrow_values(flat: Flat, value: Any, schema: Mapping[str, Any]) -> None:
-    if flat.values is None:
-        flat.values = tuple(value)
+def _narrow_values(alternative: Alternative, value: Any, schema: Mapping[str, Any]) -> None:
+    if alternative.values is None:
+        alternative.values = tuple(value)
     else:
-        flat.values = tuple(one for one in flat.values if _among(one, value))
+        alternative.values = tuple(one for one in alternative.values if _among(one, value))
 
 
 def _among(value: Any, values: Sequence[Any]) -> bool:
     return any(same(value, other) for other in values)
 
 
-def _narrow_low(flat: Flat, value: Any, open_: bool) -> None:
-    if flat.low is None or value > flat.low or (value == flat.low and open_):
-        flat.low, flat.low_open = value, open_
+def _narrow_low(alternative: Alternative, value: Any, open_: bool) -> None:
+    if alternative.low is None or value > alternative.low or (value == alternative.low and open_):
+        alternative.low, alternative.low_open = value, open_
 
 
-def _narrow_high(flat: Flat, value: Any, open_: bool) -> None:
-    if flat.high is None or value < flat.high or (value == flat.high and open_):
-        flat.high, flat.high_open = value, open_
+def _narrow_high(alternative: Alternative, value: Any, open_: bool) -> None:
+    if (
+        alternative.high is None
+        or value < alternative.high
+        or (value == alternative.high and open_)
+    ):
+        alternative.high, alternative.high_open = value, open_
 
 
 def _least(attribute: str) -> Any:
-    def narrow(flat: Flat, value: Any, schema: Mapping[str, Any]) -> None:
-        setattr(flat, attribute, max(getattr(flat, attribute), int(value)))
+    def narrow(alternative: Alternative, value: Any, schema: Mapping[str, Any]) -> None:
+        setattr(alternative, attribute, max(getattr(alternative, attribute), int(value)))
 
     return narrow
 
 
 def _most(attribute: str) -> Any:
-    def narrow(flat: Flat, value: Any, schema: Mapping[str, Any]) -> None:
-        bound = getattr(flat, attribute)
-        setattr(flat, attribute, int(value) if bound is None else min(bound, int(value)))
+    def narrow(alternative: Alternative, value: Any, schema: Mapping[str, Any]) -> None:
+        bound = getattr(alternative, attribute)
+        setattr(alternative, attribute, int(value) if bound is None else min(bound, int(value)))
 
     return narrow
 
 
 def _add(attribute: str) -> Any:
-    def narrow(flat: Flat, value: Any, schema: Mapping[str, Any]) -> None:
-        setattr(flat, attribute, (*getattr(flat, attribute), value))
+    def narrow(alternative: Alternative, value: Any, schema: Mapping[str, Any]) -> None:
+        setattr(alternative, attribute, (*getattr(alternative, attribute), value))
 
     return narrow
 
 
-def _narrow_lists(flat: Flat, schema: Mapping[str, Any]) -> None:
-    flat.lists = (*flat.lists, (tuple(schema.get("prefixItems", ())), schema.get("items", True)))
+def _narrow_lists(alternative: Alternative, schema: Mapping[str, Any]) -> None:
+    alternative.lists = (
+        *alternative.lists,
+        (tuple(schema.get("prefixItems", ())), schema.get("items", True)),
+    )
 
 
-def _narrow_items(flat: Flat, value: Any, schema: Mapping[str, Any]) -> None:
+def _narrow_items(alternative: Alternative, value: Any, schema: Mapping[str, Any]) -> None:
     if "prefixItems" not in schema:
-        _narrow_lists(flat, schema)
+        _narrow_lists(alternative, schema)
 
 
-def _narrow_contains(flat: Flat, value: Any, schema: Mapping[str, Any]) -> None:
+def _narrow_contains(alternative: Alternative, value: Any, schema: Mapping[str, Any]) -> None:
     contains = Contains(value, int(schema.get("minContains", 1)), schema.get("maxContains"))
-    flat.contains = (*flat.contains, contains)
+    alternative.contains = (*alternative.contains, contains)
 
 
-def _narrow_properties(flat: Flat, value: Any, schema: Mapping[str, Any]) -> None:
-    merged = dict(flat.properties)
+def _narrow_properties(alternative: Alternative, value: Any, schema: Mapping[str, Any]) -> None:
+    merged = dict(alternative.properties)
     for name, part in value.items():
         merged[name] = (*merged.get(name, ()), part)
-    flat.properties = merged
+    alternative.properties = merged
 
 
-def _narrow_by_pattern(flat: Flat, value: Any, schema: Mapping[str, Any]) -> None:
-    flat.by_pattern = (*flat.by_pattern, *value.items())
+def _narrow_by_pattern(alternative: Alternative, value: Any, schema: Mapping[str, Any]) -> None:
+    alternative.by_pattern = (*alternative.by_pattern, *value.items())
 
 
-def _narrow_others(flat: Flat, value: Any, schema: Mapping[str, Any]) -> None:
+def _narrow_others(alternative: Alternative, value: Any, schema: Mapping[str, Any]) -> None:
     names = frozenset(schema.get("properties", ()))
     patterns = tuple(schema.get("patternProperties", ()))
-    flat.others = (*flat.others, Others(names, patterns, value))
+    alternative.others = (*alternative.others, Others(names, patterns, value))
 
 
-def _narrow_required(flat: Flat, value: Any, schema: Mapping[str, Any]) -> None:
-    flat.required |= frozenset(value)
+def _narrow_required(alternative: Alternative, value: Any, schema: Mapping[str, Any]) -> None:
+    alternative.required |= frozenset(value)
 
 
-def _narrow_unique(flat: Flat, value: Any, schema: Mapping[str, Any]) -> None:
-    flat.unique = flat.unique or bool(value)
+def _narrow_unique(alternative: Alternative, value: Any, schema: Mapping[str, Any]) -> None:
+    alternative.unique = alternative.unique or bool(value)
 
 
 _NARROW = {
     "type": _narrow_type,
     "enum": _narrow_values,
-    "const": lambda flat, value, schema: _narrow_values(flat, [value], schema),
-    "minimum": lambda flat, value, schema: _narrow_low(flat, value, False),
-    "exclusiveMinimum": lambda flat, value, schema: _narrow_low(flat, value, True),
-    "maximum": lambda flat, value, schema: _narrow_high(flat, value, False),
-    "exclusiveMaximum": lambda flat, value, schema: _narrow_high(flat, value, True),
+    "const": lambda alternative, value, schema: _narrow_values(alternative, [value], schema),
+    "minimum": lambda alternative, value, schema: _narrow_low(alternative, value, False),
+    "exclusiveMinimum": lambda alternative, value, schema: _narrow_low(alternative, value, True),
+    "maximum": lambda alternative, value, schema: _narrow_high(alternative, value, False),
+    "exclusiveMaximum": lambda alternative, value, schema: _narrow_high(alternative, value, True),
     "multipleOf": _add("multiples"),
     "minLength": _least("min_length"),
     "maxLength": _most("max_length"),
@@ -143,7 +150,7 @@ _NARROW = {
     "maxItems": _most("max_items"),
     "uniqueItems": _narrow_unique,
     "items": _narrow_items,
-    "prefixItems": lambda flat, value, schema: _narrow_lists(flat, schema),
+    "prefixItems": lambda alternative, value, schema: _narrow_lists(alternative, schema),
     "contains": _narrow_contains,
     "minProperties": _least("min_properties"),
     "maxProperties": _most("max_properties"),
@@ -155,48 +162,48 @@ _NARROW = {
 }
 
 
-def _narrow_by_failure(flat: Flat, keyword: str, value: Any) -> None:
+def _narrow_by_failure(alternative: Alternative, keyword: str, value: Any) -> None:
     """Narrow to what fails a single keyword."""
     if keyword == "type":
-        flat.types -= types_of(value)
+        alternative.types -= types_of(value)
         return
     if keyword in ("enum", "const"):
-        flat.barred = (*flat.barred, *(value if keyword == "enum" else [value]))
+        alternative.barred = (*alternative.barred, *(value if keyword == "enum" else [value]))
         return
-    flat.types &= frozenset(_KEYWORDS_OF[keyword])
-    _FAILURES[keyword](flat, value)
+    alternative.types &= frozenset(_KEYWORDS_OF[keyword])
+    _FAILURES[keyword](alternative, value)
 
 
 def _above(attribute: str) -> Any:
-    def narrow(flat: Flat, value: Any) -> None:
-        setattr(flat, attribute, max(getattr(flat, attribute), int(value) + 1))
+    def narrow(alternative: Alternative, value: Any) -> None:
+        setattr(alternative, attribute, max(getattr(alternative, attribute), int(value) + 1))
 
     return narrow
 
 
 def _below(attribute: str) -> Any:
-    def narrow(flat: Flat, value: Any) -> None:
+    def narrow(alternative: Alternative, value: Any) -> None:
         if value <= 0:
-            flat.types = frozenset()
-        bound = getattr(flat, attribute)
+            alternative.types = frozenset()
+        bound = getattr(alternative, attribute)
         most = int(value) - 1
-        setattr(flat, attribute, most if bound is None else min(bound, most))
+        setattr(alternative, attribute, most if bound is None else min(bound, most))
 
     return narrow
 
 
 def _too(attribute: str) -> Any:
-    def narrow(flat: Flat, value: Any) -> None:
-        setattr(flat, attribute, (*getattr(flat, attribute), value))
+    def narrow(alternative: Alternative, value: Any) -> None:
+        setattr(alternative, attribute, (*getattr(alternative, attribute), value))
 
     return narrow
 
 
 _FAILURES = {
-    "minimum": lambda flat, value: _narrow_high(flat, value, True),
-    "exclusiveMinimum": lambda flat, value: _narrow_high(flat, value, False),
-    "maximum": lambda flat, value: _narrow_low(flat, value, True),
-    "exclusiveMaximum": lambda flat, value: _narrow_low(flat, value, False),
+    "minimum": lambda alternative, value: _narrow_high(alternative, value, True),
+    "exclusiveMinimum": lambda alternative, value: _narrow_high(alternative, value, False),
+    "maximum": lambda alternative, value: _narrow_low(alternative, value, True),
+    "exclusiveMaximum": lambda alternative, value: _narrow_low(alternative, value, False),
     "multipleOf": _too("no_multiples"),
     "minLength": _below("max_length"),
     "maxLength": _above("min_length"),

@@ -21,14 +21,14 @@ from typing import Any
 
 from eventmesh.compat.budget import StepBudget
 from eventmesh.compat.proof.containment import Prover
+from eventmesh.compat.schema.alternative import Alternative, excludes
 from eventmesh.compat.schema.alternatives import Flattener, TooMany
-from eventmesh.compat.schema.flat import Flat, excludes
 from eventmesh.compat.schema.normal import bare, definitions_of
 from eventmesh.compat.schema.reading import Schema
 from eventmesh.compat.schema.shared import is_same, key_of
 from eventmesh.compat.schema.validity import Check, matches, validator
 from eventmesh.compat.schema.values import same, type_of
-from eventmesh.compat.search.documents import Maker, in_turn
+from eventmesh.compat.search.documents import CandidateGenerator, in_turn
 
 MAX_DEPTH = 40
 """Levels of a document that the search goes down."""
@@ -52,7 +52,7 @@ class DifferenceSearch:
         self._budget = budget
         self._definitions = {**definitions_of(writer), **definitions_of(reader)}
         self._flattener = Flattener(self._definitions, budget)
-        self._maker = Maker(writer, reader, budget=budget)
+        self._generator = CandidateGenerator(writer, reader, budget=budget)
         self._open: set[Any] = set()
         self._smallest_of: dict[Any, Any] = {}
         self._checks: dict[Any, Check] = {}
@@ -75,17 +75,17 @@ class DifferenceSearch:
             return
         self._budget.spend(20)
         self._open.add(goal)
-        flats, rivals = self._alternatives(mine), self._alternatives(theirs)
+        alternatives, counterparts = self._alternatives(mine), self._alternatives(theirs)
         found = in_turn(
             [
-                self._of_kind(flat, kind, rivals)
-                for flat in flats
+                self._of_kind(alternative, kind, counterparts)
+                for alternative in alternatives
                 for kind in _ORDER
-                if kind in flat.types
+                if kind in alternative.types
             ]
         )
         # Where there are several alternatives, what one rejects another may accept.
-        is_certain = len(flats) == 1 and len(rivals) <= 1
+        is_certain = len(alternatives) == 1 and len(counterparts) <= 1
         for value in found:
             is_local = not is_certain or not isinstance(value, dict | list)
             if is_local and (not self._accepts(mine, value) or self._accepts(theirs, value)):
@@ -93,7 +93,7 @@ class DifferenceSearch:
             yield value
         self._open.discard(goal)
 
-    def _alternatives(self, schemas: Conjunction) -> list[Flat]:
+    def _alternatives(self, schemas: Conjunction) -> list[Alternative]:
         try:
             return self._flattener.alternatives(schemas)
         except TooMany:
@@ -110,57 +110,71 @@ class DifferenceSearch:
         self._budget.spend(5)
         return self._checks[key](value)
 
-    def _of_kind(self, flat: Flat, kind: str, rivals: Sequence[Flat]) -> Iterator[Any]:
-        near = [r for r in rivals if kind in r.types and not excludes(r, flat)]
+    def _of_kind(
+        self, alternative: Alternative, kind: str, counterparts: Sequence[Alternative]
+    ) -> Iterator[Any]:
+        near = [r for r in counterparts if kind in r.types and not excludes(r, alternative)]
         if not near:
-            value = self._smallest_of_kind(flat, kind)
+            value = self._smallest_of_kind(alternative, kind)
             if value is not _NONE:
                 yield value
-        if flat.values is not None:
-            yield from (value for value in flat.values if type_of(value) == kind)
+        if alternative.values is not None:
+            yield from (value for value in alternative.values if type_of(value) == kind)
         elif kind == "object":
-            yield from self._objects(flat, near)
+            yield from self._objects(alternative, near)
         elif kind == "array":
-            yield from self._lists(flat, near)
+            yield from self._lists(alternative, near)
         else:
-            yield from self._others(flat, kind, rivals, SCALARS)
+            yield from self._others(alternative, kind, counterparts, SCALARS)
 
-    def _others(self, flat: Flat, kind: str, rivals: Sequence[Flat], most: int) -> Iterator[Any]:
+    def _others(
+        self, alternative: Alternative, kind: str, counterparts: Sequence[Alternative], most: int
+    ) -> Iterator[Any]:
         """Values that the general search makes of this alternative."""
-        yield from islice(self._maker.values_of(flat, kind, rivals), most)
+        yield from islice(self._generator.values_of(alternative, kind, counterparts), most)
 
-    def _objects(self, flat: Flat, rivals: Sequence[Flat]) -> Iterator[dict[str, Any]]:
-        base = self._smallest_of_kind(flat, "object")
+    def _objects(
+        self, alternative: Alternative, counterparts: Sequence[Alternative]
+    ) -> Iterator[dict[str, Any]]:
+        base = self._smallest_of_kind(alternative, "object")
         if base is _NONE:
             return
-        if any(not rival.required <= base.keys() for rival in rivals):
+        if any(not counterpart.required <= base.keys() for counterpart in counterparts):
             yield base
-        for name in self._maker.names_of(flat, rivals):
-            held = flat.of(name, matches)
+        for name in self._generator.names_of(alternative, counterparts):
+            held = alternative.of(name, matches)
             if False in held:
                 continue
-            for against in _distinct(rival.of(name, matches) for rival in rivals):
+            for against in _distinct(counterpart.of(name, matches) for counterpart in counterparts):
                 for value in self._values(held, against):
                     yield {**base, name: value}
-        if len(rivals) > 1 or any(_counts(rival) != _counts(flat) for rival in rivals):
-            yield from self._others(flat, "object", rivals, ELSE)
+        if len(counterparts) > 1 or any(
+            _counts(counterpart) != _counts(alternative) for counterpart in counterparts
+        ):
+            yield from self._others(alternative, "object", counterparts, ELSE)
 
-    def _lists(self, flat: Flat, rivals: Sequence[Flat]) -> Iterator[list[Any]]:
-        first = max((len(f) for one in [flat, *rivals] for f, _ in one.lists), default=0)
+    def _lists(
+        self, alternative: Alternative, counterparts: Sequence[Alternative]
+    ) -> Iterator[list[Any]]:
+        first = max(
+            (len(f) for one in [alternative, *counterparts] for f, _ in one.lists), default=0
+        )
         for place in range(min(first, 20) + 1):
-            for against in _distinct(rival.at(place) for rival in rivals):
-                for value in self._values(flat.at(place), against):
-                    made = self._list_with(flat, place, value)
+            for against in _distinct(counterpart.at(place) for counterpart in counterparts):
+                for value in self._values(alternative.at(place), against):
+                    made = self._list_with(alternative, place, value)
                     if made is not None:
                         yield made
-        yield from self._others(flat, "array", rivals, ELSE)
+        yield from self._others(alternative, "array", counterparts, ELSE)
 
-    def _list_with(self, flat: Flat, place: int, value: Any) -> list[Any] | None:
+    def _list_with(self, alternative: Alternative, place: int, value: Any) -> list[Any] | None:
         """A list with this value at this place, as short as can be."""
-        made = [self._smallest(flat.at(number)) for number in range(place)]
+        made = [self._smallest(alternative.at(number)) for number in range(place)]
         made.append(value)
-        while len(made) < flat.min_items and len(made) < 100:
-            made.append(value if not flat.unique else self._smallest(flat.at(len(made))))
+        while len(made) < alternative.min_items and len(made) < 100:
+            made.append(
+                value if not alternative.unique else self._smallest(alternative.at(len(made)))
+            )
         return None if any(entry is _NONE for entry in made) else made
 
     # The smallest value of a part
@@ -179,39 +193,47 @@ class DifferenceSearch:
         return self._smallest_of[key]
 
     def _least(self, schemas: Conjunction) -> Any:
-        flats = self._alternatives(schemas)
+        alternatives = self._alternatives(schemas)
         for kind in _ORDER:
-            for flat in flats:
-                if kind in flat.types:
-                    value = self._smallest_of_kind(flat, kind)
+            for alternative in alternatives:
+                if kind in alternative.types:
+                    value = self._smallest_of_kind(alternative, kind)
                     if value is not _NONE and (
-                        (flat.exact and len(flats) == 1) or self._accepts(schemas, value)
+                        (alternative.exact and len(alternatives) == 1)
+                        or self._accepts(schemas, value)
                     ):
                         return value
         return _NONE
 
-    def _smallest_of_kind(self, flat: Flat, kind: str) -> Any:
-        if flat.values is not None or kind not in ("object", "array"):
-            found = self._maker.values_of(flat, kind, ())
-            return next((v for v in found if not any(same(v, b) for b in flat.barred)), _NONE)
+    def _smallest_of_kind(self, alternative: Alternative, kind: str) -> Any:
+        if alternative.values is not None or kind not in ("object", "array"):
+            found = self._generator.values_of(alternative, kind, ())
+            return next(
+                (v for v in found if not any(same(v, b) for b in alternative.barred)), _NONE
+            )
         if kind == "array":
-            if flat.contains or (flat.unique and flat.min_items > 1):
-                return next(iter(self._maker.values_of(flat, kind, ())), _NONE)
-            if flat.min_items > 1_000:
+            if alternative.contains or (alternative.unique and alternative.min_items > 1):
+                return next(iter(self._generator.values_of(alternative, kind, ())), _NONE)
+            if alternative.min_items > 1_000:
                 return _NONE
-            entries = [self._smallest(flat.at(place)) for place in range(flat.min_items)]
+            entries = [
+                self._smallest(alternative.at(place)) for place in range(alternative.min_items)
+            ]
             return _NONE if any(entry is _NONE for entry in entries) else entries
-        made = {name: self._smallest(flat.of(name, matches)) for name in sorted(flat.required)}
+        made = {
+            name: self._smallest(alternative.of(name, matches))
+            for name in sorted(alternative.required)
+        }
         if any(value is _NONE for value in made.values()):
             return _NONE
-        if len(made) < flat.min_properties:
-            found = self._maker.values_of(flat, kind, ())
-            return next((v for v in found if len(v) >= flat.min_properties), _NONE)
+        if len(made) < alternative.min_properties:
+            found = self._generator.values_of(alternative, kind, ())
+            return next((v for v in found if len(v) >= alternative.min_properties), _NONE)
         return made
 
 
-def _counts(flat: Flat) -> Any:
-    return flat.min_properties, flat.max_properties, len(flat.names)
+def _counts(alternative: Alternative) -> Any:
+    return alternative.min_properties, alternative.max_properties, len(alternative.names)
 
 
 def _distinct(conjunctions: Iterable[Conjunction]) -> list[Conjunction]:

@@ -1,8 +1,14 @@
-"""Documents on the bounds of a schema, and beside those of another: what a difference shows in.
+"""Generates documents on the bounds of a schema: the candidates for a witness.
 
-They are made from the alternatives of the schema, simplest first. Where another schema is given
-(the reader's), the search follows what differs: an equal part gets one value, a different one gets
-the values on which the two may be of another mind.
+A witness is a document that the writer's schema accepts and the reader's rejects. The best places
+to look for one are the bounds: if the writer allows `maxLength: 10` and the reader 8, a string of
+nine characters shows it and a random one may not. So values are made from each alternative of the
+writer's schema (see `alternatives`), simplest first, on its own bounds and on those of its
+counterparts, the alternatives of the reader's schema for the same place.
+
+Parts that are equal in both schemas get one or two values, and parts that differ get many, so that
+the effort goes where the schemas differ. Candidates are likely to be valid for the writer, but not
+certain to be: whoever uses them has to validate them.
 """
 
 from __future__ import annotations
@@ -14,8 +20,8 @@ from typing import Any
 from pydantic_core import to_json
 
 from eventmesh.compat.budget import StepBudget
+from eventmesh.compat.schema.alternative import Alternative
 from eventmesh.compat.schema.alternatives import Flattener, TooMany
-from eventmesh.compat.schema.flat import Flat
 from eventmesh.compat.schema.members import fits
 from eventmesh.compat.schema.normal import bare, definitions_of
 from eventmesh.compat.schema.reading import Schema
@@ -46,24 +52,26 @@ _NAMES = ("extra", "another", "A-1", "")
 Conjunction = tuple[Schema, ...]
 
 
-class Maker:
-    """Makes candidates: likely, not surely, documents of the writer's schema."""
+class CandidateGenerator:
+    """Generates documents that the writer's schema probably accepts."""
 
     def __init__(self, writer: Schema, reader: Schema | None = None, *, budget: StepBudget) -> None:
         known = {**definitions_of(writer), **definitions_of(True if reader is None else reader)}
         self._flattener = Flattener(known, budget)
         self._root = (bare(writer),)
-        self._rival: Conjunction | None = None if reader is None else (bare(reader),)
+        self._counterpart: Conjunction | None = None if reader is None else (bare(reader),)
         self._steps = MAX_STEPS + 2 * _size(writer)
         self._budget = budget
 
     def candidates(self) -> Iterator[Any]:
-        """The candidates, simplest first; each is new."""
-        yield from _distinct(self._values(self._root, self._rival, 0, 10_000))
+        """The candidates, simplest first, without duplicates."""
+        yield from _distinct(self._values(self._root, self._counterpart, 0, 10_000))
 
-    def values_of(self, flat: Flat, kind: str, rivals: Sequence[Flat]) -> Iterator[Any]:
-        """Values of one type of an alternative, those first that a rival may reject."""
-        return self._of_flat(flat, kind, rivals, not rivals, 0)
+    def values_of(
+        self, alternative: Alternative, kind: str, counterparts: Sequence[Alternative]
+    ) -> Iterator[Any]:
+        """Values of one type of an alternative, first those that a counterpart may reject."""
+        return self._of_alternative(alternative, kind, counterparts, not counterparts, 0)
 
     def _values(
         self,
@@ -82,41 +90,41 @@ class Maker:
         if not _constrained(schemas) and not _constrained(against or ()):
             yield from islice(_PLAIN, most)
             return
-        flats = self._flats(schemas)
-        rivals = [] if against is None else self._flats(against)
-        makers = [
-            self._of_flat(flat, kind, rivals, against is None, depth)
-            for flat in flats
-            for kind in _kinds(flat)
+        alternatives = self._alternatives(schemas)
+        counterparts = [] if against is None else self._alternatives(against)
+        iterators = [
+            self._of_alternative(alternative, kind, counterparts, against is None, depth)
+            for alternative in alternatives
+            for kind in _kinds(alternative)
         ]
-        yield from islice(_distinct(in_turn(makers)), most)
+        yield from islice(_distinct(in_turn(iterators)), most)
 
     def _equal(self, schemas: Conjunction, against: Conjunction) -> bool:
         mine = [schema for schema in schemas if schema is not True]
         theirs = [schema for schema in against if schema is not True]
         return len(mine) == len(theirs) and all(map(is_same, mine, theirs))
 
-    def _flats(self, schemas: Conjunction) -> list[Flat]:
+    def _alternatives(self, schemas: Conjunction) -> list[Alternative]:
         try:
             return self._flattener.alternatives(schemas)
         except TooMany:
             return self._flattener.some(schemas)
 
-    def _of_flat(
+    def _of_alternative(
         self,
-        flat: Flat,
+        alternative: Alternative,
         kind: str,
-        rivals: Sequence[Flat],
+        counterparts: Sequence[Alternative],
         alone: bool,
         depth: int,
     ) -> Iterator[Any]:
-        theirs = [rival for rival in rivals if kind in rival.types]
-        if flat.values is not None:
-            yield from (value for value in flat.values if type_of(value) == kind)
+        theirs = [counterpart for counterpart in counterparts if kind in counterpart.types]
+        if alternative.values is not None:
+            yield from (value for value in alternative.values if type_of(value) == kind)
             return
         if kind not in ("object", "array"):
-            for rival in rivals:
-                for value in chain(rival.values or (), rival.barred):
+            for counterpart in counterparts:
+                for value in chain(counterpart.values or (), counterpart.barred):
                     if type_of(value) == kind:
                         yield value
         if kind == "null":
@@ -124,55 +132,59 @@ class Maker:
         elif kind == "boolean":
             yield from (False, True)
         elif kind in ("integer", "fraction"):
-            yield from (n for n in numbers(flat, theirs) if type_of(n) == kind)
+            yield from (n for n in numbers(alternative, theirs) if type_of(n) == kind)
         elif kind == "string":
-            yield from (text for text in texts(flat, theirs, self._budget) if fits(flat, text))
+            yield from (
+                text for text in texts(alternative, theirs, self._budget) if fits(alternative, text)
+            )
         elif kind == "array":
-            yield from self._lists(flat, theirs, alone, depth)
+            yield from self._lists(alternative, theirs, alone, depth)
         else:
-            yield from self._objects(flat, theirs, alone, depth)
+            yield from self._objects(alternative, theirs, alone, depth)
 
     # Lists
 
     def _lists(
-        self, flat: Flat, rivals: Sequence[Flat], alone: bool, depth: int
+        self, alternative: Alternative, counterparts: Sequence[Alternative], alone: bool, depth: int
     ) -> Iterator[list[Any]]:
-        for rival in rivals:
-            for value in chain(rival.values or (), rival.barred):
+        for counterpart in counterparts:
+            for value in chain(counterpart.values or (), counterpart.barred):
                 if isinstance(value, list):
                     yield value
         width = _width(alone, depth)
-        first = max((len(f) for one in [flat, *rivals] for f, _ in one.lists), default=0)
-        base_length = (
-            max(flat.min_items, *(c.least for c in flat.contains), 0)
-            if (flat.contains)
-            else flat.min_items
+        first = max(
+            (len(f) for one in [alternative, *counterparts] for f, _ in one.lists), default=0
         )
-        lengths = self._lengths(flat, rivals, first)
+        base_length = (
+            max(alternative.min_items, *(c.least for c in alternative.contains), 0)
+            if (alternative.contains)
+            else alternative.min_items
+        )
+        lengths = self._lengths(alternative, counterparts, first)
         choices = [
-            list(self._entries(flat, rivals, place, alone, depth, width))
+            list(self._entries(alternative, counterparts, place, alone, depth, width))
             for place in range(min(first, 20) + 1)
         ]
 
         def entries(length: int) -> list[Any] | None:
-            return _fill(choices, length, flat.unique)
+            return _fill(choices, length, alternative.unique)
 
         for length in lengths:
             made = entries(max(length, 0))
             if made is not None:
-                yield from self._with_contained(flat, made, depth)
+                yield from self._with_contained(alternative, made, depth)
         for place, values in enumerate(choices):
             made = entries(max(base_length, place + 1))
             if made is None:
                 continue
             for value in values:
                 changed = [*made[:place], value, *made[place + 1 :]]
-                yield from self._with_contained(flat, changed, depth)
-                if not flat.unique and len(made) == place + 1:
+                yield from self._with_contained(alternative, changed, depth)
+                if not alternative.unique and len(made) == place + 1:
                     yield [*changed, value]
-        for rival in rivals:
-            for contains in rival.contains:
-                held = (*flat.at(first), contains.schema)
+        for counterpart in counterparts:
+            for contains in counterpart.contains:
+                held = (*alternative.at(first), contains.schema)
                 inside = list(self._values(held, None, depth + 1, 3))
                 for count in sorted({contains.least, contains.most or 0, (contains.most or 0) + 1}):
                     if inside and count <= MAX_ENTRIES:
@@ -180,33 +192,50 @@ class Maker:
 
     def _entries(
         self,
-        flat: Flat,
-        rivals: Sequence[Flat],
+        alternative: Alternative,
+        counterparts: Sequence[Alternative],
         place: int,
         alone: bool,
         depth: int,
         width: int,
     ) -> Iterator[Any]:
-        against = None if alone else _merged(rival.at(place) for rival in rivals)
-        yield from self._values(flat.at(place), against, depth + 1, width)
+        against = None if alone else _merged(counterpart.at(place) for counterpart in counterparts)
+        yield from self._values(alternative.at(place), against, depth + 1, width)
 
-    def _lengths(self, flat: Flat, rivals: Sequence[Flat], first: int) -> list[int]:
-        lengths = {0, 1, 2, 3, first, flat.min_items, flat.min_items + 1, flat.max_items}
-        for rival in rivals:
-            lengths |= {rival.min_items - 1, rival.min_items, rival.max_items}
-            lengths |= {rival.max_items + 1} if rival.max_items is not None else set()
-        most = MAX_ENTRIES if flat.max_items is None else min(flat.max_items, MAX_ENTRIES)
-        return sorted(n for n in lengths if n is not None and flat.min_items <= n <= most)
+    def _lengths(
+        self, alternative: Alternative, counterparts: Sequence[Alternative], first: int
+    ) -> list[int]:
+        lengths = {
+            0,
+            1,
+            2,
+            3,
+            first,
+            alternative.min_items,
+            alternative.min_items + 1,
+            alternative.max_items,
+        }
+        for counterpart in counterparts:
+            lengths |= {counterpart.min_items - 1, counterpart.min_items, counterpart.max_items}
+            lengths |= {counterpart.max_items + 1} if counterpart.max_items is not None else set()
+        most = (
+            MAX_ENTRIES
+            if alternative.max_items is None
+            else min(alternative.max_items, MAX_ENTRIES)
+        )
+        return sorted(n for n in lengths if n is not None and alternative.min_items <= n <= most)
 
-    def _with_contained(self, flat: Flat, made: list[Any], depth: int) -> Iterator[list[Any]]:
+    def _with_contained(
+        self, alternative: Alternative, made: list[Any], depth: int
+    ) -> Iterator[list[Any]]:
         """The list, with as many entries at its end as the alternative says it contains."""
         yield made  # which may contain them as it is
-        if not flat.contains:
+        if not alternative.contains:
             return
-        yield from self._with_one_contained(flat, made, depth)
+        yield from self._with_one_contained(alternative, made, depth)
         ended = list(made)
-        for number, contains in enumerate(flat.contains):
-            held = (*flat.at(len(made)), contains.schema)
+        for number, contains in enumerate(alternative.contains):
+            held = (*alternative.at(len(made)), contains.schema)
             inside = list(
                 self._values(held, None, depth + 1, min(max(contains.least, 8), MAX_ENTRIES))
             )
@@ -218,60 +247,74 @@ class Maker:
             keep = max(0, len(ended) - len(tail)) if number == 0 else len(ended)
             ended = [*ended[:keep], *tail]
         yield ended
-        yield [*made, *ended[-sum(c.least for c in flat.contains) or len(ended) :]]
+        yield [*made, *ended[-sum(c.least for c in alternative.contains) or len(ended) :]]
 
-    def _with_one_contained(self, flat: Flat, made: list[Any], depth: int) -> Iterator[list[Any]]:
+    def _with_one_contained(
+        self, alternative: Alternative, made: list[Any], depth: int
+    ) -> Iterator[list[Any]]:
         """The list with a contained entry among its first ones, where others may stand after."""
-        first = max((len(first) for first, _ in flat.lists), default=0)
-        for contains in flat.contains:
+        first = max((len(first) for first, _ in alternative.lists), default=0)
+        for contains in alternative.contains:
             for place in range(min(first, len(made), 20)):
-                held = (*flat.at(place), contains.schema)
+                held = (*alternative.at(place), contains.schema)
                 for value in self._values(held, None, depth + 1, 1):
                     yield [*made[:place], value, *made[place + 1 :]]
 
     # Objects
 
     def _objects(
-        self, flat: Flat, rivals: Sequence[Flat], alone: bool, depth: int
+        self, alternative: Alternative, counterparts: Sequence[Alternative], alone: bool, depth: int
     ) -> Iterator[dict[str, Any]]:
-        for rival in rivals:
-            for value in chain(rival.values or (), rival.barred):
+        for counterpart in counterparts:
+            for value in chain(counterpart.values or (), counterpart.barred):
                 if isinstance(value, dict):
                     yield value
-        shortest = self._shortest(flat, depth)
+        shortest = self._shortest(alternative, depth)
         if shortest is None:
             return
         yield shortest
-        choices = self._choices(flat, rivals, alone, depth)
-        if any(name not in choices for name in flat.required):
+        choices = self._choices(alternative, counterparts, alone, depth)
+        if any(name not in choices for name in alternative.required):
             return
-        least = {name: choices[name][0] for name in sorted(flat.required)}
-        least = self._filled(flat, least, choices, flat.min_properties, depth)
+        least = {name: choices[name][0] for name in sorted(alternative.required)}
+        least = self._filled(alternative, least, choices, alternative.min_properties, depth)
         yield least
-        yield from self._varied(flat, rivals, least, choices, depth)
+        yield from self._varied(alternative, counterparts, least, choices, depth)
 
-    def _shortest(self, flat: Flat, depth: int) -> dict[str, Any] | None:
+    def _shortest(self, alternative: Alternative, depth: int) -> dict[str, Any] | None:
         """An object with what is required and no more, before a longer search."""
         made = {}
-        for name in sorted(flat.required):
-            value = next(self._values(flat.of(name, matches), None, depth + 1, 1), _NONE)
+        for name in sorted(alternative.required):
+            value = next(self._values(alternative.of(name, matches), None, depth + 1, 1), _NONE)
             if value is _NONE:
                 return None
             made[name] = value
         return made
 
     def _choices(
-        self, flat: Flat, rivals: Sequence[Flat], alone: bool, depth: int
+        self, alternative: Alternative, counterparts: Sequence[Alternative], alone: bool, depth: int
     ) -> dict[str, list[Any]]:
         """The values to try for each name."""
         width = _width(alone, depth)
         choices: dict[str, list[Any]] = {}
         equal = 0
-        names = list(dict.fromkeys([*sorted(flat.required), *self.names_of(flat, rivals)]))
+        names = list(
+            dict.fromkeys(
+                [*sorted(alternative.required), *self.names_of(alternative, counterparts)]
+            )
+        )
         for number, name in enumerate(names):
-            held = flat.of(name, matches)
-            against = None if alone else _merged(rival.of(name, matches) for rival in rivals)
-            if against is not None and name not in flat.required and self._equal(held, against):
+            held = alternative.of(name, matches)
+            against = (
+                None
+                if alone
+                else _merged(counterpart.of(name, matches) for counterpart in counterparts)
+            )
+            if (
+                against is not None
+                and name not in alternative.required
+                and self._equal(held, against)
+            ):
                 equal += 1
                 if equal > MAX_EQUAL:
                     continue
@@ -286,15 +329,15 @@ class Maker:
 
     def _varied(
         self,
-        flat: Flat,
-        rivals: Sequence[Flat],
+        alternative: Alternative,
+        counterparts: Sequence[Alternative],
         least: dict[str, Any],
         choices: Mapping[str, list[Any]],
         depth: int,
     ) -> Iterator[dict[str, Any]]:
-        declared = {name: v[0] for name, v in choices.items() if name in flat.properties}
+        declared = {name: v[0] for name, v in choices.items() if name in alternative.properties}
         whole = {**least, **declared}
-        names = _telling(flat, choices)
+        names = _telling(alternative, choices)
         for name in names:
             if name not in least:
                 yield {**least, name: choices[name][0]}
@@ -306,9 +349,9 @@ class Maker:
                     if name in whole and len(whole) > len(least):
                         yield {**whole, name: choices[name][rank]}
         for name in names:
-            if name in whole and name not in flat.required:
+            if name in whole and name not in alternative.required:
                 yield {other: value for other, value in whole.items() if other != name}
-        yield from self._counted(flat, rivals, least, choices, depth)
+        yield from self._counted(alternative, counterparts, least, choices, depth)
         several = [name for name in names if len(choices[name]) > 1][:5]
         values = [choices[name][: 12 if len(several) < 4 else 5] for name in several]
         for combined in islice(product(*values), 600):
@@ -320,22 +363,30 @@ class Maker:
 
     def _counted(
         self,
-        flat: Flat,
-        rivals: Sequence[Flat],
+        alternative: Alternative,
+        counterparts: Sequence[Alternative],
         least: dict[str, Any],
         choices: Mapping[str, list[Any]],
         depth: int,
     ) -> Iterator[dict[str, Any]]:
-        counts = {flat.min_properties, flat.max_properties}
-        for rival in rivals:
-            counts |= {rival.min_properties - 1, rival.min_properties, rival.max_properties}
-            counts |= {rival.max_properties + 1} if rival.max_properties is not None else set()
+        counts = {alternative.min_properties, alternative.max_properties}
+        for counterpart in counterparts:
+            counts |= {
+                counterpart.min_properties - 1,
+                counterpart.min_properties,
+                counterpart.max_properties,
+            }
+            counts |= (
+                {counterpart.max_properties + 1}
+                if counterpart.max_properties is not None
+                else set()
+            )
         for count in sorted(n for n in counts if n is not None and 0 <= n <= MAX_ENTRIES):
-            yield self._filled(flat, least, choices, count, depth)
+            yield self._filled(alternative, least, choices, count, depth)
 
     def _filled(
         self,
-        flat: Flat,
+        alternative: Alternative,
         made: dict[str, Any],
         choices: Mapping[str, list[Any]],
         count: int,
@@ -349,29 +400,36 @@ class Maker:
                 break
             if name in made:
                 continue
-            held = flat.of(name, matches)
+            held = alternative.of(name, matches)
             values = choices.get(name) or list(self._values(held, None, depth + 1, 1))
             if values:
                 made[name] = values[0]
         return made
 
-    def names_of(self, flat: Flat, rivals: Sequence[Flat]) -> list[str]:
-        """Names that may stand in the object, or that a rival minds."""
-        names = list(flat.properties)
-        for rival in rivals:
-            names += [*rival.properties, *sorted(rival.required)]
-        patterns = [pattern for one in [flat, *rivals] for pattern, _ in one.by_pattern]
+    def names_of(self, alternative: Alternative, counterparts: Sequence[Alternative]) -> list[str]:
+        """Names that may occur in the object, or that a counterpart mentions."""
+        names = list(alternative.properties)
+        for counterpart in counterparts:
+            names += [*counterpart.properties, *sorted(counterpart.required)]
+        patterns = [
+            pattern for one in [alternative, *counterparts] for pattern, _ in one.by_pattern
+        ]
         for pattern in dict.fromkeys(patterns):
             others = [other for other in dict.fromkeys(patterns) if other != pattern]
             names += self._some([pattern]) + self._some([pattern], others)
-        held = [*flat.names, *(schema for rival in rivals for schema in rival.names)]
+        held = [
+            *alternative.names,
+            *(schema for counterpart in counterparts for schema in counterpart.names),
+        ]
         for schema in held:
-            spelled = self._values(({"type": "string"}, *flat.names), (schema,), MAX_DEPTH, 12)
+            spelled = self._values(
+                ({"type": "string"}, *alternative.names), (schema,), MAX_DEPTH, 12
+            )
             names += [name for name in spelled if isinstance(name, str)]
         if patterns:
             names += self._some([], list(dict.fromkeys(patterns)))
-        found = dict.fromkeys([*names, *(_NAMES if rivals else _NAMES[:1])])
-        return [name for name in found if self._may_be_named(flat, name)]
+        found = dict.fromkeys([*names, *(_NAMES if counterparts else _NAMES[:1])])
+        return [name for name in found if self._may_be_named(alternative, name)]
 
     def _some(self, patterns: Sequence[str], others: Sequence[str] = ()) -> list[str]:
         try:
@@ -380,10 +438,10 @@ class Maker:
             return []
         return [] if found is None else [found]
 
-    def _may_be_named(self, flat: Flat, name: str) -> bool:
-        if not flat.names:
+    def _may_be_named(self, alternative: Alternative, name: str) -> bool:
+        if not alternative.names:
             return True
-        schema = {"allOf": list(flat.names), "$defs": dict(self._flattener.definitions)}
+        schema = {"allOf": list(alternative.names), "$defs": dict(self._flattener.definitions)}
         return validator(schema, "2020")(name)
 
 
@@ -392,13 +450,13 @@ def _width(alone: bool, depth: int) -> int:
     return NARROW if alone else max(WIDTH >> max(depth - 1, 0), EQUAL + 1)
 
 
-def _telling(flat: Flat, choices: Mapping[str, list[Any]]) -> list[str]:
+def _telling(alternative: Alternative, choices: Mapping[str, list[Any]]) -> list[str]:
     """The names to vary: first those with more values than an equal part gets, and those that the
     schema does not name; of the others some."""
     names = list(choices)
     differing = [name for name in names if len(choices[name]) > EQUAL]
-    unnamed = [n for n in names if n not in flat.properties and len(choices[n]) <= EQUAL]
-    others = [n for n in names if n in flat.properties and len(choices[n]) <= EQUAL]
+    unnamed = [n for n in names if n not in alternative.properties and len(choices[n]) <= EQUAL]
+    others = [n for n in names if n in alternative.properties and len(choices[n]) <= EQUAL]
     return [*differing, *unnamed, *others[:MAX_EQUAL]]
 
 
@@ -413,10 +471,10 @@ def _size(schema: Any) -> int:
     return sum(map(_size, schema)) if isinstance(schema, list) else 0
 
 
-def _kinds(flat: Flat) -> list[str]:
+def _kinds(alternative: Alternative) -> list[str]:
     """The types of values to make, first those that end."""
     order = ("string", "integer", "fraction", "boolean", "null", "object", "array")
-    return [kind for kind in order if kind in flat.types]
+    return [kind for kind in order if kind in alternative.types]
 
 
 def _merged(conjunctions: Iterable[Conjunction]) -> Conjunction:
@@ -445,16 +503,16 @@ def _fill(choices: Sequence[Sequence[Any]], length: int, unique: bool) -> list[A
 _NONE: Any = object()
 
 
-def in_turn(makers: Sequence[Iterator[Any]]) -> Iterator[Any]:
+def in_turn(iterators: Sequence[Iterator[Any]]) -> Iterator[Any]:
     """One from each, in turn, until all have ended."""
-    ahead = list(makers)
+    ahead = list(iterators)
     while ahead:
         left = []
-        for maker in ahead:
-            value = next(maker, _NONE)
+        for iterator in ahead:
+            value = next(iterator, _NONE)
             if value is not _NONE:
                 yield value
-                left.append(maker)
+                left.append(iterator)
         ahead = left
 
 

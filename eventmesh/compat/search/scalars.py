@@ -1,4 +1,8 @@
-"""Texts and numbers on and beside the bounds that a writer keeps and a reader sets."""
+"""Generates strings and numbers on the bounds of the writer's schema and of the reader's.
+
+If the reader's maximum is 5, the values 5 and 6 tell whether the writer exceeds it. So each bound,
+multiple, length, pattern and format of both schemas contributes the values at it and next to it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Any
 
 from eventmesh.compat.budget import StepBudget
 from eventmesh.compat.schema import formats
-from eventmesh.compat.schema.flat import Flat
+from eventmesh.compat.schema.alternative import Alternative
 from eventmesh.compat.schema.members import in_bounds
 from eventmesh.compat.schema.regular import Irregular, examples
 from eventmesh.compat.schema.values import exact
@@ -30,66 +34,88 @@ _NUMBERS: tuple[int | float, ...] = (
 )  # fmt: skip
 
 
-def texts(flat: Flat, rivals: Sequence[Flat], budget: StepBudget, most: int = 40) -> Iterator[str]:
-    """Texts that the alternative may accept, those first that a rival may refuse."""
-    lengths = {flat.min_length, flat.min_length + 1}
-    lengths |= {flat.max_length} if flat.max_length is not None else set()
-    for rival in rivals:
-        yield from (value for value in rival.values or () if isinstance(value, str))
-        lengths |= {rival.min_length - 1, rival.min_length}
-        if rival.max_length is not None:
-            lengths |= {rival.max_length, rival.max_length + 1}
-    yield from _formatted(flat, rivals)
-    if flat.patterns or flat.no_patterns or any(r.patterns or r.no_patterns for r in rivals):
-        yield from _matching(flat, rivals, lengths, most, budget)
-    if not flat.patterns:
+def texts(
+    alternative: Alternative,
+    counterparts: Sequence[Alternative],
+    budget: StepBudget,
+    most: int = 40,
+) -> Iterator[str]:
+    """Texts that the alternative may accept, first those that a counterpart may reject."""
+    lengths = {alternative.min_length, alternative.min_length + 1}
+    lengths |= {alternative.max_length} if alternative.max_length is not None else set()
+    for counterpart in counterparts:
+        yield from (value for value in counterpart.values or () if isinstance(value, str))
+        lengths |= {counterpart.min_length - 1, counterpart.min_length}
+        if counterpart.max_length is not None:
+            lengths |= {counterpart.max_length, counterpart.max_length + 1}
+    yield from _formatted(alternative, counterparts)
+    if (
+        alternative.patterns
+        or alternative.no_patterns
+        or any(r.patterns or r.no_patterns for r in counterparts)
+    ):
+        yield from _matching(alternative, counterparts, lengths, most, budget)
+    if not alternative.patterns:
         for length in sorted(lengths):
             if 0 <= length <= MAX_TEXT:
                 yield "a" * length
                 yield "😀" * length
         yield from _TEXTS
-        for sample in (s for name in flat.formats for s in formats.samples(name)):
+        for sample in (s for name in alternative.formats for s in formats.samples(name)):
             for length in sorted(lengths):  # many formats take zeros or spaces at an end
                 if len(sample) < length <= MAX_TEXT:
                     yield sample + "0" * (length - len(sample))
 
 
-def _formatted(flat: Flat, rivals: Sequence[Flat]) -> Iterator[str]:
-    names = [*flat.formats, *(name for rival in rivals for name in rival.formats)]
-    names += [name for rival in [flat, *rivals] for name in rival.no_formats]
+def _formatted(alternative: Alternative, counterparts: Sequence[Alternative]) -> Iterator[str]:
+    names = [
+        *alternative.formats,
+        *(name for counterpart in counterparts for name in counterpart.formats),
+    ]
+    names += [
+        name for counterpart in [alternative, *counterparts] for name in counterpart.no_formats
+    ]
     for name in dict.fromkeys(names):
         yield from formats.samples(name)
 
 
 def _matching(
-    flat: Flat, rivals: Sequence[Flat], lengths: set[int], most: int, budget: StepBudget
+    alternative: Alternative,
+    counterparts: Sequence[Alternative],
+    lengths: set[int],
+    most: int,
+    budget: StepBudget,
 ) -> Iterator[str]:
     bounds: dict[str, Any] = {
-        "min_length": flat.min_length,
-        "max_length": flat.max_length,
+        "min_length": alternative.min_length,
+        "max_length": alternative.max_length,
         "budget": budget,
     }
-    theirs = [(rival.patterns, rival.no_patterns) for rival in rivals]
+    theirs = [(counterpart.patterns, counterpart.no_patterns) for counterpart in counterparts]
     for patterns, no_patterns in theirs:
         for pattern in patterns:
             # What a look-around asks about is mostly spelled out in it.
             yield from re.findall(r"\w+", pattern)[:8] if "(?" in pattern else ()
-            yield from _one(flat.patterns, [*flat.no_patterns, pattern], bounds)
+            yield from _one(alternative.patterns, [*alternative.no_patterns, pattern], bounds)
         for pattern in no_patterns:
-            yield from _one([*flat.patterns, pattern], flat.no_patterns, bounds)
-        yield from _one([*flat.patterns, *patterns], [*flat.no_patterns, *no_patterns], bounds)
+            yield from _one([*alternative.patterns, pattern], alternative.no_patterns, bounds)
+        yield from _one(
+            [*alternative.patterns, *patterns], [*alternative.no_patterns, *no_patterns], bounds
+        )
     try:
-        for count, text in enumerate(examples(flat.patterns, flat.no_patterns, **bounds), start=1):
+        for count, text in enumerate(
+            examples(alternative.patterns, alternative.no_patterns, **bounds), start=1
+        ):
             yield text
             if count >= most:
                 break
     except Irregular:
-        for pattern in flat.patterns:
+        for pattern in alternative.patterns:
             yield pattern.strip("^$")
     for length in sorted(lengths):
         if 0 <= length <= 200:
             exact = {**bounds, "min_length": length, "max_length": length}
-            yield from _one(flat.patterns, flat.no_patterns, exact)
+            yield from _one(alternative.patterns, alternative.no_patterns, exact)
 
 
 def _one(
@@ -100,31 +126,34 @@ def _one(
             yield from islice(examples(patterns, no_patterns, unicode=unicode, **bounds), 4)
 
 
-def numbers(flat: Flat, rivals: Sequence[Flat]) -> Iterator[int | float]:
+def numbers(alternative: Alternative, counterparts: Sequence[Alternative]) -> Iterator[int | float]:
     """Numbers within the alternative's bounds, likewise."""
     points: list[int | float] = []
-    for one in [flat, *rivals]:
+    for one in [alternative, *counterparts]:
         points += [bound for bound in (one.low, one.high) if bound is not None]
         points += [value for value in one.values or () if type(value) in (int, float)]
         points += [value for value in one.barred if type(value) in (int, float)]
-    steps = [*flat.multiples, *(step for rival in rivals for step in rival.multiples)]
-    steps += [step for one in [flat, *rivals] for step in one.no_multiples]
+    steps = [
+        *alternative.multiples,
+        *(step for counterpart in counterparts for step in counterpart.multiples),
+    ]
+    steps += [step for one in [alternative, *counterparts] for step in one.no_multiples]
     candidates: list[int | float] = []
     for point in points:
         candidates += [point, point + 1, point - 1]
         if abs(point) < 2**1000:  # a float may be as large
             candidates += [point + 0.5, point - 0.5, point * (1 + 1e-9), point * (1 - 1e-9)]
-        candidates += [value for step in flat.multiples for value in _near(point, step)]
+        candidates += [value for step in alternative.multiples for value in _near(point, step)]
     for step in steps:
         candidates += [step, -step, *(step * other for other in steps), 2 * step, 3 * step]
     seen = set()
-    for value in [*candidates, *_NUMBERS, *(n for s in flat.multiples for n in _near(0, s))]:
+    for value in [*candidates, *_NUMBERS, *(n for s in alternative.multiples for n in _near(0, s))]:
         if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
             # The same number, as writers of integers write it. Larger ones stay floats, because
             # jsonschema-rs compares large integers inexactly with bounds that are floats.
             value = int(value)
         mark = repr(value)
-        if mark not in seen and _is_finite(value) and in_bounds(flat, value):
+        if mark not in seen and _is_finite(value) and in_bounds(alternative, value):
             seen.add(mark)
             yield value
 

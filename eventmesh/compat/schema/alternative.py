@@ -1,4 +1,10 @@
-"""One alternative of a schema: a plain conjunction, of which documents and proofs are made."""
+"""One alternative of a schema: all its constraints in one flat record.
+
+A schema such as `{"type": "string", "anyOf": [{"maxLength": 3}, {"pattern": "^x"}]}` is hard to
+reason about as it stands. Written as alternatives it becomes "a string of at most 3 characters" or
+"a string that matches ^x", each with nothing but plain bounds. Proofs compare such records field by
+field, and the search reads from them which values to try.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +35,7 @@ class Contains:
 
 
 @dataclass(slots=True)
-class Flat:
+class Alternative:
     """One alternative: every constraint holds. Bounds are the widest that their keywords allow."""
 
     types: frozenset[str] = frozenset(TYPES)
@@ -76,39 +82,41 @@ class Flat:
         return tuple(first[place] if place < len(first) else rest for first, rest in self.lists)
 
 
-def closed(flat: Flat) -> Flat:
+def closed(alternative: Alternative) -> Alternative:
     """The alternative with the types that its own bounds leave."""
-    types = set(flat.types)
-    if flat.values is not None:
-        flat.values = tuple(
-            value for value in flat.values
-            if type_of(value) in types and not any(same(value, other) for other in flat.barred)
-        )  # fmt: skip
-        types &= {type_of(value) for value in flat.values}
-    if flat.max_length is not None and flat.max_length < flat.min_length:
+    types = set(alternative.types)
+    if alternative.values is not None:
+        barred = alternative.barred
+        alternative.values = tuple(
+            value
+            for value in alternative.values
+            if type_of(value) in types and not any(same(value, other) for other in barred)
+        )
+        types &= {type_of(value) for value in alternative.values}
+    if alternative.max_length is not None and alternative.max_length < alternative.min_length:
         types.discard("string")
-    if flat.max_items is not None and flat.max_items < flat.min_items:
+    if alternative.max_items is not None and alternative.max_items < alternative.min_items:
         types.discard("array")
-    least = max(flat.min_properties, len(flat.required))
-    if flat.max_properties is not None and flat.max_properties < least:
+    least = max(alternative.min_properties, len(alternative.required))
+    if alternative.max_properties is not None and alternative.max_properties < least:
         types.discard("object")
-    if any(False in flat.properties.get(name, ()) for name in flat.required):
+    if any(False in alternative.properties.get(name, ()) for name in alternative.required):
         types.discard("object")
-    if flat.low is not None and flat.high is not None:
-        empty = flat.low > flat.high or (
-            flat.low == flat.high and (flat.low_open or flat.high_open)
+    if alternative.low is not None and alternative.high is not None:
+        empty = alternative.low > alternative.high or (
+            alternative.low == alternative.high and (alternative.low_open or alternative.high_open)
         )
         if empty:
             types -= {"integer", "fraction"}
-    if {"integer", "fraction"} & types and 1 in flat.no_multiples:
+    if {"integer", "fraction"} & types and 1 in alternative.no_multiples:
         types.discard("integer")
-    if any(isinstance(step, int) or float(step).is_integer() for step in flat.multiples):
+    if any(isinstance(step, int) or float(step).is_integer() for step in alternative.multiples):
         types.discard("fraction")
-    flat.types = frozenset(types)
-    return flat
+    alternative.types = frozenset(types)
+    return alternative
 
 
-def excludes(one: Flat, other: Flat) -> bool:
+def excludes(one: Alternative, other: Alternative) -> bool:
     """Whether no object is of both, as far as required fields tell: one of them is a tag with
     other values, or may not be there."""
     for name in sorted(other.required & one.properties.keys()):
@@ -122,9 +130,9 @@ def excludes(one: Flat, other: Flat) -> bool:
     return _forbids(one, other.required) or _forbids(other, one.required)
 
 
-def _forbids(flat: Flat, names: frozenset[str]) -> bool:
+def _forbids(alternative: Alternative, names: frozenset[str]) -> bool:
     """Whether one of these names may not be a field."""
-    closed_by = [others for others in flat.others if others.schema is False]
+    closed_by = [others for others in alternative.others if others.schema is False]
     return any(not others.patterns and not names <= others.names for others in closed_by)
 
 
