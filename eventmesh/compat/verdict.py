@@ -1,4 +1,4 @@
-"""What can be said of a writer's schema and a reader's: proved, refuted, or neither."""
+"""The three verdicts on a writer's schema and a reader's: proved, refuted, or neither."""
 
 from __future__ import annotations
 

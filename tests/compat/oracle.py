@@ -217,7 +217,7 @@ def second_opinion(schema: Schema, draft: str) -> Callable[[Document], bool | No
             formats={name: _reads(name) for name in FORMATS},
             ignore_unknown_formats=True,
         )
-    except Exception:  # noqa: BLE001 - it takes no such schema
+    except Exception:  # noqa: BLE001 - the schema is not supported
         return lambda document: None
 
     def accepts(document: Document) -> bool | None:
@@ -319,13 +319,13 @@ FORMAT_SAMPLES: dict[str, list[str]] = {
 def candidates(*schemas: Schema, tries: int = 300, seed: int = 0) -> Iterator[Document]:
     """The pool, then documents made to touch what the schemas speak of; always the same ones."""
     yield from POOL
-    maker = Maker(schemas, Random(seed))  # noqa: S311 - documents, not secrets
+    generator = DocumentGenerator(schemas, Random(seed))  # noqa: S311 - documents, not secrets
     for _ in range(tries):
-        yield maker.document()
+        yield generator.document()
 
 
-class Maker:
-    """Makes random documents that lie near the edges of the given schemas."""
+class DocumentGenerator:
+    """Generates random documents near the bounds of the given schemas."""
 
     def __init__(self, roots: Sequence[Schema], random: Random) -> None:
         self._random = random

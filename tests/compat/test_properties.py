@@ -70,7 +70,9 @@ def check(writer: Any, reader: Any, *, tries: int = 100) -> Verdict:
         found = refutation(writer, reader, tries=tries)
         assert found is None, f"{found} is written and not read"
     elif isinstance(verdict, Breaking):
-        assert is_proof(verdict.witness, writer, reader, "2020"), f"{verdict.witness!r} is no proof"
+        assert is_proof(verdict.witness, writer, reader, "2020"), (
+            f"{verdict.witness!r} is not a proof"
+        )
     return verdict
 
 

@@ -37,7 +37,7 @@ def test_the_checker_is_not_caught(trap: Trap) -> None:
     if isinstance(verdict, Compatible):
         assert trap.truth == "compatible", f"{trap.document!r} is written and not read"
     elif isinstance(verdict, Breaking):
-        assert trap.truth == "breaking", f"{verdict.witness!r} is no witness"
+        assert trap.truth == "breaking", f"{verdict.witness!r} is not a witness"
         assert is_proof(verdict.witness, trap.writer, trap.reader, trap.draft), verdict.witness
     else:
         assert trap.hard, f"this can be known: {verdict.reason}"
@@ -83,7 +83,7 @@ def test_the_checker_is_not_caught_deep_inside_a_document(trap: Trap) -> None:
     if isinstance(verdict, Compatible):
         assert trap.truth == "compatible", f"{trap.document!r} is written and not read"
     elif isinstance(verdict, Breaking):
-        assert trap.truth == "breaking", f"{verdict.witness!r} is no witness"
+        assert trap.truth == "breaking", f"{verdict.witness!r} is not a witness"
         assert is_proof(verdict.witness, writer, reader, trap.draft), verdict.witness
     elif trap.truth == "breaking":
         assert is_proof(outer_document(trap.document), writer, reader, trap.draft)

@@ -149,7 +149,9 @@ t.ok(
 )
 t.ok("required no longer", closed("a", a=STRING), closed(a=STRING))
 t.ok(
-    "properties do not speak of what is no object", opened(a=STRING), {"properties": {"a": STRING}}
+    "properties do not constrain what is not an object",
+    opened(a=STRING),
+    {"properties": {"a": STRING}},
 )
 t.bad(
     "without type the writer may write a list", {"properties": {"a": STRING}}, opened(a=STRING), []
@@ -497,9 +499,9 @@ t.ok("1 is 1.0 in an enum", {"enum": [1, 2]}, {"enum": [1.0, 2.0]})
 t.bad("true is not 1", {"const": True}, {"const": 1}, True)
 t.bad("1 is not true", {"const": 1}, {"const": True}, 1)
 t.bad("false is not 0 in an enum", {"enum": [False]}, {"enum": [0, ""]}, False)
-t.bad("a boolean is no integer", BOOLEAN, INTEGER, True)
+t.bad("a boolean is not an integer", BOOLEAN, INTEGER, True)
 t.bad(
-    "a boolean is no number for limits, but it passes them",
+    "a boolean is not a number, so it passes limits on numbers",
     {"enum": [True]},
     {"type": "number"},
     True,
@@ -676,7 +678,7 @@ t.bad(
 t.ok("integer or number is number", {"type": ["integer", "number"]}, NUMBER)
 t.ok("number is integer or number", NUMBER, {"type": ["integer", "number"]})
 t.ok("number is integer or not integer", NUMBER, any_of(INTEGER, {"not": INTEGER}))
-t.bad("number without integers is no integer", {"type": "number", "not": INTEGER}, INTEGER, 0.5)
+t.bad("a number that is not an integer", {"type": "number", "not": INTEGER}, INTEGER, 0.5)
 t.ok(
     "a limit split into two overlapping ranges",
     {"type": "integer", "minimum": 0, "maximum": 10},
@@ -855,8 +857,8 @@ t.bad(
     {"type": "string", "nullable": True},
     None,
 )
-t.bad("an object is no array", OBJECT, ARRAY, {})
-t.bad("a string is no object", STRING, OBJECT, "")
+t.bad("an object is not an array", OBJECT, ARRAY, {})
+t.bad("a string is not an object", STRING, OBJECT, "")
 t.bad(
     "optional and nullable are two things",
     closed(a={"type": ["string", "null"]}),
@@ -1061,7 +1063,7 @@ t.bad("not pattern", text("^a"), {"not": {"pattern": "b$"}}, "ab")
 t.ok("not pattern misses", text("^a$"), {"not": {"pattern": "b$"}})
 t.ok("not of a closed object", closed("a", a=STRING), {"not": closed("b", b=STRING)})
 t.ok(
-    "not items: a list with an item that is no string",
+    "not items: a list with an item that is not a string",
     {"type": "array", "items": INTEGER, "minItems": 1},
     {"not": listed(STRING)},
 )
@@ -1735,19 +1737,19 @@ t.ok(
     {"type": "string", "format": "date-time"},
 )
 t.bad(
-    "a date-time is no date",
+    "a date-time is not a date",
     {"type": "string", "format": "date-time"},
     {"type": "string", "format": "date"},
     "2020-01-01T12:00:00Z",
 )
 t.bad(
-    "a date is no time",
+    "a date is not a time",
     {"type": "string", "format": "date"},
     {"type": "string", "format": "time"},
     "2020-01-01",
 )
 t.bad(
-    "a uuid is no e-mail address",
+    "a uuid is not an e-mail address",
     {"type": "string", "format": "uuid"},
     {"type": "string", "format": "email"},
     "12345678-1234-5678-1234-567812345678",
@@ -1943,14 +1945,14 @@ t.bad(
     draft="7",
 )
 t.ok(
-    "a property named $ref is no reference",
+    "a property named $ref is not a reference",
     closed(**{"$ref": {"type": "string"}}),
     opened(**{"$ref": STRING}),
     draft="7",
 )
 t.ok("a list is itself", LINKED, LINKED)
 t.ok("a list of integers is a list of numbers", LINKED, LINKED_NUMBER)
-t.bad("a list of numbers is no list of integers", {**LINKED_NUMBER}, LINKED, {"v": 0.5})
+t.bad("a list of numbers is not a list of integers", {**LINKED_NUMBER}, LINKED, {"v": 0.5})
 t.ok("a tree is itself", TREE, TREE)
 t.bad(
     "a tree narrowed at its nodes",
@@ -2108,13 +2110,13 @@ t.ok(
     draft="7",
 )
 t.ok(
-    "a dynamic reference without a rival is a reference",
+    "a dynamic reference with one target is a reference",
     closed(a=INTEGER),
     {"$dynamicRef": "#n", "$defs": {"n": {"$dynamicAnchor": "n", "properties": {"a": NUMBER}}}},
     hard=True,
 )
 t.bad(
-    "a dynamic reference without a rival is a reference",
+    "a dynamic reference with one target is a reference",
     closed(a=NUMBER),
     {"$dynamicRef": "#n", "$defs": {"n": {"$dynamicAnchor": "n", "properties": {"a": INTEGER}}}},
     {"a": 0.5},
@@ -2400,7 +2402,7 @@ t.ok(
     "one becomes one or many", closed("a", a=STRING), opened("a", a=any_of(STRING, listed(STRING)))
 )
 t.ok("a set is a list", listed(STRING, uniqueItems=True), listed(STRING))
-t.bad("a list is no set", listed(STRING), listed(STRING, uniqueItems=True), ["", ""])
+t.bad("a list is not a set", listed(STRING), listed(STRING, uniqueItems=True), ["", ""])
 t.bad("an integer becomes text", closed("a", a=INTEGER), opened("a", a=STRING), {"a": 0})
 t.ok(
     "a literal becomes an enum",
@@ -2477,7 +2479,10 @@ t.bad(
     {"b": 1},
 )
 t.bad(
-    "the empty text is no date-time", {"maxLength": 0}, {"maxLength": 0, "format": "date-time"}, ""
+    "the empty string is not a date-time",
+    {"maxLength": 0},
+    {"maxLength": 0, "format": "date-time"},
+    "",
 )
 t.bad(
     "items: true evaluates all",
@@ -2639,7 +2644,7 @@ t.bad(
     draft="7",
 )
 t.bad(
-    "a rival decides where a dynamic reference leads",
+    "a dynamic anchor further out decides where a dynamic reference leads",
     {
         "$id": "http://x/a",
         "$dynamicRef": "#n",

@@ -1,4 +1,9 @@
-"""What proofs end in: one number or text within another, by bounds and as regular languages."""
+"""Decides for numbers and strings whether one alternative is within another.
+
+A proof goes down through objects and lists until it reaches numbers and strings. There the bounds
+decide: integers from 1 to 5 are within those below 6, and the multiples of 6 within those of 3.
+Strings are compared by length, format and pattern; patterns as regular languages (see `regular`).
+"""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def compare_schemas(
     asked = {check for _, node in nodes(reader) for check in node.get(CHECKED, ())}
     if isinstance(verdict, Compatible) and not asked <= known:
         names = ", ".join(sorted(check.partition(":")[0] for check in asked - known))
-        return Unknown(f"the frozen reader had checks that are not known any more: {names}")
+        return Unknown(f"the frozen reader had checks that no longer exist: {names}")
     return verdict
 
 
@@ -237,9 +237,9 @@ class _Question:
         if doubtful:
             document, refusal = doubtful
             return Unknown(
-                f"the reader refuses {_shown(document)} ({refusal.reason}), which the writer's "
-                f"schema allows, but the writer has a validator or a serializer that may forbid "
-                f"it, and no sample tells: say what is allowed by Field(…) instead",
+                f"the reader rejects {_shown(document)} ({refusal.reason}). The writer's schema "
+                f"allows it, but a validator or serializer of the writer may forbid it, and no "
+                f"sample shows whether it does: state what is allowed with Field(…) instead",
                 changes,
             )
         if isinstance(self.proof, Breaking | Unknown):
@@ -248,9 +248,13 @@ class _Question:
                 if isinstance(self.proof, Breaking)
                 else self.proof.reason
             )
-            return Unknown(f"{shown}; the model took all of {tried} documents tried", changes)
+            return Unknown(
+                f"{shown}; the model accepted all {tried} documents that were tried", changes
+            )
         if not tried and not self._all_is_said:
-            return Unknown("the writer's schema is too large to make a document of it", changes)
+            return Unknown(
+                "the writer's schema is too large to generate a document for it", changes
+            )
         return Compatible((*changes, *self._notes(tried)))
 
     def _notes(self, tried: int) -> Iterator[Change]:
@@ -261,7 +265,7 @@ class _Question:
                     "EM022",
                     f"#{pointer}",
                     _field_at(pointer),
-                    f"checked by {names}; {tried} documents were tried and none was refused",
+                    f"checked by {names}; {tried} documents were tried and none was rejected",
                     "Nothing, if this is what you expect.",
                 )
 

@@ -1,4 +1,8 @@
-"""What each keyword adds to an alternative, and what failing it does."""
+"""Narrows an alternative by one keyword, or by the keyword's negation.
+
+`maxLength: 5` sets the alternative's `max_length` to 5 unless it is smaller already. Its negation
+leaves the strings of six characters and more, so it sets `min_length` to 6.
+"""
 
 from __future__ import annotations
 
