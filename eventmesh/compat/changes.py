@@ -1,6 +1,11 @@
-"""What differs between two schemas, place by place, in words that their authors know.
+"""Lists the differences between two schemas, in the words of their authors.
 
-This explains a verdict and does not make it: a difference may be harmless where it stands.
+A verdict says whether a reader accepts everything that a writer may write. Authors also want to
+know which of their edits caused it. So this module walks both schemas side by side and reports each
+difference with a rule code, a pointer, the field and a fix, for example: EM004 at
+`#/properties/age/maximum`, "the reader requires at most 99, and the writer has no such bound".
+
+The list explains a verdict and never decides it: a difference may be harmless where it occurs.
 """
 
 from __future__ import annotations
@@ -67,7 +72,7 @@ class _Walk:
             return
         self._seen.add(mark)
         if reader is False:
-            yield _change("EM020", place, "the reader refuses everything", "Accept it again.")
+            yield _change("EM020", place, "the reader rejects every value", "Accept it again.")
             return
         if not isinstance(writer, dict) or not isinstance(reader, dict):
             if writer is not False and isinstance(reader, dict):
@@ -132,7 +137,7 @@ class _Walk:
             there = place.under("properties", name).named(name)
             if closed:
                 yield _change(
-                    "EM012", there, "the reader refuses it, as a field that it does not name",
+                    "EM012", there, "the reader rejects it as an unknown field",
                     "Take extra=\"forbid\" away from the reader, or keep the field.",
                 )  # fmt: skip
             elif writer.get("properties") is not None and (read or "properties" in reader):
@@ -152,7 +157,7 @@ class _Walk:
         if closed and writer.get("additionalProperties") is not False:
             yield _change(
                 "EM012", place.under("additionalProperties"),
-                "the writer may write fields that are not named, and the reader refuses them",
+                "the writer may write fields that are not named, and the reader rejects them",
                 "Let the reader ignore fields that it does not know.",
             )  # fmt: skip
 
@@ -167,7 +172,7 @@ class _Walk:
             yield from self._compare(one, other, there, depth + 1)
         if theirs[1] is False and mine[1] is not False:
             yield _change(
-                "EM010", place.under("items").entry(), "the reader refuses further entries",
+                "EM010", place.under("items").entry(), "the reader rejects further entries",
                 "Let it take them, or raise the version.",
             )  # fmt: skip
         elif theirs[1] is not True:
@@ -204,7 +209,7 @@ class _Walk:
             ]
             if kind == "null" and not alike:
                 yield _change(
-                    "EM019", place, "null may be written, and the reader refuses it",
+                    "EM019", place, "null may be written, and the reader rejects it",
                     "Accept None in the reader, or raise the version and write an upcaster.",
                 )  # fmt: skip
             elif len(alike) == 1 and kind is not None:
@@ -212,7 +217,7 @@ class _Walk:
             else:
                 yield _change(
                     "EM015", place.under(keyword),
-                    f"the reader has not the alternative {_spell(written)}",
+                    f"the reader lacks the alternative {_spell(written)}",
                     "Keep the alternative, or raise the version and write an upcaster.",
                 )  # fmt: skip
 
@@ -240,7 +245,7 @@ def _types(writer: Mapping[str, Any], reader: Mapping[str, Any], place: Place) -
     lost -= {"integer"} if "number" in read else set()
     if lost == {"null"}:
         yield _change(
-            "EM019", place.under("type"), "null may be written, and the reader refuses it",
+            "EM019", place.under("type"), "null may be written, and the reader rejects it",
             "Accept None in the reader, or raise the version and write an upcaster.",
         )  # fmt: skip
     elif lost:
@@ -289,18 +294,18 @@ def _bounds(writer: Mapping[str, Any], reader: Mapping[str, Any], place: Place) 
 
 
 _BOUNDS = {
-    "minimum": ("EM004", True, "the reader wants at least"),
-    "exclusiveMinimum": ("EM004", True, "the reader wants more than"),
-    "maximum": ("EM004", False, "the reader wants at most"),
-    "exclusiveMaximum": ("EM004", False, "the reader wants less than"),
-    "minLength": ("EM005", True, "the shortest text that is read has the length"),
-    "maxLength": ("EM005", False, "the longest text that is read has the length"),
-    "minItems": ("EM009", True, "the shortest list that is read has the length"),
-    "maxItems": ("EM009", False, "the longest list that is read has the length"),
-    "minProperties": ("EM013", True, "the fewest fields that are read are"),
-    "maxProperties": ("EM013", False, "the most fields that are read are"),
-    "minContains": ("EM011", True, "the fewest such entries that are read are"),
-    "maxContains": ("EM011", False, "the most such entries that are read are"),
+    "minimum": ("EM004", True, "the reader requires at least"),
+    "exclusiveMinimum": ("EM004", True, "the reader requires more than"),
+    "maximum": ("EM004", False, "the reader requires at most"),
+    "exclusiveMaximum": ("EM004", False, "the reader requires less than"),
+    "minLength": ("EM005", True, "the reader requires a length of at least"),
+    "maxLength": ("EM005", False, "the reader requires a length of at most"),
+    "minItems": ("EM009", True, "the reader requires this many entries at least:"),
+    "maxItems": ("EM009", False, "the reader requires this many entries at most:"),
+    "minProperties": ("EM013", True, "the reader requires this many fields at least:"),
+    "maxProperties": ("EM013", False, "the reader requires this many fields at most:"),
+    "minContains": ("EM011", True, "the reader requires this many such entries at least:"),
+    "maxContains": ("EM011", False, "the reader requires this many such entries at most:"),
 }
 
 
@@ -323,22 +328,22 @@ def _others(writer: Mapping[str, Any], reader: Mapping[str, Any], place: Place) 
 
 _KEEP = "Keep what was accepted, or raise the version and write an upcaster."
 _OTHERS = {
-    "pattern": ("EM006", "the reader wants a text that matches", _KEEP),
-    "format": ("EM007", "the reader wants a text of the format", _KEEP),
-    "multipleOf": ("EM008", "the reader wants multiples of", _KEEP),
-    "uniqueItems": ("EM009", "the reader wants no entry twice:", _KEEP),
-    "contains": ("EM011", "the reader wants entries among which is", _KEEP),
-    "propertyNames": ("EM013", "the reader wants names that are", _KEEP),
-    "patternProperties": ("EM013", "the reader holds names by pattern to", _KEEP),
-    "dependencies": ("EM014", "the reader asks for what depends on others:", _KEEP),
-    "dependentRequired": ("EM014", "the reader asks for what depends on others:", _KEEP),
-    "dependentSchemas": ("EM014", "the reader asks for what depends on others:", _KEEP),
+    "pattern": ("EM006", "the reader requires a string that matches", _KEEP),
+    "format": ("EM007", "the reader requires a string of the format", _KEEP),
+    "multipleOf": ("EM008", "the reader requires a multiple of", _KEEP),
+    "uniqueItems": ("EM009", "the reader requires unique entries:", _KEEP),
+    "contains": ("EM011", "the reader requires an entry that is", _KEEP),
+    "propertyNames": ("EM013", "the reader requires names that are", _KEEP),
+    "patternProperties": ("EM013", "the reader constrains fields by pattern:", _KEEP),
+    "dependencies": ("EM014", "the reader requires fields that depend on others:", _KEEP),
+    "dependentRequired": ("EM014", "the reader requires fields that depend on others:", _KEEP),
+    "dependentSchemas": ("EM014", "the reader requires fields that depend on others:", _KEEP),
     "if": ("EM016", "the reader has the condition", _KEEP),
-    "then": ("EM016", "the reader asks, where its condition holds, for", _KEEP),
-    "else": ("EM016", "the reader asks, where its condition fails, for", _KEEP),
-    "not": ("EM016", "the reader refuses", _KEEP),
-    "unevaluatedProperties": ("EM012", "the reader holds all other fields to", _KEEP),
-    "unevaluatedItems": ("EM010", "the reader holds all other entries to", _KEEP),
+    "then": ("EM016", "if its condition holds, the reader requires", _KEEP),
+    "else": ("EM016", "if its condition fails, the reader requires", _KEEP),
+    "not": ("EM016", "the reader rejects", _KEEP),
+    "unevaluatedProperties": ("EM012", "the reader constrains all other fields:", _KEEP),
+    "unevaluatedItems": ("EM010", "the reader constrains all other entries:", _KEEP),
     "$ref": ("EM029", "the reader refers to", "Compare what is referred to."),
 }
 
