@@ -199,6 +199,9 @@ class Draft:
             self._units[label.unit] = replace(unit, status="failed", answer=stored(event))
             return "late, and failed"
         if unit.status == "sent":
+            if step.is_pivot and self._status == "undoing":
+                # An operator wanted it undone, and nothing has been: the pivot was under way.
+                self._status, self._failure = "running", None
             self._finish(step, label.unit, replace(unit, answered=label.attempt), event)
             self.go_on()
             return "applied"
@@ -348,9 +351,10 @@ class Draft:
             elif unit.status == "timed_out" or (unit.status == "sent" and step.command):
                 self._cancel_timer(name, unit)
                 self._send(step, _item_of(name), unit)
-        self.go_on()
-        if parking is not None and self._parking is None and (rest := [*self._standing_still()]):
+        rest = [name for name in self._standing_still() if name not in again]
+        if parking is not None and self._parking is None and rest:
             self._status, self._parking = "parked", Parking(self._status, parking.reason, rest[0])
+        self.go_on()
 
     def skip(self, chosen: str | None) -> None:
         """Go on as if what waits had been done, or undone."""
@@ -431,6 +435,8 @@ class Draft:
         if unit.status == "undo_sent":
             return unit.deadline is None
         before = self._parking.before if self._parking else self._status
+        if unit.status == "done":  # after all, and nothing can undo it
+            return step.is_pivot and before == "undoing"
         goes_forward = step.is_pivot or step.name in self._definition.after_pivot
         return unit.status == "timed_out" and goes_forward and before == "running"
 
