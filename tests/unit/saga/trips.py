@@ -87,6 +87,7 @@ class Elsewhere(Event, name="people.elsewhere", version=1):
 UndoForm = Literal["state", "reply", "optional", "silent", "silent with reply", "none"]
 
 TWICE = Retry(attempts=2, backoff=constant("5s"), jitter=0.0)
+ONCE = Retry(attempts=1)
 
 
 def new_saga(name: str = "trips.base", **options: Any) -> Saga[Trip]:

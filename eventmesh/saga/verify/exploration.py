@@ -1,0 +1,318 @@
+"""Visits every world of a saga, those with few deviations first.
+
+A *deviation* is a step away from a run in which every command is answered once and in time: a
+time-out, an answer that takes longer than one, a duplicate, a dead letter and its replay, an
+operator's action, a step that is skipped. Refusals are free. All worlds with n deviations are
+visited before any with n + 1, so a story that ends badly is told with as few as possible. Where the
+bound on the number of worlds is met, the exploration can say what was proved: everything with up to
+n - 1 deviations.
+
+Two reductions leave out moves that lead nowhere new:
+
+- A message that changes nothing when it comes is taken at once, before anything else: had it come
+  later and changed something, its second copy does the same then.
+- Second copies are tried in every world, but are remembered only where they have changed something.
+  Whether one does depends on its unit and on the status of the saga, which is looked up.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from eventmesh.errors import UsageError
+from eventmesh.saga.definition import Definition
+from eventmesh.saga.happening import UnexpectedAnswer, UnknownStep
+from eventmesh.saga.record import SagaRecord
+from eventmesh.saga.verify.keys import Key, Keys
+from eventmesh.saga.verify.moves import (
+    AGAIN,
+    ARRIVALS,
+    Made,
+    Move,
+    Moves,
+    begin,
+    changes,
+    make,
+)
+from eventmesh.saga.verify.properties import (
+    ANSWERS_ARE_TAKEN,
+    NO_ERROR,
+    PROPERTIES,
+    UNDONE_ONLY_WHAT_WAS_DONE,
+    Happened,
+    Property,
+    waits_for_ever,
+)
+from eventmesh.saga.verify.rules import RememberedRules, Rules, TransitionFailed
+from eventmesh.saga.verify.twin import CalledWithoutReply, Twin, TwinState, Undecided, twin_of
+from eventmesh.saga.verify.world import World, label_of
+
+OF_MOVES = tuple(each for each in PROPERTIES if not each.of_worlds)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far the exploration goes."""
+
+    worlds: int = 150_000
+    """How many different worlds it visits at most."""
+    operator_actions: int = 1
+    """How often an operator acts in one story."""
+    deviations: int | None = None
+    """How many deviations a story has at most; None: any number."""
+
+
+@dataclass(frozen=True)
+class Reductions:
+    """What is left out; all of it can be turned off, to check that nothing is lost."""
+
+    symmetry: bool = True
+    at_once: bool = True
+    """Messages that change nothing are taken before all others."""
+    remembered: bool = True
+    """Whether a second copy changes nothing is looked up."""
+
+
+class Node(NamedTuple):
+    """How a world was reached: the node before it, and the move."""
+
+    parent: int
+    move: Move
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A property that does not hold: what is wrong, after these moves."""
+
+    name: str
+    sentence: str
+    problem: str
+    story: tuple[Move, ...]
+
+
+@dataclass
+class Explored:
+    """What was found."""
+
+    twin: Twin
+    worlds: int = 0
+    transitions: int = 0
+    complete_up_to: int | None = None
+    """All stories with up to this many deviations were visited; None: all there are."""
+    hit: str = ""
+    """The bound that was met, for people."""
+    witnesses: dict[str, tuple[Move, ...]] = field(default_factory=dict)
+    """The shortest story for each thing that must happen sometimes: `reserve`, `reserve:undo`,
+    `completed` and so on."""
+    outcomes: set[tuple[str, ...]] = field(default_factory=set)
+    """Where nothing is under way: the status of the saga and those of its units, sorted."""
+    waits_for_ever: set[str] = field(default_factory=set)
+    broken: Broken | None = None
+
+
+def explore(
+    definition: Definition,
+    bounds: Bounds | None = None,
+    rules: Rules | None = None,
+    reductions: Reductions | None = None,
+) -> Explored:
+    """Visit the worlds of this saga until one breaks a property, or a bound is met."""
+    return _Exploration(
+        twin_of(definition), bounds or Bounds(), rules or Rules(), reductions or Reductions()
+    ).run()
+
+
+class _Exploration:
+    def __init__(self, twin: Twin, bounds: Bounds, rules: Rules, reductions: Reductions) -> None:
+        self.twin = twin
+        self.bounds = bounds
+        self.rules = RememberedRules(rules, twin.definition)
+        self.moves = Moves(twin, bounds.operator_actions)
+        self.reductions = reductions
+        self.keys = Keys(twin, reductions.symmetry)
+        self.found = Explored(twin)
+        self.nodes: list[Node] = []
+        self.seen: set[Key] = set()
+        self.new: deque[tuple[World, int]] = deque()
+        self.later: list[list[tuple[World, Sequence[Move], int]]] = []
+        self.inert: set[tuple[str, str, int, int]] = set()
+        self.waits = [step.name for step in twin.definition.steps.values() if step.command is None]
+
+    def run(self) -> Explored:
+        self._start()
+        deviations = 0
+        while self._is_going_on and deviations < len(self.later):
+            if self.bounds.deviations is not None and deviations > self.bounds.deviations:
+                self._hit(f"{self.bounds.deviations} deviations", deviations - 1)
+                break
+            for world, moves, node in self.later[deviations]:
+                for move in moves:
+                    self._try(world, move, node, deviations)
+                    self._visit_new(deviations)
+                if not self._is_going_on:
+                    break
+            self.later[deviations].clear()
+            deviations += 1
+        return self.found
+
+    @property
+    def _is_going_on(self) -> bool:
+        return self.found.broken is None and not self.found.hit
+
+    def _hit(self, bound: str, complete_up_to: int) -> None:
+        self.found.hit, self.found.complete_up_to = bound, complete_up_to
+
+    def _visit_new(self, deviations: int) -> None:
+        """Visit what was found with this number of deviations, and all that follows without any
+        more of them."""
+        while self.new and self._is_going_on:
+            if self.found.worlds == self.bounds.worlds:
+                self._hit(f"{self.bounds.worlds:,} states", deviations - 1)
+                return
+            world, node = self.new.popleft()
+            self.found.worlds += 1
+            self._visit(world, node, deviations)
+
+    def _start(self) -> None:
+        self._put_off(_NOWHERE, (Move("started"),), -1, 0)
+
+    def _put_off(self, world: World, moves: Sequence[Move], node: int, deviations: int) -> None:
+        """Try these moves when all stories with fewer deviations have been told."""
+        while len(self.later) <= deviations:
+            self.later.append([])
+        self.later[deviations].append((world, moves, node))
+
+    def _visit(self, world: World, node: int, deviations: int) -> None:
+        moves = self.moves.of(world)
+        if world.record.status == "cancelled":
+            self._check_that_it_stays(world, moves, node, deviations)
+            return
+        if self.reductions.at_once:
+            for move in moves:
+                if move.kind in ARRIVALS:
+                    made = self._make(world, move, node, deviations)
+                    if made is not None and _is_inert(made):
+                        self._take(world, move, made, node, deviations)
+                        return
+        later: dict[int, list[Move]] = {}
+        whole = self.keys.whole(world)
+        for move in moves:
+            if move.deviations == 0:
+                self._try(world, move, node, deviations)
+            elif move.kind not in AGAIN or not self._is_known_to_be_inert(world, move, whole):
+                later.setdefault(move.deviations, []).append(move)
+        for more, put_off in later.items():
+            self._put_off(world, put_off, node, deviations + more)
+
+    def _check_that_it_stays(
+        self, world: World, moves: Sequence[Move], node: int, deviations: int
+    ) -> None:
+        """Whatever still comes changes nothing, so no world follows this one."""
+        for move in moves:
+            made = self._make(world, move, node, deviations)
+            if made is not None and not _is_inert(made):
+                self._check(Happened(self.twin, world, move, made.world, made.transition), node)
+
+    def _try(self, world: World, move: Move, node: int, deviations: int) -> None:
+        made = self._make(world, move, node, deviations)
+        if made is None:
+            return
+        if move.kind in AGAIN and _is_inert(made):
+            self.inert.add(self._inert_key(world, move, self.keys.whole(world)))
+            return
+        self._take(world, move, made, node, deviations)
+
+    def _make(self, world: World, move: Move, node: int, deviations: int) -> Made | None:
+        """What this move makes of a world; None where an operator cannot do it, where it needs a
+        choice, which is tried by itself, or where the transition fails."""
+        self.found.transitions += 1
+        try:
+            if move.kind == "started":
+                return begin(self.rules, self.twin, move)
+            return make(self.rules, self.twin, world, move)
+        except Undecided as undecided:
+            for number, option in enumerate(undecided.options):
+                choices = (*move.choices, (undecided.step, option))
+                extra = int(number > 0)  # the first option is the usual one
+                chosen = move._replace(choices=choices, deviations=move.deviations + extra)
+                self._put_off(world, (chosen,), node, deviations + extra)
+        except (UnexpectedAnswer, UnknownStep) as error:
+            self._break(ANSWERS_ARE_TAKEN, f"{type(error).__name__}: {error}", node, move)
+        except CalledWithoutReply:
+            problem = "an undo that needs the reply of its step is called without one"
+            self._break(UNDONE_ONLY_WHAT_WAS_DONE, problem, node, move)
+        except UsageError as error:
+            if move.kind != "operator":
+                self._break(NO_ERROR, str(error), node, move)
+        except TransitionFailed as error:
+            self._break(NO_ERROR, str(error), node, move)
+        return None
+
+    def _take(self, before: World, move: Move, made: Made, parent: int, deviations: int) -> None:
+        """Check what has happened, and visit the world later if it is new."""
+        key = self.keys.of(made.world)
+        is_new = key not in self.seen
+        happened = Happened(self.twin, before, move, made.world, made.transition)
+        if not self._check(happened, parent, of_worlds=is_new):
+            return
+        self._witness(happened, parent)
+        if is_new:
+            self.seen.add(key)
+            self.nodes.append(Node(parent, move))
+            self.new.append((made.world, len(self.nodes) - 1))
+
+    def _check(self, happened: Happened, parent: int, *, of_worlds: bool = True) -> bool:
+        for each in PROPERTIES if of_worlds else OF_MOVES:
+            problem = each.broken(happened)
+            if problem is not None:
+                self._break(each, problem, parent, happened.move)
+                return False
+        return True
+
+    def _witness(self, happened: Happened, parent: int) -> None:
+        """Remember the first story in which something happens; it has the fewest deviations."""
+        transition, record = happened.transition, happened.after.record
+        names = [] if transition is None else [base_of(each.label) for each in transition.sendings]
+        names += [name for name in self.waits if name in record.units]
+        if record.status not in ("running", "undoing"):
+            names.append(record.status)
+        for name in names:
+            if name not in self.found.witnesses:
+                self.found.witnesses[name] = self._story(parent, happened.move)
+        if happened.after.is_quiescent:
+            statuses = sorted(unit.status for unit in record.units.values())
+            self.found.outcomes.add((record.status, *statuses))
+            self.found.waits_for_ever.update(waits_for_ever(self.twin, record))
+
+    def _is_known_to_be_inert(self, world: World, move: Move, whole: int) -> bool:
+        return self.reductions.remembered and self._inert_key(world, move, whole) in self.inert
+
+    def _inert_key(self, world: World, move: Move, whole: int) -> tuple[str, str, int, int]:
+        return move.kind, move.subject, self.keys.unit(label_of(move.subject).unit, world), whole
+
+    def _break(self, prop: Property, problem: str, parent: int, move: Move) -> None:
+        self.found.broken = Broken(prop.name, prop.sentence, problem, self._story(parent, move))
+
+    def _story(self, node: int, last: Move) -> tuple[Move, ...]:
+        story = [last]
+        while node >= 0:
+            node, move = self.nodes[node]
+            story.append(move)
+        return tuple(reversed(story))
+
+
+_NOWHERE = World(SagaRecord("running", TwinState()), {})
+
+
+def _is_inert(made: Made) -> bool:
+    """Whether the saga has heard of nothing, or of nothing that matters."""
+    return made.transition is None or not changes(made.transition)
+
+
+def base_of(label: str) -> str:
+    """A step, or its undo, without its item and attempt."""
+    found = label_of(label)
+    return found.step + (":undo" if found.is_undo else "")

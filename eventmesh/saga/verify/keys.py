@@ -1,0 +1,158 @@
+"""When two worlds are the same for the exploration.
+
+A world is reduced to a tuple of small numbers: one for the saga as a whole, and one for each step
+with its participant, messages and time-outs. Two reductions lose nothing:
+
+- *Symmetry*: side by side branches of the same form are sorted, and so are the units of a step with
+  `each=`. The transition knows steps by name only, so what holds for one order holds for all.
+- What nobody reads again is left out: which step has failed, texts, and times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from eventmesh.saga.flow import Parallel, Part, Series, Step
+from eventmesh.saga.record import SagaRecord
+from eventmesh.saga.verify.rules import content_of_unit
+from eventmesh.saga.verify.twin import Twin
+from eventmesh.saga.verify.world import NOTHING, World
+
+Key = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Side by side branches of the same form: where the numbers of each begin, and how many."""
+
+    starts: tuple[int, ...]
+    length: int
+
+
+@dataclass
+class Keys:
+    """Makes the keys of one twin's worlds."""
+
+    twin: Twin
+    use_symmetry: bool = True
+    _numbers: dict[Any, int] = field(default_factory=dict)
+    _units: dict[Any, int] = field(default_factory=dict)
+    _owns: dict[tuple[int, str], int] = field(default_factory=dict)
+    _wholes: dict[int, int] = field(default_factory=dict)
+    _groups: tuple[_Group, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._steps = list(self.twin.definition.steps.values())
+        self._oks = {step.name: step.ok.__identity__.name for step in self._steps}
+        if self.use_symmetry:
+            # Inner groups first: their branches must be sorted before the outer ones are compared.
+            self._groups = tuple(_groups(self.twin.definition.flow, 0))
+
+    def of(self, world: World) -> Key:
+        """The key of a world."""
+        numbers = [self._step(step, world) for step in self._steps]
+        for group in self._groups:
+            branches = sorted(numbers[start : start + group.length] for start in group.starts)
+            for start, branch in zip(group.starts, branches, strict=True):
+                numbers[start : start + group.length] = branch
+        return (self.whole(world), *numbers)
+
+    def whole(self, world: World) -> int:
+        """The number of what is not about one step."""
+        record = world.record
+        known = self._wholes.get(id(record))
+        if known is None:
+            parking = record.parking
+            known = self._wholes[id(record)] = self._number(
+                (
+                    "record",
+                    record.status,
+                    parking and (parking.before, parking.unit is None),
+                    record.failure is None,
+                    record.has_announced,
+                    len(record.held),
+                )
+            )
+        return self._number(("whole", known, world.announced, world.operator_actions))
+
+    def _step(self, step: Step[Any, Any], world: World) -> Any:
+        begun = world.record.units.get(step.name)
+        if step.each is None or begun is None or begun.items is None:
+            return self.unit(step.name, world)
+        numbers = [self.unit(f"{step.name}[{item}]", world) for item in range(begun.items)]
+        return self._number((begun.items, *(sorted(numbers) if self.use_symmetry else numbers)))
+
+    def unit(self, name: str, world: World) -> int:
+        """The number of what is about one unit."""
+        around = world.units.get(name, NOTHING)
+        own = self._own(world.record, name)
+        number = self._units.get((name, own, around))
+        if number is None:
+            # Labels without the unit's name, by which it is told from others of the same form.
+            timers = frozenset(label[len(name) :] for label in around.timers)
+            number = self._number(("unit", own, around._replace(timers=timers)))
+            self._units[name, own, around] = number
+        return number
+
+    def _own(self, record: SagaRecord, name: str) -> int:
+        """The number of what the record says of a unit."""
+        known = self._owns.get((id(record), name))
+        if known is None:
+            unit = record.units.get(name)
+            content: Any = None
+            if unit is not None:
+                answer = unit.answer and unit.answer.name == self._oks[name.partition("[")[0]]
+                content = (*content_of_unit(replace(unit, answer=None)), answer)
+            is_parked = record.parking is not None and record.parking.unit == name
+            early = record.early.get(name)
+            known = self._number(("own", content, is_parked, early and early.name))
+            self._owns[id(record), name] = known
+        return known
+
+    def _number(self, value: Any) -> int:
+        return self._numbers.setdefault(value, len(self._numbers))
+
+
+def _groups(part: Part[Any], start: int) -> Iterator[_Group]:
+    """The groups of equal branches in this part, whose numbers begin at `start`."""
+    if not isinstance(part, Series | Parallel):
+        return
+    positions: dict[Any, list[int]] = {}
+    lengths: dict[Any, int] = {}
+    for each in part.parts:
+        yield from _groups(each, start)
+        form, length = _form(each), len(list(each.steps()))
+        positions.setdefault(form, []).append(start)
+        lengths[form] = length
+        start += length
+    if isinstance(part, Parallel):
+        for form, starts in positions.items():
+            if len(starts) > 1:
+                yield _Group(tuple(starts), lengths[form])
+
+
+def _form(part: Part[Any]) -> Any:
+    """What distinguishes this part, but for the names of its steps."""
+    match part:
+        case Series(parts):
+            return ("series", *(_form(each) for each in parts))
+        case Parallel(parts):
+            return ("parallel", *(_form(each) for each in parts))
+        case Step() if part.correlate is not None:
+            return part.name  # its events may answer other steps, too
+        case Step():
+            undo = part.undoing
+            return (
+                part.command is None,
+                bool(part.failed),
+                part.timeout is None,
+                part.retry and part.retry.attempts,
+                part.when is None,
+                part.each is None,
+                bool(part.no_undo),
+                part.is_pivot,
+                undo and (undo.ok is None, undo.needs_reply, undo.takes_reply, undo.retry.attempts),
+            )
+    raise AssertionError(part)

@@ -1,0 +1,158 @@
+"""The exploration visits what can happen: its reductions lose nothing, and bounds are said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from eventmesh import Saga
+from eventmesh.saga import transition as production
+from eventmesh.saga.draft import Draft
+from eventmesh.saga.verify.exploration import Bounds, Explored, Reductions, explore
+from services.orders.saga import fulfil
+from tests.unit.saga.trips import (
+    ONCE,
+    TWICE,
+    Approved,
+    Denied,
+    Trip,
+    add_last,
+    add_pivot,
+    add_step,
+    new_saga,
+)
+
+NOTHING_LEFT_OUT = Reductions(symmetry=False, at_once=False, remembered=False)
+
+
+def twins() -> Saga[Trip]:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", undo="none") & add_step(saga, "b", undo="none"))
+    return saga
+
+
+def sent_twice() -> Saga[Trip]:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", undo="none", retry=TWICE))
+    return saga
+
+
+def undone() -> Saga[Trip]:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", undo="silent", undo_retry=ONCE))
+    return saga
+
+
+def undone_with_reply() -> Saga[Trip]:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", undo="reply", undo_retry=ONCE))
+    return saga
+
+
+def undone_at_once() -> Saga[Trip]:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", undo="state", undo_retry=ONCE))
+    return saga
+
+
+def pivot() -> Saga[Trip]:
+    saga = new_saga()
+    saga.flow(add_pivot(saga, "p") >> add_last(saga, "z", retry=ONCE))
+    return saga
+
+
+def decision() -> Saga[Trip]:
+    saga = new_saga(key=lambda state: state.trip)
+    approval = saga.wait(
+        "approval", ok=Approved, failed=Denied, timeout=None, correlate=lambda event: event.trip
+    )
+    saga.flow(add_step(saga, "a", undo="none") >> approval)
+    return saga
+
+
+def items() -> Saga[Trip]:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", undo="none", each=lambda state: state.items))
+    return saga
+
+
+SMALL: list[Callable[[], Saga[Trip]]] = [
+    twins,
+    sent_twice,
+    undone,
+    undone_with_reply,
+    undone_at_once,
+    pivot,
+    decision,
+    items,
+]
+
+
+def without_operator(saga: Saga[Any], reductions: Reductions | None = None) -> Explored:
+    return explore(saga.definition, Bounds(operator_actions=0), reductions=reductions)
+
+
+@pytest.mark.parametrize("make", SMALL, ids=lambda make: make.__name__)
+def test_the_reductions_lose_nothing(make: Callable[[], Saga[Trip]]) -> None:
+    reduced, full = without_operator(make()), without_operator(make(), NOTHING_LEFT_OUT)
+    assert reduced.complete_up_to is full.complete_up_to is None
+    assert reduced.broken is full.broken is None
+    assert reduced.worlds <= full.worlds
+    assert reduced.outcomes == full.outcomes
+    assert reduced.witnesses.keys() == full.witnesses.keys()
+    assert reduced.waits_for_ever == full.waits_for_ever
+
+
+@pytest.mark.parametrize("make", [undone, undone_with_reply, pivot], ids=lambda make: make.__name__)
+def test_a_defect_is_found_with_and_without_reductions(
+    make: Callable[[], Saga[Trip]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class IgnoresLateAnswers(Draft):
+        def _answer_late(self, *_: Any) -> str:
+            return "too late"
+
+    monkeypatch.setattr(production, "Draft", IgnoresLateAnswers)
+    for reductions in (Reductions(), NOTHING_LEFT_OUT):
+        found = without_operator(make(), reductions)
+        assert found.broken is not None
+        assert found.broken.name in ("nothing left behind", "ends")
+
+
+def test_the_saga_of_the_shop_passes() -> None:
+    found = explore(fulfil.definition, Bounds(deviations=2))
+    assert found.broken is None
+    assert found.complete_up_to == 2
+    assert {"reserve", "reserve:undo", "capture", "capture:undo", "ship"} <= found.witnesses.keys()
+    assert {"completed", "undone", "parked", "cancelled"} <= found.witnesses.keys()
+
+
+def test_the_bound_of_states_is_said_with_what_was_explored_until_then() -> None:
+    found = explore(fulfil.definition, Bounds(worlds=500))
+    assert (found.worlds, found.hit, found.complete_up_to) == (500, "500 states", 1)
+
+
+def test_two_explorations_visit_the_same() -> None:
+    one, other = (explore(fulfil.definition, Bounds(deviations=1)) for _ in range(2))
+    assert (one.worlds, one.transitions, one.witnesses) == (
+        other.worlds,
+        other.transitions,
+        other.witnesses,
+    )
+
+
+def test_a_wait_without_a_time_out_is_noted_and_is_no_error() -> None:
+    found = without_operator(decision())
+    assert found.broken is None
+    assert found.waits_for_ever == {"approval"}
+
+
+def test_each_and_when_are_tried_both_ways() -> None:
+    saga = new_saga()
+    a = add_step(saga, "a", undo="none", each=lambda state: state.items)
+    saga.flow(a >> add_step(saga, "b", undo="none", when=lambda state: state.wanted))
+    outcomes = without_operator(saga).outcomes
+    for units in (["done", "done"], ["done", "done", "done"], ["done", "done", "done", "done"]):
+        assert ("completed", *units) in outcomes  # a as a whole, its items, and b
+        assert ("completed", *units[1:], "skipped") in outcomes
