@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from eventmesh.errors import EventMeshError
 from eventmesh.persistence.sagas import SagaLot
 from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.readiness import ANSWER_TIMEOUT, open_sagas, outbox_age
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import SubscriptionStats
@@ -84,6 +85,7 @@ class WorkerMetrics:
 class _WorkerCollector(Collector):
     def __init__(self, worker: Worker, stats: _ServerStats) -> None:
         self._vitals = worker.vitals
+        self._services = worker.services
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
@@ -94,6 +96,7 @@ class _WorkerCollector(Collector):
         yield from self._relays()
         yield from self._unrouted()
         yield from _sagas(self._stats.sagas)
+        yield _unmatched(self._services)
 
     def _relays(self) -> Iterator[Metric]:
         relayed = CounterMetricFamily(
@@ -146,7 +149,7 @@ def _sagas(sagas: Mapping[str, Sequence[SagaLot]]) -> Iterable[Metric]:
     )
     overdue = GaugeMetricFamily(
         "eventmesh_sagas_overdue",
-        "Open sagas that had to time out more than a minute ago, and have not.",
+        "Open sagas, without parked ones, that had to time out a minute ago and have not.",
         labels=["service", "saga"],
     )
     for service, lots in sagas.items():
@@ -155,10 +158,23 @@ def _sagas(sagas: Mapping[str, Sequence[SagaLot]]) -> Iterable[Metric]:
             values = [service, lot.name, lot.status, lot.waiting_for]
             number.add_metric(values, lot.count)
             oldest.add_metric(values, lot.age)
-            late[lot.name] += lot.overdue
+            late[lot.name] += 0 if lot.status == "parked" else lot.overdue
         for name, count in late.items():
             overdue.add_metric([service, name], count)
     return number, oldest, overdue
+
+
+def _unmatched(services: Sequence[Service]) -> Metric:
+    unmatched = CounterMetricFamily(
+        "eventmesh_saga_unmatched_events",
+        "Events that a saga subscribes to and that belong to no open saga.",
+        labels=["service", "saga", "message"],
+    )
+    for service in services:
+        for name, coordinator in service.sagas.items():
+            for message, count in coordinator.unmatched_events().items():
+                unmatched.add_metric([service.name, name, message], count)
+    return unmatched
 
 
 _LABELS = ["service", "subscription"]

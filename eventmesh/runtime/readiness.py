@@ -98,13 +98,13 @@ async def warnings(worker: Worker) -> list[str]:
         overdue = sum(lot.overdue for lot in lots if lot.status != "parked")
         if parked:
             found.append(
-                f"{parked} sagas of service {service.name} are parked: see `eventmesh saga list "
+                f"service {service.name} has {parked} parked saga(s): see `eventmesh saga list "
                 f"{service.name} --status parked`"
             )
         if overdue:
             found.append(
-                f"{overdue} sagas of service {service.name} had to time out more than a minute ago "
-                f"and have not: see `eventmesh saga list {service.name}` and its outbox"
+                f"service {service.name} has {overdue} saga(s) that had to time out more than a "
+                f"minute ago and have not: see `eventmesh saga list {service.name}` and its outbox"
             )
     return found
 

@@ -150,6 +150,10 @@ class Coordinator:
         """The saga that it coordinates."""
         return self._definition
 
+    def unmatched_events(self) -> Mapping[str, int]:
+        """How many events matched no saga, by message name, since this process began."""
+        return self._unmatched.counts
+
     def refuse_unknown_steps(self, lots: Sequence[SagaLot]) -> None:
         """Drift where open sagas have a newer version, or wait for a step that this code does not
         have: their answers would become dead letters."""

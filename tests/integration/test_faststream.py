@@ -4,6 +4,7 @@ EventMesh on the other side."""
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -25,7 +26,7 @@ from redis.asyncio import Redis
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from eventmesh import Event, Retry, Service, Settings, constant
+from eventmesh import Command, Event, Reject, Retry, Service, Settings, constant
 from eventmesh import Transaction as MeshTransaction
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.locks.freezing import freeze
@@ -107,6 +108,10 @@ class OrderClosed(Event, name="orders.order_closed", version=1, key="order"):
 
 
 class InvoiceSent(Event, name="billing.invoice_sent", version=1, key="order"):
+    order: str
+
+
+class Charge(Command, name="billing.charge", version=1, key="order"):
     order: str
 
 
@@ -520,6 +525,37 @@ async def test_a_dead_letter_is_replayed_to_the_app(stage: Stage) -> None:
         assert await stage.transport.replay(stage.subscription, [letter.id]) == [letter.id]
         await stage.invoiced("a")
         await stage.settled()
+
+
+async def test_a_saga_is_told_that_its_command_was_dead_lettered_by_the_app(stage: Stage) -> None:
+    @stage.mesh.subscriber(Charge)
+    async def charge(command: Charge, tx: Transaction) -> None:
+        raise Reject("the bank is closed")
+
+    saga_id = str(uuid.uuid4())
+    signals = Subscription("orders.fulfil.saga", ("orders.fulfil.signal",))
+    labels = {"sagaid": f"orders.fulfil/{saga_id}", "sagastep": "pay"}
+    command = Charge(order="a")
+    unlabelled = seal(command, source="orders", clock=SystemClock())
+    labelled = seal(command, source="orders", clock=SystemClock(), extensions=labels)
+    async with stage.running():
+        await stage.transport.declare([signals])
+        await stage.publish(unlabelled, labelled)
+        async with stage.transport.consume(signals, prefetch=10) as consumer:
+            told = [each.envelope for each in await consumer.receive(10)]
+        letters = await stage.transport.dead_letters(
+            stage.service.handlers["billing.charge"].subscription, limit=100
+        )
+    assert [(each.name, each.attributes["causationid"]) for each in told] == [
+        ("orders.fulfil.signal", labelled.id)
+    ]
+    assert json.loads(told[0].data) == {
+        "saga_id": saga_id,
+        "label": "pay",
+        "what": "dead_lettered",
+        "reason": "the bank is closed",
+    }
+    assert unlabelled.id in {letter.envelope.id for letter in letters}
 
 
 # RabbitMQ takes no delivery back from a connected consumer.

@@ -7,13 +7,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import structlog
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from eventmesh import (
     Command,
@@ -28,9 +29,11 @@ from eventmesh import (
 )
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Drift, Unreachable
+from eventmesh.observability.metrics import WorkerMetrics
 from eventmesh.persistence import migration, sagas, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.sagas import SagaRow
+from eventmesh.runtime import readiness
 from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.vitals import SubscriptionVitals
@@ -180,7 +183,7 @@ class Mesh:
         return await self.transport.dead_letters(Subscription(name, ()), limit=100)
 
     @asynccontextmanager
-    async def worker(self, *declarations: Declare) -> AsyncIterator[None]:
+    async def worker(self, *declarations: Declare) -> AsyncIterator[Worker]:
         """A worker of both services, as these declare them, beside the body; raises what ends it
         early."""
         rides, cars = Service("rides"), Service("cars")
@@ -188,13 +191,12 @@ class Mesh:
         for declare in declarations:
             declare(rides, cars)
         stop = asyncio.Event()
-        running = asyncio.ensure_future(
-            Worker([rides, cars], self.transport, self.settings, SystemClock()).run(stop)
-        )
+        worker = Worker([rides, cars], self.transport, self.settings, SystemClock())
+        running = asyncio.ensure_future(worker.run(stop))
         body = asyncio.current_task()
         running.add_done_callback(lambda _: stop.is_set() or (body and body.cancel()))
         try:
-            yield
+            yield worker
         except asyncio.CancelledError:
             if not running.done():
                 raise
@@ -434,6 +436,52 @@ async def test_an_event_that_matches_no_saga_is_logged_with_an_example(mesh: Mes
     ]
 
 
+async def measured(worker: Worker) -> dict[tuple[str, ...], float]:
+    """The worker's samples about sagas, by name and labels."""
+    text = (await WorkerMetrics(worker).text()).decode()
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if "_saga" in sample.name
+    }
+
+
+async def test_metrics_and_warnings_say_where_sagas_stand(mesh: Mesh) -> None:
+    asked: list[Envelope] = []
+
+    async def both_asked() -> bool:
+        return len(asked) == 2
+
+    declared = with_saga(riding(wait=True)), answering(mesh, but=Reserve), silent(asked)
+    async with mesh.worker(*declared) as worker:
+        assert (await measured(worker), await readiness.warnings(worker)) == ({}, [])
+        await mesh.start("r1", "r2")
+        await until(both_asked)
+        await mesh.accept("nobody")
+        await until(
+            lambda: _is_true(bool(worker.services[0].sagas["rides.ride"].unmatched_events()))
+        )
+        seen = await measured(worker)
+        running = "rides.ride", "rides", "running", "reserve"
+        assert seen.pop(("eventmesh_saga_oldest_seconds", *running)) >= 0
+        assert seen == {
+            ("eventmesh_sagas", *running): 2,
+            ("eventmesh_sagas_overdue", "rides.ride", "rides"): 0,
+            ("eventmesh_saga_unmatched_events_total", "cars.accepted", "rides.ride", "rides"): 1,
+        }
+        parked, late = await mesh.rows()
+        long_ago = datetime.now(UTC) - timedelta(hours=1)
+        await _change(mesh, parked, status="parked", due_at=long_ago)
+        await _change(mesh, late, due_at=long_ago)
+        assert (await measured(worker))["eventmesh_sagas_overdue", "rides.ride", "rides"] == 1
+        assert await readiness.warnings(worker) == [
+            "service rides has 1 parked saga(s): see `eventmesh saga list rides --status parked`",
+            "service rides has 1 saga(s) that had to time out more than a minute ago and have not: "
+            "see `eventmesh saga list rides` and its outbox",
+        ]
+
+
 async def test_code_that_has_renamed_a_step_in_which_sagas_stand_does_not_start(
     mesh: Mesh,
 ) -> None:
@@ -503,6 +551,13 @@ async def test_a_second_saga_of_an_open_key_is_a_dead_letter_that_says_so(mesh: 
 
 async def _is_true(condition: bool) -> bool:
     return condition
+
+
+async def _change(mesh: Mesh, row: SagaRow, **values: object) -> None:
+    async with (await mesh.rides.database()).connection() as connection:
+        await connection.execute(
+            update(tables.saga).where(tables.saga.c.id == row.id).values(**values)
+        )
 
 
 async def _has_rows(mesh: Mesh, count: int) -> bool:

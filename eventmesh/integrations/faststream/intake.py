@@ -16,10 +16,11 @@ from eventmesh.contracts.message import Message
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.consuming.batch import BatchRunner
+from eventmesh.runtime.consuming.dead_letter_signal import tell_sagas
 from eventmesh.runtime.declaring.handler import Call, Handler
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.vitals import SubscriptionVitals
-from eventmesh.transports.base import Delivery
+from eventmesh.transports.base import Delivery, Transport
 from eventmesh.transports.outcome import Outcome
 
 
@@ -108,6 +109,18 @@ class Intake(ABC):
         [(_, outcome)] = await runner.run([delivery])
         self._trouble.succeeded()
         return outcome
+
+    async def tell_saga(self, delivery: Delivery, outcome: Outcome, transport: Transport) -> None:
+        """Tell the saga whose command is about to be dead-lettered; Unreachable, upon which the
+        delivery may not be settled."""
+        await tell_sagas(
+            [(delivery, outcome)],
+            self.handler.models,
+            transport,
+            service=self._service.name,
+            clock=self._service.clock,
+            log=self._log,
+        )
 
     async def pause(self) -> None:
         """Wait before giving back a message that will be delivered again at once."""

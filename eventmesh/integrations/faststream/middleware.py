@@ -24,6 +24,7 @@ from eventmesh.integrations.faststream.intake import Arrival, messages_in
 from eventmesh.integrations.faststream.unit import UNIT, Unit
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.handler import Returned
+from eventmesh.transports.base import Transport
 from eventmesh.transports.outcome import DONE
 from eventmesh.wire.envelope import Envelope
 
@@ -35,8 +36,8 @@ _STOPS = (StopConsume, StopApplication)
 class MeshOfApp(Protocol):
     """What the middleware needs to know of the mesh that it belongs to."""
 
-    def check_open(self) -> object:
-        """UsageError outside of the mesh's lifespan."""
+    def check_open(self) -> Transport:
+        """The connected transport; UsageError outside of the mesh's lifespan."""
         ...
 
     def arrival_of(self, message: StreamMessage[Any]) -> Arrival | None:
@@ -107,7 +108,7 @@ class EventMeshMiddleware(BaseMiddleware[PublishCommand, Any]):
         return None
 
     async def _consume(self, arrival: Arrival, call_next: Next, msg: StreamMessage[Any]) -> Any:
-        self._mesh.check_open()
+        transport = self._mesh.check_open()
         stops: list[Exception] = []
 
         async def call(
@@ -125,6 +126,7 @@ class EventMeshMiddleware(BaseMiddleware[PublishCommand, Any]):
         outcome = await arrival.intake.run(arrival.delivery, call)
         if stops:  # for FastStream to handle; the message is delivered again
             raise stops[0]
+        await arrival.intake.tell_saga(arrival.delivery, outcome, transport)
         acknowledge = await arrival.intake.settle(arrival.delivery, outcome)
         if outcome is DONE and self._called:
             return self._returned

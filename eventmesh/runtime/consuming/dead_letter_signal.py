@@ -12,11 +12,12 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 
+import structlog
 from pydantic_core import to_json
 
 from eventmesh.clock import Clock
 from eventmesh.contracts.message import Command, Message
-from eventmesh.transports.base import Delivery
+from eventmesh.transports.base import Delivery, Transport
 from eventmesh.transports.outcome import Dead, Outcome
 from eventmesh.wire.envelope import Envelope
 
@@ -28,6 +29,28 @@ _SAGA = re.compile(
 )
 _MOST_CHARACTERS = 1_000
 """Of a reason: it is kept with the saga, and shown to operators."""
+
+
+async def tell_sagas(
+    settlements: Iterable[tuple[Delivery, Outcome]],
+    models: Mapping[str, type[Message]],
+    transport: Transport,
+    *,
+    service: str,
+    clock: Clock,
+    log: structlog.stdlib.BoundLogger,
+) -> None:
+    """Tell sagas which of their commands are about to be dead-lettered; Unreachable, upon which
+    nothing may be settled."""
+    signals = dead_letter_signals(settlements, models, service=service, clock=clock)
+    if not signals:
+        return
+    result = await transport.publish(signals)
+    for message_id, reason in result.rejected.items():
+        # Nothing is lost: the command is a dead letter, and its saga has a time-out.
+        log.error("saga not told of dead letter", message_id=message_id, reason=reason)
+    if result.error is not None:
+        raise result.error
 
 
 def dead_letter_signals(

@@ -28,8 +28,8 @@ from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
-from eventmesh.runtime.consuming.batch import BatchRunner, Settlement
-from eventmesh.runtime.consuming.dead_letter_signal import dead_letter_signals
+from eventmesh.runtime.consuming.batch import BatchRunner
+from eventmesh.runtime.consuming.dead_letter_signal import tell_sagas
 from eventmesh.runtime.consuming.lanes import split
 from eventmesh.runtime.consuming.poison import CautiousMode
 from eventmesh.runtime.declaring.handler import Handler
@@ -108,7 +108,14 @@ class ConsumedSubscription:
                             return  # what it received goes back, to be fetched one by one
                     with self.vitals.handling(number):
                         settlements = await runner.run(deliveries)
-                    await self._tell_sagas(settlements)
+                    await tell_sagas(
+                        settlements,
+                        self._handler.models,
+                        self._transport,
+                        service=self.vitals.service,
+                        clock=self._clock,
+                        log=self._log,
+                    )
                     await lane.settle(settlements)
                     self.vitals.settled(outcome for _, outcome in settlements)
                     self._broker_reconnect.succeeded()
@@ -135,24 +142,6 @@ class ConsumedSubscription:
         finally:
             for end in ends:
                 end.cancel()
-
-    async def _tell_sagas(self, settlements: Sequence[Settlement]) -> None:
-        """Tell sagas which of their commands are about to be dead-lettered; Unreachable, upon which
-        nothing is settled."""
-        signals = dead_letter_signals(
-            settlements,
-            self._handler.models,
-            service=self.vitals.service,
-            clock=self._clock,
-        )
-        if not signals:
-            return
-        result = await self._transport.publish(signals)
-        for message_id, reason in result.rejected.items():
-            # Nothing is lost: the command is a dead letter, and its saga has a time-out.
-            self._log.error("saga not told of dead letter", message_id=message_id, reason=reason)
-        if result.error is not None:
-            raise result.error
 
     async def _wait_for_database(self, error: Unreachable) -> None:
         """What a lane does between two tries of its batch."""

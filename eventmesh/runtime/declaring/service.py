@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -54,6 +54,11 @@ class SagaCoordinator(Protocol):
     def refuse_unknown_steps(self, lots: Sequence[SagaLot]) -> None:
         """Drift where open sagas stand in a step, or have a version, that the code does not
         know."""
+        ...
+
+    def unmatched_events(self) -> Mapping[str, int]:
+        """How many events that it subscribes to matched no saga, by message name, since this
+        process began."""
         ...
 
 
