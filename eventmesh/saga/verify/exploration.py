@@ -83,6 +83,15 @@ class Node(NamedTuple):
     move: Move
 
 
+class Place(NamedTuple):
+    """A world, the number of its node, its deviations, and the numbers that make its key."""
+
+    world: World
+    node: int
+    deviations: int
+    numbers: Sequence[int]
+
+
 @dataclass(frozen=True)
 class Broken:
     """A property that does not hold: what is wrong, after these moves."""
@@ -136,8 +145,8 @@ class _Exploration:
         self.found = Explored(twin)
         self.nodes: list[Node] = []
         self.seen: set[Key] = set()
-        self.new: deque[tuple[World, int]] = deque()
-        self.later: list[list[tuple[World, Sequence[Move], int]]] = []
+        self.new: deque[Place] = deque()
+        self.later: list[list[tuple[Place, Sequence[Move]]]] = []
         self.inert: set[tuple[str, str, int, int]] = set()
         self.waits = [step.name for step in twin.definition.steps.values() if step.command is None]
 
@@ -148,9 +157,9 @@ class _Exploration:
             if self.bounds.deviations is not None and deviations > self.bounds.deviations:
                 self._hit(f"{self.bounds.deviations} deviations", deviations - 1)
                 break
-            for world, moves, node in self.later[deviations]:
+            for place, moves in self.later[deviations]:
                 for move in moves:
-                    self._try(world, move, node, deviations)
+                    self._try(place, move, deviations)
                     self._visit_new(deviations)
                 if not self._is_going_on:
                     break
@@ -172,73 +181,72 @@ class _Exploration:
             if self.found.worlds == self.bounds.worlds:
                 self._hit(f"{self.bounds.worlds:,} states", deviations - 1)
                 return
-            world, node = self.new.popleft()
             self.found.worlds += 1
-            self._visit(world, node, deviations)
+            self._visit(self.new.popleft())
 
     def _start(self) -> None:
-        self._put_off(_NOWHERE, (Move("started"),), -1, 0)
+        nowhere = World(SagaRecord("running", TwinState()), {})
+        self._put_off(Place(nowhere, -1, 0, self.keys.all_numbers(nowhere)), (Move("started"),), 0)
 
-    def _put_off(self, world: World, moves: Sequence[Move], node: int, deviations: int) -> None:
+    def _put_off(self, place: Place, moves: Sequence[Move], deviations: int) -> None:
         """Try these moves when all stories with fewer deviations have been told."""
         while len(self.later) <= deviations:
             self.later.append([])
-        self.later[deviations].append((world, moves, node))
+        self.later[deviations].append((place, moves))
 
-    def _visit(self, world: World, node: int, deviations: int) -> None:
-        moves = self.moves.of(world)
-        if world.record.status == "cancelled":
-            self._check_that_it_stays(world, moves, node, deviations)
+    def _visit(self, place: Place) -> None:
+        moves = self.moves.of(place.world)
+        if place.world.record.status == "cancelled":
+            self._check_that_it_stays(place, moves)
             return
         if self.reductions.at_once:
             for move in moves:
                 if move.kind in ARRIVALS:
-                    made = self._make(world, move, node, deviations)
+                    made = self._make(place, move, place.deviations)
                     if made is not None and _is_inert(made):
-                        self._take(world, move, made, node, deviations)
+                        self._take(place, move, made, place.deviations)
                         return
         later: dict[int, list[Move]] = {}
-        whole = self.keys.whole(world)
+        whole = self.keys.whole(place.world)
         for move in moves:
             if move.deviations == 0:
-                self._try(world, move, node, deviations)
-            elif move.kind not in AGAIN or not self._is_known_to_be_inert(world, move, whole):
+                self._try(place, move, place.deviations)
+            elif move.kind not in AGAIN or not self._is_known_to_be_inert(place, move, whole):
                 later.setdefault(move.deviations, []).append(move)
         for more, put_off in later.items():
-            self._put_off(world, put_off, node, deviations + more)
+            self._put_off(place, put_off, place.deviations + more)
 
-    def _check_that_it_stays(
-        self, world: World, moves: Sequence[Move], node: int, deviations: int
-    ) -> None:
+    def _check_that_it_stays(self, place: Place, moves: Sequence[Move]) -> None:
         """Whatever still comes changes nothing, so no world follows this one."""
         for move in moves:
-            made = self._make(world, move, node, deviations)
+            made = self._make(place, move, place.deviations)
             if made is not None and not _is_inert(made):
-                self._check(Happened(self.twin, world, move, made.world, made.transition), node)
+                happened = Happened(self.twin, place.world, move, made.world, made.transition)
+                self._check(happened, place.node)
 
-    def _try(self, world: World, move: Move, node: int, deviations: int) -> None:
-        made = self._make(world, move, node, deviations)
+    def _try(self, place: Place, move: Move, deviations: int) -> None:
+        made = self._make(place, move, deviations)
         if made is None:
             return
         if move.kind in AGAIN and _is_inert(made):
-            self.inert.add(self._inert_key(world, move, self.keys.whole(world)))
+            self.inert.add(self._inert_key(place, move, self.keys.whole(place.world)))
             return
-        self._take(world, move, made, node, deviations)
+        self._take(place, move, made, deviations)
 
-    def _make(self, world: World, move: Move, node: int, deviations: int) -> Made | None:
+    def _make(self, place: Place, move: Move, deviations: int) -> Made | None:
         """What this move makes of a world; None where an operator cannot do it, where it needs a
         choice, which is tried by itself, or where the transition fails."""
+        node = place.node
         self.found.transitions += 1
         try:
             if move.kind == "started":
                 return begin(self.rules, self.twin, move)
-            return make(self.rules, self.twin, world, move)
+            return make(self.rules, self.twin, place.world, move)
         except Undecided as undecided:
             for number, option in enumerate(undecided.options):
                 choices = (*move.choices, (undecided.step, option))
                 extra = int(number > 0)  # the first option is the usual one
-                chosen = move._replace(choices=choices, deviations=move.deviations + extra)
-                self._put_off(world, (chosen,), node, deviations + extra)
+                self._put_off(place, (move._replace(choices=choices),), deviations + extra)
         except (UnexpectedAnswer, UnknownStep) as error:
             self._break(ANSWERS_ARE_TAKEN, f"{type(error).__name__}: {error}", node, move)
         except CalledWithoutReply:
@@ -251,18 +259,22 @@ class _Exploration:
             self._break(NO_ERROR, str(error), node, move)
         return None
 
-    def _take(self, before: World, move: Move, made: Made, parent: int, deviations: int) -> None:
+    def _take(self, place: Place, move: Move, made: Made, deviations: int) -> None:
         """Check what has happened, and visit the world later if it is new."""
-        key = self.keys.of(made.world)
+        world = made.world
+        numbers = self.keys.numbers(world, place.world, place.numbers)
+        key = self.keys.key(world, numbers)
         is_new = key not in self.seen
-        happened = Happened(self.twin, before, move, made.world, made.transition)
-        if not self._check(happened, parent, of_worlds=is_new):
+        happened = Happened(self.twin, place.world, move, world, made.transition)
+        if not self._check(happened, place.node, of_worlds=is_new):
             return
-        self._witness(happened, parent)
+        self._witness(happened, place.node)
         if is_new:
             self.seen.add(key)
-            self.nodes.append(Node(parent, move))
-            self.new.append((made.world, len(self.nodes) - 1))
+            self.nodes.append(Node(place.node, move))
+            self.new.append(Place(world, len(self.nodes) - 1, deviations, numbers))
+            if world.is_quiescent:
+                self._note_outcome(world.record)
 
     def _check(self, happened: Happened, parent: int, *, of_worlds: bool = True) -> bool:
         for each in PROPERTIES if of_worlds else OF_MOVES:
@@ -282,16 +294,19 @@ class _Exploration:
         for name in names:
             if name not in self.found.witnesses:
                 self.found.witnesses[name] = self._story(parent, happened.move)
-        if happened.after.is_quiescent:
-            statuses = sorted(unit.status for unit in record.units.values())
-            self.found.outcomes.add((record.status, *statuses))
-            self.found.waits_for_ever.update(waits_for_ever(self.twin, record))
 
-    def _is_known_to_be_inert(self, world: World, move: Move, whole: int) -> bool:
-        return self.reductions.remembered and self._inert_key(world, move, whole) in self.inert
+    def _note_outcome(self, record: SagaRecord) -> None:
+        statuses = sorted(unit.status for unit in record.units.values())
+        self.found.outcomes.add((record.status, *statuses))
+        self.found.waits_for_ever.update(waits_for_ever(self.twin, record))
 
-    def _inert_key(self, world: World, move: Move, whole: int) -> tuple[str, str, int, int]:
-        return move.kind, move.subject, self.keys.unit(label_of(move.subject).unit, world), whole
+    def _is_known_to_be_inert(self, place: Place, move: Move, whole: int) -> bool:
+        return self.reductions.remembered and self._inert_key(place, move, whole) in self.inert
+
+    def _inert_key(self, place: Place, move: Move, whole: int) -> tuple[str, str, int, int]:
+        unit = label_of(move.subject).unit
+        number = self.keys.number_of(unit, place.world, place.numbers)
+        return move.kind, move.subject, number, whole
 
     def _break(self, prop: Property, problem: str, parent: int, move: Move) -> None:
         self.found.broken = Broken(prop.name, prop.sentence, problem, self._story(parent, move))
@@ -302,9 +317,6 @@ class _Exploration:
             node, move = self.nodes[node]
             story.append(move)
         return tuple(reversed(story))
-
-
-_NOWHERE = World(SagaRecord("running", TwinState()), {})
 
 
 def _is_inert(made: Made) -> bool:

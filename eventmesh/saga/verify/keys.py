@@ -10,7 +10,7 @@ with its participant, messages and time-outs. Two reductions lose nothing:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,24 +40,60 @@ class Keys:
     _numbers: dict[Any, int] = field(default_factory=dict)
     _units: dict[Any, int] = field(default_factory=dict)
     _owns: dict[tuple[int, str], int] = field(default_factory=dict)
+    _record_owns: dict[int, tuple[int | None, ...]] = field(default_factory=dict)
     _wholes: dict[int, int] = field(default_factory=dict)
     _groups: tuple[_Group, ...] = ()
 
     def __post_init__(self) -> None:
         self._steps = list(self.twin.definition.steps.values())
+        self._indexes = {
+            step.name: index for index, step in enumerate(self._steps) if step.each is None
+        }
         self._oks = {step.name: step.ok.__identity__.name for step in self._steps}
         if self.use_symmetry:
             # Inner groups first: their branches must be sorted before the outer ones are compared.
             self._groups = tuple(_groups(self.twin.definition.flow, 0))
 
-    def of(self, world: World) -> Key:
-        """The key of a world."""
-        numbers = [self._step(step, world) for step in self._steps]
+    def all_numbers(self, world: World) -> list[int]:
+        """One number for each step."""
+        return [self._step(step, world) for step in self._steps]
+
+    def numbers(self, world: World, before: World, known: Sequence[int]) -> list[int]:
+        """The same, where `known` are those of the world before: most have not changed."""
+        own, own_before = self._owns_of(world.record), self._owns_of(before.record)
+        units, units_before = world.units, before.units
+        return [
+            known[index]
+            if own[index] is not None
+            and own[index] == own_before[index]
+            and units.get(step.name) is units_before.get(step.name)
+            else self._step(step, world)
+            for index, step in enumerate(self._steps)
+        ]
+
+    def key(self, world: World, numbers: Sequence[int]) -> Key:
+        """The key of a world with these numbers."""
+        sorted_numbers = list(numbers)
         for group in self._groups:
-            branches = sorted(numbers[start : start + group.length] for start in group.starts)
-            for start, branch in zip(group.starts, branches, strict=True):
-                numbers[start : start + group.length] = branch
-        return (self.whole(world), *numbers)
+            ends = [(start, start + group.length) for start in group.starts]
+            branches = sorted(sorted_numbers[start:end] for start, end in ends)
+            for (start, end), branch in zip(ends, branches, strict=True):
+                sorted_numbers[start:end] = branch
+        return (self.whole(world), *sorted_numbers)
+
+    def number_of(self, unit: str, world: World, numbers: Sequence[int]) -> int:
+        """The number of one unit."""
+        index = self._indexes.get(unit)
+        return self.unit(unit, world) if index is None else numbers[index]
+
+    def _owns_of(self, record: SagaRecord) -> tuple[int | None, ...]:
+        """What the record says of each step; None for a step that has several units."""
+        known = self._record_owns.get(id(record))
+        if known is None:
+            known = self._record_owns[id(record)] = tuple(
+                self._own(record, step.name) if step.each is None else None for step in self._steps
+            )
+        return known
 
     def whole(self, world: World) -> int:
         """The number of what is not about one step."""
