@@ -36,6 +36,13 @@ def demo(
             help="Kill a random worker with SIGKILL every second, unless it is still starting.",
         ),
     ] = False,
+    slow: Annotated[
+        bool,
+        typer.Option(
+            "--slow",
+            help="Let services be unable to answer now and then, longer than a saga waits.",
+        ),
+    ] = False,
 ) -> None:
     """Replay real purchases through the shop's four services.
 
@@ -50,6 +57,11 @@ def demo(
         raise UsageError(
             "--attach cannot be combined with --kill: the demo kills only workers that it started."
         )
+    if attach and slow:
+        raise UsageError(
+            "--attach cannot be combined with --slow: the demo slows down only workers that it "
+            "started."
+        )
     sys.path.insert(0, str(Path.cwd()))
     from services.demo.run import run_demo
 
@@ -57,5 +69,5 @@ def demo(
     if broker is not None:
         settings = settings.model_copy(update={"broker_url": broker})
     configure_logs(settings)
-    if not asyncio.run(run_demo(settings, purchases, attach=attach, kill=kill)):
+    if not asyncio.run(run_demo(settings, purchases, attach=attach, kill=kill, slow=slow)):
         raise typer.Exit(1)

@@ -13,7 +13,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.tables import inbox, outbox
+from eventmesh.persistence.tables import inbox, outbox, saga_log
 from eventmesh.persistence.tables import saga as sagas
 from services.inventory.models import Reservation, Stock
 from services.orders.models import Order
@@ -49,10 +49,15 @@ class Ledger:
     reservations: Mapping[UUID, Sequence[tuple[str, int]]]
     shipments: Mapping[UUID, Sequence[int]]
     sagas: Mapping[str, int]
+    """The number of sagas by status."""
     stock_difference: int
     outboxes: Mapping[str, int]
     handled: int
     dead_letters: Mapping[str, int] = field(default_factory=dict)
+    saga_endings: Mapping[str, int] = field(default_factory=dict)
+    """The number of sagas by how they ended, and why; those that have not ended by their status."""
+    late_answers: int = 0
+    """How many late answers were undone, because their sagas had given up on them."""
 
 
 class LedgerReader:
@@ -71,7 +76,8 @@ class LedgerReader:
             return await connection.scalar(query) or 0
 
     async def pending_effects(self) -> int:
-        """How many effects are outstanding: outbox rows, and tracking numbers not yet stored."""
+        """How many effects are outstanding: outbox rows, tracking numbers not yet stored, and sagas
+        that undo what was done late."""
         waiting = 0
         for database in self._databases.values():
             async with database.reading() as connection:
@@ -80,6 +86,8 @@ class LedgerReader:
             query = self._mine(select(func.count()), Order).where(
                 Order.status == "closed", Order.tracking_number.is_(None)
             )
+            open_sagas = self._my_sagas(select(func.count())).where(sagas.c.ended_at.is_(None))
+            waiting += await connection.scalar(open_sagas) or 0
             return waiting + (await connection.scalar(query) or 0)
 
     async def handled(self) -> int:
@@ -93,7 +101,7 @@ class LedgerReader:
     async def read(self) -> Ledger:
         """Read everything for the verdict."""
         orders = await self._orders()
-        saga_counts, outboxes = await self._saga_counts(), {}
+        endings, outboxes = await self._saga_endings(), {}
         for name, database in self._databases.items():
             async with database.reading() as connection:
                 outboxes[name] = await _outbox_rows(connection)
@@ -106,10 +114,12 @@ class LedgerReader:
             payments=_pairs(await self._rows("payments", payments, Payment)),
             reservations=_pairs(await self._rows("inventory", reserved, Reservation)),
             shipments=_singles(await self._rows("shipping", shipped, Shipment)),
-            sagas=saga_counts,
+            sagas=_by_status(endings),
             stock_difference=await self._stock_difference(),
             outboxes=outboxes,
             handled=await self.handled(),
+            saga_endings=_by_ending(endings),
+            late_answers=await self._late_answers(),
         )
 
     async def _orders(self) -> dict[UUID, OrderFacts]:
@@ -127,16 +137,27 @@ class LedgerReader:
         rows = await self._rows("orders", query, Order)
         return {order_id: OrderFacts(*facts) for order_id, *facts in rows}
 
-    async def _saga_counts(self) -> Counter[str]:
-        """The number of this run's sagas by status."""
-        order_id = sagas.c.state["order_id"].as_string()
-        query = (
-            select(sagas.c.status, func.count())
-            .where(order_id >= str(self._first), order_id <= str(self._last))
-            .group_by(sagas.c.status)
-        )
+    async def _saga_endings(self) -> Counter[tuple[str, str]]:
+        """The number of this run's sagas by status, and what failed if something did."""
+        failure = sagas.c.details["failure"]["name"].as_string()
+        query = self._my_sagas(select(sagas.c.status, failure, func.count()))
         async with self._databases["orders"].reading() as connection:
-            return Counter(dict((await connection.execute(query)).all()))
+            rows = await connection.execute(query.group_by(sagas.c.status, failure))
+            return Counter({(status, why or ""): count for status, why, count in rows})
+
+    async def _late_answers(self) -> int:
+        query = self._my_sagas(select(func.count())).join_from(
+            saga_log,
+            sagas,
+            (saga_log.c.saga_name == sagas.c.name) & (saga_log.c.saga_id == sagas.c.id),
+        )
+        query = query.where(saga_log.c.entry["rule"].as_string() == "late: undone")
+        async with self._databases["orders"].reading() as connection:
+            return await connection.scalar(query) or 0
+
+    def _my_sagas(self, query: Query) -> Query:
+        order_id = sagas.c.state["order_id"].as_string()
+        return query.where(order_id >= str(self._first), order_id <= str(self._last))
 
     async def _stock_difference(self) -> int:
         """All supplied stock minus what is on hand or reserved; zero unless some was lost."""
@@ -162,6 +183,20 @@ class LedgerReader:
 
 async def _outbox_rows(connection: AsyncConnection) -> int:
     return await connection.scalar(select(func.count()).select_from(outbox)) or 0
+
+
+def _by_status(endings: Mapping[tuple[str, str], int]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for (status, _), count in endings.items():
+        counts[status] += count
+    return counts
+
+
+def _by_ending(endings: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    return {
+        f"{status}: {why}" if why and status != "completed" else status: count
+        for (status, why), count in endings.items()
+    }
 
 
 def _pairs(rows: Sequence[Any]) -> dict[UUID, list[tuple[str, int]]]:

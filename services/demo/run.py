@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -25,15 +26,20 @@ from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.transports.base import Subscription, Transport
 from eventmesh.transports.factory import open_transport
-from eventmesh.wire.envelope import seal
+from eventmesh.wire.envelope import Envelope, seal
+from services import drill
 from services.demo.fleet import Fleet
 from services.demo.ledger import SERVICES, Ledger, LedgerReader
 from services.demo.progress import ProgressLines
 from services.demo.purchases import commands, read_purchases
 from services.demo.stuck_detector import StuckDetector
 from services.demo.verdict import Verdict, endings, judge, latencies, percentile
+from services.orders import approvals
+from services.orders.handlers import service as orders_service
 
 _BATCH = 100
+_MOST_OPEN = 20  # orders with --slow, where steps would time out in a long queue
+_REJECTED_FROM_CENTS = 150_00
 _LOOK_EVERY = 0.2  # seconds
 _KILL_EVERY = 1.0  # seconds
 _NO_PROGRESS = 60.0  # seconds without a handled message, after which the rest is stuck
@@ -52,13 +58,23 @@ class Report:
 
 
 class Demo:
-    """One run, with a folder for its logs and, by default, its broker and databases."""
+    """One run, with a folder for its logs and, by default, its broker and databases. With `slow`,
+    services do not answer for a while now and then, and fewer orders are placed at a time."""
 
-    def __init__(self, settings: Settings, folder: Path, clock: Clock, console: Console) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        clock: Clock,
+        console: Console,
+        *,
+        slow: bool = False,
+    ) -> None:
         self._settings = settings
         self._folder = folder
         self._clock = clock
         self._console = console
+        self._slow = slow
         self._services = load_services(SERVICES, Path.cwd())
 
     async def run(self, purchases: int, *, attach: bool, kill: bool) -> Report:
@@ -74,12 +90,14 @@ class Demo:
             try:
                 await fleet.start()
                 envelopes = [seal(order, source="demo", clock=self._clock) for order in orders]
-                for start in range(0, len(envelopes), _BATCH):
-                    await transport.publish(envelopes[start : start + _BATCH])
-                async with _killing(fleet, self._clock) if kill else contextlib.nullcontext():
+                async with (
+                    _beside(self._place(transport, reader, envelopes)),
+                    _beside(self._decide()),
+                    _killing(fleet, self._clock) if kill else contextlib.nullcontext(),
+                ):
                     await self._watch(reader, fleet, purchases)
                 took = self._clock.monotonic() - began_at
-                await self._settle(reader, fleet)
+                await self._settle(reader, fleet, transport)
                 self._raise_for_failures(fleet, await fleet.stop(_DRAIN))
             finally:
                 fleet.abort()
@@ -98,6 +116,8 @@ class Demo:
         """The broker with all subscriptions declared, and the four databases with their tables."""
         async with AsyncExitStack() as stack:
             databases = {}
+            orders_service.configure(self._settings)
+            stack.push_async_callback(orders_service.close)
             for service in self._services:
                 url = self._settings.database_url(service.name)
                 database = Database(url, service=service.name)
@@ -109,9 +129,7 @@ class Demo:
                     self._settings.broker_url, self._clock, self._settings.transport_options
                 )
             )
-            await transport.declare(
-                [s for service in self._services for s in _subscriptions(service)]
-            )
+            await transport.declare(self._subscriptions())
             yield transport, databases
 
     def _environment(self) -> dict[str, str]:
@@ -122,10 +140,35 @@ class Demo:
             "EVENTMESH_LEASE_TIME": f"{self._settings.lease_time}",
             "EVENTMESH_LOG_LEVEL": "warning",
             "EVENTMESH_LOG_FORMAT": "json",
+            drill.VARIABLE: "1" if self._slow else "",
         } | {
             f"EVENTMESH_{name.upper()}_DATABASE_URL": self._settings.database_url(name)
             for name in SERVICES
         }
+
+    async def _place(
+        self, transport: Transport, reader: LedgerReader, envelopes: Sequence[Envelope]
+    ) -> None:
+        """Place all orders at once; with `slow`, only so many that few of them wait in a queue."""
+        placed, batch = 0, _MOST_OPEN // 4 if self._slow else _BATCH
+        while placed < len(envelopes):
+            if self._slow and placed - await reader.ended() > _MOST_OPEN - batch:
+                await self._clock.sleep(_LOOK_EVERY / 4)
+                continue
+            await transport.publish(envelopes[placed : placed + batch])
+            placed += batch
+
+    async def _decide(self) -> None:
+        """Approve large orders, and reject very large ones, as a person would."""
+        while True:
+            for order_id, cents in await approvals.undecided():
+                await approvals.decide(
+                    order_id,
+                    approve=cents < _REJECTED_FROM_CENTS,
+                    by="demo",
+                    reason="too much for one order",
+                )
+            await self._clock.sleep(_LOOK_EVERY)
 
     async def _watch(self, reader: LedgerReader, fleet: Fleet, total: int) -> None:
         """Show how many orders have ended, until all have or nothing progresses."""
@@ -151,19 +194,32 @@ class Demo:
                 if not self._console.is_terminal and (line := lines.line(ended)):
                     print(line, flush=True)  # noqa: T201  # plain, so that a log does not wrap it
 
-    async def _settle(self, reader: LedgerReader, fleet: Fleet) -> None:
+    async def _settle(self, reader: LedgerReader, fleet: Fleet, transport: Transport) -> None:
         """Wait for the effects that follow from ended orders, as long as they progress."""
         least, detector = (
-            await reader.pending_effects(),
+            await self._pending(reader, transport),
             StuckDetector(self._clock, _NO_PROGRESS / 2),
         )
         while least and not await detector.is_stuck(reader.handled):
             self._raise_for_failures(fleet, fleet.crashed())
             await self._clock.sleep(_LOOK_EVERY)
-            pending = await reader.pending_effects()
+            pending = await self._pending(reader, transport)
             if pending < least:
                 least = pending
                 detector.progressed()
+
+    async def _pending(self, reader: LedgerReader, transport: Transport) -> int:
+        """How many effects are outstanding; with `slow`, also the commands that are answered too
+        late, which are only on the broker. Read first, because what it handles goes on from there
+        into a database."""
+        waiting = 0
+        for subscription in self._subscriptions() if self._slow else ():
+            stats = await transport.stats(subscription)
+            waiting += stats.ready + (stats.delayed or 0) + (stats.in_flight or 0)
+        return waiting + await reader.pending_effects()
+
+    def _subscriptions(self) -> list[Subscription]:
+        return [s for service in self._services for s in _subscriptions(service)]
 
     def _raise_for_failures(self, fleet: Fleet, codes: Mapping[str, int]) -> None:
         for service, code in codes.items():
@@ -176,12 +232,13 @@ class Demo:
     async def _dead_letters(self, transport: Transport) -> dict[str, int]:
         return {
             subscription.name: (await transport.stats(subscription)).dead
-            for service in self._services
-            for subscription in _subscriptions(service)
+            for subscription in self._subscriptions()
         }
 
 
-async def run_demo(settings: Settings, purchases: int, *, attach: bool, kill: bool) -> bool:
+async def run_demo(
+    settings: Settings, purchases: int, *, attach: bool, kill: bool, slow: bool = False
+) -> bool:
     """Run the demo and print the result; returns whether every check passed."""
     console, clock = Console(), SystemClock()
     run = clock.new_id()
@@ -191,10 +248,12 @@ async def run_demo(settings: Settings, purchases: int, *, attach: bool, kill: bo
     console.print(
         f"{purchases} purchases through four {'running services' if attach else 'worker processes'}"
         f" on {redact(settings.broker_url)}"
-        + (", a random one killed every second" if kill else ""),
+        + (", a random one killed every second" if kill else "")
+        + (", some of them slow" if slow else ""),
         soft_wrap=True,
     )
-    report = await Demo(settings, folder, clock, console).run(purchases, attach=attach, kill=kill)
+    demo = Demo(settings, folder, clock, console, slow=slow)
+    report = await demo.run(purchases, attach=attach, kill=kill)
     console.print(_table(report))
     for problem in report.verdict.problems:
         console.print(f"  {problem}", style="red")
@@ -225,6 +284,18 @@ def embedded_by_default(settings: Settings, folder: Path) -> Settings:
 
 
 @asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run this while the body runs; raises what it has raised."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
 async def _killing(fleet: Fleet, clock: Clock) -> AsyncIterator[None]:
     """Kill a random worker every second while the body runs; on leaving, all are running."""
     stop = asyncio.Event()
@@ -248,6 +319,11 @@ def _table(report: Report) -> Table:
     table.add_column("how many", justify="right")
     for ending, count in sorted(endings(report.ledger).items()):
         table.add_row(ending, f"{count:,}")
+    table.add_section()
+    for ending, count in sorted(report.ledger.saga_endings.items()):
+        table.add_row(f"saga {ending}", f"{count:,}")
+    if report.ledger.late_answers:
+        table.add_row("late answers undone", f"{report.ledger.late_answers:,}")
     table.add_section()
     table.add_row("messages handled", f"{report.messages:,}")
     table.add_row("messages/s", f"{report.messages / report.seconds:,.0f}")

@@ -1,12 +1,18 @@
-"""The handlers of the service inventory."""
+"""The handlers of the service inventory.
+
+A saga that does not hear of its reservation in time asks again, or releases it. So both commands
+may come twice, and a release before its reserve: an order has one reservation, and once that is
+released, it stays so.
+"""
 
 from __future__ import annotations
 
-from uuid import uuid4
+from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import exists, select, update
 
-from eventmesh import Service, Transaction
+from eventmesh import Envelope, Service, Transaction
+from services import drill
 from services.inventory.contracts import (
     OutOfStock,
     RefillStock,
@@ -24,14 +30,22 @@ service.publisher(RefillStock)
 
 
 @service.subscriber(ReserveStock)
-async def reserve(command: ReserveStock, tx: Transaction) -> StockReserved | OutOfStock:
+async def reserve(
+    command: ReserveStock, envelope: Envelope, tx: Transaction
+) -> StockReserved | OutOfStock:
     """Reserve stock; if there is too little, publish OutOfStock and order more."""
-    if not await _take(tx, command.sku, command.quantity):
-        await _order_refill(tx, command.sku)
+    drill.meet_outage("inventory", command.order_id, envelope)
+    if not await _take(tx, command.order_id, command.sku, command.quantity):
+        earlier = await tx.session.get(Reservation, command.order_id)
+        if earlier is None:
+            await _order_refill(tx, command.sku)
+        elif earlier.status == "reserved":
+            return StockReserved(
+                order_id=earlier.order_id, sku=earlier.sku, quantity=earlier.quantity
+            )
         return OutOfStock(order_id=command.order_id, sku=command.sku)
     tx.session.add(
         Reservation(
-            reservation_id=uuid4(),
             order_id=command.order_id,
             sku=command.sku,
             quantity=command.quantity,
@@ -42,13 +56,13 @@ async def reserve(command: ReserveStock, tx: Transaction) -> StockReserved | Out
 
 @service.subscriber(ReleaseStock)
 async def release(command: ReleaseStock, tx: Transaction) -> StockReleased:
-    """Release the stock that was reserved for an order."""
-    reservations = await tx.session.scalars(
-        select(Reservation).where(
-            Reservation.order_id == command.order_id, Reservation.status == "reserved"
+    """Release the stock that was reserved for an order, or that is going to be."""
+    reservation = await tx.session.get(Reservation, command.order_id)
+    if reservation is None:
+        tx.session.add(
+            Reservation(order_id=command.order_id, sku="", quantity=0, status="released")
         )
-    )
-    for reservation in reservations:
+    elif reservation.status == "reserved":
         reservation.status = "released"
         await _put(tx, reservation.sku, on_hand=Stock.on_hand + reservation.quantity)
     return StockReleased(order_id=command.order_id)
@@ -66,10 +80,15 @@ async def refill(command: RefillStock, tx: Transaction) -> None:
     )
 
 
-async def _take(tx: Transaction, sku: str, quantity: int) -> bool:
+async def _take(tx: Transaction, order_id: UUID, sku: str, quantity: int) -> bool:
+    """Take stock off the shelf, unless there is too little or the order has had its share."""
     take = (
         update(Stock)
-        .where(Stock.sku == sku, Stock.on_hand >= quantity)
+        .where(
+            Stock.sku == sku,
+            Stock.on_hand >= quantity,
+            ~exists().where(Reservation.order_id == order_id),
+        )
         .values(on_hand=Stock.on_hand - quantity)
         .returning(Stock.sku)
         .execution_options(synchronize_session=False)

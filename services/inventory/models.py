@@ -28,15 +28,15 @@ class Stock(Base):
 
 
 class Reservation(Base):
-    """Stock reserved for an order. The inbox ensures one an order; no constraint does."""
+    """Stock reserved for an order, or the note that it must not be reserved any more: `released`
+    with a quantity of 0, where the release came first."""
 
     __tablename__ = "reservations"
     __table_args__ = (
         CheckConstraint("status IN ('reserved', 'released')", name="reservation_status"),
     )
 
-    reservation_id: Mapped[UUID] = mapped_column(primary_key=True)
-    order_id: Mapped[UUID] = mapped_column(index=True)
+    order_id: Mapped[UUID] = mapped_column(primary_key=True)
     sku: Mapped[str]
     quantity: Mapped[int]
     status: Mapped[str] = mapped_column(default="reserved")

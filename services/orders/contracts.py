@@ -26,6 +26,24 @@ class OrderPlaced(Event, name="orders.order_placed", version=1, key="order_id"):
     amount: Decimal
 
 
+class RequestApproval(Command, name="orders.request_approval", version=1, key="order_id"):
+    """Asks a person to approve a large order; the saga sends it to its own service."""
+
+    order_id: UUID
+    amount: Decimal
+
+
+class OrderApproved(Event, name="orders.order_approved", version=1, key="order_id"):
+    order_id: UUID
+    decided_by: str
+
+
+class OrderRejected(Event, name="orders.order_rejected", version=1, key="order_id"):
+    order_id: UUID
+    decided_by: str
+    reason: str
+
+
 class OrderClosed(Event, name="orders.order_closed", version=1, key="order_id"):
     order_id: UUID
 

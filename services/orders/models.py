@@ -13,6 +13,20 @@ class Base(DeclarativeBase):
     pass
 
 
+class Approval(Base):
+    """A large order that a person approves or rejects."""
+
+    __tablename__ = "approvals"
+    __table_args__ = (
+        CheckConstraint("decision IN ('approved', 'rejected')", name="approval_decision"),
+    )
+
+    order_id: Mapped[UUID] = mapped_column(primary_key=True)
+    cents: Mapped[int]
+    decision: Mapped[str | None]
+    decided_by: Mapped[str | None]
+
+
 class Order(Base):
     """One order. `endings` counts how often it has ended, which must be once."""
 

@@ -1,12 +1,17 @@
-"""The handlers of the service payments."""
+"""The handlers of the service payments.
+
+A command may come twice, because whoever sent it has waited too long for the answer: an order is
+paid once. A refund names its payment, so it never comes before the capture.
+"""
 
 from __future__ import annotations
 
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-from sqlalchemy import update
+from sqlalchemy import exists, select, update
 
-from eventmesh import Reject, Retry, Service, Transaction, exponential
+from eventmesh import Envelope, Reject, Retry, Service, Transaction, exponential
+from services import drill
 from services.payments.contracts import (
     CapturePayment,
     PaymentCaptured,
@@ -20,10 +25,20 @@ service = Service("payments", metadata=Base.metadata)
 
 
 @service.subscriber(CapturePayment, retry=Retry(attempts=8, backoff=exponential("200ms", cap="1m")))
-async def capture(command: CapturePayment, tx: Transaction) -> PaymentCaptured | PaymentDeclined:
+async def capture(
+    command: CapturePayment, envelope: Envelope, tx: Transaction
+) -> PaymentCaptured | PaymentDeclined:
     """Capture the payment, unless it would exceed the card's limit."""
+    drill.meet_outage("payments", command.order_id, envelope)
     cents = round(command.amount * 100)
-    if not await _charge(tx, command.card, cents):
+    if not await _charge(tx, command.order_id, command.card, cents):
+        earlier = await tx.session.scalar(
+            select(Payment).where(Payment.order_id == command.order_id)
+        )
+        if earlier is not None:
+            return PaymentCaptured(
+                order_id=earlier.order_id, payment_id=earlier.payment_id, amount=command.amount
+            )
         return PaymentDeclined(order_id=command.order_id, reason="card limit reached")
     payment = Payment(payment_id=uuid4(), order_id=command.order_id, card=command.card, cents=cents)
     tx.session.add(payment)
@@ -49,11 +64,16 @@ async def refund(command: RefundPayment, tx: Transaction) -> PaymentRefunded:
     return PaymentRefunded(order_id=command.order_id, payment_id=command.payment_id)
 
 
-async def _charge(tx: Transaction, card: str, cents: int) -> bool:
-    """Charge the card if its limit allows; one statement, because others may charge it too."""
+async def _charge(tx: Transaction, order_id: UUID, card: str, cents: int) -> bool:
+    """Charge the card if its limit allows and the order is not paid yet; one statement, because
+    others may charge it too."""
     charge = (
         update(Card)
-        .where(Card.card == card, Card.spent_cents + cents <= Card.limit_cents)
+        .where(
+            Card.card == card,
+            Card.spent_cents + cents <= Card.limit_cents,
+            ~exists().where(Payment.order_id == order_id),
+        )
         .values(spent_cents=Card.spent_cents + cents)
         .returning(Card.card)
         .execution_options(synchronize_session=False)

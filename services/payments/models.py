@@ -28,14 +28,13 @@ class Card(Base):
 
 
 class Payment(Base):
-    """The payment of an order. The inbox ensures one an order; no constraint does, so that the
-    demo would see a violation."""
+    """The payment of an order."""
 
     __tablename__ = "payments"
     __table_args__ = (CheckConstraint("status IN ('captured', 'refunded')", name="payment_status"),)
 
     payment_id: Mapped[UUID] = mapped_column(primary_key=True)
-    order_id: Mapped[UUID] = mapped_column(index=True)
+    order_id: Mapped[UUID] = mapped_column(unique=True)
     card: Mapped[str]
     cents: Mapped[int]
     status: Mapped[str] = mapped_column(default="captured")

@@ -94,6 +94,14 @@ async def test_every_purchase_comes_to_one_end_while_workers_are_killed(
     assert code == 0
 
 
+async def test_every_purchase_comes_to_one_end_while_services_answer_too_late() -> None:
+    code, output = await demo({}, "--purchases", "30", "--slow")
+    assert output.splitlines()[-1] == "ok: 30 purchases, 0 lost, 0 doubled, 0 stuck", output
+    assert "saga undone: TimedOut" in output
+    assert "late answers undone" in output
+    assert code == 0
+
+
 async def test_the_demo_needs_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("EVENTMESH_"):
@@ -105,6 +113,9 @@ async def test_the_demo_needs_no_server(monkeypatch: pytest.MonkeyPatch) -> None
     assert code == 0
 
 
-async def test_killing_workers_that_were_not_started_here_is_refused() -> None:
-    code, output = await demo({}, "--attach", "--kill")
+@pytest.mark.parametrize("option", ["--kill", "--slow"])
+async def test_workers_that_were_not_started_here_are_neither_killed_nor_slowed(
+    option: str,
+) -> None:
+    code, output = await demo({}, "--attach", option)
     assert (code, output.startswith("Error: ")) == (2, True)

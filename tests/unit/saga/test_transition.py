@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import itertools
 from datetime import date
+from decimal import Decimal
 from uuid import UUID
 
 import pytest
@@ -14,7 +15,7 @@ from pydantic import BaseModel, Field
 from eventmesh import Event, Saga
 from eventmesh.errors import UsageError
 from eventmesh.saga.flow import UNTIL_PARKED
-from eventmesh.saga.happening import Answered, UnexpectedAnswer, UnknownStep
+from eventmesh.saga.happening import Answered, UnexpectedAnswer, UnknownStep, WaitedTooLong
 from eventmesh.saga.transition import advance, start
 from services.orders import contracts as shop
 from services.orders.saga import fulfil
@@ -831,8 +832,31 @@ def test_an_order_that_cannot_be_shipped_gives_back_money_and_stock() -> None:
     assert story.endings == [shop.OrderCancelled(order_id=ORDER, reason="too heavy")]
 
 
+def test_a_large_order_waits_for_a_decision_that_finds_it_by_its_id() -> None:
+    large = PLACED.model_copy(update={"amount": Decimal(100)})
+    story = Story(fulfil.definition, large)
+    for label, event in (("reserve", RESERVED), ("capture", CAPTURED)):
+        story.tell(Answered(event, label))
+    assert story.new == ["approve"]
+    rejected = shop.OrderRejected(order_id=ORDER, decided_by="ann", reason="too much")
+    story.tell(Answered(rejected, None))
+    assert sorted(story.new) == ["capture:undo", "reserve:undo"]
+
+
+def test_an_order_whose_payment_times_out_is_refunded_once_the_late_answer_comes() -> None:
+    story = told(("reserve", RESERVED)).tell(WaitedTooLong("capture"))
+    assert story.new == ["reserve:undo"]
+    story.tell(Answered(shop.StockReleased(order_id=ORDER), "reserve:undo"))
+    assert story.status == "undone"
+    story.tell(Answered(CAPTURED, "capture"))
+    assert (story.status, story.new) == ("undoing", ["capture:undo"])
+
+
 def test_an_order_of_what_is_not_there_is_cancelled_once_its_payment_is_known() -> None:
-    story = told(("reserve", shop.OutOfStock(order_id=ORDER)))
+    nothing = shop.OutOfStock(order_id=ORDER)
+    story = told(("reserve", nothing), ("reserve#2", nothing))  # a delivery may be under way
+    assert (story.status, story.new) == ("running", ["reserve#3"])
+    story.tell(Answered(nothing, "reserve#3"))
     assert (story.status, story.new) == ("undoing", [])
     declined = shop.PaymentDeclined(order_id=ORDER, reason="no funds")
     story.tell(Answered(declined, "capture"))
