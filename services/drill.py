@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import zlib
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 from eventmesh import Envelope
 from eventmesh.duration import Duration
@@ -20,7 +19,7 @@ VARIABLE = "SHOP_SLOW"
 STEP_TIMEOUT = 3.0  # seconds
 OUTAGE = timedelta(seconds=4)
 SHARE = 10
-"""One order of so many meets an outage of each participant."""
+"""About one command of so many meets an outage of its participant."""
 
 
 class OutageError(Exception):
@@ -37,9 +36,10 @@ def step_timeout(usual: Duration) -> Duration:
     return STEP_TIMEOUT if is_slow() else usual
 
 
-def meet_outage(participant: str, order_id: UUID, command: Envelope) -> None:
-    """Raise OutageError for some orders, while the command is younger than an outage."""
-    if not is_slow() or zlib.crc32(f"{participant}{order_id}".encode()) % SHARE:
+def meet_outage(participant: str, what: object, command: Envelope) -> None:
+    """Raise OutageError for some commands, the same ones in every run, while they are younger than
+    an outage; `what` is the value that chooses them."""
+    if not is_slow() or zlib.crc32(f"{participant}{what}".encode()) % SHARE:
         return
     if command.time is not None and datetime.now(UTC) - command.time < OUTAGE:
         raise OutageError(f"{participant} cannot be reached")

@@ -34,7 +34,7 @@ async def reserve(
     command: ReserveStock, envelope: Envelope, tx: Transaction
 ) -> StockReserved | OutOfStock:
     """Reserve stock; if there is too little, publish OutOfStock and order more."""
-    drill.meet_outage("inventory", command.order_id, envelope)
+    drill.meet_outage("inventory", command.sku, envelope)
     if not await _take(tx, command.order_id, command.sku, command.quantity):
         earlier = await tx.session.get(Reservation, command.order_id)
         if earlier is None:

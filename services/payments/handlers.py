@@ -29,7 +29,7 @@ async def capture(
     command: CapturePayment, envelope: Envelope, tx: Transaction
 ) -> PaymentCaptured | PaymentDeclined:
     """Capture the payment, unless it would exceed the card's limit."""
-    drill.meet_outage("payments", command.order_id, envelope)
+    drill.meet_outage("payments", command.amount, envelope)
     cents = round(command.amount * 100)
     if not await _charge(tx, command.order_id, command.card, cents):
         earlier = await tx.session.scalar(
