@@ -34,6 +34,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from eventmesh.errors import EventMeshError
+from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.dialects.sql import UtcDateTime, database_now
 from eventmesh.persistence.tables import outbox, saga, saga_log
 
@@ -140,9 +141,9 @@ async def write_log(session: AsyncSession, name: str, entries: Sequence[LogEntry
 
 
 async def cancel_timers(session: AsyncSession, message_ids: Collection[str]) -> None:
-    """Delete delayed messages from the outbox. One that a relay is publishing comes all the same,
-    and its saga then finds it stale."""
-    if message_ids:
+    """Delete delayed messages from the outbox, where the database finds them by their ids. One that
+    is left, or that a relay is publishing, comes all the same, and its saga then finds it stale."""
+    if message_ids and dialect_of(session.get_bind()).can_cancel_delayed:
         await session.execute(_cancel_statement(), {"ids": _padded(message_ids)})
 
 

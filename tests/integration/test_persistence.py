@@ -110,7 +110,8 @@ class TestMigration:
     ) -> None:
         # On MariaDB a generated column replaces a partial index, and false is 0.
         is_mariadb = database.dialect is MARIADB
-        other = {"refused_key", "ix_eventmesh_outbox_refused"} if is_mariadb else ()
+        partial = {"ix_eventmesh_outbox_refused", "ix_eventmesh_outbox_delayed_id"}
+        other = {"refused_key", *partial} if is_mariadb else ()
 
         def differences(connection: object) -> list[object]:
             context = MigrationContext.configure(
@@ -418,15 +419,15 @@ class TestSagas:
     async def test_a_cancelled_time_out_is_gone_and_other_messages_stay(
         self, database: Database
     ) -> None:
+        """On MariaDB it stays, and its saga finds it stale when it is due."""
+        now, later = message(1).envelope.id, message(2).envelope.id
         await store(database, message(1), Outgoing(message(2).envelope, delay=60.0))
         async with unit_of_work(database) as unit:
-            both = {message(1).envelope.id, message(2).envelope.id}
-            await sagas.cancel_timers(unit.session, both)
+            await sagas.cancel_timers(unit.session, {now, later})
             await unit.commit()
         async with database.reading() as connection:
-            assert list(await connection.scalars(select(tables.outbox.c.id))) == [
-                message(1).envelope.id
-            ]
+            left = list(await connection.scalars(select(tables.outbox.c.id)))
+        assert left == ([now, later] if database.dialect is MARIADB else [now])
 
     async def test_the_log_of_a_saga_is_read_in_its_order(self, database: Database) -> None:
         entries = [sagas.LogEntry("s1", {"rule": rule}) for rule in ("started", "applied")]

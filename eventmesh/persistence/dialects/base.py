@@ -52,6 +52,8 @@ class Dialect(ABC):
     """Whether processes can wake each other through the database."""
     can_order_keys = True
     """Whether row numbers of a key can be made to follow the order of commits."""
+    can_cancel_delayed = True
+    """Whether a delayed message in the outbox is found by its id without reading others."""
     maintenance_database: ClassVar[str] = ""
     """What to connect to on a server before the service's own database is there."""
     queue_settings: ClassVar[Executable | None] = None

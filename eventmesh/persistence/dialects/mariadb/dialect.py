@@ -81,6 +81,7 @@ _RELEASE = text(f"RELEASE SAVEPOINT {_SAVEPOINT}")
 class MariaDB(Dialect):
     name = "mariadb"
     driver = "mariadb+asyncmy"
+    can_cancel_delayed = False
     can_order_keys = False  # it has no lock that ends with a transaction
     ends_transaction = re.compile(
         r"(?:\s|/\*.*?\*/|--[^\n]*\n|#[^\n]*\n)*"
