@@ -62,6 +62,17 @@ RULES = MappingProxyType(
         "EM061": "a waiver matches no finding",
         # Unused messages.
         "EM070": "a command has a handler, and nobody sends it",
+        # Sagas.
+        "EM080": "the shape of a saga differs from what is frozen of its version",
+        "EM081": "a version of a saga has no lock file",
+        "EM082": "the lock file of a saga was edited, or is not valid",
+        "EM083": "the version of a saga was skipped, or went back",
+        "EM084": "running sagas of an older version stand in a step that was removed",
+        "EM085": "an answer under way to a saga of an older version is not taken any more",
+        "EM086": "a step that sagas of an older version have done cannot be undone any more",
+        "EM087": "the state of an older version of a saga cannot be read, and is not migrated",
+        "EM088": "a running saga of an older version does not end as it should",
+        "EM089": "it could be neither proved nor refuted that sagas of an older version go on",
     }
 )
 """Code and meaning. A code never changes its meaning, and is not used again."""

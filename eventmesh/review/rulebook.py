@@ -10,6 +10,7 @@ _CHAPTERS = {
     "EM050": "All services together",
     "EM060": "Waivers",
     "EM070": "Unused messages",
+    "EM080": "Sagas",
 }
 """The first code of each chapter, and its title."""
 

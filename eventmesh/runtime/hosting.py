@@ -102,6 +102,8 @@ class Host:
         for service in self.services:
             service.configure(self.settings)
             refuse_drift(service.registry.owned(), self.settings.schemas)
+            for saga in service.sagas.values():
+                saga.refuse_drift(self.settings.schemas)
         for service in self.relayed:  # whose relay purges the inbox
             check_window(service.handlers.values(), self.settings)
         if self.transport is None:

@@ -21,6 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -46,6 +47,7 @@ from eventmesh.saga.happening import (
     hold_as,
 )
 from eventmesh.saga.record import SagaRecord, parse_label
+from eventmesh.saga.shape_locks import refuse_drift
 from eventmesh.saga.signals import SagaSignal, signal_of, timer_id
 from eventmesh.saga.storage import NewerVersion, UnreadableState, parked_row, record_of, row_of
 from eventmesh.saga.transition import advance, start
@@ -153,6 +155,10 @@ class Coordinator:
     def unmatched_events(self) -> Mapping[str, int]:
         """How many events matched no saga, by message name, since this process began."""
         return self._unmatched.counts
+
+    def refuse_drift(self, schemas: Path) -> None:
+        """Drift where the saga differs from what is frozen of its version in this folder."""
+        refuse_drift(self._definition, schemas)
 
     def refuse_unknown_steps(self, lots: Sequence[SagaLot]) -> None:
         """Drift where open sagas have a newer version, or wait for a step that this code does not

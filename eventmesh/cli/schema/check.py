@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eventmesh.cli.schema.common import Names, owned, save, say, services_of
+from eventmesh.cli.schema.common import Names, owned, sagas_of, save, say, services_of
 from eventmesh.errors import Drift
 from eventmesh.printable import printable, printable_lines
 
@@ -58,7 +58,7 @@ def check(
         typer.Option(help="Write to this file instead of standard output.", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Prove that all services can read each other's messages.
+    """Prove that all services can read each other's messages, and that running sagas go on.
 
     Exit code 0: there are no errors. Exit code 4: there are, and the report says what to do about
     each of them. Findings about other services than the named ones are left out.
@@ -99,6 +99,7 @@ def _find_problems(
     from eventmesh.review.baseline import find_lost_locks, locks_at
     from eventmesh.review.checks import review
     from eventmesh.review.locations import locate
+    from eventmesh.saga.evolution import check_sagas
 
     problems = review(
         services,
@@ -107,6 +108,7 @@ def _find_problems(
         today=SystemClock().now().date(),
         baseline=None if baseline is None else locks_at(baseline, settings.schemas),
     )
+    problems += check_sagas(sagas_of(services), settings.schemas)
     if baseline is not None:
         problems += find_lost_locks(baseline, settings.schemas)
     return locate(problems, owned(services), Path.cwd())

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
 
     from eventmesh.contracts.message import Message
     from eventmesh.runtime.declaring.service import DeclaredService as Service
+    from eventmesh.saga.definition import Definition
 
 Names = Annotated[
     list[str] | None, typer.Argument(help="Services; all if none is named.", metavar="SERVICE")
@@ -32,6 +33,18 @@ def services_of(names: list[str] | None) -> list[Service]:
 def owned(services: Sequence[Service]) -> list[type[Message]]:
     """The models of messages that these services own, whose schemas they freeze."""
     return [model for service in services for model in service.registry.owned()]
+
+
+def sagas_of(services: Sequence[Service]) -> list[Definition]:
+    """The sagas of these services, whose shapes they freeze."""
+    from eventmesh.saga.coordinator import Coordinator
+
+    return [
+        each.definition
+        for service in services
+        for each in service.sagas.values()
+        if isinstance(each, Coordinator)
+    ]
 
 
 def say(text: str) -> None:

@@ -8,27 +8,40 @@ from typing import Annotated
 
 import typer
 
-from eventmesh.cli.schema.common import AsJson, Names, owned, save, say_json, services_of
+from eventmesh.cli.schema.common import (
+    AsJson,
+    Names,
+    owned,
+    sagas_of,
+    save,
+    say_json,
+    services_of,
+)
 from eventmesh.errors import UsageError
 
 
 def freeze(services: Names = None) -> None:
-    """Write lock files for versions that have none yet.
+    """Write lock files for versions of messages and sagas that have none yet.
 
-    A change within a version that is compatible in both directions is added as a revision of it.
-    Any other change is an error: it needs a new version.
+    A change within a version of a message that is compatible in both directions is added as a
+    revision of it. Any other change is an error: it needs a new version.
     """
     from eventmesh.clock import SystemClock
     from eventmesh.contracts.locks import freezing
     from eventmesh.review.waivers import read_waivers
     from eventmesh.runtime.declaring.settings import load_settings
+    from eventmesh.saga import shape_locks
 
     today = SystemClock().now().date()
     waivers = read_waivers(Path.cwd() / "pyproject.toml")
     waived = {waiver.fingerprint for waiver in waivers if waiver.is_active(today)}
-    models = owned(services_of(services))
-    for written in freezing.freeze(models, load_settings().schemas, waived=waived):
+    chosen, root = services_of(services), load_settings().schemas
+    sagas = sagas_of(chosen)
+    shape_locks.raise_changes(sagas, root)  # before anything is written
+    for written in freezing.freeze(owned(chosen), root, waived=waived):
         typer.echo(f"frozen {written} in {written.path}")
+    for lock in shape_locks.freeze(sagas, root):
+        typer.echo(f"frozen {lock} in {lock.path}")
 
 
 def deprecate(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eventmesh.cli.schema.common import AsJson, say, say_json
+from eventmesh.cli.schema.shapes import show_shape
 from eventmesh.errors import EventMeshError
 from eventmesh.printable import printable
 
@@ -23,7 +24,7 @@ Message = Annotated[
 
 
 def show(message: Message, as_json: AsJson = False) -> None:
-    """Show a frozen version: its fields, status, publishers and readers."""
+    """Show a frozen version: its fields, status, publishers and readers; of a saga, its shape."""
     from eventmesh.contracts.locks.lock_folder import read_locks
     from eventmesh.review.schema_lookup import find_revision, find_revisions
     from eventmesh.runtime.declaring.settings import load_settings
@@ -31,6 +32,8 @@ def show(message: Message, as_json: AsJson = False) -> None:
     locks = read_locks(load_settings().schemas)
     name, at, version = message.partition("@")
     versions = locks.of(name)
+    if not versions and show_shape(locks.root, name, version, as_json=as_json):
+        return
     if at:
         lock = find_revision(locks, name, version)
     else:

@@ -65,16 +65,19 @@ _SPANS = {  # seconds that stand for a point or a length of time, the least and 
 _SECONDS_OF_DAY = {"type": "number", "minimum": 0, "exclusiveMaximum": 86_400}
 
 
-def writer_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """What this model writes by `model_dump_json(by_alias=True)`; the same for the same model
-    with every release of pydantic that writes the same."""
-    schema = model.model_json_schema(mode="serialization", schema_generator=_Written)
+def writer_schema(model: type[BaseModel], *, by_alias: bool = True) -> dict[str, Any]:
+    """What this model writes by `model_dump_json(by_alias=True)`, or False; the same for the same
+    model with every release of pydantic that writes the same."""
+    schema = model.model_json_schema(
+        by_alias=by_alias, mode="serialization", schema_generator=_Written
+    )
     return cast(dict[str, Any], closed(tidy(schema)))
 
 
-def reader_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """What this model reads by `model_validate_json`."""
-    schema = model.model_json_schema(mode="validation", schema_generator=_Read)
+def reader_schema(model: type[BaseModel], *, by_alias: bool = True) -> dict[str, Any]:
+    """What this model reads by `model_validate_json`; without `by_alias`, by the names of its
+    fields only."""
+    schema = model.model_json_schema(by_alias=by_alias, mode="validation", schema_generator=_Read)
     return cast(dict[str, Any], tidy(schema))
 
 

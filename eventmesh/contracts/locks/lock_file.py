@@ -86,7 +86,7 @@ def write_lock(lock: Lock) -> None:
         "sunset": lock.sunset and lock.sunset.isoformat(),
         "hash": lock.hash,
     } | {part: getattr(lock, part) for part in _SEALED}
-    _write_atomically(lock.path, (json.dumps(content, indent=2) + "\n").encode())
+    write_atomically(lock.path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def write_status(path: Path, status: Status, sunset: date | None) -> None:
@@ -95,7 +95,7 @@ def write_status(path: Path, status: Status, sunset: date | None) -> None:
     UsageError if that is not possible.
     """
     try:
-        text = _decode(_read(path))
+        text = read_text(path)
         spans = _value_positions(text)
     except BrokenLock as error:
         raise UsageError(f"{path} {error}. Restore it from version control.") from None
@@ -103,7 +103,7 @@ def write_status(path: Path, status: Status, sunset: date | None) -> None:
     for part, (start, end) in sorted(spans.items(), key=lambda item: item[1], reverse=True):
         if part in values:
             text = text[:start] + values[part] + text[end:]
-    _write_atomically(path, text.encode())
+    write_atomically(path, text.encode())
 
 
 def read_lock(
@@ -113,7 +113,7 @@ def read_lock(
 
     With `data`, that is the content, whatever is in the file.
     """
-    content = parse(_decode(_read(path) if data is None else data))
+    content = parse(read_text(path) if data is None else decode(data))
     if not isinstance(content, dict) or content.keys() != _KEYS:
         keys = content.keys() if isinstance(content, dict) else set[str]()
         missing, unknown = sorted(_KEYS - keys), sorted(keys - _KEYS)
@@ -186,6 +186,11 @@ def is_deeper(value: Any, most: int) -> bool:
     return True
 
 
+def read_text(path: Path) -> str:
+    """The text of a file that may be anything; BrokenLock where it is not one."""
+    return decode(_read(path))
+
+
 def _read(path: Path) -> bytes:
     try:
         if not path.is_file():  # reading a pipe would block
@@ -196,7 +201,8 @@ def _read(path: Path) -> bytes:
         raise BrokenLock(f"cannot be read: {error.strerror or error}") from None
 
 
-def _decode(data: bytes) -> str:
+def decode(data: bytes) -> str:
+    """The text of a lock file's content; BrokenLock where it is not one."""
     if len(data) > MAX_BYTES:
         raise BrokenLock(f"has more than {MAX_BYTES:,} bytes")
     try:
@@ -205,7 +211,7 @@ def _decode(data: bytes) -> str:
         raise BrokenLock("is not valid UTF-8") from None
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write a temporary file and rename it, so that a killed process leaves no partial file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -11,15 +11,16 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from eventmesh import compat
 from eventmesh.compat.pydantic_models.comparison import written
-from eventmesh.contracts.message import Message
 
 MAX_SAMPLES = 8
 _CANDIDATES = 60
 
 
-def samples_of(model: type[Message], writer: dict[str, Any]) -> tuple[Any, ...]:
+def samples_of(model: type[BaseModel], writer: dict[str, Any]) -> tuple[Any, ...]:
     """Up to 8 messages that this model, whose schema is `writer`, writes.
 
     They include the smallest, the largest, and some at the bounds of what is allowed.
@@ -35,7 +36,7 @@ def samples_of(model: type[Message], writer: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _written(
-    model: type[Message], documents: Sequence[Any], writer: dict[str, Any]
+    model: type[BaseModel], documents: Sequence[Any], writer: dict[str, Any]
 ) -> Iterator[tuple[Any, bool]]:
     """What the model writes after reading these documents, if it can read the result again.
 
@@ -58,7 +59,7 @@ def _written(
         yield document if same else value, same
 
 
-def _rewritten(model: type[Message], text: str) -> str:
+def _rewritten(model: type[BaseModel], text: str) -> str:
     return model.model_validate_json(text).model_dump_json(by_alias=True, warnings=False)
 
 

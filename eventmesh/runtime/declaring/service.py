@@ -12,6 +12,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from eventmesh.clock import Clock, SystemClock
@@ -50,6 +51,10 @@ class Extension(Protocol):
 
 class SagaCoordinator(Protocol):
     """What a service must know of one of its sagas."""
+
+    def refuse_drift(self, schemas: Path) -> None:
+        """Drift where the saga differs from what is frozen of its version in this folder."""
+        ...
 
     def refuse_unknown_steps(self, lots: Sequence[SagaLot]) -> None:
         """Drift where open sagas stand in a step, or have a version, that the code does not
