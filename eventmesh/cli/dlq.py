@@ -19,6 +19,8 @@ from eventmesh.printable import printable
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from collections.abc import Sequence
 
+    from eventmesh.runtime.declaring.handler import Handler
+    from eventmesh.saga.concerned import ConcernedSaga
     from eventmesh.transports.base import DeadLetter, Subscription, Transport
 
 app = App(help="Dead letters: messages that could not be handled.")
@@ -37,9 +39,12 @@ Limit = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-Letters = list[tuple["Subscription", "DeadLetter"]]
+Letters = list[tuple["Handler", "DeadLetter"]]
 
 _ALL = 1_000_000
+
+_MOST_SAGAS = 10
+"""How many sagas are named after one command."""
 
 
 @app.command("list")
@@ -47,7 +52,7 @@ def list_letters(service: Name, limit: Limit = 100, as_json: AsJson = False) -> 
     """List the dead letters of a service."""
     letters = asyncio.run(_find(service, limit))
     if as_json:
-        typer.echo(json.dumps([_as_dict(letter) for _, letter in letters], indent=2))
+        typer.echo(json.dumps([_as_dict(*letter) for letter in letters], indent=2))
         return
     for _, letter in letters:
         typer.echo(
@@ -66,12 +71,12 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one dead letter with its attributes, data and error."""
-    found = [letter for _, letter in asyncio.run(_find(service, _ALL)) if letter.id == letter_id]
+    found = [each for each in asyncio.run(_find(service, _ALL)) if each[1].id == letter_id]
     if not found:
         raise UsageError(
             f"{service} has no dead letter {letter_id}: see `eventmesh dlq list {service}`."
         )
-    details = _as_dict(found[0])
+    details = _as_dict(*found[0])
     if as_json:
         typer.echo(json.dumps(details, indent=2))
         return
@@ -84,14 +89,35 @@ def replay(service: Name, ids: Ids = None, every: All = False) -> None:
 
     First fix what the handler failed on; `eventmesh dlq show` shows it. A replayed
     message starts with all its attempts.
+
+    The saga that sent a dead-lettered command was notified of that. If it has
+    gone on without this step, a success now is a late answer, which it undoes.
     """
-    _act(service, ids, every, "replayed", lambda t, s, found: t.replay(s, found))
+    _act(service, ids, every, "replayed", lambda t, s, found: t.replay(s, found), _after_replay)
 
 
 @app.command()
 def discard(service: Name, ids: Ids = None, every: All = False) -> None:
     """Delete dead letters permanently."""
-    _act(service, ids, every, "discarded", lambda t, s, found: t.discard(s, found))
+    _act(service, ids, every, "discarded", lambda t, s, found: t.discard(s, found), _after_discard)
+
+
+def _after_replay(saga: ConcernedSaga) -> str:
+    if saga.role == "not received":
+        return f"{saga} receives it now"
+    return (
+        f"{saga} was notified of this dead letter: if it has gone on without the step, a success "
+        f"now is a late answer, and is undone"
+    )
+
+
+def _after_discard(saga: ConcernedSaga) -> str:
+    if saga.role == "not received":
+        return f"Warning: {saga} never receives it, and may wait until its time-out"
+    return (
+        f"{saga} was notified of this dead letter: it has sent the command again, is undone, or "
+        f"is parked"
+    )
 
 
 def _act(
@@ -100,19 +126,32 @@ def _act(
     every: bool,
     done: str,
     action: Callable[[Transport, Subscription, Sequence[str]], Awaitable[Sequence[str]]],
+    consequence: Callable[[ConcernedSaga], str],
 ) -> None:
     if bool(ids) == every:
         raise UsageError("Name the ids of dead letters, or give --all; not both.")
 
+    told: list[ConcernedSaga] = []
+
     async def run() -> int:
+        from eventmesh.saga.concerned import concerned_saga
+
         wanted, count = set(ids or ()), 0
-        async with _opened(service) as (transport, subscriptions):
-            for subscription in subscriptions:
-                letters = await transport.dead_letters(subscription, limit=_ALL)
-                found = [letter.id for letter in letters if every or letter.id in wanted]
-                wanted.difference_update(found)
+        async with _opened(service) as (transport, handlers):
+            for handler in handlers:
+                letters = await transport.dead_letters(handler.subscription, limit=_ALL)
+                found = [letter for letter in letters if every or letter.id in wanted]
+                wanted.difference_update(letter.id for letter in found)
                 if found:
-                    count += len(await action(transport, subscription, found))
+                    chosen = [letter.id for letter in found]
+                    done_now = set(await action(transport, handler.subscription, chosen))
+                    count += len(done_now)
+                    sagas = [
+                        concerned_saga(letter.envelope, handler)
+                        for letter in found
+                        if letter.id in done_now
+                    ]
+                    told.extend(saga for saga in sagas if saga is not None)
         if wanted:
             raise UsageError(
                 f"{service} has no dead letter {', '.join(sorted(wanted))}: see `eventmesh dlq "
@@ -123,20 +162,27 @@ def _act(
             )
         return count
 
-    typer.echo(f"{asyncio.run(run())} dead letter(s) {done}")
+    try:
+        typer.echo(f"{asyncio.run(run())} dead letter(s) {done}")
+    finally:  # also when some of the ids are unknown
+        for saga in told[:_MOST_SAGAS]:
+            line = f"{consequence(saga)}: see `{saga.command_to_show}`"
+            typer.echo(printable(line), err=True)
+        if len(told) > _MOST_SAGAS:
+            typer.echo(f"… and {len(told) - _MOST_SAGAS:,} more of sagas", err=True)
 
 
 async def _find(service: str, limit: int) -> Letters:
-    async with _opened(service) as (transport, subscriptions):
+    async with _opened(service) as (transport, handlers):
         return [
-            (subscription, letter)
-            for subscription in subscriptions
-            for letter in await transport.dead_letters(subscription, limit=limit)
+            (handler, letter)
+            for handler in handlers
+            for letter in await transport.dead_letters(handler.subscription, limit=limit)
         ]
 
 
 @asynccontextmanager
-async def _opened(name: str) -> AsyncIterator[tuple[Transport, list[Subscription]]]:
+async def _opened(name: str) -> AsyncIterator[tuple[Transport, list[Handler]]]:
     from eventmesh.cli.environment import settings_of_command
     from eventmesh.clock import SystemClock
     from eventmesh.runtime.declaring.discovery import load_services
@@ -144,15 +190,15 @@ async def _opened(name: str) -> AsyncIterator[tuple[Transport, list[Subscription
 
     settings = settings_of_command()
     [service] = load_services([name], Path.cwd())
-    subscriptions = [handler.subscription for handler in service.handlers.values()]
+    handlers = list(service.handlers.values())
     async with open_transport(
         settings.broker_url, SystemClock(), settings.transport_options
     ) as transport:
-        await transport.declare(subscriptions)
-        yield transport, subscriptions
+        await transport.declare([handler.subscription for handler in handlers])
+        yield transport, handlers
 
 
-def _as_dict(letter: DeadLetter) -> dict[str, Any]:
+def _as_dict(handler: Handler, letter: DeadLetter) -> dict[str, Any]:
     return {
         "id": letter.id,
         "subscription": letter.subscription,
@@ -160,5 +206,29 @@ def _as_dict(letter: DeadLetter) -> dict[str, Any]:
         "attempts": letter.attempts,
         "died_at": letter.died_at.isoformat(),
         **as_dict(letter.envelope),
+        **_saga_of(handler, letter),
         "error": letter.error,
+    }
+
+
+def _saga_of(handler: Handler, letter: DeadLetter) -> dict[str, Any]:
+    """The saga that a dead letter concerns, as one more detail of it; nothing where there is
+    none."""
+    from eventmesh.saga.concerned import concerned_saga
+
+    saga = concerned_saga(letter.envelope, handler)
+    if saga is None:
+        return {}
+    return {
+        "saga": {
+            "name": saga.name,
+            "id": saga.id or None,
+            "step": saga.step or None,
+            "effect": (
+                "it was notified of this dead letter"
+                if saga.role == "sent"
+                else "it has not received this, and may wait until its time-out"
+            ),
+            "see": saga.command_to_show,
+        }
     }
