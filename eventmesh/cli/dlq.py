@@ -20,12 +20,13 @@ if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from collections.abc import Sequence
 
     from eventmesh.runtime.declaring.handler import Handler
+    from eventmesh.runtime.declaring.service import DeclaredService as Service
     from eventmesh.saga.concerned import ConcernedSaga
     from eventmesh.transports.base import DeadLetter, Subscription, Transport
 
 app = App(help="Dead letters: messages that could not be handled.")
 
-Name = Annotated[str, typer.Argument(help="The service.", metavar="SERVICE")]
+ServiceName = Annotated[str, typer.Argument(help="The service.", metavar="SERVICE")]
 Ids = Annotated[list[str] | None, typer.Argument(help="Ids of dead letters.", metavar="ID")]
 All = Annotated[bool, typer.Option("--all", help="All dead letters of the service.")]
 Limit = Annotated[
@@ -39,7 +40,8 @@ Limit = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-Letters = list[tuple["Handler", "DeadLetter"]]
+Letters = list[tuple["DeadLetter", dict[str, Any]]]
+"""Dead letters, each with what is known of the saga that it concerns."""
 
 _ALL = 1_000_000
 
@@ -48,13 +50,13 @@ _MOST_SAGAS = 10
 
 
 @app.command("list")
-def list_letters(service: Name, limit: Limit = 100, as_json: AsJson = False) -> None:
+def list_letters(service: ServiceName, limit: Limit = 100, as_json: AsJson = False) -> None:
     """List the dead letters of a service."""
     letters = asyncio.run(_find(service, limit))
     if as_json:
         typer.echo(json.dumps([_as_dict(*letter) for letter in letters], indent=2))
         return
-    for _, letter in letters:
+    for letter, _ in letters:
         typer.echo(
             printable(
                 f"{letter.id}  {letter.died_at:%Y-%m-%d %H:%M:%S}  {letter.subscription}  "
@@ -66,12 +68,12 @@ def list_letters(service: Name, limit: Limit = 100, as_json: AsJson = False) -> 
 
 @app.command()
 def show(
-    service: Name,
+    service: ServiceName,
     letter_id: Annotated[str, typer.Argument(help="Id of the dead letter.", metavar="ID")],
     as_json: AsJson = False,
 ) -> None:
     """Show one dead letter with its attributes, data and error."""
-    found = [each for each in asyncio.run(_find(service, _ALL)) if each[1].id == letter_id]
+    found = [each for each in asyncio.run(_find(service, _ALL)) if each[0].id == letter_id]
     if not found:
         raise UsageError(
             f"{service} has no dead letter {letter_id}: see `eventmesh dlq list {service}`."
@@ -84,7 +86,7 @@ def show(
 
 
 @app.command()
-def replay(service: Name, ids: Ids = None, every: All = False) -> None:
+def replay(service: ServiceName, ids: Ids = None, every: All = False) -> None:
     """Deliver dead letters to their subscriptions again, as new messages.
 
     First fix what the handler failed on; `eventmesh dlq show` shows it. A replayed
@@ -97,27 +99,37 @@ def replay(service: Name, ids: Ids = None, every: All = False) -> None:
 
 
 @app.command()
-def discard(service: Name, ids: Ids = None, every: All = False) -> None:
+def discard(service: ServiceName, ids: Ids = None, every: All = False) -> None:
     """Delete dead letters permanently."""
     _act(service, ids, every, "discarded", lambda t, s, found: t.discard(s, found), _after_discard)
 
 
 def _after_replay(saga: ConcernedSaga) -> str:
-    if saga.role == "not received":
-        return f"{saga} receives it now"
-    return (
-        f"{saga} was notified of this dead letter: if it has gone on without the step, a success "
-        f"now is a late answer, and is undone"
-    )
+    match saga.role:
+        case "command":
+            return (
+                f"{saga} was notified of this dead letter: if it has gone on without the step, a "
+                f"success now is a late answer, and is undone"
+            )
+        case "start":
+            return f"{saga} is started now"
+        case "answer" | "time-out":
+            return f"{saga} receives it now"
 
 
 def _after_discard(saga: ConcernedSaga) -> str:
-    if saga.role == "not received":
-        return f"Warning: {saga} never receives it, and may wait until its time-out"
-    return (
-        f"{saga} was notified of this dead letter: it has sent the command again, is undone, or "
-        f"is parked"
-    )
+    match saga.role:
+        case "command":
+            return (
+                f"{saga} was notified of this dead letter: it has sent the command again, is "
+                f"undone, or is parked"
+            )
+        case "start":
+            return f"{saga} is not started by it"
+        case "answer":
+            return f"Warning: {saga} never receives it, and may wait until its time-out"
+        case "time-out":
+            return f"Warning: {saga} does not time out, and may wait until an operator retries it"
 
 
 def _act(
@@ -137,8 +149,8 @@ def _act(
         from eventmesh.saga.concerned import concerned_saga
 
         wanted, count = set(ids or ()), 0
-        async with _opened(service) as (transport, handlers):
-            for handler in handlers:
+        async with _opened(service) as (transport, loaded):
+            for handler in loaded.handlers.values():
                 letters = await transport.dead_letters(handler.subscription, limit=_ALL)
                 found = [letter for letter in letters if every or letter.id in wanted]
                 wanted.difference_update(letter.id for letter in found)
@@ -147,7 +159,7 @@ def _act(
                     done_now = set(await action(transport, handler.subscription, chosen))
                     count += len(done_now)
                     sagas = [
-                        concerned_saga(letter.envelope, handler)
+                        concerned_saga(letter.envelope, handler, loaded)
                         for letter in found
                         if letter.id in done_now
                     ]
@@ -173,16 +185,16 @@ def _act(
 
 
 async def _find(service: str, limit: int) -> Letters:
-    async with _opened(service) as (transport, handlers):
+    async with _opened(service) as (transport, loaded):
         return [
-            (handler, letter)
-            for handler in handlers
+            (letter, _saga_of(letter, handler, loaded))
+            for handler in loaded.handlers.values()
             for letter in await transport.dead_letters(handler.subscription, limit=limit)
         ]
 
 
 @asynccontextmanager
-async def _opened(name: str) -> AsyncIterator[tuple[Transport, list[Handler]]]:
+async def _opened(name: str) -> AsyncIterator[tuple[Transport, Service]]:
     from eventmesh.cli.environment import settings_of_command
     from eventmesh.clock import SystemClock
     from eventmesh.runtime.declaring.discovery import load_services
@@ -190,15 +202,15 @@ async def _opened(name: str) -> AsyncIterator[tuple[Transport, list[Handler]]]:
 
     settings = settings_of_command()
     [service] = load_services([name], Path.cwd())
-    handlers = list(service.handlers.values())
+    subscriptions = [handler.subscription for handler in service.handlers.values()]
     async with open_transport(
         settings.broker_url, SystemClock(), settings.transport_options
     ) as transport:
-        await transport.declare([handler.subscription for handler in handlers])
-        yield transport, handlers
+        await transport.declare(subscriptions)
+        yield transport, service
 
 
-def _as_dict(handler: Handler, letter: DeadLetter) -> dict[str, Any]:
+def _as_dict(letter: DeadLetter, saga: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": letter.id,
         "subscription": letter.subscription,
@@ -206,29 +218,31 @@ def _as_dict(handler: Handler, letter: DeadLetter) -> dict[str, Any]:
         "attempts": letter.attempts,
         "died_at": letter.died_at.isoformat(),
         **as_dict(letter.envelope),
-        **_saga_of(handler, letter),
+        **saga,
         "error": letter.error,
     }
 
 
-def _saga_of(handler: Handler, letter: DeadLetter) -> dict[str, Any]:
+def _saga_of(letter: DeadLetter, handler: Handler, service: Service) -> dict[str, Any]:
     """The saga that a dead letter concerns, as one more detail of it; nothing where there is
     none."""
     from eventmesh.saga.concerned import concerned_saga
 
-    saga = concerned_saga(letter.envelope, handler)
+    saga = concerned_saga(letter.envelope, handler, service)
     if saga is None:
         return {}
+    effects = {
+        "command": "it was notified of this dead letter",
+        "start": "it was not started",
+        "answer": "it has not received this, and may wait until its time-out",
+        "time-out": "it does not time out, and may wait until an operator retries it",
+    }
     return {
         "saga": {
             "name": saga.name,
             "id": saga.id or None,
             "step": saga.step or None,
-            "effect": (
-                "it was notified of this dead letter"
-                if saga.role == "sent"
-                else "it has not received this, and may wait until its time-out"
-            ),
+            "effect": effects[saga.role],
             "see": saga.command_to_show,
         }
     }

@@ -452,7 +452,7 @@ async def test_to_discard_what_a_saga_has_not_received_warns_that_it_may_wait(
     if by == "signal":
         [handler] = rides.service.handlers.values()
         signal: Any = handler.models["rides.ride.signal"]
-        message = signal(saga_id=saga_id, label="reserve", what="timed_out")
+        message = signal(saga_id=saga_id, label="reserve", what="dead_lettered")
     letter = await dead_letter("rides.ride.saga", message, labels if by == "label" else {})
     which = "saga rides.ride" + ("" if by == "key" else f" {saga_id} (step reserve)")
     see = "saga list rides" if by == "key" else f"saga show rides {saga_id}"
@@ -464,6 +464,31 @@ async def test_to_discard_what_a_saga_has_not_received_warns_that_it_may_wait(
         f"Warning: {which} never receives it, and may wait until its time-out: see "
         f"`eventmesh {see}`\n"
     )
+
+
+async def test_to_discard_a_time_out_warns_that_the_saga_waits_for_an_operator(
+    rides: Rides, dead_letter: DeadLetter
+) -> None:
+    await rides.start("a")
+    [handler] = rides.service.handlers.values()
+    signal: Any = handler.models["rides.ride.signal"]
+    message = signal(saga_id=rides.ids["a"], label="reserve", what="timed_out")
+    letter = await dead_letter("rides.ride.saga", message, {})
+    discarded = await rides.call("dlq", "discard", "rides", letter)
+    assert discarded.stderr == (
+        f"Warning: saga rides.ride {rides.ids['a']} (step reserve) does not time out, and may wait "
+        f"until an operator retries it: see `eventmesh saga show rides {rides.ids['a']}`\n"
+    )
+
+
+async def test_a_dead_letter_that_starts_a_saga_says_so(
+    rides: Rides, dead_letter: DeadLetter
+) -> None:
+    letter = await dead_letter("rides.ride.saga", rides.code["Requested"](ride="a"), {})
+    said = (await rides.call("dlq", "show", "rides", letter)).stdout
+    assert "effect = it was not started" in said
+    replayed = await rides.call("dlq", "replay", "rides", letter)
+    assert replayed.stderr == ("saga rides.ride is started now: see `eventmesh saga list rides`\n")
 
 
 async def test_a_dead_letter_that_concerns_no_saga_says_nothing_of_sagas(
