@@ -27,23 +27,29 @@ def verify(
     states: Annotated[
         int,
         typer.Option(min=1, help="Stop after N states of a saga.", metavar="N"),
-    ] = 60_000,
+    ] = 80_000,
     deviations: Annotated[
         int | None,
         typer.Option(min=0, help="Explore stories with at most N deviations.", metavar="N"),
     ] = None,
     operator_actions: Annotated[
         int,
-        typer.Option(min=0, help="How often an operator acts in one story.", metavar="N"),
+        typer.Option(min=0, help="How often an operator acts.", metavar="N"),
+    ] = 1,
+    function_errors: Annotated[
+        int,
+        typer.Option(
+            min=0, help="How often a function of the saga fails in one story.", metavar="N"
+        ),
     ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Prove that sagas come to an end, whatever happens.
 
-    Every order of answers, time-outs, dead letters, duplicates and operator's
-    actions is explored, with the rules by which sagas run. No server is
-    needed, and no function of a saga is called. The exit code is 1 if
-    something does not hold, or can never happen.
+    Every order of answers, time-outs, dead letters, duplicates, errors of the
+    saga's functions and operator's actions is explored, with the rules by
+    which sagas run. No server is needed, and no function of a saga is called.
+    The exit code is 1 if something does not hold, or can never happen.
 
     \b
     Stories are explored by their deviations: a time-out, an answer that is
@@ -57,7 +63,7 @@ def verify(
     from eventmesh.saga.verify import Bounds
     from eventmesh.saga.verify import verify as verify_saga
 
-    bounds = Bounds(worlds=states, deviations=deviations, operator_actions=operator_actions)
+    bounds = Bounds(states, operator_actions, function_errors, deviations)
     gc.disable()  # states are many small tuples, all of them kept: a third of the time
     reports = [verify_saga(definition, bounds) for definition in _definitions(services or [])]
     if as_json:

@@ -57,10 +57,12 @@ OF_MOVES = tuple(each for each in PROPERTIES if not each.of_worlds)
 class Bounds:
     """How far the exploration goes."""
 
-    worlds: int = 150_000
+    worlds: int = 80_000
     """How many different worlds it visits at most."""
     operator_actions: int = 1
     """How often an operator acts in one story."""
+    function_errors: int = 1
+    """How often a function of the saga's author fails in one story."""
     deviations: int | None = None
     """How many deviations a story has at most; None: any number."""
 
@@ -232,6 +234,19 @@ class _Exploration:
             self.inert.add(self._inert_key(place, move, self.keys.whole(place.world)))
             return
         self._take(place, move, made, deviations)
+        if self._may_fail(place, move, made):
+            self._put_off(place, (move._replace(is_failing=True),), deviations + 1)
+
+    def _may_fail(self, place: Place, move: Move, made: Made) -> bool:
+        """Whether this move calls a function of the author."""
+        transition = made.transition
+        if (
+            move.is_failing
+            or place.world.function_errors >= self.bounds.function_errors
+            or transition is None
+        ):
+            return False
+        return bool(transition.sendings) or transition.ending is not None
 
     def _make(self, place: Place, move: Move, deviations: int) -> Made | None:
         """What this move makes of a world; None where an operator cannot do it, where it needs a

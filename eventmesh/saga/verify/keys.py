@@ -16,9 +16,9 @@ from typing import Any
 
 from eventmesh.saga.flow import Parallel, Part, Series, Step
 from eventmesh.saga.record import SagaRecord
-from eventmesh.saga.verify.rules import content_of_unit
+from eventmesh.saga.verify.rules import content_of_held, content_of_unit
 from eventmesh.saga.verify.twin import Twin
-from eventmesh.saga.verify.world import NOTHING, World
+from eventmesh.saga.verify.world import NOTHING, World, label_of
 
 Key = tuple[int, ...]
 
@@ -108,10 +108,12 @@ class Keys:
                     parking and (parking.before, parking.unit is None),
                     record.failure is None,
                     record.has_announced,
-                    len(record.held),
+                    tuple(each for each in _held(record) if each[1] is None),
                 )
             )
-        return self._number(("whole", known, world.announced, world.operator_actions))
+        return self._number(
+            ("whole", known, world.announced, world.operator_actions, world.function_errors)
+        )
 
     def _step(self, step: Step[Any, Any], world: World) -> Any:
         begun = world.record.units.get(step.name)
@@ -143,12 +145,23 @@ class Keys:
                 content = (*content_of_unit(replace(unit, answer=None)), answer)
             is_parked = record.parking is not None and record.parking.unit == name
             early = record.early.get(name)
-            known = self._number(("own", content, is_parked, early and early.name))
+            held = tuple(
+                (number, label[len(name) :], kind, event == self._oks[name.partition("[")[0]])
+                for number, label, kind, event in _held(record)
+                if label is not None and label_of(label).unit == name
+            )
+            known = self._number(("own", content, is_parked, early and early.name, held))
             self._owns[id(record), name] = known
         return known
 
     def _number(self, value: Any) -> int:
         return self._numbers.setdefault(value, len(self._numbers))
+
+
+def _held(record: SagaRecord) -> Iterator[tuple[int, str | None, str, str | None]]:
+    """What is held, in order: its number, label, kind, and the name of the event."""
+    for number, kept in enumerate(record.held):
+        yield (number, *content_of_held(kept))
 
 
 def _groups(part: Part[Any], start: int) -> Iterator[_Group]:

@@ -71,6 +71,8 @@ class Move(NamedTuple):
     detail: str = ""
     deviations: int = 0
     choices: tuple[tuple[str, int], ...] = ()
+    is_failing: bool = False
+    """Whether a function of the author fails meanwhile."""
 
 
 class Made(NamedTuple):
@@ -199,16 +201,38 @@ def _moves_of_operator(record: SagaRecord) -> Iterator[Move]:
 
 def begin(rules: RememberedRules, twin: Twin, move: Move) -> Made:
     """The first world of a saga."""
-    transition = rules.start(Begin(choices=dict(move.choices)))
-    return Made(World(transition.record, {}).after(transition), transition)
+    transition = rules.start(Begin(choices=dict(move.choices), is_failing=move.is_failing))
+    made = Made(World(transition.record, {}).after(transition), transition)
+    return _repaired(rules, made) if move.is_failing else made
 
 
 def make(rules: RememberedRules, twin: Twin, world: World, move: Move) -> Made:
     """The world after a move. Raises what the transition raises, and Undecided where the move
     needs another choice."""
-    if move.choices:
-        state = TwinState(choices={**world.record.state.choices, **dict(move.choices)})  # type: ignore[attr-defined]
-        world = replace(world, record=rules.one(replace(world.record, state=state)))
+    if move.choices or move.is_failing:
+        choices = {**_state(world).choices, **dict(move.choices)}
+        world = _with_state(rules, world, TwinState(choices=choices, is_failing=move.is_failing))
+    made = _make(rules, twin, world, move)
+    return _repaired(rules, made) if move.is_failing else made
+
+
+def _state(world: World) -> TwinState:
+    assert isinstance(world.record.state, TwinState)  # noqa: S101  # only twins are verified
+    return world.record.state
+
+
+def _with_state(rules: RememberedRules, world: World, state: TwinState) -> World:
+    return replace(world, record=rules.one(replace(world.record, state=state)))
+
+
+def _repaired(rules: RememberedRules, made: Made) -> Made:
+    """The author has corrected the mistake."""
+    state = TwinState(choices=_state(made.world).choices)
+    world = _with_state(rules, made.world, state)
+    return Made(replace(world, function_errors=world.function_errors + 1), made.transition)
+
+
+def _make(rules: RememberedRules, twin: Twin, world: World, move: Move) -> Made:
     if move.kind == "operator":
         return _operate(rules, twin, world, move)
     if move.kind in ("decided", "decided_again"):
@@ -288,7 +312,8 @@ def _excused(twin: Twin, record: SagaRecord, move: Move) -> Iterator[str]:
         if move.subject not in ("", name):
             continue
         is_pivot = twin.definition.steps[label_of(name).step].is_pivot
-        parked_pivot = is_pivot and record.parking is not None and unit.status == "done"
+        before = record.parking.before if record.parking else "running"
+        parked_pivot = is_pivot and before == "undoing" and unit.status == "done"
         if (move.detail == "skip" and unit.status != "sent") or (
             move.detail == "retry" and parked_pivot
         ):

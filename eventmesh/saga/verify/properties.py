@@ -60,7 +60,8 @@ def _undone_only_what_was_done(happened: Happened) -> str | None:
                 f"{label.unit} is undone, but it was not done, and its undo does not say that it "
                 f"accepts this"
             )
-        is_first = label.attempt == 1  # before an undo is sent again, nobody looks at refusals
+        # Before an undo is sent again, and while something is held, nobody looks at refusals.
+        is_first = label.attempt == 1 and not happened.before.record.held
         refusals = [sent.fate == "refused" and not sent.reply_due for sent in around.commands]
         if is_first and all(refusals):
             return f"{label.unit} is undone, but its participant has refused every command"
@@ -69,6 +70,8 @@ def _undone_only_what_was_done(happened: Happened) -> str | None:
 
 def _undone_in_reverse_order(happened: Happened) -> str | None:
     definition, record = happened.twin.definition, happened.after.record
+    if happened.before.record.held:
+        return None  # many things happen in one transition, among them late answers
     for label in happened.undo_labels():
         if label.attempt > 1:
             continue  # sent again, or late: what follows it may have been late, too
@@ -194,7 +197,9 @@ def _announced_once(happened: Happened) -> str | None:
     if world.record.status in ("completed", "undone") and world.announced == 0:
         return f"the saga is {world.record.status}, and its end was never announced"
     is_announced = happened.transition is not None and happened.transition.ending is not None
-    if is_announced and world.record.status not in ("completed", "undone"):
+    # What was held is applied in one transition: a late answer in it may open an undone saga again.
+    was_held = bool(happened.before.record.held)
+    if is_announced and not was_held and world.record.status not in ("completed", "undone"):
         return f"the end of the saga is announced, and it is {world.record.status}"
     return None
 

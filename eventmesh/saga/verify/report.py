@@ -90,9 +90,12 @@ class Report:
 
     def _scope(self) -> str:
         found = self.found
-        operator = _times(self.bounds.operator_actions)
+        operator, function = map(
+            _times, (self.bounds.operator_actions, self.bounds.function_errors)
+        )
         limits = (
-            f"commands are sent at most {ATTEMPTS} times by retry=, an operator acts {operator}"
+            f"retry= sends a command {_times(ATTEMPTS)}, an operator acts {operator}, a function "
+            f"of the saga fails {function}"
         )
         if found.complete_up_to is None:
             return f"explored   all stories; {limits}"
@@ -120,6 +123,7 @@ class Report:
                 "states": self.bounds.worlds,
                 "deviations": self.bounds.deviations,
                 "operator_actions": self.bounds.operator_actions,
+                "function_errors": self.bounds.function_errors,
                 "attempts": ATTEMPTS,
                 "hit": found.hit or None,
             },
@@ -149,4 +153,4 @@ def verify(
 
 
 def _times(number: int) -> str:
-    return {0: "never", 1: "once"}.get(number, f"{number} times")
+    return {0: "never", 1: "once", 2: "twice"}.get(number, f"{number} times")

@@ -7,7 +7,7 @@ content become the same object, by which the exploration recognizes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,10 +98,11 @@ def _content_of_record(record: SagaRecord) -> Any:
     return (
         record.status,
         frozenset(record.state.choices.items()),
+        record.state.is_failing,
         parking and (parking.before, parking.unit, bool(parking.reason)),
         failure and (failure[0], failure[1].name),
         record.has_announced,
-        len(record.held),
+        tuple(content_of_held(kept) for kept in record.held),
         tuple((name, event.name) for name, event in record.early.items()),
         frozenset((name, content_of_unit(unit)) for name, unit in record.units.items()),
     )
@@ -120,3 +121,11 @@ def content_of_unit(unit: UnitRecord) -> Any:
         unit.deadline is not None,
         unit.items,
     )
+
+
+def content_of_held(kept: Mapping[str, Any]) -> Any:
+    """All of something that is held which the rules look at: its label, and what it is."""
+    for kind in ("answered", "waited_too_long", "dead_lettered"):
+        if kind in kept:
+            return kept[kind], kind, kept.get("name")
+    raise AssertionError(kept)

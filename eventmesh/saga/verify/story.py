@@ -62,7 +62,10 @@ def spoken(label: str) -> str:
 
 def _sentence(scene: Scene) -> str:
     consequences = [*_consequences(scene)]
-    return _what_happens(scene.move) + (f": {', '.join(consequences)}" if consequences else "")
+    what = _what_happens(scene.move)
+    if scene.move.is_failing:
+        what += ", and a function of the saga fails"
+    return what + (f": {', '.join(consequences)}" if consequences else "")
 
 
 def _what_happens(move: Move) -> str:

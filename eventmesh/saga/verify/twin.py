@@ -38,18 +38,30 @@ class CalledWithoutReply(BaseException):  # not an Exception: it must pass throu
     """An undo that needs its step's reply is called without one."""
 
 
+class AuthorsMistake(Exception):
+    """What a function of the saga's author raises."""
+
+
 class TwinState(BaseModel):
     """Which answers of `when=` (0 or 1) and `each=` (a number of items) have been tried."""
 
     model_config = ConfigDict(frozen=True)
 
     choices: Mapping[str, int] = {}
+    is_failing: bool = False
+    """Whether the author's functions raise an error at present."""
+
+    def call(self) -> None:
+        """What each function of the twin does first."""
+        if self.is_failing:
+            raise AuthorsMistake
 
 
 class Begin(Event, name="twin.begin", version=1):
     """Starts the twin, with the choices that its first steps need."""
 
     choices: Mapping[str, int] = {}
+    is_failing: bool = False
 
 
 class Ending(Event, name="twin.ending", version=1):
@@ -99,9 +111,9 @@ def twin_of(definition: Definition) -> Twin:
         version=1,
         state=TwinState,
         flow=mapped(definition.flow),
-        starts={Begin: lambda event: TwinState(choices=event.choices)},
-        completed=lambda _state: Ending(),
-        undone=lambda _state, _failure: Ending(),
+        starts={Begin: lambda event: TwinState(**event.model_dump())},
+        completed=_ending,
+        undone=_ending,
         publishes=(Do, Ending),
         key=definition.key and (lambda _state: "key"),
     )
@@ -117,6 +129,11 @@ def twin_of(definition: Definition) -> Twin:
     )
 
 
+def _ending(state: TwinState, _failure: Any = None) -> Ending:
+    state.call()
+    return Ending()
+
+
 def _event(number: int, original: str) -> type[Event]:
     class Dummy(Event, name=f"twin.event_{number}", version=1):
         pass
@@ -128,13 +145,16 @@ def _event(number: int, original: str) -> type[Event]:
 def _step(step: Step[Any, Any], definition: Definition, dummy: Any) -> Step[Any, Any]:
     name = step.name
 
-    def command(_state: TwinState, *_item: int) -> Command:
+    def command(state: TwinState, *_item: int) -> Command:
+        state.call()
         return Do()
 
     def when(state: TwinState) -> bool:
+        state.call()
         return bool(_choice(state, name, (1, 0)))
 
     def each(state: TwinState) -> range:
+        state.call()
         return range(_choice(state, name, (1, 2, 0)))
 
     retry = step.retry
@@ -160,7 +180,8 @@ def _step(step: Step[Any, Any], definition: Definition, dummy: Any) -> Step[Any,
 
 
 def _undo(undo: Undo, dummy: Any) -> Undo:
-    def command(_state: TwinState, reply: Event | None = None) -> Command:
+    def command(state: TwinState, reply: Event | None = None) -> Command:
+        state.call()
         if undo.needs_reply and reply is None:
             raise CalledWithoutReply
         return Do()

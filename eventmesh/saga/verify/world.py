@@ -11,7 +11,7 @@ The laws of this world, which `moves` keeps:
   time-out that was cancelled may come all the same, because it was under way.
 - A commit happens or does not happen; what it publishes comes at least once. A crash between two
   commits is therefore seen as a message that comes later, or twice.
-- An operator acts a bounded number of times.
+- A function of the saga's author fails a bounded number of times, and an operator acts so often.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class World:
     units: Mapping[str, Surroundings]
     announced: int = 0
     operator_actions: int = 0
+    function_errors: int = 0
+    """How often a function of the author has failed."""
 
     def of(self, unit: str) -> Surroundings:
         """What there is of this unit outside the saga."""
@@ -108,7 +110,9 @@ class World:
     def with_unit(self, unit: str, around: Surroundings) -> World:
         """This world, with other surroundings of a unit."""
         units = {**self.units, unit: around}
-        return World(self.record, units, self.announced, self.operator_actions)
+        return World(
+            self.record, units, self.announced, self.operator_actions, self.function_errors
+        )
 
     def after(self, transition: Transition) -> World:
         """This world when the saga has committed a transition."""
@@ -129,7 +133,8 @@ class World:
             around = units.get(unit, NOTHING)
             units[unit] = around._replace(timers=around.timers - {text})
         announced = self.announced + (transition.ending is not None)
-        return World(transition.record, units, announced, self.operator_actions)
+        record = transition.record
+        return World(record, units, announced, self.operator_actions, self.function_errors)
 
 
 @cache

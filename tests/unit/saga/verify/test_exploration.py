@@ -11,6 +11,7 @@ from eventmesh import Saga
 from eventmesh.saga import transition as production
 from eventmesh.saga.draft import Draft
 from eventmesh.saga.verify.exploration import Bounds, Explored, Reductions, explore
+from eventmesh.saga.verify.report import verify
 from services.orders.saga import fulfil
 from tests.unit.saga.trips import (
     ONCE,
@@ -91,7 +92,9 @@ SMALL: list[Callable[[], Saga[Trip]]] = [
 
 
 def without_operator(saga: Saga[Any], reductions: Reductions | None = None) -> Explored:
-    return explore(saga.definition, Bounds(operator_actions=0), reductions=reductions)
+    return explore(
+        saga.definition, Bounds(operator_actions=0, function_errors=0), reductions=reductions
+    )
 
 
 @pytest.mark.parametrize("make", SMALL, ids=lambda make: make.__name__)
@@ -121,16 +124,17 @@ def test_a_defect_is_found_with_and_without_reductions(
 
 
 def test_the_saga_of_the_shop_passes() -> None:
-    found = explore(fulfil.definition, Bounds(deviations=2))
-    assert found.broken is None
-    assert found.complete_up_to == 2
-    assert {"reserve", "reserve:undo", "capture", "capture:undo", "ship"} <= found.witnesses.keys()
-    assert {"completed", "undone", "parked", "cancelled"} <= found.witnesses.keys()
+    report = verify(fulfil.definition, Bounds(deviations=2))
+    assert report.passed, "\n".join(report.lines())
+    assert report.found.complete_up_to == 2
+    assert {"reserve:undo", "ship", "completed", "undone"} <= {*report.wanted}
+    assert {*report.wanted, "parked", "cancelled"} <= report.found.witnesses.keys()
 
 
 def test_the_bound_of_states_is_said_with_what_was_explored_until_then() -> None:
-    found = explore(fulfil.definition, Bounds(worlds=500))
-    assert (found.worlds, found.hit, found.complete_up_to) == (500, "500 states", 1)
+    worlds = explore(fulfil.definition, Bounds(deviations=1)).worlds + 1
+    found = explore(fulfil.definition, Bounds(worlds=worlds))
+    assert (found.worlds, found.hit, found.complete_up_to) == (worlds, f"{worlds:,} states", 1)
 
 
 def test_two_explorations_visit_the_same() -> None:
@@ -140,6 +144,14 @@ def test_two_explorations_visit_the_same() -> None:
         other.transitions,
         other.witnesses,
     )
+
+
+def test_a_function_that_fails_parks_the_saga_and_a_retry_lets_it_go_on() -> None:
+    found = explore(undone_with_reply().definition, Bounds(deviations=3))
+    assert found.broken is None
+    without = explore(undone_with_reply().definition, Bounds(deviations=3, function_errors=0))
+    assert found.worlds > without.worlds
+    assert ("parked", "sent") in found.outcomes - without.outcomes
 
 
 def test_a_wait_without_a_time_out_is_noted_and_is_no_error() -> None:
