@@ -10,11 +10,12 @@ from sqlalchemy import Column, Delete, Select, bindparam, delete, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.dialects.sql import UtcDateTime
-from eventmesh.persistence.tables import inbox, saga, saga_log, start
+from eventmesh.persistence.tables import inbox, reaction, saga, saga_log, start
 
 RECEIVED, BEGUN, ENDED = inbox.c.received_at, start.c.begun_at, saga.c.ended_at
+REACTED = reaction.c.updated_at
 """The columns by which rows age: of the inbox, of the starts of possible poison messages, of sagas
-that have ended."""
+that have ended, of reactions."""
 
 _MOMENT = timedelta(microseconds=1)  # the resolution of the databases' times
 

@@ -107,6 +107,22 @@ start = Table(
 )
 Index("ix_eventmesh_start_begun_at", start.c.begun_at)
 
+reaction = Table(
+    "eventmesh_reaction",
+    metadata,
+    Column("subscription", String(255), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("status", String(20), nullable=False),
+    # Of the event that was reacted to.
+    Column("message_id", String(255)),
+    Column("result", Json),
+    Column("updated_at", UtcDateTime, nullable=False),
+    CheckConstraint("status IN ('done', 'undone', 'cancelled')", name="status"),
+    CheckConstraint("(message_id IS NULL) = (status = 'cancelled')", name="cancelled"),
+    **TABLE_OPTIONS,
+)
+Index("ix_eventmesh_reaction_updated_at", reaction.c.updated_at)
+
 relay = Table(
     "eventmesh_relay",
     metadata,

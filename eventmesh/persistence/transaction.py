@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -56,6 +57,18 @@ class Transaction:
     def end(self) -> None:
         """Refuse further messages: nobody would store them."""
         self._has_ended = True
+
+    @contextmanager
+    def caused_by(self, message: Message) -> Iterator[Transaction]:
+        """The same transaction, as the handler of this one message sees it: what is published with
+        it has this message as its cause. Its use ends with the context."""
+        own = Transaction(
+            self.session, self._sender, self._keep, [(message, self._causes[id(message)])]
+        )
+        try:
+            yield own
+        finally:
+            own.end()
 
     def now(self) -> datetime:
         """The time by this process's clock."""

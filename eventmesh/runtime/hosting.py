@@ -104,6 +104,8 @@ class Host:
             refuse_drift(service.registry.owned(), self.settings.schemas)
             for saga in service.sagas.values():
                 saga.refuse_drift(self.settings.schemas)
+            for reaction in service.reactions:
+                reaction.require_undo()
         for service in self.relayed:  # whose relay purges the inbox
             check_window(service.handlers.values(), self.settings)
         if self.transport is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from eventmesh.clock import Clock, SystemClock
-from eventmesh.contracts.message import Command, Message, check_message, identity_of
+from eventmesh.contracts.message import Command, Event, Message, check_message, identity_of
 from eventmesh.contracts.registry import Registry
 from eventmesh.duration import Duration, seconds
 from eventmesh.errors import Drift, UsageError
@@ -26,12 +26,21 @@ from eventmesh.persistence.joined import AnySession
 from eventmesh.persistence.own_tables import require_own_tables
 from eventmesh.persistence.sagas import SagaLot, census
 from eventmesh.persistence.transaction import Sender, Transaction
-from eventmesh.runtime.declaring.handler import Handler, bind
+from eventmesh.runtime.declaring.handler import (
+    Handler,
+    bind,
+    checked_concurrency,
+    checked_sources,
+)
+from eventmesh.runtime.declaring.reaction import React, Reaction
 from eventmesh.runtime.declaring.reading import Readings
 from eventmesh.runtime.declaring.retry import Retry
 from eventmesh.runtime.declaring.settings import Settings, load_settings, warn_of_unknown_variables
 
 M = TypeVar("M", bound=Message)
+Reacted = TypeVar("Reacted", bound=Event)
+Undoing = TypeVar("Undoing", bound=Event)
+Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
 
 HANDLING: ContextVar[str] = ContextVar("eventmesh_handling", default="")
@@ -119,6 +128,7 @@ class DeclaredService:
         self.handlers: dict[str, Handler] = {}
         self.sagas: dict[str, SagaCoordinator] = {}
         """The coordinators of its sagas, by the sagas' names."""
+        self.reactions: list[Reaction[Any, Any, Any]] = []
         self.has_publishers = False
         self._settings: Settings | None = None
         self._readings: Readings | None = None
@@ -180,6 +190,45 @@ class DeclaredService:
                 )
             )
             return function
+
+        return declare
+
+    def reaction(
+        self,
+        event: type[Reacted],
+        *,
+        undone_by: type[Undoing],
+        name: str | None = None,
+        retry: Retry | None = None,
+        isolated: bool = False,
+        concurrency: int = 1,
+        timeout: Duration | None = None,
+        sources: Sequence[str] = (),
+    ) -> Callable[[React[Reacted, Result]], Reaction[Reacted, Undoing, Result]]:
+        """Declare a handler of an event together with what undoes it.
+
+        The decorated function takes the event and a Transaction. What it returns is recorded with
+        its effect: a pydantic model, a value such as an int, or None. When an event `undone_by`
+        comes with the same key, the function decorated with `@….undo` is called with that event,
+        the recorded value and a Transaction. For each key, both happen once at the most; when the
+        event that undoes comes first, neither happens. Both events must have a key. The other
+        parameters are those of `subscriber`. Raises UsageError.
+        """
+
+        def declare(function: React[Reacted, Result]) -> Reaction[Reacted, Undoing, Result]:
+            subscription = f"{self.name}.{name or getattr(function, '__name__', '')}"
+            reaction = Reaction(subscription, event, undone_by, function)
+            self.add_handler(
+                reaction.handler(
+                    retry=retry or Retry(),
+                    isolated=isolated,
+                    concurrency=checked_concurrency(concurrency, str(reaction)),
+                    timeout=None if timeout is None else seconds(timeout),
+                    sources=checked_sources(sources, str(reaction)),
+                )
+            )
+            self.reactions.append(reaction)
+            return reaction
 
         return declare
 

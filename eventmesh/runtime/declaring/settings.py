@@ -101,6 +101,10 @@ class Settings(BaseSettings):
     saga_window: Seconds = 30 * 86_400.0
     """How long a saga that has ended is kept."""
 
+    reaction_window: Seconds = 90 * 86_400.0
+    """How long it is remembered what a reaction has done: an event that undoes it later than this
+    finds nothing to undo."""
+
     health_port: int | None = Field(default=None, ge=0, le=65_535)
     """Where probes and metrics are answered; nowhere unless it is set. With several processes, each
     answers on a port of its own, counted up from this one."""

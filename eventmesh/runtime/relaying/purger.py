@@ -1,8 +1,9 @@
 """The purger: deletes from a service's database what has become too old to be needed.
 
-These are inbox entries and begun deliveries older than the inbox window, and sagas that ended
-before the saga window. Of all processes of a service, the one whose relay holds the first bucket
-of the outbox does it, about once a minute, in batches that nobody has to wait for.
+These are inbox entries and begun deliveries older than the inbox window, sagas that ended before
+the saga window, and what reactions have recorded before the reaction window. Of all processes of a
+service, the one whose relay holds the first bucket of the outbox does it, about once a minute, in
+batches that nobody has to wait for.
 
 Ages go by the database's clock, which has written the times. A process whose own clock differs from
 it by more than a minute logs that and deletes nothing. One of the two is wrong, and if it is the
@@ -51,6 +52,7 @@ class Purger:
             (purge.RECEIVED, timedelta(seconds=settings.inbox_window)),
             (purge.BEGUN, timedelta(seconds=settings.inbox_window)),
             (purge.ENDED, timedelta(seconds=settings.saga_window)),
+            (purge.REACTED, timedelta(seconds=settings.reaction_window)),
         )
         self._is_ours = is_ours
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.purger").bind(
