@@ -14,10 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.tables import inbox, outbox, saga_log
+from eventmesh.persistence.tables import reaction as reactions
 from eventmesh.persistence.tables import saga as sagas
 from services.inventory.models import Reservation, Stock
 from services.orders.models import Order
-from services.payments.models import Payment
+from services.payments.models import LoyaltyAccount, Payment
 from services.shipping.models import Shipment
 
 Query = Select[*tuple[Any, ...]]
@@ -56,6 +57,8 @@ class Ledger:
     dead_letters: Mapping[str, int] = field(default_factory=dict)
     saga_endings: Mapping[str, int] = field(default_factory=dict)
     """The number of sagas by how they ended, and why; those that have not ended by their status."""
+    points: int = 0
+    """The loyalty points of all cards of this run."""
     late_answers: int = 0
     """How many late answers were undone, because their sagas had given up on them."""
 
@@ -76,8 +79,8 @@ class LedgerReader:
             return await connection.scalar(query) or 0
 
     async def pending_effects(self) -> int:
-        """How many effects are outstanding: outbox rows, tracking numbers not yet stored, and sagas
-        that undo what was done late."""
+        """How many effects are outstanding: outbox rows, tracking numbers not yet stored, open
+        sagas, and loyalty points not yet given or taken back."""
         waiting = 0
         for database in self._databases.values():
             async with database.reading() as connection:
@@ -88,7 +91,17 @@ class LedgerReader:
             )
             open_sagas = self._my_sagas(select(func.count())).where(sagas.c.ended_at.is_(None))
             waiting += await connection.scalar(open_sagas) or 0
-            return waiting + (await connection.scalar(query) or 0)
+            waiting += await connection.scalar(query) or 0
+            closed = self._mine(select(func.count()), Order).where(Order.status == "closed")
+            with_points = await connection.scalar(closed) or 0
+        given = select(func.count()).where(
+            reactions.c.subscription == "payments.give_points",
+            reactions.c.key.between(str(self._first), str(self._last)),
+        )
+        async with self._databases["payments"].reading() as connection:
+            started = await connection.scalar(given) or 0
+            kept = await connection.scalar(given.where(reactions.c.status == "done")) or 0
+        return waiting + len(self._placed) - started + abs(kept - with_points)
 
     async def handled(self) -> int:
         """How many messages have ever taken effect, in all four databases."""
@@ -119,6 +132,7 @@ class LedgerReader:
             outboxes=outboxes,
             handled=await self.handled(),
             saga_endings=_by_ending(endings),
+            points=await self._points(),
             late_answers=await self._late_answers(),
         )
 
@@ -144,6 +158,16 @@ class LedgerReader:
         async with self._databases["orders"].reading() as connection:
             rows = await connection.execute(query.group_by(sagas.c.status, failure))
             return Counter({(status, why or ""): count for status, why, count in rows})
+
+    async def _points(self) -> int:
+        """The points of the cards of this run, which are its own."""
+        cards = await self._rows("orders", select(Order.card).distinct(), Order)
+        prefix = cards[0][0].rpartition("-")[0] if cards else ""
+        query = select(func.sum(LoyaltyAccount.points)).where(
+            LoyaltyAccount.card.startswith(f"{prefix}-", autoescape=True)
+        )
+        async with self._databases["payments"].reading() as connection:
+            return int(await connection.scalar(query) or 0)
 
     async def _late_answers(self) -> int:
         query = self._my_sagas(select(func.count())).join_from(

@@ -123,6 +123,9 @@ def _sums(ledger: Ledger) -> Iterator[str]:
         yield f"money captured is {captured / 100:.2f}, of shipped orders {owed / 100:.2f}"
     if reserved != shipped:
         yield f"stock reserved is {reserved}, stock shipped {shipped}"
+    earned = sum(order.cents // 100 for order in ledger.orders.values() if order.status == "closed")
+    if ledger.points != earned:
+        yield f"loyalty points are {ledger.points}, of closed orders {earned}"
     if ledger.stock_difference:
         yield f"stock supplied differs by {ledger.stock_difference} from on hand and reserved"
 

@@ -1,4 +1,4 @@
-"""The messages that payments owns."""
+"""The messages that payments owns, and its own models of other services' messages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from decimal import Decimal
 from uuid import UUID
 
 from eventmesh import Command, Event
+
+# Owned
 
 
 class CapturePayment(Command, name="payments.capture_payment", version=1, key="order_id"):
@@ -34,3 +36,16 @@ class RefundPayment(Command, name="payments.refund_payment", version=1, key="ord
 class PaymentRefunded(Event, name="payments.payment_refunded", version=1, key="order_id"):
     order_id: UUID
     payment_id: UUID
+
+
+# Read from others: only the fields that payments uses
+
+
+class OrderPlaced(Event, name="orders.order_placed", version=1, key="order_id"):
+    order_id: UUID
+    card: str
+    amount: Decimal
+
+
+class OrderCancelled(Event, name="orders.order_cancelled", version=1, key="order_id"):
+    order_id: UUID

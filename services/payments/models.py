@@ -27,6 +27,15 @@ class Card(Base):
     spent_cents: Mapped[int] = mapped_column(default=0)
 
 
+class LoyaltyAccount(Base):
+    """The points of whoever pays with a card."""
+
+    __tablename__ = "loyalty_accounts"
+
+    card: Mapped[str] = mapped_column(primary_key=True)
+    points: Mapped[int]
+
+
 class Payment(Base):
     """The payment of an order."""
 

@@ -1,5 +1,6 @@
 """What `eventmesh worker payments` runs."""
 
+from services.payments import loyalty
 from services.payments.handlers import service
 
-__all__ = ["service"]
+__all__ = ["loyalty", "service"]
