@@ -499,7 +499,7 @@ async def test_code_that_has_renamed_a_step_in_which_sagas_stand_does_not_start(
         async with mesh.worker(with_saga(riding(step="hold"))):
             await asyncio.Event().wait()
     with pytest.raises(Drift, match=r"2 sagas rides.ride are open.*does not include"):
-        async with mesh.worker(answering(mesh)):
+        async with mesh.worker(lambda rides, _cars: _publishes(rides)):
             await asyncio.Event().wait()
 
 
@@ -552,6 +552,10 @@ async def test_a_second_saga_of_an_open_key_is_a_dead_letter_that_says_so(mesh: 
     [letter] = await mesh.dead("rides.ride.saga")
     assert "with the key 'r1' is open already" in letter.reason
     assert len(await mesh.rows()) == 1
+
+
+def _publishes(rides: Service) -> None:
+    rides.publisher(Requested)
 
 
 async def _is_true(condition: bool) -> bool:
