@@ -18,14 +18,14 @@ Two reductions leave out moves that lead nowhere new:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from eventmesh.errors import UsageError
 from eventmesh.saga.definition import Definition
 from eventmesh.saga.happening import UnexpectedAnswer, UnknownStep
-from eventmesh.saga.record import SagaRecord
+from eventmesh.saga.record import ENDED, SagaRecord
 from eventmesh.saga.verify.keys import Key, Keys
 from eventmesh.saga.verify.moves import (
     AGAIN,
@@ -57,7 +57,7 @@ OF_MOVES = tuple(each for each in PROPERTIES if not each.of_worlds)
 class Bounds:
     """How far the exploration goes."""
 
-    worlds: int = 80_000
+    worlds: int = 120_000
     """How many different worlds it visits at most."""
     operator_actions: int = 1
     """How often an operator acts in one story."""
@@ -167,7 +167,22 @@ class _Exploration:
                     break
             self.later[deviations].clear()
             deviations += 1
+        self._complete_witnesses()
         return self.found
+
+    def _complete_witnesses(self) -> None:
+        """What one branch can do, the others of the same form can do, too: only one was visited."""
+        witnesses = self.found.witnesses
+        swaps = list(self.keys.swaps())
+        pending = list(witnesses)
+        while pending:
+            name = pending.pop()
+            for swap in swaps:
+                other = _renamed(name, swap) if name not in ENDED and name != "parked" else name
+                if other not in witnesses:
+                    story = witnesses[name]
+                    witnesses[other] = tuple(_renamed_move(move, swap) for move in story)
+                    pending.append(other)
 
     @property
     def _is_going_on(self) -> bool:
@@ -337,6 +352,17 @@ class _Exploration:
 def _is_inert(made: Made) -> bool:
     """Whether the saga has heard of nothing, or of nothing that matters."""
     return made.transition is None or not changes(made.transition)
+
+
+def _renamed(label: str, swap: Mapping[str, str]) -> str:
+    found = label_of(label)
+    return str(replace(found, step=swap.get(found.step, found.step)))
+
+
+def _renamed_move(move: Move, swap: Mapping[str, str]) -> Move:
+    choices = tuple((swap.get(step, step), number) for step, number in move.choices)
+    subject = _renamed(move.subject, swap) if move.subject else ""
+    return move._replace(subject=subject, choices=choices)
 
 
 def base_of(label: str) -> str:

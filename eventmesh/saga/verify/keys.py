@@ -10,7 +10,7 @@ with its participant, messages and time-outs. Two reductions lose nothing:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +53,14 @@ class Keys:
         if self.use_symmetry:
             # Inner groups first: their branches must be sorted before the outer ones are compared.
             self._groups = tuple(_groups(self.twin.definition.flow, 0))
+
+    def swaps(self) -> Iterator[Mapping[str, str]]:
+        """For each two branches of the same form: the names of their steps, each to the other's."""
+        names = [step.name for step in self._steps]
+        for group in self._groups:
+            first, *others = (names[start : start + group.length] for start in group.starts)
+            for other in others:
+                yield dict(zip([*first, *other], [*other, *first], strict=True))
 
     def all_numbers(self, world: World) -> list[int]:
         """One number for each step."""

@@ -10,8 +10,10 @@ import pytest
 from eventmesh import Saga
 from eventmesh.saga import transition as production
 from eventmesh.saga.draft import Draft
-from eventmesh.saga.verify.exploration import Bounds, Explored, Reductions, explore
+from eventmesh.saga.verify.exploration import Bounds, Explored, Reductions, base_of, explore
 from eventmesh.saga.verify.report import verify
+from eventmesh.saga.verify.rules import Rules
+from eventmesh.saga.verify.story import scenes
 from services.orders.saga import fulfil
 from tests.unit.saga.trips import (
     ONCE,
@@ -129,6 +131,27 @@ def test_the_saga_of_the_shop_passes() -> None:
     assert report.found.complete_up_to == 2
     assert {"reserve:undo", "ship", "completed", "undone"} <= {*report.wanted}
     assert {*report.wanted, "parked", "cancelled"} <= report.found.witnesses.keys()
+
+
+def branches() -> Saga[Trip]:
+    saga = new_saga()
+    a, b, c, d, e, f = (add_step(saga, name) for name in "abcdef")
+    saga.flow(((a >> b) & (c >> d) & (e >> f)) >> add_step(saga, "z"))
+    return saga
+
+
+def test_a_branch_that_is_like_another_has_stories_of_its_own() -> None:
+    definition, rules = branches().definition, Rules()
+    symmetric = explore(definition, Bounds(deviations=0))
+    full = explore(definition, Bounds(deviations=0), reductions=Reductions(symmetry=False))
+    assert symmetric.worlds < full.worlds / 3
+    assert symmetric.outcomes == full.outcomes
+    assert symmetric.witnesses.keys() == full.witnesses.keys()
+    for name, story in symmetric.witnesses.items():
+        last = scenes(symmetric.twin, rules, story)[-1].transition
+        assert last is not None
+        happens = {base_of(sending.label) for sending in last.sendings} | {last.record.status}
+        assert name in happens
 
 
 def test_the_bound_of_states_is_said_with_what_was_explored_until_then() -> None:
