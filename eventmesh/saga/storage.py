@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,7 +34,7 @@ def row_of(
         version=definition.version,
         status=record.status,
         state=record.state.model_dump(mode="json", by_alias=False),
-        steps={name: _compact(asdict(unit)) for name, unit in record.units.items()},
+        steps={name: _unit_values(unit) for name, unit in record.units.items()},
         reason=record.reason,
         row_version=row_version,
         details=_compact(
@@ -156,11 +156,27 @@ def _compact(values: dict[str, Any]) -> dict[str, Any]:
         name: value
         for name, value in values.items()
         if not (value is None or value is False or value in ({}, [], ""))  # 0 is a value
-        and (name, value) not in _DEFAULTS
     }
 
 
-_DEFAULTS = (("undo_attempt", 0), ("void_undos", 0), ("tries", 1), ("answered", 1))
+_DEFAULTS = [
+    (each.name, each.default)
+    for each in fields(UnitRecord)
+    if each.name not in ("status", "answer")
+]
+
+
+def _unit_values(unit: UnitRecord) -> dict[str, Any]:
+    """A unit without its defaults. Written by hand: for each message of a saga, `asdict` took as
+    long as the whole transition."""
+    values: dict[str, Any] = {"status": unit.status}
+    for name, default in _DEFAULTS:
+        value = getattr(unit, name)
+        if value != default:
+            values[name] = value
+    if unit.answer is not None:
+        values["answer"] = {"name": unit.answer.name, "data": unit.answer.data}
+    return values
 
 
 def _unit(stored: Mapping[str, Any]) -> dict[str, Any]:
