@@ -52,6 +52,9 @@ class Dialect(ABC):
     """Whether processes can wake each other through the database."""
     can_order_keys = True
     """Whether row numbers of a key can be made to follow the order of commits."""
+    adds_delays = False
+    """Whether a statement that inserts into the outbox adds delays to the time by itself, so that
+    the database need not be asked for its time before."""
     can_cancel_delayed = True
     """Whether a delayed message in the outbox is found by its id without reading others."""
     maintenance_database: ClassVar[str] = ""
@@ -164,8 +167,11 @@ class Dialect(ABC):
     def insert_outbox(
         self, outbox: Table, rows: list[dict[str, Any]]
     ) -> tuple[Executable, Parameters]:
-        """Insert rows into the outbox, numbered in this order."""
-        return insert(outbox), rows
+        """Insert rows into the outbox, numbered in this order. Where `adds_delays`, a row with a
+        `delay` in seconds is due so much later than now."""
+        return insert(outbox), [
+            {name: value for name, value in row.items() if name != "delay"} for row in rows
+        ]
 
     def lock_keys(self, connection: Connection, numbers: Sequence[int]) -> None:
         """Lock these keys of the outbox, by numbers, until the transaction ends; where there are

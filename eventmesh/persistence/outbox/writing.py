@@ -37,7 +37,7 @@ def store(
     now: datetime | None = None,
 ) -> None:
     """Insert these messages in one statement, in their order. When a delayed one is due is counted
-    from `now`, which the database is asked for unless it is given.
+    from `now`, or else from the time by the database's clock.
 
     With `ordered`, on PostgreSQL, transactions with messages of one key wait for each other: each
     locks the keys of its messages until it ends. So their row numbers, by which relays publish,
@@ -50,7 +50,7 @@ def store(
         dialect.lock_keys(
             connection, sorted({part_of(key, "", 2**31) for key in keys if key is not None})
         )
-    if now is None and any(message.delay for message in messages):
+    if now is None and not dialect.adds_delays and any(message.delay for message in messages):
         now = connection.scalar(select(database_now()))
     rows = [_row(message, now) for message in messages]
     connection.execute(*dialect.insert_outbox(outbox, rows))
@@ -66,4 +66,5 @@ def _row(message: Outgoing, now: datetime | None) -> dict[str, Any]:
         "headers": envelope.attributes,
         "data": envelope.data,
         "due_at": now + timedelta(seconds=message.delay) if now and message.delay else None,
+        "delay": message.delay if message.delay and not now else None,
     }

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Connection,
     DateTime,
     Executable,
+    Float,
     Insert,
     Integer,
     LargeBinary,
@@ -57,17 +58,21 @@ _OUTBOX_TYPES: Mapping[str, TypeEngine[Any]] = {
     "due_at": DateTime(timezone=True),
 }
 _NAMES = ", ".join(_OUTBOX_TYPES)
+_DUE_AT = "coalesce(due_at, clock_timestamp() + delay * interval '1 second')"
 
 _INSERT_OUTBOX = text(
     # Sorted, because only then do sequence numbers surely follow the order of the arrays.
     f"""
     INSERT INTO eventmesh_outbox ({_NAMES})
-    SELECT {_NAMES.replace("headers", "headers::json")}
-    FROM unnest({", ".join(f":{name}" for name in _OUTBOX_TYPES)})
-        WITH ORDINALITY AS message ({_NAMES}, number)
+    SELECT {_NAMES.replace("headers", "headers::json").replace("due_at", _DUE_AT)}
+    FROM unnest({", ".join(f":{name}" for name in _OUTBOX_TYPES)}, :delay)
+        WITH ORDINALITY AS message ({_NAMES}, delay, number)
     ORDER BY number
     """.replace("::", r"\:\:")  # noqa: S608  # constants
-).bindparams(*(bindparam(name, type_=ARRAY(kind)) for name, kind in _OUTBOX_TYPES.items()))
+).bindparams(
+    *(bindparam(name, type_=ARRAY(kind)) for name, kind in _OUTBOX_TYPES.items()),
+    bindparam("delay", type_=ARRAY(Float())),
+)
 
 _DELETE_OUTBOX = text(
     "DELETE FROM eventmesh_outbox WHERE seq = ANY(:seqs) AND attempts = :attempts"
@@ -104,6 +109,7 @@ class PostgreSQL(Dialect):
     name = "postgresql"
     driver = "postgresql+asyncpg"
     can_notify = True
+    adds_delays = True
     maintenance_database = "postgres"
     # The outbox is empty at one moment and has a million rows at the next, and a plan that was made
     # for the empty table is kept. So only plans that follow an index, whatever the statistics say.
@@ -166,7 +172,8 @@ class PostgreSQL(Dialect):
     def insert_outbox(
         self, outbox: Table, rows: list[dict[str, Any]]
     ) -> tuple[Executable, Parameters]:
-        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in _OUTBOX_TYPES}
+        names = (*_OUTBOX_TYPES, "delay")
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in names}
         columns["headers"] = [to_json(headers).decode() for headers in columns["headers"]]
         return _INSERT_OUTBOX, columns
 
