@@ -41,6 +41,7 @@ from eventmesh.saga.verify.properties import (
     ANSWERS_ARE_TAKEN,
     NO_ERROR,
     PROPERTIES,
+    RETRY_GOES_ON,
     UNDONE_ONLY_WHAT_WAS_DONE,
     Happened,
     Property,
@@ -285,6 +286,8 @@ class _Exploration:
         except UsageError as error:
             if move.kind != "operator":
                 self._break(NO_ERROR, str(error), node, move)
+            elif move.detail == "retry" and place.world.record.parking is not None:
+                self._break(RETRY_GOES_ON, f"it is not possible: {error}", node, move)
         except TransitionFailed as error:
             self._break(NO_ERROR, str(error), node, move)
         return None

@@ -13,7 +13,7 @@ from typing import Any
 from eventmesh.saga.draft import Transition, units_of
 from eventmesh.saga.flow import Parallel, Part, Series, Step
 from eventmesh.saga.record import Label, SagaRecord
-from eventmesh.saga.verify.moves import Move
+from eventmesh.saga.verify.moves import Move, changes
 from eventmesh.saga.verify.twin import Twin
 from eventmesh.saga.verify.world import World, label_of
 
@@ -190,6 +190,16 @@ def _parked_for_a_reason(happened: Happened) -> str | None:
     return None
 
 
+def _retry_goes_on(happened: Happened) -> str | None:
+    move, transition = happened.move, happened.transition
+    if move.kind != "operator" or move.detail != "retry" or move.is_failing:
+        return None
+    is_parked = happened.before.record.parking is not None
+    if is_parked and transition is not None and not changes(transition):
+        return "an operator's retry of a parked saga changes nothing"
+    return None
+
+
 def _announced_once(happened: Happened) -> str | None:
     world = happened.after
     if world.announced > 1:
@@ -230,6 +240,10 @@ UNDONE_ONLY_WHAT_WAS_DONE = Property(
     _undone_only_what_was_done,
 )
 
+RETRY_GOES_ON = Property(
+    "retry goes on", "an operator's retry lets a parked saga go on", _retry_goes_on
+)
+
 PROPERTIES = (
     Property("ends stay", "a completed or cancelled saga stays as it is", _ends_stay),
     Property(
@@ -244,6 +258,7 @@ PROPERTIES = (
         _parked_for_a_reason,
         of_worlds=True,
     ),
+    RETRY_GOES_ON,
     UNDONE_ONLY_WHAT_WAS_DONE,
     Property(
         "undone in reverse",

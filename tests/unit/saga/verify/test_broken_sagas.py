@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from eventmesh import Saga
+from eventmesh.errors import UsageError
 from eventmesh.saga import transition as production
 from eventmesh.saga.definition import Definition
 from eventmesh.saga.draft import Draft
@@ -177,6 +178,16 @@ class LosesWhatIsHeld(Draft):
         super().retry(chosen)
 
 
+class RefusesRetries(Draft):
+    def retry(self, chosen: str | None) -> None:
+        raise UsageError("not now")
+
+
+class RetriesNothing(Draft):
+    def retry(self, chosen: str | None) -> None:
+        pass
+
+
 class IgnoresDeadLetters(Draft):
     def apply(self, happening: Happening) -> str:
         return "stale" if isinstance(happening, CommandDeadLettered) else super().apply(happening)
@@ -236,6 +247,8 @@ BROKEN: list[tuple[str, str, type[Draft]]] = [
     ("ends", "two steps that wait for ever", IgnoresDeadLetters),
     ("ends", "two steps", LosesWhatIsHeld),
     ("parked with a reason", "a pivot", ParksWithoutAReason),
+    ("retry goes on", "a pivot", RefusesRetries),
+    ("retry goes on", "a pivot", RetriesNothing),
     ("undone only what was done", "two steps", UndoesWithoutReply),
     ("undone only what was done", "two steps, undone at once", UndoesWhatWasRefused),
     ("undone in reverse", "two steps", UndoesForwards),
@@ -278,7 +291,7 @@ def test_a_defect_is_found_and_its_story_is_told(
     assert not report.passed
     told = "\n".join(report.lines())
     assert f"FAILED {name}: {report.found.broken.problem}" in told
-    assert "  1. The saga starts: the saga sends a" in told
+    assert "  1. The saga starts" in told
     assert "sequenceDiagram" in told
 
 
