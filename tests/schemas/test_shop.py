@@ -12,6 +12,7 @@ from eventmesh.contracts.locks.freezing import freeze
 from eventmesh.contracts.locks.lock_folder import lock_path, read_locks
 from eventmesh.contracts.message import Message
 from eventmesh.runtime.declaring.discovery import load_services
+from eventmesh.saga import shape_locks
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT / "schemas"
@@ -32,10 +33,11 @@ def test_the_committed_schemas_are_those_of_the_code() -> None:
 
 
 @committed
-def test_every_committed_schema_belongs_to_a_message_of_the_shop() -> None:
-    current = {lock_path(SCHEMAS, model) for model in owned_models()}
-    messages = {path.parent for path in current}
-    strays = [path for path in SCHEMAS.rglob("*.json") if path.parent not in messages]
+def test_every_committed_schema_belongs_to_a_message_or_a_saga_of_the_shop() -> None:
+    folders = {lock_path(SCHEMAS, model).parent for model in owned_models()}
+    for service in load_services([], ROOT):
+        folders |= {shape_locks.folder_of(SCHEMAS, saga) for saga in service.sagas}
+    strays = [path for path in SCHEMAS.rglob("*.json") if path.parent not in folders]
     assert strays == []
 
 
