@@ -147,9 +147,10 @@ class Draft:
             case Answered(event):
                 return self._answer(step, label, unit, event)
             case WaitedTooLong():
+                # None where an older version of the code has set the time-out.
+                within = "in time" if step.timeout is None else f"within {step.timeout:g} s"
                 failure = Stored(
-                    TimedOut.__name__,
-                    {"step": label.unit, "reason": f"no answer within {step.timeout:g} s"},
+                    TimedOut.__name__, {"step": label.unit, "reason": f"no answer {within}"}
                 )
                 return self._fail(step, label, unit, "timed_out", failure)
             case CommandDeadLettered(reason=reason):
@@ -446,6 +447,7 @@ class Draft:
         """Begin the steps that can begin, or undo what can be undone; end the saga where nothing is
         left to do."""
         if self._status == "running":
+            self._skip_added_steps()
             while begun := [*self._to_begin(self._definition.flow)]:
                 for step in begun:
                     if self._status == "running" and step.name not in self._units:
@@ -456,6 +458,16 @@ class Draft:
                 self._end("completed")
         elif self._status == "undoing" and self._undo_part(self._definition.flow):
             self._end("undone")
+
+    def _skip_added_steps(self) -> None:
+        """Skip steps before the pivot, if that has begun without them: a newer version of the code
+        has added them, and if one failed now, there would be no way back."""
+        steps = list(self._definition.steps.values())  # the pivot runs alone, so order is enough
+        begun = [step.is_pivot and step.name in self._units for step in steps]
+        for step in steps[: begun.index(True)] if True in begun else ():
+            if step.name not in self._units:
+                self._units[step.name] = UnitRecord("skipped", attempt=0)
+                self._early.pop(step.name, None)
 
     def _to_begin(self, part: Part[Any]) -> Iterator[Step[Any, Any]]:
         """The steps of this part that can begin now."""

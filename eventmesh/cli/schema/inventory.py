@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eventmesh.cli.schema.common import AsJson, Names, say, say_json, services_of
+from eventmesh.errors import Drift
 from eventmesh.printable import printable
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from eventmesh.review.inventory import Inventory, Stock
+    from eventmesh.runtime.declaring.settings import Settings
 
 
 def inventory(services: Names = None, as_json: AsJson = False) -> None:
@@ -37,20 +39,48 @@ def inventory(services: Names = None, as_json: AsJson = False) -> None:
 
 
 def retire(
-    name: Annotated[str, typer.Argument(help="The name of the message.", metavar="NAME")],
+    name: Annotated[
+        str, typer.Argument(help="The name of the message, or of the saga.", metavar="NAME")
+    ],
     version: Annotated[int, typer.Argument(help="The version to retire.", min=1, metavar="N")],
 ) -> None:
-    """Mark a version as retired: it is not sent any more.
+    """Mark a version as retired: it is not sent any more, or no saga of it is open.
 
-    Exit code 4, with the places of its messages, if there are any left or a service still sends it.
+    Exit code 4, with the places of its messages, if there are any left or a service still sends it;
+    for a saga, with the number of those that are open.
     """
     from eventmesh.cli.environment import settings_of_command
     from eventmesh.clock import SystemClock
     from eventmesh.review.retirement import retire as retire_version
+    from eventmesh.saga import shape_locks
 
     settings, clock = settings_of_command(), SystemClock()
+    if shape_locks.read_shapes(settings.schemas, name).locks:
+        asyncio.run(_refuse_open_sagas(name, version, settings))
+        path = shape_locks.retire(settings.schemas, name, version)
+        typer.echo(f"retired {name} v{version} in {path}")
+        return
     for path in asyncio.run(retire_version(name, version, services_of(None), settings, clock)):
         typer.echo(f"retired {name} v{version} in {path}")
+
+
+async def _refuse_open_sagas(name: str, version: int, settings: Settings) -> None:
+    """Drift if sagas of this version, or an older one, are open."""
+    from eventmesh.persistence.existing import existing
+    from eventmesh.persistence.sagas import census
+
+    owner = name.partition(".")[0]
+    async with (
+        existing(settings.database_url(owner), owner) as database,
+        database.reading() as connection,
+    ):
+        lots = await census(connection, name)
+    count = sum(lot.count for lot in lots if lot.version <= version)
+    if count:
+        raise Drift(
+            f"{count:,} sagas {name} of version {version} or older are open: wait until they have "
+            f"ended, see `eventmesh saga list {owner}`."
+        )
 
 
 def _as_text(found: Inventory) -> str:

@@ -3,7 +3,7 @@
 Rooms, from the bottom up: `twin` (the saga without its author's functions), `world` (a saga and all
 that surrounds it), `rules` (the production transition, remembered), `moves` (what may happen next),
 `properties` (what must hold), `keys` (which worlds are the same), `exploration` (visits them all),
-`story` and `report` (what is said about it).
+`story` and `report` (what is said about it). `versions` walks a change of versions by records.
 """
 
 from eventmesh.saga.verify.exploration import Bounds as Bounds

@@ -72,7 +72,7 @@ class RememberedRules:
 
     def one(self, record: SagaRecord) -> SagaRecord:
         """The one record that stands for all of this content."""
-        return self._records.setdefault(_content_of_record(record), record)
+        return self._records.setdefault(content_of_record(record), record)
 
     def _with_one_record(self, transition: Transition) -> Transition:
         return replace(transition, record=self.one(transition.record))
@@ -91,7 +91,7 @@ def _content(happening: Happening) -> Any:
     raise AssertionError(happening)
 
 
-def _content_of_record(record: SagaRecord) -> Any:
+def content_of_record(record: SagaRecord) -> Any:
     """All of a record that the rules look at: no times, and no texts for people."""
     parking, failure = record.parking, record.failure
     assert isinstance(record.state, TwinState)  # noqa: S101  # only twins are verified

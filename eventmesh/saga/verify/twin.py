@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from eventmesh.contracts.message import Command, Event
+from eventmesh.contracts.message import Command, Event, identity_of
 from eventmesh.errors import UsageError
 from eventmesh.runtime.declaring.retry import Retry, constant
 from eventmesh.saga.definition import Definition
@@ -91,7 +91,7 @@ def twin_of(definition: Definition) -> Twin:
 
     def dummy(original: type[Event]) -> type[Event]:
         if original not in dummies:
-            dummies[original] = _event(len(dummies), original.__name__)
+            dummies[original] = _event(original)
         return dummies[original]
 
     steps = {step.name: _step(step, definition, dummy) for step in definition.flow.steps()}
@@ -134,11 +134,13 @@ def _ending(state: TwinState, _failure: Any = None) -> Ending:
     return Ending()
 
 
-def _event(number: int, original: str) -> type[Event]:
-    class Dummy(Event, name=f"twin.event_{number}", version=1):
+def _event(original: type[Event]) -> type[Event]:
+    """An event without fields, of the same name: records of two versions of a saga agree on it."""
+
+    class Dummy(Event, name=identity_of(original).name, version=1):
         pass
 
-    Dummy.__name__ = original
+    Dummy.__name__ = original.__name__
     return Dummy
 
 
