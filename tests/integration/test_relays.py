@@ -390,6 +390,7 @@ AGES: dict[str, Column[Any]] = {
     "inbox": purge.RECEIVED,
     "starts": purge.BEGUN,
     "sagas": purge.ENDED,
+    "reactions": purge.REACTED,
 }
 
 
@@ -415,6 +416,11 @@ async def age(database: Database, moment: datetime, *numbers: int) -> None:
             insert(tables.start), [row | {"starts": 1, "begun_at": moment} for row in rows]
         )
         await connection.execute(insert(tables.saga), [ended | {"id": str(n)} for n in numbers])
+        done: dict[str, Any] = {"subscription": "s", "status": "done", "updated_at": moment}
+        await connection.execute(
+            insert(tables.reaction),
+            [done | {"key": str(n), "message_id": str(n)} for n in numbers],
+        )
 
 
 async def ids(database: Database, of: Column[Any]) -> list[int]:
@@ -458,7 +464,8 @@ class TestPurge:
         self, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(purger, "BATCH", 2)
-        settings = Settings(inbox_window="1h", saga_window="1d")  # type: ignore[arg-type]
+        windows: dict[str, Any] = {"inbox_window": "1h", "saga_window": "1d"}
+        settings = Settings(**windows, reaction_window="3h")  # type: ignore[arg-type]
         for hours in (0.5, 2, 23, 25):
             moment = datetime.now(UTC) - timedelta(hours=hours)
             await age(database, moment, *(int(10 * hours) * 100 + n for n in range(5)))
@@ -466,6 +473,7 @@ class TestPurge:
         assert {n // 100 for n in await ids(database, purge.RECEIVED)} == {5}
         assert {n // 100 for n in await ids(database, purge.BEGUN)} == {5}
         assert {n // 100 for n in await ids(database, purge.ENDED)} == {5, 20, 230}
+        assert {n // 100 for n in await ids(database, purge.REACTED)} == {5, 20}
 
     async def test_only_the_relay_with_the_first_bucket_purges(self, database: Database) -> None:
         await age(database, NOW - timedelta(days=1000), 1)
