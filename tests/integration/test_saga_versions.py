@@ -1,0 +1,287 @@
+"""A change of the code under running sagas: version 1 runs, version 2 is deployed, and all end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from eventmesh import Command, Event, Saga, SagaFailure, Service
+from eventmesh.clock import SystemClock
+from eventmesh.contracts.message import Message
+from eventmesh.errors import Drift
+from eventmesh.saga.coordinator import coordinator_of
+from eventmesh.saga.evolution import check_sagas
+from eventmesh.saga.happening import OperatorAction
+from eventmesh.saga.shape_locks import freeze
+from eventmesh.transports.base import publish_or_raise
+from eventmesh.wire.envelope import Envelope, seal
+from tests.integration.test_sagas import (
+    EVERYWHERE,
+    Abandoned,
+    Bill,
+    Billed,
+    Declare,
+    Finished,
+    Mesh,
+    Release,
+    Released,
+    Requested,
+    Reserve,
+    Reserved,
+    mesh,
+    until,
+)
+
+__all__ = ["mesh"]  # a fixture
+
+
+class Wash(Command, name="cars.wash", version=1, key="ride_id"):
+    ride_id: str
+
+
+class Washed(Event, name="cars.washed", version=1, key="ride_id"):
+    ride_id: str
+
+
+class One(BaseModel):
+    ride_id: str
+
+
+class Two(BaseModel):
+    """The field was renamed."""
+
+    ride: str
+    currency: str
+
+
+def first(*, washes: bool = False) -> Saga[One]:
+    """Version 1: reserve a car, and bill. With `washes` it was changed within its version."""
+    saga = Saga("rides.ride", One)
+
+    @saga.starts
+    def begin(event: Requested) -> One:
+        return One(ride_id=event.ride_id)
+
+    @saga.step(ok=Reserved, timeout="1m")
+    def reserve(state: One) -> Reserve:
+        return Reserve(ride_id=state.ride_id)
+
+    @reserve.undo(ok=Released)
+    def release(state: One) -> Release:
+        return Release(ride_id=state.ride_id)
+
+    @saga.step(ok=Billed, timeout="1m", no_undo="the next bill corrects it")
+    def bill(state: One) -> Bill:
+        return Bill(ride_id=state.ride_id)
+
+    if washes:
+
+        @saga.step(ok=Washed, timeout="1m", no_undo="clean is clean")
+        def wash(state: One) -> Wash:
+            return Wash(ride_id=state.ride_id)
+
+        saga.flow(reserve >> wash >> bill)
+    else:
+        saga.flow(reserve >> bill)
+
+    @saga.completed
+    def finished(state: One) -> Finished:
+        return Finished(ride_id=state.ride_id)
+
+    return saga
+
+
+def second(*, version: int = 2, migrates: bool = True, keeps_reserve: bool = True) -> Saga[Two]:
+    """Version 2: another state, and the car is washed before the bill. Perhaps the step `reserve`
+    was removed."""
+    saga = Saga("rides.ride", Two, version=version)
+
+    @saga.starts
+    def begin(event: Requested) -> Two:
+        return Two(ride=event.ride_id, currency="USD")
+
+    @saga.step(ok=Washed, timeout="1m", no_undo="clean is clean")
+    def wash(state: Two) -> Wash:
+        return Wash(ride_id=state.ride)
+
+    @saga.step(ok=Billed, timeout="1m", no_undo="the next bill corrects it")
+    def bill(state: Two) -> Bill:
+        return Bill(ride_id=state.ride)
+
+    if keeps_reserve:
+
+        @saga.step(ok=Reserved, timeout="1m")
+        def reserve(state: Two) -> Reserve:
+            return Reserve(ride_id=state.ride)
+
+        @reserve.undo(ok=Released)
+        def release(state: Two) -> Release:
+            return Release(ride_id=state.ride)
+
+        saga.flow(reserve >> wash >> bill)
+    else:
+        saga.flow(wash >> bill)
+
+    @saga.completed
+    def finished(state: Two) -> Finished:
+        return Finished(ride_id=f"{state.ride} in {state.currency}")
+
+    @saga.undone
+    def abandoned(state: Two, failure: SagaFailure) -> Abandoned:
+        return Abandoned(ride_id=state.ride, reason=failure.reason)
+
+    if migrates:
+
+        @saga.migrate(from_version=1)
+        def add_currency(state: dict[str, Any]) -> dict[str, Any]:
+            return {"ride": state["ride_id"], "currency": "EUR"}
+
+    return saga
+
+
+def included(saga: Saga[Any]) -> Declare:
+    return lambda rides, _cars: rides.include(saga)
+
+
+def participant(asked: dict[str, Envelope], *, slow: set[tuple[str, type[Command]]]) -> Declare:
+    """Cars that answer, but for these rides and commands, whose envelopes they put into `asked`."""
+
+    def declare(_rides: Service, cars: Service) -> None:
+        def answer(command: Any, envelope: Envelope, event: Message) -> Message | None:
+            if (command.ride_id, type(command)) in slow:
+                asked[command.ride_id] = envelope
+                return None
+            return event
+
+        @cars.subscriber(Reserve)
+        async def reserve(command: Reserve, envelope: Envelope) -> Reserved | None:
+            return answer(command, envelope, Reserved(ride_id=command.ride_id))  # type: ignore[return-value]
+
+        @cars.subscriber(Bill)
+        async def bill(command: Bill, envelope: Envelope) -> Billed | None:
+            return answer(command, envelope, Billed(ride_id=command.ride_id))  # type: ignore[return-value]
+
+        @cars.subscriber(Wash)
+        async def wash(command: Wash) -> Washed:
+            return Washed(ride_id=command.ride_id)
+
+        @cars.subscriber(Release)
+        async def release(command: Release) -> Released:
+            return Released(ride_id=command.ride_id)
+
+    return declare
+
+
+SLOW: set[tuple[str, type[Command]]] = {("r1", Reserve), ("r2", Bill)}
+
+
+async def _run_version_one(mesh: Mesh) -> dict[str, Envelope]:
+    """Three rides of version 1: one waits in `reserve`, one in `bill`, and one has ended."""
+    asked: dict[str, Envelope] = {}
+    freeze([first().definition], mesh.settings.schemas)
+
+    async def are_waiting() -> bool:
+        return len(asked) == 2 and mesh.ended == ["Finished"]
+
+    async with mesh.worker(included(first()), participant(asked, slow=SLOW)):
+        await mesh.start("r1", "r2", "r3")
+        await until(are_waiting)
+    return asked
+
+
+async def _answer(mesh: Mesh, asked: dict[str, Envelope]) -> None:
+    """The late answers of the participant."""
+    answers = {"r1": Reserved(ride_id="r1"), "r2": Billed(ride_id="r2")}
+    await publish_or_raise(
+        mesh.transport,
+        [
+            seal(event, source="cars", clock=SystemClock(), cause=asked[ride_id])
+            for ride_id, event in answers.items()
+        ],
+    )
+
+
+@EVERYWHERE
+async def test_sagas_of_version_1_end_under_version_2(mesh: Mesh) -> None:
+    asked = await _run_version_one(mesh)
+    freeze([second().definition], mesh.settings.schemas)
+    assert check_sagas([second().definition], mesh.settings.schemas) == []
+
+    async def have_ended() -> bool:
+        return len(mesh.ended) == 4
+
+    async with mesh.worker(included(second()), participant({}, slow=set())):
+        await mesh.start("r4")
+        await _answer(mesh, asked)
+        await until(have_ended)
+    rows = {row.state.get("ride") or row.state["ride_id"]: row for row in await mesh.rows()}
+    assert {row.status for row in rows.values()} == {"completed"}
+    assert {ride: (row.version, row.state.get("currency")) for ride, row in rows.items()} == {
+        "r1": (2, "EUR"),
+        "r2": (2, "EUR"),
+        "r3": (1, None),  # it had ended
+        "r4": (2, "USD"),
+    }
+    assert rows["r1"].steps["wash"]["status"] == "done"
+    assert rows["r2"].steps["wash"]["status"] == "done"  # added before a step that had begun
+    assert await mesh.timers() == []
+
+
+async def test_a_removed_step_is_found_by_the_check_and_refused_at_the_start(mesh: Mesh) -> None:
+    await _run_version_one(mesh)
+    removed = second(keeps_reserve=False)
+    freeze([removed.definition], mesh.settings.schemas)
+    problems = check_sagas([removed.definition], mesh.settings.schemas)
+    assert [problem.rule for problem in problems] == ["EM084", "EM086"]
+    assert "the step reserve" in problems[0].summary
+    with pytest.raises(Drift, match=r"1 in the step reserve.*eventmesh saga list rides"):
+        async with mesh.worker(included(removed)):
+            await asyncio.Event().wait()
+
+
+async def test_a_forgotten_migration_is_found_by_the_check_and_parks_no_saga_for_good(
+    mesh: Mesh,
+) -> None:
+    asked = await _run_version_one(mesh)
+    forgotten = second(migrates=False)
+    freeze([forgotten.definition], mesh.settings.schemas)
+    problems = check_sagas([forgotten.definition], mesh.settings.schemas)
+    assert [problem.rule for problem in problems] == ["EM087"]
+
+    async def are_parked() -> bool:
+        return [row.status for row in await mesh.rows()].count("parked") == 2
+
+    async with mesh.worker(included(forgotten), participant({}, slow=set())):
+        await _answer(mesh, asked)
+        await until(are_parked)
+    # The code is corrected; an operator lets the sagas go on, with the answers that were held.
+    corrected = Service("rides")
+    corrected.configure(mesh.settings)
+    corrected.include(second())
+    await _retry_all(mesh, corrected)
+
+    async def have_ended() -> bool:
+        return await mesh.statuses() == {"completed"}
+
+    async with mesh.worker(included(second()), participant({}, slow=set())):
+        await until(have_ended)
+    await corrected.close()
+
+
+async def _retry_all(mesh: Mesh, service: Service) -> None:
+    coordinator = coordinator_of(service, None)
+    for row in await mesh.rows():
+        if row.status == "parked":
+            async with service.transaction() as transaction:
+                action = OperatorAction("retry", "the migration was added")
+                await coordinator.operate(row.id, action, "test", transaction)
+
+
+async def test_a_shape_that_was_changed_within_its_version_does_not_start(mesh: Mesh) -> None:
+    freeze([first().definition], mesh.settings.schemas)
+    with pytest.raises(Drift, match=r"rides.ride v1: the step wash was added"):
+        async with mesh.worker(included(first(washes=True))):
+            await asyncio.Event().wait()
