@@ -27,7 +27,7 @@ def verify(
     states: Annotated[
         int,
         typer.Option(min=1, help="Stop after N states of a saga.", metavar="N"),
-    ] = 120_000,
+    ] = 80_000,
     deviations: Annotated[
         int | None,
         typer.Option(min=0, help="Explore stories with at most N deviations.", metavar="N"),

@@ -58,7 +58,7 @@ OF_MOVES = tuple(each for each in PROPERTIES if not each.of_worlds)
 class Bounds:
     """How far the exploration goes."""
 
-    worlds: int = 120_000
+    worlds: int = 80_000
     """How many different worlds it visits at most."""
     operator_actions: int = 1
     """How often an operator acts in one story."""
