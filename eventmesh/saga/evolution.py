@@ -60,7 +60,7 @@ def _check_course(definition: Definition, older: Sequence[ShapeLock]) -> Iterato
         times = "1 kind of state" if finding.count == 1 else f"{finding.count:,} kinds of states"
         summary = f"{where}{finding.what}"
         if finding.rule != UNDECIDED:
-            summary += f"; so it is in {times} of sagas of {said}, such as {finding.example}"
+            summary += f"; that is so in {times} of sagas of {said}, such as {finding.example}"
         yield _problem(
             finding.rule,
             definition,

@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from eventmesh import Command, Event, Saga, SagaFailure, Service
+from eventmesh.cli.schema.inventory import refuse_open_sagas
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Message
 from eventmesh.errors import Drift
@@ -232,6 +233,8 @@ async def test_sagas_of_version_1_end_under_version_2(mesh: Mesh) -> None:
 
 async def test_a_removed_step_is_found_by_the_check_and_refused_at_the_start(mesh: Mesh) -> None:
     await _run_version_one(mesh)
+    with pytest.raises(Drift, match=r"2 sagas rides.ride of version 1 or older are open"):
+        await refuse_open_sagas("rides.ride", 1, mesh.settings)
     removed = second(keeps_reserve=False)
     freeze([removed.definition], mesh.settings.schemas)
     problems = check_sagas([removed.definition], mesh.settings.schemas)

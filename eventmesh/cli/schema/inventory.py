@@ -56,7 +56,7 @@ def retire(
 
     settings, clock = settings_of_command(), SystemClock()
     if shape_locks.read_shapes(settings.schemas, name).locks:
-        asyncio.run(_refuse_open_sagas(name, version, settings))
+        asyncio.run(refuse_open_sagas(name, version, settings))
         path = shape_locks.retire(settings.schemas, name, version)
         typer.echo(f"retired {name} v{version} in {path}")
         return
@@ -64,7 +64,7 @@ def retire(
         typer.echo(f"retired {name} v{version} in {path}")
 
 
-async def _refuse_open_sagas(name: str, version: int, settings: Settings) -> None:
+async def refuse_open_sagas(name: str, version: int, settings: Settings) -> None:
     """Drift if sagas of this version, or an older one, are open."""
     from eventmesh.persistence.existing import existing
     from eventmesh.persistence.sagas import census

@@ -193,9 +193,9 @@ def _lost_by_unit(
     has_effect = unit.status in ("done", "undo_sent", *_AWAITED)
     if new is None:
         if unit.status in ("undo_sent", *_AWAITED) and unit.items is None:
-            yield REMOVED, "it waits there, or an answer may be under way to it"
+            yield REMOVED, "it was removed, but a saga may wait in it"
         elif unit.status == "done" and old.undo is not None:
-            yield NOT_UNDONE, "the step was removed, together with its undo"
+            yield NOT_UNDONE, "it was removed together with its undo"
         return
     if old.each != new.each and unit.status != "skipped":
         now = "has each= now" if new.each else "has no each= any more"

@@ -93,8 +93,8 @@ def test_a_finding_says_where_how_many_and_what_to_do(tmp_path: Path) -> None:
     [removed, _] = found(trip("hotel", "car"), trip("hotel", version=2), root=tmp_path)
     assert removed.subject == "trips.base v2"
     assert removed.summary == (
-        "the step car: it waits there, or an answer may be under way to it; so it is in 28 kinds "
-        "of states of sagas of version 1, such as running: hotel done, car sent"
+        "the step car: it was removed, but a saga may wait in it; that is so in 28 kinds of states "
+        "of sagas of version 1, such as running: hotel done, car sent"
     )
     assert "Keep the step car under its name; with when=lambda state: False" in removed.fix
     assert "`eventmesh schema retire trips.base 1`" in removed.fix
