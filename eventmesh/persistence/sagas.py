@@ -181,17 +181,18 @@ async def log_of(
 async def find(
     connection: AsyncConnection,
     *,
-    name: str | None = None,
+    names: Collection[str] = (),
     statuses: Iterable[str] = (),
     step: str | None = None,
     key: str | None = None,
     started_before: datetime | None = None,
     most: int = 100,
 ) -> list[SagaRow]:
-    """Sagas that match, oldest first, `most` at the most."""
+    """Sagas that match, oldest first, `most` at the most. Those of a key are found by an index
+    where `names` are given."""
     query = select(*(saga.c[column] for column in _COLUMNS)).order_by(saga.c.started_at).limit(most)
-    if name is not None:
-        query = query.where(saga.c.name == name)
+    if names:
+        query = query.where(saga.c.name.in_(sorted(names)))
     chosen = tuple(statuses)
     if chosen:
         query = query.where(saga.c.status.in_(chosen))

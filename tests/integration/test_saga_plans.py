@@ -235,7 +235,7 @@ async def test_a_list_reads_only_open_sagas(database: Database, step: str | None
 async def test_a_list_of_one_saga_stops_when_it_is_full(database: Database) -> None:
     read = await one(
         database,
-        lambda connection: sagas.find(connection, name=NAME, statuses=("running",), most=20),
+        lambda connection: sagas.find(connection, names=(NAME,), statuses=("running",), most=20),
     )
 
     assert not read.whole_tables, read.plan
@@ -245,7 +245,7 @@ async def test_a_list_of_one_saga_stops_when_it_is_full(database: Database) -> N
 async def test_a_saga_is_found_by_its_key(database: Database) -> None:
     key = f"order-{SAGAS - 1}"
 
-    read = await one(database, lambda connection: sagas.find(connection, name=NAME, key=key))
+    read = await one(database, lambda connection: sagas.find(connection, names=(NAME,), key=key))
 
     assert not read.whole_tables, read.plan
     assert read.rows <= 2, read.plan

@@ -100,8 +100,10 @@ def _act_on_parked(service: str, reason: str) -> None:
     async def parked() -> list[str]:
         from eventmesh.persistence import sagas
 
-        async with opened(service) as (_, database), database.reading() as connection:
-            found = await sagas.find(connection, statuses=("parked",), most=1_000_000)
+        async with opened(service) as (loaded, database), database.reading() as connection:
+            found = await sagas.find(
+                connection, names=tuple(loaded.sagas), statuses=("parked",), most=1_000_000
+            )
             return [row.id for row in found]
 
     ids = asyncio.run(parked())

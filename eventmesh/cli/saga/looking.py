@@ -71,18 +71,22 @@ def list_sagas(
 
         from eventmesh.persistence import sagas
 
-        async with opened(service) as (_, database), database.reading() as connection:
+        async with opened(service) as (loaded, database), database.reading() as connection:
+            # Other services may share the database, and code may have lost a saga that still runs.
+            own = f"{service}."
+            lots = [lot for lot in await sagas.census(connection) if lot.name.startswith(own)]
             now = await database.time.ask(connection)
             before = None if older_than is None else now - timedelta(seconds=seconds(older_than))
             found = await sagas.find(
                 connection,
+                names={*loaded.sagas, *(lot.name for lot in lots)},
                 statuses=status or (OPEN if key is None else ()),
                 step=step,
                 key=key,
                 started_before=before,
                 most=limit,
             )
-            return await sagas.census(connection), found
+            return lots, found
 
     lots, rows = asyncio.run(run())
     if as_json:
