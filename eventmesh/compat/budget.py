@@ -4,7 +4,7 @@ Deciding whether one schema contains another can take exponential time, so every
 proof stops somewhere. If it stopped after so many seconds, the same pair of schemas would be
 Compatible on a fast machine and Unknown on a busy one. So we count: each piece of work spends as
 many steps as it roughly costs, one step being about four microseconds on the machine where the
-prices were set, and the search ends when its budget is spent. Example: a proof has 100,000 steps;
+prices were set, and the search ends when its budget is spent. Example: a proof has 80,000 steps;
 looking at one pair of subschemas spends 10, reading one character in an automaton spends 1.
 
 For the same reason nothing here may depend on the order of a set of strings, which differs from

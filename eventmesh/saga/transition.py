@@ -28,6 +28,8 @@ Answers come late, twice, or not at all. Each case has one rule:
 | an answer of a step that was never sent     | UnexpectedAnswer: a dead letter                    |
 | an answer of a step that is not in the code | UnknownStep: retried, then a dead letter           |
 | an event by key, before its step has begun  | kept for it                                        |
+| a step that newer code has before a pivot   | skipped: it could fail after the point of no       |
+| which has begun                             | return                                             |
 | anything for a saga that is parked by an    | kept, and applied when an operator retries         |
 | error of its code                           |                                                    |
 """
