@@ -228,7 +228,8 @@ async def test_sagas_of_version_1_end_under_version_2(mesh: Mesh) -> None:
     }
     assert rows["r1"].steps["wash"]["status"] == "done"
     assert rows["r2"].steps["wash"]["status"] == "done"  # added before a step that had begun
-    assert await mesh.timers() == []
+    if (await mesh.rides.database()).dialect.can_cancel_delayed:
+        assert await mesh.timers() == []
 
 
 async def test_a_removed_step_is_found_by_the_check_and_refused_at_the_start(mesh: Mesh) -> None:
