@@ -17,7 +17,6 @@ deleted there when its step is answered.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,7 +52,7 @@ from eventmesh.saga.storage import NewerVersion, UnreadableState, parked_row, re
 from eventmesh.saga.transition import advance, start
 from eventmesh.saga.unmatched import Unmatched
 from eventmesh.transports.base import Subscription
-from eventmesh.wire.envelope import Envelope
+from eventmesh.wire.envelope import UNIQUE_ID, Envelope
 
 SUBSCRIPTION_SUFFIX = ".saga"
 """Keeps the subscription's name apart from a command of the same name as the saga."""
@@ -71,9 +70,6 @@ _RETRY = Retry(
     per_error={UnknownSaga: _NOT_YET, UnknownStep: _NOT_YET, NewerVersion: _NOT_YET},
     give_up_on=(UnexpectedAnswer,),
 )
-
-_SAGA_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|sha256:[0-9a-f]{64}")
-"""The forms that `Envelope.unique_id` returns. Anything else cannot be the id of a saga."""
 
 _WARNED = frozenset({"parked", "late: parked"})
 _NOTED = frozenset({"not an answer", "too late", "stale", "late, and failed", "late: undone"})
@@ -244,7 +240,7 @@ class Coordinator:
         if type(message) in definition.starts:
             return _Incoming(message, envelope)
         if isinstance(message, SagaSignal):
-            if not _SAGA_ID.fullmatch(message.saga_id):
+            if not UNIQUE_ID.fullmatch(message.saga_id):
                 raise Reject(f"{message.saga_id!r} is not the id of a saga of {definition.name}.")
             happening: Happening = (
                 WaitedTooLong(message.label)
@@ -256,7 +252,7 @@ class Coordinator:
             raise UsageError(f"The saga {definition.name} cannot be answered by a command.")
         name, _, saga_id = envelope.attributes.get("sagaid", "").partition("/")
         if name == definition.name:
-            if not _SAGA_ID.fullmatch(saga_id):
+            if not UNIQUE_ID.fullmatch(saga_id):
                 raise Reject(
                     f"the attribute sagaid of this {envelope.name} is not the id of a saga of "
                     f"{name}. The publisher must copy the attribute sagaid of the command it "

@@ -305,7 +305,7 @@ class Draft:
             self.go_on()
             return "applied"
         is_open = unit.status == "undo_sent" or (undo.ok is None and unit.status == "undone")
-        if not is_open or label.attempt != unit.undo_attempt or self._status == "cancelled":
+        if not is_open or label.attempt != unit.undo_attempt:
             return "stale"
         self._cancel_timer(name, unit)
         if self._status == "undone":

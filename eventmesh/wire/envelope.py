@@ -44,6 +44,9 @@ it is, or None if it can."""
 
 _REQUIRED = ("specversion", "id", "source", "type")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+UNIQUE_ID = re.compile(rf"{_UUID.pattern}|sha256:[0-9a-f]{{64}}")
+"""The forms of `Envelope.unique_id`, and so of the id of a saga."""
+
 _DATASCHEMA = re.compile(r"urn:eventmesh:([^:]+):([1-9][0-9]{0,8})")
 
 

@@ -19,14 +19,12 @@ from eventmesh.clock import Clock
 from eventmesh.contracts.message import Command, Message
 from eventmesh.transports.base import Delivery, Transport
 from eventmesh.transports.outcome import Dead, Outcome
-from eventmesh.wire.envelope import Envelope
+from eventmesh.wire.envelope import UNIQUE_ID, Envelope
 
 SIGNAL_SUFFIX = ".signal"
 """What follows a saga's name in the name of the command by which it is told."""
 
-_SAGA = re.compile(
-    r"([a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)+)/([0-9a-f:-]{1,80}|sha256:[0-9a-f]{64})"
-)
+_SAGA = re.compile(rf"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+/({UNIQUE_ID.pattern})")
 _MOST_CHARACTERS = 1_000
 """Of a reason: it is kept with the saga, and shown to operators."""
 
