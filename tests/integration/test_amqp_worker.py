@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import aiormq
@@ -45,6 +46,22 @@ async def until_declared_again(operator: aiormq.abc.AbstractConnection, exchange
                 await asyncio.sleep(0.05)
 
 
+async def until_consumed(operator: aiormq.abc.AbstractConnection, queues: Iterable[str]) -> None:
+    """Return once each of the queues exists and has a consumer."""
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        for queue in queues:
+            while not await consumers_of(operator, queue):  # noqa: ASYNC110  # on the server
+                await asyncio.sleep(0.05)
+
+
+async def consumers_of(operator: aiormq.abc.AbstractConnection, queue: str) -> int:
+    channel = await operator.channel()
+    try:
+        return (await channel.queue_declare(queue, passive=True)).consumer_count or 0
+    except ChannelNotFoundEntity:  # RabbitMQ has closed the channel
+        return 0
+
+
 async def test_a_worker_declares_deleted_queues_and_exchanges_again_and_loses_nothing(
     on: Callable[[str], Any],
     put: Callable[..., Any],
@@ -54,28 +71,41 @@ async def test_a_worker_declares_deleted_queues_and_exchanges_again_and_loses_no
     project = on("amqp")
     worker = project.worker()
     topology = Topology(project.prefix)
+    queues = topology.queue(DEPOSITS), topology.queue(NOTIFICATIONS)
 
     async def deposit(owner: str) -> None:
         await put(project, attributes(), b'{"owner": "%b", "cents": 500}' % owner.encode())
         worker.until_prints(f"{owner} has 5.00")
+        await until_consumed(operator, queues)
+
+    def interrupted() -> Counter[str]:
+        """How often each subscription has lost its consumer: at least once for each deletion of its
+        queue, and again if the queue is not yet back when it opens the next consumer."""
+        return Counter(
+            line["subscription"]
+            for line in worker.lines()
+            if line["event"] == "subscription waiting for broker"
+        )
 
     await deposit("first")
     channel = await operator.channel()
-    for queue in (topology.queue(DEPOSITS), topology.queue(NOTIFICATIONS)):
+    for queue in queues:
         await channel.queue_delete(queue)
     await deposit("second")
-    assert worker.events().count("subscription waiting for broker") == 2
+    after_queues = interrupted()
+    assert after_queues.keys() == {DEPOSITS.name, NOTIFICATIONS.name}
 
     await channel.exchange_delete(topology.exchange)
-    for queue in (topology.queue(DEPOSITS), topology.queue(NOTIFICATIONS)):
+    for queue in queues:
         await channel.queue_delete(queue)
     await until_declared_again(operator, topology.exchange)
     await deposit("third")
-    assert worker.events().count("subscription waiting for broker") == 4
+    after_all = interrupted()
+    assert all(after_all[name] > times for name, times in after_queues.items())
 
     # If no queue is deleted, no consumer is cancelled.
     await channel.exchange_delete(topology.exchange)
     await until_declared_again(operator, topology.exchange)
     await deposit("fourth")
-    assert worker.events().count("subscription waiting for broker") == 4
+    assert interrupted() == after_all
     worker.drain()

@@ -63,6 +63,10 @@ class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # it has no 
         self.tls: ssl.SSLContext | None = transport.get_extra_info("sslcontext")
         """By what its TLS was made; None where it is not encrypted."""
         connected = transport.get_extra_info("socket")
-        self.is_local = tcp.is_local(connected)
-        """Whether its other end is on this machine."""
-        tcp.watch(connected)
+        try:
+            self.is_local = tcp.is_local(connected)
+            """Whether its other end is on this machine."""
+            tcp.watch(connected)
+        except OSError:  # it is lost already, which the driver has not noticed yet
+            self.terminate()
+            raise
