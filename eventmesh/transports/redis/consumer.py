@@ -233,7 +233,7 @@ class RedisConsumer:
     async def _fill(self, connection: Connection) -> None:
         now = self._clock.monotonic
         next_claim = next_search = now()
-        quiet = False
+        emptied = False
         while not self._leaving:
             if not self._should_read():
                 self._room_made.clear()
@@ -247,8 +247,10 @@ class RedisConsumer:
                 next_claim = now() + CLAIM_INTERVAL
                 if searching:
                     next_search = now() + self._visibility_timeout / 2
-            elif quiet or not await self._read_once(connection):
-                quiet = not await self._read_blocking(connection, next_claim - now())
+            elif emptied:
+                emptied = await self._read_blocking(connection, next_claim - now())
+            else:
+                emptied = await self._read_once(connection)
 
     def _room(self) -> int:
         return self._prefetch - len(self._pending)
@@ -269,21 +271,21 @@ class RedisConsumer:
             self._buffer_entries(keys.streams[number], [entry], deliveries)
         return len(claimed)
 
-    async def _read_once(self, connection: Connection) -> int:
-        """Read new entries without waiting, as far as there is room; returns how many."""
+    async def _read_once(self, connection: Connection) -> bool:
+        """Read new entries without waiting, as far as there is room; returns whether the streams
+        that it read had no more than that, so that the next read may wait."""
         shares = self._shares(self._room())
         answers = await connection.exchange(
             [self._reading_command(count, None, (stream,)) for stream, count in shares]
         )
-        total = 0
+        emptied = True
         for (stream, count), answer in zip(shares, answers, strict=True):
-            arrived = await self._buffer_answer(answer)
-            total += arrived
-            if arrived < count:
+            if await self._buffer_answer(answer) < count:
                 self._busy.discard(stream)
             else:
                 self._busy.add(stream)
-        return total
+                emptied = False
+        return emptied
 
     def _shares(self, room: int) -> list[tuple[str, int]]:
         """How many entries to request from each stream, `room` in total, because COUNT applies to
@@ -298,10 +300,11 @@ class RedisConsumer:
         extra = {stream: more + (place < left) for place, stream in enumerate(busy)}
         return [(stream, 1 + extra.get(stream, 0)) for stream in chosen]
 
-    async def _read_blocking(self, connection: Connection, seconds: float) -> int:
-        """Wait for the next entries; returns how many arrived. If there is room for fewer entries
-        than there are streams, and several streams get one at the same instant, `prefetch` may be
-        exceeded by the difference."""
+    async def _read_blocking(self, connection: Connection, seconds: float) -> bool:
+        """Wait for the next entries; returns whether the streams had no more than arrived. Then we
+        wait again at once, so that a lone message costs one read. If there is room for fewer
+        entries than there are streams, and several streams get one at the same instant, `prefetch`
+        may be exceeded by the difference."""
         streams = self._keys.streams
         count = max(1, self._room() // len(streams))
         wait_ms = max(1, min(math.ceil(seconds * 1000), int(CLAIM_INTERVAL * 1000)))
@@ -309,7 +312,7 @@ class RedisConsumer:
         arrived = await self._buffer_answer(answer)
         if arrived >= count:
             self._busy.update(streams)
-        return arrived
+        return arrived < count
 
     def _reading_command(self, count: int, wait_ms: int | None, streams: Sequence[str]) -> Command:
         block: Command = () if wait_ms is None else ("BLOCK", wait_ms)
