@@ -5,7 +5,8 @@ kinds, each a context manager:
 
     connection   one transaction, committed on leaving
     reading      single reads outside of a transaction
-    queue        reads and deletes of a work queue, whose plans and commits are cheap
+    queue        reads and deletes of a work queue, whose plans and commits are cheap; on
+                 PostgreSQL, on connections that serve nothing else
     maintenance  the server itself, before the service's database is there
 
 All of them raise Unreachable, with advice, when the database is lost or away.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from pydantic_core import from_json, to_json
 from sqlalchemy import MetaData as MetaData  # named here for the floors above
@@ -45,7 +46,13 @@ from eventmesh.redact import redact, redact_error
 
 _CONNECT_TIMEOUT = 10.0  # seconds
 _KEPT_CONNECTIONS = 10  # open while idle; others are closed after use
-_SPARE_CONNECTIONS = 20  # beyond the handlers': the relay's, and transactions outside handlers
+_SPARE_CONNECTIONS = 17  # beyond the handlers': leases, and transactions outside handlers
+_QUEUE_CONNECTIONS = 3  # the relay's rounds, its sweep, its purge
+
+Scope = Literal["reads", "statement", "transaction"]
+"""What is done on a connection: single reads, one statement that writes, or a transaction."""
+
+_LOSSES = "eventmesh_losses"  # how many there were when a connection was made
 
 _ANSWER_TIMEOUT = 40.0  # seconds for statements of our own, some of which wait for a lock
 
@@ -64,11 +71,18 @@ class Database:
         self.dialect = DIALECTS[self.url.get_backend_name()]
         with self.translated():  # a SQLite file's folder is made
             self.engine = self._make_engine(self.url, connections)
+            self._queue_engine = self.dialect.make_queue_engine(
+                self.url,
+                self.variable,
+                _CONNECT_TIMEOUT,
+                _engine_options(kept=_QUEUE_CONNECTIONS, most=_QUEUE_CONNECTIONS),
+            )
         unit_of_work.guard(self.engine.sync_engine)
         self.losses = 0
         """How many connections were found to be lost. After one, the next connection may lead to
         another server than before, even if no statement fails."""
-        event.listen(self.engine.sync_engine.pool, "invalidate", self._count_loss)
+        for engine in self._engines():
+            event.listen(engine.sync_engine.pool, "invalidate", self._count_loss)
         self.time = DatabaseTime()
         self.notifier = Notifier(self.reading, can_notify=self.dialect.can_notify)
 
@@ -113,7 +127,11 @@ class Database:
     async def close(self) -> None:
         """Close all connections."""
         await self.notifier.close()
-        await self.engine.dispose()
+        for engine in self._engines():
+            await engine.dispose()
+
+    def _engines(self) -> list[AsyncEngine]:
+        return [self.engine] + ([] if self._queue_engine is None else [self._queue_engine])
 
     def unit_of_work(self, sender: Sender) -> UnitOfWork:
         """A transaction for handlers, with the messages that they publish."""
@@ -137,17 +155,32 @@ class Database:
                 yield await self.dialect.for_reading(connection)
 
     @asynccontextmanager
-    async def queue(self, *, reads: bool = False) -> AsyncIterator[AsyncConnection]:
-        """As `connection`, or with `reads` as `reading`, for tables that are empty now and may have
-        a million rows in a moment. A crash of the server may undo what was committed here, so it
-        must be harmless to do it again."""
-        if self.dialect.queue_settings is not None:
-            async with self.connection() as connection:
-                await connection.execute(self.dialect.queue_settings)
+    async def queue(self, scope: Scope = "transaction") -> AsyncIterator[AsyncConnection]:
+        """As `connection`, or for reads as `reading`, for tables that are empty now and may have a
+        million rows in a moment. A crash of the server may undo what was committed here, so it must
+        be harmless to do it again."""
+        if self._queue_engine is None:
+            async with self.reading() if scope == "reads" else self.connection() as connection:
                 yield connection
-        else:
-            async with self.reading() if reads else self.connection() as connection:
-                yield connection
+            return
+        with self.own_statements():
+            async with asyncio.timeout(_ANSWER_TIMEOUT), self._queue_engine.connect() as connection:
+                await self._replace_doubtful(connection)
+                is_set = await self.dialect.keeps_queue_settings(connection)
+                if is_set and scope != "transaction":  # no BEGIN, no COMMIT
+                    await connection.execution_options(isolation_level="AUTOCOMMIT")
+                async with connection.begin():
+                    if not is_set and self.dialect.queue_settings is not None:
+                        await connection.execute(self.dialect.queue_settings)
+                    yield connection
+
+    async def _replace_doubtful(self, connection: AsyncConnection) -> None:
+        """Connect anew if a connection was lost since this one was made: SQLAlchemy does so in the
+        pool of the lost one only, and the next may lead to another server."""
+        if connection.info.setdefault(_LOSSES, self.losses) != self.losses:
+            await connection.invalidate()
+            await connection.get_raw_connection()
+            connection.info[_LOSSES] = self.losses
 
     @asynccontextmanager
     async def maintenance(self) -> AsyncIterator[AsyncConnection]:
@@ -163,7 +196,8 @@ class Database:
             await engine.dispose()
 
     def _make_engine(self, url: URL, connections: int) -> AsyncEngine:
-        options = _engine_options(connections)
+        most = connections + _SPARE_CONNECTIONS
+        options = _engine_options(kept=_KEPT_CONNECTIONS, most=most)
         return self.dialect.make_engine(url, self.variable, _CONNECT_TIMEOUT, options)
 
     def own_statements(self) -> AbstractContextManager[None]:
@@ -200,10 +234,10 @@ class Database:
             ) from error
 
 
-def _engine_options(connections: int) -> dict[str, Any]:
+def _engine_options(*, kept: int, most: int) -> dict[str, Any]:
     return {
-        "pool_size": _KEPT_CONNECTIONS,
-        "max_overflow": connections + _SPARE_CONNECTIONS - _KEPT_CONNECTIONS,
+        "pool_size": kept,
+        "max_overflow": most - kept,
         # pydantic's, because it keeps integers of any size.
         "json_serializer": lambda value: to_json(value).decode(),
         "json_deserializer": from_json,

@@ -129,10 +129,14 @@ def on_virtual_loops() -> Iterator[None]:
 
 
 def _note_statements() -> None:
-    def before(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def before(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         reach("statement", f"before {named(statement)}")
+        if _commits_itself(connection, statement):
+            committed()  # a server commits at some moment before it answers
 
-    def after(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def after(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if _commits_itself(connection, statement):
+            committed()
         reach("statement", f"after {named(statement)}")
 
     event.listen(Engine, "before_cursor_execute", before)
@@ -146,6 +150,12 @@ def _note_statements() -> None:
     _note(_ConnectionRecord, "_ConnectionRecord__connect")
     event.listen(Pool, "connect", _remember)
     _count_listen_calls()
+
+
+def _commits_itself(connection: Any, statement: str) -> bool:
+    """Whether this statement writes, in a transaction of its own."""
+    level = connection.get_execution_options().get("isolation_level")
+    return level == "AUTOCOMMIT" and not statement.lstrip().startswith("SELECT")
 
 
 def _count_listen_calls() -> None:

@@ -6,12 +6,15 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from typing import Any
+from contextlib import AsyncExitStack
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from sqlalchemy import text
 
+from eventmesh.persistence.database import Database, Scope
 from eventmesh.testing.servers import WAYS, Server, fresh_database
 from eventmesh.testing.servers.postgres_server import execute
 from eventmesh.testing.servers.processes import free_port
@@ -127,3 +130,21 @@ def test_workers_behind_pgbouncer_lose_and_duplicate_no_message(
         assert events.count(POLLING) == 1, worker.err
         # On a busy machine a worker may have to wait for its database, which is not a failure.
         assert {*events} <= {POLLING, *WAITING}, worker.err
+
+
+async def test_settings_for_work_queues_end_with_their_transaction(pooled_url: str) -> None:
+    """The next transaction on that server connection may be of a handler, whose commit must wait
+    for the disk."""
+    database = Database(pooled_url, service="bank")
+    try:
+        for scope in get_args(Scope):
+            async with database.queue(scope) as connection:
+                assert await connection.scalar(text("SHOW synchronous_commit")) == "off"
+                assert await connection.scalar(text("SHOW enable_seqscan")) == "off"
+        async with AsyncExitStack() as stack:
+            for _ in range(3):  # more than PgBouncer has opened so far
+                connection = await stack.enter_async_context(database.connection())
+                assert await connection.scalar(text("SHOW synchronous_commit")) == "on"
+                assert await connection.scalar(text("SHOW enable_seqscan")) == "on"
+    finally:
+        await database.close()

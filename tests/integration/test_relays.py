@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from sqlalchemy import Column, delete, insert, select, text
+from sqlalchemy import Column, delete, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import capture_logs
 
@@ -21,7 +21,7 @@ from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.persistence import inbox, migration, notifications, outbox, purge, starts, tables
-from eventmesh.persistence.database import Database
+from eventmesh.persistence.database import Database, Scope
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.retry import Retry, constant
 from eventmesh.runtime.declaring.settings import Settings
@@ -344,7 +344,7 @@ class TestReading:
             if statistics != "none":
                 await connection.execute(text("VACUUM ANALYZE eventmesh_outbox"))
         for _ in range(10):  # often enough for PostgreSQL to keep a generic plan
-            async with database.queue(reads=True) as connection:
+            async with database.queue("reads") as connection:
                 assert await outbox.due(connection, ALL, NOW, 100, seen) == []
         async with database.connection() as connection:
             await fill(connection, 30_000, due_at)
@@ -356,6 +356,37 @@ class TestReading:
         assert len(rows) == 100
         assert scans == 0
         assert read < 500
+
+    async def test_only_connections_for_work_queues_have_their_settings(
+        self, migrated: str
+    ) -> None:
+        database = Database(migrated, service="shop")
+        setting = text("SELECT current_setting('synchronous_commit')")
+        for _ in range(2):
+            for scope in get_args(Scope):
+                async with database.queue(scope) as connection:
+                    assert await connection.scalar(setting) == "off"
+            async with database.connection() as connection:
+                assert await connection.scalar(setting) == "on"
+        await database.close()
+
+    async def test_a_single_statement_needs_no_commit(self, migrated: str) -> None:
+        """And a transaction does, whatever its connection was used for before."""
+        database = Database(migrated, service="shop")
+        async with database.connection() as connection:
+            await fill(connection, 2, "NULL")
+
+        async def left_after_deleting_one(scope: Scope) -> int:
+            async with database.queue(scope) as connection:
+                first = select(func.min(tables.outbox.c.seq)).scalar_subquery()
+                await connection.execute(delete(tables.outbox).where(tables.outbox.c.seq == first))
+                async with database.reading() as other:
+                    rows = select(func.count()).select_from(tables.outbox)
+                    return await other.scalar(rows) or 0
+
+        assert await left_after_deleting_one("statement") == 1
+        assert await left_after_deleting_one("transaction") == 1
+        await database.close()
 
     async def test_a_very_late_commit_is_relayed(
         self, migrated: str, monkeypatch: pytest.MonkeyPatch
@@ -377,7 +408,7 @@ class TestReading:
         database = Database(migrated, service="shop")
         async with database.connection() as connection:
             await fill(connection, 10_000, "NULL")
-        async with database.queue(reads=True) as connection:
+        async with database.queue() as connection:
             seen = outbox.Position(9_990, NOW)
             rows = await outbox.due(connection, ALL, NOW, 100, seen)
             read, scans = await rows_and_scans(connection)

@@ -60,7 +60,8 @@ class Dialect(ABC):
     maintenance_database: ClassVar[str] = ""
     """What to connect to on a server before the service's own database is there."""
     queue_settings: ClassVar[Executable | None] = None
-    """Executed first in a transaction that reads or deletes the rows of a work queue."""
+    """Executed first in a transaction that reads or deletes the rows of a work queue, unless its
+    connection `keeps_queue_settings`."""
     ends_transaction: ClassVar[re.Pattern[str]] = re.compile(
         r"(?:\s|/\*.*?\*/|--[^\n]*\n)*"
         r"(?:COMMIT|END|ABORT|BEGIN|START|ROLLBACK(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO)"
@@ -95,6 +96,17 @@ class Dialect(ABC):
         self, url: URL, variable: str, connect_timeout: float, options: Mapping[str, Any]
     ) -> AsyncEngine:
         """An engine with SQLAlchemy's `options`; UsageError for a URL that cannot be used."""
+
+    def make_queue_engine(
+        self, url: URL, variable: str, connect_timeout: float, options: Mapping[str, Any]
+    ) -> AsyncEngine | None:
+        """As `make_engine`, for the rows of work queues only; None where that makes no
+        difference."""
+        return None
+
+    async def keeps_queue_settings(self, connection: AsyncConnection) -> bool:
+        """Whether this connection of a queue engine has the `queue_settings` by itself."""
+        return False
 
     async def check_server(self, connection: AsyncConnection, largest: int) -> None:
         """UsageError for a server on which EventMesh cannot keep its promises, or that does not

@@ -27,6 +27,7 @@ from eventmesh.persistence.outbox.reading import next_due as next_due
 from eventmesh.persistence.outbox.reading import writers as writers
 from eventmesh.persistence.outbox.settling import Rejection as Rejection
 from eventmesh.persistence.outbox.settling import delete_confirmed as delete_confirmed
+from eventmesh.persistence.outbox.settling import delete_untried as delete_untried
 from eventmesh.persistence.outbox.settling import mark_rejected as mark_rejected
 from eventmesh.persistence.outbox.statistics import OutboxLot as OutboxLot
 from eventmesh.persistence.outbox.statistics import OutboxStats as OutboxStats

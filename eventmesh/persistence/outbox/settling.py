@@ -24,6 +24,15 @@ class Rejection:
     again_at: datetime
 
 
+async def delete_untried(connection: AsyncConnection, rows: Sequence[OutboxRow]) -> bool:
+    """Delete rows that the broker has confirmed at the first attempt, in one statement; returns
+    whether that were all of them. The rest is for `delete_confirmed`."""
+    statement = dialect_of(connection).delete_outbox(outbox)
+    seqs = [row.seq for row in rows if not row.attempts]
+    deleted = await connection.execute(statement, {"seqs": seqs, "attempts": 0})
+    return deleted.rowcount == len(rows)
+
+
 async def delete_confirmed(connection: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
     """Delete rows that the broker has confirmed, as they were read."""
     statement = dialect_of(connection).delete_outbox(outbox)

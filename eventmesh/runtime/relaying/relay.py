@@ -206,7 +206,7 @@ class Relay:
         began_at = self._clock.monotonic()
         next_due_in: float | None = None
         writers: Collection[str] | None = None
-        async with self._database.queue(reads=True) as connection:
+        async with self._database.queue("reads") as connection:
             # Only now that a connection is open: whoever opened it, such as a handler, may have met
             # another server, which may not know what we saw, and give out its numbers again.
             if self._losses != self._database.losses:
@@ -240,9 +240,14 @@ class Relay:
                 reason=reason,
             )
             rejected.append(Rejection(row.seq, reason, now + timedelta(seconds=hold_time(attempt))))
-        async with self._database.queue() as connection:
-            await outbox.delete_confirmed(connection, dispatched.confirmed)
-            await outbox.mark_rejected(connection, rejected, PARK_AFTER)
+        all_done = not dispatched.confirmed and not rejected
+        if dispatched.confirmed and not rejected:  # as a rule, one statement does it
+            async with self._database.queue("statement") as connection:
+                all_done = await outbox.delete_untried(connection, dispatched.confirmed)
+        if not all_done:
+            async with self._database.queue() as connection:
+                await outbox.delete_confirmed(connection, dispatched.confirmed)
+                await outbox.mark_rejected(connection, rejected, PARK_AFTER)
         self.vitals.relayed += len(dispatched.confirmed)
         self.vitals.rejected += len(rejected)
 

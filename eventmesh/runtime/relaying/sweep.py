@@ -58,7 +58,7 @@ class Sweep:
         passed = self._watermark.position
         if passed == START:
             return
-        async with self._database.queue(reads=True) as connection:
+        async with self._database.queue("reads") as connection:
             now = await self._database.time.recent(connection)
             buckets = self._leases.buckets
             if await outbox.due(connection, buckets, now, 1, passed, up_to=True):

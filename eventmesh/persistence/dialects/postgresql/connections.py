@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Mapping
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -21,13 +22,6 @@ _SERVER_SETTINGS = {
 transaction, the server would otherwise keep its locks for two hours, and whoever is given its
 messages would wait for them. These are not start-up parameters, which pgbouncer would refuse."""
 
-_SET = "SELECT {} WHERE pg_backend_pid() = {{pid}}".format(
-    ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SERVER_SETTINGS.items())
-)
-"""Sets them in a session that is ours alone. A pooler lends its server connections to others, too,
-who would get these settings, and it watches those connections itself."""
-
-
 DRIVER_ERRORS = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -36,15 +30,23 @@ DRIVER_ERRORS = (
 """What the driver raises for a connection that is used without SQLAlchemy."""
 
 
-async def connect(*, pool_mode: PoolMode | None = None, **options: Any) -> WatchedConnection:
+async def connect(
+    *,
+    pool_mode: PoolMode | None = None,
+    session_settings: Mapping[str, str] | None = None,
+    **options: Any,
+) -> WatchedConnection:
     """A connection by asyncpg, watched by both ends. Its errors here are translated by SQLAlchemy;
-    those of a listener are not."""
+    those of a listener are not. It has the `session_settings` where `has_session_settings`."""
     connection: WatchedConnection
     connection = await asyncpg.connect(**options, connection_class=WatchedConnection)
+    # What the URL calls a pooler is one, whatever numbers it sends.
+    own = session_settings if pool_mode is None and session_settings else {}
+    setting = _setting({**_SERVER_SETTINGS, **own}, connection.get_server_pid())
     try:
         async with asyncio.timeout(options.get("timeout")):
-            answer = await connection.execute(_SET.format(pid=connection.get_server_pid()))
-            is_direct = answer == "SELECT 1"
+            is_direct = await connection.execute(setting) == "SELECT 1"
+            connection.has_session_settings = is_direct and bool(own)
             connection.pooling = await detect_pooling(connection, is_direct, pool_mode)
     except BaseException:
         connection.terminate()
@@ -52,11 +54,21 @@ async def connect(*, pool_mode: PoolMode | None = None, **options: Any) -> Watch
     return connection
 
 
+def _setting(settings: Mapping[str, object], pid: int) -> str:
+    """Sets these in a session that is ours alone, whose server process is `pid`. A pooler lends its
+    server connections to others, too, who would get these settings, and it watches those
+    connections itself."""
+    each = (f"set_config('{name}', '{value}', false)" for name, value in settings.items())
+    return f"SELECT {', '.join(each)} WHERE pg_backend_pid() = {pid}"  # constants
+
+
 class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # it has no types
     """A connection that breaks when its other end falls silent."""
 
     pooling = Pooling.SESSION
     """For how long its server connection is ours."""
+    has_session_settings = False
+    """Whether it was given settings that last until it is closed."""
 
     def __init__(self, protocol: Any, transport: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(protocol, transport, *arguments, **options)

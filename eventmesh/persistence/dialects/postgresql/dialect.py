@@ -113,7 +113,8 @@ class PostgreSQL(Dialect):
     maintenance_database = "postgres"
     # The outbox is empty at one moment and has a million rows at the next, and a plan that was made
     # for the empty table is kept. So only plans that follow an index, whatever the statistics say.
-    # And the commit does not wait for the disk: what is lost in a crash is done again.
+    # And the commit does not wait for the disk: what is lost in a crash is done again. A connection
+    # of our own is set so once; behind a pooler, where others use it next, each transaction is.
     queue_settings = text(
         "SELECT " + ", ".join(f"set_config('{setting}', 'off', true)" for setting in _OFF)
     )
@@ -138,6 +139,18 @@ class PostgreSQL(Dialect):
         from eventmesh.persistence.dialects.postgresql import engine  # imports asyncpg
 
         return engine.make_engine(url, variable, connect_timeout, options)
+
+    def make_queue_engine(
+        self, url: URL, variable: str, connect_timeout: float, options: Mapping[str, Any]
+    ) -> AsyncEngine:
+        from eventmesh.persistence.dialects.postgresql import engine  # imports asyncpg
+
+        settings = dict.fromkeys(_OFF, "off")
+        return engine.make_engine(url, variable, connect_timeout, options, settings)
+
+    async def keeps_queue_settings(self, connection: AsyncConnection) -> bool:
+        raw: Any = (await connection.get_raw_connection()).driver_connection
+        return bool(raw.has_session_settings)
 
     @asynccontextmanager
     async def migration_lock(self, connection: AsyncConnection) -> AsyncIterator[None]:

@@ -19,23 +19,31 @@ from eventmesh.persistence.dialects.postgresql.pooling import UNNAMED
 
 
 def make_engine(
-    url: URL, variable: str, connect_timeout: float, options: Mapping[str, Any]
+    url: URL,
+    variable: str,
+    connect_timeout: float,
+    options: Mapping[str, Any],
+    session_settings: Mapping[str, str] | None = None,
 ) -> AsyncEngine:
     """An engine whose connections are watched, and that works behind a pooler. UsageError for
-    parameters of the URL that cannot be used; it is in the environment variable `variable`."""
+    parameters of the URL that cannot be used; it is in the environment variable `variable`. Without
+    a pooler, its connections have the `session_settings`."""
     said = urls.parameters(url, variable)
     context = urls.check_files(url, variable)
     arguments = {
         "timeout": connect_timeout,
         "async_creator_fn": connections.connect,
         "pool_mode": said.pool_mode,
+        "session_settings": session_settings,
         **said.arguments,
         **({} if context is None else {"ssl": context}),
     }
     engine = create_async_engine(url.set(query={}), connect_args=arguments, **options)
+    is_accepted = (said.sslmode or os.environ.get("PGSSLMODE")) == "disable"
     warning = ExposureWarning(
         variable,
-        accepted=(said.sslmode or os.environ.get("PGSSLMODE")) == "disable",
+        # With settings, it is the second engine of a database, of which the first one has warned.
+        accepted=is_accepted or session_settings is not None,
         write="sslmode=verify-full&sslrootcert=FILE to its URL, or sslmode=disable",
     )
     event.listen(engine.sync_engine, "do_connect", _Connecting(warning).connect)
