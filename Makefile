@@ -43,12 +43,13 @@ check: $(VENV)/.dev  ## what a reader's tools would say
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/deptry .
 
-bench: $(VENV)/.dev  ## ratios against raw clients, FastStream, and programs written by hand
+bench: $(VENV)/.dev  ## ratios against raw clients, FastStream, workflow engines, and programs written by hand
 	$(BIN)/python -m benchmarks.transports $(ARGS)
 	$(BIN)/python -m benchmarks.effects
 	$(BIN)/python -m benchmarks.relays
 	$(BIN)/python -m benchmarks.drain
 	$(BIN)/python -m benchmarks.takeover
+	$(BIN)/python -m benchmarks.sagas
 	$(BIN)/python -m benchmarks.schemas
 
 kills: $(VENV)/.dev  ## the demo on every broker, with and without workers that are killed

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Rate
+from benchmarks.measure import Rate, percentile
 
 LIBRARIES = ("eventmesh", "faststream", "redis", "hiredis", "aio-pika", "aiormq", "pydantic")
 
@@ -23,7 +23,8 @@ LIBRARIES = ("eventmesh", "faststream", "redis", "hiredis", "aio-pika", "aiormq"
 class Row:
     """Ours against one peer. `ratio` is ours / peer, `low` and `high` the extremes of it over the
     repetitions; `cpu_ratio` is the same of messages per second of client CPU; `best` marks the
-    fastest peer of its family (raw or faststream)."""
+    fastest peer of its family (raw or faststream); `goal` says what the ratio should be, if
+    anything was promised."""
 
     name: str
     ours: float
@@ -36,10 +37,16 @@ class Row:
     peer_name: str
     family: str
     best: bool
+    goal: str = ""
 
 
 def rate_rows(
-    name: str, ours: Sequence[Rate], peers: Mapping[tuple[str, str], Sequence[Rate]]
+    name: str,
+    ours: Sequence[Rate],
+    peers: Mapping[tuple[str, str], Sequence[Rate]],
+    *,
+    unit: str = "msg/s",
+    goal: str = "",
 ) -> list[Row]:
     """A row for each peer, by (family, name); rates by repetition."""
     mine, my_cpu = _medians(ours)
@@ -57,13 +64,14 @@ def rate_rows(
                 ours=round(mine, 1),
                 peer=round(theirs, 1),
                 ratio=round(mine / theirs, 3),
-                unit="msg/s",
+                unit=unit,
                 low=round(min(ratios), 3),
                 high=round(max(ratios), 3),
                 cpu_ratio=round(my_cpu / their_cpu, 3),
                 peer_name=peer_name,
                 family=family,
                 best=theirs == best[family],
+                goal=goal,
             )
         )
     return rows
@@ -80,6 +88,27 @@ def target_row(name: str, ours: Sequence[float], target: float) -> Row:
     row = _single(name, "target", "target", statistics.median(ours), target, "ms")
     ratios = [each / target for each in ours]
     return replace(row, low=round(min(ratios), 3), high=round(max(ratios), 3))
+
+
+def latency_rows(
+    name: str,
+    percent: int,
+    ours: Sequence[Sequence[float]],
+    peers: Mapping[tuple[str, str], Sequence[Sequence[float]]],
+    goal: str = "",
+) -> list[Row]:
+    """A row of one percentile for each peer, by (family, name); milliseconds by repetition, of
+    which the medians count: the lower, the better."""
+    mine = [percentile(each, percent) for each in ours]
+    rows = []
+    for (family, peer_name), latencies in peers.items():
+        theirs = [percentile(each, percent) for each in latencies]
+        middles = statistics.median(mine), statistics.median(theirs)
+        row = _single(f"{name} p{percent}", family, peer_name, *middles, "ms")
+        ratios = [our / their for our, their in zip(mine, theirs, strict=True)]
+        low, high = round(min(ratios), 3), round(max(ratios), 3)
+        rows.append(replace(row, low=low, high=high, goal=goal))
+    return rows
 
 
 def level_row(name: str, peer_name: str, ours: float, peer: float, unit: str) -> Row:
@@ -119,10 +148,13 @@ def print_table(console: Console, rows: Sequence[Row]) -> None:
     """Peers that are not the best of their family are dimmed."""
     table = Table(title="ours / peer")
     table.add_column("measured")
+    has_goals = any(row.goal for row in rows)
     for heading in ("ours", "peer", "unit", "ratio", "min-max", "CPU ratio"):
         table.add_column(heading, justify="right")
+    if has_goals:
+        table.add_column("goal")
     for row in rows:
-        digits = 0 if row.unit == "msg/s" else 2
+        digits = 0 if row.unit.endswith("/s") else 2
         table.add_row(
             row.name,
             f"{row.ours:,.{digits}f}",
@@ -131,6 +163,7 @@ def print_table(console: Console, rows: Sequence[Row]) -> None:
             f"{row.ratio:.2f}",
             "" if row.low == row.high else f"{row.low:.2f}-{row.high:.2f}",
             "" if row.cpu_ratio is None else f"{row.cpu_ratio:.2f}",
+            *([row.goal] if has_goals else []),
             style=None if row.best else "dim",
         )
     console.print(table)

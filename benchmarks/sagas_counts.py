@@ -1,0 +1,95 @@
+"""What a workflow asks of the servers: SQL statements, commits, commands of Redis, round trips.
+
+They are counted by proxies between the clients and the servers, so in the same way for each
+program, and with whatever runs beside its workflows, such as the leases of relays. Statements are
+counted without BEGIN, COMMIT and ROLLBACK; one that is executed for many rows by `executemany`
+counts once for each. This is a pass of its own, because a proxy takes time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from benchmarks.counting_proxies import Traffic, postgres_proxy, redis_proxy
+from benchmarks.sagas_programs import MakeEngine, Run, Servers
+
+AT_ONCE = 20
+TRAILING = 0.3
+"""Seconds after the last end in which acknowledgements and the like are still counted."""
+
+IDLE = 3.0
+"""Seconds for which an idle program is counted."""
+
+_ENDS = ("BEGIN", "COMMIT", "ROLLBACK")
+
+
+@dataclass(frozen=True)
+class Count:
+    """Averages for a workflow, or for a second where the program is idle."""
+
+    program: str
+    when: str
+    statements: float
+    commits: float
+    postgres_trips: float
+    commands: float
+    redis_trips: float
+    by_statement: dict[str, float]
+    by_command: dict[str, float]
+
+
+async def counts(name: str, make: MakeEngine, servers: Servers, workflows: int) -> list[Count]:
+    """Of lone workflows, of some that run at the same time, and of an idle program."""
+    traffic, found = Traffic(), []
+    with (
+        postgres_proxy(servers.postgres.url, traffic) as postgres_url,
+        redis_proxy(servers.redis_url, traffic) as redis_url,
+    ):
+        through = Servers(replace(servers.postgres, url=postgres_url), redis_url)
+        async with make(through) as run:
+            await run()  # alone: Edda fails if its very first workflows are started together
+            await run_all(run, 2 * AT_ONCE, AT_ONCE)  # so that connections are open
+            await asyncio.sleep(TRAILING)
+            for when, at_once in (("lone", 1), (f"{AT_ONCE} at a time", AT_ONCE)):
+                before = traffic.copy()
+                await run_all(run, workflows, at_once)
+                await asyncio.sleep(TRAILING)
+                found.append(_count(name, when, before, traffic, workflows))
+            before = traffic.copy()
+            await asyncio.sleep(IDLE)
+            found.append(_count(name, "idle, in a second", before, traffic, IDLE))
+    return found
+
+
+async def run_all(run: Run, workflows: int, at_once: int) -> None:
+    """Run so many workflows, so many of them at a time."""
+    numbers = iter(range(workflows))
+
+    async def call() -> None:
+        for _ in numbers:
+            await run()
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(at_once):
+            tasks.create_task(call())
+
+
+def _count(name: str, when: str, before: Traffic, after: Traffic, among: float) -> Count:
+    def each(counted: Counter[str]) -> dict[str, float]:
+        return {what: round(number / among, 2) for what, number in counted.most_common()}
+
+    statements = after.statements - before.statements
+    commands = after.commands - before.commands
+    return Count(
+        name,
+        when,
+        statements=sum(n for tag, n in statements.items() if tag not in _ENDS) / among,
+        commits=statements["COMMIT"] / among,
+        postgres_trips=(after.postgres_trips - before.postgres_trips) / among,
+        commands=commands.total() / among,
+        redis_trips=(after.redis_trips - before.redis_trips) / among,
+        by_statement=each(statements),
+        by_command=each(commands),
+    )
