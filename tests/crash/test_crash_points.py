@@ -59,7 +59,7 @@ def test_a_restart_after_a_kill_at_any_point_does_everything_once(
     deployment = replace(sqlite_deployments[0], atomic_batches=atomic_batches)
     taken = pool.call("take_snapshots", deployment, snapshot_folder=str(tmp_path / "left"))
     points, left = points_of(taken), taken["left"]
-    numbers = sorted(set(left))[:: 2 if amount == "some" else 1]
+    numbers = sorted(set(left))[:: 4 if amount == "some" else 1]
     deployments = [
         sqlite_deployment(tmp_path / "left" / str(number), atomic_batches=atomic_batches)
         for number in numbers
@@ -97,7 +97,7 @@ def test_a_restart_after_a_kill_on_postgresql_does_everything_once(
     part: int,
 ) -> None:
     points = points_of(pool.call("kill_and_recover", postgres_deployments[0], kills=[]))
-    some = sample(writes(points), 12) + sample(points, 8)
+    some = sample(writes(points), 8) + sample(points, 4)
     points = points[part - 1 :: PARTS] if part else some
     schedules = [[point] for point in points]
     killed = kill_enough(pool, postgres_deployments, schedules, 1 - NEVER_MET)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from tests.crash.crash_points import CURRENT_RUN, WorkerRun
@@ -164,29 +165,36 @@ def _answer(
         future.set_result(result)
 
 
+_FRAMES = ("cr_frame", "ag_frame", "gi_frame")
 _ROOT = f"{Path(__file__).parents[2] / 'eventmesh'}/"
 
 
 def site(task: asyncio.Task[Any] | None) -> str:
     """Where this task waits, as file:function:line, in EventMesh's code if it is there."""
-    ours = theirs = ""
+    ours = theirs = None
     waiting: Any = task.get_coro() if task is not None else None
     while waiting is not None:
-        frame = next(
-            (
-                found
-                for name in ("cr_frame", "ag_frame", "gi_frame")
-                if (found := getattr(waiting, name, None)) is not None
-            ),
-            None,
-        )
+        frame = _frame(waiting)
         if frame is not None:
-            path = frame.f_code.co_filename
-            if path.startswith(_ROOT):
-                ours = f"{path.removeprefix(_ROOT)}:{frame.f_code.co_name}:{frame.f_lineno}"
-            theirs = theirs or f"{path.rpartition('/')[2]}:{frame.f_code.co_name}"
+            theirs = theirs or frame
+            if frame.f_code.co_filename.startswith(_ROOT):
+                ours = frame
         waiting = _inner(waiting)
-    return ours or theirs
+    if ours is not None:
+        code = ours.f_code
+        return f"{code.co_filename.removeprefix(_ROOT)}:{code.co_name}:{ours.f_lineno}"
+    if theirs is not None:
+        return f"{theirs.f_code.co_filename.rpartition('/')[2]}:{theirs.f_code.co_name}"
+    return ""
+
+
+def _frame(waiting: Any) -> FrameType | None:
+    """The frame of a coroutine, asynchronous generator or generator that is suspended."""
+    for name in _FRAMES:
+        if (frame := getattr(waiting, name, None)) is not None:
+            found: FrameType = frame
+            return found
+    return None
 
 
 def _inner(waiting: Any) -> Any:
