@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from threading import Thread
 from urllib.parse import urlsplit
 
+WRITING = ("INSERT", "UPDATE", "DELETE")
+
 _CHUNK = 65_536
 _ASKS_FOR_ENCRYPTION = (80877103, 80877104)
 """The codes with which a client of PostgreSQL asks for TLS and for GSSAPI, before its greeting."""
@@ -29,6 +31,8 @@ class Traffic:
 
     statements: Counter[str] = field(default_factory=Counter)
     commands: Counter[str] = field(default_factory=Counter)
+    commits: int = 0
+    """COMMIT, and statements that write outside a transaction."""
     postgres_trips: int = 0
     redis_trips: int = 0
 
@@ -50,7 +54,7 @@ def postgres_proxy(url: str, traffic: Traffic) -> Iterator[str]:
         def trip() -> None:
             traffic.postgres_trips += 1
 
-        return _Meter(trip, lambda _: b"", lambda held: _take_tags(held, traffic.statements))
+        return _Meter(trip, lambda _: b"", _Tags(traffic).take)
 
     with _proxy(url, greet, meter) as through:
         yield through
@@ -100,17 +104,33 @@ class _Meter:
         self._answers = self._take_answers(self._answers + chunk)
 
 
-def _take_tags(held: bytes, statements: Counter[str]) -> bytes:
-    """Count the command tags in PostgreSQL's answers: messages of a letter, a length, and data."""
-    at = 0
-    while len(held) >= at + 5:
-        end = at + 1 + int.from_bytes(held[at + 1 : at + 5])
-        if len(held) < end:
-            break
-        if held[at : at + 1] == b"C":
-            statements[held[at + 5 : end - 1].split(b" ")[0].decode()] += 1
-        at = end
-    return held[at:]
+class _Tags:
+    """Counts the command tags in the answers on one connection to PostgreSQL."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic = traffic
+        self._is_in_transaction = False
+
+    def take(self, held: bytes) -> bytes:
+        """Messages are a letter, their length with its own four bytes, and data."""
+        at = 0
+        while len(held) >= at + 5:
+            end = at + 1 + int.from_bytes(held[at + 1 : at + 5])
+            if len(held) < end:
+                break
+            if held[at : at + 1] == b"C":
+                self._count(held[at + 5 : end - 1].split(b" ")[0].decode())
+            at = end
+        return held[at:]
+
+    def _count(self, tag: str) -> None:
+        self._traffic.statements[tag] += 1
+        if tag == "BEGIN":
+            self._is_in_transaction = True
+        elif tag in ("COMMIT", "ROLLBACK"):
+            self._is_in_transaction = False
+        if tag == "COMMIT" or (tag in WRITING and not self._is_in_transaction):
+            self._traffic.commits += 1
 
 
 def _take_commands(held: bytes, commands: Counter[str]) -> bytes:

@@ -3,7 +3,8 @@
 They are counted by proxies between the clients and the servers, so in the same way for each
 program, and with whatever runs beside its workflows, such as the leases of relays. Statements are
 counted without BEGIN, COMMIT and ROLLBACK; one that is executed for many rows by `executemany`
-counts once for each. This is a pass of its own, because a proxy takes time.
+counts once for each. Commits are those of transactions, and of statements that write outside one.
+This is a pass of its own, because a proxy takes time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 from benchmarks.counting_proxies import Traffic, postgres_proxy, redis_proxy
 from benchmarks.sagas_programs import MakeEngine, Run, Servers
@@ -31,6 +33,9 @@ class Count:
 
     program: str
     when: str
+    seconds: float
+    """From the first workflow's begin to the last one's end, by the number of workflows: for so
+    long, what runs beside them is counted, too."""
     statements: float
     commits: float
     postgres_trips: float
@@ -53,13 +58,14 @@ async def counts(name: str, make: MakeEngine, servers: Servers, workflows: int) 
             await run_all(run, 2 * AT_ONCE, AT_ONCE)  # so that connections are open
             await asyncio.sleep(TRAILING)
             for when, at_once in (("lone", 1), (f"{AT_ONCE} at a time", AT_ONCE)):
-                before = traffic.copy()
+                before, began = traffic.copy(), perf_counter()
                 await run_all(run, workflows, at_once)
+                seconds = (perf_counter() - began) / workflows
                 await asyncio.sleep(TRAILING)
-                found.append(_count(name, when, before, traffic, workflows))
+                found.append(_count(name, when, seconds, before, traffic, workflows))
             before = traffic.copy()
             await asyncio.sleep(IDLE)
-            found.append(_count(name, "idle, in a second", before, traffic, IDLE))
+            found.append(_count(name, "idle, in a second", 1.0, before, traffic, IDLE))
     return found
 
 
@@ -76,7 +82,9 @@ async def run_all(run: Run, workflows: int, at_once: int) -> None:
             tasks.create_task(call())
 
 
-def _count(name: str, when: str, before: Traffic, after: Traffic, among: float) -> Count:
+def _count(
+    name: str, when: str, seconds: float, before: Traffic, after: Traffic, among: float
+) -> Count:
     def each(counted: Counter[str]) -> dict[str, float]:
         return {what: round(number / among, 2) for what, number in counted.most_common()}
 
@@ -85,8 +93,9 @@ def _count(name: str, when: str, before: Traffic, after: Traffic, among: float) 
     return Count(
         name,
         when,
+        seconds,
         statements=sum(n for tag, n in statements.items() if tag not in _ENDS) / among,
-        commits=statements["COMMIT"] / among,
+        commits=(after.commits - before.commits) / among,
         postgres_trips=(after.postgres_trips - before.postgres_trips) / among,
         commands=commands.total() / among,
         redis_trips=(after.redis_trips - before.redis_trips) / among,

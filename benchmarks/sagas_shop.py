@@ -1,9 +1,9 @@
 """The shop of `services/` as a program that runs workflows: each order is placed, its stock and its
-payment are taken side by side, it is shipped, and it is closed; ten messages, all with effects in
-the four databases.
+payment are taken side by side, it is shipped, and it is closed. These are nine messages. Two of
+them go to two subscriptions, and all have effects in the four databases.
 
-An order has ended when the service orders has closed it, which is the last of its messages but two
-that nobody waits for.
+The order has ended when the service orders has handled the event that closes it, which the saga has
+published at its end.
 """
 
 from __future__ import annotations
