@@ -1,4 +1,4 @@
-"""The shop as four real worker processes: every purchase comes to exactly one end.
+"""The shop as four worker processes: every purchase comes to exactly one end.
 
 `eventmesh demo` checks the four databases itself, by `services/demo/verdict.py`, which has tests of
 its own that show it failing.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from eventmesh.testing.servers import Server, fresh_database
+from tests.integration.forks import Forks
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("orders", "payments", "inventory", "shipping")
@@ -50,16 +52,34 @@ async def four_databases(server: Server | None) -> AsyncIterator[dict[str, str]]
         }
 
 
-async def demo(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
+Demo = Callable[..., Awaitable[tuple[int, str]]]
+
+
+@pytest.fixture
+def demo(forks: Forks, tmp_path: Path) -> Demo:
+    """Runs `eventmesh demo` in the project's folder: exit code and output. It and its workers are
+    forked."""
+
+    async def run(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
+        printed = tmp_path / "printed"
+        with printed.open("wb") as out:
+            command = ["eventmesh", "demo", *arguments]
+            process = forks.begin(command, ROOT, {**os.environ, **environment}, out, out)
+        try:
+            code = await asyncio.to_thread(process.wait, TIMEOUT)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+        return code, printed.read_text()
+
+    return run
+
+
+async def demo_as_program(*arguments: str) -> tuple[int, str]:
     """Exit code and output of `eventmesh demo` in the project's folder."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "eventmesh",
-        "demo",
-        *arguments,
+        *(sys.executable, "-m", "eventmesh", "demo", *arguments),
         cwd=ROOT,
-        env={**os.environ, **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -75,7 +95,11 @@ async def demo(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize(("broker", "database"), COMBINATIONS)
 async def test_every_purchase_comes_to_one_end(
-    broker: str, database: str, durable_url: Callable[[str], str], request: pytest.FixtureRequest
+    broker: str,
+    database: str,
+    durable_url: Callable[[str], str],
+    request: pytest.FixtureRequest,
+    demo: Demo,
 ) -> None:
     url = durable_url(broker)
     server = request.getfixturevalue("postgres_server") if database == "postgres" else None
@@ -86,7 +110,7 @@ async def test_every_purchase_comes_to_one_end(
 
 
 async def test_every_purchase_comes_to_one_end_while_workers_are_killed(
-    durable_broker_url: str,
+    durable_broker_url: str, demo: Demo
 ) -> None:
     code, output = await demo({}, "--purchases", "40", "--kill", "--broker", durable_broker_url)
     assert output.splitlines()[-1] == "ok: 40 purchases, 0 lost, 0 doubled, 0 stuck", output
@@ -94,7 +118,7 @@ async def test_every_purchase_comes_to_one_end_while_workers_are_killed(
     assert code == 0
 
 
-async def test_every_purchase_comes_to_one_end_while_services_answer_too_late() -> None:
+async def test_every_purchase_comes_to_one_end_while_services_answer_too_late(demo: Demo) -> None:
     code, output = await demo({}, "--purchases", "30", "--slow")
     assert output.splitlines()[-1] == "ok: 30 purchases, 0 lost, 0 doubled, 0 stuck", output
     assert "saga undone: TimedOut" in output
@@ -106,7 +130,7 @@ async def test_the_demo_needs_no_server(monkeypatch: pytest.MonkeyPatch) -> None
     for name in list(os.environ):
         if name.startswith("EVENTMESH_"):
             monkeypatch.delenv(name)
-    code, output = await demo({}, "--purchases", "30")
+    code, output = await demo_as_program("--purchases", "30")
     assert "sqlite:///" in output
     assert "orders ended: 30 of 30" in output.splitlines()  # there is no terminal for a bar
     assert output.splitlines()[-1] == "ok: 30 purchases, 0 lost, 0 doubled, 0 stuck", output
@@ -115,7 +139,7 @@ async def test_the_demo_needs_no_server(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("option", ["--kill", "--slow"])
 async def test_workers_that_were_not_started_here_are_neither_killed_nor_slowed(
-    option: str,
+    option: str, demo: Demo
 ) -> None:
     code, output = await demo({}, "--attach", option)
     assert (code, output.startswith("Error: ")) == (2, True)

@@ -26,7 +26,7 @@ from eventmesh.runtime.relaying import relay
 from eventmesh.transports.base import TransportOptions, publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope
-from tests.integration.forks import Forks
+from tests.integration.forks import LAUNCHER, Forks
 
 PATIENCE = 120.0
 """Seconds after which waiting for something fails; only a failing test takes so long."""
@@ -211,9 +211,13 @@ class Running(Output):
         os.killpg(self.process.pid, number)
 
     def children(self) -> list[int]:
+        """Its child processes, without what only starts them (see `forks`)."""
         pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return [
-            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            int(child)
+            for child in children
+            if Path(f"/proc/{child}/comm").read_text().strip() != LAUNCHER
         ]
 
     def ended(self, patience: float = PATIENCE) -> Ended:
@@ -254,9 +258,9 @@ class Running(Output):
             raise AssertionError(f"{error}; its output: {self.out}{self.err}") from None
 
 
-FORKED = ("asyncapi", "db", "dlq", "outbox", "schema", "unrouted", "worker")
-"""Commands that are forked from a process that has imported everything (see `forks`). A worker with
-a supervisor is not, nor its children; these show that a worker can also start on its own."""
+FORKED = ("asyncapi", "db", "dlq", "outbox", "saga", "schema", "unrouted", "worker")
+"""Commands that are forked from a process that has imported everything (see `forks`), as are the
+workers of a supervisor. `start_program` shows in some tests that they also start on their own."""
 
 
 def _changes_interpreter(environment: Mapping[str, str]) -> bool:
@@ -320,15 +324,21 @@ class Project:
         signal reaches, unless `--workers` asks for a supervisor."""
         if arguments[:1] == ("worker",) and "--workers" not in arguments:
             arguments = ("worker", "--no-supervise", *arguments[1:])
+        return self.start_as_typed(*arguments, **environment)
+
+    def start_as_typed(self, *arguments: str, **environment: str) -> Running:
+        """`eventmesh` with exactly these arguments."""
         asked = self.environment | environment
-        if (
-            self._forks is None
-            or not set(arguments[:1]) & {*FORKED}
-            or "--workers" in arguments
-            or _changes_interpreter(asked)
-        ):
+        if self._forks is None or not set(arguments[:1]) & {*FORKED} or _changes_interpreter(asked):
             return self.start_program(sys.executable, "-m", "eventmesh", *arguments, **environment)
-        begin = partial(self._forks.begin, arguments, self.root, asked)
+        begin = partial(self._forks.begin, ["eventmesh", *arguments], self.root, asked)
+        return self._keep(Running(self.root, begin))
+
+    def start_file(self, *command: str) -> Running:
+        """`python` with these arguments, of which the first is a file in this folder."""
+        if self._forks is None or _changes_interpreter(self.environment):
+            return self.start_program(sys.executable, *command)
+        begin = partial(self._forks.begin, command, self.root, self.environment)
         return self._keep(Running(self.root, begin))
 
     def _keep(self, running: Running) -> Running:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +106,9 @@ async def test_lines_of_a_handlers_own_logger_are_printed_whatever_its_name(
 
 
 def test_workers_do_not_outlive_their_parent(bank: Project, wait_until: Callable[..., Any]) -> None:
-    worker = bank.worker("--workers", "2", processes=2)
-    worker.process.kill()
+    command = (sys.executable, "-m", "eventmesh", "worker", "bank", "--workers", "2")
+    worker = bank.start_program(*command)
+    worker.until_says("worker is ready", 2)
+    worker.tell(signal.SIGKILL)
     worker.process.wait()
     wait_until(lambda: not bank.processes(), "the children to end", 10)

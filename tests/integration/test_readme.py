@@ -64,6 +64,7 @@ def test_the_first_two_commands_work(reader: Reader) -> None:
 
 def test_the_example_service_prints_what_is_shown(reader: Reader) -> None:
     assert [step.output for step in steps(RUN_IT)][-1]  # the README shows some output
+    reader.forks = False
     reader.follow(RUN_IT)
     for worker in reader.workers:
         worker.output.drain()

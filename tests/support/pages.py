@@ -77,6 +77,8 @@ class Reader:
     def __init__(self, project: Project, urls: Mapping[str, str] | None = None) -> None:
         self.project = project
         self.urls = urls or {}
+        self.forks = True
+        """Whether workers and programs are forked, which takes less time than starting them."""
         self.workers: list[Printed[Running]] = []
 
     def read(self, page: str) -> None:
@@ -119,8 +121,8 @@ class Reader:
                 name, _, value = setting.partition("=")
                 scheme, has_scheme, _ = value.partition("://")
                 self.project.environment[name] = self.urls[scheme] if has_scheme else value
-            case ["eventmesh", "worker", *arguments] as whole:
-                worker = self.project.start_program(*whole)
+            case ["eventmesh", "worker", *arguments]:
+                worker = self._start_worker(*arguments)
                 self.workers.append(Printed(worker))
                 count = re.search(r"--workers (\d+)", " ".join(arguments))
                 worker.until_says("worker is ready", int(count[1]) if count else 1)
@@ -128,13 +130,23 @@ class Reader:
                 ended = self.project.run(*arguments)
                 ended.succeeds()
                 return ended
-            case ["python", *_] as whole:
-                ended = self.project.start_program(*whole).ended()
+            case ["python", *arguments]:
+                ended = self._start_file(*arguments).ended()
                 ended.succeeds()
                 return ended
             case _:
                 raise AssertionError(f"no test knows how to run {command!r}")
         return None
+
+    def _start_worker(self, *arguments: str) -> Running:
+        if self.forks:
+            return self.project.start_as_typed("worker", *arguments)
+        return self.project.start_program("eventmesh", "worker", *arguments)
+
+    def _start_file(self, *command: str) -> Running:
+        if self.forks:
+            return self.project.start_file(*command)
+        return self.project.start_program("python", *command)
 
 
 def _check_make_targets(arguments: list[str]) -> None:
