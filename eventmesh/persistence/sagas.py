@@ -2,8 +2,8 @@
 
 A group of answers locks the rows of its sagas in one statement and in the order of their ids, so
 that two workers with answers for the same sagas wait for each other, and neither deadlocks nor has
-to try again. What it has decided is written by one statement for the rows, one for their log, and
-one that cancels the time-outs which are not needed any more.
+to try again. What it has decided is written by one statement: the rows, their log, and the deletion
+of time-outs that are not needed any more. On MariaDB and SQLite each is a statement of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from eventmesh.errors import EventMeshError
+from eventmesh.errors import Conflict, EventMeshError
 from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.dialects.sql import UtcDateTime, database_now
 from eventmesh.persistence.tables import outbox, saga, saga_log
@@ -73,7 +73,7 @@ class KeyTaken(EventMeshError):
     """One of these keys belongs to another open saga."""
 
 
-_COLUMNS = [each.name for each in fields(SagaRow)]
+_COLUMNS = tuple(each.name for each in fields(SagaRow))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,23 +91,63 @@ async def lock(
     ends. A row that another transaction has locked is waited for."""
     if not ids and not keys:
         return []
-    wanted = {"saga_name": name, "ids": _padded(ids), "keys": _padded(keys)}
-    rows = await session.execute(_lock_statement(bool(keys)), wanted)
+    statement = dialect_of(session.get_bind()).lock_sagas(saga, _COLUMNS)
+    if statement is not None:
+        wanted = {"ids": sorted(ids), "keys": sorted(keys)}
+    else:
+        statement = _lock_statement(bool(keys))
+        wanted = {"ids": _padded(ids), "keys": _padded(keys)}
+    rows = await session.execute(statement, {"saga_name": name, **wanted})
     return [SagaRow(*row) for row in rows]
 
 
-async def store(session: AsyncSession, rows: Sequence[SagaRow]) -> None:
-    """Insert the sagas of row version 1, and update the others, which must be locked; with times by
-    the database's clock. KeyTaken where a new one has the key of another open saga."""
-    groups: dict[tuple[bool, bool], list[dict[str, Any]]] = {}
+async def store(
+    session: AsyncSession,
+    name: str,
+    rows: Sequence[SagaRow] = (),
+    log: Sequence[LogEntry] = (),
+    cancelled: Collection[str] = (),
+) -> None:
+    """Store what a group has changed in the sagas of this name, with times by the database's clock.
+
+    Rows of row version 1 are inserted, the others, which must be locked, are updated; entries are
+    appended to the log. `cancelled` are ids of delayed messages, which are deleted from the outbox
+    where the database finds them by their ids; one that is left, or that a relay is publishing,
+    comes all the same, and its saga then finds it stale.
+
+    KeyTaken where a row has the key of another open saga; Conflict where one was not locked.
+    """
+    if not rows and not log and not cancelled:
+        return
+    values = [_values(row) for row in rows]
+    entries = [
+        {"saga_name": name, "saga_id": entry.saga_id, "entry": dict(entry.entry)} for entry in log
+    ]
+    dialect = dialect_of(session.get_bind())
+    at_once = dialect.store_sagas(name, values, entries, sorted(cancelled))
+    try:
+        if at_once is not None:
+            stored: Any = await session.execute(*at_once)
+            if stored.rowcount != len(rows):
+                raise Conflict(f"sagas {name} were changed by somebody who had not locked them")
+        else:
+            await _store_rows(session, values)
+    except IntegrityError as error:
+        raise KeyTaken(", ".join(row.key for row in rows if row.key is not None)) from error
+    if at_once is None:
+        if entries:
+            await session.execute(_log_statement(), entries)
+        if cancelled and dialect.can_cancel_delayed:
+            await session.execute(_cancel_statement(), {"ids": _padded(cancelled)})
+
+
+async def _store_rows(session: AsyncSession, rows: Iterable[dict[str, Any]]) -> None:
+    lots: dict[tuple[bool, bool], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row.row_version == 1, row.is_open), []).append(_values(row))
-    for (is_new, is_open), values in groups.items():
+        lots.setdefault((row["new_row_version"] == 1, bool(row["new_is_open"])), []).append(row)
+    for (is_new, is_open), values in lots.items():
         statement = _insert_statement(is_open) if is_new else _update_statement(is_open)
-        try:
-            await session.execute(statement, values)
-        except IntegrityError as error:
-            raise KeyTaken(", ".join(str(row["new_key"]) for row in values)) from error
+        await session.execute(statement, values)
 
 
 def _values(row: SagaRow) -> dict[str, Any]:
@@ -126,25 +166,6 @@ def _values(row: SagaRow) -> dict[str, Any]:
         "new_waiting_for": row.waiting_for,
         "new_due_at": row.due_at,
     }
-
-
-async def write_log(session: AsyncSession, name: str, entries: Sequence[LogEntry]) -> None:
-    """Append to the logs of these sagas, at the database's time."""
-    if entries:
-        await session.execute(
-            _log_statement(),
-            [
-                {"saga_name": name, "saga_id": entry.saga_id, "entry": dict(entry.entry)}
-                for entry in entries
-            ],
-        )
-
-
-async def cancel_timers(session: AsyncSession, message_ids: Collection[str]) -> None:
-    """Delete delayed messages from the outbox, where the database finds them by their ids. One that
-    is left, or that a relay is publishing, comes all the same, and its saga then finds it stale."""
-    if message_ids and dialect_of(session.get_bind()).can_cancel_delayed:
-        await session.execute(_cancel_statement(), {"ids": _padded(message_ids)})
 
 
 async def load(

@@ -145,8 +145,10 @@ lease = Table(
 saga = Table(
     "eventmesh_saga",
     metadata,
-    Column("name", String(255), primary_key=True),
+    # By the id first, and by the key first below: of a table without statistics, PostgreSQL takes
+    # any index that begins with what it looks for, and most sagas have the same name.
     Column("id", String(255), primary_key=True),
+    Column("name", String(255), primary_key=True),
     Column("version", Integer, nullable=False),
     Column("status", String(20), nullable=False),
     Column("state", Json, nullable=False),
@@ -188,7 +190,7 @@ Index(
     sqlite_where=saga.c.ended_at.is_not(None),
 )
 # One open saga of a key. Rows with a NULL are never the same.
-Index("uq_eventmesh_saga_key", saga.c.name, saga.c.key, saga.c.is_open, unique=True)
+Index("uq_eventmesh_saga_key", saga.c.key, saga.c.name, saga.c.is_open, unique=True)
 
 saga_log = Table(
     "eventmesh_saga_log",

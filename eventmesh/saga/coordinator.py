@@ -136,6 +136,7 @@ class Coordinator:
                 models=models,
                 call=self.handle,
                 call_batch=self.handle_batch,
+                is_paced=False,
                 retry=_RETRY,
                 transactional=True,
                 sources=definition.sources,
@@ -399,7 +400,7 @@ class Coordinator:
         session, name = transaction.session, self._definition.name
         rows = [work.changed[saga_id] for saga_id in sorted(work.changed)]
         try:
-            await sagas.store(session, rows)
+            await sagas.store(session, name, rows, work.log, work.cancelled)
         except sagas.KeyTaken as error:
             new = [row for row in rows if row.row_version == 1 and row.key is not None]
             if len(rows) > 1 or not new:
@@ -408,8 +409,6 @@ class Coordinator:
                 f"a saga of {name} with the key {new[0].key!r} is open already, and two of one key "
                 f"cannot be told apart. Replay this dead letter once the other has ended."
             ) from error
-        await sagas.write_log(session, name, work.log)
-        await sagas.cancel_timers(session, work.cancelled)
 
     def _note_unmatched(self, each: _Incoming) -> None:
         count = self._unmatched.note(each.envelope.name)

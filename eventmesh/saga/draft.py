@@ -67,6 +67,9 @@ class Transition:
     has_changed: bool = True
 
 
+_SETTLED = ("done", "skipped")
+
+
 def units_of(step: Step[Any, Any], units: Mapping[str, UnitRecord]) -> Sequence[str]:
     """The names of the units of a step that has begun."""
     if step.each is None:
@@ -484,14 +487,15 @@ class Draft:
 
     def _is_settled(self, part: Part[Any]) -> bool:
         """Whether this part is done."""
-        return all(
-            step.name in self._units
-            and all(
-                self._units[name].status in ("done", "skipped")
-                for name in units_of(step, self._units)
-            )
-            for step in part.steps()
-        )
+        for step in part.steps():
+            unit = self._units.get(step.name)
+            if unit is None or unit.status not in _SETTLED:
+                return False
+            if step.each is not None and not all(
+                self._units[name].status in _SETTLED for name in units_of(step, self._units)
+            ):
+                return False
+        return True
 
     def _begin(self, step: Step[Any, Any]) -> None:
         if step.when is not None and not _called(step.when, self._state):

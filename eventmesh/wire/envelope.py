@@ -135,14 +135,19 @@ def seal(
     if key is not None:
         attributes["subject"] = attributes["partitionkey"] = key
     if cause is not None:
-        copied = {name: cause.attributes.get(name, "") for name in COPIED_TO_EFFECTS}
-        copied |= {"correlationid": cause.correlation_id, "causationid": cause.id}
         # Values of a foreign message that are too long are dropped: the handler cannot help it, and
         # W3C Trace Context allows dropping a tracestate.
-        attributes |= {name: value for name, value in copied.items() if value and _fits(value)}
-    if extensions:
-        attributes.update(extensions)
-        attributes = {name: value for name, value in attributes.items() if value}
+        copied = [(name, cause.attributes.get(name)) for name in COPIED_TO_EFFECTS]
+        copied += ("correlationid", cause.correlation_id), ("causationid", cause.id)
+        for name, value in copied:
+            if value and _fits(value):
+                attributes[name] = value
+    if extensions is not None:
+        for name, value in extensions.items():
+            if value:
+                attributes[name] = value
+            else:
+                attributes.pop(name, None)
     envelope = Envelope(attributes, _write(message, version))
     check_size(envelope, max_bytes)
     return envelope

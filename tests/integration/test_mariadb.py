@@ -313,7 +313,7 @@ class TestOutbox:
         async with unit_of_work(database) as unit:
             sent = [Outgoing(Envelope(attributes, data), 0.5)]
             await units.store(await unit.session.connection(), sent, now=NOW)
-            await sagas.store(unit.session, [row])
+            await sagas.store(unit.session, "shop.sell", [row])
             await unit.commit()
             assert await sagas.load(unit.session, "shop.sell", "s") == row
         later = NOW.replace(microsecond=623456)

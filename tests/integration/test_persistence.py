@@ -385,8 +385,8 @@ class TestSagas:
 
     async def test_a_saga_is_read_as_it_was_written(self, database: Database) -> None:
         async with unit_of_work(database) as unit:
-            await sagas.store(unit.session, [self.row(1)])
-            await sagas.store(unit.session, [self.row(2)])
+            await sagas.store(unit.session, "shop.sell", [self.row(1)])
+            await sagas.store(unit.session, "shop.sell", [self.row(2)])
             await unit.commit()
             assert await sagas.load(unit.session, "shop.sell", "s1") == self.row(2)
             assert await sagas.load(unit.session, "shop.sell", "none") is None
@@ -397,7 +397,7 @@ class TestSagas:
         ended = replace(self.row(1, "completed"), id="s2", key="k2")
         by_key = replace(self.row(1), id="s3", key="k3")
         async with unit_of_work(database) as unit:
-            await sagas.store(unit.session, [self.row(1), ended, by_key])
+            await sagas.store(unit.session, "shop.sell", [self.row(1), ended, by_key])
             await unit.commit()
         async with unit_of_work(database) as unit:
             locked = await sagas.lock(unit.session, "shop.sell", {"s1", "none"}, {"k2", "k3"})
@@ -406,14 +406,16 @@ class TestSagas:
     async def test_two_open_sagas_cannot_have_one_key(self, database: Database) -> None:
         first = replace(self.row(1), key="k")
         async with unit_of_work(database) as unit:
-            await sagas.store(unit.session, [first])
+            await sagas.store(unit.session, "shop.sell", [first])
             await unit.commit()
         with pytest.raises(sagas.KeyTaken):
             async with unit_of_work(database) as unit:
-                await sagas.store(unit.session, [replace(first, id="s2")])
+                await sagas.store(unit.session, "shop.sell", [replace(first, id="s2")])
         async with unit_of_work(database) as unit:
-            await sagas.store(unit.session, [replace(first, row_version=2, status="completed")])
-            await sagas.store(unit.session, [replace(first, id="s2")])
+            await sagas.store(
+                unit.session, "shop.sell", [replace(first, row_version=2, status="completed")]
+            )
+            await sagas.store(unit.session, "shop.sell", [replace(first, id="s2")])
             await unit.commit()
 
     async def test_a_cancelled_time_out_is_gone_and_other_messages_stay(
@@ -423,7 +425,7 @@ class TestSagas:
         now, later = message(1).envelope.id, message(2).envelope.id
         await store(database, message(1), Outgoing(message(2).envelope, delay=60.0))
         async with unit_of_work(database) as unit:
-            await sagas.cancel_timers(unit.session, {now, later})
+            await sagas.store(unit.session, "shop.sell", cancelled={now, later})
             await unit.commit()
         async with database.reading() as connection:
             left = list(await connection.scalars(select(tables.outbox.c.id)))
@@ -433,7 +435,7 @@ class TestSagas:
         entries = [sagas.LogEntry("s1", {"rule": rule}) for rule in ("started", "applied")]
         other = sagas.LogEntry("s2", {"rule": "started"})
         async with unit_of_work(database) as unit:
-            await sagas.write_log(unit.session, "shop.sell", [entries[0], other, entries[1]])
+            await sagas.store(unit.session, "shop.sell", log=[entries[0], other, entries[1]])
             await unit.commit()
         async with database.reading() as connection:
             log = await sagas.log_of(connection, "shop.sell", "s1")
@@ -448,7 +450,7 @@ class TestSagas:
             replace(self.row(1, "completed"), id="d"),
         ]
         async with unit_of_work(database) as unit:
-            await sagas.store(unit.session, rows)
+            await sagas.store(unit.session, "shop.sell", rows)
             await unit.commit()
         async with database.reading() as connection:
             lots = await sagas.census(connection)

@@ -185,6 +185,24 @@ class Dialect(ABC):
             {name: value for name, value in row.items() if name != "delay"} for row in rows
         ]
 
+    def lock_sagas(self, saga: Table, columns: Sequence[str]) -> Executable | None:
+        """These columns of the sagas of a `saga_name` with these `ids`, and of its open ones with
+        these `keys`, locked in the order of their ids. None where lists are written into a
+        statement one by one, so that it is better to have two."""
+        return None
+
+    def store_sagas(
+        self,
+        name: str,
+        rows: list[dict[str, Any]],
+        log: list[dict[str, Any]],
+        cancelled: list[str],
+    ) -> tuple[Executable, Parameters] | None:
+        """All that a group has changed in the sagas of a name, as one statement: `rows` to insert,
+        if of row version 1, and otherwise to update; entries of the log; and the ids of delayed
+        messages to delete. None where it takes several statements."""
+        return None
+
     def lock_keys(self, connection: Connection, numbers: Sequence[int]) -> None:
         """Lock these keys of the outbox, by numbers, until the transaction ends; where there are
         several writers."""

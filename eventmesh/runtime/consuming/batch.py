@@ -147,18 +147,17 @@ class BatchRunner:
             else:
                 result = await self._run_plainly(readable)
         shares = self.handler.transactional and not self.handler.isolated
+        if not self.handler.is_paced:
+            took = 0.0
+        elif shares:
+            # Without the statements that a group shares: where these are slow, large groups are
+            # best.
+            took = result.handlers_took
+        else:
+            took = self._clock.monotonic() - began_at
+        most, time = self._settings.group_size, self._settings.group_time
         self.size = (
-            1
-            if result.has_failed
-            else next_size(
-                self.size,
-                len(deliveries),
-                # Without the statements that a group shares: where these are slow, large groups
-                # are best.
-                result.handlers_took if shares else self._clock.monotonic() - began_at,
-                self._settings.group_size,
-                self._settings.group_time,
-            )
+            1 if result.has_failed else next_size(self.size, len(deliveries), took, most, time)
         )
         return dead + result.settlements
 

@@ -54,6 +54,9 @@ class Handler:
     transactional: bool
     call_batch: BatchCall | None = None
     isolated: bool = False
+    is_paced: bool = True
+    """Whether it gets fewer messages at a time when it is slow. Not where what it does for each of
+    them is little, and its statements are shared by all: large groups are best then."""
     concurrency: int = 1
     timeout: float | None = None
     """Seconds that one call of it may take."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 from pydantic_core import to_json
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Connection,
     DateTime,
     Executable,
@@ -20,6 +22,7 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Table,
+    TextualSelect,
     bindparam,
     text,
 )
@@ -72,6 +75,63 @@ _INSERT_OUTBOX = text(
 ).bindparams(
     *(bindparam(name, type_=ARRAY(kind)) for name, kind in _OUTBOX_TYPES.items()),
     bindparam("delay", type_=ARRAY(Float())),
+)
+
+_SAGA_TYPES: Mapping[str, TypeEngine[Any]] = {
+    "saga_id": String(),
+    "new_version": Integer(),
+    "new_status": String(),
+    "new_state": String(),
+    "new_steps": String(),
+    "new_reason": String(),
+    "new_row_version": Integer(),
+    "new_details": String(),
+    "new_key": String(),
+    "new_is_open": Boolean(),
+    "new_waiting_for": String(),
+    "new_due_at": DateTime(timezone=True),
+}
+_SAGA_JSON = ("new_state", "new_steps", "new_details")
+_SAGA_VALUES = {
+    name.removeprefix("new_"): f"{name}\\:\\:json" if name in _SAGA_JSON else name
+    for name in _SAGA_TYPES
+    if name != "saga_id"
+} | {
+    "updated_at": "clock_timestamp()",
+    "ended_at": "CASE WHEN new_is_open THEN NULL ELSE clock_timestamp() END",
+}
+
+# Both tables may have been empty a moment ago, and be large now, which the statistics do not know.
+# So an old saga is found as a conflict, which goes by the primary key, and messages are found each
+# by its id. Joined to the tables, all of their rows might be read.
+_STORE_SAGAS = text(
+    f"""
+    WITH logged AS (
+        INSERT INTO eventmesh_saga_log (saga_name, saga_id, at, entry)
+        SELECT :saga_name, saga_id, clock_timestamp(), entry\\:\\:json
+        FROM unnest(:log_ids, :log_entries) WITH ORDINALITY AS log (saga_id, entry, number)
+        ORDER BY number
+    ), cancelled AS (
+        DELETE FROM eventmesh_outbox WHERE ctid = ANY(ARRAY(
+            SELECT found.place FROM unnest(:cancelled) AS wanted (id) CROSS JOIN LATERAL (
+                SELECT ctid AS place FROM eventmesh_outbox
+                WHERE id = wanted.id AND due_at IS NOT NULL OFFSET 0
+            ) AS found
+        ))
+    )
+    INSERT INTO eventmesh_saga AS saga (name, id, started_at, {", ".join(_SAGA_VALUES)})
+    SELECT :saga_name, saga_id, clock_timestamp(), {", ".join(_SAGA_VALUES.values())}
+    FROM unnest({", ".join(f":{name}" for name in _SAGA_TYPES)}) AS row ({", ".join(_SAGA_TYPES)})
+    ON CONFLICT (name, id) DO UPDATE
+    SET {", ".join(f"{column} = excluded.{column}" for column in _SAGA_VALUES)}
+    WHERE excluded.row_version > saga.row_version
+    """  # noqa: S608  # constants
+).bindparams(
+    *(bindparam(name, type_=ARRAY(kind)) for name, kind in _SAGA_TYPES.items()),
+    bindparam("saga_name", type_=String()),
+    bindparam("log_ids", type_=ARRAY(String())),
+    bindparam("log_entries", type_=ARRAY(String())),
+    bindparam("cancelled", type_=ARRAY(String())),
 )
 
 _DELETE_OUTBOX = text(
@@ -187,8 +247,28 @@ class PostgreSQL(Dialect):
     ) -> tuple[Executable, Parameters]:
         names = (*_OUTBOX_TYPES, "delay")
         columns: dict[str, Any] = {name: [row[name] for row in rows] for name in names}
-        columns["headers"] = [to_json(headers).decode() for headers in columns["headers"]]
+        columns["headers"] = [_json(headers) for headers in columns["headers"]]
         return _INSERT_OUTBOX, columns
+
+    def lock_sagas(self, saga: Table, columns: Sequence[str]) -> Executable:
+        return _lock_sagas(saga, tuple(columns))
+
+    def store_sagas(
+        self,
+        name: str,
+        rows: list[dict[str, Any]],
+        log: list[dict[str, Any]],
+        cancelled: list[str],
+    ) -> tuple[Executable, Parameters]:
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in _SAGA_TYPES}
+        for column in _SAGA_JSON:
+            columns[column] = [_json(value) for value in columns[column]]
+        return _STORE_SAGAS, columns | {
+            "saga_name": name,
+            "log_ids": [entry["saga_id"] for entry in log],
+            "log_entries": [_json(entry["entry"]) for entry in log],
+            "cancelled": cancelled,
+        }
 
     def lock_keys(self, connection: Connection, numbers: Sequence[int]) -> None:
         connection.execute(_LOCK_KEYS, {"keys": numbers})
@@ -198,3 +278,34 @@ class PostgreSQL(Dialect):
 
     async def outbox_writers(self, connection: AsyncConnection) -> list[str]:
         return list(await connection.scalars(_OUTBOX_WRITERS))
+
+
+def _json(value: object) -> str:
+    return to_json(value).decode()
+
+
+@cache
+def _lock_sagas(saga: Table, columns: tuple[str, ...]) -> TextualSelect:
+    """One after another, in the order of their ids and by the primary key, whatever the statistics
+    say: of a new table they would have all sagas of the name read."""
+    statement = text(
+        f"""
+        SELECT {", ".join(f"saga.{column}" for column in columns)}
+        FROM (
+            SELECT id FROM unnest(:ids) AS id
+            UNION
+            SELECT keyed.id FROM unnest(:keys) AS wanted (key) CROSS JOIN LATERAL (
+                SELECT id FROM eventmesh_saga
+                WHERE name = :saga_name AND key = wanted.key AND is_open OFFSET 0
+            ) AS keyed
+            ORDER BY id
+        ) AS wanted CROSS JOIN LATERAL (
+            SELECT * FROM eventmesh_saga WHERE name = :saga_name AND id = wanted.id FOR UPDATE
+        ) AS saga
+        """  # noqa: S608  # names of columns
+    ).bindparams(
+        bindparam("saga_name", type_=String()),
+        bindparam("ids", type_=ARRAY(String())),
+        bindparam("keys", type_=ARRAY(String())),
+    )
+    return statement.columns(*(saga.c[column] for column in columns))

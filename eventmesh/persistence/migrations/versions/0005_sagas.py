@@ -39,7 +39,7 @@ def upgrade() -> None:
     op.create_index(
         "uq_eventmesh_saga_key",
         "eventmesh_saga",
-        ["name", "key", "is_open"],
+        ["key", "name", "is_open"],
         unique=True,
         if_not_exists=True,
     )
@@ -90,6 +90,11 @@ def _alter_saga() -> None:
         constraint = f"ck_eventmesh_saga_{name}"
         op.execute(f"ALTER TABLE eventmesh_saga DROP CONSTRAINT IF EXISTS {constraint}")
         op.create_check_constraint(op.f(constraint), "eventmesh_saga", condition)
+    if op.get_bind().dialect.name == "postgresql":
+        old, new = "CONSTRAINT pk_eventmesh_saga", "CONSTRAINT pk_eventmesh_saga PRIMARY KEY"
+    else:
+        old, new = "PRIMARY KEY", "PRIMARY KEY"
+    op.execute(f"ALTER TABLE eventmesh_saga DROP {old}, ADD {new} (id, name)")
 
 
 def _rebuild_saga() -> None:
@@ -99,8 +104,8 @@ def _rebuild_saga() -> None:
         op.drop_index(index, "eventmesh_saga_old")
     op.create_table(
         "eventmesh_saga",
-        sa.Column("name", sa.String(255), nullable=False),
         sa.Column("id", sa.String(255), nullable=False),
+        sa.Column("name", sa.String(255), nullable=False),
         sa.Column("version", sa.Integer, nullable=False),
         sa.Column("status", sa.String(20), nullable=False),
         sa.Column("state", _JSON, nullable=False),
@@ -111,7 +116,7 @@ def _rebuild_saga() -> None:
         sa.Column("updated_at", _TIME, nullable=False),
         sa.Column("ended_at", _TIME),
         *_new_columns(),
-        sa.PrimaryKeyConstraint("name", "id", name="pk_eventmesh_saga"),
+        sa.PrimaryKeyConstraint("id", "name", name="pk_eventmesh_saga"),
         *(
             sa.CheckConstraint(condition, name=op.f(f"ck_eventmesh_saga_{name}"))
             for name, condition in _CHECKS.items()
