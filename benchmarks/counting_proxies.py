@@ -30,6 +30,9 @@ class Traffic:
     """What has passed so far."""
 
     statements: Counter[str] = field(default_factory=Counter)
+    """By the first word of PostgreSQL's command tag."""
+    texts: Counter[str] = field(default_factory=Counter)
+    """How often each statement was asked for, by its text."""
     commands: Counter[str] = field(default_factory=Counter)
     commits: int = 0
     """COMMIT, and statements that write outside a transaction."""
@@ -38,7 +41,12 @@ class Traffic:
 
     def copy(self) -> Traffic:
         """As it is now."""
-        return replace(self, statements=self.statements.copy(), commands=self.commands.copy())
+        return replace(
+            self,
+            statements=self.statements.copy(),
+            texts=self.texts.copy(),
+            commands=self.commands.copy(),
+        )
 
 
 @contextmanager
@@ -48,13 +56,13 @@ def postgres_proxy(url: str, traffic: Traffic) -> Iterator[str]:
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         while int.from_bytes((head := await reader.readexactly(8))[4:]) in _ASKS_FOR_ENCRYPTION:
             writer.write(b"N")
-        return head
+        return head + await reader.readexactly(int.from_bytes(head[:4]) - len(head))
 
     def meter() -> _Meter:
         def trip() -> None:
             traffic.postgres_trips += 1
 
-        return _Meter(trip, lambda _: b"", _Tags(traffic).take)
+        return _Meter(trip, _Texts(traffic.texts).take, _Tags(traffic).take)
 
     with _proxy(url, greet, meter) as through:
         yield through
@@ -104,26 +112,57 @@ class _Meter:
         self._answers = self._take_answers(self._answers + chunk)
 
 
+def _take_messages(held: bytes, read: Callable[[bytes, bytes], None]) -> bytes:
+    """Read PostgreSQL's messages: a letter, the length with its own four bytes, and data."""
+    at = 0
+    while len(held) >= at + 5:
+        end = at + 1 + int.from_bytes(held[at + 1 : at + 5])
+        if len(held) < end:
+            break
+        read(held[at : at + 1], held[at + 5 : end])
+        at = end
+    return held[at:]
+
+
+class _Texts:
+    """Counts the statements that are asked for on one connection. A prepared one has a name, by
+    which it is executed."""
+
+    def __init__(self, texts: Counter[str]) -> None:
+        self._texts = texts
+        self._prepared: dict[bytes, str] = {}
+
+    def take(self, held: bytes) -> bytes:
+        return _take_messages(held, self._read)
+
+    def _read(self, kind: bytes, data: bytes) -> None:
+        if kind == b"Q":
+            self._texts[_text(data.split(b"\0")[0])] += 1
+        elif kind == b"P":  # parse: the name, and the text
+            name, text = data.split(b"\0", 2)[:2]
+            self._prepared[name] = _text(text)
+        elif kind == b"B":  # bind: the portal, and the name
+            self._texts[self._prepared.get(data.split(b"\0", 2)[1], "?")] += 1
+
+
+def _text(statement: bytes) -> str:
+    return " ".join(statement.decode().split())
+
+
 class _Tags:
-    """Counts the command tags in the answers on one connection to PostgreSQL."""
+    """Counts the command tags in the answers on one connection."""
 
     def __init__(self, traffic: Traffic) -> None:
         self._traffic = traffic
         self._is_in_transaction = False
 
     def take(self, held: bytes) -> bytes:
-        """Messages are a letter, their length with its own four bytes, and data."""
-        at = 0
-        while len(held) >= at + 5:
-            end = at + 1 + int.from_bytes(held[at + 1 : at + 5])
-            if len(held) < end:
-                break
-            if held[at : at + 1] == b"C":
-                self._count(held[at + 5 : end - 1].split(b" ")[0].decode())
-            at = end
-        return held[at:]
+        return _take_messages(held, self._read)
 
-    def _count(self, tag: str) -> None:
+    def _read(self, kind: bytes, data: bytes) -> None:
+        if kind != b"C":
+            return
+        tag = data[:-1].split(b" ")[0].decode()
         self._traffic.statements[tag] += 1
         if tag == "BEGIN":
             self._is_in_transaction = True

@@ -72,6 +72,9 @@ IDLE_PAUSE = 0.02
 VISIT_TIMEOUT = 90.0
 """Seconds after which a run of a program counts as hung."""
 
+RARE = 0.1
+"""Statements that a workflow executes less often are not printed: those of new connections."""
+
 PARTS = ("workflows", "coordinator", "hop", "counts")
 OURS, DBOS, EDDA, SHOP = "ours", "DBOS", "Edda", "shop"
 
@@ -224,6 +227,9 @@ def main(
     only: Annotated[
         list[str] | None, typer.Option(help=f"One of {', '.join(PARTS)}; else all.")
     ] = None,
+    statements: Annotated[
+        bool, typer.Option("--statements", help="Also what our sagas execute, by text.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Where the rows go.")] = Path("build/sagas.json"),
 ) -> None:
     """Compare sagas with workflow engines, and their parts with what is written by hand."""
@@ -269,6 +275,8 @@ def main(
         print_table(console, rows)
     if counted:
         _print_counts(console, counted)
+    if statements:
+        _print_texts(console, [each for each in counted if each.program == OURS])
     output.parent.mkdir(parents=True, exist_ok=True)
     found = {"rows": [asdict(row) for row in rows], "counts": [asdict(each) for each in counted]}
     output.write_text(json.dumps(found, indent=2) + "\n")
@@ -299,6 +307,15 @@ def _print_counts(console: Console, counted: Sequence[Count]) -> None:
         if each.when.startswith("idle"):
             table.add_section()
     console.print(table)
+
+
+def _print_texts(console: Console, counted: Sequence[Count]) -> None:
+    for each in counted:
+        console.print(f"{each.program}, {each.when}:", highlight=False)
+        for text, number in each.by_text.items():
+            if number >= RARE:
+                line = f"{number:8.2f}  {text}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _most(numbers: dict[str, float]) -> str:

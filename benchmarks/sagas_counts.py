@@ -43,6 +43,8 @@ class Count:
     redis_trips: float
     by_statement: dict[str, float]
     by_command: dict[str, float]
+    by_text: dict[str, float]
+    """How often each statement was asked for; `executemany` asks once for each row."""
 
 
 async def counts(name: str, make: MakeEngine, servers: Servers, workflows: int) -> list[Count]:
@@ -101,4 +103,5 @@ def _count(
         redis_trips=(after.redis_trips - before.redis_trips) / among,
         by_statement=each(statements),
         by_command=each(commands),
+        by_text=each(after.texts - before.texts),
     )
