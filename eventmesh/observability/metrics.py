@@ -158,7 +158,7 @@ def _sagas(sagas: Mapping[str, Sequence[SagaLot]]) -> Iterable[Metric]:
             values = [service, lot.name, lot.status, lot.waiting_for]
             number.add_metric(values, lot.count)
             oldest.add_metric(values, lot.age)
-            late[lot.name] += 0 if lot.status == "parked" else lot.overdue
+            late[lot.name] += lot.overdue
         for name, count in late.items():
             overdue.add_metric([service, name], count)
     return number, oldest, overdue

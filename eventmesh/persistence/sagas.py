@@ -241,7 +241,8 @@ class SagaLot:
     age: float
     """Seconds since then, by the database's clock."""
     overdue: int
-    """How many of them had to time out more than a minute ago, and have not."""
+    """How many of them had to time out more than a minute ago, and have not. Parked ones wait for
+    an operator, not for a time-out."""
 
 
 async def census(connection: AsyncConnection, name: str | None = None) -> list[SagaLot]:
@@ -268,7 +269,7 @@ async def census(connection: AsyncConnection, name: str | None = None) -> list[S
             count,
             oldest,
             max((now - oldest).total_seconds(), 0.0),
-            int(overdue or 0),
+            0 if status == "parked" else int(overdue or 0),
         )
         for name, version, status, waiting, count, oldest, overdue in rows
     ]

@@ -95,7 +95,7 @@ async def warnings(worker: Worker) -> list[str]:
         except (TimeoutError, EventMeshError):
             continue
         parked = sum(lot.count for lot in lots if lot.status == "parked")
-        overdue = sum(lot.overdue for lot in lots if lot.status != "parked")
+        overdue = sum(lot.overdue for lot in lots)
         if parked:
             found.append(
                 f"service {service.name} has {parked} parked saga(s): see `eventmesh saga list "

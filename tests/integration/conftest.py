@@ -28,7 +28,7 @@ from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope
 from tests.integration.forks import LAUNCHER, Forks
 
-PATIENCE = 120.0
+TIMEOUT_SECONDS = 120.0
 """Seconds after which waiting for something fails; only a failing test takes so long."""
 
 HOLD_TIME = 3600.0
@@ -102,12 +102,12 @@ async def tell(event: Deposited) -> None:
 Condition = Callable[[], Any]
 
 
-def until(condition: Condition, what: str, patience: float = PATIENCE) -> Any:
-    """Wait until the condition is true and return its result; after `patience` seconds raise an
+def until(condition: Condition, what: str, within: float = TIMEOUT_SECONDS) -> Any:
+    """Wait until the condition is true and return its result; after `within` seconds raise an
     AssertionError that names what was waited for."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + within
     while not (result := condition()):
-        assert time.monotonic() < deadline, f"waited {patience:g} s for {what}"
+        assert time.monotonic() < deadline, f"waited {within:g} s for {what}"
         time.sleep(POLL_INTERVAL)
     return result
 
@@ -220,13 +220,11 @@ class Running(Output):
             if Path(f"/proc/{child}/comm").read_text().strip() != LAUNCHER
         ]
 
-    def ended(self, patience: float = PATIENCE) -> Ended:
+    def ended(self, within: float = TIMEOUT_SECONDS) -> Ended:
         try:
-            code = self.process.wait(patience)
+            code = self.process.wait(within)
         except subprocess.TimeoutExpired:
-            raise AssertionError(
-                f"still runs after {patience:g} s; its output: {self.err}"
-            ) from None
+            raise AssertionError(f"still runs after {within:g} s; its output: {self.err}") from None
         return Ended(code, self.out, self.err)
 
     def drain(self) -> Ended:
@@ -401,7 +399,7 @@ class Project:
 def long_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hold rejected messages for HOLD_TIME, so that they are retried only when the test moves the
     clock forward, and not because the machine is slow."""
-    monkeypatch.setattr(relay, "hold_time", lambda _attempts: HOLD_TIME)
+    monkeypatch.setattr(relay, "pause_after_rejections", lambda _attempts: HOLD_TIME)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from eventmesh.transports.base import Subscription, publish_or_raise
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import seal
 
-PATIENCE = 120.0
+TIMEOUT_SECONDS = 120.0
 SOON = Retry(attempts=3, backoff=constant("10ms"))
 SUB = Subscription("shop.do", ("shop.do",))
 
@@ -53,7 +53,7 @@ async def worker(service: Service, url: str) -> AsyncIterator[MemoryTransport]:
         yield transport
     finally:
         stop.set()
-        await asyncio.wait_for(task, PATIENCE)
+        await asyncio.wait_for(task, TIMEOUT_SECONDS)
 
 
 async def send(transport: MemoryTransport, *numbers: int) -> None:
@@ -63,7 +63,7 @@ async def send(transport: MemoryTransport, *numbers: int) -> None:
 
 
 async def until_settled(transport: MemoryTransport) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while True:
             stats = await transport.stats(SUB)
             if not stats.ready and not stats.delayed and not stats.in_flight:

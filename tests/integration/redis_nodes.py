@@ -27,7 +27,7 @@ from redis.retry import Retry
 from eventmesh.testing.servers import required
 from eventmesh.testing.servers.processes import free_port
 
-PATIENCE = 120.0
+TIMEOUT_SECONDS = 120.0
 
 # The shell ends when its input is closed, and kills the server.
 _SUPERVISED = '"$@" & server=$!; cat; kill -9 $server; wait'
@@ -158,19 +158,21 @@ def missing(what: str) -> None:
     pytest.skip(what)
 
 
-def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+def until(condition: Callable[[], Any], what: str, within: float = TIMEOUT_SECONDS) -> Any:
     """Wait until the condition is true, in tests that are not async; returns its result."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + within
     while not (result := condition()):
-        assert time.monotonic() < deadline, f"waited {patience:g} s for {what}"
+        assert time.monotonic() < deadline, f"waited {within:g} s for {what}"
         time.sleep(0.01)
     return result
 
 
-async def eventually(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+async def eventually(
+    condition: Callable[[], Any], what: str, within: float = TIMEOUT_SECONDS
+) -> Any:
     """Like `until`, for async tests."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + within
     while not (result := condition()):
-        assert time.monotonic() < deadline, f"waited {patience:g} s for {what}"
+        assert time.monotonic() < deadline, f"waited {within:g} s for {what}"
         await asyncio.sleep(0.01)
     return result

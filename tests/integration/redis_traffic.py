@@ -24,7 +24,7 @@ from eventmesh.transports.base import (
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.redis.transport import RedisTransport
 from eventmesh.wire.envelope import Envelope
-from tests.integration.redis_nodes import PATIENCE
+from tests.integration.redis_nodes import TIMEOUT_SECONDS
 
 CLOCK = SystemClock()
 PAID = Subscription("orders.note_payment", ("payments.paid",))
@@ -54,7 +54,7 @@ async def opened(url: str, **options: float) -> AsyncIterator[RedisTransport]:
 async def take(consumer: Consumer, count: int) -> list[Delivery]:
     """Receive exactly this number of deliveries."""
     got: list[Delivery] = []
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while len(got) < count:
             got += await consumer.receive(count - len(got))
     return got
@@ -110,8 +110,8 @@ class Traffic:
     def unhandled(self) -> set[str]:
         return set(self.published) - set(self.handled)
 
-    async def until_all_is_handled(self, patience: float = PATIENCE) -> None:
-        deadline = time.monotonic() + patience
+    async def until_all_is_handled(self, within: float = TIMEOUT_SECONDS) -> None:
+        deadline = time.monotonic() + within
         while self.unhandled():
             assert time.monotonic() < deadline, (
                 f"{len(self.unhandled())} of {len(self.published)} not handled; "

@@ -83,12 +83,12 @@ class Broker:
         return docker("exec", self.container, "rabbitmqctl", "-q", *arguments)
 
 
-def docker(*arguments: str, patience: float = TIMEOUT_SECONDS) -> str:
+def docker(*arguments: str, within: float = TIMEOUT_SECONDS) -> str:
     ran = subprocess.run(  # noqa: S603 - our own command line
         ["docker", *arguments],  # noqa: S607
         capture_output=True,
         text=True,
-        timeout=patience,
+        timeout=within,
         check=False,
     )
     if ran.returncode:
@@ -151,7 +151,7 @@ def broker(certificates: Path) -> Iterator[Broker]:
             *("-v", f"{certificates}:/eventmesh:ro"),
             *("-v", f"{certificates}/50-eventmesh.conf:/etc/rabbitmq/conf.d/50-eventmesh.conf:ro"),
             image,
-            patience=START_TIMEOUT_SECONDS,
+            within=START_TIMEOUT_SECONDS,
         )
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"no container of {image}: {error}")

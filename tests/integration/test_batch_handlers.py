@@ -28,7 +28,7 @@ from eventmesh.transports.base import Delivery
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope, seal
-from tests.integration.one_handler import PATIENCE, SOON, Base, Do, Effect, effects, migrated
+from tests.integration.one_handler import SOON, TIMEOUT_SECONDS, Base, Do, Effect, effects, migrated
 
 EVERYWHERE = pytest.mark.parametrize(
     "database_url", ["sqlite", "postgres", "mariadb"], indirect=True
@@ -437,12 +437,12 @@ async def test_a_worker_calls_a_batch_handler_with_groups_on_every_broker(
         )
         stopping = asyncio.Event()
         running = asyncio.ensure_future(Worker([service], transport, settings, clock).run(stopping))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while not set(numbers) <= set(plain):
                 await asyncio.wait([running], timeout=0.01)
                 assert not running.done(), running
         stopping.set()
-        await asyncio.wait_for(running, PATIENCE)
+        await asyncio.wait_for(running, TIMEOUT_SECONDS)
     assert await effects(sqlite_url) == numbers
     assert sum(calls) == len(numbers)
     assert max(calls) > 1

@@ -18,8 +18,8 @@ from eventmesh.runtime.declaring.retry import Retry, constant
 from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.memory import MemoryTransport
 from tests.integration.one_handler import (
-    PATIENCE,
     SUB,
+    TIMEOUT_SECONDS,
     Base,
     Do,
     Effect,
@@ -49,7 +49,7 @@ def url_of(database: Database) -> str:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while not condition():  # noqa: ASYNC110  # there is no event
             await asyncio.sleep(0.01)
 
@@ -87,7 +87,7 @@ async def test_a_message_whose_connection_the_database_ends_does_not_block_the_o
 
     async with worker(service, url_of(database)) as transport:
         await send(transport, *range(5))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while not (letters := await transport.dead_letters(SUB, limit=9)):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await until_settled(transport)

@@ -19,9 +19,9 @@ from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.settings import Settings
 from tests.integration import one_handler
 from tests.integration.one_handler import (
-    PATIENCE,
     SOON,
     SUB,
+    TIMEOUT_SECONDS,
     Base,
     Do,
     Effect,
@@ -159,6 +159,6 @@ async def test_publishing_after_the_end_of_the_transaction_is_an_error(sqlite_ur
 
 
 async def until_kept(kept: list[Transaction], number: int) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while len(kept) < number:  # noqa: ASYNC110  # there is no event
             await asyncio.sleep(0.01)

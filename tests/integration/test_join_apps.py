@@ -37,7 +37,7 @@ from eventmesh.persistence.tables import outbox
 from eventmesh.runtime import joining
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.transports.factory import open_transport
-from tests.integration.conftest import PATIENCE, POLL_INTERVAL, until
+from tests.integration.conftest import POLL_INTERVAL, TIMEOUT_SECONDS, until
 from tests.integration.test_join import encoding, url_for
 from tests.support.proxy import proxy_before
 
@@ -206,7 +206,7 @@ class Site:
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while not await condition():  # noqa: ASYNC110  # the condition may be in a database
             await asyncio.sleep(POLL_INTERVAL)
 
@@ -219,11 +219,11 @@ async def working(service: Service, settings: Settings) -> AsyncIterator[None]:
         worker = Worker([service], transport, settings, clock)
         running = asyncio.ensure_future(worker.run(stop))
         try:
-            await asyncio.wait_for(worker.ready.wait(), PATIENCE)
+            await asyncio.wait_for(worker.ready.wait(), TIMEOUT_SECONDS)
             yield
         finally:
             stop.set()
-            await asyncio.wait_for(running, PATIENCE)
+            await asyncio.wait_for(running, TIMEOUT_SECONDS)
 
 
 @pytest.fixture

@@ -257,7 +257,7 @@ class TestBlockedKeys:
     async def test_messages_behind_a_rejected_one_keep_their_order_once_it_is_accepted(
         self, migrated: str, monkeypatch: pytest.MonkeyPatch, other_rejected: tuple[str, ...]
     ) -> None:
-        monkeypatch.setattr(relay, "hold_time", lambda _attempts: 1.0)
+        monkeypatch.setattr(relay, "pause_after_rejections", lambda _attempts: 1.0)
         broker = Broker()
         broker.rejected.update(other_rejected)
         async with stepping(migrated, broker) as each, shop(migrated) as service:

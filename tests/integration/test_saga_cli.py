@@ -351,9 +351,10 @@ async def test_what_cannot_be_done_is_a_usage_error_that_says_why(rides: Rides) 
         (["retry", "rides", "ffff", *because], "no saga ffff"),
         (["show", "rides", "0"], "ids of several sagas", first, "write more"),
         (["list", "rides", "--status", "dead"], "'dead' is not a status", "parked"),
-        (["retry", "rides"], "--parked"),
-        (["retry", "rides", first, "--parked"], "--parked"),
-        (["retry", "rides", ended], "the saga has ended: it is completed"),
+        (["retry", "rides", *because], "--parked"),
+        (["retry", "rides", first, "--parked", *because], "--parked"),
+        (["retry", "rides", ended, *because], "the saga has ended: it is completed"),
+        (["skip", "rides", first, "--reason", " "], "Say why"),
         (["skip", "rides", first, "--step", "bill", *because], "not wait for 'bill'", "reserve"),
         (["graph", "rides", "lift"], "no saga 'lift'", "rides.ride"),
         (["list", "cars"], "Service 'cars' has no saga", "service.include"),
@@ -362,7 +363,7 @@ async def test_what_cannot_be_done_is_a_usage_error_that_says_why(rides: Rides) 
         error = (await rides.call("saga", *arguments)).exception
         assert isinstance(error, UsageError), arguments
         assert all(word in str(error) for word in words), error
-    for command in ("skip", "undo", "cancel"):
+    for command in ("retry", "skip", "undo", "cancel"):
         result = await rides.call("saga", command, "rides", first)
         assert (result.exit_code, "--reason" in result.stderr) == (2, True)
     assert (await rides.shown("a"))["status"] == "running"
@@ -378,7 +379,7 @@ async def test_control_characters_of_a_key_or_state_never_reach_the_terminal(rid
 async def test_the_installed_command_lists_and_fails_as_the_others_do(rides: Rides) -> None:
     await rides.start("a")
     rides.project.run("saga", "list", "rides").succeeds("1 saga(s) listed, 1 open")
-    rides.project.run("saga", "retry", "rides", "ffff").fails(2, "no saga ffff")
+    rides.project.run("saga", "retry", "rides", "ffff", "--reason", "x").fails(2, "no saga ffff")
 
 
 def test_the_command_line_starts_without_the_code_of_sagas(project: Project) -> None:

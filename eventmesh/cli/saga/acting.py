@@ -30,10 +30,10 @@ Step = Annotated[
 
 def retry(
     service: Name,
+    reason: Reason,
     saga_id: Annotated[
         str | None, typer.Argument(help="Id of the saga, or its beginning.", metavar="ID")
     ] = None,
-    reason: Reason = "",
     step: Step = None,
     parked: Annotated[
         bool, typer.Option("--parked", help="All parked sagas of the service.")
@@ -48,6 +48,7 @@ def retry(
     Example:
       eventmesh saga retry orders 01a2 --reason "the bank is back"
     """
+    _check(reason)
     if (saga_id is None) is not parked:
         raise UsageError("Name a saga, or give --parked: exactly one of these.")
     if parked:
@@ -61,17 +62,26 @@ def skip(service: Name, saga_id: SagaId, reason: Reason, step: Step = None) -> N
 
     For what was settled by hand: say so in the reason.
     """
+    _check(reason)
     _act(service, saga_id, "skip", reason, step)
 
 
 def undo(service: Name, saga_id: SagaId, reason: Reason) -> None:
     """Undo what a saga has done, in reverse order; possible until its pivot is done."""
+    _check(reason)
     _act(service, saga_id, "undo", reason, None)
 
 
 def cancel(service: Name, saga_id: SagaId, reason: Reason) -> None:
     """End a saga as it is: nothing more is sent, and nothing is undone."""
+    _check(reason)
     _act(service, saga_id, "cancel", reason, None)
+
+
+def _check(reason: str) -> None:
+    """UsageError for a reason that says nothing."""
+    if not reason.strip():
+        raise UsageError('Say why, for whoever reads the saga\'s log: --reason "the bank is back".')
 
 
 def _act(service: str, saga_id: str, operation: Operation, reason: str, step: str | None) -> None:

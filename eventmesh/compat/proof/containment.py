@@ -266,7 +266,7 @@ class Prover:
             kind == "string" and no_text(alternative, [spelled(other.values)], self._budget)
         ):
             return False
-        if any(not self._bars(alternative, value) for value in other.barred):
+        if any(not self._excludes(alternative, value) for value in other.excluded):
             return False
         if kind in ("integer", "fraction"):
             return number_within(alternative, other, kind)
@@ -276,10 +276,10 @@ class Prover:
             return self._list_within(alternative, other)
         return kind != "object" or self._object_within(alternative, other)
 
-    def _bars(self, alternative: Alternative, value: Any) -> bool:
+    def _excludes(self, alternative: Alternative, value: Any) -> bool:
         """Whether a value is surely none of the alternative's."""
         [kind] = alternative.types
-        if type_of(value) != kind or any(same(value, barred) for barred in alternative.barred):
+        if type_of(value) != kind or any(same(value, other) for other in alternative.excluded):
             return True
         if kind == "string":
             return (

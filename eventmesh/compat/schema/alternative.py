@@ -40,7 +40,7 @@ class Alternative:
 
     types: frozenset[str] = frozenset(TYPES)
     values: tuple[Any, ...] | None = None
-    barred: tuple[Any, ...] = ()
+    excluded: tuple[Any, ...] = ()
     low: int | float | None = None
     low_open: bool = False
     high: int | float | None = None
@@ -86,11 +86,11 @@ def closed(alternative: Alternative) -> Alternative:
     """The alternative with the types that its own bounds leave."""
     types = set(alternative.types)
     if alternative.values is not None:
-        barred = alternative.barred
+        excluded = alternative.excluded
         alternative.values = tuple(
             value
             for value in alternative.values
-            if type_of(value) in types and not any(same(value, other) for other in barred)
+            if type_of(value) in types and not any(same(value, other) for other in excluded)
         )
         types &= {type_of(value) for value in alternative.values}
     if alternative.max_length is not None and alternative.max_length < alternative.min_length:

@@ -34,7 +34,7 @@ def finite(alternative: Alternative) -> Sequence[Any] | None:
     return [
         value
         for value in values
-        if not any(same(value, barred) for barred in alternative.barred)
+        if not any(same(value, other) for other in alternative.excluded)
         and fits(alternative, value)
     ]
 

@@ -172,7 +172,7 @@ def _narrow_by_failure(alternative: Alternative, keyword: str, value: Any) -> No
         alternative.types -= types_of(value)
         return
     if keyword in ("enum", "const"):
-        alternative.barred = (*alternative.barred, *(value if keyword == "enum" else [value]))
+        alternative.excluded = (*alternative.excluded, *(value if keyword == "enum" else [value]))
         return
     alternative.types &= frozenset(_KEYWORDS_OF[keyword])
     _FAILURES[keyword](alternative, value)

@@ -139,8 +139,8 @@ def examples(
 ) -> Iterator[str]:
     """Texts as `example` returns them, one for each set of final states, the shortest first."""
     wanted = [_compile(pattern, unicode) for pattern in matching]
-    barred = [_compile(pattern, unicode) for pattern in missing]
-    automata = [*wanted, *barred]
+    unwanted = [_compile(pattern, unicode) for pattern in missing]
+    automata = [*wanted, *unwanted]
     budget.spend(10 + sum(len(automaton.moves) for automaton in automata))
     alphabet = _alphabet(automata)
     begin = tuple(a.closure(frozenset({a.first}), True, False) for a in automata)

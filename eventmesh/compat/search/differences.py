@@ -209,7 +209,7 @@ class DifferenceSearch:
         if alternative.values is not None or kind not in ("object", "array"):
             found = self._generator.values_of(alternative, kind, ())
             return next(
-                (v for v in found if not any(same(v, b) for b in alternative.barred)), _NONE
+                (v for v in found if not any(same(v, b) for b in alternative.excluded)), _NONE
             )
         if kind == "array":
             if alternative.contains or (alternative.unique and alternative.min_items > 1):

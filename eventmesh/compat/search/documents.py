@@ -124,7 +124,7 @@ class CandidateGenerator:
             return
         if kind not in ("object", "array"):
             for counterpart in counterparts:
-                for value in chain(counterpart.values or (), counterpart.barred):
+                for value in chain(counterpart.values or (), counterpart.excluded):
                     if type_of(value) == kind:
                         yield value
         if kind == "null":
@@ -148,7 +148,7 @@ class CandidateGenerator:
         self, alternative: Alternative, counterparts: Sequence[Alternative], alone: bool, depth: int
     ) -> Iterator[list[Any]]:
         for counterpart in counterparts:
-            for value in chain(counterpart.values or (), counterpart.barred):
+            for value in chain(counterpart.values or (), counterpart.excluded):
                 if isinstance(value, list):
                     yield value
         width = _width(alone, depth)
@@ -266,7 +266,7 @@ class CandidateGenerator:
         self, alternative: Alternative, counterparts: Sequence[Alternative], alone: bool, depth: int
     ) -> Iterator[dict[str, Any]]:
         for counterpart in counterparts:
-            for value in chain(counterpart.values or (), counterpart.barred):
+            for value in chain(counterpart.values or (), counterpart.excluded):
                 if isinstance(value, dict):
                     yield value
         shortest = self._shortest(alternative, depth)
@@ -337,7 +337,7 @@ class CandidateGenerator:
     ) -> Iterator[dict[str, Any]]:
         declared = {name: v[0] for name, v in choices.items() if name in alternative.properties}
         whole = {**least, **declared}
-        names = _telling(alternative, choices)
+        names = _names_to_vary(alternative, choices)
         for name in names:
             if name not in least:
                 yield {**least, name: choices[name][0]}
@@ -450,7 +450,7 @@ def _width(alone: bool, depth: int) -> int:
     return NARROW if alone else max(WIDTH >> max(depth - 1, 0), EQUAL + 1)
 
 
-def _telling(alternative: Alternative, choices: Mapping[str, list[Any]]) -> list[str]:
+def _names_to_vary(alternative: Alternative, choices: Mapping[str, list[Any]]) -> list[str]:
     """The names to vary: first those with more values than an equal part gets, and those that the
     schema does not name; of the others some."""
     names = list(choices)

@@ -132,7 +132,7 @@ def numbers(alternative: Alternative, counterparts: Sequence[Alternative]) -> It
     for one in [alternative, *counterparts]:
         points += [bound for bound in (one.low, one.high) if bound is not None]
         points += [value for value in one.values or () if type(value) in (int, float)]
-        points += [value for value in one.barred if type(value) in (int, float)]
+        points += [value for value in one.excluded if type(value) in (int, float)]
     steps = [
         *alternative.multiples,
         *(step for counterpart in counterparts for step in counterpart.multiples),

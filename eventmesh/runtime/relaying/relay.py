@@ -239,7 +239,9 @@ class Relay:
                 parked=attempt >= PARK_AFTER,
                 reason=reason,
             )
-            rejected.append(Rejection(row.seq, reason, now + timedelta(seconds=hold_time(attempt))))
+            rejected.append(
+                Rejection(row.seq, reason, now + timedelta(seconds=pause_after_rejections(attempt)))
+            )
         all_done = not dispatched.confirmed and not rejected
         if dispatched.confirmed and not rejected:  # as a rule, one statement does it
             async with self._database.queue("statement") as connection:
@@ -252,7 +254,7 @@ class Relay:
         self.vitals.rejected += len(rejected)
 
 
-def hold_time(attempts: int) -> float:
+def pause_after_rejections(attempts: int) -> float:
     """Seconds for which a message is held, with its key, after this many rejections: doubled each
     time, about 100 s in all before it is parked. A full queue is given time to empty."""
     return min(0.1 * 2.0**attempts, 60.0)
