@@ -37,12 +37,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from benchmarks.measure import Broken, Mark, Rate, settle_memory
 from benchmarks.report import Row, facts, latency_rows, print_table, rate_rows
 from benchmarks.sagas_coordinator import coordinator_rates
-from benchmarks.sagas_counts import Count, counts, run_all
+from benchmarks.sagas_counts import Count, counts, print_counts, print_texts, run_all
 from benchmarks.sagas_hop import hops_by_hand, our_hops
 from benchmarks.sagas_programs import (
     MakeEngine,
@@ -69,11 +68,8 @@ LEVEL_TIMEOUT = 15.0
 IDLE_PAUSE = 0.02
 """Seconds of quiet before each idle workflow."""
 
-VISIT_TIMEOUT = 90.0
+VISIT_TIMEOUT = 180.0
 """Seconds after which a run of a program counts as hung."""
-
-RARE = 0.1
-"""Statements that a workflow executes less often are not printed: those of new connections."""
 
 PARTS = ("workflows", "coordinator", "hop", "counts")
 OURS, DBOS, EDDA, SHOP = "ours", "DBOS", "Edda", "shop"
@@ -182,19 +178,16 @@ async def workflow_rows(servers: Servers, sizes: Sizes, rounds: int) -> list[Row
                 await visit(engine, servers, sizes, found[name])
             except* (Broken, TimeoutError) as errors:
                 raise Broken(f"{name}: {errors.exceptions!r}") from errors
-    peers = {
-        (name, f"{name}, {level} at a time"): rates
+    dbos, edda = (
+        {(name, f"{name}, {level} at a time"): rates for level, rates in found[name].rates.items()}
         for name in (DBOS, EDDA)
-        for level, rates in found[name].rates.items()
-    }
-    of_dbos = {key: rates for key, rates in peers.items() if key[0] == DBOS}
+    )
     rows = []
     for level, rates in found[OURS].rates.items():
-        rows += rate_rows(f"thin saga, {level} at a time", rates, peers, unit="wf/s")
+        rows += rate_rows(f"thin saga, {level} at a time", rates, dbos | edda, unit="wf/s")
     for level, rates in found[SHOP].rates.items():
-        rows += rate_rows(
-            f"shop, {level} at a time", rates, of_dbos, unit="wf/s", goal="at least 4"
-        )
+        what = f"shop, {level} at a time"
+        rows += rate_rows(what, rates, dbos, unit="wf/s", goal="at least 4")
     idle = {(name, name): found[name].idle for name in (DBOS, EDDA)}
     return rows + latency_rows("one idle saga", 50, found[OURS].idle, idle)
 
@@ -202,7 +195,7 @@ async def workflow_rows(servers: Servers, sizes: Sizes, rounds: int) -> list[Row
 async def coordinator_rows(servers: Servers, sizes: Sizes, rounds: int) -> list[Row]:
     """Waiting answers a second."""
     found = [await coordinator_rates(servers, sizes.answers) for _ in range(rounds)]
-    ours, raw = [each for each, _ in found], [each for _, each in found]
+    ours, raw = zip(*found, strict=True)
     return rate_rows("coordinator alone", ours, {("raw", "raw SQL"): raw}, unit="answers/s")
 
 
@@ -212,12 +205,11 @@ async def hop_rows(servers: Servers, sizes: Sizes, rounds: int) -> list[Row]:
     for _ in range(rounds):
         ours.append(await our_hops(servers, sizes.hops))
         by_hand.append(await hops_by_hand(servers, sizes.hops))
+    peers = {("by hand", "by hand"): by_hand}
     return [
         row
         for percent in (50, 99)
-        for row in latency_rows(
-            "one hop", percent, ours, {("by hand", "by hand"): by_hand}, goal="at most 2"
-        )
+        for row in latency_rows("one hop", percent, ours, peers, goal="at most 2")
     ]
 
 
@@ -274,52 +266,15 @@ def main(
     if rows:
         print_table(console, rows)
     if counted:
-        _print_counts(console, counted)
+        print_counts(console, counted)
     if statements:
-        _print_texts(console, [each for each in counted if each.program == OURS])
+        print_texts(console, [each for each in counted if each.program == OURS])
     output.parent.mkdir(parents=True, exist_ok=True)
     found = {"rows": [asdict(row) for row in rows], "counts": [asdict(each) for each in counted]}
     output.write_text(json.dumps(found, indent=2) + "\n")
     console.print(f"{time.perf_counter() - began:.0f} s; rows in {output}.", highlight=False)
     if failures:
         raise typer.Exit(1)
-
-
-def _print_counts(console: Console, counted: Sequence[Count]) -> None:
-    table = Table(title="asked of the servers by one workflow")
-    table.add_column("program")
-    table.add_column("workflows")
-    for heading in ("ms each", "SQL statements", "commits", "trips", "Redis commands", "trips"):
-        table.add_column(heading, justify="right")
-    table.add_column("most of them")
-    for each in counted:
-        table.add_row(
-            each.program,
-            each.when,
-            f"{each.seconds * 1000:.0f}",
-            f"{each.statements:.1f}",
-            f"{each.commits:.1f}",
-            f"{each.postgres_trips:.1f}",
-            f"{each.commands:.1f}",
-            f"{each.redis_trips:.1f}",
-            "\n".join(filter(None, (_most(each.by_statement), _most(each.by_command)))),
-        )
-        if each.when.startswith("idle"):
-            table.add_section()
-    console.print(table)
-
-
-def _print_texts(console: Console, counted: Sequence[Count]) -> None:
-    for each in counted:
-        console.print(f"{each.program}, {each.when}:", highlight=False)
-        for text, number in each.by_text.items():
-            if number >= RARE:
-                line = f"{number:8.2f}  {text}"
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _most(numbers: dict[str, float]) -> str:
-    return ", ".join(f"{name} {number:.1f}" for name, number in list(numbers.items())[:5])
 
 
 if __name__ == "__main__":

@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
+
+from rich.console import Console
+from rich.table import Table
 
 from benchmarks.counting_proxies import Traffic, postgres_proxy, redis_proxy
 from benchmarks.sagas_programs import MakeEngine, Run, Servers
@@ -23,6 +27,9 @@ TRAILING = 0.3
 
 IDLE = 3.0
 """Seconds for which an idle program is counted."""
+
+RARE = 0.1
+"""Statements that a workflow executes less often are not printed: those of new connections."""
 
 _ENDS = ("BEGIN", "COMMIT", "ROLLBACK")
 
@@ -105,3 +112,42 @@ def _count(
         by_command=each(commands),
         by_text=each(after.texts - before.texts),
     )
+
+
+def print_counts(console: Console, counted: Sequence[Count]) -> None:
+    """A line for each count; below it the statements and commands that are the most of it."""
+    table = Table(title="asked of the servers by one workflow")
+    table.add_column("program")
+    table.add_column("workflows")
+    for heading in ("ms each", "SQL statements", "commits", "trips", "Redis commands", "trips"):
+        table.add_column(heading, justify="right")
+    table.add_column("most of them")
+    for each in counted:
+        table.add_row(
+            each.program,
+            each.when,
+            f"{each.seconds * 1000:.0f}",
+            f"{each.statements:.1f}",
+            f"{each.commits:.1f}",
+            f"{each.postgres_trips:.1f}",
+            f"{each.commands:.1f}",
+            f"{each.redis_trips:.1f}",
+            "\n".join(filter(None, (_most(each.by_statement), _most(each.by_command)))),
+        )
+        if each.when.startswith("idle"):
+            table.add_section()
+    console.print(table)
+
+
+def print_texts(console: Console, counted: Sequence[Count]) -> None:
+    """How often each statement was executed."""
+    for each in counted:
+        console.print(f"{each.program}, {each.when}:", highlight=False)
+        for text, number in each.by_text.items():
+            if number >= RARE:
+                line = f"{number:8.2f}  {text}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _most(numbers: dict[str, float]) -> str:
+    return ", ".join(f"{name} {number:.1f}" for name, number in list(numbers.items())[:5])

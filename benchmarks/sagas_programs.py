@@ -2,8 +2,8 @@
 
 DBOS and Edda are engines in one process with one database. Their steps are empty functions of that
 process, so that an engine writes down each step and sends nothing to anybody. Our saga sends each
-step to another service with a database of its own, by outbox, broker and inbox: seven messages and
-eight transactions, if nothing shares one.
+step to another service with a database of its own: seven messages, each of which is written to an
+outbox, relayed to the broker, and handled in a transaction with its id in an inbox.
 
 | program | set up with                                                                          |
 |---------|--------------------------------------------------------------------------------------|

@@ -36,11 +36,13 @@ LOOK_EVERY = 0.02
 ORDERS_OF_AN_ARTICLE = 100
 """Fewer than are in stock, so that no order fails."""
 
+ORDERS_OF_A_CUSTOMER = 3
+"""As in the purchases that the demo replays."""
+
 
 @asynccontextmanager
 async def shop_orders(servers: Servers) -> AsyncIterator[Run]:
-    """Each run places an order that everybody can fulfil, by a customer with a card of their own,
-    and waits until it is closed."""
+    """Each run places an order that everybody can fulfil, and waits until it is closed."""
     services = load_services(SERVICES, Path.cwd())
     orders, clock, placed = services[0], SystemClock(), 0
     waiting: dict[UUID, asyncio.Future[None]] = {}
@@ -50,7 +52,7 @@ async def shop_orders(servers: Servers) -> AsyncIterator[Run]:
         placed += 1
         order = PlaceOrder(
             order_id=UUID(clock.new_id()),
-            card=f"card-{placed}",
+            card=f"card-{placed // ORDERS_OF_A_CUSTOMER}",
             sku=f"cd-{placed // ORDERS_OF_AN_ARTICLE}",
             quantity=1,
             amount=Decimal("14.99"),
