@@ -44,7 +44,7 @@ _SERVER_LEASE_TIME = 60.0  # real seconds: no lease expires while a relay runs
 LONG_AGO = "2000-01-01"
 """An expiry that lies in the past for every clock."""
 
-_TABLES = ("outbox", "inbox", "start", "relay")
+_TABLES = ("outbox", "inbox", "start", "relay", "saga", "saga_log")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Deployment:
     ledger: str
     atomic_batches: bool
     """Whether the broker stores a batch completely or not at all, or message by message."""
+    has_sagas: bool = False
+    """Whether its services are those of `sagas`, in the place of those of `services`."""
 
     @property
     def broker_file(self) -> Path:
@@ -139,9 +141,8 @@ async def create_tables(deployment: Deployment) -> None:
         await database.close()
 
 
-async def seed(deployment: Deployment, clock: Clock) -> None:
-    """Reset everything to the beginning of a schedule: unpublished messages in the desk's outbox,
-    and undelivered ones in the broker."""
+async def empty(deployment: Deployment) -> None:
+    """Reset everything, as before the first message."""
     for file in Path(deployment.folder).glob("broker.db*"):  # noqa: ASYNC240  # as above
         file.unlink()
     for service in SUBSCRIPTIONS:
@@ -151,6 +152,12 @@ async def seed(deployment: Deployment, clock: Clock) -> None:
             "DELETE FROM effects",
             "UPDATE eventmesh_lease SET owner = NULL, expires_at = NULL",
         )
+
+
+async def seed(deployment: Deployment, clock: Clock) -> None:
+    """Begin a schedule: unpublished messages in the desk's outbox, and undelivered ones in the
+    broker."""
+    await empty(deployment)
     desk = make_desk(clock)
     desk.configure(deployment.settings())
     async with desk:

@@ -138,6 +138,41 @@ def test_when_one_of_two_workers_is_killed_the_other_completes_everything_once(
     record(Row(name_of(request, database), "one of two killed", where, len(killed), len(killed)))
 
 
+@amount
+def test_a_restart_after_a_kill_at_any_point_ends_every_saga_in_its_way(
+    pool: ForkServerPool,
+    sqlite_deployments: list[Deployment],
+    tmp_path: Path,
+    record: Record,
+    amount: str,
+) -> None:
+    first = replace(sqlite_deployments[0], has_sagas=True)
+    taken = pool.call("take_snapshots", first, snapshot_folder=str(tmp_path / "left"))
+    points, left = points_of(taken), taken["left"]
+    numbers = sorted(set(left))[:: 4 if amount == "some" else 1]
+    deployments = [
+        replace(sqlite_deployment(tmp_path / "left" / str(number)), has_sagas=True)
+        for number in numbers
+    ]
+    for number, result in zip(numbers, pool.recover(deployments), strict=True):
+        assert not result["violations"], points[left.index(number)]
+    record(Row("sqlite", "sagas, what any kill leaves", points, len(deployments), 0))
+
+
+@amount
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_a_restart_after_a_real_kill_ends_every_saga_in_its_way(
+    pool: ForkServerPool, request: pytest.FixtureRequest, record: Record, database: str, amount: str
+) -> None:
+    deployments = [replace(each, has_sagas=True) for each in deployments_on(request, database)]
+    points = points_of(pool.call("kill_and_recover", deployments[0], kills=[]))
+    if amount == "some":
+        points = sample(writes(points), 6)
+    killed = kill_enough(pool, deployments, [[point] for point in points], 1 - NEVER_MET)
+    where = [point for [point] in killed]
+    record(Row(name_of(request, database), "sagas, killed", where, len(killed), len(killed)))
+
+
 def deployments_on(request: pytest.FixtureRequest, database: str) -> list[Deployment]:
     fixture = "sqlite_deployments" if database == "sqlite" else "postgres_deployments"
     deployments: list[Deployment] = request.getfixturevalue(fixture)

@@ -22,9 +22,9 @@ from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.transports.base import PublishResult, Transport
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope
-from tests.crash import invariants
+from tests.crash import invariants, sagas
 from tests.crash.crash_points import CURRENT_RUN, Kill, WorkerRun
-from tests.crash.deployment import Deployment, expire_leases, seed
+from tests.crash.deployment import Deployment, empty, expire_leases, seed
 from tests.crash.services import REFUSED, make_desk, make_ledger
 from tests.crash.snapshots import Snapshots
 from tests.crash.virtual_loop import VirtualLoop, site
@@ -153,7 +153,21 @@ async def prepare(deployment: Deployment, number: int, clock: Clock) -> None:
     """Seed the deployment before run 1; before a later run, let the dead worker's leases
     expire."""
     with observing():
-        await (seed(deployment, clock) if number == 1 else expire_leases(deployment))
+        if number > 1:
+            await expire_leases(deployment)
+        elif deployment.has_sagas:
+            await seed_sagas(deployment, clock)
+        else:
+            await seed(deployment, clock)
+
+
+async def seed_sagas(deployment: Deployment, clock: Clock) -> None:
+    """Begin a schedule of sagas: what starts them is in the desk's outbox."""
+    await empty(deployment)
+    desk, _ = sagas.make_services(clock)
+    desk.configure(deployment.settings())
+    async with desk:
+        await sagas.open_sales(desk)
 
 
 async def finish(
@@ -169,6 +183,8 @@ async def finish(
             return [*found, f"a worker does not stop; its tasks wait at {waits}"]
         task.result()
     with observing():
+        if deployment.has_sagas:
+            return found + await sagas.violations(deployment)
         return found + await invariants.violations(deployment, ordered=ordered)
 
 
@@ -200,7 +216,10 @@ async def _work(
     deployment: Deployment, clock: Clock, stop: asyncio.Event, sent: list[Envelope]
 ) -> None:
     settings = deployment.settings()
-    services = [make_desk(clock), make_ledger(clock)]
+    if deployment.has_sagas:
+        services = sagas.make_services(clock)
+    else:
+        services = [make_desk(clock), make_ledger(clock)]
     async with open_transport(settings.broker_url, clock, settings.transport_options) as transport:
         rejecting = RejectingTransport(transport, sent, atomic_batches=deployment.atomic_batches)
         await Worker(services, rejecting, settings, clock).run(stop)
@@ -216,7 +235,7 @@ async def until_idle(
     while loop.time() < until and not sooner():
         await asyncio.sleep(LOOK_INTERVAL)
         with observing():
-            if await invariants.is_idle(deployment):
+            if await (sagas if deployment.has_sagas else invariants).is_idle(deployment):
                 return True
         if any(task.done() for task in working):
             return False
