@@ -94,7 +94,8 @@ async def dbos_workflows(servers: Servers) -> AsyncIterator[Run]:
         DBOS(
             config={
                 "name": "benchmark",
-                "system_database_url": driven_by("psycopg", url),
+                # psycopg gives bytes where a server's own encoding is SQL_ASCII.
+                "system_database_url": driven_by("psycopg", url, client_encoding="utf8"),
                 "log_level": "ERROR",
             }
         )
@@ -197,10 +198,12 @@ def commits_told_to(listener: Callable[[object], None]) -> Iterator[None]:
         events.remove(kind, "after_commit", listener)
 
 
-def driven_by(driver: str, url: str) -> str:
-    """The URL of a PostgreSQL database with another driver, or "" for one that names none."""
+def driven_by(driver: str, url: str, **options: str) -> str:
+    """The URL of a PostgreSQL database with another driver, or "" for one that names none, and with
+    these options of the driver."""
     drivername = f"postgresql+{driver}" if driver else "postgresql"
-    return make_url(url).set(drivername=drivername).render_as_string(hide_password=False)
+    parsed = make_url(url).set(drivername=drivername).update_query_dict(options)
+    return parsed.render_as_string(hide_password=False)
 
 
 async def check_count(url: str, rows: str, expected: int) -> None:
