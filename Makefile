@@ -30,6 +30,7 @@ quick: check  ## lint, types and unit tests, in about a minute
 soak: export EVENTMESH_SOAK_MINUTES ?= 10
 soak: $(VENV)/.dev  ## all crash points; connections cut after every few bytes; 100,000 inputs to the decoders; all faults on all servers, again and again for EVENTMESH_SOAK_MINUTES
 	$(BIN)/python -m pytest tests/crash tests/integration/test_*_cuts.py tests/integration/test_broker_cancellation.py \
+		tests/integration/test_mariadb.py \
 		tests/unit/persistence/test_state_machine.py tests/unit/test_decoders.py tests/faults tests/acceptance -m "soak or not soak" $(ARGS)
 
 cluster: $(VENV)/.dev  ## nodes of a three-node RabbitMQ cluster are killed under load; needs Docker

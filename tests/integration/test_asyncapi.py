@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -219,8 +218,7 @@ def shop(project: Project) -> Project:
         '[project]\nname = "a-shop"\nversion = "4.5"\n[tool.eventmesh.services]\n'
         + "\n".join(lines),
     )
-    path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    project.environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    (project.root / "services").symlink_to(ROOT / "services")
     return project
 
 

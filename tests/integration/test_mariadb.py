@@ -520,13 +520,15 @@ class TestJoin:
 
 
 class TestMigration:
+    @pytest.mark.parametrize("step", [2, pytest.param(1, marks=pytest.mark.soak)])
     async def test_a_migration_that_was_interrupted_anywhere_can_be_completed(
-        self, mariadb_server: Server, mariadb_url: str
+        self, mariadb_server: Server, mariadb_url: str, step: int
     ) -> None:
-        """MariaDB commits each statement of a migration by itself."""
+        """MariaDB commits each statement of a migration by itself. It is interrupted after every
+        second one, and in the soak after each."""
         statements = 0
         while await self.is_interrupted(mariadb_url, after=statements):
-            statements += 1
+            statements += step
             database = Database(mariadb_url, service="shop")
             assert await migration.upgrade(database) is True
             async with database.connection() as connection:

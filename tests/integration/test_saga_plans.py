@@ -3,20 +3,23 @@ sagas are open and however many have ended."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event, insert, text
+from sqlalchemy import Engine, event, insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence import migration, outbox, purge, sagas, tables
 from eventmesh.persistence.database import AsyncSession, Database
 from eventmesh.persistence.outbox import Outgoing
 from eventmesh.persistence.sagas import LogEntry, SagaRow
+from eventmesh.testing.servers import Server, fresh_database
 from eventmesh.wire.envelope import Envelope
 from tests.support import units
 
@@ -57,18 +60,55 @@ def saga_row(index: int) -> dict[str, Any]:
     }
 
 
-EVEN_WITHOUT_STATISTICS = pytest.mark.parametrize(
-    "database", [True, False], indirect=True, ids=["analyzed", "new"]
-)
-"""A table that was filled a moment ago is read as one that PostgreSQL has statistics of."""
+def even_without_statistics(tests: str) -> pytest.MarkDecorator:
+    """A table that was filled a moment ago is read as one that PostgreSQL has statistics of."""
+    return pytest.mark.parametrize(
+        "filled_url", [(True, tests), (False, tests)], indirect=True, ids=["analyzed", "new"]
+    )
+
+
+READING, WRITING = "that read", "that write"
+"""Tests that share a database. What is written stays in the indexes even if it is undone."""
+
+EVEN_WITHOUT_STATISTICS = even_without_statistics(READING)
+
+
+@pytest.fixture(scope="module")
+def filled_urls(postgres_server: Server) -> Iterator[Callable[[bool, str], str]]:
+    """Returns databases that are filled, with statistics or without, for tests of one kind. They
+    are shared, because filling one takes a second, so no test changes anything for the next."""
+    loop, stack, urls = asyncio.new_event_loop(), AsyncExitStack(), dict[tuple[bool, str], str]()
+
+    def url(is_analyzed: bool, tests: str) -> str:
+        key = is_analyzed, tests
+        if key not in urls:
+            fresh = stack.enter_async_context(fresh_database(postgres_server))
+            urls[key] = loop.run_until_complete(fresh)
+            loop.run_until_complete(fill(urls[key], is_analyzed=is_analyzed))
+        return urls[key]
+
+    yield url
+    loop.run_until_complete(stack.aclose())
+    loop.close()
 
 
 @pytest.fixture
-async def database(postgres_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
-    """With sagas, their logs, time-outs, and messages that are due at once; analyzed, as PostgreSQL
-    does by itself within a minute or two, or not yet."""
-    is_analyzed = getattr(request, "param", True)
-    database = Database(postgres_url, service="orders")
+def filled_url(request: pytest.FixtureRequest, filled_urls: Callable[[bool, str], str]) -> str:
+    return filled_urls(*getattr(request, "param", (True, READING)))
+
+
+@pytest.fixture
+async def database(filled_url: str) -> AsyncIterator[Database]:
+    database = Database(filled_url, service="orders")
+    await database.connect()
+    yield database
+    await database.close()
+
+
+async def fill(url: str, *, is_analyzed: bool) -> None:
+    """Store sagas, their logs, time-outs, and messages that are due at once; analyzed, as
+    PostgreSQL does by itself within a minute or two, or not yet."""
+    database = Database(url, service="orders")
     await migration.upgrade(database)
     if not is_analyzed:
         async with database.connection() as connection:
@@ -92,7 +132,6 @@ async def database(postgres_url: str, request: pytest.FixtureRequest) -> AsyncIt
         async with database.engine.connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             await connection.execute(text("ANALYZE"))
-    yield database
     await database.close()
 
 
@@ -127,39 +166,48 @@ async def reads(
     """The plans of the statements that this runs, in their order, each as it was carried out; with
     `queue` by the settings of the relay's and the purger's connections."""
     seen: list[tuple[str, Any]] = []
+    noting = False
 
     def note(
         _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
     ) -> None:
-        if "SAVEPOINT" not in statement:
+        if noting and "SAVEPOINT" not in statement:
             seen.append((statement, parameters))
 
-    engine = database.engine.sync_engine
-    async with database.queue() if queue else database.connection() as connection:
-        # Undone before they are explained, which carries them out again.
-        trial = await connection.begin_nested()
-        event.listen(engine, "before_cursor_execute", note)
-        try:
+    # Before there is a connection, which otherwise would not tell.
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        async with database.queue() if queue else database.connection() as connection:
+            # Undone before they are explained, which carries them out again.
+            trial = await connection.begin_nested()
+            noting = True
             await run(connection)
-        finally:
-            event.remove(engine, "before_cursor_execute", note)
-        await trial.rollback()
-        found = []
-        for statement, parameters in seen:
-            explained = await connection.exec_driver_sql(
-                f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters
-            )
-            plan = explained.scalar_one()
-            plan = json.loads(plan) if isinstance(plan, str) else plan
-            scans: dict[str, int] = {}
-            for node in _nodes(plan[0]["Plan"]):
-                if "Index Name" in node or "Seq Scan" in node["Node Type"]:
-                    rows = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
-                    where = node.get("Index Name") or node.get("Relation Name", "")
-                    name = f"{node['Node Type']} {where}"
-                    scans[name] = scans.get(name, 0) + int(rows * node["Actual Loops"])
-            found.append(Read(scans, json.dumps(plan, indent=1)))
+            noting = False
+            await trial.rollback()
+            trial = await connection.begin_nested()
+            found = [await explained(connection, *statement) for statement in seen]
+            await trial.rollback()  # for the next test
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert found
     return found
+
+
+async def explained(connection: AsyncConnection, statement: str, parameters: Any) -> Read:
+    """What a statement reads as it is carried out."""
+    answer = await connection.exec_driver_sql(
+        f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters
+    )
+    plan = answer.scalar_one()
+    plan = json.loads(plan) if isinstance(plan, str) else plan
+    scans: dict[str, int] = {}
+    for node in _nodes(plan[0]["Plan"]):
+        if "Index Name" in node or "Seq Scan" in node["Node Type"]:
+            rows = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+            where = node.get("Index Name") or node.get("Relation Name", "")
+            name = f"{node['Node Type']} {where}"
+            scans[name] = scans.get(name, 0) + int(rows * node["Actual Loops"])
+    return Read(scans, json.dumps(plan, indent=1))
 
 
 async def one(
@@ -215,7 +263,7 @@ async def test_a_group_locks_its_sagas_by_keys_alone(database: Database) -> None
     assert read.rows <= 2 * len(keys), read.plan
 
 
-@EVEN_WITHOUT_STATISTICS
+@even_without_statistics(WRITING)
 async def test_what_a_group_has_changed_is_stored_without_reading_other_sagas(
     database: Database,
 ) -> None:

@@ -339,7 +339,7 @@ def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     structlog.reset_defaults()
 
 
-@pytest.mark.parametrize("examples", [20, pytest.param(2_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("examples", [10, pytest.param(2_000, marks=pytest.mark.soak)])
 def test_committed_messages_take_effect_once_and_in_order_under_random_faults(
     template: Path, examples: int
 ) -> None:
