@@ -40,7 +40,7 @@ def rig_in_memory(
     ),
     broker: MemoryBroker | None = None,
     *,
-    within: float = 20.0,
+    patience: float = 20.0,
 ) -> Rig:
     """A rig of transports that are all made for one broker in memory."""
     broker = broker or MemoryBroker()
@@ -77,7 +77,7 @@ def rig_in_memory(
         cut=cut,
         refuse=broker.refusing if isinstance(broker, RefusingBroker) else None,
         visibility_timeout=0.2,  # memory has none; it is only waited for in vain
-        within=within,
+        patience=patience,
     )
 
 

@@ -78,7 +78,7 @@ async def test_a_guarantee_notices_a_transport_that_breaks_it(
     guarantee: Guarantee, transport: type[BrokenTransport]
 ) -> None:
     with pytest.raises(GuaranteeBroken):
-        await guarantee(rig_in_memory(transport, transport.made_by(), within=1.0))
+        await guarantee(rig_in_memory(transport, transport.made_by(), patience=1.0))
 
 
 @pytest.mark.parametrize("guarantee", GUARANTEES, ids=lambda guarantee: guarantee.__name__)
