@@ -25,7 +25,7 @@ MODULES = sorted(
     path
     for pattern in (
         *("*.py", "cli/**/*.py", "contracts/**/*.py", "observability/*.py", "review/**/*.py"),
-        *("saga/*.py", "testing/**/*.py", "transports/**/*.py"),
+        *("operations/**/*.py", "saga/*.py", "testing/**/*.py", "transports/**/*.py"),
     )
     for path in PACKAGE.glob(pattern)
 )
