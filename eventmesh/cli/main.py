@@ -13,7 +13,18 @@ from typing import Annotated
 
 import typer
 
-from eventmesh.cli import asyncapi, database, demo, dlq, outbox, saga, schema, unrouted, worker
+from eventmesh.cli import (
+    asyncapi,
+    database,
+    demo,
+    dlq,
+    outbox,
+    saga,
+    schema,
+    status,
+    unrouted,
+    worker,
+)
 from eventmesh.cli.app import App
 from eventmesh.errors import EventMeshError
 from eventmesh.printable import printable_lines
@@ -47,6 +58,7 @@ def options(
 
 app.command()(worker.worker)
 app.command()(worker.dev)
+app.command()(status.status)
 app.command()(asyncapi.asyncapi)
 app.add_typer(schema.app, name="schema")
 app.add_typer(database.app, name="db")

@@ -19,10 +19,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import orjson
-from sqlalchemy import delete, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import delete, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.tables import inbox
@@ -73,6 +74,17 @@ async def claim(session: AsyncSession, subscription: str, messages: Mapping[str,
     if len(fresh) == len(messages):
         return Claim(fresh, known)
     return Claim(fresh, known | await _digests(session, subscription, set(messages) - fresh))
+
+
+async def count_since(connection: AsyncConnection, moment: datetime) -> dict[str, int]:
+    """How many messages have taken effect since then, by subscription; those without any are left
+    out."""
+    rows = await connection.execute(
+        select(inbox.c.subscription, func.count())
+        .where(inbox.c.received_at > moment)
+        .group_by(inbox.c.subscription)
+    )
+    return dict(rows.all())
 
 
 async def unclaim(session: AsyncSession, subscription: str, message_ids: Sequence[str]) -> None:

@@ -97,6 +97,13 @@ async def release(connection: AsyncConnection, owner: str) -> None:
     await connection.execute(delete(relay).where(relay.c.owner == owner))
 
 
+async def count_relays(connection: AsyncConnection) -> int:
+    """How many relays are at work now, by the leases that they have announced. Each worker process
+    of a service runs one for its outbox."""
+    live = select(func.count()).select_from(relay).where(relay.c.expires_at > database_now())
+    return (await connection.execute(live)).scalar_one()
+
+
 async def _locked(connection: AsyncConnection) -> tuple[datetime, list[Lease]]:
     """The time and all leases, locked until the transaction ends."""
     rows = (await connection.execute(_locked_leases())).all()

@@ -21,6 +21,7 @@ from typing import Any, Protocol, Self
 
 from eventmesh.errors import PublishError, Unreachable
 from eventmesh.transports.census import Census
+from eventmesh.transports.facts import BrokerFacts
 from eventmesh.transports.outcome import Outcome
 from eventmesh.wire.cloudevents import Unreadable
 from eventmesh.wire.envelope import Envelope
@@ -81,7 +82,9 @@ class DeadLetter:
 class SubscriptionStats:
     """How many messages a subscription holds, by state; None where the broker cannot tell.
 
-    `oldest_age` is the age in seconds of the oldest message that is ready.
+    `oldest_age` is the age in seconds of the oldest message that is ready, None also where none is.
+    `consumers` is how many worker processes consume the subscription. `unknown` gives, by the name
+    of a figure that the broker cannot tell, the reason in words for people.
     """
 
     ready: int
@@ -89,6 +92,10 @@ class SubscriptionStats:
     in_flight: int | None
     dead: int
     oldest_age: float | None
+    consumers: int | None = None
+    declared: bool = True
+    """Whether the broker has this subscription. Without it, no message can wait for it."""
+    unknown: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +105,14 @@ class TransportOptions:
     `visibility_timeout`: seconds without a heartbeat after which a consumer counts as dead, and its
     deliveries go to others. `prefix` starts the names of all queues, streams and keys.
     `create_missing`: connecting may create the broker where there is none, as a SQLite file is;
-    without it, counting what is not there finds nothing.
+    without it, counting what is not there finds nothing. `management_url`: RabbitMQ's management
+    API, which tells operators what AMQP does not; others ignore it.
     """
 
     visibility_timeout: float = 30.0
     prefix: str = "eventmesh"
     create_missing: bool = True
+    management_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +255,14 @@ class Transport(Protocol):
         """
         ...
 
-    async def stats(self, subscription: Subscription) -> SubscriptionStats: ...
+    async def stats(self, subscription: Subscription) -> SubscriptionStats:
+        """Count what the subscription holds. Read-only: nothing is created, and no message is taken
+        from its queue."""
+        ...
+
+    async def examine(self) -> BrokerFacts:
+        """What an operator asks about the broker as a whole. Read-only, as `stats`."""
+        ...
 
     async def census(
         self,

@@ -29,6 +29,7 @@ from eventmesh.transports.base import (
 )
 from eventmesh.transports.census import Census
 from eventmesh.transports.dead_letters import fingerprint, group_copies, without_copies
+from eventmesh.transports.facts import BrokerFacts
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
@@ -183,7 +184,13 @@ class MemoryTransport:
             in_flight=len(queue.in_flight),
             dead=len(queue.dead),
             oldest_age=max((now - queued.visible_at for queued in ready), default=None),
+            consumers=sum(each.subscription == subscription.name for each in self.broker.consumers),
+            declared=subscription.name in self.broker.queues,
         )
+
+    async def examine(self) -> BrokerFacts:
+        self._reach()
+        return BrokerFacts(clock_ahead=0.0)
 
     async def census(
         self,
@@ -290,7 +297,7 @@ def _copies(queue: _Queue, ids: Sequence[str]) -> Sequence[Sequence[str]]:
 class _MemoryConsumer:
     def __init__(self, queue: _Queue, subscription: str, prefetch: int, clock: Clock) -> None:
         self._queue = queue
-        self._subscription = subscription
+        self.subscription = subscription
         self._prefetch = prefetch
         self._clock = clock
         self._held: dict[int, _QueuedMessage] = {}
@@ -370,7 +377,7 @@ class _MemoryConsumer:
     def _dead_letter(self, queued: _QueuedMessage, reason: str, error: str) -> None:
         letter = DeadLetter(
             id=self._clock.new_id(),
-            subscription=self._subscription,
+            subscription=self.subscription,
             envelope=queued.envelope,
             reason=reason,
             error=error,

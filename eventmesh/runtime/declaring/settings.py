@@ -65,6 +65,10 @@ class Settings(BaseSettings):
     broker_prefix: str = Field(default="eventmesh", pattern=r"^[a-z][a-z0-9_.-]{0,62}$")
     """What the name of everything made on the broker begins with."""
 
+    rabbitmq_management_url: str | None = None
+    """RabbitMQ's management API, such as http://user:password@host:15672/, by which `status` and
+    `doctor` learn what AMQP does not tell. Without user and password, those of the broker's URL."""
+
     visibility_timeout: Seconds = 30.0
     """After how long without a sign of life a worker's deliveries go to another worker."""
 
@@ -156,6 +160,8 @@ class Settings(BaseSettings):
             match name:
                 case "broker_url":
                     yield name, redact(self.broker_url)
+                case "rabbitmq_management_url" if self.rabbitmq_management_url is not None:
+                    yield name, redact(self.rabbitmq_management_url)
                 case "database_urls":
                     yield name, {key: redact(url) for key, url in self.database_urls.items()}
                 case _:

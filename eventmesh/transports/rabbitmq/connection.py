@@ -103,6 +103,11 @@ class BrokerConnection:
             for wait in waits:
                 wait.cancel()
 
+    async def server_version(self) -> str:
+        """The version that the broker reports."""
+        said = (await self._connected()).server_properties.get("version", b"")
+        return said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+
     @asynccontextmanager
     async def guard(self, seconds: float | None = CONNECT_TIMEOUT) -> AsyncIterator[None]:
         """Within it, the errors of aiormq, and taking longer than this, become Unreachable."""

@@ -132,6 +132,7 @@ class Topology:
         self.foreign = f"{prefix}.foreign"
         self.inspection_lock = f"{prefix}.census"
         self.queue_prefix = f"{prefix}.queue."
+        self.delay_prefix = f"{prefix}.delay."
 
     def queue(self, subscription: Subscription) -> str:
         """The queue of messages to deliver."""
@@ -142,7 +143,7 @@ class Topology:
 
     def delay(self, step: int) -> str:
         """The exchange, and the queue, of messages that wait this many milliseconds."""
-        return f"{self._prefix}.delay.{step}"
+        return f"{self.delay_prefix}{step}"
 
     def unrouted_queue(self, message: str) -> str:
         """The queue of what was published under this name while no subscription took it."""

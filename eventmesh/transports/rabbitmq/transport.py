@@ -21,11 +21,12 @@ from eventmesh.transports.base import (
     Unrouted,
 )
 from eventmesh.transports.census import Census
+from eventmesh.transports.facts import BrokerFacts
 from eventmesh.transports.rabbitmq.census import Counting
 from eventmesh.transports.rabbitmq.connection import BrokerConnection
 from eventmesh.transports.rabbitmq.consumer import AmqpConsumer
 from eventmesh.transports.rabbitmq.dead_letters import DeadLetterQueue
-from eventmesh.transports.rabbitmq.inspection import QueueCounts, count_messages
+from eventmesh.transports.rabbitmq.facts import Facts
 from eventmesh.transports.rabbitmq.messages import new_message
 from eventmesh.transports.rabbitmq.publishing import Batch, Publisher
 from eventmesh.transports.rabbitmq.rerouting import Rerouter
@@ -48,6 +49,7 @@ class AmqpTransport:
         self._consuming = BrokerConnection(url, f"{options.prefix} consuming", options)
         self._publisher = Publisher(self._publishing)
         self._rerouter = Rerouter(self._consuming, self._publisher, self._topology, clock)
+        self._facts = Facts(self._consuming, self._topology, clock, url, options.management_url)
         self._upkeep = TopologyUpkeep(self._consuming, self._topology, clock, self._rerouter)
 
     async def connect(self) -> None:
@@ -90,18 +92,10 @@ class AmqpTransport:
             await consumer.leave()
 
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
-        queue = self._topology.queue(subscription)
-        dead_letters = self._topology.dead_letter_queue(subscription)
-        async with self._consuming.guard():
-            counts = await count_messages(self._consuming, [queue, dead_letters])
-        empty = QueueCounts(0, 0)
-        return SubscriptionStats(
-            ready=counts.get(queue, empty).ready,
-            delayed=None,
-            in_flight=None,
-            dead=counts.get(dead_letters, empty).ready,
-            oldest_age=None,
-        )
+        return await self._facts.stats(subscription)
+
+    async def examine(self) -> BrokerFacts:
+        return await self._facts.examine()
 
     async def census(
         self,

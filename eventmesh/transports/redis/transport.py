@@ -23,8 +23,8 @@ A Redis user for EventMesh needs the keys `~eventmesh:*` (`~{eventmesh}:*` on a 
     +multi +exec +eval +time +xadd +xreadgroup +xack +xdel +xclaim +xpending +xrange +xlen +xtrim
     +xinfo|groups +xinfo|consumers +xgroup|create +xgroup|delconsumer
     +zadd +zrem +zcard +zrange +zrangebyscore +client|id +client|unblock
-and also `wait` for wait_replicas, `cluster|slots` and `command` on a Cluster, and `scan` for
-`eventmesh unrouted`.
+and also `wait` for wait_replicas, `cluster|slots` and `command` on a Cluster, `scan` for
+`eventmesh unrouted`, and `info` and `config|get` for `eventmesh doctor`.
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ from eventmesh.transports.base import (
 )
 from eventmesh.transports.census import Census
 from eventmesh.transports.dead_letters import UniqueDeadLetters, fingerprint, group_copies
+from eventmesh.transports.facts import BrokerFacts
 from eventmesh.transports.redis.address import locator_for, parse_broker_url
 from eventmesh.transports.redis.census import RedisCensus
 from eventmesh.transports.redis.connection import Redis
 from eventmesh.transports.redis.consumer import RETURNED, RedisConsumer
 from eventmesh.transports.redis.entries import dead_letter, parcel_header
+from eventmesh.transports.redis.facts import examine
 from eventmesh.transports.redis.keys import Layout
 from eventmesh.transports.redis.publishing import Publisher
 from eventmesh.transports.redis.scripts.common import Command, call
@@ -137,19 +139,29 @@ class RedisTransport:
         keys = self._layout.of(subscription)
         counted, delayed, dead = await self._redis.batch(
             [
-                call(STATS, keys.streams, keys.group, RETURNED, COUNT_LIMIT),
+                call(STATS, keys.streams, keys.group, RETURNED, COUNT_LIMIT, self._silent_ms),
                 ("ZCARD", keys.delayed),
                 ("XLEN", keys.dead),
             ]
         )
-        ready, in_flight, oldest_ms = counted
+        ready, in_flight, oldest_ms, consumers, declared = counted
         return SubscriptionStats(
             ready=ready,
             delayed=delayed,
             in_flight=in_flight,
             dead=dead,
             oldest_age=None if oldest_ms < 0 else oldest_ms / 1000,
+            consumers=consumers,
+            declared=bool(declared),
         )
+
+    @property
+    def _silent_ms(self) -> int:
+        """After how long a consumer that does not read counts as dead."""
+        return round(self._options.visibility_timeout * 1000)
+
+    async def examine(self) -> BrokerFacts:
+        return await examine(self._redis, self._clock)
 
     async def census(
         self,

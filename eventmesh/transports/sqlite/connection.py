@@ -68,6 +68,11 @@ class FileConnection:
     async def run(self, work: Callable[[SqliteStore], T], *, only_in: File | None = None) -> T:
         """Run this with the store, in its thread. Unreachable if the file cannot be used, or is no
         longer `only_in`."""
+        if self.is_absent:
+            raise Unreachable(
+                f"The broker file {self._path} is not there. A worker makes it; or correct "
+                f"EVENTMESH_BROKER_URL."
+            )
         if self._store is None:
             raise Unreachable(f"The broker file {self._path} is not open: connect first.")
 

@@ -250,8 +250,18 @@ class SqliteStore:
         [dead] = self._connection.execute(
             "SELECT count(*) FROM dead_letter WHERE subscription = ?", (subscription,)
         ).fetchone()
-        age = None if oldest is None else max(now - oldest, 0.0)
-        return SubscriptionStats(ready, delayed, in_flight, dead, age)
+        [declared] = self._connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM binding WHERE subscription = ?)", (subscription,)
+        ).fetchone()
+        return SubscriptionStats(
+            ready,
+            delayed,
+            in_flight,
+            dead,
+            oldest_age=None if oldest is None else max(now - oldest, 0.0),
+            declared=bool(declared),
+            unknown={"consumers": "a SQLite file does not record who reads it"},
+        )
 
     def census(self, subscriptions: Collection[str], messages: Collection[str]) -> Census:
         """Count in one statement, so that nothing moves meanwhile. It blocks no writer."""

@@ -12,6 +12,7 @@ their consumers.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -27,6 +28,7 @@ from eventmesh.transports.base import (
     Unrouted,
 )
 from eventmesh.transports.census import Census
+from eventmesh.transports.facts import BrokerFacts
 from eventmesh.transports.sqlite.connection import FileConnection
 from eventmesh.transports.sqlite.consumer import SqliteConsumer
 from eventmesh.transports.sqlite.file import path_of
@@ -101,6 +103,9 @@ class SqliteTransport:
 
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
         return await self._connection.run(lambda store: store.stats(subscription.name))
+
+    async def examine(self) -> BrokerFacts:
+        return await self._connection.run(lambda _: BrokerFacts(sqlite3.sqlite_version, 0.0))
 
     async def census(
         self,

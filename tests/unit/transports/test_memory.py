@@ -179,12 +179,16 @@ async def test_stats_count_each_state_and_have_the_age_of_the_oldest_message(
         await clock.advance(5)
         await publish_or_raise(transport, envelopes("new"))
         assert await transport.stats(PAID) == SubscriptionStats(
-            ready=2, delayed=1, in_flight=1, dead=1, oldest_age=5.0
+            ready=2, delayed=1, in_flight=1, dead=1, oldest_age=5.0, consumers=1
         )
 
 
-async def test_stats_of_an_undeclared_subscription_are_empty(transport: MemoryTransport) -> None:
-    assert await transport.stats(Subscription("x", ())) == SubscriptionStats(0, 0, 0, 0, None)
+async def test_stats_of_an_undeclared_subscription_are_empty_and_say_so(
+    transport: MemoryTransport,
+) -> None:
+    assert await transport.stats(Subscription("x", ())) == SubscriptionStats(
+        0, 0, 0, 0, None, consumers=0, declared=False
+    )
 
 
 async def test_a_dead_letter_has_its_envelope_reason_error_attempts_and_time(

@@ -7,12 +7,24 @@ from eventmesh.transports.redis.scripts.common import READ, TRY
 STATS = (
     READ
     + """
-local group_name, returned, most = unpack(ARGV)
+local group_name, returned, most, alive_ms = unpack(ARGV)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ready, in_flight, oldest = 0, 0, now + 1
 local function see(entries)
   if entries[1] then oldest = math.min(oldest, tonumber(string.match(entries[1][1], '%d+'))) end
+end
+local consumers, alive, declared = {}, 0, 1
+local function meet(stream)
+  for _, flat in ipairs(read('XINFO', 'CONSUMERS', stream, group_name) or {}) do
+    local consumer = {}
+    for at = 1, #flat, 2 do consumer[flat[at]] = flat[at + 1] end
+    local name = consumer['name']
+    if name ~= returned and not consumers[name] and consumer['idle'] < tonumber(alive_ms) then
+      consumers[name] = true
+      alive = alive + 1
+    end
+  end
 end
 local function undelivered(number, stream, group)
   if number == #KEYS then return redis.call('XLEN', stream) - group['pending'] end
@@ -26,6 +38,7 @@ for number, stream in ipairs(KEYS) do
     for at = 1, #flat, 2 do other[flat[at]] = flat[at + 1] end
     if other['name'] == group_name then group = other end
   end
+  if group['name'] then meet(stream) else declared = 0 end
   ready = ready + undelivered(number, stream, group)
   see(redis.call('XRANGE', stream, '(' .. group['last-delivered-id'], '+', 'COUNT', 1))
   in_flight = in_flight + group['pending']
@@ -39,13 +52,15 @@ for number, stream in ipairs(KEYS) do
     end
   end
 end
-return {ready, in_flight, oldest > now and -1 or now - oldest}
+return {ready, in_flight, oldest > now and -1 or now - oldest, alive, declared}
 """
 )
-"""KEYS streams, the retry stream last; ARGV group, returned, the most entries to count one by one.
+"""KEYS streams, the retry stream last; ARGV group, returned, the most entries to count one by one,
+ms after which a silent consumer counts as dead.
 
-Returns how many entries are ready (undelivered, or returned), how many are in flight, and the age
-in ms of the oldest ready one, -1 if there is none. Redis knows the lag of a group unless somebody
+Returns how many entries are ready (undelivered, or returned), how many are in flight, the age in ms
+of the oldest ready one, -1 if there is none, how many consumers are alive, and whether every stream
+has the group. Redis knows the lag of a group unless somebody
 deleted entries of the stream; then up to `most` are counted. Settled entries of the retry stream
 are deleted, so its length gives the number.
 """
