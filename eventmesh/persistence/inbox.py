@@ -1,4 +1,4 @@
-"""The inbox: which messages have taken effect in this database, by subscription.
+"""The inbox: which messages have taken effect in this database, by subscription; and so a journal.
 
 A group enters ("claims") the ids of its messages first, in the transaction in which they are then
 handled. An id that was there already belongs to a duplicate, which is skipped. Say that m1 was
@@ -12,22 +12,63 @@ handled before, and workers A and B both receive m2:
 Ids are unique unless a publisher makes them wrongly; then the second message would be skipped as a
 duplicate of the first. So each row has a digest of its message, by which a claim finds out that an
 id was used for another one.
+
+The row is also the journal's entry: the message's name and key, the messages that it came from,
+when it took effect and at which attempt. All of that is known when it is claimed, so it costs no
+statement of its own. How long a handler took is known only afterwards, and is written for slow ones
+only: a second statement that takes a fraction of a millisecond does not matter to a handler that
+took SLOW, and would slow down one that took a tenth of a millisecond.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 import orjson
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.tables import inbox
 from eventmesh.wire.envelope import Envelope
+
+SLOW = 0.01
+"""Seconds from which the journal tells how long a handler took."""
+
+_LONGEST = 255  # bytes: a database with the encoding SQL_ASCII counts them as characters
+
+
+class Entry(NamedTuple):
+    """A message on its way into the inbox; all but `message_id` and `digest` is for the journal
+    only."""
+
+    message_id: str
+    digest: int
+    name: str | None = None
+    key: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    attempt: int | None = None
+
+    @classmethod
+    def of(cls, envelope: Envelope, attempt: int, *, journal: bool = True) -> Entry:
+        """The entry of a delivery. What a foreign publisher wrote is made to fit the database."""
+        if not journal:
+            return cls(envelope.unique_id, digest_of(envelope))
+        causation_id = envelope.attributes.get("causationid")
+        return cls(
+            envelope.unique_id,
+            digest_of(envelope),
+            _storable(envelope.name),
+            None if (key := envelope.key) is None else _storable(key),
+            _storable(envelope.correlation_id),
+            None if causation_id is None else _storable(causation_id),
+            attempt,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +102,36 @@ def _canonical(data: bytes) -> bytes:
         return data
 
 
-async def claim(session: AsyncSession, subscription: str, messages: Mapping[str, int]) -> Claim:
-    """Enter these messages, digests by ids, in one statement, at the database's time.
+async def claim(session: AsyncSession, subscription: str, entries: Collection[Entry]) -> Claim:
+    """Enter these messages in one statement, at the database's time. Of two with the same id, the
+    first one counts.
 
     An id that another transaction has entered, and not committed yet, is waited for.
     """
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        first.setdefault(entry.message_id, entry)
     # Sorted, so that two workers with the same messages wait for each other instead of deadlocking.
-    digests = {message_id: messages[message_id] for message_id in sorted(messages)}
+    ids = sorted(first)
+    columns = zip(*[first[message_id] for message_id in ids], strict=True)
     dialect = dialect_of(session.get_bind())
-    fresh = set(await session.scalars(*dialect.claim(inbox, subscription, digests)))
-    known = {message_id: messages[message_id] for message_id in fresh}
-    if len(fresh) == len(messages):
+    statement = dialect.claim(inbox, subscription, dict(zip(Entry._fields, columns, strict=True)))
+    fresh = set(await session.scalars(*statement))
+    known: dict[str, int | None] = {message_id: first[message_id].digest for message_id in fresh}
+    if len(fresh) == len(ids):
         return Claim(fresh, known)
-    return Claim(fresh, known | await _digests(session, subscription, set(messages) - fresh))
+    return Claim(fresh, known | await _digests(session, subscription, set(ids) - fresh))
+
+
+async def note_slow(session: AsyncSession, subscription: str, took: Mapping[str, float]) -> None:
+    """Write down how many seconds handlers took, for messages that the same transaction has
+    claimed."""
+    await session.execute(
+        update(inbox)
+        .where(inbox.c.subscription == subscription, inbox.c.message_id == bindparam("slow"))
+        .values(took=bindparam("seconds")),
+        [{"slow": message_id, "seconds": seconds} for message_id, seconds in took.items()],
+    )
 
 
 async def count_since(connection: AsyncConnection, moment: datetime) -> dict[str, int]:
@@ -107,3 +165,15 @@ async def _digests(
         )
     )
     return dict.fromkeys(message_ids) | dict(rows.all())
+
+
+def _storable(text: str) -> str:
+    """The text as every database can store it: without lone surrogates and NUL, and cut where it is
+    too long."""
+    if text.isascii() and len(text) <= _LONGEST and "\0" not in text:
+        return text
+    stored = text.encode(errors="backslashreplace").replace(b"\0", b"\\x00")
+    if len(stored) > _LONGEST:
+        stored = stored[: _LONGEST - len("…".encode())]
+        return stored.decode(errors="ignore") + "…"
+    return stored.decode()

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Double,
     Index,
     Integer,
     MetaData,
@@ -91,9 +92,18 @@ inbox = Table(
     Column("received_at", UtcDateTime, nullable=False),
     # Of name and data; NULL where the row is older than this column.
     Column("digest", BigInteger),
+    # The journal: NULL in rows of before 0007, and where it is switched off.
+    Column("name", String(255)),
+    Column("key", String(255)),
+    Column("correlation_id", String(255)),
+    Column("causation_id", String(255)),
+    Column("attempt", Integer),
+    # Seconds, of a handler that was slow; see `inbox`.
+    Column("took", Double),
     **TABLE_OPTIONS,
 )
 Index("ix_eventmesh_inbox_received_at", inbox.c.received_at)
+Index("ix_eventmesh_inbox_correlation_id", inbox.c.correlation_id)
 
 start = Table(
     "eventmesh_start",

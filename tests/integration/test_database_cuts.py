@@ -72,7 +72,7 @@ async def handle(url: str, name: str) -> None:
 async def claim(database: Database, name: str) -> None:
     async with unit_of_work(database) as unit:
         with database.own_statements():
-            new = (await inbox.claim(unit.session, "shop.do", {name: 1})).fresh
+            new = (await inbox.claim(unit.session, "shop.do", [inbox.Entry(name, 1)])).fresh
         assert new == {name}
         with database.translated():
             await unit.commit()

@@ -257,7 +257,7 @@ class TestHandlers:
 
 async def claim(session: AsyncSession, *ids: str) -> set[str]:
     """Claim these ids; returns those that were not in the inbox before."""
-    return (await inbox.claim(session, "s", dict.fromkeys(ids, 1))).fresh
+    return (await inbox.claim(session, "s", [inbox.Entry(each, 1) for each in ids])).fresh
 
 
 class TestInbox:

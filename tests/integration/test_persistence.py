@@ -26,6 +26,7 @@ from eventmesh.persistence.database import AsyncSession, Database
 from eventmesh.persistence.dialects.registry import MARIADB
 from eventmesh.persistence.dialects.sql import database_now
 from eventmesh.persistence.dialects.tcp import SILENCE
+from eventmesh.persistence.inbox import Entry
 from eventmesh.persistence.outbox import Outgoing, Rejection, bucket_of
 from eventmesh.persistence.sagas import SagaRow
 from eventmesh.testing.servers import WAYS, fresh_database
@@ -95,7 +96,7 @@ OLDER = {"subscription": "s", "message_id": "older", "received_at": NOW}
 
 async def claim(session: AsyncSession, subscription: str, *ids: str) -> set[str]:
     """Claim these ids; returns those that were not in the inbox before."""
-    return (await inbox.claim(session, subscription, dict.fromkeys(ids, 1))).fresh
+    return (await inbox.claim(session, subscription, [Entry(each, 1) for each in ids])).fresh
 
 
 async def due(database: Database, *, now: datetime = NOW, limit: int = 100) -> list[str]:
@@ -296,16 +297,45 @@ class TestInbox:
             assert await claim(unit.session, "s", "b", "c") == {"c"}
             assert await claim(unit.session, "other", "b") == {"b"}
 
+    async def test_the_row_of_a_message_is_its_entry_in_the_journal(
+        self, database: Database
+    ) -> None:
+        hostile = "\0\ud800<b>\x1b[2J" + "ü" * 300
+        attributes = {
+            "id": "m",
+            "source": "/t",
+            "type": "t.happened",
+            "partitionkey": hostile,
+            "correlationid": hostile,
+            "causationid": "c",
+        }
+        entries = [
+            Entry.of(Envelope(attributes, b"{}"), 3),
+            Entry("slow", 1, "t.happened", "k", "slow", None, 1),
+        ]
+        async with unit_of_work(database) as unit:
+            await inbox.claim(unit.session, "s", entries)
+            await inbox.note_slow(unit.session, "s", {"slow": 1.25})
+            await unit.commit()
+        journal = [tables.inbox.c[field] for field in Entry._fields]
+        async with database.reading() as connection:
+            rows = await connection.execute(select(*journal, tables.inbox.c.took))
+        first, slow = sorted(rows, key=lambda row: row.took or 0)
+        assert first[:-1] == entries[0]
+        assert first.key == "\\x00\\ud800<b>\x1b[2J" + "ü" * 117 + "…"
+        assert (slow[:-1], slow.took) == (entries[1], 1.25)
+
     async def test_an_id_that_was_used_for_another_message_is_detected(
         self, database: Database
     ) -> None:
         async with unit_of_work(database) as unit:
-            claim = await inbox.claim(unit.session, "s", {"a": 1, "b": -2})
+            claim = await inbox.claim(unit.session, "s", [Entry("a", 1), Entry("b", -2)])
             assert not claim.is_other("a", 1)
             await unit.commit()
         async with unit_of_work(database) as unit:
             await unit.session.execute(insert(tables.inbox), OLDER)
-            claim = await inbox.claim(unit.session, "s", {"a": 2, "b": -2, "older": 3, "new": 4})
+            again = [Entry("a", 2), Entry("b", -2), Entry("older", 3), Entry("new", 4)]
+            claim = await inbox.claim(unit.session, "s", again)
             assert claim.fresh == {"new"}
             assert claim.is_other("a", 2)
             assert not any(

@@ -611,7 +611,7 @@ class TestClocks:
         service.publisher(Happened)
         async with service, service.transaction() as tx:
             tx.publish(Happened(key="a"), delay="1m")
-            await inbox.claim(tx.session, "s", {"1": 1})
+            await inbox.claim(tx.session, "s", [inbox.Entry("1", 1)])
         async with database.reading() as connection:
             now = await database.time.ask(connection)
             received_at = await connection.scalar(select(tables.inbox.c.received_at))

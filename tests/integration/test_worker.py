@@ -48,6 +48,7 @@ from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.handler import bind
 from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.runtime.vitals import SubscriptionVitals
+from eventmesh.testing.clock import ManualClock
 from eventmesh.transports.base import (
     ALL_CONFIRMED,
     Consumer,
@@ -490,6 +491,32 @@ class Grouped:
 
 
 WARMING = 1_000
+
+
+@EVERYWHERE
+async def test_the_journal_tells_where_a_message_came_from_its_attempt_and_a_slow_handlers_time(
+    mesh: Mesh,
+) -> None:
+    mesh.service.clock = clock = ManualClock()
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        if command.number == 7:
+            await clock.advance(2.5)
+
+    [handler] = mesh.service.handlers.values()
+    vitals = SubscriptionVitals("shop", handler.subscription, mesh.clock)
+    runner = BatchRunner(mesh.service, handler, vitals)
+    cause = seal(Do(number=1), source="x", clock=clock)
+    caused = seal(Do(number=7, key="k"), source="x", clock=clock, cause=cause)
+    await runner.run([Delivery(cause), Delivery(caused, attempt=3)])
+    columns = ("message_id", "name", "key", "correlation_id", "causation_id", "attempt", "took")
+    database = await mesh.service.database()
+    async with database.reading() as connection:
+        rows = await connection.execute(select(*(tables.inbox.c[each] for each in columns)))
+    first, second = sorted(rows, key=lambda row: row.attempt)
+    assert first == (cause.id, "shop.do", "k", cause.id, None, 1, None)
+    assert second == (caused.id, "shop.do", "k", cause.id, cause.id, 3, 2.5)
 
 
 @EVERYWHERE

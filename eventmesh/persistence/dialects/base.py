@@ -166,13 +166,13 @@ class Dialect(ABC):
         """Insert a row with the values `first`, or update that with the same keys by `again`."""
 
     def claim(
-        self, inbox: Table, subscription: str, digests: Mapping[str, int]
+        self, inbox: Table, subscription: str, columns: Mapping[str, Sequence[Any]]
     ) -> tuple[Executable, Parameters]:
-        """Enter messages, digests by ids, into the inbox in this order; returns ids of those that
-        were not there."""
+        """Enter messages, given column by column, into the inbox in this order; returns ids of
+        those that were not there."""
         rows = [
-            {"subscription": subscription, "message_id": message_id, "digest": digest}
-            for message_id, digest in digests.items()
+            {"subscription": subscription, **dict(zip(columns, row, strict=True))}
+            for row in zip(*columns.values(), strict=True)
         ]
         return _claim(self, inbox), rows
 

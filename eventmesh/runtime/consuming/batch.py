@@ -307,20 +307,26 @@ class BatchRunner:
         name = self.handler.subscription.name
         async with database.unit_of_work(self._service.sender()) as unit:
             with database.own_statements():
-                ids = [delivery.envelope.unique_id for delivery, _ in group]
-                digests = [inbox.digest_of(delivery.envelope) for delivery, _ in group]
-                # Reversed, so that of two messages with the same id the first one counts.
-                messages = dict(zip(reversed(ids), reversed(digests), strict=True))
-                claim = await inbox.claim(unit.session, name, messages)
+                journal = self._settings.journal
+                entries = [
+                    inbox.Entry.of(each.envelope, each.attempt, journal=journal)
+                    for each, _ in group
+                ]
+                ids = [entry.message_id for entry in entries]
+                claim = await inbox.claim(unit.session, name, entries)
             try:
                 began_at = self._clock.monotonic()
-                handled, begun = await self._handle_all(unit, group, ids, claim)
+                handled, times = await self._handle_all(unit, group, ids, claim)
                 async with self._in_time():
                     await unit.flush()
                     took = self._clock.monotonic() - began_at
                     with database.translated():
                         if handled < len(group):
-                            await inbox.unclaim(unit.session, name, sorted(claim.fresh - begun))
+                            left = sorted(claim.fresh - times.keys())
+                            await inbox.unclaim(unit.session, name, left)
+                        slow = {each: time for each, time in times.items() if time >= inbox.SLOW}
+                        if slow and journal:
+                            await inbox.note_slow(unit.session, name, slow)
                         if is_suspect(group[0][0]):
                             await self._starts.end_with(unit.session, group[0][0])
                     await unit.commit()
@@ -336,16 +342,17 @@ class BatchRunner:
         group: Sequence[_Readable],
         ids: Sequence[str],
         claim: inbox.Claim,
-    ) -> tuple[int, set[str]]:
+    ) -> tuple[int, dict[str, float]]:
         """Handle in order until the group's time is over; a batch handler gets all at once. Returns
-        how many were seen to, and the ids of those that were handled and not skipped as duplicates.
-        Reject for a message whose id stands for another one."""
-        until = self._clock.monotonic() + self._settings.group_time
+        how many were seen to, and the ids of those that were handled and not skipped as duplicates,
+        with the seconds that each took. Reject for a message whose id stands for another one."""
+        now = self._clock.monotonic()
+        until = now + self._settings.group_time
         takes_several = self.handler.call_batch is not None
         batch: list[_Readable] = []
-        handled: set[str] = set()
+        handled: dict[str, float] = {}
         for number, readable in enumerate(group):
-            if number and not takes_several and self._clock.monotonic() >= until:
+            if number and not takes_several and now >= until:
                 return number, handled
             if ids[number] in handled or ids[number] not in claim.fresh:
                 _refuse_other(claim, ids[number], readable[0].envelope)
@@ -362,7 +369,8 @@ class BatchRunner:
                 except Exception as error:
                     is_its_own = not handled or not may_come_from_sharing(error)
                     raise _HandlerFailed(number, error, is_its_own=is_its_own) from error
-            handled.add(ids[number])
+            began_at, now = now, self._clock.monotonic()
+            handled[ids[number]] = now - began_at
         if batch:
             try:
                 await self._handle(unit, batch)
@@ -371,6 +379,8 @@ class BatchRunner:
             except Exception as error:
                 number = group.index(batch[0])
                 raise _HandlerFailed(number, error, is_its_own=len(batch) == 1) from error
+            share = (self._clock.monotonic() - now) / len(batch)
+            handled = dict.fromkeys(handled, share)
         return len(group), handled
 
     async def _handle(self, unit: UnitOfWork, called_with: Sequence[_Readable]) -> None:

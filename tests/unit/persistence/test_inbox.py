@@ -1,10 +1,13 @@
-"""How the inbox tells a duplicate from another message that has the same id by mistake."""
+"""How the inbox tells a duplicate from another message that has the same id by mistake, and what
+its journal makes of the attributes of a message."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from eventmesh.persistence.inbox import digest_of
+from eventmesh.persistence.inbox import Entry, digest_of
 from eventmesh.wire.envelope import Envelope
 
 
@@ -34,3 +37,15 @@ def test_data_that_is_not_json_is_compared_byte_by_byte() -> None:
     deep, deeper = b"[" * 300 + b"]" * 300, b"[" * 5_000 + b"]" * 5_000
     texts = [b"", b" ", b"{", b"\xff", b'"\\ud800"', b"NaN", deep, deeper]
     assert len({*map(digest, texts)}) == len(texts)
+
+
+@given(st.text(max_size=600))
+def test_whatever_a_publisher_wrote_fits_the_journal(text: str) -> None:
+    attributes = {"id": text, "type": text, "partitionkey": text, "causationid": text}
+    entry = Entry.of(Envelope(attributes, b"{}"), 1)
+    for stored in (entry.name, entry.key or "", entry.correlation_id, entry.causation_id):
+        assert stored is not None
+        assert len(stored.encode()) <= 255
+        assert "\0" not in stored
+    if text.isascii() and text.isprintable() and 0 < len(text) <= 255:
+        assert entry.key == entry.causation_id == entry.correlation_id == text

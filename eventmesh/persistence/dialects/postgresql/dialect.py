@@ -38,17 +38,27 @@ _LONGEST_NAME = 63  # bytes; longer names are cut
 _MIGRATION_LOCK = 0x6576656E746D6573  # any number that nobody else locks: "eventmes" in ASCII
 _KEY_LOCKS = 0x6F726472  # any space of numbers that nobody else locks: "ordr" in ASCII
 
+_INBOX_TYPES: Mapping[str, TypeEngine[Any]] = {
+    "message_id": String(),
+    "digest": BigInteger(),
+    "name": String(),
+    "key": String(),
+    "correlation_id": String(),
+    "causation_id": String(),
+    "attempt": Integer(),
+}
+_INBOX_NAMES = ", ".join(_INBOX_TYPES)
+
 _CLAIM = text(
-    """
-    INSERT INTO eventmesh_inbox (subscription, message_id, received_at, digest)
-    SELECT :subscription, message_id, statement_timestamp(), digest
-    FROM unnest(:message_ids, :digests) AS message (message_id, digest)
+    f"""
+    INSERT INTO eventmesh_inbox (subscription, received_at, {_INBOX_NAMES})
+    SELECT :subscription, statement_timestamp(), {_INBOX_NAMES}
+    FROM unnest({", ".join(f":{name}" for name in _INBOX_TYPES)}) AS message ({_INBOX_NAMES})
     ON CONFLICT DO NOTHING RETURNING message_id
-    """
+    """  # noqa: S608  # constants
 ).bindparams(
     bindparam("subscription", type_=String()),
-    bindparam("message_ids", type_=ARRAY(String())),
-    bindparam("digests", type_=ARRAY(BigInteger())),
+    *(bindparam(name, type_=ARRAY(kind)) for name, kind in _INBOX_TYPES.items()),
 )
 
 _OUTBOX_TYPES: Mapping[str, TypeEngine[Any]] = {
@@ -234,13 +244,9 @@ class PostgreSQL(Dialect):
         return row.on_conflict_do_update(index_elements=keys, set_=again)
 
     def claim(
-        self, inbox: Table, subscription: str, digests: Mapping[str, int]
+        self, inbox: Table, subscription: str, columns: Mapping[str, Sequence[Any]]
     ) -> tuple[Executable, Parameters]:
-        return _CLAIM, {
-            "subscription": subscription,
-            "message_ids": list(digests),
-            "digests": list(digests.values()),
-        }
+        return _CLAIM, {"subscription": subscription, **columns}
 
     def insert_outbox(
         self, outbox: Table, rows: list[dict[str, Any]]
