@@ -83,5 +83,5 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --constraint constraints.txt --editable '.[test,bench,check,import,mariadb,reload,uvloop]'
+	$(PIP) install --constraint constraints.txt --editable '.[test,bench,check,import,mariadb,otel,reload,uvloop]'
 	@touch $@ $(VENV)/.run

@@ -18,6 +18,7 @@ import structlog
 from eventmesh.printable import printable, printable_lines
 from eventmesh.redact import redact_text
 from eventmesh.runtime.declaring.settings import Settings
+from eventmesh.tracing.loading import current_ids
 
 Line = structlog.typing.EventDict
 
@@ -32,6 +33,7 @@ def configure_logs(settings: Settings) -> None:
     level = getattr(logging, settings.log_level.upper())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _with_trace,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -79,6 +81,12 @@ def _renderers(log_format: Literal["text", "json"]) -> list[structlog.typing.Pro
         colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
     )
     return [*shared, _printable, console]
+
+
+def _with_trace(_logger: Any, _method: str, line: Line) -> Line:
+    """Name the span that the line was written in, if there is one."""
+    line.update(current_ids())
+    return line
 
 
 def _redacted(_logger: Any, _method: str, line: Line) -> Line:

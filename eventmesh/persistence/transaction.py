@@ -16,6 +16,7 @@ from eventmesh.contracts.registry import Registry
 from eventmesh.duration import Duration, seconds
 from eventmesh.errors import UndeclaredMessage, UsageError
 from eventmesh.persistence.outbox import Outgoing
+from eventmesh.tracing.port import NO_TRACING, Tracing
 from eventmesh.wire.envelope import Envelope, seal
 
 
@@ -31,6 +32,7 @@ class Sender:
     """Whether a transaction waits for those with messages of the same keys to end."""
     committed: Callable[[], None] = lambda: None
     """Called after each commit that put messages into the outbox."""
+    tracing: Tracing = NO_TRACING
 
 
 class Transaction:
@@ -113,11 +115,12 @@ class Transaction:
                 f"service.publisher({type(message).__name__}), or name it in the handler's return "
                 f"annotation."
             )
+        caused_by = self._envelope_of(cause, message)
         envelope = seal(
             message,
             source=sender.service,
             clock=sender.clock,
-            cause=self._envelope_of(cause, message),
+            cause=caused_by,
             extensions=extensions,
             max_bytes=sender.max_bytes,
             version=sender.registry.written(type(message)),
@@ -127,7 +130,11 @@ class Transaction:
                 f"{envelope.name} was published with a transaction that has ended: publish "
                 f"before the handler returns, or inside `async with service.transaction() as tx:`."
             )
-        self._keep(Outgoing(envelope, seconds(delay)))
+        waits = seconds(delay)
+        if extensions is None or "traceparent" not in extensions:
+            one_of_several = caused_by if len(self._causes) > 1 else None
+            envelope = sender.tracing.created(envelope, delay=waits, cause=one_of_several)
+        self._keep(Outgoing(envelope, waits))
 
     def _envelope_of(self, cause: Message | None, effect: Message) -> Envelope | None:
         """The envelope of the message that caused this one; None where none did, or several."""

@@ -144,6 +144,7 @@ class Host:
                     purging=settings,
                     published=service.registry.published_names(),
                     subscriptions=[handler.subscription for handler in service.worked],
+                    tracing=service.tracing,
                 )
                 service.on_commit(relay.wake)
                 relays.append(relay)

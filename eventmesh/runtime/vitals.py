@@ -16,8 +16,6 @@ from eventmesh.runtime.seen_errors import SeenErrors
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 
-_OUTCOMES = {Done: "done", RetryAfter: "retried", Dead: "dead"}
-
 
 @dataclass(slots=True)
 class SubscriptionVitals:
@@ -31,7 +29,7 @@ class SubscriptionVitals:
     waiting: Counter[str] = field(default_factory=Counter)
     """The servers' errors that lanes are waiting out, and how many lanes for each."""
     outcomes: Counter[str] = field(
-        default_factory=lambda: Counter(dict.fromkeys(_OUTCOMES.values(), 0))
+        default_factory=lambda: Counter({each.kind: 0 for each in (Done, RetryAfter, Dead)})
     )
     duplicates: int = 0
     interruptions: int = 0
@@ -55,7 +53,7 @@ class SubscriptionVitals:
 
     def settled(self, outcomes: Iterable[Outcome]) -> None:
         """Count deliveries that were settled on the broker."""
-        self.outcomes.update(_OUTCOMES[type(outcome)] for outcome in outcomes)
+        self.outcomes.update(outcome.kind for outcome in outcomes)
 
     @contextmanager
     def consuming(self) -> Iterator[None]:

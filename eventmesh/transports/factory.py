@@ -13,10 +13,12 @@ from urllib.parse import urlsplit
 from eventmesh.clock import Clock
 from eventmesh.errors import UsageError
 from eventmesh.redact import redact, redact_error
+from eventmesh.tracing.place import Place
 from eventmesh.transports.base import Transport, TransportOptions
 
 _REDIS = tuple(f"redis{s}{form}" for s in ("", "s") for form in ("", "+sentinel", "+cluster"))
 _RABBITMQ = ("amqp", "amqps")
+_PORTS = {"redis": 6379, "rediss": 6379, "amqp": 5672, "amqps": 5671}
 SCHEMES = ("sqlite", *_REDIS, *_RABBITMQ, "memory")
 
 
@@ -52,6 +54,33 @@ def make_transport(url: str, clock: Clock, options: TransportOptions) -> Transpo
                 f"not know. Set EVENTMESH_BROKER_URL to one of: "
                 f"{', '.join(f'{known}://' for known in SCHEMES)}."
             )
+
+
+def place_of(url: str, options: TransportOptions) -> Place:
+    """How traces describe the broker of this URL. Whether the URL can be used is not checked: a
+    program that only writes to its outbox does not need the broker."""
+    try:
+        parts = urlsplit(url)
+        hosts = parts.netloc.rpartition("@")[2]
+        # Which of several answers is known to the transport only.
+        several = "," in hosts or "+" in parts.scheme
+        server = None if several else urlsplit(f"//{hosts}")
+        address = (server and server.hostname) or ""
+        port = (server and server.port) or _PORTS.get(parts.scheme)
+    except ValueError:
+        return Place("unknown")
+    if parts.scheme in _REDIS:
+        from eventmesh.transports.redis.keys import Layout
+
+        layout = Layout(options.prefix, one_slot=parts.scheme.endswith("+cluster"))
+        return Place("redis", address, port, before=layout.streams, has_groups=True)
+    if parts.scheme in _RABBITMQ:
+        from eventmesh.transports.rabbitmq.topology import Topology
+
+        topology = Topology(options.prefix)
+        exchange, queues = f"{topology.exchange}:", topology.queue_prefix
+        return Place("rabbitmq", address, port, before=exchange, queue_before=queues)
+    return Place(parts.scheme or "unknown")
 
 
 @asynccontextmanager

@@ -1,12 +1,14 @@
 """The outcome of a delivery: done, retried after a delay, or dead-lettered. There is no fourth.
 
 Application code chooses the delay of a retry and the error text of a dead letter, and neither may
-prevent settling. Both are limited here, once, before any transport sees them.
+prevent settling. Both are limited here, once, before any transport sees them. The `kind` of an
+outcome is what metrics and traces call it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 LONGEST_DELAY = 366 * 86_400.0
 """Seconds; a longer delay is cut to this."""
@@ -19,12 +21,15 @@ MOST_CHARACTERS = 8_000
 class Done:
     """Handled: the broker deletes the message."""
 
+    kind: ClassVar[str] = "done"
+
 
 @dataclass(frozen=True, slots=True)
 class RetryAfter:
     """Deliver the message to the same subscription again after `delay` seconds or later, as the
     next attempt. A negative delay, or one that is not a number, is 0."""
 
+    kind: ClassVar[str] = "retried"
     delay: float
 
     def __post_init__(self) -> None:
@@ -37,6 +42,7 @@ class RetryAfter:
 class Dead:
     """Dead-letter the message, with a `reason` for people and an `error` with the details."""
 
+    kind: ClassVar[str] = "dead"
     reason: str
     error: str = ""
 

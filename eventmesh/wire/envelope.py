@@ -35,7 +35,11 @@ DEFAULT_MAX_BYTES = 1024 * 1024
 MAX_ATTRIBUTE_BYTES = 255
 """The longest attribute in bytes of UTF-8, which is the limit of a short string in AMQP 0-9-1."""
 
-COPIED_TO_EFFECTS = ("sagaid", "sagastep", "traceparent", "tracestate")
+TRACE_CONTEXT = ("traceparent", "tracestate")
+"""The attributes that say in which span of which trace a message was created (CloudEvents
+Distributed Tracing, W3C Trace Context)."""
+
+COPIED_TO_EFFECTS = ("sagaid", "sagastep", *TRACE_CONTEXT)
 """Attributes that are copied from a message to those published while handling it."""
 
 Judge = Callable[[type[Message], int], str | None]

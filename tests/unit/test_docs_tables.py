@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eventmesh.duration import seconds
 from eventmesh.runtime.declaring.settings import Settings, load_settings
+from eventmesh.tracing import conventions
 
 ROOT = Path(__file__).parents[2]
 SETTINGS_PAGE = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
@@ -51,3 +52,11 @@ def test_the_defaults_in_the_table_are_valid_values(tmp_path: Path) -> None:
 def test_the_table_of_extras_lists_every_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert set(rows("Extras")) == set(project["optional-dependencies"]) - FOR_DEVELOPERS
+
+
+def test_the_table_of_our_own_attributes_lists_every_one() -> None:
+    page = (ROOT / "docs" / "tracing.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(eventmesh\.[^`]+)` \|", page, re.MULTILINE)
+    constants = [value for name, value in vars(conventions).items() if name.isupper()]
+    ours = [value for value in constants if str(value).startswith("eventmesh.")]
+    assert sorted(listed) == sorted(ours)

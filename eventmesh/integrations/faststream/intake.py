@@ -100,11 +100,14 @@ class Intake(ABC):
             )
             await reconnect.wait()
 
+        tracing = self.handler.traced_by(self._service.tracing)
+        tracing.handed_over([delivery])
         runner = BatchRunner(
             self._service,
             replace(self.handler, call=call),
             self._vitals,
             wait_for_database=wait_for_database,
+            tracing=tracing,
         )
         [(_, outcome)] = await runner.run([delivery])
         self._trouble.succeeded()
@@ -120,6 +123,7 @@ class Intake(ABC):
             service=self._service.name,
             clock=self._service.clock,
             log=self._log,
+            tracing=self._service.tracing,
         )
 
     async def pause(self) -> None:

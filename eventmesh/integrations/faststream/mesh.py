@@ -29,7 +29,7 @@ from eventmesh.runtime.declaring.handler import (
 from eventmesh.runtime.declaring.retry import Retry
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.hosting import Host
-from eventmesh.transports.base import Subscription, Transport, publish_or_raise
+from eventmesh.transports.base import Subscription, Transport
 from eventmesh.wire.envelope import Envelope, seal
 
 AnyIntake = TypeVar("AnyIntake", bound=Intake)
@@ -111,7 +111,11 @@ class Mesh(ABC, Generic[AnyIntake]):
             max_bytes=sender.max_bytes,
             version=sender.registry.written(type(message)),
         )
-        await publish_or_raise(self.check_open(), [envelope])
+        envelope, transport = sender.tracing.created(envelope), self.check_open()
+        with sender.tracing.sending([envelope]) as answered:
+            result = await transport.publish([envelope])
+            answered(result)
+        result.raise_for_failures()
 
     def check_open(self) -> Transport:
         """The connected transport; UsageError outside of `lifespan`."""

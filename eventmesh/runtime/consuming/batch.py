@@ -40,6 +40,7 @@ from eventmesh.runtime.declaring.retry import decide
 from eventmesh.runtime.declaring.service import HANDLING
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.vitals import SubscriptionVitals
+from eventmesh.tracing.port import NO_CONSUMER_TRACING, ConsumerTracing
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import DONE, Dead, Outcome
 from eventmesh.wire.envelope import Envelope
@@ -104,7 +105,8 @@ class BatchRunner:
     """Runs the deliveries of one subscription, or of one of its lanes, in order.
 
     Once `stopping` is set, nothing more is begun. `wait_for_database` is awaited between two tries
-    to reach a lost database; without it, the loss is raised as Unreachable.
+    to reach a lost database; without it, the loss is raised as Unreachable. `tracing` is told
+    of the deliveries before they are run.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class BatchRunner:
         vitals: SubscriptionVitals,
         stopping: asyncio.Event | None = None,
         wait_for_database: Callable[[Unreachable], Awaitable[None]] | None = None,
+        tracing: ConsumerTracing = NO_CONSUMER_TRACING,
     ) -> None:
         self.handler = handler
         self.size = 1
@@ -131,7 +134,11 @@ class BatchRunner:
             service.settings.max_deliveries, starts_are_counted=service.needs_database
         )
         self._cuts = _CutsInARow()
-        self._log = DeliveryLog(service.name, handler.subscription.name, vitals.seen_errors)
+        self.tracing = tracing
+        """Of the lane: whoever receives and settles its deliveries tells it so."""
+        self._log = DeliveryLog(
+            service.name, handler.subscription.name, vitals.seen_errors, tracing
+        )
 
     async def run(self, deliveries: Sequence[Delivery]) -> list[Settlement]:
         """What became of each delivery; those that were not begun before `stopping` are left out.
@@ -209,11 +216,13 @@ class BatchRunner:
                         begun += 1
                         continue
             try:
-                if _messages(await self._call(group, None)):
-                    raise UsageError(
-                        f"the handler of {self.handler.subscription.name} returned a message "
-                        f"without a return annotation that declares it"
-                    )
+                with self.tracing.processing([delivery for delivery, _ in group]):
+                    returned = await self._call(group, None)
+                    if _messages(returned):
+                        raise UsageError(
+                            f"the handler of {self.handler.subscription.name} returned a message "
+                            f"without a return annotation that declares it"
+                        )
             except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
                 if len(group) > 1:
                     self._log.batch_failed(len(group), error)
@@ -273,7 +282,8 @@ class BatchRunner:
                     begun += 1
                 else:
                     start_counted = first if is_suspect(first) else None
-                    handled, took = await self._run_group(group)
+                    with self.tracing.transaction():
+                        handled, took = await self._run_group(group)
                     handlers_took += took
                     settlements.extend(self._settle(each, DONE) for each, _ in group[:handled])
                     begun += handled
@@ -387,7 +397,10 @@ class BatchRunner:
         """Call the handler once, and publish what it returns. Unreachable when our transaction is
         lost, which is not the message's fault, and only then."""
         causes = [(message, delivery.envelope) for delivery, message in called_with]
-        with unit.transaction(causes) as transaction:
+        with (
+            unit.transaction(causes) as transaction,
+            self.tracing.processing([delivery for delivery, _ in called_with]),
+        ):
             try:
                 returned = await self._call(called_with, transaction)
             except Unreachable as error:
@@ -444,6 +457,8 @@ class BatchRunner:
     def _settle(
         self, delivery: Delivery, outcome: Outcome, error: Exception | None = None
     ) -> Settlement:
+        if isinstance(outcome, Dead) and error is None:
+            self.tracing.not_processed(delivery, outcome.reason)
         self._log.settled(delivery, outcome, error)
         return delivery, outcome
 

@@ -17,9 +17,10 @@ from pydantic_core import to_json
 
 from eventmesh.clock import Clock
 from eventmesh.contracts.message import Command, Message
+from eventmesh.tracing.port import NO_TRACING, Tracing
 from eventmesh.transports.base import Delivery, Transport
 from eventmesh.transports.outcome import Dead, Outcome
-from eventmesh.wire.envelope import UNIQUE_ID, Envelope
+from eventmesh.wire.envelope import TRACE_CONTEXT, UNIQUE_ID, Envelope
 
 SIGNAL_SUFFIX = ".signal"
 """What follows a saga's name in the name of the command by which it is told."""
@@ -37,13 +38,16 @@ async def tell_sagas(
     service: str,
     clock: Clock,
     log: structlog.stdlib.BoundLogger,
+    tracing: Tracing = NO_TRACING,
 ) -> None:
     """Tell sagas which of their commands are about to be dead-lettered; Unreachable, upon which
     nothing may be settled."""
     signals = dead_letter_signals(settlements, models, service=service, clock=clock)
     if not signals:
         return
-    result = await transport.publish(signals)
+    with tracing.sending(signals) as answered:
+        result = await transport.publish(signals)
+        answered(result)
     for message_id, reason in result.rejected.items():
         # Nothing is lost: the command is a dead letter, and its saga has a time-out.
         log.error("saga not told of dead letter", message_id=message_id, reason=reason)
@@ -90,8 +94,15 @@ def _signal(envelope: Envelope, reason: str, service: str, clock: Clock) -> Enve
             "reason": reason[:_MOST_CHARACTERS],
         }
     )
+    # In the trace of the command, whose handling ended with it.
+    trace = {
+        attribute: envelope.attributes[attribute]
+        for attribute in TRACE_CONTEXT
+        if attribute in envelope.attributes
+    }
     return Envelope(
         {
+            **trace,
             "specversion": "1.0",
             # The same whoever says it, so that it takes effect once; and another one for another
             # reason, since an id stands for one content.

@@ -20,10 +20,11 @@ from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from eventmesh.runtime.declaring.retry import describe, summarize
 from eventmesh.runtime.seen_errors import SeenErrors
+from eventmesh.tracing.port import NO_CONSUMER_TRACING, ConsumerTracing
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 
-_OF_A_MESSAGE = ("message_id", "name", "correlation_id")
+_OF_A_MESSAGE = ("message_id", "name", "correlation_id", "trace_id", "span_id")
 
 
 class DeliveryLog:
@@ -33,9 +34,16 @@ class DeliveryLog:
     delivery without a line costs nothing.
     """
 
-    def __init__(self, service: str, subscription: str, seen: SeenErrors) -> None:
+    def __init__(
+        self,
+        service: str,
+        subscription: str,
+        seen: SeenErrors,
+        tracing: ConsumerTracing = NO_CONSUMER_TRACING,
+    ) -> None:
         self._service = service
         self._seen = seen
+        self._tracing = tracing
         self._subscription = subscription
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.delivery").bind()
         self._logs_success = self._log.is_enabled_for(logging.DEBUG)
@@ -53,7 +61,10 @@ class DeliveryLog:
         """Lines from here on are about this delivery, until the next call."""
         envelope = delivery.envelope
         bind_contextvars(
-            message_id=envelope.id, name=envelope.name, correlation_id=envelope.correlation_id
+            message_id=envelope.id,
+            name=envelope.name,
+            correlation_id=envelope.correlation_id,
+            **self._tracing.ids_of(delivery),
         )
 
     def turn_to_batch(self) -> None:

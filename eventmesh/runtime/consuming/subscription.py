@@ -66,8 +66,16 @@ class ConsumedSubscription:
         # A database counts the starts of suspects, which is more exact than what the broker counts.
         self._cautious_mode = CautiousMode(is_on=not service.needs_database)
         self._observes_deliveries = not service.needs_database
+        self._tracing = service.tracing
         self._runners = [
-            BatchRunner(service, handler, self.vitals, stopping, self._wait_for_database)
+            BatchRunner(
+                service,
+                handler,
+                self.vitals,
+                stopping,
+                self._wait_for_database,
+                handler.traced_by(service.tracing),
+            )
             for _ in range(handler.concurrency)
         ]
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.worker").bind(
@@ -96,9 +104,15 @@ class ConsumedSubscription:
             mode_changed := asyncio.get_running_loop().create_future(),
         ]
 
+        async def receive(lane: Consumer, runner: BatchRunner) -> Sequence[Delivery]:
+            with runner.tracing.receiving() as received:
+                deliveries = await _receive(lane, 1 if is_cautious else runner.size, ends)
+                received(deliveries)
+            return deliveries
+
         async def work_in_lane(number: int, lane: Consumer, runner: BatchRunner) -> None:
             with leaked_cancellations_raised():
-                while deliveries := await _receive(lane, 1 if is_cautious else runner.size, ends):
+                while deliveries := await receive(lane, runner):
                     if self._observes_deliveries:
                         self._cautious_mode = self._cautious_mode.after(deliveries)
                         if self._cautious_mode.is_on and not is_cautious:
@@ -115,8 +129,10 @@ class ConsumedSubscription:
                         service=self.vitals.service,
                         clock=self._clock,
                         log=self._log,
+                        tracing=self._tracing,
                     )
-                    await lane.settle(settlements)
+                    with runner.tracing.settling(settlements):
+                        await lane.settle(settlements)
                     self.vitals.settled(outcome for _, outcome in settlements)
                     self._broker_reconnect.succeeded()
                     if settlements:

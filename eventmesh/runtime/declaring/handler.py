@@ -18,11 +18,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from eventmesh.contracts.message import Message, identity_of
+from eventmesh.contracts.message import Command, Message, identity_of
 from eventmesh.errors import UsageError
 from eventmesh.persistence.database import AsyncSession
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.retry import Retry
+from eventmesh.tracing.port import ConsumerTracing, Tracing
 from eventmesh.transports.base import Subscription
 from eventmesh.wire.envelope import Envelope
 
@@ -65,6 +66,11 @@ class Handler:
     """Sources that may publish events besides their owner; see `check_source`."""
     elsewhere: bool = False
     """Whether another program than a worker calls it, such as a FastStream app."""
+
+    def traced_by(self, tracing: Tracing) -> ConsumerTracing:
+        """What records the messages of one of its lanes."""
+        commands = [name for name, model in self.models.items() if issubclass(model, Command)]
+        return tracing.consumer(self.subscription.name, self.subscription.messages, commands)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,9 @@ from eventmesh.runtime.declaring.reaction import React, Reaction
 from eventmesh.runtime.declaring.reading import Readings
 from eventmesh.runtime.declaring.retry import Retry
 from eventmesh.runtime.declaring.settings import Settings, load_settings, warn_of_unknown_variables
+from eventmesh.tracing.loading import make_providers, make_tracing
+from eventmesh.tracing.port import Tracing
+from eventmesh.transports.factory import place_of
 
 M = TypeVar("M", bound=Message)
 Reacted = TypeVar("Reacted", bound=Event)
@@ -132,6 +135,8 @@ class DeclaredService:
         self.has_publishers = False
         self._settings: Settings | None = None
         self._readings: Readings | None = None
+        self._tracing: Tracing | None = None
+        self._providers: Any = None
         self._database: Database | None = None
         self._database_ready = False
         self._on_commit: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
@@ -321,8 +326,28 @@ class DeclaredService:
         """What the service's transactions share."""
         most = self.settings.max_message_bytes
         return Sender(
-            self.name, self.registry, self.clock, most, self.ordered_outbox, self.committed
+            self.name,
+            self.registry,
+            self.clock,
+            most,
+            self.ordered_outbox,
+            self.committed,
+            self.tracing,
         )
+
+    def trace_with(self, *, tracer: Any = None, meter: Any = None, logger: Any = None) -> None:
+        """Use these providers of OpenTelemetry instead of the global ones. UsageError where
+        OpenTelemetry is not installed."""
+        self._providers, self._tracing = make_providers(tracer, meter, logger), None
+
+    @property
+    def tracing(self) -> Tracing:
+        """What records what becomes of the service's messages."""
+        if self._tracing is None:
+            settings = self.settings
+            place = place_of(settings.broker_url, settings.transport_options)
+            self._tracing = make_tracing(place, self.clock, settings.trace_parents, self._providers)
+        return self._tracing
 
     @property
     def settings(self) -> Settings:
@@ -336,7 +361,7 @@ class DeclaredService:
         """Use these settings; UsageError when the database is open already with others."""
         if self._database is not None and settings is not self._settings:
             raise UsageError(f"Service {self.name!r} is running: close it before configuring it.")
-        self._settings, self._readings = settings, None
+        self._settings, self._readings, self._tracing = settings, None, None
 
     @property
     def readings(self) -> Readings:

@@ -136,6 +136,11 @@ class Settings(BaseSettings):
     schemas: Path = Path("schemas")
     """Where the frozen schemas are."""
 
+    trace_parents: Literal["none", "commands", "all"] = "none"
+    """For which messages the OpenTelemetry span of their handling is below the span in which they
+    were created, so that one trace shows both: none; commands, and what answers the commands of a
+    saga; or all. Links to that span are there in any case."""
+
     log_format: Literal["auto", "text", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from eventmesh.errors import Unreachable
 from eventmesh.persistence.outbox import OutboxRow
+from eventmesh.tracing.port import NO_TRACING, Tracing
 from eventmesh.transports.base import Transport
 
 
@@ -33,7 +34,10 @@ class Dispatched:
 
 
 async def dispatch(
-    transport: Transport, rows: Sequence[OutboxRow], may_go_on: Callable[[], bool]
+    transport: Transport,
+    rows: Sequence[OutboxRow],
+    may_go_on: Callable[[], bool],
+    tracing: Tracing = NO_TRACING,
 ) -> Dispatched:
     """Publish the rows, until the broker is lost or `may_go_on` says no."""
     dispatched, rejected_keys = Dispatched(), set[str | None]()
@@ -41,7 +45,10 @@ async def dispatch(
         if dispatched.lost is not None or not may_go_on():
             break
         sent = [row for row in wave if row.envelope.key not in rejected_keys]
-        result = await transport.publish([row.envelope for row in sent])
+        envelopes = [row.envelope for row in sent]
+        with tracing.sending(envelopes) as tell:
+            result = await transport.publish(envelopes)
+            tell(result)
         answered = [row for row in sent if row.envelope.id not in result.unconfirmed]
         confirmed, rejected = split_rejected(answered, result.rejected)
         dispatched.lost = result.error

@@ -41,6 +41,7 @@ from eventmesh.runtime.relaying.sweep import Sweep
 from eventmesh.runtime.relaying.unrouted_bound import UnroutedBound
 from eventmesh.runtime.relaying.watermark import Look, Watermark
 from eventmesh.runtime.vitals import RelayVitals
+from eventmesh.tracing.port import NO_TRACING, Tracing
 from eventmesh.transports.base import Subscription, Transport
 
 BATCH = 500
@@ -79,6 +80,7 @@ class Relay:
         purging: Settings | None = None,
         published: Collection[str] = (),
         subscriptions: Sequence[Subscription] = (),
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         """With the settings for `purging`, the relay that holds the first bucket also deletes what
         is too old in the database, and bounds the unrouted messages on the broker: those of the
@@ -86,6 +88,7 @@ class Relay:
         self.vitals = RelayVitals(service)
         self._database = database
         self._transport = transport
+        self._tracing = tracing
         self._clock = clock
         self._lease_time = lease_time
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.relay").bind(
@@ -187,7 +190,9 @@ class Relay:
             self.watermark.record(look, self._clock.monotonic())
             return Round(next_due_in=next_due_in)
         with self.leases.publishing():
-            dispatched = await dispatch(self._transport, rows, lambda: self.leases.is_valid)
+            dispatched = await dispatch(
+                self._transport, rows, lambda: self.leases.is_valid, self._tracing
+            )
         await self._store_answers(dispatched)
         confirmed, may_wait = len(dispatched.confirmed), look.due_at is not None
         if confirmed < len(rows):

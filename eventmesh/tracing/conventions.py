@@ -1,0 +1,152 @@
+"""Names and attributes by OpenTelemetry's semantic conventions for messaging, version 1.45.
+
+Pure: mappings from what is known of a message to what a span or a metric says. The names are not
+imported from OpenTelemetry's package of conventions, which only development needs; a test compares
+them. What no convention has a name for begins with `eventmesh.`:
+
+| attribute                         | on              | says                               |
+|-----------------------------------|-----------------|------------------------------------|
+| eventmesh.attempt                 | process         | 1 for the first delivery           |
+| eventmesh.group.wait              | process         | seconds from receiving the message |
+|                                   |                 | to the call of its handler         |
+| eventmesh.outbox.time             | send            | seconds from creating the message  |
+|                                   |                 | to publishing it, with its delay   |
+| eventmesh.delay                   | create          | seconds by which it was delayed    |
+| eventmesh.transaction.rolled_back | process         | true where another message, or the |
+|                                   |                 | commit, undid what was done        |
+| eventmesh.outcome                 | settle          | done, retried or dead              |
+| eventmesh.saga.name, .id, .step   | all             | the saga that sent the message, or |
+|                                   |                 | that it answers, and its label     |
+
+What is said of one message of several is on the link to that message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from eventmesh.tracing.place import Place
+from eventmesh.wire.envelope import Envelope
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.45.0"
+
+Operation = Literal["create", "send", "receive", "process", "settle"]
+"""Both the name and the type of an operation: we have no names of our own for them."""
+
+Value = str | int | float | bool
+Attributes = Mapping[str, Value]
+
+SYSTEM = "messaging.system"
+OPERATION_NAME = "messaging.operation.name"
+OPERATION_TYPE = "messaging.operation.type"
+DESTINATION = "messaging.destination.name"
+SUBSCRIPTION = "messaging.destination.subscription.name"
+CONSUMER_GROUP = "messaging.consumer.group.name"
+BATCH_COUNT = "messaging.batch.message_count"
+MESSAGE_ID = "messaging.message.id"
+CONVERSATION_ID = "messaging.message.conversation_id"
+EVENT_TYPE = "cloudevents.event_type"
+SERVER_ADDRESS = "server.address"
+SERVER_PORT = "server.port"
+ERROR_TYPE = "error.type"
+EXCEPTION_TYPE = "exception.type"
+EXCEPTION_MESSAGE = "exception.message"
+EXCEPTION_STACKTRACE = "exception.stacktrace"
+
+ATTEMPT = "eventmesh.attempt"
+GROUP_WAIT = "eventmesh.group.wait"
+OUTBOX_TIME = "eventmesh.outbox.time"
+DELAY = "eventmesh.delay"
+ROLLED_BACK = "eventmesh.transaction.rolled_back"
+OUTCOME = "eventmesh.outcome"
+SAGA_NAME = "eventmesh.saga.name"
+SAGA_ID = "eventmesh.saga.id"
+SAGA_STEP = "eventmesh.saga.step"
+
+OPERATION_DURATION = "messaging.client.operation.duration"
+PROCESS_DURATION = "messaging.process.duration"
+SENT_MESSAGES = "messaging.client.sent.messages"
+CONSUMED_MESSAGES = "messaging.client.consumed.messages"
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""The limits of the durations' buckets, as the conventions advise."""
+
+NOT_PROCESSED = "not_processed"
+"""The error type of a message that became a dead letter before its handler was called: it cannot
+be read, or it is poison."""
+REJECTED = "rejected"
+"""The error type of a message that the broker rejected."""
+
+
+def span_name(operation: Operation, destination: str) -> str:
+    """`{operation} {destination}`; the operation alone where the destination has no one name."""
+    return f"{operation} {destination}" if destination else operation
+
+
+def of_operation(place: Place, operation: Operation, destination: str) -> dict[str, Value]:
+    """What every span and every metric of this operation says, and samplers may decide on."""
+    attributes: dict[str, Value] = {
+        SYSTEM: place.system,
+        OPERATION_NAME: operation,
+        OPERATION_TYPE: operation,
+    }
+    if destination:
+        attributes[DESTINATION] = destination
+    if place.address:
+        attributes[SERVER_ADDRESS] = place.address
+        if place.port is not None:
+            attributes[SERVER_PORT] = place.port
+    return attributes
+
+
+def of_consumer(
+    place: Place, operation: Operation, subscription: str, destination: str
+) -> dict[str, Value]:
+    """The same of an operation on a subscription."""
+    attributes = of_operation(place, operation, destination)
+    attributes[SUBSCRIPTION] = subscription
+    if place.has_groups:
+        attributes[CONSUMER_GROUP] = subscription
+    return attributes
+
+
+def of_message(envelope: Envelope) -> dict[str, Value]:
+    """What the span of a single message says of it, or the link to it."""
+    attributes: dict[str, Value] = {}
+    if envelope.id:
+        attributes[MESSAGE_ID] = envelope.id
+        attributes[CONVERSATION_ID] = envelope.correlation_id
+    if envelope.name:
+        attributes[EVENT_TYPE] = envelope.name
+    saga, _, saga_id = envelope.attributes.get("sagaid", "").partition("/")
+    if saga:
+        attributes[SAGA_NAME] = saga
+        attributes[SAGA_ID] = saga_id
+        attributes[SAGA_STEP] = envelope.attributes.get("sagastep", "")
+    return attributes
+
+
+def with_error(attributes: Attributes, error: str) -> Attributes:
+    """The same of an operation that ended with an error of this type; as it is without one."""
+    return {**attributes, ERROR_TYPE: error} if error else attributes
+
+
+def for_counter(attributes: Attributes) -> dict[str, Value]:
+    """The same for a counter of messages, which has no type of operation."""
+    return {name: value for name, value in attributes.items() if name != OPERATION_TYPE}
+
+
+def common_name(envelopes: Sequence[Envelope]) -> str | None:
+    """The name that all of these messages have; None where they differ, or there are none."""
+    names = {envelope.name for envelope in envelopes}
+    return names.pop() if len(names) == 1 else None
+
+
+def error_type(error: BaseException) -> str:
+    """The canonical name of an error's class."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else _qualified(kind)
+
+
+def _qualified(kind: type[BaseException]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,288 @@
+"""The receive span and the settle span of each batch, and the process span of each call of a
+handler.
+
+Times are those of our clock, which a test may own. A process span ends when its handler returns,
+but is handed to OpenTelemetry only after the transaction: by then it is known whether what it did
+was rolled back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+from opentelemetry import trace
+from opentelemetry.context import attach, detach
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, Span, SpanContext, SpanKind
+
+from eventmesh.redact import redact_text
+from eventmesh.tracing import conventions as named
+from eventmesh.tracing.otel.contexts import below, creation_of, ids, is_left_out
+from eventmesh.tracing.otel.recorder import Recorder, describe
+from eventmesh.tracing.otel.signals import Signals, mark_failed
+from eventmesh.tracing.port import IGNORING, NO_IDS, NOTHING, Arrived, Settled
+
+LONGEST_PULL = 0.1
+"""Seconds. A lane that has waited longer than this for messages was not receiving them: there were
+none. Its receive span then has no duration; otherwise the traces of a quiet service would begin
+with minutes in which nothing happened."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What a lane works on. `span` is what its process spans are below: the receive span, which has
+    ended, at `received_at` of the clock's monotonic time."""
+
+    signals: Signals
+    span: Span
+    received_at: float
+    processed: dict[int, SpanContext] = field(default_factory=dict)
+    """The last process span of each delivery, by the delivery's identity."""
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the sampler has decided against all of it."""
+        return is_left_out(self.span.get_span_context()) and not self.span.is_recording()
+
+
+@dataclass(slots=True)
+class _Ending:
+    """A process span whose transaction is still open."""
+
+    span: Span
+    ended_ns: int
+    has_failed: bool
+
+
+class Consuming:
+    """One lane of a subscription, which works on one batch after another."""
+
+    def __init__(self, recorder: Recorder, subscription: str, messages: Collection[str]) -> None:
+        self._recorder = recorder
+        self._clock = recorder.clock
+        self._subscription = subscription
+        self._only_message = next(iter(messages)) if len(messages) == 1 else None
+        self._batch: _Batch | None = None
+        self._endings: list[_Ending] | None = None
+        """None while no transaction is open."""
+        self._attributes: dict[tuple[named.Operation, str], named.Attributes] = {}
+
+    def receiving(self) -> AbstractContextManager[Callable[[Sequence[Arrived]], None]]:
+        """See the port."""
+        signals, self._batch = self._recorder.signals, None
+        return IGNORING if signals is None else self._receiving(signals)
+
+    def handed_over(self, deliveries: Sequence[Arrived]) -> None:
+        """See the port."""
+        signals, self._batch = self._recorder.signals, None
+        if signals is not None:
+            self._batch = _Batch(signals, trace.get_current_span(), self._clock.monotonic())
+            self._consumed(signals, deliveries, "process")
+
+    def processing(self, deliveries: Sequence[Arrived]) -> AbstractContextManager[None]:
+        """See the port."""
+        return NOTHING if self._batch is None else self._processing(self._batch, deliveries)
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """See the port."""
+        return NOTHING if self._batch is None else self._transaction()
+
+    def not_processed(self, delivery: Arrived, reason: str) -> None:
+        """See the port."""
+        batch = self._batch
+        if batch is not None:
+            span = self._start_processing(batch, [delivery], self._clock.monotonic())
+            batch.processed[id(delivery)] = span.get_span_context()
+            mark_failed(span, named.NOT_PROCESSED, redact_text(reason))
+            span.end()
+
+    def settling(
+        self, settlements: Sequence[tuple[Arrived, Settled]]
+    ) -> AbstractContextManager[None]:
+        """See the port."""
+        if self._batch is None or not settlements:
+            return NOTHING
+        return self._settling(self._batch, settlements)
+
+    def ids_of(self, delivery: Arrived) -> Mapping[str, str]:
+        """See the port."""
+        if self._batch is None:
+            return NO_IDS
+        found = self._batch.processed.get(id(delivery))
+        return ids(self._batch.span.get_span_context() if found is None else found)
+
+    @contextmanager
+    def _receiving(self, signals: Signals) -> Iterator[Callable[[Sequence[Arrived]], None]]:
+        asked = self._clock.monotonic()
+
+        def received(deliveries: Sequence[Arrived]) -> None:
+            if deliveries:
+                self._received(signals, deliveries, asked)
+
+        try:
+            yield received
+        except Exception as error:
+            self._not_received(signals, error, asked)
+            raise
+
+    def _received(self, signals: Signals, deliveries: Sequence[Arrived], asked: float) -> None:
+        now = self._clock.monotonic()
+        began = asked if now - asked <= LONGEST_PULL else now
+        source = self._source_of(deliveries)
+        span = self._start(signals, "receive", source, INVALID_SPAN_CONTEXT, began)
+        if span.is_recording():
+            self._describe(span, deliveries)
+            span.end(self._recorder.nanoseconds(now))
+        signals.measured(now - began, self._attributes_of("receive", source), "")
+        self._consumed(signals, deliveries, "receive")
+        self._batch = _Batch(signals, span, now)
+
+    def _not_received(self, signals: Signals, error: Exception, asked: float) -> None:
+        now = self._clock.monotonic()
+        began = asked if now - asked <= LONGEST_PULL else now
+        source = self._source(self._only_message)
+        span = self._start(signals, "receive", source, INVALID_SPAN_CONTEXT, began)
+        signals.failed(span, "receive", error)
+        span.end(self._recorder.nanoseconds(now))
+        failed = named.error_type(error)
+        signals.measured(now - began, self._attributes_of("receive", source), failed)
+
+    def _consumed(
+        self, signals: Signals, deliveries: Iterable[Arrived], operation: named.Operation
+    ) -> None:
+        for name, count in Counter(each.envelope.name for each in deliveries).items():
+            attributes = self._attributes_of(operation, self._source(name))
+            signals.consumed(count, named.for_counter(attributes))
+
+    @contextmanager
+    def _processing(self, batch: _Batch, deliveries: Sequence[Arrived]) -> Iterator[None]:
+        began = self._clock.monotonic()
+        span = self._start_processing(batch, deliveries, began)
+        context = span.get_span_context()
+        for delivery in deliveries:
+            batch.processed[id(delivery)] = context
+        token = attach(trace.set_span_in_context(span))
+        failed = ""
+        try:
+            yield
+        except Exception as error:
+            failed = named.error_type(error)
+            batch.signals.failed(span, "process", error)
+            raise
+        finally:
+            detach(token)
+            ended = self._clock.monotonic()
+            if span.is_recording():
+                ending = _Ending(span, self._recorder.nanoseconds(ended), bool(failed))
+                if self._endings is None:
+                    span.end(ending.ended_ns)
+                else:
+                    self._endings.append(ending)
+            attributes = self._attributes_of("process", self._source_of(deliveries))
+            batch.signals.measured(ended - began, attributes, failed)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        endings: list[_Ending] = []
+        self._endings = endings
+        try:
+            yield
+        except BaseException as error:
+            for ending in endings:
+                ending.span.set_attribute(named.ROLLED_BACK, True)
+                if len(endings) == 1 and not ending.has_failed:  # it is the commit that failed
+                    mark_failed(ending.span, named.error_type(error), redact_text(str(error)))
+            raise
+        finally:
+            self._endings = None
+            for ending in endings:
+                ending.span.end(ending.ended_ns)
+
+    @contextmanager
+    def _settling(
+        self, batch: _Batch, settlements: Sequence[tuple[Arrived, Settled]]
+    ) -> Iterator[None]:
+        source, began = self._source_of([each for each, _ in settlements]), self._clock.monotonic()
+        above = batch.span.get_span_context()
+        span = batch.span
+        if not batch.is_left_out:
+            span = self._start(batch.signals, "settle", source, above, began)
+        if span.is_recording():
+            told = [(each.envelope, {named.OUTCOME: how.kind}) for each, how in settlements]
+            describe(span, told, self._source)
+        failed = ""
+        try:
+            yield
+        except Exception as error:
+            failed = named.error_type(error)
+            batch.signals.failed(span, "settle", error)
+            raise
+        finally:
+            ended = self._clock.monotonic()
+            if span.is_recording():
+                span.end(self._recorder.nanoseconds(ended))
+            batch.signals.measured(ended - began, self._attributes_of("settle", source), failed)
+
+    def _start_processing(self, batch: _Batch, deliveries: Sequence[Arrived], began: float) -> Span:
+        """The process span of these: below the receive span; or, for a single message that
+        continues the trace of its creation, below that and linked to the receive span."""
+        received = batch.span.get_span_context()
+        above, links = received, list[Link]()
+        if len(deliveries) == 1 and self._recorder.continues(deliveries[0].envelope):
+            origin = creation_of(deliveries[0].envelope)
+            if origin.is_valid:
+                above, links = origin, [Link(received)] if received.is_valid else []
+        if above is received and batch.is_left_out:
+            return batch.span
+        source = self._source_of(deliveries)
+        span = self._start(batch.signals, "process", source, above, began, links)
+        if span.is_recording():
+            self._describe(span, deliveries, is_processed=True)
+            span.set_attribute(named.GROUP_WAIT, max(began - batch.received_at, 0.0))
+        return span
+
+    def _start(
+        self,
+        signals: Signals,
+        operation: named.Operation,
+        source: str,
+        above: SpanContext,
+        began: float,
+        links: Sequence[Link] = (),
+    ) -> Span:
+        return signals.tracer.start_span(
+            named.span_name(operation, source),
+            below(above),
+            SpanKind.CONSUMER if operation == "process" else SpanKind.CLIENT,
+            self._attributes_of(operation, source),
+            links,
+            self._recorder.nanoseconds(began),
+        )
+
+    def _describe(
+        self, span: Span, deliveries: Sequence[Arrived], *, is_processed: bool = False
+    ) -> None:
+        told: list[named.Attributes] = [
+            {named.ATTEMPT: delivery.attempt} if is_processed else {} for delivery in deliveries
+        ]
+        envelopes = [delivery.envelope for delivery in deliveries]
+        describe(span, list(zip(envelopes, told, strict=True)), self._source)
+
+    def _source_of(self, deliveries: Sequence[Arrived]) -> str:
+        if self._only_message is not None:
+            return self._source(self._only_message)
+        return self._source(named.common_name([each.envelope for each in deliveries]))
+
+    def _source(self, message: str | None) -> str:
+        return self._recorder.place.source(self._subscription, message)
+
+    def _attributes_of(self, operation: named.Operation, source: str) -> named.Attributes:
+        found = self._attributes.get((operation, source))
+        if found is None:
+            place, name = self._recorder.place, self._subscription
+            found = self._attributes[operation, source] = named.of_consumer(
+                place, operation, name, source
+            )
+        return found

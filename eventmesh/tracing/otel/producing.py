@@ -1,0 +1,135 @@
+"""The create span of each message, and the send span of each batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from opentelemetry import trace
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, Span, SpanKind
+
+from eventmesh.tracing import conventions as named
+from eventmesh.tracing.otel.contexts import below, carrying, creation_of, is_left_out
+from eventmesh.tracing.otel.recorder import Recorder, describe
+from eventmesh.tracing.otel.signals import Signals, mark_failed
+from eventmesh.tracing.port import Answer, ignore
+from eventmesh.wire.envelope import Envelope
+
+
+class Producing:
+    """What one service publishes."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._attributes: dict[tuple[named.Operation, str], named.Attributes] = {}
+
+    def created(self, envelope: Envelope, *, delay: float, cause: Envelope | None) -> Envelope:
+        """See the port. The create span is below what runs now, with two exceptions.
+
+        A delayed message begins a new trace, linked to this one: or a trace would take as long as
+        the longest delay. And where a handler was called with several messages, what one of them
+        caused is linked to that one's creation, or is below it if it continues its trace.
+        """
+        signals = self._recorder.signals
+        if signals is None:
+            return envelope
+        running = trace.get_current_span()
+        around = running.get_span_context()
+        if is_left_out(around) and not running.is_recording() and not delay:
+            return carrying(envelope, around)
+        origin = INVALID_SPAN_CONTEXT if cause is None else creation_of(cause)
+        above = around
+        if delay:
+            above = INVALID_SPAN_CONTEXT
+        elif cause is not None and origin.is_valid and self._recorder.continues(cause):
+            above = origin
+        linked = [each for each in (origin, around) if each.is_valid and each is not above]
+        destination = self._recorder.place.destination(envelope.name)
+        span = signals.tracer.start_span(
+            named.span_name("create", destination),
+            below(above),
+            SpanKind.PRODUCER,
+            self._attributes_of("create", destination),
+            [Link(each) for each in linked],
+        )
+        if span.is_recording():
+            span.set_attributes(named.of_message(envelope))
+            if delay:
+                span.set_attribute(named.DELAY, delay)
+            span.end()
+        created = span.get_span_context()
+        return carrying(envelope, created) if created.is_valid else envelope
+
+    @contextmanager
+    def sending(self, envelopes: Sequence[Envelope]) -> Iterator[Callable[[Answer], None]]:
+        """See the port."""
+        signals = self._recorder.signals
+        if signals is None or not envelopes:
+            yield ignore
+            return
+        place, clock = self._recorder.place, self._recorder.clock
+        name = named.common_name(envelopes)
+        destination = "" if name is None else place.destination(name)
+        attributes = self._attributes_of("send", destination)
+        began = clock.monotonic()
+        span = signals.tracer.start_span(
+            named.span_name("send", destination),
+            below(INVALID_SPAN_CONTEXT),
+            SpanKind.CLIENT,
+            attributes,
+            start_time=self._recorder.nanoseconds(began),
+        )
+        if span.is_recording():
+            described = [(envelope, self._outbox_time(envelope)) for envelope in envelopes]
+            describe(span, described, place.destination)
+
+        def answered(answer: Answer) -> None:
+            error = self._judge(signals, span, answer)
+            signals.measured(clock.monotonic() - began, attributes, error)
+            self._count(signals, envelopes, answer)
+
+        try:
+            yield answered
+        finally:
+            span.end(self._recorder.nanoseconds(clock.monotonic()))
+
+    def _judge(self, signals: Signals, span: Span, answer: Answer) -> str:
+        """The type of the error that a batch ended with; empty where it has none."""
+        if answer.error is not None:
+            signals.failed(span, "send", answer.error)
+            return named.error_type(answer.error)
+        if answer.rejected:
+            mark_failed(span, named.REJECTED, "; ".join(sorted(set(answer.rejected.values()))))
+            return named.REJECTED
+        return ""
+
+    def _count(self, signals: Signals, envelopes: Sequence[Envelope], answer: Answer) -> None:
+        """Count what was sent, by its destination and what became of it."""
+        lost = "" if answer.error is None else named.error_type(answer.error)
+        counts: Counter[tuple[str, str]] = Counter()
+        for envelope in envelopes:
+            error = ""
+            if envelope.id in answer.rejected:
+                error = named.REJECTED
+            elif envelope.id in answer.unconfirmed:
+                error = lost
+            counts[envelope.name, error] += 1
+        for (name, error), count in counts.items():
+            destination = self._recorder.place.destination(name)
+            attributes = named.for_counter(self._attributes_of("send", destination))
+            signals.sent(count, attributes, error)
+
+    def _outbox_time(self, envelope: Envelope) -> named.Attributes:
+        created_at = envelope.time
+        if created_at is None or created_at.tzinfo is None:
+            return {}
+        waited = (self._recorder.clock.now() - created_at).total_seconds()
+        return {named.OUTBOX_TIME: max(waited, 0.0)}
+
+    def _attributes_of(self, operation: named.Operation, destination: str) -> named.Attributes:
+        found = self._attributes.get((operation, destination))
+        if found is None:
+            found = named.of_operation(self._recorder.place, operation, destination)
+            self._attributes[operation, destination] = found
+        return found

@@ -1,0 +1,75 @@
+"""What the spans of one service have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from opentelemetry.trace import Span
+
+from eventmesh.clock import Clock
+from eventmesh.tracing import conventions as named
+from eventmesh.tracing.otel.contexts import creation_of
+from eventmesh.tracing.otel.signals import Providers, Signals
+from eventmesh.tracing.place import Place
+from eventmesh.wire.envelope import Envelope
+
+
+class Recorder:
+    """Where a service's messages go, the providers that are told of them, and which messages
+    continue the trace in which they were created: by `parents`, none, commands, or all."""
+
+    def __init__(
+        self, place: Place, clock: Clock, parents: str, providers: Providers, version: str
+    ) -> None:
+        self.place = place
+        self.clock = clock
+        self._parents = parents
+        self._commands: set[str] = set()
+        self._providers = providers
+        self._version = version
+        self._signals: Signals | None = None
+
+    @property
+    def signals(self) -> Signals | None:
+        """None while the application has configured no provider."""
+        if self._signals is None and self._providers.is_any_configured():
+            self._signals = Signals(self._providers, self._version)
+        return self._signals
+
+    def handles_commands(self, names: Collection[str]) -> None:
+        """Messages of these names are commands."""
+        self._commands.update(names)
+
+    def continues(self, envelope: Envelope) -> bool:
+        """Whether what follows from this message belongs into the trace of its creation."""
+        if self._parents != "commands":
+            return self._parents == "all"
+        # The commands of sagas, and what answers them, have the attribute sagaid.
+        return envelope.name in self._commands or "sagaid" in envelope.attributes
+
+    def nanoseconds(self, at: float) -> int:
+        """The time since 1970 of this moment of the clock's monotonic time."""
+        ago = self.clock.monotonic() - at
+        return int((self.clock.now().timestamp() - ago) * 1e9)
+
+
+def describe(
+    span: Span,
+    messages: Sequence[tuple[Envelope, named.Attributes]],
+    destination_of: Callable[[str], str],
+) -> None:
+    """Say which messages a span is about, and this of each: by links to their creation, and for a
+    single one by the span's own attributes."""
+    if len(messages) == 1:
+        [(envelope, told)] = messages
+        span.set_attributes({**named.of_message(envelope), **told})
+    else:
+        span.set_attribute(named.BATCH_COUNT, len(messages))
+    is_mixed = named.common_name([envelope for envelope, _ in messages]) is None
+    for envelope, told in messages:
+        origin = creation_of(envelope)
+        if origin.is_valid:
+            attributes = {**named.of_message(envelope), **told}
+            if is_mixed:
+                attributes[named.DESTINATION] = destination_of(envelope.name)
+            span.add_link(origin, attributes)

@@ -1,0 +1,36 @@
+"""The broker, as OpenTelemetry's conventions describe it: its system, its server and what its
+destinations are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One broker under one prefix.
+
+    A message is published to the destination `<before><message>`, and consumed from there. Where
+    each subscription has a queue of its own, `<queue_before><subscription>`, that is a part of what
+    is consumed from. `address` and `port` are empty where the URL names no server, or several.
+    """
+
+    system: str
+    address: str = ""
+    port: int | None = None
+    before: str = ""
+    queue_before: str = ""
+    has_groups: bool = False
+    """Whether the broker calls a subscription a consumer group."""
+
+    def destination(self, message: str) -> str:
+        """What messages of this name are published to."""
+        return self.before + message
+
+    def source(self, subscription: str, message: str | None) -> str:
+        """What this subscription takes messages of this name from, or, for None, those of several
+        names; empty where that has no one name."""
+        parts = [self.before + message] if message else []
+        if self.queue_before:
+            parts.append(self.queue_before + subscription)
+        return ":".join(parts)

@@ -1,0 +1,415 @@
+"""What OpenTelemetry is told of messages on their way, checked against its conventions."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import structlog
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler
+from opentelemetry.trace import StatusCode
+
+from eventmesh import Command, Event, Reject, Retry, Service, Settings, Transaction, constant
+from eventmesh.clock import SystemClock
+from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.transports.base import Transport, publish_or_raise
+from eventmesh.transports.factory import open_transport
+from eventmesh.wire.envelope import Envelope, seal
+from tests.integration.conftest import TIMEOUT_SECONDS
+from tests.support.traced import Traced, ids, linked
+
+SOON = Retry(attempts=2, backoff=constant("10ms"))
+
+pytestmark = pytest.mark.filterwarnings("ignore:You should use:DeprecationWarning")
+
+
+class Do(Command, name="shop.do", version=1, key="key"):
+    number: int
+    key: str = "k"
+
+
+class Done(Event, name="shop.done", version=1, key="key"):
+    number: int
+    key: str = "k"
+
+
+class Heard(Event, name="shop.heard", version=1):
+    number: int
+
+
+@dataclass
+class Shop:
+    """A traced service on one broker. `heard` are the numbers that came to the end of the way."""
+
+    service: Service
+    traced: Traced
+    settings: Settings
+    transport: Transport
+    heard: list[int] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """While a worker runs."""
+        stopping = asyncio.Event()
+        worker = Worker([self.service], self.transport, self.settings, self.service.clock)
+        running = asyncio.ensure_future(worker.run(stopping))
+        try:
+            yield
+        finally:
+            stopping.set()
+            await asyncio.wait_for(running, TIMEOUT_SECONDS)
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while not condition():  # noqa: ASYNC110  # of what another library keeps
+                await asyncio.sleep(0.01)
+
+    async def send(self, *numbers: int) -> None:
+        """Send commands from outside of any handler, in one transaction."""
+        async with self.service.transaction() as tx:
+            for number in numbers:
+                tx.send(Do(number=number, key=str(number)))
+
+
+Open = Callable[..., Awaitable[Shop]]
+
+
+@pytest.fixture
+async def open_shop(durable_url: Callable[[str], str], sqlite_url: str) -> AsyncIterator[Open]:
+    opened: list[tuple[Traced, Any]] = []
+
+    async def make(service: Service, broker: str = "memory", **options: Any) -> Shop:
+        sampler: Sampler | None = options.pop("sampler", None)
+        traced = Traced() if sampler is None else Traced(sampler)
+        settings = Settings(
+            broker_url="memory://" if broker == "memory" else durable_url(broker),
+            broker_prefix=f"test-{uuid.uuid4().hex[:12]}",
+            database_urls={"shop": sqlite_url},
+            **options,
+        )
+        service.configure(settings)
+        traced.trace(service)
+        opening = open_transport(settings.broker_url, SystemClock(), settings.transport_options)
+        transport = await opening.__aenter__()
+        opened.append((traced, opening))
+        await transport.declare([handler.subscription for handler in service.worked])
+        return Shop(service, traced, settings, transport)
+
+    yield make
+    for traced, opening in opened:
+        await opening.__aexit__(None, None, None)
+        traced.close()
+
+
+def forwarding(heard: list[int]) -> Service:
+    """A service that answers each command by an event, to which it listens itself."""
+    service = Service("shop")
+    service.publisher(Do)
+
+    @service.subscriber(Do, retry=SOON)
+    async def do(command: Do, tx: Transaction) -> Done:
+        return Done(number=command.number, key=command.key)
+
+    @service.subscriber(Done)
+    async def hear(event: Done) -> None:
+        heard.append(event.number)
+
+    return service
+
+
+def outcomes(traced: Traced) -> list[Any]:
+    """What the settle spans, or their links, say became of the messages."""
+    return [
+        each.attributes["eventmesh.outcome"]
+        for span in traced.spans("settle")
+        for each in (span.links if "messaging.batch.message_count" in span.attributes else [span])
+    ]
+
+
+def by_attribute(spans: Sequence[ReadableSpan], name: str) -> dict[Any, ReadableSpan]:
+    return {(span.attributes or {}).get(name): span for span in spans}
+
+
+@pytest.mark.parametrize("broker", ["memory", "sqlite", "redis", "amqp"])
+async def test_spans_and_metrics_follow_the_conventions_on_every_broker(
+    broker: str, open_shop: Open
+) -> None:
+    heard: list[int] = []
+    shop = await open_shop(forwarding(heard), broker)
+    numbers = list(range(30))
+    await shop.send(*numbers)
+    async with shop.working():
+        await shop.until(lambda: sorted(heard) == numbers)
+    traced = shop.traced
+    assert traced.problems() == []
+    system = {"amqp": "rabbitmq"}.get(broker, broker)
+    assert {span.attributes["messaging.system"] for span in traced.spans()} == {system}
+    prefix = shop.settings.broker_prefix
+    published = {"redis": f"{prefix}:stream:shop.do", "amqp": f"{prefix}:shop.do"}
+    destination = published.get(broker, "shop.do")
+    consumed = f"{destination}:{prefix}.queue.shop.do" if broker == "amqp" else destination
+    created = traced.spans(f"create {destination}")
+    processed = traced.spans(f"process {consumed}")
+    assert len(created) == len(processed) == 30
+    for span in processed:
+        assert linked(span) <= {ids(each) for each in created}
+        assert span.attributes["eventmesh.attempt"] == 1
+        assert span.attributes["eventmesh.group.wait"] >= 0
+        assert span.attributes["messaging.destination.subscription.name"] == "shop.do"
+    [sent, *_] = traced.spans(f"send {destination}")
+    assert sent.attributes["messaging.batch.message_count"] == 30
+    assert linked(sent) == {ids(span) for span in created}
+    assert all(link.attributes["eventmesh.outbox.time"] > 0 for link in sent.links)
+    if broker in ("redis", "amqp"):
+        assert sent.attributes["server.address"]
+        assert sent.attributes["server.port"] > 0
+    by_name = ("messaging.destination.name", "error.type")
+    assert traced.counts("messaging.client.sent.messages", *by_name)[destination, None] == 30
+    assert traced.counts("messaging.client.consumed.messages", *by_name)[consumed, None] == 30
+    assert traced.counts("messaging.process.duration", *by_name)[consumed, None] == 30
+    operations = traced.counts("messaging.client.operation.duration", "messaging.operation.name")
+    assert {name for (name,) in operations} == {"send", "receive", "settle"}
+
+
+async def test_what_a_handler_publishes_is_created_below_its_process_span(
+    open_shop: Open,
+) -> None:
+    heard: list[int] = []
+    shop = await open_shop(forwarding(heard))
+    async with shop.working():
+        await shop.send(1)
+        await shop.until(lambda: heard)
+    traced = shop.traced
+    first, event = by_attribute(traced.spans("create"), "cloudevents.event_type").values()
+    do, hear = by_attribute(traced.spans("process"), "cloudevents.event_type").values()
+    assert linked(do) == {ids(first)}
+    assert event.parent is not None
+    assert (event.parent.trace_id, event.parent.span_id) == ids(do)
+    assert linked(hear) == {ids(event)}
+    assert len({span.context.trace_id for span in (first, do, hear)}) == 3
+    received = {ids(span) for span in traced.spans("receive")}
+    settled = traced.spans("settle")
+    for span in (do, hear, *settled):
+        assert (span.parent.trace_id, span.parent.span_id) in received
+    assert [span.attributes["eventmesh.outcome"] for span in settled] == ["done", "done"]
+    assert do.attributes["messaging.message.id"] == first.attributes["messaging.message.id"]
+
+
+@pytest.mark.parametrize("parents", ["commands", "all"])
+async def test_messages_continue_the_trace_of_their_creation_if_the_setting_says_so(
+    parents: str, open_shop: Open
+) -> None:
+    heard: list[int] = []
+    shop = await open_shop(forwarding(heard), trace_parents=parents)
+    async with shop.working():
+        await shop.send(1)
+        await shop.until(lambda: heard)
+    created = by_attribute(shop.traced.spans("create"), "cloudevents.event_type")
+    processed = by_attribute(shop.traced.spans("process"), "cloudevents.event_type")
+    do, hear = processed["shop.do"], processed["shop.done"]
+    assert (do.parent.trace_id, do.parent.span_id) == ids(created["shop.do"])
+    received = {ids(span) for span in shop.traced.spans("receive")}
+    assert linked(do) & received, "the receive span is linked instead"
+    traces = {span.context.trace_id for span in (*created.values(), *processed.values())}
+    assert len(traces) == {"commands": 2, "all": 1}[parents]
+    assert linked(hear) >= {ids(created["shop.done"])}
+    assert shop.traced.problems() == []
+
+
+async def test_a_failed_message_is_retried_and_dead_lettered_with_the_context_of_its_creation(
+    open_shop: Open,
+) -> None:
+    service = Service("shop")
+    service.publisher(Do)
+
+    @service.subscriber(Do, retry=SOON)
+    async def do(command: Do, tx: Transaction) -> None:
+        raise ValueError("no such branch at redis://user:secret@host")
+
+    shop = await open_shop(service)
+    [subscription] = [handler.subscription for handler in service.worked]
+    async with shop.working():
+        await shop.send(1)
+        await shop.until(lambda: len(shop.traced.spans("settle")) == 2)
+        [letter] = await shop.transport.dead_letters(subscription, limit=1)
+        await shop.transport.replay(subscription, [letter.id])
+        await shop.until(lambda: len(shop.traced.spans("settle")) == 4)
+    [created] = shop.traced.spans("create")
+    attempts = shop.traced.spans("process")
+    assert [span.attributes["eventmesh.attempt"] for span in attempts] == [1, 2, 1, 2]
+    for span in attempts:
+        assert linked(span) == {ids(created)}
+        assert span.status.status_code is StatusCode.ERROR
+        assert span.attributes["error.type"] == "ValueError"
+        assert span.attributes["eventmesh.transaction.rolled_back"] is True
+        assert "secret" not in str(span.status.description)
+    assert outcomes(shop.traced) == ["retried", "dead", "retried", "dead"]
+    events = shop.traced.events()
+    assert [event.log_record.event_name for event in events] == ["messaging.process.exception"] * 4
+    for event, span in zip(events, attempts, strict=True):
+        assert (event.log_record.trace_id, event.log_record.span_id) == ids(span)
+        assert "no such branch" in event.log_record.attributes["exception.stacktrace"]
+        assert "secret" not in str(event.log_record.attributes)
+    assert shop.traced.problems() == []
+    durations = shop.traced.counts("messaging.process.duration", "error.type")
+    assert durations == {("ValueError",): 4}
+
+
+async def test_what_shared_a_transaction_with_a_failure_is_marked_as_rolled_back(
+    open_shop: Open,
+) -> None:
+    service = Service("shop")
+    service.publisher(Do)
+
+    @service.subscriber(Do, retry=SOON)
+    async def do(command: Do, tx: Transaction) -> None:
+        if command.number == 9:
+            raise Reject("no such number")
+
+    shop = await open_shop(service)
+    await shop.send(*range(10))
+    async with shop.working():
+        await shop.until(lambda: "dead" in outcomes(shop.traced))
+    rolled_back = [
+        span
+        for span in shop.traced.spans("process")
+        if span.attributes.get("eventmesh.transaction.rolled_back")
+    ]
+    [failed] = [span for span in rolled_back if span.status.status_code is StatusCode.ERROR]
+    assert failed.attributes["error.type"] == "eventmesh.errors.Reject"
+    assert len(rolled_back) == len(shop.traced.spans("process")) - 9
+    assert shop.traced.problems() == []
+
+
+async def test_a_batch_handler_has_one_process_span_with_links_to_all(open_shop: Open) -> None:
+    service = Service("shop")
+    service.publisher(Do)
+    service.publisher(Done)
+    calls: list[int] = []
+
+    @service.subscriber(Do)
+    async def do(commands: list[Do], tx: Transaction) -> None:
+        calls.append(len(commands))
+        for command in commands:
+            tx.publish(Done(number=command.number), cause=command)
+
+    shop = await open_shop(service, trace_parents="all")
+    await shop.send(*range(20))
+    async with shop.working():
+        await shop.until(lambda: sum(calls) == 20)
+        await shop.until(lambda: len(shop.traced.spans("create shop.done")) == 20)
+    created = {ids(span) for span in shop.traced.spans("create shop.do")}
+    batches = [
+        span
+        for span in shop.traced.spans("process")
+        if "messaging.batch.message_count" in span.attributes
+    ]
+    assert batches
+    for batch in batches:
+        assert len(batch.links) == batch.attributes["messaging.batch.message_count"]
+        assert linked(batch) <= created
+    effects = shop.traced.spans("create shop.done")
+    parents = {(span.parent.trace_id, span.parent.span_id) for span in effects if span.parent}
+    assert parents - {ids(span) for span in shop.traced.spans("process")} <= created
+    assert len({span.context.trace_id for span in effects}) == 20
+    assert shop.traced.problems() == []
+
+
+async def test_a_delayed_message_begins_a_new_trace_that_is_linked(open_shop: Open) -> None:
+    service = Service("shop")
+    service.publisher(Do)
+    service.publisher(Heard)
+
+    @service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        tx.publish(Heard(number=1), delay=3600)
+
+    shop = await open_shop(service, trace_parents="all")
+    async with shop.working():
+        await shop.send(1)
+        await shop.until(lambda: shop.traced.spans("create shop.heard"))
+        await shop.until(lambda: shop.traced.spans("process"))
+    [later], [process] = shop.traced.spans("create shop.heard"), shop.traced.spans("process")
+    assert later.parent is None
+    assert linked(later) == {ids(process)}
+    assert later.attributes["eventmesh.delay"] == 3600
+    assert shop.traced.problems() == []
+
+
+async def test_a_message_that_cannot_be_read_has_a_failed_process_span(open_shop: Open) -> None:
+    shop = await open_shop(forwarding([]))
+    broken = Envelope(
+        {**seal(Do(number=1), source="t", clock=SystemClock()).attributes, "traceparent": "what?"},
+        b"{",
+    )
+    await publish_or_raise(shop.transport, [broken])
+    async with shop.working():
+        await shop.until(lambda: shop.traced.spans("settle"))
+    [span] = shop.traced.spans("process")
+    assert span.attributes["error.type"] == "not_processed"
+    assert span.attributes["messaging.message.id"] == broken.id
+    assert not span.links
+    [settled] = shop.traced.spans("settle")
+    assert settled.attributes["eventmesh.outcome"] == "dead"
+    assert shop.traced.problems() == []
+
+
+async def test_what_the_sampler_leaves_out_is_still_passed_on_and_counted(
+    open_shop: Open,
+) -> None:
+    heard: list[int] = []
+    service = forwarding(heard)
+    contexts: list[str] = []
+
+    @service.subscriber(Done, name="look")
+    async def look(event: Done, envelope: Envelope) -> None:
+        contexts.append(envelope.attributes["traceparent"])
+
+    shop = await open_shop(service, sampler=ParentBased(ALWAYS_OFF))
+    await shop.send(*range(10))
+    async with shop.working():
+        await shop.until(lambda: len(heard) == len(contexts) == 10)
+    assert shop.traced.spans() == []
+    assert not any(int(context[-2:], 16) & 1 for context in contexts)
+    assert shop.traced.counts("messaging.client.consumed.messages") == {(): 30}
+    assert shop.traced.counts("messaging.process.duration") == {(): 30}
+
+
+async def test_log_lines_name_the_span_that_they_were_written_in(open_shop: Open) -> None:
+    service = Service("shop")
+    service.publisher(Do)
+
+    @service.subscriber(Do, retry=SOON)
+    async def do(command: Do, tx: Transaction) -> None:
+        structlog.get_logger().info("doing")
+        raise ValueError("no")
+
+    shop = await open_shop(service)
+    with structlog.testing.capture_logs(
+        processors=[structlog.contextvars.merge_contextvars]
+    ) as lines:
+        async with shop.working():
+            await shop.send(1)
+            await shop.until(lambda: len(shop.traced.spans("settle")) == 2)
+    processed = [
+        {"trace_id": f"{trace:032x}", "span_id": f"{span:016x}"}
+        for trace, span in map(ids, shop.traced.spans("process"))
+    ]
+    for event, expected in (
+        ("doing", processed),
+        ("message will be retried", processed[:1]),
+        ("message dead-lettered", processed[1:]),
+    ):
+        found = [
+            {name: line[name] for name in ("trace_id", "span_id")}
+            for line in lines
+            if line["event"] == event
+        ]
+        assert found == expected, event
+    assert not any("trace_id" in line for line in lines if line["event"] == "worker stopped")
