@@ -14,6 +14,7 @@ Where they are forked, these are forked too (`Launcher`).
 from __future__ import annotations
 
 import array
+import asyncio
 import atexit
 import ctypes
 import fcntl
@@ -32,10 +33,16 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any, NoReturn
 
+import typer
+
 import eventmesh
+from eventmesh.persistence import migration
+from eventmesh.persistence.database import Database
 
 _ROOT = Path(__file__).parents[2]
 _MOST = 1_000_000
@@ -262,6 +269,9 @@ def _number(file: Any) -> int:
 def main() -> None:
     gc.disable()
     import_all()
+    build_commands()
+    migrate_once()
+    gc.collect()
     gc.enable()
     gc.freeze()  # a collection in a child would copy all these objects' memory
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the children
@@ -277,11 +287,47 @@ def main() -> None:
         tests.send(str(child).encode())
 
 
+_LOADED_WHEN_NEEDED = (
+    "aiosqlite",
+    "alembic.command",
+    "alembic.config",
+    "jsonschema_rs",
+    "referencing.jsonschema",
+    "uvloop",
+)
+"""What commands and workers import only where they need it, and which takes longest of what they
+do then."""
+
+
 def import_all() -> None:
-    """Import all modules of EventMesh, except those that only some processes can import."""
+    """Import all modules of EventMesh, except those that only some processes can import, and what
+    these import later."""
     for found in pkgutil.walk_packages(eventmesh.__path__, "eventmesh."):
         if not any(part in found.name for part in (".migrations", ".testing", ".integrations")):
             importlib.import_module(found.name)
+    for name in _LOADED_WHEN_NEEDED:
+        importlib.import_module(name)
+
+
+def build_commands() -> None:
+    """Let Typer read the signatures of all commands once, instead of once in each child."""
+    from eventmesh.cli.main import app
+
+    typer.main.get_command_from_info = cache(typer.main.get_command_from_info)
+    typer.main.get_command(app)
+
+
+def migrate_once() -> None:
+    """Let Alembic and SQLAlchemy prepare what they keep for the next migration."""
+
+    async def migrate(folder: str) -> None:
+        database = Database(f"sqlite+aiosqlite:///{folder}/warm.db", service="warm")
+        await migration.upgrade(database)
+        await database.close()
+
+    with TemporaryDirectory() as folder:
+        asyncio.run(migrate(folder))
+    asyncio.set_event_loop(None)
 
 
 def _receive(end: socket.socket) -> tuple[dict[str, Any], Sequence[int]] | None:
