@@ -36,6 +36,9 @@ class WorkerRun:
     exits: bool = True
     """Whether a kill ends the process. Otherwise none of the worker's steps runs any more, which
     looks the same from outside and allows a second worker in the same process."""
+    counts: bool = True
+    """Whether its points are counted. A run that only recovers does without, which saves a sixth of
+    its time."""
     points: list[Point] = field(default_factory=list)
     commits: int = 0
     dead: bool = False

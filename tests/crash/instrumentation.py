@@ -44,10 +44,11 @@ def named(statement: str) -> str:
     return " ".join([words[0], *table.groups()]) if table else " ".join(words[:3])
 
 
-def reach(kind: str, place: str) -> None:
+def reach(kind: str, place: str, statement: str = "") -> None:
+    """Note a point at this place, or at this place and the statement's name."""
     run = CURRENT_RUN.get()
-    if run is not None and not run.dead:
-        run.reach(kind, place)
+    if run is not None and run.counts and not run.dead:
+        run.reach(kind, f"{place} {named(statement)}" if statement else place)
 
 
 def committed() -> None:
@@ -130,14 +131,14 @@ def on_virtual_loops() -> Iterator[None]:
 
 def _note_statements() -> None:
     def before(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        reach("statement", f"before {named(statement)}")
+        reach("statement", "before", statement)
         if _commits_itself(connection, statement):
             committed()  # a server commits at some moment before it answers
 
     def after(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if _commits_itself(connection, statement):
             committed()
-        reach("statement", f"after {named(statement)}")
+        reach("statement", "after", statement)
 
     event.listen(Engine, "before_cursor_execute", before)
     event.listen(Engine, "after_cursor_execute", after)
@@ -210,7 +211,7 @@ def _count_commits(statement: str) -> None:
 def _note_broker_statements() -> None:
     def trace(statement: str) -> None:
         # SQLite calls this before it runs the statement, and for each row of executemany.
-        reach("broker", f"before {named(statement)}")
+        reach("broker", "before", statement)
         _count_commits(statement)
 
     for owner in (SqliteStore, CommitWatcher):

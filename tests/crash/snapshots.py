@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
 from tests.crash.crash_points import Point, WorkerRun
@@ -25,6 +24,8 @@ class Snapshots:
         self._run = run
         self._numbers: dict[int, int] = {}
         self._known: dict[str, int] = {}
+        self._open: dict[tuple[int, int], int] = {}
+        """The files that were read, by their devices and inodes."""
         self.left: list[int] = []
         """For each point of the run, the number of the copy that a kill there would leave."""
 
@@ -35,20 +36,27 @@ class Snapshots:
         self.left.append(self._numbers[commits])
 
     def _keep(self) -> int:
-        folder = self._to / str(len(self._known))
-        # In another process, because closing a file releases the locks SQLite holds on it in this.
-        child = os.fork()
-        if not child:
-            folder.mkdir(parents=True)
-            for file in self._from.glob("*.db*"):
-                if not file.name.endswith("-shm"):  # SQLite rebuilds it from the log
-                    shutil.copy(file, folder)
-            os._exit(0)
-        os.waitpid(child, 0)
+        contents = {
+            file.name: self._read(file)
+            for file in sorted(self._from.glob("*.db*"))
+            if not file.name.endswith("-shm")  # SQLite rebuilds it from the log
+        }
         digest = hashlib.sha256()
-        for file in sorted(folder.iterdir()):
-            digest.update(file.name.encode() + file.read_bytes())
+        for name, content in contents.items():
+            digest.update(name.encode() + content)
         number = self._known.setdefault(digest.hexdigest(), len(self._known))
-        if self._to / str(number) != folder:
-            shutil.rmtree(folder)
+        folder = self._to / str(number)
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            for name, content in contents.items():
+                (folder / name).write_bytes(content)
         return number
+
+    def _read(self, file: Path) -> bytes:
+        """The file's content. It stays open: closing it would release the locks that SQLite holds
+        on it in this process."""
+        found = file.stat()
+        inode = found.st_dev, found.st_ino
+        if inode not in self._open:
+            self._open[inode] = os.open(file, os.O_RDONLY)
+        return os.pread(self._open[inode], found.st_size, 0)

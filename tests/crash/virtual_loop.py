@@ -77,7 +77,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         task = getattr(callback, "__self__", None)
         # Only the steps of tasks count; other callbacks are asyncio's own housekeeping.
         if run is not None and isinstance(task, asyncio.Task):
-            if run.is_running:
+            if run.is_running and run.counts:
                 run.reach("await", site(task))
                 if run.dead:
                     close_connections(run)
@@ -118,7 +118,7 @@ def call_here(future: asyncio.Future[Any], work: Callable[[], Any]) -> None:
 
     def attempt() -> None:
         run = CURRENT_RUN.get()
-        if run is not None and run.is_running:
+        if run is not None and run.is_running and run.counts:
             run.reach("call", site(task))
             if run.dead:
                 close_connections(run)

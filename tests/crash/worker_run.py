@@ -88,10 +88,10 @@ def run_worker(
 ) -> Result:
     """Run one worker on the deployment as the previous run has left it; run 1 seeds it first.
 
-    Returns the points that were passed and the violations at the end. With `snapshot_folder`, a
+    Returns the points that run 1 passed and the violations at the end. With `snapshot_folder`, a
     copy of the files is kept there for each point.
     """
-    run = WorkerRun(kill)
+    run = WorkerRun(kill, counts=number == 1 or kill is not None)
     snapshots = Snapshots(deployment, snapshot_folder, run) if snapshot_folder is not None else None
     if snapshots is not None:
         run.on_point = snapshots.take
@@ -115,7 +115,7 @@ def run_two_workers(deployment: Deployment, kill: Kill = None) -> Result:
 
     Competing consumers keep no order, so only the order in which the relays published is checked.
     """
-    first, second = WorkerRun(kill, exits=False), WorkerRun(exits=False)
+    first, second = WorkerRun(kill, exits=False), WorkerRun(exits=False, counts=False)
 
     async def scenario(_loop: VirtualLoop, clock: Clock) -> Result:
         await prepare(deployment, 1, clock)
