@@ -7,6 +7,7 @@ its own that show it failing.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -24,18 +25,15 @@ SERVICES = ("orders", "payments", "inventory", "shipping")
 TIMEOUT = 240  # seconds
 
 
-COMBINATIONS = [
-    pytest.param(broker, database, marks=[] if daily else [pytest.mark.soak])
-    for broker, database, daily in (
-        ("redis", "postgres", True),
-        ("amqp", "postgres", True),
-        ("sqlite", "sqlite", False),  # as in `test_the_demo_needs_no_server`
-        ("sqlite", "postgres", False),
-        ("redis", "sqlite", False),
-        ("amqp", "sqlite", False),
+def combinations(*daily: tuple[str, str]) -> pytest.MarkDecorator:
+    """Each broker with each database; those that are not named run only in the soak."""
+    return pytest.mark.parametrize(
+        ("broker", "database"),
+        [
+            pytest.param(*each, marks=[] if each in daily else [pytest.mark.soak])
+            for each in itertools.product(("sqlite", "redis", "amqp"), ("sqlite", "postgres"))
+        ],
     )
-]
-"""Each broker and each database; the other combinations run in the soak."""
 
 
 @asynccontextmanager
@@ -93,7 +91,7 @@ async def demo_as_program(*arguments: str) -> tuple[int, str]:
     return process.returncode or 0, output.decode()
 
 
-@pytest.mark.parametrize(("broker", "database"), COMBINATIONS)
+@combinations()  # in every run: `test_the_demo_needs_no_server`, and while workers are killed
 async def test_every_purchase_comes_to_one_end(
     broker: str,
     database: str,
@@ -109,18 +107,26 @@ async def test_every_purchase_comes_to_one_end(
     assert code == 0
 
 
+@combinations(("sqlite", "sqlite"), ("redis", "postgres"), ("amqp", "postgres"))
 async def test_every_purchase_comes_to_one_end_while_workers_are_killed(
-    durable_broker_url: str, demo: Demo
+    broker: str,
+    database: str,
+    durable_url: Callable[[str], str],
+    request: pytest.FixtureRequest,
+    demo: Demo,
 ) -> None:
-    code, output = await demo({}, "--purchases", "40", "--kill", "--broker", durable_broker_url)
-    assert output.splitlines()[-1] == "ok: 40 purchases, 0 lost, 0 doubled, 0 stuck", output
+    url = durable_url(broker)
+    server = request.getfixturevalue("postgres_server") if database == "postgres" else None
+    async with four_databases(server) as environment:
+        code, output = await demo(environment, "--purchases", "30", "--kill", "--broker", url)
+    assert output.splitlines()[-1] == "ok: 30 purchases, 0 lost, 0 doubled, 0 stuck", output
     assert "workers killed" in output
     assert code == 0
 
 
 async def test_every_purchase_comes_to_one_end_while_services_answer_too_late(demo: Demo) -> None:
-    code, output = await demo({}, "--purchases", "30", "--slow")
-    assert output.splitlines()[-1] == "ok: 30 purchases, 0 lost, 0 doubled, 0 stuck", output
+    code, output = await demo({}, "--purchases", "20", "--slow")
+    assert output.splitlines()[-1] == "ok: 20 purchases, 0 lost, 0 doubled, 0 stuck", output
     assert "saga undone: TimedOut" in output
     assert "late answers undone" in output
     assert code == 0
