@@ -17,6 +17,7 @@ from eventmesh.cli import (
     asyncapi,
     database,
     demo,
+    describe,
     dlq,
     outbox,
     saga,
@@ -59,6 +60,7 @@ def options(
 app.command()(worker.worker)
 app.command()(worker.dev)
 app.command()(status.status)
+app.command()(describe.describe)
 app.command()(asyncapi.asyncapi)
 app.add_typer(schema.app, name="schema")
 app.add_typer(database.app, name="db")

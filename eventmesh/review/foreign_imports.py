@@ -102,7 +102,7 @@ class _Code:
         files = python_files(home.path, trouble) if home.path.is_dir() else [home.path]
         told = set()
         for file in files:
-            if self._owner(_module(file, home.base)) != service:
+            if self._owner(module_at(file, home.base)) != service:
                 continue  # the folder of another service is inside this one's
             for problem in self._problems_in(file, home):
                 if problem.fingerprint not in told:
@@ -121,7 +121,7 @@ class _Code:
         source = self._sources.read(file)
         if source.trouble:
             yield self._unread(file, home.service, source.trouble)
-        package = _module(file.parent, home.base)
+        package = module_at(file.parent, home.base)
         for each in source.imports:
             place = self._sources.place(file, each.line)
             where = f"Line {place.line} of {place.file}"
@@ -288,6 +288,7 @@ def _at(base: Path, module: str) -> Path | None:
     return file if file.is_file() else None
 
 
-def _module(file: Path, base: Path) -> str:
+def module_at(file: Path, base: Path) -> str:
+    """The name under which this file is imported from the folder `base`."""
     parts = file.relative_to(base).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

@@ -256,7 +256,18 @@ class Running(Output):
             raise AssertionError(f"{error}; its output: {self.out}{self.err}") from None
 
 
-FORKED = ("asyncapi", "db", "dlq", "outbox", "saga", "schema", "status", "unrouted", "worker")
+FORKED = (
+    "asyncapi",
+    "db",
+    "describe",
+    "dlq",
+    "outbox",
+    "saga",
+    "schema",
+    "status",
+    "unrouted",
+    "worker",
+)
 """Commands that are forked from a process that has imported everything (see `forks`), as are the
 workers of a supervisor. `start_program` shows in some tests that they also start on their own."""
 

@@ -35,7 +35,7 @@ TESTS = sorted(
     path
     for pattern in (
         *("schemas/*.py", "unit/*.py", "unit/contracts/*.py", "unit/demo/*.py"),
-        *("unit/persistence/*.py", "unit/review/*.py", "unit/runtime/*.py"),
+        *("unit/operations/*.py", "unit/persistence/*.py", "unit/review/*.py", "unit/runtime/*.py"),
         *("unit/transports/**/*.py", "unit/wire/*.py"),
     )
     for path in (ROOT / "tests").glob(pattern)

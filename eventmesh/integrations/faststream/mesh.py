@@ -188,6 +188,7 @@ class Mesh(ABC, Generic[AnyIntake]):
                 concurrency=checked_concurrency(concurrency, where),
                 sources=checked_sources(sources, where),
                 elsewhere=True,
+                function=function,
             )
             self.service.add_handler(handler)
             return self.subscribe(handler, function, **options)

@@ -66,6 +66,8 @@ class Handler:
     """Sources that may publish events besides their owner; see `check_source`."""
     elsewhere: bool = False
     """Whether another program than a worker calls it, such as a FastStream app."""
+    function: Callable[..., Any] | None = None
+    """The user's function, for who describes the handler; None where it is EventMesh's own."""
 
     def traced_by(self, tracing: Tracing) -> ConsumerTracing:
         """What records the messages of one of its lanes."""
@@ -137,6 +139,7 @@ def bind(
         timeout=timeout,
         returns=returns,
         sources=checked_sources(sources, where),
+        function=function,
     )
 
 
@@ -320,6 +323,18 @@ def _make_call(
         return injected(**known | arguments(taken, described, transaction))
 
     return call
+
+
+def messages_taken(function: Callable[..., Any]) -> tuple[type[Message], ...]:
+    """The messages that a parameter of the function is annotated with, one or a list of them; empty
+    where it has none, or its annotations cannot be resolved."""
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except Exception:  # noqa: BLE001  # annotations are code of the user's, and may raise anything
+        return ()
+    hints.pop("return", None)
+    found = [_message_types(hint) or _message_types(_item_of_list(hint)) for hint in hints.values()]
+    return next(filter(None, found), ())
 
 
 def takes_list_of_messages(hint: Any) -> bool:

@@ -101,6 +101,16 @@ class Reaction(Generic[Reacted, Undoing, Result]):
         self._undo = function
         return function
 
+    @property
+    def function(self) -> React[Reacted, Result]:
+        """The decorated function."""
+        return self._function
+
+    @property
+    def undo_function(self) -> Undo[Undoing, Result] | None:
+        """The function that undoes it, if one is declared."""
+        return self._undo
+
     def require_undo(self) -> None:
         """UsageError if nothing undoes this reaction."""
         if self._undo is None:
@@ -119,6 +129,7 @@ class Reaction(Generic[Reacted, Undoing, Result]):
             call=self._handle,
             call_batch=self._handle_batch,
             transactional=True,
+            function=self._function,
             **options,
         )
 

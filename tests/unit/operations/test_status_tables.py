@@ -63,7 +63,7 @@ def test_a_known_figure_is_a_number_and_an_unknown_one_is_never_zero() -> None:
     assert "unknown: rate of bank.b: no inbox\n" in text
 
 
-def test_one_reason_is_told_once_for_all_rows_that_it_concerns() -> None:
+def test_one_reason_is_printed_once_for_all_rows_that_it_concerns() -> None:
     rows = [
         SubscriptionStatus("s", f"s.h{number}", (), unknown={"ready": "it is away"}, problem="x")
         for number in range(9)

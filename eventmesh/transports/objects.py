@@ -1,0 +1,90 @@
+"""What EventMesh makes on a broker for subscriptions and published messages, by name.
+
+It follows from the names alone, so no server is needed. A client library is not loaded either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from eventmesh.transports.base import Subscription
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BrokerObject:
+    """A queue, stream, exchange, binding or table."""
+
+    kind: str
+    name: str
+    purpose: str
+
+
+def broker_objects(
+    url: str, prefix: str, subscriptions: Sequence[Subscription], published: Iterable[str]
+) -> list[BrokerObject]:
+    """The objects on the broker of this URL, sorted; none for a broker in memory."""
+    scheme = urlsplit(url).scheme
+    messages = {*published, *(name for each in subscriptions for name in each.messages)}
+    if scheme.startswith("redis"):
+        return sorted(_redis(prefix, "+cluster" in scheme, subscriptions, messages))
+    if scheme in ("amqp", "amqps"):
+        return sorted(set(_rabbitmq(prefix, subscriptions, published)))
+    if scheme == "sqlite":
+        return sorted(_sqlite(subscriptions))
+    return []
+
+
+def _redis(
+    prefix: str, one_slot: bool, subscriptions: Sequence[Subscription], messages: Iterable[str]
+) -> Iterable[BrokerObject]:
+    from eventmesh.transports.redis.keys import Layout
+
+    layout = Layout(prefix, one_slot=one_slot)
+    for message in messages:
+        yield BrokerObject("stream", layout.stream(message), f"messages {message}")
+    for subscription in subscriptions:
+        keys = layout.of(subscription)
+        for stream in keys.streams:
+            yield BrokerObject("consumer group", f"{stream} {keys.group}", "deliveries")
+        yield BrokerObject("stream", keys.retry, "retries that are due")
+        yield BrokerObject("sorted set", keys.delayed, "retries that are not due")
+        yield BrokerObject("stream", keys.dead, "dead letters")
+
+
+def _rabbitmq(
+    prefix: str, subscriptions: Sequence[Subscription], published: Iterable[str]
+) -> Iterable[BrokerObject]:
+    from eventmesh.transports.rabbitmq.topology import (
+        Binding,
+        Exchange,
+        ExchangeBinding,
+        Queue,
+        Topology,
+    )
+
+    topology = Topology(prefix)
+    entities = topology.for_publishing(published)
+    for subscription in subscriptions:
+        entities += topology.for_subscription(subscription)
+    for entity in entities:
+        match entity:
+            case Exchange(name, kind, alternate):
+                rest = f"; what it cannot route goes to {alternate}" if alternate else ""
+                yield BrokerObject("exchange", name, f"{kind}{rest}")
+            case Queue(name):
+                yield BrokerObject("queue", name, "quorum")
+            case Binding(queue, exchange, key):
+                yield BrokerObject("binding", f"{exchange} -> {queue}", key or "every message")
+            case ExchangeBinding(exchange, source, key):
+                yield BrokerObject("binding", f"{source} -> {exchange}", key)
+    delays = f"{topology.delay_prefix}<milliseconds>"
+    yield BrokerObject("exchange", delays, "fanout; made when a retry first waits so long")
+    yield BrokerObject("queue", delays, "quorum; retries that are not due, of all subscriptions")
+
+
+def _sqlite(subscriptions: Sequence[Subscription]) -> Iterable[BrokerObject]:
+    for subscription in subscriptions:
+        for message in subscription.messages:
+            yield BrokerObject("binding", f"{message} -> {subscription.name}", "row of the file")
