@@ -33,29 +33,18 @@ TIMEOUT_SECONDS = 120.0
 _SUPERVISED = '"$@" & server=$!; cat; kill -9 $server; wait'
 
 
-_OWN_PORTS: set[int] = set()
-
-
-def own_port() -> int:
-    """A free port that this function has not returned before: tests choose several before using
-    one."""
-    while (port := free_port()) in _OWN_PORTS:
-        pass
-    _OWN_PORTS.add(port)
-    return port
-
-
 class Node:
     """A redis-server with its own folder, port and password."""
 
     def __init__(self, folder: Path, *arguments: str, tls: bool = False, **settings: str) -> None:
         self.client_options: dict[str, Any] = {}
-        self.port = own_port()
+        self.port = free_port()
         self.password = secrets.token_hex(8)
         self.folder = folder
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
         (folder / "data").mkdir(parents=True)
+        self._log = folder / "redis.log"
         self.settings = {
             "bind": "127.0.0.1",
             ("tls-port" if tls else "port"): str(self.port),
@@ -76,12 +65,13 @@ class Node:
         settings = self.settings | {name.replace("_", "-"): text for name, text in changes.items()}
         configuration = self.folder / "redis.conf"
         configuration.write_text("".join(f"{name} {text}\n" for name, text in settings.items()))
-        self._process = subprocess.Popen(  # noqa: S603 - a server that _program found
-            [*_program(self.folder), str(configuration), *self._arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - a server that _program found
+                [*_program(self.folder), str(configuration), *self._arguments],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+            )
 
     def start(self, **changes: str) -> Node:
         self.launch(**changes)
@@ -89,7 +79,10 @@ class Node:
         return self
 
     def until_it_answers(self) -> None:
-        until(lambda: self.ask("PING"), "a Redis that answers")
+        try:
+            until(lambda: self.ask("PING"), "a Redis that answers")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its log: {self._log.read_text()[-2000:]}") from None
 
     def kill(self) -> None:
         """Kill it by SIGKILL; what it has not written to disk is lost."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from eventmesh.testing.servers.processes import free_port
+from eventmesh.testing.servers.processes import free_port, free_ports
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Project, Put
@@ -130,8 +130,9 @@ async def test_a_draining_worker_is_alive_and_not_ready(
 
 
 async def test_each_of_several_workers_has_its_own_port(
-    bank: Project, port: int, wait_until: Callable[..., Any]
+    bank: Project, wait_until: Callable[..., Any]
 ) -> None:
+    port, _ = free_ports(2)
     parent = bank.worker("--workers", "2", "--health-port", str(port), processes=2)
     for number, child in enumerate(parent.children()):
         assert problems(port + number) == []

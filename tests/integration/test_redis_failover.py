@@ -18,11 +18,12 @@ import pytest
 from redis.exceptions import RedisError
 
 from eventmesh.errors import Unreachable
+from eventmesh.testing.servers.processes import free_port
 from eventmesh.transports.base import TransportOptions, publish_or_raise
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.redis import transport as redis_streams
 from eventmesh.transports.redis.transport import RedisTransport
-from tests.integration.redis_nodes import Node, eventually, nodes, own_port, until
+from tests.integration.redis_nodes import Node, eventually, nodes, until
 from tests.integration.redis_traffic import CLOCK, PAID, Traffic, envelopes, flowing, opened
 
 RECOVERY = 5.0
@@ -230,7 +231,7 @@ def member(folder: Path) -> Node:
         folder,
         cluster_enabled="yes",
         cluster_node_timeout="1000",
-        cluster_port=str(own_port()),
+        cluster_port=str(free_port()),
         repl_diskless_sync_delay="0",
     )
 

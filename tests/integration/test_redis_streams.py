@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from eventmesh.errors import PublishError, Unreachable
+from eventmesh.testing.servers.processes import free_port
 from eventmesh.transports.base import (
     Consumer,
     Delivery,
@@ -23,7 +24,7 @@ from eventmesh.transports.redis import connection as redis_connection
 from eventmesh.transports.redis import publishing as redis_publishing
 from eventmesh.transports.redis import upkeep as redis_upkeep
 from eventmesh.transports.redis.transport import RedisTransport
-from tests.integration.redis_nodes import Node, eventually, nodes, own_port
+from tests.integration.redis_nodes import Node, eventually, nodes
 from tests.integration.redis_traffic import (
     CLOCK,
     PAID,
@@ -535,7 +536,7 @@ async def test_without_the_required_replicas_no_message_is_confirmed(
 
 async def test_no_message_overtakes_another_of_its_key_on_a_cluster(tmp_path: Path) -> None:
     with nodes() as keep:
-        bus = str(own_port())
+        bus = str(free_port())
         member = keep(Node(tmp_path / "member", cluster_enabled="yes", cluster_port=bus)).start()
         member.tell("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         await eventually(

@@ -10,10 +10,11 @@ from urllib.parse import quote
 import pytest
 
 from eventmesh.errors import Unreachable, UsageError
+from eventmesh.testing.servers.processes import free_port
 from eventmesh.transports.base import publish_or_raise
 from eventmesh.transports.outcome import DONE
 from tests.integration.certificates import make_certificates
-from tests.integration.redis_nodes import Node, nodes, own_port, until
+from tests.integration.redis_nodes import Node, nodes, until
 from tests.integration.redis_traffic import PAID, envelopes, opened
 
 PASSWORD = "p@ss/wörd?&#:"  # noqa: S105
@@ -83,7 +84,7 @@ async def test_the_nodes_of_a_cluster_are_discovered_over_tls(
     folder = tmp_path_factory.mktemp("cluster") / "node"
     with nodes() as keep:
         node = keep(tls_node(folder, certificates, cluster_enabled="yes", tls_cluster="yes"))
-        node.settings["cluster-port"] = str(own_port())
+        node.settings["cluster-port"] = str(free_port())
         node.start()
         node.tell("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         until(lambda: b"cluster_state:ok" in node.tell("CLUSTER", "INFO"), "a cluster")

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 
 from eventmesh.testing.conformance.observing import (
+    counted,
     drain,
     eventually,
     eventually_async,
@@ -106,8 +107,7 @@ async def a_census_changes_nothing(rig: Rig) -> None:
         await asyncio.gather(looking.census([late], late.messages), transport.declare([late]))
         in_order(await drain(rig, transport, late, 20), kept)
         expect(all(delivery.attempt == 1 for delivery in got), "a census counts no attempt")
-        stats = await transport.stats(subscription)
-        expect((stats.ready, stats.dead) == (0, 0), stats)
+        await counted(rig, transport, subscription, ready=0, dead=0)
 
 
 def _versions(envelopes: list[Envelope], *versions: int | None) -> list[Envelope]:

@@ -11,7 +11,7 @@ from typing import TypeVar
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
 from eventmesh.testing.conformance.rig import GuaranteeBroken, Rig
-from eventmesh.transports.base import Consumer, Delivery, Subscription, Transport
+from eventmesh.transports.base import Consumer, Delivery, Subscription, SubscriptionStats, Transport
 from eventmesh.transports.outcome import DONE, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
@@ -68,6 +68,25 @@ async def eventually_async(rig: Rig, condition: Callable[[], Awaitable[bool]], w
     while not await condition():
         expect(clock.monotonic() < deadline, f"not within {rig.patience:.0f} s: {what}")
         await clock.sleep(0.005)
+
+
+async def counted(
+    rig: Rig, transport: Transport, subscription: Subscription, **numbers: int
+) -> None:
+    """Wait until the stats of a subscription tell these numbers, such as `dead=2`; a number that
+    they cannot tell is not compared. Counts may lag behind what the broker has confirmed: a quorum
+    queue of RabbitMQ applies what is settled in the background."""
+    stats: SubscriptionStats | None = None
+
+    async def agrees() -> bool:
+        nonlocal stats
+        stats = await transport.stats(subscription)
+        return all(getattr(stats, name) in (number, None) for name, number in numbers.items())
+
+    try:
+        await eventually_async(rig, agrees, "")
+    except GuaranteeBroken:
+        expect(False, f"{numbers} is what is there, and {stats} what stats tell")
 
 
 async def receive(rig: Rig, consumer: Consumer, count: int) -> list[Delivery]:

@@ -6,6 +6,7 @@ import math
 
 from eventmesh.clock import SystemClock
 from eventmesh.testing.conformance.observing import (
+    counted,
     drain,
     eventually_async,
     expect,
@@ -34,8 +35,7 @@ async def settled_messages_are_gone(rig: Rig) -> None:
         await drain(rig, transport, subscription, 3)
         async with transport.consume(subscription, prefetch=10) as consumer:
             await expect_silence(consumer, rig.visibility_timeout * 1.5)
-        stats = await transport.stats(subscription)
-        expect((stats.ready, stats.dead, stats.in_flight or 0) == (0, 0, 0), stats)
+        await counted(rig, transport, subscription, ready=0, dead=0, in_flight=0)
 
 
 async def settling_out_of_order(rig: Rig) -> None:
@@ -126,7 +126,7 @@ async def dead_letters_are_kept(rig: Rig) -> None:
             await consumer.settle([(got[2], Dead("does not fit", "Traceback: ü"))])
             [again] = await receive(rig, consumer, 1)
             await consumer.settle([(again, Dead("gave up"))])
-        expect((await transport.stats(subscription)).dead == 2, "two dead letters are counted")
+        await counted(rig, transport, subscription, dead=2)
         for _ in range(25):  # RabbitMQ drops a message that was returned 20 times, if let
             letters = await transport.dead_letters(subscription, limit=10)
             expect(len(letters) == 2, f"two dead letters, not {letters}")
@@ -189,7 +189,7 @@ async def one_dead_letter_for_each_message(rig: Rig) -> None:
         [first] = [each.id for each in await letters() if each.envelope == twice]
         expect(list(await transport.discard(subscription, [first])) == [first], "it is discarded")
         expect([each.envelope for each in await letters()] == [other], "no copy is left")
-        expect((await transport.stats(subscription)).dead == 1, "nothing else is kept")
+        await counted(rig, transport, subscription, dead=1)
 
         await bury(twice, changed, nameless, nameless)
         data = sorted(each.envelope.data for each in await letters())

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -112,21 +113,47 @@ def find_binary(name: str, places: Sequence[str]) -> str:
     raise Unavailable(f"there is no {name} in {', '.join(places)}")
 
 
+CLAIM_TIME = 600.0
+"""Seconds for which nobody else is given a port: by then, a server listens on it."""
+
+
 def free_port() -> int:
-    """A port that was free a moment ago on every address."""
-    while True:
-        port = random.choice(PORTS)  # noqa: S311 - it is no secret
-        with socket.socket() as attempt, suppress(OSError):
-            attempt.bind(("", port))
-            return port
+    """A port that is free on every address, and that no process of this user was given by this
+    function in the last ten minutes."""
+    return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
-    """As many different ones."""
-    ports: set[int] = set()
-    while len(ports) < count:
-        ports.add(free_port())
-    return list(ports)
+    """As many in a row, each as of `free_port`."""
+    while True:
+        first = random.choice(PORTS[: len(PORTS) - count])  # noqa: S311 - it is no secret
+        ports = list(range(first, first + count))
+        if all(_is_free(port) and _claim(port) for port in ports):
+            return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as attempt, suppress(OSError):
+        attempt.bind(("", port))
+        return True
+    return False
+
+
+def _claim(port: int) -> bool:
+    """Whether nobody else has claimed it lately: a claim is a file, and its age that of the
+    claim."""
+    claims = Path(tempfile.gettempdir(), f"eventmesh-ports-{os.getuid()}")
+    claims.mkdir(mode=0o700, exist_ok=True)
+    claim = claims / str(port)
+    with suppress(FileNotFoundError):
+        if time.time() - claim.stat().st_mtime < CLAIM_TIME:
+            return False
+        claim.unlink()
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def unprivileged_account() -> Account | None:
