@@ -107,7 +107,7 @@ class _Joint:
         self._is_closing = savepoint is None
 
     def _store(self, session: Session) -> None:
-        if self._pending.stored == len(self._pending.messages):
+        if len(self._pending.stored) == len(self._pending.messages):
             return
         service = self._sender.service
         connection = session.connection(bind_arguments={"clause": table})
@@ -127,8 +127,8 @@ class _Joint:
         pending = self._pending
         pending.after_commit(session)
         if pending.stored:
-            self._sender.committed()
-        if len(pending.messages) > pending.stored and not session.in_nested_transaction():
+            self._sender.committed(())  # as far as the session knows
+        if len(pending.messages) > len(pending.stored) and not session.in_nested_transaction():
             raise UsageError(
                 f"Service {self._sender.service!r} joined a session while that was being "
                 f"committed, in a listener of the commit. The commit succeeded, but the messages "

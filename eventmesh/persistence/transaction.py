@@ -15,7 +15,7 @@ from eventmesh.contracts.message import Command, Event, Message, check_message
 from eventmesh.contracts.registry import Registry
 from eventmesh.duration import Duration, seconds
 from eventmesh.errors import UndeclaredMessage, UsageError
-from eventmesh.persistence.outbox import Outgoing
+from eventmesh.persistence.outbox import Outgoing, Stored
 from eventmesh.tracing.port import NO_TRACING, Tracing
 from eventmesh.wire.envelope import Envelope, seal
 
@@ -30,8 +30,9 @@ class Sender:
     max_bytes: int
     ordered: bool = False
     """Whether a transaction waits for those with messages of the same keys to end."""
-    committed: Callable[[], None] = lambda: None
-    """Called after each commit that put messages into the outbox."""
+    committed: Callable[[Sequence[Stored]], None] = lambda _: None
+    """Called after each commit that put messages into the outbox, with those that surely are in it:
+    not from an application's session, whose commit may only end a part of a transaction."""
     tracing: Tracing = NO_TRACING
 
 

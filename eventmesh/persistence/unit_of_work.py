@@ -39,7 +39,7 @@ from eventmesh.contracts.message import Message
 from eventmesh.errors import UsageError
 from eventmesh.persistence import outbox
 from eventmesh.persistence.dialects.registry import dialect_of
-from eventmesh.persistence.outbox import Outgoing
+from eventmesh.persistence.outbox import Outgoing, Stored
 from eventmesh.persistence.transaction import Sender, Transaction
 from eventmesh.wire.envelope import Envelope
 
@@ -102,7 +102,7 @@ class UnitOfWork:
         with self._translated():
             await self.session.run_sync(self._commit)
         if self._pending.messages:
-            self._sender.committed()
+            self._sender.committed(self._pending.stored)
 
     def _keep(self, message: Outgoing) -> None:
         session = self.session.sync_session
@@ -177,8 +177,8 @@ class PendingMessages:
         # The session is passed to each method, not kept: it holds its listeners, and two objects
         # that hold each other are freed late.
         self.messages: list[Outgoing] = []
-        self.stored = 0
-        """How many of the messages are in the outbox, uncommitted."""
+        self.stored: list[Stored] = []
+        """Those of the messages, the first ones, that are in the outbox, uncommitted."""
         self._before: dict[SessionTransaction, tuple[int, int]] = {}
         self._released: SessionTransaction | None = None
         self._listens = False
@@ -196,16 +196,15 @@ class PendingMessages:
 
     def store(self, session: Session, connection: Connection, *, ordered: bool) -> bool:
         """Insert what is not in the outbox yet; returns whether there was anything."""
-        messages = self.messages[self.stored :]
+        messages = self.messages[len(self.stored) :]
         if messages:
             self._remember(session)
-            outbox.store(connection, messages, ordered=ordered)
-            self.stored = len(self.messages)
+            self.stored += outbox.store(connection, messages, ordered=ordered)
         return bool(messages)
 
     def clear(self) -> None:
         self.messages.clear()
-        self.stored = 0
+        self.stored.clear()
 
     def after_commit(self, session: Session) -> None:
         """The session, or its innermost savepoint, was committed."""
@@ -217,14 +216,15 @@ class PendingMessages:
         if transaction is self._released:
             self._released = None
         elif before is not None:
-            number, self.stored = before
-            del self.messages[number:]
+            messages, stored = before
+            del self.messages[messages:]
+            del self.stored[stored:]
 
     def _remember(self, session: Session) -> None:
         savepoint = session.get_nested_transaction()
         while savepoint is not None and savepoint not in self._before:
             if savepoint.nested:
-                self._before[savepoint] = len(self.messages), self.stored
+                self._before[savepoint] = len(self.messages), len(self.stored)
             savepoint = savepoint.parent
 
 

@@ -146,7 +146,7 @@ class Host:
                     subscriptions=[handler.subscription for handler in service.worked],
                     tracing=service.tracing,
                 )
-                service.on_commit(relay.wake)
+                service.on_commit(relay.notice)
                 relays.append(relay)
             yield Started(transport, relays)
 

@@ -125,7 +125,7 @@ async def app(driver_url: str) -> AsyncIterator[App]:
     await prepare(url)
     service, wakes = make_service(url, max_message_bytes=10_000), list[str]()
     engine = create_async_engine(url, connect_args=encoding(url))
-    service.on_commit(lambda: wakes.append("woken"))
+    service.on_commit(lambda _: wakes.append("woken"))
     yield App(service, engine, url, wakes)
     await engine.dispose()
     await service.close()
@@ -522,7 +522,7 @@ async def test_a_synchronous_session_in_a_thread_can_be_joined(plain_url: str) -
     service = make_service(plain_url)
     engine = create_engine(plain_url, connect_args=encoding(plain_url))
     woken = asyncio.Event()
-    service.on_commit(woken.set)
+    service.on_commit(lambda _: woken.set())
 
     def handle() -> None:
         sessions = sessionmaker(engine)

@@ -212,6 +212,110 @@ class TestWakeUps:
                     await asyncio.sleep(0.01)
 
 
+class NamesKept(Broker):
+    """A broker that records the names of messages, and rejects those of one name."""
+
+    rejected_name = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    async def publish(self, envelopes: Any) -> PublishResult:
+        self.names += [each.name for each in envelopes if each.name != self.rejected_name]
+        rejected = {each.id: "full" for each in envelopes if each.name == self.rejected_name}
+        return PublishResult(rejected=rejected)
+
+
+class TestHandover:
+    """A relay need not read what its own process has committed."""
+
+    async def test_own_messages_are_relayed_without_a_read(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for pause in ("SHORTEST_PAUSE", "NOTIFIED_PAUSE", "LONGEST_PAUSE"):
+            monkeypatch.setattr(polling, pause, 2 * TIMEOUT_SECONDS)
+        reads, due = 0, outbox.due
+
+        async def counted(*arguments: Any, **options: Any) -> list[outbox.OutboxRow]:
+            nonlocal reads
+            reads += 1
+            return await due(*arguments, **options)
+
+        monkeypatch.setattr(outbox, "due", counted)
+        broker, stop, number = Broker(), asyncio.Event(), 20
+        async with shop(database.url.render_as_string(hide_password=False)) as own:
+            running = await relay_of(own, broker)
+            task = asyncio.ensure_future(running.run(stop))
+            await publish(own, "first")
+            await broker.until("first")
+            await until_read(running)
+            reads = 0
+            for each in range(number):
+                await publish(own, f"k{each}")
+                await broker.until(f"k{each}")
+            assert reads == 0
+            stop.set()
+            await task
+        assert broker.keys == ["first", *(f"k{each}" for each in range(number))]
+        async with database.reading() as connection:
+            assert await connection.scalar(select(func.count()).select_from(tables.outbox)) == 0
+
+    async def test_an_older_message_of_another_process_comes_first(
+        self, database: Database
+    ) -> None:
+        url, broker = database.url.render_as_string(hide_password=False), NamesKept()
+        async with shop(url) as own, shop(url) as other:
+            running = await relay_of(own, broker)
+            await running.round()
+            for number in range(1, 4):
+                async with other.transaction() as tx:
+                    tx.publish(Noted(key="k"))
+                await publish(own, "k")
+                await noticed(running)
+                await running.round()
+                assert broker.names == ["shop.noted", "shop.happened"] * number
+            await running.leases.release()
+
+    async def test_a_rejected_message_holds_back_its_key(self, database: Database) -> None:
+        broker = NamesKept()
+        broker.rejected_name = "shop.noted"
+        async with shop(database.url.render_as_string(hide_password=False)) as own:
+            running = await relay_of(own, broker)
+            await running.round()
+            async with own.transaction() as tx:
+                tx.publish(Noted(key="k"))
+            await noticed(running)
+            await running.round()
+            for key in ("k", "another"):
+                await publish(own, key)
+            await noticed(running)
+            await running.round()
+            assert broker.names == ["shop.happened"]
+            await running.leases.release()
+
+
+async def relay_of(service: Service, broker: Broker) -> Relay:
+    """A relay in the same process as the service."""
+    made = Relay("shop", await service.database(), broker, SystemClock(), lease_time=30.0)
+    service.on_commit(made.notice)
+    return made
+
+
+async def noticed(running: Relay) -> None:
+    """Until a commit has handed its rows over."""
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while running.handover.is_empty:  # noqa: ASYNC110  # no event
+            await asyncio.sleep(0)
+
+
+async def until_read(running: Relay) -> None:
+    """Until the relay waits for the end of a pause, because it has read all there was."""
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while running.polling.is_reading_due:  # noqa: ASYNC110  # no event
+            await asyncio.sleep(0.01)
+
+
 class Slow(Broker):
     """A broker that confirms nothing before `may_confirm` is set."""
 

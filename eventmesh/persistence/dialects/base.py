@@ -179,9 +179,9 @@ class Dialect(ABC):
     def insert_outbox(
         self, outbox: Table, rows: list[dict[str, Any]]
     ) -> tuple[Executable, Parameters]:
-        """Insert rows into the outbox, numbered in this order. Where `adds_delays`, a row with a
-        `delay` in seconds is due so much later than now."""
-        return insert(outbox), [
+        """Insert rows into the outbox, numbered in this order, and return the numbers. Where
+        `adds_delays`, a row with a `delay` in seconds is due so much later than now."""
+        return insert(outbox).returning(outbox.c.seq), [
             {name: value for name, value in row.items() if name != "delay"} for row in rows
         ]
 

@@ -22,6 +22,7 @@ from eventmesh.persistence.outbox.reading import START as START
 from eventmesh.persistence.outbox.reading import OutboxRow as OutboxRow
 from eventmesh.persistence.outbox.reading import Position as Position
 from eventmesh.persistence.outbox.reading import due as due
+from eventmesh.persistence.outbox.reading import has_rejected as has_rejected
 from eventmesh.persistence.outbox.reading import newest as newest
 from eventmesh.persistence.outbox.reading import next_due as next_due
 from eventmesh.persistence.outbox.reading import writers as writers
@@ -35,5 +36,6 @@ from eventmesh.persistence.outbox.statistics import census as census
 from eventmesh.persistence.outbox.statistics import oldest as oldest
 from eventmesh.persistence.outbox.statistics import stats as stats
 from eventmesh.persistence.outbox.writing import Outgoing as Outgoing
+from eventmesh.persistence.outbox.writing import Stored as Stored
 from eventmesh.persistence.outbox.writing import bucket_of as bucket_of
 from eventmesh.persistence.outbox.writing import store as store

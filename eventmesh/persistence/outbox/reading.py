@@ -89,6 +89,12 @@ async def newest(connection: AsyncConnection, position: Position) -> int:
     return await connection.scalar(rows) or position.seq
 
 
+async def has_rejected(connection: AsyncConnection) -> bool:
+    """Whether there are rows that were rejected at least once, parked ones among them."""
+    rows = select(outbox.c.seq).where(outbox.c.attempts > 0).limit(1)
+    return await connection.scalar(rows) is not None
+
+
 async def next_due(connection: AsyncConnection, now: datetime) -> datetime | None:
     """When the next of the delayed rows is due, of all buckets; None where none is delayed."""
     found: datetime | None = await connection.scalar(_next_due_statement(), {"now": now})

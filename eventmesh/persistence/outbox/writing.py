@@ -24,6 +24,14 @@ class Outgoing:
     delay: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A message in the outbox, and the number of its row."""
+
+    seq: int
+    outgoing: Outgoing
+
+
 def bucket_of(key: str | None, message_id: str) -> int:
     """The bucket of a key, or of a message without one."""
     return part_of(key, message_id, BUCKETS)
@@ -35,9 +43,9 @@ def store(
     *,
     ordered: bool = False,
     now: datetime | None = None,
-) -> None:
-    """Insert these messages in one statement, in their order. When a delayed one is due is counted
-    from `now`, or else from the time by the database's clock.
+) -> list[Stored]:
+    """Insert these messages in one statement, in their order; returns them with their numbers. When
+    a delayed one is due is counted from `now`, or else from the time by the database's clock.
 
     With `ordered`, on PostgreSQL, transactions with messages of one key wait for each other: each
     locks the keys of its messages until it ends. So their row numbers, by which relays publish,
@@ -53,7 +61,8 @@ def store(
     if now is None and not dialect.adds_delays and any(message.delay for message in messages):
         now = connection.scalar(select(database_now()))
     rows = [_row(message, now) for message in messages]
-    connection.execute(*dialect.insert_outbox(outbox, rows))
+    numbers = connection.execute(*dialect.insert_outbox(outbox, rows)).scalars()
+    return [Stored(*each) for each in zip(sorted(numbers), messages, strict=True)]
 
 
 def _row(message: Outgoing, now: datetime | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from eventmesh.errors import Drift, UsageError
 from eventmesh.persistence import joined, migration
 from eventmesh.persistence.database import Database, MetaData
 from eventmesh.persistence.joined import AnySession
+from eventmesh.persistence.outbox import Stored
 from eventmesh.persistence.own_tables import require_own_tables
 from eventmesh.persistence.sagas import SagaLot, census
 from eventmesh.persistence.transaction import Sender, Transaction
@@ -139,7 +140,9 @@ class DeclaredService:
         self._providers: Any = None
         self._database: Database | None = None
         self._database_ready = False
-        self._on_commit: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
+        self._on_commit: list[
+            tuple[asyncio.AbstractEventLoop, Callable[[Sequence[Stored]], None]]
+        ] = []
 
     def __repr__(self) -> str:
         return f"Service({self.name!r}, handlers={sorted(self.handlers)})"
@@ -311,16 +314,18 @@ class DeclaredService:
         url = self.settings.database_url(self.name)
         return joined.join(session, self.sender(), url)
 
-    def committed(self) -> None:
-        """Messages have come into the outbox: wake those who relay them. From any thread."""
-        for loop, wake in self._on_commit:
+    def committed(self, stored: Sequence[Stored]) -> None:
+        """Messages have come into the outbox, `stored` if that is certain: tell those who relay
+        them. From any thread."""
+        for loop, notice in self._on_commit:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(wake)
+                loop.call_soon_threadsafe(notice, stored)
 
-    def on_commit(self, wake: Callable[[], None]) -> None:
+    def on_commit(self, notice: Callable[[Sequence[Stored]], None]) -> None:
         """Call this, on the running event loop, after each commit of this process that put messages
-        into the outbox, until the service is closed."""
-        self._on_commit.append((asyncio.get_running_loop(), wake))
+        into the outbox, until the service is closed: with the messages if they surely are in it,
+        otherwise with none."""
+        self._on_commit.append((asyncio.get_running_loop(), notice))
 
     def sender(self) -> Sender:
         """What the service's transactions share."""
@@ -396,7 +401,7 @@ class DeclaredService:
                     f"Service {self.name!r} has ordered_outbox=True, for which MariaDB has no lock "
                     f"that ends with a transaction. Use PostgreSQL, or lock a row by the key."
                 )
-            self.on_commit(database.notifier.notify_soon)
+            self.on_commit(lambda _: database.notifier.notify_soon())
             self._database_ready = True
         return database
 

@@ -5,6 +5,9 @@ nothing also looks when the next delayed row is due, and the relay reads again t
 tells (rows of other processes where there is no NOTIFY) is found by polling: the pause is 10 ms
 after a round that found something, or 0.1 s where NOTIFY arrives, and doubles up to 0.5 s while
 there is nothing.
+
+A commit whose rows are handed over to the relay wakes it, too, but not for reading: that happens
+when it would have happened otherwise, however many rows are handed over meanwhile.
 """
 
 from __future__ import annotations
@@ -37,31 +40,62 @@ class Polling:
         self._notified = False
         """Whether NOTIFY arrives from other processes."""
         self._woken = asyncio.Event()
+        self._is_reading_wanted = True
+        self._read_at = 0.0
+        """When the outbox is read at the latest, by the event loop's clock."""
 
     def wake(self) -> None:
         """Read the outbox now: somebody has committed to it."""
+        self._is_reading_wanted = True
         self._woken.set()
 
+    def wake_for_handover(self) -> None:
+        """Begin a round now: there are rows that need not be read."""
+        self._woken.set()
+
+    @property
+    def is_reading_due(self) -> bool:
+        return self._pause_left() == 0
+
     def begin_round(self) -> None:
-        """Whatever was committed so far will be seen by the round that begins."""
+        """Whatever was handed over so far is for the round that begins."""
         self._woken.clear()
+
+    def begin_reading(self) -> None:
+        """Whatever was committed so far will be seen by the reading that begins."""
+        self._is_reading_wanted = False
 
     def shorten_pause(self, *, rows_left: bool) -> None:
         """A round has found rows, and more may come; `rows_left` are due again before long."""
         told = self._notified and not rows_left
         self._pause = NOTIFIED_PAUSE if told else SHORTEST_PAUSE
 
-    async def wait(self, stopping: asyncio.Event, next_due_in: float | None = None) -> None:
-        """Wait for a wake-up, for the end of the pause or the next delayed row, or for
-        `stopping`."""
+    def plan_reading(self, next_due_in: float | None = None) -> None:
+        """The outbox has been read. Read it again after the pause, or when the next delayed row is
+        due."""
         pause = self._pause if next_due_in is None else min(self._pause, next_due_in)
+        self._read_at = asyncio.get_running_loop().time() + pause
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    def read_within(self, seconds: float) -> None:
+        """Read the outbox in so many seconds at the latest: a row is due then."""
+        self._read_at = min(self._read_at, asyncio.get_running_loop().time() + seconds)
+
+    async def wait(self, stopping: asyncio.Event) -> None:
+        """Wait until a reading is due, or for a wake-up, or for `stopping`."""
         waits = [asyncio.ensure_future(event.wait()) for event in (self._woken, stopping)]
         try:
-            await asyncio.wait(waits, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                waits, timeout=self._pause_left(), return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             for wait in waits:
                 wait.cancel()
-        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    def _pause_left(self) -> float:
+        if self._is_reading_wanted:
+            return 0.0
+        return max(0.0, self._read_at - asyncio.get_running_loop().time())
 
     async def listen(self) -> None:
         """Let NOTIFY of other processes wake the relay, until cancelled; returns where the database

@@ -4,15 +4,16 @@ Each process has one relay for each of its services with an outbox. The outbox h
 message is in the bucket of its key, and each bucket is relayed by one relay at a time, the one that
 holds its lease; when a relay dies, others take its buckets over once its leases have expired.
 
-A round reads up to 500 due rows of the relay's buckets, publishes them, and deletes those that the
-broker has confirmed. So a message is published at least once: it may be published again after a
-lost connection, and subscribers skip it as already processed. A message that the broker rejects
-holds back its key, and is tried again after a while; after ten rejections it is parked, with its
-key, until an operator decides (`eventmesh outbox`).
+A round reads up to 500 due rows of the relay's buckets, or takes those that this process has just
+committed, publishes them, and deletes those that the broker has confirmed. So a message is
+published at least once: it may be published again after a lost connection, and subscribers skip it
+as already processed. A message that the broker rejects holds back its key, and is tried again after
+a while; after ten rejections it is parked, with its key, until an operator decides (`eventmesh
+outbox`).
 
-Four things have their own modules: which buckets (`held_leases`), which rows need not be read any
-more (`watermark`, `sweep`), when the next round begins (`polling`), and how a batch is published
-(`dispatch`).
+Five things have their own modules: which buckets (`held_leases`), which rows need not be read any
+more (`watermark`, `sweep`), or not at all (`handover`), when the next round begins (`polling`), and
+how a batch is published (`dispatch`).
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.persistence import outbox
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.outbox import OutboxRow, Rejection
+from eventmesh.persistence.outbox import OutboxRow, Rejection, Stored
 from eventmesh.persistence.tables import BUCKETS
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.runtime.relaying.dispatch import Dispatched, dispatch
+from eventmesh.runtime.relaying.handover import HandedOver, Handover
 from eventmesh.runtime.relaying.held_leases import HeldLeases
 from eventmesh.runtime.relaying.polling import Polling
 from eventmesh.runtime.relaying.purger import Purger
@@ -56,14 +58,12 @@ PARK_AFTER = 10
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round did. `may_wait` says that no more rows are due, as far as it saw, and
-    `next_due_in` after how many seconds the next delayed row is; `lost` why the broker did not
-    answer for all it was given."""
+    """What one round did. `may_wait` says that no more rows are due, as far as it saw; `lost` why
+    the broker did not answer for all it was given."""
 
     confirmed: int = 0
     may_wait: bool = True
     lost: Unreachable | None = None
-    next_due_in: float | None = None
 
 
 class Relay:
@@ -96,8 +96,9 @@ class Relay:
         )
         self.leases = HeldLeases(database, clock, lease_time)
         self.watermark = Watermark()
+        self.handover = Handover()
         self.polling = Polling(database, clock, self._log)
-        self.sweep = Sweep(database, clock, self.leases, self.watermark, self.polling.wake)
+        self.sweep = Sweep(database, clock, self.leases, self.watermark, self._read_all)
         self._cleaners: list[Purger | UnroutedBound] = []
         if purging is not None:
             self._cleaners += [
@@ -118,9 +119,14 @@ class Relay:
         """True in one process of the service, which so does what one should do for all."""
         return 0 in self.leases.buckets
 
-    def wake(self) -> None:
-        """Begin a round now: somebody has committed to the outbox."""
-        self.polling.wake()
+    def notice(self, stored: Sequence[Stored]) -> None:
+        """Begin a round now: a transaction of this process has committed messages to the outbox,
+        `stored` if that is certain."""
+        if stored:
+            self.handover.put(stored)
+            self.polling.wake_for_handover()
+        else:
+            self.polling.wake()
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Relay until `stopping`; then what is left, for a bounded time, and release the leases."""
@@ -138,6 +144,7 @@ class Relay:
         until = self._clock.monotonic() + self._lease_time  # others may add to it all the while
         try:
             while self._clock.monotonic() < until:
+                self.polling.wake()
                 last = await self.round()
                 if last.lost is not None:
                     raise last.lost
@@ -154,7 +161,7 @@ class Relay:
         async def wait(event: str, error: Exception) -> None:
             self.vitals.trouble = str(error)
             self._log.warning(event, error=str(error))
-            self.watermark.reset()  # after a failover, another server may answer
+            self._read_from_the_beginning()  # after a failover, another server may answer
             await reconnect.wait()
 
         while not stopping.is_set():
@@ -175,35 +182,79 @@ class Relay:
             self.vitals.trouble = ""
             reconnect.succeeded()
             if last.may_wait:
-                await self.polling.wait(stopping, last.next_due_in)
+                await self.polling.wait(stopping)
 
     async def round(self) -> Round:
         """Relay one batch. Raises Unreachable when the database does not answer."""
         self.polling.begin_round()
         if await self.leases.renew():
             self._database.notifier.is_muted = len(self.leases.buckets) == BUCKETS
-            self.watermark.reset()
+            self._read_from_the_beginning()
+        handed_over = self._take()
+        return await (self._read_and_relay() if handed_over is None else self._relay(handed_over))
+
+    def _read_from_the_beginning(self) -> None:
+        self.watermark.reset()
+        self.handover.reset()
+
+    def _read_all(self) -> None:
+        """Begin a round now that reads all there is."""
+        self._read_from_the_beginning()
+        self.polling.wake()
+
+    def _take(self) -> HandedOver | None:
+        """What this process has committed, if it may be published unread."""
+        if self.handover.is_empty or self.polling.is_reading_due:
+            return None
+        handed_over = self.handover.take()
+        holds_all = len(self.leases.buckets) == BUCKETS
+        return handed_over if holds_all and self._losses == self._database.losses else None
+
+    async def _relay(self, handed_over: HandedOver) -> Round:
+        """Relay rows that were handed over."""
+        if handed_over.next_due_in is not None:
+            self.polling.read_within(handed_over.next_due_in)
+        rows = within_bytes(handed_over.rows, BATCH_BYTES)
+        dispatched = await self._publish(rows)
+        if len(dispatched.confirmed) < len(handed_over.rows):
+            self.polling.wake()  # the rest is in the outbox
+        return Round(len(dispatched.confirmed), lost=dispatched.lost)
+
+    async def _read_and_relay(self) -> Round:
+        """Relay rows that are read from the outbox."""
+        self.polling.begin_reading()
         if not self.leases.buckets:
+            self.polling.plan_reading()
             return Round()
         rows, look, next_due_in = await self._read()
-        if not rows:
-            self.watermark.record(look, self._clock.monotonic())
-            return Round(next_due_in=next_due_in)
-        with self.leases.publishing():
-            dispatched = await dispatch(
-                self._transport, rows, lambda: self.leases.is_valid, self._tracing
-            )
-        await self._store_answers(dispatched)
+        dispatched = await self._publish(rows)
         confirmed, may_wait = len(dispatched.confirmed), look.due_at is not None
         if confirmed < len(rows):
             self.watermark.drop_checkpoints()
         else:
             self.watermark.record(look, self._clock.monotonic())
+            self.handover.close_through(self.watermark.position.seq)
         if any(row.attempts for row in dispatched.confirmed):
-            self.watermark.reset()  # a key is free again, and its rows may be anywhere
+            self._read_from_the_beginning()  # a key is free again, and its rows may be anywhere
             may_wait = False
-        self.polling.shorten_pause(rows_left=confirmed < len(rows))
+        if rows:
+            self.polling.shorten_pause(rows_left=confirmed < len(rows))
+        self.polling.plan_reading(next_due_in)
         return Round(confirmed, may_wait, dispatched.lost)
+
+    async def _publish(self, rows: Sequence[OutboxRow]) -> Dispatched:
+        """Publish these rows, and store the broker's answers."""
+        if not rows:
+            return Dispatched()
+        with self.leases.publishing():
+            dispatched = await dispatch(
+                self._transport, rows, lambda: self.leases.is_valid, self._tracing
+            )
+        await self._store_answers(dispatched)
+        self.handover.close(dispatched.confirmed)
+        if dispatched.rejected:
+            self.handover.may_have_rejected = True
+        return dispatched
 
     async def _read(self) -> tuple[Sequence[OutboxRow], Look, float | None]:
         """The rows of the next batch; how much of the outbox that has covered; and, where there are
@@ -216,13 +267,16 @@ class Relay:
             # another server, which may not know what we saw, and give out its numbers again.
             if self._losses != self._database.losses:
                 self._losses = self._database.losses
-                self.watermark.reset()
-            passed = self.watermark.position
+                self._read_from_the_beginning()
+            passed, relayed = self.watermark.position, self.handover.closed_through
             now = await self._database.time.recent(connection)
             due = await outbox.due(connection, self.leases.buckets, now, BATCH, passed)
-            newest = 0 if due else await outbox.newest(connection, passed)
+            # Relayed rows are gone, so that only the hand-over knows how far the numbers have come.
+            newest = 0 if due else max(relayed, await outbox.newest(connection, passed))
             if not due and (next_due := await outbox.next_due(connection, now)):
                 next_due_in = (next_due - now).total_seconds()
+            if self.handover.may_have_rejected:
+                self.handover.may_have_rejected = await outbox.has_rejected(connection)
             if self.watermark.is_checkpoint_due(began_at):
                 writers = await outbox.writers(connection)
         rows = within_bytes(due, BATCH_BYTES)

@@ -26,7 +26,7 @@ _TIME_SHARE = 20  # a sweep takes one part in this many of the time, at the most
 
 
 class Sweep:
-    """Sweeps for one relay: resets its watermark, and wakes it, where there is something."""
+    """Sweeps for one relay: has it read all again where there is something."""
 
     def __init__(
         self,
@@ -34,13 +34,13 @@ class Sweep:
         clock: Clock,
         leases: HeldLeases,
         watermark: Watermark,
-        wake: Callable[[], None],
+        read_all: Callable[[], None],
     ) -> None:
         self._database = database
         self._clock = clock
         self._leases = leases
         self._watermark = watermark
-        self._wake = wake
+        self._read_all = read_all
 
     async def run(self) -> None:
         """Sweep again and again, until cancelled."""
@@ -62,5 +62,4 @@ class Sweep:
             now = await self._database.time.recent(connection)
             buckets = self._leases.buckets
             if await outbox.due(connection, buckets, now, 1, passed, up_to=True):
-                self._watermark.reset()
-                self._wake()
+                self._read_all()

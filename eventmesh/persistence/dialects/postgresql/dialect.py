@@ -81,6 +81,7 @@ _INSERT_OUTBOX = text(
     FROM unnest({", ".join(f":{name}" for name in _OUTBOX_TYPES)}, :delay)
         WITH ORDINALITY AS message ({_NAMES}, delay, number)
     ORDER BY number
+    RETURNING seq
     """.replace("::", r"\:\:")  # noqa: S608  # constants
 ).bindparams(
     *(bindparam(name, type_=ARRAY(kind)) for name, kind in _OUTBOX_TYPES.items()),
