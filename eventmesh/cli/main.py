@@ -24,6 +24,7 @@ from eventmesh.cli import (
     schema,
     status,
     unrouted,
+    why,
     worker,
 )
 from eventmesh.cli.app import App
@@ -61,6 +62,7 @@ app.command()(worker.worker)
 app.command()(worker.dev)
 app.command()(status.status)
 app.command()(describe.describe)
+app.command()(why.why)
 app.command()(asyncapi.asyncapi)
 app.add_typer(schema.app, name="schema")
 app.add_typer(database.app, name="db")

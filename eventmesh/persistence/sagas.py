@@ -187,6 +187,15 @@ async def find_by_id(
     return [SagaRow(*row) for row in await connection.execute(query.limit(2))]
 
 
+async def find_by_ids(
+    connection: AsyncConnection, ids: Collection[str], most: int
+) -> list[SagaRow]:
+    """The sagas of any name with these ids, oldest first, `most` at the most."""
+    query = select(*(saga.c[column] for column in _COLUMNS)).where(saga.c.id.in_(sorted(ids)))
+    rows = await connection.execute(query.order_by(saga.c.started_at).limit(most))
+    return [SagaRow(*row) for row in rows]
+
+
 async def log_of(
     connection: AsyncConnection, name: str, saga_id: str
 ) -> list[tuple[datetime, Any]]:

@@ -22,6 +22,7 @@ from typing import Any, Protocol, Self
 from eventmesh.errors import PublishError, Unreachable
 from eventmesh.transports.census import Census
 from eventmesh.transports.facts import BrokerFacts
+from eventmesh.transports.finding import Found
 from eventmesh.transports.outcome import Outcome
 from eventmesh.wire.cloudevents import Unreadable
 from eventmesh.wire.envelope import Envelope
@@ -280,6 +281,20 @@ class Transport(Protocol):
         is listed as `hidden`. On a broker that shows a message only by delivering it (without
         `exact_deliveries`), each inspection counts as a delivery; the subscriptions in
         `untouched` are not inspected there.
+        """
+        ...
+
+    async def find(
+        self,
+        subscriptions: Sequence[Subscription],
+        messages: Collection[str],
+        wanted: Collection[str],
+    ) -> Found:
+        """Find the messages of these subscriptions, and the unrouted ones among `messages`, whose
+        id, correlation id or key is one of `wanted`. Dead letters are found by `dead_letters`.
+
+        Read-only, and nothing is delivered: what could be seen only by delivering it is listed as
+        `hidden`. A message that moves meanwhile may be found twice, but is never missed.
         """
         ...
 

@@ -27,9 +27,10 @@ from eventmesh.transports.base import (
     SubscriptionStats,
     Unrouted,
 )
-from eventmesh.transports.census import Census
+from eventmesh.transports.census import Census, State
 from eventmesh.transports.dead_letters import fingerprint, group_copies, without_copies
 from eventmesh.transports.facts import BrokerFacts
+from eventmesh.transports.finding import Found, Located, matches
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
@@ -216,6 +217,29 @@ class MemoryTransport:
             if queued.envelope.name in messages:
                 found.add("", queued.envelope, "unrouted")
         return found
+
+    async def find(
+        self,
+        subscriptions: Sequence[Subscription],
+        messages: Collection[str],
+        wanted: Collection[str],
+    ) -> Found:
+        broker, now, found = self._reach(), self._clock.monotonic(), list[Located]()
+
+        def look(name: str, state: State, envelope: Envelope) -> None:
+            if matches(envelope, wanted):
+                found.append(Located(name, state, Envelope(envelope.attributes, b"")))
+
+        for name in sorted({each.name for each in subscriptions} & broker.queues.keys()):
+            queue = broker.queues[name]
+            for queued in queue.waiting:
+                look(name, "ready" if queued.visible_at <= now else "delayed", queued.envelope)
+            for queued in queue.in_flight.values():
+                look(name, "in_flight", queued.envelope)
+        for queued in broker.unrouted:
+            if queued.envelope.name in messages:
+                look("", "unrouted", queued.envelope)
+        return Found(tuple(found))
 
     async def unrouted(
         self,

@@ -21,6 +21,7 @@ from eventmesh.cli.saga.common import (
     summary,
     the_saga,
 )
+from eventmesh.cli.saga_log import log_line
 from eventmesh.duration import seconds
 from eventmesh.errors import UsageError
 from eventmesh.printable import printable
@@ -155,28 +156,7 @@ def show(service: Name, saga_id: SagaId, as_json: AsJson = False) -> None:
         typer.echo(printable(f"waits for: {row.waiting_for}{until}"))
     typer.echo(printable(f"state: {json.dumps(row.state, ensure_ascii=False)}"))
     for at, entry in log:
-        typer.echo(printable(f"{at:%Y-%m-%d %H:%M:%S.%f}"[:-3] + "  " + _line_of(entry)))
-
-
-def _line_of(entry: dict[str, Any]) -> str:
-    """One line of the time-line."""
-    words = []
-    if "operator" in entry:
-        words.append(f"{entry['operator']}:")
-    words.append(entry["rule"])
-    if "step" in entry:
-        words.append(entry["step"])
-    if "message" in entry:
-        words.append(f"({entry['message']})")
-    if "sent" in entry:
-        words.append(f"-> sent {', '.join(entry['sent'])}")
-    if "announced" in entry:
-        words.append(f"-> published {entry['announced']}")
-    if entry["status"] not in ("running",):
-        words.append(f"[{entry['status']}]")
-    if "why" in entry:
-        words.append(f"because {entry['why']}")
-    return " ".join(words)
+        typer.echo(printable(f"{at:%Y-%m-%d %H:%M:%S.%f}"[:-3] + "  " + log_line(entry)))
 
 
 def graph(

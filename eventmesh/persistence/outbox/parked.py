@@ -122,6 +122,22 @@ async def found(connection: AsyncConnection, now: datetime, ids: Collection[str]
     return sorted(waiting, key=lambda each: each.seq)
 
 
+async def related(
+    connection: AsyncConnection,
+    now: datetime,
+    *,
+    ids: Collection[str] = (),
+    key: str | None = None,
+    limit: int,
+) -> list[Waiting]:
+    """The oldest messages with one of these ids, or one of these as their correlation id, or with
+    this key; without their data. Reads the whole outbox."""
+    wanted, correlation_id = sorted(ids), outbox.c.headers["correlationid"].as_string()
+    condition = outbox.c.id.in_(wanted) | correlation_id.in_(wanted)
+    where = condition if key is None else outbox.c.key == key
+    return await _read(connection, now, [where], limit, data=False)
+
+
 async def retry(
     connection: AsyncConnection,
     now: datetime,

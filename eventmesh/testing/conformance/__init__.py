@@ -43,6 +43,7 @@ from eventmesh.testing.conformance.consuming import (
 from eventmesh.testing.conformance.counting import (
     a_census_changes_nothing,
     a_census_counts_every_message,
+    messages_are_found_without_being_delivered,
 )
 from eventmesh.testing.conformance.delivering import (
     backlog_before_the_first_consumer,
@@ -115,6 +116,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
     stats_count_messages_by_state,
     a_census_counts_every_message,
     a_census_changes_nothing,
+    messages_are_found_without_being_delivered,
     unrouted_messages_are_listed_kept_and_purged,
     unrouted_messages_reach_the_first_subscription_once,
     closing_ends_a_waiting_receive,
@@ -151,6 +153,7 @@ __all__ = [
     "deliveries_to_dead_workers_are_counted",
     "fan_out",
     "many_tasks_share_a_transport",
+    "messages_are_found_without_being_delivered",
     "nothing_overtakes_a_rejected_message",
     "one_dead_letter_for_each_message",
     "order_for_one_consumer",

@@ -1,4 +1,4 @@
-"""A census counts every message, and changes nothing."""
+"""A census counts every message, and changes nothing; a search finds one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eventmesh.testing.conformance.observing import (
     receive,
     running,
 )
-from eventmesh.testing.conformance.rig import FOR_EVER, Rig
+from eventmesh.testing.conformance.rig import FOR_EVER, NotApplicable, Rig
 from eventmesh.transports.base import Delivery, publish_or_raise
 from eventmesh.transports.census import Census
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
@@ -68,6 +68,41 @@ async def a_census_counts_every_message(rig: Rig) -> None:
         await count(delayed_happened_1=1)
         stranger = await transport.census([rig.subscription("stranger", "unheard")])
         expect(not stranger.lots, "nobody has published what this subscription takes")
+
+
+async def messages_are_found_without_being_delivered(rig: Rig) -> None:
+    """A search finds the ready, delayed, in-flight and unrouted messages with an id, a correlation
+    id or a key, and no others, and delivers none. Where a broker would have to deliver them, it
+    reports how many it has not looked into."""
+    subscription = rig.subscription("searched", "happened")
+    async with rig.open(FOR_EVER) as transport:
+        [unrouted] = rig.envelopes(1, "unheard")
+        await publish_or_raise(transport, [unrouted])
+        await transport.declare([subscription])
+        sent = [each for key in ("a", "b", "c") for each in rig.envelopes(1, key=key)]
+        caused = Envelope({**sent[1].attributes, "correlationid": "the first"}, b"{}")
+        await publish_or_raise(transport, [sent[0], caused, sent[2]])
+        unheard = rig.subscription("none", "unheard").messages
+
+        async def find(*wanted: str) -> set[tuple[str, str]]:
+            found = await transport.find([subscription], unheard, wanted)
+            expect(all(each.state != "dead" for each in found.messages), found)
+            if found.hidden:
+                raise NotApplicable("; ".join(each.why for each in found.hidden[:1]))
+            return {(each.state, each.envelope.id) for each in found.messages}
+
+        expect(await find("nobody") == set(), "nothing has this id")
+        expect(await find(unrouted.id) == {("unrouted", unrouted.id)}, "an unrouted message")
+        async with transport.consume(subscription, prefetch=3) as consumer:
+            got = {each.envelope.id: each for each in await receive(rig, consumer, 3)}
+            await consumer.settle([(got[sent[0].id], RetryAfter(600)), (got[sent[2].id], DONE)])
+            expect(await find(sent[0].id) == {("delayed", sent[0].id)}, "a delayed message")
+            expect(await find("the first") == {("in_flight", caused.id)}, "one in flight")
+            expect(await find("c") == set(), "it is settled")
+        found = await find("b", "a")
+        expect(found == {("ready", caused.id), ("delayed", sent[0].id)}, found)
+        [again] = await drain(rig, transport, subscription, 1)
+        expect((again.attempt, again.deliveries) in ((1, 1), (1, 2)), again)
 
 
 async def a_census_changes_nothing(rig: Rig) -> None:

@@ -20,8 +20,9 @@ from eventmesh.transports.base import (
     TransportOptions,
     Unrouted,
 )
-from eventmesh.transports.census import Census
+from eventmesh.transports.census import Census, Hidden
 from eventmesh.transports.facts import BrokerFacts
+from eventmesh.transports.finding import Found
 from eventmesh.transports.rabbitmq.census import Counting
 from eventmesh.transports.rabbitmq.connection import BrokerConnection
 from eventmesh.transports.rabbitmq.consumer import AmqpConsumer
@@ -111,6 +112,28 @@ class AmqpTransport:
             declared = await self._rerouter.declared_messages(subscriptions)
             await self._rerouter.reroute(declared)
         return found
+
+    async def find(
+        self,
+        subscriptions: Sequence[Subscription],
+        messages: Collection[str],
+        wanted: Collection[str],
+    ) -> Found:
+        """RabbitMQ shows a message only by delivering it, so nothing is looked into."""
+        why = "RabbitMQ shows a message only by delivering it"
+        hidden = []
+        for subscription in subscriptions:
+            held = await self._facts.stats(subscription)
+            if held.ready:
+                hidden.append(Hidden(subscription.name, "ready", held.ready, why))
+            if held.in_flight != 0 and held.consumers != 0:
+                hidden.append(Hidden(subscription.name, "in_flight", held.in_flight, why))
+        for each in await self.unrouted(messages):
+            hidden.append(Hidden("", "unrouted", each.number, why))
+        delayed = (await self._facts.examine()).delayed_together
+        if delayed != 0:
+            hidden.append(Hidden("", "delayed", delayed, why))
+        return Found((), tuple(hidden))
 
     async def unrouted(
         self,

@@ -46,8 +46,9 @@ from eventmesh.transports.base import (
 from eventmesh.transports.census import Census
 from eventmesh.transports.dead_letters import UniqueDeadLetters, fingerprint, group_copies
 from eventmesh.transports.facts import BrokerFacts
+from eventmesh.transports.finding import Found
 from eventmesh.transports.redis.address import locator_for, parse_broker_url
-from eventmesh.transports.redis.census import RedisCensus
+from eventmesh.transports.redis.census import RedisCensus, RedisSearch
 from eventmesh.transports.redis.connection import Redis
 from eventmesh.transports.redis.consumer import RETURNED, RedisConsumer
 from eventmesh.transports.redis.entries import dead_letter, parcel_header
@@ -171,6 +172,14 @@ class RedisTransport:
         untouched: Collection[str] = (),
     ) -> Census:
         return await RedisCensus(self._redis, self._layout).count(subscriptions, messages)
+
+    async def find(
+        self,
+        subscriptions: Sequence[Subscription],
+        messages: Collection[str],
+        wanted: Collection[str],
+    ) -> Found:
+        return await RedisSearch(self._redis, self._layout, wanted).find(subscriptions, messages)
 
     async def unrouted(
         self,

@@ -35,6 +35,7 @@ from eventmesh.transports.base import (
 )
 from eventmesh.transports.census import Census
 from eventmesh.transports.dead_letters import fingerprint, group_copies, without_copies
+from eventmesh.transports.finding import Found, Located
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.transports.sqlite import rows
 from eventmesh.transports.sqlite.file import connect, file_at, identity_of
@@ -65,6 +66,25 @@ SELECT subscription, state, json_extract(attributes, '$.type') AS name,
     json_extract(attributes, '$.dataschema') AS dataschema,
     count(*), min(json_extract(attributes, '$.time'))
 FROM held GROUP BY subscription, state, name, dataschema
+"""
+
+_FIND = """
+WITH stored (subscription, state, attributes) AS (
+    SELECT subscription,
+        CASE WHEN owner IS NOT NULL THEN 'in_flight' WHEN due_at <= :now THEN 'ready'
+             ELSE 'delayed' END,
+        CAST(attributes AS TEXT) FROM queue
+    WHERE subscription IN (SELECT value FROM json_each(:subscriptions))
+    UNION ALL
+    SELECT '', 'unrouted', CAST(attributes AS TEXT)
+    FROM unrouted WHERE message IN (SELECT value FROM json_each(:messages))
+), valid AS (SELECT * FROM stored WHERE json_valid(attributes)),
+wanted AS (SELECT value FROM json_each(:wanted))
+SELECT subscription, state, attributes FROM valid
+WHERE json_extract(attributes, '$.id') IN wanted
+    OR json_extract(attributes, '$.correlationid') IN wanted
+    OR json_extract(attributes, '$.partitionkey') IN wanted
+    OR json_extract(attributes, '$.subject') IN wanted
 """
 _NAMED = "id IN (SELECT value FROM json_each(:values))"
 _OF_MESSAGES = """
@@ -279,6 +299,26 @@ class SqliteStore:
             attributes = {key: text for key, text in texts.items() if isinstance(text, str)}
             found.add(subscription, Envelope(attributes, b""), state, number)
         return found
+
+    def find(
+        self, subscriptions: Collection[str], messages: Collection[str], wanted: Collection[str]
+    ) -> Found:
+        """Find messages in one statement, so that nothing moves meanwhile. It blocks no writer."""
+        held = self._connection.execute(
+            _FIND,
+            {
+                "now": self.now(),
+                "subscriptions": orjson.dumps(sorted(subscriptions)).decode(),
+                "messages": orjson.dumps(sorted(messages)).decode(),
+                "wanted": orjson.dumps(sorted(wanted)).decode(),
+            },
+        )
+        return Found(
+            tuple(
+                Located(name, state, rows.delivery(0, attributes, b"", 1, 1).envelope)
+                for name, state, attributes in held
+            )
+        )
 
     def count_unrouted(self, messages: Collection[str]) -> list[Unrouted]:
         """Count these unrouted messages; reads the index only."""

@@ -29,6 +29,7 @@ from eventmesh.transports.base import (
 )
 from eventmesh.transports.census import Census
 from eventmesh.transports.facts import BrokerFacts
+from eventmesh.transports.finding import Found
 from eventmesh.transports.sqlite.connection import FileConnection
 from eventmesh.transports.sqlite.consumer import SqliteConsumer
 from eventmesh.transports.sqlite.file import path_of
@@ -118,6 +119,17 @@ class SqliteTransport:
             return Census()
         names = [subscription.name for subscription in subscriptions]
         return await self._connection.run(lambda store: store.census(names, messages))
+
+    async def find(
+        self,
+        subscriptions: Sequence[Subscription],
+        messages: Collection[str],
+        wanted: Collection[str],
+    ) -> Found:
+        if self._connection.is_absent:
+            return Found()
+        names = [subscription.name for subscription in subscriptions]
+        return await self._connection.run(lambda store: store.find(names, messages, wanted))
 
     async def unrouted(
         self,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from eventmesh.transports.redis.scripts.common import READ
 
-COUNT_ENTRIES = """
+_COUNT = """
 local counts, order, entries, bytes = {}, {}, 0, 0
 local function count(state, attributes, size)
   entries, bytes = entries + 1, bytes + size
@@ -27,6 +29,36 @@ local function texts(attributes)
   end
   return kept
 end
+"""
+"""`count` counts a message by its attributes; `texts` keeps those that it needs."""
+
+_FIND = """
+local wanted, order, entries, bytes = {}, {}, 0, 0
+for _, each in ipairs(cjson.decode(ARGV[#ARGV])) do wanted[each] = true end
+local function count(state, attributes, size)
+  entries, bytes = entries + 1, bytes + size
+  local key = attributes['partitionkey'] or attributes['subject'] or ''
+  if wanted[attributes['id'] or ''] or wanted[attributes['correlationid'] or ''] or wanted[key] then
+    local found = {state}
+    for name, text in pairs(attributes) do
+      found[#found + 1] = name
+      found[#found + 1] = text
+    end
+    order[#order + 1] = found
+  end
+end
+local function texts(attributes)
+  local kept = {}
+  for name, text in pairs(attributes) do
+    if name ~= 'data' and type(text) == 'string' then kept[name] = text end
+  end
+  return kept
+end
+"""
+"""The same two functions for a search: `order` gets the state and the attributes of messages whose
+id, correlation id or key is in the last of ARGV, a JSON list."""
+
+_SEE = """
 local function packed(content, line)
   for _ = 1, line do
     local feed = string.find(content, '\\n', 1, true)
@@ -53,7 +85,7 @@ local function see(state, entry)
   end
 end
 """
-"""`see` counts a stream entry by the attributes of its envelope: the entry's own fields, or those
+"""`see` hands `count` the attributes of a stream entry's envelope: the entry's own fields, or those
 packed into a retry or a dead letter."""
 
 GROUP_NAMES = (
@@ -84,25 +116,37 @@ return {delivered, redis.call('XLEN', KEYS[1])}
 )
 """KEYS stream; ARGV group. Returns the group's last delivered id, and the length of the stream."""
 
-COUNT_RANGE = (
-    READ
-    + COUNT_ENTRIES
-    + """
+
+@dataclass(frozen=True, slots=True)
+class PageScripts:
+    """Three scripts, each of which reads a page: of a stream from an id on, of what is pending in
+    it, and of the delayed set. `order`, which they return last, is what was made of the messages:
+    counts, as {state, type, dataschema, earliest time, number}; or of a search {state, name and
+    text of each attribute}."""
+
+    range: str
+    pending: str
+    delayed: str
+
+    @classmethod
+    def of(cls, what: str) -> PageScripts:
+        """The scripts that do this with each message."""
+        return cls(
+            READ + what + _SEE + _RANGE, READ + what + _SEE + _PENDING, what + _SEE + _DELAYED
+        )
+
+
+_RANGE = """
 local page = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])
 for _, entry in ipairs(page) do see(ARGV[3], entry) end
 return {page[1] and '(' .. page[#page][1] or ARGV[1], {entries, bytes}, order}
 """
-)
 """KEYS stream; ARGV first id, entries at most, state.
 
-Returns the start of the next page, {entries, bytes}, and counts as {state, type, dataschema,
-earliest time, number}.
+Returns the start of the next page, {entries, bytes}, and `order`.
 """
 
-COUNT_PENDING = (
-    READ
-    + COUNT_ENTRIES
-    + """
+_PENDING = """
 local group, returned, start, delivered, most = unpack(ARGV)
 local page = read('XPENDING', KEYS[1], group, start, delivered, most) or {}
 for _, pending in ipairs(page) do
@@ -111,15 +155,12 @@ for _, pending in ipairs(page) do
 end
 return {page[1] and '(' .. page[#page][1] or '', {entries, bytes}, order}
 """
-)
 """KEYS stream; ARGV group, returned, first id, last id, entries at most.
 
-Counts pending entries; returns the same as COUNT_RANGE, with no next page after the last one.
+Reads pending entries; returns the same as _RANGE, with no next page after the last one.
 """
 
-COUNT_DELAYED = (
-    COUNT_ENTRIES
-    + """
+_DELAYED = """
 local due, beyond, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local page = redis.call('ZRANGEBYSCORE', KEYS[1], due, '+inf', 'WITHSCORES',
                         'LIMIT', beyond, most)
@@ -133,9 +174,12 @@ for at = 1, #page, 2 do
 end
 return {#page == 2 * most and due or '', beyond, {entries, bytes}, order}
 """
-)
 """KEYS delayed set; ARGV time, how many members with that time to skip, members at most.
 
 Returns time and number to skip for the next page (no time after the last one), then the same as
-COUNT_RANGE.
+_RANGE.
 """
+
+COUNT = PageScripts.of(_COUNT)
+FIND = PageScripts.of(_FIND)
+"""Their last argument is a JSON list of ids, correlation ids and keys."""
