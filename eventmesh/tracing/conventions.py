@@ -15,7 +15,7 @@ them. What no convention has a name for begins with `eventmesh.`:
 | eventmesh.transaction.rolled_back | process         | true where another message, or the |
 |                                   |                 | commit, undid what was done        |
 | eventmesh.outcome                 | settle          | done, retried or dead              |
-| eventmesh.saga.name, .id, .step   | all             | the saga that sent the message, or |
+| eventmesh.saga.name, .id, .step   | create, process | the saga that sent the message, or |
 |                                   |                 | that it answers, and its label     |
 
 What is said of one message of several is on the link to that message.
@@ -111,17 +111,15 @@ def of_consumer(
 
 
 def of_message(envelope: Envelope) -> dict[str, Value]:
-    """What the span of a single message says of it, or the link to it."""
-    attributes: dict[str, Value] = {}
-    if envelope.id:
-        attributes[MESSAGE_ID] = envelope.id
-        attributes[CONVERSATION_ID] = envelope.correlation_id
-    if envelope.name:
-        attributes[EVENT_TYPE] = envelope.name
-    saga, _, saga_id = envelope.attributes.get("sagaid", "").partition("/")
-    if saga:
-        attributes[SAGA_NAME] = saga
-        attributes[SAGA_ID] = saga_id
+    """All that is said of one message, where it is created and where it is processed. The other
+    spans, of which there are many, say its id only."""
+    attributes: dict[str, Value] = {
+        MESSAGE_ID: envelope.id,
+        CONVERSATION_ID: envelope.correlation_id,
+        EVENT_TYPE: envelope.name,
+    }
+    if saga := envelope.attributes.get("sagaid"):
+        attributes[SAGA_NAME], _, attributes[SAGA_ID] = saga.partition("/")
         attributes[SAGA_STEP] = envelope.attributes.get("sagastep", "")
     return attributes
 

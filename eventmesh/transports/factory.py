@@ -66,7 +66,7 @@ def place_of(url: str, options: TransportOptions) -> Place:
         several = "," in hosts or "+" in parts.scheme
         server = None if several else urlsplit(f"//{hosts}")
         address = (server and server.hostname) or ""
-        port = (server and server.port) or _PORTS.get(parts.scheme)
+        port = server.port or _PORTS.get(parts.scheme) if server and address else None
     except ValueError:
         return Place("unknown")
     if parts.scheme in _REDIS:

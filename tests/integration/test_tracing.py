@@ -14,11 +14,13 @@ import structlog
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler
 from opentelemetry.trace import StatusCode
+from pydantic import BaseModel
 
-from eventmesh import Command, Event, Reject, Retry, Service, Settings, Transaction, constant
+from eventmesh import Command, Event, Reject, Retry, Saga, Service, Settings, Transaction, constant
 from eventmesh.clock import SystemClock
+from eventmesh.errors import Unreachable
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.transports.base import Transport, publish_or_raise
+from eventmesh.transports.base import PublishResult, Transport, publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope, seal
 from tests.integration.conftest import TIMEOUT_SECONDS
@@ -40,6 +42,10 @@ class Done(Event, name="shop.done", version=1, key="key"):
 
 
 class Heard(Event, name="shop.heard", version=1):
+    number: int
+
+
+class Progress(BaseModel):
     number: int
 
 
@@ -413,3 +419,103 @@ async def test_log_lines_name_the_span_that_they_were_written_in(open_shop: Open
         ]
         assert found == expected, event
     assert not any("trace_id" in line for line in lines if line["event"] == "worker stopped")
+
+
+@pytest.mark.parametrize("parents", ["none", "commands"])
+async def test_the_messages_of_a_saga_name_it_and_are_one_trace_if_the_setting_says_so(
+    parents: str, open_shop: Open
+) -> None:
+    service = Service("shop")
+    done = service.publisher(Done)
+    saga = Saga("shop.remember", Progress)
+
+    @saga.starts
+    def begin(event: Done) -> Progress:
+        return Progress(number=event.number)
+
+    @saga.step(ok=Heard, timeout="1m", no_undo="it only hears")
+    def hear(state: Progress) -> Do:
+        return Do(number=state.number)
+
+    saga.flow(hear)
+    service.include(saga)
+
+    @service.subscriber(Do)
+    async def do(command: Do) -> Heard:
+        return Heard(number=command.number)
+
+    shop = await open_shop(service, trace_parents=parents)
+    async with shop.working():
+        await done.publish(Done(number=1))
+        await shop.until(lambda: len(shop.traced.spans("process")) == 3)
+    created = by_attribute(shop.traced.spans("create"), "cloudevents.event_type")
+    processed = by_attribute(shop.traced.spans("process"), "cloudevents.event_type")
+    assert set(processed) == {"shop.done", "shop.do", "shop.heard"}
+    for span in (created["shop.do"], processed["shop.do"], processed["shop.heard"]):
+        assert span.attributes["eventmesh.saga.name"] == "shop.remember"
+        assert span.attributes["eventmesh.saga.step"].startswith("hear")
+        assert span.attributes["eventmesh.saga.id"] in str(
+            {each.attributes["messaging.message.id"] for each in created.values()}
+        )
+    assert linked(processed["shop.heard"]) >= {ids(created["shop.heard"])}
+    time_out = created["shop.remember.signal"]
+    assert time_out.attributes["eventmesh.delay"] == 60
+    assert time_out.parent is None
+    story = [processed["shop.done"], *(processed[name] for name in ("shop.do", "shop.heard"))]
+    traces = {span.context.trace_id for span in story}
+    assert len(traces) == {"none": 3, "commands": 1}[parents]
+    assert shop.traced.problems() == []
+
+
+async def test_a_batch_that_the_broker_does_not_take_is_a_failed_send_span(
+    open_shop: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+    shop = await open_shop(forwarding(heard))
+    publish, answers = shop.transport.publish, ["lost", "rejected"]
+
+    async def unwilling(envelopes: Sequence[Envelope]) -> PublishResult:
+        match answers.pop(0) if answers else "":
+            case "lost":
+                return PublishResult.interrupted(envelopes, Unreachable("the broker is away"))
+            case "rejected":
+                return PublishResult({envelopes[0].id: "the queue is full"})
+            case _:
+                return await publish(envelopes)
+
+    monkeypatch.setattr(shop.transport, "publish", unwilling)
+    await shop.send(1)
+    async with shop.working():
+        await shop.until(lambda: heard)
+    lost, rejected, taken, *_ = shop.traced.spans("send")
+    assert lost.attributes["error.type"] == "eventmesh.errors.Unreachable"
+    assert rejected.attributes["error.type"] == "rejected"
+    assert rejected.status.description == "the queue is full"
+    assert taken.status.status_code is StatusCode.UNSET
+    by_error = shop.traced.counts("messaging.client.sent.messages", "error.type")
+    assert by_error == {
+        ("eventmesh.errors.Unreachable",): 1,
+        ("rejected",): 1,
+        (None,): 2,
+    }
+    [event] = shop.traced.events()
+    assert event.log_record.event_name == "messaging.send.exception"
+    assert shop.traced.problems() == []
+
+
+async def test_a_broker_that_is_lost_while_receiving_is_a_failed_receive_span(
+    open_shop: Open,
+) -> None:
+    heard: list[int] = []
+    shop = await open_shop(forwarding(heard))
+    async with shop.working():
+        await shop.send(1)
+        await shop.until(lambda: heard)
+        shop.transport.broker.cut()  # type: ignore[attr-defined]
+        await shop.until(
+            lambda: any(span.status.status_code is StatusCode.ERROR for span in shop.traced.spans())
+        )
+    failed = [s for s in shop.traced.spans("receive") if s.status.status_code is StatusCode.ERROR]
+    assert failed
+    assert {span.attributes["error.type"] for span in failed} == {"eventmesh.errors.Unreachable"}
+    assert shop.traced.problems() == []

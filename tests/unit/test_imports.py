@@ -8,8 +8,8 @@ import pytest
 import eventmesh
 
 HEAVY = (
-    *("aio_pika", "aiormq", "alembic", "fast_depends", "faststream", "pydantic", "redis"),
-    *("sqlalchemy", "structlog"),
+    *("aio_pika", "aiormq", "alembic", "fast_depends", "faststream", "opentelemetry", "pydantic"),
+    *("redis", "sqlalchemy", "structlog"),
 )
 
 

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from opentelemetry import trace
-from opentelemetry.context import attach, detach
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, Span, SpanContext, SpanKind
 
 from eventmesh.redact import redact_text
@@ -23,6 +23,7 @@ from eventmesh.tracing.otel.contexts import below, creation_of, ids, is_left_out
 from eventmesh.tracing.otel.recorder import Recorder, describe
 from eventmesh.tracing.otel.signals import Signals, mark_failed
 from eventmesh.tracing.port import IGNORING, NO_IDS, NOTHING, Arrived, Settled
+from eventmesh.wire.envelope import Envelope
 
 LONGEST_PULL = 0.1
 """Seconds. A lane that has waited longer than this for messages was not receiving them: there were
@@ -41,10 +42,15 @@ class _Batch:
     processed: dict[int, SpanContext] = field(default_factory=dict)
     """The last process span of each delivery, by the delivery's identity."""
 
-    @property
-    def is_left_out(self) -> bool:
-        """Whether the sampler has decided against all of it."""
-        return is_left_out(self.span.get_span_context()) and not self.span.is_recording()
+    is_left_out: bool = field(init=False)
+    """Whether the sampler has decided against all of it."""
+    context: Context = field(init=False)
+    """What handlers are called in if it has."""
+
+    def __post_init__(self) -> None:
+        has_decided = is_left_out(self.span.get_span_context())
+        self.is_left_out = has_decided and not self.span.is_recording()
+        self.context = trace.set_span_in_context(self.span)
 
 
 @dataclass(slots=True)
@@ -133,7 +139,7 @@ class Consuming:
         source = self._source_of(deliveries)
         span = self._start(signals, "receive", source, INVALID_SPAN_CONTEXT, began)
         if span.is_recording():
-            self._describe(span, deliveries)
+            describe(span, [(each.envelope, {}) for each in deliveries], self._source)
             span.end(self._recorder.nanoseconds(now))
         signals.measured(now - began, self._attributes_of("receive", source), "")
         self._consumed(signals, deliveries, "receive")
@@ -159,11 +165,12 @@ class Consuming:
     @contextmanager
     def _processing(self, batch: _Batch, deliveries: Sequence[Arrived]) -> Iterator[None]:
         began = self._clock.monotonic()
-        span = self._start_processing(batch, deliveries, began)
-        context = span.get_span_context()
-        for delivery in deliveries:
-            batch.processed[id(delivery)] = context
-        token = attach(trace.set_span_in_context(span))
+        span, context = self._start_processing(batch, deliveries, began), batch.context
+        if span is not batch.span:
+            context = trace.set_span_in_context(span)
+            for delivery in deliveries:
+                batch.processed[id(delivery)] = span.get_span_context()
+        token = attach(context)
         failed = ""
         try:
             yield
@@ -239,7 +246,11 @@ class Consuming:
         source = self._source_of(deliveries)
         span = self._start(batch.signals, "process", source, above, began, links)
         if span.is_recording():
-            self._describe(span, deliveries, is_processed=True)
+            told: list[tuple[Envelope, named.Attributes]] = [
+                (each.envelope, {**named.of_message(each.envelope), named.ATTEMPT: each.attempt})
+                for each in deliveries
+            ]
+            describe(span, told, self._source)
             span.set_attribute(named.GROUP_WAIT, max(began - batch.received_at, 0.0))
         return span
 
@@ -260,15 +271,6 @@ class Consuming:
             links,
             self._recorder.nanoseconds(began),
         )
-
-    def _describe(
-        self, span: Span, deliveries: Sequence[Arrived], *, is_processed: bool = False
-    ) -> None:
-        told: list[named.Attributes] = [
-            {named.ATTEMPT: delivery.attempt} if is_processed else {} for delivery in deliveries
-        ]
-        envelopes = [delivery.envelope for delivery in deliveries]
-        describe(span, list(zip(envelopes, told, strict=True)), self._source)
 
     def _source_of(self, deliveries: Sequence[Arrived]) -> str:
         if self._only_message is not None:

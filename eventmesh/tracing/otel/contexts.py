@@ -4,6 +4,7 @@ attributes `traceparent` and `tracestate`, which are those of W3C Trace Context.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -20,9 +21,10 @@ _W3C = TraceContextTextMapPropagator()
 def creation_of(envelope: Envelope) -> SpanContext:
     """The context in which a message was created; an invalid one if it carries none that can be
     read."""
-    if "traceparent" not in envelope.attributes:
+    traceparent = envelope.attributes.get("traceparent")
+    if traceparent is None:
         return INVALID_SPAN_CONTEXT
-    return trace.get_current_span(_W3C.extract(envelope.attributes, _NO_PARENT)).get_span_context()
+    return _read(traceparent, envelope.attributes.get("tracestate", ""))
 
 
 def carrying(envelope: Envelope, context: SpanContext) -> Envelope:
@@ -57,6 +59,12 @@ def ids(context: SpanContext) -> Mapping[str, str]:
 def current_ids() -> Mapping[str, str]:
     """The same for what runs now."""
     return ids(trace.get_current_span().get_span_context())
+
+
+@lru_cache(maxsize=2048)  # each is asked for when its message is received, handled and settled
+def _read(traceparent: str, tracestate: str) -> SpanContext:
+    carrier = {"traceparent": traceparent, "tracestate": tracestate}
+    return trace.get_current_span(_W3C.extract(carrier, _NO_PARENT)).get_span_context()
 
 
 def _traceparent(context: SpanContext) -> str:

@@ -58,18 +58,19 @@ def describe(
     messages: Sequence[tuple[Envelope, named.Attributes]],
     destination_of: Callable[[str], str],
 ) -> None:
-    """Say which messages a span is about, and this of each: by links to their creation, and for a
+    """Say which messages a span is about, and this of each: by links to their creation; and for a
     single one by the span's own attributes."""
     if len(messages) == 1:
         [(envelope, told)] = messages
-        span.set_attributes({**named.of_message(envelope), **told})
-    else:
-        span.set_attribute(named.BATCH_COUNT, len(messages))
+        span.set_attributes({**told, named.MESSAGE_ID: envelope.id})
+        if (origin := creation_of(envelope)).is_valid:
+            span.add_link(origin)
+        return
+    span.set_attribute(named.BATCH_COUNT, len(messages))
     is_mixed = named.common_name([envelope for envelope, _ in messages]) is None
     for envelope, told in messages:
-        origin = creation_of(envelope)
-        if origin.is_valid:
-            attributes = {**named.of_message(envelope), **told}
+        if (origin := creation_of(envelope)).is_valid:
+            attributes = {**told, named.MESSAGE_ID: envelope.id}
             if is_mixed:
                 attributes[named.DESTINATION] = destination_of(envelope.name)
             span.add_link(origin, attributes)
