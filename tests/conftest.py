@@ -172,6 +172,7 @@ def broker_server(request: pytest.FixtureRequest) -> Server:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ORIGINS] = []
+    gc.disable()  # until everything is collected
     required("redis")  # a wrong name in EVENTMESH_TEST_REQUIRE is an error before any test
     refuse_env_file(Path(__file__).parents[1] / ".env")
     if not hasattr(config, "workerinput"):
@@ -190,6 +191,7 @@ def pytest_collection_finish() -> None:
     through all of them again and again, for a tenth of the tests' processor time."""
     gc.collect()
     gc.freeze()
+    gc.enable()  # disabled in pytest_configure
 
 
 @pytest.hookimpl(optionalhook=True)

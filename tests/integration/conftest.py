@@ -343,11 +343,12 @@ class Project:
         begin = partial(self._forks.begin, ["eventmesh", *arguments], self.root, asked)
         return self._keep(Running(self.root, begin))
 
-    def start_file(self, *command: str) -> Running:
+    def start_file(self, *command: str, **environment: str) -> Running:
         """`python` with these arguments, of which the first is a file in this folder."""
-        if self._forks is None or _changes_interpreter(self.environment):
-            return self.start_program(sys.executable, *command)
-        begin = partial(self._forks.begin, command, self.root, self.environment)
+        asked = self.environment | environment
+        if self._forks is None or _changes_interpreter(asked):
+            return self.start_program(sys.executable, *command, **environment)
+        begin = partial(self._forks.begin, command, self.root, asked)
         return self._keep(Running(self.root, begin))
 
     def _keep(self, running: Running) -> Running:
@@ -374,9 +375,9 @@ class Project:
         return running
 
     def python(self, text: str, **environment: str) -> Ended:
-        """Run a program of a user."""
+        """Run a program of a user; see `forks`."""
         path = self.write(f"program_{uuid.uuid4().hex}.py", text)
-        return self.start_program(sys.executable, str(path), **environment).ended()
+        return self.start_file(path.name, **environment).ended()
 
     def letters(self, count: int = 1, service: str = "bank") -> list[dict[str, Any]]:
         """Wait until the service has this many dead letters: each is logged shortly before it is

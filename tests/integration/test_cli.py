@@ -444,9 +444,13 @@ WITHOUT_AND_WITH_A_SUPERVISOR = pytest.mark.parametrize(
 
 
 def started(bank: Project, options: tuple[str, ...], processes: int) -> Running:
-    """A worker of the bank in a program of its own, which can be started again as it was."""
-    command = (sys.executable, "-m", "eventmesh", "worker", "bank", *options)
-    worker = bank.start_program(*command)
+    """A worker of the bank. Without a supervisor it is a program of its own, because it ends by
+    starting the program again."""
+    command = ("worker", "bank", *options)
+    if options == ALONE:
+        worker = bank.start_program(sys.executable, "-m", "eventmesh", *command)
+    else:
+        worker = bank.start(*command)
     worker.until_says("worker is ready", processes)
     return worker
 

@@ -156,7 +156,7 @@ class Bill:
         return self.project.start_program(sys.executable, *program)
 
     def place(self, *numbers: int) -> None:
-        ended = self.start("place.py", *map(str, numbers)).ended()
+        ended = self.project.start_file("place.py", *map(str, numbers)).ended()
         assert ended.code == 0, ended.said
 
     def rows(self, service: str, table: str) -> list[int]:

@@ -107,8 +107,17 @@ WAYS: list[Callable[[Transaction], Any]] = [
 ]
 
 
-@pytest.mark.parametrize("after", ["continues", "fails once"])
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+CASES = [
+    *((way, "continues") for way in WAYS),
+    *((way, "fails once") for way in (connection_commit, text_rollback, rollback_by_conflict)),
+]
+"""Whether a later message of the group fails does not depend on how the transaction ended, but on
+whether it was committed, and by whom."""
+
+
+@pytest.mark.parametrize(
+    ("way", "after"), CASES, ids=[f"{way.__name__}-{after}" for way, after in CASES]
+)
 async def test_ending_the_shared_transaction_dead_letters_the_message_and_no_other_of_its_group(
     database_url: str, way: Callable[[Transaction], Any], after: str
 ) -> None:

@@ -121,7 +121,7 @@ def mesh(project: Project, durable_url: Callable[[str], str]) -> Callable[[str],
 
 def publish(project: Project, *delays: int) -> None:
     """Let the bank publish one message for each delay in seconds, in the version of its code."""
-    project.python(PUBLISH % (delays,), PYTHONPATH=str(project.root)).succeeds()
+    project.python(PUBLISH % (delays,)).succeeds()
 
 
 def opened(project: Project) -> Any:

@@ -4,7 +4,6 @@ server connection, with and without PgBouncer's support for prepared statements.
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any, get_args
@@ -108,9 +107,8 @@ def test_workers_behind_pgbouncer_lose_and_duplicate_no_message(
     port = free_port()
     first = project.worker("--health-port", str(port))
     workers = [first, *(project.worker() for _ in range(WORKERS - 1))]
-    programs = [
-        project.start_program(sys.executable, "-c", SEND, str(number)) for number in range(PROGRAMS)
-    ]
+    project.write("send.py", SEND)
+    programs = [project.start_file("send.py", str(number)) for number in range(PROGRAMS)]
     for program in programs:
         ended = program.ended()
         assert (ended.code, ended.err) == (0, "")

@@ -383,12 +383,13 @@ async def test_the_installed_command_lists_and_fails_as_the_others_do(rides: Rid
 
 
 def test_the_command_line_starts_without_the_code_of_sagas(project: Project) -> None:
-    ended = project.python(
+    program = (
         "import sys\n"
         "import eventmesh.cli.main\n"
         "late = ['eventmesh.saga', 'sqlalchemy', 'pydantic', 'aio_pika', 'redis']\n"
         "print([name for name in late if name in sys.modules])\n"
     )
+    ended = project.start_program(sys.executable, "-c", program).ended()
     assert ended.succeeds() == "[]\n"
 
 
