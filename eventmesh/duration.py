@@ -33,3 +33,11 @@ def seconds(duration: Duration) -> float:
             f"{duration!r} is not a valid duration: it must be finite and not negative."
         )
     return value
+
+
+def span(seconds: float) -> str:
+    """A duration for people: `0.4 s`, `45 s`, `12 min`, `3 h`, `2 d`."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:,.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

@@ -15,6 +15,7 @@ import typer
 
 from eventmesh.cli import (
     asyncapi,
+    dashboard,
     database,
     demo,
     describe,
@@ -63,6 +64,7 @@ app.command()(worker.dev)
 app.command()(status.status)
 app.command()(describe.describe)
 app.command()(why.why)
+app.command()(dashboard.dashboard)
 app.command()(asyncapi.asyncapi)
 app.add_typer(schema.app, name="schema")
 app.add_typer(database.app, name="db")

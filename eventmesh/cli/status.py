@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from eventmesh.cli.terminal import console, span
+from eventmesh.cli.terminal import console
+from eventmesh.duration import span
 from eventmesh.errors import Unreachable
 from eventmesh.printable import printable
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eventmesh.cli.saga_log import log_line
-from eventmesh.cli.terminal import span
+from eventmesh.duration import span
 from eventmesh.errors import EventMeshError, Unreachable, UsageError
 from eventmesh.printable import printable
 

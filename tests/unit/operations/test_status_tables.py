@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from eventmesh.cli.status import as_document, tables
-from eventmesh.cli.terminal import span
+from eventmesh.duration import span
 from eventmesh.operations.status import (
     BrokerStatus,
     DatabaseStatus,

@@ -1,0 +1,148 @@
+"""The ASGI application: its routes, and what it holds open."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+from eventmesh.clock import Clock, SystemClock
+from eventmesh.dashboard.access import Authenticate, OnLoopback, User
+from eventmesh.dashboard.forgery import ForgeryGuard
+from eventmesh.dashboard.gate import Gate
+from eventmesh.dashboard.live import Live, View
+from eventmesh.dashboard.masking import Mask, Masking
+from eventmesh.dashboard.pages.overview import Overview
+from eventmesh.dashboard.rendering import make_environment
+from eventmesh.dashboard.sampler import Sampler
+from eventmesh.dashboard.site import Page, Perform, Site
+from eventmesh.errors import Conflict, Drift, EventMeshError, Unreachable, UsageError
+from eventmesh.operations.reach import Reach
+from eventmesh.operations.status import mesh_status
+from eventmesh.runtime.declaring.service import DeclaredService as Service
+from eventmesh.runtime.declaring.settings import Settings, load_settings
+from eventmesh.transports.base import Transport
+
+INTERVAL = 2.0
+"""Seconds between measurements."""
+
+
+class Dashboard:
+    """The dashboard of these services, as an ASGI application.
+
+    `settings` name the broker and the databases; by default those of the environment.
+    `authenticate` tells who sends a request; by default only this machine is served, with the role
+    operator. `mask` hides parts of payloads. `origins` are the addresses under which browsers know
+    the pages, such as `https://ops.example.org`, where a proxy changes the Host header. `transport`
+    is a connected one of the application's own, for a broker that is in its memory.
+
+    Served by itself, it closes its connections when the server ends. Mounted into another
+    application, whose server knows nothing of it, use it as an asynchronous context manager in that
+    application's lifespan, or call `close`.
+    """
+
+    def __init__(
+        self,
+        services: Sequence[Service],
+        *,
+        settings: Settings | None = None,
+        authenticate: Authenticate | None = None,
+        mask: Mask | None = None,
+        origins: Collection[str] = (),
+        transport: Transport | None = None,
+        interval: float = INTERVAL,
+        clock: Clock | None = None,
+    ) -> None:
+        if not services:
+            raise UsageError("A dashboard needs at least one service.")
+        clock = clock or SystemClock()
+        self._reach = Reach(services, settings or load_settings(), clock, transport)
+        self._sampler = Sampler(lambda: mesh_status(self._reach), clock, interval)
+        guard = ForgeryGuard(origins)
+        self._site = Site(self._reach, self._sampler, make_environment(), guard, Masking(mask))
+        overview = Overview(self._site)
+        views: dict[str, View] = {"overview": overview.live}
+        live = Live(self._site, views)
+        pages: dict[str, Page] = {"/": overview.page}
+        actions: dict[str, Perform] = {}
+        routes: list[BaseRoute] = [
+            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in pages.items()),
+            *(
+                Route(path, self._site.action(perform), methods=["POST"])
+                for path, perform in actions.items()
+            ),
+            Route("/events", live.events, methods=["GET"]),
+            Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
+        ]
+        self._app = Starlette(
+            routes=routes,
+            middleware=[
+                Middleware(
+                    Gate,
+                    authenticate=authenticate
+                    or OnLoopback(User(operator_of_machine(), "operator")),
+                    guard=guard,
+                )
+            ],
+            exception_handlers={HTTPException: self._failed, EventMeshError: self._failed},
+            lifespan=self._lifespan,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop measuring, and close the connections."""
+        await self._sampler.close()
+        await self._reach.__aexit__(None, None, None)
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        async with self:
+            yield
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        """The page that tells what is wrong."""
+        match error:
+            case HTTPException():
+                code, text = error.status_code, error.detail
+            case Unreachable():
+                code, text = 503, str(error)
+            case Conflict() | Drift():
+                code, text = 409, str(error)
+            case _:
+                code, text = 400, str(error)
+        title = HTTPStatus(code).phrase
+        return self._site.page(request, "error.html", code, title=title, text=text)
+
+
+def operator_of_machine() -> str:
+    """Who runs the dashboard, as the machine knows them."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container may have no name for its user
+        return "unknown"

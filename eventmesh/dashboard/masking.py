@@ -1,0 +1,75 @@
+"""What of messages and sagas is shown: a hook may hide parts of them.
+
+The hook is given a copy of everything that may hold personal data before it is shown. Where the
+hook fails, nothing is shown instead of everything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+Mask = Callable[[str, Any], Any]
+"""Called with the name of a message or a saga, and what is to be shown of it: its data as parsed
+JSON, or a text, such as an error or data that is not JSON. Returns what is shown instead."""
+
+MOST_SHOWN = 64 * 1024
+"""Characters of a payload or an error that are shown."""
+
+_FAILED = "hidden, because the mask has failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A text for the page. `is_masked`: the hook has changed it; `is_cut`: it goes on."""
+
+    text: str
+    is_masked: bool = False
+    is_cut: bool = False
+
+
+class Masking:
+    def __init__(self, mask: Mask | None) -> None:
+        self._mask = mask
+
+    def payload(self, name: str, data: bytes) -> Shown:
+        """The data of a message, indented if it is JSON."""
+        text = data.decode("utf-8", errors="backslashreplace")
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError):
+            return self.text(name, text)
+        return self.value(name, parsed, text)
+
+    def value(self, name: str, value: Any, exactly: str | None = None) -> Shown:
+        """A value as indented JSON. `exactly` is its own text, shown if it cannot be indented."""
+        masked, is_masked = self._masked(name, value)
+        try:
+            return _cut(json.dumps(masked, indent=2, ensure_ascii=False, default=str), is_masked)
+        except (ValueError, RecursionError):
+            return _cut(_FAILED if is_masked or exactly is None else exactly, is_masked)
+
+    def text(self, name: str, text: str) -> Shown:
+        """An error, or data that is not JSON."""
+        masked, is_masked = self._masked(name, text)
+        return _cut(str(masked), is_masked)
+
+    def _masked(self, name: str, value: Any) -> tuple[Any, bool]:
+        if self._mask is None:
+            return value, False
+        try:
+            masked = self._mask(name, json.loads(json.dumps(value)))
+        except Exception:  # noqa: BLE001  # a user's function may raise anything
+            structlog.get_logger("eventmesh.dashboard").exception("mask failed", message=name)
+            return _FAILED, True
+        return masked, masked != value
+
+
+def _cut(text: str, is_masked: bool) -> Shown:
+    if len(text) <= MOST_SHOWN:
+        return Shown(text, is_masked)
+    return Shown(text[:MOST_SHOWN], is_masked, is_cut=True)
