@@ -20,6 +20,7 @@ from eventmesh.cli import (
     demo,
     describe,
     dlq,
+    doctor,
     outbox,
     saga,
     schema,
@@ -65,6 +66,7 @@ app.command()(status.status)
 app.command()(describe.describe)
 app.command()(why.why)
 app.command()(dashboard.dashboard)
+app.command()(doctor.doctor)
 app.command()(asyncapi.asyncapi)
 app.add_typer(schema.app, name="schema")
 app.add_typer(database.app, name="db")

@@ -17,7 +17,7 @@ from typing import Self
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.persistence.database import Database
-from eventmesh.persistence.existing import open_existing, refusals_as_unreachable
+from eventmesh.persistence.existing import connect_existing, open_existing, refusals_as_unreachable
 from eventmesh.redact import redact
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.settings import Settings
@@ -118,13 +118,25 @@ class Reach:
                     yield await self._opened(place)
         except TimeoutError:
             await self._forget_database(place.url)
-            raise Unreachable(
-                f"The database of service {service!r} ({redact(place.url)}) did not answer within "
-                f"{ANSWER_TIMEOUT:g} s."
-            ) from None
+            raise _too_slow(place) from None
         except Unreachable:
             await self._forget_database(place.url)
             raise
+
+    @asynccontextmanager
+    async def at_any_migration(self, place: Place) -> AsyncIterator[Database]:
+        """As `database`, for this one question only, and whatever its migration is."""
+        service = place.services[0]
+        try:
+            with refusals_as_unreachable(place.url, service):
+                async with asyncio.timeout(ANSWER_TIMEOUT):
+                    database = await connect_existing(place.url, service)
+                    try:
+                        yield database
+                    finally:
+                        await database.close()
+        except TimeoutError:
+            raise _too_slow(place) from None
 
     async def _opened(self, place: Place) -> Database:
         async with self._opening_of(place.url):
@@ -167,3 +179,10 @@ class Reach:
         database = self._databases.pop(url, None)
         if database is not None:
             await database.close()
+
+
+def _too_slow(place: Place) -> Unreachable:
+    return Unreachable(
+        f"The database of service {place.services[0]!r} ({redact(place.url)}) did not answer "
+        f"within {ANSWER_TIMEOUT:g} s."
+    )

@@ -261,8 +261,9 @@ class Transport(Protocol):
         from its queue."""
         ...
 
-    async def examine(self) -> BrokerFacts:
-        """What an operator asks about the broker as a whole. Read-only, as `stats`."""
+    async def examine(self, *, thorough: bool = False) -> BrokerFacts:
+        """What an operator asks about the broker as a whole. Read-only, as `stats`. `thorough` also
+        lists its subscriptions, and measures how it is configured and what our user may do."""
         ...
 
     async def census(

@@ -29,7 +29,7 @@ from eventmesh.transports.base import (
 )
 from eventmesh.transports.census import Census, State
 from eventmesh.transports.dead_letters import fingerprint, group_copies, without_copies
-from eventmesh.transports.facts import BrokerFacts
+from eventmesh.transports.facts import BrokerFacts, KnownSubscription
 from eventmesh.transports.finding import Found, Located, matches
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
@@ -189,9 +189,16 @@ class MemoryTransport:
             declared=subscription.name in self.broker.queues,
         )
 
-    async def examine(self) -> BrokerFacts:
-        self._reach()
-        return BrokerFacts(clock_ahead=0.0)
+    async def examine(self, *, thorough: bool = False) -> BrokerFacts:
+        queues = self._reach().queues
+        return BrokerFacts(
+            clock_ahead=0.0,
+            subscriptions=tuple(
+                KnownSubscription(name, len(queue.waiting) + len(queue.in_flight))
+                for name, queue in sorted(queues.items())
+            ),
+            forbidden=(),
+        )
 
     async def census(
         self,

@@ -261,6 +261,7 @@ FORKED = (
     "db",
     "describe",
     "dlq",
+    "doctor",
     "outbox",
     "saga",
     "schema",

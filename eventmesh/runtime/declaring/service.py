@@ -410,7 +410,10 @@ class DeclaredService:
         step that they wait for is not in it. Unreachable."""
         database = await self.database()
         async with database.reading() as connection:
-            lots = await census(connection)
+            self.refuse_stranded(await census(connection))
+
+    def refuse_stranded(self, lots: Sequence[SagaLot]) -> None:
+        """Drift as `refuse_stranded_sagas`, for these open sagas of the database."""
         own = [lot for lot in lots if lot.name.startswith(f"{self.name}.")]
         for name in sorted({lot.name for lot in own}):
             of_saga = [lot for lot in own if lot.name == name]

@@ -7,18 +7,29 @@ in queues that all subscriptions share, so they can be counted only together.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.transports.base import Subscription, SubscriptionStats
-from eventmesh.transports.facts import BrokerFacts
+from eventmesh.transports.facts import (
+    BrokerFacts,
+    KnownSubscription,
+    RabbitmqFacts,
+    RabbitmqQueue,
+)
 from eventmesh.transports.rabbitmq.connection import BrokerConnection
 from eventmesh.transports.rabbitmq.inspection import QueueCounts, count_messages
-from eventmesh.transports.rabbitmq.management import VARIABLE, Management
+from eventmesh.transports.rabbitmq.management import VARIABLE, ManagedQueue, Management
 from eventmesh.transports.rabbitmq.topology import DELAY_STEPS, Topology
 
 _NOT_SET = f"RabbitMQ tells it by its management API only: set {VARIABLE}"
 
 _SHARED = "RabbitMQ keeps the retries of all subscriptions together"
+
+_RIGHTS_SHOW_IN_USE = (
+    "RabbitMQ tells what a user may not do only when it is done: a worker reports it at its start"
+)
 
 _NO_AGE = "RabbitMQ tells the age of a message only by delivering it"
 
@@ -71,34 +82,74 @@ class Facts:
             return None, "RabbitMQ's management API has no figures of this queue yet"
         return managed.unacknowledged, ""
 
-    async def examine(self) -> BrokerFacts:
+    async def examine(self, *, thorough: bool) -> BrokerFacts:
         """What `Transport.examine` promises."""
         async with self._connection.guard(None):
             version = await self._connection.server_version()
-        ahead, unknown = None, {}
+        unknown = {} if not thorough else {"forbidden": _RIGHTS_SHOW_IN_USE}
         if self._management is None:
-            unknown["clock_ahead"] = _NOT_SET
-        else:
-            try:
-                before = self._clock.now()
-                answer = await self._management.nodes()
-                middle = before + (self._clock.now() - before) / 2
-                if answer.time is not None:
-                    # Whole seconds, rounded down: the true time is half a second later on average.
-                    ahead = (answer.time - middle).total_seconds() + 0.5
-            except Unreachable as error:
-                unknown["clock_ahead"] = str(error)
-        return BrokerFacts(version, ahead, await self._count_delayed(), unknown)
+            return self._without_management(version, await self._count_delayed(), unknown, _NOT_SET)
+        try:
+            before = self._clock.now()
+            nodes = await self._management.nodes()
+            middle = before + (self._clock.now() - before) / 2
+            queues = await self._management.queues(self._topology.name_prefix)
+        except Unreachable as error:
+            delayed = await self._count_delayed()
+            return self._without_management(version, delayed, unknown, str(error))
+        delays = {self._topology.delay(step) for step in DELAY_STEPS}
+        return BrokerFacts(
+            version,
+            # Whole seconds, rounded down: the true time is half a second later on average.
+            None if nodes.time is None else (nodes.time - middle).total_seconds() + 0.5,
+            sum(queue.ready or 0 for name, queue in queues.items() if name in delays),
+            unknown,
+            subscriptions=tuple(
+                KnownSubscription(
+                    name.removeprefix(self._topology.queue_prefix),
+                    None if queue.ready is None else queue.ready + (queue.unacknowledged or 0),
+                )
+                for name, queue in sorted(queues.items())
+                if name.startswith(self._topology.queue_prefix)
+            ),
+            rabbitmq=rabbitmq_facts(nodes.content, queues.values()),
+        )
+
+    def _without_management(
+        self, version: str, delayed: int, unknown: dict[str, str], why: str
+    ) -> BrokerFacts:
+        reasons = dict.fromkeys(("clock_ahead", "subscriptions", "rabbitmq"), why)
+        return BrokerFacts(version, None, delayed, reasons | unknown)
 
     async def _count_delayed(self) -> int:
-        """The retries in the delay queues that exist."""
-        names = [self._topology.delay(step) for step in DELAY_STEPS]
-        if self._management is not None:
-            try:
-                queues = await self._management.queues(self._topology.delay_prefix)
-                return sum(queues[name].ready or 0 for name in names if name in queues)
-            except Unreachable:
-                pass  # AMQP tells it too, only slower
+        """The retries in the delay queues that exist, by AMQP."""
         async with self._connection.guard(None):
-            counts = await count_messages(self._connection, names)
+            counts = await count_messages(self._connection, map(self._topology.delay, DELAY_STEPS))
         return sum(queue.ready for queue in counts.values())
+
+
+def rabbitmq_facts(nodes: object, queues: Iterable[ManagedQueue]) -> RabbitmqFacts:
+    """The facts in the API's answers, in which any member may be missing."""
+    known = [node for node in nodes if isinstance(node, dict)] if isinstance(nodes, list) else []
+    alarms, stopped, partitions = [], [], []
+    for node in known:
+        name = str(node.get("name", "?"))
+        if node.get("mem_alarm"):
+            alarms.append(f"{name} is short of memory")
+        if node.get("disk_free_alarm"):
+            alarms.append(f"{name} is short of disk space")
+        if node.get("running") is False:
+            stopped.append(name)
+        if others := node.get("partitions"):
+            partitions.append(f"{name} does not see {', '.join(map(str, others))}")
+    return RabbitmqFacts(
+        tuple(
+            RabbitmqQueue(
+                queue.name, queue.kind, queue.policy, queue.policy_definition, queue.state
+            )
+            for queue in sorted(queues, key=lambda queue: queue.name)
+        ),
+        tuple(alarms),
+        tuple(stopped),
+        tuple(partitions),
+    )

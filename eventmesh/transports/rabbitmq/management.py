@@ -29,7 +29,10 @@ TIMEOUT = 5.0
 MOST_BYTES = 64 * 1024 * 1024
 """The largest answer: about 50,000 queues with the columns that are asked for."""
 
-QUEUE_COLUMNS = "name,type,messages_ready,messages_unacknowledged,consumers,policy,arguments,state"
+QUEUE_COLUMNS = (
+    "name,type,messages_ready,messages_unacknowledged,consumers,policy,effective_policy_definition,"
+    "state"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class ManagedQueue:
     consumers: int | None
     policy: str
     state: str
-    arguments: Mapping[str, Any]
+    policy_definition: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,7 @@ _REFUSALS = {
 
 def queue_of(said: Mapping[str, Any]) -> ManagedQueue:
     """A queue from the API's description of it, in which any member may be missing."""
-    arguments = said.get("arguments")
+    definition = said.get("effective_policy_definition")
     return ManagedQueue(
         name=str(said.get("name", "")),
         kind=str(said.get("type") or "classic"),
@@ -154,7 +157,7 @@ def queue_of(said: Mapping[str, Any]) -> ManagedQueue:
         consumers=_number(said.get("consumers")),
         policy=str(said.get("policy") or ""),
         state=str(said.get("state") or ""),
-        arguments=arguments if isinstance(arguments, dict) else {},
+        policy_definition=definition if isinstance(definition, dict) else {},
     )
 
 

@@ -131,6 +131,7 @@ class Topology:
         self.unrouted_exchange = f"{prefix}.unrouted"
         self.foreign = f"{prefix}.foreign"
         self.inspection_lock = f"{prefix}.census"
+        self.name_prefix = f"{prefix}."
         self.queue_prefix = f"{prefix}.queue."
         self.delay_prefix = f"{prefix}.delay."
 

@@ -95,8 +95,8 @@ class AmqpTransport:
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
         return await self._facts.stats(subscription)
 
-    async def examine(self) -> BrokerFacts:
-        return await self._facts.examine()
+    async def examine(self, *, thorough: bool = False) -> BrokerFacts:
+        return await self._facts.examine(thorough=thorough)
 
     async def census(
         self,
@@ -130,7 +130,7 @@ class AmqpTransport:
                 hidden.append(Hidden(subscription.name, "in_flight", held.in_flight, why))
         for each in await self.unrouted(messages):
             hidden.append(Hidden("", "unrouted", each.number, why))
-        delayed = (await self._facts.examine()).delayed_together
+        delayed = (await self.examine()).delayed_together
         if delayed != 0:
             hidden.append(Hidden("", "delayed", delayed, why))
         return Found((), tuple(hidden))

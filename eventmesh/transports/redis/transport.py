@@ -52,7 +52,7 @@ from eventmesh.transports.redis.census import RedisCensus, RedisSearch
 from eventmesh.transports.redis.connection import Redis
 from eventmesh.transports.redis.consumer import RETURNED, RedisConsumer
 from eventmesh.transports.redis.entries import dead_letter, parcel_header
-from eventmesh.transports.redis.facts import examine
+from eventmesh.transports.redis.facts import Facts
 from eventmesh.transports.redis.keys import Layout
 from eventmesh.transports.redis.publishing import Publisher
 from eventmesh.transports.redis.scripts.common import Command, call
@@ -161,8 +161,9 @@ class RedisTransport:
         """After how long a consumer that does not read counts as dead."""
         return round(self._options.visibility_timeout * 1000)
 
-    async def examine(self) -> BrokerFacts:
-        return await examine(self._redis, self._clock)
+    async def examine(self, *, thorough: bool = False) -> BrokerFacts:
+        facts = Facts(self._redis, self._layout, self._clock)
+        return await facts.examine(thorough=thorough)
 
     async def census(
         self,

@@ -35,7 +35,7 @@ class UnroutedStreams:
 
     async def count(self, messages: Collection[str], thorough: bool) -> list[Unrouted]:
         """See `Transport.unrouted`."""
-        names = sorted({*messages, *(await self._names() if thorough else ())})
+        names = sorted({*messages, *(await self.names() if thorough else ())})
         found = []
         for start in range(0, len(names), PAGE):
             page = names[start : start + PAGE]
@@ -64,7 +64,7 @@ class UnroutedStreams:
             purged, more = purged + number, number > 0
         return purged
 
-    async def _names(self) -> set[str]:
+    async def names(self) -> set[str]:
         """The messages that have a stream."""
         beginning = self._layout.streams
         pattern = _SPECIAL.sub(r"\\\1", beginning) + "*"

@@ -35,6 +35,7 @@ from eventmesh.transports.base import (
 )
 from eventmesh.transports.census import Census
 from eventmesh.transports.dead_letters import fingerprint, group_copies, without_copies
+from eventmesh.transports.facts import KnownSubscription
 from eventmesh.transports.finding import Found, Located
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.transports.sqlite import rows
@@ -282,6 +283,15 @@ class SqliteStore:
             declared=bool(declared),
             unknown={"consumers": "a SQLite file does not record who reads it"},
         )
+
+    def subscriptions(self) -> list[KnownSubscription]:
+        """All subscriptions, whoever declared them."""
+        found = self._connection.execute(
+            "SELECT subscription, (SELECT count(*) FROM queue AS held"
+            " WHERE held.subscription = bound.subscription)"
+            " FROM (SELECT DISTINCT subscription FROM binding) AS bound ORDER BY subscription"
+        )
+        return [KnownSubscription(name, waiting) for name, waiting in found]
 
     def census(self, subscriptions: Collection[str], messages: Collection[str]) -> Census:
         """Count in one statement, so that nothing moves meanwhile. It blocks no writer."""

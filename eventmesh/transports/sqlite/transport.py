@@ -12,6 +12,8 @@ their consumers.
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -28,7 +30,7 @@ from eventmesh.transports.base import (
     Unrouted,
 )
 from eventmesh.transports.census import Census
-from eventmesh.transports.facts import BrokerFacts
+from eventmesh.transports.facts import BrokerFacts, FileFacts
 from eventmesh.transports.finding import Found
 from eventmesh.transports.sqlite.connection import FileConnection
 from eventmesh.transports.sqlite.consumer import SqliteConsumer
@@ -51,9 +53,8 @@ class SqliteTransport:
     def __init__(self, url: str, clock: Clock, options: TransportOptions) -> None:
         self._clock = clock
         self._options = options
-        self._connection = FileConnection(
-            path_of(url), clock, create_missing=options.create_missing
-        )
+        self._path = path_of(url)
+        self._connection = FileConnection(self._path, clock, create_missing=options.create_missing)
 
     async def connect(self) -> None:
         await self._connection.connect()
@@ -105,8 +106,15 @@ class SqliteTransport:
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
         return await self._connection.run(lambda store: store.stats(subscription.name))
 
-    async def examine(self) -> BrokerFacts:
-        return await self._connection.run(lambda _: BrokerFacts(sqlite3.sqlite_version, 0.0))
+    async def examine(self, *, thorough: bool = False) -> BrokerFacts:
+        known = await self._connection.run(lambda store: store.subscriptions())
+        path, free = self._path, shutil.disk_usage(self._path.parent).free
+        return BrokerFacts(
+            sqlite3.sqlite_version,
+            0.0,
+            subscriptions=tuple(known),
+            file=FileFacts(str(path), os.access(path, os.W_OK), free),
+        )
 
     async def census(
         self,
