@@ -81,7 +81,7 @@ async def migrated(url: str) -> AsyncIterator[Database]:
 
 @pytest.mark.parametrize(
     ("broker", "database_url"),
-    [("sqlite", "sqlite"), ("redis", "postgres"), ("amqp", "mariadb")],
+    [("sqlite", "sqlite"), ("redis", "mariadb"), ("amqp", "postgres")],
     indirect=["database_url"],
 )
 async def test_a_mesh_with_a_worker_is_well_and_without_one_it_is_not(

@@ -137,7 +137,7 @@ EACH_BROKER = pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
 
 @pytest.mark.parametrize(
     ("broker", "database_url"),
-    [("sqlite", "sqlite"), ("redis", "postgres"), ("amqp", "mariadb")],
+    [("sqlite", "sqlite"), ("redis", "postgres"), ("amqp", "sqlite")],
     indirect=["database_url"],
 )
 async def test_everything_that_waits_is_counted_with_and_without_workers(
