@@ -46,6 +46,7 @@ CONSUMER_GROUP = "messaging.consumer.group.name"
 BATCH_COUNT = "messaging.batch.message_count"
 MESSAGE_ID = "messaging.message.id"
 CONVERSATION_ID = "messaging.message.conversation_id"
+ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
 EVENT_TYPE = "cloudevents.event_type"
 SERVER_ADDRESS = "server.address"
 SERVER_PORT = "server.port"
@@ -78,20 +79,33 @@ REJECTED = "rejected"
 """The error type of a message that the broker rejected."""
 
 
+def destination_of(place: Place, message: str | None, subscription: str = "") -> str:
+    """What messages of this name are published to, or, with a subscription, consumed from. None
+    stands for messages of several names; the result is empty where that has no one name."""
+    return place.source(subscription, message) if subscription else place.destination(message)
+
+
 def span_name(operation: Operation, destination: str) -> str:
     """`{operation} {destination}`; the operation alone where the destination has no one name."""
     return f"{operation} {destination}" if destination else operation
 
 
-def of_operation(place: Place, operation: Operation, destination: str) -> dict[str, Value]:
-    """What every span and every metric of this operation says, and samplers may decide on."""
+def of_operation(
+    place: Place, operation: Operation, message: str | None, subscription: str = ""
+) -> dict[str, Value]:
+    """What every span and every metric of this operation says, on messages of this name or, for
+    None, of several."""
     attributes: dict[str, Value] = {
         SYSTEM: place.system,
         OPERATION_NAME: operation,
         OPERATION_TYPE: operation,
     }
-    if destination:
+    if destination := destination_of(place, message, subscription):
         attributes[DESTINATION] = destination
+    if subscription:
+        attributes[SUBSCRIPTION] = subscription
+        if place.has_groups:
+            attributes[CONSUMER_GROUP] = subscription
     if place.address:
         attributes[SERVER_ADDRESS] = place.address
         if place.port is not None:
@@ -99,14 +113,23 @@ def of_operation(place: Place, operation: Operation, destination: str) -> dict[s
     return attributes
 
 
-def of_consumer(
-    place: Place, operation: Operation, subscription: str, destination: str
+def of_span(
+    place: Place, operation: Operation, message: str | None, subscription: str = ""
 ) -> dict[str, Value]:
-    """The same of an operation on a subscription."""
-    attributes = of_operation(place, operation, destination)
-    attributes[SUBSCRIPTION] = subscription
-    if place.has_groups:
-        attributes[CONSUMER_GROUP] = subscription
+    """What every span of this operation says; samplers may decide on it."""
+    attributes = of_operation(place, operation, message, subscription)
+    if place.has_routing_keys and message and operation != "settle":
+        attributes[ROUTING_KEY] = message
+    return attributes
+
+
+def of_link(place: Place, message: str, subscription: str = "") -> dict[str, Value]:
+    """What the link to a message says where the span is about messages of several names."""
+    attributes: dict[str, Value] = {}
+    if destination := destination_of(place, message, subscription):
+        attributes[DESTINATION] = destination
+    if place.has_routing_keys:
+        attributes[ROUTING_KEY] = message
     return attributes
 
 
@@ -114,14 +137,20 @@ def of_message(envelope: Envelope) -> dict[str, Value]:
     """All that is said of one message, where it is created and where it is processed. The other
     spans, of which there are many, say its id only."""
     attributes: dict[str, Value] = {
-        MESSAGE_ID: envelope.id,
-        CONVERSATION_ID: envelope.correlation_id,
-        EVENT_TYPE: envelope.name,
+        MESSAGE_ID: encodable(envelope.id),
+        CONVERSATION_ID: encodable(envelope.correlation_id),
+        EVENT_TYPE: encodable(envelope.name),
     }
     if saga := envelope.attributes.get("sagaid"):
-        attributes[SAGA_NAME], _, attributes[SAGA_ID] = saga.partition("/")
-        attributes[SAGA_STEP] = envelope.attributes.get("sagastep", "")
+        attributes[SAGA_NAME], _, attributes[SAGA_ID] = encodable(saga).partition("/")
+        attributes[SAGA_STEP] = encodable(envelope.attributes.get("sagastep", ""))
     return attributes
+
+
+def encodable(text: str) -> str:
+    """The text as it can be exported: anybody may send bytes that are not UTF-8, which we keep as
+    lone surrogates, and exporters drop all spans of a batch for one that they cannot encode."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def with_error(attributes: Attributes, error: str) -> Attributes:

@@ -22,10 +22,15 @@ class Place:
     queue_before: str = ""
     has_groups: bool = False
     """Whether the broker calls a subscription a consumer group."""
+    has_routing_keys: bool = False
+    """Whether a message's name is its routing key."""
 
-    def destination(self, message: str) -> str:
-        """What messages of this name are published to."""
-        return self.before + message
+    def destination(self, message: str | None) -> str:
+        """What messages of this name are published to; for None, what those of several names are,
+        which is empty where that is not one thing, as RabbitMQ's exchange is."""
+        if message is not None:
+            return self.before + message
+        return self.before.rstrip(":") if self.has_routing_keys else ""
 
     def source(self, subscription: str, message: str | None) -> str:
         """What this subscription takes messages of this name from, or, for None, those of several

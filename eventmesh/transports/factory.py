@@ -79,7 +79,14 @@ def place_of(url: str, options: TransportOptions) -> Place:
 
         topology = Topology(options.prefix)
         exchange, queues = f"{topology.exchange}:", topology.queue_prefix
-        return Place("rabbitmq", address, port, before=exchange, queue_before=queues)
+        return Place(
+            "rabbitmq",
+            address,
+            port,
+            before=exchange,
+            queue_before=queues,
+            has_routing_keys=True,
+        )
     return Place(parts.scheme or "unknown")
 
 

@@ -40,6 +40,7 @@ from eventmesh.transports.factory import open_transport
 from eventmesh.wire.cloudevents import to_fields, to_headers
 from eventmesh.wire.envelope import Envelope as MeshEnvelope
 from eventmesh.wire.envelope import seal
+from tests.support.traced import Traced, ids, linked
 
 TIMEOUT_SECONDS = 60.0
 """Seconds after which a test fails that waits for something."""
@@ -876,3 +877,37 @@ async def test_a_too_short_inbox_window_is_a_usage_error_as_in_a_worker(
     with pytest.raises(UsageError, match=r"EVENTMESH_INBOX_WINDOW is 1 s.*billing\.send_invoice"):
         async with stage.mesh.lifespan():
             pass
+
+
+# Traces
+
+
+async def test_the_messages_of_an_app_are_traced(stage: Stage) -> None:
+    traced = Traced()
+    traced.trace(stage.service)
+    sent = stage.mesh.publisher(InvoiceSent)
+
+    @sent
+    @stage.mesh.subscriber(OrderPlaced)
+    async def send_invoice(order: OrderPlaced, tx: Transaction) -> InvoiceSent:
+        tx.session.add(Invoice(order=order.order))
+        return InvoiceSent(order=order.order)
+
+    async with stage.running():
+        await stage.publish(stage.place("a"))
+        await stage.invoiced("a")
+        await sent.publish(InvoiceSent(order="by hand"))
+        await stage.settled()
+        await until(lambda: _async(len(traced.spans("send")) == 2), "two send spans")
+    [processed] = traced.spans("process")
+    created = traced.spans("create")
+    assert {span.parent.span_id if span.parent else None for span in created} == {
+        None,
+        ids(processed)[1],
+    }
+    assert {each for span in traced.spans("send") for each in linked(span)} == set(
+        map(ids, created)
+    )
+    assert traced.counts("messaging.client.consumed.messages") == {(): 1}
+    assert traced.problems() == []
+    traced.close()

@@ -15,10 +15,12 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler
 from opentelemetry.trace import StatusCode
 from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from eventmesh import Command, Event, Reject, Retry, Saga, Service, Settings, Transaction, constant
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
+from eventmesh.observability.logs import _with_trace
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.transports.base import PublishResult, Transport, publish_or_raise
 from eventmesh.transports.factory import open_transport
@@ -228,8 +230,9 @@ async def test_messages_continue_the_trace_of_their_creation_if_the_setting_says
     assert shop.traced.problems() == []
 
 
+@pytest.mark.parametrize("broker", ["memory", "sqlite", "redis", "amqp"])
 async def test_a_failed_message_is_retried_and_dead_lettered_with_the_context_of_its_creation(
-    open_shop: Open,
+    broker: str, open_shop: Open
 ) -> None:
     service = Service("shop")
     service.publisher(Do)
@@ -238,7 +241,7 @@ async def test_a_failed_message_is_retried_and_dead_lettered_with_the_context_of
     async def do(command: Do, tx: Transaction) -> None:
         raise ValueError("no such branch at redis://user:secret@host")
 
-    shop = await open_shop(service)
+    shop = await open_shop(service, broker)
     [subscription] = [handler.subscription for handler in service.worked]
     async with shop.working():
         await shop.send(1)
@@ -260,7 +263,8 @@ async def test_a_failed_message_is_retried_and_dead_lettered_with_the_context_of
     assert [event.log_record.event_name for event in events] == ["messaging.process.exception"] * 4
     for event, span in zip(events, attempts, strict=True):
         assert (event.log_record.trace_id, event.log_record.span_id) == ids(span)
-        assert "no such branch" in event.log_record.attributes["exception.stacktrace"]
+        assert event.log_record.attributes["exception.message"].startswith("no such branch")
+        assert "in do" in event.log_record.attributes["exception.stacktrace"]
         assert "secret" not in str(event.log_record.attributes)
     assert shop.traced.problems() == []
     durations = shop.traced.counts("messaging.process.duration", "error.type")
@@ -519,3 +523,99 @@ async def test_a_broker_that_is_lost_while_receiving_is_a_failed_receive_span(
     assert failed
     assert {span.attributes["error.type"] for span in failed} == {"eventmesh.errors.Unreachable"}
     assert shop.traced.problems() == []
+
+
+@pytest.mark.parametrize("broker", ["memory", "amqp"])
+async def test_links_say_what_differs_where_a_batch_has_messages_of_several_names(
+    broker: str, open_shop: Open
+) -> None:
+    service = Service("shop")
+    service.publisher(Done)
+    service.publisher(Heard)
+    handled: list[int] = []
+
+    @service.subscriber()
+    async def both(events: list[Done | Heard]) -> None:
+        handled.extend(event.number for event in events)
+
+    shop = await open_shop(service, broker)
+    async with service.transaction() as tx:
+        for number in range(10):
+            tx.publish(Done(number=number, key=str(number)))
+            tx.publish(Heard(number=number))
+    async with shop.working():
+        await shop.until(lambda: len(handled) == 20)
+        await shop.until(lambda: len(outcomes(shop.traced)) == 20)
+    before = f"{shop.settings.broker_prefix}:" if broker == "amqp" else ""
+    queue = f"{shop.settings.broker_prefix}.queue.shop.both"
+    mixed = {"amqp": queue}.get(broker)
+    after = f":{queue}" if broker == "amqp" else ""
+    [sent] = shop.traced.spans("send")
+    assert sent.name == (f"send {before[:-1]}" if broker == "amqp" else "send")
+    assert {link.attributes["messaging.destination.name"] for link in sent.links} == {
+        f"{before}shop.done",
+        f"{before}shop.heard",
+    }
+    batches = [span for span in shop.traced.spans("process") if len(span.links) > 1]
+    assert batches
+    for span in batches:
+        assert span.name == " ".join(filter(None, ["process", mixed]))
+        assert {link.attributes["messaging.destination.name"] for link in span.links} == {
+            f"{before}shop.done{after}",
+            f"{before}shop.heard{after}",
+        }
+    assert shop.traced.problems() == []
+
+
+async def test_a_request_that_publishes_is_above_what_it_has_created(
+    open_shop: Open, sqlite_url: str
+) -> None:
+    service = Service("shop")
+    service.publisher(Done)
+    shop = await open_shop(service)
+    async with service:
+        engine = create_async_engine(sqlite_url)
+        tracer = shop.traced.tracers.get_tracer("the web framework")
+        with tracer.start_as_current_span("POST /orders") as request:
+            async with async_sessionmaker(engine).begin() as session:
+                service.join(session).publish(Done(number=1))
+        await engine.dispose()
+    [created] = shop.traced.spans("create")
+    assert created.parent is not None
+    assert created.parent.span_id == request.get_span_context().span_id
+
+
+async def test_what_other_programs_make_up_is_no_name_of_a_span_and_can_be_exported(
+    open_shop: Open,
+) -> None:
+    service = Service("shop")
+
+    @service.subscriber()
+    async def both(event: Done | Heard) -> None: ...
+
+    shop = await open_shop(service)
+    known = seal(Done(number=1), source="shop", clock=SystemClock())
+    odd = Envelope({**known.attributes, "id": "\udcff", "correlationid": "é"}, b"{")
+    await publish_or_raise(shop.transport, [odd])
+    [queue] = shop.transport.broker.queues.values()  # type: ignore[attr-defined]
+    [waiting] = queue.waiting
+    waiting.envelope = Envelope({**odd.attributes, "type": "made.up"}, b"{")
+    async with shop.working():
+        await shop.until(lambda: shop.traced.spans("settle"))
+    [span] = shop.traced.spans("process")
+    assert span.name == "process"
+    assert span.attributes["messaging.message.id"] == r"\udcff"
+    assert span.attributes["messaging.message.conversation_id"] == "é"
+    assert shop.traced.problems() == []
+
+
+async def test_log_lines_of_a_command_name_the_span_they_are_written_in(open_shop: Open) -> None:
+    shop = await open_shop(Service("shop"))
+    assert _with_trace(None, "info", {"event": "e"}) == {"event": "e"}
+    with shop.traced.tracers.get_tracer("x").start_as_current_span("y") as span:
+        context = span.get_span_context()
+        assert _with_trace(None, "info", {"event": "e"}) == {
+            "event": "e",
+            "trace_id": f"{context.trace_id:032x}",
+            "span_id": f"{context.span_id:016x}",
+        }

@@ -37,6 +37,7 @@ COMMON = {
     messaging.MESSAGING_DESTINATION_NAME,
     messaging.MESSAGING_DESTINATION_TEMPLATE,
     messaging.MESSAGING_DESTINATION_PARTITION_ID,
+    messaging.MESSAGING_RABBITMQ_DESTINATION_ROUTING_KEY,
     server_attributes.SERVER_ADDRESS,
     server_attributes.SERVER_PORT,
 }
@@ -78,14 +79,19 @@ SPANS = {
     },
 }
 
-_OF_METRICS = COMMON - {messaging.MESSAGING_OPERATION_TYPE}
+_OF_DURATIONS = COMMON - {messaging.MESSAGING_RABBITMQ_DESTINATION_ROUTING_KEY}
+_OF_METRICS = _OF_DURATIONS - {messaging.MESSAGING_OPERATION_TYPE}
 METRICS: Mapping[str, tuple[type, str, frozenset[str]]] = {
     metrics.MESSAGING_CLIENT_OPERATION_DURATION: (
         Histogram,
         "s",
-        frozenset(COMMON | OF_CONSUMERS),
+        frozenset(_OF_DURATIONS | OF_CONSUMERS),
     ),
-    metrics.MESSAGING_PROCESS_DURATION: (Histogram, "s", frozenset(COMMON | OF_CONSUMERS)),
+    metrics.MESSAGING_PROCESS_DURATION: (
+        Histogram,
+        "s",
+        frozenset(_OF_DURATIONS | OF_CONSUMERS),
+    ),
     metrics.MESSAGING_CLIENT_SENT_MESSAGES: (Sum, "{message}", frozenset(_OF_METRICS)),
     metrics.MESSAGING_CLIENT_CONSUMED_MESSAGES: (
         Sum,
@@ -113,8 +119,8 @@ def span_problems(span: ReadableSpan) -> list[str]:
     for required in (messaging.MESSAGING_SYSTEM, messaging.MESSAGING_OPERATION_NAME):
         if not attributes.get(required):
             problems.append(f"lacks {required}")
-    if attributes.get(messaging.MESSAGING_SYSTEM) == "rabbitmq" and not destination:
-        problems.append("lacks the destination, which RabbitMQ always has")
+    if attributes.get(messaging.MESSAGING_SYSTEM) == "rabbitmq":
+        problems += _rabbitmq_problems(operation, attributes)
     if BATCH in attributes:
         if not rule.may_be_batch or attributes[BATCH] in (0, 1):
             problems.append("has a count, and is not a batch")
@@ -133,7 +139,10 @@ def span_problems(span: ReadableSpan) -> list[str]:
         problems.append(f"has the scope {scope}")
     problems += _unknown(attributes, rule.allowed)
     for link in span.links:
-        linked = PER_MESSAGE | {messaging.MESSAGING_DESTINATION_NAME}
+        linked = PER_MESSAGE | {
+            messaging.MESSAGING_DESTINATION_NAME,
+            messaging.MESSAGING_RABBITMQ_DESTINATION_ROUTING_KEY,
+        }
         problems += _unknown(link.attributes or {}, linked)
     return [f"{span.name}: {problem}" for problem in problems]
 
@@ -176,9 +185,22 @@ def event_problems(event: ReadableLogRecord) -> list[str]:
         exception_attributes.EXCEPTION_MESSAGE,
         exception_attributes.EXCEPTION_STACKTRACE,
     }
-    if set(attributes) != known:
+    if not attributes or set(attributes) - known:
         problems.append(f"has the attributes {sorted(attributes)}")
     return [f"{name}: {problem}" for problem in problems]
+
+
+def _rabbitmq_problems(operation: str, attributes: Mapping[str, Any]) -> Iterable[str]:
+    """What the page on RabbitMQ asks for besides; its send span includes our create span."""
+    destination = str(attributes.get(messaging.MESSAGING_DESTINATION_NAME, ""))
+    if not destination:
+        yield "lacks the destination, which RabbitMQ always has"
+    routing_key = attributes.get(messaging.MESSAGING_RABBITMQ_DESTINATION_ROUTING_KEY)
+    if operation != "settle" and ":" in destination:
+        if destination.split(":")[1] != routing_key:
+            yield f"has the routing key {routing_key}"
+    elif routing_key is not None:
+        yield "has a routing key that is not for it"
 
 
 def _has_failed(span: ReadableSpan) -> bool:

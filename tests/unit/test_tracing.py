@@ -31,6 +31,7 @@ from eventmesh.transports.base import TransportOptions
 from eventmesh.transports.factory import place_of
 from eventmesh.wire.envelope import MAX_ATTRIBUTE_BYTES, Envelope
 
+RABBITMQ: Any = {"before": "mesh:", "queue_before": "mesh.queue.", "has_routing_keys": True}
 PLAIN = Envelope({"id": "1", "type": "shop.do"}, b"{}")
 
 
@@ -75,13 +76,13 @@ def test_every_name_that_is_not_our_own_is_in_the_conventions() -> None:
         ),
         (
             "amqps://user:p%40ss@[::1]/vhost",
-            Place("rabbitmq", "::1", 5671, before="mesh:", queue_before="mesh.queue."),
+            Place("rabbitmq", "::1", 5671, **RABBITMQ),
             "mesh:shop.do",
             "mesh:shop.do:mesh.queue.shop.sub",
         ),
         (
             "amqp://a,b",
-            Place("rabbitmq", before="mesh:", queue_before="mesh.queue."),
+            Place("rabbitmq", **RABBITMQ),
             "mesh:shop.do",
             "mesh:shop.do:mesh.queue.shop.sub",
         ),

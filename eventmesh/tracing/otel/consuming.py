@@ -69,11 +69,13 @@ class Consuming:
         self._recorder = recorder
         self._clock = recorder.clock
         self._subscription = subscription
+        self._messages = frozenset(messages)
         self._only_message = next(iter(messages)) if len(messages) == 1 else None
         self._batch: _Batch | None = None
         self._endings: list[_Ending] | None = None
         """None while no transaction is open."""
-        self._attributes: dict[tuple[named.Operation, str], named.Attributes] = {}
+        self._of_spans: dict[tuple[named.Operation, str | None], named.Attributes] = {}
+        self._of_metrics: dict[tuple[named.Operation, str | None], named.Attributes] = {}
 
     def receiving(self) -> AbstractContextManager[Callable[[Sequence[Arrived]], None]]:
         """See the port."""
@@ -101,7 +103,7 @@ class Consuming:
         if batch is not None:
             span = self._start_processing(batch, [delivery], self._clock.monotonic())
             batch.processed[id(delivery)] = span.get_span_context()
-            mark_failed(span, named.NOT_PROCESSED, redact_text(reason))
+            batch.signals.not_processed(span, reason)
             span.end()
 
     def settling(
@@ -136,31 +138,30 @@ class Consuming:
     def _received(self, signals: Signals, deliveries: Sequence[Arrived], asked: float) -> None:
         now = self._clock.monotonic()
         began = asked if now - asked <= LONGEST_PULL else now
-        source = self._source_of(deliveries)
-        span = self._start(signals, "receive", source, INVALID_SPAN_CONTEXT, began)
+        name = self._name_of(deliveries)
+        span = self._start(signals, "receive", name, INVALID_SPAN_CONTEXT, began)
         if span.is_recording():
-            describe(span, [(each.envelope, {}) for each in deliveries], self._source)
+            describe(span, [(each.envelope, {}) for each in deliveries], self._of_link)
             span.end(self._recorder.nanoseconds(now))
-        signals.measured(now - began, self._attributes_of("receive", source), "")
+        signals.measured(now - began, self._of_metric("receive", name), "")
         self._consumed(signals, deliveries, "receive")
         self._batch = _Batch(signals, span, now)
 
     def _not_received(self, signals: Signals, error: Exception, asked: float) -> None:
         now = self._clock.monotonic()
         began = asked if now - asked <= LONGEST_PULL else now
-        source = self._source(self._only_message)
-        span = self._start(signals, "receive", source, INVALID_SPAN_CONTEXT, began)
+        name = self._only_message
+        span = self._start(signals, "receive", name, INVALID_SPAN_CONTEXT, began)
         signals.failed(span, "receive", error)
         span.end(self._recorder.nanoseconds(now))
         failed = named.error_type(error)
-        signals.measured(now - began, self._attributes_of("receive", source), failed)
+        signals.measured(now - began, self._of_metric("receive", name), failed)
 
     def _consumed(
         self, signals: Signals, deliveries: Iterable[Arrived], operation: named.Operation
     ) -> None:
-        for name, count in Counter(each.envelope.name for each in deliveries).items():
-            attributes = self._attributes_of(operation, self._source(name))
-            signals.consumed(count, named.for_counter(attributes))
+        for name, count in Counter(self._name_of([each]) for each in deliveries).items():
+            signals.consumed(count, named.for_counter(self._of_metric(operation, name)))
 
     @contextmanager
     def _processing(self, batch: _Batch, deliveries: Sequence[Arrived]) -> Iterator[None]:
@@ -187,8 +188,8 @@ class Consuming:
                     span.end(ending.ended_ns)
                 else:
                     self._endings.append(ending)
-            attributes = self._attributes_of("process", self._source_of(deliveries))
-            batch.signals.measured(ended - began, attributes, failed)
+            told = self._of_metric("process", self._name_of(deliveries))
+            batch.signals.measured(ended - began, told, failed)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -211,14 +212,14 @@ class Consuming:
     def _settling(
         self, batch: _Batch, settlements: Sequence[tuple[Arrived, Settled]]
     ) -> Iterator[None]:
-        source, began = self._source_of([each for each, _ in settlements]), self._clock.monotonic()
+        name, began = self._name_of([each for each, _ in settlements]), self._clock.monotonic()
         above = batch.span.get_span_context()
         span = batch.span
         if not batch.is_left_out:
-            span = self._start(batch.signals, "settle", source, above, began)
+            span = self._start(batch.signals, "settle", name, above, began)
         if span.is_recording():
             told = [(each.envelope, {named.OUTCOME: how.kind}) for each, how in settlements]
-            describe(span, told, self._source)
+            describe(span, told, self._of_link)
         failed = ""
         try:
             yield
@@ -230,7 +231,7 @@ class Consuming:
             ended = self._clock.monotonic()
             if span.is_recording():
                 span.end(self._recorder.nanoseconds(ended))
-            batch.signals.measured(ended - began, self._attributes_of("settle", source), failed)
+            batch.signals.measured(ended - began, self._of_metric("settle", name), failed)
 
     def _start_processing(self, batch: _Batch, deliveries: Sequence[Arrived], began: float) -> Span:
         """The process span of these: below the receive span; or, for a single message that
@@ -243,14 +244,14 @@ class Consuming:
                 above, links = origin, [Link(received)] if received.is_valid else []
         if above is received and batch.is_left_out:
             return batch.span
-        source = self._source_of(deliveries)
-        span = self._start(batch.signals, "process", source, above, began, links)
+        name = self._name_of(deliveries)
+        span = self._start(batch.signals, "process", name, above, began, links)
         if span.is_recording():
             told: list[tuple[Envelope, named.Attributes]] = [
                 (each.envelope, {**named.of_message(each.envelope), named.ATTEMPT: each.attempt})
                 for each in deliveries
             ]
-            describe(span, told, self._source)
+            describe(span, told, self._of_link)
             span.set_attribute(named.GROUP_WAIT, max(began - batch.received_at, 0.0))
         return span
 
@@ -258,33 +259,42 @@ class Consuming:
         self,
         signals: Signals,
         operation: named.Operation,
-        source: str,
+        name: str | None,
         above: SpanContext,
         began: float,
         links: Sequence[Link] = (),
     ) -> Span:
+        key, place = (operation, name), self._recorder.place
+        attributes = self._of_spans.get(key)
+        if attributes is None:
+            attributes = named.of_span(place, operation, name, self._subscription)
+            self._of_spans[key] = attributes
         return signals.tracer.start_span(
-            named.span_name(operation, source),
+            named.span_name(operation, named.destination_of(place, name, self._subscription)),
             below(above),
             SpanKind.CONSUMER if operation == "process" else SpanKind.CLIENT,
-            self._attributes_of(operation, source),
+            attributes,
             links,
             self._recorder.nanoseconds(began),
         )
 
-    def _source_of(self, deliveries: Sequence[Arrived]) -> str:
+    def _name_of(self, deliveries: Sequence[Arrived]) -> str | None:
+        """The name that all of these have; None where they differ. Names that nobody subscribes to,
+        which anybody can make up, count as none, too: spans are counted by their names."""
         if self._only_message is not None:
-            return self._source(self._only_message)
-        return self._source(named.common_name([each.envelope for each in deliveries]))
+            return self._only_message
+        name = named.common_name([each.envelope for each in deliveries])
+        return name if name in self._messages else None
 
-    def _source(self, message: str | None) -> str:
-        return self._recorder.place.source(self._subscription, message)
-
-    def _attributes_of(self, operation: named.Operation, source: str) -> named.Attributes:
-        found = self._attributes.get((operation, source))
+    def _of_metric(self, operation: named.Operation, name: str | None) -> named.Attributes:
+        key = (operation, name)
+        found = self._of_metrics.get(key)
         if found is None:
-            place, name = self._recorder.place, self._subscription
-            found = self._attributes[operation, source] = named.of_consumer(
-                place, operation, name, source
-            )
+            place, subscription = self._recorder.place, self._subscription
+            found = named.of_operation(place, operation, name, subscription)
+            self._of_metrics[key] = found
         return found
+
+    def _of_link(self, name: str) -> named.Attributes:
+        known = name if name in self._messages else None
+        return named.of_link(self._recorder.place, known, self._subscription) if known else {}

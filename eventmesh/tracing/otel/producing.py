@@ -22,7 +22,7 @@ class Producing:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._attributes: dict[tuple[named.Operation, str], named.Attributes] = {}
+        self._attributes: dict[tuple[named.Operation, str | None], named.Attributes] = {}
 
     def created(self, envelope: Envelope, *, delay: float, cause: Envelope | None) -> Envelope:
         """See the port. The create span is below what runs now, with two exceptions.
@@ -45,12 +45,12 @@ class Producing:
         elif cause is not None and origin.is_valid and self._recorder.continues(cause):
             above = origin
         linked = [each for each in (origin, around) if each.is_valid and each is not above]
-        destination = self._recorder.place.destination(envelope.name)
+        attributes = self._of_span("create", envelope.name)
         span = signals.tracer.start_span(
-            named.span_name("create", destination),
+            named.span_name("create", str(attributes[named.DESTINATION])),
             below(above),
             SpanKind.PRODUCER,
-            self._attributes_of("create", destination),
+            attributes,
             [Link(each) for each in linked],
         )
         if span.is_recording():
@@ -70,23 +70,22 @@ class Producing:
             return
         place, clock = self._recorder.place, self._recorder.clock
         name = named.common_name(envelopes)
-        destination = "" if name is None else place.destination(name)
-        attributes = self._attributes_of("send", destination)
         began = clock.monotonic()
         span = signals.tracer.start_span(
-            named.span_name("send", destination),
+            named.span_name("send", named.destination_of(place, name)),
             below(INVALID_SPAN_CONTEXT),
             SpanKind.CLIENT,
-            attributes,
+            self._of_span("send", name),
             start_time=self._recorder.nanoseconds(began),
         )
         if span.is_recording():
             described = [(envelope, self._outbox_time(envelope)) for envelope in envelopes]
-            describe(span, described, place.destination)
+            describe(span, described, lambda name: named.of_link(place, name))
 
         def answered(answer: Answer) -> None:
             error = self._judge(signals, span, answer)
-            signals.measured(clock.monotonic() - began, attributes, error)
+            told = named.of_operation(place, "send", name)
+            signals.measured(clock.monotonic() - began, told, error)
             self._count(signals, envelopes, answer)
 
         try:
@@ -116,9 +115,8 @@ class Producing:
                 error = lost
             counts[envelope.name, error] += 1
         for (name, error), count in counts.items():
-            destination = self._recorder.place.destination(name)
-            attributes = named.for_counter(self._attributes_of("send", destination))
-            signals.sent(count, attributes, error)
+            attributes = named.of_operation(self._recorder.place, "send", name)
+            signals.sent(count, named.for_counter(attributes), error)
 
     def _outbox_time(self, envelope: Envelope) -> named.Attributes:
         created_at = envelope.time
@@ -127,9 +125,9 @@ class Producing:
         waited = (self._recorder.clock.now() - created_at).total_seconds()
         return {named.OUTBOX_TIME: max(waited, 0.0)}
 
-    def _attributes_of(self, operation: named.Operation, destination: str) -> named.Attributes:
-        found = self._attributes.get((operation, destination))
+    def _of_span(self, operation: named.Operation, message: str | None) -> named.Attributes:
+        found = self._attributes.get((operation, message))
         if found is None:
-            found = named.of_operation(self._recorder.place, operation, destination)
-            self._attributes[operation, destination] = found
+            found = named.of_span(self._recorder.place, operation, message)
+            self._attributes[operation, message] = found
         return found

@@ -56,13 +56,14 @@ class Recorder:
 def describe(
     span: Span,
     messages: Sequence[tuple[Envelope, named.Attributes]],
-    destination_of: Callable[[str], str],
+    of_link: Callable[[str], named.Attributes],
 ) -> None:
     """Say which messages a span is about, and this of each: by links to their creation; and for a
-    single one by the span's own attributes."""
+    single one by the span's own attributes. `of_link` is asked about names where there are
+    several."""
     if len(messages) == 1:
         [(envelope, told)] = messages
-        span.set_attributes({**told, named.MESSAGE_ID: envelope.id})
+        span.set_attributes({**told, named.MESSAGE_ID: named.encodable(envelope.id)})
         if (origin := creation_of(envelope)).is_valid:
             span.add_link(origin)
         return
@@ -70,7 +71,6 @@ def describe(
     is_mixed = named.common_name([envelope for envelope, _ in messages]) is None
     for envelope, told in messages:
         if (origin := creation_of(envelope)).is_valid:
-            attributes = {**told, named.MESSAGE_ID: envelope.id}
-            if is_mixed:
-                attributes[named.DESTINATION] = destination_of(envelope.name)
-            span.add_link(origin, attributes)
+            where = of_link(envelope.name) if is_mixed else {}
+            identity = {named.MESSAGE_ID: named.encodable(envelope.id)}
+            span.add_link(origin, {**told, **where, **identity})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from opentelemetry import _logs, metrics, trace
@@ -84,8 +85,28 @@ class Signals:
 
     def failed(self, span: Span, operation: named.Operation, error: Exception) -> None:
         """The operation of this span ended with this error."""
-        message = redact_text(str(error))
+        # Also of an error whose `__str__` fails.
+        message = redact_text(str(traceback.TracebackException(type(error), error, None)))
         mark_failed(span, named.error_type(error), message)
+
+        def exception() -> named.Attributes:
+            return {
+                named.EXCEPTION_TYPE: named.error_type(error),
+                named.EXCEPTION_MESSAGE: message,
+                named.EXCEPTION_STACKTRACE: redact_text("".join(traceback.format_exception(error))),
+            }
+
+        self._emit(span, operation, exception)
+
+    def not_processed(self, span: Span, reason: str) -> None:
+        """The message of this span became a dead letter before its handler was called."""
+        mark_failed(span, named.NOT_PROCESSED, redact_text(reason))
+        self._emit(span, "process", lambda: {named.EXCEPTION_MESSAGE: redact_text(reason)})
+
+    def _emit(
+        self, span: Span, operation: named.Operation, exception: Callable[[], named.Attributes]
+    ) -> None:
+        """Record the exception of a span as an event, where events are kept."""
         event = f"messaging.{operation}.exception"
         severity = SeverityNumber.ERROR if operation == "process" else SeverityNumber.WARN
         context = below(span.get_span_context())
@@ -94,13 +115,7 @@ class Signals:
                 context=context,
                 severity_number=severity,
                 event_name=event,
-                attributes={
-                    named.EXCEPTION_TYPE: named.error_type(error),
-                    named.EXCEPTION_MESSAGE: message,
-                    named.EXCEPTION_STACKTRACE: redact_text(
-                        "".join(traceback.format_exception(error))
-                    ),
-                },
+                attributes=exception(),
             )
 
 
