@@ -65,6 +65,8 @@ class _Automaton:
     last: int = 0
     known: dict[tuple[frozenset[int], int], frozenset[int]] = field(default_factory=dict)
     """A cache of steps; it is cleared when it has `MAX_STEPS` entries."""
+    known_ends: dict[tuple[frozenset[int], bool], bool] = field(default_factory=dict)
+    """A cache of `accepts`, likewise."""
 
     def state(self) -> int:
         if len(self.moves) >= MAX_STATES:
@@ -103,7 +105,13 @@ class _Automaton:
         return found
 
     def accepts(self, states: frozenset[int], start: bool) -> bool:
-        return self.last in self.closure(states, start, True)
+        found = self.known_ends.get((states, start))
+        if found is None:
+            if len(self.known_ends) >= MAX_STEPS:
+                self.known_ends.clear()
+            found = self.last in self.closure(states, start, True)
+            self.known_ends[states, start] = found
+        return found
 
 
 def example(
@@ -142,11 +150,13 @@ def examples(
     unwanted = [_compile(pattern, unicode) for pattern in missing]
     automata = [*wanted, *unwanted]
     budget.spend(10 + sum(len(automaton.moves) for automaton in automata))
-    alphabet = _alphabet(automata)
+    alphabet = _alphabet((*matching, *missing), unicode)
     begin = tuple(a.closure(frozenset({a.first}), True, False) for a in automata)
     seen = {(begin, 0, True)}
     layer: list[tuple[tuple[frozenset[int], ...], str]] = [(begin, "")]
     length = steps = 0
+    # Beyond the bounds on the length, only the states count.
+    bound = min_length if max_length is None else max_length
     while layer:
         following: list[tuple[tuple[frozenset[int], ...], str]] = []
         for states, text in layer:
@@ -164,20 +174,26 @@ def examples(
                 budget.spend(len(automata))
                 if steps > MAX_STEPS:
                     raise Irregular("the patterns are too large to be compared")
-                moved = tuple(a.step(s, char) for a, s in zip(automata, states, strict=True))
-                if not all(moved[: len(wanted)]):
-                    continue  # a pattern that must match cannot match any more
-                # Beyond the bounds on the length, only the states count.
-                bound = min_length if max_length is None else max_length
-                mark = (moved, min(length + 1, bound), False)
-                if mark not in seen:
-                    seen.add(mark)
-                    following.append((moved, text + chr(char)))
+                moved: list[frozenset[int]] = []
+                for automaton, state in zip(automata, states, strict=True):
+                    after = automaton.step(state, char)
+                    if not after and len(moved) < len(wanted):
+                        break  # a pattern that must match cannot match any more
+                    moved.append(after)
+                else:
+                    reached = tuple(moved)
+                    mark = (reached, min(length + 1, bound), False)
+                    if mark not in seen:
+                        seen.add(mark)
+                        following.append((reached, text + chr(char)))
         layer, length = following, length + 1
 
 
-def _alphabet(automata: Sequence[_Automaton]) -> list[int]:
-    """One character for each set of characters that no move tells apart, plain ones first."""
+@lru_cache(maxsize=512)
+def _alphabet(patterns: tuple[str, ...], unicode: bool) -> tuple[int, ...]:
+    """One character for each set of characters that no move of these patterns' automata tells
+    apart, plain ones first."""
+    automata = [_compile(pattern, unicode) for pattern in patterns]
     cuts = {0, 0xD800, 0xE000}
     for automaton in automata:
         for moves in automaton.moves:
@@ -202,7 +218,7 @@ def _alphabet(automata: Sequence[_Automaton]) -> list[int]:
         signatures.add(signature)
         chosen.append(plain[0] if plain else max(low, min(high - 1, 33)))
     order = {ord(char): place for place, char in enumerate(_PLAIN)}
-    return sorted(chosen, key=lambda char: (order.get(char, len(_PLAIN)), char))
+    return tuple(sorted(chosen, key=lambda char: (order.get(char, len(_PLAIN)), char)))
 
 
 @lru_cache(maxsize=512)
