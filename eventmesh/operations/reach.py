@@ -92,16 +92,16 @@ class Reach:
         return tuple(Place(url, tuple(names)) for url, names in found.items())
 
     @asynccontextmanager
-    async def broker(self) -> AsyncIterator[Transport]:
-        """The connected broker, for ANSWER_TIMEOUT; Unreachable, or another EventMeshError, with
+    async def broker(self, within: float = ANSWER_TIMEOUT) -> AsyncIterator[Transport]:
+        """The connected broker, for so many seconds; Unreachable, or another EventMeshError, with
         the reason."""
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
+            async with asyncio.timeout(within):
                 yield self._given or await self._connected()
         except TimeoutError:
             await self._forget_transport()
             raise Unreachable(
-                f"The broker at {self.shown_broker} did not answer within {ANSWER_TIMEOUT:g} s."
+                f"The broker at {self.shown_broker} did not answer within {within:g} s."
             ) from None
         except Unreachable:
             await self._forget_transport()

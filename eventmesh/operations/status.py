@@ -176,10 +176,11 @@ async def _ask_broker(reach: Reach) -> tuple[BrokerStatus, dict[str, Subscriptio
     try:
         async with reach.broker() as transport:
             facts = await transport.examine()
-            for service in reach.services:
-                for handler in service.handlers.values():
-                    name = handler.subscription.name
-                    answers[name] = await _stats_or_why(transport, handler)
+        for handler in (h for service in reach.services for h in service.handlers.values()):
+            # Each for its own time: hundreds of subscriptions take longer than one answer may.
+            async with reach.broker() as transport:
+                name = handler.subscription.name
+                answers[name] = await _stats_or_why(transport, handler)
     except EventMeshError as error:
         return BrokerStatus(reach.shown_broker, facts.version, problem=str(error)), answers
     return (
@@ -195,10 +196,13 @@ async def _ask_broker(reach: Reach) -> tuple[BrokerStatus, dict[str, Subscriptio
 
 
 async def _stats_or_why(transport: Transport, handler: Handler) -> SubscriptionStats | str:
+    """The counts of a subscription, or why there are none although the broker answers: a key of it
+    may be another program's. Unreachable if the broker does not answer any more."""
     try:
         return await transport.stats(handler.subscription)
     except EventMeshError as error:
-        return str(error)  # the others may answer: only a key of this one may be wrong
+        await transport.examine()
+        return str(error)
 
 
 async def _ask_database(reach: Reach, place: Place) -> _Told:

@@ -397,6 +397,19 @@ class TellsZeroForUnknown(BrokenTransport):
         return replace(await super().stats(subscription), in_flight=0)
 
 
+class CountsWhatNobodyDeclared(BrokenTransport):
+    """As a queue that is declared in order to count it."""
+
+    async def stats(self, subscription: Subscription) -> SubscriptionStats:
+        await self.declare([subscription])
+        return await super().stats(subscription)
+
+
+class TellsNoReason(BrokenTransport):
+    async def stats(self, subscription: Subscription) -> SubscriptionStats:
+        return replace(await super().stats(subscription), in_flight=None)
+
+
 class ForgetsTheDelayed(BrokenTransport):
     """As a look at the queues alone, where retries wait somewhere else."""
 

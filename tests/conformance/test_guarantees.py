@@ -50,6 +50,8 @@ BROKEN: tuple[tuple[Guarantee, type[BrokenTransport]], ...] = (
     (conformance.one_dead_letter_for_each_message, broken.ListsEveryLetter),
     (conformance.settling_is_always_possible, broken.StoresShortTextsOnly),
     (conformance.stats_count_messages_by_state, broken.TellsZeroForUnknown),
+    (conformance.stats_count_messages_by_state, broken.CountsWhatNobodyDeclared),
+    (conformance.stats_count_messages_by_state, broken.TellsNoReason),
     (conformance.a_census_counts_every_message, broken.ForgetsTheDelayed),
     (conformance.a_census_changes_nothing, broken.CountsByTakingOut),
     (conformance.unrouted_messages_are_listed_kept_and_purged, broken.PurgesTheNewest),

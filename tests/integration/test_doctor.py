@@ -16,12 +16,14 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from eventmesh import Command, Retry, Service, Settings, Transaction, constant
+from eventmesh import Command, Event, Retry, Service, Settings, Transaction, constant
+from eventmesh.cli.doctor import lines
 from eventmesh.clock import Clock, SystemClock
 from eventmesh.operations.doctor.checks import examine
 from eventmesh.operations.doctor.measuring import measure
 from eventmesh.operations.doctor.verdict import Severity, Verdict, exit_code
 from eventmesh.operations.reach import Reach
+from eventmesh.operations.status import mesh_status
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
 from eventmesh.runtime.consuming.worker import Worker
@@ -38,6 +40,10 @@ AWAY, SKIPPED = Severity.AWAY, Severity.SKIPPED
 
 
 class Do(Command, name="shop.do", version=1):
+    number: int
+
+
+class Other(Event, name="web.other", version=1):
     number: int
 
 
@@ -159,6 +165,36 @@ async def test_a_redis_user_without_a_right_is_found_before_a_worker_fails(
     assert "hush-hush" not in json.dumps([each.says for each in found])
     async with Redis.from_url(redis_server.url) as redis:
         assert [key async for key in redis.scan_iter(f"{prefix}:*")] == []
+
+
+async def test_names_that_other_programs_made_are_printed_safely(redis_server: Server) -> None:
+    prefix, hostile = f"t{uuid.uuid4().hex[:12]}", "\x1b[2J<script>alert(1)</script>\n\u202e"
+    async with Redis.from_url(redis_server.url) as redis:
+        await redis.xgroup_create(f"{prefix}:stream:shop.do", hostile, mkstream=True)
+        settings = Settings(broker_url=redis_server.url, broker_prefix=prefix)
+        found = await verdicts(Service("shop"), settings)
+        await redis.delete(f"{prefix}:stream:shop.do")
+    assert of(found, "undeclared subscriptions").subject == hostile
+    for line in lines(found, every=True):
+        assert line.plain.isprintable()
+
+
+async def test_a_key_of_another_program_hides_one_subscription_only(redis_server: Server) -> None:
+    prefix = f"t{uuid.uuid4().hex[:12]}"
+    service = make_service()
+
+    @service.subscriber()
+    async def other(event: Other) -> None: ...
+
+    settings = Settings(broker_url=redis_server.url, broker_prefix=prefix)
+    async with Redis.from_url(redis_server.url) as redis:
+        await redis.set(f"{prefix}:retry:shop.do", "mine")
+        async with Reach([service], settings, CLOCK) as reach:
+            [do, told] = (await mesh_status(reach)).subscriptions
+        await redis.delete(f"{prefix}:retry:shop.do")
+    assert (do.ready, told.ready, told.problem) == (None, 0, None)
+    assert do.problem is not None
+    assert "WRONGTYPE" in do.problem
 
 
 async def test_clocks_that_are_hours_off_are_found(redis_server: Server, postgres_url: str) -> None:

@@ -23,6 +23,9 @@ from eventmesh.runtime.declaring.settings import Settings, UnknownVariable
 from eventmesh.runtime.relaying.purger import check_window
 from eventmesh.transports.facts import BrokerFacts
 
+EXAMINATION_TIMEOUT = 60.0
+"""Seconds for the broker: listing the streams of a Redis with millions of other keys takes some."""
+
 
 @dataclass(frozen=True, slots=True)
 class MeasuredDatabase:
@@ -79,7 +82,7 @@ async def _measure_broker(
     published = {name for service in reach.services for name in service.registry.published_names()}
     facts = None
     try:
-        async with reach.broker() as transport:
+        async with reach.broker(EXAMINATION_TIMEOUT) as transport:
             facts = await transport.examine(thorough=True)
             unrouted = await transport.unrouted(published)
     except EventMeshError as error:

@@ -51,6 +51,10 @@ _POLICY_LIMITS = (
 """What a policy can set that makes RabbitMQ drop, move or reject messages of ours."""
 
 
+_UNAVAILABLE = ("crashed", "down", "minority", "stopped")
+"""States of a queue in which it takes no message; "running", "idle" and "flow" are fine."""
+
+
 def reachable(subject: str, error: EventMeshError | None) -> Verdict:
     """Whether a server answers and can be used."""
     if error is None:
@@ -394,7 +398,7 @@ def rabbitmq_queue(queue: RabbitmqQueue) -> list[Verdict]:
                 "Change the policy's pattern so that it does not match queues of EventMesh.",
             )
         )
-    if queue.state not in ("", "running"):
+    if queue.state in _UNAVAILABLE:
         found.append(
             Verdict(
                 *("queue state", subject, Severity.FAILURE, f"it is {queue.state}"),

@@ -257,7 +257,8 @@ async def _settled(consumer: Consumer, delivery: Delivery, outcome: Outcome) -> 
 
 async def stats_count_messages_by_state(rig: Rig) -> None:
     """Stats count ready and dead messages and, where the broker can tell, delayed and in-flight
-    ones; where it cannot, they are None, never 0."""
+    ones; where it cannot, they are None with a reason, never 0. They say whether the subscription
+    is declared, and declare nothing."""
     subscription = rig.subscription("counted")
     async with rig.open() as transport:
 
@@ -269,9 +270,15 @@ async def stats_count_messages_by_state(rig: Rig) -> None:
                 nonlocal seen
                 seen = told = await transport.stats(subscription)
                 numbers = (told.ready, told.delayed, told.in_flight, told.dead)
-                return all(
-                    number in (of, None) for number, of in zip(numbers, expected, strict=True)
-                ) and (told.oldest_age is None or (ready > 0 and 0 <= told.oldest_age < 60))
+                hidden = {"delayed": told.delayed, "in_flight": told.in_flight}
+                return (
+                    all(number in (of, None) for number, of in zip(numbers, expected, strict=True))
+                    and all(
+                        number is not None or told.unknown.get(name)
+                        for name, number in hidden.items()
+                    )
+                    and (told.oldest_age is None or (ready > 0 and 0 <= told.oldest_age < 60))
+                )
 
             try:
                 await eventually_async(rig, agrees, "")
@@ -279,7 +286,10 @@ async def stats_count_messages_by_state(rig: Rig) -> None:
                 expect(False, f"{expected} is what is there, and {seen} what stats tell")
 
         await count(ready=0, delayed=0, in_flight=0, dead=0)
+        undeclared = await transport.stats(subscription)
+        expect(not undeclared.declared, "an undeclared subscription counts as declared")
         await transport.declare([subscription])
+        expect((await transport.stats(subscription)).declared, "it is declared by now")
         await publish_or_raise(transport, rig.envelopes(7))
         await count(ready=7, delayed=0, in_flight=0, dead=0)
         async with transport.consume(subscription, prefetch=4) as consumer:

@@ -24,7 +24,7 @@ A Redis user for EventMesh needs the keys `~eventmesh:*` (`~{eventmesh}:*` on a 
     +xinfo|groups +xinfo|consumers +xgroup|create +xgroup|delconsumer
     +zadd +zrem +zcard +zrange +zrangebyscore +client|id +client|unblock
 and also `wait` for wait_replicas, `cluster|slots` and `command` on a Cluster, `scan` for
-`eventmesh unrouted`, and `info` and `config|get` for `eventmesh doctor`.
+`eventmesh unrouted` and `doctor`, and `info` and `config|get` for `eventmesh doctor`.
 """
 
 from __future__ import annotations

@@ -238,6 +238,8 @@ def test_facts_are_read_from_answers_of_redis_with_anything_missing() -> None:
         ({"policy": "ha", "definition": {"queue-leader-locator": "balanced"}}, []),
         ({"state": "down"}, ["queue state"]),
         ({"state": ""}, []),
+        ({"state": "idle"}, []),
+        ({"state": "minority"}, ["queue state"]),
     ],
 )
 def test_a_queue_that_may_lose_messages_is_found(
