@@ -7,12 +7,12 @@ import asyncio
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
 import pytest
-from sqlalchemy import Column, delete, func, insert, select, text
+from sqlalchemy import Column, delete, event, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import capture_logs
 
@@ -314,6 +314,45 @@ async def until_read(running: Relay) -> None:
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while running.polling.is_reading_due:  # noqa: ASYNC110  # no event
             await asyncio.sleep(0.01)
+
+
+class TestWrites:
+    async def test_a_transaction_that_only_publishes_is_one_statement(self, migrated: str) -> None:
+        """Without a BEGIN and a COMMIT, each of which would be a round trip to the server."""
+        statements: list[str] = []
+        async with shop(migrated) as service:
+            database = await service.database()
+            database.notifier.is_muted = True
+            await publish(service, "first")  # after which the driver knows the types
+            async with database.engine.connect() as connection:
+                driver = (await connection.get_raw_connection()).driver_connection
+            assert driver is not None
+            driver.add_query_logger(lambda record: statements.append(record.query))
+            event.listen(
+                database.engine.sync_engine,
+                "before_cursor_execute",
+                lambda _connection, _cursor, statement, *_: statements.append(statement),
+            )
+            async with service.transaction() as tx:
+                tx.publish(Happened(key="a"))
+                tx.publish(Noted(key="b"), delay=60)
+            assert [each.split()[:2] for each in statements] == [["INSERT", "INTO"]]
+            async with database.reading() as connection:
+                assert await connection.scalar(select(func.count()).select_from(tables.outbox)) == 3
+
+    async def test_messages_are_committed_with_what_the_session_did(self, migrated: str) -> None:
+        async with shop(migrated) as service:
+            with suppress(RuntimeError):
+                async with service.transaction() as tx:
+                    await tx.session.execute(text("CREATE TABLE kept (n integer)"))
+                    tx.publish(Happened(key="a"))
+                    raise RuntimeError
+            async with service.transaction() as tx:
+                tx.publish(Happened(key="b"))
+                await tx.session.execute(text("CREATE TABLE kept (n integer)"))
+            async with (await service.database()).reading() as connection:
+                assert list(await connection.scalars(select(tables.outbox.c.key))) == ["b"]
+                assert not list(await connection.scalars(text("SELECT n FROM kept")))
 
 
 class Slow(Broker):

@@ -55,6 +55,9 @@ class Dialect(ABC):
     adds_delays = False
     """Whether a statement that inserts into the outbox adds delays to the time by itself, so that
     the database need not be asked for its time before."""
+    autocommit_saves_trips = False
+    """Whether a statement that is a transaction by itself is executed without a BEGIN and a
+    COMMIT, each of which would be a round trip to the server."""
     can_cancel_delayed = True
     """Whether a delayed message in the outbox is found by its id without reading others."""
     maintenance_database: ClassVar[str] = ""

@@ -181,6 +181,7 @@ class PostgreSQL(Dialect):
     driver = "postgresql+asyncpg"
     can_notify = True
     adds_delays = True
+    autocommit_saves_trips = True
     maintenance_database = "postgres"
     # The outbox is empty at one moment and has a million rows at the next, and a plan that was made
     # for the empty table is kept. So only plans that follow an index, whatever the statistics say.
