@@ -95,41 +95,17 @@ def replay(service: ServiceName, ids: Ids = None, every: All = False) -> None:
     The saga that sent a dead-lettered command was notified of that. If it has
     gone on without this step, a success now is a late answer, which it undoes.
     """
-    _act(service, ids, every, "replayed", lambda t, s, found: t.replay(s, found), _after_replay)
+    from eventmesh.operations.dead_letters import after_replay
+
+    _act(service, ids, every, "replayed", lambda t, s, found: t.replay(s, found), after_replay)
 
 
 @app.command()
 def discard(service: ServiceName, ids: Ids = None, every: All = False) -> None:
     """Delete dead letters permanently."""
-    _act(service, ids, every, "discarded", lambda t, s, found: t.discard(s, found), _after_discard)
+    from eventmesh.operations.dead_letters import after_discard
 
-
-def _after_replay(saga: ConcernedSaga) -> str:
-    match saga.role:
-        case "command":
-            return (
-                f"{saga} was notified of this dead letter: if it has gone on without the step, a "
-                f"success now is a late answer, and is undone"
-            )
-        case "start":
-            return f"{saga} is started now"
-        case "answer" | "time-out":
-            return f"{saga} receives it now"
-
-
-def _after_discard(saga: ConcernedSaga) -> str:
-    match saga.role:
-        case "command":
-            return (
-                f"{saga} was notified of this dead letter: it has sent the command again, is "
-                f"undone, or is parked"
-            )
-        case "start":
-            return f"{saga} is not started by it"
-        case "answer":
-            return f"Warning: {saga} never receives it, and may wait until its time-out"
-        case "time-out":
-            return f"Warning: {saga} does not time out, and may wait until an operator retries it"
+    _act(service, ids, every, "discarded", lambda t, s, found: t.discard(s, found), after_discard)
 
 
 def _act(
@@ -226,23 +202,18 @@ def _as_dict(letter: DeadLetter, saga: dict[str, Any]) -> dict[str, Any]:
 def _saga_of(letter: DeadLetter, handler: Handler, service: Service) -> dict[str, Any]:
     """The saga that a dead letter concerns, as one more detail of it; nothing where there is
     none."""
+    from eventmesh.operations.dead_letters import effect_on
     from eventmesh.saga.concerned import concerned_saga
 
     saga = concerned_saga(letter.envelope, handler, service)
     if saga is None:
         return {}
-    effects = {
-        "command": "it was notified of this dead letter",
-        "start": "it was not started",
-        "answer": "it has not received this, and may wait until its time-out",
-        "time-out": "it does not time out, and may wait until an operator retries it",
-    }
     return {
         "saga": {
             "name": saga.name,
             "id": saga.id or None,
             "step": saga.step or None,
-            "effect": effects[saga.role],
+            "effect": effect_on(saga),
             "see": saga.command_to_show,
         }
     }

@@ -91,6 +91,10 @@ class Reach:
                 found.setdefault(url, []).append(service.name)
         return tuple(Place(url, tuple(names)) for url, names in found.items())
 
+    def place_of(self, service: str) -> Place | None:
+        """The database of a service; None for one that has none."""
+        return next((place for place in self.databases if service in place.services), None)
+
     @asynccontextmanager
     async def broker(self, within: float = ANSWER_TIMEOUT) -> AsyncIterator[Transport]:
         """The connected broker, for so many seconds; Unreachable, or another EventMeshError, with

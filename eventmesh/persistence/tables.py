@@ -214,3 +214,21 @@ saga_log = Table(
     **TABLE_OPTIONS,
 )
 Index("ix_eventmesh_saga_log_saga", saga_log.c.saga_name, saga_log.c.saga_id, saga_log.c.seq)
+
+action = Table(
+    "eventmesh_action",
+    metadata,
+    Column("seq", Sequence, primary_key=True, autoincrement=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("service", String(255), nullable=False),
+    Column("who", String(255), nullable=False),
+    Column("what", String(64), nullable=False),
+    # A subscription, a saga, or a service.
+    Column("subject", LongText, nullable=False),
+    Column("reason", LongText, nullable=False),
+    Column("details", Json, nullable=False),
+    # NULL until it has ended.
+    Column("outcome", LongText),
+    sqlite_autoincrement=True,
+    **TABLE_OPTIONS,
+)

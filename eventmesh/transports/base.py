@@ -339,9 +339,19 @@ class Transport(Protocol):
         """
         ...
 
-    async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
+    async def replay(
+        self,
+        subscription: Subscription,
+        ids: Sequence[str],
+        edited: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> Sequence[str]:
         """Deliver the messages of these dead letters to the subscription again, each once and as a
-        first attempt, and delete all their dead letters; returns the ids that were found."""
+        first attempt, and delete all their dead letters; returns the ids that were found.
+
+        `edited` is other data for the message, by the id of its dead letter; it keeps its
+        attributes. Looking for a dead letter, delivering it and deleting it is one step where the
+        broker has one, so that of two who replay it at once, one finds it.
+        """
         ...
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:

@@ -11,9 +11,10 @@ import asyncio
 import heapq
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
@@ -290,11 +291,19 @@ class MemoryTransport:
         queue = self._queue(subscription)
         return without_copies(queue.dead.values(), limit)
 
-    async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
+    async def replay(
+        self,
+        subscription: Subscription,
+        ids: Sequence[str],
+        edited: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> Sequence[str]:
         queue = self._queue(subscription)
         found = set[str]()
         for first, *others in _copies(queue, ids):
             envelope = queue.dead[first].envelope
+            data = next((edited[each] for each in (first, *others) if each in edited), None)
+            if data is not None:
+                envelope = Envelope(envelope.attributes, data)
             queue.put(_QueuedMessage(envelope, self._clock.monotonic(), next(self.broker.sequence)))
             for letter_id in (first, *others):
                 del queue.dead[letter_id]

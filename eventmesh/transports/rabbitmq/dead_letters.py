@@ -78,16 +78,24 @@ class DeadLetterQueue:
                 break  # otherwise several letters were of one message, and there are more
         return listing.letters
 
-    async def replay(self, ids: Sequence[str]) -> Sequence[str]:
-        """Deliver the messages of these letters again; returns the ids that were found."""
+    async def replay(self, ids: Sequence[str], edited: Mapping[str, bytes]) -> Sequence[str]:
+        """Deliver the messages of these letters again, with their edited data if there is any;
+        returns the ids that were found."""
         queue = self._topology.queue(self._subscription)
         async with hold_messages(self._connection, self._queue) as held:
             found = self._find(await held.next(), ids)
             groups = [list(letters.values()) for letters in found]
+            bodies = [
+                next((edited[each] for each in letters if each in edited), group[0].body)
+                for letters, group in zip(found, groups, strict=True)
+            ]
             rejected = await move(
                 held,
                 groups,
-                [copy_of(first.header.properties, first.body, "", queue) for first, *_ in groups],
+                [
+                    copy_of(first.header.properties, body, "", queue)
+                    for (first, *_), body in zip(groups, bodies, strict=True)
+                ],
                 self._publisher,
                 self._topology.for_subscription(self._subscription),
             )

@@ -6,8 +6,9 @@ publish while it is short of memory or disk, and acknowledgements must still get
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
@@ -176,8 +177,13 @@ class AmqpTransport:
     async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
         return await self._dead_letter_queue(subscription).list_oldest(limit)
 
-    async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        return await self._dead_letter_queue(subscription).replay(ids)
+    async def replay(
+        self,
+        subscription: Subscription,
+        ids: Sequence[str],
+        edited: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> Sequence[str]:
+        return await self._dead_letter_queue(subscription).replay(ids, edited)
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         return await self._dead_letter_queue(subscription).discard(ids)

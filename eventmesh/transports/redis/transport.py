@@ -29,8 +29,10 @@ and also `wait` for wait_replicas, `cluster|slots` and `command` on a Cluster, `
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from types import MappingProxyType
 
 from eventmesh.clock import Clock
 from eventmesh.errors import UsageError
@@ -59,6 +61,7 @@ from eventmesh.transports.redis.scripts.common import Command, call
 from eventmesh.transports.redis.scripts.consuming import DECLARE
 from eventmesh.transports.redis.scripts.operations import REPLAY, STATS
 from eventmesh.transports.redis.unrouted import UnroutedStreams
+from eventmesh.wire.cloudevents import pack
 from eventmesh.wire.envelope import Envelope
 
 COUNT_LIMIT = 10_000
@@ -209,11 +212,23 @@ class RedisTransport:
             listing.add(letter)
         return listing.letters
 
-    async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
+    async def replay(
+        self,
+        subscription: Subscription,
+        ids: Sequence[str],
+        edited: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> Sequence[str]:
         keys = self._layout.of(subscription)
+        packed: dict[str, bytes] = {}
+        if edited:
+            async for letter in self._dead_letters(subscription):
+                if letter.id in edited:
+                    packed[letter.id] = pack(replace(letter.envelope, data=edited[letter.id]))
 
         def replay_command(group: Sequence[str]) -> Command:
-            return call(REPLAY, (keys.dead, keys.retry), parcel_header(1, self._clock), *group)
+            instead = next((packed[each] for each in group if each in packed), b"")
+            header = parcel_header(1, self._clock)
+            return call(REPLAY, (keys.dead, keys.retry), header, instead, *group)
 
         return await self._for_each_message(subscription, ids, replay_command)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -381,17 +381,28 @@ class SqliteStore:
         )
         return (rows.dead_letter(subscription, *row) for row in found)
 
-    def replay(self, subscription: str, ids: Sequence[str]) -> list[str]:
-        """Queue each message once, and delete all its dead letters."""
+    def replay(
+        self, subscription: str, ids: Sequence[str], edited: Mapping[str, bytes]
+    ) -> list[str]:
+        """Queue each message once, with its edited data if there is any, and delete all its dead
+        letters."""
         groups = self._copies(subscription, ids)
         with self._transaction() as connection:
             now = self.now()
             connection.executemany(
                 "INSERT INTO queue (subscription, attributes, data, due_at)"
-                " SELECT subscription, attributes, data, ? FROM dead_letter"
+                " SELECT subscription, attributes, coalesce(?, data), ? FROM dead_letter"
                 " WHERE subscription = ? AND id IN (SELECT value FROM json_each(?))"
                 " ORDER BY id LIMIT 1",
-                [(now, subscription, json.dumps(group)) for group in groups],
+                [
+                    (
+                        next((edited[each] for each in group if each in edited), None),
+                        now,
+                        subscription,
+                        json.dumps(group),
+                    )
+                    for group in groups
+                ],
             )
             return self._delete(connection, subscription, groups, ids)
 

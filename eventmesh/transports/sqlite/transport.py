@@ -15,8 +15,9 @@ import asyncio
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
@@ -175,8 +176,15 @@ class SqliteTransport:
             lambda store: store.dead_letters(subscription.name, limit)
         )
 
-    async def replay(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        found = await self._connection.run(lambda store: store.replay(subscription.name, ids))
+    async def replay(
+        self,
+        subscription: Subscription,
+        ids: Sequence[str],
+        edited: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> Sequence[str]:
+        found = await self._connection.run(
+            lambda store: store.replay(subscription.name, ids, edited)
+        )
         self._connection.wake()
         return found
 

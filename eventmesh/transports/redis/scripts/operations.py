@@ -105,11 +105,11 @@ once there is nothing left to delete.
 REPLAY = (
     TRY
     + """
-local dead, retry, head = KEYS[1], KEYS[2], ARGV[1]
+local dead, retry, head, edited = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
 try(dead, 'XDEL', '0-0')
 try(retry, 'XDEL', '0-0')
 local letter
-for at = 2, #ARGV do
+for at = 3, #ARGV do
   letter = letter or redis.call('XRANGE', dead, ARGV[at], ARGV[at])[1]
 end
 if not letter then return 0 end
@@ -117,6 +117,7 @@ local fields, packed = letter[2], nil
 for at = 1, #fields, 2 do
   if fields[at] == 'envelope' then packed = fields[at + 1] end
 end
+if edited ~= '' then packed = edited end
 if packed then
   redis.call('XADD', retry, '*', 'parcel', head .. packed)
 elseif #fields < 7000 then
@@ -124,12 +125,12 @@ elseif #fields < 7000 then
 else
   return 0
 end
-for at = 2, #ARGV do redis.call('XDEL', dead, ARGV[at]) end
+for at = 3, #ARGV do redis.call('XDEL', dead, ARGV[at]) end
 return 1
 """
 )
-"""KEYS dead letters, retry stream; ARGV header of the new retry entry, ids of a message's dead
-letters.
+"""KEYS dead letters, retry stream; ARGV header of the new retry entry, an envelope to deliver
+instead or '', ids of a message's dead letters.
 
 Adds the message of the first dead letter that still exists to the retry stream, and deletes all of
 them, in one step. Returns 1, or 0 if none exists. An entry that another program wrote is replayed
