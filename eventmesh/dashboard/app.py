@@ -23,9 +23,13 @@ from eventmesh.clock import Clock, SystemClock
 from eventmesh.dashboard.access import Authenticate, OnLoopback, User
 from eventmesh.dashboard.forgery import ForgeryGuard
 from eventmesh.dashboard.gate import Gate
+from eventmesh.dashboard.jobs import Jobs
 from eventmesh.dashboard.live import Live, View
 from eventmesh.dashboard.masking import Mask, Masking
+from eventmesh.dashboard.pages.actions import Actions
+from eventmesh.dashboard.pages.dead_letters import DeadLetters
 from eventmesh.dashboard.pages.overview import Overview
+from eventmesh.dashboard.pages.subscriptions import Subscriptions
 from eventmesh.dashboard.rendering import make_environment
 from eventmesh.dashboard.sampler import Sampler
 from eventmesh.dashboard.site import Page, Perform, Site
@@ -74,10 +78,29 @@ class Dashboard:
         guard = ForgeryGuard(origins)
         self._site = Site(self._reach, self._sampler, make_environment(), guard, Masking(mask))
         overview = Overview(self._site)
-        views: dict[str, View] = {"overview": overview.live}
+        subscriptions = Subscriptions(self._site)
+        self._jobs = Jobs(self._reach)
+        dead_letters = DeadLetters(self._site, self._jobs)
+        views: dict[str, View] = {
+            "overview": overview.live,
+            "subscription": subscriptions.live,
+            "job": dead_letters.live_job,
+        }
         live = Live(self._site, views)
-        pages: dict[str, Page] = {"/": overview.page}
-        actions: dict[str, Perform] = {}
+        pages: dict[str, Page] = {
+            "/": overview.page,
+            "/subscription": subscriptions.page,
+            "/dead-letters": dead_letters.page,
+            "/dead-letters/letter": dead_letters.letter,
+            "/dead-letters/review": dead_letters.review,
+            "/dead-letters/review-one": dead_letters.review_one,
+            "/job": dead_letters.job,
+            "/actions": Actions(self._site).page,
+        }
+        actions: dict[str, Perform] = {
+            "/dead-letters/act": dead_letters.act,
+            "/dead-letters/edit": dead_letters.edit,
+        }
         routes: list[BaseRoute] = [
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in pages.items()),
             *(
@@ -117,6 +140,7 @@ class Dashboard:
 
     async def close(self) -> None:
         """Stop measuring, and close the connections."""
+        await self._jobs.close()
         await self._sampler.close()
         await self._reach.__aexit__(None, None, None)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import structlog
@@ -37,11 +38,21 @@ class Masking:
         self._mask = mask
 
     def payload(self, name: str, data: bytes) -> Shown:
-        """The data of a message, indented if it is JSON."""
+        """The data of a message, indented if it is JSON that stays the same by that."""
         text = data.decode("utf-8", errors="backslashreplace")
+        inexact: list[str] = []
+
+        def number(literal: str) -> float:
+            value = float(literal)
+            if Decimal(literal) != Decimal(repr(value)):
+                inexact.append(literal)
+            return value
+
         try:
-            parsed = json.loads(text)
+            parsed = json.loads(text, parse_float=number)
         except (ValueError, RecursionError):
+            return self.text(name, text)
+        if inexact and self._mask is None:
             return self.text(name, text)
         return self.value(name, parsed, text)
 
@@ -49,7 +60,8 @@ class Masking:
         """A value as indented JSON. `exactly` is its own text, shown if it cannot be indented."""
         masked, is_masked = self._masked(name, value)
         try:
-            return _cut(json.dumps(masked, indent=2, ensure_ascii=False, default=str), is_masked)
+            shown = json.dumps(masked, indent=2, ensure_ascii=False, default=str)
+            return _cut(_visible(shown), is_masked)
         except (ValueError, RecursionError):
             return _cut(_FAILED if is_masked or exactly is None else exactly, is_masked)
 
@@ -67,6 +79,13 @@ class Masking:
             structlog.get_logger("eventmesh.dashboard").exception("mask failed", message=name)
             return _FAILED, True
         return masked, masked != value
+
+
+def _visible(text: str) -> str:
+    """The same JSON, with characters that cannot be seen as escapes of JSON."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text
+    )
 
 
 def _cut(text: str, is_masked: bool) -> Shown:

@@ -35,7 +35,7 @@ MOST_REASON = 1_000
 FIRST_ANSWER = 2.0
 """Seconds for which a page waits for the first measurement of the process."""
 
-NAVIGATION = (("/", "Overview"),)
+NAVIGATION = (("/", "Overview"), ("/dead-letters", "Dead letters"), ("/actions", "Actions"))
 
 
 @dataclass(frozen=True, slots=True)

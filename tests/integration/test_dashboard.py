@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import uuid
 from collections.abc import Awaitable, Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 
 from eventmesh import Settings
 from eventmesh.dashboard import Dashboard, User
+from eventmesh.operations.reach import Reach
+from eventmesh.operations.status import mesh_status
+from eventmesh.transports.base import publish_or_raise
+from eventmesh.transports.outcome import Dead
 from tests.support.dashboards import (
+    CLOCK,
+    NASTY,
     Browser,
     ServedMesh,
     bills,
     browsing,
+    hidden_field,
     is_own,
     make_service,
     migrated,
@@ -152,3 +162,271 @@ async def test_it_can_be_mounted_anywhere(make_mesh: MakeMesh) -> None:
                 assert address.startswith("/ops/mesh/")
             assert (await browser.get("/ops/mesh/static/style.css")).status_code == 200
             assert "path=/ops/mesh" in page.headers["set-cookie"].lower()
+
+
+async def one_listed(browser: Browser, subscription: str = "shop.bill") -> tuple[str, str]:
+    """The id of the list that is read now, and the page."""
+    response = await browser.http.get(
+        "/dead-letters", params={"subscription": subscription}, follow_redirects=True
+    )
+    assert response.status_code == 200, response.text
+    return str(response.url.params["list"]), response.text
+
+
+def ids_in(page: str) -> list[str]:
+    return re.findall(r'name="id" value="([^"]+)"', page)
+
+
+@ON_EACH_BROKER
+async def test_a_frozen_selection_is_replayed_and_recorded(
+    make_mesh: MakeMesh, broker: str
+) -> None:
+    mesh = await make_mesh(broker)
+    subscription = mesh.service.handlers["shop.bill"].subscription
+    async with mesh.broker() as transport, browsing(app_of(mesh)) as browser:
+        await mesh.dead_letter(transport, bills(-1, -2, 2_000))
+        listed, page = await one_listed(browser)
+        assert len(ids_in(page)) == 3
+        assert "negative: ada" in page
+        assert "ValueError: too much" in page
+        group = {"subscription": "shop.bill", "list": listed, "group": 0}
+        review = await browser.text("/dead-letters/review", **group, deed="discard")
+        assert "Nothing has been done yet" in review
+        await mesh.dead_letter(transport, bills(-3))  # comes meanwhile, and stays
+
+        fields = {"selection": hidden_field(review, "selection"), "deed": "discard"}
+        result = await browser.post("/dead-letters/act", {**fields, "reason": "a wrong form"})
+        assert "2 of 2 discarded" in result.text
+        assert (await transport.stats(subscription)).dead == 2
+
+        again = await browser.post("/dead-letters/act", fields)  # as a second operator
+        assert "0 of 2 discarded" in again.text
+        assert "2 were not there any more" in again.text
+
+        checked = ids_in((await one_listed(browser))[1])[:1]
+        listed, _ = await one_listed(browser)
+        review = await browser.text(
+            "/dead-letters/review",
+            subscription="shop.bill",
+            list=listed,
+            only="checked",
+            id=checked,
+            deed="replay",
+        )
+        fields = {"selection": hidden_field(review, "selection"), "deed": "replay"}
+        assert "1 of 1 replayed" in (await browser.post("/dead-letters/act", fields)).text
+        stats = await transport.stats(subscription)
+        assert (stats.dead, stats.ready) == (1, 1)
+        log = await browser.text("/actions")
+    assert "a wrong form" in log
+    assert "2 of 2 discarded" in log
+    assert "0 of 2 discarded; 2 were not there any more" in log
+
+
+@ON_EACH_BROKER
+async def test_an_edited_dead_letter_is_checked_and_then_takes_effect(
+    make_mesh: MakeMesh, broker: str
+) -> None:
+    mesh = await make_mesh(broker)
+    subscription = mesh.service.handlers["shop.bill"].subscription
+    async with mesh.broker() as transport, browsing(app_of(mesh)) as browser:
+        await mesh.dead_letter(transport, bills(-1, customer=NASTY))
+        [letter_id] = ids_in((await one_listed(browser))[1])
+        where = {"subscription": "shop.bill", "id": letter_id}
+        page = await browser.text("/dead-letters/letter", **where)
+        text = unescape(re.search(r"<textarea[^>]*>\n(.*?)</textarea>", page, re.DOTALL)[1])  # type: ignore[index]
+        assert json.loads(text) == {"customer": NASTY, "cents": -1}
+
+        wrong = await browser.post("/dead-letters/edit", {**where, "data": '{"cents":"many"}'})
+        assert wrong.status_code == 422
+        assert "Not replayed" in wrong.text
+        assert "many" in wrong.text
+        assert (await transport.stats(subscription)).dead == 1
+
+        data = text.replace("-1", "5")
+        assert (
+            await browser.post("/dead-letters/edit", {**where, "data": data})
+        ).status_code == 200
+        twice = await browser.post("/dead-letters/edit", {**where, "data": data})
+        assert twice.status_code == 404
+        assert "somebody has replayed or discarded it" in twice.text
+        async with mesh.worker(transport):
+            async with asyncio.timeout(60):
+                while (await transport.stats(subscription)).ready or not await handled(mesh):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+        assert (await transport.stats(subscription)).dead == 0
+
+
+async def handled(mesh: ServedMesh) -> int:
+    async with Reach([mesh.service], mesh.settings, CLOCK) as reach:
+        status = await mesh_status(reach)
+    return round(60 * (status.subscriptions[0].rate or 0))
+
+
+@ON_SQLITE
+async def test_two_operators_replay_the_same_dead_letters_at_once(make_mesh: MakeMesh) -> None:
+    mesh = await make_mesh("sqlite")
+    subscription = mesh.service.handlers["shop.bill"].subscription
+    async with mesh.broker() as transport, app_of(mesh) as app:
+        await mesh.dead_letter(transport, bills(*range(-20, 0)))
+        operators = [Browser(app), Browser(app)]
+        forms = []
+        for browser in operators:
+            listed, _ = await one_listed(browser)
+            review = await browser.text(
+                "/dead-letters/review", subscription="shop.bill", list=listed, deed="replay"
+            )
+            forms.append({"selection": hidden_field(review, "selection"), "deed": "replay"})
+        results = await asyncio.gather(
+            *(b.post("/dead-letters/act", form) for b, form in zip(operators, forms, strict=True))
+        )
+        done = [int(re.search(r"(\d+) of 20 replayed", each.text)[1]) for each in results]  # type: ignore[index]
+        assert sum(done) == 20
+        assert (await transport.stats(subscription)).ready == 20
+        assert any("were not there any more" in each.text for each in results)
+        for browser in operators:
+            await browser.http.aclose()
+
+
+@ON_SQLITE
+async def test_ten_thousand_dead_letters_stay_usable(make_mesh: MakeMesh) -> None:
+    mesh = await make_mesh("sqlite")
+    [handler] = [
+        each for each in mesh.service.handlers.values() if "bill" in each.subscription.name
+    ]
+    many = bills(*[-1] * 10_000)
+    async with mesh.broker() as transport, browsing(app_of(mesh)) as browser:
+        await publish_or_raise(transport, many)
+        async with transport.consume(handler.subscription, prefetch=1_000) as consumer:
+            left = len(many)
+            while left:
+                deliveries = await consumer.receive(1_000)
+                await consumer.settle([(each, Dead("refused", "")) for each in deliveries])
+                left -= len(deliveries)
+        listed, page = await one_listed(browser)
+        assert len(ids_in(page)) == 100
+        assert len(page) < 200_000
+        assert "Page 1 of 100" in page
+        last = await browser.text(
+            "/dead-letters", subscription="shop.bill", list=listed, page="100"
+        )
+        assert len(ids_in(last)) == 100
+        review = await browser.text(
+            "/dead-letters/review", subscription="shop.bill", list=listed, deed="discard"
+        )
+        fields = {"selection": hidden_field(review, "selection"), "deed": "discard"}
+        result = await browser.post("/dead-letters/act", fields)
+        address = result.url
+        async with asyncio.timeout(60):
+            while "data-finished" not in result.text:
+                result = await browser.http.get(address)
+        assert "10,000 of 10,000 discarded" in result.text
+        assert (await transport.stats(handler.subscription)).dead == 0
+
+
+ACTIONS = ["/dead-letters/act", "/dead-letters/edit"]
+
+
+@ON_SQLITE
+async def test_every_action_needs_an_operator_a_token_an_origin_and_a_reason(
+    make_mesh: MakeMesh,
+) -> None:
+    mesh = await make_mesh("sqlite")
+    async with browsing(app_of(mesh, authenticate=as_viewer)) as browser:
+        for path in ACTIONS:
+            response = await browser.post(path, {})
+            assert response.status_code == 403, path
+            assert "has the role viewer" in response.text
+    app = app_of(mesh)
+    posting = {
+        route.path
+        for route in app._app.routes
+        if isinstance(route, Route) and "POST" in (route.methods or ())
+    }
+    assert posting == set(ACTIONS)  # or this test would miss one
+    async with browsing(app) as browser:
+        for path in ACTIONS:
+            for fields, headers, code in (
+                ({"token": ""}, {}, 403),
+                ({"token": "0" * 64}, {}, 403),
+                ({}, {"origin": "http://evil.example"}, 403),
+                ({}, {"sec-fetch-site": "cross-site"}, 403),
+                ({"reason": " "}, {}, 400),
+                ({"reason": "x" * 1_001}, {}, 400),
+                ({"data": "x" * 4_000_000}, {}, 413),
+            ):
+                response = await browser.post(path, fields, **headers)
+                assert response.status_code == code, (path, fields, headers)
+            browser.http.cookies.clear()
+        assert "Nobody has done anything" in await browser.text("/actions")
+
+
+@ON_SQLITE
+async def test_what_a_viewer_sees_has_no_form_that_acts(make_mesh: MakeMesh) -> None:
+    mesh = await make_mesh("sqlite")
+    async with mesh.broker() as transport:
+        await mesh.dead_letter(transport, bills(-1))
+        async with browsing(app_of(mesh, authenticate=as_viewer)) as browser:
+            _, page = await one_listed(browser)
+            assert "Replay" not in page
+            letters = re.findall(r"/dead-letters/letter\?[^\"]+", page)
+            shown = await browser.text(unescape(letters[0]))
+    assert "negative: ada" in shown
+    assert 'method="post"' not in shown
+
+
+@ON_SQLITE
+async def test_payloads_are_masked_everywhere_and_not_edited(make_mesh: MakeMesh) -> None:
+    def mask(name: str, data: Any) -> Any:
+        return {**data, "customer": "…"} if isinstance(data, dict) else data.replace("ada", "…")
+
+    mesh = await make_mesh("sqlite")
+    async with mesh.broker() as transport:
+        await mesh.dead_letter(transport, bills(-1))
+        async with browsing(app_of(mesh, mask=mask)) as browser:
+            [letter_id] = ids_in((await one_listed(browser))[1])
+            where = {"subscription": "shop.bill", "id": letter_id}
+            page = await browser.text("/dead-letters/letter", **where)
+            pre = "".join(re.findall(r"<pre.*?</pre>", page, re.DOTALL))
+            assert "ada" not in pre
+            assert "textarea" not in page
+            edit = await browser.post("/dead-letters/edit", {**where, "data": "{}"})
+            assert edit.status_code == 403
+
+
+@ON_SQLITE
+async def test_any_text_in_a_message_is_shown_as_text(make_mesh: MakeMesh) -> None:
+    mesh = await make_mesh("sqlite")
+    async with mesh.broker() as transport:
+        await mesh.dead_letter(transport, bills(-1, customer=NASTY))
+        async with browsing(app_of(mesh)) as browser:
+            _, page = await one_listed(browser)
+            [letter_id] = ids_in(page)
+            where = {"subscription": "shop.bill", "id": letter_id}
+            shown = await browser.text("/dead-letters/letter", **where)
+            review = await browser.text("/dead-letters/review-one", **where, deed="discard")
+    for each in (page, shown, review):
+        assert "<script>alert" not in each
+        assert "\x1b" not in each
+        assert "\u202e" not in each
+
+
+@ON_SQLITE
+async def test_what_is_not_there_is_told(make_mesh: MakeMesh) -> None:
+    mesh = await make_mesh("sqlite")
+    async with mesh.broker(), browsing(app_of(mesh)) as browser:
+        for path, code in (
+            ("/nothing", 404),
+            ("/subscription?name=x", 404),
+            ("/dead-letters?subscription=x", 404),
+            ("/dead-letters?subscription=shop.bill&list=x", 409),
+            ("/dead-letters/letter?subscription=shop.bill&id=x", 404),
+            ("/dead-letters/review?subscription=shop.bill&list=x&deed=replay", 409),
+            ("/dead-letters/review-one?subscription=shop.bill&id=x&deed=replay", 404),
+            ("/dead-letters/review-one?subscription=shop.bill&id=x&deed=x", 400),
+            ("/job?id=x", 404),
+            ("/events?view=x", 404),
+        ):
+            response = await browser.get(path)
+            assert response.status_code == code, path
+            assert '<main id="main"' in response.text

@@ -18,7 +18,7 @@ class Overview:
     async def page(self, request: Request) -> Response:
         sample = await self._site.sampler.latest(FIRST_ANSWER)
         live = None if sample is None else self.live(request, sample)
-        return self._site.page(request, "overview.html", live=live, view="view=overview")
+        return self._site.page(request, "overview.html", live=live, view={"view": "overview"})
 
     def live(self, request: Request, sample: Sample) -> str:
         status = sample.status
