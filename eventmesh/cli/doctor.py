@@ -96,21 +96,24 @@ def as_document(found: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def lines(found: Sequence[Verdict], *, every: bool = False) -> Iterator[Text]:
-    """The verdicts for people, the worst first, and how many there are of each."""
+    """The verdicts for people, the worst first, and how many there are of each. What is said of
+    several subjects is said once."""
     from rich.text import Text
 
     for severity in _ORDER if every else _ORDER[:-1]:
+        subjects: dict[tuple[str, str, str], list[str]] = {}
         for each in found:
-            if each.severity != severity:
-                continue
-            title = f"{each.check}, {each.subject}"
+            if each.severity == severity:
+                subjects.setdefault((each.check, each.says, each.fix), []).append(each.subject)
+        for (check, says, fix), of in subjects.items():
+            title = ", ".join([check, *of])
             yield Text.assemble(
                 (f"{severity:<8}", _STYLES[severity]),
                 (printable(title), "bold"),
-                f": {printable(each.says)}",
+                f": {printable(says)}",
             )
-            if each.fix:
-                yield Text(f"{'':<8}-> {printable(each.fix)}")
+            if fix:
+                yield Text(f"{'':<8}-> {printable(fix)}")
     counts = Counter(str(each.severity) for each in found)
     numbers = [f"{counts[severity]} {severity}" for severity in _ORDER if counts[severity]]
     yield Text(f"{len(found)} checks: {', '.join(numbers)}")

@@ -267,7 +267,7 @@ def test_the_command_prints_findings_a_document_and_the_exit_code(bank: Project)
     assert ended.code == 1, ended.said
     assert "warning settings, EVENTMESH_PREFECTH: " in ended.out
     assert "Did you mean EVENTMESH_PREFETCH?" in ended.out
-    assert "ok      consumers, bank.tell" in ended.out
+    assert "ok      dead letters, bank.deposit, bank.tell" in ended.out
     document = json.loads(bank.run("doctor", "--json").succeeds())
     assert (document["exit_code"], document["counts"]["failure"]) == (0, 0)
     worker.drain()

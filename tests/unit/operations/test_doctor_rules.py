@@ -288,17 +288,18 @@ def test_any_text_is_printed_without_control_characters(text: str, severity: Sev
     assert json.loads(json.dumps(as_document(verdicts)))["verdicts"][0]["says"] == text
 
 
-def test_the_worst_is_printed_first_and_what_is_fine_only_when_asked_for() -> None:
+def test_the_worst_is_printed_first_once_for_all_subjects_and_what_is_fine_when_asked_for() -> None:
     verdicts = [
         Verdict("a", "x", OK, "fine"),
         Verdict("b", "y", WARNING, "worth a look", "Look."),
         Verdict("c", "z", FAILURE, "broken", "Mend it."),
+        Verdict("c", "w", FAILURE, "broken", "Mend it."),
     ]
     assert [line.plain for line in lines(verdicts)] == [
-        "failure c, z: broken",
+        "failure c, z, w: broken",
         "        -> Mend it.",
         "warning b, y: worth a look",
         "        -> Look.",
-        "3 checks: 1 failure, 1 warning, 1 ok",
+        "4 checks: 2 failure, 1 warning, 1 ok",
     ]
     assert "ok      a, x: fine" in [line.plain for line in lines(verdicts, every=True)]

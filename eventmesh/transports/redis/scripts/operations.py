@@ -19,8 +19,9 @@ local function meet(stream)
   for _, flat in ipairs(read('XINFO', 'CONSUMERS', stream, group_name) or {}) do
     local consumer = {}
     for at = 1, #flat, 2 do consumer[flat[at]] = flat[at + 1] end
-    local name = consumer['name']
-    if name ~= returned and not consumers[name] and consumer['idle'] < tonumber(alive_ms) then
+    local name, silence = consumer['name'], tonumber(alive_ms)
+    if consumer['pending'] == 0 then silence = math.min(silence, 5000) end
+    if name ~= returned and not consumers[name] and consumer['idle'] < silence then
       consumers[name] = true
       alive = alive + 1
     end
@@ -56,7 +57,8 @@ return {ready, in_flight, oldest > now and -1 or now - oldest, alive, declared}
 """
 )
 """KEYS streams, the retry stream last; ARGV group, returned, the most entries to count one by one,
-ms after which a silent consumer counts as dead.
+ms after which a silent consumer counts as dead; one with nothing pending reads twice a second, so
+that it counts as dead after 5 s.
 
 Returns how many entries are ready (undelivered, or returned), how many are in flight, the age in ms
 of the oldest ready one, -1 if there is none, how many consumers are alive, and whether every stream
