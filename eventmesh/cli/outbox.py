@@ -39,6 +39,8 @@ def _utf8(value: Any) -> Any:
 
 _MOST = 1_000_000
 
+STATES = ("ready", "delayed", "rejected", "blocked", "parked")
+
 Name = Annotated[str, typer.Argument(help="The service.", metavar="SERVICE")]
 Limit = Annotated[
     int, typer.Option(min=1, max=_MOST, help="List at most N, oldest first.", metavar="N")
@@ -68,6 +70,13 @@ def stats(
         typer.echo(json.dumps(counted, indent=2))
         return
     age = counted["oldest_age"]
+    if not any(counted[state] for state in STATES):
+        # Otherwise it sounds as if nothing waited anywhere.
+        typer.echo(
+            f"{service}: nothing waits to be published; what waits to be handled is shown by "
+            f"`eventmesh status {service}`"
+        )
+        return
     typer.echo(
         f"{service}: {_numbers(counted)}"
         + (f"; the oldest has waited for {age:,.1f} s" if age is not None else "")
@@ -345,9 +354,7 @@ def _summary(message: Waiting) -> dict[str, Any]:
 
 
 def _numbers(counted: dict[str, Any]) -> str:
-    states = ("ready", "delayed", "rejected", "blocked", "parked")
-    some = [f"{counted[state]} {state}" for state in states if counted.get(state)]
-    return ", ".join(some) or "nothing waits"
+    return ", ".join(f"{counted[state]} {state}" for state in STATES if counted.get(state))
 
 
 def _attempts(number: int) -> str:

@@ -141,9 +141,10 @@ async def mesh_status(reach: Reach) -> MeshStatus:
     """Ask the broker and all databases of these services, at the same time. One that does not
     answer, or whose URL cannot be used, is a `problem` in the answer; nothing is raised for it."""
     taken_at = reach.clock.now()
-    asking = asyncio.gather(*(_ask_database(reach, place) for place in reach.databases))
-    broker, stats = await _ask_broker(reach)
-    told = await asking
+    async with asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(_ask_database(reach, place)) for place in reach.databases]
+        broker, stats = await _ask_broker(reach)
+    told = [each.result() for each in asking]
     told_of = {name: each for each in told for name in each.status.services}
     return MeshStatus(
         taken_at,

@@ -60,8 +60,9 @@ class Measured:
 async def measure(reach: Reach, unknown_variables: Sequence[UnknownVariable] = ()) -> Measured:
     """Measure everything. An error of a server is part of the result."""
     status = await mesh_status(reach)
-    asking = asyncio.gather(*(_measure_database(reach, place) for place in reach.databases))
-    broker, unrouted, error = await _measure_broker(reach)
+    async with asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(_measure_database(reach, place)) for place in reach.databases]
+        broker, unrouted, error = await _measure_broker(reach)
     return Measured(
         reach.settings,
         reach.services,
@@ -69,7 +70,7 @@ async def measure(reach: Reach, unknown_variables: Sequence[UnknownVariable] = (
         status,
         broker,
         error,
-        tuple(await asking),
+        tuple(each.result() for each in asking),
         unrouted,
         drift=_errors_of(reach.services, lambda service: _refuse_drift(service, reach.settings)),
         window=_errors_of(reach.services, lambda service: _check_window(service, reach.settings)),
