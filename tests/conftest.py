@@ -24,6 +24,7 @@ from eventmesh.testing.servers import (
     required,
 )
 from tests.support.compiled_tests import compile_tests
+from tests.support.migrated_databases import MigratedDatabases
 from tests.support.shared_servers import ServerPool, answering, ask
 from tests.support.xdist_groups import GroupScheduling
 
@@ -130,8 +131,39 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite+aiosqlite:///{tmp_path}/service.db"
 
 
+@pytest.fixture(scope="session")
+def migrated_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MigratedDatabases]:
+    made = MigratedDatabases(tmp_path_factory.mktemp("migrated"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def migrated_postgres_url(
+    postgres_server: Server, migrated_databases: MigratedDatabases
+) -> AsyncIterator[str]:
+    """A new Postgres database for this test, with EventMesh's tables."""
+    async with migrated_databases.postgres_url(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture
+def migrated_sqlite_url(tmp_path: Path, migrated_databases: MigratedDatabases) -> str:
+    """A new SQLite database for this test, with EventMesh's tables."""
+    return migrated_databases.sqlite_url(tmp_path)
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest) -> str:
+    """A new database of each kind that a service can own, in turn, with EventMesh's tables; on
+    MariaDB, which cannot copy one, it is empty."""
+    kind = request.param
+    url: str = request.getfixturevalue(f"{kind if kind == 'mariadb' else f'migrated_{kind}'}_url")
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_database_url(request: pytest.FixtureRequest) -> str:
     """A new, empty database of each kind that a service can own, in turn."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url

@@ -298,9 +298,9 @@ class Paid(Event, name="shop.paid", version=3, key="order"):
     order: str
 
 
-async def test_an_outbox_is_counted_by_version_and_state(database_url: str) -> None:
+async def test_an_outbox_is_counted_by_version_and_state(empty_database_url: str) -> None:
     clock = SystemClock()
-    database = Database(database_url, service="shop")
+    database = Database(empty_database_url, service="shop")
     try:
         async with database.reading() as connection:
             assert await outbox.census(connection, clock.now()) == []

@@ -7,6 +7,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,6 +33,7 @@ from eventmesh.persistence.sagas import SagaRow
 from eventmesh.testing.servers import WAYS, fresh_database
 from eventmesh.wire.envelope import Envelope
 from tests.support import units
+from tests.support.migrated_databases import MigratedDatabases
 from tests.support.proxy import proxy_before
 from tests.support.units import unit_of_work
 
@@ -71,11 +73,26 @@ async def empty(database_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-@pytest.fixture
-async def database(empty: Database) -> Database:
-    """A migrated database."""
-    await migration.upgrade(empty)
-    return empty
+@pytest.fixture(params=kinds())
+async def database(
+    request: pytest.FixtureRequest,
+    servers: Servers,
+    migrated_databases: MigratedDatabases,
+    tmp_path: Path,
+) -> AsyncIterator[Database]:
+    """A migrated database of each kind in turn."""
+    kind, _, way = request.param.partition("-")
+    async with AsyncExitStack() as stack:
+        if kind == "sqlite":
+            url = migrated_databases.sqlite_url(tmp_path)
+        else:
+            server = servers.had_by(kind, way) if way else servers.any(kind)
+            by_copy = migrated_databases.postgres_url if kind == "postgres" else fresh_database
+            url = await stack.enter_async_context(by_copy(server))
+        database = Database(url, service="shop")
+        stack.push_async_callback(database.close)
+        await migration.upgrade(database)
+        yield database
 
 
 def message(number: int, *, key: str | None = "k", delay: float = 0.0) -> Outgoing:

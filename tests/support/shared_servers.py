@@ -7,7 +7,9 @@ owns the servers, and the workers request them through a socket in a private fol
 - a worker sends `{"kind": "redis", "way": "container"}`;
 - the answer is `{"server": {"kind": …}}` once started, or `{"reasons": […]}` if there is none.
 
-A server is started at the first request, and stopped at the end of the run.
+A server is started at the first request, and stopped at the end of the run. No test kills one of
+these, so PostgreSQL does not wait for the disk: it would, hundreds of times, for the files of each
+new database.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from socket import AF_UNIX, socket
 from typing import Any
 
 from eventmesh.testing.servers import Server, ServerMissing, Way, serve
+from eventmesh.testing.servers.postgres_server import execute
+from tests.support.own_loop import run_on_own_loop
 
 Origin = Callable[[str], None]
 """Gets a line about a server that was started or is missing."""
@@ -56,6 +61,9 @@ class ServerPool:
         with ExitStack() as stack:
             try:
                 server = stack.enter_context(serve(kind, way=way))
+                if (kind, way) == ("postgres", "container"):  # a private one does not wait anyway
+                    for statement in WITHOUT_WAITING:
+                        run_on_own_loop(partial(execute, server.url, statement))
             except ServerMissing as missing:
                 self._tell(f"{kind} ({way}): MISSING. {'; '.join(missing.reasons)}")
                 return missing
@@ -82,6 +90,8 @@ class _Question(socketserver.StreamRequestHandler):
             answer = {"server": {name: getattr(found, name) for name in _FIELDS}}
         self.wfile.write(json.dumps(answer).encode() + b"\n")
 
+
+WITHOUT_WAITING = ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
 
 _FIELDS = ("kind", "url", "origin", "version")
 

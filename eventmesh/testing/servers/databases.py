@@ -12,14 +12,18 @@ from eventmesh.testing.servers.server import Server
 
 
 @asynccontextmanager
-async def fresh_database(server: Server) -> AsyncIterator[str]:
-    """The URL of a new, empty database; dropped on leaving even if clients are connected."""
+async def fresh_database(server: Server, *, template: str = "template0") -> AsyncIterator[str]:
+    """The URL of a new, empty database; dropped on leaving even if clients are connected.
+
+    On PostgreSQL it can be a copy of another: `template` names a database on the same server to
+    which nobody is connected.
+    """
     name = f"test_{secrets.token_hex(8)}"
     if server.kind == "mariadb":
         execute, create, drop = mariadb_server.execute, f"CREATE DATABASE {name}", name
     else:
         # template0 accepts no connections; copying template1 fails while a client uses it.
-        create, drop = f"CREATE DATABASE {name} TEMPLATE template0", f"{name} WITH (FORCE)"
+        create, drop = f"CREATE DATABASE {name} TEMPLATE {template}", f"{name} WITH (FORCE)"
         execute = postgres_server.execute
     await execute(server.url, create)
     try:
