@@ -34,7 +34,8 @@ from tests.unit.saga.trips import (
     new_saga,
 )
 
-BOUNDS = Bounds(worlds=5_000)
+BOUNDS = Bounds(worlds=2_500)
+"""Few, but more than it takes to find any of the defects below."""
 
 
 def two_steps(undo: UndoForm = "reply", **options: Any) -> Saga[Trip]:
