@@ -231,10 +231,11 @@ def _outboxes(found: MeshStatus, notes: Notes) -> Table:
             table.add_row(_line(name), *[cell] * 5)
             continue
         outbox = each.outbox
+        more = "+" if outbox.is_partial else ""
         table.add_row(
             _line(name),
-            f"{outbox.due:,}",
-            f"{outbox.delayed:,}",
+            f"{outbox.due:,}{more}",
+            f"{outbox.delayed:,}{more}",
             _alarming(_line(f"{outbox.parked:,}"), outbox.parked),
             _age(outbox.oldest_age) or "-",
             f"{outbox.relays:,}",

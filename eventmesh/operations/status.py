@@ -56,13 +56,15 @@ class SubscriptionStatus:
 @dataclass(frozen=True, slots=True)
 class OutboxStatus:
     """What waits to be published from a database. `oldest_age` is for how many seconds the oldest
-    due message has waited, None where none is due; `relays` are the processes that publish now."""
+    due message has waited, None where none is due; `relays` are the processes that publish now.
+    With `is_partial`, more are due or delayed than were counted: counting stops at a million."""
 
     due: int
     delayed: int
     parked: int
     oldest_age: float | None
     relays: int
+    is_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,7 @@ async def _ask_database(reach: Reach, place: Place) -> _Told:
                 parked=counts.parked,
                 oldest_age=None if since is None else max((now - since).total_seconds(), 0.0),
                 relays=await leases.count_relays(connection),
+                is_partial=counts.is_partial,
             )
             ahead = (now - middle).total_seconds()
             lots = await sagas.census(connection)

@@ -295,6 +295,18 @@ class TestOutbox:
         async with database.reading() as connection:
             assert (await outbox.stats(connection, NOW)).parked == 1
 
+    async def test_counting_stops_at_a_limit_but_finds_every_parked_row(
+        self, database: Database
+    ) -> None:
+        await store(database, message(1, key="bad"), *(message(n, key="good") for n in (2, 3, 4)))
+        for _ in (0, 1):
+            await self.reject_first(database, NOW, again_at=NOW)
+        async with database.reading() as connection:
+            whole = await outbox.stats(connection, NOW, most=4)
+            part = await outbox.stats(connection, NOW, most=2)
+        assert whole == outbox.OutboxStats(pending=3, delayed=0, parked=1)
+        assert (part.pending <= 2, part.parked, part.is_partial) == (True, 1, True)
+
     async def reject_first(self, database: Database, now: datetime, *, again_at: datetime) -> int:
         """Reject the first row that is due; returns how often it had been rejected before."""
         async with database.connection() as connection:

@@ -192,7 +192,8 @@ def outbox_age(service: str, outbox: OutboxStatus, most: float) -> Verdict:
     if age is None or age <= most:
         says = "nothing is due" if age is None else f"the oldest is due for {age:,.1f} s"
         return Verdict("outbox", subject, Severity.OK, says)
-    says = f"{outbox.due:,} message(s) are due, the oldest for {age:,.0f} s"
+    number = f"more than {outbox.due:,}" if outbox.is_partial else f"{outbox.due:,}"
+    says = f"{number} message(s) are due, the oldest for {age:,.0f} s"
     if not outbox.relays:
         says, fix = f"{says}, and no relay runs", f"Start a worker: `eventmesh worker {service}`."
     else:

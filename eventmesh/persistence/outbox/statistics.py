@@ -11,14 +11,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmesh.persistence.tables import outbox
 from eventmesh.wire.envelope import Envelope
 
+MOST_COUNTED = 1_000_000
+"""Messages after which `stats` stops counting."""
+
 
 @dataclass(frozen=True, slots=True)
 class OutboxStats:
-    """How many messages wait to be published, are delayed, and are parked."""
+    """How many messages wait to be published, are delayed, and are parked. With `is_partial` there
+    are more than were counted, of the first two."""
 
     pending: int
     delayed: int
     parked: int
+    is_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +38,25 @@ class OutboxLot:
     oldest: str
 
 
-async def stats(connection: AsyncConnection, now: datetime) -> OutboxStats:
-    later = (outbox.c.due_at > now) & ~outbox.c.parked
-    row = (
-        await connection.execute(
-            select(
-                func.count(),
-                func.count(case((later, 1))),
-                func.count(case((outbox.c.parked, 1))),
-            ).select_from(outbox)
-        )
-    ).one()
-    total, delayed, parked = row
-    return OutboxStats(pending=total - delayed - parked, delayed=delayed, parked=parked)
+async def stats(
+    connection: AsyncConnection, now: datetime, most: int = MOST_COUNTED
+) -> OutboxStats:
+    """Count at most so many messages: in a backlog of many millions, counting all would take longer
+    than an operator waits for an answer. Parked ones, which have an index, are all counted."""
+    some = select(outbox.c.due_at, outbox.c.parked).limit(most + 1).subquery()
+    counted = select(
+        func.count(),
+        func.count(case(((some.c.due_at > now) & ~some.c.parked, 1))),
+        func.count(case((some.c.parked, 1))),
+    ).select_from(some)
+    total, delayed, parked = (await connection.execute(counted)).one()
+    is_partial = total > most
+    if is_partial:
+        all_parked = select(func.count()).where(outbox.c.parked, outbox.c.attempts > 0)
+        known = (await connection.execute(all_parked)).scalar_one()
+    else:
+        known = parked
+    return OutboxStats(min(total - delayed - parked, most), delayed, known, is_partial)
 
 
 async def oldest(connection: AsyncConnection, now: datetime) -> datetime | None:

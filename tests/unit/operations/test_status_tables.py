@@ -86,6 +86,11 @@ def test_a_database_that_is_away_is_a_row_of_unknown_figures() -> None:
     assert "unknown: outbox, sagas of c: it is away" in text
 
 
+def test_a_backlog_that_is_only_partly_counted_says_so() -> None:
+    long = DatabaseStatus(("a",), "x", OutboxStatus(1_000_000, 0, 2, 9.0, 1, is_partial=True))
+    assert row(printed(status(databases=(long,))), "a ")[:3] == ["1,000,000+", "0+", "2"]
+
+
 def test_a_subscription_that_is_not_on_the_broker_is_named() -> None:
     text = printed(status(SubscriptionStatus("s", "s.h", (), ready=0, declared=False)))
     assert "s.h: not on the broker" in text
