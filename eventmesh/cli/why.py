@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eventmesh.cli.saga_log import log_line
 from eventmesh.duration import span
 from eventmesh.errors import EventMeshError, Unreachable, UsageError
+from eventmesh.operations.saga_log import log_line
 from eventmesh.printable import printable
 
 if TYPE_CHECKING:  # imported when the command runs; see `eventmesh.cli`

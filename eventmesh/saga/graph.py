@@ -21,9 +21,9 @@ def mermaid(definition: Definition, waiting: Mapping[str, int] | None = None) ->
     lines.append(f'  starts(["{" or ".join(_name(model) for model in definition.starts)}"])')
     for step in definition.steps.values():
         lines += _step(step, counts)
-    entries, exits = _ends(definition.flow)
+    entries, exits = ends(definition.flow)
     lines += [f"  starts --> {entry}" for entry in entries]
-    lines += [f"  {before} --> {after}" for before, after in _links(definition.flow)]
+    lines += [f"  {before} --> {after}" for before, after in links(definition.flow)]
     done = _announced(definition.completed)
     lines.append(f'  completed(["completed{done}"])')
     lines += [f"  {last} --> completed" for last in exits]
@@ -79,25 +79,25 @@ def _announced(function: Any) -> str:
     return f"<br/>{name}" if name else ""
 
 
-def _links(part: Part[Any]) -> Iterator[tuple[str, str]]:
+def links(part: Part[Any]) -> Iterator[tuple[str, str]]:
     """The pairs of steps of which the second begins when the first is done."""
     if isinstance(part, Series):
         for before, after in zip(part.parts, part.parts[1:], strict=False):
-            yield from ((last, first) for last in _ends(before)[1] for first in _ends(after)[0])
+            yield from ((last, first) for last in ends(before)[1] for first in ends(after)[0])
     if isinstance(part, Series | Parallel):
         for each in part.parts:
-            yield from _links(each)
+            yield from links(each)
 
 
-def _ends(part: Part[Any]) -> tuple[list[str], list[str]]:
+def ends(part: Part[Any]) -> tuple[list[str], list[str]]:
     """The first and the last steps of a part."""
     match part:
         case Series(parts):
-            return _ends(parts[0])[0], _ends(parts[-1])[1]
+            return ends(parts[0])[0], ends(parts[-1])[1]
         case Parallel(parts):
-            ends = [_ends(each) for each in parts]
-            return [name for first, _ in ends for name in first], [
-                name for _, last in ends for name in last
+            inner = [ends(each) for each in parts]
+            return [name for first, _ in inner for name in first], [
+                name for _, last in inner for name in last
             ]
         case Step():
             return [part.name], [part.name]

@@ -86,22 +86,15 @@ def _check(reason: str) -> None:
 
 def _act(service: str, saga_id: str, operation: Operation, reason: str, step: str | None) -> None:
     async def run() -> str:
-        from eventmesh.saga.coordinator import coordinator_of
+        from eventmesh.operations.sagas import operate
         from eventmesh.saga.happening import OperatorAction
 
         async with opened(service) as (loaded, database):
             row = await the_saga(loaded, database, saga_id)
             action = OperatorAction(operation, reason, step)
-            coordinator = coordinator_of(loaded, row.name)
-            async with database.unit_of_work(loaded.sender()) as unit:
-                with unit.transaction() as transaction:
-                    transition = await coordinator.operate(row.id, action, _who(), transaction)
-                await unit.commit()
-            await database.notifier.notify()  # without NOTIFY, relays poll
-            waiting = ", ".join(transition.record.waiting)
-            return f"{row.id}: {transition.record.status}" + (
-                f", waits for {waiting}" if waiting else ""
-            )
+            record = await operate(database, loaded, row, action, _who())
+            waiting = ", ".join(record.waiting)
+            return f"{row.id}: {record.status}" + (f", waits for {waiting}" if waiting else "")
 
     typer.echo(printable(asyncio.run(run())))
 

@@ -21,9 +21,9 @@ from eventmesh.cli.saga.common import (
     summary,
     the_saga,
 )
-from eventmesh.cli.saga_log import log_line
 from eventmesh.duration import seconds
 from eventmesh.errors import UsageError
+from eventmesh.operations.saga_log import log_line
 from eventmesh.printable import printable
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
