@@ -28,8 +28,12 @@ from eventmesh.dashboard.live import Live, View
 from eventmesh.dashboard.masking import Mask, Masking
 from eventmesh.dashboard.pages.actions import Actions
 from eventmesh.dashboard.pages.dead_letters import DeadLetters
+from eventmesh.dashboard.pages.outbox import Outbox
 from eventmesh.dashboard.pages.overview import Overview
+from eventmesh.dashboard.pages.sagas import Sagas
+from eventmesh.dashboard.pages.search import Search
 from eventmesh.dashboard.pages.subscriptions import Subscriptions
+from eventmesh.dashboard.pages.topology import Topology
 from eventmesh.dashboard.rendering import make_environment
 from eventmesh.dashboard.sampler import Sampler
 from eventmesh.dashboard.site import Page, Perform, Site
@@ -81,10 +85,13 @@ class Dashboard:
         subscriptions = Subscriptions(self._site)
         self._jobs = Jobs(self._reach)
         dead_letters = DeadLetters(self._site, self._jobs)
+        topology = Topology(self._site)
+        outbox, sagas = Outbox(self._site), Sagas(self._site)
         views: dict[str, View] = {
             "overview": overview.live,
             "subscription": subscriptions.live,
             "job": dead_letters.live_job,
+            "topology": topology.live,
         }
         live = Live(self._site, views)
         pages: dict[str, Page] = {
@@ -95,11 +102,21 @@ class Dashboard:
             "/dead-letters/review": dead_letters.review,
             "/dead-letters/review-one": dead_letters.review_one,
             "/job": dead_letters.job,
+            "/outbox": outbox.page,
+            "/outbox/message": outbox.message,
+            "/sagas": sagas.page,
+            "/sagas/saga": sagas.saga,
+            "/topology": topology.page,
+            "/schemas": topology.schemas,
+            "/search": Search(self._site).page,
             "/actions": Actions(self._site).page,
         }
         actions: dict[str, Perform] = {
             "/dead-letters/act": dead_letters.act,
             "/dead-letters/edit": dead_letters.edit,
+            "/outbox/retry": outbox.retry,
+            "/outbox/skip": outbox.skip,
+            "/sagas/operate": sagas.operate,
         }
         routes: list[BaseRoute] = [
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in pages.items()),

@@ -35,7 +35,16 @@ MOST_REASON = 1_000
 FIRST_ANSWER = 2.0
 """Seconds for which a page waits for the first measurement of the process."""
 
-NAVIGATION = (("/", "Overview"), ("/dead-letters", "Dead letters"), ("/actions", "Actions"))
+NAVIGATION = (
+    ("/", "Overview"),
+    ("/dead-letters", "Dead letters"),
+    ("/outbox", "Outbox"),
+    ("/sagas", "Sagas"),
+    ("/topology", "Topology"),
+    ("/schemas", "Schemas"),
+    ("/search", "Search"),
+    ("/actions", "Actions"),
+)
 
 
 @dataclass(frozen=True, slots=True)

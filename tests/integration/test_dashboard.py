@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import uuid
@@ -12,19 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount, Route
 
 from eventmesh import Settings
 from eventmesh.dashboard import Dashboard, User
+from eventmesh.operations.action_log import newest_actions
 from eventmesh.operations.reach import Reach
 from eventmesh.operations.status import mesh_status
-from eventmesh.transports.base import publish_or_raise
+from eventmesh.persistence.tables import outbox
+from eventmesh.transports.base import Transport, publish_or_raise
 from eventmesh.transports.outcome import Dead
 from tests.support.dashboards import (
     CLOCK,
     NASTY,
+    Billed,
     Browser,
     ServedMesh,
     bills,
@@ -33,6 +38,7 @@ from tests.support.dashboards import (
     is_own,
     make_service,
     migrated,
+    ordered,
 )
 
 VIEWER = User("eve", "viewer")
@@ -324,7 +330,13 @@ async def test_ten_thousand_dead_letters_stay_usable(make_mesh: MakeMesh) -> Non
         assert (await transport.stats(handler.subscription)).dead == 0
 
 
-ACTIONS = ["/dead-letters/act", "/dead-letters/edit"]
+ACTIONS = [
+    "/dead-letters/act",
+    "/dead-letters/edit",
+    "/outbox/retry",
+    "/outbox/skip",
+    "/sagas/operate",
+]
 
 
 @ON_SQLITE
@@ -430,3 +442,152 @@ async def test_what_is_not_there_is_told(make_mesh: MakeMesh) -> None:
             response = await browser.get(path)
             assert response.status_code == code, path
             assert '<main id="main"' in response.text
+
+
+async def with_saga(mesh: ServedMesh, transport: Transport, order: str) -> None:
+    """A saga that waits for its first step."""
+    await publish_or_raise(transport, [ordered(order)])
+    async with mesh.worker(transport), asyncio.timeout(60):
+        while True:
+            async with Reach([mesh.service], mesh.settings, CLOCK) as reach:
+                if (await mesh_status(reach)).sagas[0].running:
+                    return
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgres", "mariadb"], indirect=True)
+async def test_a_saga_is_drawn_and_an_operator_decides(make_mesh: MakeMesh) -> None:
+    mesh = await make_mesh("sqlite")
+    async with mesh.broker() as transport:
+        await with_saga(mesh, transport, NASTY)
+        async with browsing(app_of(mesh)) as browser:
+            listed = await browser.text("/sagas", service="shop")
+            [link] = re.findall(r"/sagas/saga\?[^\"]+", listed)
+            page = await browser.text(unescape(link))
+            assert "<svg" in page
+            assert re.search(r'<g class="sent"><title>pack\nPack\nsent', page)
+            assert "\x1b" not in page
+            assert "<script>alert" not in page
+            saga_id = hidden_field(page, "id")
+            asked = {"service": "shop", "id": saga_id, "reason": "packed by hand"}
+
+            after = await browser.post("/sagas/operate", {**asked, "operation": "skip"})
+            assert re.search(r'<g class="sent"><title>send', after.text)
+            assert "because packed by hand" in after.text
+            assert (
+                await browser.post("/sagas/operate", {**asked, "operation": "x"})
+            ).status_code == 400
+            ended = await browser.post("/sagas/operate", {**asked, "operation": "cancel"})
+            assert "<dd>cancelled" in ended.text
+            assert "Decide" not in ended.text
+            again = await browser.post("/sagas/operate", {**asked, "operation": "cancel"})
+            assert again.status_code == 400
+            log = await browser.text("/actions")
+            assert "skip saga" in log
+            assert "failed:" in log
+            found = await browser.text("/sagas", service="shop", status="cancelled", key=NASTY)
+            assert saga_id in found
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgres", "mariadb"], indirect=True)
+async def test_parked_messages_are_retried_and_skipped(make_mesh: MakeMesh) -> None:
+    mesh = await make_mesh("sqlite")
+    async with mesh.broker(), mesh.service as service:
+        async with service.transaction() as transaction:
+            for cents in (1, 2, 3):
+                transaction.publish(Billed(customer=NASTY, cents=cents))
+        database = await service.database()
+        async with database.connection() as connection:
+            await connection.execute(
+                update(outbox).values(parked=True, attempts=10, last_error=NASTY)
+            )
+        async with browsing(app_of(mesh)) as browser:
+            page = await browser.text("/outbox", service="shop", parked="1", key=NASTY)
+            messages = re.findall(r"/outbox/message\?[^\"]+", page)
+            assert len(messages) == 3
+            assert "\x1b" not in page
+            assert "<script>alert" not in page
+            shown = await browser.text(unescape(messages[0]))
+            first = {"service": "shop", "id": hidden_field(shown, "id")}
+
+            assert (await browser.post("/outbox/skip", first)).status_code == 200
+            assert (await browser.post("/outbox/skip", first)).status_code == 409
+            retried = await browser.post("/outbox/retry", {"service": "shop"})
+            assert "Parked keys" not in retried.text
+            assert (await browser.post("/outbox/retry", {"service": "shop"})).status_code == 409
+            log = await browser.text("/actions")
+            assert "skipped" in log
+            assert "2 to be published again" in log
+        async with Reach([mesh.service], mesh.settings, CLOCK) as reach:
+            actions = await newest_actions(reach, 10)
+        [skipped] = [row for row in actions.rows if row.what == "skip parked"]
+        kept = json.loads(base64.b64decode(skipped.details["message"]["data_base64"]))
+        assert kept == {"customer": NASTY, "cents": 1}
+
+
+@ON_SQLITE
+async def test_the_topology_leads_to_each_subscription(make_mesh: MakeMesh) -> None:
+    mesh = await make_mesh("sqlite")
+    async with mesh.broker() as transport:
+        await mesh.dead_letter(transport, bills(-1))
+        async with browsing(app_of(mesh)) as browser:
+            page = await browser.text("/topology")
+            schemas = await browser.text("/schemas")
+            assert re.search(r'<a href="/subscription\?name=shop.bill"><g class="failed">', page)
+            assert "shop.billed" in page
+            for link in set(re.findall(r'<a href="(/subscription[^"]+)"><g', page)):
+                assert "As it is declared" in await browser.text(unescape(link))
+    assert re.search(r'<th scope="row">depot.pack</th><td data-label="Kind">command', schemas)
+
+
+@ON_EACH_BROKER
+async def test_a_search_shows_what_happened_as_a_picture(make_mesh: MakeMesh, broker: str) -> None:
+    mesh = await make_mesh(broker)
+    [bad, good] = [*bills(-1, customer="ada"), *bills(1, customer="ada")]
+    async with mesh.broker() as transport:
+        await mesh.dead_letter(transport, [bad])
+        async with mesh.worker(transport):
+            await publish_or_raise(transport, [good])
+            async with asyncio.timeout(60):
+                while not await handled(mesh):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+        async with browsing(app_of(mesh)) as browser:
+            dead = await browser.text("/search", q=bad.id)
+            done = await browser.text("/search", q=good.id)
+            by_key = await browser.text("/search", q="ada", by="key")
+            nothing = await browser.text("/search", q=NASTY)
+            [link] = re.findall(r"/dead-letters/letter\?[^\"]+", dead)
+            assert "negative: ada" in await browser.text(unescape(link))
+    assert re.search(r'<g class="failed"><title>shop.bill\ndead letter in shop.bill', dead)
+    assert "handled by shop.bill" in done
+    if broker != "amqp":  # there, what nobody takes is seen only by delivering it
+        assert "shop.billed" in done
+    assert bad.id in by_key
+    assert good.id in by_key
+    assert "Nobody who was asked knows it." in nothing
+    assert "<script>alert" not in nothing
+
+
+@ON_SQLITE
+async def test_every_page_is_there_while_the_servers_are_away(make_mesh: MakeMesh) -> None:
+    away = "postgresql://nobody@127.0.0.1:1/none"
+    mesh = await make_mesh("redis://127.0.0.1:1", database_urls={"shop": away})
+    async with browsing(app_of(mesh)) as browser:
+        for path, code in (
+            ("/dead-letters", 200),
+            ("/dead-letters?subscription=shop.bill", 503),
+            ("/subscription?name=shop.bill", 200),
+            ("/outbox", 200),
+            ("/outbox?service=shop", 503),
+            ("/sagas", 200),
+            ("/sagas?service=shop", 503),
+            ("/topology", 200),
+            ("/schemas", 200),
+            ("/search?q=x", 200),
+            ("/actions", 200),
+        ):
+            response = await browser.get(path)
+            assert response.status_code == code, path
+            assert '<main id="main"' in response.text
+            if path != "/schemas":
+                assert "answer" in response.text or "unknown" in response.text, path

@@ -12,8 +12,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+from pydantic import BaseModel
 
-from eventmesh import Command, Event, Reject, Retry, Service, Settings, Transaction, constant
+from eventmesh import (
+    Command,
+    Event,
+    Reject,
+    Retry,
+    Saga,
+    Service,
+    Settings,
+    Transaction,
+    constant,
+)
 from eventmesh.clock import SystemClock
 from eventmesh.dashboard import Dashboard
 from eventmesh.persistence import migration
@@ -43,6 +54,66 @@ class Viewed(Event, name="web.viewed", version=1):
     page: str
 
 
+class Ordered(Event, name="shop.ordered", version=1, key="order"):
+    order: str
+
+
+class Pack(Command, name="depot.pack", version=1, key="order"):
+    order: str
+
+
+class Packed(Event, name="depot.packed", version=1, key="order"):
+    order: str
+
+
+class Unpack(Command, name="depot.unpack", version=1, key="order"):
+    order: str
+
+
+class Unpacked(Event, name="depot.unpacked", version=1, key="order"):
+    order: str
+
+
+class Send(Command, name="depot.send", version=1, key="order"):
+    order: str
+
+
+class Sent(Event, name="depot.sent", version=1, key="order"):
+    order: str
+
+
+class Order(BaseModel):
+    order: str
+
+
+def make_saga() -> Saga[Order]:
+    """Waits for a depot that there is not."""
+    saga = Saga("shop.order", Order, key=lambda state: state.order)
+
+    @saga.starts
+    def begin(event: Ordered) -> Order:
+        return Order(order=event.order)
+
+    @saga.step(ok=Packed, timeout="1h")
+    def pack(state: Order) -> Pack:
+        return Pack(order=state.order)
+
+    @pack.undo(ok=Unpacked)
+    def unpack(state: Order) -> Unpack:
+        return Unpack(order=state.order)
+
+    @saga.pivot(ok=Sent, timeout="1h")
+    def send(state: Order) -> Send:
+        return Send(order=state.order)
+
+    saga.flow(pack >> send)
+    return saga
+
+
+def ordered(order: str) -> Envelope:
+    return seal(Ordered(order=order), source="shop", clock=CLOCK)
+
+
 def make_service() -> Service:
     """`shop.bill` rejects amounts below 0, and fails at once for those above 1,000."""
     service = Service("shop")
@@ -59,6 +130,7 @@ def make_service() -> Service:
     @service.subscriber()
     async def count(event: Viewed) -> None: ...
 
+    service.include(make_saga())
     return service
 
 
