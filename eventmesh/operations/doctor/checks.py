@@ -7,7 +7,15 @@ from collections.abc import Iterable, Iterator
 
 from eventmesh.operations.doctor import rules
 from eventmesh.operations.doctor.measuring import Measured, MeasuredDatabase
-from eventmesh.operations.doctor.verdict import Severity, Verdict
+from eventmesh.operations.doctor.verdict import (
+    Severity,
+    Verdict,
+    away,
+    failure,
+    fine,
+    skipped,
+    warning,
+)
 from eventmesh.transports.facts import BrokerFacts
 
 BROKER = "broker"
@@ -27,12 +35,9 @@ def examine(measured: Measured) -> list[Verdict]:
 
 def _settings(measured: Measured) -> Iterator[Verdict]:
     for unknown in measured.unknown_variables:
-        yield Verdict(
-            *("settings", unknown.name, Severity.WARNING, str(unknown)),
-            "Correct its name, or remove it.",
-        )
+        yield warning("settings", unknown.name, str(unknown), "Correct its name, or remove it.")
     if not measured.unknown_variables:
-        yield Verdict("settings", "environment", Severity.OK, "every EVENTMESH_ variable is known")
+        yield fine("settings", "environment", "every EVENTMESH_ variable is known")
     for service in measured.services:
         if not service.needs_database:
             continue
@@ -65,8 +70,9 @@ def _broker(measured: Measured) -> Iterator[Verdict]:
         yield from rules.rabbitmq_cluster(facts.rabbitmq)
         wrong = [each for queue in facts.rabbitmq.queues for each in rules.rabbitmq_queue(queue)]
         yield from wrong or [
-            Verdict(
-                *("queue type", BROKER, Severity.OK),
+            fine(
+                "queue type",
+                BROKER,
                 f"{len(facts.rabbitmq.queues)} quorum queue(s), and no policy that drops messages",
             )
         ]
@@ -75,7 +81,7 @@ def _broker(measured: Measured) -> Iterator[Verdict]:
     yield from _worst_or_sum("streams", map(rules.stream, facts.streams or ()))
     for part in ("redis", "rabbitmq", "streams"):
         if part in unknown:
-            yield Verdict(_SKIPPED[part], BROKER, Severity.SKIPPED, unknown[part])
+            yield skipped(_SKIPPED[part], BROKER, unknown[part])
     yield from _undeclared(measured, facts)
     yield from _worst_or_sum(
         "unrouted messages",
@@ -98,7 +104,7 @@ def _undeclared(measured: Measured, facts: BrokerFacts) -> Iterator[Verdict]:
     check = "undeclared subscriptions"
     if facts.subscriptions is None:
         if why := facts.unknown.get("subscriptions"):
-            yield Verdict(check, BROKER, Severity.SKIPPED, why)
+            yield skipped(check, BROKER, why)
         return
     declared = {name for service in measured.services for name in service.handlers}
     stray = [each for each in facts.subscriptions if each.name not in declared]
@@ -106,7 +112,7 @@ def _undeclared(measured: Measured, facts: BrokerFacts) -> Iterator[Verdict]:
         fix = _how_to_delete(_kind(measured.settings.broker_url), measured, each.name)
         yield rules.undeclared(each.name, each.waiting, fix)
     if not stray:
-        yield Verdict(check, BROKER, Severity.OK, "none")
+        yield fine(check, BROKER, "none")
 
 
 def _how_to_delete(kind: str, measured: Measured, name: str) -> str:
@@ -137,14 +143,14 @@ def _database(measured: Measured, each: MeasuredDatabase) -> Iterator[Verdict]:
     yield rules.version(subject, each.facts.kind, each.facts.version or None)
     yield rules.migration(service, each.facts)
     for drift in each.drift:
-        yield Verdict("tables", subject, Severity.FAILURE, drift)
+        yield failure("tables", subject, drift)
     if each.facts.migration != each.facts.head:
         return
     yield rules.permissions(subject, each.facts.forbidden)
     [status] = [one for one in measured.status.databases if one.services == each.place.services]
     if status.outbox is None:
         if status.problem is not None:
-            yield Verdict("outbox", f"outbox of {name}", Severity.AWAY, status.problem)
+            yield away("outbox", f"outbox of {name}", status.problem)
         return
     yield rules.clock(subject, status.clock_ahead)
     broker = None if measured.broker is None else measured.broker.clock_ahead
@@ -178,7 +184,7 @@ def _subscriptions(measured: Measured) -> Iterator[Verdict]:
     for status in measured.status.subscriptions:
         if status.problem is not None:
             if measured.broker is not None:  # else the broker's own verdict says it
-                yield Verdict("reachable", status.name, Severity.AWAY, status.problem)
+                yield away("reachable", status.name, status.problem)
             continue
         if not handlers[status.name].elsewhere or status.consumers is not None:
             yield rules.consumers(status, relays.get(status.service))
@@ -195,7 +201,7 @@ def _worst_or_sum(check: str, verdicts: Iterable[Verdict]) -> list[Verdict]:
     wrong = [each for each in found if each.severity is not Severity.OK]
     if wrong or not found:
         return wrong
-    return [Verdict(check, BROKER, Severity.OK, f"{len(found)} within bounds")]
+    return [fine(check, BROKER, f"{len(found)} within bounds")]
 
 
 def _kind(broker_url: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from eventmesh.errors import EventMeshError, Unreachable
-from eventmesh.operations.doctor.verdict import Severity, Verdict
+from eventmesh.operations.doctor.verdict import Severity, Verdict, failure, fine, skipped, warning
 from eventmesh.operations.status import OutboxStatus, SagaStatus, SubscriptionStatus
 from eventmesh.persistence.database_time import MOST_DIFFERENCE
 from eventmesh.persistence.examination import DatabaseFacts
@@ -58,7 +58,7 @@ _UNAVAILABLE = ("crashed", "down", "minority", "stopped")
 def reachable(subject: str, error: EventMeshError | None) -> Verdict:
     """Whether a server answers and can be used."""
     if error is None:
-        return Verdict("reachable", subject, Severity.OK, "it answers")
+        return fine("reachable", subject, "it answers")
     severity = Severity.AWAY if isinstance(error, Unreachable) else Severity.FAILURE
     # Its text is a whole paragraph that ends with what to do.
     return Verdict("reachable", subject, severity, str(error), "")
@@ -68,13 +68,12 @@ def version(subject: str, kind: str, told: str | None) -> Verdict:
     """Whether the server is one on which EventMesh is tested."""
     oldest = OLDEST_VERSIONS.get(kind)
     if told is None:
-        return Verdict("version", subject, Severity.SKIPPED, "it does not tell its version")
+        return skipped("version", subject, "it does not tell its version")
     if oldest is None or parse_version(told) >= oldest:
-        return Verdict("version", subject, Severity.OK, told)
+        return fine("version", subject, told)
     needed = ".".join(map(str, oldest))
-    return Verdict(
-        *("version", subject, Severity.FAILURE, f"its version is {told}"),
-        f"Upgrade it to {needed} or later.",
+    return failure(
+        "version", subject, f"its version is {told}", f"Upgrade it to {needed} or later."
     )
 
 
@@ -90,11 +89,11 @@ def clock(
     """Whether a server's clock agrees with another, `than` which it is so many seconds ahead."""
     if ahead is None:
         why = why_unknown or "it does not tell the time"
-        return Verdict("clock", subject, Severity.SKIPPED, why)
+        return skipped("clock", subject, why)
     side = "ahead of" if ahead > 0 else "behind"
     says = f"its clock is {abs(ahead):,.1f} s {side} {than}"
     if abs(ahead) <= NOTABLE_DIFFERENCE:
-        return Verdict("clock", subject, Severity.OK, says)
+        return fine("clock", subject, says)
     severity = Severity.FAILURE if abs(ahead) > MOST_DIFFERENCE else Severity.WARNING
     fix = "Set the clock that is wrong, for example by NTP."
     if severity is Severity.FAILURE:
@@ -106,27 +105,29 @@ def migration(service: str, facts: DatabaseFacts) -> Verdict:
     """Whether the database has the tables that this version needs."""
     subject, found = f"database of {service}", facts.migration
     if found == facts.head:
-        return Verdict("migration", subject, Severity.OK, f"at {facts.head}")
+        return fine("migration", subject, f"at {facts.head}")
     if found is not None and found > facts.head:
-        return Verdict(
-            *("migration", subject, Severity.FAILURE, f"at {found}, newer than {facts.head}"),
+        return failure(
+            "migration",
+            subject,
+            f"at {found}, newer than {facts.head}",
             "Install the newer version of EventMesh here, too.",
         )
     state = "no EventMesh tables" if found is None else f"at {found}, older than {facts.head}"
-    return Verdict(
-        *("migration", subject, Severity.FAILURE, state), f"Run `eventmesh db upgrade {service}`."
-    )
+    return failure("migration", subject, state, f"Run `eventmesh db upgrade {service}`.")
 
 
 def permissions(subject: str, forbidden: tuple[str, ...] | None, why_unknown: str = "") -> Verdict:
     """Whether our user may do what EventMesh does."""
     if forbidden is None:
-        return Verdict("permissions", subject, Severity.SKIPPED, why_unknown or "not told")
+        return skipped("permissions", subject, why_unknown or "not told")
     if not forbidden:
-        return Verdict("permissions", subject, Severity.OK, "its user may do everything needed")
+        return fine("permissions", subject, "its user may do everything needed")
     more = f", and {len(forbidden) - 1} more" if len(forbidden) > 1 else ""
-    return Verdict(
-        *("permissions", subject, Severity.FAILURE, f"its user may not {forbidden[0]}{more}"),
+    return failure(
+        "permissions",
+        subject,
+        f"its user may not {forbidden[0]}{more}",
         "Grant it, or use another user.",
     )
 
@@ -136,8 +137,10 @@ def consumers(status: SubscriptionStatus, relays: int | None) -> Verdict:
     the relays of the service's database, of which each worker process runs one."""
     subject = status.name
     if status.declared is False:
-        return Verdict(
-            *("consumers", subject, Severity.WARNING, "the broker does not have it"),
+        return warning(
+            "consumers",
+            subject,
+            "the broker does not have it",
             f"Start a worker: `eventmesh worker {status.service}`. Until then its messages wait as "
             f"unrouted.",
         )
@@ -146,9 +149,9 @@ def consumers(status: SubscriptionStatus, relays: int | None) -> Verdict:
         number, what = relays, "worker(s) of the service"
     if number is None:
         why = status.unknown.get("consumers", "unknown")
-        return Verdict("consumers", subject, Severity.SKIPPED, why)
+        return skipped("consumers", subject, why)
     if number:
-        return Verdict("consumers", subject, Severity.OK, f"{number} {what}")
+        return fine("consumers", subject, f"{number} {what}")
     waits = f"and {status.ready:,} message(s) wait" if status.ready else "and nothing waits"
     return Verdict(
         "consumers",
@@ -165,9 +168,11 @@ def waiting(status: SubscriptionStatus) -> Verdict | None:
         return None
     says = f"its oldest message has waited for {status.oldest_age:,.0f} s"
     if status.oldest_age <= MOST_WAIT:
-        return Verdict("waiting", status.name, Severity.OK, says)
-    return Verdict(
-        *("waiting", status.name, Severity.WARNING, f"{says}; {status.ready or 0:,} are ready"),
+        return fine("waiting", status.name, says)
+    return warning(
+        "waiting",
+        status.name,
+        f"{says}; {status.ready or 0:,} are ready",
         "Start more workers, or raise the handler's concurrency; if none is handled at all, see "
         "the log of its workers.",
     )
@@ -178,9 +183,11 @@ def dead_letters(status: SubscriptionStatus) -> Verdict | None:
     if status.dead is None:
         return None
     if not status.dead:
-        return Verdict("dead letters", status.name, Severity.OK, "none")
-    return Verdict(
-        *("dead letters", status.name, Severity.WARNING, f"{status.dead:,} dead letter(s)"),
+        return fine("dead letters", status.name, "none")
+    return warning(
+        "dead letters",
+        status.name,
+        f"{status.dead:,} dead letter(s)",
         f"See why by `eventmesh dlq list {status.service}`; then replay or discard them.",
     )
 
@@ -191,7 +198,7 @@ def outbox_age(service: str, outbox: OutboxStatus, most: float) -> Verdict:
     age = outbox.oldest_age
     if age is None or age <= most:
         says = "nothing is due" if age is None else f"the oldest is due for {age:,.1f} s"
-        return Verdict("outbox", subject, Severity.OK, says)
+        return fine("outbox", subject, says)
     number = f"more than {outbox.due:,}" if outbox.is_partial else f"{outbox.due:,}"
     says = f"{number} message(s) are due, the oldest for {age:,.0f} s"
     if not outbox.relays:
@@ -201,18 +208,17 @@ def outbox_age(service: str, outbox: OutboxStatus, most: float) -> Verdict:
             f"See what the broker says about them in the log of the workers, and "
             f"`eventmesh outbox stats {service}`."
         )
-    return Verdict("outbox", subject, Severity.FAILURE, says, fix)
+    return failure("outbox", subject, says, fix)
 
 
 def parked_messages(service: str, outbox: OutboxStatus) -> Verdict:
     """Whether messages wait for an operator."""
     subject = f"outbox of {service}"
     if not outbox.parked:
-        return Verdict("parked messages", subject, Severity.OK, "none")
-    return Verdict(
+        return fine("parked messages", subject, "none")
+    return warning(
         "parked messages",
         subject,
-        Severity.WARNING,
         f"{outbox.parked:,} message(s) are parked, and block later ones of their keys",
         f"See why by `eventmesh outbox list {service} --parked`; then retry or skip them.",
     )
@@ -222,11 +228,10 @@ def leases(service: str, outbox: OutboxStatus, facts: DatabaseFacts) -> Verdict:
     """Whether every part of the outbox has a relay."""
     subject = f"outbox of {service}"
     if not facts.expired_leases or not outbox.relays:
-        return Verdict("leases", subject, Severity.OK, f"{outbox.relays} relay(s)")
-    return Verdict(
+        return fine("leases", subject, f"{outbox.relays} relay(s)")
+    return warning(
         "leases",
         subject,
-        Severity.WARNING,
         f"{facts.expired_leases} of its 16 parts have an expired lease that none of the "
         f"{outbox.relays} relay(s) takes over",
         "See the log of the workers; a worker whose clock or event loop stands still is restarted.",
@@ -238,14 +243,18 @@ def sagas(status: SagaStatus) -> Verdict | None:
     if status.parked is None or status.overdue is None:
         return None
     if not status.parked and not status.overdue:
-        return Verdict("sagas", status.name, Severity.OK, "none is parked or overdue")
+        return fine("sagas", status.name, "none is parked or overdue")
     if status.parked:
-        return Verdict(
-            *("sagas", status.name, Severity.WARNING, f"{status.parked:,} saga(s) are parked"),
+        return warning(
+            "sagas",
+            status.name,
+            f"{status.parked:,} saga(s) are parked",
             f"See why by `eventmesh saga list {status.service} --status parked`.",
         )
-    return Verdict(
-        *("sagas", status.name, Severity.WARNING, f"{status.overdue:,} saga(s) are overdue"),
+    return warning(
+        "sagas",
+        status.name,
+        f"{status.overdue:,} saga(s) are overdue",
         f"Their time-outs are in the outbox or on the broker: see whether the workers of "
         f"{status.service} run, and `eventmesh outbox stats {status.service}`.",
     )
@@ -254,8 +263,9 @@ def sagas(status: SagaStatus) -> Verdict | None:
 def undeclared(name: str, number: int | None, fix: str) -> Verdict:
     """A subscription that the broker has, and no service declares."""
     holds = "an unknown number of messages" if number is None else f"{number:,} message(s)"
-    return Verdict(
-        *("undeclared subscriptions", name, Severity.WARNING),
+    return warning(
+        "undeclared subscriptions",
+        name,
         f"no service of this project declares it, and the broker keeps {holds} for it",
         fix,
     )
@@ -266,9 +276,11 @@ def unrouted(message: str, number: int, most: int) -> Verdict:
     subject = message or "foreign messages"
     says = f"{number:,} message(s) have no subscription"
     if not most or number < most / 2:
-        return Verdict("unrouted messages", subject, Severity.OK, says)
-    return Verdict(
-        *("unrouted messages", subject, Severity.WARNING, f"{says}; at {most:,} they are deleted"),
+        return fine("unrouted messages", subject, says)
+    return warning(
+        "unrouted messages",
+        subject,
+        f"{says}; at {most:,} they are deleted",
         "Start the service that subscribes to them, or purge them: `eventmesh unrouted list`.",
     )
 
@@ -277,12 +289,13 @@ def stream(facts: StreamFacts) -> Verdict:
     """Whether a Redis stream holds more than its groups need."""
     subject = f"stream {facts.message}"
     if facts.needed is None or not facts.groups:
-        return Verdict("streams", subject, Severity.OK, f"{facts.length:,} entries")
+        return fine("streams", subject, f"{facts.length:,} entries")
     unneeded = facts.length - facts.needed
     if unneeded <= MOST_UNNEEDED:
-        return Verdict("streams", subject, Severity.OK, f"{facts.length:,} entries")
-    return Verdict(
-        *("streams", subject, Severity.WARNING),
+        return fine("streams", subject, f"{facts.length:,} entries")
+    return warning(
+        "streams",
+        subject,
         f"{unneeded:,} of its {facts.length:,} entries were acknowledged by every group",
         "Workers trim it while they consume: see that one runs, and that its user may use XTRIM.",
     )
@@ -293,16 +306,20 @@ def redis_storage(facts: RedisFacts) -> list[Verdict]:
     found = [_persistence(facts), _eviction(facts)]
     if facts.role != "master":
         found.append(
-            Verdict(
-                *("role", "broker", Severity.FAILURE, f"this Redis is a {facts.role}"),
+            failure(
+                "role",
+                "broker",
+                f"this Redis is a {facts.role}",
                 "Name the master in EVENTMESH_BROKER_URL, or find it by redis+sentinel://.",
             )
         )
     if facts.max_memory and facts.used_memory >= FULL * facts.max_memory:
         share = 100 * facts.used_memory / facts.max_memory
         found.append(
-            Verdict(
-                *("memory", "broker", Severity.WARNING, f"{share:.0f}% of its maxmemory is used"),
+            warning(
+                "memory",
+                "broker",
+                f"{share:.0f}% of its maxmemory is used",
                 "Raise maxmemory, or let workers catch up: a full Redis rejects every message.",
             )
         )
@@ -311,28 +328,33 @@ def redis_storage(facts: RedisFacts) -> list[Verdict]:
 
 def _persistence(facts: RedisFacts) -> Verdict:
     if not facts.last_write_ok:
-        return Verdict(
-            *("persistence", "broker", Severity.FAILURE, "its last write to disk failed"),
+        return failure(
+            "persistence",
+            "broker",
+            "its last write to disk failed",
             "See the log of Redis: its disk may be full.",
         )
     if facts.append_only:
         if facts.append_fsync == "no":
-            return Verdict(
-                *("persistence", "broker", Severity.WARNING),
+            return warning(
+                "persistence",
+                "broker",
                 "it appends to a file that it never syncs, so a power cut loses what the system "
                 "has not written, about 30 s",
                 "Set `appendfsync everysec`, or `always`.",
             )
         synced = f", synced {facts.append_fsync}" if facts.append_fsync else ""
-        return Verdict("persistence", "broker", Severity.OK, f"append-only file{synced}")
+        return fine("persistence", "broker", f"append-only file{synced}")
     if facts.saves == "":
-        return Verdict(
-            *("persistence", "broker", Severity.FAILURE),
+        return failure(
+            "persistence",
+            "broker",
             "it writes nothing to disk: a restart loses all messages",
             "Set `appendonly yes`.",
         )
-    return Verdict(
-        *("persistence", "broker", Severity.WARNING),
+    return warning(
+        "persistence",
+        "broker",
         "it saves snapshots only: a crash loses all messages since the last one",
         "Set `appendonly yes`.",
     )
@@ -342,9 +364,10 @@ def _eviction(facts: RedisFacts) -> Verdict:
     policy = facts.eviction_policy
     if not policy.startswith("allkeys") or not facts.max_memory:
         # None of our keys has a time to live, so that volatile policies never evict one.
-        return Verdict("eviction", "broker", Severity.OK, f"maxmemory-policy {policy or 'unknown'}")
-    return Verdict(
-        *("eviction", "broker", Severity.FAILURE),
+        return fine("eviction", "broker", f"maxmemory-policy {policy or 'unknown'}")
+    return failure(
+        "eviction",
+        "broker",
         f"maxmemory-policy is {policy}: when its memory is full, it deletes streams with messages",
         "Set `maxmemory-policy noeviction`.",
     )
@@ -354,28 +377,34 @@ def rabbitmq_cluster(facts: RabbitmqFacts) -> list[Verdict]:
     """Whether the nodes are well."""
     found = [
         *(
-            Verdict(
-                *("alarms", "broker", Severity.FAILURE, alarm),
+            failure(
+                "alarms",
+                "broker",
+                alarm,
                 "Publishing is blocked until that ends: free some, or raise the limit.",
             )
             for alarm in facts.alarms
         ),
         *(
-            Verdict(
-                *("nodes", "broker", Severity.WARNING, f"the node {node} does not run"),
+            warning(
+                "nodes",
+                "broker",
+                f"the node {node} does not run",
                 "Start it, or remove it by `rabbitmqctl forget_cluster_node`.",
             )
             for node in facts.stopped_nodes
         ),
         *(
-            Verdict(
-                *("nodes", "broker", Severity.FAILURE, partition),
+            failure(
+                "nodes",
+                "broker",
+                partition,
                 "Mend the network, then restart the node that was cut off.",
             )
             for partition in facts.partitions
         ),
     ]
-    return found or [Verdict("alarms", "broker", Severity.OK, "none")]
+    return found or [fine("alarms", "broker", "none")]
 
 
 def rabbitmq_queue(queue: RabbitmqQueue) -> list[Verdict]:
@@ -383,8 +412,10 @@ def rabbitmq_queue(queue: RabbitmqQueue) -> list[Verdict]:
     found, subject = [], f"queue {queue.name}"
     if queue.kind != "quorum":
         found.append(
-            Verdict(
-                *("queue type", subject, Severity.FAILURE, f"its type is {queue.kind}"),
+            failure(
+                "queue type",
+                subject,
+                f"its type is {queue.kind}",
                 "A classic queue loses messages with its node. Stop the workers, let them drain, "
                 "delete it, and start them: they declare a quorum queue.",
             )
@@ -392,8 +423,9 @@ def rabbitmq_queue(queue: RabbitmqQueue) -> list[Verdict]:
     limits = [limit for limit in _POLICY_LIMITS if limit in queue.definition]
     if limits:
         found.append(
-            Verdict(
-                *("policies", subject, Severity.FAILURE),
+            failure(
+                "policies",
+                subject,
                 f"the policy {queue.policy or '?'} sets {', '.join(limits)}, by which RabbitMQ "
                 f"drops or moves messages",
                 "Change the policy's pattern so that it does not match queues of EventMesh.",
@@ -401,8 +433,10 @@ def rabbitmq_queue(queue: RabbitmqQueue) -> list[Verdict]:
         )
     if queue.state in _UNAVAILABLE:
         found.append(
-            Verdict(
-                *("queue state", subject, Severity.FAILURE, f"it is {queue.state}"),
+            failure(
+                "queue state",
+                subject,
+                f"it is {queue.state}",
                 "Most of its nodes are down: start them.",
             )
         )
@@ -414,13 +448,15 @@ def broker_file(facts: FileFacts) -> list[Verdict]:
     found = []
     if not facts.is_writable:
         found.append(
-            Verdict(
-                *("permissions", "broker", Severity.FAILURE, f"{facts.path} is read-only"),
+            failure(
+                "permissions",
+                "broker",
+                f"{facts.path} is read-only",
                 "Let the user of this process write it, and its folder.",
             )
         )
     free = f"{facts.free_bytes / 1024**3:,.1f} GiB are free on its disk"
     if facts.free_bytes < LEAST_FREE:
         fix = "Free some: a full disk rejects every message."
-        return [*found, Verdict("disk", "broker", Severity.WARNING, free, fix)]
-    return [*found, Verdict("disk", "broker", Severity.OK, free)]
+        return [*found, warning("disk", "broker", free, fix)]
+    return [*found, fine("disk", "broker", free)]

@@ -40,3 +40,24 @@ def exit_code(verdicts: Iterable[Verdict]) -> int:
     if Severity.AWAY in found:
         return AWAY
     return FOUND if found & {Severity.WARNING, Severity.FAILURE} else 0
+
+
+def fine(check: str, subject: str, says: str) -> Verdict:
+    return Verdict(check, subject, Severity.OK, says)
+
+
+def warning(check: str, subject: str, says: str, fix: str) -> Verdict:
+    return Verdict(check, subject, Severity.WARNING, says, fix)
+
+
+def failure(check: str, subject: str, says: str, fix: str = "") -> Verdict:
+    """Without a `fix` where what it says ends with one, as our errors do."""
+    return Verdict(check, subject, Severity.FAILURE, says, fix)
+
+
+def away(check: str, subject: str, says: str) -> Verdict:
+    return Verdict(check, subject, Severity.AWAY, says)
+
+
+def skipped(check: str, subject: str, why: str) -> Verdict:
+    return Verdict(check, subject, Severity.SKIPPED, why)
