@@ -125,6 +125,7 @@ def serve(app: Any, host: str, port: int) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
+            log_level="warning",
             access_log=False,
             proxy_headers=False,  # the address of a connection is what authentication relies on
             server_header=False,
@@ -154,6 +155,16 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
+def require_dashboard() -> None:
+    """UsageError where what the pages are rendered with is not installed."""
+    try:
+        importlib.import_module("jinja2")
+    except ModuleNotFoundError:
+        raise UsageError(
+            "The dashboard needs Jinja2: install it with `pip install 'eventmesh[dashboard]'`."
+        ) from None
+
+
 def _authentication(
     host: str,
     role: str,
@@ -162,15 +173,9 @@ def _authentication(
     operators: list[str],
     authenticate: str | None,
 ) -> Authenticate:
-    try:
-        from eventmesh.dashboard import OnLoopback, ProxyHeader, User
-        from eventmesh.dashboard.app import operator_of_machine
-    except ModuleNotFoundError as error:
-        if error.name != "jinja2":
-            raise
-        raise UsageError(
-            "The dashboard needs Jinja2: install it with `pip install 'eventmesh[dashboard]'`."
-        ) from None
+    require_dashboard()
+    from eventmesh.dashboard import OnLoopback, ProxyHeader, User
+    from eventmesh.dashboard.app import operator_of_machine
 
     if authenticate is not None and user_header is not None:
         raise UsageError("Give either --authenticate or --user-header.")

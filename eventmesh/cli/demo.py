@@ -43,6 +43,12 @@ def demo(
             help="Let services be unable to answer now and then, longer than a saga waits.",
         ),
     ] = False,
+    dashboard: Annotated[
+        bool,
+        typer.Option(
+            "--dashboard", help="Serve the dashboard of the shop, also afterwards until Ctrl-C."
+        ),
+    ] = False,
 ) -> None:
     """Replay real purchases through the shop's four services.
 
@@ -50,6 +56,7 @@ def demo(
     lost, done twice or left unfinished. Without settings, the demo runs on
     SQLite files.
     """
+    from eventmesh.cli.dashboard import require_dashboard
     from eventmesh.cli.environment import settings_of_command
     from eventmesh.observability.logs import configure_logs
 
@@ -62,6 +69,8 @@ def demo(
             "--attach cannot be combined with --slow: the demo slows down only workers that it "
             "started."
         )
+    if dashboard:
+        require_dashboard()
     sys.path.insert(0, str(Path.cwd()))
     from services.demo.run import run_demo
 
@@ -69,5 +78,8 @@ def demo(
     if broker is not None:
         settings = settings.model_copy(update={"broker_url": broker})
     configure_logs(settings)
-    if not asyncio.run(run_demo(settings, purchases, attach=attach, kill=kill, slow=slow)):
+    running = run_demo(
+        settings, purchases, attach=attach, kill=kill, slow=slow, dashboard=dashboard
+    )
+    if not asyncio.run(running):
         raise typer.Exit(1)

@@ -100,8 +100,9 @@ def graph(
     return Markup(
         '<svg class="graph" width="{0:.0f}" height="{1:.0f}" viewBox="0 0 {0:.0f} {1:.0f}" '
         'role="group" aria-label="{2}"><defs>'
-        '<marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" '
-        'markerHeight="8" orient="auto-start-reverse"><path d="M0 0L8 4L0 8z"/>'
+        '<marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" '
+        'markerHeight="9" markerUnits="userSpaceOnUse" orient="auto-start-reverse">'
+        '<path d="M0 0L8 4L0 8z"/>'
         "</marker></defs>{3}</svg>"
     ).format(width, height, printable(label), Markup("").join(drawn))
 

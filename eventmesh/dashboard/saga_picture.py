@@ -38,7 +38,9 @@ def saga_picture(definition: Definition, row: SagaRow) -> Markup:
         [nodes[name] for name, rank in ranks.items() if rank == level]
         for level in range(1, depth + 1)
     ]
-    ending = Node(" end", (row.status,), "done" if row.status == "completed" else "")
+    ending = Node(
+        " end", ("end" if row.is_open else row.status,), "done" if row.status == "completed" else ""
+    )
     rows = [[Node(" start", (starts,), "done")], *levels, [ending]]
     begun = {name for name, found in units.items() if found}
     passed = {name for name, found in units.items() if _kind(found) == "done"}

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -237,9 +237,16 @@ class Demo:
 
 
 async def run_demo(
-    settings: Settings, purchases: int, *, attach: bool, kill: bool, slow: bool = False
+    settings: Settings,
+    purchases: int,
+    *,
+    attach: bool,
+    kill: bool,
+    slow: bool = False,
+    dashboard: bool = False,
 ) -> bool:
-    """Run the demo and print the result; returns whether every check passed."""
+    """Run the demo and print the result; returns whether every check passed. With `dashboard`, its
+    pages are served meanwhile, and afterwards until the demo is interrupted."""
     console, clock = Console(), SystemClock()
     run = clock.new_id()
     folder = Path(".eventmesh") / f"demo-{run[-12:]}"
@@ -252,17 +259,36 @@ async def run_demo(
         + (", some of them slow" if slow else ""),
         soft_wrap=True,
     )
-    demo = Demo(settings, folder, clock, console, slow=slow)
-    report = await demo.run(purchases, attach=attach, kill=kill)
-    console.print(_table(report))
-    for problem in report.verdict.problems:
-        console.print(f"  {problem}", style="red")
+    async with AsyncExitStack() as stack:
+        if dashboard:
+            url = await stack.enter_async_context(_dashboard(settings))
+            console.print(f"Watch the shop at {url}", soft_wrap=True)
+        demo = Demo(settings, folder, clock, console, slow=slow)
+        report = await demo.run(purchases, attach=attach, kill=kill)
+        console.print(_table(report))
+        for problem in report.verdict.problems:
+            console.print(f"  {problem}", style="red")
+        print(report.verdict, flush=True)  # noqa: T201  # scripts read it: not wrapped nor styled
+        if dashboard:
+            console.print("The pages are there until Ctrl-C.")
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
     if report.verdict.ok:
         shutil.rmtree(folder)
     else:
         console.print(f"  logs and databases are kept in {folder}")
-    print(report.verdict)  # noqa: T201  # the line that scripts read, neither wrapped nor styled
     return report.verdict.ok
+
+
+def _dashboard(settings: Settings) -> AbstractAsyncContextManager[str]:
+    """The shop's pages, served by this process; gives their address."""
+    from eventmesh.dashboard import Dashboard  # needs an extra
+    from services.demo.page import serving
+
+    services = load_services(SERVICES, Path.cwd())
+    for service in services:
+        service.configure(settings)
+    return serving(Dashboard(services, settings=settings))
 
 
 def embedded_by_default(settings: Settings, folder: Path) -> Settings:
