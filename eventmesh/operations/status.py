@@ -222,7 +222,7 @@ async def _ask_database(reach: Reach, place: Place) -> _Told:
                 delayed=counts.delayed,
                 parked=counts.parked,
                 oldest_age=None if since is None else max((now - since).total_seconds(), 0.0),
-                relays=await leases.count_relays(connection),
+                relays=await leases.count_relays(connection, now),
                 is_partial=counts.is_partial,
             )
             ahead = (now - middle).total_seconds()
