@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import structlog
 from eventmesh.dashboard.selections import Selection, Shelf
 from eventmesh.errors import EventMeshError
 from eventmesh.operations.action_log import Action, recorded
-from eventmesh.operations.dead_letters import AT_ONCE, Deed, act_on_letters
+from eventmesh.operations.dead_letters import AT_ONCE, Deed, LetterSummary, act_on_letters
 from eventmesh.operations.reach import Reach
 from eventmesh.runtime.declaring.handler import Handler
 
@@ -35,8 +35,12 @@ class Job:
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
+    def letters(self) -> Sequence[LetterSummary]:
+        return self.selection.letters
+
+    @property
     def total(self) -> int:
-        return len(self.selection.letters)
+        return len(self.letters)
 
     @property
     def missing(self) -> int:

@@ -10,38 +10,52 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from eventmesh.operations.dead_letters import LetterListing, LetterSummary
 
 MOST_KEPT = 32
 
-Kept = TypeVar("Kept")
+MOST_LETTERS_KEPT = 50_000
+"""Dead letters on all that a shelf keeps: about 50 MB. The newest is kept in any case."""
+
+
+class Sized(Protocol):
+    """What has dead letters."""
+
+    @property
+    def letters(self) -> Sequence[LetterSummary]: ...
+
+
+Kept = TypeVar("Kept", bound=Sized)
 
 
 class Shelf(Generic[Kept]):
     """Keeps the newest of something by ids."""
 
-    def __init__(self, most: int = MOST_KEPT) -> None:
+    def __init__(self, most: int = MOST_KEPT, most_letters: int = MOST_LETTERS_KEPT) -> None:
         self._most = most
+        self._most_letters = most_letters
         self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._letters = 0
 
     def put(self, each: Kept) -> str:
         """Keep it; returns its id."""
         name = secrets.token_urlsafe(12)
         self._kept[name] = each
-        while len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+        self._letters += len(each.letters)
+        while len(self._kept) > 1 and (
+            len(self._kept) > self._most or self._letters > self._most_letters
+        ):
+            _, oldest = self._kept.popitem(last=False)
+            self._letters -= len(oldest.letters)
         return name
 
     def get(self, name: str | None) -> Kept | None:
         """What was kept under this id, if it is still there."""
         return self._kept.get(name or "")
-
-    def newest(self) -> Iterable[tuple[str, Kept]]:
-        return reversed(list(self._kept.items()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ PACKAGE = ROOT / "eventmesh"
 MODULES = sorted(
     path
     for pattern in (
-        *("*.py", "cli/**/*.py", "contracts/**/*.py", "observability/*.py", "review/**/*.py"),
+        *("*.py", "cli/**/*.py", "contracts/**/*.py", "dashboard/**/*.py"),
+        *("observability/*.py", "review/**/*.py"),
         *("operations/**/*.py", "saga/*.py", "testing/**/*.py", "transports/**/*.py"),
     )
     for path in PACKAGE.glob(pattern)
@@ -34,7 +35,8 @@ MODULES = sorted(
 TESTS = sorted(
     path
     for pattern in (
-        *("schemas/*.py", "unit/*.py", "unit/contracts/*.py", "unit/demo/*.py"),
+        *("schemas/*.py", "unit/*.py", "unit/contracts/*.py", "unit/dashboard/*.py"),
+        *("unit/demo/*.py",),
         *("unit/operations/*.py", "unit/persistence/*.py", "unit/review/*.py", "unit/runtime/*.py"),
         *("unit/transports/**/*.py", "unit/wire/*.py"),
     )

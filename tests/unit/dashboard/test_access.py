@@ -81,7 +81,7 @@ async def test_a_header_is_believed_from_its_proxy_only() -> None:
             await way(connection("10.0.0.7", *headers))
 
 
-def test_mistakes_in_the_declaration_are_told() -> None:
+def test_mistakes_in_the_declaration_are_named() -> None:
     with pytest.raises(UsageError, match="not an address or a network"):
         ProxyHeader("X-Remote-User", proxies=["proxy.example"])
     with pytest.raises(UsageError, match="Name both"):

@@ -15,7 +15,7 @@ STATUS = MeshStatus(datetime(2026, 1, 1, tzinfo=UTC), BrokerStatus("memory://"),
 
 
 class OwnedClock(SystemClock):
-    """Sleeps until it is told that the interval is over."""
+    """Sleeps until the test says that the interval is over."""
 
     def __init__(self) -> None:
         self.passed = 0.0
@@ -87,7 +87,7 @@ async def test_a_slow_measurement_does_not_hold_up_a_page() -> None:
     await sampler.close()
 
 
-async def test_who_looks_is_told_of_a_bug_and_the_next_asks_again() -> None:
+async def test_who_looks_sees_a_bug_and_the_next_asks_again() -> None:
     answers = iter([ValueError("a bug"), STATUS])
 
     async def measure() -> MeshStatus:
