@@ -24,7 +24,7 @@ from eventmesh.errors import UsageError
 from eventmesh.testing.clock import ManualClock
 from eventmesh.tracing import conventions
 from eventmesh.tracing.loading import make_providers, make_tracing
-from eventmesh.tracing.otel.contexts import carrying, creation_of
+from eventmesh.tracing.otel.contexts import carrying, creation_of, written
 from eventmesh.tracing.place import Place
 from eventmesh.tracing.port import NO_TRACING
 from eventmesh.transports.base import TransportOptions
@@ -118,7 +118,9 @@ def test_a_message_carries_the_context_of_its_creation(
     context = SpanContext(
         trace_id, span_id, False, TraceFlags(flags), TraceState(list(states.items()))
     )
-    carried = carrying(Envelope({**PLAIN.attributes, "tracestate": "older=1"}, b"{}"), context)
+    carried = carrying(
+        Envelope({**PLAIN.attributes, "tracestate": "older=1"}, b"{}"), written(context)
+    )
     found = creation_of(carried)
     assert (found.trace_id, found.span_id, found.trace_flags) == (trace_id, span_id, flags)
     state = carried.attributes.get("tracestate", "")

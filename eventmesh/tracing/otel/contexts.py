@@ -27,13 +27,21 @@ def creation_of(envelope: Envelope) -> SpanContext:
     return _read(traceparent, envelope.attributes.get("tracestate", ""))
 
 
-def carrying(envelope: Envelope, context: SpanContext) -> Envelope:
-    """The envelope with this context of its creation, and no other."""
-    attributes = {**envelope.attributes, "traceparent": _traceparent(context)}
-    attributes.pop("tracestate", None)
-    state = context.trace_state.to_header()
-    if state and len(state.encode()) <= MAX_ATTRIBUTE_BYTES:  # W3C Trace Context allows dropping it
-        attributes["tracestate"] = state
+def written(context: SpanContext) -> Mapping[str, str]:
+    """The attributes in which a message carries this context."""
+    attributes = {"traceparent": _traceparent(context)}
+    if context.trace_state:
+        state = context.trace_state.to_header()
+        if len(state.encode()) <= MAX_ATTRIBUTE_BYTES:  # W3C Trace Context allows dropping it
+            attributes["tracestate"] = state
+    return attributes
+
+
+def carrying(envelope: Envelope, context: Mapping[str, str]) -> Envelope:
+    """The envelope with this context of its creation, as it is `written`, and no other."""
+    attributes = {**envelope.attributes, **context}
+    if "tracestate" not in context:
+        attributes.pop("tracestate", None)
     return Envelope(attributes, envelope.data)
 
 

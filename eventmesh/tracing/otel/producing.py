@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from opentelemetry import trace
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, Span, SpanKind
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, Span, SpanContext, SpanKind
 
 from eventmesh.tracing import conventions as named
-from eventmesh.tracing.otel.contexts import below, carrying, creation_of, is_left_out
+from eventmesh.tracing.otel.contexts import below, carrying, creation_of, is_left_out, written
 from eventmesh.tracing.otel.recorder import Recorder, describe
 from eventmesh.tracing.otel.signals import Signals, mark_failed
 from eventmesh.tracing.port import Answer, ignore
@@ -22,6 +22,8 @@ class Producing:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self._left_out: tuple[SpanContext, Mapping[str, str]] = INVALID_SPAN_CONTEXT, {}
+        """The latest context that the sampler had decided against, and how messages carry it."""
         self._attributes: dict[tuple[named.Operation, str | None], named.Attributes] = {}
 
     def created(self, envelope: Envelope, *, delay: float, cause: Envelope | None) -> Envelope:
@@ -37,7 +39,9 @@ class Producing:
         running = trace.get_current_span()
         around = running.get_span_context()
         if is_left_out(around) and not running.is_recording() and not delay:
-            return carrying(envelope, around)
+            if around is not self._left_out[0]:  # it is the same for all messages of a batch
+                self._left_out = around, written(around)
+            return carrying(envelope, self._left_out[1])
         origin = INVALID_SPAN_CONTEXT if cause is None else creation_of(cause)
         above = around
         if delay:
@@ -59,7 +63,7 @@ class Producing:
                 span.set_attribute(named.DELAY, delay)
             span.end()
         created = span.get_span_context()
-        return carrying(envelope, created) if created.is_valid else envelope
+        return carrying(envelope, written(created)) if created.is_valid else envelope
 
     @contextmanager
     def sending(self, envelopes: Sequence[Envelope]) -> Iterator[Callable[[Answer], None]]:
