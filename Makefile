@@ -52,6 +52,7 @@ bench: $(VENV)/.dev  ## ratios against raw clients, FastStream, workflow engines
 	$(BIN)/python -m benchmarks.takeover
 	$(BIN)/python -m benchmarks.sagas
 	$(BIN)/python -m benchmarks.schemas
+	$(BIN)/python -m benchmarks.tracing
 
 kills: $(VENV)/.dev  ## the demo on every broker, with and without workers that are killed
 	$(BIN)/python -m benchmarks.demo_kills $(ARGS)

@@ -1,46 +1,55 @@
 """What tracing costs: `python -m benchmarks.tracing`.
 
-One process takes messages all the way, again and again: it publishes commands through the outbox of
-PostgreSQL, relays them to Redis, receives and handles them in groups, with a row for each, and
-relays the events that the handlers return. What differs is who is told of it, and these take turns.
-Their exporter drops the spans, since where they go is the application's business. A figure is the
-CPU time of the process for each command: the median of all runs, and the least, which other
-programs on the machine disturb least. Ratios are to the first variant.
+A lane of a subscription takes batches of commands: it receives them, handles them in groups with a
+row for each in PostgreSQL and an event that the handler returns, settles them, and its relay
+publishes the events. There is one such lane for each variant, all in one process, and they take
+turns batch by batch, so that whatever else the machine does slows them down alike. The broker is
+in memory, and the exporter drops the spans: what these take is no cost of tracing.
+
+A figure is the CPU time of the process for each command, as the median of all batches. Sampling
+decides on whole batches, so that of ten batches one is recorded, or none, or three: the cost of a
+ratio is that of recording nothing, and this part of what recording everything costs more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import time
-import uuid
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
 import typer
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from benchmarks.measure import RUN_TIMEOUT, settle_memory
+from benchmarks.measure import settle_memory
 from eventmesh import Command, Event, Service, Transaction
-from eventmesh.clock import SystemClock
 from eventmesh.observability.logs import configure_logs
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
-from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.declaring.settings import Settings
+from eventmesh.runtime.relaying.relay import Relay
+from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.testing.servers import fresh_database, serve
 from eventmesh.tracing.port import NO_TRACING
-from eventmesh.transports.factory import open_transport
+from eventmesh.transports.base import Delivery
+from eventmesh.transports.memory import MemoryTransport
+from eventmesh.wire.envelope import seal
 
 AT_ONCE = 100
-"""Commands that one transaction publishes."""
+"""Commands of a batch."""
+
+SAMPLED = 0.1
 
 Configure = Callable[[Service], None]
 
@@ -86,102 +95,116 @@ def sampled(ratio: float, *, metrics: bool = False) -> Configure:
     """So many of a hundred traces are recorded; with metrics of everything."""
 
     def configure(service: Service) -> None:
-        tracers = TracerProvider(sampler=ParentBased(TraceIdRatioBased(ratio)))
-        tracers.add_span_processor(BatchSpanProcessor(Dropping(), max_queue_size=100_000))
+        tracers = TracerProvider(
+            sampler=ParentBased(TraceIdRatioBased(ratio)), span_limits=SpanLimits(max_links=1_000)
+        )
+        tracers.add_span_processor(BatchSpanProcessor(Dropping()))
         meters = MeterProvider(metric_readers=[InMemoryMetricReader()]) if metrics else None
         service.trace_with(tracer=tracers, meter=meters)
 
     return configure
 
 
+NOT_INSTALLED, NOT_SAMPLED, SAMPLED_ALL = "not installed", "nothing sampled", "everything sampled"
 VARIANTS: dict[str, Configure] = {
-    "not installed": not_installed,
+    NOT_INSTALLED: not_installed,
     "no provider": not_configured,
-    "none sampled": sampled(0.0),
-    "10 % sampled": sampled(0.1),
-    "10 % sampled, and metrics": sampled(0.1, metrics=True),
-    "all sampled": sampled(1.0),
+    NOT_SAMPLED: sampled(0.0),
+    SAMPLED_ALL: sampled(1.0),
+    "nothing sampled, metrics": sampled(0.0, metrics=True),
 }
 
 
-async def seconds(
-    configure: Configure, postgres: Any, redis: Any, messages: int, parents: str, effect: bool
-) -> float:
-    """The CPU time of all commands, from publishing them to relaying what came of them."""
-    heard = asyncio.Event()
-    count = 0
-    service = Service("bench", metadata=Base.metadata)
-    service.publisher(Place)
+class Lane:
+    """A lane of its own service, with its own database, and the relay of that."""
 
-    @service.subscriber(Place)
-    async def place(command: Place, tx: Transaction) -> Placed:
-        if effect:
-            tx.session.add(Order(order=command.order))
-        return Placed(order=command.order, cents=command.cents)
-
-    @service.subscriber(Placed)
-    async def hear(event: Placed) -> None:
-        nonlocal count
-        count += 1
-        if count == messages:
-            heard.set()
-
-    async with fresh_database(postgres) as url:
-        settings = Settings(
-            broker_url=redis.url,
-            broker_prefix=f"bench-{uuid.uuid4().hex[:12]}",
-            database_urls={"bench": url},
-            trace_parents=parents,
-            log_level="warning",
+    def __init__(self, configure: Configure, url: str) -> None:
+        self.service = service = Service("bench", metadata=Base.metadata)
+        service.configure(
+            Settings(broker_url="memory://", database_urls={"bench": url}, group_time=1_000.0)
         )
-        database = Database(url, service="bench")
+        configure(service)
+
+        @service.subscriber(Place)
+        async def place(command: Place, tx: Transaction) -> Placed:
+            tx.session.add(Order(order=command.order))
+            return Placed(order=command.order, cents=command.cents)
+
+        service.publisher(Place)
+        handler = service.handlers["bench.place"]
+        self._clock = service.clock
+        self._tracing = handler.traced_by(service.tracing)
+        vitals = SubscriptionVitals("bench", handler.subscription, self._clock)
+        self._runner = BatchRunner(service, handler, vitals, tracing=self._tracing)
+        self._transport = MemoryTransport(self._clock)
+
+    async def open(self) -> None:
+        database = Database(self.service.settings.database_url("bench"), service="bench")
         await migration.upgrade(database, Base.metadata)
         await database.close()
-        service.configure(settings)
-        configure(service)
-        clock, stopping = SystemClock(), asyncio.Event()
-        opening = open_transport(settings.broker_url, clock, settings.transport_options)
-        async with asyncio.timeout(RUN_TIMEOUT), opening as transport, asyncio.TaskGroup() as tasks:
-            worker = Worker([service], transport, settings, clock)
-            tasks.create_task(worker.run(stopping))
-            await worker.ready.wait()
-            settle_memory()
-            began = time.process_time()
-            for first in range(0, messages, AT_ONCE):
-                async with service.transaction() as tx:
-                    for number in range(first, first + AT_ONCE):
-                        tx.send(Place(order=str(number), cents=number))
-            await heard.wait()
-            took = time.process_time() - began
-            stopping.set()
-    return took
+        self._relay = Relay(
+            "bench",
+            await self.service.database(),
+            self._transport,
+            self._clock,
+            3600.0,
+            tracing=self.service.tracing,
+        )
+
+    async def batch(self) -> float:
+        """The CPU time of a batch, in microseconds for each command."""
+        tracing, commands = self.service.tracing, []
+        for number in range(AT_ONCE):
+            command = Place(order=str(number), cents=number)
+            envelope = seal(command, source="bench", clock=self._clock)
+            commands.append(Delivery(tracing.created(envelope)))
+        began, done = time.process_time(), 0
+        while done < AT_ONCE:
+            with self._tracing.receiving() as received:
+                deliveries = commands[done : done + self._runner.size]
+                received(deliveries)
+            settlements = await self._runner.run(deliveries)
+            with self._tracing.settling(settlements):
+                done += len(settlements)
+        while (await self._relay.round()).confirmed:
+            pass
+        took = time.process_time() - began
+        self._transport.broker.unrouted.clear()
+        return took / AT_ONCE * 1e6
+
+
+async def figures(postgres: Any, batches: int) -> dict[str, list[float]]:
+    """The figures of all batches, by variant."""
+    found: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    async with AsyncExitStack() as stack:
+        lanes: dict[str, Lane] = {}
+        for name, configure in VARIANTS.items():
+            url = await stack.enter_async_context(fresh_database(postgres))
+            lanes[name] = lane = Lane(configure, url)
+            stack.push_async_callback(lane.service.close)
+            await lane.open()
+            for _ in range(5):  # its groups grow
+                await lane.batch()
+        settle_memory()
+        for _ in range(batches):
+            for name in random.sample(list(lanes), len(lanes)):  # the one before may matter
+                found[name].append(await lanes[name].batch())
+    return found
 
 
 def main(
-    messages: Annotated[int, typer.Option(min=AT_ONCE, help="Commands of each run.")] = 2_000,
-    repetitions: Annotated[int, typer.Option(min=1, help="Runs of each variant.")] = 7,
-    parents: Annotated[str, typer.Option(help="EVENTMESH_TRACE_PARENTS")] = "none",
-    effect: Annotated[bool, typer.Option(help="Whether the handler stores a row.")] = True,
-    only: Annotated[list[str] | None, typer.Option(help="Variants to compare.")] = None,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of each variant.")] = 100,
 ) -> None:
     """Compare the CPU time of a message's way with and without tracing."""
     configure_logs(Settings(log_level="warning"))
-    variants = {name: VARIANTS[name] for name in only or VARIANTS}
-    found: dict[str, list[float]] = {name: [] for name in variants}
-    with serve("postgres") as postgres, serve("redis") as redis:
-        for run in range(repetitions + 1):
-            for name, configure in variants.items():
-                took = asyncio.run(seconds(configure, postgres, redis, messages, parents, effect))
-                if run:  # the first is the warm-up
-                    found[name].append(took / messages * 1e6)
-    table = Table("variant", "median, µs", "ratio", "least, µs", "ratio")
-    base = next(iter(found.values()))
-    for name, figures in found.items():
-        cells = [name]
-        for middle in (statistics.median, min):
-            mine, theirs = middle(figures), middle(base)
-            cells += [f"{mine:.0f}", f"{mine / theirs:.3f}"]
-        table.add_row(*cells)
+    with serve("postgres") as postgres:
+        found = asyncio.run(figures(postgres, batches))
+    medians = {name: statistics.median(each) for name, each in found.items()}
+    nothing, everything = medians[NOT_SAMPLED], medians[SAMPLED_ALL]
+    medians[f"{SAMPLED:.0%} sampled"] = nothing + SAMPLED * (everything - nothing)
+    table = Table("variant", "µs a command", "ratio")
+    for name, figure in medians.items():
+        table.add_row(name, f"{figure:.0f}", f"{figure / medians[NOT_INSTALLED]:.3f}")
     Console().print(table)
 
 

@@ -133,11 +133,14 @@ def forwarding(heard: list[int]) -> Service:
 
 def outcomes(traced: Traced) -> list[Any]:
     """What the settle spans, or their links, say became of the messages."""
-    return [
-        each.attributes["eventmesh.outcome"]
-        for span in traced.spans("settle")
-        for each in (span.links if "messaging.batch.message_count" in span.attributes else [span])
-    ]
+    found: list[Any] = []
+    for span in traced.spans("settle"):
+        of_all = span.attributes.get("eventmesh.outcome")
+        if of_all is None:
+            found += [link.attributes["eventmesh.outcome"] for link in span.links]
+        else:
+            found += [of_all] * span.attributes.get("messaging.batch.message_count", 1)
+    return found
 
 
 def by_attribute(spans: Sequence[ReadableSpan], name: str) -> dict[Any, ReadableSpan]:

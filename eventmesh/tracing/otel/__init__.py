@@ -2,8 +2,7 @@
 the application brings the SDK.
 
 Whether anything is recorded depends on whether the application has configured a provider. That is
-looked up once for each batch, and once for each message that is created outside of a handler, until
-there is one. Until then nothing else is done.
+looked up once a second until there is one, and until then nothing else is done.
 
 A batch is sampled as a whole, because asking the sampler for each message would cost more than the
 rest: if the receive span is not recorded, neither are the process spans below it, nor what their

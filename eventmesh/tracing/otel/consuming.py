@@ -17,18 +17,21 @@ from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, Span, SpanContext, SpanKind
 
+from eventmesh.clock import Clock
 from eventmesh.redact import redact_text
 from eventmesh.tracing import conventions as named
 from eventmesh.tracing.otel.contexts import below, creation_of, ids, is_left_out
 from eventmesh.tracing.otel.recorder import Recorder, describe
 from eventmesh.tracing.otel.signals import Signals, mark_failed
 from eventmesh.tracing.port import IGNORING, NO_IDS, NOTHING, Arrived, Settled
-from eventmesh.wire.envelope import Envelope
 
 LONGEST_PULL = 0.1
 """Seconds. A lane that has waited longer than this for messages was not receiving them: there were
 none. Its receive span then has no duration; otherwise the traces of a quiet service would begin
 with minutes in which nothing happened."""
+
+
+NOTHING_MORE: named.Attributes = {}
 
 
 @dataclass(slots=True)
@@ -46,11 +49,18 @@ class _Batch:
     """Whether the sampler has decided against all of it."""
     context: Context = field(init=False)
     """What handlers are called in if it has."""
+    ids: Mapping[str, str] = field(init=False)
+    """For log lines about messages that have no process span."""
 
     def __post_init__(self) -> None:
         has_decided = is_left_out(self.span.get_span_context())
         self.is_left_out = has_decided and not self.span.is_recording()
         self.context = trace.set_span_in_context(self.span)
+        self.ids = ids(self.span.get_span_context())
+
+    def waited(self, until: float) -> float:
+        """For how many seconds its messages have waited at this moment."""
+        return max(until - self.received_at, 0.0)
 
 
 @dataclass(slots=True)
@@ -60,6 +70,30 @@ class _Ending:
     span: Span
     ended_ns: int
     has_failed: bool
+
+
+class _LeftOut:
+    """A call of a handler without a process span, because the sampler has decided against the
+    batch. This happens to most messages, so it must take little time."""
+
+    __slots__ = ("_batch", "_began", "_clock", "_token", "_told")
+
+    def __init__(self, batch: _Batch, clock: Clock, told: named.Attributes) -> None:
+        self._batch = batch
+        self._clock = clock
+        self._told = told
+
+    def __enter__(self) -> None:
+        self._token = attach(self._batch.context)
+        self._began = self._clock.monotonic()
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        detach(self._token)
+        signals, failed = self._batch.signals, ""
+        if isinstance(error, Exception):
+            failed = named.error_type(error)
+            signals.failed(self._batch.span, "process", error)
+        signals.measured(self._clock.monotonic() - self._began, self._told, failed)
 
 
 class Consuming:
@@ -91,7 +125,15 @@ class Consuming:
 
     def processing(self, deliveries: Sequence[Arrived]) -> AbstractContextManager[None]:
         """See the port."""
-        return NOTHING if self._batch is None else self._processing(self._batch, deliveries)
+        batch = self._batch
+        if batch is None:
+            return NOTHING
+        if batch.is_left_out and not (
+            len(deliveries) == 1 and self._recorder.continues(deliveries[0].envelope)
+        ):
+            told = self._of_metric("process", self._name_of(deliveries))
+            return _LeftOut(batch, self._clock, told)
+        return self._processing(batch, deliveries)
 
     def transaction(self) -> AbstractContextManager[None]:
         """See the port."""
@@ -119,7 +161,7 @@ class Consuming:
         if self._batch is None:
             return NO_IDS
         found = self._batch.processed.get(id(delivery))
-        return ids(self._batch.span.get_span_context() if found is None else found)
+        return self._batch.ids if found is None else ids(found)
 
     @contextmanager
     def _receiving(self, signals: Signals) -> Iterator[Callable[[Sequence[Arrived]], None]]:
@@ -218,8 +260,7 @@ class Consuming:
         if not batch.is_left_out:
             span = self._start(batch.signals, "settle", name, above, began)
         if span.is_recording():
-            told = [(each.envelope, {named.OUTCOME: how.kind}) for each, how in settlements]
-            describe(span, told, self._of_link)
+            self._tell_outcomes(span, settlements)
         failed = ""
         try:
             yield
@@ -233,26 +274,48 @@ class Consuming:
                 span.end(self._recorder.nanoseconds(ended))
             batch.signals.measured(ended - began, self._of_metric("settle", name), failed)
 
-    def _start_processing(self, batch: _Batch, deliveries: Sequence[Arrived], began: float) -> Span:
-        """The process span of these: below the receive span; or, for a single message that
-        continues the trace of its creation, below that and linked to the receive span."""
-        received = batch.span.get_span_context()
-        above, links = received, list[Link]()
-        if len(deliveries) == 1 and self._recorder.continues(deliveries[0].envelope):
-            origin = creation_of(deliveries[0].envelope)
-            if origin.is_valid:
-                above, links = origin, [Link(received)] if received.is_valid else []
-        if above is received and batch.is_left_out:
-            return batch.span
-        name = self._name_of(deliveries)
-        span = self._start(batch.signals, "process", name, above, began, links)
-        if span.is_recording():
-            told: list[tuple[Envelope, named.Attributes]] = [
-                (each.envelope, {**named.of_message(each.envelope), named.ATTEMPT: each.attempt})
-                for each in deliveries
-            ]
+    def _tell_outcomes(self, span: Span, settlements: Sequence[tuple[Arrived, Settled]]) -> None:
+        """One outcome of all is an attribute of the span. Only where outcomes differ, links tell
+        which message had which: settle spans need not have links, which take time."""
+        kinds = {outcome.kind for _, outcome in settlements}
+        told = [(each.envelope, {named.OUTCOME: how.kind}) for each, how in settlements]
+        if len(told) > 1 and len(kinds) == 1:
+            span.set_attributes({named.BATCH_COUNT: len(told), named.OUTCOME: kinds.pop()})
+        else:
             describe(span, told, self._of_link)
-            span.set_attribute(named.GROUP_WAIT, max(began - batch.received_at, 0.0))
+
+    def _start_processing(self, batch: _Batch, deliveries: Sequence[Arrived], began: float) -> Span:
+        """The process span of these; that of the batch itself if the sampler has left it out."""
+        if len(deliveries) == 1:
+            return self._start_processing_one(batch, deliveries[0], began)
+        if batch.is_left_out:
+            return batch.span
+        received, name = batch.span.get_span_context(), self._name_of(deliveries)
+        span = self._start(batch.signals, "process", name, received, began)
+        if span.is_recording():
+            told = [(each.envelope, _told_of(each)) for each in deliveries]
+            describe(span, told, self._of_link)
+            span.set_attribute(named.GROUP_WAIT, batch.waited(began))
+        return span
+
+    def _start_processing_one(self, batch: _Batch, delivery: Arrived, began: float) -> Span:
+        """Below the receive span; or, if the message continues the trace of its creation, below
+        that and linked to the receive span."""
+        continues = self._recorder.continues(delivery.envelope)
+        if batch.is_left_out and not continues:
+            return batch.span
+        received, origin = batch.span.get_span_context(), creation_of(delivery.envelope)
+        above = origin if continues and origin.is_valid else received
+        if batch.is_left_out and above is received:
+            return batch.span
+        linked = [origin] if above is received else [origin, received]
+        told: named.Attributes = {}
+        if above.trace_flags.sampled:  # all at once, which takes less time
+            told = {**_told_of(delivery), named.GROUP_WAIT: batch.waited(began)}
+        name, links = self._name_of([delivery]), [Link(each) for each in linked if each.is_valid]
+        span = self._start(batch.signals, "process", name, above, began, links, told)
+        if not told and span.is_recording():
+            span.set_attributes({**_told_of(delivery), named.GROUP_WAIT: batch.waited(began)})
         return span
 
     def _start(
@@ -263,6 +326,7 @@ class Consuming:
         above: SpanContext,
         began: float,
         links: Sequence[Link] = (),
+        told: named.Attributes = NOTHING_MORE,
     ) -> Span:
         key, place = (operation, name), self._recorder.place
         attributes = self._of_spans.get(key)
@@ -273,7 +337,7 @@ class Consuming:
             named.span_name(operation, named.destination_of(place, name, self._subscription)),
             below(above),
             SpanKind.CONSUMER if operation == "process" else SpanKind.CLIENT,
-            attributes,
+            {**attributes, **told} if told else attributes,
             links,
             self._recorder.nanoseconds(began),
         )
@@ -298,3 +362,8 @@ class Consuming:
     def _of_link(self, name: str) -> named.Attributes:
         known = name if name in self._messages else None
         return named.of_link(self._recorder.place, known, self._subscription) if known else {}
+
+
+def _told_of(delivery: Arrived) -> dict[str, named.Value]:
+    """What a process span says of a message."""
+    return {**named.of_message(delivery.envelope), named.ATTEMPT: delivery.attempt}

@@ -50,6 +50,9 @@ class Producing:
             above = origin
         linked = [each for each in (origin, around) if each.is_valid and each is not above]
         attributes = self._of_span("create", envelope.name)
+        is_likely = above.trace_flags.sampled  # then all at once, which takes less time
+        if is_likely:
+            attributes = {**attributes, **named.of_message(envelope)}
         span = signals.tracer.start_span(
             named.span_name("create", str(attributes[named.DESTINATION])),
             below(above),
@@ -58,7 +61,8 @@ class Producing:
             [Link(each) for each in linked],
         )
         if span.is_recording():
-            span.set_attributes(named.of_message(envelope))
+            if not is_likely:
+                span.set_attributes(named.of_message(envelope))
             if delay:
                 span.set_attribute(named.DELAY, delay)
             span.end()

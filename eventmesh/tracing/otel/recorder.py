@@ -13,6 +13,9 @@ from eventmesh.tracing.otel.signals import Providers, Signals
 from eventmesh.tracing.place import Place
 from eventmesh.wire.envelope import Envelope
 
+ASK_EVERY = 1.0
+"""Seconds after which it is looked up again whether the application has configured a provider."""
+
 
 class Recorder:
     """Where a service's messages go, the providers that are told of them, and which messages
@@ -28,12 +31,16 @@ class Recorder:
         self._providers = providers
         self._version = version
         self._signals: Signals | None = None
+        self._ask_again_at = float("-inf")
 
     @property
     def signals(self) -> Signals | None:
-        """None while the application has configured no provider."""
-        if self._signals is None and self._providers.is_any_configured():
-            self._signals = Signals(self._providers, self._version)
+        """None while the application has configured no provider, which is looked up every second:
+        for each message, that would take time."""
+        if self._signals is None and self.clock.monotonic() >= self._ask_again_at:
+            self._ask_again_at = self.clock.monotonic() + ASK_EVERY
+            if self._providers.is_any_configured():
+                self._signals = Signals(self._providers, self._version)
         return self._signals
 
     def handles_commands(self, names: Collection[str]) -> None:
