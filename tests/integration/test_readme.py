@@ -86,10 +86,16 @@ def test_the_example_service_runs_on_servers(
 
 def test_the_commands_in_the_text_work(reader: Reader) -> None:
     commands = [span for span in SPAN.findall(PROSE) if span.startswith("eventmesh ")]
+    # Those that stand for many, such as `eventmesh why ID`, are typed on pages of their own.
+    commands = [command for command in commands if not re.search(r"\b[A-Z]{2,}\b", command)]
     assert commands
     reader.type("python send.py")  # messages for the commands to show
     for command in commands:
+        if command == "eventmesh doctor":  # which would find that nobody handles them
+            reader.type("eventmesh worker bank &")
         reader.type(command)
+    for worker in reader.workers:
+        worker.output.drain()
 
 
 def test_the_exit_codes_are_those_of_the_commands() -> None:
@@ -98,7 +104,7 @@ def test_the_exit_codes_are_those_of_the_commands() -> None:
         Unreachable: "a server cannot be reached",
         Drift: "schemas or migrations differ",
         DrainTimeout: "the drain timed out",
-        EventMeshError: "crashed or a child died",
+        EventMeshError: "crashed, a child died, or the doctor found something",
     }
     for error, meaning in codes.items():
         assert f"{error.exit_code} {meaning}" in PROSE
