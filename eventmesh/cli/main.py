@@ -15,6 +15,7 @@ import typer
 
 from eventmesh.cli import (
     asyncapi,
+    audit,
     dashboard,
     database,
     demo,
@@ -65,6 +66,7 @@ app.command()(worker.dev)
 app.command()(status.status)
 app.command()(describe.describe)
 app.command()(why.why)
+app.command()(audit.audit)
 app.command()(dashboard.dashboard)
 app.command()(doctor.doctor)
 app.command()(asyncapi.asyncapi)

@@ -7,13 +7,16 @@ the broker takes it away in the same step; the other finds that it is not there 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
 from eventmesh.errors import UnreadableMessage, UsageError
 from eventmesh.operations.reach import Reach
+from eventmesh.persistence import counts, inbox
+from eventmesh.persistence.database import Database
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.reading import Undecided
 from eventmesh.runtime.declaring.service import DeclaredService as Service
@@ -107,11 +110,36 @@ async def find_letter(reach: Reach, handler: Handler, letter_id: str) -> DeadLet
 async def act_on_letters(
     reach: Reach, handler: Handler, deed: Deed, ids: Sequence[str]
 ) -> Sequence[str]:
-    """Replay or discard those of these dead letters that are still there; returns their ids."""
+    """Replay or discard those of these dead letters that are still there; returns their ids. What
+    is discarded is counted, for an audit, in the service's database; Unreachable also if that does
+    not answer then."""
     async with reach.broker(ACTING_TIMEOUT) as transport:
         if deed == "replay":
             return await transport.replay(handler.subscription, ids)
-        return await transport.discard(handler.subscription, ids)
+        letters = await transport.dead_letters(handler.subscription, limit=MOST_LETTERS)
+        gone = set(await transport.discard(handler.subscription, ids))
+    name = handler.subscription.name
+    discarded = [letter for letter in letters if letter.id in gone]
+    for place in reach.databases:
+        if handler.transactional and discarded and name.partition(".")[0] in place.services:
+            async with reach.database(place) as database:
+                await count_discarded(database, name, discarded)
+    return sorted(gone)
+
+
+async def count_discarded(
+    database: Database, subscription: str, letters: Collection[DeadLetter]
+) -> None:
+    """Count dead letters that were discarded, but for those whose message has taken effect."""
+    async with database.connection() as connection:
+        ids = [letter.envelope.unique_id for letter in letters]
+        handled = await inbox.remembered(connection, subscription, ids)
+        discarded = Counter(
+            counts.way_of("discarded", letter.envelope, subscription)
+            for letter in letters
+            if letter.envelope.unique_id not in handled
+        )
+        await counts.add_now(connection, discarded)
 
 
 async def replay_edited(

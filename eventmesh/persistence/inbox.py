@@ -145,6 +145,19 @@ async def count_since(connection: AsyncConnection, moment: datetime) -> dict[str
     return dict(rows.all())
 
 
+async def remembered(
+    connection: AsyncConnection, subscription: str, message_ids: Collection[str]
+) -> set[str]:
+    """Which of these messages have taken effect."""
+    found: set[str] = set()
+    wanted = sorted(message_ids)
+    for begin in range(0, len(wanted), 1_000):
+        those = inbox.c.message_id.in_(wanted[begin : begin + 1_000])
+        query = select(inbox.c.message_id).where(inbox.c.subscription == subscription, those)
+        found.update(await connection.scalars(query))
+    return found
+
+
 async def unclaim(session: AsyncSession, subscription: str, message_ids: Sequence[str]) -> None:
     """Remove ids that the same transaction has claimed and did not handle."""
     await session.execute(

@@ -29,6 +29,7 @@ from eventmesh.persistence.database_url import parse_url, shown
 from eventmesh.persistence.dialects.base import JoinedProof
 from eventmesh.persistence.dialects.registry import NO_TABLE, dialect_named, dialect_of, sqlstate
 from eventmesh.persistence.outbox import Outgoing
+from eventmesh.persistence.tables import count
 from eventmesh.persistence.tables import outbox as table
 from eventmesh.persistence.transaction import Sender, Transaction
 from eventmesh.persistence.unit_of_work import PendingMessages, TransactionSession
@@ -115,7 +116,7 @@ class _Joint:
         try:
             self._pending.store(session, connection, ordered=self._sender.ordered)
         except DBAPIError as error:
-            if sqlstate(error) != NO_TABLE or table.name not in str(error.orig):
+            if sqlstate(error) != NO_TABLE or not _is_ours(str(error.orig)):
                 raise
             raise Drift(
                 f"The database of service {service!r} has no EventMesh tables. Run "
@@ -182,6 +183,11 @@ def _refuse_elsewhere(session: Session, service: str, url: str) -> None:
             f"{shown(ours)}. Bind it to that, or correct "
             f"EVENTMESH_{service.upper()}_DATABASE_URL."
         )
+
+
+def _is_ours(error: str) -> bool:
+    """Whether the table that is missing, by this error, is one that publishing needs."""
+    return table.name in error or count.name in error
 
 
 @lru_cache(maxsize=64)

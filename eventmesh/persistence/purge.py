@@ -3,12 +3,15 @@ transaction of its own, so that no other transaction waits for long."""
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime, timedelta
 from functools import cache
 
-from sqlalchemy import Column, Delete, Select, bindparam, delete, select, tuple_
+from sqlalchemy import Column, Delete, Executable, Select, bindparam, delete, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from eventmesh.persistence import counts
+from eventmesh.persistence.counts import Way
 from eventmesh.persistence.dialects.sql import UtcDateTime
 from eventmesh.persistence.tables import inbox, reaction, saga, saga_log, start
 
@@ -29,7 +32,12 @@ async def purge(
     until = {"until": cut or before - _MOMENT}
     if age is ENDED:
         await connection.execute(_delete_logs(), until)
-    await connection.execute(_delete(age), until)
+    if age is RECEIVED:
+        forgotten = Counter(await connection.scalars(_forget(), until))
+        ways = {Way("forgotten", name, "", ""): number for name, number in forgotten.items()}
+        await counts.add_now(connection, ways)
+    else:
+        await connection.execute(_delete(age), until)
     return cut is not None
 
 
@@ -37,6 +45,11 @@ async def purge(
 def _cut(age: Column[datetime]) -> Select[datetime]:
     older = select(age).where(age < bindparam("before", type_=UtcDateTime))
     return older.order_by(age).limit(1).offset(bindparam("most"))
+
+
+@cache
+def _forget() -> Executable:
+    return _delete(RECEIVED).returning(inbox.c.subscription)
 
 
 @cache

@@ -117,6 +117,21 @@ start = Table(
 )
 Index("ix_eventmesh_start_begun_at", start.c.begun_at)
 
+count = Table(
+    "eventmesh_count",
+    metadata,
+    # A connection, or nobody.
+    Column("owner", String(32), primary_key=True),
+    Column("what", String(20), primary_key=True),
+    Column("subscription", String(200), primary_key=True),
+    Column("source", String(63), primary_key=True),
+    Column("name", String(255), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("since", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    **TABLE_OPTIONS,
+)
+
 reaction = Table(
     "eventmesh_reaction",
     metadata,

@@ -9,10 +9,11 @@ the outbox together or not at all, and this is where that is done:
         await unit.commit()
 
 `commit` executes, in this order: what the ORM session still holds (a flush); with an ordered
-outbox, the locks of the messages' keys; one INSERT with all messages; where none of these has shown
-it, a statement that proves the transaction intact; COMMIT. Then it wakes the relays. Leaving
-without `commit` rolls back. Where nothing but messages came of the unit, and the session has not
-been used, the INSERT is the whole transaction, on a database where that saves round trips.
+outbox, the locks of the messages' keys; one INSERT with all messages, and their counters; where
+none of these has shown it, a statement that proves the transaction intact; COMMIT. Then it wakes
+the relays. Leaving without `commit` rolls back. Where nothing but messages came of the unit, and
+the session has not been used, the INSERT is the whole transaction, on a database where that saves
+round trips.
 
 Handlers work with an ordinary AsyncSession, except that they cannot end its transaction, which
 other messages may share. They are stopped at each of the ways to do so: methods of the session, its
@@ -26,9 +27,11 @@ A session that belongs to an application has its transaction ended by the applic
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NoReturn, Self
 
 from sqlalchemy import Connection, Engine, event
@@ -38,7 +41,8 @@ from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 
 from eventmesh.contracts.message import Message
 from eventmesh.errors import UsageError
-from eventmesh.persistence import outbox
+from eventmesh.persistence import counts, outbox
+from eventmesh.persistence.counts import Way
 from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.outbox import Outgoing, Stored
 from eventmesh.persistence.transaction import Sender, Transaction
@@ -66,6 +70,7 @@ class UnitOfWork:
         self._translated = translated
         self._sender = sender
         self._pending = PendingMessages()
+        self._counted = Counter[Way]()
         self._is_proved = False
         """Whether a statement has succeeded since the last handler returned."""
 
@@ -97,6 +102,10 @@ class UnitOfWork:
         Unreachable."""
         with self._translated():
             await self.session.run_sync(self._flush)
+
+    def count(self, numbers: Mapping[Way, int]) -> None:
+        """Count these in the transaction, as one statement with the messages."""
+        self._counted.update(numbers)
 
     async def commit(self) -> None:
         """Commit the changes and the messages, then wake the relays. Unreachable; Conflict or a
@@ -142,7 +151,8 @@ class UnitOfWork:
     def _commit(self, session: Session) -> None:
         self._flush(session)
         connection = session.connection()
-        if self._pending.store(session, connection, ordered=self._sender.ordered):
+        ordered = self._sender.ordered
+        if self._pending.store(session, connection, ordered=ordered, counted=self._counted):
             self._is_proved = True
         # After an error that a handler has swallowed, PostgreSQL answers COMMIT with a silent
         # rollback, and MariaDB, which may have begun another transaction by itself, commits half.
@@ -217,13 +227,23 @@ class PendingMessages:
         self._remember(session)
         self.messages.append(message)
 
-    def store(self, session: Session, connection: Connection, *, ordered: bool) -> bool:
-        """Insert what is not in the outbox yet; returns whether there was anything."""
+    def store(
+        self,
+        session: Session,
+        connection: Connection,
+        *,
+        ordered: bool,
+        counted: Mapping[Way, int] = MappingProxyType({}),
+    ) -> bool:
+        """Insert what is not in the outbox yet, and count it with what else was `counted`; returns
+        whether there was anything."""
         messages = self.messages[len(self.stored) :]
         if messages:
             self._remember(session)
-            self.stored += outbox.store(connection, messages, ordered=ordered)
-        return bool(messages)
+            self.stored += outbox.store(connection, messages, ordered=ordered, counted=counted)
+        elif counted:
+            counts.add(connection, counted)
+        return bool(messages) or bool(counted)
 
     def clear(self) -> None:
         self.messages.clear()

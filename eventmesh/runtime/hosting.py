@@ -30,6 +30,7 @@ import structlog
 from eventmesh.clock import Clock
 from eventmesh.contracts.locks.drift import refuse_drift
 from eventmesh.errors import Unreachable
+from eventmesh.persistence import counts
 from eventmesh.redact import redact
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.declaring.service import DeclaredService as Service
@@ -133,6 +134,7 @@ class Host:
         )
         async with connection as transport:
             await transport.declare(self.subscriptions)
+            await self._record_declared()
             relays = []
             for service in self.relayed:
                 relay = Relay(
@@ -149,6 +151,19 @@ class Host:
                 service.on_commit(relay.notice)
                 relays.append(relay)
             yield Started(transport, relays)
+
+    async def _record_declared(self) -> None:
+        """Let an audit know since when these subscriptions have received their messages."""
+        names = {subscription.name for subscription in self.subscriptions}
+        for service in self.relayed:
+            pairs = [
+                (name, message)
+                for name, handler in service.handlers.items()
+                if name in names
+                for message in handler.subscription.messages
+            ]
+            async with (await service.database()).connection() as connection:
+                await counts.declare(connection, pairs)
 
     async def _relay(self, stopping: asyncio.Event) -> None:
         """Relay until `stopping`, as soon as the broker answers."""

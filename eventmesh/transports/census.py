@@ -57,6 +57,9 @@ class Census:
 
     def __init__(self) -> None:
         self.lots: dict[Kind, Lot] = {}
+        self.sources = Counter[tuple[str, str, str, State]]()
+        """How many messages of a subscription, a name, a CloudEvents source and a state there
+        are."""
         self._hidden: list[Hidden] = []
         self._beyond = Counter[tuple[str, State]]()
 
@@ -74,6 +77,9 @@ class Census:
         if kind not in self.lots and len(self.lots) >= MOST_KINDS:
             self._beyond[subscription, state] += number
             return
+        whence = subscription, name, said.get("source", ""), state
+        if whence in self.sources or len(self.sources) < MOST_KINDS:
+            self.sources[whence] += number
         lot = self.lots.setdefault(kind, Lot(0, None))
         lot.number += number
         since = made_at(envelope)

@@ -15,8 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from eventmesh.cli.audit import table as sheet_of
+from eventmesh.cli.terminal import console as wide_console
 from eventmesh.clock import Clock, SystemClock
 from eventmesh.errors import EventMeshError
+from eventmesh.operations.audit import BalanceSheet, audit
+from eventmesh.operations.reach import Reach
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
 from eventmesh.private_files import make_private_folder
@@ -55,6 +59,7 @@ class Report:
     seconds: float
     messages: int
     kills: int
+    sheet: BalanceSheet
 
 
 class Demo:
@@ -109,7 +114,9 @@ class Demo:
                 },
             )
             handled = ledger.handled - handled_before
-        return Report(judge(ledger), ledger, took, handled, fleet.kills)
+            async with Reach(self._services, self._settings, self._clock, transport) as reach:
+                sheet = await audit(reach)
+        return Report(judge(ledger), ledger, took, handled, fleet.kills, sheet)
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[tuple[Transport, Mapping[str, Database]]]:
@@ -268,16 +275,19 @@ async def run_demo(
         console.print(_table(report))
         for problem in report.verdict.problems:
             console.print(f"  {problem}", style="red")
+        wide_console().print(sheet_of(report.sheet))
         print(report.verdict, flush=True)  # noqa: T201  # scripts read it: not wrapped nor styled
         if dashboard:
             console.print("The pages are there until Ctrl-C.")
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
-    if report.verdict.ok:
+    # Services that run already may have lost something before.
+    ok = report.verdict.ok and (attach or not report.sheet.differences)
+    if ok:
         shutil.rmtree(folder)
     else:
         console.print(f"  logs and databases are kept in {folder}")
-    return report.verdict.ok
+    return ok
 
 
 def _dashboard(settings: Settings) -> AbstractAsyncContextManager[str]:

@@ -44,7 +44,7 @@ _SERVER_LEASE_TIME = 60.0  # real seconds: no lease expires while a relay runs
 LONG_AGO = "2000-01-01"
 """An expiry that lies in the past for every clock."""
 
-_TABLES = ("outbox", "inbox", "start", "relay", "saga", "saga_log")
+_TABLES = ("outbox", "inbox", "start", "relay", "saga", "saga_log", "count")
 
 
 @dataclass(frozen=True)

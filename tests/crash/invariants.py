@@ -13,6 +13,9 @@ from tests.crash.services import NUMBERS, ORDERED, REFUSED, SUBSCRIPTIONS
 _OUTBOX = "SELECT key, parked FROM eventmesh_outbox ORDER BY seq"
 _EFFECTS = "SELECT subscription, account, number FROM effects ORDER BY id"
 _INBOX = "SELECT subscription, count(*) FROM eventmesh_inbox GROUP BY subscription"
+_COUNTS = """
+SELECT what, subscription, sum(number) FROM eventmesh_count GROUP BY what, subscription
+"""
 _STARTS = "SELECT * FROM eventmesh_start"
 _LEASES = "SELECT owner FROM eventmesh_lease WHERE expires_at > '2001-01-01'"
 _BROKER = ("queue", "dead_letter", "unrouted")
@@ -32,14 +35,20 @@ async def violations(deployment: Deployment, *, ordered: bool = True) -> list[st
     """The invariants that do not hold, in words; empty when all do."""
     found: list[str] = []
     for service, names in SUBSCRIPTIONS.items():
-        waiting, effects, claimed, starts, leases = await deployment.query(
-            service, _OUTBOX, _EFFECTS, _INBOX, _STARTS, _LEASES
+        waiting, effects, claimed, starts, leases, counted = await deployment.query(
+            service, _OUTBOX, _EFFECTS, _INBOX, _STARTS, _LEASES, _COUNTS
         )
+        counts = {(what, subscription): int(number) for what, subscription, number in counted}
+        stored, relayed = (counts.get((what, ""), 0) for what in ("stored", "relayed"))
+        if stored != relayed + len(waiting):
+            found.append(f"{service}: {stored} stored, {relayed} relayed, {len(waiting)} wait")
         for name in names:
             mine = [(account, number) for each, account, number in effects if each == name]
             found += _effects_of(name, mine, ordered=ordered)
             if (number := dict(claimed).get(name)) != len(NUMBERS):
                 found.append(f"{name}: {number} messages in the inbox")
+            if (handled := counts.get(("handled", name))) != number:
+                found.append(f"{name}: {handled} messages were counted as handled")
         if starts:
             found.append(f"{service}: starts of handlers are still recorded")
         if leases:
@@ -47,8 +56,8 @@ async def violations(deployment: Deployment, *, ordered: bool = True) -> list[st
         left = [(key, bool(parked)) for key, parked in waiting]
         if left != ([(REFUSED, True), (REFUSED, False)] if service == "desk" else []):
             found.append(f"{service}: the outbox holds {left}")
-    counts = deployment.query_broker(*(f"SELECT count(*) FROM {table}" for table in _BROKER))  # noqa: S608  # constants
-    for table, [(number,)] in zip(_BROKER, counts, strict=True):
+    held = deployment.query_broker(*(f"SELECT count(*) FROM {table}" for table in _BROKER))  # noqa: S608  # constants
+    for table, [(number,)] in zip(_BROKER, held, strict=True):
         if number:
             found.append(f"the broker's {table} holds {number}")
     return found

@@ -201,16 +201,16 @@ async def absent_url(postgres_server: Server) -> AsyncIterator[str]:
 
 def test_db_upgrade_creates_and_migrates_a_missing_database(bank: Project, absent_url: str) -> None:
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = absent_url
-    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: upgraded to 0008\n"
-    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: is at 0008\n"
+    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: upgraded to 0009\n"
+    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: is at 0009\n"
 
 
 async def test_a_service_on_postgresql_runs_after_db_upgrade(
     bank: Project, postgres_url: str, attributes: Attributes, put: Put
 ) -> None:
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = postgres_url.replace("+asyncpg", "")
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: upgraded to 0008\n"
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0008\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: upgraded to 0009\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0009\n"
     worker = bank.worker()
     await put(bank, attributes(), GOOD)
     worker.until_prints("ada has 12.50")
@@ -219,7 +219,7 @@ async def test_a_service_on_postgresql_runs_after_db_upgrade(
 
 def test_db_upgrade_is_optional_on_sqlite(bank: Project) -> None:
     bank.worker().drain()
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0008\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0009\n"
 
 
 async def test_a_missing_column_is_reported_at_start_up(
@@ -234,12 +234,12 @@ async def test_a_missing_column_is_reported_at_start_up(
     bank.run("worker", "bank").fails(4, *said)
     upgrade = bank.run("db", "upgrade", "bank")
     upgrade.fails(4, *said)
-    assert upgrade.out == "bank: is at 0008\n"
+    assert upgrade.out == "bank: is at 0009\n"
 
     with sqlite3.connect(bank.root / ".eventmesh/bank.db") as connection:
         connection.execute("ALTER TABLE accounts ADD COLUMN iban VARCHAR")
     connection.close()
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0008\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0009\n"
     worker = bank.worker()
     await put(bank, attributes(), GOOD)
     worker.until_prints("ada has 12.50")

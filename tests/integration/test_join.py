@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import weakref
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -183,8 +184,8 @@ class TestCommit:
         event.listen(
             app.engine.sync_engine,
             "before_cursor_execute",
-            lambda _c, _cursor, statement, *_: statements.append(
-                [*statement.split(), "", ""][2].strip('"')
+            lambda _c, _cursor, statement, *_: statements.extend(
+                re.findall(r"INSERT INTO \W?(\w+)", statement)
             ),
         )
         async with app.sessions.begin() as session:

@@ -22,7 +22,8 @@ from sqlalchemy import Column, Integer, MetaData, Table, insert, inspect, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from eventmesh.errors import Drift, Unreachable, UsageError
-from eventmesh.persistence import inbox, leases, migration, outbox, sagas, tables
+from eventmesh.persistence import counts, inbox, leases, migration, outbox, purge, sagas, tables
+from eventmesh.persistence.counts import Way
 from eventmesh.persistence.database import AsyncSession, Database
 from eventmesh.persistence.dialects.registry import MARIADB
 from eventmesh.persistence.dialects.sql import database_now
@@ -187,6 +188,23 @@ class TestMigration:
             assert await leases.extend(connection, "old", 60.0) == frozenset(range(4))
             assert await leases.renew(connection, "new", 60.0) == frozenset(range(4, 12))
 
+    async def test_what_was_stored_and_handled_before_the_counters_is_counted_with_them(
+        self, empty: Database
+    ) -> None:
+        headers = {"source": "/t", "type": "t.happened"}
+        row = {"id": "m", "name": "t.happened", "bucket": 0, "headers": headers, "data": b""}
+        async with empty.connection() as connection:
+            await connection.run_sync(migration._migrate, "0008")
+            await connection.execute(insert(tables.outbox), row)
+            await connection.execute(insert(tables.inbox), OLDER)
+        await migration.upgrade(empty)
+        async with empty.reading() as connection:
+            books = await counts.read_books(connection, NOW)
+        assert books.number(Way("stored", "", "t", "t.happened")) == 1
+        assert books.number(Way("handled", "s", "", "")) == 1
+        assert books.outbox == {("t", "t.happened", "due"): 1}
+        assert books.inbox == {"s": 1}
+
     async def test_a_database_of_a_newer_version_is_drift(self, database: Database) -> None:
         async with database.connection() as connection:
             await connection.execute(text("UPDATE eventmesh_alembic_version SET version_num='9'"))
@@ -315,6 +333,81 @@ class TestOutbox:
                 connection, [Rejection(rows[0].seq, "no", again_at)], park_after=2
             )
         return rows[0].attempts
+
+
+class TestCounts:
+    WAY = Way("handled", "s", "t", "t.happened")
+
+    async def test_counters_of_connections_are_summed_and_folded_when_idle(
+        self, database: Database
+    ) -> None:
+        async with database.connection() as one, database.engine.connect() as two:
+            await counts.add_now(one, {self.WAY: 2, Way("stored", "", "t", "x"): 1})
+            await counts.add_now(one, {self.WAY: 3})
+            assert counts.owner_of(one) != counts.owner_of(two)
+        if database.dialect.name != "sqlite":  # which has one writer
+            async with database.connection() as one, database.connection() as two:
+                await counts.add_now(one, {self.WAY: 1})
+                await counts.add_now(two, {self.WAY: 1})  # waits for nobody
+        before = await self.sum(database)
+        async with database.connection() as connection:
+            assert await counts.fold(connection, NOW) == 0  # long before
+            later = await database.time.ask(connection) + timedelta(hours=1)
+            assert await counts.fold(connection, later) >= 2
+            assert await counts.fold(connection, later) == 0
+            await counts.add_now(connection, {self.WAY: 1})
+        assert await self.sum(database) == before + 1
+        assert before in (5, 7)
+
+    async def sum(self, database: Database) -> int:
+        async with database.reading() as connection:
+            return (await counts.read_books(connection, NOW)).number(self.WAY)
+
+    async def test_what_is_rolled_back_is_not_counted(self, database: Database) -> None:
+        async with unit_of_work(database) as unit:
+            unit.count({self.WAY: 1})
+        async with unit_of_work(database) as unit:
+            unit.count({self.WAY: 1})
+            await unit.commit()
+        assert await self.sum(database) == 1
+
+    async def test_a_row_is_counted_when_it_is_stored_and_when_it_leaves_the_outbox(
+        self, database: Database
+    ) -> None:
+        await store(database, *map(message, range(3)), message(3, delay=60))
+        async with database.queue("statement") as connection:
+            rows = await outbox.due(connection, ALL, NOW, 2)
+            assert await outbox.delete_untried(connection, rows)
+            assert not await outbox.delete_untried(connection, rows)  # they are gone
+        async with database.reading() as connection:
+            books = await counts.read_books(connection, NOW)
+        stored, relayed = (
+            books.number(Way(what, "", "t", "t.happened")) for what in ("stored", "relayed")
+        )
+        assert (stored, relayed) == (4, 2)
+        assert books.outbox == {
+            ("t", "t.happened", "due"): 1,
+            ("t", "t.happened", "delayed"): 1,
+        }
+
+    async def test_the_first_declaration_counts(self, database: Database) -> None:
+        for _ in range(2):
+            async with database.connection() as connection:
+                await counts.declare(connection, [("s", "t.happened")])
+            async with database.reading() as connection:
+                [first] = (await counts.read_books(connection, NOW)).totals
+            assert (first.way, first.number) == (Way("declared", "s", "", "t.happened"), 0)
+
+    async def test_the_purge_of_the_inbox_counts_what_it_forgets(self, database: Database) -> None:
+        async with unit_of_work(database) as unit:
+            await claim(unit.session, "s", "a", "b")
+            await unit.commit()
+        async with database.connection() as connection:
+            later = await database.time.ask(connection) + timedelta(hours=1)
+            await purge.purge(connection, purge.RECEIVED, later, 100)
+        async with database.reading() as connection:
+            books = await counts.read_books(connection, NOW)
+        assert (books.number(Way("forgotten", "s", "", "")), books.inbox) == (2, {})
 
 
 class TestInbox:

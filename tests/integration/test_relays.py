@@ -336,7 +336,7 @@ class TestWrites:
             async with service.transaction() as tx:
                 tx.publish(Happened(key="a"))
                 tx.publish(Noted(key="b"), delay=60)
-            assert [each.split()[:2] for each in statements] == [["INSERT", "INTO"]]
+            assert [each.split()[:2] for each in statements] == [["WITH", "counted"]]
             async with database.reading() as connection:
                 assert await connection.scalar(select(func.count()).select_from(tables.outbox)) == 3
 

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 from sqlalchemy import (
     Connection,
-    Delete,
     Executable,
     FromClause,
     Insert,
@@ -58,6 +57,9 @@ class Dialect(ABC):
     autocommit_saves_trips = False
     """Whether a statement that is a transaction by itself is executed without a BEGIN and a
     COMMIT, each of which would be a round trip to the server."""
+    counts_with_insert = False
+    """Whether the statement that inserts into the outbox also counts, given the columns of what to
+    count as lists and the `count_owner`."""
     can_cancel_delayed = True
     """Whether a delayed message in the outbox is found by its id without reading others."""
     maintenance_database: ClassVar[str] = ""
@@ -210,8 +212,14 @@ class Dialect(ABC):
         """Lock these keys of the outbox, by numbers, until the transaction ends; where there are
         several writers."""
 
+    def delete_relayed(self, outbox: Table) -> Executable | None:
+        """Delete rows of these `seqs` which have had so many `attempts`, and count them as relayed
+        for this `owner`; returns how many there were. None where that takes two statements."""
+        return None
+
     def delete_outbox(self, outbox: Table) -> Executable:
-        """Delete rows of these `seqs` which have had so many `attempts`."""
+        """Delete rows of these `seqs` which have had so many `attempts`; returns the numbers of
+        those that there were."""
         return _delete_outbox(outbox)
 
     async def outbox_writers(self, connection: AsyncConnection) -> list[str]:
@@ -237,8 +245,9 @@ def _claim(dialect: Dialect, inbox: Table) -> Insert:
 
 
 @cache
-def _delete_outbox(outbox: Table) -> Delete:
-    return delete(outbox).where(
+def _delete_outbox(outbox: Table) -> Executable:
+    those = (
         outbox.c.seq.in_(bindparam("seqs", expanding=True)),
         outbox.c.attempts == bindparam("attempts"),
     )
+    return delete(outbox).where(*those).returning(outbox.c.seq)

@@ -8,6 +8,7 @@ when their attempt is over.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, case, delete, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from eventmesh.persistence import counts
 from eventmesh.persistence.dialects.sql import refused_key
 from eventmesh.persistence.outbox.settling import block_keys
 from eventmesh.persistence.tables import outbox
@@ -164,8 +166,11 @@ async def skip(connection: AsyncConnection, seqs: Collection[int]) -> list[int]:
     those = [[outbox.c.seq.in_(part)] for part in _parts(sorted(seqs))]
     gone = [seq for each in those for seq, _ in await _lock(connection, each)]
     for part in _parts(gone):
-        deleted = delete(outbox).where(outbox.c.seq.in_(part)).returning(outbox.c.key)
-        keys = {key for key in await connection.scalars(deleted) if key is not None}
+        deleted = delete(outbox).where(outbox.c.seq.in_(part))
+        found = list(await connection.execute(deleted.returning(outbox.c.key, outbox.c.headers)))
+        skipped = Counter(counts.way_of("skipped", Envelope(headers, b"")) for _, headers in found)
+        await counts.add_now(connection, skipped)
+        keys = {key for key, _ in found if key is not None}
         await block_keys(connection, keys, _SKIPPED)
     return gone
 

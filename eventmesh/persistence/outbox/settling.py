@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,10 +10,12 @@ from datetime import datetime
 from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from eventmesh.persistence import counts
 from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.dialects.sql import database_now
 from eventmesh.persistence.outbox.reading import OutboxRow
 from eventmesh.persistence.tables import outbox
+from eventmesh.wire.envelope import Envelope
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,30 +28,43 @@ class Rejection:
 
 
 async def delete_untried(connection: AsyncConnection, rows: Sequence[OutboxRow]) -> bool:
-    """Delete rows that the broker has confirmed at the first attempt, in one statement; returns
-    whether that were all of them. The rest is for `delete_confirmed`."""
-    statement = dialect_of(connection).delete_outbox(outbox)
-    seqs = [row.seq for row in rows if not row.attempts]
-    deleted = await connection.execute(statement, {"seqs": seqs, "attempts": 0})
-    return deleted.rowcount == len(rows)
+    """Delete rows that the broker has confirmed at the first attempt, and count them as relayed;
+    returns whether that were all of them. The rest is for `delete_confirmed`."""
+    return await _delete(connection, [row for row in rows if not row.attempts], 0) == len(rows)
 
 
 async def delete_confirmed(connection: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
-    """Delete rows that the broker has confirmed, as they were read."""
-    statement = dialect_of(connection).delete_outbox(outbox)
+    """Delete rows that the broker has confirmed, as they were read, and count them as relayed."""
     for attempts in {row.attempts for row in rows}:
-        seqs = [row.seq for row in rows if row.attempts == attempts]
-        deleted = await connection.execute(statement, {"seqs": seqs, "attempts": attempts})
-        if deleted.rowcount < len(seqs):
-            await _delete_rejected(connection, seqs)
+        those = [row for row in rows if row.attempts == attempts]
+        if await _delete(connection, those, attempts) < len(those):
+            await _delete_rejected(connection, [row.seq for row in those])
+
+
+async def _delete(connection: AsyncConnection, rows: Sequence[OutboxRow], attempts: int) -> int:
+    """Delete those of these rows that have had so many attempts; returns how many."""
+    dialect, seqs = dialect_of(connection), [row.seq for row in rows]
+    at_once = dialect.delete_relayed(outbox)
+    if at_once is not None:
+        owner = counts.owner_of(connection)
+        found = {"seqs": seqs, "attempts": attempts, "owner": owner}
+        return await connection.scalar(at_once, found) or 0
+    statement = dialect.delete_outbox(outbox)
+    gone = set(await connection.scalars(statement, {"seqs": seqs, "attempts": attempts}))
+    relayed = Counter(counts.way_of("relayed", row.envelope) for row in rows if row.seq in gone)
+    await counts.add_now(connection, relayed)
+    return len(gone)
 
 
 async def _delete_rejected(connection: AsyncConnection, seqs: Sequence[int]) -> None:
     """Delete rows that another relay has tried since they were read, and that the broker rejected.
     It took over the leases of this one, which had stood still, and will not soon look again for
     what the rejected rows blocked."""
-    rest = delete(outbox).where(outbox.c.seq.in_(seqs)).returning(outbox.c.key)
-    keys = {key for key in await connection.scalars(rest) if key is not None}
+    rest = delete(outbox).where(outbox.c.seq.in_(seqs)).returning(outbox.c.key, outbox.c.headers)
+    found = list(await connection.execute(rest))
+    relayed = Counter(counts.way_of("relayed", Envelope(headers, b"")) for _, headers in found)
+    await counts.add_now(connection, relayed)
+    keys = {key for key, _ in found if key is not None}
     await block_keys(connection, keys, "what came before it was rejected")
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, select
 
+from eventmesh.persistence import counts
+from eventmesh.persistence.counts import Way
 from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.dialects.sql import database_now
 from eventmesh.persistence.tables import BUCKETS, outbox
@@ -43,9 +47,11 @@ def store(
     *,
     ordered: bool = False,
     now: datetime | None = None,
+    counted: Mapping[Way, int] = MappingProxyType({}),
 ) -> list[Stored]:
     """Insert these messages in one statement, in their order; returns them with their numbers. When
-    a delayed one is due is counted from `now`, or else from the time by the database's clock.
+    a delayed one is due is reckoned from `now`, or else from the time by the database's clock.
+    They are counted with it, or by another one, as is what else the transaction has `counted`.
 
     With `ordered`, on PostgreSQL, transactions with messages of one key wait for each other: each
     locks the keys of its messages until it ends. So their row numbers, by which relays publish,
@@ -61,7 +67,14 @@ def store(
     if now is None and not dialect.adds_delays and any(message.delay for message in messages):
         now = connection.scalar(select(database_now()))
     rows = [_row(message, now) for message in messages]
-    numbers = connection.execute(*dialect.insert_outbox(outbox, rows)).scalars()
+    stored = Counter(counts.way_of("stored", message.envelope) for message in messages)
+    to_count = {**counted, **stored}
+    statement, values = dialect.insert_outbox(outbox, rows)
+    if dialect.counts_with_insert and isinstance(values, dict):
+        values = values | counts.columns(connection, to_count)
+    numbers = connection.execute(statement, values).scalars().all()
+    if not dialect.counts_with_insert:
+        counts.add(connection, to_count)
     return [Stored(*each) for each in zip(sorted(numbers), messages, strict=True)]
 
 

@@ -15,13 +15,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from eventmesh.contracts.message import Message
 from eventmesh.errors import EventMeshError, Reject, Unreachable, UsageError
 from eventmesh.persistence import inbox
+from eventmesh.persistence.counts import Way, way_of
 from eventmesh.persistence.database_errors import (
     comes_from_database,
     connection_cut,
@@ -334,6 +344,7 @@ class BatchRunner:
                         if handled < len(group):
                             left = sorted(claim.fresh - times.keys())
                             await inbox.unclaim(unit.session, name, left)
+                        unit.count(_counted(name, group, ids, times))
                         slow = {each: time for each, time in times.items() if time >= inbox.SLOW}
                         if slow and journal:
                             await inbox.note_slow(unit.session, name, slow)
@@ -461,6 +472,16 @@ class BatchRunner:
             self.tracing.not_processed(delivery, outcome.reason)
         self._log.settled(delivery, outcome, error)
         return delivery, outcome
+
+
+def _counted(
+    subscription: str, group: Sequence[_Readable], ids: Sequence[str], handled: Collection[str]
+) -> Counter[Way]:
+    """How many of these messages were handled, each id once."""
+    first = dict(
+        zip(reversed(ids), (delivery.envelope for delivery, _ in reversed(group)), strict=True)
+    )
+    return Counter(way_of("handled", first[each], subscription) for each in handled)
 
 
 def _refuse_other(claim: inbox.Claim, message_id: str, envelope: Envelope) -> None:

@@ -20,7 +20,7 @@ import structlog
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable, UsageError
-from eventmesh.persistence import purge
+from eventmesh.persistence import counts, purge
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.database_time import clocks_differ
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
@@ -32,6 +32,10 @@ PURGE_INTERVAL = 60.0
 
 BATCH = 1_000
 """How many rows are deleted at once."""
+
+FOLDED_AFTER = timedelta(minutes=10)
+"""How long a connection must have counted nothing for its counters to be folded into those of
+nobody."""
 
 PAUSE = 0.05
 """Seconds between two batches: 20,000 rows a second at the most, more than come in."""
@@ -85,6 +89,9 @@ class Purger:
                     more = await purge.purge(connection, age, now - window, BATCH)
                 if more:
                     await self._clock.sleep(PAUSE)
+        if self._is_ours():
+            async with self._database.connection() as connection:
+                await counts.fold(connection, now - FOLDED_AFTER)
 
 
 def check_window(handlers: Iterable[Handler], settings: Settings) -> None:

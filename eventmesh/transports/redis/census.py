@@ -167,8 +167,13 @@ class RedisCensus(_Walk):
         return self.found
 
     def _add(self, group: str, counted: Sequence[Any]) -> None:
-        for state, name, dataschema, made_at, number in counted:
-            fields = [(b"type", name), (b"dataschema", dataschema), (b"time", made_at)]
+        for state, name, dataschema, made_at, number, source in counted:
+            fields = [
+                (b"type", name),
+                (b"dataschema", dataschema),
+                (b"time", made_at),
+                (b"source", source),
+            ]
             envelope = from_fields(field for field in fields if field[1])
             self.found.add(group, Envelope(envelope.attributes, b""), state.decode(), number)
 

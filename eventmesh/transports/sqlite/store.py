@@ -65,8 +65,9 @@ WITH wanted AS (
 )
 SELECT subscription, state, json_extract(attributes, '$.type') AS name,
     json_extract(attributes, '$.dataschema') AS dataschema,
+    json_extract(attributes, '$.source') AS source,
     count(*), min(json_extract(attributes, '$.time'))
-FROM held GROUP BY subscription, state, name, dataschema
+FROM held GROUP BY subscription, state, name, dataschema, source
 """
 
 _FIND = """
@@ -304,8 +305,8 @@ class SqliteStore:
                 "messages": orjson.dumps(sorted(messages)).decode(),
             },
         )
-        for subscription, state, name, dataschema, number, made_at in counted:
-            texts = {"type": name, "dataschema": dataschema, "time": made_at}
+        for subscription, state, name, dataschema, source, number, made_at in counted:
+            texts = {"type": name, "dataschema": dataschema, "source": source, "time": made_at}
             attributes = {key: text for key, text in texts.items() if isinstance(text, str)}
             found.add(subscription, Envelope(attributes, b""), state, number)
         return found

@@ -73,9 +73,26 @@ _OUTBOX_TYPES: Mapping[str, TypeEngine[Any]] = {
 _NAMES = ", ".join(_OUTBOX_TYPES)
 _DUE_AT = "coalesce(due_at, clock_timestamp() + delay * interval '1 second')"
 
+_COUNT_TYPES: Mapping[str, TypeEngine[Any]] = {
+    "count_what": String(),
+    "count_subscription": String(),
+    "count_source": String(),
+    "count_name": String(),
+    "count_number": BigInteger(),
+}
+_COUNTED = ", ".join(_COUNT_TYPES)
+
 _INSERT_OUTBOX = text(
     # Sorted, because only then do sequence numbers surely follow the order of the arrays.
     f"""
+    WITH counted AS (
+        INSERT INTO eventmesh_count AS total
+            (owner, what, subscription, source, name, number, since, updated_at)
+        SELECT :count_owner, {_COUNTED}, clock_timestamp(), clock_timestamp()
+        FROM unnest({", ".join(f":{name}" for name in _COUNT_TYPES)}) AS counter ({_COUNTED})
+        ON CONFLICT (owner, what, subscription, source, name) DO UPDATE
+        SET number = total.number + excluded.number, updated_at = excluded.updated_at
+    )
     INSERT INTO eventmesh_outbox ({_NAMES})
     SELECT {_NAMES.replace("headers", "headers::json").replace("due_at", _DUE_AT)}
     FROM unnest({", ".join(f":{name}" for name in _OUTBOX_TYPES)}, :delay)
@@ -86,6 +103,8 @@ _INSERT_OUTBOX = text(
 ).bindparams(
     *(bindparam(name, type_=ARRAY(kind)) for name, kind in _OUTBOX_TYPES.items()),
     bindparam("delay", type_=ARRAY(Float())),
+    bindparam("count_owner", type_=String()),
+    *(bindparam(name, type_=ARRAY(kind)) for name, kind in _COUNT_TYPES.items()),
 )
 
 _SAGA_TYPES: Mapping[str, TypeEngine[Any]] = {
@@ -145,11 +164,26 @@ _STORE_SAGAS = text(
     bindparam("cancelled", type_=ARRAY(String())),
 )
 
-_DELETE_OUTBOX = text(
-    "DELETE FROM eventmesh_outbox WHERE seq = ANY(:seqs) AND attempts = :attempts"
+_DELETE_RELAYED = text(
+    """
+    WITH gone AS (
+        DELETE FROM eventmesh_outbox WHERE seq = ANY(:seqs) AND attempts = :attempts
+        RETURNING name, substr(headers ->> 'source', 2, 63) AS source
+    ), counted AS (
+        INSERT INTO eventmesh_count AS total
+            (owner, what, subscription, source, name, number, since, updated_at)
+        SELECT :owner, 'relayed', '', coalesce(source, ''), name, count(*),
+            clock_timestamp(), clock_timestamp()
+        FROM gone GROUP BY source, name ORDER BY source, name
+        ON CONFLICT (owner, what, subscription, source, name) DO UPDATE
+        SET number = total.number + excluded.number, updated_at = excluded.updated_at
+    )
+    SELECT count(*) FROM gone
+    """
 ).bindparams(
     bindparam("seqs", type_=ARRAY(BigInteger())),
     bindparam("attempts", type_=Integer()),
+    bindparam("owner", type_=String()),
 )
 
 _LOCK_KEYS = text("SELECT pg_advisory_xact_lock(:space, key) FROM unnest(:keys) AS key").bindparams(
@@ -182,6 +216,7 @@ class PostgreSQL(Dialect):
     can_notify = True
     adds_delays = True
     autocommit_saves_trips = True
+    counts_with_insert = True
     maintenance_database = "postgres"
     # The outbox is empty at one moment and has a million rows at the next, and a plan that was made
     # for the empty table is kept. So only plans that follow an index, whatever the statistics say.
@@ -281,8 +316,8 @@ class PostgreSQL(Dialect):
     def lock_keys(self, connection: Connection, numbers: Sequence[int]) -> None:
         connection.execute(_LOCK_KEYS, {"keys": numbers})
 
-    def delete_outbox(self, outbox: Table) -> Executable:
-        return _DELETE_OUTBOX
+    def delete_relayed(self, outbox: Table) -> Executable:
+        return _DELETE_RELAYED
 
     async def outbox_writers(self, connection: AsyncConnection) -> list[str]:
         return list(await connection.scalars(_OUTBOX_WRITERS))

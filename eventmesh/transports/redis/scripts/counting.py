@@ -11,11 +11,11 @@ local counts, order, entries, bytes = {}, {}, 0, 0
 local function count(state, attributes, size)
   entries, bytes = entries + 1, bytes + size
   local name, schema = attributes['type'] or '', attributes['dataschema'] or ''
-  local made_at = attributes['time'] or ''
-  local kind = state .. '\\n' .. name .. '\\n' .. schema
+  local made_at, source = attributes['time'] or '', attributes['source'] or ''
+  local kind = state .. '\\n' .. name .. '\\n' .. schema .. '\\n' .. source
   local lot = counts[kind]
   if not lot then
-    lot = {state, name, schema, made_at, 0}
+    lot = {state, name, schema, made_at, 0, source}
     counts[kind] = lot
     order[#order + 1] = lot
   end
@@ -24,7 +24,7 @@ local function count(state, attributes, size)
 end
 local function texts(attributes)
   local kept = {}
-  for _, name in ipairs({'type', 'dataschema', 'time'}) do
+  for _, name in ipairs({'type', 'dataschema', 'time', 'source'}) do
     if type(attributes[name]) == 'string' then kept[name] = attributes[name] end
   end
   return kept
@@ -121,8 +121,8 @@ return {delivered, redis.call('XLEN', KEYS[1])}
 class PageScripts:
     """Three scripts, each of which reads a page: of a stream from an id on, of what is pending in
     it, and of the delayed set. `order`, which they return last, is what was made of the messages:
-    counts, as {state, type, dataschema, earliest time, number}; or of a search {state, name and
-    text of each attribute}."""
+    counts, as {state, type, dataschema, earliest time, number, source}; or of a search {state, name
+    and text of each attribute}."""
 
     range: str
     pending: str

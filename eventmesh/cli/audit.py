@@ -1,0 +1,208 @@
+"""`eventmesh audit`: the balance sheet of all messages."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eventmesh.cli.terminal import console
+from eventmesh.errors import Unreachable, UsageError
+from eventmesh.printable import printable
+
+if TYPE_CHECKING:  # imported when the command runs; see `eventmesh.cli`
+    from rich.console import Group
+
+    from eventmesh.operations.audit import BalanceSheet, Difference
+
+METRIC = "eventmesh_unaccounted_messages"
+
+
+def audit(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_metric: Annotated[
+        bool, typer.Option("--prometheus", help="Print a metric, in Prometheus's text format.")
+    ] = False,
+    accepted: Annotated[
+        str | None,
+        typer.Option(
+            "--accept",
+            help="Count the differences of now as explained, for this reason, which is logged.",
+            metavar="REASON",
+        ),
+    ] = None,
+) -> None:
+    """Check that no message is missing: what was sent must be somewhere.
+
+    For every message and every subscription that takes it: sent = handled +
+    waiting + delayed + in flight + dead + discarded + parked. Brokers and
+    databases are asked, not workers; everything may go on meanwhile.
+
+    Exit code 1 if something is missing or too much, with where, how many and
+    why that may be; 3 if a server did not answer. What only one sheet shows
+    while messages move is not a difference.
+
+    \b
+    The columns are:
+      sent       by transactions of the publishing service
+      outbox     not yet on the broker; parked is beside it
+      handled    took effect, each once
+      discarded  dead letters that an operator deleted, and parked messages
+                 that an operator skipped
+      accepted   differences that an operator has explained
+      missing    sent, and nowhere
+    """
+    from eventmesh.cli.environment import settings_of_command
+    from eventmesh.clock import SystemClock
+    from eventmesh.operations.reach import Reach
+    from eventmesh.runtime.declaring.discovery import load_services
+
+    if as_json and as_metric:
+        raise UsageError("Choose --json or --prometheus, not both.")
+    if accepted is not None and not accepted.strip():
+        raise UsageError("--accept needs a reason.")
+    loaded = load_services([], Path.cwd())
+    settings, clock = settings_of_command(), SystemClock()
+
+    async def run() -> BalanceSheet:
+        from eventmesh.operations import audit as auditing
+
+        async with Reach(loaded, settings, clock) as reach:
+            sheet = await auditing.audit(reach)
+            if accepted is None or not (sheet.differences or sheet.late):
+                return sheet
+            if sheet.problems:
+                raise Unreachable(f"Nothing is accepted, as not all answered. {sheet.problems[0]}")
+            for each in (*sheet.differences, *sheet.late):
+                line = f"accepted, because {accepted}: {sentence(each)}"
+                typer.echo(printable(line), err=True)
+            await auditing.accept(reach, [*sheet.differences, *sheet.late])
+            return await auditing.audit(reach)
+
+    sheet = asyncio.run(run())
+    if as_json:
+        typer.echo(json.dumps(as_document(sheet), indent=2))
+    elif as_metric:
+        typer.echo("\n".join(metric(sheet)))
+    else:
+        console().print(table(sheet))
+    if sheet.problems:
+        raise typer.Exit(Unreachable.exit_code)
+    if sheet.differences:
+        raise typer.Exit(1)
+
+
+def as_document(sheet: BalanceSheet) -> dict[str, Any]:
+    """The sheet for programs. Members may be added in later versions; none is removed."""
+    from dataclasses import asdict
+
+    lines = {
+        part: [asdict(line) | {"missing": line.missing} for line in getattr(sheet, part)]
+        for part in ("outboxes", "deliveries", "inboxes")
+    }
+    return {
+        "taken_at": sheet.taken_at.isoformat(),
+        **lines,
+        "differences": [_difference_document(each) for each in sheet.differences],
+        "late": [_difference_document(each) for each in sheet.late],
+        "unaccounted": sheet.unaccounted,
+        "notes": list(sheet.notes),
+        "problems": list(sheet.problems),
+    }
+
+
+def _difference_document(difference: Difference) -> dict[str, Any]:
+    return {
+        "equation": difference.equation,
+        "where": difference.where,
+        "message": difference.name,
+        "source": difference.source,
+        "missing": difference.missing,
+        "suspects": list(difference.suspects),
+    }
+
+
+def metric(sheet: BalanceSheet) -> Iterator[str]:
+    """The number of messages that are missing or too many, by where and message. Nothing is 0 that
+    could not be measured: then there is no sample."""
+    yield f"# HELP {METRIC} Messages that are missing, or too many, on the last balance sheet."
+    yield f"# TYPE {METRIC} gauge"
+    if sheet.problems:
+        return
+    for each in sheet.differences:
+        labels = {"equation": each.equation, "where": each.where, "message": each.name}
+        shown = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
+        yield f"{METRIC}{{{shown}}} {abs(each.missing)}"
+    if not sheet.differences:
+        yield f'{METRIC}{{equation="",where="",message=""}} 0'
+
+
+def _escaped(text: str) -> str:
+    return printable(text).replace("\\", "\\\\").replace('"', '\\"')
+
+
+def table(sheet: BalanceSheet) -> Group:
+    """The sheet for people."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    stored = {(line.source, line.name): line for line in sheet.outboxes}
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("subscription", overflow="fold", min_width=20)
+    shown.add_column("message", overflow="fold", min_width=20)
+    columns = ("sent", "outbox", "parked", "waiting", "delayed", "in flight", "dead", "discarded")
+    for column in (*columns, "handled", "accepted", "missing"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for line in sheet.deliveries:
+        outbox = stored[line.source, line.name]
+        missing = line.missing + outbox.missing
+        numbers = (
+            outbox.stored,
+            outbox.waiting,
+            outbox.parked,
+            line.ready,
+            line.delayed,
+            line.in_flight,
+            line.dead,
+            line.discarded + outbox.skipped,
+            line.handled,
+            line.accepted + outbox.accepted,
+        )
+        shown.add_row(
+            Text(printable(line.subscription)),
+            Text(printable(line.name)),
+            *(f"{number:,}" for number in numbers),
+            Text(f"{missing:,}", style="bold red" if missing else ""),
+        )
+    below: list[Text] = []
+    for each in sheet.differences:
+        below.append(Text(printable(sentence(each)), style="red"))
+        below += [Text(printable(f"  perhaps: {suspect}")) for suspect in each.suspects]
+    for each in sheet.late:
+        below.append(
+            Text(
+                printable(
+                    f"{each.where} was declared after the first {each.name} were sent, and did not "
+                    f"get {each.missing:,} of them: its balance begins with `eventmesh audit "
+                    f"--accept 'declared later'`"
+                )
+            )
+        )
+    below += [Text(printable(f"note: {note}")) for note in (*sheet.problems, *sheet.notes)]
+    if not sheet.problems:
+        balanced = "balanced: nothing is missing" if not sheet.differences else "NOT balanced"
+        below.append(Text(balanced, style="bold"))
+    return Group(shown, "", *below)
+
+
+def sentence(difference: Difference) -> str:
+    """What does not balance, in one line."""
+    number = abs(difference.missing)
+    what = difference.name or "messages"
+    verb = "missing" if difference.missing > 0 else "too many"
+    return f"{difference.where}: {number:,} of {what} {verb}"

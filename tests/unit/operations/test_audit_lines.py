@@ -1,0 +1,127 @@
+"""The equations of `eventmesh audit`, and what is made of one that does not hold; no server."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from eventmesh.cli.audit import as_document, metric, table
+from eventmesh.operations.audit import (
+    BalanceSheet,
+    DeliveryLine,
+    Difference,
+    InboxLine,
+    OutboxLine,
+    inbox_lines,
+    outbox_lines,
+)
+from eventmesh.operations.reach import Place
+from eventmesh.persistence.counts import Books, Total, Way
+
+NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
+ORDERS = Place("sqlite://", ("orders",))
+
+number = st.integers(0, 1_000)
+
+
+def total(what: str, count: int, *, subscription: str = "", name: str = "orders.placed") -> Total:
+    return Total(Way(what, subscription, "orders", name), count, NOON)
+
+
+def delivery(**changes: object) -> DeliveryLine:
+    parts = ("relayed", "handled", "ready", "delayed", "in_flight", "dead", "discarded", "accepted")
+    values = dict.fromkeys(parts, 0) | changes
+    return DeliveryLine("billing.charge", "orders", "orders.placed", **values)  # type: ignore[arg-type]
+
+
+@given(st.lists(number, min_size=7, max_size=7))
+def test_what_is_somewhere_is_not_missing_wherever_it_is(parts: list[int]) -> None:
+    names = ("handled", "ready", "delayed", "in_flight", "dead", "discarded", "accepted")
+    places = dict(zip(names, parts, strict=True))
+    assert delivery(relayed=sum(parts), **places).missing == 0
+    assert delivery(relayed=sum(parts) + 2, **places).missing == 2
+
+
+@given(number, number, number, number, number)
+def test_an_outbox_is_balanced_by_what_left_it_and_what_is_in_it(
+    relayed: int, skipped: int, due: int, delayed: int, parked: int
+) -> None:
+    key = ("orders", "orders.placed")
+    books = Books(
+        (
+            total("stored", relayed + skipped + due + delayed + parked),
+            total("relayed", relayed),
+            total("skipped", skipped),
+        ),
+        {(*key, "due"): due, (*key, "delayed"): delayed, (*key, "parked"): parked},
+    )
+    [line] = outbox_lines(ORDERS, books)
+    assert (line.missing, line.waiting, line.parked) == (0, due + delayed, parked)
+
+
+def test_the_time_outs_of_sagas_are_left_out() -> None:
+    assert outbox_lines(ORDERS, Books((total("stored", 1, name="orders.buy.signal"),))) == []
+
+
+def test_the_messages_of_all_publishers_are_remembered_together() -> None:
+    handled = [
+        Total(Way("handled", "billing.charge", source, "orders.placed"), 2, NOON)
+        for source in ("orders", "bridge")
+    ]
+    forgotten = Total(Way("forgotten", "billing.charge", "", ""), 1, NOON)
+    [line] = inbox_lines(Books((*handled, forgotten), {}, {"billing.charge": 2}))
+    assert line == InboxLine("billing.charge", 4, 2, 1, 0)
+    assert line.missing == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "uncertain"),
+    [
+        (delivery(relayed=2, unseen=0), False),
+        (delivery(relayed=2, unseen=1), False),
+        (delivery(relayed=2, unseen=2), True),
+        (delivery(relayed=2, unseen=None), True),
+        (delivery(relayed=2, handled=2, in_flight=1), True),  # handled and not settled yet
+        (delivery(relayed=2, handled=3), False),  # handled twice
+    ],
+)
+def test_a_difference_that_the_broker_may_explain_is_uncertain(
+    line: DeliveryLine, uncertain: bool
+) -> None:
+    assert line.is_uncertain is uncertain
+
+
+def sheet(text: str, missing: int = 1) -> BalanceSheet:
+    difference = Difference(
+        "delivery", f"a.{text}", text, "orders", missing, (text,), "a", Way("accepted", "", "", "")
+    )
+    outbox = OutboxLine(("orders",), "orders", text, 1, 1, 0, 0, 0, 0)
+    line = DeliveryLine(f"a.{text}", "orders", text, missing, 0, 0, 0, 0, 0, 0, 0)
+    return BalanceSheet(NOON, (outbox,), (line,), (), (difference,), (difference,), (text,))
+
+
+@given(st.text(max_size=30))
+def test_no_name_adds_a_line_or_a_sample_of_its_own(text: str) -> None:
+    out = io.StringIO()
+    Console(file=out, width=10_000, highlight=False, markup=False, emoji=False).print(
+        table(sheet(text))
+    )
+    shown = out.getvalue().splitlines()
+    assert all(line.isprintable() for line in shown)
+    assert len(shown) == 8  # heading, row, blank line, difference, suspect, late, note, verdict
+    [_, _, sample] = metric(sheet(text))
+    assert sample.isprintable()
+    assert sample.endswith(" 1")
+    json.dumps(as_document(sheet(text)))
+
+
+def test_a_sheet_that_is_not_whole_has_no_sample() -> None:
+    assert len(list(metric(BalanceSheet(NOON, (), (), (), problems=("away",))))) == 2
+    [_, _, zero] = metric(BalanceSheet(NOON, (), (), ()))
+    assert zero.endswith("} 0")
