@@ -77,8 +77,12 @@ class Dashboard:
         if not services:
             raise UsageError("A dashboard needs at least one service.")
         clock = clock or SystemClock()
-        self._reach = Reach(services, settings or load_settings(), clock, transport)
-        self._sampler = Sampler(lambda: mesh_status(self._reach), clock, interval)
+        settings = settings or load_settings()
+        self._reach = Reach(services, settings, clock, transport)
+        # Of its own, because a measurement that takes too long closes its connections, and a bulk
+        # action may be under way on the others.
+        self._measured = Reach(services, settings, clock, transport)
+        self._sampler = Sampler(lambda: mesh_status(self._measured), clock, interval)
         guard = ForgeryGuard(origins)
         self._site = Site(self._reach, self._sampler, make_environment(), guard, Masking(mask))
         overview = Overview(self._site)
@@ -159,7 +163,8 @@ class Dashboard:
         """Stop measuring, and close the connections."""
         await self._jobs.close()
         await self._sampler.close()
-        await self._reach.__aexit__(None, None, None)
+        for reach in (self._measured, self._reach):
+            await reach.__aexit__(None, None, None)
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:

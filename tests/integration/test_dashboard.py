@@ -18,9 +18,10 @@ from sqlalchemy import update
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount, Route
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from eventmesh import Settings
+from eventmesh import Service, Settings
 from eventmesh.cli.main import app as cli
 from eventmesh.dashboard import Dashboard, User
 from eventmesh.errors import UsageError
@@ -30,7 +31,7 @@ from eventmesh.operations.status import mesh_status
 from eventmesh.persistence.tables import outbox
 from eventmesh.transports.base import Transport, publish_or_raise
 from eventmesh.transports.outcome import Dead
-from eventmesh.wire.envelope import Envelope
+from eventmesh.wire.envelope import Envelope, seal
 from services.demo.page import serving
 from tests.support.dashboards import (
     CLOCK,
@@ -38,6 +39,7 @@ from tests.support.dashboards import (
     Billed,
     Browser,
     ServedMesh,
+    Viewed,
     bills,
     browsing,
     hidden_field,
@@ -662,3 +664,56 @@ def test_mistakes_on_the_command_line_are_named(arguments: list[str], why: str) 
     result = CliRunner().invoke(cli, ["dashboard", *arguments])
     assert isinstance(result.exception, UsageError)
     assert why in str(result.exception)
+
+
+@ON_SQLITE
+async def test_nothing_is_done_that_cannot_be_recorded(make_mesh: MakeMesh) -> None:
+    mesh = await make_mesh("sqlite")
+    subscription = mesh.service.handlers["shop.bill"].subscription
+    away = {"shop": "postgresql://nobody@127.0.0.1:1/none"}
+    settings = mesh.settings.model_copy(update={"database_urls": away})
+    async with mesh.broker() as transport:
+        await mesh.dead_letter(transport, bills(-1))
+        async with browsing(Dashboard([mesh.service], settings=settings)) as browser:
+            listed, page = await one_listed(browser)
+            [letter_id] = ids_in(page)
+            review = await browser.text(
+                "/dead-letters/review", subscription="shop.bill", list=listed, deed="discard"
+            )
+            fields = {"selection": hidden_field(review, "selection"), "deed": "discard"}
+            result = await browser.post("/dead-letters/act", fields)
+            where = {"subscription": "shop.bill", "id": letter_id, "data": '{"customer":"a"}'}
+            edited = await browser.post("/dead-letters/edit", where)
+        assert "It was stopped: " in result.text
+        assert "does not answer" in result.text
+        assert "Not replayed" in edited.text
+        assert (await transport.stats(subscription)).dead == 1
+
+
+@ON_SQLITE
+async def test_an_action_on_a_service_without_a_database_is_logged(make_mesh: MakeMesh) -> None:
+    service = Service("web")
+
+    @service.subscriber()
+    async def look(event: Viewed) -> None: ...
+
+    mesh = ServedMesh(service, (await make_mesh("sqlite")).settings)
+    async with mesh.broker() as transport:
+        handler = service.handlers["web.look"]
+        viewed = seal(Viewed(page=NASTY), source="web", clock=CLOCK)
+        await publish_or_raise(transport, [viewed])
+        async with transport.consume(handler.subscription, prefetch=1) as consumer:
+            [delivery] = await consumer.receive(1)
+            await consumer.settle([(delivery, Dead("refused", ""))])
+        async with browsing(app_of(mesh)) as browser:
+            listed, _ = await one_listed(browser, "web.look")
+            review = await browser.text(
+                "/dead-letters/review", subscription="web.look", list=listed, deed="discard"
+            )
+            fields = {"selection": hidden_field(review, "selection"), "deed": "discard"}
+            with capture_logs() as logs:
+                await browser.post("/dead-letters/act", {**fields, "reason": "not needed"})
+            assert "in the dashboard" in await browser.text("/actions")
+    [begun, ended] = [each for each in logs if each["event"].startswith("operator")]
+    assert (begun["what"], begun["reason"]) == ("discard dead letters", "not needed")
+    assert ended["outcome"] == "1 of 1 discarded"

@@ -114,7 +114,7 @@ async def delays_do_not_block_each_other(rig: Rig) -> None:
 
 async def dead_letters_are_kept(rig: Rig) -> None:
     """A dead letter keeps envelope, reason, error and attempts. It can be listed repeatedly,
-    replayed to its subscription, or discarded."""
+    replayed to its subscription, as it is or with other data, or discarded."""
     subscription, other = rig.subscription("mortal"), rig.subscription("bystander")
     sent = rig.envelopes(3)
     async with rig.open() as transport:
@@ -122,14 +122,14 @@ async def dead_letters_are_kept(rig: Rig) -> None:
         await publish_or_raise(transport, sent)
         async with transport.consume(subscription, prefetch=10) as consumer:
             got = await receive(rig, consumer, 3)
-            await consumer.settle([(got[0], RetryAfter(0.0)), (got[1], DONE)])
+            await consumer.settle([(got[0], RetryAfter(0.0)), (got[1], Dead("to be edited"))])
             await consumer.settle([(got[2], Dead("does not fit", "Traceback: ü"))])
             [again] = await receive(rig, consumer, 1)
             await consumer.settle([(again, Dead("gave up"))])
-        await counted(rig, transport, subscription, dead=2)
+        await counted(rig, transport, subscription, dead=3)
         for _ in range(25):  # RabbitMQ drops a message that was returned 20 times, if let
             letters = await transport.dead_letters(subscription, limit=10)
-            expect(len(letters) == 2, f"two dead letters, not {letters}")
+            expect(len(letters) == 3, f"three dead letters, not {letters}")
         by_id = {letter.envelope.id: letter for letter in letters}
         letter = by_id[sent[2].id]
         expect(letter.envelope == sent[2], letter)
@@ -145,6 +145,14 @@ async def dead_letters_are_kept(rig: Rig) -> None:
         )
         [replayed] = await drain(rig, transport, subscription, 1)
         expect((replayed.envelope, replayed.attempt) == (sent[2], 1), replayed)
+        edited = by_id[sent[1].id]
+        other_data = {edited.id: b'{"edited": true}', missing: b"{}"}
+        for found in ([edited.id], []):
+            ids = list(await transport.replay(subscription, [edited.id], other_data))
+            expect(ids == found, f"an edited dead letter is replayed once: {ids}")
+        [replayed] = await drain(rig, transport, subscription, 1)
+        expect((replayed.envelope.id, replayed.attempt) == (sent[1].id, 1), replayed)
+        expect(replayed.envelope.data == other_data[edited.id], replayed)
         doomed = by_id[sent[0].id]
         expect(
             list(await transport.discard(subscription, [missing, doomed.id])) == [doomed.id],
