@@ -78,7 +78,7 @@ def audit(
             if sheet.problems:
                 raise Unreachable(f"Nothing is accepted, as not all answered. {sheet.problems[0]}")
             for each in (*sheet.differences, *sheet.late):
-                line = f"accepted, because {accepted}: {sentence(each)}"
+                line = f"accepted, because {accepted}: {auditing.sentence(each)}"
                 typer.echo(printable(line), err=True)
             await auditing.accept(reach, [*sheet.differences, *sheet.late])
             return await auditing.audit(reach)
@@ -151,6 +151,8 @@ def table(sheet: BalanceSheet) -> Group:
     from rich.table import Table
     from rich.text import Text
 
+    from eventmesh.operations.audit import sentence
+
     stored = {(line.source, line.name): line for line in sheet.outboxes}
     shown = Table(box=None, pad_edge=False, header_style="bold")
     shown.add_column("subscription", overflow="fold", min_width=20)
@@ -198,11 +200,3 @@ def table(sheet: BalanceSheet) -> Group:
         balanced = "balanced: nothing is missing" if not sheet.differences else "NOT balanced"
         below.append(Text(balanced, style="bold"))
     return Group(shown, "", *below)
-
-
-def sentence(difference: Difference) -> str:
-    """What does not balance, in one line."""
-    number = abs(difference.missing)
-    what = difference.name or "messages"
-    verb = "missing" if difference.missing > 0 else "too many"
-    return f"{difference.where}: {number:,} of {what} {verb}"

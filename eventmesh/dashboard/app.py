@@ -27,6 +27,7 @@ from eventmesh.dashboard.jobs import Jobs
 from eventmesh.dashboard.live import Live, View
 from eventmesh.dashboard.masking import Mask, Masking
 from eventmesh.dashboard.pages.actions import Actions
+from eventmesh.dashboard.pages.audit import Audit
 from eventmesh.dashboard.pages.dead_letters import DeadLetters
 from eventmesh.dashboard.pages.outbox import Outbox
 from eventmesh.dashboard.pages.overview import Overview
@@ -112,6 +113,7 @@ class Dashboard:
             "/sagas/saga": sagas.saga,
             "/topology": topology.page,
             "/schemas": topology.schemas,
+            "/audit": Audit(self._site).page,
             "/search": Search(self._site).page,
             "/actions": Actions(self._site).page,
         }

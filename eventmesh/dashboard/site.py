@@ -43,6 +43,7 @@ NAVIGATION = (
     ("/topology", "Topology"),
     ("/schemas", "Schemas"),
     ("/search", "Search"),
+    ("/audit", "Audit"),
     ("/actions", "Actions"),
 )
 

@@ -142,6 +142,14 @@ class Difference:
     way: Way
 
 
+def sentence(difference: Difference) -> str:
+    """What does not balance, in one line."""
+    number = abs(difference.missing)
+    what = difference.name or "messages"
+    verb = "missing" if difference.missing > 0 else "too many"
+    return f"{difference.where}: {number:,} of {what} {verb}"
+
+
 @dataclass(frozen=True, slots=True)
 class BalanceSheet:
     """All lines, the equations that do not hold, what could not be balanced and why, and who did

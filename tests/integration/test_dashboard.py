@@ -21,7 +21,7 @@ from starlette.routing import Mount, Route
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from eventmesh import Service, Settings
+from eventmesh import Reject, Service, Settings, Transaction
 from eventmesh.cli.main import app as cli
 from eventmesh.dashboard import Dashboard, User
 from eventmesh.errors import UsageError
@@ -29,7 +29,7 @@ from eventmesh.operations.action_log import newest_actions
 from eventmesh.operations.reach import Reach
 from eventmesh.operations.status import mesh_status
 from eventmesh.persistence.tables import outbox
-from eventmesh.transports.base import Transport, publish_or_raise
+from eventmesh.transports.base import Subscription, Transport, publish_or_raise
 from eventmesh.transports.outcome import Dead
 from eventmesh.wire.envelope import Envelope, seal
 from services.demo.page import serving
@@ -599,6 +599,7 @@ async def test_every_page_is_there_while_the_servers_are_away(make_mesh: MakeMes
             ("/topology", 200),
             ("/schemas", 200),
             ("/search?q=x", 200),
+            ("/audit?run=1", 200),
             ("/actions", 200),
         ):
             response = await browser.get(path)
@@ -717,3 +718,35 @@ async def test_an_action_on_a_service_without_a_database_is_logged(make_mesh: Ma
     [begun, ended] = [each for each in logs if each["event"].startswith("operator")]
     assert (begun["what"], begun["reason"]) == ("discard dead letters", "not needed")
     assert ended["outcome"] == "1 of 1 discarded"
+
+
+@ON_SQLITE
+async def test_the_balance_sheet_is_drawn_up_and_finds_what_was_taken_away(
+    make_mesh: MakeMesh,
+) -> None:
+    mesh = await make_mesh("sqlite")
+    subscription = Subscription("shop.tell", ("shop.billed",))
+
+    @mesh.service.subscriber(name="tell")
+    async def tell(event: Billed, tx: Transaction) -> None:
+        if event.cents == 13:
+            raise Reject("thirteen")
+
+    async with mesh.broker() as transport:
+        await publish_or_raise(transport, bills(1, 13, 13))
+        async with mesh.worker(transport), asyncio.timeout(60):
+            while (await transport.stats(subscription)).dead < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        async with browsing(app_of(mesh)) as browser:
+            assert "balanced" not in await browser.text("/audit")
+            balanced = await browser.text("/audit", run="1")
+            assert "It is balanced" in balanced
+            [first, second] = ids_in((await one_listed(browser, "shop.tell"))[1])
+            where = {"subscription": "shop.tell", "id": first}
+            review = await browser.text("/dead-letters/review-one", **where, deed="discard")
+            fields = {"selection": hidden_field(review, "selection"), "deed": "discard"}
+            await browser.post("/dead-letters/act", fields)
+            assert "It is balanced" in await browser.text("/audit", run="1")  # it was counted
+            await transport.discard(subscription, [second])  # behind our back
+            missing = await browser.text("/audit", run="1")
+    assert "shop.tell: 1 of shop.billed missing" in missing

@@ -34,6 +34,7 @@ PAGES = (
     "/topology",
     "/schemas",
     "/search",
+    "/audit?run=1",
     "/actions",
 )
 
