@@ -7,7 +7,7 @@ import ipaddress
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -131,7 +131,8 @@ def serve(app: Any, host: str, port: int) -> None:
             server_header=False,
             timeout_graceful_shutdown=1,  # streams of events do not end by themselves
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # this is how it ends
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 @contextmanager
