@@ -116,6 +116,9 @@ def find_binary(name: str, places: Sequence[str]) -> str:
 CLAIM_TIME = 600.0
 """Seconds for which nobody else is given a port: by then, a server listens on it."""
 
+CLAIMS = "eventmesh-ports-"
+"""What the name of the folder of claims, in that of temporary files, begins with. It stays."""
+
 
 def free_port() -> int:
     """A port that is free on every address, and that no process of this user was given by this
@@ -142,15 +145,14 @@ def _is_free(port: int) -> bool:
 def _claim(port: int) -> bool:
     """Whether nobody else has claimed it lately: a claim is a file, and its age that of the
     claim."""
-    claims = Path(tempfile.gettempdir(), f"eventmesh-ports-{os.getuid()}")
+    claims = Path(tempfile.gettempdir(), f"{CLAIMS}{os.getuid()}")
     claims.mkdir(mode=0o700, exist_ok=True)
-    claim = claims / str(port)
-    with suppress(FileNotFoundError):
-        if time.time() - claim.stat().st_mtime < CLAIM_TIME:
-            return False
-        claim.unlink()
+    for each in claims.iterdir():
+        with suppress(FileNotFoundError):
+            if time.time() - each.stat().st_mtime > CLAIM_TIME:
+                each.unlink()
     try:
-        claim.touch(exist_ok=False)
+        (claims / str(port)).touch(exist_ok=False)
     except FileExistsError:
         return False
     return True
