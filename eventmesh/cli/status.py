@@ -105,10 +105,17 @@ async def _watch(reach: Reach, clock: Clock, interval: float, as_json: bool) -> 
 
     from eventmesh.operations.status import mesh_status
 
-    out = console()
+    out, task = console(), asyncio.current_task()
+
+    async def measured() -> MeshStatus:
+        found = await mesh_status(reach)
+        if task is not None and task.cancelling():  # a driver may have kept it to itself
+            raise asyncio.CancelledError
+        return found
+
     if as_json or not out.is_terminal:
         while True:
-            found = await mesh_status(reach)
+            found = await measured()
             if as_json:
                 typer.echo(json.dumps(as_document(found)))
             else:
@@ -116,7 +123,7 @@ async def _watch(reach: Reach, clock: Clock, interval: float, as_json: bool) -> 
             await clock.sleep(interval)
     with Live(console=out, auto_refresh=False, screen=True) as live:
         while True:
-            live.update(tables(await mesh_status(reach)), refresh=True)
+            live.update(tables(await measured()), refresh=True)
             await clock.sleep(interval)
 
 

@@ -22,6 +22,7 @@ from eventmesh.transports.base import (
     publish_or_raise,
 )
 from eventmesh.transports.census import Census
+from eventmesh.transports.finding import Found
 from eventmesh.transports.memory import MemoryBroker, MemoryTransport
 from eventmesh.transports.outcome import DONE, Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
@@ -423,6 +424,20 @@ class ForgetsTheDelayed(BrokenTransport):
         found = await super().census(subscriptions, messages, untouched=untouched)
         found.lots = {kind: lot for kind, lot in found.lots.items() if kind.state != "delayed"}
         return found
+
+
+class FindsTheReadyOnly(BrokenTransport):
+    """As a look at the queues alone, where retries and what is in flight are somewhere else."""
+
+    async def find(
+        self,
+        subscriptions: Sequence[Subscription],
+        messages: Collection[str],
+        wanted: Collection[str],
+    ) -> Found:
+        found = await super().find(subscriptions, messages, wanted)
+        seen = tuple(each for each in found.messages if each.state in ("ready", "unrouted"))
+        return replace(found, messages=seen)
 
 
 class CountsByTakingOut(BrokenTransport):

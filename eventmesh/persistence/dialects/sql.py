@@ -125,5 +125,6 @@ def _now_sqlite(_element: database_now, _compiler: SQLCompiler, **_options: Any)
 
 
 @compiles(database_now, _MARIADB)
+@compiles(database_now, "mysql")  # as an application's own engine may be called
 def _now_mariadb(_element: database_now, _compiler: SQLCompiler, **_options: Any) -> str:
     return "UTC_TIMESTAMP(6)"
