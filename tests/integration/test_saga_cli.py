@@ -428,6 +428,7 @@ async def test_a_dead_letter_of_a_command_names_its_saga_and_what_follows(
     ) in said
     [listed] = json.loads((await rides.call("dlq", "list", "cars", "--json")).stdout)
     assert (listed["saga"]["id"], listed["saga"]["step"]) == (saga_id, "reserve")
+    await rides.call("db", "upgrade", "cars")  # where it is counted
     discarded = await rides.call("dlq", "discard", "cars", letter)
     assert discarded.stdout == "1 dead letter(s) discarded\n"
     assert discarded.stderr == (
@@ -498,5 +499,6 @@ async def test_a_dead_letter_that_concerns_no_saga_says_nothing_of_sagas(
 ) -> None:
     letter = await dead_letter("cars.reserve", rides.code["Reserve"](ride="a"), {})
     assert "saga" not in (await rides.call("dlq", "show", "cars", letter)).stdout
+    await rides.call("db", "upgrade", "cars")  # where it is counted
     discarded = await rides.call("dlq", "discard", "cars", letter)
     assert (discarded.stdout, discarded.stderr) == ("1 dead letter(s) discarded\n", "")
