@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import compileall
 import gc
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -205,6 +206,9 @@ def broker_server(request: pytest.FixtureRequest) -> Server:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ORIGINS] = []
     gc.disable()  # until everything is collected
+    # A shell has its background jobs ignore Ctrl-C, and the programs that tests start would, too.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     required("redis")  # a wrong name in EVENTMESH_TEST_REQUIRE is an error before any test
     refuse_env_file(Path(__file__).parents[1] / ".env")
     if not hasattr(config, "workerinput"):
