@@ -4,7 +4,7 @@ A lane of a subscription takes batches of commands: it receives them, handles th
 row for each in PostgreSQL and an event that the handler returns, settles them, and its relay
 publishes the events. There is one such lane for each variant, all in one process, and they take
 turns batch by batch, so that whatever else the machine does slows them down alike. The broker is
-in memory, and the exporter drops the spans: what these take is no cost of tracing.
+in memory, and the exporter drops the spans: what these take is not a cost of tracing.
 
 A figure is the CPU time of the process for each command, as the median of all batches. Sampling
 decides on whole batches, so that of ten batches one is recorded, or none, or three: the cost of a

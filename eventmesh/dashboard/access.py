@@ -34,7 +34,7 @@ MOST_NAME = 255
 """The longest name of a user in characters, as the action log keeps it."""
 
 _PASSED_ON = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
-"""Headers by which a proxy tells that it has passed on a request."""
+"""Headers by which a proxy says that it has forwarded a request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ STREAM_TIME = 300.0
 MOST_STREAMS = 100
 
 QUIET_TIME = 15.0
-"""Seconds after which something is sent although there is no news, so that no proxy closes it."""
+"""Seconds after which something is sent even when there is no news, so that no proxy closes it."""
 
 
 class Live:

@@ -133,7 +133,9 @@ class UnitOfWork:
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             await connection.run_sync(
-                lambda sync: self._pending.store(self.session.sync_session, sync, ordered=False)
+                lambda sync: self._pending.store(
+                    self.session.sync_session, sync, ordered=False, counted=self._counted
+                )
             )
 
     def _keep(self, message: Outgoing) -> None:
