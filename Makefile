@@ -4,12 +4,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL ?= $(PIP) install
 ARGS ?=
 JOBS ?= 5
 SIDE_BY_SIDE := --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 # Each process of the tests would compile all of them for itself.
 unexport PYTHONDONTWRITEBYTECODE
+
+# Temporary files of tests, SQLite databases among them, are in memory where Linux has space for that.
+# pytest keeps those of failed tests.
+ifeq ($(shell test -w /dev/shm && df --output=avail --block-size=1G /dev/shm | tail -n 1 | xargs test 4 -le && echo yes),yes)
+export PYTEST_DEBUG_TEMPROOT ?= /dev/shm
+endif
 
 .DEFAULT_GOAL := help
 
@@ -28,13 +35,15 @@ quick: check  ## lint, types and unit tests, in about a minute
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/unit $(ARGS)
 
 soak: export EVENTMESH_SOAK_MINUTES ?= 10
-soak: $(VENV)/.dev  ## all crash points; connections cut after every few bytes; 100,000 inputs to the decoders; all faults on all servers, again and again for EVENTMESH_SOAK_MINUTES
-	$(BIN)/python -m pytest tests/crash tests/integration/test_*_cuts.py tests/integration/test_broker_cancellation.py \
+soak: $(VENV)/.dev  ## all crash points; connections cut after every few bytes; 100,000 inputs to the decoders; verdicts about large schemas; all seeds of simulations; all faults on all servers, again and again for EVENTMESH_SOAK_MINUTES
+	$(BIN)/python -m pytest tests/crash tests/compat/test_large_schemas.py tests/testing tests/integration/test_*_cuts.py tests/integration/test_broker_cancellation.py tests/integration/test_broker_closes.py \
 		tests/integration/test_mariadb.py \
 		tests/unit/persistence/test_state_machine.py tests/unit/test_decoders.py tests/faults tests/acceptance -m "soak or not soak" $(ARGS)
 
-cluster: $(VENV)/.dev  ## nodes of a three-node RabbitMQ cluster are killed under load; needs Docker
+cluster: $(VENV)/.dev  ## nodes of clusters of RabbitMQ and Redis are killed under load; needs Docker
 	$(BIN)/python -m benchmarks.rabbitmq_cluster $(ARGS)
+	$(BIN)/python -m benchmarks.rabbitmq_cluster --ordered --workers 3 $(ARGS)
+	$(BIN)/python -m benchmarks.redis_cluster --ordered --workers 3 $(ARGS)
 
 check: $(VENV)/.dev  ## what a reader's tools would say
 	$(BIN)/ruff check .
@@ -53,6 +62,8 @@ bench: $(VENV)/.dev  ## ratios against raw clients, FastStream, workflow engines
 	$(BIN)/python -m benchmarks.sagas
 	$(BIN)/python -m benchmarks.schemas
 	$(BIN)/python -m benchmarks.tracing
+	$(BIN)/python -m benchmarks.ordering
+	$(BIN)/python -m benchmarks.ordering_workers
 
 kills: $(VENV)/.dev  ## the demo on every broker, with and without workers that are killed
 	$(BIN)/python -m benchmarks.demo_kills $(ARGS)
@@ -80,9 +91,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --constraint constraints.txt --editable .
+	$(INSTALL) --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --constraint constraints.txt --editable '.[test,bench,check,import,mariadb,otel,reload,uvloop]'
+	$(INSTALL) --constraint constraints.txt --editable '.[test,testing,bench,check,import,mariadb,otel,reload,uvloop]'
 	@touch $@ $(VENV)/.run

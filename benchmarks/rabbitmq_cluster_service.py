@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -35,6 +36,6 @@ sold = shop.publisher(Sold)
 ledger = Service("ledger", metadata=Base.metadata)
 
 
-@ledger.subscriber(Sold)
+@ledger.subscriber(Sold, ordered=os.environ.get("LEDGER_ORDERED") == "yes")
 async def write_down(event: Sold, tx: Transaction) -> None:
     tx.session.add(Entry(customer=event.customer, number=event.number, at=time.time()))

@@ -7,12 +7,13 @@ is written by hand: `python -m benchmarks.sagas`.
 | one idle saga       | from the request of a workflow to the commit of its end, nothing else runs |
 | coordinator         | waiting answers a second, against the same rows written by raw SQL         |
 | one hop             | from publishing to another service's commit, at 50 messages a second       |
+| 100,000 open sagas  | starting, answering, timing out and looking at sagas, against 1,000 open   |
 | (a second table)    | statements, commits and round trips of one workflow                        |
 
-The programs are described in `sagas_programs`, `sagas_shop`, `sagas_coordinator` and `sagas_hop`,
-the counts in `sagas_counts`. A thin saga is compared with an engine's workflow of three empty
-steps, and so is the shop's saga, whose steps are not empty. A goal is what the project wants of the
-ratio, on a machine that does nothing else.
+The programs are described in `sagas_programs`, `sagas_shop`, `sagas_coordinator`, `sagas_hop` and
+`sagas_open`, the counts in `sagas_counts`. A thin saga is compared with an engine's workflow of
+three empty steps, and so is the shop's saga, whose steps are not empty. A goal is what the project
+wants of the ratio, on a machine that does nothing else.
 
 Programs take turns within each round, and the medians of the rounds are shown. All run on the event
 loop that `eventmesh worker` would use, and ours at its default settings. At the end of each run all
@@ -43,6 +44,9 @@ from benchmarks.report import Row, facts, latency_rows, print_table, rate_rows
 from benchmarks.sagas_coordinator import coordinator_rates
 from benchmarks.sagas_counts import Count, counts, print_counts, print_texts, run_all
 from benchmarks.sagas_hop import hops_by_hand, our_hops
+from benchmarks.sagas_open import FEW as FEW_OPEN
+from benchmarks.sagas_open import MANY as MANY_OPEN
+from benchmarks.sagas_open import open_saga_latencies
 from benchmarks.sagas_programs import (
     MakeEngine,
     Run,
@@ -71,7 +75,7 @@ IDLE_PAUSE = 0.02
 VISIT_TIMEOUT = 180.0
 """Seconds after which a run of a program counts as hung."""
 
-PARTS = ("workflows", "coordinator", "hop", "counts")
+PARTS = ("workflows", "coordinator", "hop", "open", "counts")
 OURS, DBOS, EDDA, SHOP = "ours", "DBOS", "Edda", "shop"
 
 
@@ -85,9 +89,10 @@ class Sizes:
     answers: int = 2_000
     hops: int = 300
     counted: int = 60
+    turns: int = 100
 
 
-QUICK = Sizes(level_seconds=2.0, idle=20, answers=500, hops=150, counted=40)
+QUICK = Sizes(level_seconds=2.0, idle=20, answers=500, hops=150, counted=40, turns=40)
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,22 @@ async def hop_rows(servers: Servers, sizes: Sizes, rounds: int) -> list[Row]:
     ]
 
 
+async def open_rows(servers: Servers, sizes: Sizes, rounds: int) -> list[Row]:
+    """Latencies where many sagas are open. Counting them is the one that must take longer."""
+    found = [await open_saga_latencies(servers, sizes.turns) for _ in range(rounds)]
+    few_name = f"{FEW_OPEN:,} open"
+    return [
+        row
+        for what in found[0][0]
+        for row in latency_rows(
+            f"{what}, {MANY_OPEN:,} open,",
+            50,
+            [many[what] for many, _ in found],
+            {("open", few_name): [few[what] for _, few in found]},
+        )
+    ]
+
+
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each program.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="One short round.")] = False,
@@ -232,6 +253,7 @@ def main(
         "workflows": workflow_rows,
         "coordinator": coordinator_rows,
         "hop": hop_rows,
+        "open": open_rows,
     }
     if unknown := set(only or ()) - set(PARTS):
         raise typer.BadParameter(f"{', '.join(unknown)}: choose from {', '.join(PARTS)}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what `__getattr__` does at run time, for type checkers
     from fast_depends import Depends as Depends
 
+    from eventmesh.clock import Clock as Clock
     from eventmesh.contracts.message import Command as Command
     from eventmesh.contracts.message import Event as Event
     from eventmesh.errors import EventMeshError as EventMeshError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # what `__getattr__` does at run time, for type checkers
     from eventmesh.wire.envelope import Envelope as Envelope
 
 _HOMES = {
+    "Clock": "eventmesh.clock",
     "Command": "eventmesh.contracts.message",
     "DeadLettered": "eventmesh.saga.failures",
     "Depends": "fast_depends",

@@ -36,8 +36,10 @@ def seconds(duration: Duration) -> float:
 
 
 def span(seconds: float) -> str:
-    """A duration for people: `0.4 s`, `45 s`, `12 min`, `3 h`, `2 d`."""
+    """A duration for people: `20 ms`, `0.4 s`, `45 s`, `12 min`, `3 h`, `2 d`."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds // size:,.0f} {unit}"
+    if abs(seconds) < 0.095:  # above it, one decimal of a second is enough
+        return f"{seconds * 1000:.0f} ms"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import compileall
 import gc
+import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -24,9 +25,10 @@ from eventmesh.testing.servers import (
     fresh_database,
     required,
 )
+from tests.integration.forks import Forks
 from tests.support.compiled_tests import compile_tests
 from tests.support.migrated_databases import MigratedDatabases
-from tests.support.shared_servers import ServerPool, answering, ask
+from tests.support.shared_servers import ServerPool, answering, ask, ask_for_forks
 from tests.support.xdist_groups import GroupScheduling
 
 pytest_plugins = ["tests.support.random_order"]
@@ -73,10 +75,16 @@ class Servers:
 
 
 @pytest.fixture(autouse=True)
-def unconfigured_logging() -> None:
+def unconfigured_logging() -> Iterator[None]:
     """No test meets what another has configured: structlog counts as configured for the rest of the
-    process once a test has used `capture_logs`."""
+    process once a test has used `capture_logs`, and a command that is called in this process sends
+    all logging to where its output went."""
     structlog.reset_defaults()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +98,21 @@ def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
     pool = ServerPool(config.stash[ORIGINS].append)
     yield Servers(pool.find)
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def forks(request: pytest.FixtureRequest) -> Iterator[Forks]:
+    """Starts commands as forks of one process, which is that of the controlling process, too."""
+    with ExitStack() as stack:
+        if (worker := getattr(request.config, "workerinput", None)) is not None:
+            address = ask_for_forks(Path(worker[_SOCKET]))
+        else:
+            pool = ServerPool(request.config.stash[ORIGINS].append)
+            stack.callback(pool.close)
+            address = pool.forks()
+        made = Forks(address)
+        stack.callback(made.close)
+        yield made
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +156,10 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def migrated_databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MigratedDatabases]:
+def migrated_databases(
+    tmp_path_factory: pytest.TempPathFactory, servers: Servers
+) -> Iterator[MigratedDatabases]:
+    """It needs the servers to the end, because it drops its templates on them."""
     made = MigratedDatabases(tmp_path_factory.mktemp("migrated"))
     yield made
     made.close()

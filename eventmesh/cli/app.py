@@ -2,7 +2,8 @@
 
 Typer's own help draws boxes and shows the Python type of each flag and argument (`<bool>`,
 `<list[str]>`), which tells a user of the command line nothing. Here a value is named by its
-metavar (`--limit N`), and a flag has none.
+metavar (`--limit N`), and a flag has none. A list of commands has the whole first sentence of each,
+where Typer cuts it off at the end of the line.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import typer
-from typer.core import TyperArgument, TyperCommand
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+_SENTENCE = 1_000  # characters: longer than any first sentence
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -35,6 +37,16 @@ class Command(TyperCommand):
                 with formatter.section(title):
                     formatter.write_dl(rows)
 
+    def get_short_help_str(self, limit: int = 45) -> str:
+        return super().get_short_help_str(max(limit, _SENTENCE))
+
+
+class Group(TyperGroup):
+    """A group of commands in the list of another one."""
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        return super().get_short_help_str(max(limit, _SENTENCE))
+
 
 class App(typer.Typer):
     """A group of commands; `help` is its one line in the list of groups."""
@@ -44,6 +56,7 @@ class App(typer.Typer):
             no_args_is_help=True,
             pretty_exceptions_enable=False,
             rich_markup_mode=None,
+            cls=Group,
             help=help,
         )
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eventmesh.cli.actions import log_actions
 from eventmesh.cli.terminal import console
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.printable import printable
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # imported when the command runs; see `eventmesh.cli`
 
 METRIC = "eventmesh_unaccounted_messages"
 
+LABELS = ("service", "equation", "where", "message")
+
 
 def audit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -31,7 +34,8 @@ def audit(
         str | None,
         typer.Option(
             "--accept",
-            help="Count the differences of now as explained, for this reason, which is logged.",
+            help="Count the differences of now as explained, for this reason, which the log of "
+            "actions keeps.",
             metavar="REASON",
         ),
     ] = None,
@@ -40,7 +44,10 @@ def audit(
 
     For every message and every subscription that takes it: sent = handled +
     waiting + delayed + in flight + dead + discarded + parked. Brokers and
-    databases are asked, not workers; everything may go on meanwhile.
+    databases are asked, not workers; everything may go on meanwhile. RabbitMQ
+    shows messages only by delivering them: they are received and given
+    back at once, which counts as a delivery of each, and workers get nothing
+    new for a moment.
 
     Exit code 1 if something is missing or too much, with where, how many and
     why that may be; 3 if a server did not answer. What only one sheet shows
@@ -67,9 +74,12 @@ def audit(
         raise UsageError("--accept needs a reason.")
     loaded = load_services([], Path.cwd())
     settings, clock = settings_of_command(), SystemClock()
+    if accepted is not None:
+        log_actions(settings, is_recorded=True)
 
     async def run() -> BalanceSheet:
         from eventmesh.operations import audit as auditing
+        from eventmesh.operations.action_log import operator_of_machine
 
         async with Reach(loaded, settings, clock) as reach:
             sheet = await auditing.audit(reach)
@@ -80,7 +90,8 @@ def audit(
             for each in (*sheet.differences, *sheet.late):
                 line = f"accepted, because {accepted}: {auditing.sentence(each)}"
                 typer.echo(printable(line), err=True)
-            await auditing.accept(reach, [*sheet.differences, *sheet.late])
+            found = [*sheet.differences, *sheet.late]
+            await auditing.accept(reach, found, operator_of_machine(), accepted.strip())
             return await auditing.audit(reach)
 
     sheet = asyncio.run(run())
@@ -127,18 +138,23 @@ def _difference_document(difference: Difference) -> dict[str, Any]:
 
 
 def metric(sheet: BalanceSheet) -> Iterator[str]:
-    """The number of messages that are missing or too many, by where and message. Nothing is 0 that
-    could not be measured: then there is no sample."""
+    """The number of messages that are missing, or too many, by service, where and message. Nothing
+    is 0 that could not be measured: then there is no sample."""
     yield f"# HELP {METRIC} Messages that are missing, or too many, on the last balance sheet."
     yield f"# TYPE {METRIC} gauge"
     if sheet.problems:
         return
     for each in sheet.differences:
-        labels = {"equation": each.equation, "where": each.where, "message": each.name}
-        shown = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
-        yield f"{METRIC}{{{shown}}} {abs(each.missing)}"
+        values = (each.service, each.equation, each.where, each.name)
+        yield f"{METRIC}{{{_labels(values)}}} {abs(each.missing)}"
     if not sheet.differences:
-        yield f'{METRIC}{{equation="",where="",message=""}} 0'
+        yield f"{METRIC}{{{_labels([''] * len(LABELS))}}} 0"
+
+
+def _labels(values: Iterable[str]) -> str:
+    return ",".join(
+        f'{name}="{_escaped(value)}"' for name, value in zip(LABELS, values, strict=True)
+    )
 
 
 def _escaped(text: str) -> str:

@@ -176,7 +176,7 @@ def _authentication(
 ) -> Authenticate:
     require_dashboard()
     from eventmesh.dashboard import OnLoopback, ProxyHeader, User
-    from eventmesh.dashboard.app import operator_of_machine
+    from eventmesh.operations.action_log import operator_of_machine
 
     if authenticate is not None and user_header is not None:
         raise UsageError("Give either --authenticate or --user-header.")

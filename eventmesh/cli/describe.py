@@ -77,6 +77,10 @@ def as_document(found: MeshDescription) -> dict[str, Any]:
     return asdict(found)
 
 
+_NONE_IN_MEMORY = "the broker is in the memory of a process"
+_NONE_DECLARED = "nothing is subscribed to, and publishing needs none"
+
+
 def as_lines(found: MeshDescription) -> Iterator[str]:
     """The description for people."""
     for service in found.services:
@@ -88,7 +92,8 @@ def as_lines(found: MeshDescription) -> Iterator[str]:
     yield ""
     yield f"broker objects ({found.broker.kind}, prefix {found.broker.prefix})"
     if not found.broker.objects:
-        yield "  none: the broker is in the memory of a process"
+        in_memory = found.broker.kind == "memory"
+        yield f"  none: {_NONE_IN_MEMORY if in_memory else _NONE_DECLARED}"
     for each in found.broker.objects:
         yield f"  {each.kind} {each.name} ({each.purpose})"
 
@@ -129,6 +134,9 @@ def _handler(handler: HandlerDescription) -> Iterator[str]:
     options += ["run by another program than a worker"] * handler.runs_elsewhere
     if handler.concurrency > 1:
         options.append(f"{handler.concurrency} at a time")
+    if handler.ordered is not None:
+        holds = ", a dead letter holds its key" * (handler.ordered.after_dead == "hold")
+        options.append(f"in order within a key{holds}")
     if handler.timeout is not None:
         options.append(f"timeout {handler.timeout:g} s")
     if handler.returns:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eventmesh.cli.actions import Reason, check_reason, reached
 from eventmesh.cli.app import App
 from eventmesh.cli.envelopes import as_dict, for_people
 from eventmesh.errors import UsageError
@@ -19,10 +18,12 @@ from eventmesh.printable import printable
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from collections.abc import Sequence
 
+    from eventmesh.operations.dead_letters import Deed
+    from eventmesh.operations.reach import Reach
     from eventmesh.runtime.declaring.handler import Handler
     from eventmesh.runtime.declaring.service import DeclaredService as Service
     from eventmesh.saga.concerned import ConcernedSaga
-    from eventmesh.transports.base import DeadLetter, Subscription, Transport
+    from eventmesh.transports.base import DeadLetter
 
 app = App(help="Dead letters: messages that could not be handled.")
 
@@ -40,19 +41,38 @@ Limit = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-Letters = list[tuple["DeadLetter", dict[str, Any]]]
-"""Dead letters, each with what is known of the saga that it concerns."""
 
-_ALL = 1_000_000
+@dataclass(frozen=True)
+class Listed:
+    """Dead letters, each with what is known of the saga that it concerns; `cut` are the
+    subscriptions that have more."""
+
+    letters: list[tuple[DeadLetter, dict[str, Any]]]
+    cut: list[str]
+
 
 _MOST_SAGAS = 10
 """How many sagas are named after one command."""
 
 
+_OF_A_MESSAGE = "For the id of a message, `eventmesh why ID` names its dead letters."
+
+
 @app.command("list")
 def list_letters(service: ServiceName, limit: Limit = 100, as_json: AsJson = False) -> None:
-    """List the dead letters of a service."""
-    letters = asyncio.run(_find(service, limit))
+    """List the dead letters of a service, the oldest of each subscription.
+
+    A list also ends once the data of a subscription's dead letters reach 64 MiB.
+    `eventmesh status` counts all.
+    """
+    found = asyncio.run(_find(service, limit))
+    letters = found.letters
+    if found.cut:
+        typer.echo(
+            f"There are more dead letters of {', '.join(found.cut)}: only the oldest are listed. "
+            f"See `eventmesh dlq list --help`.",
+            err=True,
+        )
     if as_json:
         typer.echo(json.dumps([_as_dict(*letter) for letter in letters], indent=2))
         return
@@ -73,10 +93,11 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one dead letter with its attributes, data and error."""
-    found = [each for each in asyncio.run(_find(service, _ALL)) if each[0].id == letter_id]
+    found = asyncio.run(_find(service, 1, only=[letter_id])).letters
     if not found:
         raise UsageError(
-            f"{service} has no dead letter {letter_id}: see `eventmesh dlq list {service}`."
+            f"{service} has no dead letter {letter_id}: see `eventmesh dlq list {service}`. "
+            f"{_OF_A_MESSAGE}"
         )
     details = _as_dict(*found[0])
     if as_json:
@@ -86,7 +107,7 @@ def show(
 
 
 @app.command()
-def replay(service: ServiceName, ids: Ids = None, every: All = False) -> None:
+def replay(service: ServiceName, reason: Reason, ids: Ids = None, every: All = False) -> None:
     """Deliver dead letters to their subscriptions again, as new messages.
 
     First fix what the handler failed on; `eventmesh dlq show` shows it. A replayed
@@ -94,126 +115,139 @@ def replay(service: ServiceName, ids: Ids = None, every: All = False) -> None:
 
     The saga that sent a dead-lettered command was notified of that. If it has
     gone on without this step, a success now is a late answer, which it undoes.
-    """
-    from eventmesh.operations.dead_letters import after_replay
 
-    _act(service, ids, every, "replayed", lambda t, s, found: t.replay(s, found), after_replay)
+    \b
+    Example:
+      eventmesh dlq replay bank --all --reason "the rates are there"
+    """
+    _act(service, ids, every, "replay", reason)
 
 
 @app.command()
-def discard(service: ServiceName, ids: Ids = None, every: All = False) -> None:
-    """Delete dead letters permanently."""
-    from eventmesh.operations.dead_letters import after_discard
+def discard(service: ServiceName, reason: Reason, ids: Ids = None, every: All = False) -> None:
+    """Delete dead letters permanently.
 
-    _act(
-        service,
-        ids,
-        every,
-        "discarded",
-        lambda t, s, found: t.discard(s, found),
-        after_discard,
-        counts=True,
-    )
+    \b
+    Example:
+      eventmesh dlq discard bank ID --reason "was sent by a test"
+    """
+    _act(service, ids, every, "discard", reason)
 
 
-def _act(
-    service: str,
-    ids: list[str] | None,
-    every: bool,
-    done: str,
-    action: Callable[[Transport, Subscription, Sequence[str]], Awaitable[Sequence[str]]],
-    consequence: Callable[[ConcernedSaga], str],
-    *,
-    counts: bool = False,
-) -> None:
+@dataclass
+class _Done:
+    """What a command has done so far: how many dead letters, and which sagas they concern.
+    `unknown` are the ids that no dead letter had yet."""
+
+    unknown: set[str]
+    number: int = 0
+    sagas: list[ConcernedSaga] = field(default_factory=list)
+
+
+def _act(service: str, ids: list[str] | None, every: bool, deed: Deed, reason: str) -> None:
+    from eventmesh.operations.dead_letters import after_discard, after_replay
+
     if bool(ids) == every:
-        raise UsageError("Name the ids of dead letters, or give --all; not both.")
+        raise UsageError(
+            "Name the ids of dead letters or give --all, not both."
+            if every
+            else f"Name the ids of dead letters, as `eventmesh dlq list {service}` shows them, or "
+            f"give --all."
+        )
+    check_reason(reason)
+    done = _Done(set(ids or ()))
 
-    told: list[ConcernedSaga] = []
-
-    async def run() -> int:
-        from eventmesh.saga.concerned import concerned_saga
-
-        wanted, count = set(ids or ()), 0
-        async with _opened(service) as (transport, loaded):
+    async def run() -> None:
+        async with reached(service) as (reach, loaded):
             for handler in loaded.handlers.values():
-                letters = await transport.dead_letters(handler.subscription, limit=_ALL)
-                found = [letter for letter in letters if every or letter.id in wanted]
-                wanted.difference_update(letter.id for letter in found)
-                if found:
-                    chosen = [letter.id for letter in found]
-                    done_now = set(await action(transport, handler.subscription, chosen))
-                    count += len(done_now)
-                    if counts and handler.transactional:
-                        gone = [letter for letter in found if letter.id in done_now]
-                        await _count(loaded, handler, gone)
-                    sagas = [
-                        concerned_saga(letter.envelope, handler, loaded)
-                        for letter in found
-                        if letter.id in done_now
-                    ]
-                    told.extend(saga for saga in sagas if saga is not None)
-        if wanted:
-            raise UsageError(
-                f"{service} has no dead letter {', '.join(sorted(wanted))}: see `eventmesh dlq "
-                f"list {service}`. The others were {done}: {count} dead letter(s)."
-                if count
-                else f"{service} has no dead letter {', '.join(sorted(wanted))}, so nothing was "
-                f"{done}: see `eventmesh dlq list {service}`."
-            )
-        return count
+                await _act_on(reach, loaded, handler, ids, deed, reason, done)
 
+    past = "replayed" if deed == "replay" else "discarded"
+    consequence = after_replay if deed == "replay" else after_discard
     try:
-        typer.echo(f"{asyncio.run(run())} dead letter(s) {done}")
+        asyncio.run(run())
+        if done.unknown:
+            raise UsageError(
+                f"{service} has no dead letter {', '.join(sorted(done.unknown))}: see `eventmesh "
+                f"dlq list {service}`. {_OF_A_MESSAGE} The others were {past}: {done.number} dead "
+                f"letter(s)."
+                if done.number
+                else f"{service} has no dead letter {', '.join(sorted(done.unknown))}, so nothing "
+                f"was {past}: see `eventmesh dlq list {service}`. {_OF_A_MESSAGE}"
+            )
+        typer.echo(f"{done.number} dead letter(s) {past}")
     finally:  # also when some of the ids are unknown
-        for saga in told[:_MOST_SAGAS]:
+        for saga in done.sagas[:_MOST_SAGAS]:
             line = f"{consequence(saga)}: see `{saga.command_to_show}`"
             typer.echo(printable(line), err=True)
-        if len(told) > _MOST_SAGAS:
-            typer.echo(f"… and {len(told) - _MOST_SAGAS:,} more of sagas", err=True)
+        if len(done.sagas) > _MOST_SAGAS:
+            typer.echo(f"… and {len(done.sagas) - _MOST_SAGAS:,} more of sagas", err=True)
 
 
-async def _count(service: Service, handler: Handler, letters: Sequence[DeadLetter]) -> None:
-    """Count discarded dead letters, for `eventmesh audit`, in the service's database. They are gone
-    whether it answers or not."""
-    from eventmesh.errors import EventMeshError
-    from eventmesh.operations.dead_letters import count_discarded
-    from eventmesh.persistence.existing import existing
+async def _act_on(
+    reach: Reach,
+    service: Service,
+    handler: Handler,
+    ids: Sequence[str] | None,
+    deed: Deed,
+    reason: str,
+    done: _Done,
+) -> None:
+    """Act on those of one subscription; recorded if there are any."""
+    from eventmesh.operations.action_log import operator_of_machine, recorded
+    from eventmesh.operations.dead_letters import (
+        action_on_letters,
+        choose_letters,
+        discard_letters,
+        replay_letters,
+    )
+    from eventmesh.saga.concerned import concerned_saga
 
-    try:
-        url = service.settings.database_url(service.name)
-        async with existing(url, service.name) as database:
-            await count_discarded(database, handler.subscription.name, letters)
-    except EventMeshError as error:
-        line = f"Warning: not counted as discarded, so `eventmesh audit` misses them: {error}"
-        typer.echo(printable(line), err=True)
+    batches = choose_letters(reach, handler.subscription, ids)
+    letters = await anext(batches, None)
+    if letters is None:
+        return
+    chosen = None if ids is None else [letter.id for letter in letters]
+    who, before, asked = operator_of_machine(), done.number, 0
+    action = action_on_letters(handler.subscription.name, deed, who, reason, chosen)
+    async with recorded(reach, action) as recording:
+        while letters is not None:
+            found = [letter.id for letter in letters]
+            done.unknown.difference_update(found)
+            if deed == "replay":
+                gone = set(await replay_letters(reach, handler, found))
+            else:
+                gone = set(await discard_letters(reach, handler, letters))
+            asked, done.number = asked + len(found), done.number + len(gone)
+            sagas = [
+                concerned_saga(letter.envelope, handler, service)
+                for letter in letters
+                if letter.id in gone
+            ]
+            done.sagas += [saga for saga in sagas if saga is not None]
+            past = "replayed" if deed == "replay" else "discarded"
+            recording.outcome = f"{done.number - before:,} of {asked:,} {past}"
+            letters = await anext(batches, None)
 
 
-async def _find(service: str, limit: int) -> Letters:
-    async with _opened(service) as (transport, loaded):
-        return [
-            (letter, _saga_of(letter, handler, loaded))
-            for handler in loaded.handlers.values()
-            for letter in await transport.dead_letters(handler.subscription, limit=limit)
-        ]
+async def _find(service: str, limit: int, *, only: Sequence[str] | None = None) -> Listed:
+    from eventmesh.operations.dead_letters import ACTING_TIMEOUT, MOST_BYTES, is_cut
 
-
-@asynccontextmanager
-async def _opened(name: str) -> AsyncIterator[tuple[Transport, Service]]:
-    from eventmesh.cli.environment import settings_of_command
-    from eventmesh.clock import SystemClock
-    from eventmesh.runtime.declaring.discovery import load_services
-    from eventmesh.transports.factory import open_transport
-
-    settings = settings_of_command()
-    [service] = load_services([name], Path.cwd())
-    service.configure(settings)
-    subscriptions = [handler.subscription for handler in service.handlers.values()]
-    async with open_transport(
-        settings.broker_url, SystemClock(), settings.transport_options
-    ) as transport:
-        await transport.declare(subscriptions)
-        yield transport, service
+    found = Listed([], [])
+    async with reached(service) as (reach, loaded):
+        for handler in loaded.handlers.values():
+            subscription = handler.subscription
+            async with reach.broker(ACTING_TIMEOUT) as transport:
+                # We ask for one more than we show, to know whether there are more.
+                letters = await transport.dead_letters(
+                    subscription, limit=limit + 1, most_bytes=MOST_BYTES, only=only
+                )
+            if is_cut(letters, limit + 1):
+                found.cut.append(subscription.name)
+            found.letters.extend(
+                (letter, _saga_of(letter, handler, loaded)) for letter in letters[:limit]
+            )
+    return found
 
 
 def _as_dict(letter: DeadLetter, saga: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,12 @@ def as_document(found: Sequence[Verdict]) -> dict[str, Any]:
     }
 
 
+def _count(number: int, severity: str) -> str:
+    """Failures and warnings are counted as nouns; the other severities are adjectives."""
+    plural = "s" if severity in ("failure", "warning") and number > 1 else ""
+    return f"{number} {severity}{plural}"
+
+
 def lines(found: Sequence[Verdict], *, every: bool = False) -> Iterator[Text]:
     """The verdicts for people, the worst first, and how many there are of each. What is said of
     several subjects is said once."""
@@ -115,5 +121,5 @@ def lines(found: Sequence[Verdict], *, every: bool = False) -> Iterator[Text]:
             if fix:
                 yield Text(f"{'':<8}-> {printable(fix)}")
     counts = Counter(str(each.severity) for each in found)
-    numbers = [f"{counts[severity]} {severity}" for severity in _ORDER if counts[severity]]
+    numbers = [_count(counts[severity], severity) for severity in _ORDER if counts[severity]]
     yield Text(f"{len(found)} checks: {', '.join(numbers)}")

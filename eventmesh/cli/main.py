@@ -23,8 +23,11 @@ from eventmesh.cli import (
     dlq,
     doctor,
     outbox,
+    partitions,
+    pausing,
     saga,
     schema,
+    simulate,
     status,
     unrouted,
     why,
@@ -69,11 +72,15 @@ app.command()(why.why)
 app.command()(audit.audit)
 app.command()(dashboard.dashboard)
 app.command()(doctor.doctor)
+app.command()(pausing.pause)
+app.command()(pausing.resume)
+app.command()(simulate.simulate)
 app.command()(asyncapi.asyncapi)
 app.add_typer(schema.app, name="schema")
 app.add_typer(database.app, name="db")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(outbox.app, name="outbox")
+app.add_typer(partitions.app, name="partitions")
 app.add_typer(saga.app, name="saga")
 app.add_typer(unrouted.app, name="unrouted")
 

@@ -9,21 +9,18 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
-from datetime import datetime
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eventmesh.cli.actions import Reason, check_reason, reached
 from eventmesh.cli.app import App
 from eventmesh.cli.envelopes import as_dict, for_people
 from eventmesh.errors import UsageError
 from eventmesh.printable import printable
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
-    from eventmesh.persistence.database import Database
     from eventmesh.persistence.outbox.parked import Waiting
 
 app = App(help="Messages in the outbox, waiting to be published.")
@@ -113,20 +110,18 @@ def list_messages(
                 wait until it is retried or skipped
 
     Each line shows the id, the time the message was created, the state, the
-    name, the key and the broker's last error.
+    name, the key and the broker's last error. Times are in UTC.
 
     \b
     Example:
       eventmesh outbox list bank --parked --key ada
     """
 
-    async def run() -> list[Waiting]:
-        from eventmesh.persistence.outbox import parked as queries
+    async def run() -> Sequence[Waiting]:
+        from eventmesh.operations.outbox import list_outbox
 
-        async with _opened(service) as (database, now), database.reading() as connection:
-            return await queries.listed(
-                connection, now, limit=limit, parked=parked, key=key, name=name
-            )
+        async with reached(service) as (reach, loaded):
+            return await list_outbox(reach, loaded, limit=limit, parked=parked, key=key, name=name)
 
     messages = asyncio.run(run())
     if as_json:
@@ -134,7 +129,10 @@ def list_messages(
         return
     for message in messages:
         envelope = message.envelope
-        words = (envelope.id, envelope.attributes.get("time", ""), message.state, envelope.name)
+        state = message.state
+        if state == "delayed" and message.due_at is not None:
+            state = f"delayed until {message.due_at:%Y-%m-%d %H:%M:%S}"
+        words = (envelope.id, envelope.attributes.get("time", ""), state, envelope.name)
         typer.echo(
             "  ".join(_line(word) or "?" for word in words)
             + ("" if envelope.key is None else f"  {_quoted(envelope.key)}")
@@ -159,6 +157,7 @@ def show(
 @app.command()
 def retry(
     service: Name,
+    reason: Reason,
     ids: Annotated[
         list[str] | None,
         typer.Argument(help="Ids of parked messages.", metavar="ID", callback=_utf8),
@@ -178,21 +177,23 @@ def retry(
 
     \b
     Example:
-      eventmesh outbox retry bank --key ada
+      eventmesh outbox retry bank --key ada --reason "the queue has room again"
     """
     if bool(ids) + (key is not None) + every != 1:
         raise UsageError(
             "Name the ids of parked messages, or give --key or --all: exactly one of these."
         )
 
-    async def run() -> list[str]:
-        from eventmesh.persistence.outbox import parked as queries
+    check_reason(reason)
 
-        async with _opened(service) as (database, now):
-            async with database.connection() as connection:
-                found = await queries.retry(connection, now, ids=ids, key=key)
-            await _wake_relays(database)
-        return found
+    async def run() -> list[str]:
+        from eventmesh.operations.action_log import operator_of_machine
+        from eventmesh.operations.outbox import retry_parked
+
+        async with reached(service) as (reach, loaded):
+            return await retry_parked(
+                reach, loaded, operator_of_machine(), reason, ids=ids or None, key=key
+            )
 
     retried = asyncio.run(run())
     if as_json:
@@ -215,18 +216,20 @@ def skip(
         list[str],
         typer.Argument(help="Ids of parked messages.", metavar="ID", callback=_utf8),
     ],
+    reason: Reason,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete parked messages, so that later ones of their keys are published.
 
     Skipped messages are never delivered. Each is printed completely before it is
-    deleted; the output is the only copy, so save it.
+    deleted, and the log of actions keeps a copy for as long as it keeps actions.
 
     \b
     Example:
-      eventmesh outbox skip bank ID --yes --json > skipped.json
+      eventmesh outbox skip bank ID --reason "sent twice" --yes --json > skipped.json
     """
+    check_reason(reason)
     messages = _known(service, asyncio.run(_find(service, ids)), ids)
     if not_parked := {each.envelope.id for each in messages if each.state != "parked"}:
         raise _not_parked(service, not_parked)
@@ -237,23 +240,22 @@ def skip(
         typer.echo("\n\n".join(map(for_people, details)))
     _confirm(len(messages), yes)
 
-    async def run() -> list[int]:
-        from eventmesh.persistence.outbox import parked as queries
+    async def run() -> set[str]:
+        from eventmesh.operations.action_log import operator_of_machine
+        from eventmesh.operations.outbox import skip_parked
 
-        async with _opened(service) as (database, _):
-            async with database.connection() as connection:
-                gone = await queries.skip(connection, [message.seq for message in messages])
-            await _wake_relays(database)
-        return gone
+        who = operator_of_machine()
+        async with reached(service) as (reach, loaded):
+            return {
+                message.envelope.id
+                for message in messages
+                if not await skip_parked(reach, loaded, message, who, reason)
+            }
 
-    skipped = set(asyncio.run(run()))
-    typer.echo(f"{len(skipped)} message(s) skipped", err=True)
-    if left := {each.envelope.id for each in messages if each.seq not in skipped}:
+    left = asyncio.run(run())
+    typer.echo(f"{len(messages) - len(left)} message(s) skipped", err=True)
+    if left:
         raise _not_parked(service, left)
-
-
-async def _wake_relays(database: Database) -> None:
-    await database.notifier.notify()  # without NOTIFY they poll
 
 
 def _confirm(number: int, yes: bool) -> None:
@@ -266,7 +268,7 @@ def _confirm(number: int, yes: bool) -> None:
     typer.confirm(f"Permanently delete {number} message(s)?", abort=True, err=True)
 
 
-def _known(service: str, messages: list[Waiting], ids: Iterable[str]) -> list[Waiting]:
+def _known(service: str, messages: Sequence[Waiting], ids: Iterable[str]) -> Sequence[Waiting]:
     """The messages; UsageError for an id that none of them has."""
     if missing := set(ids) - {message.envelope.id for message in messages}:
         raise UsageError(
@@ -283,25 +285,22 @@ def _not_parked(service: str, ids: Iterable[str]) -> UsageError:
     )
 
 
-async def _find(service: str, ids: Sequence[str]) -> list[Waiting]:
-    from eventmesh.persistence.outbox import parked as queries
+async def _find(service: str, ids: Sequence[str]) -> Sequence[Waiting]:
+    from eventmesh.operations.outbox import find_waiting
 
-    async with _opened(service) as (database, now), database.reading() as connection:
-        return await queries.found(connection, now, ids)
+    async with reached(service) as (reach, loaded):
+        return await find_waiting(reach, loaded, ids)
 
 
 async def _count(service: str, limit: int) -> dict[str, Any]:
-    from eventmesh.persistence import outbox
-    from eventmesh.persistence.outbox import parked as queries
+    from eventmesh.operations.outbox import count_outbox
 
-    async with _opened(service) as (database, now), database.reading() as connection:
-        shares = await queries.shares(connection, now)
-        keys = await queries.parked_keys(connection, limit)
-        oldest = await outbox.oldest(connection, now)
+    async with reached(service) as (reach, loaded):
+        counts = await count_outbox(reach, loaded, limit)
     names: dict[str, dict[str, Any]] = {}
-    total = dict.fromkeys(queries.STATES, 0)
-    for share in shares:
-        fresh = {"name": share.name, **dict.fromkeys(queries.STATES, 0), "attempts": 0}
+    total = dict.fromkeys(STATES, 0)
+    for share in counts.shares:
+        fresh = {"name": share.name, **dict.fromkeys(STATES, 0), "attempts": 0}
         name = names.setdefault(share.name, fresh)
         name[share.state] = share.number
         name["attempts"] = max(name["attempts"], share.attempts)
@@ -309,29 +308,13 @@ async def _count(service: str, limit: int) -> dict[str, Any]:
     return {
         "service": service,
         **total,
-        "oldest_age": oldest and max((now - oldest).total_seconds(), 0.0),
+        "oldest_age": counts.oldest_age,
         "names": list(names.values()),
         "parked_keys": [
             {"key": key.key, "parked": key.parked, "blocked": key.blocked, "attempts": key.attempts}
-            for key in keys
+            for key in counts.keys
         ],
     }
-
-
-@asynccontextmanager
-async def _opened(name: str) -> AsyncIterator[tuple[Database, datetime]]:
-    """The service's database, and the time of its clock."""
-    from eventmesh.cli.environment import settings_of_command
-    from eventmesh.persistence.existing import existing
-    from eventmesh.runtime.declaring.discovery import load_services
-
-    [service] = load_services([name], Path.cwd())
-    if not service.needs_database:
-        raise UsageError(f"Service {name!r} has no outbox: it does not publish any message.")
-    async with existing(settings_of_command().database_url(name), name) as database:
-        async with database.reading() as connection:
-            now = await database.time.ask(connection)
-        yield database, now
 
 
 def _whole(message: Waiting) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def status(
     \b
     The columns are:
       ready      to be delivered next, and the age of the oldest
-      delayed    waits for a retry, or for the delay of its publisher
+      delayed    waits for a retry, or for the delay of its publisher; of an ordered
+                 subscription, also what is held behind an earlier one of its key
       in flight  delivered to a worker, which has not settled it
       dead       dead letters: see `eventmesh dlq list`
       rate       messages a second that took effect in the last minute
@@ -132,8 +133,12 @@ def as_document(found: MeshStatus) -> dict[str, Any]:
     the figure's name. Members may be added in later versions; none is removed or renamed."""
     from dataclasses import asdict
 
+    document = asdict(found)
+    for each in document["subscriptions"]:
+        if each["paused"] is not None:
+            each["paused"]["at"] = each["paused"]["at"].isoformat()
     return {
-        **asdict(found),
+        **document,
         "taken_at": found.taken_at.isoformat(),
         "problems": list(found.problems),
     }
@@ -225,6 +230,10 @@ def _subscriptions(found: MeshStatus, notes: Notes) -> Table:
         )
         if each.declared is False:
             notes.add("not on the broker, because no worker has declared it yet", name)
+        if each.paused is not None:
+            notes.add(str(each.paused), name)
+        if each.held:
+            notes.add(f"{each.held:,} of the delayed ones are held behind one of their key", name)
     return table
 
 

@@ -1,4 +1,10 @@
-"""`eventmesh unrouted`: counts and deletes messages that no subscription receives."""
+"""`eventmesh unrouted`: counts and deletes messages that no subscription receives.
+
+An unrouted message is on the broker and in no database. But its name says whose it is:
+`branch.opened` belongs to the service `branch`, and so does the record of its deletion in the log
+of actions. A message whose owner has no database here, because it belongs to another project or to
+a program without EventMesh, has that record in the command's log.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +19,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eventmesh.cli.actions import SERVER_TIMEOUT, Reason, check_reason, log_actions
 from eventmesh.cli.app import App
 from eventmesh.duration import seconds
-from eventmesh.errors import UsageError
+from eventmesh.errors import EventMeshError, UsageError
 from eventmesh.printable import printable
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
+    from eventmesh.operations.reach import Reach
     from eventmesh.transports.base import Subscription, Transport, Unrouted
 
 app = App(help="Messages without a subscription, kept for the first one.")
@@ -55,6 +63,7 @@ def list_unrouted(names: Names = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def purge(
+    reason: Reason,
     names: Names = None,
     older_than: Annotated[
         str | None,
@@ -72,19 +81,31 @@ def purge(
 
     \b
     Example:
-      eventmesh unrouted purge --message bank.closed --older-than 7d
+      eventmesh unrouted purge --message bank.closed --reason "no reader"
     """
     age = None if older_than is None else seconds(older_than)
+    check_reason(reason)
+    gone: list[Unrouted] = []
 
-    async def run() -> list[Unrouted]:
+    async def run() -> None:
         async with _opened(names) as asked:
             found = await asked.found()
             _confirm(found, older_than, yes)
-            if names is None:
-                found = _foreign_together(found)
-            return [each for each in [await asked.purged(one, age) for one in found] if each.number]
+            for each in found if names is not None else _foreign_together(found):
+                purged = await asked.purged(each, age, older_than, reason)
+                if purged.number:
+                    gone.append(purged)
 
-    gone = asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except EventMeshError:
+        if gone:
+            _tell_purged(gone, as_json)
+        raise
+    _tell_purged(gone, as_json)
+
+
+def _tell_purged(gone: Sequence[Unrouted], as_json: bool) -> None:
     if as_json:
         shown = [{"message": each.message, "number": each.number} for each in gone]
         typer.echo(json.dumps(shown, indent=2))
@@ -98,6 +119,7 @@ def purge(
 class _Selection:
     """The broker, and the selected message names: those of --message, or all known ones."""
 
+    reach: Reach
     transport: Transport
     subscriptions: Sequence[Subscription]
     known: frozenset[str]
@@ -108,11 +130,27 @@ class _Selection:
         found = await self.transport.unrouted(wanted, self.subscriptions, thorough=True)
         return [each for each in found if self.names is None or each.message in self.names]
 
-    async def purged(self, one: Unrouted, age: float | None) -> Unrouted:
-        """Delete these messages; returns how many were deleted."""
-        number = await self.transport.purge_unrouted(
-            one.message, self.subscriptions, older_than=age
+    async def purged(
+        self, one: Unrouted, age: float | None, older_than: str | None, reason: str
+    ) -> Unrouted:
+        """Delete these messages, which is recorded; returns how many were deleted."""
+        from eventmesh.operations.action_log import Action, operator_of_machine, recorded
+
+        action = Action(
+            service=one.message.partition(".")[0],
+            who=operator_of_machine(),
+            what="purge unrouted",
+            subject=_name(one),
+            reason=reason,
+            details={} if older_than is None else {"older_than": older_than},
         )
+        is_recorded = self.reach.place_of(action.service) is not None
+        log_actions(self.reach.settings, is_recorded=is_recorded)
+        async with recorded(self.reach, action) as recording:
+            number = await self.transport.purge_unrouted(
+                one.message, self.subscriptions, older_than=age
+            )
+            recording.outcome = f"{number:,} purged"
         return replace(one, number=number)
 
 
@@ -121,12 +159,13 @@ async def _opened(names: Sequence[str] | None) -> AsyncIterator[_Selection]:
     """Connect without declaring anything, and collect the names that this project knows."""
     from dataclasses import replace as changed
 
+    from eventmesh.cli.environment import settings_of_command
     from eventmesh.clock import SystemClock
+    from eventmesh.operations.reach import Reach
     from eventmesh.runtime.declaring.discovery import load_services, service_targets
-    from eventmesh.runtime.declaring.settings import load_settings
     from eventmesh.transports.factory import open_transport
 
-    settings = load_settings()
+    settings = settings_of_command()
     if settings.broker_url.startswith("memory:"):
         raise UsageError(
             "The broker memory:// exists only inside one process, so its messages cannot be "
@@ -139,9 +178,13 @@ async def _opened(names: Sequence[str] | None) -> AsyncIterator[_Selection]:
     for service in services:
         known |= service.registry.published_names()
     options = changed(settings.transport_options, create_missing=False)
-    async with open_transport(settings.broker_url, SystemClock(), options) as transport:
+    clock = SystemClock()
+    async with (
+        open_transport(settings.broker_url, clock, options) as transport,
+        Reach(services, settings, clock, answer_timeout=SERVER_TIMEOUT) as reach,
+    ):
         asked = None if names is None else frozenset(names)
-        yield _Selection(transport, subscriptions, frozenset(known), asked)
+        yield _Selection(reach, transport, subscriptions, frozenset(known), asked)
 
 
 def _foreign_together(found: Sequence[Unrouted]) -> list[Unrouted]:

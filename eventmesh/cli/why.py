@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +49,8 @@ def why(
     All services' databases and the broker are asked: which subscriptions have
     handled it, when, at which attempt and for how long (10 ms or more); what
     still waits in an outbox or on the broker; dead letters; sagas. Nothing is
-    taken from a queue. What could not be looked into is listed at the end.
+    taken from a queue: what waits on RabbitMQ is only counted. What could not
+    be looked into is listed at the end.
 
     Exit code 1 if nobody knows the id, 3 if a server did not answer:
     everything else is shown all the same.
@@ -65,7 +66,11 @@ def why(
     from eventmesh.runtime.declaring.discovery import load_services
 
     if (wanted is None) == (key is None):
-        raise UsageError("Name an id, or give --key; not both.")
+        raise UsageError(
+            "Name the id of a message or saga, or give --key KEY."
+            if wanted is None
+            else "Name an id or give --key, not both."
+        )
     if as_json and as_mermaid:
         raise UsageError("Choose --json or --mermaid, not both.")
     for text in (wanted, key):
@@ -100,7 +105,8 @@ def _refuse(found: Trace) -> None:
     raise EventMeshError(
         f"Nobody knows {found.asked!r}: it is in no inbox, outbox, dead letter or saga of the "
         f"services here, and nowhere on the broker that can be looked into. An inbox remembers a "
-        f"message for EVENTMESH_INBOX_WINDOW.{hidden}"
+        f"message for EVENTMESH_INBOX_WINDOW. The id of a dead letter is another one than that of "
+        f"its message, which `eventmesh dlq show` tells.{hidden}"
     )
 
 
@@ -257,7 +263,7 @@ def mermaid(found: Trace) -> Iterator[str]:
         key=lambda each: (each[0] is None, each[0].timestamp() if each[0] else 0.0, each[1]),
     )
     for _, _, message, sighting in arrows[:MOST_ARROWS]:
-        sender = alias[_sender(message, by_id)]
+        sender = alias[_sender(message, by_id, found.publishers)]
         if sighting.what == "outbox":
             yield f"    Note over {sender}: {_label(f'{message.name}: {sighting.state} in outbox')}"
             continue
@@ -273,12 +279,20 @@ def mermaid(found: Trace) -> Iterator[str]:
         yield f"    Note over s0: {len(arrows) - MOST_ARROWS} more are left out"
 
 
-def _sender(message: TracedMessage, by_id: dict[str, TracedMessage]) -> str:
-    """The service that published it: of a command, the first that handled its cause."""
+def _sender(
+    message: TracedMessage,
+    by_id: Mapping[str, TracedMessage],
+    publishers: Mapping[str, Sequence[str]],
+) -> str:
+    """The service that published it. Where several have handled its cause, it is one that declares
+    to publish it; else its owner, which publishes its events; else the first."""
     owner = (message.name or "").partition(".")[0]
     cause = by_id.get(message.causation_id or "")
     handlers = [] if cause is None else [s.place for s in cause.sightings if s.what == "handled"]
     senders = [place.partition(".")[0] for place in handlers]
+    declared = [each for each in senders if each in publishers.get(message.name or "", ())]
+    if declared:
+        return declared[0]
     return owner if not senders or owner in senders else senders[0]
 
 

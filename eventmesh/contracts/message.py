@@ -72,7 +72,15 @@ class Message(BaseModel):
         **config: Any,
     ) -> None:
         # Declares the class keywords for type checkers; pydantic passes them to the hook below.
-        super().__init_subclass__(**config)
+        try:
+            super().__init_subclass__(**config)
+        except TypeError:
+            if not config:
+                raise
+            raise UsageError(
+                f"{cls.__module__}.{cls.__qualname__} has {'=, '.join(config)}=, which a message "
+                f"does not take: write name=, version= and key=."
+            ) from None
 
     @classmethod
     def __pydantic_init_subclass__(
@@ -154,9 +162,14 @@ def _declare(
     def declare(function: Upcaster) -> Upcaster:
         identity = identity_of(cls)
         if not 1 <= version < identity.version:
+            why = (
+                f"which must be between 1 and {identity.version - 1}"
+                if identity.version > 1
+                else "and there is no older version: raise version= of the message to 2 first"
+            )
             raise UsageError(
                 f"The {what} {getattr(function, '__name__', function)} of {identity} has "
-                f"{option}={version}, which must be between 1 and {identity.version - 1}."
+                f"{option}={version}, {why}."
             )
         if version in known:
             raise UsageError(

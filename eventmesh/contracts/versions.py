@@ -46,8 +46,12 @@ def check_writable(model: type[Message], version: int) -> None:
     identity = identity_of(model)
     if isinstance(version, bool) or not 1 <= version <= identity.version:
         raise UsageError(
-            f"{identity} cannot be written as version {version!r}: choose one from 1 to "
-            f"{identity.version}."
+            f"{identity} cannot be written as version {version!r}: "
+            + (
+                f"choose one from 1 to {identity.version}."
+                if identity.version > 1
+                else "it has no other version than 1."
+            )
         )
     for step in range(identity.version - 1, version - 1, -1):
         if step not in model.__downcasters__:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -39,6 +38,7 @@ from eventmesh.dashboard.rendering import make_environment
 from eventmesh.dashboard.sampler import Sampler
 from eventmesh.dashboard.site import Page, Perform, Site
 from eventmesh.errors import Conflict, Drift, EventMeshError, Unreachable, UsageError
+from eventmesh.operations.action_log import operator_of_machine
 from eventmesh.operations.reach import Reach
 from eventmesh.operations.status import mesh_status
 from eventmesh.runtime.declaring.service import DeclaredService as Service
@@ -86,63 +86,11 @@ class Dashboard:
         self._sampler = Sampler(lambda: mesh_status(self._measured), clock, interval)
         guard = ForgeryGuard(origins)
         self._site = Site(self._reach, self._sampler, make_environment(), guard, Masking(mask))
-        overview = Overview(self._site)
-        subscriptions = Subscriptions(self._site)
         self._jobs = Jobs(self._reach)
-        dead_letters = DeadLetters(self._site, self._jobs)
-        topology = Topology(self._site)
-        outbox, sagas = Outbox(self._site), Sagas(self._site)
-        views: dict[str, View] = {
-            "overview": overview.live,
-            "subscription": subscriptions.live,
-            "job": dead_letters.live_job,
-            "topology": topology.live,
-        }
-        live = Live(self._site, views)
-        pages: dict[str, Page] = {
-            "/": overview.page,
-            "/subscription": subscriptions.page,
-            "/dead-letters": dead_letters.page,
-            "/dead-letters/letter": dead_letters.letter,
-            "/dead-letters/review": dead_letters.review,
-            "/dead-letters/review-one": dead_letters.review_one,
-            "/job": dead_letters.job,
-            "/outbox": outbox.page,
-            "/outbox/message": outbox.message,
-            "/sagas": sagas.page,
-            "/sagas/saga": sagas.saga,
-            "/topology": topology.page,
-            "/schemas": topology.schemas,
-            "/audit": Audit(self._site).page,
-            "/search": Search(self._site).page,
-            "/actions": Actions(self._site).page,
-        }
-        actions: dict[str, Perform] = {
-            "/dead-letters/act": dead_letters.act,
-            "/dead-letters/edit": dead_letters.edit,
-            "/outbox/retry": outbox.retry,
-            "/outbox/skip": outbox.skip,
-            "/sagas/operate": sagas.operate,
-        }
-        routes: list[BaseRoute] = [
-            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in pages.items()),
-            *(
-                Route(path, self._site.action(perform), methods=["POST"])
-                for path, perform in actions.items()
-            ),
-            Route("/events", live.events, methods=["GET"]),
-            Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
-        ]
+        who = authenticate or OnLoopback(User(operator_of_machine(), "operator"))
         self._app = Starlette(
-            routes=routes,
-            middleware=[
-                Middleware(
-                    Gate,
-                    authenticate=authenticate
-                    or OnLoopback(User(operator_of_machine(), "operator")),
-                    guard=guard,
-                )
-            ],
+            routes=_routes(self._site, self._jobs),
+            middleware=[Middleware(Gate, authenticate=who, guard=guard)],
             exception_handlers={HTTPException: self._failed, EventMeshError: self._failed},
             lifespan=self._lifespan,
         )
@@ -188,9 +136,46 @@ class Dashboard:
         return self._site.page(request, "error.html", code, title=title, text=text)
 
 
-def operator_of_machine() -> str:
-    """Who runs the dashboard, as the machine knows them."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container may have no name for its user
-        return "unknown"
+def _routes(site: Site, jobs: Jobs) -> list[BaseRoute]:
+    """All addresses: pages, what they do, their live parts, and the files of the package."""
+    overview, subscriptions, topology = Overview(site), Subscriptions(site), Topology(site)
+    dead_letters, outbox, sagas = DeadLetters(site, jobs), Outbox(site), Sagas(site)
+    pages: dict[str, Page] = {
+        "/": overview.page,
+        "/subscription": subscriptions.page,
+        "/dead-letters": dead_letters.page,
+        "/dead-letters/letter": dead_letters.letter,
+        "/dead-letters/review": dead_letters.review,
+        "/dead-letters/review-one": dead_letters.review_one,
+        "/job": dead_letters.job,
+        "/outbox": outbox.page,
+        "/outbox/message": outbox.message,
+        "/sagas": sagas.page,
+        "/sagas/saga": sagas.saga,
+        "/topology": topology.page,
+        "/schemas": topology.schemas,
+        "/audit": Audit(site).page,
+        "/search": Search(site).page,
+        "/actions": Actions(site).page,
+    }
+    actions: dict[str, Perform] = {
+        "/subscription/pause": subscriptions.pause,
+        "/subscription/resume": subscriptions.resume,
+        "/dead-letters/act": dead_letters.act,
+        "/dead-letters/edit": dead_letters.edit,
+        "/outbox/retry": outbox.retry,
+        "/outbox/skip": outbox.skip,
+        "/sagas/operate": sagas.operate,
+    }
+    views: dict[str, View] = {
+        "overview": overview.live,
+        "subscription": subscriptions.live,
+        "job": dead_letters.live_job,
+        "topology": topology.live,
+    }
+    return [
+        *(Route(path, endpoint, methods=["GET"]) for path, endpoint in pages.items()),
+        *(Route(path, site.action(perform), methods=["POST"]) for path, perform in actions.items()),
+        Route("/events", Live(site, views).events, methods=["GET"]),
+        Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
+    ]

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 
 from eventmesh.dashboard.selections import Selection, Shelf
 from eventmesh.errors import EventMeshError
-from eventmesh.operations.action_log import Action, recorded
-from eventmesh.operations.dead_letters import AT_ONCE, Deed, LetterSummary, act_on_letters
+from eventmesh.operations.action_log import recorded
+from eventmesh.operations.dead_letters import (
+    AT_ONCE,
+    Deed,
+    LetterSummary,
+    act_on_letters,
+    action_on_letters,
+)
 from eventmesh.operations.reach import Reach
 from eventmesh.runtime.declaring.handler import Handler
-
-LOGGED_IDS = 100
-"""How many ids of dead letters the log of actions names."""
 
 
 @dataclass(slots=True)
@@ -86,15 +88,7 @@ class Jobs:
 
     async def _run(self, job: Job, handler: Handler) -> None:
         ids = job.selection.ids
-        details: dict[str, Any] = {"number": len(ids), "ids": list(ids[:LOGGED_IDS])}
-        action = Action(
-            job.selection.service,
-            job.who,
-            f"{job.deed} dead letters",
-            job.selection.subscription,
-            job.reason,
-            details,
-        )
+        action = action_on_letters(job.selection.subscription, job.deed, job.who, job.reason, ids)
         try:
             async with recorded(self._reach, action) as recording:
                 try:

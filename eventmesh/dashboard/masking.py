@@ -16,7 +16,8 @@ import structlog
 
 Mask = Callable[[str, Any], Any]
 """Called with the name of a message or a saga, and what is to be shown of it: its data as parsed
-JSON, or a text, such as an error or data that is not JSON. Returns what is shown instead."""
+JSON, or a text: a key, a reason, an error, the value of an attribute, or data that is not JSON.
+Returns what is shown instead."""
 
 MOST_SHOWN = 64 * 1024
 """Characters of a payload or an error that are shown."""
@@ -69,6 +70,10 @@ class Masking:
         """An error, or data that is not JSON."""
         masked, is_masked = self._masked(name, text)
         return _cut(str(masked), is_masked)
+
+    def line(self, name: str | None, text: str | None) -> str | None:
+        """A key, a reason or the last line of an error, as a list shows it."""
+        return None if text is None else self.text(name or "", text).text
 
     def _masked(self, name: str, value: Any) -> tuple[Any, bool]:
         if self._mask is None:

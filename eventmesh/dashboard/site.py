@@ -22,15 +22,13 @@ from eventmesh.dashboard.forgery import ForgeryGuard
 from eventmesh.dashboard.masking import Masking
 from eventmesh.dashboard.rendering import link
 from eventmesh.dashboard.sampler import Sampler
+from eventmesh.operations.action_log import MOST_REASON
 from eventmesh.operations.reach import Reach
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 
 FORM_OVERHEAD = 64 * 1024
 """Bytes of a form beside the data of a message."""
-
-MOST_REASON = 1_000
-"""Characters of a reason."""
 
 FIRST_ANSWER = 2.0
 """Seconds for which a page waits for the first measurement of the process."""
@@ -109,6 +107,7 @@ class Site:
             "navigation": NAVIGATION,
             "token": self.guard.token(request.state.cookie, user.name),
             "most_reason": MOST_REASON,
+            "masked": self.masking.line,
         }
         return self.templates.get_template(template).render(**shared, **context)
 

@@ -50,7 +50,9 @@ def _alarms(status: MeshStatus) -> Iterator[Alarm]:
                 "/dead-letters",
                 (("subscription", each.name),),
             )
-        if each.ready and each.consumers == 0:
+        if each.paused is not None:
+            yield Alarm("warning", f"{each.name} is {each.paused}", "/subscription", where)
+        elif each.ready and each.consumers == 0:
             yield Alarm(
                 "bad", f"no worker consumes {each.name}, and messages wait", "/subscription", where
             )

@@ -220,6 +220,9 @@ def _states(subscriptions: Sequence[SubscriptionVitals]) -> Iterable[Metric]:
         "1 while the subscription is consumed and makes progress.",
         labels=_LABELS,
     )
+    paused = GaugeMetricFamily(
+        "eventmesh_paused", "1 while an operator has paused the subscription.", labels=_LABELS
+    )
     busy = GaugeMetricFamily(
         "eventmesh_busy_seconds",
         "Seconds that the longest-running batch has taken so far.",
@@ -227,8 +230,9 @@ def _states(subscriptions: Sequence[SubscriptionVitals]) -> Iterable[Metric]:
     )
     for vitals in subscriptions:
         consuming.add_metric(_labels(vitals), not vitals.why_not_consuming)
+        paused.add_metric(_labels(vitals), bool(vitals.paused))
         busy.add_metric(_labels(vitals), vitals.busy_seconds)
-    return consuming, busy
+    return consuming, paused, busy
 
 
 def _broker(
@@ -244,6 +248,11 @@ def _broker(
         "Age of the oldest message that could be delivered now.",
         labels=_LABELS,
     )
+    held = GaugeMetricFamily(
+        "eventmesh_held_messages",
+        "Delayed messages that wait behind an earlier one of their key.",
+        labels=_LABELS,
+    )
     for vitals in subscriptions:
         answer = stats.get(vitals.subscription.name)
         if answer is None:
@@ -254,7 +263,9 @@ def _broker(
                 messages.add_metric([*_labels(vitals), state], count)
         if answer.oldest_age is not None:
             oldest.add_metric(_labels(vitals), answer.oldest_age)
-    return messages, oldest
+        if vitals.subscription.order is not None and answer.held is not None:
+            held.add_metric(_labels(vitals), answer.held)
+    return messages, oldest, held
 
 
 async def _or_none(answer: Awaitable[T]) -> T | None:

@@ -6,6 +6,8 @@ action is not begun. A service without a database has its record in the log of t
 
 from __future__ import annotations
 
+import asyncio
+import getpass
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +19,12 @@ from eventmesh.errors import EventMeshError
 from eventmesh.operations.reach import Place, Reach
 from eventmesh.persistence import actions
 from eventmesh.persistence.actions import ActionRow
+
+MOST_REASON = 1_000
+"""Characters of a reason."""
+
+LOGGED_IDS = 100
+"""How many ids of messages, or of dead letters, the record of an action names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +39,18 @@ class Action:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Recording:
-    """An action that goes on; set its `outcome`, in words for people."""
+def operator_of_machine() -> str:
+    """Who runs this process, as the machine knows them."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container may have no name for its user
+        return "unknown"
 
-    outcome = "done"
+
+class Recording:
+    """An action that goes on; set its `outcome` so far, in words for people."""
+
+    outcome = ""
 
 
 @asynccontextmanager
@@ -55,9 +71,10 @@ async def recorded(reach: Reach, action: Action) -> AsyncIterator[Recording]:
     try:
         yield recording
     except BaseException as error:
-        recording.outcome = f"failed: {error or type(error).__name__}"
+        recording.outcome = "; ".join(filter(None, (recording.outcome, _ending(error))))
         raise
     finally:
+        recording.outcome = recording.outcome or "done"
         log.info("operator has acted", outcome=recording.outcome)
         if place is not None and number is not None:
             try:
@@ -65,6 +82,12 @@ async def recorded(reach: Reach, action: Action) -> AsyncIterator[Recording]:
                     await actions.end(connection, number, recording.outcome)
             except EventMeshError as error:  # the action is over, and what became of it is logged
                 log.warning("outcome of an action not recorded", error=str(error))
+
+
+def _ending(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        return "interrupted"
+    return f"failed: {str(error) or type(error).__name__}"
 
 
 async def _begin(reach: Reach, place: Place, action: Action) -> int:

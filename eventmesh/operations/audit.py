@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from eventmesh.errors import EventMeshError
+from eventmesh.operations.action_log import Action, recorded
 from eventmesh.operations.reach import Place, Reach
 from eventmesh.persistence import counts, inbox
 from eventmesh.persistence.counts import Books, Way
@@ -189,15 +190,20 @@ async def audit(reach: Reach) -> BalanceSheet:
     return sheet
 
 
-async def accept(reach: Reach, differences: Iterable[Difference]) -> None:
-    """Let these differences count as explained from now on; Unreachable."""
+async def accept(reach: Reach, differences: Iterable[Difference], who: str, reason: str) -> None:
+    """Let these differences count as explained from now on; each is recorded in the log of actions.
+    Unreachable."""
     places = {name: place for place in reach.databases for name in place.services}
     for each in differences:
+        details = {"equation": each.equation, "message": each.name, "missing": each.missing}
+        action = Action(each.service, who, "accept difference", each.where, reason, details)
         async with (
+            recorded(reach, action) as recording,
             reach.database(places[each.service]) as database,
             database.connection() as connection,
         ):
             await counts.add_now(connection, {each.way: each.missing})
+            recording.outcome = f"accepted: {sentence(each)}"
 
 
 async def _measure(reach: Reach) -> BalanceSheet:
@@ -475,27 +481,29 @@ def _inbox_differences(lines: Iterable[InboxLine]) -> Iterator[Difference]:
             )
 
 
-def _delivery_difference(line: DeliveryLine) -> Difference:
-    suspects = (
-        (
+def _suspects(line: DeliveryLine) -> tuple[str, ...]:
+    """What may have happened where the line does not balance."""
+    if line.missing > 0:
+        return (
             "messages deleted on the broker: a purged queue, a trimmed stream, a server that lost "
             "its data",
             "dead letters that were deleted without `eventmesh dlq discard`",
             "a worker of an older version, which does not count",
         )
-        if line.missing > 0
-        else (
-            "messages that took effect twice, because the inbox had forgotten them",
-            f"messages that were published as /{line.source} without its outbox",
-        )
-    )
+    foreign = f"messages that were published as /{line.source} without its outbox"
+    if line.handled <= line.relayed:
+        return (foreign,)
+    return ("messages that took effect twice, because the inbox had forgotten them", foreign)
+
+
+def _delivery_difference(line: DeliveryLine) -> Difference:
     return Difference(
         "delivery",
         line.subscription,
         line.name,
         line.source,
         line.missing,
-        suspects,
+        _suspects(line),
         line.subscription.partition(".")[0],
         Way("accepted", line.subscription, line.source, line.name),
     )

@@ -8,12 +8,13 @@ the broker takes it away in the same step; the other finds that it is not there 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
-from eventmesh.errors import UnreadableMessage, UsageError
+from eventmesh.errors import EventMeshError, Unreachable, UnreadableMessage, UsageError
+from eventmesh.operations.action_log import LOGGED_IDS, Action
 from eventmesh.operations.reach import Reach
 from eventmesh.persistence import counts, inbox
 from eventmesh.persistence.database import Database
@@ -21,17 +22,21 @@ from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.reading import Undecided
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.saga.concerned import ConcernedSaga, concerned_saga
-from eventmesh.transports.base import DeadLetter
+from eventmesh.transports.base import DeadLetter, Subscription
 from eventmesh.wire.envelope import check_envelope, check_size, open_envelope
 
 MOST_LETTERS = 10_000
 """How many dead letters of a subscription are listed."""
+
+MOST_BYTES = 64 * 1024 * 1024
+"""How much data they have together: a list is read completely before its data are forgotten."""
 
 AT_ONCE = 1_000
 """How many are replayed or discarded in one request to the broker."""
 
 ACTING_TIMEOUT = 120.0
 """Seconds for one such request: brokers look through all dead letters of the subscription."""
+
 
 _MOST_REASON = 500
 
@@ -73,14 +78,22 @@ async def list_letters(
     """The oldest dead letters; Unreachable."""
     taken_at = reach.clock.now()
     async with reach.broker(ACTING_TIMEOUT) as transport:
-        letters = await transport.dead_letters(handler.subscription, limit=limit)
+        letters = await transport.dead_letters(
+            handler.subscription, limit=limit, most_bytes=MOST_BYTES
+        )
     return LetterListing(
         service.name,
         handler.subscription.name,
         taken_at,
         tuple(_summary(letter, service, handler) for letter in letters),
-        len(letters) >= limit,
+        is_cut(letters, limit),
     )
+
+
+def is_cut(letters: Sequence[DeadLetter], limit: int) -> bool:
+    """Whether a list with this limit, and of MOST_BYTES, may have ended before all."""
+    size = sum(len(letter.envelope.data) for letter in letters)
+    return len(letters) >= limit or size >= MOST_BYTES
 
 
 def _summary(letter: DeadLetter, service: Service, handler: Handler) -> LetterSummary:
@@ -101,33 +114,92 @@ def _summary(letter: DeadLetter, service: Service, handler: Handler) -> LetterSu
 
 
 async def find_letter(reach: Reach, handler: Handler, letter_id: str) -> DeadLetter | None:
-    """One of the oldest dead letters, completely; None if it is not there any more."""
+    """A dead letter, completely; None if it is not there any more."""
     async with reach.broker(ACTING_TIMEOUT) as transport:
-        letters = await transport.dead_letters(handler.subscription, limit=MOST_LETTERS)
-    return next((letter for letter in letters if letter.id == letter_id), None)
+        letters = await transport.dead_letters(handler.subscription, limit=1, only=[letter_id])
+    return letters[0] if letters else None
+
+
+async def choose_letters(
+    reach: Reach, subscription: Subscription, ids: Sequence[str] | None
+) -> AsyncIterator[Sequence[DeadLetter]]:
+    """The dead letters with these ids, or all that there are now, in batches: the next is read once
+    the caller has acted on the one before, so that what is replayed and dies again is not acted on
+    twice: it is younger than all others. Only if there are copies of a message, which are acted on
+    as one, may as many that die meanwhile be among them."""
+    if ids:
+        async with reach.broker(ACTING_TIMEOUT) as transport:
+            found = await transport.dead_letters(subscription, limit=len(ids), only=ids)
+        if found:
+            yield found
+        return
+    async with reach.broker() as transport:
+        left = (await transport.stats(subscription)).dead
+    seen = set[str]()
+    while left > 0:
+        async with reach.broker(ACTING_TIMEOUT) as transport:
+            found = await transport.dead_letters(
+                subscription, limit=min(left, AT_ONCE), most_bytes=MOST_BYTES
+            )
+        new = [letter for letter in found if letter.id not in seen]
+        if not new:
+            return
+        yield new
+        seen.update(letter.id for letter in new)
+        left -= len(new)
+
+
+def action_on_letters(
+    subscription: str, deed: Deed, who: str, reason: str, ids: Sequence[str] | None
+) -> Action:
+    """What is recorded of an action on the dead letters with these ids, or on all."""
+    details: dict[str, Any] = {"all": True}
+    if ids is not None:
+        details = {"number": len(ids), "ids": list(ids[:LOGGED_IDS])}
+    service = subscription.partition(".")[0]
+    return Action(service, who, f"{deed} dead letters", subscription, reason, details)
 
 
 async def act_on_letters(
     reach: Reach, handler: Handler, deed: Deed, ids: Sequence[str]
 ) -> Sequence[str]:
-    """Replay or discard those of these dead letters that are still there; returns their ids. What
-    is discarded is counted, for an audit, in the service's database; Unreachable also if that does
-    not answer then."""
+    """Replay or discard those of these dead letters that are still there; returns their ids."""
+    if deed == "replay":
+        return await replay_letters(reach, handler, ids)
     async with reach.broker(ACTING_TIMEOUT) as transport:
-        if deed == "replay":
-            return await transport.replay(handler.subscription, ids)
-        letters = await transport.dead_letters(handler.subscription, limit=MOST_LETTERS)
-        gone = set(await transport.discard(handler.subscription, ids))
+        letters = await transport.dead_letters(handler.subscription, limit=len(ids), only=ids)
+    return await discard_letters(reach, handler, letters)
+
+
+async def replay_letters(reach: Reach, handler: Handler, ids: Sequence[str]) -> Sequence[str]:
+    """Replay those of these dead letters that are still there; returns their ids. Unreachable."""
+    async with reach.broker(ACTING_TIMEOUT) as transport:
+        return await transport.replay(handler.subscription, ids)
+
+
+async def discard_letters(
+    reach: Reach, handler: Handler, letters: Sequence[DeadLetter]
+) -> Sequence[str]:
+    """Discard those of these dead letters that are still there, and count them, for an audit, in
+    the service's database; returns their ids. Unreachable also if that does not answer then."""
     name = handler.subscription.name
+    async with reach.broker(ACTING_TIMEOUT) as transport:
+        gone = set(await transport.discard(handler.subscription, [each.id for each in letters]))
     discarded = [letter for letter in letters if letter.id in gone]
-    for place in reach.databases:
-        if handler.transactional and discarded and name.partition(".")[0] in place.services:
+    place = reach.place_of(name.partition(".")[0])
+    if place is not None and handler.transactional and discarded:
+        try:
             async with reach.database(place) as database:
-                await count_discarded(database, name, discarded)
+                await _count_discarded(database, name, discarded)
+        except EventMeshError as error:
+            raise Unreachable(
+                f"{len(discarded):,} dead letter(s) of {name} are discarded, but could not be "
+                f"counted as such, so `eventmesh audit` will miss them. {error}"
+            ) from error
     return sorted(gone)
 
 
-async def count_discarded(
+async def _count_discarded(
     database: Database, subscription: str, letters: Collection[DeadLetter]
 ) -> None:
     """Count dead letters that were discarded, but for those whose message has taken effect."""

@@ -27,6 +27,7 @@ from eventmesh.runtime.declaring.targets import service_targets
 from eventmesh.saga.coordinator import Coordinator
 from eventmesh.saga.definition import Definition, command_of
 from eventmesh.saga.flow import Step
+from eventmesh.transports.base import Order
 from eventmesh.transports.objects import BrokerObject, broker_objects
 
 SHOWN_DELAYS = 5
@@ -46,6 +47,14 @@ class RetryDescription:
 
 
 @dataclass(frozen=True, slots=True)
+class OrderDescription:
+    """What becomes of the later messages of a key after a dead letter: "continue" or "hold"."""
+
+    after_dead: str
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True)
 class HandlerDescription:
     """A handler with its options. `function` is None where it is EventMesh's own, as of a saga."""
 
@@ -57,6 +66,7 @@ class HandlerDescription:
     transactional: bool
     isolated: bool
     concurrency: int
+    ordered: OrderDescription | None
     timeout: float | None
     retry: RetryDescription
     sources: tuple[str, ...]
@@ -221,11 +231,16 @@ def _handler(handler: Handler) -> HandlerDescription:
         transactional=handler.transactional,
         isolated=handler.isolated,
         concurrency=handler.concurrency,
+        ordered=_order(handler.subscription.order),
         timeout=handler.timeout,
         retry=_retry(handler.retry),
         sources=handler.sources,
         runs_elsewhere=handler.elsewhere,
     )
+
+
+def _order(order: Order | None) -> OrderDescription | None:
+    return None if order is None else OrderDescription(order.after_dead, order.partitions)
 
 
 def _retry(policy: Retry) -> RetryDescription:

@@ -61,6 +61,8 @@ class InDatabase:
     begun: tuple[Begun, ...] = ()
     waiting: tuple[Waiting, ...] = ()
     sagas: tuple[SagaHistory, ...] = ()
+    searched_since: datetime | None = None
+    """If messages that took effect earlier were not searched for the key."""
     problem: str | None = None
 
 
@@ -114,6 +116,7 @@ async def _ask_database(reach: Reach, place: Place, question: Question) -> InDat
     try:
         async with reach.database(place) as database, database.reading() as connection:
             now = await database.time.ask(connection)
+            since = None
             if key is None:
                 handled = await journal.handled(connection, subscriptions, ids, MOST)
                 rows = await sagas.find_by_ids(
@@ -122,6 +125,7 @@ async def _ask_database(reach: Reach, place: Place, question: Question) -> InDat
             else:
                 handled = await journal.handled_of_key(connection, key, MOST)
                 rows = await sagas.find(connection, key=key, most=MOST)
+                since = await journal.searched_since(connection)
             known = ids | {each.message_id for each in handled}
             return InDatabase(
                 place.services,
@@ -134,6 +138,7 @@ async def _ask_database(reach: Reach, place: Place, question: Question) -> InDat
                         for row in rows
                     ]
                 ),
+                since,
             )
     except EventMeshError as error:
         return InDatabase(place.services, problem=str(error))

@@ -94,7 +94,8 @@ def _imported(module: ModuleType, uses: _Uses) -> Iterator[FunctionDescription]:
     elsewhere = _handlers_of_others(members, uses.service)
     for name, member in members:
         if isinstance(member, Saga) and member.name not in uses.sagas:
-            why = f"the saga is not included: write {uses.service.name}.include({name})"
+            service = next((at for at, each in members if each is uses.service), "service")
+            why = f"the saga is not included: write {service}.include({name})"
             yield FunctionDescription(module.__name__, name, None, why)
         function = _own_function(member, module)
         if function is None:

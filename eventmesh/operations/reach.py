@@ -45,7 +45,8 @@ class Reach:
     """Opens what is asked, and closes all of it on leaving.
 
     `transport` is a connected transport of the caller's own, for a program that has one already, or
-    whose broker is in its memory.
+    whose broker is in its memory. `answer_timeout` are the seconds for all that is asked of one
+    server at a time.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class Reach:
         settings: Settings,
         clock: Clock,
         transport: Transport | None = None,
+        answer_timeout: float = ANSWER_TIMEOUT,
     ) -> None:
         self.services = tuple(services)
         self.settings = settings
         self.clock = clock
         self._given = transport
+        self._answer_timeout = answer_timeout
         self._transport: Transport | None = None
         self._databases: dict[str, Database] = {}
         self._opening: dict[str, asyncio.Lock] = {}
@@ -96,9 +99,10 @@ class Reach:
         return next((place for place in self.databases if service in place.services), None)
 
     @asynccontextmanager
-    async def broker(self, within: float = ANSWER_TIMEOUT) -> AsyncIterator[Transport]:
-        """The connected broker, for so many seconds; Unreachable, or another EventMeshError, with
-        the reason."""
+    async def broker(self, within: float | None = None) -> AsyncIterator[Transport]:
+        """The connected broker, for so many seconds, or else for `answer_timeout`; Unreachable, or
+        another EventMeshError, with the reason."""
+        within = self._answer_timeout if within is None else within
         try:
             async with asyncio.timeout(within):
                 yield self._given or await self._connected()
@@ -113,16 +117,16 @@ class Reach:
 
     @asynccontextmanager
     async def database(self, place: Place) -> AsyncIterator[Database]:
-        """The open database, for ANSWER_TIMEOUT. Unreachable; or Drift where its migration is not
+        """The open database, for `answer_timeout`. Unreachable; or Drift where its migration is not
         the one that this version needs."""
         service = place.services[0]
         try:
             with refusals_as_unreachable(place.url, service):
-                async with asyncio.timeout(ANSWER_TIMEOUT):
+                async with asyncio.timeout(self._answer_timeout):
                     yield await self._opened(place)
         except TimeoutError:
             await self._forget_database(place.url)
-            raise _too_slow(place) from None
+            raise self._too_slow(place) from None
         except Unreachable:
             await self._forget_database(place.url)
             raise
@@ -133,14 +137,14 @@ class Reach:
         service = place.services[0]
         try:
             with refusals_as_unreachable(place.url, service):
-                async with asyncio.timeout(ANSWER_TIMEOUT):
+                async with asyncio.timeout(self._answer_timeout):
                     database = await connect_existing(place.url, service)
                     try:
                         yield database
                     finally:
                         await database.close()
         except TimeoutError:
-            raise _too_slow(place) from None
+            raise self._too_slow(place) from None
 
     async def _opened(self, place: Place) -> Database:
         async with self._opening_of(place.url):
@@ -184,9 +188,8 @@ class Reach:
         if database is not None:
             await database.close()
 
-
-def _too_slow(place: Place) -> Unreachable:
-    return Unreachable(
-        f"The database of service {place.services[0]!r} ({redact(place.url)}) did not answer "
-        f"within {ANSWER_TIMEOUT:g} s."
-    )
+    def _too_slow(self, place: Place) -> Unreachable:
+        return Unreachable(
+            f"The database of service {place.services[0]!r} ({redact(place.url)}) did not answer "
+            f"within {self._answer_timeout:g} s."
+        )

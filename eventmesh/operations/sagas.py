@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from eventmesh.errors import UsageError
+from eventmesh.operations.action_log import Action, recorded
 from eventmesh.operations.reach import Place, Reach
 from eventmesh.persistence import sagas
-from eventmesh.persistence.database import Database
 from eventmesh.persistence.sagas import SagaLot, SagaRow
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.saga.coordinator import coordinator_of
@@ -50,7 +50,7 @@ async def list_sagas(
 ) -> SagaListing:
     """Without statuses, the open ones; those of a key in any status."""
     async with (
-        reach.database(_place(reach, service)) as database,
+        reach.database(place_of_sagas(reach, service)) as database,
         database.reading() as connection,
     ):
         # Other services may share the database, and code may have lost a saga that still runs.
@@ -71,7 +71,7 @@ async def find_saga(reach: Reach, service: Service, saga_id: str) -> SagaStory |
     """The saga with this id, which may be shortened if no other begins so; None if there is
     none."""
     async with (
-        reach.database(_place(reach, service)) as database,
+        reach.database(place_of_sagas(reach, service)) as database,
         database.reading() as connection,
     ):
         found = await sagas.find_by_id(connection, tuple(service.sagas), saga_id)
@@ -82,28 +82,36 @@ async def find_saga(reach: Reach, service: Service, saga_id: str) -> SagaStory |
 
 
 async def operate(
-    database: Database, service: Service, row: SagaRow, action: OperatorAction, who: str
+    reach: Reach, service: Service, row: SagaRow, decision: OperatorAction, who: str
 ) -> SagaRecord:
     """Do what an operator has decided: a transition of the saga like any other, committed with what
-    it sends, and recorded in its log. UsageError where the saga's state does not allow it."""
-    coordinator = coordinator_of(service, row.name)
-    async with database.unit_of_work(service.sender()) as unit:
-        with unit.transaction() as transaction:
-            transition = await coordinator.operate(row.id, action, who, transaction)
-        await unit.commit()
-    await database.notifier.notify()  # without NOTIFY, relays poll
-    return transition.record
+    it sends, and recorded in its log and in the log of actions. UsageError where the saga's state
+    does not allow it."""
+    place, coordinator = place_of_sagas(reach, service), coordinator_of(service, row.name)
+    action = Action(
+        service.name,
+        who,
+        f"{decision.operation} saga",
+        f"{row.name} {row.id}",
+        decision.reason,
+        {} if decision.step is None else {"step": decision.step},
+    )
+    async with recorded(reach, action) as recording:
+        async with reach.database(place) as database:
+            async with database.unit_of_work(service.sender()) as unit:
+                with unit.transaction() as transaction:
+                    transition = await coordinator.operate(row.id, decision, who, transaction)
+                await unit.commit()
+            await database.notifier.notify()  # without NOTIFY, relays poll
+        record = transition.record
+        recording.outcome = record.status
+        if record.waiting:
+            recording.outcome += f", waits for {', '.join(record.waiting)}"
+    return record
 
 
-async def operate_from_here(
-    reach: Reach, service: Service, row: SagaRow, action: OperatorAction, who: str
-) -> SagaRecord:
-    """As `operate`, on the database that this environment names."""
-    async with reach.database(_place(reach, service)) as database:
-        return await operate(database, service, row, action, who)
-
-
-def _place(reach: Reach, service: Service) -> Place:
+def place_of_sagas(reach: Reach, service: Service) -> Place:
+    """The database that keeps the sagas of a service; UsageError where it has none."""
     place = reach.place_of(service.name)
     if place is None or not service.sagas:
         raise UsageError(

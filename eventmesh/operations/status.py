@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from eventmesh.errors import EventMeshError
 from eventmesh.operations.reach import ANSWER_TIMEOUT, Place, Reach
-from eventmesh.persistence import inbox, leases, outbox, sagas
+from eventmesh.persistence import inbox, leases, outbox, pauses, sagas
+from eventmesh.persistence.pauses import Pause
 from eventmesh.persistence.sagas import SagaLot
 from eventmesh.redact import redact
 from eventmesh.runtime.declaring.handler import Handler
@@ -26,7 +27,7 @@ from eventmesh.transports.facts import BrokerFacts
 RATE_SECONDS = 60.0
 """How far back a rate looks."""
 
-_NO_INBOX = "its handler takes no transaction, so nothing records what it has handled"
+_NO_INBOX = "a handler without a transaction leaves no record of what it has handled"
 
 Unknown = Mapping[str, str]
 """Why figures are None, by their names, in words for people."""
@@ -35,8 +36,10 @@ Unknown = Mapping[str, str]
 @dataclass(frozen=True, slots=True)
 class SubscriptionStatus:
     """What a subscription holds. `oldest_age` is the age in seconds of its oldest ready message,
-    None without a reason where none is ready. `rate` is how many messages a second have taken
-    effect, over the last minute. `declared` says whether the broker has the subscription."""
+    None without a reason where none is ready. `held` is how many of the delayed ones wait behind an
+    earlier message of their key, in an ordered subscription. `rate` is how many messages a second
+    have taken effect, over the last minute. `declared` says whether the broker has the
+    subscription. `paused` is None also where the database that would tell does not answer."""
 
     service: str
     name: str
@@ -49,6 +52,8 @@ class SubscriptionStatus:
     rate: float | None = None
     consumers: int | None = None
     declared: bool | None = None
+    held: int | None = None
+    paused: Pause | None = None
     problem: str | None = None
     unknown: Unknown = field(default_factory=dict)
 
@@ -137,6 +142,7 @@ class _Told:
     handled: Mapping[str, int] = field(default_factory=dict)
     """By subscription, in the last `seconds`."""
     seconds: float = RATE_SECONDS
+    pauses: Mapping[str, Pause] = field(default_factory=dict)
 
 
 async def mesh_status(reach: Reach) -> MeshStatus:
@@ -152,11 +158,11 @@ async def mesh_status(reach: Reach) -> MeshStatus:
         taken_at,
         broker,
         tuple(
-            subscription_status(
+            _subscription_status(
                 service,
                 handler,
                 stats.get(handler.subscription.name, broker.problem or ""),
-                *_rate(handler, told_of.get(service.name)),
+                told_of.get(service.name),
             )
             for service in reach.services
             for handler in service.handlers.values()
@@ -228,47 +234,52 @@ async def _ask_database(reach: Reach, place: Place) -> _Told:
             ahead = (now - middle).total_seconds()
             lots = await sagas.census(connection)
             handled = await inbox.count_since(connection, now - timedelta(seconds=seconds))
+            paused = await pauses.paused(connection)
     except EventMeshError as error:
         problem = str(error)
         return _Told(DatabaseStatus(place.services, redact(place.url), problem=problem))
     database_status = DatabaseStatus(place.services, redact(place.url), status, ahead)
-    return _Told(database_status, lots, handled, seconds)
+    return _Told(database_status, lots, handled, seconds, paused)
 
 
-def subscription_status(
-    service: Service,
-    handler: Handler,
-    stats: SubscriptionStats | str,
-    rate: float | None,
-    why_no_rate: str,
+def _subscription_status(
+    service: Service, handler: Handler, stats: SubscriptionStats | str, told: _Told | None
 ) -> SubscriptionStatus:
-    """What is known of a subscription: `stats` are the broker's, or why it has told none; with the
-    rate, or why there is none."""
+    """What is known of a subscription: `stats` are the broker's, or why it has told none; `told` is
+    what the service's database has."""
     subscription = handler.subscription
+    rate, why_no_rate = _rate(handler, told)
     unknown = {"rate": why_no_rate} if rate is None else {}
-    if isinstance(stats, str):
-        why = stats or f"the broker did not answer within {ANSWER_TIMEOUT:g} s"
-        figures = ("ready", "delayed", "in_flight", "dead", "oldest_age", "consumers", "declared")
-        return SubscriptionStatus(
-            service.name,
-            subscription.name,
-            subscription.messages,
-            rate=rate,
-            problem=why,
-            unknown=dict.fromkeys(figures, why) | unknown,
-        )
-    return SubscriptionStatus(
+    status = SubscriptionStatus(
         service.name,
         subscription.name,
         subscription.messages,
+        rate=rate,
+        paused=None if told is None else told.pauses.get(subscription.name),
+    )
+    if isinstance(stats, str):
+        why = stats or f"the broker did not answer within {ANSWER_TIMEOUT:g} s"
+        figures = (
+            "ready",
+            "delayed",
+            "in_flight",
+            "dead",
+            "oldest_age",
+            "consumers",
+            "declared",
+            "held",
+        )
+        return replace(status, problem=why, unknown=dict.fromkeys(figures, why) | unknown)
+    return replace(
+        status,
         ready=stats.ready,
         delayed=stats.delayed,
         in_flight=stats.in_flight,
         dead=stats.dead,
         oldest_age=stats.oldest_age,
-        rate=rate,
         consumers=stats.consumers,
         declared=stats.declared,
+        held=stats.held,
         unknown={**stats.unknown, **unknown},
     )
 

@@ -18,14 +18,14 @@ the broker does not show what it holds. Without a reason, the message may be los
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from eventmesh.operations.evidence import Evidence, Question, SagaHistory, gather
+from eventmesh.operations.evidence import Evidence, InDatabase, Question, SagaHistory, gather
 from eventmesh.operations.reach import Reach
-from eventmesh.persistence.journal import Handled
+from eventmesh.persistence.journal import MOST_SEARCHED, Handled
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.transports.census import Hidden
@@ -74,8 +74,8 @@ class TracedMessage:
 @dataclass(frozen=True, slots=True)
 class Trace:
     """The answer. `messages` are in the order of a tree: each is followed by its effects, which
-    have a greater depth. `hidden` are places that could not be looked into, in words. `problems`
-    say who did not answer."""
+    have a greater depth. `hidden` are places that could not be looked into, and messages that would
+    have left no trace, in words. `problems` say who did not answer."""
 
     asked: str
     messages: tuple[TracedMessage, ...]
@@ -84,6 +84,8 @@ class Trace:
     problems: tuple[str, ...]
     is_cut: bool = False
     """Whether there are more messages than an answer has."""
+    publishers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The services that declare to publish a message, by its name."""
 
     @property
     def is_empty(self) -> bool:
@@ -117,11 +119,14 @@ async def trace_key(reach: Reach, key: str) -> Trace:
 
 async def _trace(reach: Reach, asked: str, question: Question) -> Trace:
     evidence = await gather(reach, question)
+    unsearched = filter(None, [_describe_unsearched(each) for each in evidence.databases])
     chains = evidence.correlation_ids
     if chains and not (question.key is None and chains <= question.ids):
         # The message was somewhere in the middle, or there are several chains.
         evidence = await gather(reach, Question(chains))
-    return trace(asked, evidence, reach.services, reach.clock.now(), reach.settings.inbox_window)
+    inbox_window = reach.settings.inbox_window
+    found = trace(asked, evidence, reach.services, reach.clock.now(), inbox_window)
+    return replace(found, hidden=(*found.hidden, *unsearched))
 
 
 def trace(
@@ -180,9 +185,53 @@ def trace(
         asked,
         tuple(ordered[:MOST_MESSAGES]),
         tuple(sorted(sagas, key=lambda each: (str(each.row.started_at), each.row.name))),
-        tuple(dict.fromkeys(map(describe_hidden, evidence.broker.hidden))),
+        (
+            *dict.fromkeys(map(describe_hidden, evidence.broker.hidden)),
+            *_unrecorded(services, known.values()),
+        ),
         evidence.problems,
         len(ordered) > MOST_MESSAGES,
+        _publishers(services),
+    )
+
+
+def _publishers(services: Iterable[Service]) -> Mapping[str, Sequence[str]]:
+    found: dict[str, list[str]] = {}
+    for service in services:
+        for name in service.registry.published_names():
+            found.setdefault(name, []).append(service.name)
+    return found
+
+
+def _unrecorded(services: Sequence[Service], known: Collection[_Known]) -> Iterator[str]:
+    """What may have come of the messages that were handled, and would have left no trace: messages
+    that only handlers without a transaction take. What a saga published is told by its log."""
+    handlers = {name: (each, of) for of in services for name, each in of.handlers.items()}
+    handled = {at.place for each in known for at in each.sightings if at.what == "handled"}
+    may_follow = set[str]()
+    for handler, service in (handlers[name] for name in handled if name in handlers):
+        if handler.function is None:  # it is a saga's
+            continue
+        returned = {model.__identity__.name for model in handler.returns}
+        may_follow |= returned or service.registry.published_names()
+    for name in sorted(may_follow - {each.name for each in known}):
+        takers = [(at, it) for at, (it, _) in handlers.items() if name in it.subscription.messages]
+        if takers and not any(handler.transactional for _, handler in takers):
+            names = ", ".join(at for at, _ in takers)
+            yield (
+                f"perhaps {name} was published, too: only {names} takes it, without a transaction, "
+                f"so nothing records what was handled"
+            )
+
+
+def _describe_unsearched(database: InDatabase) -> str | None:
+    """What a search for a key did not look at; None if it looked at all."""
+    if database.searched_since is None:
+        return None
+    return (
+        f"messages that {', '.join(database.services)} handled until "
+        f"{database.searched_since:%Y-%m-%d %H:%M:%S} UTC were not searched for the key, because "
+        f"a search reads the newest {MOST_SEARCHED:,} only: ask with the id of a message"
     )
 
 

@@ -191,21 +191,20 @@ async def declare(connection: AsyncConnection, pairs: Iterable[tuple[str, str]])
         for each, name in sorted(pairs)
     ]
     if rows:
-        now = database_now()
-        absent = dialect_of(connection).insert_absent(count)
-        await connection.execute(absent.values(number=0, since=now, updated_at=now), rows)
+        await connection.execute(_declare_statement(dialect_of(connection)), rows)
 
 
 async def fold(connection: AsyncConnection, before: datetime) -> int:
     """Add rows that were not counted in since then to those of nobody; returns how many. A row that
-    is counted in at this moment is left alone: it is deleted only as it was read."""
+    a transaction counts in at this moment is left alone, and the transaction not waited for."""
     keys = (count.c.owner, count.c.what, count.c.subscription, count.c.source, count.c.name)
     idle = select(*keys, count.c.number, count.c.updated_at).where(
         count.c.owner != NOBODY, count.c.updated_at < before
     )
     found = Counter[Way]()
     folded = 0
-    for owner, *way, number, updated_at in list(await connection.execute(idle.limit(_AT_ONCE))):
+    some = idle.limit(_AT_ONCE).with_for_update(skip_locked=True)
+    for owner, *way, number, updated_at in list(await connection.execute(some)):
         same = [key == value for key, value in zip(keys, (owner, *way), strict=True)]
         gone = await connection.execute(
             delete(count).where(*same, count.c.updated_at == updated_at)
@@ -215,6 +214,12 @@ async def fold(connection: AsyncConnection, before: datetime) -> int:
             folded += 1
     await connection.run_sync(_add, found, NOBODY)
     return folded
+
+
+@cache
+def _declare_statement(dialect: Dialect) -> Insert:
+    now = database_now()
+    return dialect.insert_absent(count).values(number=0, since=now, updated_at=now)
 
 
 @cache

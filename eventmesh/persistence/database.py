@@ -15,18 +15,19 @@ All of them raise Unreachable, with advice, when the database is lost or away.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic_core import from_json, to_json
+from sqlalchemy import Connection, event, text
 from sqlalchemy import MetaData as MetaData  # named here for the floors above
-from sqlalchemy import event, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.ext.asyncio import AsyncSession as AsyncSession
+from sqlalchemy.util import greenlet_spawn
 
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.persistence import unit_of_work
@@ -51,6 +52,8 @@ _QUEUE_CONNECTIONS = 3  # the relay's rounds, its sweep, its purge
 
 Scope = Literal["reads", "statement", "transaction"]
 """What is done on a connection: single reads, one statement that writes, or a transaction."""
+
+_T = TypeVar("_T")
 
 _LOSSES = "eventmesh_losses"  # how many there were when a connection was made
 
@@ -165,22 +168,39 @@ class Database:
             return
         with self.own_statements():
             async with asyncio.timeout(_ANSWER_TIMEOUT), self._queue_engine.connect() as connection:
-                await self._replace_doubtful(connection)
-                is_set = await self.dialect.keeps_queue_settings(connection)
-                if is_set and scope != "transaction":  # no BEGIN, no COMMIT
-                    await connection.execution_options(isolation_level="AUTOCOMMIT")
-                async with connection.begin():
-                    if not is_set and self.dialect.queue_settings is not None:
-                        await connection.execute(self.dialect.queue_settings)
-                    yield connection
+                await connection.run_sync(self._begin_on_queue, scope)
+                yield connection
+                await connection.commit()
 
-    async def _replace_doubtful(self, connection: AsyncConnection) -> None:
-        """Connect anew if a connection was lost since this one was made: SQLAlchemy does so in the
-        pool of the lost one only, and the next may lead to another server."""
+    async def write_to_queue(self, write: Callable[[Connection], _T]) -> _T:
+        """What this returns, which executes one statement on a connection as of `queue`. Much
+        cheaper than that: SQLAlchemy goes to its greenlet and back once for all of it, where it
+        does so for each call of an AsyncConnection, to open and to close it, too."""
+        with self.own_statements():
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
+                return await greenlet_spawn(self._write_to_queue, write)
+
+    def _write_to_queue(self, write: Callable[[Connection], _T]) -> _T:
+        engine = self._queue_engine or self.engine
+        with engine.sync_engine.connect() as connection:
+            if engine is self._queue_engine:
+                self._begin_on_queue(connection, "statement")
+            result = write(connection)
+            connection.commit()
+            return result
+
+    def _begin_on_queue(self, connection: Connection, scope: Scope) -> None:
+        # Connect anew if a connection was lost since this one was made: SQLAlchemy does so in the
+        # pool of the lost one only, and the next may lead to another server.
         if connection.info.setdefault(_LOSSES, self.losses) != self.losses:
-            await connection.invalidate()
-            await connection.get_raw_connection()
+            connection.invalidate()
             connection.info[_LOSSES] = self.losses
+        is_set = self.dialect.keeps_queue_settings(connection)
+        if is_set and scope != "transaction":  # no BEGIN, no COMMIT
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.begin()
+        if not is_set and self.dialect.queue_settings is not None:
+            connection.execute(self.dialect.queue_settings)
 
     @asynccontextmanager
     async def maintenance(self) -> AsyncIterator[AsyncConnection]:
@@ -217,19 +237,23 @@ class Database:
                 or (isinstance(error, DBAPIError) and sqlstate(error) in also)
             ):
                 raise
-            advice = f"Start it, or correct {self.variable}."
+            what, advice = "does not answer", f"Start it, or correct {self.variable}."
+            state = sqlstate(error) if isinstance(error, DBAPIError) else ""
+            if state.startswith("28"):
+                what = "refuses the login"
+                advice = f"Correct the user or the password in {self.variable}."
             if is_of_certificate(error):
                 advice = (
                     f"Its certificate is not accepted: correct the certificate authority or the "
                     f"host in {self.variable}."
                 )
-            if isinstance(error, DBAPIError) and sqlstate(error) == "3D000":
+            if state == "3D000":
                 advice = (
                     f"Make it with `eventmesh db upgrade --create {self.service}`, or correct "
                     f"{self.variable}."
                 )
             raise Unreachable(
-                f"The database of service {self.service!r} ({self.shown_url}) does not answer: "
+                f"The database of service {self.service!r} ({self.shown_url}) {what}: "
                 f"{self._shown_error(error)}. {advice}"
             ) from error
 

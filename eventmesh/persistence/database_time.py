@@ -31,6 +31,8 @@ MOST_DIFFERENCE = 60.0
 """Seconds by which the clocks of a process and its database may differ before we report one of them
 as wrong. Clocks that are synchronised at all differ by far less."""
 
+_NOW = select(database_now())
+
 
 class DatabaseTime:
     """The time by one database's clock."""
@@ -41,7 +43,7 @@ class DatabaseTime:
 
     async def ask(self, connection: AsyncConnection) -> datetime:
         """Ask the database for the time, on this connection."""
-        answer: datetime = (await connection.execute(select(database_now()))).scalar_one()
+        answer: datetime = (await connection.execute(_NOW)).scalar_one()
         self._answer, self._answered_at = answer, asyncio.get_running_loop().time()
         return answer
 

@@ -23,15 +23,20 @@ took SLOW, and would slow down one that took a tenth of a millisecond.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import NamedTuple
 
 import orjson
 from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
 
+from eventmesh.persistence import counts
+from eventmesh.persistence.counts import Way
 from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.tables import inbox
 from eventmesh.wire.envelope import Envelope
@@ -74,10 +79,12 @@ class Entry(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Claim:
     """The result of claiming ids: those that are `fresh` were not in the inbox before. `digests`
-    has the digest in the inbox for each id, None where there is none."""
+    has the digest in the inbox for each id, None where there is none. `counted` are the fresh ones
+    where the database has counted them as handled by the same statement."""
 
     fresh: set[str]
     digests: Mapping[str, int | None]
+    counted: Mapping[Way, int] = field(default_factory=dict)
 
     def is_other(self, message_id: str, digest: int) -> bool:
         """Whether the id is in the inbox for another message than that of this digest."""
@@ -102,9 +109,14 @@ def _canonical(data: bytes) -> bytes:
         return data
 
 
-async def claim(session: AsyncSession, subscription: str, entries: Collection[Entry]) -> Claim:
+async def claim(
+    session: AsyncSession,
+    subscription: str,
+    entries: Collection[Entry],
+    ways: Mapping[str, Way] = MappingProxyType({}),
+) -> Claim:
     """Enter these messages in one statement, at the database's time. Of two with the same id, the
-    first one counts.
+    first one counts. `ways` are the counters of these ids, for a database that counts them with it.
 
     An id that another transaction has entered, and not committed yet, is waited for.
     """
@@ -114,13 +126,27 @@ async def claim(session: AsyncSession, subscription: str, entries: Collection[En
     # Sorted, so that two workers with the same messages wait for each other instead of deadlocking.
     ids = sorted(first)
     columns = zip(*[first[message_id] for message_id in ids], strict=True)
+    by_name = dict(zip(Entry._fields, columns, strict=True))
     dialect = dialect_of(session.get_bind())
-    statement = dialect.claim(inbox, subscription, dict(zip(Entry._fields, columns, strict=True)))
-    fresh = set(await session.scalars(*statement))
+
+    def enter(sync: Session) -> set[str]:
+        connection = sync.connection()
+        statement, values = dialect.claim(inbox, subscription, by_name)
+        if dialect.counts_with_claim and isinstance(values, dict):
+            values |= {
+                "count_owner": counts.owner_of(connection),
+                "count_id": list(ways),
+                "count_source": [way.source for way in ways.values()],
+                "count_name": [way.name for way in ways.values()],
+            }
+        return set(connection.execute(statement, values).scalars())
+
+    fresh = await session.run_sync(enter)
     known: dict[str, int | None] = {message_id: first[message_id].digest for message_id in fresh}
-    if len(fresh) == len(ids):
-        return Claim(fresh, known)
-    return Claim(fresh, known | await _digests(session, subscription, set(ids) - fresh))
+    if len(fresh) < len(ids):
+        known |= await _digests(session, subscription, set(ids) - fresh)
+    counted = fresh & ways.keys() if dialect.counts_with_claim else ()
+    return Claim(fresh, known, Counter(ways[message_id] for message_id in counted))
 
 
 async def note_slow(session: AsyncSession, subscription: str, took: Mapping[str, float]) -> None:

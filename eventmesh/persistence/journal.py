@@ -15,6 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.tables import inbox, start
 
+MOST_SEARCHED = 1_000_000
+"""How many messages of a journal are searched for a key: about two seconds of a database's time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Handled:
@@ -73,10 +76,20 @@ async def handled(
 
 
 async def handled_of_key(connection: AsyncConnection, key: str, most: int) -> list[Handled]:
-    """The messages with this key that took effect, the newest `most`, oldest first. There is no
-    index by key, which every message would have to pay for: the journal is read from its end."""
-    query = select(*_COLUMNS).where(inbox.c.key == key).order_by(inbox.c.received_at.desc())
+    """The messages with this key that took effect, the newest `most`, oldest first, among the
+    newest MOST_SEARCHED of the journal. There is no index by key, which every message would have to
+    pay for: the journal is read from its end."""
+    newest = select(*_COLUMNS).order_by(inbox.c.received_at.desc()).limit(MOST_SEARCHED).subquery()
+    query = select(newest).where(newest.c.key == key).order_by(newest.c.received_at.desc())
     return [Handled(*row) for row in await connection.execute(query.limit(most))][::-1]
+
+
+async def searched_since(connection: AsyncConnection) -> datetime | None:
+    """When the oldest message took effect that a search for a key looks at; None if it looks at
+    all."""
+    newest = select(inbox.c.received_at).order_by(inbox.c.received_at.desc())
+    first: datetime | None = await connection.scalar(newest.offset(MOST_SEARCHED).limit(1))
+    return first
 
 
 async def begun(

@@ -61,15 +61,18 @@ def share(
     return frozenset([*mine, *free][:fair])
 
 
-async def renew(connection: AsyncConnection, owner: str, lease_time: float) -> frozenset[int]:
+async def renew(
+    connection: AsyncConnection, owner: str, lease_time: float
+) -> tuple[frozenset[int], float]:
     """Announce this relay for `lease_time` seconds, and keep, take or release leases so that it has
-    its share; returns its buckets."""
+    its share; returns its buckets, and the seconds until the first lease of another relay expires,
+    if it is not renewed: infinity where no other relay has one."""
     now, leases = await _locked(connection)
     expires_at = now + timedelta(seconds=lease_time)
     relays = await _announce(connection, owner, now, expires_at)
     held = share(leases, owner, relays, now)
     await _write(connection, leases, held, owner, expires_at)
-    return held
+    return held, next_expiry(leases, owner, now)
 
 
 async def extend(connection: AsyncConnection, owner: str, lease_time: float) -> frozenset[int]:
@@ -85,11 +88,14 @@ async def extend(connection: AsyncConnection, owner: str, lease_time: float) -> 
     return held
 
 
-async def next_expiry(connection: AsyncConnection, owner: str) -> float:
-    """Seconds until the first lease of another relay expires, if it is not renewed; infinity where
-    no other relay has one."""
-    row = (await connection.execute(_next_expiry(), {"holder": owner})).one()
-    return math.inf if row.expiry is None else (row.expiry - row.now).total_seconds()
+def next_expiry(leases: Sequence[Lease], owner: str, now: datetime) -> float:
+    """In how many seconds the first lease of another relay expires."""
+    others = [
+        row.expires_at
+        for row in leases
+        if row.owner != owner and row.expires_at is not None and not row.free(now)
+    ]
+    return (min(others) - now).total_seconds() if others else math.inf
 
 
 async def release(connection: AsyncConnection, owner: str) -> None:
@@ -159,13 +165,6 @@ async def _write(
 def _locked_leases() -> Select[Any]:
     columns = (database_now().label("now"), lease.c.bucket, lease.c.owner, lease.c.expires_at)
     return select(*columns).order_by(lease.c.bucket).with_for_update()
-
-
-@cache
-def _next_expiry() -> Select[Any]:
-    now, expiry = database_now(), func.min(lease.c.expires_at)
-    columns: Sequence[Any] = (now.label("now"), expiry.label("expiry"))
-    return select(*columns).where(lease.c.owner != bindparam("holder"), lease.c.expires_at > now)
 
 
 @cache

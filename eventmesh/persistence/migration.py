@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmesh.errors import Drift, UsageError
 from eventmesh.persistence.database import Database
 
-HEAD = "0009"
+HEAD = "0010"
 """The newest migration. A test compares it with `migrations/versions`."""
 
 VERSION_TABLE = "eventmesh_alembic_version"

@@ -13,12 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmesh.persistence import counts
 from eventmesh.persistence.counts import Way
 from eventmesh.persistence.dialects.sql import UtcDateTime
-from eventmesh.persistence.tables import inbox, reaction, saga, saga_log, start
+from eventmesh.persistence.tables import action, inbox, reaction, saga, saga_log, start
 
 RECEIVED, BEGUN, ENDED = inbox.c.received_at, start.c.begun_at, saga.c.ended_at
-REACTED = reaction.c.updated_at
+REACTED, ACTED = reaction.c.updated_at, action.c.at
 """The columns by which rows age: of the inbox, of the starts of possible poison messages, of sagas
-that have ended, of reactions."""
+that have ended, of reactions, of operators' actions."""
 
 _MOMENT = timedelta(microseconds=1)  # the resolution of the databases' times
 

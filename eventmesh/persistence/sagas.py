@@ -15,12 +15,10 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import (
-    ColumnElement,
     Delete,
     Insert,
     Select,
     Update,
-    and_,
     bindparam,
     case,
     delete,
@@ -37,6 +35,7 @@ from eventmesh.errors import Conflict, EventMeshError
 from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.dialects.sql import UtcDateTime, database_now
 from eventmesh.persistence.tables import outbox, saga, saga_log
+from eventmesh.wire.envelope import UNIQUE_ID
 
 MOST_NAMES = 255
 """Characters of what a saga waits for that can be stored, to be listed by."""
@@ -69,6 +68,13 @@ class SagaRow:
         return self.status in ("running", "undoing", "parked")
 
 
+_ID_RANGES = tuple(
+    (form, form.replace("0", "f"))
+    for form in ("00000000-0000-0000-0000-000000000000", f"sha256:{'0' * 64}")
+)
+"""The first and the last id of each form that an id of a saga has; see `UNIQUE_ID`."""
+
+
 class KeyTaken(EventMeshError):
     """One of these keys belongs to another open saga."""
 
@@ -87,18 +93,36 @@ class LogEntry:
 async def lock(
     session: AsyncSession, name: str, ids: Collection[str], keys: Collection[str] = ()
 ) -> list[SagaRow]:
-    """The sagas with these ids, and the open ones with these keys, locked until the transaction
-    ends. A row that another transaction has locked is waited for."""
-    if not ids and not keys:
-        return []
+    """The sagas with these ids and these keys, locked until the transaction ends. Of the sagas of a
+    key it is the open one, or the one that was started last where none is. A row that another
+    transaction has locked is waited for."""
+    wanted: dict[str, Any] = {"saga_name": name}
     statement = dialect_of(session.get_bind()).lock_sagas(saga, _COLUMNS)
     if statement is not None:
-        wanted = {"ids": sorted(ids), "keys": sorted(keys)}
+        wanted |= {"ids": sorted(ids), "keys": sorted(keys)}
     else:
-        statement = _lock_statement(bool(keys))
-        wanted = {"ids": _padded(ids), "keys": _padded(keys)}
-    rows = await session.execute(statement, {"saga_name": name, **wanted})
-    return [SagaRow(*row) for row in rows]
+        statement = _lock_statement()
+        if keys:
+            by_key = {**wanted, "keys": _padded(keys)}
+            ids = {*ids, *await session.scalars(_keyed_statement(), by_key)}
+        wanted["ids"] = _padded(ids)
+    if not ids and not keys:
+        return []
+    return [SagaRow(*row) for row in await session.execute(statement, wanted)]
+
+
+async def holders_of(session: AsyncSession, name: str, keys: Collection[str]) -> dict[str, str]:
+    """Which of these keys belong to an open saga, and its id."""
+    rows = await session.execute(_holders_statement(), {"saga_name": name, "keys": _padded(keys)})
+    return {row.key: row.id for row in rows}
+
+
+async def keyless(connection: AsyncConnection, name: str) -> list[str]:
+    """The ids of the open sagas of this name that have no key, sorted."""
+    found = select(saga.c.id).where(
+        saga.c.name == name, saga.c.ended_at.is_(None), saga.c.key.is_(None)
+    )
+    return sorted(await connection.scalars(found))
 
 
 async def store(
@@ -180,9 +204,22 @@ async def load(
 async def find_by_id(
     connection: AsyncConnection, names: Collection[str], beginning: str
 ) -> list[SagaRow]:
-    """The sagas of these names whose ids begin so, two of them at the most."""
+    """The sagas of these names whose ids begin so, two of them at the most.
+
+    They are found by a range of the primary key, which a LIKE is not by most collations. Both ends
+    of the range are whole ids, because a collation may pass over the hyphens: `0199` is looked for
+    between `01990000-0000-0000-0000-000000000000` and `0199ffff-ffff-ffff-ffff-ffffffffffff`.
+    """
+    typed = beginning.lower()
+    ranges = [
+        saga.c.id.between(first, typed + last[len(typed) :])
+        for first, last in ((typed + low[len(typed) :], high) for low, high in _ID_RANGES)
+        if UNIQUE_ID.fullmatch(first)
+    ]
+    if not ranges:
+        return []
     query = select(*(saga.c[column] for column in _COLUMNS)).where(
-        saga.c.name.in_(names), saga.c.id.startswith(beginning, autoescape=True)
+        saga.c.name.in_(names), or_(*ranges)
     )
     return [SagaRow(*row) for row in await connection.execute(query.limit(2))]
 
@@ -314,16 +351,42 @@ def _load_statement() -> Select[Any]:
 
 
 @cache
-def _lock_statement(with_keys: bool) -> Select[Any]:
-    chosen: ColumnElement[bool] = saga.c.id.in_(bindparam("ids", expanding=True))
-    if with_keys:
-        open_key = and_(saga.c.key.in_(bindparam("keys", expanding=True)), saga.c.is_open)
-        chosen = or_(chosen, open_key)
+def _lock_statement() -> Select[Any]:
     return (
         select(*(saga.c[column] for column in _COLUMNS))
-        .where(saga.c.name == bindparam("saga_name"), chosen)
+        .where(
+            saga.c.name == bindparam("saga_name"),
+            saga.c.id.in_(bindparam("ids", expanding=True)),
+        )
         .order_by(saga.c.id)
         .with_for_update()
+    )
+
+
+@cache
+def _keyed_statement() -> Select[Any]:
+    """The ids of the sagas that `lock` means by these keys."""
+    of_key = func.row_number().over(
+        partition_by=saga.c.key,
+        order_by=(saga.c.is_open.is_(None), saga.c.started_at.desc(), saga.c.id.desc()),
+    )
+    numbered = (
+        select(saga.c.id, of_key.label("number"))
+        .where(
+            saga.c.name == bindparam("saga_name"),
+            saga.c.key.in_(bindparam("keys", expanding=True)),
+        )
+        .subquery()
+    )
+    return select(numbered.c.id).where(numbered.c.number == 1)
+
+
+@cache
+def _holders_statement() -> Select[Any]:
+    return select(saga.c.key, saga.c.id).where(
+        saga.c.name == bindparam("saga_name"),
+        saga.c.key.in_(bindparam("keys", expanding=True)),
+        saga.c.is_open,
     )
 
 

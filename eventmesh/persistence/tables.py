@@ -247,3 +247,14 @@ action = Table(
     sqlite_autoincrement=True,
     **TABLE_OPTIONS,
 )
+Index("ix_eventmesh_action_at", action.c.at)
+
+pause = Table(
+    "eventmesh_pause",
+    metadata,
+    Column("subscription", String(255), primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("who", String(255), nullable=False),
+    Column("reason", LongText, nullable=False),
+    **TABLE_OPTIONS,
+)

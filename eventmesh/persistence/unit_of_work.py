@@ -100,8 +100,9 @@ class UnitOfWork:
     async def flush(self) -> None:
         """Execute what the handlers have added to the session, which `commit` does otherwise.
         Unreachable."""
-        with self._translated():
-            await self.session.run_sync(self._flush)
+        if self._has_changes():
+            with self._translated():
+                await self.session.run_sync(self._flush)
 
     def count(self, numbers: Mapping[Way, int]) -> None:
         """Count these in the transaction, as one statement with the messages."""
@@ -111,32 +112,30 @@ class UnitOfWork:
         """Commit the changes and the messages, then wake the relays. Unreachable; Conflict or a
         DBAPIError when the database has undone the transaction, wholly or in part."""
         with self._translated():
-            if self._only_publishes():
-                await self._store_alone()
-            else:
-                await self.session.run_sync(self._commit)
+            store = self._store_alone if self._only_publishes() else self._commit
+            await self.session.run_sync(store)
         if self._pending.messages:
             self._sender.committed(self._pending.stored)
 
     def _only_publishes(self) -> bool:
         """Whether one statement is all there is to commit."""
-        session = self.session.sync_session
-        is_used = session.in_transaction() or bool(session.new or session.dirty or session.deleted)
         return (
             bool(self._pending.messages)
-            and not is_used
+            and not self.session.in_transaction()
+            and not self._has_changes()
             and not self._sender.ordered
             and dialect_of(self._engine.sync_engine).autocommit_saves_trips
         )
 
-    async def _store_alone(self) -> None:
-        async with self._engine.connect() as connection:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
-            await connection.run_sync(
-                lambda sync: self._pending.store(
-                    self.session.sync_session, sync, ordered=False, counted=self._counted
-                )
-            )
+    def _has_changes(self) -> bool:
+        """Whether the session holds what is still to be flushed."""
+        session = self.session.sync_session
+        return bool(session.new or session.dirty or session.deleted)
+
+    def _store_alone(self, session: Session) -> None:
+        with self._engine.sync_engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            self._pending.store(session, connection, ordered=False, counted=self._counted)
 
     def _keep(self, message: Outgoing) -> None:
         session = self.session.sync_session
@@ -156,8 +155,9 @@ class UnitOfWork:
         ordered = self._sender.ordered
         if self._pending.store(session, connection, ordered=ordered, counted=self._counted):
             self._is_proved = True
-        # After an error that a handler has swallowed, PostgreSQL answers COMMIT with a silent
-        # rollback, and MariaDB, which may have begun another transaction by itself, commits half.
+        # After an error that a handler has swallowed, PostgreSQL answers COMMIT with a rollback, at
+        # which our connection raises; but MariaDB, which may have begun another transaction by
+        # itself, commits half.
         dialect_of(connection).prove(connection, is_proved=self._is_proved)
         session.info[_GUARD].is_committing = True
         session.commit()

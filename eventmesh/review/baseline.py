@@ -76,16 +76,23 @@ def find_lost_locks(baseline: Baseline, root: Path) -> list[Problem]:
                 change = "was replaced"
             except UsageError as error:
                 change = f"was damaged ({str(error).rstrip('.')})"
+        # The lock file of a saga has its name and version inside the shape.
+        shape = then.get("shape")
+        named = shape if isinstance(shape, dict) else then
+        at_risk = (
+            "sagas of this shape may still be running"
+            if named is shape
+            else "messages as it describes them may still be in queues, streams and dead letters"
+        )
         found.append(
             Problem(
                 LOST,
                 "error",
-                f"{then.get('name', name)} v{then.get('version', '?')}",
-                f"The lock file {path} {change} since {baseline.revision}: messages as it "
-                f"describes them may still be in queues, streams and dead letters.",
+                f"{named.get('name', name)} v{named.get('version', '?')}",
+                f"The lock file {path} {change} since {baseline.revision}: {at_risk}.",
                 f"Restore it: run the check with --against {baseline.revision} --fix, or `git "
-                f"checkout {baseline.revision} -- {path}`. To change the message, raise its "
-                f"version.",
+                f"checkout {baseline.revision} -- {path}`. To change "
+                f"{'the saga' if named is shape else 'the message'}, raise its version.",
                 place=Place(str(path)),
                 marks=(name,),
             )

@@ -54,7 +54,8 @@ class Host:
     """A program that runs services, as far as start-up must know it.
 
     `relayed` are the services whose outbox it relays, `subscriptions` those that it consumes.
-    `transport`, if given, is connected already, and is not closed.
+    `transport`, if given, is connected already, and is not closed. `is_checked` says that another
+    program with the same services and settings has passed the checks, and this one need not.
     """
 
     services: Sequence[Service]
@@ -63,6 +64,7 @@ class Host:
     relayed: Sequence[Service]
     subscriptions: Sequence[Subscription] = ()
     transport: Transport | None = None
+    is_checked: bool = False
 
     @asynccontextmanager
     async def start(self) -> AsyncIterator[Started]:
@@ -102,6 +104,9 @@ class Host:
     def _check(self) -> None:
         for service in self.services:
             service.configure(self.settings)
+        if self.is_checked:
+            return
+        for service in self.services:
             refuse_drift(service.registry.owned(), self.settings.schemas)
             for saga in service.sagas.values():
                 saga.refuse_drift(self.settings.schemas)
@@ -120,7 +125,9 @@ class Host:
             for service in self.relayed:
                 stack.push_async_callback(service.close)
                 await service.database()
-                await service.refuse_stranded_sagas()
+                if not self.is_checked:
+                    await service.refuse_stranded_sagas()
+                await service.claim_saga_keys()
             yield
 
     @asynccontextmanager
@@ -133,6 +140,8 @@ class Host:
             else nullcontext(self.transport)
         )
         async with connection as transport:
+            for service in self.services:
+                service.tracing.over(transport)
             await transport.declare(self.subscriptions)
             await self._record_declared()
             relays = []

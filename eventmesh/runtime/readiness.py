@@ -23,9 +23,10 @@ ANSWER_TIMEOUT = 2.0
 async def problems(worker: Worker, *, outbox_max_age: float) -> list[str]:
     """Why this worker is not ready, in words for people; empty when it is.
 
-    It is ready when every subscription and every relay makes progress, every service's database
-    answers, no message has waited in an outbox for more than `outbox_max_age` seconds since it
-    could have been relayed, and the clocks of the process and of each database agree.
+    It is ready when every subscription makes progress or is paused, every relay makes progress,
+    every service's database answers, no message has waited in an outbox for more than
+    `outbox_max_age` seconds since it could have been relayed, and the clocks of the process and of
+    each database agree.
     """
     if worker.vitals.stage != "running":
         return [f"the worker is {worker.vitals.stage}"]
@@ -47,7 +48,10 @@ async def problems(worker: Worker, *, outbox_max_age: float) -> list[str]:
 
 def _stalled(vitals: Vitals, expected: list[str]) -> list[str]:
     """The subscriptions and relays that make no progress, and why."""
-    known = {each.subscription.name: each.why_not_consuming for each in vitals.subscriptions}
+    known = {
+        each.subscription.name: "" if each.paused else each.why_not_consuming
+        for each in vitals.subscriptions
+    }
     return [
         *(
             f"subscription {name} is stalled: {why}"
@@ -83,10 +87,15 @@ async def open_sagas(service: Service) -> list[SagaLot]:
 
 
 async def warnings(worker: Worker) -> list[str]:
-    """What an operator should look at, though the worker is ready: sagas that are parked or
-    overdue. Another worker would not do better, so this is no reason to replace it. A database that
-    does not answer is left out: `problems` says so."""
-    found: list[str] = []
+    """What an operator should look at, though the worker is ready: subscriptions that are paused,
+    and sagas that are parked or overdue. Another worker would not do better, so this is no reason
+    to replace it. A database that does not answer is left out: `problems` says so."""
+    found = [
+        f"subscription {each.subscription.name} is {each.paused}; resume it by `eventmesh resume "
+        f"{each.subscription.name}`"
+        for each in worker.vitals.subscriptions
+        if each.paused
+    ]
     for service in worker.services:
         if not service.sagas:
             continue

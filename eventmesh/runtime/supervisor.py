@@ -126,7 +126,7 @@ class Supervisor:
             await _either(self._first_started.wait(), self._stopping.wait())
         while not self._stopping.is_set():
             child, began_at = await self._start(number), self._clock.monotonic()
-            child.ready.add_done_callback(lambda _: self._first_started.set())
+            child.ready.add_done_callback(self._let_others_start)
             code = await child.process.wait()
             has_worked = await child.ready
             if self._stopping.is_set() and not has_worked and code == -signal.SIGTERM:
@@ -137,6 +137,7 @@ class Supervisor:
             if not worked and code in _KNOWN_CODES:
                 self._stop_all()  # every other child would fail in the same way
                 break
+            self._first_started.set()
             if code:
                 self._died = True
             self._log.error("worker exited, restarting", pid=child.process.pid, exit_code=code)
@@ -144,6 +145,11 @@ class Supervisor:
                 pause.succeeded()
             await pause.wait(self._stopping)
         return code
+
+    def _let_others_start(self, ready: asyncio.Future[bool]) -> None:
+        """If a child is ready. One that ends before has printed what the others would print."""
+        if not ready.cancelled() and ready.result():
+            self._first_started.set()
 
     async def _start(self, number: int) -> _Child:
         """Start a child in this slot, and record it as its predecessor's successor."""

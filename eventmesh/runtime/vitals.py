@@ -26,6 +26,8 @@ class SubscriptionVitals:
     clock: Clock
     trouble: str = "it has not begun"
     """Why the subscription has no consumer on the broker; empty while it has."""
+    paused: str = ""
+    """Since when, by whom and why it is paused; empty while it is not."""
     waiting: Counter[str] = field(default_factory=Counter)
     """The servers' errors that lanes are waiting out, and how many lanes for each."""
     outcomes: Counter[str] = field(
@@ -44,7 +46,7 @@ class SubscriptionVitals:
     @property
     def why_not_consuming(self) -> str:
         """Why this process makes no progress on the subscription; empty while it does."""
-        return next(iter(self.waiting), "") or self.trouble
+        return next(iter(self.waiting), "") or self.paused or self.trouble
 
     @property
     def busy_seconds(self) -> float:

@@ -44,7 +44,14 @@ from eventmesh.saga.definition import (
     no_message,
 )
 from eventmesh.saga.failures import SagaFailure
-from eventmesh.saga.flow import Part, Step, hints_of, members_of, parameters_of
+from eventmesh.saga.flow import (
+    Part,
+    Step,
+    hints_of,
+    members_of,
+    parameters_of,
+    require_plain,
+)
 
 State = TypeVar("State", bound=BaseModel)
 Ok = TypeVar("Ok", bound=Event)
@@ -97,6 +104,7 @@ class Saga(Generic[State]):
         """Decorate the function that takes the starting message, an event or a command of this
         service, and returns the first state. A union of messages, or several functions, start it
         by each of them."""
+        require_plain(function, self._where)
         [name] = parameters_of(function, 1, self._where)
         models = members_of(hints_of(function, self._where).get(name))
         for model in models:
@@ -228,6 +236,7 @@ class Saga(Generic[State]):
         """Decorate the function that returns the message which announces the end, or None."""
         if self._completed is not no_message:
             raise UsageError(f"{self._where} has two functions for its completion: remove one.")
+        require_plain(function, self._where)
         self._completed = function
         return function
 
@@ -237,6 +246,7 @@ class Saga(Generic[State]):
         SagaFailure."""
         if self._undone is not no_message:
             raise UsageError(f"{self._where} has two functions for its undoing: remove one.")
+        require_plain(function, self._where)
         self._undone = function
         return function
 
@@ -272,6 +282,7 @@ class Saga(Generic[State]):
         self, *, is_pivot: bool, **options: Any
     ) -> Callable[[Callable[..., Command]], Step[State, Any]]:
         def declare(function: Callable[..., Command]) -> Step[State, Any]:
+            require_plain(function, self._where)
             name = _name(function)
             step = Step[State, Any](self.name, name, function, is_pivot=is_pivot, **options)
             self._steps.append(step)

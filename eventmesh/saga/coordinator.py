@@ -19,7 +19,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ import structlog
 from eventmesh.contracts.message import Event, Message
 from eventmesh.errors import Drift, Reject, UnknownSaga, UsageError
 from eventmesh.persistence import sagas
+from eventmesh.persistence.database import AsyncSession, Database
 from eventmesh.persistence.sagas import LogEntry, SagaLot, SagaRow
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.handler import Handler
@@ -71,6 +74,14 @@ _RETRY = Retry(
     give_up_on=(UnexpectedAnswer,),
 )
 
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
+_CLAIMED_AT_ONCE = 500
+"""Sagas that get their key in one transaction at the start of a worker."""
+
+_CLAIMS = 5
+"""Tries of that, where other workers start sagas of the same keys meanwhile."""
+
 _WARNED = frozenset({"parked", "late: parked"})
 _NOTED = frozenset({"not an answer", "too late", "stale", "late, and failed", "late: undone"})
 """Rules whose application is worth a line at warning, and at info; all others are at debug."""
@@ -96,13 +107,16 @@ class _Work:
     changed: dict[str, SagaRow] = field(default_factory=dict)
     log: list[LogEntry] = field(default_factory=list)
     cancelled: set[str] = field(default_factory=set)
+    opened: set[str] = field(default_factory=set)
+    """Which had ended, and are open again."""
 
     def id_of(self, key: str) -> str | None:
-        """The open saga with this key."""
-        for row in self.rows.values():
-            if row.key == key and row.is_open:
-                return row.id
-        return None
+        """The open saga with this key, or the one that was started last where none is open."""
+        of_key = [row for row in self.rows.values() if row.key == key]
+        if not of_key:
+            return None
+        # One that this group has started has no time yet.
+        return max(of_key, key=lambda row: (row.is_open, row.started_at or _NEVER)).id
 
 
 class Coordinator:
@@ -112,8 +126,8 @@ class Coordinator:
         self._definition = definition
         self._signal = signal_of(definition.name)
         self._unmatched = Unmatched()
-        self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.saga").bind(
-            saga=definition.name
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger(
+            "eventmesh.saga", saga=definition.name
         )
 
     def extend(self, service: Service) -> None:
@@ -289,6 +303,10 @@ class Coordinator:
                     self._note_unmatched(each)
                 return
         row = work.rows.get(saga_id)
+        is_final = row is not None and row.status in ("completed", "cancelled")
+        if is_final and each.saga_id is None:
+            self._note_unmatched(each)  # whatever comes changes nothing
+            return
         if row is None:
             if isinstance(each.message, SagaSignal) and each.message.what == "timed_out":
                 self._log.info("saga timed out after its end", saga_id=saga_id)
@@ -303,9 +321,15 @@ class Coordinator:
             try:
                 record = record_of(definition, row)
             except UnreadableState as error:
-                self._park_unreadable(row, str(error), each, work)
+                if is_final:
+                    self._log.info("saga answer after its end", saga_id=saga_id, why=str(error))
+                else:
+                    self._park_unreadable(row, str(error), each, work)
                 return
         transition = advance(definition, record, each.happening, now=transaction.now().timestamp())
+        if each.saga_id is None and not row.is_open and not transition.has_changed:
+            self._note_unmatched(each)
+            return
         self._take(transition, saga_id, work, transaction, each, {})
 
     def _start(self, each: _Incoming, work: _Work, transaction: Transaction) -> None:
@@ -372,6 +396,8 @@ class Coordinator:
             row_version=1 if before is None else before.row_version + 1,
             key=self._key_of(record) if before is None else before.key,
         )
+        if before is not None and row.is_open and not before.is_open:
+            work.opened.add(saga_id)
         if before is not None and saga_id in work.changed:
             row = replace(row, row_version=before.row_version)  # stored once for the group
         work.rows[saga_id] = work.changed[saga_id] = row
@@ -387,6 +413,82 @@ class Coordinator:
                 f"key= of the saga {self._definition.name} failed: {summarize(error)}"
             ) from error
 
+    async def claim_keys(self, database: Database) -> None:
+        """Give their keys to open sagas that have none, because they were started before the code
+        said `key=`: otherwise an event that finds its saga by key would not find them."""
+        if self._definition.key is None:
+            return
+        async with database.reading() as connection:
+            ids = await sagas.keyless(connection, self._definition.name)
+        left = 0
+        for start_at in range(0, len(ids), _CLAIMED_AT_ONCE):
+            left += await self._claim_keys_of(database, ids[start_at : start_at + _CLAIMED_AT_ONCE])
+        if ids:
+            self._log.info("sagas without a key got one", number=len(ids) - left, left=left)
+
+    async def _claim_keys_of(self, database: Database, ids: Sequence[str]) -> int:
+        """Give their keys to these; returns how many still have none."""
+        name = self._definition.name
+        for _ in range(_CLAIMS):
+            try:
+                async with (
+                    database.connection() as connection,
+                    AsyncSession(bind=connection) as session,
+                    session.begin(),
+                ):
+                    work = _Work({row.id: row for row in await sagas.lock(session, name, ids)})
+                    for row in work.rows.values():
+                        if row.is_open and row.key is None:
+                            with suppress(UnreadableState, NewerVersion):  # it is parked later
+                                work.records[row.id] = record_of(self._definition, row)
+                                again = replace(row, row_version=row.row_version + 1)
+                                work.changed[row.id] = again
+                    await self._claim_keys(work, session)
+                    claimed = [row for row in work.changed.values() if row.key is not None]
+                    await sagas.store(session, name, claimed)
+                    return len(work.changed) - len(claimed)
+            except sagas.KeyTaken:  # by a saga that was started meanwhile
+                continue
+        return len(ids)
+
+    async def _claim_keys(self, work: _Work, session: AsyncSession) -> None:
+        """Give their keys to the sagas of this group that have none, or that are open again: where
+        no other open saga has the key, which the unique index makes sure of."""
+        wanted: dict[str, str] = {}
+        for saga_id, row in work.changed.items():
+            if row.row_version == 1 or not row.is_open or saga_id not in work.records:
+                continue
+            if row.key is not None and saga_id not in work.opened:
+                continue
+            try:
+                key = row.key or self._key_of(work.records[saga_id])
+            except RuntimeError as error:
+                self._log.warning("saga has no key", saga_id=saga_id, reason=str(error))
+                continue
+            if key is not None:
+                wanted[saga_id] = key
+        if not wanted:
+            return
+        holders = await sagas.holders_of(session, self._definition.name, set(wanted.values()))
+        holders = {
+            key: holder
+            for key, holder in holders.items()
+            if holder not in work.changed or work.changed[holder].is_open
+        }
+        holders |= {
+            row.key: row.id
+            for row in work.changed.values()
+            if row.key is not None and row.is_open and row.id not in wanted
+        }
+        for saga_id, key in wanted.items():
+            holder = holders.setdefault(key, saga_id)
+            if holder != saga_id:
+                self._log.warning(
+                    "saga has no key", saga_id=saga_id, reason=f"the saga {holder} has {key!r}"
+                )
+            is_mine = holder == saga_id
+            work.changed[saga_id] = replace(work.changed[saga_id], key=key if is_mine else None)
+
     def _park_unreadable(self, row: SagaRow, reason: str, each: _Incoming, work: _Work) -> None:
         assert each.happening is not None  # noqa: S101  # it exists already
         parked = parked_row(row, reason, hold_as(each.happening))
@@ -398,6 +500,8 @@ class Coordinator:
 
     async def _store(self, work: _Work, transaction: Transaction) -> None:
         session, name = transaction.session, self._definition.name
+        if self._definition.key is not None:
+            await self._claim_keys(work, session)
         rows = [work.changed[saga_id] for saga_id in sorted(work.changed)]
         try:
             await sagas.store(session, name, rows, work.log, work.cancelled)

@@ -163,23 +163,33 @@ class Draft:
 
     def _apply_correlated(self, event: Event) -> str:
         """An event that its key has led here: it answers the step that waits for it, or that is
-        going to."""
+        going to; or it is late for a step that counts as failed."""
         steps = list(self._definition.correlated(type(event)))
-        for step in steps:
-            unit = self._units.get(step.name)
-            if unit is not None and unit.status == "sent":
-                return self._answer(step, Label(step.name, attempt=unit.attempt), unit, event)
-        for step in steps:
-            if step.name not in self._units and step.name not in self._early:
-                if self._status != "running":
-                    return "too late"
-                self._early[step.name] = stored(event)
-                return "early"
-        for step in steps:
-            unit = self._units.get(step.name)
-            if unit is not None:
-                return self._answer(step, Label(step.name, attempt=unit.attempt), unit, event)
-        return "a duplicate"
+        begun = [(step, self._units[step.name]) for step in steps if step.name in self._units]
+        waiting = [(step, unit) for step, unit in begun if unit.status == "sent"]
+        before = self._parking.before if self._parking else self._status
+        if not waiting and before == "running":
+            for step in steps:
+                if step.name not in self._units and step.name not in self._early:
+                    self._early[step.name] = stored(event)
+                    return "early"
+        missing = [
+            (step, unit)
+            for step, unit in begun
+            if unit.status == "failed" or (unit.answer is None and unit.status not in _SETTLED)
+        ]
+        undone = [
+            (step, unit)
+            for step, unit in begun
+            if unit.status in ("undo_sent", "undone") and unit.attempt > 1
+        ]
+        if not waiting and not missing and type(event) in {step.ok for step, _ in undone}:
+            # Without a label, it may answer an attempt that was done after the undo of another.
+            step, unit = undone[0]
+            return self._answer_late(step, Label(step.name, attempt=unit.attempt), unit, event)
+        for step, unit in (*waiting, *missing, *begun):
+            return self._answer(step, Label(step.name, attempt=unit.attempt), unit, event)
+        return "a duplicate" if before == "running" else "too late"
 
     def _answer(self, step: Step[Any, Any], label: Label, unit: UnitRecord, event: Event) -> str:
         is_ok = type(event) is step.ok

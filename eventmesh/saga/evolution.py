@@ -2,7 +2,8 @@
 
 The shape of the current version must be the frozen one. For each older version that is frozen and
 not retired, every stored state must be readable, or migrated, and every point at which a saga of it
-can be must go on under the current code; `verify.versions` proves that.
+can be must go on under the current code; `verify.versions` proves that. What could be neither
+proved nor refuted is an error, too, as it is for messages: a person waives it, with a reason.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from eventmesh.compat.pydantic_models.comparison import compare_model, compare_schemas
 from eventmesh.compat.verdict import Breaking, Unknown, Verdict
-from eventmesh.contracts.problem import Place, Problem, Severity, Witness
+from eventmesh.contracts.problem import Place, Problem, Witness
 from eventmesh.saga.definition import Definition
 from eventmesh.saga.shape import shape_of, state_schemas
 from eventmesh.saga.shape_locks import ShapeLock, check_shape, read_shapes
@@ -67,7 +68,6 @@ def _check_course(definition: Definition, older: Sequence[ShapeLock]) -> Iterato
             older[-1],
             summary,
             _fix_of(finding, definition, versions),
-            severity="warning" if finding.rule == UNDECIDED else "error",
             marks=(finding.step, finding.what),
         )
 
@@ -96,8 +96,8 @@ def _fix_of(finding: Finding, definition: Definition, versions: Sequence[int]) -
         case _ if finding.rule == NO_END:
             return f"Change the flow so that such sagas go on. {once}"
     return (
-        f"Run `eventmesh saga verify` for the new version, and test the change with sagas of the "
-        f"old one. {once}"
+        f"Run `eventmesh saga verify` for the new version, test the change with sagas of the old "
+        f"one, and waive this finding with a reason. {once}"
     )
 
 
@@ -170,13 +170,12 @@ def _problem(
     summary: str,
     fix: str,
     *,
-    severity: Severity = "error",
     marks: tuple[str, ...] = (),
     witness: Witness | None = None,
 ) -> Problem:
     return Problem(
         rule=rule,
-        severity=severity,
+        severity="error",
         subject=f"{definition.name} v{definition.version}",
         summary=summary,
         fix=fix,

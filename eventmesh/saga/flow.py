@@ -33,7 +33,7 @@ from pydantic import BaseModel
 from eventmesh.contracts.message import Command, Event
 from eventmesh.duration import Duration, seconds
 from eventmesh.errors import UsageError
-from eventmesh.runtime.declaring.retry import Retry, exponential
+from eventmesh.runtime.declaring.retry import Retry, checked_retry, exponential
 
 State = TypeVar("State", bound=BaseModel)
 Ok = TypeVar("Ok", bound=Event)
@@ -140,7 +140,7 @@ class Step(Part[State], Generic[State, Ok]):
         self.failed = tuple(failed)
         self.timeout = None if timeout is None else seconds(timeout)
         """Seconds to wait for an answer; None: forever."""
-        self.retry = retry
+        self.retry = None if retry is None else checked_retry(retry, str(self))
         """How often the command is sent before the step counts as failed; None: once."""
         self.when = when
         self.each = each
@@ -199,6 +199,8 @@ class Step(Part[State], Generic[State, Ok]):
                 raise UsageError(f"{self} only waits, so there is nothing to undo: remove it.")
             if self.no_undo:
                 raise UsageError(f"{self} has an undo, but also no_undo=: remove one of the two.")
+            require_plain(function, str(self))
+            checked_retry(retry, f"The undo of {self}")
             takes, needs = _takes_reply(function, str(self))
             if ok is not None:
                 _check_event(ok, f"The undo of {self} has ok=")
@@ -217,6 +219,7 @@ class Step(Part[State], Generic[State, Ok]):
             raise UsageError(
                 f"{self} has two functions for its reply: remove one @{self.name}.done."
             )
+        require_plain(function, str(self))
         self.fold = function
         return function
 
@@ -250,6 +253,15 @@ def hints_of(function: Callable[..., Any], where: str) -> dict[str, Any]:
 def members_of(hint: Any) -> tuple[Any, ...]:
     """The members of a union, or the one type."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def require_plain(function: Callable[..., Any], where: str) -> None:
+    """UsageError for a coroutine function: a saga's functions are called without an await."""
+    if inspect.iscoroutinefunction(function):
+        raise UsageError(
+            f"{where}: {_name(function)} is a coroutine function. The functions of a saga only "
+            f"compute: write `def {_name(function)}(…)`, and do the rest in a handler."
+        )
 
 
 def parameters_of(function: Callable[..., Any], number: int, where: str) -> list[str]:

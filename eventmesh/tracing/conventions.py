@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from eventmesh.tracing.place import Place
+from eventmesh.tracing.place import Peer, Place
 from eventmesh.wire.envelope import Envelope
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.45.0"
@@ -50,6 +50,8 @@ ROUTING_KEY = "messaging.rabbitmq.destination.routing_key"
 EVENT_TYPE = "cloudevents.event_type"
 SERVER_ADDRESS = "server.address"
 SERVER_PORT = "server.port"
+PEER_ADDRESS = "network.peer.address"
+PEER_PORT = "network.peer.port"
 ERROR_TYPE = "error.type"
 EXCEPTION_TYPE = "exception.type"
 EXCEPTION_MESSAGE = "exception.message"
@@ -121,6 +123,12 @@ def of_span(
     if place.has_routing_keys and message and operation != "settle":
         attributes[ROUTING_KEY] = message
     return attributes
+
+
+def of_peer(peer: Peer | None) -> dict[str, Value]:
+    """Where an operation on the network went, for its span. Metrics do not have it, because each
+    failover would begin new series of them."""
+    return {} if peer is None else {PEER_ADDRESS: peer.address, PEER_PORT: peer.port}
 
 
 def of_link(place: Place, message: str, subscription: str = "") -> dict[str, Value]:

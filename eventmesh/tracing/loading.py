@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -33,7 +34,13 @@ def make_tracing(place: Place, clock: Clock, parents: str, providers: Any = None
     from eventmesh.tracing.otel.tracing import OpenTelemetryTracing
 
     known = Providers() if providers is None else providers
-    return OpenTelemetryTracing(place, clock, parents, known, version("eventmesh"))
+    return OpenTelemetryTracing(place, clock, parents, known, _version())
+
+
+@cache
+def _version() -> str:
+    """EventMesh's own; reading it takes milliseconds."""
+    return version("eventmesh")
 
 
 def make_providers(tracer: Any, meter: Any, logger: Any) -> Any:

@@ -4,6 +4,24 @@ destinations are called."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class Peer(NamedTuple):
+    """The address and the port at the other end of a connection: those of a proxy, if there is
+    one in between."""
+
+    address: str
+    port: int
+
+
+class KnowsPeers(Protocol):
+    """A connected transport, as far as traces describe it."""
+
+    def peer(self, *, publishing: bool) -> Peer | None:
+        """Where the connection by which it publishes, or else consumes, goes to now; None where
+        that is unknown, or no network is used."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

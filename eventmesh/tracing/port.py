@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
+from eventmesh.tracing.place import KnowsPeers
 from eventmesh.wire.envelope import Envelope
 
 
@@ -82,6 +83,10 @@ class ConsumerTracing(Protocol):
 class Tracing(Protocol):
     """Of one service in this process."""
 
+    def over(self, transport: KnowsPeers) -> None:
+        """This is the transport by which messages are published and consumed from now on."""
+        ...
+
     def created(
         self, envelope: Envelope, *, delay: float = 0.0, cause: Envelope | None = None
     ) -> Envelope:
@@ -127,6 +132,8 @@ class _NoConsumerTracing:
 
 
 class _NoTracing:
+    def over(self, transport: KnowsPeers) -> None: ...
+
     def created(
         self, envelope: Envelope, *, delay: float = 0.0, cause: Envelope | None = None
     ) -> Envelope:

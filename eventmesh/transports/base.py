@@ -17,9 +17,10 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from eventmesh.errors import PublishError, Unreachable
+from eventmesh.tracing.place import Peer
 from eventmesh.transports.census import Census
 from eventmesh.transports.facts import BrokerFacts
 from eventmesh.transports.finding import Found
@@ -27,16 +28,38 @@ from eventmesh.transports.outcome import Outcome
 from eventmesh.wire.cloudevents import Unreadable
 from eventmesh.wire.envelope import Envelope
 
+AfterDead = Literal["continue", "hold"]
+
+MOST_PARTITIONS = 256
+"""The most partitions that a subscription may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """That a subscription keeps the messages of each key in order; see `Consumer`.
+
+    `after_dead` says what a dead letter does to the later messages of its key: they `continue`, or
+    it `hold`s them until it is replayed or discarded. A broker that cannot hand out single keys
+    divides them among `partitions`, each of which has one consumer at a time; others ignore the
+    number.
+    """
+
+    after_dead: AfterDead = "continue"
+    partitions: int = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
     """A durable, named consumer of the messages with these names.
 
-    Each subscription gets every message; the workers that consume one subscription share them.
+    Each subscription gets every message; the workers that consume one subscription share them. With
+    an `order`, messages of a key are handled in the order of their publication, whoever handles
+    them. Messages without a key are then in order among themselves.
     """
 
     name: str
     messages: tuple[str, ...]
+    order: Order | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +100,8 @@ class DeadLetter:
     error: str
     attempts: int
     died_at: datetime
+    by_broker: bool = False
+    """Whether the broker dead-lettered it by itself: no worker has, and nobody was told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +109,8 @@ class SubscriptionStats:
     """How many messages a subscription holds, by state; None where the broker cannot tell.
 
     `oldest_age` is the age in seconds of the oldest message that is ready, None also where none is.
+    `held` is how many of the delayed ones wait behind an earlier message of their key, which is to
+    be retried, or whose dead letter holds them.
     `consumers` is how many worker processes consume the subscription. `unknown` gives, by the name
     of a figure that the broker cannot tell, the reason in words for people.
     """
@@ -96,6 +123,7 @@ class SubscriptionStats:
     consumers: int | None = None
     declared: bool = True
     """Whether the broker has this subscription. Without it, no message can wait for it."""
+    held: int | None = 0
     unknown: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -182,7 +210,22 @@ ALL_CONFIRMED = PublishResult()
 
 
 class Consumer(Protocol):
-    """A worker's connection to a subscription, from `Transport.consume`."""
+    """A worker's connection to a subscription, from `Transport.consume`.
+
+    If the subscription has an order, this is promised for each key, whatever the number of
+    consumers, and whatever becomes of them:
+
+    - Its messages are received in the order of their publication. While some that were received are
+      unsettled, nobody receives more of this key.
+    - One that is settled by RetryAfter or Dead takes back those of its key that were received
+      after it, without counting that as a delivery. Settling these has no effect any more.
+    - A retry, and what comes after it in its key, is received once its delay has passed.
+    - What comes after a dead letter is received next or, if the order says `hold`, once no dead
+      letter of the key is left. A replayed dead letter comes before all that waits in its key.
+
+    For example, a1 b1 a2 a3 were received, and a1 is to be retried: a2 and a3 are not handled and
+    not settled. They are received again after a1.
+    """
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
         """Wait for a delivery; return it together with others that are ready, up to `limit`.
@@ -218,6 +261,18 @@ class Transport(Protocol):
     """Whether `Delivery.deliveries` counts only what `receive` returned. If not, it also counts
     messages that a consumer prefetched and returned to the queue, and a high count is only a hint
     of a poison message."""
+
+    keeps_order: bool
+    """Whether subscriptions may have an `order`. If not, declaring such a one is a UsageError."""
+
+    dead_letters_by_itself: bool
+    """Whether the broker may dead-letter a message without a worker, because its operator has
+    limited a queue. Workers then look for such dead letters; see `DeadLetter.by_broker`."""
+
+    def peer(self, *, publishing: bool) -> Peer | None:
+        """Where the connection by which it publishes, or else consumes, goes to now; None where
+        that is unknown, or no network is used."""
+        ...
 
     async def connect(self) -> None:
         """Open the connection."""
@@ -332,8 +387,18 @@ class Transport(Protocol):
         """
         ...
 
-    async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
+    async def dead_letters(
+        self,
+        subscription: Subscription,
+        *,
+        limit: int,
+        most_bytes: int | None = None,
+        only: Collection[str] | None = None,
+    ) -> Sequence[DeadLetter]:
         """The oldest dead letters, one for each message, up to `limit`. They are not removed.
+
+        With `most_bytes`, the list ends with the letter by which its data reach that size. With
+        `only`, it has none but those with these ids.
 
         An entry that another program wrote is included; its reason says so.
         """

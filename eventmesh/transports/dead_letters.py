@@ -29,35 +29,50 @@ def fingerprint(letter: DeadLetter) -> Fingerprint:
 
 
 class UniqueDeadLetters:
-    """Collects the first dead letter of each message, up to `limit` messages.
+    """Collects the first dead letter of each message, up to `limit` messages, and until their data
+    have `most_bytes`; or those only that have the ids in `only`.
 
     Add them oldest first. Transports that read in pages stop once it `is_full`.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(
+        self, limit: int, most_bytes: int | None = None, only: Collection[str] | None = None
+    ) -> None:
         self.letters: list[DeadLetter] = []
         self._limit = limit
+        self._most_bytes = most_bytes
+        self._missing = None if only is None else set(only)
         self._seen: set[Fingerprint] = set()
+        self._bytes = 0
 
     @property
     def is_full(self) -> bool:
-        return len(self.letters) >= self._limit
+        return (
+            len(self.letters) >= self._limit
+            or (self._most_bytes is not None and self._bytes >= self._most_bytes)
+            or (self._missing is not None and not self._missing)
+        )
 
     def add(self, letter: DeadLetter) -> None:
+        if self.is_full:
+            return
+        if self._missing is not None:
+            if letter.id not in self._missing:
+                return
+            self._missing.remove(letter.id)
         key = fingerprint(letter)
-        if key not in self._seen and not self.is_full:
+        if key not in self._seen:
             self._seen.add(key)
             self.letters.append(letter)
+            self._bytes += len(letter.envelope.data)
 
-
-def without_copies(letters: Iterable[DeadLetter], limit: int) -> list[DeadLetter]:
-    """The oldest dead letter of each message, up to `limit` messages; `letters` is oldest first."""
-    unique = UniqueDeadLetters(limit)
-    for letter in letters:
-        if unique.is_full:
-            break
-        unique.add(letter)
-    return unique.letters
+    def add_all(self, letters: Iterable[DeadLetter]) -> list[DeadLetter]:
+        """Add them until it is full; returns what was collected."""
+        for letter in letters:
+            if self.is_full:
+                break
+            self.add(letter)
+        return self.letters
 
 
 def group_copies(

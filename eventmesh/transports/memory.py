@@ -8,16 +8,15 @@ it. Like a real broker, it can be stopped, lose connections and lose its data.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
+from eventmesh.tracing.place import Peer
 from eventmesh.transports.base import (
     ALL_CONFIRMED,
     Consumer,
@@ -29,46 +28,12 @@ from eventmesh.transports.base import (
     Unrouted,
 )
 from eventmesh.transports.census import Census, State
-from eventmesh.transports.dead_letters import fingerprint, group_copies, without_copies
+from eventmesh.transports.dead_letters import UniqueDeadLetters, fingerprint, group_copies
 from eventmesh.transports.facts import BrokerFacts, KnownSubscription
 from eventmesh.transports.finding import Found, Located, matches
+from eventmesh.transports.memory_queue import MemoryQueue, QueuedMessage
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
-
-
-@dataclass(slots=True)
-class _QueuedMessage:
-    """One subscription's copy of a message."""
-
-    envelope: Envelope
-    visible_at: float
-    sequence: int
-    attempt: int = 1
-    deliveries: int = 0
-
-    def __lt__(self, other: _QueuedMessage) -> bool:
-        return (self.visible_at, self.sequence) < (other.visible_at, other.sequence)
-
-
-@dataclass(slots=True)
-class _Queue:
-    """The messages of one subscription, by state."""
-
-    waiting: list[_QueuedMessage] = field(default_factory=list)
-    in_flight: dict[int, _QueuedMessage] = field(default_factory=dict)
-    dead: dict[str, DeadLetter] = field(default_factory=dict)
-    waiters: set[asyncio.Future[None]] = field(default_factory=set)
-
-    def put(self, queued: _QueuedMessage) -> None:
-        heapq.heappush(self.waiting, queued)
-        self.wake()
-
-    def wake(self) -> None:
-        """Make every waiting consumer look at the queue again."""
-        while self.waiters:
-            waiter = self.waiters.pop()
-            if not waiter.done():
-                waiter.set_result(None)
 
 
 class MemoryBroker:
@@ -76,9 +41,9 @@ class MemoryBroker:
 
     def __init__(self) -> None:
         self.running = True
-        self.queues: dict[str, _Queue] = {}
+        self.queues: dict[str, MemoryQueue] = {}
         self.bindings: dict[str, set[str]] = defaultdict(set)
-        self.unrouted: list[_QueuedMessage] = []
+        self.unrouted: list[QueuedMessage] = []
         self.consumers: set[_MemoryConsumer] = set()
         self.sequence = itertools.count()
 
@@ -110,12 +75,17 @@ class MemoryTransport:
 
     atomic_batches = True
     exact_deliveries = True
+    keeps_order = True
+    dead_letters_by_itself = False
 
     def __init__(self, clock: Clock, broker: MemoryBroker | None = None) -> None:
         self.broker = MemoryBroker() if broker is None else broker
         self._clock = clock
         self._closed = False
         self._consumers: set[_MemoryConsumer] = set()
+
+    def peer(self, *, publishing: bool) -> Peer | None:
+        return None
 
     async def connect(self) -> None:
         self._closed = False
@@ -130,11 +100,12 @@ class MemoryTransport:
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
         broker = self._reach()
         for subscription in subscriptions:
-            broker.queues.setdefault(subscription.name, _Queue())
+            queue = broker.queues.setdefault(subscription.name, MemoryQueue())
+            queue.set_order(subscription.order, self._clock.monotonic())
             for message in subscription.messages:
                 broker.bindings[message].add(subscription.name)
         kept, broker.unrouted = broker.unrouted, []
-        routed: list[_QueuedMessage] = []
+        routed: list[QueuedMessage] = []
         for queued in kept:
             taken = broker.bindings.get(queued.envelope.name)
             (routed if taken else broker.unrouted).append(queued)
@@ -153,10 +124,10 @@ class MemoryTransport:
         for envelope in envelopes:
             names = broker.bindings.get(envelope.name)
             if not names:
-                broker.unrouted.append(_QueuedMessage(envelope, now, next(broker.sequence)))
+                broker.unrouted.append(QueuedMessage(envelope, now, next(broker.sequence)))
                 continue
             for name in sorted(names):
-                broker.queues[name].put(_QueuedMessage(envelope, now, next(broker.sequence)))
+                broker.queues[name].put_last(QueuedMessage(envelope, now, next(broker.sequence)))
 
     @asynccontextmanager
     async def consume(
@@ -188,6 +159,7 @@ class MemoryTransport:
             oldest_age=max((now - queued.visible_at for queued in ready), default=None),
             consumers=sum(each.subscription == subscription.name for each in self.broker.consumers),
             declared=subscription.name in self.broker.queues,
+            held=queue.count_held(now),
         )
 
     async def examine(self, *, thorough: bool = False) -> BrokerFacts:
@@ -287,9 +259,16 @@ class MemoryTransport:
         broker.unrouted = [each for each in broker.unrouted if each.sequence not in purged]
         return len(purged)
 
-    async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
+    async def dead_letters(
+        self,
+        subscription: Subscription,
+        *,
+        limit: int,
+        most_bytes: int | None = None,
+        only: Collection[str] | None = None,
+    ) -> Sequence[DeadLetter]:
         queue = self._queue(subscription)
-        return without_copies(queue.dead.values(), limit)
+        return UniqueDeadLetters(limit, most_bytes, only).add_all(queue.dead.values())
 
     async def replay(
         self,
@@ -304,22 +283,22 @@ class MemoryTransport:
             data = next((edited[each] for each in (first, *others) if each in edited), None)
             if data is not None:
                 envelope = Envelope(envelope.attributes, data)
-            queue.put(_QueuedMessage(envelope, self._clock.monotonic(), next(self.broker.sequence)))
-            for letter_id in (first, *others):
-                del queue.dead[letter_id]
-                found.add(letter_id)
+            now, died = self._clock.monotonic(), queue.died[first]
+            sequence = next(self.broker.sequence) if queue.order is None else died.sequence
+            queue.forget_dead([first, *others], now)
+            queue.put_first(QueuedMessage(envelope, now, sequence))
+            found.update([first, *others])
         return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in found]
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         queue = self._queue(subscription)
         found = {letter_id for group in _copies(queue, ids) for letter_id in group}
-        for letter_id in found:
-            del queue.dead[letter_id]
+        queue.forget_dead(found, self._clock.monotonic())
         return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in found]
 
-    def _queue(self, subscription: Subscription) -> _Queue:
+    def _queue(self, subscription: Subscription) -> MemoryQueue:
         """The subscription's queue, or an empty one if it was not declared."""
-        return self._reach().queues.get(subscription.name, _Queue())
+        return self._reach().queues.get(subscription.name, MemoryQueue())
 
     def _reach(self) -> MemoryBroker:
         """The broker; Unreachable if it is stopped or this connection is closed."""
@@ -330,25 +309,28 @@ class MemoryTransport:
         return self.broker
 
 
-def _copies(queue: _Queue, ids: Sequence[str]) -> Sequence[Sequence[str]]:
+def _copies(queue: MemoryQueue, ids: Sequence[str]) -> Sequence[Sequence[str]]:
     return group_copies(((letter.id, fingerprint(letter)) for letter in queue.dead.values()), ids)
 
 
 class _MemoryConsumer:
-    def __init__(self, queue: _Queue, subscription: str, prefetch: int, clock: Clock) -> None:
+    def __init__(self, queue: MemoryQueue, subscription: str, prefetch: int, clock: Clock) -> None:
         self._queue = queue
         self.subscription = subscription
         self._prefetch = prefetch
         self._clock = clock
-        self._held: dict[int, _QueuedMessage] = {}
+        self._held: dict[int, QueuedMessage] = {}
+        """What was received and is unsettled, by the token of its delivery."""
+        self._tokens = itertools.count()
         self._lost = False
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
-        self._reach()
-        while not (ready := self._take_ready(min(limit, self._prefetch - len(self._held)))):
-            await self._wait()
+        while True:
             self._reach()
-        return ready
+            now = self._clock.monotonic()
+            if ready := self._take(min(limit, self._prefetch - len(self._held)), now):
+                return ready
+            await self._wait(now)
 
     async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> None:
         self._reach()
@@ -357,6 +339,11 @@ class _MemoryConsumer:
             if queued is None:
                 continue
             del self._queue.in_flight[queued.sequence]
+            if self._queue.order is not None and not isinstance(outcome, Done):
+                taken_back = self._queue.take_back(queued)
+                for token, held in list(self._held.items()):
+                    if held.sequence in taken_back:
+                        del self._held[token]
             match outcome:
                 case Done():
                     pass
@@ -364,6 +351,8 @@ class _MemoryConsumer:
                     queued.visible_at = self._clock.monotonic() + delay
                     queued.attempt += 1
                     queued.deliveries = 0
+                    if self._queue.order is not None:
+                        self._queue.postpone(queued.envelope.key, queued.visible_at)
                     self._queue.put(queued)
                 case Dead(reason, error):
                     self._dead_letter(queued, reason, error)
@@ -371,8 +360,8 @@ class _MemoryConsumer:
 
     def return_unsettled(self) -> None:
         """Return unsettled messages to the queue."""
-        for sequence, queued in self._held.items():
-            del self._queue.in_flight[sequence]
+        for queued in self._held.values():
+            del self._queue.in_flight[queued.sequence]
             self._queue.put(queued)
         self._held.clear()
 
@@ -386,27 +375,24 @@ class _MemoryConsumer:
         if self._lost:
             raise Unreachable("The connection to the memory broker was lost: open a new consumer.")
 
-    def _take_ready(self, limit: int) -> list[Delivery]:
-        now = self._clock.monotonic()
-        taken: list[Delivery] = []
-        waiting = self._queue.waiting
-        while len(taken) < limit and waiting and waiting[0].visible_at <= now:
-            queued = heapq.heappop(waiting)
-            queued.deliveries += 1
-            self._held[queued.sequence] = self._queue.in_flight[queued.sequence] = queued
-            taken.append(
-                Delivery(queued.envelope, queued.attempt, queued.deliveries, queued.sequence)
-            )
-        return taken
+    def _take(self, limit: int, now: float) -> list[Delivery]:
+        taken = self._queue.take(limit, now)
+        deliveries = []
+        for queued in taken:
+            token = next(self._tokens)
+            self._held[token] = queued
+            deliveries.append(Delivery(queued.envelope, queued.attempt, queued.deliveries, token))
+        return deliveries
 
-    async def _wait(self) -> None:
-        """Return when the queue has changed, or its next delayed message is due."""
+    async def _wait(self, since: float) -> None:
+        """Return when the queue has changed since then, or its next delayed message is due."""
         changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.waiters.add(changed)
         waits: list[asyncio.Future[None]] = [changed]
-        if self._queue.waiting and len(self._held) < self._prefetch:
-            delay = self._queue.waiting[0].visible_at - self._clock.monotonic()
-            waits.append(asyncio.ensure_future(self._clock.sleep(max(delay, 0.0))))
+        next_at = self._queue.next_at(since)
+        if next_at is not None and len(self._held) < self._prefetch:
+            delay = max(next_at - self._clock.monotonic(), 0.0)
+            waits.append(asyncio.ensure_future(self._clock.sleep(delay)))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -414,7 +400,7 @@ class _MemoryConsumer:
             for wait in waits:
                 wait.cancel()
 
-    def _dead_letter(self, queued: _QueuedMessage, reason: str, error: str) -> None:
+    def _dead_letter(self, queued: QueuedMessage, reason: str, error: str) -> None:
         letter = DeadLetter(
             id=self._clock.new_id(),
             subscription=self.subscription,
@@ -424,4 +410,4 @@ class _MemoryConsumer:
             attempts=queued.attempt,
             died_at=self._clock.now(),
         )
-        self._queue.dead[letter.id] = letter
+        self._queue.bury(letter, queued)

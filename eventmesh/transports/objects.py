@@ -56,6 +56,7 @@ def _redis(
 def _rabbitmq(
     prefix: str, subscriptions: Sequence[Subscription], published: Iterable[str]
 ) -> Iterable[BrokerObject]:
+    from eventmesh.transports.rabbitmq.headers import BUCKET_PREFIX, bucket_key
     from eventmesh.transports.rabbitmq.topology import (
         Binding,
         Exchange,
@@ -73,8 +74,14 @@ def _rabbitmq(
             case Exchange(name, kind, alternate):
                 rest = f"; what it cannot route goes to {alternate}" if alternate else ""
                 yield BrokerObject("exchange", name, f"{kind}{rest}")
-            case Queue(name):
-                yield BrokerObject("queue", name, "quorum")
+            case Queue(name, one_consumer=one_consumer):
+                kind = "quorum, one consumer at a time" if one_consumer else "quorum"
+                yield BrokerObject("queue", name, kind)
+            case Binding(_, exchange, key) if key.startswith(BUCKET_PREFIX):
+                if key == bucket_key(0):
+                    yield BrokerObject(
+                        "binding", f"{exchange} -> its partitions", f"{key} and all other buckets"
+                    )
             case Binding(queue, exchange, key):
                 yield BrokerObject("binding", f"{exchange} -> {queue}", key or "every message")
             case ExchangeBinding(exchange, source, key):

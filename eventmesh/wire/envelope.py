@@ -46,6 +46,9 @@ Judge = Callable[[type[Message], int], str | None]
 """Decides on a version from which no upcasters lead to the model: why the model cannot read it as
 it is, or None if it can."""
 
+_SHOWN_KEY = 100
+"""How many characters of a key an error shows."""
+
 _REQUIRED = ("specversion", "id", "source", "type")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 UNIQUE_ID = re.compile(rf"{_UUID.pattern}|sha256:[0-9a-f]{{64}}")
@@ -83,7 +86,7 @@ class Envelope:
     @property
     def key(self) -> str | None:
         """Messages with the same key stay in order; None for a message without order."""
-        return self.attributes.get("partitionkey") or self.attributes.get("subject")
+        return self.attributes.get("partitionkey") or self.attributes.get("subject") or None
 
     @property
     def correlation_id(self) -> str:
@@ -175,8 +178,10 @@ def _write(message: Message, version: int) -> bytes:
 def check_size(envelope: Envelope, max_bytes: int) -> None:
     """MessageTooLarge or UsageError if some broker could not store this envelope."""
     if len(envelope.data) > max_bytes:
+        key = envelope.key or ""
+        which = f" with key {key[:_SHOWN_KEY]!r}" if key else ""
         raise MessageTooLarge(
-            f"{envelope.name} with key {envelope.key!r} has {len(envelope.data):,} bytes of data; "
+            f"{envelope.name}{which} has {len(envelope.data):,} bytes of data; "
             f"the limit is {max_bytes:,}. Put the bulk into a store and send its address, or raise "
             f"EVENTMESH_MAX_MESSAGE_BYTES for every service."
         )

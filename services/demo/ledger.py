@@ -16,6 +16,7 @@ from eventmesh.persistence.database import Database
 from eventmesh.persistence.tables import inbox, outbox, saga_log
 from eventmesh.persistence.tables import reaction as reactions
 from eventmesh.persistence.tables import saga as sagas
+from eventmesh.runtime.consuming.dead_letter_signal import SIGNAL_SUFFIX
 from services.inventory.models import Reservation, Stock
 from services.orders.models import Order
 from services.payments.models import LoyaltyAccount, Payment
@@ -206,7 +207,13 @@ class LedgerReader:
 
 
 async def _outbox_rows(connection: AsyncConnection) -> int:
-    return await connection.scalar(select(func.count()).select_from(outbox)) or 0
+    """How many messages are still to be published. On MariaDB, time-outs stay until they are due,
+    also those of sagas that do not wait any more."""
+    rows = select(func.count()).select_from(outbox)
+    if connection.dialect.name == "mariadb":
+        is_time_out = outbox.c.name.endswith(SIGNAL_SUFFIX) & outbox.c.due_at.is_not(None)
+        rows = rows.where(~is_time_out)
+    return await connection.scalar(rows) or 0
 
 
 def _by_status(endings: Mapping[tuple[str, str], int]) -> Counter[str]:

@@ -13,6 +13,7 @@ from sqlalchemy import exists, select, update
 
 from eventmesh import Envelope, Service, Transaction
 from services import drill
+from services.guarded_updates import changes_a_row
 from services.inventory.contracts import (
     OutOfStock,
     RefillStock,
@@ -90,16 +91,14 @@ async def _take(tx: Transaction, order_id: UUID, sku: str, quantity: int) -> boo
             ~exists().where(Reservation.order_id == order_id),
         )
         .values(on_hand=Stock.on_hand - quantity)
-        .returning(Stock.sku)
-        .execution_options(synchronize_session=False)
     )
-    if await tx.session.scalar(take):
+    if await changes_a_row(tx, take):
         return True
     if await tx.session.scalar(select(Stock.sku).where(Stock.sku == sku)):
         return False
     tx.session.add(Stock(sku=sku))
     await tx.session.flush()
-    return bool(await tx.session.scalar(take))
+    return await changes_a_row(tx, take)
 
 
 async def _order_refill(tx: Transaction, sku: str) -> None:
@@ -108,10 +107,8 @@ async def _order_refill(tx: Transaction, sku: str) -> None:
         update(Stock)
         .where(Stock.sku == sku, Stock.refill_ordered.is_(False))
         .values(refill_ordered=True)
-        .returning(Stock.sku)
-        .execution_options(synchronize_session=False)
     )
-    if await tx.session.scalar(ordered):
+    if await changes_a_row(tx, ordered):
         tx.send(RefillStock(sku=sku, quantity=REFILL), delay=REFILL_DELAY)
 
 

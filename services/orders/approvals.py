@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from services.guarded_updates import changes_a_row
 from services.orders.contracts import OrderApproved, OrderRejected, RequestApproval
 from services.orders.handlers import service
 from services.orders.models import Approval
@@ -42,11 +43,9 @@ async def decide(order_id: UUID, *, approve: bool, by: str, reason: str = "") ->
         update(Approval)
         .where(Approval.order_id == order_id, Approval.decision.is_(None))
         .values(decision="approved" if approve else "rejected", decided_by=by)
-        .returning(Approval.order_id)
-        .execution_options(synchronize_session=False)
     )
     async with service.transaction() as tx:
-        if await tx.session.scalar(decision) is None:
+        if not await changes_a_row(tx, decision):
             return False
         tx.publish(
             OrderApproved(order_id=order_id, decided_by=by)

@@ -12,6 +12,7 @@ from sqlalchemy import exists, select, update
 
 from eventmesh import Envelope, Reject, Retry, Service, Transaction, exponential
 from services import drill
+from services.guarded_updates import changes_a_row
 from services.payments.contracts import (
     CapturePayment,
     PaymentCaptured,
@@ -75,13 +76,11 @@ async def _charge(tx: Transaction, order_id: UUID, card: str, cents: int) -> boo
             ~exists().where(Payment.order_id == order_id),
         )
         .values(spent_cents=Card.spent_cents + cents)
-        .returning(Card.card)
-        .execution_options(synchronize_session=False)
     )
-    if await tx.session.scalar(charge):
+    if await changes_a_row(tx, charge):
         return True
     if await tx.session.get(Card, card):
         return False
     tx.session.add(Card(card=card))
     await tx.session.flush()
-    return bool(await tx.session.scalar(charge))
+    return await changes_a_row(tx, charge)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import update
 
 from eventmesh import Transaction
+from services.guarded_updates import changes_a_row
 from services.payments.contracts import OrderCancelled, OrderPlaced
 from services.payments.handlers import service
 from services.payments.models import LoyaltyAccount
@@ -36,7 +37,5 @@ async def _add(tx: Transaction, card: str, points: int) -> bool:
         update(LoyaltyAccount)
         .where(LoyaltyAccount.card == card)
         .values(points=LoyaltyAccount.points + points)
-        .returning(LoyaltyAccount.card)
-        .execution_options(synchronize_session=False)
     )
-    return await tx.session.scalar(change) is not None
+    return await changes_a_row(tx, change)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import cache
 
 import pytest
@@ -14,19 +15,30 @@ MOST_UNKNOWN = 0.03
 DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 
 
+amount = pytest.mark.parametrize("amount", ["some", pytest.param("all", marks=pytest.mark.soak)])
+
+
 @cache
-def answers() -> list[tuple[Pair, Verdict]]:
-    chosen = [pair for number, pair in enumerate(pairs(1)) if number % 3 == 0]
+def answers(amount: str) -> list[tuple[Pair, Verdict]]:
+    """The verdicts about all pairs, or about one pair of each change, in one schema or another."""
+    chosen = [*pairs(1)]
+    if amount == "some":
+        by_change: dict[str, list[Pair]] = defaultdict(list)
+        for pair in chosen:
+            by_change[pair.change].append(pair)
+        chosen = [each[n % len(each)] for n, each in enumerate(by_change.values())]
     return [(pair, compare(pair.writer, pair.reader, draft=pair.draft)) for pair in chosen]
 
 
-def test_all_kinds_of_changes_are_asked_about() -> None:
-    assert len({pair.change for pair, _ in answers()}) >= 0.8 * len(CHANGES)
-    assert len(answers()) >= 80
+@amount
+def test_all_kinds_of_changes_are_asked_about(amount: str) -> None:
+    assert len({pair.change for pair, _ in answers(amount)}) == len(CHANGES)
+    assert len({pair.name for pair, _ in answers(amount)}) > 5
 
 
-def test_no_verdict_is_wrong() -> None:
-    for pair, verdict in answers():
+@amount
+def test_no_verdict_is_wrong(amount: str) -> None:
+    for pair, verdict in answers(amount):
         what = f"{pair.name}: {pair.change}"
         if isinstance(verdict, Breaking):
             assert pair.truth != "compatible", what
@@ -47,23 +59,26 @@ def test_the_oracle_checks_formats_in_definitions_that_name_their_draft() -> Non
     assert accepts("no address") is False
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_no_compatible_is_refuted_by_a_document(part: int) -> None:
-    proved = [pair for pair, verdict in answers() if isinstance(verdict, Compatible)]
-    for pair in proved[part::16]:
+@amount
+def test_no_compatible_is_refuted_by_a_document(amount: str) -> None:
+    proved = [pair for pair, verdict in answers(amount) if isinstance(verdict, Compatible)]
+    for pair in proved[::4]:
         assert refutation(pair.writer, pair.reader, pair.draft, tries=5) is None, pair.change
 
 
-def test_every_witness_is_one_by_two_validators() -> None:
+@amount
+def test_every_witness_is_one_by_two_validators(amount: str) -> None:
     unconfirmed = [
         f"{pair.name}: {pair.change}"
-        for pair, verdict in answers()
+        for pair, verdict in answers(amount)
         if isinstance(verdict, Breaking)
         and not is_proof(verdict.witness, pair.writer, pair.reader, pair.draft)
     ]
     assert unconfirmed == []
 
 
-def test_unknown_is_rare() -> None:
-    unknown = [f"{pair.name}: {pair.change}" for pair, v in answers() if isinstance(v, Unknown)]
-    assert len(unknown) <= MOST_UNKNOWN * len(answers()), unknown
+@amount
+def test_unknown_is_rare(amount: str) -> None:
+    asked = answers(amount)
+    unknown = [f"{pair.name}: {pair.change}" for pair, v in asked if isinstance(v, Unknown)]
+    assert len(unknown) <= MOST_UNKNOWN * len(asked), unknown

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from types import MappingProxyType
 
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
@@ -15,6 +16,7 @@ from eventmesh.transports.base import (
     Consumer,
     DeadLetter,
     Delivery,
+    Order,
     PublishResult,
     Subscription,
     SubscriptionStats,
@@ -246,8 +248,27 @@ class DropsTheDead(BrokenTransport):
 
 
 class ListsEveryLetter(BrokenTransport):
-    async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
+    async def dead_letters(
+        self,
+        subscription: Subscription,
+        *,
+        limit: int,
+        most_bytes: int | None = None,
+        only: Collection[str] | None = None,
+    ) -> Sequence[DeadLetter]:
         return list(self.broker.queues[subscription.name].dead.values())[:limit]
+
+
+class IgnoresTheBoundsOfAList(BrokenTransport):
+    async def dead_letters(
+        self,
+        subscription: Subscription,
+        *,
+        limit: int,
+        most_bytes: int | None = None,
+        only: Collection[str] | None = None,
+    ) -> Sequence[DeadLetter]:
+        return await super().dead_letters(subscription, limit=limit)
 
 
 class StoresShortTextsOnly(BrokenTransport):
@@ -539,3 +560,69 @@ class DeclaresOnlyOnce(BrokenTransport):
         new = [each for each in subscriptions if each not in self.declared]
         self.declared.update(new)
         await super().declare(new)
+
+
+class KeepsNoOrder(BrokenTransport):
+    """As competing consumers of one queue."""
+
+    async def declare(self, subscriptions: Sequence[Subscription]) -> None:
+        await super().declare([replace(each, order=None) for each in subscriptions])
+
+
+class SettlesTheDoneFirst(BrokenTransport):
+    """As acknowledgements that are sent before anything else is."""
+
+    class consumer(BrokenConsumer):  # noqa: N801
+        async def settle(self, settlements: Settlements) -> None:
+            for pair in sorted(settlements, key=lambda pair: not isinstance(pair[1], Done)):
+                await super().settle([pair])
+
+
+class ReplaysToTheEnd(BrokenTransport):
+    """As a tool that moves messages from the queue of dead letters to the end of another."""
+
+    async def replay(
+        self,
+        subscription: Subscription,
+        ids: Sequence[str],
+        edited: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> Sequence[str]:
+        letters = await super().dead_letters(subscription, limit=len(ids))
+        found = await super().discard(subscription, ids)
+        await super().publish([each.envelope for each in letters if each.id in found])
+        return found
+
+
+class HoldsNoKey(BrokenTransport):
+    async def declare(self, subscriptions: Sequence[Subscription]) -> None:
+        await super().declare(
+            [replace(each, order=each.order and Order()) for each in subscriptions]
+        )
+
+
+class KeepsTheFirstOrder(BrokenTransport):
+    """As arguments of a queue that exists."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self.first: dict[str, Subscription] = {}
+
+    async def declare(self, subscriptions: Sequence[Subscription]) -> None:
+        await super().declare([self.first.setdefault(each.name, each) for each in subscriptions])
+
+
+class CountsNothingAsHeld(BrokenTransport):
+    async def stats(self, subscription: Subscription) -> SubscriptionStats:
+        return replace(await super().stats(subscription), held=0)
+
+
+class SpreadsMessagesWithoutAKey(BrokenTransport):
+    """As partitions that are chosen by the id where there is no key."""
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
+        return await super().publish(
+            [
+                Envelope({"partitionkey": each.key or each.id, **each.attributes}, each.data)
+                for each in envelopes
+            ]
+        )

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from eventmesh.testing.conformance import GUARANTEES, Rig
-from eventmesh.testing.servers import WAYS, version_of
+from eventmesh.testing.conformance import (
+    GUARANTEES,
+    Rig,
+    a_restart_loses_nothing,
+    topology_is_declared_again_after_data_loss,
+)
+from eventmesh.testing.servers import WAYS, ControlledServer, Way, serve_controlled, version_of
 from tests.conformance.rigs import rig_in_memory, rig_on_file, rig_on_server
 
 if TYPE_CHECKING:
@@ -39,9 +45,30 @@ def brokers() -> list[str]:
     return found
 
 
+ENDING_SERVERS = (a_restart_loses_nothing, topology_is_declared_again_after_data_loss)
+"""The guarantees that restart a server, or take its data, and so need one of their own."""
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Callable[[str, Way], ControlledServer]]:
+    """Returns a server that tests may stop, one of each kind and way at a time."""
+    with ExitStack() as stack:
+        started: dict[tuple[str, Way], ControlledServer] = {}
+
+        def start(kind: str, way: Way) -> ControlledServer:
+            if (kind, way) not in started:
+                started[kind, way] = stack.enter_context(serve_controlled(kind, way=way))
+            return started[kind, way]
+
+        yield start
+
+
 @pytest.fixture(params=brokers())
 async def rig(
-    request: pytest.FixtureRequest, servers: Servers, tmp_path: Path
+    request: pytest.FixtureRequest,
+    servers: Servers,
+    own_server: Callable[[str, Way], ControlledServer],
+    tmp_path: Path,
 ) -> AsyncIterator[Rig]:
     """A rig on each broker in turn, noted with its version for the table."""
     transport, _, origin = request.param.partition("-")
@@ -57,6 +84,8 @@ async def rig(
             note(request, f"{kind} ({origin}: missing)")
             server = servers.any(kind) if origin == "given" else servers.had_by(kind, origin)
             note(request, f"{kind} {await version_of(server)}")
+            if origin != "given" and request.node.callspec.params["guarantee"] in ENDING_SERVERS:
+                server = own_server(kind, origin)
             async with rig_on_server(server) as on_server:
                 yield on_server
 

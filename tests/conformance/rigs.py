@@ -96,7 +96,8 @@ def rig_on_file(url: str) -> Rig:
 
 @asynccontextmanager
 async def rig_on_server(server: Server) -> AsyncIterator[Rig]:
-    """A rig on this server, where all it makes has a name of its own."""
+    """A rig on this server, where all it makes has a name of its own. Only a controlled server can
+    be restarted and lose its data."""
     prefix = _new_prefix()
 
     def refuse(message: str) -> AbstractAsyncContextManager[None]:
@@ -105,21 +106,14 @@ async def rig_on_server(server: Server) -> AsyncIterator[Rig]:
     async def lose_topology(subscriptions: Sequence[Subscription]) -> None:
         await losing_topology(server.url, prefix, subscriptions)
 
-    if not isinstance(server, ControlledServer):
-        yield Rig(
-            _connecting_to(server.url, prefix),
-            server.url,
-            prefix,
-            lose_topology=lose_topology,
-            refuse=refuse,
-        )
-        return
+    controlled = server if isinstance(server, ControlledServer) else None
 
     async def restart() -> None:
+        assert controlled is not None
         try:
-            await server.kill()
+            await controlled.kill()
         finally:
-            await server.start()  # whatever went wrong: others use it too
+            await controlled.start()  # whatever went wrong: others use it too
 
     async with proxy_before(server.url) as proxy:
 
@@ -130,11 +124,12 @@ async def rig_on_server(server: Server) -> AsyncIterator[Rig]:
             _connecting_to(proxy.url, prefix),
             server.url,
             prefix,
-            restart=restart,
-            lose_data=server.lose_data,
+            restart=restart if controlled else None,
+            lose_data=controlled.lose_data if controlled else None,
             lose_topology=lose_topology,
             cut=cut,
             refuse=refuse,
+            patience=60.0,  # a lost topology alone takes up to 9 s to be restored
         )
 
 

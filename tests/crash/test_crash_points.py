@@ -59,7 +59,7 @@ def test_a_restart_after_a_kill_at_any_point_does_everything_once(
     deployment = replace(sqlite_deployments[0], atomic_batches=atomic_batches)
     taken = pool.call("take_snapshots", deployment, snapshot_folder=str(tmp_path / "left"))
     points, left = points_of(taken), taken["left"]
-    numbers = sorted(set(left))[:: 6 if amount == "some" else 1]
+    numbers = sorted(set(left))[:: 12 if amount == "some" else 1]
     deployments = [
         sqlite_deployment(tmp_path / "left" / str(number), atomic_batches=atomic_batches)
         for number in numbers
@@ -83,7 +83,7 @@ def test_a_restart_after_a_real_kill_does_everything_once(
     ]
     points = points_of(pool.call("kill_and_recover", deployments[0], kills=[]))
     if amount == "some":
-        points = sample(points, 5)
+        points = sample(points, 3)
     killed = kill_enough(pool, deployments, [[point] for point in points], 1 - NEVER_MET)
     record(Row("sqlite", f"killed, batches {batches}", points, len(killed), len(killed)))
 
@@ -97,7 +97,7 @@ def test_a_restart_after_a_kill_on_postgresql_does_everything_once(
     part: int,
 ) -> None:
     points = points_of(pool.call("kill_and_recover", postgres_deployments[0], kills=[]))
-    some = sample(writes(points), 6) + sample(points, 2)
+    some = sample(writes(points), 4) + sample(points, 1)
     points = points[part - 1 :: PARTS] if part else some
     schedules = [[point] for point in points]
     killed = kill_enough(pool, postgres_deployments, schedules, 1 - NEVER_MET)
@@ -115,7 +115,7 @@ def test_a_second_kill_during_recovery_loses_and_doubles_nothing(
     chance = random.Random(SEED)  # noqa: S311  # the same each time
     schedules = [
         (chance.randint(1, len(points)), chance.randint(1, len(points) // 2))
-        for _ in range(3 if amount == "some" else 400)
+        for _ in range(2 if amount == "some" else 400)
     ]
     killed = kill_enough(pool, deployments, schedules, 1 / len(schedules))
     where = [points[first - 1] for first, _ in killed]
@@ -131,7 +131,7 @@ def test_when_one_of_two_workers_is_killed_the_other_completes_everything_once(
     points = points_of(pool.call("kill_one_of_two", deployments[0], kills=[]))
     schedules = [[number] for number in range(1, len(points) + 1)]
     if amount == "some":
-        schedules = sample(schedules, 5)
+        schedules = sample(schedules, 4)
     enough = 0.8 if database == "sqlite" else 0.5
     killed = kill_enough(pool, deployments, schedules, enough, "kill_one_of_two")
     where = [points[number - 1] for [number] in killed]
@@ -149,7 +149,7 @@ def test_a_restart_after_a_kill_at_any_point_ends_every_saga_in_its_way(
     first = replace(sqlite_deployments[0], has_sagas=True)
     taken = pool.call("take_snapshots", first, snapshot_folder=str(tmp_path / "left"))
     points, left = points_of(taken), taken["left"]
-    numbers = sorted(set(left))[:: 6 if amount == "some" else 1]
+    numbers = sorted(set(left))[:: 12 if amount == "some" else 1]
     deployments = [
         replace(sqlite_deployment(tmp_path / "left" / str(number)), has_sagas=True)
         for number in numbers
@@ -167,7 +167,7 @@ def test_a_restart_after_a_real_kill_ends_every_saga_in_its_way(
     deployments = [replace(each, has_sagas=True) for each in deployments_on(request, database)]
     points = points_of(pool.call("kill_and_recover", deployments[0], kills=[]))
     if amount == "some":
-        points = sample(writes(points), 4)
+        points = sample(writes(points), 3)
     killed = kill_enough(pool, deployments, [[point] for point in points], 1 - NEVER_MET)
     where = [point for [point] in killed]
     record(Row(name_of(request, database), "sagas, killed", where, len(killed), len(killed)))

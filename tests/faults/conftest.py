@@ -70,13 +70,6 @@ def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
         yield ask
 
 
-@pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
-    made = Forks()
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def at(tmp_path: Path, servers: Servers, forks: Forks) -> At:
     """Makes a system with this broker and this database, one of them reached `through` a proxy

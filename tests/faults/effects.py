@@ -84,6 +84,10 @@ class Effects:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
+    async def ask(self, query: str) -> Sequence[Sequence[object]]:
+        """The rows of a query of the test's own."""
+        return await self._reader.ask(query)
+
     async def count(self) -> int:
         [[count, _]] = await self._reader.ask(_NEWEST)
         return int(str(count))

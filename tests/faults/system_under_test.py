@@ -63,9 +63,10 @@ CHUNK_INTERVAL = 0.04
 
 SLOW_CHUNK_INTERVAL = 0.15
 
-MOST_WARNINGS = 6
+MOST_WARNINGS = 10
 """Warnings allowed in one second from one subscription or relay. The pauses between attempts begin
-at 50 ms and double."""
+at 50 ms and double, which makes five in a second; and they begin anew after a success, as there are
+some while a disk is all but full."""
 
 SETTINGS = {
     "EVENTMESH_VISIBILITY_TIMEOUT": "2s",

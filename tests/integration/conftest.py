@@ -34,6 +34,9 @@ TIMEOUT_SECONDS = 120.0
 HOLD_TIME = 3600.0
 """Seconds for which a rejected message is held where `long_holds` is used."""
 
+BECAUSE = ("--reason", "a test")
+"""What commands that act on a running mesh ask for."""
+
 POLL_INTERVAL = 0.01
 CONCURRENT_COMMANDS = 6
 """How many commands run at the same time."""
@@ -258,15 +261,19 @@ class Running(Output):
 
 FORKED = (
     "asyncapi",
+    "audit",
     "db",
     "describe",
     "dlq",
     "doctor",
     "outbox",
+    "partitions",
     "saga",
     "schema",
+    "simulate",
     "status",
     "unrouted",
+    "why",
     "worker",
 )
 """Commands that are forked from a process that has imported everything (see `forks`), as are the
@@ -352,6 +359,14 @@ class Project:
         begin = partial(self._forks.begin, command, self.root, asked)
         return self._keep(Running(self.root, begin))
 
+    def pytest(self, *arguments: str) -> Ended:
+        """pytest with these arguments, forked; see `forks`."""
+        command = ("pytest", "-p", "no:cacheprovider", *arguments)
+        if self._forks is None:
+            return self.start_program(sys.executable, "-m", *command).ended()
+        begin = partial(self._forks.begin, command, self.root, self.environment)
+        return self._keep(Running(self.root, begin)).ended()
+
     def _keep(self, running: Running) -> Running:
         self._started.append(running)
         return running
@@ -413,13 +428,6 @@ def long_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hold rejected messages for HOLD_TIME, so that they are retried only when the test moves the
     clock forward, and not because the machine is slow."""
     monkeypatch.setattr(relay, "pause_after_rejections", lambda _attempts: HOLD_TIME)
-
-
-@pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
-    made = Forks()
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """A process that has imported all that commands need, and forks a child for each command:
 
-    python -m tests.integration.forks FD
+    python -m tests.integration.forks LISTENING LIFELINE
 
 Commands and starting workers spend most of their time importing modules, and tests run hundreds of
 them. A forked child behaves like a newly started process: it has its own folder, environment,
-output files and process group. A command is `eventmesh` with arguments, or a Python file with
-arguments.
+output files and process group. A command is `eventmesh` with arguments, `pytest` with arguments, or
+a Python file with arguments.
+
+One such process serves all processes of a test run, each on a connection of its own. It ends when
+nobody holds the other end of its lifeline any more.
 
 A supervisor of workers and the demo start workers themselves, by `asyncio.create_subprocess_exec`.
 Where they are forked, these are forked too (`Launcher`).
@@ -83,18 +86,38 @@ class ForkedProcess:
                 os.kill(self.pid, sig)
 
 
+class ForkServer:
+    """Starts the process that forks; it ends on `close`, or with this process."""
+
+    def __init__(self) -> None:
+        self._folder = TemporaryDirectory(prefix="eventmesh-forks-")
+        self.address = str(Path(self._folder.name) / "socket")
+        """Where `Forks` connects to, at once: it waits until the process has imported all."""
+        reading, self._lifeline = os.pipe()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+            listening.bind(self.address)
+            listening.listen()
+            inherited = [listening.fileno(), reading]
+            self._process = subprocess.Popen(  # noqa: S603 - our own command line
+                [sys.executable, "-m", "tests.integration.forks", *map(str, inherited)],
+                cwd=_ROOT,
+                stdin=subprocess.DEVNULL,
+                pass_fds=inherited,
+            )
+        os.close(reading)
+
+    def close(self) -> None:
+        os.close(self._lifeline)
+        self._process.wait()
+        self._folder.cleanup()
+
+
 class Forks:
     """The tests' end. Requests are sent one at a time; the commands run concurrently."""
 
-    def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own command line
-                [sys.executable, "-m", "tests.integration.forks", str(theirs.fileno())],
-                cwd=_ROOT,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
+    def __init__(self, address: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.connect(address)
 
     def begin(
         self,
@@ -104,7 +127,7 @@ class Forks:
         out: IO[bytes],
         err: IO[bytes],
     ) -> ForkedProcess:
-        """Start a command: `eventmesh` or a Python file, with its arguments."""
+        """Start a command: `eventmesh`, `pytest` or a Python file, with its arguments."""
         reading, writing = os.pipe()
         request = {"command": command, "root": str(root), "environment": dict(environment)}
         try:
@@ -115,8 +138,7 @@ class Forks:
         return ForkedProcess(int(self._socket.recv(100)), reading)
 
     def close(self) -> None:
-        self._socket.close()  # the process then exits
-        self._process.wait()
+        self._socket.close()
 
 
 class LaunchedProcess:
@@ -275,28 +297,58 @@ def main() -> None:
     gc.enable()
     gc.freeze()  # a collection in a child would copy all these objects' memory
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the children
-    tests = socket.socket(fileno=int(sys.argv[1]))
-    while received := _receive(tests):
-        request, files = received
-        child = os.fork()
-        if not child:
-            tests.close()
-            _become(request, *files)
-        for file in files:
-            os.close(file)
-        tests.send(str(child).encode())
+    serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+
+
+def serve(listening: socket.socket, lifeline: int) -> None:
+    """Fork what is asked for on each connection, until the lifeline ends."""
+    clients: list[socket.socket] = []
+    while True:
+        ready, _, _ = select.select([lifeline, listening, *clients], [], [])
+        if lifeline in ready:
+            return
+        if listening in ready:
+            clients.append(listening.accept()[0])
+        for client in [each for each in clients if each in ready]:
+            received = None
+            with suppress(ConnectionError):  # a process of the tests that was killed
+                received = _receive(client)
+            if received is None:
+                clients.remove(client)
+                client.close()
+                continue
+            request, files = received
+            child = os.fork()
+            if not child:
+                os.close(lifeline)
+                for each in (listening, *clients):
+                    each.close()
+                _become(request, *files)
+            for file in files:
+                os.close(file)
+            with suppress(ConnectionError):
+                client.send(str(child).encode())
 
 
 _LOADED_WHEN_NEEDED = (
     "aiosqlite",
     "alembic.command",
     "alembic.config",
+    "eventmesh.testing.mesh.running",
+    "eventmesh.testing.plugin",
+    "eventmesh.testing.simulation.search",
+    "faststream.rabbit",
+    "faststream.redis",
+    "faststream.specification",
+    "hypothesis.strategies",
     "jsonschema_rs",
+    "pytest_asyncio.plugin",
     "referencing.jsonschema",
+    "time_machine",
     "uvloop",
 )
-"""What commands and workers import only where they need it, and which takes longest of what they
-do then."""
+"""What commands, workers and pytest import only where they need it, and which takes longest of what
+they do then."""
 
 
 def import_all() -> None:
@@ -364,10 +416,10 @@ def _run(request: Mapping[str, Any]) -> int:
     os.environ.update(request["environment"])
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     sys.argv = list(request["command"])
-    is_eventmesh = sys.argv[0] == "eventmesh"
-    sys.orig_argv = [sys.executable, *(["-m"] if is_eventmesh else []), *sys.argv]
+    run = _MODULES.get(sys.argv[0])
+    sys.orig_argv = [sys.executable, *(["-m"] if run else []), *sys.argv]
     sys.path[0] = request["root"]  # as with `python -m`, or a file in this folder
-    code = _exit_code(_eventmesh if is_eventmesh else _file)
+    code = _exit_code(run or _file)
     threading._shutdown()  # type: ignore[attr-defined]  # as at the end of every program
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -386,6 +438,18 @@ def _eventmesh() -> None:
     from eventmesh.cli.main import main as eventmesh
 
     eventmesh()
+
+
+def _pytest() -> None:
+    import pytest
+
+    # A newly started pytest would have imported its plugins itself.
+    already_imported = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    raise SystemExit(int(pytest.main([*already_imported, *sys.argv[1:]])))
+
+
+_MODULES = {"eventmesh": _eventmesh, "pytest": _pytest}
+"""What runs as `python -m` does."""
 
 
 def _file() -> None:

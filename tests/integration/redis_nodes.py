@@ -111,10 +111,11 @@ class Node:
         self.tell("CONFIG", "SET", name, value)
 
     def counters(self) -> tuple[int, int] | None:
-        """How many connections and commands it has accepted; None while it does not answer."""
+        """How many connections it has accepted, and how often it has read from one; None while it
+        does not answer. Its count of commands has those inside of scripts, too."""
         with suppress(RedisError), self.client() as client:
             stats: Any = client.info("stats")
-            return stats["total_connections_received"], stats["total_commands_processed"]
+            return stats["total_connections_received"], stats["total_reads_processed"]
         return None
 
 

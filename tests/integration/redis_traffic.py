@@ -16,6 +16,7 @@ from eventmesh.runtime.backoff import Reconnect
 from eventmesh.transports.base import (
     Consumer,
     Delivery,
+    Order,
     Subscription,
     Transport,
     TransportOptions,
@@ -28,6 +29,7 @@ from tests.integration.redis_nodes import TIMEOUT_SECONDS
 
 CLOCK = SystemClock()
 PAID = Subscription("orders.note_payment", ("payments.paid",))
+IN_ORDER = Subscription("orders.note_payment", ("payments.paid",), Order())
 
 
 def envelopes(count: int, name: str = "payments.paid", **attributes: str) -> list[Envelope]:
@@ -62,9 +64,11 @@ async def take(consumer: Consumer, count: int) -> list[Delivery]:
 
 @dataclass
 class Traffic:
-    """Which messages were confirmed, how often each was handled, and which errors occurred."""
+    """Which messages were confirmed, how often each was handled, and which errors occurred. The
+    messages have no key, so that those of an ordered subscription are all in one order."""
 
     transport: Transport
+    subscription: Subscription = PAID
     published: list[str] = field(default_factory=list)
     handled: Counter[str] = field(default_factory=Counter)
     published_at: dict[str, float] = field(default_factory=dict)
@@ -95,7 +99,7 @@ class Traffic:
         reconnect = Reconnect(CLOCK)
         while True:
             try:
-                async with self.transport.consume(PAID, prefetch=50) as consumer:
+                async with self.transport.consume(self.subscription, prefetch=50) as consumer:
                     while True:
                         deliveries = await consumer.receive(10)
                         for delivery in deliveries:
@@ -118,13 +122,18 @@ class Traffic:
                 f"{self.consuming_errors[-3:]}"
             )
             await asyncio.sleep(0.01)
+        if self.subscription.order is not None:
+            published = set(self.published)
+            assert [each for each in self.handled if each in published] == self.published
 
 
 @asynccontextmanager
-async def flowing(transport: Transport) -> AsyncIterator[Traffic]:
+async def flowing(
+    transport: Transport, subscription: Subscription = PAID
+) -> AsyncIterator[Traffic]:
     """Publish and consume messages while the context is open."""
-    traffic = Traffic(transport)
-    await transport.declare([PAID])
+    traffic = Traffic(transport, subscription)
+    await transport.declare([subscription])
     async with running(traffic.keep_publishing(), traffic.keep_consuming()):
         yield traffic
 
@@ -139,6 +148,10 @@ async def running(*work: object) -> AsyncIterator[None]:
             if task.done():
                 task.result()
     finally:
-        for task in tasks:
-            task.cancel()
+        # Again and again: redis-py may lose a cancellation while it closes connections of a cluster
+        # (its `gather` raises the error of one of them instead).
+        while unfinished := [task for task in tasks if not task.done()]:
+            for task in unfinished:
+                task.cancel()
+            await asyncio.wait(unfinished, timeout=1.0)
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from os import environ
 from pathlib import Path
@@ -29,6 +29,7 @@ from structlog.testing import capture_logs
 
 from eventmesh.clock import SystemClock
 from eventmesh.errors import PublishError, Unreachable
+from eventmesh.runtime.consuming import broker_dead_letters
 from eventmesh.transports.base import (
     Consumer,
     Delivery,
@@ -45,7 +46,18 @@ from eventmesh.transports.rabbitmq import settlement as amqp_settlement
 from eventmesh.transports.rabbitmq import upkeep as amqp_upkeep
 from eventmesh.transports.rabbitmq.transport import AmqpTransport
 from eventmesh.wire.envelope import Envelope
+from tests.integration.test_sagas import (
+    Bill,
+    Mesh,
+    answering,
+    mesh,
+    riding,
+    until,
+    with_saga,
+)
 from tests.support.moved_clock import MovedClock
+
+__all__ = ["mesh"]  # a fixture
 
 TIMEOUT_SECONDS = 120.0
 """Seconds after which a test fails that waits for something."""
@@ -869,28 +881,143 @@ async def test_foreign_dead_letters_are_listed_replayed_and_discarded_like_other
     assert await dead_count(transport, subscription) == 0
 
 
+@asynccontextmanager
+async def dead_lettering(
+    broker: Broker, rig: Rig, subscription: str, limit: dict[str, int]
+) -> AsyncIterator[None]:
+    """While it is open, a policy limits the queue of this subscription, and lets RabbitMQ move what
+    is beyond the limit to its dead letters."""
+    queue, dead = (f"{rig.prefix}.{kind}.{subscription}" for kind in ("queue", "dead"))
+    policy = {**limit, "dead-letter-exchange": "", "dead-letter-routing-key": dead}
+    name = secrets.token_hex(5)
+    await asyncio.to_thread(
+        broker.control, "set_policy", name, f"^{re.escape(queue)}$", json.dumps(policy)
+    )
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(broker.control, "clear_policy", name)
+
+
 async def test_the_reason_of_a_message_that_a_policy_dead_lettered_is_shown(
     rig: Rig, transport: Transport, broker: Broker
 ) -> None:
     subscription, [sent] = rig.subscription("reader"), rig.envelopes(1)
     await transport.declare([subscription])
-    queue, dead = (f"{rig.prefix}.{kind}.{subscription.name}" for kind in ("queue", "dead"))
-    expiry = {"message-ttl": 1, "dead-letter-exchange": "", "dead-letter-routing-key": dead}
-    name = secrets.token_hex(5)
-    await asyncio.to_thread(
-        broker.control, "set_policy", name, f"^{re.escape(queue)}$", json.dumps(expiry)
-    )
-    try:
+    queue = f"{rig.prefix}.queue.{subscription.name}"
+    async with dead_lettering(broker, rig, subscription.name, {"message-ttl": 1}):
         await publish_or_raise(transport, [sent])
         await until_dead(transport, subscription, 1)
-    finally:
-        await asyncio.to_thread(broker.control, "clear_policy", name)
     [letter] = await transport.dead_letters(subscription, limit=10)
     assert letter.envelope == sent
     assert letter.reason.endswith(f"dead-lettered by RabbitMQ, expired in the queue {queue}")
     assert letter.died_at.year >= 2020
+    assert letter.by_broker
     assert list(await transport.replay(subscription, [letter.id])) == [letter.id]
     assert await take_all(transport, subscription, 1) == [sent.id]
+
+
+async def test_those_who_list_dead_letters_at_the_same_time_see_all_of_them(
+    rig: Rig, transport: Transport
+) -> None:
+    subscription, count = rig.subscription("reader"), 200
+    await transport.declare([subscription])
+    await publish_or_raise(transport, rig.envelopes(count))
+    async with transport.consume(subscription, prefetch=count) as consumer:
+        await consumer.settle([(each, Dead("no")) for each in await take(consumer, count)])
+    await until_dead(transport, subscription, count)
+    async with rig.open() as second, rig.open() as third:
+        listed = await asyncio.gather(
+            *(each.dead_letters(subscription, limit=count) for each in (transport, second, third))
+        )
+    assert [len(letters) for letters in listed] == [count] * 3
+
+
+# --- sagas, and what RabbitMQ dead-letters by itself ---
+
+
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@asynccontextmanager
+async def returning(
+    operator: aiormq.abc.AbstractChannel, queue: str, *, requeue: bool
+) -> AsyncIterator[None]:
+    """While it is open, a consumer that RabbitMQ prefers gives every message of the queue back."""
+
+    async def give_back(message: aiormq.abc.DeliveredMessage) -> None:
+        await operator.basic_reject(message.delivery_tag or 0, requeue=requeue)
+
+    began = await operator.basic_consume(queue, give_back, arguments={"x-priority": 10})
+    yield
+    await operator.basic_cancel(began.consumer_tag or "")
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [({"delivery-limit": 2}, "delivery_limit"), ({}, "rejected")],
+    ids=["delivery limit", "rejected"],
+)
+async def test_a_saga_hears_of_a_command_that_rabbitmq_has_dead_lettered(
+    rig: Rig,
+    transport: Transport,
+    broker: Broker,
+    operator: aiormq.abc.AbstractChannel,
+    mesh: Mesh,
+    limit: dict[str, int],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(broker_dead_letters, "INTERVAL", 0.2)
+    settings = mesh.settings.model_copy(update={"broker_prefix": rig.prefix})
+    over_rabbitmq = replace(mesh, transport=transport, settings=settings)  # type: ignore[arg-type]
+    queue = f"{rig.prefix}.queue.cars.bill"
+
+    async def is_undone() -> bool:
+        return await mesh.statuses() == {"undone"}
+
+    async def others_are_completed() -> bool:
+        return sorted(row.status for row in await mesh.rows()) == ["completed", "undone"]
+
+    async with over_rabbitmq.worker(with_saga(riding()), answering(mesh)) as worker:
+        await worker.ready.wait()
+        async with (
+            dead_lettering(broker, rig, "cars.bill", limit),
+            returning(operator, queue, requeue=bool(limit)),
+        ):
+            await mesh.start("r1")
+            await until(is_undone)
+        await mesh.start("r2")
+        await until(others_are_completed)
+    assert mesh.did == ["reserve", "release", "reserve", "bill"]
+    [undone] = [row for row in await mesh.rows() if row.status == "undone"]
+    said = f"dead-lettered by RabbitMQ, {reason} in the queue {queue}"
+    assert (undone.reason or "").endswith(said)
+    assert await transport.dead_letters(Subscription("rides.ride.saga", ()), limit=10) == []
+
+
+@ON_SQLITE
+async def test_a_worker_that_starts_tells_sagas_what_was_dead_lettered_meanwhile(
+    rig: Rig, transport: Transport, broker: Broker, mesh: Mesh
+) -> None:
+    settings = mesh.settings.model_copy(update={"broker_prefix": rig.prefix})
+    over_rabbitmq = replace(mesh, transport=transport, settings=settings)  # type: ignore[arg-type]
+    bills = Subscription("cars.bill", ("cars.bill",))
+    await transport.declare([bills])
+
+    async def is_undone() -> bool:
+        return await mesh.statuses() == {"undone"}
+
+    async with (
+        dead_lettering(broker, rig, bills.name, {"message-ttl": 1}),
+        over_rabbitmq.worker(with_saga(riding()), answering(mesh, but=Bill)),
+    ):
+        await mesh.start("r1")
+        await until_dead(transport, bills, 1)
+    async with over_rabbitmq.worker(with_saga(riding()), answering(mesh)):
+        await until(is_undone)
+    assert mesh.did == ["reserve", "release"]
 
 
 # --- the addresses of the broker ---

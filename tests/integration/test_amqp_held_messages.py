@@ -95,3 +95,29 @@ async def test_a_message_acknowledged_just_before_the_consumer_stops_is_not_rede
     assert [envelope.id for envelope in await dead_letter_all(transport)] == [
         delivery.envelope.id for delivery in deliveries[1::2]
     ]
+
+
+async def test_dead_letters_keep_their_order_however_many_are_listed(
+    transport: AmqpTransport,
+) -> None:
+    await transport.declare([FAILING])
+    await publish_or_raise(transport, messages(COUNT))
+    sent = [envelope.id for envelope in await dead_letter_all(transport)]
+    for limit in (100, 100, 50, 100, COUNT, 1, 100, COUNT):
+        found = await transport.dead_letters(FAILING, limit=limit)
+        assert [letter.envelope.id for letter in found] == sent[:limit]
+
+
+async def test_unrouted_messages_keep_their_order_when_they_are_counted_and_listed(
+    transport: AmqpTransport,
+) -> None:
+    sent = messages(COUNT)
+    await publish_or_raise(transport, sent)
+    [name] = FAILING.messages
+    for _ in range(2):
+        await transport.census([], [name])
+        [found] = await transport.unrouted([name], thorough=True)
+        assert (found.message, found.number) == (name, COUNT)
+    await transport.declare([FAILING])
+    got = await dead_letter_all(transport)
+    assert [envelope.id for envelope in got] == [envelope.id for envelope in sent]

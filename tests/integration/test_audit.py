@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,15 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from eventmesh import Event, Reject, Service, Settings, Transaction
-from eventmesh.clock import SystemClock
+from eventmesh import Event, Reject, Service, Transaction
+from eventmesh.operations.action_log import newest_actions
 from eventmesh.operations.audit import BalanceSheet, DeliveryLine, accept, audit
 from eventmesh.operations.reach import Reach
-from eventmesh.persistence import migration
-from eventmesh.persistence.database import Database
-from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.transports.base import Subscription, Transport, publish_or_raise
-from eventmesh.transports.factory import open_transport
+from eventmesh.transports.base import Transport, publish_or_raise
 from eventmesh.transports.rabbitmq.topology import Topology
 from eventmesh.wire.envelope import seal
 from tests.integration.conftest import Project
-
-CLOCK = SystemClock()
+from tests.support.running_meshes import CLOCK, RunningMesh, running_mesh
 
 
 class Placed(Event, name="orders.placed", version=1, key="number"):
@@ -51,41 +45,19 @@ def make_services() -> list[Service]:
 
 
 @dataclass
-class Mesh:
-    services: list[Service]
-    settings: Settings
+class Mesh(RunningMesh):
     transport: Transport
-    reach: Reach
-
-    @property
-    def subscriptions(self) -> dict[str, Subscription]:
-        return {
-            name: handler.subscription
-            for service in self.services
-            for name, handler in service.handlers.items()
-        }
+    asked: Reach
 
     async def place(self, *numbers: int, delay: str = "0s") -> None:
         async with self.services[0].transaction() as tx:
             for number in numbers:
                 tx.publish(Placed(number=number), delay=delay)
 
-    @asynccontextmanager
-    async def worker(self) -> AsyncIterator[None]:
-        stop = asyncio.Event()
-        worker = Worker(self.services, self.transport, self.settings, CLOCK)
-        running = asyncio.ensure_future(worker.run(stop))
-        await asyncio.wait_for(worker.ready.wait(), 60)
-        try:
-            yield
-        finally:
-            stop.set()
-            await asyncio.wait_for(running, 60)
-
     async def until(self, holds: Callable[[BalanceSheet], bool]) -> BalanceSheet:
         """The first sheet for which this holds; counts of a broker may come late."""
         async with asyncio.timeout(60):
-            while not holds(sheet := await audit(self.reach)):  # noqa: ASYNC110
+            while not holds(sheet := await audit(self.asked)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         return sheet
 
@@ -104,24 +76,14 @@ async def make_mesh(
 
     async def make(broker: str) -> Mesh:
         urls = {"orders": database_url, "payments": f"sqlite:///{tmp_path}/payments.db"}
-        for name, url in urls.items():
-            database = Database(url, service=name)
-            await migration.upgrade(database)
-            await database.close()
-        services = make_services()
-        settings = Settings(
-            broker_url=durable_url(broker),
-            broker_prefix=f"t{uuid.uuid4().hex[:12]}",
-            database_urls=urls,
-            schemas=tmp_path / "schemas",
+        running = running_mesh(make_services(), durable_url(broker), urls, tmp_path)
+        mesh = await stack.enter_async_context(running)
+        return Mesh(
+            mesh.services,
+            mesh.settings,
+            await stack.enter_async_context(mesh.broker()),
+            await stack.enter_async_context(mesh.reach()),
         )
-        for service in services:
-            service.configure(settings)
-            stack.push_async_callback(service.close)
-        opened = open_transport(settings.broker_url, CLOCK, settings.transport_options)
-        transport = await stack.enter_async_context(opened)
-        reach = await stack.enter_async_context(Reach(services, settings, CLOCK))
-        return Mesh(services, settings, transport, reach)
 
     async with stack:
         yield make
@@ -148,7 +110,7 @@ async def test_the_sheet_balances_and_finds_what_vanishes_in_each_place(
     make_mesh: Callable[[str], Awaitable[Mesh]], broker: str, tmp_path: Path
 ) -> None:
     mesh = await make_mesh(broker)
-    async with mesh.worker():
+    async with mesh.worker(mesh.transport):
         await mesh.place(1, 2, 3, 4)
         await mesh.place(5, delay="1h")
         sheet = await mesh.until(
@@ -195,16 +157,22 @@ async def test_the_sheet_balances_and_finds_what_vanishes_in_each_place(
     assert all(each.suspects for each in found.differences)
     assert found.unaccounted == sum(missing for _, _, missing in expected)
 
-    await accept(mesh.reach, found.differences)
-    assert differences(await audit(mesh.reach)) == []
-    async with mesh.worker():
+    await accept(mesh.asked, found.differences, "ada", "a purged queue")
+    assert differences(await audit(mesh.asked)) == []
+    log = await newest_actions(mesh.asked, 10)
+    assert {row.subject for row in log.rows} == {each.where for each in found.differences}
+    assert {(row.who, row.what, row.reason) for row in log.rows} == {
+        ("ada", "accept difference", "a purged queue")
+    }
+    assert all(row.outcome and row.outcome.startswith("accepted: ") for row in log.rows)
+    async with mesh.worker(mesh.transport):
         await mesh.until(
             lambda sheet: (
                 (line(sheet, "payments.note").handled, line(sheet, "payments.note").ready)
                 == (6 - gone, 0)
             )
         )
-    assert differences(await audit(mesh.reach)) == []
+    assert differences(await audit(mesh.asked)) == []
 
 
 async def vanish_from_broker(mesh: Mesh, broker: str, tmp_path: Path) -> int:
@@ -242,14 +210,14 @@ async def test_copies_and_what_passes_by_the_outbox_are_no_difference(
 ) -> None:
     mesh = await make_mesh("sqlite")
     sent = [seal(Placed(number=n), source="bridge", clock=CLOCK) for n in range(2)]
-    async with mesh.worker():
+    async with mesh.worker(mesh.transport):
         await mesh.place(1, 2)
         await mesh.until(
             lambda sheet: len(sheet.deliveries) == 2 and line(sheet, "payments.note").handled == 2
         )
     await mesh.transport.declare(list(mesh.subscriptions.values()))
     await publish_or_raise(mesh.transport, sent)  # as another program does
-    sheet = await audit(mesh.reach)
+    sheet = await audit(mesh.asked)
     assert (differences(sheet), line(sheet, "payments.note").ready) == ([], 0)
     # A relay that was killed before it deleted its rows has published them twice.
     await mesh.place(4)
@@ -260,10 +228,10 @@ async def test_copies_and_what_passes_by_the_outbox_are_no_difference(
 
     again = Envelope(json.loads(row.headers), row.data)
     await publish_or_raise(mesh.transport, [again])
-    early = await audit(mesh.reach)
+    early = await audit(mesh.asked)
     assert differences(early) == []
     assert any("on their way" in note for note in early.notes)
-    async with mesh.worker():
+    async with mesh.worker(mesh.transport):
         sheet = await mesh.until(
             lambda sheet: (
                 line(sheet, "payments.note").handled == 3
@@ -278,7 +246,7 @@ async def test_the_balance_of_a_subscription_that_came_later_begins_when_it_is_a
     make_mesh: Callable[[str], Awaitable[Mesh]],
 ) -> None:
     mesh = await make_mesh("sqlite")
-    async with mesh.worker():
+    async with mesh.worker(mesh.transport):
         await mesh.place(1, 2)
         await mesh.until(
             lambda sheet: len(sheet.deliveries) == 2 and line(sheet, "payments.note").handled == 2
@@ -287,13 +255,13 @@ async def test_the_balance_of_a_subscription_that_came_later_begins_when_it_is_a
     @mesh.services[1].subscriber(name="later")
     async def later(event: Placed, tx: Transaction) -> None: ...
 
-    absent = await audit(mesh.reach)
+    absent = await audit(mesh.asked)
     assert "payments.later is not balanced: it is not on the broker" in absent.notes[0]
-    async with mesh.worker():
+    async with mesh.worker(mesh.transport):
         sheet = await mesh.until(lambda sheet: len(sheet.deliveries) == 3)
         assert differences(sheet) == []
         assert [(each.where, each.missing) for each in sheet.late] == [("payments.later", 2)]
-        await accept(mesh.reach, sheet.late)
+        await accept(mesh.asked, sheet.late, "ada", "declared later")
         await mesh.place(4)
         sheet = await mesh.until(lambda sheet: line(sheet, "payments.later").handled == 1)
     assert (differences(sheet), sheet.late) == ([], ())
@@ -307,7 +275,7 @@ def test_the_command_prints_a_sheet_and_finds_a_loss(bank: Project) -> None:
     sheet = bank.run("audit").succeeds("bank.deposit", "balanced: nothing is missing")
     assert "bank.tell is not balanced: its handler takes no transaction" in sheet
     assert json.loads(bank.run("audit", "--json").succeeds())["unaccounted"] == 0
-    assert 'eventmesh_unaccounted_messages{equation=""' in bank.run("audit", "--prometheus").out
+    assert 'eventmesh_unaccounted_messages{service=""' in bank.run("audit", "--prometheus").out
     with sqlite3.connect(bank.root / ".eventmesh" / "bank.db") as connection:
         connection.execute("DELETE FROM eventmesh_inbox")
     connection.close()

@@ -14,6 +14,7 @@ import pytest
 from eventmesh.clock import SystemClock
 from eventmesh.transports.base import DeadLetter, Subscription, TransportOptions
 from eventmesh.transports.factory import open_transport
+from tests.integration.conftest import BECAUSE
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Project, Put
@@ -103,13 +104,15 @@ async def test_an_unreadable_message_becomes_a_dead_letter_with_its_original_byt
     bank.change_service('name="bank.deposit", version=1', 'name="bank.deposit", version=7')
     worker = bank.worker()
     [unknown] = [letter["id"] for letter in letters if "version 7" in letter["reason"]]
-    bank.run("dlq", "replay", "bank", unknown).succeeds("1 dead letter(s) replayed")
+    bank.run("dlq", "replay", "bank", *BECAUSE, unknown).succeeds("1 dead letter(s) replayed")
     worker.until_prints("grace has 7.00")
 
     rest = [letter["id"] for letter in letters if letter["id"] != unknown]
-    bank.run("dlq", "discard", "bank", rest[0]).succeeds("1 dead letter(s) discarded")
+    bank.run("dlq", "discard", "bank", *BECAUSE, rest[0]).succeeds("1 dead letter(s) discarded")
     assert {letter.id for letter in await kept(bank)} == set(rest[1:])
-    bank.run("dlq", "discard", "bank", "--all").succeeds(f"{len(rest) - 1} dead letter(s)")
+    bank.run("dlq", "discard", "bank", *BECAUSE, "--all").succeeds(
+        f"{len(rest) - 1} dead letter(s)"
+    )
     assert await kept(bank) == []
     worker.drain()
 
@@ -134,7 +137,7 @@ async def test_a_dead_letter_is_shown_and_is_dead_lettered_again_if_replayed_wit
     assert "\x1b" not in text.out  # control characters do not reach the terminal
     assert json.loads(as_json.succeeds()) == letter
     listed.succeeds(letter["id"], letter["reason"], "1 dead letter(s)")
-    bank.run("dlq", "replay", "bank", "--all").succeeds("1 dead letter(s) replayed")
+    bank.run("dlq", "replay", "bank", *BECAUSE, "--all").succeeds("1 dead letter(s) replayed")
     worker.until_says("message dead-lettered", 2)
     worker.drain()
     [again] = await kept(bank)
@@ -182,7 +185,7 @@ async def test_a_message_whose_handler_fails_or_rejects_becomes_a_dead_letter(
     worker.drain()
     bank.change_service('raise ValueError("no such branch")', "pass")
     worker = bank.worker()
-    bank.run("dlq", "replay", "bank", failed["id"]).succeeds("1 dead letter(s) replayed")
+    bank.run("dlq", "replay", "bank", *BECAUSE, failed["id"]).succeeds("1 dead letter(s) replayed")
     worker.until_prints("broken has 0.01")
     worker.drain()
 
@@ -275,6 +278,6 @@ async def test_an_event_of_the_bank_from_another_source_is_dead_lettered(
         "@service.subscriber(Deposited)", '@service.subscriber(Deposited, sources=["/orders"])'
     )
     worker = bank.worker()
-    bank.run("dlq", "replay", "bank", letter["id"]).succeeds()
+    bank.run("dlq", "replay", "bank", *BECAUSE, letter["id"]).succeeds()
     worker.until_prints("mallory has 1.00")
     worker.drain()

@@ -72,7 +72,7 @@ class Shop:
         if self.runner is None:
             [handler] = self.service.handlers.values()
             vitals = SubscriptionVitals("shop", handler.subscription, self.service.clock)
-            self.runner = BatchRunner(self.service, handler, vitals, self.stopping)
+            self.runner = BatchRunner(self.service, handler, vitals, self.stopping.is_set)
         self.runner.size = len(deliveries)
         outcomes = dict(await self.runner.run(deliveries))
         return [outcomes[each] for each in deliveries if each in outcomes]

@@ -23,6 +23,7 @@ from tests.integration.test_broker_cuts import (
     consume_until,
     run_session,
 )
+from tests.support.cut_positions import every_position
 from tests.support.proxy import Direction, Proxy
 
 TIMEOUT_SECONDS = 300.0
@@ -85,16 +86,22 @@ async def frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[int, bytes
         yield int.from_bytes(header[1:3], "big"), frame
 
 
+@every_position
 @pytest.mark.parametrize(
     "close_frame", [CONNECTION_CLOSED, CHANNEL_CLOSED], ids=lambda close: close.name
 )
 async def test_a_close_after_any_number_of_frames_raises_unreachable_and_loses_nothing(
-    rabbitmq_server: Server, close_frame: Connection.Close | Channel.Close
+    rabbitmq_server: Server,
+    close_frame: Connection.Close | Channel.Close,
+    *,
+    every_position: bool,
 ) -> None:
     account, prefix = Account(), f"test-{secrets.token_hex(5)}"
     parts, unreachable = urlsplit(rabbitmq_server.url), 0
     async with asyncio.timeout(TIMEOUT_SECONDS):
-        for after in count(1):
+        # Each takes its turn: channels after odd numbers of frames, connections after even ones.
+        first = 1 if every_position or close_frame is CHANNEL_CLOSED else 2
+        for after in count(first, 1 if every_position else 2):
             proxy = ClosingProxy(rabbitmq_server.url, after, close_frame)
             port = await proxy.open()
             proxied = parts.netloc.replace(f"{parts.hostname}:{parts.port}", f"127.0.0.1:{port}")

@@ -69,6 +69,10 @@ def test_every_command_has_help(project: Project) -> None:
         ended.succeeds(" ".join(["Usage: eventmesh", *path]))
         assert ended.err == ""
         assert not re.search(r"<(bool|str|int|path|list)", ended.out), path
+    for group in ([], ["schema"], ["saga"], ["outbox"]):
+        listed = project.run(*group, "--help").succeeds().partition("Commands:")[2]
+        assert listed
+        assert "..." not in listed, "a sentence is cut off"
     assert not (project.root / ".eventmesh").exists()
 
 
@@ -201,16 +205,16 @@ async def absent_url(postgres_server: Server) -> AsyncIterator[str]:
 
 def test_db_upgrade_creates_and_migrates_a_missing_database(bank: Project, absent_url: str) -> None:
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = absent_url
-    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: upgraded to 0009\n"
-    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: is at 0009\n"
+    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: upgraded to 0010\n"
+    assert bank.run("db", "upgrade", "--create", "bank").succeeds() == "bank: is at 0010\n"
 
 
 async def test_a_service_on_postgresql_runs_after_db_upgrade(
     bank: Project, postgres_url: str, attributes: Attributes, put: Put
 ) -> None:
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = postgres_url.replace("+asyncpg", "")
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: upgraded to 0009\n"
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0009\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: upgraded to 0010\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0010\n"
     worker = bank.worker()
     await put(bank, attributes(), GOOD)
     worker.until_prints("ada has 12.50")
@@ -219,7 +223,7 @@ async def test_a_service_on_postgresql_runs_after_db_upgrade(
 
 def test_db_upgrade_is_optional_on_sqlite(bank: Project) -> None:
     bank.worker().drain()
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0009\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0010\n"
 
 
 async def test_a_missing_column_is_reported_at_start_up(
@@ -234,12 +238,12 @@ async def test_a_missing_column_is_reported_at_start_up(
     bank.run("worker", "bank").fails(4, *said)
     upgrade = bank.run("db", "upgrade", "bank")
     upgrade.fails(4, *said)
-    assert upgrade.out == "bank: is at 0009\n"
+    assert upgrade.out == "bank: is at 0010\n"
 
     with sqlite3.connect(bank.root / ".eventmesh/bank.db") as connection:
         connection.execute("ALTER TABLE accounts ADD COLUMN iban VARCHAR")
     connection.close()
-    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0009\n"
+    assert bank.run("db", "upgrade", "bank").succeeds() == "bank: is at 0010\n"
     worker = bank.worker()
     await put(bank, attributes(), GOOD)
     worker.until_prints("ada has 12.50")

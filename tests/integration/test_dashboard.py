@@ -6,8 +6,8 @@ import asyncio
 import base64
 import json
 import re
-import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ from starlette.routing import Mount, Route
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from eventmesh import Reject, Service, Settings, Transaction
+from eventmesh import Reject, Service, Transaction
 from eventmesh.cli.main import app as cli
+from eventmesh.contracts.locks.freezing import freeze
 from eventmesh.dashboard import Dashboard, User
 from eventmesh.errors import UsageError
-from eventmesh.operations.action_log import newest_actions
+from eventmesh.operations.action_log import newest_actions, operator_of_machine
 from eventmesh.operations.reach import Reach
 from eventmesh.operations.status import mesh_status
+from eventmesh.persistence import pauses
 from eventmesh.persistence.tables import outbox
 from eventmesh.transports.base import Subscription, Transport, publish_or_raise
 from eventmesh.transports.outcome import Dead
@@ -36,6 +38,7 @@ from services.demo.page import serving
 from tests.support.dashboards import (
     CLOCK,
     NASTY,
+    Bill,
     Billed,
     Browser,
     ServedMesh,
@@ -45,9 +48,9 @@ from tests.support.dashboards import (
     hidden_field,
     is_own,
     make_service,
-    migrated,
     ordered,
 )
+from tests.support.running_meshes import running_mesh, until
 
 VIEWER = User("eve", "viewer")
 
@@ -56,27 +59,16 @@ MakeMesh = Callable[..., Awaitable[ServedMesh]]
 
 @pytest.fixture
 async def make_mesh(durable_url: Callable[[str], str], database_url: str, tmp_path: Path) -> Any:
-    meshes: list[ServedMesh] = []
+    stack = AsyncExitStack()
 
     async def make(broker: str, **changes: Any) -> ServedMesh:
-        await migrated(database_url)
-        settings = Settings(
-            **{
-                "broker_url": durable_url(broker) if "://" not in broker else broker,
-                "broker_prefix": f"t{uuid.uuid4().hex[:12]}",
-                "database_urls": {"shop": database_url},
-                "schemas": tmp_path / "schemas",
-                **changes,
-            }
-        )
-        service = make_service()
-        service.configure(settings)
-        meshes.append(ServedMesh(service, settings))
-        return meshes[-1]
+        url = durable_url(broker) if "://" not in broker else broker
+        made = running_mesh([make_service()], url, {"shop": database_url}, tmp_path, **changes)
+        running = await stack.enter_async_context(made)
+        return ServedMesh(running.services, running.settings)
 
-    yield make
-    for mesh in meshes:
-        await mesh.service.close()
+    async with stack:
+        yield make
 
 
 ON_EACH_BROKER = pytest.mark.parametrize(
@@ -199,13 +191,12 @@ async def test_a_frozen_selection_is_replayed_and_recorded(
         await mesh.dead_letter(transport, bills(-3))  # comes meanwhile, and stays
 
         fields = {"selection": hidden_field(review, "selection"), "deed": "discard"}
-        result = await browser.post("/dead-letters/act", {**fields, "reason": "a wrong form"})
-        assert "2 of 2 discarded" in result.text
+        assert "2 of 2 discarded" in await browser.act({**fields, "reason": "a wrong form"})
         assert (await transport.stats(subscription)).dead == 2
 
-        again = await browser.post("/dead-letters/act", fields)  # as a second operator
-        assert "0 of 2 discarded" in again.text
-        assert "2 were not there any more" in again.text
+        again = await browser.act(fields)  # as a second operator
+        assert "0 of 2 discarded" in again
+        assert "2 were not there any more" in again
 
         checked = ids_in((await one_listed(browser))[1])[:1]
         listed, _ = await one_listed(browser)
@@ -218,7 +209,7 @@ async def test_a_frozen_selection_is_replayed_and_recorded(
             deed="replay",
         )
         fields = {"selection": hidden_field(review, "selection"), "deed": "replay"}
-        assert "1 of 1 replayed" in (await browser.post("/dead-letters/act", fields)).text
+        assert "1 of 1 replayed" in await browser.act(fields)
         stats = await transport.stats(subscription)
         assert (stats.dead, stats.ready) == (1, 1)
         log = await browser.text("/actions")
@@ -283,17 +274,11 @@ async def test_two_operators_replay_the_same_dead_letters_at_once(
                 "/dead-letters/review", subscription="shop.bill", list=listed, deed="replay"
             )
             forms.append({"selection": hidden_field(review, "selection"), "deed": "replay"})
-        results = await asyncio.gather(
-            *(b.post("/dead-letters/act", form) for b, form in zip(operators, forms, strict=True))
+        pages = await asyncio.gather(
+            *(browser.act(form) for browser, form in zip(operators, forms, strict=True))
         )
-        done = []
-        for result in results:
-            page = result.text
-            async with asyncio.timeout(60):
-                while "data-finished" not in page:
-                    page = (await operators[0].http.get(result.url)).text
-            done.append(int(re.search(r"(\d+) of 20 replayed", page)[1]))  # type: ignore[index]
-        assert sum(done) == 20
+        done = [re.search(r"(\d+) of 20 replayed", page)[1] for page in pages]  # type: ignore[index]
+        assert sum(map(int, done)) == 20
         assert (await transport.stats(subscription)).ready == 20
         for browser in operators:
             await browser.http.aclose()
@@ -326,13 +311,36 @@ async def test_ten_thousand_dead_letters_stay_usable(make_mesh: MakeMesh) -> Non
             "/dead-letters/review", subscription="shop.bill", list=listed, deed="discard"
         )
         fields = {"selection": hidden_field(review, "selection"), "deed": "discard"}
-        result = await browser.post("/dead-letters/act", fields)
-        address = result.url
-        async with asyncio.timeout(60):
-            while "data-finished" not in result.text:
-                result = await browser.http.get(address)
-        assert "10,000 of 10,000 discarded" in result.text
+        assert "10,000 of 10,000 discarded" in await browser.act(fields)
         assert (await transport.stats(handler.subscription)).dead == 0
+
+
+@ON_EACH_BROKER
+async def test_a_subscription_is_paused_and_resumed(make_mesh: MakeMesh, broker: str) -> None:
+    mesh = await make_mesh(broker)
+    name = {"name": "shop.bill"}
+    async with browsing(app_of(mesh, interval=0.02)) as browser:
+        answer = await browser.post("/subscription/pause", name)
+        assert answer.status_code == 200
+        assert answer.url.path == "/subscription"
+        again = await browser.post("/subscription/pause", name)
+        assert again.status_code == 409
+        assert "shop.bill is paused already" in again.text
+
+        async def is_shown() -> bool:
+            return "shop.bill is paused since " in await browser.text("/")
+
+        await until(is_shown)
+        page = await browser.text("/subscription", name="shop.bill")
+        assert f"by {operator_of_machine()}: a test" in page
+        answer = await browser.post("/subscription/resume", name)
+        assert answer.status_code == 200
+        again = await browser.post("/subscription/resume", name)
+        assert "shop.bill is not paused" in again.text
+        log = await browser.text("/actions")
+    assert "nothing changed" in log
+    async with (await mesh.service.database()).reading() as connection:
+        assert await pauses.paused(connection) == {}
 
 
 ACTIONS = [
@@ -341,6 +349,8 @@ ACTIONS = [
     "/outbox/retry",
     "/outbox/skip",
     "/sagas/operate",
+    "/subscription/pause",
+    "/subscription/resume",
 ]
 
 
@@ -393,22 +403,47 @@ async def test_what_a_viewer_sees_has_no_form_that_acts(make_mesh: MakeMesh) -> 
 
 
 @ON_SQLITE
-async def test_payloads_are_masked_everywhere_and_not_edited(make_mesh: MakeMesh) -> None:
+async def test_payloads_keys_reasons_and_errors_are_masked_everywhere(make_mesh: MakeMesh) -> None:
     def mask(name: str, data: Any) -> Any:
-        return {**data, "customer": "…"} if isinstance(data, dict) else data.replace("ada", "…")
+        text = json.dumps(data).replace(person, "…")
+        return json.loads(text)
 
+    person = "grace-hopper"
     mesh = await make_mesh("sqlite")
     async with mesh.broker() as transport:
-        await mesh.dead_letter(transport, bills(-1))
+        await publish_or_raise(transport, [ordered(person)])
+        await mesh.dead_letter(transport, bills(-1, 9_999, customer=person))
+        database = await mesh.service.database()
+        async with database.connection() as connection:
+            await connection.execute(
+                update(outbox).values(parked=True, last_error=f"no room for {person}", attempts=9)
+            )
         async with browsing(app_of(mesh, mask=mask)) as browser:
-            [letter_id] = ids_in((await one_listed(browser))[1])
-            where = {"subscription": "shop.bill", "id": letter_id}
-            page = await browser.text("/dead-letters/letter", **where)
-            pre = "".join(re.findall(r"<pre.*?</pre>", page, re.DOTALL))
-            assert "ada" not in pre
-            assert "textarea" not in page
-            edit = await browser.post("/dead-letters/edit", {**where, "data": "{}"})
-            assert edit.status_code == 403
+            _, letters = await one_listed(browser)
+            pages = [letters]
+            for letter_id in ids_in(letters):
+                where = {"subscription": "shop.bill", "id": letter_id}
+                pages.append(await browser.text("/dead-letters/letter", **where))
+                review = {**where, "deed": "replay"}
+                pages.append(await browser.text("/dead-letters/review-one", **review))
+                assert "textarea" not in pages[-2]
+                edit = await browser.post("/dead-letters/edit", {**where, "data": "{}"})
+                assert edit.status_code == 403
+            waiting = await browser.text("/outbox", service="shop")
+            pages.append(waiting)
+            for link in re.findall(r'href="(/outbox/message[^"]+)"', waiting):
+                pages.append(await browser.text(unescape(link)))
+            sagas = await browser.text("/sagas", service="shop")
+            pages.append(sagas)
+            for link in re.findall(r'href="(/sagas/saga[^"]+)"', sagas):
+                pages.append(await browser.text(unescape(link)))
+            found = await browser.text("/search", q=person, by="key")
+            assert "dead letter in shop.bill" in found
+            asked = (f'value="{person}"', f"What came of {person}")
+            pages.append(found.replace(asked[0], "").replace(asked[1], ""))
+    assert sum("…" in page for page in pages) >= 7
+    for page in pages:
+        assert person not in page
 
 
 @ON_SQLITE
@@ -533,6 +568,7 @@ async def test_parked_messages_are_retried_and_skipped(make_mesh: MakeMesh) -> N
 @ON_SQLITE
 async def test_the_topology_leads_to_each_subscription(make_mesh: MakeMesh) -> None:
     mesh = await make_mesh("sqlite")
+    freeze([Bill], mesh.settings.schemas)
     async with mesh.broker() as transport:
         await mesh.dead_letter(transport, bills(-1))
         async with browsing(app_of(mesh)) as browser:
@@ -542,6 +578,9 @@ async def test_the_topology_leads_to_each_subscription(make_mesh: MakeMesh) -> N
             assert "shop.billed" in page
             for link in set(re.findall(r'<a href="(/subscription[^"]+)"><g', page)):
                 assert "As it is declared" in await browser.text(unescape(link))
+    assert re.search(
+        r'<th scope="row">shop.bill v1</th>.*?<span>readable</span>', schemas, re.DOTALL
+    )
     assert re.search(r'<th scope="row">depot.pack</th><td data-label="Kind">command', schemas)
 
 
@@ -620,11 +659,12 @@ async def test_a_payload_of_a_megabyte_is_shown_in_part_and_not_edited(
 
 
 async def test_a_stream_is_live_and_ends_with_the_server(tmp_path: Path) -> None:
-    database = f"sqlite+aiosqlite:///{tmp_path}/shop.db"
-    await migrated(database)
-    settings = Settings(broker_url=f"sqlite:///{tmp_path}/b.db", database_urls={"shop": database})
-    app = Dashboard([make_service()], settings=settings, interval=0.05)
-    async with serving(app) as address, httpx.AsyncClient(base_url=address) as client:
+    broker, urls = f"sqlite:///{tmp_path}/b.db", {"shop": f"sqlite:///{tmp_path}/shop.db"}
+    async with (
+        running_mesh([make_service()], broker, urls, tmp_path) as mesh,
+        serving(Dashboard(mesh.services, settings=mesh.settings, interval=0.05)) as address,
+        httpx.AsyncClient(base_url=address) as client,
+    ):
         numbers: list[int] = []
         async with client.stream("GET", "/events?view=overview") as response:
             assert response.headers["content-type"].startswith("text/event-stream")
@@ -672,11 +712,11 @@ async def test_nothing_is_done_that_cannot_be_recorded(make_mesh: MakeMesh) -> N
                 "/dead-letters/review", subscription="shop.bill", list=listed, deed="discard"
             )
             fields = {"selection": hidden_field(review, "selection"), "deed": "discard"}
-            result = await browser.post("/dead-letters/act", fields)
+            result = await browser.act(fields)
             where = {"subscription": "shop.bill", "id": letter_id, "data": '{"customer":"a"}'}
             edited = await browser.post("/dead-letters/edit", where)
-        assert "It was stopped: " in result.text
-        assert "does not answer" in result.text
+        assert "It was stopped: " in result
+        assert "does not answer" in result
         assert "Not replayed" in edited.text
         assert (await transport.stats(subscription)).dead == 1
 
@@ -688,7 +728,7 @@ async def test_an_action_on_a_service_without_a_database_is_logged(make_mesh: Ma
     @service.subscriber()
     async def look(event: Viewed) -> None: ...
 
-    mesh = ServedMesh(service, (await make_mesh("sqlite")).settings)
+    mesh = ServedMesh([service], (await make_mesh("sqlite")).settings)
     async with mesh.broker() as transport:
         handler = service.handlers["web.look"]
         viewed = seal(Viewed(page=NASTY), source="web", clock=CLOCK)
@@ -703,7 +743,7 @@ async def test_an_action_on_a_service_without_a_database_is_logged(make_mesh: Ma
             )
             fields = {"selection": hidden_field(review, "selection"), "deed": "discard"}
             with capture_logs() as logs:
-                await browser.post("/dead-letters/act", {**fields, "reason": "not needed"})
+                await browser.act({**fields, "reason": "not needed"})
             assert "in the dashboard" in await browser.text("/actions")
     [begun, ended] = [each for each in logs if each["event"].startswith("operator")]
     assert (begun["what"], begun["reason"]) == ("discard dead letters", "not needed")
@@ -735,7 +775,7 @@ async def test_the_balance_sheet_is_drawn_up_and_finds_what_was_taken_away(
             where = {"subscription": "shop.tell", "id": first}
             review = await browser.text("/dead-letters/review-one", **where, deed="discard")
             fields = {"selection": hidden_field(review, "selection"), "deed": "discard"}
-            await browser.post("/dead-letters/act", fields)
+            await browser.act(fields)
             assert "It is balanced" in await browser.text("/audit", run="1")  # it was counted
             await transport.discard(subscription, [second])  # behind our back
             missing = await browser.text("/audit", run="1")

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from eventmesh import Settings
 from eventmesh.dashboard import Dashboard
 from eventmesh.testing.servers import required
 from eventmesh.transports.base import publish_or_raise
 from services.demo.page import serving
 from tests.support.browsers import DESKTOP, PHONE, Window, browser_missing, chromium
-from tests.support.dashboards import NASTY, ServedMesh, bills, make_service, migrated, ordered
+from tests.support.dashboards import NASTY, ServedMesh, bills, make_service, ordered
+from tests.support.running_meshes import running_mesh
 
 PAGES = (
     "/",
@@ -42,26 +41,15 @@ PAGES = (
 @asynccontextmanager
 async def served(tmp_path: Path) -> AsyncIterator[tuple[ServedMesh, str]]:
     """A mesh with dead letters and a saga, and the address of its pages."""
-    database = f"sqlite+aiosqlite:///{tmp_path}/shop.db"
-    await migrated(database)
-    settings = Settings(
-        broker_url="sqlite:///broker.db",
-        broker_prefix=f"t{uuid.uuid4().hex[:12]}",
-        database_urls={"shop": database},
-        schemas=tmp_path / "schemas",
-    )
-    service = make_service()
-    service.configure(settings)
-    mesh = ServedMesh(service, settings)
-    try:
+    urls = {"shop": f"sqlite+aiosqlite:///{tmp_path}/shop.db"}
+    async with running_mesh([make_service()], "sqlite:///broker.db", urls, tmp_path) as running:
+        mesh = ServedMesh(running.services, running.settings)
         async with mesh.broker() as transport:
             await publish_or_raise(transport, [ordered("o-1"), *bills(1, 2, 3)])
             await mesh.dead_letter(transport, bills(-1, -2, 2_000, customer=NASTY))
-            app = Dashboard([service], settings=settings, interval=0.2)
+            app = Dashboard([mesh.service], settings=mesh.settings, interval=0.2)
             async with serving(app) as address:
                 yield mesh, address
-    finally:
-        await service.close()
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def test_a_program_with_an_unreachable_database_shows_one_error_without_a_chain(
         "asyncio.run(main())\n",
     )
     url = "postgresql://ada:s3cr3t@127.0.0.1:1/bank"
-    program = bank.start_program("python", "send.py", EVENTMESH_BANK_DATABASE_URL=url).ended()
+    program = bank.start_file("send.py", EVENTMESH_BANK_DATABASE_URL=url).ended()
     assert program.err.count("Traceback") == 1
     assert program.err.splitlines()[-1].startswith(
         "eventmesh.errors.Unreachable: The database of service 'bank'"

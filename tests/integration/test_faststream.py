@@ -34,6 +34,8 @@ from eventmesh.errors import UndeclaredMessage, Unreachable, UsageError
 from eventmesh.integrations.faststream.annotations import Envelope, Session, Transaction
 from eventmesh.integrations.faststream.rabbit import RabbitMesh
 from eventmesh.integrations.faststream.redis import RedisMesh
+from eventmesh.persistence import pauses
+from eventmesh.runtime.consuming import broker_dead_letters, pausing
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.transports.base import DeadLetter, Subscription, Transport, publish_or_raise
 from eventmesh.transports.factory import open_transport
@@ -559,6 +561,90 @@ async def test_a_saga_is_told_that_its_command_was_dead_lettered_by_the_app(stag
     assert unlabelled.id in {letter.envelope.id for letter in letters}
 
 
+@pytest.mark.parametrize("kind", ["amqp"])  # Redis dead-letters nothing by itself
+async def test_a_saga_is_told_that_its_command_was_dead_lettered_by_rabbitmq(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_dead_letters, "INTERVAL", 0.1)
+
+    @stage.mesh.subscriber(Charge)
+    async def charge(command: Charge, tx: Transaction) -> None: ...
+
+    labels = {"sagaid": f"orders.fulfil/{uuid.uuid4()}", "sagastep": "pay"}
+    command = seal(Charge(order="a"), source="orders", clock=SystemClock(), extensions=labels)
+    signals = Subscription("orders.fulfil.saga", ("orders.fulfil.signal",))
+    async with stage.running(), await aio_pika.connect(stage.settings.broker_url) as connection:
+        await stage.transport.declare([signals])
+        channel = await connection.channel()
+        short_lived = await channel.declare_queue(
+            exclusive=True,
+            arguments={
+                "x-message-ttl": 1,
+                "x-dead-letter-exchange": "",
+                "x-dead-letter-routing-key": f"{stage.settings.broker_prefix}.dead.billing.charge",
+            },
+        )
+        message = aio_pika.Message(command.data, headers=dict(to_headers(command)))
+        await channel.default_exchange.publish(message, short_lived.name)
+        async with stage.transport.consume(signals, prefetch=10) as consumer:
+            [told] = await consumer.receive(10)
+    assert told.envelope.attributes["causationid"] == command.id
+    signal = json.loads(told.envelope.data)
+    assert (signal["what"], signal["label"]) == ("dead_lettered", "pay")
+    assert "dead-lettered by RabbitMQ, expired" in signal["reason"]
+
+
+async def set_pause(stage: Stage, *, paused: bool) -> None:
+    """Pause the subscription, or resume it, as operators do."""
+    async with (await stage.service.database()).connection() as connection:
+        if paused:
+            await pauses.pause(connection, SEND_INVOICE, "ada", "the ledger is being repaired")
+        else:
+            await pauses.resume(connection, SEND_INVOICE)
+
+
+async def test_a_paused_subscription_keeps_what_arrives_until_it_is_resumed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pausing, "READ_INTERVAL", 0.02)
+    caplog.set_level("INFO")
+    stage.listen()
+    invoicing(stage)
+
+    def is_said(event: str) -> Callable[[], Awaitable[bool]]:
+        return lambda: _async(event in caplog.text)
+
+    async with stage.running():
+        await stage.publish(stage.place("a"))
+        await stage.invoiced("a")
+        await set_pause(stage, paused=True)
+        await until(is_said("subscription paused"), "the pause")
+        await stage.publish(stage.place("b"))
+        await until(lambda: _async(len(stage.received) == 2), "the message")
+    assert stage.calls == ["a"]
+    async with stage.running():  # again, and it is paused before the first message arrives
+        await until(lambda: _async(len(stage.received) == 3), "the message")
+        assert stage.calls == ["a"]
+        await set_pause(stage, paused=False)
+        await stage.invoiced("b")
+        assert "subscription resumed" in caplog.text
+        await stage.settled()
+    assert stage.calls == ["a", "b"]
+
+
+async def test_the_app_can_stop_while_its_subscription_is_paused(stage: Stage) -> None:
+    stage.listen()
+    invoicing(stage)
+    async with stage.running():
+        await set_pause(stage, paused=True)
+    async with stage.running():
+        await stage.publish(stage.place("a"))
+        await until(lambda: _async(stage.received), "the message")
+        stopping_at = time.monotonic()
+    assert time.monotonic() - stopping_at < 10  # FastStream would wait for 15 s
+    assert stage.calls == []
+
+
 # RabbitMQ takes no delivery back from a connected consumer.
 @pytest.mark.parametrize("kind", ["redis"])
 async def test_a_message_is_not_redelivered_while_a_slow_handler_runs(stage: Stage) -> None:
@@ -909,5 +995,23 @@ async def test_the_messages_of_an_app_are_traced(stage: Stage) -> None:
         map(ids, created)
     )
     assert traced.counts("messaging.client.consumed.messages") == {(): 1}
+    assert traced.problems() == []
+    traced.close()
+
+
+async def test_a_dead_letter_of_an_app_has_a_settle_span(stage: Stage) -> None:
+    traced = Traced()
+    traced.trace(stage.service)
+
+    @stage.mesh.subscriber(OrderPlaced)
+    async def refuse(order: OrderPlaced, tx: Transaction) -> None:
+        raise Reject("no credit")
+
+    async with stage.running():
+        await stage.publish(stage.place("a"))
+        await until(lambda: _async(len(traced.spans("settle")) == 1), "a settle span")
+    [settled] = traced.spans("settle")
+    assert settled.attributes is not None
+    assert settled.attributes["eventmesh.outcome"] == "dead"
     assert traced.problems() == []
     traced.close()

@@ -153,7 +153,7 @@ class Bill:
         project.write("patient.py", PATIENT)
 
     def start(self, *program: str) -> Running:
-        return self.project.start_program(sys.executable, *program)
+        return self.project.start_file(*program)
 
     def place(self, *numbers: int) -> None:
         ended = self.project.start_file("place.py", *map(str, numbers)).ended()

@@ -30,6 +30,7 @@ from eventmesh.transports.base import (
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.wire.envelope import Envelope, seal
+from tests.integration.conftest import BECAUSE
 from tests.support import units
 from tests.support.proxy import Proxy, proxy_before
 
@@ -201,7 +202,7 @@ async def test_a_version_can_be_retired_once_no_message_of_it_is_in_flight(
     project.run("schema", "retire", "bank.deposited", "1").fails(4, "1 dead letters of mail.tell")
     letters = json.loads(project.run("dlq", "list", "mail", "--json").succeeds())
     v1 = [each["id"] for each in letters if each["attributes"]["dataschema"].endswith(":1")]
-    project.run("dlq", "discard", "mail", *v1).succeeds("1 dead letter")
+    project.run("dlq", "discard", "mail", *BECAUSE, *v1).succeeds("1 dead letter")
     project.run("schema", "retire", "bank.deposited", "1").succeeds("retired bank.deposited v1")
     lock = json.loads((project.root / "schemas/bank/deposited/v1.json").read_text())
     assert lock["status"] == "retired"

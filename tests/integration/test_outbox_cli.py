@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,7 +31,7 @@ from eventmesh.runtime.relaying.relay import PARK_AFTER, Relay
 from eventmesh.transports.base import PublishResult
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope
-from tests.integration.conftest import BANK, until
+from tests.integration.conftest import BANK, BECAUSE, until
 from tests.support.moved_time import MovedTime
 from tests.support.units import newest_ids
 
@@ -443,10 +443,15 @@ async def shop(
     service.publisher(Deposited)
 
     async def put(
-        owner: str, balance: int = 0, *, error: str = "", data: bytes | None = None
+        owner: str,
+        balance: int = 0,
+        *,
+        error: str = "",
+        data: bytes | None = None,
+        delay: str = "0s",
     ) -> str:
         async with service.transaction() as tx:
-            tx.publish(Deposited(owner=owner, balance=balance))
+            tx.publish(Deposited(owner=owner, balance=balance), delay=delay)
         [message_id] = await newest_ids(await service.database())
         changes: dict[str, Any] = {"data": data} if data is not None else {}
         if error:
@@ -459,6 +464,17 @@ async def shop(
 
     yield project, put
     await service.close()
+
+
+@EVERYWHERE
+async def test_the_list_tells_until_when_a_message_is_delayed(shop: tuple[Project, Any]) -> None:
+    project, put = shop
+    await put("ada", 1, delay="14d")
+    [delayed] = json.loads(project.run("outbox", "list", "bank", "--json").succeeds())
+    due = datetime.fromisoformat(delayed["due_at"])
+    listed = project.run("outbox", "list", "bank").succeeds("1 message(s)")
+    assert f"  delayed until {due:%Y-%m-%d %H:%M:%S}  bank.deposited" in listed
+    assert timedelta(days=13) < due - datetime.now(UTC) < timedelta(days=15)
 
 
 @EVERYWHERE
@@ -488,11 +504,13 @@ async def test_list_show_stats_and_retry_work_on_every_database(shop: tuple[Proj
         "bank.deposited: 1 blocked, 2 parked; rejected 10 times",
         'key "ada": 1 blocked, 1 parked; rejected 10 times',
     )
-    partly = project.run("outbox", "retry", "bank", stuck, "none", "--json")
+    partly = project.run("outbox", "retry", "bank", *BECAUSE, stuck, "none", "--json")
     assert json.loads(partly.out) == [stuck]
     partly.fails(2, "none")
-    project.run("outbox", "retry", "bank", "--key", "bob").succeeds("1 message(s) to be retried")
-    project.run("outbox", "retry", "bank", "--all").succeeds("0 message(s) to be retried")
+    project.run("outbox", "retry", "bank", *BECAUSE, "--key", "bob").succeeds(
+        "1 message(s) to be retried"
+    )
+    project.run("outbox", "retry", "bank", *BECAUSE, "--all").succeeds("0 message(s) to be retried")
     worker = project.worker()
     worker.until_prints("bob has 0.03")
     worker.until_prints("ada has 0.02")
@@ -517,7 +535,7 @@ async def test_a_running_relay_publishes_a_retried_message_promptly(
     worker.until_prints("bob has 0.03")
     await asyncio.sleep(1.0)
     assert "ada" not in worker.out
-    project.run("outbox", "retry", "bank", stuck).succeeds()
+    project.run("outbox", "retry", "bank", *BECAUSE, stuck).succeeds()
     retried_at = time.monotonic()
     worker.until_prints("ada has 0.02")
     assert time.monotonic() - retried_at < 10.0
@@ -531,16 +549,20 @@ async def test_skip_requires_yes_and_prints_what_it_deletes(
     project, put = shop
     stuck = await put("ada", 1, error="no room", data=b"\xff\x1b[31mraw")
     free = await put("ada", 2)
-    project.run("outbox", "skip", "bank", stuck).fails(2, "--yes")
-    project.run("outbox", "skip", "bank", stuck, free, "--yes").fails(2, free, "not parked")
+    project.run("outbox", "skip", "bank", *BECAUSE, stuck).fails(2, "--yes")
+    project.run("outbox", "skip", "bank", *BECAUSE, stuck, free, "--yes").fails(
+        2, free, "not parked"
+    )
     assert "2 message(s)" in project.run("outbox", "list", "bank").succeeds()
-    skipped = project.run("outbox", "skip", "bank", stuck, "--yes", "--json")
+    skipped = project.run("outbox", "skip", "bank", *BECAUSE, stuck, "--yes", "--json")
     [record] = json.loads(skipped.succeeds())
     assert base64.b64decode(record["data_base64"]) == b"\xff\x1b[31mraw"
     assert record["attributes"]["partitionkey"] == "ada"
     assert "1 message(s) skipped" in skipped.err
     project.run("outbox", "list", "bank").succeeds("1 message(s)", "ready")
-    project.run("outbox", "skip", "bank", stuck, "--yes").fails(2, stuck, "outbox list bank")
+    project.run("outbox", "skip", "bank", *BECAUSE, stuck, "--yes").fails(
+        2, stuck, "outbox list bank"
+    )
 
 
 @pytest.mark.parametrize(("answer", "left"), [("n", 1), ("y", 0)])
@@ -553,7 +575,7 @@ async def test_skip_asks_for_confirmation_at_a_terminal(
     try:
         os.write(ours, f"{answer}\n".encode())
         done = subprocess.run(  # noqa: S603, ASYNC221
-            [sys.executable, "-m", "eventmesh", "outbox", "skip", "bank", stuck],
+            [sys.executable, "-m", "eventmesh", "outbox", "skip", "bank", *BECAUSE, stuck],
             cwd=project.root,
             env=project.environment,
             stdin=theirs,
@@ -581,7 +603,7 @@ async def test_control_characters_of_messages_and_errors_never_reach_the_termina
         said = project.run("outbox", *command).succeeds()
         assert not {"\x1b", "\x07", "\u202e", "\r"} & set(said)
     assert len(project.run("outbox", "list", "bank").out.splitlines()) == 2
-    said = project.run("outbox", "skip", "bank", stuck, "--yes").succeeds()
+    said = project.run("outbox", "skip", "bank", *BECAUSE, stuck, "--yes").succeeds()
     assert "\x1b" not in said
 
 
@@ -593,18 +615,18 @@ async def test_an_unknown_message_and_invalid_options_are_usage_errors(
     unknown = "00000000-0000-7000-8000-000000000000"
     for command, words in (
         (["show", "bank", unknown], [unknown, "outbox list bank"]),
-        (["retry", "bank", unknown], [unknown, "outbox list bank --parked"]),
-        (["retry", "bank", free], [free, "no parked message"]),
-        (["retry", "bank", "--key", "ada"], ["'ada'"]),
-        (["retry", "bank"], ["--all"]),
-        (["retry", "bank", free, "--all"], ["--all"]),
+        (["retry", "bank", *BECAUSE, unknown], [unknown, "outbox list bank --parked"]),
+        (["retry", "bank", *BECAUSE, free], [free, "no parked message"]),
+        (["retry", "bank", *BECAUSE, "--key", "ada"], ["'ada'"]),
+        (["retry", "bank", *BECAUSE], ["--all"]),
+        (["retry", "bank", *BECAUSE, free, "--all"], ["--all"]),
     ):
         project.run("outbox", *command).fails(2, *words)
     for command, words in (
         (["list", "bank", "--limit", "99999999999999999999"], ["--limit"]),
         (["list", "bank", "--key", "\udcff"], ["--key", "UTF-8"]),
-        (["retry", "bank", free, "\udcff"], ["[ID]", "UTF-8"]),
-        (["skip", "bank", "\udcff", "--yes"], ["ID", "UTF-8"]),
+        (["retry", "bank", *BECAUSE, free, "\udcff"], ["[ID]", "UTF-8"]),
+        (["skip", "bank", *BECAUSE, "\udcff", "--yes"], ["ID", "UTF-8"]),
     ):
         ended = project.run("outbox", *command)
         assert (ended.code, ended.out) == (2, ""), ended.said
@@ -627,7 +649,7 @@ def test_reading_the_outbox_migrates_no_database(project: Project) -> None:
         connection.execute("CREATE TABLE own (id INTEGER)")
     connection.close()
     project.environment["EVENTMESH_BANK_DATABASE_URL"] = f"sqlite:///{path}"
-    for command in (["list"], ["stats"], ["retry", "--all"]):
+    for command in (["list"], ["stats"], ["retry", *BECAUSE, "--all"]):
         project.run("outbox", command[0], "bank", *command[1:]).fails(4, "db upgrade bank")
     with sqlite3.connect(path) as connection:
         tables = connection.execute("SELECT name FROM sqlite_master").fetchall()

@@ -18,8 +18,17 @@ if TYPE_CHECKING:
 
 SQLITE = {name + end for name in ("broker.db", "bank.db") for end in ("", "-wal", "-shm")}
 
-WITH_UMASK = "import os, sys; os.umask(int(sys.argv[1], 8)); os.execv(sys.executable, sys.argv[2:])"
-"""A program that executes another one with this umask."""
+WITH_UMASK = """
+import os
+import sys
+
+from eventmesh.cli.main import main
+
+os.umask(int(sys.argv[1], 8))
+sys.argv = ["eventmesh", "worker", "bank", "--no-supervise"]
+main()
+"""
+"""A worker with this umask."""
 
 
 def modes(folder: Path) -> dict[str, str]:
@@ -28,11 +37,8 @@ def modes(folder: Path) -> dict[str, str]:
 
 def modes_while_a_worker_runs(project: Project, umask: str, **environment: str) -> dict[str, str]:
     """Run a worker; returns the modes of the files in `.eventmesh/` meanwhile."""
-    worker = project.start_program(
-        *("python", "-c", WITH_UMASK, umask),
-        *("python", "-m", "eventmesh", "worker", "bank"),
-        **environment,
-    )
+    project.write("with_umask.py", WITH_UMASK)
+    worker = project.start_file("with_umask.py", umask, **environment)
     worker.until_says("worker is ready")
     found = modes(project.root / ".eventmesh")
     worker.drain()

@@ -91,7 +91,7 @@ def test_the_commands_in_the_text_work(reader: Reader) -> None:
     assert commands
     reader.type("python send.py")  # messages for the commands to show
     for command in commands:
-        if command == "eventmesh doctor":  # which would find that nobody handles them
+        if command == "eventmesh status":  # from here on, all ask for what a worker has made
             reader.type("eventmesh worker bank &")
         reader.type(command)
     for worker in reader.workers:

@@ -19,12 +19,22 @@ from redis.exceptions import RedisError
 
 from eventmesh.errors import Unreachable
 from eventmesh.testing.servers.processes import free_port
-from eventmesh.transports.base import TransportOptions, publish_or_raise
+from eventmesh.transports.base import Subscription, TransportOptions, publish_or_raise
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.redis import transport as redis_streams
 from eventmesh.transports.redis.transport import RedisTransport
 from tests.integration.redis_nodes import Node, eventually, nodes, until
-from tests.integration.redis_traffic import CLOCK, PAID, Traffic, envelopes, flowing, opened
+from tests.integration.redis_traffic import (
+    CLOCK,
+    IN_ORDER,
+    PAID,
+    Traffic,
+    envelopes,
+    flowing,
+    opened,
+)
+
+EITHER = pytest.mark.parametrize("subscription", [PAID, IN_ORDER], ids=["unordered", "ordered"])
 
 RECOVERY = 5.0
 """Seconds after the failover within which traffic must continue."""
@@ -138,12 +148,14 @@ def online_replicas(node: Node) -> int:
     return 0
 
 
+@EITHER
 async def test_after_a_sentinel_failover_traffic_continues_and_no_message_is_lost(
+    subscription: Subscription,
     sentinel_group: SentinelGroup,
 ) -> None:
     async with (
         opened(f"{sentinel_group.url}?wait_replicas=1") as transport,
-        flowing(transport) as traffic,
+        flowing(transport, subscription) as traffic,
     ):
         await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
         old = sentinel_group.servers[0]
@@ -305,6 +317,10 @@ async def test_the_documented_permissions_are_sufficient_on_a_cluster(cluster: C
     async with transport.consume(PAID, prefetch=5) as consumer:
         [delivery] = await consumer.receive(1)
         await consumer.settle([(delivery, DONE)])
+    await publish_or_raise(transport, envelopes(1))
+    async with transport.consume(IN_ORDER, prefetch=5) as consumer:
+        [delivery] = await consumer.receive(1)
+        await consumer.settle([(delivery, DONE)])
     await transport.close()
     for node in cluster.members:
         refused = [dict(zip(e[::2], e[1::2], strict=True)) for e in node.tell("ACL", "LOG")]
@@ -316,10 +332,15 @@ def least_commands() -> list[str]:
     return [word for word in (redis_streams.__doc__ or "").split() if word.startswith("+")]
 
 
+@EITHER
 async def test_after_a_cluster_failover_traffic_continues_and_no_message_is_lost(
+    subscription: Subscription,
     cluster: Cluster,
 ) -> None:
-    async with opened_on(cluster, "?wait_replicas=1") as transport, flowing(transport) as traffic:
+    async with (
+        opened_on(cluster, "?wait_replicas=1") as transport,
+        flowing(transport, subscription) as traffic,
+    ):
         await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
         await asyncio.to_thread(cluster.owner.kill)
         await asyncio.to_thread(
@@ -330,9 +351,10 @@ async def test_after_a_cluster_failover_traffic_continues_and_no_message_is_lost
         await traffic.until_all_is_handled(RECOVERY)
 
 
-async def test_clients_follow_a_moved_slot(cluster: Cluster) -> None:
+@EITHER
+async def test_clients_follow_a_moved_slot(subscription: Subscription, cluster: Cluster) -> None:
     """A planned failover moves it: the old master answers MOVED."""
-    async with opened_on(cluster) as transport, flowing(transport) as traffic:
+    async with opened_on(cluster) as transport, flowing(transport, subscription) as traffic:
         await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
         failover = ("CLUSTER", "FAILOVER")  # an error while it has no connection to its master
         await asyncio.to_thread(until, lambda: cluster.replica.ask(*failover), "a failover")

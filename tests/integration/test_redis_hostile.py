@@ -20,6 +20,7 @@ from eventmesh.transports.redis import upkeep as redis_upkeep
 from eventmesh.transports.redis.scripts.common import call
 from eventmesh.transports.redis.scripts.upkeep import MOVE_DUE
 from eventmesh.transports.redis.transport import RedisTransport
+from tests.integration.conftest import BECAUSE
 from tests.integration.redis_nodes import Node, eventually
 from tests.integration.redis_traffic import PAID, Traffic, envelopes, running, take
 
@@ -81,12 +82,16 @@ async def test_a_worker_dead_letters_hostile_content_and_handles_the_rest(
         f"{count} dead letter(s)", "not written by EventMesh: it has no field named envelope"
     )
     bank.run("dlq", "show", "bank", letters[0]["id"]).succeeds("x = y")
-    bank.run("dlq", "replay", "bank", "--all").succeeds(f"{count} dead letter(s) replayed")
+    bank.run("dlq", "replay", "bank", *BECAUSE, "--all").succeeds(
+        f"{count} dead letter(s) replayed"
+    )
     worker = bank.worker()
     assert len(bank.letters(count)) == count
     assert "subscription waiting for broker" not in worker.events()
     worker.drain()
-    bank.run("dlq", "discard", "bank", "--all").succeeds(f"{count} dead letter(s) discarded")
+    bank.run("dlq", "discard", "bank", *BECAUSE, "--all").succeeds(
+        f"{count} dead letter(s) discarded"
+    )
     bank.run("dlq", "list", "bank").succeeds("0 dead letter(s)")
 
 

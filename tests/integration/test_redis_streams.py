@@ -6,15 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from eventmesh.errors import PublishError, Unreachable
+from eventmesh.testing.servers import WAYS, Way
 from eventmesh.testing.servers.processes import free_port
 from eventmesh.transports.base import (
     Consumer,
     Delivery,
+    Order,
     Subscription,
     TransportOptions,
     publish_or_raise,
@@ -24,6 +26,7 @@ from eventmesh.transports.redis import connection as redis_connection
 from eventmesh.transports.redis import publishing as redis_publishing
 from eventmesh.transports.redis import upkeep as redis_upkeep
 from eventmesh.transports.redis.transport import RedisTransport
+from eventmesh.wire.envelope import Envelope
 from tests.integration.redis_nodes import Node, eventually, nodes
 from tests.integration.redis_traffic import (
     CLOCK,
@@ -34,6 +37,9 @@ from tests.integration.redis_traffic import (
     running,
     take,
 )
+
+if TYPE_CHECKING:
+    from tests.conftest import Servers
 
 AUDIT = Subscription("audit.note", PAID.messages)
 
@@ -56,6 +62,20 @@ def info(node: Node, what: str, *arguments: str) -> list[dict[str, Any]]:
 
 async def settle(consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
     await consumer.settle([(delivery, DONE) for delivery in deliveries])
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_consumer_for_which_nothing_arrives_counts_as_alive(
+    servers: Servers, way: Way
+) -> None:
+    async with opened(servers.had_by("redis", way).url) as transport:
+        await transport.declare([PAID])
+        assert (await transport.stats(PAID)).consumers == 0
+        async with transport.consume(PAID, prefetch=1):
+            async with asyncio.timeout(60):
+                while (await transport.stats(PAID)).consumers != 1:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        assert (await transport.stats(PAID)).consumers == 0
 
 
 # --- keys that somebody deletes while consumers run ---
@@ -594,6 +614,8 @@ LEAST_COMMANDS = (
     "+multi +exec +eval +time +xadd +xreadgroup +xack +xdel +xclaim +xpending +xrange +xlen +xtrim"
     " +xinfo|groups +xinfo|consumers +xgroup|create +xgroup|delconsumer"
     " +zadd +zrem +zcard +zrange +zrangebyscore +client|id +client|unblock"
+    " +del +hget +hset +hdel +hgetall +hincrby +rpush +ltrim +lindex +lset +lrange +llen +linsert"
+    " +zscore +zcount +xread +xrevrange +xgroup|setid +xinfo|stream"
 )
 
 
@@ -624,8 +646,34 @@ async def use_every_function(url: str) -> None:
         assert await transport.discard(PAID, [two.id]) == [two.id]
         async with transport.consume(PAID, prefetch=9) as consumer:
             await settle(consumer, await take(consumer, 2))
+        await use_order(transport)
     finally:
         await transport.close()
+
+
+async def use_order(transport: RedisTransport) -> None:
+    """Use every function of an ordered subscription once."""
+    ordered = Subscription("ordered", ("payments.refunded",), Order(after_dead="hold"))
+    await transport.declare([ordered])
+    sent = [replace_name(each, "payments.refunded") for each in envelopes(5, partitionkey="a")]
+    await publish_or_raise(transport, sent)
+    async with transport.consume(ordered, prefetch=9) as consumer:
+        first, second, *_ = await take(consumer, 5)
+        await consumer.settle([(first, DONE)])
+        await consumer.settle([(second, RetryAfter(0.1))])
+        second, third, *_ = await take(consumer, 4)
+        await consumer.settle([(second, DONE), (third, Dead("no"))])
+        await asyncio.sleep(0.5)  # time for a heartbeat
+    assert (await transport.stats(ordered)).held == 2
+    assert (await transport.census([ordered])).lots
+    [letter] = await transport.dead_letters(ordered, limit=9)
+    assert await transport.replay(ordered, [letter.id]) == [letter.id]
+    async with transport.consume(ordered, prefetch=9) as consumer:
+        await settle(consumer, await take(consumer, 3))
+
+
+def replace_name(envelope: Envelope, name: str) -> Envelope:
+    return Envelope({**envelope.attributes, "type": name}, envelope.data)
 
 
 async def test_the_documented_permissions_are_sufficient(

@@ -9,10 +9,12 @@ from urllib.parse import quote
 
 import pytest
 
+from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.testing.servers.processes import free_port
-from eventmesh.transports.base import publish_or_raise
+from eventmesh.transports.base import TransportOptions, publish_or_raise
 from eventmesh.transports.outcome import DONE
+from eventmesh.transports.redis.transport import RedisTransport
 from tests.integration.certificates import make_certificates
 from tests.integration.redis_nodes import Node, nodes, until
 from tests.integration.redis_traffic import PAID, envelopes, opened
@@ -125,10 +127,13 @@ async def test_a_server_certificate_of_another_authority_is_rejected(
 async def test_a_wrong_password_is_reported_without_showing_it(
     node: Node, certificates: Path
 ) -> None:
+    url = url_of(node, certificates, "hunter2")
+    transport = RedisTransport(url, SystemClock(), TransportOptions())
     with pytest.raises(Unreachable, match=r"rejected a command.*user and password") as caught:
-        async with opened(url_of(node, certificates, "hunter2")):
-            pass
+        await transport.connect()
     assert "hunter2" not in str(caught.value)
+    await transport.close()
+    assert not transport._redis._sockets, "closing waits for the end of a TLS connection"
 
 
 async def test_the_error_for_a_missing_certificate_file_names_it(

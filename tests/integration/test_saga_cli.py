@@ -27,7 +27,7 @@ from eventmesh.cli.main import app
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Message
 from eventmesh.errors import UsageError
-from eventmesh.persistence import migration, tables
+from eventmesh.persistence import actions, migration, tables
 from eventmesh.persistence.database import Database
 from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.vitals import SubscriptionVitals
@@ -35,6 +35,7 @@ from eventmesh.transports.base import Delivery, Subscription, publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE, Dead
 from eventmesh.wire.envelope import Envelope, seal
+from tests.integration.conftest import BECAUSE
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Project
@@ -309,6 +310,11 @@ async def test_retry_sends_again_and_the_log_keeps_who_acted_and_why(rides: Ride
     assert await rides.sent() == ["reserve", "bill", "bill#2"]
     last = (await rides.shown("a"))["log"][-1]
     assert (last["operator"], last["why"]) == (getpass.getuser(), "the bank is back")
+    async with (await rides.service.database()).reading() as connection:
+        [action] = await actions.newest(connection, ["rides"], 10)
+    assert (action.who, action.what) == (getpass.getuser(), "retry saga")
+    assert action.subject == f"rides.ride {rides.ids['a']}"
+    assert (action.reason, action.outcome) == ("the bank is back", "running, waits for bill")
     story = await rides.run("show", "rides", rides.ids["a"])
     assert f"{getpass.getuser()}: retry by an operator -> sent bill#2" in story
     assert "because the bank is back" in story
@@ -379,6 +385,9 @@ async def test_control_characters_of_a_key_or_state_never_reach_the_terminal(rid
 async def test_the_installed_command_lists_and_fails_as_the_others_do(rides: Rides) -> None:
     await rides.start("a")
     rides.project.run("saga", "list", "rides").succeeds("1 saga(s) listed, 1 open")
+    rides.project.run("saga", "list", "rides", "--older-than", "1h").succeeds(
+        "0 saga(s) listed, 1 open\nSagas that have ended are listed by --status completed"
+    )
     rides.project.run("saga", "retry", "rides", "ffff", "--reason", "x").fails(2, "no saga ffff")
 
 
@@ -395,6 +404,7 @@ def test_the_command_line_starts_without_the_code_of_sagas(project: Project) -> 
 
 @pytest.fixture
 async def dead_letter(rides: Rides) -> DeadLetter:
+    await rides.call("db", "upgrade", "cars")  # where actions are recorded
     url = f"sqlite:///{rides.project.root}/.eventmesh/broker.db"
 
     async def put(subscriber: str, message: Message, labels: Mapping[str, str]) -> str:
@@ -428,15 +438,14 @@ async def test_a_dead_letter_of_a_command_names_its_saga_and_what_follows(
     ) in said
     [listed] = json.loads((await rides.call("dlq", "list", "cars", "--json")).stdout)
     assert (listed["saga"]["id"], listed["saga"]["step"]) == (saga_id, "reserve")
-    await rides.call("db", "upgrade", "cars")  # where it is counted
-    discarded = await rides.call("dlq", "discard", "cars", letter)
+    discarded = await rides.call("dlq", "discard", "cars", *BECAUSE, letter)
     assert discarded.stdout == "1 dead letter(s) discarded\n"
     assert discarded.stderr == (
         f"saga rides.ride {saga_id} (step reserve) was notified of this dead letter: it has sent "
         f"the command again, is undone, or is parked: see `eventmesh saga show rides {saga_id}`\n"
     )
     await dead_letter("cars.reserve", command, rides.labels("a", "reserve#2"))
-    replayed = await rides.call("dlq", "replay", "cars", "--all")
+    replayed = await rides.call("dlq", "replay", "cars", *BECAUSE, "--all")
     assert replayed.stdout == "1 dead letter(s) replayed\n"
     assert replayed.stderr == (
         f"saga rides.ride {saga_id} (step reserve#2) was notified of this dead letter: if it has "
@@ -461,7 +470,7 @@ async def test_to_discard_what_a_saga_has_not_received_warns_that_it_may_wait(
     see = "saga list rides" if by == "key" else f"saga show rides {saga_id}"
     said = (await rides.call("dlq", "show", "rides", letter)).stdout
     assert "effect = it has not received this, and may wait until its time-out" in said
-    discarded = await rides.call("dlq", "discard", "rides", letter, "unknown")
+    discarded = await rides.call("dlq", "discard", "rides", *BECAUSE, letter, "unknown")
     assert "no dead letter unknown" in str(discarded.exception)
     assert discarded.stderr == (
         f"Warning: {which} never receives it, and may wait until its time-out: see "
@@ -477,7 +486,7 @@ async def test_to_discard_a_time_out_warns_that_the_saga_waits_for_an_operator(
     signal: Any = handler.models["rides.ride.signal"]
     message = signal(saga_id=rides.ids["a"], label="reserve", what="timed_out")
     letter = await dead_letter("rides.ride.saga", message, {})
-    discarded = await rides.call("dlq", "discard", "rides", letter)
+    discarded = await rides.call("dlq", "discard", "rides", *BECAUSE, letter)
     assert discarded.stderr == (
         f"Warning: saga rides.ride {rides.ids['a']} (step reserve) does not time out, and may wait "
         f"until an operator retries it: see `eventmesh saga show rides {rides.ids['a']}`\n"
@@ -490,7 +499,7 @@ async def test_a_dead_letter_that_starts_a_saga_says_so(
     letter = await dead_letter("rides.ride.saga", rides.code["Requested"](ride="a"), {})
     said = (await rides.call("dlq", "show", "rides", letter)).stdout
     assert "effect = it was not started" in said
-    replayed = await rides.call("dlq", "replay", "rides", letter)
+    replayed = await rides.call("dlq", "replay", "rides", *BECAUSE, letter)
     assert replayed.stderr == ("saga rides.ride is started now: see `eventmesh saga list rides`\n")
 
 
@@ -499,6 +508,5 @@ async def test_a_dead_letter_that_concerns_no_saga_says_nothing_of_sagas(
 ) -> None:
     letter = await dead_letter("cars.reserve", rides.code["Reserve"](ride="a"), {})
     assert "saga" not in (await rides.call("dlq", "show", "cars", letter)).stdout
-    await rides.call("db", "upgrade", "cars")  # where it is counted
-    discarded = await rides.call("dlq", "discard", "cars", letter)
+    discarded = await rides.call("dlq", "discard", "cars", *BECAUSE, letter)
     assert (discarded.stdout, discarded.stderr) == ("1 dead letter(s) discarded\n", "")

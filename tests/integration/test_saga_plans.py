@@ -263,6 +263,32 @@ async def test_a_group_locks_its_sagas_by_keys_alone(database: Database) -> None
     assert read.rows <= 2 * len(keys), read.plan
 
 
+@EVEN_WITHOUT_STATISTICS
+async def test_a_group_locks_the_ended_sagas_of_its_keys(database: Database) -> None:
+    keys = [f"order-{index}" for index in range(SAGAS - 16, SAGAS)]
+
+    read = await one(database, in_session(lambda session: sagas.lock(session, NAME, (), keys)))
+
+    assert not read.whole_tables, read.plan
+    assert read.rows <= 2 * len(keys), read.plan
+
+
+async def test_the_holders_of_keys_are_found_by_an_index(database: Database) -> None:
+    keys = [f"order-{index}" for index in range(16)]
+
+    read = await one(database, in_session(lambda session: sagas.holders_of(session, NAME, keys)))
+
+    assert not read.whole_tables, read.plan
+    assert read.rows <= len(keys), read.plan
+
+
+async def test_sagas_without_a_key_are_looked_for_among_the_open_ones(database: Database) -> None:
+    read = await one(database, lambda connection: sagas.keyless(connection, NAME))
+
+    assert not read.whole_tables, read.plan
+    assert read.rows <= OPEN, read.plan
+
+
 @even_without_statistics(WRITING)
 async def test_what_a_group_has_changed_is_stored_without_reading_other_sagas(
     database: Database,
@@ -335,6 +361,33 @@ async def test_a_saga_is_found_by_its_key(database: Database) -> None:
 
     assert not read.whole_tables, read.plan
     assert read.rows <= 2, read.plan
+
+
+UNICODE = "template0 ENCODING 'UTF8' LOCALE 'C'"
+"""What ICU's collations need, whatever encoding the server was made with."""
+
+
+@pytest.mark.parametrize("beginning", [number(SAGAS - 1), number(1_234)[:-1]])
+async def test_a_saga_is_found_by_the_beginning_of_its_id(
+    postgres_server: Server, beginning: str
+) -> None:
+    """Also by a collation that knows a language, by which no index serves a LIKE."""
+    async with fresh_database(postgres_server, template=UNICODE) as url:
+        await fill(url, is_analyzed=True)
+        database = Database(url, service="orders")
+        await database.connect()
+        async with database.engine.begin() as connection:
+            change = 'ALTER TABLE eventmesh_saga ALTER id TYPE varchar(255) COLLATE "en-x-icu"'
+            await connection.execute(text(change))
+            await connection.execute(text("ANALYZE eventmesh_saga"))
+
+        read = await one(
+            database, lambda connection: sagas.find_by_id(connection, (NAME,), beginning)
+        )
+
+        await database.close()
+    assert read.scans.keys() == {"Index Scan pk_eventmesh_saga"}, read.plan
+    assert read.rows <= 10, read.plan
 
 
 async def test_ended_sagas_are_purged_a_batch_at_a_time(database: Database) -> None:

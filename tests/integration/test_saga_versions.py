@@ -22,6 +22,7 @@ from eventmesh.wire.envelope import Envelope, seal
 from tests.integration.test_sagas import (
     EVERYWHERE,
     Abandoned,
+    Accepted,
     Bill,
     Billed,
     Declare,
@@ -230,6 +231,63 @@ async def test_sagas_of_version_1_end_under_version_2(mesh: Mesh) -> None:
     assert rows["r2"].steps["wash"]["status"] == "done"  # added before a step that had begun
     if (await mesh.rides.database()).dialect.can_cancel_delayed:
         assert await mesh.timers() == []
+
+
+def with_a_driver() -> Saga[One]:
+    """Version 2: the driver accepts, over HTTP, so her event finds the saga by its key."""
+    saga = Saga("rides.ride", One, version=2, key=lambda state: state.ride_id)
+
+    @saga.starts
+    def begin(event: Requested) -> One:
+        return One(ride_id=event.ride_id)
+
+    @saga.step(ok=Reserved, timeout="1m")
+    def reserve(state: One) -> Reserve:
+        return Reserve(ride_id=state.ride_id)
+
+    @reserve.undo(ok=Released)
+    def release(state: One) -> Release:
+        return Release(ride_id=state.ride_id)
+
+    accepted = saga.wait(
+        "accepted", ok=Accepted, timeout="1m", correlate=lambda event: event.ride_id
+    )
+
+    @saga.step(ok=Billed, timeout="1m", no_undo="the next bill corrects it")
+    def bill(state: One) -> Bill:
+        return Bill(ride_id=state.ride_id)
+
+    saga.flow(reserve >> accepted >> bill)
+
+    @saga.completed
+    def finished(state: One) -> Finished:
+        return Finished(ride_id=state.ride_id)
+
+    return saga
+
+
+@EVERYWHERE
+async def test_sagas_of_before_there_were_keys_are_found_by_their_keys(mesh: Mesh) -> None:
+    """Also by an event that is the first to come."""
+    asked = await _run_version_one(mesh)
+    assert {row.key for row in await mesh.rows()} == {None}
+
+    async def are_kept() -> bool:
+        open_rows = [row for row in await mesh.rows() if row.is_open]
+        return all((row.details or {}).get("early") for row in open_rows)
+
+    async def have_ended() -> bool:
+        return await mesh.statuses() == {"completed"}
+
+    async with mesh.worker(included(with_a_driver()), participant({}, slow=set())) as worker:
+        await worker.ready.wait()
+        keys = {row.state["ride_id"]: row.key for row in await mesh.rows()}
+        assert keys == {"r1": "r1", "r2": "r2", "r3": None}  # the last one had ended
+        await mesh.accept("r1")
+        await mesh.accept("r2")
+        await until(are_kept)
+        await _answer(mesh, asked)
+        await until(have_ended)
 
 
 async def test_a_removed_step_is_found_by_the_check_and_refused_at_the_start(mesh: Mesh) -> None:

@@ -112,9 +112,7 @@ def found(project: Project, *arguments: str) -> list[dict[str, Any]]:
 
 
 def pytest_in(project: Project, *arguments: str) -> Ended:
-    return project.start_program(
-        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments
-    ).ended()
+    return project.pytest("-q", *arguments)
 
 
 # A broken pull request, from change to fix

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -37,7 +38,7 @@ from eventmesh.testing.servers import (
     version_of,
 )
 from eventmesh.testing.servers.mariadb_server import execute
-from eventmesh.testing.servers.processes import CLAIMS
+from eventmesh.testing.servers.processes import CLAIMS, MEMORY, has_space
 from tests.conftest import Servers
 
 NO_ENGINE = {"DOCKER_HOST": "tcp://127.0.0.1:1"}
@@ -239,6 +240,41 @@ def test_a_private_server_is_removed_even_if_the_tests_are_killed(temporary: Pat
     while left := [*processes_of(folders), *contents(temporary)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
+
+
+# --- servers in memory ---
+
+
+WAITING_FOR_DISKS = ["rabbitmq", "postgres", "mariadb"]
+
+
+@pytest.mark.parametrize("kind", WAITING_FOR_DISKS)
+def test_a_container_in_memory_has_a_file_system_in_memory_where_it_stores(
+    kind: str, servers: Servers
+) -> None:
+    server = servers.had_by(kind, "container")  # those that tests share are in memory
+    port = urlsplit(server.url).port
+    listed = docker("ps", "--quiet", "--no-trunc", "--filter", f"publish={port}")
+    written = docker("exec", listed, "sh", "-c", "df -k --type=tmpfs --output=used,target | cat")
+    used = [line.split() for line in written.splitlines()[1:]]
+    assert [target for kilobytes, target in used if int(kilobytes) and target[:5] != "/dev/"]
+
+
+@pytest.mark.parametrize("kind", WAITING_FOR_DISKS)
+def test_a_private_server_in_memory_has_its_folder_there(kind: str, servers: Servers) -> None:
+    if not has_space(MEMORY):
+        pytest.skip(f"no space in {MEMORY}")
+    servers.had_by(kind, "private")
+    assert processes_of(set(MEMORY.glob(f"eventmesh-{kind}-*")))
+
+
+def docker(*arguments: str) -> str:
+    return subprocess.run(  # noqa: S603
+        ["docker", *arguments],  # noqa: S607
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
 
 
 # --- controlled servers ---

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,16 @@ from eventmesh.cli.status import as_document
 from eventmesh.clock import SystemClock
 from eventmesh.operations import status
 from eventmesh.operations.reach import OWN_PROCESS, Reach
-from eventmesh.operations.status import MeshStatus, mesh_status
+from eventmesh.operations.status import mesh_status
 from eventmesh.persistence import inbox, migration
 from eventmesh.persistence.database import Database
-from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.transports.base import Transport, publish_or_raise
+from eventmesh.transports.base import publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope, seal
 from tests.integration.conftest import Project
 from tests.support.proxy import proxy_before
+from tests.support.running_meshes import RunningMesh, running_mesh, until
 
 CLOCK = SystemClock()
 
@@ -70,67 +68,19 @@ def sent(*numbers: int) -> list[Envelope]:
     return [seal(Do(number=number), source="/test", clock=CLOCK) for number in numbers]
 
 
-@dataclass
-class Mesh:
-    service: Service
-    settings: Settings
-
-    @asynccontextmanager
-    async def broker(self) -> AsyncIterator[Transport]:
-        url, options = self.settings.broker_url, self.settings.transport_options
-        async with open_transport(url, CLOCK, options) as transport:
-            yield transport
-
-    @asynccontextmanager
-    async def worker(self, transport: Transport) -> AsyncIterator[None]:
-        stop = asyncio.Event()
-        running = asyncio.ensure_future(
-            Worker([self.service], transport, self.settings, CLOCK).run(stop)
-        )
-        try:
-            yield
-        finally:
-            stop.set()
-            await asyncio.wait_for(running, 60)
-
-    async def status(self) -> MeshStatus:
-        async with Reach([self.service], self.settings, CLOCK) as reach:
-            return await mesh_status(reach)
-
-
 @pytest.fixture
 async def make_mesh(
     durable_url: Callable[[str], str], database_url: str, tmp_path: Path
-) -> AsyncIterator[Callable[..., Awaitable[Mesh]]]:
-    services: list[Service] = []
+) -> AsyncIterator[Callable[..., Awaitable[RunningMesh]]]:
+    async with AsyncExitStack() as stack:
 
-    async def make(broker: str, **changes: Any) -> Mesh:
-        database = Database(database_url, service="shop")
-        await migration.upgrade(database)
-        await database.close()
-        service = make_service()
-        settings = Settings(
-            **{
-                "broker_url": durable_url(broker) if "://" not in broker else broker,
-                "broker_prefix": f"t{uuid.uuid4().hex[:12]}",
-                "database_urls": {"shop": database_url},
-                "schemas": tmp_path / "schemas",
-                **changes,
-            }
-        )
-        service.configure(settings)
-        services.append(service)
-        return Mesh(service, settings)
+        async def make(broker: str, **changes: Any) -> RunningMesh:
+            broker_url = durable_url(broker) if "://" not in broker else broker
+            urls = {"shop": database_url}
+            made = running_mesh([make_service()], broker_url, urls, tmp_path, **changes)
+            return await stack.enter_async_context(made)
 
-    yield make
-    for service in services:
-        await service.close()
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(60):
-        while not await condition():  # noqa: ASYNC110  # it is on a server
-            await asyncio.sleep(0.02)
+        yield make
 
 
 EACH_BROKER = pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
@@ -142,7 +92,7 @@ EACH_BROKER = pytest.mark.parametrize("broker", ["sqlite", "redis", "amqp"])
     indirect=["database_url"],
 )
 async def test_everything_that_waits_is_counted_with_and_without_workers(
-    make_mesh: Callable[..., Awaitable[Mesh]], broker: str, monkeypatch: pytest.MonkeyPatch
+    make_mesh: Callable[..., Awaitable[RunningMesh]], broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status, "RATE_SECONDS", 3600.0)  # longer than a slow machine takes
     mesh = await make_mesh(broker)
@@ -179,7 +129,7 @@ async def test_everything_that_waits_is_counted_with_and_without_workers(
     )
     assert (look.ready, look.dead) == (0, 0)
     assert look.rate is None
-    assert "no transaction" in look.unknown["rate"]
+    assert "without a transaction" in look.unknown["rate"]
     if broker == "amqp":
         assert (do.delayed, do.in_flight, do.oldest_age) == (None, None, None)
         assert "EVENTMESH_RABBITMQ_MANAGEMENT_URL" in do.unknown["in_flight"]
@@ -208,7 +158,7 @@ async def test_everything_that_waits_is_counted_with_and_without_workers(
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @EACH_BROKER
 async def test_a_subscription_that_nobody_has_declared_is_reported_and_not_created(
-    make_mesh: Callable[..., Awaitable[Mesh]], broker: str
+    make_mesh: Callable[..., Awaitable[RunningMesh]], broker: str
 ) -> None:
     mesh = await make_mesh(broker)
     if broker == "sqlite":
@@ -232,7 +182,7 @@ async def test_a_subscription_that_nobody_has_declared_is_reported_and_not_creat
     ],
 )
 async def test_without_a_broker_the_databases_are_counted_all_the_same(
-    make_mesh: Callable[..., Awaitable[Mesh]], url: str, says: str
+    make_mesh: Callable[..., Awaitable[RunningMesh]], url: str, says: str
 ) -> None:
     mesh = await make_mesh("sqlite", broker_url=url)
     found = await mesh.status()
@@ -248,7 +198,7 @@ async def test_without_a_broker_the_databases_are_counted_all_the_same(
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_a_broker_in_the_memory_of_the_asking_process_can_be_given(
-    make_mesh: Callable[..., Awaitable[Mesh]],
+    make_mesh: Callable[..., Awaitable[RunningMesh]],
 ) -> None:
     mesh = await make_mesh("memory://")
     transport = MemoryTransport(CLOCK)
@@ -326,7 +276,7 @@ def test_the_command_prints_a_table_a_document_and_the_exit_code(
     bank = on(broker)
     worker = bank.worker()
     said = bank.run("status").succeeds("bank.tell", "outbox", "relays")
-    assert "unknown: rate of bank.tell: its handler takes no transaction" in said
+    assert "unknown: rate of bank.tell: a handler without a transaction" in said
     worker.drain()
     found = json.loads(bank.run("status", "bank", "--json").succeeds())
     assert found["problems"] == []

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -180,6 +181,17 @@ async def test_spans_and_metrics_follow_the_conventions_on_every_broker(
     if broker in ("redis", "amqp"):
         assert sent.attributes["server.address"]
         assert sent.attributes["server.port"] > 0
+    peers = {
+        (span.attributes.get("network.peer.address"), span.attributes.get("network.peer.port"))
+        for operation in ("send", "receive", "settle")
+        for span in traced.spans(operation)
+    }
+    [(address, port)] = peers
+    if broker in ("redis", "amqp"):
+        assert ip_address(address)
+        assert port == sent.attributes["server.port"]
+    else:
+        assert (address, port) == (None, None)
     by_name = ("messaging.destination.name", "error.type")
     assert traced.counts("messaging.client.sent.messages", *by_name)[destination, None] == 30
     assert traced.counts("messaging.client.consumed.messages", *by_name)[consumed, None] == 30

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
+import sqlite3
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Project
 
 CLOSED = "bank.closed"
+WHY = "nobody will read them"
 AUDIT = Subscription("audit.closed", (CLOSED,))
 
 BANK = """
@@ -72,7 +75,8 @@ def opened(project: Project) -> AbstractAsyncContextManager[Transport]:
 
 def counted(project: Project, *arguments: str) -> dict[str, tuple[int, bool]]:
     """The output of `eventmesh unrouted`: numbers by message, and whether they are foreign."""
-    rows = json.loads(project.run("unrouted", *arguments, "--json").succeeds())
+    why = ["--reason", WHY] if arguments[0] == "purge" else []
+    rows = json.loads(project.run("unrouted", *arguments, *why, "--json").succeeds())
     return {row["message"]: (row["number"], row.get("foreign", False)) for row in rows}
 
 
@@ -112,14 +116,46 @@ async def test_unrouted_messages_can_be_listed_and_purged(
         assert listed.startswith(f"{CLOSED}  3  ")
         assert "oldest " in listed
         assert listed.endswith("3 unrouted message(s)\n")
-        project.run("unrouted", "purge").fails(2, "add --yes")
+        project.run("unrouted", "purge", "--reason", WHY).fails(2, "add --yes")
+        without = project.run("unrouted", "purge", "--yes")
+        assert (without.code, "Missing option '--reason'" in without.err) == (2, True)
+        purge = ("unrouted", "purge", "--yes", "--reason", WHY)
+        project.run(*purge).fails(3, "The database of service 'bank'", "is not there")
+        project.run("db", "upgrade", "bank").succeeds()
         assert counted(project, "purge", "--older-than", "7d", "--yes") == {}
-        project.run("unrouted", "purge", "--older-than", "soon", "--yes").fails(2, "duration")
+        project.run(*purge, "--older-than", "soon").fails(2, "duration")
         purged = counted(project, "purge", "--message", "bank.opened", "--yes")
         assert purged == {"bank.opened": (2, False)}
         assert await numbers_of(transport, 3) == [f'{{"number":{number}}}' for number in range(3)]
         assert counted(project, "list", "--message", CLOSED) == {}
-        project.run("unrouted", "purge", "--message", CLOSED, "--yes").succeeds("0 unrouted")
+        project.run(*purge, "--message", CLOSED).succeeds("0 unrouted")
+
+
+async def test_a_purge_is_recorded_in_the_database_of_the_owner_of_the_name(
+    project: Project, durable_url: Callable[[str], str]
+) -> None:
+    project.environment["EVENTMESH_BROKER_URL"] = durable_url("sqlite")
+    project.service(BANK)
+    project.run("db", "upgrade", "bank").succeeds()
+    async with opened(project) as transport:
+        await publish_or_raise(transport, [*messages(3), *messages(2, "crm.won")])
+    everything = ("--older-than", "0s", "--yes", "--reason", WHY)
+    purge = project.run("unrouted", "purge", *everything)
+    purge.succeeds("bank.closed  3", "crm.won  2", "5 unrouted message(s) purged")
+    with closing(sqlite3.connect(project.root / ".eventmesh/bank.db")) as connection:
+        rows = connection.execute(
+            "SELECT service, who, what, subject, reason, details, outcome FROM eventmesh_action"
+        ).fetchall()
+    [(service, who, what, subject, reason, details, outcome)] = rows
+    assert (service, who, what) == ("bank", getpass.getuser(), "purge unrouted")
+    assert (subject, reason, outcome) == (CLOSED, WHY, "3 purged")
+    assert json.loads(details) == {"older_than": "0s"}
+    logged = [json.loads(line) for line in purge.err.splitlines()]
+    assert [(each["event"], each["subject"], each["who"], each["reason"]) for each in logged] == [
+        ("operator acts", "crm.won", getpass.getuser(), WHY),
+        ("operator has acted", "crm.won", getpass.getuser(), WHY),
+    ]
+    assert logged[1]["outcome"] == "2 purged"
 
 
 async def test_foreign_messages_on_rabbitmq_can_be_listed_and_purged(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import uuid
 from collections.abc import Callable
@@ -10,17 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from eventmesh import Command, Event, Reject, Retry, Service, Settings, Transaction, constant
+from eventmesh import Command, Event, Reject, Retry, Service, Transaction, constant
 from eventmesh.clock import SystemClock
-from eventmesh.operations.reach import Reach
 from eventmesh.operations.why import Trace, trace_id, trace_key
-from eventmesh.persistence import migration
-from eventmesh.persistence.database import Database
-from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.persistence import journal
 from eventmesh.transports.base import publish_or_raise
-from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import seal
 from tests.integration.conftest import Project
+from tests.support.running_meshes import running_mesh, until
 
 CLOCK = SystemClock()
 
@@ -101,40 +97,28 @@ WHOLE = {
     indirect=["database_url"],
 )
 async def test_from_any_of_its_messages_or_its_key_the_whole_tree_is_found(
-    broker: str, database_url: str, durable_url: Callable[[str], str], tmp_path: Path
+    broker: str,
+    database_url: str,
+    durable_url: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     urls = {"orders": database_url, "payments": f"sqlite:///{tmp_path}/payments.db"}
-    for name, url in urls.items():
-        database = Database(url, service=name)
-        await migration.upgrade(database)
-        await database.close()
-    services = make_services()
-    settings = Settings(
-        broker_url=durable_url(broker),
-        broker_prefix=f"t{uuid.uuid4().hex[:12]}",
-        database_urls=urls,
-        schemas=tmp_path / "schemas",
-    )
-    for service in services:
-        service.configure(settings)
-    subscriptions = [
-        each.subscription for service in services for each in service.handlers.values()
-    ]
     order = f"order-{uuid.uuid4().hex}"
     first = seal(Place(order=order), source="test", clock=CLOCK)
-    stop = asyncio.Event()
     async with (
-        open_transport(settings.broker_url, CLOCK, settings.transport_options) as transport,
-        Reach(services, settings, CLOCK) as reach,
+        running_mesh(make_services(), durable_url(broker), urls, tmp_path) as mesh,
+        mesh.broker() as transport,
+        mesh.reach() as reach,
     ):
-        await transport.declare(subscriptions)
+        await transport.declare(list(mesh.subscriptions.values()))
         await publish_or_raise(transport, [first])
-        worker = asyncio.ensure_future(Worker(services, transport, settings, CLOCK).run(stop))
-        async with asyncio.timeout(60):
-            while not seen(await trace_id(reach, first.id)) >= WHOLE:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-        stop.set()
-        await worker
+
+        async def is_whole() -> bool:
+            return seen(await trace_id(reach, first.id)) >= WHOLE
+
+        async with mesh.worker(transport):
+            await until(is_whole)
         whole = await trace_id(reach, first.id)
         assert seen(whole) == WHOLE
         assert whole.problems == ()
@@ -154,8 +138,15 @@ async def test_from_any_of_its_messages_or_its_key_the_whole_tree_is_found(
         else:
             assert ("orders.place", "ready", "orders.place") in seen(found)
             assert (await trace_id(reach, late.id)).messages == found.messages
-    for service in services:
-        await service.close()
+
+        assert not any("not searched" in note for note in (await trace_key(reach, order)).hidden)
+        monkeypatch.setattr(journal, "MOST_SEARCHED", 0)
+        unsearched = await trace_key(reach, order)
+        notes = [note for note in unsearched.hidden if "were not searched for the key" in note]
+        assert {note.partition(" handled until ")[0] for note in notes} == {
+            "messages that orders",
+            "messages that payments",
+        }
 
 
 def test_the_command_prints_a_tree_a_document_a_diagram_and_the_exit_code(bank: Project) -> None:

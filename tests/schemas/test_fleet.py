@@ -404,6 +404,22 @@ def test_the_fix_for_an_unpublished_event_suggests_a_similar_name(tmp_path: Path
     assert "Did you mean payments.paid?" in problem.fix
 
 
+def test_the_fix_for_an_unpublished_event_never_suggests_a_command(tmp_path: Path) -> None:
+    class Captured(Event, name="payment.captured", version=1):
+        order: str
+
+    given = facts(
+        frozen(tmp_path, Capture),
+        publishes(Capture, "orders"),
+        reads(Capture, "payments"),
+        reads(Captured),
+        services="orders payments",
+    )
+    [problem] = check(given)
+    assert (problem.rule, problem.subject) == ("EM051", "payment.captured")
+    assert problem.fix.startswith("Correct the name")
+
+
 def test_an_event_with_only_retired_versions_counts_as_unpublished(tmp_path: Path) -> None:
     [problem] = check(facts(frozen(tmp_path, Paid, retired=[1]), reads(ReadsAmount)))
     assert (problem.rule, problem.severity) == ("EM051", "error")

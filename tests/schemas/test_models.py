@@ -123,7 +123,7 @@ def generated(writer: type[BaseModel]) -> list[Any]:
     messages: list[Any] = []
 
     @settings(
-        max_examples=12,
+        max_examples=6,
         database=None,
         derandomize=True,
         deadline=None,

@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from html import unescape
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,20 +20,14 @@ from eventmesh import (
     Retry,
     Saga,
     Service,
-    Settings,
     Transaction,
     constant,
 )
-from eventmesh.clock import SystemClock
 from eventmesh.dashboard import Dashboard
-from eventmesh.persistence import migration
-from eventmesh.persistence.database import Database
-from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.transports.base import Transport, publish_or_raise
-from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope, seal
+from tests.support.running_meshes import CLOCK, RunningMesh
 
-CLOCK = SystemClock()
 ORIGIN = "http://127.0.0.1:8088"
 NASTY = "<script>alert(1)</script>\x1b[2J\u202e&\"'"
 """HTML, an escape sequence of a terminal, and a change of direction."""
@@ -140,37 +133,14 @@ def bills(*cents: int, customer: str = "ada") -> list[Envelope]:
     ]
 
 
-async def migrated(url: str, service: str = "shop") -> None:
-    database = Database(url, service=service)
-    await migration.upgrade(database)
-    await database.close()
-
-
-@dataclass
-class ServedMesh:
-    """A service on a broker and a database."""
-
-    service: Service
-    settings: Settings
+class ServedMesh(RunningMesh):
+    """A service on a broker, which has its subscriptions, and on a database."""
 
     @asynccontextmanager
     async def broker(self) -> AsyncIterator[Transport]:
-        url, options = self.settings.broker_url, self.settings.transport_options
-        async with open_transport(url, CLOCK, options) as transport:
-            await transport.declare([each.subscription for each in self.service.handlers.values()])
+        async with super().broker() as transport:
+            await transport.declare(list(self.subscriptions.values()))
             yield transport
-
-    @asynccontextmanager
-    async def worker(self, transport: Transport) -> AsyncIterator[None]:
-        stop = asyncio.Event()
-        running = asyncio.ensure_future(
-            Worker([self.service], transport, self.settings, CLOCK).run(stop)
-        )
-        try:
-            yield
-        finally:
-            stop.set()
-            await asyncio.wait_for(running, 60)
 
     async def dead_letter(self, transport: Transport, envelopes: Iterable[Envelope]) -> None:
         """Publish messages, and return once `shop.bill` has dead-lettered all of them."""
@@ -218,6 +188,14 @@ class Browser:
             headers={"origin": self.origin, **headers},
             follow_redirects=follow,
         )
+
+    async def act(self, fields: dict[str, Any]) -> str:
+        """Act on the dead letters of a form, and return the last page about it."""
+        response = await self.post("/dead-letters/act", fields)
+        async with asyncio.timeout(60):
+            while "data-finished" not in response.text:
+                response = await self.http.get(response.url)
+        return response.text
 
 
 def hidden_field(page: str, name: str) -> str:

@@ -21,6 +21,7 @@ from opentelemetry.semconv._incubating.metrics import messaging_metrics as metri
 from opentelemetry.semconv.attributes import (
     error_attributes,
     exception_attributes,
+    network_attributes,
     server_attributes,
 )
 from opentelemetry.trace import SpanKind, StatusCode
@@ -50,6 +51,7 @@ OF_CONSUMERS = {
     messaging.MESSAGING_DESTINATION_SUBSCRIPTION_NAME,
     messaging.MESSAGING_CONSUMER_GROUP_NAME,
 }
+OF_NETWORK = {network_attributes.NETWORK_PEER_ADDRESS, network_attributes.NETWORK_PEER_PORT}
 BATCH = messaging.MESSAGING_BATCH_MESSAGE_COUNT
 OUR_OWN = {
     name: value
@@ -68,13 +70,15 @@ class SpanRule:
 SPANS = {
     "create": SpanRule(SpanKind.PRODUCER, False, frozenset(COMMON | PER_MESSAGE)),
     # CLIENT, because there are create spans, whose contexts the messages carry.
-    "send": SpanRule(SpanKind.CLIENT, True, frozenset(COMMON | PER_MESSAGE | {BATCH})),
+    "send": SpanRule(SpanKind.CLIENT, True, frozenset(COMMON | PER_MESSAGE | OF_NETWORK | {BATCH})),
     **{
-        operation: SpanRule(kind, True, frozenset(COMMON | PER_MESSAGE | OF_CONSUMERS | {BATCH}))
-        for operation, kind in (
-            ("receive", SpanKind.CLIENT),
-            ("process", SpanKind.CONSUMER),
-            ("settle", SpanKind.CLIENT),
+        operation: SpanRule(
+            kind, True, frozenset(COMMON | PER_MESSAGE | OF_CONSUMERS | {BATCH} | of_network)
+        )
+        for operation, kind, of_network in (
+            ("receive", SpanKind.CLIENT, OF_NETWORK),
+            ("process", SpanKind.CONSUMER, frozenset()),
+            ("settle", SpanKind.CLIENT, OF_NETWORK),
         )
     },
 }

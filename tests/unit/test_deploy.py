@@ -14,6 +14,7 @@ import pytest
 import yaml
 from prometheus_client.core import Metric
 
+from eventmesh.cli.audit import LABELS, METRIC
 from eventmesh.clock import SystemClock
 from eventmesh.observability.metrics import _ServerStats, _WorkerCollector
 from eventmesh.runtime.consuming.worker import Worker
@@ -30,7 +31,7 @@ OF_PROCESSES = {
     "process_resident_memory_bytes",
     "process_open_fds",
 }
-ANNOUNCED = {"eventmesh_unaccounted_messages": {"service"}}
+ANNOUNCED = {METRIC: set(LABELS)}
 """Metrics that come with `eventmesh audit`, and their labels."""
 OF_PROMETHEUS = {"instance", "job"}
 """Labels that Prometheus adds to what it scrapes."""

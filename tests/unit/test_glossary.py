@@ -38,7 +38,7 @@ TESTS = sorted(
         *("schemas/*.py", "unit/*.py", "unit/contracts/*.py", "unit/dashboard/*.py"),
         *("unit/demo/*.py",),
         *("unit/operations/*.py", "unit/persistence/*.py", "unit/review/*.py", "unit/runtime/*.py"),
-        *("unit/transports/**/*.py", "unit/wire/*.py"),
+        *("unit/testing/*.py", "unit/transports/**/*.py", "unit/wire/*.py"),
     )
     for path in (ROOT / "tests").glob(pattern)
     if path != Path(__file__)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.semconv._incubating.attributes import (
     cloudevents_attributes,
     messaging_attributes,
@@ -16,9 +18,11 @@ from opentelemetry.semconv._incubating.metrics import messaging_metrics
 from opentelemetry.semconv.attributes import (
     error_attributes,
     exception_attributes,
+    network_attributes,
     server_attributes,
 )
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, TraceFlags, TraceState
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from eventmesh.errors import UsageError
 from eventmesh.testing.clock import ManualClock
@@ -44,6 +48,7 @@ def test_every_name_that_is_not_our_own_is_in_the_conventions() -> None:
             exception_attributes,
             messaging_attributes,
             messaging_metrics,
+            network_attributes,
             server_attributes,
         )
         for name, value in vars(module).items()
@@ -134,6 +139,15 @@ def test_a_context_that_cannot_be_read_is_none(traceparent: str, tracestate: str
     attributes = {**PLAIN.attributes, "traceparent": traceparent, "tracestate": tracestate}
     found = creation_of(Envelope(attributes, b"{}"))
     assert found.is_valid or found == INVALID_SPAN_CONTEXT
+
+
+@given(
+    st.from_regex(r"(00|01|ff)-[0-9a-f]{31,33}-(0{16}|[0-9a-f]{16})-[0-9a-f]{2}", fullmatch=True)
+)
+def test_a_context_is_read_as_opentelemetry_reads_it(traceparent: str) -> None:
+    extracted = TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
+    expected = trace.get_current_span(extracted).get_span_context()
+    assert creation_of(Envelope({"traceparent": traceparent}, b"{}")) == expected
 
 
 def test_nothing_is_traced_without_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,8 @@ from eventmesh.operations.saga_log import log_line
 from eventmesh.printable import printable
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
+    from collections.abc import Iterator, Sequence
+
     from eventmesh.persistence.sagas import SagaLot, SagaRow
 
 
@@ -91,31 +93,38 @@ def list_sagas(
 
     lots, rows = asyncio.run(run())
     if as_json:
-        counted = [
-            {
-                "saga": lot.name,
-                "version": lot.version,
-                "status": lot.status,
-                "waiting_for": [label for label in lot.waiting_for.split(",") if label],
-                "count": lot.count,
-                "oldest": lot.oldest.isoformat(),
-                "overdue": lot.overdue,
-            }
-            for lot in lots
-        ]
-        shown = {"open": counted, "sagas": [summary(row) for row in rows]}
+        shown = {"open": [_lot(each) for each in lots], "sagas": [summary(row) for row in rows]}
         typer.echo(json.dumps(shown, indent=2))
         return
+    for line in _listing(lots, rows):
+        typer.echo(printable(line))
+    if not rows and not status and key is None:
+        typer.echo("Sagas that have ended are listed by --status completed, undone or cancelled.")
+
+
+def _lot(lot: SagaLot) -> dict[str, Any]:
+    """Open sagas that wait for the same, for JSON."""
+    return {
+        "saga": lot.name,
+        "version": lot.version,
+        "status": lot.status,
+        "waiting_for": [label for label in lot.waiting_for.split(",") if label],
+        "count": lot.count,
+        "oldest": lot.oldest.isoformat(),
+        "overdue": lot.overdue,
+    }
+
+
+def _listing(lots: Sequence[SagaLot], rows: Sequence[SagaRow]) -> Iterator[str]:
+    """The same for people, line by line."""
     for lot in lots:
         late = f", {lot.overdue:,} overdue" if lot.overdue else ""
-        typer.echo(
-            printable(
-                f"{lot.name} v{lot.version}  {lot.status}  {lot.waiting_for or '-'}: "
-                f"{lot.count:,}, the oldest for {age(lot.age)}{late}"
-            )
+        yield (
+            f"{lot.name} v{lot.version}  {lot.status}  {lot.waiting_for or '-'}: "
+            f"{lot.count:,}, the oldest for {age(lot.age)}{late}"
         )
     if lots and rows:
-        typer.echo("")
+        yield ""
     for row in rows:
         began = "?" if row.started_at is None else f"{row.started_at:%Y-%m-%d %H:%M:%S}"
         words = [row.id, began, row.name, row.status, row.waiting_for or "-"]
@@ -123,8 +132,8 @@ def list_sagas(
             words.append(json.dumps(row.key, ensure_ascii=False))
         if row.reason:
             words.append(row.reason)
-        typer.echo(printable("  ".join(words)))
-    typer.echo(f"{len(rows)} saga(s) listed, {sum(lot.count for lot in lots):,} open")
+        yield "  ".join(words)
+    yield f"{len(rows)} saga(s) listed, {sum(lot.count for lot in lots):,} open"
 
 
 def show(service: Name, saga_id: SagaId, as_json: AsJson = False) -> None:

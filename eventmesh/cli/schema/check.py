@@ -66,6 +66,7 @@ def check(
     from eventmesh.review.baseline import read_baseline
     from eventmesh.review.repair import Project, repair
     from eventmesh.runtime.declaring.settings import load_settings
+    from eventmesh.saga.shape_repair import repair_shapes
 
     settings, all_services = load_settings(), services_of(None)
     if services:
@@ -84,9 +85,12 @@ def check(
         root = Path.cwd()
         project = Project(root, root / settings.schemas, owned(chosen), baseline)
         repairs = repair(left, project)
-        for line in [*repairs.done, *(f"left to you: {line}" for line in repairs.left)]:
+        shapes = repair_shapes(left, sagas_of(chosen), settings.schemas)
+        done = [*repairs.done, *(f"froze {lock.path}" for lock in shapes.written)]
+        for line in [*done, *(f"left to you: {line}" for line in (*repairs.left, *shapes.left))]:
             typer.echo(printable(line), err=written_as is not Format.TEXT)
-        left = [problem for problem in left if problem.fingerprint not in repairs.solved]
+        solved = repairs.solved | shapes.solved
+        left = [problem for problem in left if problem.fingerprint not in solved]
     if left:
         where = "above" if output is None else f"in {output}"
         raise Drift(_describe_failure(left, where, was_repaired=fix))

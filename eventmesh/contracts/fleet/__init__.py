@@ -10,10 +10,26 @@ from eventmesh.contracts.fleet.databases import shared_databases
 from eventmesh.contracts.fleet.facts import DatabaseUse, Facts, Frozen, Publication, Reading
 from eventmesh.contracts.fleet.owners import other_identities, two_owners
 from eventmesh.contracts.fleet.publishing import command_handlers, unpublished
-from eventmesh.contracts.fleet.readers import FrozenJudge, Judge, misread_elsewhere, unreadable
+from eventmesh.contracts.fleet.readers import (
+    FrozenJudge,
+    Judge,
+    ReaderVerdict,
+    misread_elsewhere,
+    reader_verdicts,
+    unreadable,
+)
 from eventmesh.contracts.problem import Problem
 
-__all__ = ["DatabaseUse", "Facts", "Frozen", "Publication", "Reading", "check_fleet"]
+__all__ = [
+    "DatabaseUse",
+    "Facts",
+    "Frozen",
+    "Publication",
+    "ReaderVerdict",
+    "Reading",
+    "check_fleet",
+    "reader_verdicts",
+]
 
 
 def check_fleet(facts: Facts, judge: Judge, judge_frozen: FrozenJudge) -> list[Problem]:

@@ -47,12 +47,14 @@ def _unpublished(
     else:
         summary = f"{beginning}, but there is neither a service {owner} nor a lock file."
         fix = _fix_for_unknown_owner(owner)
+    models = [each.model for each in facts.publications] + [each.model for each in facts.readings]
+    commands = {each.__identity__.name for each in models if each.__identity__.kind == "command"}
     return Problem(
         "EM051",
         severity,
         name,
         summary,
-        suggestion(name, published | set(facts.frozen.names())) + fix,
+        suggestion(name, (published | set(facts.frozen.names())) - commands) + fix,
         parties=once(*(each.service for each in readers), owner),
         place=readers[0].place,
     )

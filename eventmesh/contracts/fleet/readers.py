@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from eventmesh.compat.verdict import Breaking, Compatible, Unknown, Verdict
@@ -49,15 +50,34 @@ def unreadable(facts: Facts, judge: Judge) -> Iterator[Problem]:
     There is at most one problem for each subscriber and version, and one for each sender of a
     command whose model differs from what is frozen.
     """
+    for each in reader_verdicts(facts, judge):
+        if each.form is not None and not isinstance(each.verdict, Compatible):
+            yield _unreadable(each.reading, each.arrival, each.form, each.verdict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderVerdict:
+    """Whether a subscriber reads a version that may still arrive; `form` is the one of its forms
+    that it does not read, or is not proved to read."""
+
+    reading: Reading
+    arrival: ArrivingVersion
+    verdict: Verdict
+    form: Form | None
+
+
+def reader_verdicts(facts: Facts, judge: Judge) -> Iterator[ReaderVerdict]:
+    """A verdict for each subscriber and version; of a version that is frozen and not readable, only
+    the one on what is frozen."""
     for reading in facts.readings:
         reported: set[int] = set()  # frozen versions that the reader cannot read
         for arrival in arriving_versions(facts, reading):
             if arrival.version in reported:
                 continue
-            for verdict, form in _unreadable_forms(reading.model, arrival, judge):
-                if arrival.frozen:
-                    reported.add(arrival.version)
-                yield _unreadable(reading, arrival, form, verdict)
+            verdict, form = _verdict(reading.model, arrival, judge)
+            if form is not None and arrival.frozen:
+                reported.add(arrival.version)
+            yield ReaderVerdict(reading, arrival, verdict, form)
 
 
 def misread_elsewhere(facts: Facts, judge: FrozenJudge) -> Iterator[Problem]:
@@ -88,11 +108,12 @@ def misread_elsewhere(facts: Facts, judge: FrozenJudge) -> Iterator[Problem]:
             )
 
 
-def _unreadable_forms(
+def _verdict(
     model: type[Message], arrival: ArrivingVersion, judge: Judge
-) -> list[tuple[Breaking | Unknown, Form]]:
-    """The first form that the model cannot read; else the first that is unknown, if any."""
-    unknown: list[tuple[Breaking | Unknown, Form]] = []
+) -> tuple[Verdict, Form | None]:
+    """Of the first form that the model cannot read; else of the first that is unknown; else that
+    all are compatible."""
+    unknown: list[tuple[Unknown, Form]] = []
     for form in distinct_forms(arrival.forms):
         if form.schema is None:
             verdict: Verdict = Unknown(f"version {arrival.version} has no lock file")
@@ -105,10 +126,10 @@ def _unreadable_forms(
                 writer_model=form.model,
             )
         if isinstance(verdict, Breaking):
-            return [(verdict, form)]
+            return verdict, form
         if isinstance(verdict, Unknown):
             unknown.append((verdict, form))
-    return unknown[:1]
+    return unknown[0] if unknown else (Compatible(), None)
 
 
 def _cast(model: type[Message], version: int) -> Cast | None:

@@ -7,16 +7,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from eventmesh.dashboard.site import FIRST_ANSWER, Form, Site
-from eventmesh.operations.action_log import Action, recorded
 from eventmesh.operations.outbox import (
-    copy_of,
+    count_outbox,
     find_waiting,
     list_outbox,
     retry_parked,
     skip_parked,
 )
+from eventmesh.persistence.outbox.parked import Waiting
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 
 MOST = 200
+"""Messages that are shown."""
+
+MOST_KEYS = 50
+"""Parked keys that are shown."""
 
 
 class Outbox:
@@ -31,24 +36,27 @@ class Outbox:
         service = self._site.service(name)
         parked, key = query.get("parked") == "1", query.get("key") or None
         message = query.get("message") or None
-        listing = await list_outbox(
+        counts = await count_outbox(self._site.reach, service, MOST_KEYS)
+        messages = await list_outbox(
             self._site.reach, service, limit=MOST, parked=parked, key=key, name=message
         )
         return self._site.page(
             request,
             "outbox.html",
             service=service.name,
-            listing=listing,
+            counts=counts,
+            messages=messages,
+            is_cut=len(messages) >= MOST,
             parked=parked,
             key=key,
             message=message,
-            total_parked=sum(each.number for each in listing.shares if each.state == "parked"),
+            total_parked=sum(each.number for each in counts.shares if each.state == "parked"),
         )
 
     async def message(self, request: Request) -> Response:
         service = self._site.service(request.query_params.get("service"))
         message_id = request.query_params.get("id", "")
-        waiting = await find_waiting(self._site.reach, service, message_id)
+        waiting = await self._waiting(service, message_id)
         if waiting is None:
             raise HTTPException(404, _gone(message_id))
         envelope = waiting.envelope
@@ -65,15 +73,13 @@ class Outbox:
         """Publish one parked message again, or all."""
         service = self._site.service(form.one("service"))
         message_id = form.optional("id")
-        details = {"all": True} if message_id is None else {"id": message_id}
-        action = Action(
-            service.name, form.user.name, "retry parked", service.name, form.reason, details
+        retried = await retry_parked(
+            self._site.reach,
+            service,
+            form.user.name,
+            form.reason,
+            ids=None if message_id is None else [message_id],
         )
-        async with recorded(self._site.reach, action) as recording:
-            retried = await retry_parked(
-                self._site.reach, service, None if message_id is None else [message_id]
-            )
-            recording.outcome = f"{len(retried):,} to be published again"
         if not retried:
             raise HTTPException(409, _not_parked(message_id))
         return self._site.see(request, "/outbox", service=service.name)
@@ -82,23 +88,16 @@ class Outbox:
         """Delete a parked message; the log of actions keeps a copy of it."""
         service = self._site.service(form.one("service"))
         message_id = form.one("id")
-        waiting = await find_waiting(self._site.reach, service, message_id)
+        waiting = await self._waiting(service, message_id)
         if waiting is None or waiting.state != "parked":
             raise HTTPException(409, _not_parked(message_id))
-        action = Action(
-            service.name,
-            form.user.name,
-            "skip parked",
-            service.name,
-            form.reason,
-            {"id": message_id, "message": copy_of(waiting)},
-        )
-        async with recorded(self._site.reach, action) as recording:
-            is_gone = await skip_parked(self._site.reach, service, waiting)
-            recording.outcome = "skipped" if is_gone else "it was not parked any more"
-        if not is_gone:
+        if not await skip_parked(self._site.reach, service, waiting, form.user.name, form.reason):
             raise HTTPException(409, _not_parked(message_id))
         return self._site.see(request, "/outbox", service=service.name)
+
+    async def _waiting(self, service: Service, message_id: str) -> Waiting | None:
+        found = await find_waiting(self._site.reach, service, [message_id])
+        return found[0] if found else None
 
 
 def _gone(message_id: str) -> str:

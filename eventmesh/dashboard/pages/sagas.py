@@ -10,9 +10,8 @@ from starlette.responses import Response
 
 from eventmesh.dashboard.saga_picture import saga_picture
 from eventmesh.dashboard.site import FIRST_ANSWER, Form, Site
-from eventmesh.operations.action_log import Action, recorded
 from eventmesh.operations.saga_log import log_line
-from eventmesh.operations.sagas import STATUSES, find_saga, list_sagas, operate_from_here
+from eventmesh.operations.sagas import STATUSES, find_saga, list_sagas, operate
 from eventmesh.saga.coordinator import Coordinator
 from eventmesh.saga.happening import Operation, OperatorAction
 
@@ -93,20 +92,8 @@ class Sagas:
         if story is None:
             raise HTTPException(404, f"{service.name} has no saga {form.one('id')!r}.")
         row = story.row
-        action = OperatorAction(operation, form.reason, form.optional("step"))
-        record = Action(
-            service.name,
-            form.user.name,
-            f"{operation} saga",
-            f"{row.name} {row.id}",
-            form.reason,
-            {} if action.step is None else {"step": action.step},
-        )
-        async with recorded(self._site.reach, record) as recording:
-            after = await operate_from_here(self._site.reach, service, row, action, form.user.name)
-            recording.outcome = f"{after.status}"
-            if after.waiting:
-                recording.outcome += f", waits for {', '.join(after.waiting)}"
+        decision = OperatorAction(operation, form.reason, form.optional("step"))
+        await operate(self._site.reach, service, row, decision, form.user.name)
         return self._site.see(request, "/sagas/saga", service=service.name, id=row.id)
 
 

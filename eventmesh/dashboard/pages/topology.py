@@ -15,15 +15,22 @@ from eventmesh.dashboard.sampler import Sample
 from eventmesh.dashboard.site import FIRST_ANSWER, Site
 from eventmesh.operations.describe import MeshDescription, describe
 from eventmesh.operations.status import MeshStatus, SubscriptionStatus
+from eventmesh.operations.verdicts import ReadingVerdict, reading_verdicts
 
 READ_AGAIN = 30.0
 """Seconds after which the declarations and the frozen schemas are read again."""
+
+
+LockFiles = tuple[tuple[Path, int, int], ...]
+"""The files of frozen schemas, each with its time of change and its size."""
 
 
 class Topology:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._described: tuple[float, MeshDescription] | None = None
+        self._judged: tuple[LockFiles, tuple[ReadingVerdict, ...]] | None = None
+        self._judging = asyncio.Lock()
 
     async def page(self, request: Request) -> Response:
         description = await self._description()
@@ -43,6 +50,7 @@ class Topology:
             request,
             "schemas.html",
             messages=description.messages,
+            verdicts=await self._verdicts(),
             folder=str(self._site.reach.settings.schemas),
         )
 
@@ -55,6 +63,19 @@ class Topology:
             request, "topology_live.html", picture=picture, taken_at=sample.status.taken_at
         )
 
+    async def _verdicts(self) -> tuple[ReadingVerdict, ...]:
+        """They are proved again only when a frozen schema has changed: code is what it was when
+        this process began."""
+        reach = self._site.reach
+        async with self._judging:
+            files = await asyncio.to_thread(_lock_files, reach.settings.schemas)
+            if self._judged is None or self._judged[0] != files:
+                found = await asyncio.to_thread(
+                    reading_verdicts, reach.services, reach.settings, Path.cwd()
+                )
+                self._judged = files, found
+            return self._judged[1]
+
     async def _description(self) -> MeshDescription:
         reach, now = self._site.reach, self._site.reach.clock.monotonic()
         if self._described is None or now - self._described[0] > READ_AGAIN:
@@ -63,6 +84,11 @@ class Topology:
             )  # it reads the services' files
             self._described = now, found
         return self._described[1]
+
+
+def _lock_files(folder: Path) -> LockFiles:
+    found = sorted(folder.rglob("*.json"))
+    return tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in found)
 
 
 def topology_picture(description: MeshDescription, status: MeshStatus, root: str) -> Markup:

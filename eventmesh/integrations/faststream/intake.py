@@ -3,6 +3,7 @@ groups of one, which calls FastStream to call the handler."""
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,16 @@ from eventmesh.errors import Unreachable, UsageError
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.consuming.dead_letter_signal import tell_sagas
+from eventmesh.runtime.consuming.pausing import PauseSwitch
 from eventmesh.runtime.declaring.handler import Call, Handler
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.vitals import SubscriptionVitals
+from eventmesh.tracing.port import NO_CONSUMER_TRACING, ConsumerTracing
 from eventmesh.transports.base import Delivery, Transport
-from eventmesh.transports.outcome import Outcome
+from eventmesh.transports.outcome import Done, Outcome
+
+LOOK_INTERVAL = 0.5
+"""Seconds between two looks, while a subscription is paused, whether the app is stopping."""
 
 
 class FastStreamSubscriber(Protocol):
@@ -33,12 +39,14 @@ class FastStreamSubscriber(Protocol):
 @dataclass(slots=True, eq=False)
 class Arrival:
     """A message that FastStream has received for an intake. `message` is set once it has been read
-    and validated. `held_already` says that this process is still handling an earlier delivery."""
+    and validated. `held_already` says that this process is still handling an earlier delivery.
+    `tracing` records it once it is being handled."""
 
     intake: Intake
     delivery: Delivery
     message: Message | None = None
     held_already: bool = False
+    tracing: ConsumerTracing = NO_CONSUMER_TRACING
 
 
 class Intake(ABC):
@@ -47,8 +55,9 @@ class Intake(ABC):
 
     def __init__(self, service: Service, handler: Handler) -> None:
         self.handler = handler
+        self.vitals = SubscriptionVitals(service.name, handler.subscription, service.clock)
+        self.switch = PauseSwitch()
         self._service = service
-        self._vitals = SubscriptionVitals(service.name, handler.subscription, service.clock)
         self._arrivals: WeakKeyDictionary[StreamMessage[Any], Arrival] = WeakKeyDictionary()
         self._subscribers: list[FastStreamSubscriber] = []
         self._trouble = Reconnect(service.clock)
@@ -83,8 +92,8 @@ class Intake(ABC):
             )
         return arrival.message
 
-    async def run(self, delivery: Delivery, call: Call) -> Outcome:
-        """Handle a delivery by `call`; returns its outcome once that is committed.
+    async def run(self, arrival: Arrival, call: Call) -> Outcome:
+        """Handle what arrived by `call`; returns its outcome once that is committed.
 
         While the database is lost, this waits; it raises Unreachable only if the app is stopping.
         """
@@ -100,18 +109,30 @@ class Intake(ABC):
             )
             await reconnect.wait()
 
-        tracing = self.handler.traced_by(self._service.tracing)
+        delivery = arrival.delivery
+        arrival.tracing = tracing = self.handler.traced_by(self._service.tracing)
         tracing.handed_over([delivery])
         runner = BatchRunner(
             self._service,
             replace(self.handler, call=call),
-            self._vitals,
+            self.vitals,
             wait_for_database=wait_for_database,
             tracing=tracing,
         )
         [(_, outcome)] = await runner.run([delivery])
         self._trouble.succeeded()
         return outcome
+
+    async def settle_traced(self, arrival: Arrival, outcome: Outcome) -> bool:
+        """As `settle`. There is a span for a retry and a dead letter, which are ours; FastStream
+        acknowledges the others."""
+        if isinstance(outcome, Done):
+            acknowledge = await self.settle(arrival.delivery, outcome)
+        else:
+            with arrival.tracing.settling([(arrival.delivery, outcome)]):
+                acknowledge = await self.settle(arrival.delivery, outcome)
+        self.vitals.settled([outcome])
+        return acknowledge
 
     async def tell_saga(self, delivery: Delivery, outcome: Outcome, transport: Transport) -> None:
         """Tell the saga whose command is about to be dead-lettered; Unreachable, upon which the
@@ -126,9 +147,40 @@ class Intake(ABC):
             tracing=self._service.tracing,
         )
 
-    async def pause(self) -> None:
+    async def back_off(self) -> None:
         """Wait before giving back a message that will be delivered again at once."""
         await self._trouble.wait()
+
+    async def wait_while_paused(self) -> bool:
+        """Return True once the subscription may be consumed, or False once the app is stopping.
+
+        FastStream goes on receiving, so as many messages as may be handled at a time wait here.
+        """
+        while not self.switch.on.is_set():
+            waits = [
+                asyncio.ensure_future(self.switch.on.wait()),
+                asyncio.ensure_future(self._service.clock.sleep(LOOK_INTERVAL)),
+            ]
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+            if not any(subscriber.running for subscriber in self._subscribers):
+                return False
+        return True
+
+    async def note_pauses(self) -> None:
+        """Log when the subscription is paused, and when it is resumed, until cancelled."""
+        log = self._log.bind(subscription=self.handler.subscription.name)
+        while True:
+            await self.switch.off.wait()
+            if (pause := self.switch.pause) is not None:
+                self.vitals.paused = str(pause)
+                log.warning("subscription paused", by=pause.who, reason=pause.reason)
+            await self.switch.on.wait()
+            self.vitals.paused = ""
+            log.info("subscription resumed")
 
 
 def messages_in(returned: Any) -> Sequence[Message]:

@@ -19,6 +19,8 @@ from eventmesh.integrations.faststream.intake import Arrival, Intake
 from eventmesh.integrations.faststream.middleware import EventMeshMiddleware
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.redact import redact
+from eventmesh.runtime.consuming.broker_dead_letters import BrokerDeadLetters
+from eventmesh.runtime.consuming.pausing import PauseWatch
 from eventmesh.runtime.declaring.handler import (
     Handler,
     Returned,
@@ -56,8 +58,9 @@ class Mesh(ABC, Generic[AnyIntake]):
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """For `FastStream(…, lifespan=mesh.lifespan)`: start-up before the first message, and the
-        relay of the outbox while the app runs.
+        """For `FastStream(…, lifespan=mesh.lifespan)`: start-up before the first message; and while
+        the app runs, the relay of the outbox, the pauses of operators, and a watch for what the
+        broker dead-letters by itself.
 
         Raises Unreachable, Drift or UsageError like the start-up of a worker.
         """
@@ -71,13 +74,31 @@ class Mesh(ABC, Generic[AnyIntake]):
             relayed=[service],
             subscriptions=[intake.handler.subscription for intake in self._intakes],
         )
+        switches = {intake.handler.subscription.name: intake.switch for intake in self._intakes}
+        pauses = PauseWatch(service, switches, service.clock)
         async with host.start() as started:
             self._transport, stopping = started.transport, asyncio.Event()
             try:
+                await pauses.begin(stopping)
                 async with asyncio.TaskGroup() as tasks:
                     for relay in started.relays:
                         tasks.create_task(relay.run(stopping))
-                    upkeep = [tasks.create_task(work) for work in self.upkeep()]
+                    dead_letters = [
+                        BrokerDeadLetters(
+                            service,
+                            intake.handler,
+                            intake.vitals,
+                            started.transport,
+                            service.clock,
+                            stopping,
+                        ).run()
+                        for intake in self._intakes
+                        if BrokerDeadLetters.are_needed(intake.handler, started.transport)
+                    ]
+                    work = [pauses.run(), *(each.note_pauses() for each in self._intakes)]
+                    upkeep = [
+                        tasks.create_task(each) for each in (*work, *dead_letters, *self.upkeep())
+                    ]
                     try:
                         yield
                     finally:

@@ -77,9 +77,11 @@ class EventMeshMiddleware(BaseMiddleware[PublishCommand, Any]):
         if arrival.held_already:
             raise NackMessage  # the handler that is still running settles it
         try:
+            if not await arrival.intake.wait_while_paused():
+                raise NackMessage  # the app is stopping; it is delivered again
             return await self._consume(arrival, call_next, msg)
         except (Unreachable, UsageError):
-            await arrival.intake.pause()
+            await arrival.intake.back_off()
             raise
         finally:
             arrival.intake.let_go(arrival.delivery)
@@ -123,11 +125,11 @@ class EventMeshMiddleware(BaseMiddleware[PublishCommand, Any]):
                 stops.append(error)
                 raise
 
-        outcome = await arrival.intake.run(arrival.delivery, call)
+        outcome = await arrival.intake.run(arrival, call)
         if stops:  # for FastStream to handle; the message is delivered again
             raise stops[0]
         await arrival.intake.tell_saga(arrival.delivery, outcome, transport)
-        acknowledge = await arrival.intake.settle(arrival.delivery, outcome)
+        acknowledge = await arrival.intake.settle_traced(arrival, outcome)
         if outcome is DONE and self._called:
             return self._returned
         # If we returned, FastStream would publish None as the handler's answer.

@@ -144,6 +144,10 @@ def consumers(status: SubscriptionStatus, relays: int | None) -> Verdict:
             f"Start a worker: `eventmesh worker {status.service}`. Until then its messages wait as "
             f"unrouted.",
         )
+    if status.paused is not None:
+        waits = f"; {status.ready:,} message(s) wait" if status.ready else ""
+        fix = f"Resume it by `eventmesh resume {subject}` once the reason is gone."
+        return warning("consumers", subject, f"{status.paused}{waits}", fix)
     number, what = status.consumers, "consumer(s)"
     if number is None and "consumers" in status.unknown and status.problem is None:
         number, what = relays, "worker(s) of the service"
@@ -157,14 +161,15 @@ def consumers(status: SubscriptionStatus, relays: int | None) -> Verdict:
         "consumers",
         subject,
         Severity.FAILURE if status.ready else Severity.WARNING,
-        f"nobody consumes it, {waits}",
+        f"no consumer, {waits}",
         f"Start a worker: `eventmesh worker {status.service}`; its log says why it stops.",
     )
 
 
 def waiting(status: SubscriptionStatus) -> Verdict | None:
-    """Whether the oldest message waits too long; None where nothing waits, or no age is known."""
-    if status.oldest_age is None:
+    """Whether the oldest message waits too long; None where nothing waits, no age is known, or the
+    subscription is paused, of which `consumers` tells."""
+    if status.oldest_age is None or status.paused is not None:
         return None
     says = f"its oldest message has waited for {status.oldest_age:,.0f} s"
     if status.oldest_age <= MOST_WAIT:
@@ -184,10 +189,11 @@ def dead_letters(status: SubscriptionStatus) -> Verdict | None:
         return None
     if not status.dead:
         return fine("dead letters", status.name, "none")
+    behind = f"; {status.held:,} message(s) are held behind one of their key" if status.held else ""
     return warning(
         "dead letters",
         status.name,
-        f"{status.dead:,} dead letter(s)",
+        f"{status.dead:,} dead letter(s){behind}",
         f"See why by `eventmesh dlq list {status.service}`; then replay or discard them.",
     )
 

@@ -60,6 +60,9 @@ class Dialect(ABC):
     counts_with_insert = False
     """Whether the statement that inserts into the outbox also counts, given the columns of what to
     count as lists and the `count_owner`."""
+    counts_with_claim = False
+    """Whether the statement that claims messages also counts those that were not there, given the
+    `count_owner`, and for each `count_id` a `count_source` and a `count_name`."""
     can_cancel_delayed = True
     """Whether a delayed message in the outbox is found by its id without reading others."""
     maintenance_database: ClassVar[str] = ""
@@ -109,7 +112,7 @@ class Dialect(ABC):
         difference."""
         return None
 
-    async def keeps_queue_settings(self, connection: AsyncConnection) -> bool:
+    def keeps_queue_settings(self, connection: Connection) -> bool:
         """Whether this connection of a queue engine has the `queue_settings` by itself."""
         return False
 

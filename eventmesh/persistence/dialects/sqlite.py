@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
-from eventmesh.errors import Conflict
+from eventmesh.errors import Conflict, UsageError
 from eventmesh.persistence.dialects.base import Dialect
 from eventmesh.private_files import make_private_file, make_private_folder
 
@@ -43,6 +43,15 @@ class SQLite(Dialect):
     name = "sqlite"
     driver = "sqlite+aiosqlite"
     is_file = True
+
+    def normal_url(self, url: URL, variable: str) -> URL:
+        if url.host:
+            path = "/".join(filter(None, (url.host, url.database)))
+            raise UsageError(
+                f"{variable} does not name a file: write sqlite:///{path} "
+                f"for a path from here, or sqlite:////var/lib/service.db for an absolute one."
+            )
+        return url
 
     def differ(self, ours: URL, theirs: URL) -> bool:
         if (theirs.database or "").startswith("file:"):

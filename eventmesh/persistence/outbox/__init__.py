@@ -21,9 +21,9 @@ it is parked after too many attempts: head-of-line blocking, within a key. The s
 from eventmesh.persistence.outbox.reading import START as START
 from eventmesh.persistence.outbox.reading import OutboxRow as OutboxRow
 from eventmesh.persistence.outbox.reading import Position as Position
+from eventmesh.persistence.outbox.reading import ahead as ahead
 from eventmesh.persistence.outbox.reading import due as due
 from eventmesh.persistence.outbox.reading import has_rejected as has_rejected
-from eventmesh.persistence.outbox.reading import newest as newest
 from eventmesh.persistence.outbox.reading import next_due as next_due
 from eventmesh.persistence.outbox.reading import writers as writers
 from eventmesh.persistence.outbox.settling import Rejection as Rejection

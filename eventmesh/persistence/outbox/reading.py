@@ -29,12 +29,12 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, Select, bindparam, func, select
+from sqlalchemy import BigInteger, Integer, Select, bindparam, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.dialects.sql import UtcDateTime, by_index, refused_key
-from eventmesh.persistence.tables import outbox
+from eventmesh.persistence.tables import BUCKETS, outbox
 from eventmesh.wire.envelope import Envelope
 
 
@@ -70,29 +70,34 @@ async def due(
 ) -> list[OutboxRow]:
     """The first rows of these buckets that can be published, up to `limit`, in the order of their
     numbers: those after the position, or with `up_to` those that are not."""
-    parameters = {
-        "buckets": sorted(buckets),
+    parameters: dict[str, Any] = {
         "now": now,
         "most": limit,
         "seq": position.seq,
         "due_at": position.due_at,
     }
-    rows = await connection.execute(_due_statement(up_to), parameters)
+    has_all = len(buckets) == BUCKETS  # as a relay that is alone, which need not name them
+    if not has_all:
+        parameters["buckets"] = sorted(buckets)
+    rows = await connection.execute(_due_statement(up_to, has_all), parameters)
     return [
         OutboxRow(seq, Envelope(headers, data), attempts) for seq, headers, data, attempts in rows
     ]
 
 
-async def newest(connection: AsyncConnection, position: Position) -> int:
-    """The highest number of a row after the position; the position's own if there is none."""
-    rows = select(func.max(outbox.c.seq)).where(outbox.c.seq > position.seq)
-    return await connection.scalar(rows) or position.seq
+async def ahead(
+    connection: AsyncConnection, position: Position, now: datetime
+) -> tuple[int, datetime | None]:
+    """What there is where nothing is due: the highest number of a row after the position, or the
+    position's own if there is none; and when the next of the delayed rows is due, of all buckets,
+    or None where none is delayed."""
+    row = (await connection.execute(_ahead_statement(), {"seq": position.seq, "now": now})).one()
+    return row.newest or position.seq, row.next_due
 
 
 async def has_rejected(connection: AsyncConnection) -> bool:
     """Whether there are rows that were rejected at least once, parked ones among them."""
-    rows = select(outbox.c.seq).where(outbox.c.attempts > 0).limit(1)
-    return await connection.scalar(rows) is not None
+    return await connection.scalar(_rejected_statement()) is not None
 
 
 async def next_due(connection: AsyncConnection, now: datetime) -> datetime | None:
@@ -108,6 +113,27 @@ async def writers(connection: AsyncConnection) -> list[str]:
     return await dialect_of(connection).outbox_writers(connection)
 
 
+# The index of rejected rows has only those with attempts above 0. A database that is given this
+# number as a parameter cannot use it, or, as SQLite, plans the statement anew each time.
+_ZERO = literal_column("0", Integer)
+
+# Every relay executes these often, and building a statement takes longer than executing it.
+
+
+@cache
+def _ahead_statement() -> Select[Any]:
+    after = select(func.max(outbox.c.seq)).where(outbox.c.seq > bindparam("seq"))
+    return select(
+        after.scalar_subquery().label("newest"),
+        _next_due_statement().scalar_subquery().label("next_due"),
+    )
+
+
+@cache
+def _rejected_statement() -> Select[Any]:
+    return select(outbox.c.seq).where(outbox.c.attempts > _ZERO).limit(1)
+
+
 @cache
 def _next_due_statement() -> Select[Any]:
     later = select(outbox.c.due_at).where(outbox.c.due_at > bindparam("now", type_=UtcDateTime))
@@ -115,19 +141,20 @@ def _next_due_statement() -> Select[Any]:
     return rows.order_by(outbox.c.due_at, outbox.c.seq).limit(1)
 
 
-@cache  # building it takes longer than running it
-def _due_statement(up_to: bool) -> Select[Any]:
+@cache
+def _due_statement(up_to: bool, has_all_buckets: bool) -> Select[Any]:
     first, now = outbox.alias("first"), bindparam("now", type_=UtcDateTime)
     blocks = select(first.c.seq).where(
-        first.c.attempts > 0,
+        first.c.attempts > _ZERO,
         refused_key(first.c.key) == outbox.c.key,
         first.c.parked | (first.c.due_at > now) | (first.c.seq < outbox.c.seq),
     )
-    can_be_published = (
-        outbox.c.bucket.in_(bindparam("buckets", expanding=True)),
+    can_be_published = [
         ~outbox.c.parked,
         ~by_index(blocks, first, "ix_eventmesh_outbox_refused").exists(),
-    )
+    ]
+    if not has_all_buckets:
+        can_be_published.append(outbox.c.bucket.in_(bindparam("buckets", expanding=True)))
     rows: Select[Any] = select(outbox.c.seq, outbox.c.headers, outbox.c.data, outbox.c.attempts)
     rows = by_index(rows, outbox, "ix_eventmesh_outbox_due_at")
     seq, due_at = bindparam("seq", type_=BigInteger), bindparam("due_at", type_=UtcDateTime)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence import counts
@@ -27,32 +27,32 @@ class Rejection:
     again_at: datetime
 
 
-async def delete_untried(connection: AsyncConnection, rows: Sequence[OutboxRow]) -> bool:
+def delete_untried(connection: Connection, rows: Sequence[OutboxRow]) -> bool:
     """Delete rows that the broker has confirmed at the first attempt, and count them as relayed;
     returns whether that were all of them. The rest is for `delete_confirmed`."""
-    return await _delete(connection, [row for row in rows if not row.attempts], 0) == len(rows)
+    return _delete(connection, [row for row in rows if not row.attempts], 0) == len(rows)
 
 
 async def delete_confirmed(connection: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
     """Delete rows that the broker has confirmed, as they were read, and count them as relayed."""
     for attempts in {row.attempts for row in rows}:
         those = [row for row in rows if row.attempts == attempts]
-        if await _delete(connection, those, attempts) < len(those):
+        if await connection.run_sync(_delete, those, attempts) < len(those):
             await _delete_rejected(connection, [row.seq for row in those])
 
 
-async def _delete(connection: AsyncConnection, rows: Sequence[OutboxRow], attempts: int) -> int:
+def _delete(connection: Connection, rows: Sequence[OutboxRow], attempts: int) -> int:
     """Delete those of these rows that have had so many attempts; returns how many."""
     dialect, seqs = dialect_of(connection), [row.seq for row in rows]
     at_once = dialect.delete_relayed(outbox)
     if at_once is not None:
         owner = counts.owner_of(connection)
         found = {"seqs": seqs, "attempts": attempts, "owner": owner}
-        return await connection.scalar(at_once, found) or 0
+        return connection.scalar(at_once, found) or 0
     statement = dialect.delete_outbox(outbox)
-    gone = set(await connection.scalars(statement, {"seqs": seqs, "attempts": attempts}))
+    gone = set(connection.scalars(statement, {"seqs": seqs, "attempts": attempts}))
     relayed = Counter(counts.way_of("relayed", row.envelope) for row in rows if row.seq in gone)
-    await counts.add_now(connection, relayed)
+    counts.add(connection, relayed)
     return len(gone)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from eventmesh.compat import Change
@@ -66,16 +66,21 @@ def change_lines(change: Change, *, first: str = "  ") -> Iterator[str]:
         yield from wrapped(f"fix: {change.fix}", first=first + "  ", hanging=first + "       ")
 
 
-def sentence(text: str) -> str:
-    """The text as a sentence: summaries that follow a subject are not written as one."""
+def sentence(text: str, names: Collection[str] = ()) -> str:
+    """The text as a sentence: summaries that follow a subject are not written as one. A text that
+    begins with one of these names, or with that of a message, keeps its spelling."""
     text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    first = text.partition(" ")[0].rstrip(",:")
+    is_name = first in names or "." in first
+    return (text if is_name else text[:1].upper() + text[1:]) + (
+        "" if text.endswith((".", "!", "?")) else "."
+    )
 
 
 def explain(finding: Finding) -> str:
     """The whole finding in paragraphs for a person."""
     problem = finding.problem
-    parts = [sentence(problem.summary)]
+    parts = [sentence(problem.summary, problem.parties)]
     if problem.parties:
         parts.append(f"Services: {', '.join(problem.parties)}.")
     if problem.witness is not None:

@@ -23,7 +23,7 @@ def _block(finding: Finding) -> Iterator[str]:
     yield f"{word:8} {problem.rule} {problem.subject}"
     if problem.place is not None:
         yield f"  {problem.place.file}:{problem.place.line}"
-    yield from wrapped(sentence(problem.summary))
+    yield from wrapped(sentence(problem.summary, problem.parties))
     if problem.parties:
         yield from wrapped(f"Services: {', '.join(problem.parties)}")
     if problem.witness is not None:

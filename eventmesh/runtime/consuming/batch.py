@@ -8,6 +8,9 @@ retried. A lost database is waited for, and costs no message an attempt.
     100 deliveries → read (2 cannot be: dead letters) → group of 98 → message 7 fails, rollback
                    → messages 1 to 6, one by one → 7 is retried later → 8 to 98, one by one
 
+If the subscription has an order, what comes after a failed message of its key is not handled: it
+comes again behind it.
+
 Nothing is settled on the broker here: `run` returns what is to become of each delivery.
 """
 
@@ -21,7 +24,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Iterable,
     Mapping,
     Sequence,
 )
@@ -29,7 +31,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from dataclasses import dataclass
 
 from eventmesh.contracts.message import Message
-from eventmesh.errors import EventMeshError, Reject, Unreachable, UsageError
+from eventmesh.errors import EventMeshError, Reject, Unreachable
 from eventmesh.persistence import inbox
 from eventmesh.persistence.counts import Way, way_of
 from eventmesh.persistence.database_errors import (
@@ -44,7 +46,7 @@ from eventmesh.runtime.consuming.delivery import read
 from eventmesh.runtime.consuming.delivery_log import DeliveryLog
 from eventmesh.runtime.consuming.pacing import next_size
 from eventmesh.runtime.consuming.poison import StartCounts, delivery_limit, is_suspect
-from eventmesh.runtime.declaring.handler import Handler, Returned
+from eventmesh.runtime.declaring.handler import HANDLERS_CLOCK, Handler, Returned
 from eventmesh.runtime.declaring.reading import Undecided
 from eventmesh.runtime.declaring.retry import decide
 from eventmesh.runtime.declaring.service import HANDLING
@@ -52,6 +54,7 @@ from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.tracing.port import NO_CONSUMER_TRACING, ConsumerTracing
 from eventmesh.transports.base import Delivery
+from eventmesh.transports.ordering import settleable
 from eventmesh.transports.outcome import DONE, Dead, Outcome
 from eventmesh.wire.envelope import Envelope
 
@@ -114,8 +117,8 @@ async def _raise(error: Unreachable) -> None:
 class BatchRunner:
     """Runs the deliveries of one subscription, or of one of its lanes, in order.
 
-    Once `stopping` is set, nothing more is begun. `wait_for_database` is awaited between two tries
-    to reach a lost database; without it, the loss is raised as Unreachable. `tracing` is told
+    Once `is_ending` returns True, nothing more is begun. `wait_for_database` is awaited between two
+    tries to reach a lost database; without it, the loss is raised as Unreachable. `tracing` is told
     of the deliveries before they are run.
     """
 
@@ -124,7 +127,7 @@ class BatchRunner:
         service: Service,
         handler: Handler,
         vitals: SubscriptionVitals,
-        stopping: asyncio.Event | None = None,
+        is_ending: Callable[[], bool] = lambda: False,
         wait_for_database: Callable[[Unreachable], Awaitable[None]] | None = None,
         tracing: ConsumerTracing = NO_CONSUMER_TRACING,
     ) -> None:
@@ -136,10 +139,11 @@ class BatchRunner:
         self._vitals = vitals
         self._clock = service.clock
         self._settings = service.settings
-        self._stopping = stopping or asyncio.Event()
+        self._is_ending = is_ending
         self._wait_for_database = wait_for_database or _raise
         self._starts = StartCounts(service, handler.subscription.name)
         self._starts_are_counted = service.needs_database
+        self._is_ordered = handler.subscription.order is not None
         self._delivery_limit = delivery_limit(
             service.settings.max_deliveries, starts_are_counted=service.needs_database
         )
@@ -151,11 +155,12 @@ class BatchRunner:
         )
 
     async def run(self, deliveries: Sequence[Delivery]) -> list[Settlement]:
-        """What became of each delivery; those that were not begun before `stopping` are left out.
+        """What became of each delivery; those that were not begun before the end are left out.
 
         A lost database is waited for, and what was not committed by then is handled again.
         """
         HANDLING.set(self._service.name if self.handler.transactional else "")
+        HANDLERS_CLOCK.set(self._clock)
         began_at = self._clock.monotonic()
         with self._log.batch():
             dead, readable = await self._read(deliveries)
@@ -176,7 +181,8 @@ class BatchRunner:
         self.size = (
             1 if result.has_failed else next_size(self.size, len(deliveries), took, most, time)
         )
-        return dead + result.settlements
+        settlements = dead + result.settlements
+        return settleable(deliveries, settlements) if self._is_ordered else settlements
 
     async def _read(
         self, deliveries: Sequence[Delivery]
@@ -200,9 +206,23 @@ class BatchRunner:
                     await readings.look_up(question)
             if isinstance(message, Dead):
                 dead.append(self._settle(delivery, message))
-            else:
+            elif not self._is_behind(delivery, dead):
                 readable.append((delivery, message))
         return dead, readable
+
+    def _is_behind(self, delivery: Delivery, failed: Sequence[Settlement]) -> bool:
+        """Whether it must wait for one of these, which failed and came before it."""
+        key = delivery.envelope.key
+        return self._is_ordered and any(each.envelope.key == key for each, _ in failed)
+
+    def _left(
+        self, readable: Sequence[_Readable], begun: int, failed: Settlement
+    ) -> Sequence[_Readable]:
+        """What may still be handled from `begun` on, after this one has failed."""
+        if not self._is_ordered:
+            return readable
+        left = [each for each in readable[begun:] if not self._is_behind(each[0], [failed])]
+        return [*readable[:begun], *left]
 
     async def _run_plainly(self, readable: Sequence[_Readable]) -> _Result:
         """Call a handler without a transaction: message by message, or, if it takes batches, with
@@ -215,7 +235,7 @@ class BatchRunner:
         settlements: list[Settlement] = []
         takes_several = self.handler.call_batch is not None and not self.handler.isolated
         size, has_failed, begun = self.size if takes_several else 1, False, 0
-        while begun < len(readable) and not self._stopping.is_set():
+        while begun < len(readable) and not self._is_ending():
             group = next_group(readable, begun, size)
             first = group[0][0]
             counts_start = self._starts_are_counted and is_suspect(first)
@@ -224,21 +244,19 @@ class BatchRunner:
                     if dead := await self._starts.begin(first):
                         settlements.append(self._settle(first, dead))
                         begun += 1
+                        readable = self._left(readable, begun, settlements[-1])
                         continue
             try:
                 with self.tracing.processing([delivery for delivery, _ in group]):
                     returned = await self._call(group, None)
-                    if _messages(returned):
-                        raise UsageError(
-                            f"the handler of {self.handler.subscription.name} returned a message "
-                            f"without a return annotation that declares it"
-                        )
+                    self.handler.messages_in(returned)
             except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
                 if len(group) > 1:
                     self._log.batch_failed(len(group), error)
                     size, has_failed = 1, True
                     continue
                 settlements.append(self._fail(first, error))
+                readable = self._left(readable, begun + 1, settlements[-1])
             else:
                 for delivery, _ in group:
                     settlements.append(self._settle(delivery, DONE))
@@ -274,7 +292,7 @@ class BatchRunner:
         while begun < len(readable):
             first = readable[begun][0]
             fails_now = failed is not None and failed[0] == begun
-            if self._stopping.is_set() and not fails_now:
+            if self._is_ending() and not fails_now:
                 break
             group = next_group(readable, begun, size)
             try:
@@ -283,13 +301,15 @@ class BatchRunner:
                         await self._starts.end(first)
                     settlements.append(self._fail(first, failed[1]))
                     failed, begun = None, begun + 1
+                    readable = self._left(readable, begun, settlements[-1])
                 elif (
                     is_suspect(first)
                     and first is not start_counted
                     and (dead := await self._starts.begin(first))
                 ):
                     settlements.append(self._settle(first, dead))
-                    begun += 1
+                    failed, begun = None, begun + 1
+                    readable = self._left(readable, begun, settlements[-1])
                 else:
                     start_counted = first if is_suspect(first) else None
                     with self.tracing.transaction():
@@ -305,7 +325,7 @@ class BatchRunner:
                     await self._wait_for_database(error)
             except Unreachable as error:
                 await self._wait_for_database(error)
-                if self._stopping.is_set():
+                if self._is_ending():
                     break
             except _HandlerFailed as failure:
                 if takes_several and len(group) > 1:
@@ -333,7 +353,8 @@ class BatchRunner:
                     for each, _ in group
                 ]
                 ids = [entry.message_id for entry in entries]
-                claim = await inbox.claim(unit.session, name, entries)
+                ways = _ways(name, group, ids)
+                claim = await inbox.claim(unit.session, name, entries, ways)
             try:
                 began_at = self._clock.monotonic()
                 handled, times = await self._handle_all(unit, group, ids, claim)
@@ -344,7 +365,7 @@ class BatchRunner:
                         if handled < len(group):
                             left = sorted(claim.fresh - times.keys())
                             await inbox.unclaim(unit.session, name, left)
-                        unit.count(_counted(name, group, ids, times))
+                        unit.count(_uncounted(ways, times, claim))
                         slow = {each: time for each, time in times.items() if time >= inbox.SLOW}
                         if slow and journal:
                             await inbox.note_slow(unit.session, name, slow)
@@ -423,7 +444,7 @@ class BatchRunner:
                 if connection_lost(error):
                     raise Unreachable(f"the database was lost while handling: {error}") from error
                 raise
-            for result in _messages(returned):
+            for result in self.handler.messages_in(returned):
                 transaction.add(result)
 
     async def _call(self, group: Sequence[_Readable], transaction: Transaction | None) -> Returned:
@@ -474,14 +495,20 @@ class BatchRunner:
         return delivery, outcome
 
 
-def _counted(
-    subscription: str, group: Sequence[_Readable], ids: Sequence[str], handled: Collection[str]
-) -> Counter[Way]:
-    """How many of these messages were handled, each id once."""
-    first = dict(
-        zip(reversed(ids), (delivery.envelope for delivery, _ in reversed(group)), strict=True)
-    )
-    return Counter(way_of("handled", first[each], subscription) for each in handled)
+def _ways(subscription: str, group: Sequence[_Readable], ids: Sequence[str]) -> dict[str, Way]:
+    """How each id is counted as handled: of two messages with the same one, as the first."""
+    ways = [way_of("handled", delivery.envelope, subscription) for delivery, _ in group]
+    return dict(zip(reversed(ids), reversed(ways), strict=True))
+
+
+def _uncounted(
+    ways: Mapping[str, Way], handled: Collection[str], claim: inbox.Claim
+) -> dict[Way, int]:
+    """What is still to be counted where these were handled. It is less than nothing for those that
+    the claim has counted and that were left, because the time of their group was over."""
+    numbers = Counter(ways[each] for each in handled)
+    numbers.subtract(claim.counted)
+    return {way: number for way, number in numbers.items() if number}
 
 
 def _refuse_other(claim: inbox.Claim, message_id: str, envelope: Envelope) -> None:
@@ -492,28 +519,6 @@ def _refuse_other(claim: inbox.Claim, message_id: str, envelope: Envelope) -> No
             f"the id {envelope.id!r} was already used for a message with other data, which has "
             f"taken effect: whoever publishes it must give each message an id of its own"
         )
-
-
-def _messages(returned: object) -> Sequence[Message]:
-    """The messages in what a handler returned; UsageError when it is anything else."""
-    match returned:
-        case None:
-            return ()
-        case Message():
-            return (returned,)
-        case type():
-            others = [f"the class {returned.__name__}"]
-        case Iterable() if not isinstance(returned, str | bytes | Mapping):
-            messages = tuple(returned)
-            others = sorted({type(it).__name__ for it in messages if not isinstance(it, Message)})
-            if not others:
-                return messages
-        case _:
-            others = [type(returned).__name__]
-    raise UsageError(
-        f"it returned {' and '.join(others)}, and a handler returns an Event or a Command, several "
-        f"of them as a list, or None"
-    )
 
 
 def may_come_from_sharing(error: Exception) -> bool:

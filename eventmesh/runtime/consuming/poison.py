@@ -11,7 +11,9 @@ loses the database while it handles a suspect handles it again, but counts no ot
 default of 10 deliveries, a message becomes a dead letter at the eighth start without an end.
 
 Without a database only the broker's count is left, so it must be made to say something: in cautious
-mode one message is fetched at a time, and a death raises the count of that message alone.
+mode one message is fetched at a time, and a death raises the count of that message alone. The
+consumer of an ordered subscription on RabbitMQ holds more than it is asked for. So it counts by
+itself, see `rabbitmq/ordered/partition`, and what it only held is delivered for the first time.
 
 | mode     | fetched at a time  | it ends when                                                  |
 |----------|--------------------|---------------------------------------------------------------|

@@ -14,6 +14,7 @@ again at once, and its redelivery count would grow as if it had killed its worke
 | consuming cautiously | as above, or ten first deliveries    | subscription entered cautious mode |
 | waiting for broker   | it accepts a consumer                | subscription waiting for broker    |
 | waiting for database | a batch has been committed           | subscription waiting for database  |
+| paused               | an operator resumes it               | subscription paused, resumed       |
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellati
 from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.consuming.dead_letter_signal import tell_sagas
 from eventmesh.runtime.consuming.lanes import split
+from eventmesh.runtime.consuming.pausing import PauseSwitch
 from eventmesh.runtime.consuming.poison import CautiousMode
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.service import DeclaredService as Service
@@ -41,7 +43,8 @@ from eventmesh.transports.base import Consumer, Delivery, Transport
 class ConsumedSubscription:
     """Consumes the subscription of one handler until `stopping` is set.
 
-    `on_consuming` is called each time that the broker has accepted a consumer.
+    `on_consuming` is called each time that the broker has accepted a consumer, and when the
+    subscription turns out to be paused.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ConsumedSubscription:
         transport: Transport,
         clock: Clock,
         stopping: asyncio.Event,
+        switch: PauseSwitch,
         on_consuming: Callable[[], None],
     ) -> None:
         self.vitals = SubscriptionVitals(service.name, handler.subscription, clock)
@@ -59,6 +63,7 @@ class ConsumedSubscription:
         self._clock = clock
         self._prefetch = service.settings.prefetch
         self._stopping = stopping
+        self._switch = switch
         self._on_consuming = on_consuming
         self._broker_reconnect = Reconnect(clock)
         self._database_reconnect = Reconnect(clock)
@@ -72,7 +77,7 @@ class ConsumedSubscription:
                 service,
                 handler,
                 self.vitals,
-                stopping,
+                lambda: stopping.is_set() or switch.off.is_set(),
                 self._wait_for_database,
                 handler.traced_by(service.tracing),
             )
@@ -88,19 +93,44 @@ class ConsumedSubscription:
         while not self._stopping.is_set():
             try:
                 with leaked_cancellations_raised():
-                    await self._consume()
+                    await self._wait_while_paused()
+                    if not self._stopping.is_set():
+                        await self._consume()
             except Unreachable as error:
                 await self._wait(self._broker_reconnect, "subscription waiting for broker", error)
             except LeakedCancellation as error:
                 await self._wait(self._broker_reconnect, "subscription interrupted", error)
 
+    async def _wait_while_paused(self) -> None:
+        """Return once the subscription may be consumed, or the worker stops."""
+        pause = self._switch.pause
+        if pause is None:
+            return
+        self._log.warning("subscription paused", by=pause.who, reason=pause.reason)
+        ends = [
+            asyncio.ensure_future(self._switch.on.wait()),
+            asyncio.ensure_future(self._stopping.wait()),
+        ]
+        self.vitals.paused = str(pause)
+        try:
+            self._on_consuming()
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.vitals.paused = ""
+            for end in ends:
+                end.cancel()
+        if not self._stopping.is_set():
+            self._log.info("subscription resumed")
+
     async def _consume(self) -> None:
-        """Consume until `stopping`, or until cautious mode begins or ends, for which another
-        prefetch is needed; Unreachable once the broker is lost."""
+        """Consume until `stopping`, or a pause, or until cautious mode begins or ends, for which
+        another prefetch is needed; Unreachable once the broker is lost."""
+        subscription = self._handler.subscription
         is_cautious = self._cautious_mode.is_on
         prefetch = 1 if is_cautious else max(self._prefetch, len(self._runners))
         ends: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(self._stopping.wait()),
+            asyncio.ensure_future(self._switch.off.wait()),
             mode_changed := asyncio.get_running_loop().create_future(),
         ]
 
@@ -143,8 +173,13 @@ class ConsumedSubscription:
 
         try:
             async with (
-                self._transport.consume(self._handler.subscription, prefetch=prefetch) as consumer,
-                split(consumer, len(self._runners), prefetch) as lanes,
+                self._transport.consume(subscription, prefetch=prefetch) as consumer,
+                split(
+                    consumer,
+                    len(self._runners),
+                    prefetch,
+                    is_ordered=subscription.order is not None,
+                ) as lanes,
             ):
                 with self.vitals.consuming():
                     self._note_recovery()

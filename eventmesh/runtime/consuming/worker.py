@@ -15,6 +15,8 @@ import structlog
 
 from eventmesh.clock import Clock
 from eventmesh.errors import DrainTimeout
+from eventmesh.runtime.consuming.broker_dead_letters import BrokerDeadLetters
+from eventmesh.runtime.consuming.pausing import PauseSwitch, PauseWatch
 from eventmesh.runtime.consuming.subscription import ConsumedSubscription
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.settings import Settings
@@ -27,20 +29,28 @@ class Worker:
     """Runs services on a connected transport.
 
     `run` returns after a clean drain. It raises what made it stop otherwise: Unreachable or Drift
-    at the start, DrainTimeout, or a defect. A server lost later is waited for instead.
+    at the start, DrainTimeout, or a defect. A server lost later is waited for instead. For
+    `is_checked`, see `Host`.
     """
 
     def __init__(
-        self, services: Sequence[Service], transport: Transport, settings: Settings, clock: Clock
+        self,
+        services: Sequence[Service],
+        transport: Transport,
+        settings: Settings,
+        clock: Clock,
+        *,
+        is_checked: bool = False,
     ) -> None:
         self.services = services
         self.transport = transport
         self.settings = settings
         self._clock = clock
+        self._is_checked = is_checked
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.worker")
         self.vitals = Vitals()
         self.ready = asyncio.Event()
-        """Set once every subscription is being consumed."""
+        """Set once every subscription is being consumed, or is paused."""
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping` is set, then finish what was begun and give back the rest."""
@@ -71,20 +81,47 @@ class Worker:
                 handler.subscription for service in self.services for handler in service.worked
             ],
             transport=self.transport,
+            is_checked=self._is_checked,
         )
 
     async def _consume_all(self, stopping: asyncio.Event) -> None:
         """Consume all subscriptions until `stopping`; then they have `drain_timeout` to finish."""
+        worked = [(service, handler) for service in self.services for handler in service.worked]
+        switches = {handler.subscription.name: PauseSwitch() for _, handler in worked}
+        watches = [
+            PauseWatch(service, switches, self._clock)
+            for service in self.services
+            if service.worked and service.needs_database
+        ]
+        for watch in watches:
+            await watch.begin(stopping)
         subscriptions = [
             ConsumedSubscription(
-                service, handler, self.transport, self._clock, stopping, self._announce_if_ready
+                service,
+                handler,
+                self.transport,
+                self._clock,
+                stopping,
+                switches[handler.subscription.name],
+                self._announce_if_ready,
             )
-            for service in self.services
-            for handler in service.worked
+            for service, handler in worked
         ]
         self.vitals.subscriptions = [subscription.vitals for subscription in subscriptions]
         async with asyncio.TaskGroup() as tasks:
+            watching = [tasks.create_task(watch.run()) for watch in watches]
             consuming = [tasks.create_task(subscription.run()) for subscription in subscriptions]
+            looking = [
+                tasks.create_task(
+                    BrokerDeadLetters(
+                        service, handler, vitals, self.transport, self._clock, stopping
+                    ).run()
+                )
+                for (service, handler), vitals in zip(
+                    worked, self.vitals.subscriptions, strict=True
+                )
+                if BrokerDeadLetters.are_needed(handler, self.transport)
+            ]
             self._announce_if_ready()  # a worker without subscriptions is
             await stopping.wait()
             self.vitals.stage = "draining"
@@ -92,6 +129,8 @@ class Worker:
             late: set[asyncio.Task[None]] = set()
             if consuming:
                 _, late = await asyncio.wait(consuming, timeout=self.settings.drain_timeout)
+            for task in (*looking, *watching):
+                task.cancel()
             if late:
                 raise DrainTimeout(
                     f"{len(late)} subscription(s) were still handling messages "
@@ -101,9 +140,9 @@ class Worker:
                 )
 
     def _announce_if_ready(self) -> None:
-        """Set `ready`, and log it, once every subscription is being consumed."""
+        """Set `ready`, and log it, once every subscription is being consumed, or is paused."""
         expected = sum(len(service.worked) for service in self.services)
-        consumed = [vitals for vitals in self.vitals.subscriptions if not vitals.trouble]
+        consumed = [each for each in self.vitals.subscriptions if each.paused or not each.trouble]
         if self.ready.is_set() or len(consumed) < expected:
             return
         self.ready.set()

@@ -43,6 +43,8 @@ def _load(name: str, target: str, root: Path) -> Service:
     module_name, _, attribute = target.partition(":")
     try:
         module = importlib.import_module(module_name)
+    except UsageError as error:
+        raise UsageError(f"{str(error).removesuffix('.')}{_place(error, root)}.") from error
     except EventMeshError:
         raise
     except (Exception, SystemExit) as error:

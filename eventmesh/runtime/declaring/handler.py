@@ -6,6 +6,9 @@ what else it is given, and what it may publish by returning it:
     async def book(event: OrderPlaced, tx: Transaction) -> Booked         one message a call
     async def book(events: list[OrderPlaced], tx: Transaction) -> None    a batch a call
 
+A parameter of type `Clock` is filled with the service's own clock, which a test can own; code that
+takes it there has virtual time without any other help.
+
 Binding turns such a function into calls of one shape, so that the code that runs handlers does not
 know how they were written. Whatever cannot work is a UsageError here, before the first message.
 """
@@ -15,16 +18,19 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from eventmesh.clock import Clock, SystemClock
 from eventmesh.contracts.message import Command, Message, identity_of
 from eventmesh.errors import UsageError
 from eventmesh.persistence.database import AsyncSession
 from eventmesh.persistence.transaction import Transaction
-from eventmesh.runtime.declaring.retry import Retry
+from eventmesh.runtime.declaring.order import WithoutKey, order_of
+from eventmesh.runtime.declaring.retry import Retry, checked_retry
 from eventmesh.tracing.port import ConsumerTracing, Tracing
-from eventmesh.transports.base import Subscription
+from eventmesh.transports.base import AfterDead, Subscription
 from eventmesh.wire.envelope import Envelope
 
 Returned = Message | Sequence[Message] | None
@@ -34,6 +40,9 @@ BatchCall = Callable[
     [Sequence[Message], Sequence[Envelope], Transaction | None], Awaitable[Returned]
 ]
 """How a batch handler is called for several messages, which are given with their envelopes."""
+
+HANDLERS_CLOCK: ContextVar[Clock | None] = ContextVar("eventmesh_handlers_clock", default=None)
+"""The clock that handlers called in this context are given."""
 
 MAX_CONCURRENCY = 1_000
 """Lanes of one subscription in one process; each may hold a database connection."""
@@ -74,6 +83,17 @@ class Handler:
         commands = [name for name, model in self.models.items() if issubclass(model, Command)]
         return tracing.consumer(self.subscription.name, self.subscription.messages, commands)
 
+    def messages_in(self, returned: object) -> Sequence[Message]:
+        """The messages in what the handler returned, which its transaction publishes; UsageError
+        when it is anything else, or nobody would publish them."""
+        messages = _messages(returned)
+        if messages and not self.transactional:
+            raise UsageError(
+                f"the handler of {self.subscription.name} returned a message without a return "
+                f"annotation that declares it"
+            )
+        return messages
+
 
 @dataclass(frozen=True, slots=True)
 class _Binding:
@@ -85,6 +105,7 @@ class _Binding:
     transaction: tuple[str, ...]
     session: tuple[str, ...]
     envelope: tuple[str, ...]
+    clock: tuple[str, ...]
     injected: bool
     accepts: tuple[type[Message], ...]
 
@@ -99,6 +120,10 @@ def bind(
     concurrency: int = 1,
     timeout: float | None = None,
     sources: Sequence[str] = (),
+    ordered: bool = False,
+    partitions: int | None = None,
+    after_dead: AfterDead | None = None,
+    without_key: WithoutKey | None = None,
 ) -> Handler:
     """The handler of this function; UsageError, with the parameter's name, when it cannot be one.
 
@@ -125,14 +150,22 @@ def bind(
             f"{where} takes two models of one message: {_spell(models)}. Keep the one that reads "
             f"what it needs."
         )
+    order = order_of(
+        where,
+        models,
+        ordered=ordered,
+        partitions=partitions,
+        after_dead=after_dead,
+        without_key=without_key,
+    )
     call_batch = _make_batch_call(function, binding) if binding.is_batch else None
     call = _make_call(function, binding) if call_batch is None else _make_call_of_one(call_batch)
     return Handler(
-        subscription=Subscription(subscription, tuple(by_name)),
+        subscription=Subscription(subscription, tuple(by_name), order),
         models=by_name,
         call=call,
         call_batch=call_batch,
-        retry=retry,
+        retry=checked_retry(retry, where),
         transactional=bool(binding.transaction or binding.session or binding.injected or returns),
         isolated=isolated,
         concurrency=checked_concurrency(concurrency, where),
@@ -158,10 +191,10 @@ def checked_sources(sources: Sequence[str], where: str) -> tuple[str, ...]:
 
 def checked_concurrency(concurrency: int, where: str) -> int:
     """The number of lanes; UsageError for one that is out of range."""
-    if not 1 <= concurrency <= MAX_CONCURRENCY:
+    if not isinstance(concurrency, int) or not 1 <= concurrency <= MAX_CONCURRENCY:
         raise UsageError(
-            f"{where} has concurrency={concurrency}: give the number of messages to be handled at "
-            f"a time, from 1 to {MAX_CONCURRENCY}."
+            f"{where} has concurrency={concurrency!r}: give the number of messages to be handled "
+            f"at a time, from 1 to {MAX_CONCURRENCY}."
         )
     return concurrency
 
@@ -184,8 +217,8 @@ def _bind_parameters(
         if name not in hints:
             raise UsageError(
                 f"{where} has no annotation on its parameter {name!r}. Annotate it with the "
-                f"message it handles, or a list of them, Transaction, AsyncSession, Envelope, or "
-                f"Annotated[T, Depends(…)]."
+                f"message it handles, or a list of them, Transaction, AsyncSession, Envelope, "
+                f"Clock, or Annotated[T, Depends(…)]."
             )
         if parameter.kind not in _BY_NAME:
             raise UsageError(
@@ -204,7 +237,7 @@ def _bind_parameters(
             raise UsageError(
                 f"{where} has the parameter {name!r} of type {_type_name(hints[name])}, which "
                 f"nothing can fill. Use a message, a list of messages, Transaction, AsyncSession, "
-                f"Envelope, or Annotated[T, Depends(…)]."
+                f"Envelope, Clock, or Annotated[T, Depends(…)]."
             )
     messages = found["message"] + found["messages"]
     if len(messages) != 1:
@@ -226,13 +259,14 @@ def _bind_parameters(
         transaction=tuple(found["transaction"]),
         session=tuple(found["session"]),
         envelope=tuple(found["envelopes" if is_batch else "envelope"]),
+        clock=tuple(found["clock"]),
         injected=bool(found["injected"]),
         accepts=_message_types(_item_of_list(hint) if is_batch else hint),
     )
 
 
 _Filling = Literal[
-    "message", "messages", "transaction", "session", "envelope", "envelopes", "injected"
+    "message", "messages", "transaction", "session", "envelope", "envelopes", "clock", "injected"
 ]
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -240,6 +274,7 @@ _FILLINGS: Mapping[type, _Filling] = {
     Transaction: "transaction",
     AsyncSession: "session",
     Envelope: "envelope",
+    Clock: "clock",
 }
 
 
@@ -296,6 +331,8 @@ def _make_call(
         filled: dict[str, Any] = {binding.message: taken}
         for name in binding.envelope:
             filled[name] = described
+        for name in binding.clock:
+            filled[name] = HANDLERS_CLOCK.get() or SystemClock()
         if transaction is not None:
             for name in binding.transaction:
                 filled[name] = transaction
@@ -394,6 +431,28 @@ def _returned_messages(hint: Any, where: str) -> frozenset[type[Message]]:
             f"messages, or nothing."
         )
     return frozenset().union(*(_returned_messages(argument, where) for argument in arguments))
+
+
+def _messages(returned: object) -> Sequence[Message]:
+    """The messages in what a handler returned; UsageError when it is anything else."""
+    match returned:
+        case None:
+            return ()
+        case Message():
+            return (returned,)
+        case type():
+            others = [f"the class {returned.__name__}"]
+        case Iterable() if not isinstance(returned, str | bytes | Mapping):
+            messages = tuple(returned)
+            others = sorted({type(it).__name__ for it in messages if not isinstance(it, Message)})
+            if not others:
+                return messages
+        case _:
+            others = [type(returned).__name__]
+    raise UsageError(
+        f"it returned {' and '.join(others)}, and a handler returns an Event or a Command, several "
+        f"of them as a list, or None"
+    )
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -69,12 +69,28 @@ class Retry:
     per_error: Mapping[type[Exception], Retry] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
+        if not isinstance(self.attempts, int) or self.attempts < 1:
             raise UsageError(
-                f"Retry(attempts={self.attempts}): use 1 or more; the first call counts."
+                f"Retry(attempts={self.attempts!r}): use 1 or more; the first call counts."
             )
-        if not 0 <= self.jitter <= 1:
-            raise UsageError(f"Retry(jitter={self.jitter}): use a share between 0 and 1.")
+        if not callable(self.backoff):
+            raise UsageError(
+                f"Retry(backoff={self.backoff!r}): write constant({self.backoff!r}), or "
+                f"exponential({self.backoff!r}) for delays that grow."
+            )
+        if not isinstance(self.jitter, int | float) or not 0 <= self.jitter <= 1:
+            raise UsageError(f"Retry(jitter={self.jitter!r}): use a share between 0 and 1.")
+        if not isinstance(self.give_up_on, tuple) or not all(map(_is_error, self.give_up_on)):
+            raise UsageError(
+                f"Retry(give_up_on={self.give_up_on!r}): write a tuple of exception classes, such "
+                f"as (ValueError,)."
+            )
+        for kind, policy in self.per_error.items():
+            if not _is_error(kind) or not isinstance(policy, Retry):
+                raise UsageError(
+                    f"Retry(per_error={{{kind!r}: {policy!r}}}): write an exception class and the "
+                    f"Retry for it."
+                )
 
     def of(self, error: Exception) -> Retry:
         """The policy for this error."""
@@ -82,6 +98,17 @@ class Retry:
             if isinstance(error, kind):
                 return policy
         return self
+
+
+def checked_retry(retry: object, where: str) -> Retry:
+    """The policy; UsageError for what is not one."""
+    if not isinstance(retry, Retry):
+        raise UsageError(f"{where} has retry={retry!r}: write a policy, such as Retry(attempts=3).")
+    return retry
+
+
+def _is_error(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Exception)
 
 
 def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outcome:

@@ -8,6 +8,8 @@ database is opened when it is first needed, with the settings of `configure` or 
 from __future__ import annotations
 
 import asyncio
+import copy
+import inspect
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -33,12 +35,14 @@ from eventmesh.runtime.declaring.handler import (
     checked_concurrency,
     checked_sources,
 )
+from eventmesh.runtime.declaring.order import WithoutKey
 from eventmesh.runtime.declaring.reaction import React, Reaction
 from eventmesh.runtime.declaring.reading import Readings
-from eventmesh.runtime.declaring.retry import Retry
+from eventmesh.runtime.declaring.retry import Retry, checked_retry
 from eventmesh.runtime.declaring.settings import Settings, load_settings, warn_of_unknown_variables
 from eventmesh.tracing.loading import make_providers, make_tracing
 from eventmesh.tracing.port import Tracing
+from eventmesh.transports.base import AfterDead
 from eventmesh.transports.factory import place_of
 
 M = TypeVar("M", bound=Message)
@@ -72,6 +76,10 @@ class SagaCoordinator(Protocol):
     def refuse_unknown_steps(self, lots: Sequence[SagaLot]) -> None:
         """Drift where open sagas stand in a step, or have a version, that the code does not
         know."""
+        ...
+
+    async def claim_keys(self, database: Database) -> None:
+        """Give their keys to open sagas that were started before the code had keys. Unreachable."""
         ...
 
     def unmatched_events(self) -> Mapping[str, int]:
@@ -119,6 +127,11 @@ class DeclaredService:
                 f'underscores, such as Service("payments").'
             )
         self.name = name
+        if metadata is not None and not isinstance(metadata, MetaData):
+            raise UsageError(
+                f"Service {name!r} has metadata={metadata!r}: write the MetaData of its tables, "
+                f"such as metadata=Base.metadata."
+            )
         if isinstance(shares_database_with, str):
             raise UsageError(
                 f"Service {name!r} has shares_database_with={shares_database_with!r}: write a list "
@@ -156,6 +169,10 @@ class DeclaredService:
         concurrency: int = 1,
         timeout: Duration | None = None,
         sources: Sequence[str] = (),
+        ordered: bool = False,
+        partitions: int | None = None,
+        after_dead: AfterDead | None = None,
+        without_key: WithoutKey | None = None,
     ) -> Callable[[Function], Function]:
         """Declare a handler; the decorated function stays an ordinary function.
 
@@ -167,7 +184,17 @@ class DeclaredService:
         `isolated` gives each message a transaction of its own. `concurrency` is how many messages,
         or groups of them, a process handles at a time. One process handles messages of one key one
         after another and in order, except that a message that is retried, or delivered again after
-        a lost connection, comes after the later ones. Several processes keep no order.
+        a lost connection, comes after the later ones. Several processes keep no order, unless the
+        handler is `ordered`.
+
+        With `ordered`, the messages of a key take effect in the order of their publication,
+        whatever the number of workers and whatever fails. A message that is retried holds back the
+        later ones of its key; others go on. `after_dead` says what a dead letter does: the later
+        messages of its key `continue`, by default, or it `hold`s them until it is replayed or
+        discarded. Messages without a key are refused when the handler is declared, or, with
+        `without_key="together"`, are in one order. On RabbitMQ the keys are divided among
+        `partitions`, 1 to 256, by default 16; other brokers need none.
+
         A call of the handler, or a commit of its effects, that takes longer than `timeout` is
         cancelled and rolled back, and its messages are retried as after any error.
 
@@ -178,11 +205,7 @@ class DeclaredService:
         """
 
         for message in messages:
-            if not (isinstance(message, type) and issubclass(message, Message)):
-                raise UsageError(
-                    f"Service {self.name!r}: subscriber was given {message!r}, which is not a "
-                    f"message. Write @service.subscriber() or @service.subscriber(SomeEvent)."
-                )
+            self._check_is_message("subscriber", message)
 
         def declare(function: Function) -> Function:
             self.add_handler(
@@ -190,11 +213,15 @@ class DeclaredService:
                     function,
                     messages,
                     subscription=f"{self.name}.{name or function.__name__}",
-                    retry=retry or Retry(),
+                    retry=Retry() if retry is None else retry,
                     isolated=isolated,
                     concurrency=concurrency,
                     timeout=None if timeout is None else seconds(timeout),
                     sources=sources,
+                    ordered=ordered,
+                    partitions=partitions,
+                    after_dead=after_dead,
+                    without_key=without_key,
                 )
             )
             return function
@@ -219,8 +246,8 @@ class DeclaredService:
         its effect: a pydantic model, a value such as an int, or None. When an event `undone_by`
         comes with the same key, the function decorated with `@….undo` is called with that event,
         the recorded value and a Transaction. For each key, both happen once at the most; when the
-        event that undoes comes first, neither happens. Both events must have a key. The other
-        parameters are those of `subscriber`. Raises UsageError.
+        event that undoes comes first, neither happens. So it needs no order. Both events must have
+        a key. The other parameters are those of `subscriber`. Raises UsageError.
         """
 
         def declare(function: React[Reacted, Result]) -> Reaction[Reacted, Undoing, Result]:
@@ -228,7 +255,7 @@ class DeclaredService:
             reaction = Reaction(subscription, event, undone_by, function)
             self.add_handler(
                 reaction.handler(
-                    retry=retry or Retry(),
+                    retry=checked_retry(Retry() if retry is None else retry, str(reaction)),
                     isolated=isolated,
                     concurrency=checked_concurrency(concurrency, str(reaction)),
                     timeout=None if timeout is None else seconds(timeout),
@@ -246,6 +273,7 @@ class DeclaredService:
         With `version`, the data of this message is written as that older version, by the model's
         downcasters, for as long as some subscriber cannot read a newer one.
         """
+        self._check_is_message("publisher", message)
         self.registry.add_published(message, version=version)
         self.has_publishers = True
         return Publisher(self, message)
@@ -368,6 +396,15 @@ class DeclaredService:
             raise UsageError(f"Service {self.name!r} is running: close it before configuring it.")
         self._settings, self._readings, self._tracing = settings, None, None
 
+    def replica(self, clock: Clock, settings: Settings, database: Database) -> Self:
+        """The same declarations, with this clock, these settings and this database, which is ready:
+        the service as another process has it. For tests that run several in one."""
+        other = copy.copy(self)
+        other.clock, other.handlers = clock, dict(self.handlers)
+        other._settings, other._readings, other._tracing = settings, None, None
+        other._database, other._database_ready, other._on_commit = database, True, []
+        return other
+
     @property
     def readings(self) -> Readings:
         """Which versions of what it subscribes to can be read as they are."""
@@ -412,6 +449,11 @@ class DeclaredService:
         async with database.reading() as connection:
             self.refuse_stranded(await census(connection))
 
+    async def claim_saga_keys(self) -> None:
+        """Give their keys to open sagas that have none yet. Unreachable."""
+        for saga in self.sagas.values():
+            await saga.claim_keys(await self.database())
+
     def refuse_stranded(self, lots: Sequence[SagaLot]) -> None:
         """Drift as `refuse_stranded_sagas`, for these open sagas of the database."""
         own = [lot for lot in lots if lot.name.startswith(f"{self.name}.")]
@@ -453,6 +495,19 @@ class DeclaredService:
             raise UsageError(
                 f"A handler of service {self.name!r} {did}: it would not be committed together "
                 f"with the handler's own. Take a Transaction as a parameter and use tx.publish."
+            )
+
+    def _check_is_message(self, method: str, message: object) -> None:
+        """UsageError unless it is a class of messages, as this method of the service takes."""
+        if method == "subscriber" and inspect.isroutine(message):
+            raise UsageError(
+                f"Service {self.name!r}: {message.__name__} is decorated without parentheses. "
+                f"Write @service.subscriber()."
+            )
+        if not (isinstance(message, type) and issubclass(message, Message)):
+            raise UsageError(
+                f"Service {self.name!r}: {method} was given {message!r}, which is not a class "
+                f"derived from Event or Command. Write service.{method}(SomeEvent)."
             )
 
     def _check_subscribes(self, handler: Handler, model: type[Message]) -> None:

@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     """How long it is remembered what a reaction has done: an event that undoes it later than this
     finds nothing to undo."""
 
+    action_window: Seconds = 365 * 86_400.0
+    """How long it is recorded what operators did."""
+
     health_port: int | None = Field(default=None, ge=0, le=65_535)
     """Where probes and metrics are answered; nowhere unless it is set. With several processes, each
     answers on a port of its own, counted up from this one."""

@@ -48,6 +48,11 @@ def _configured(path: Path) -> dict[str, str]:
         raise UsageError(f"{path} cannot be read: {error}.") from None
     tools = content.get("tool", {})
     ours = tools.get("eventmesh", {}) if isinstance(tools, dict) else tools
+    if isinstance(ours, dict) and (unknown := sorted(ours.keys() - {"services", "waivers"})):
+        raise UsageError(
+            f"{path}: tool.eventmesh.{unknown[0]} is not known. Write [tool.eventmesh.services] or "
+            f"[[tool.eventmesh.waivers]]; all else is set by EVENTMESH_… variables."
+        )
     services = ours.get("services", {}) if isinstance(ours, dict) else ours
     if not isinstance(services, dict) or not all(isinstance(v, str) for v in services.values()):
         raise UsageError(f'{path}: [tool.eventmesh.services] takes lines of name = "module:attr".')

@@ -55,8 +55,7 @@ class HeldLeases:
         if now < self._renew_at:
             return False
         async with self._database.connection() as connection:
-            buckets = await leases.renew(connection, self.owner, self._lease_time)
-            ends_in = await leases.next_expiry(connection, self.owner)
+            buckets, ends_in = await leases.renew(connection, self.owner, self._lease_time)
         changed = buckets != self.buckets or now >= self._valid_until
         self.buckets = buckets
         # Counted from before the renewal.

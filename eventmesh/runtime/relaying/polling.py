@@ -81,16 +81,13 @@ class Polling:
         """Read the outbox in so many seconds at the latest: a row is due then."""
         self._read_at = min(self._read_at, asyncio.get_running_loop().time() + seconds)
 
-    async def wait(self, stopping: asyncio.Event) -> None:
-        """Wait until a reading is due, or for a wake-up, or for `stopping`."""
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._woken, stopping)]
+    async def wait(self) -> None:
+        """Wait until a reading is due, or for a wake-up."""
+        due = asyncio.get_running_loop().call_later(self._pause_left(), self._woken.set)
         try:
-            await asyncio.wait(
-                waits, timeout=self._pause_left(), return_when=asyncio.FIRST_COMPLETED
-            )
+            await self._woken.wait()
         finally:
-            for wait in waits:
-                wait.cancel()
+            due.cancel()
 
     def _pause_left(self) -> float:
         if self._is_reading_wanted:

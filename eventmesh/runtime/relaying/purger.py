@@ -1,7 +1,8 @@
 """The purger: deletes from a service's database what has become too old to be needed.
 
 These are inbox entries and begun deliveries older than the inbox window, sagas that ended before
-the saga window, and what reactions have recorded before the reaction window. Of all processes of a
+the saga window, what reactions have recorded before the reaction window, and operators' actions
+before the action window. Of all processes of a
 service, the one whose relay holds the first bucket of the outbox does it, about once a minute, in
 batches that nobody has to wait for.
 
@@ -26,6 +27,9 @@ from eventmesh.persistence.database_time import clocks_differ
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.settings import Settings
+
+FIRST_PURGE_AFTER = 5.0
+"""Seconds: a process that starts has messages to see to first."""
 
 PURGE_INTERVAL = 60.0
 """Seconds between two purges, at the most."""
@@ -57,6 +61,7 @@ class Purger:
             (purge.BEGUN, timedelta(seconds=settings.inbox_window)),
             (purge.ENDED, timedelta(seconds=settings.saga_window)),
             (purge.REACTED, timedelta(seconds=settings.reaction_window)),
+            (purge.ACTED, timedelta(seconds=settings.action_window)),
         )
         self._is_ours = is_ours
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.purger").bind(
@@ -65,6 +70,7 @@ class Purger:
 
     async def run(self) -> None:
         """Purge again and again, until cancelled."""
+        await self._clock.sleep(FIRST_PURGE_AFTER)
         while True:
             try:
                 with leaked_cancellations_raised():

@@ -132,6 +132,7 @@ class Relay:
         """Relay until `stopping`; then what is left, for a bounded time, and release the leases."""
         async with asyncio.TaskGroup() as tasks:
             helpers = [
+                self._wake_at(stopping),
                 self.polling.listen(),
                 self.sweep.run(),
                 self.leases.extend_while_publishing(),
@@ -154,6 +155,10 @@ class Relay:
         except Unreachable as error:
             # Nothing is lost: the rows stay, and the leases expire.
             self._log.warning("outbox relay stopped without last round", error=str(error))
+
+    async def _wake_at(self, stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        self.polling.wake()
 
     async def _run_rounds(self, stopping: asyncio.Event) -> None:
         reconnect = Reconnect(self._clock)
@@ -182,7 +187,7 @@ class Relay:
             self.vitals.trouble = ""
             reconnect.succeeded()
             if last.may_wait:
-                await self.polling.wait(stopping)
+                await self.polling.wait()
 
     async def round(self) -> Round:
         """Relay one batch. Raises Unreachable when the database does not answer."""
@@ -271,10 +276,13 @@ class Relay:
             passed, relayed = self.watermark.position, self.handover.closed_through
             now = await self._database.time.recent(connection)
             due = await outbox.due(connection, self.leases.buckets, now, BATCH, passed)
-            # Relayed rows are gone, so that only the hand-over knows how far the numbers have come.
-            newest = 0 if due else max(relayed, await outbox.newest(connection, passed))
-            if not due and (next_due := await outbox.next_due(connection, now)):
-                next_due_in = (next_due - now).total_seconds()
+            newest = 0
+            if not due:
+                newest, next_due = await outbox.ahead(connection, passed, now)
+                # Relayed rows are gone, so that only the hand-over knows of their numbers.
+                newest = max(relayed, newest)
+                if next_due is not None:
+                    next_due_in = (next_due - now).total_seconds()
             if self.handover.may_have_rejected:
                 self.handover.may_have_rejected = await outbox.has_rejected(connection)
             if self.watermark.is_checkpoint_due(began_at):
@@ -303,8 +311,9 @@ class Relay:
             )
         all_done = not dispatched.confirmed and not rejected
         if dispatched.confirmed and not rejected:  # as a rule, one statement does it
-            async with self._database.queue("statement") as connection:
-                all_done = await outbox.delete_untried(connection, dispatched.confirmed)
+            all_done = await self._database.write_to_queue(
+                lambda connection: outbox.delete_untried(connection, dispatched.confirmed)
+            )
         if not all_done:
             async with self._database.queue() as connection:
                 await outbox.delete_confirmed(connection, dispatched.confirmed)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from eventmesh.errors import UsageError
 from eventmesh.saga.definition import Definition
 from eventmesh.saga.happening import UnexpectedAnswer, UnknownStep
-from eventmesh.saga.record import ENDED, SagaRecord
+from eventmesh.saga.record import SagaRecord
 from eventmesh.saga.verify.keys import Key, Keys
 from eventmesh.saga.verify.moves import (
     AGAIN,
@@ -50,6 +50,9 @@ from eventmesh.saga.verify.properties import (
 from eventmesh.saga.verify.rules import RememberedRules, Rules, TransitionFailed
 from eventmesh.saga.verify.twin import CalledWithoutReply, Twin, TwinState, Undecided, twin_of
 from eventmesh.saga.verify.world import World, label_of
+
+SAGA_IS = "saga "
+"""What the status of a saga follows in the name of a witness: a step may be called `completed`."""
 
 OF_MOVES = tuple(each for each in PROPERTIES if not each.of_worlds)
 
@@ -118,7 +121,7 @@ class Explored:
     """The bound that was met, for people."""
     witnesses: dict[str, tuple[Move, ...]] = field(default_factory=dict)
     """The shortest story for each thing that must happen sometimes: `reserve`, `reserve:undo`,
-    `completed` and so on."""
+    `saga completed` and so on."""
     outcomes: set[tuple[str, ...]] = field(default_factory=set)
     """Where nothing is under way: the status of the saga and those of its units, sorted."""
     waits_for_ever: set[str] = field(default_factory=set)
@@ -179,7 +182,7 @@ class _Exploration:
         while pending:
             name = pending.pop()
             for swap in swaps:
-                other = _renamed(name, swap) if name not in ENDED and name != "parked" else name
+                other = name if name.startswith(SAGA_IS) else _renamed(name, swap)
                 if other not in witnesses:
                     story = witnesses[name]
                     witnesses[other] = tuple(_renamed_move(move, swap) for move in story)
@@ -323,7 +326,7 @@ class _Exploration:
         names = [] if transition is None else [base_of(each.label) for each in transition.sendings]
         names += [name for name in self.waits if name in record.units]
         if record.status not in ("running", "undoing"):
-            names.append(record.status)
+            names.append(f"{SAGA_IS}{record.status}")
         for name in names:
             if name not in self.found.witnesses:
                 self.found.witnesses[name] = self._story(parent, happened.move)

@@ -280,8 +280,6 @@ def _answer(rules: RememberedRules, twin: Twin, world: World, label: Label, move
         event = (twin.oks if move.detail == "ok" else twin.refusals)[label.step]
     if step.correlate is None or label.is_undo:
         return _tell(rules, world, Answered(event, str(label)), move)
-    if world.record.ended:
-        return Made(world, None)  # its key leads to no open saga
     return _tell(rules, world, Answered(event, None), move)
 
 
@@ -289,8 +287,6 @@ def _decide(rules: RememberedRules, twin: Twin, world: World, move: Move) -> Mad
     if move.kind == "decided":
         around = world.of(move.subject)._replace(decision=move.detail)
         world = world.with_unit(move.subject, around)
-    if world.record.ended:
-        return Made(world, None)  # its key leads to no open saga
     event = (twin.oks if move.detail == "ok" else twin.refusals)[move.subject]
     return _tell(rules, world, Answered(event, None), move)
 

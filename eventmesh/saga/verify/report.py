@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eventmesh.saga.definition import Definition
-from eventmesh.saga.verify.exploration import Bounds, Broken, Explored, explore
+from eventmesh.saga.verify.exploration import SAGA_IS, Bounds, Broken, Explored, explore
 from eventmesh.saga.verify.moves import Move
 from eventmesh.saga.verify.properties import PROPERTIES
 from eventmesh.saga.verify.rules import Rules
@@ -37,7 +37,7 @@ class Report:
             names.append(step.name)
             if step.undoing is not None:
                 names.append(f"{step.name}:undo")
-        return [*names, "completed", "undone"]
+        return [*names, f"{SAGA_IS}completed", f"{SAGA_IS}undone"]
 
     @property
     def unreached(self) -> list[str]:
@@ -101,9 +101,10 @@ class Report:
             return f"explored   all stories; {limits}"
         if found.complete_up_to < 0:
             return f"explored   a part of the stories without a deviation, up to {found.hit}"
+        option = "--states" if found.hit.endswith("states") else "--deviations"
         return (
-            f"explored   all stories with up to {found.complete_up_to} deviations, until the bound "
-            f"of {found.hit} was met; {limits}"
+            f"explored   all stories with up to {found.complete_up_to} deviations, and not all "
+            f"with more: the bound of {found.hit} was met, which {option} moves; {limits}"
         )
 
     def _within(self) -> str:

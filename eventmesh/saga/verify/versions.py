@@ -361,7 +361,7 @@ def _happenings(twin: Twin, record: SagaRecord) -> Iterator[Happening]:
         answers = [twin.oks[step.name]]
         if step.name in twin.refusals:
             answers.append(twin.refusals[step.name])
-        if step.correlate is not None and not record.ended:
+        if step.correlate is not None:
             yield from (Answered(event, None) for event in answers)
         for name in units_of(step, record.units):
             unit = record.units.get(name)

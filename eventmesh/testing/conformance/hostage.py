@@ -6,7 +6,7 @@ import asyncio
 import sys
 
 from eventmesh.clock import SystemClock
-from eventmesh.transports.base import Subscription, TransportOptions
+from eventmesh.transports.base import Order, Subscription, TransportOptions
 from eventmesh.transports.factory import open_transport
 
 
@@ -25,12 +25,12 @@ async def hold(url: str, options: TransportOptions, count: int, subscription: Su
 
 
 if __name__ == "__main__":
-    _, _url, _prefix, _visibility, _count, _name, *_messages = sys.argv
+    _, _url, _prefix, _visibility, _count, _order, _name, *_messages = sys.argv
     asyncio.run(
         hold(
             _url,
             TransportOptions(visibility_timeout=float(_visibility), prefix=_prefix),
             int(_count),
-            Subscription(_name, tuple(_messages)),
+            Subscription(_name, tuple(_messages), Order() if _order == "ordered" else None),
         )
     )

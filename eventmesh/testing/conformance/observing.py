@@ -202,6 +202,7 @@ async def _kill_while_holding(rig: Rig, url: str, subscription: Subscription, co
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "eventmesh.testing.conformance.hostage"),
         *(url, rig.prefix, str(rig.visibility_timeout), str(count)),
+        "unordered" if subscription.order is None else "ordered",
         *(subscription.name, *subscription.messages),
         stdout=asyncio.subprocess.PIPE,
     )

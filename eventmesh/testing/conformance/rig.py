@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from eventmesh.clock import SystemClock
-from eventmesh.transports.base import Subscription, Transport
+from eventmesh.transports.base import Order, Subscription, Transport
 from eventmesh.wire.envelope import Envelope
 
 T = TypeVar("T")
@@ -66,11 +66,12 @@ class Rig:
             self.visibility_timeout if visibility_timeout is None else visibility_timeout
         )
 
-    def subscription(self, name: str, *messages: str) -> Subscription:
+    def subscription(self, name: str, *messages: str, order: Order | None = None) -> Subscription:
         """A subscription with a name of this rig, to the message `happened` or those named."""
         return Subscription(
             f"{self.name}.{name}",
             tuple(f"{self.name}.{message}" for message in messages or ("happened",)),
+            order,
         )
 
     def envelopes(self, count: int, message: str = "happened", *, key: str = "k") -> list[Envelope]:

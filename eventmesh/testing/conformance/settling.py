@@ -137,6 +137,12 @@ async def dead_letters_are_kept(rig: Rig) -> None:
         expect((letter.attempts, by_id[sent[0].id].attempts) == (1, 2), letters)
         expect(letter.subscription == subscription.name, letter)
         expect(len(await transport.dead_letters(subscription, limit=1)) == 1, "limit")
+        for most_bytes, number in ((0, 0), (1, 1), (10**6, 3)):
+            some = await transport.dead_letters(subscription, limit=10, most_bytes=most_bytes)
+            expect(len({each.id for each in some}) == number, f"{most_bytes} bytes: {some}")
+        for only in ([], [letter.id], [each.id for each in letters]):
+            some = await transport.dead_letters(subscription, limit=10, only=[*only, "nothing"])
+            expect({each.id for each in some} == set(only), f"only {only}, not {some}")
 
         missing = "01900000-0000-7000-8000-000000000000"
         expect(

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 
-START_TIMEOUT = 60.0
+START_TIMEOUT = 150.0
 """Seconds within which a started server answers."""
 
 GREETING_TIMEOUT = 5.0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eventmesh.testing.servers.answering import (
     POLL_INTERVAL,
@@ -33,8 +33,9 @@ START_ATTEMPTS = 3
 
 
 @contextmanager
-def in_container(recipe: Recipe) -> Iterator[Instance]:
-    """A server in a container, removed on leaving; Unavailable if it cannot be started."""
+def in_container(recipe: Recipe, *, in_memory: bool = False) -> Iterator[Instance]:
+    """A server in a container, removed on leaving; Unavailable if it cannot be started. With
+    `in_memory`, its data is lost whenever it is stopped."""
     try:
         from testcontainers.core.config import testcontainers_config
     except ImportError as error:
@@ -48,8 +49,9 @@ def in_container(recipe: Recipe) -> Iterator[Instance]:
     if not image:
         raise Unavailable(f"{variable(recipe.kind, 'IMAGE')} is not set, and there is no default")
     with _errors_translated():
-        _fetch(testcontainers_config.hub_image_name_prefix + image)
-    instance = _ContainerInstance(recipe, image)
+        volumes = _fetch(testcontainers_config.hub_image_name_prefix + image)
+    in_memory_only = {*volumes, *recipe.folders} if in_memory else set()
+    instance = _ContainerInstance(recipe, image, in_memory_only)
     with ExitStack() as stack:
         stack.callback(instance.wipe)
         instance.create()
@@ -61,9 +63,11 @@ class _PortTaken(Unavailable):
 
 
 class _ContainerInstance(Instance):
-    def __init__(self, recipe: Recipe, image: str) -> None:
+    def __init__(self, recipe: Recipe, image: str, in_memory: Collection[str]) -> None:
+        """The container has the folders `in_memory` on a file system in memory."""
         super().__init__(recipe, f"container {image}")
         self._image = image
+        self._in_memory = in_memory
         self._password = new_password()
         # Chosen here, because the engine would choose another one at each start.
         self._port = free_port()
@@ -89,6 +93,8 @@ class _ContainerInstance(Instance):
                 container = self.recipe.container(self._image, self._password)
                 container.with_bind_ports(self.recipe.port, self._port)
                 container.with_kwargs(labels={"eventmesh.testing": self.recipe.kind})
+                for folder in self._in_memory:
+                    container.with_tmpfs_mount(folder, "mode=1777")  # whichever user writes
                 self._container = container.__enter__()  # removes it if the start fails
             else:
                 self._container.get_wrapped_container().start()
@@ -158,8 +164,9 @@ def _errors_translated() -> Iterator[None]:
         raise (_PortTaken if taken else Unavailable)(told) from error
 
 
-def _fetch(image: str) -> None:
-    """Check that the engine answers and has the image, or pull it; fail fast."""
+def _fetch(image: str) -> list[str]:
+    """Check that the engine answers and has the image, or pull it; fail fast. Returns the folders
+    that the image declares as volumes."""
     from docker.errors import ImageNotFound, NotFound
     from testcontainers.core.docker_client import DockerClient
 
@@ -167,8 +174,7 @@ def _fetch(image: str) -> None:
         engine = DockerClient(timeout=ENGINE_TIMEOUT).client
         stack.callback(engine.close)
         try:
-            engine.images.get(image)
-            return
+            return _volumes(engine.images.get(image))
         except ImageNotFound:
             puller = DockerClient(timeout=REGISTRY_TIMEOUT).client
             stack.callback(puller.close)
@@ -176,4 +182,8 @@ def _fetch(image: str) -> None:
         # and answers "not found"; so does a registry without the image, where the pull fails fast.
         with suppress(NotFound):
             puller.images.get_registry_data(image)
-        puller.images.pull(image)
+        return _volumes(puller.images.pull(image))
+
+
+def _volumes(image: Any) -> list[str]:
+    return list(image.attrs["Config"].get("Volumes") or ())

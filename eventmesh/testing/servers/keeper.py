@@ -1,6 +1,6 @@
 """The process that owns a container or a private server on behalf of a test process.
 
-    python -m eventmesh.testing.servers.keeper KIND [WAY]
+    python -m eventmesh.testing.servers.keeper KIND [WAY] [--in-memory]
 
 It first writes a line of JSON that says where the server is, or why there is none. Then it answers
 each command on its standard input (stop, kill, start, lose_data) with another line. At the end of
@@ -29,7 +29,9 @@ from eventmesh.testing.servers.recipes import recipe_of
 ENDED_BY_US = 128 + signal.SIGTERM
 """The exit code of a keeper after SIGTERM."""
 
-_OPENERS: Mapping[Way, Callable[[Recipe], AbstractContextManager[Instance]]] = MappingProxyType(
+IN_MEMORY = "--in-memory"
+
+_OPENERS: Mapping[Way, Callable[..., AbstractContextManager[Instance]]] = MappingProxyType(
     {"container": in_container, "private": private}
 )
 
@@ -46,10 +48,17 @@ class _NoServer(Exception):
         super().__init__("; ".join(reasons))
 
 
-def keep(recipe: Recipe, ways: Sequence[Way], commands: IO[bytes], answers: IO[bytes]) -> None:
+def keep(
+    recipe: Recipe,
+    ways: Sequence[Way],
+    commands: IO[bytes],
+    answers: IO[bytes],
+    *,
+    in_memory: bool = False,
+) -> None:
     """Start a server, report it, and run the commands until there are no more."""
     try:
-        with _started(recipe, ways) as instance:
+        with _started(recipe, ways, in_memory=in_memory) as instance:
             _answer(answers, url=instance.url, origin=instance.origin, version=instance.version)
             for line in commands:
                 _answer(answers, refused=_run(instance, line.decode().strip()))
@@ -72,13 +81,13 @@ def _answer(stream: IO[bytes], **answer: object) -> None:
 
 
 @contextmanager
-def _started(recipe: Recipe, ways: Sequence[Way]) -> Iterator[Instance]:
+def _started(recipe: Recipe, ways: Sequence[Way], *, in_memory: bool) -> Iterator[Instance]:
     """A server from the first way that works; _NoServer if none does."""
     reasons: list[str] = []
     for way in ways:
         with ExitStack() as stack:
             try:
-                instance = stack.enter_context(_OPENERS[way](recipe))
+                instance = stack.enter_context(_OPENERS[way](recipe, in_memory=in_memory))
             except Unavailable as reason:
                 reasons.append(f"{way}: {reason}")
                 continue
@@ -102,5 +111,6 @@ if __name__ == "__main__":
         [way for way in WAYS if way in _ways] or WAYS,
         sys.stdin.buffer,
         sys.stdout.buffer,
+        in_memory=IN_MEMORY in _ways,
     )
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is exiting already

@@ -35,6 +35,8 @@ def _settings(postgres: str, **more: object) -> str:
         "default_pool_size": _SERVER_CONNECTIONS,
         "max_client_conn": 500,
         "unix_socket_dir": "",
+        # PostgreSQL starts beside it; after a login that fails it would reject clients for 15 s.
+        "server_login_retry": 0.1,
         **more,
     }
     lines = [f"{name} = {value}" for name, value in settings.items()]

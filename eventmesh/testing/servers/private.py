@@ -30,14 +30,16 @@ START_ATTEMPTS = 3
 
 
 @contextmanager
-def private(recipe: Recipe) -> Iterator[Instance]:
+def private(recipe: Recipe, *, in_memory: bool = False) -> Iterator[Instance]:
     """A server in a temporary folder, stopped on leaving; Unavailable if it cannot be started."""
     binaries = tuple(find_binary(name, recipe.places) for name in recipe.binaries)
     account = unprivileged_account() if recipe.unprivileged else None
     reason = ""
     for _ in range(START_ATTEMPTS):
         with ExitStack() as stack:
-            folder = stack.enter_context(temporary_folder(recipe.kind, account))
+            folder = stack.enter_context(
+                temporary_folder(recipe.kind, account, in_memory=in_memory)
+            )
             instance = _PrivateInstance(recipe, Place(folder, binaries, account))
             stack.callback(instance.stop)
             try:

@@ -171,13 +171,29 @@ def unprivileged_account() -> Account | None:
     raise Unavailable("we are root, and there is no user postgres or nobody to run it as")
 
 
+MEMORY = Path("/dev/shm")  # noqa: S108  # the folders in it have names that nobody can guess
+"""Linux's file system in memory."""
+
+NEEDED_BYTES = 2 * 1024**3
+"""More than the largest server of a test run stores. Docker gives a container 64 MB by default."""
+
+
 @contextmanager
-def temporary_folder(kind: str, account: Account | None = None) -> Iterator[Path]:
-    """A temporary folder that only this account can read, removed on leaving."""
-    with tempfile.TemporaryDirectory(prefix=f"eventmesh-{kind}-") as name:
+def temporary_folder(
+    kind: str, account: Account | None = None, *, in_memory: bool = False
+) -> Iterator[Path]:
+    """A temporary folder that only this account can read, removed on leaving. With `in_memory`, it
+    is on Linux's file system in memory, if there is space."""
+    parent = MEMORY if in_memory and has_space(MEMORY) else None
+    with tempfile.TemporaryDirectory(prefix=f"eventmesh-{kind}-", dir=parent) as name:
         if account is not None:
             os.chown(name, account.user, account.group)
         yield Path(name)
+
+
+def has_space(folder: Path) -> bool:
+    """Whether a server's data can be there."""
+    return os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > NEEDED_BYTES
 
 
 def _expand(pattern: str) -> list[str]:

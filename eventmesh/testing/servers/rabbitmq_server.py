@@ -40,9 +40,15 @@ async def _greet(url: str) -> str:
 def _container(image: str, password: str) -> DockerContainer:
     from testcontainers.community.rabbitmq import RabbitMqContainer
 
-    return RabbitMqContainer(
+    container = RabbitMqContainer(
         image, port=RECIPE.port, username=SUPERUSER, password=password, vhost="/"
     )
+    return container.with_env("RABBITMQ_MNESIA_BASE", _DATA)
+
+
+_DATA = "/var/lib/rabbitmq/data"
+"""A folder that no image has: a file system in memory takes the place of an existing folder with
+its rights, but belongs to root, and RabbitMQ may run as another user."""
 
 
 class _PrivateRabbitMQ:
@@ -114,6 +120,7 @@ RECIPE = Recipe(
     image="rabbitmq:4",
     port=5672,
     container=_container,
+    folders=(_DATA,),
     stopping=("rabbitmqctl", "shutdown"),  # a shell as first process would ignore SIGTERM
     binaries=("rabbitmq-server", "epmd"),
     # Debian's rabbitmq-server on PATH is a wrapper for its own instance and user.

@@ -15,7 +15,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from eventmesh.errors import EventMeshError, UsageError
-from eventmesh.testing.servers.keeper import ENDED_BY_US
+from eventmesh.testing.servers.keeper import ENDED_BY_US, IN_MEMORY
 from eventmesh.testing.servers.recipe import WAYS, Way, variable
 from eventmesh.testing.servers.recipes import KINDS, recipe_of
 
@@ -91,19 +91,25 @@ def required(kind: str, environment: Mapping[str, str] | None = None) -> bool:
 
 @contextmanager
 def serve(
-    kind: str, environment: Mapping[str, str] | None = None, *, way: Way | None = None
+    kind: str,
+    environment: Mapping[str, str] | None = None,
+    *,
+    way: Way | None = None,
+    in_memory: bool = False,
 ) -> Iterator[Server]:
     """A server of this kind (one of KINDS) while the context is open.
 
     `environment` replaces the process's own. With `way`, only this way of starting a server is
-    tried. ServerMissing if there is none.
+    tried. With `in_memory`, a server that is started stores its data in memory where the system has
+    a file system for that: a test that makes databases or durable queues takes much less time.
+    ServerMissing if there is no server.
     """
     environment = os.environ if environment is None else environment
     given = _given(kind, environment)
     if given is not None:
         yield given
         return
-    with serve_controlled(kind, environment, way=way) as server:
+    with _started(kind, environment, way, in_memory=in_memory) as server:
         yield server
 
 
@@ -115,9 +121,18 @@ def serve_controlled(
 
     A server from the environment is not used, because others may use it. Otherwise as `serve`.
     """
-    recipe_of(kind)
     environment = os.environ if environment is None else environment
-    with _Keeper.of(kind, environment, [way] if way else WAYS) as keeper:
+    with _started(kind, environment, way) as server:
+        yield server
+
+
+@contextmanager
+def _started(
+    kind: str, environment: Mapping[str, str], way: Way | None, *, in_memory: bool = False
+) -> Iterator[ControlledServer]:
+    recipe_of(kind)
+    ways = [way] if way else WAYS
+    with _Keeper.of(kind, environment, ways, in_memory=in_memory) as keeper:
         answer = keeper.answer()
         if "reasons" in answer:
             url_variable = variable(kind, "URL")
@@ -158,12 +173,14 @@ class _Keeper:
 
     @classmethod
     @contextmanager
-    def of(cls, kind: str, environment: Mapping[str, str], ways: Sequence[Way]) -> Iterator[Self]:
+    def of(
+        cls, kind: str, environment: Mapping[str, str], ways: Sequence[Way], *, in_memory: bool
+    ) -> Iterator[Self]:
         """Start a keeper; it ends its server on leaving, or when this process is gone."""
         with subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [
                 *(sys.executable, "-W", "ignore", "-m", "eventmesh.testing.servers.keeper"),
-                *(kind, *ways),
+                *(kind, *ways, *([IN_MEMORY] if in_memory else [])),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -184,6 +184,7 @@ class Consuming:
         span = self._start(signals, "receive", name, INVALID_SPAN_CONTEXT, began)
         if span.is_recording():
             describe(span, [(each.envelope, {}) for each in deliveries], self._of_link)
+            self._recorder.tell_peer(span, publishing=False)
             span.end(self._recorder.nanoseconds(now))
         signals.measured(now - began, self._of_metric("receive", name), "")
         self._consumed(signals, deliveries, "receive")
@@ -261,6 +262,7 @@ class Consuming:
             span = self._start(batch.signals, "settle", name, above, began)
         if span.is_recording():
             self._tell_outcomes(span, settlements)
+            self._recorder.tell_peer(span, publishing=False)
         failed = ""
         try:
             yield

@@ -3,12 +3,13 @@ attributes `traceparent` and `tracestate`, which are those of W3C Trace Context.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanContext, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from eventmesh.tracing.port import NO_IDS
@@ -16,6 +17,7 @@ from eventmesh.wire.envelope import MAX_ATTRIBUTE_BYTES, Envelope
 
 _NO_PARENT = Context()
 _W3C = TraceContextTextMapPropagator()
+_PLAIN = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
 def creation_of(envelope: Envelope) -> SpanContext:
@@ -71,6 +73,11 @@ def current_ids() -> Mapping[str, str]:
 
 @lru_cache(maxsize=2048)  # each is asked for when its message is received, handled and settled
 def _read(traceparent: str, tracestate: str) -> SpanContext:
+    if not tracestate and (match := _PLAIN.fullmatch(traceparent)):
+        # The propagator reads the same, and takes several times as long.
+        trace_id, span_id, flags = (int(part, 16) for part in match.groups())
+        read = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags))
+        return read if read.is_valid else INVALID_SPAN_CONTEXT
     carrier = {"traceparent": traceparent, "tracestate": tracestate}
     return trace.get_current_span(_W3C.extract(carrier, _NO_PARENT)).get_span_context()
 

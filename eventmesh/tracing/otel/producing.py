@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from opentelemetry import trace
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, Span, SpanContext, SpanKind
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, Span, SpanKind
 
 from eventmesh.tracing import conventions as named
 from eventmesh.tracing.otel.contexts import below, carrying, creation_of, is_left_out, written
@@ -22,8 +22,8 @@ class Producing:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._left_out: tuple[SpanContext, Mapping[str, str]] = INVALID_SPAN_CONTEXT, {}
-        """The latest context that the sampler had decided against, and how messages carry it."""
+        self._left_out: tuple[Span | None, Mapping[str, str]] = None, {}
+        """The latest span that the sampler had decided against, and how messages carry it."""
         self._attributes: dict[tuple[named.Operation, str | None], named.Attributes] = {}
 
     def created(self, envelope: Envelope, *, delay: float, cause: Envelope | None) -> Envelope:
@@ -37,10 +37,11 @@ class Producing:
         if signals is None:
             return envelope
         running = trace.get_current_span()
+        if running is self._left_out[0] and not delay:  # as it is for all messages of a batch
+            return carrying(envelope, self._left_out[1])
         around = running.get_span_context()
         if is_left_out(around) and not running.is_recording() and not delay:
-            if around is not self._left_out[0]:  # it is the same for all messages of a batch
-                self._left_out = around, written(around)
+            self._left_out = running, written(around)
             return carrying(envelope, self._left_out[1])
         origin = INVALID_SPAN_CONTEXT if cause is None else creation_of(cause)
         above = around
@@ -91,6 +92,8 @@ class Producing:
             describe(span, described, lambda name: named.of_link(place, name))
 
         def answered(answer: Answer) -> None:
+            if span.is_recording():
+                self._recorder.tell_peer(span, publishing=True)
             error = self._judge(signals, span, answer)
             told = named.of_operation(place, "send", name)
             signals.measured(clock.monotonic() - began, told, error)

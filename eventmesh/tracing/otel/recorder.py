@@ -10,7 +10,7 @@ from eventmesh.clock import Clock
 from eventmesh.tracing import conventions as named
 from eventmesh.tracing.otel.contexts import creation_of
 from eventmesh.tracing.otel.signals import Providers, Signals
-from eventmesh.tracing.place import Place
+from eventmesh.tracing.place import KnowsPeers, Place
 from eventmesh.wire.envelope import Envelope
 
 ASK_EVERY = 1.0
@@ -28,6 +28,7 @@ class Recorder:
         self.clock = clock
         self._parents = parents
         self._commands: set[str] = set()
+        self.transport: KnowsPeers | None = None
         self._providers = providers
         self._version = version
         self._signals: Signals | None = None
@@ -42,6 +43,11 @@ class Recorder:
             if self._providers.is_any_configured():
                 self._signals = Signals(self._providers, self._version)
         return self._signals
+
+    def tell_peer(self, span: Span, *, publishing: bool) -> None:
+        """Say where the operation of this span, which is recorded, went to."""
+        if self.transport is not None:
+            span.set_attributes(named.of_peer(self.transport.peer(publishing=publishing)))
 
     def handles_commands(self, names: Collection[str]) -> None:
         """Messages of these names are commands."""

@@ -10,7 +10,7 @@ from eventmesh.tracing.otel.consuming import Consuming
 from eventmesh.tracing.otel.producing import Producing
 from eventmesh.tracing.otel.recorder import Recorder
 from eventmesh.tracing.otel.signals import Providers
-from eventmesh.tracing.place import Place
+from eventmesh.tracing.place import KnowsPeers, Place
 from eventmesh.tracing.port import Answer, ConsumerTracing
 from eventmesh.wire.envelope import Envelope
 
@@ -24,6 +24,9 @@ class OpenTelemetryTracing:
     ) -> None:
         self._recorder = Recorder(place, clock, parents, providers, version)
         self._producing = Producing(self._recorder)
+
+    def over(self, transport: KnowsPeers) -> None:
+        self._recorder.transport = transport
 
     def created(
         self, envelope: Envelope, *, delay: float = 0.0, cause: Envelope | None = None

@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from eventmesh.clock import Clock
-from eventmesh.transports.base import Subscription
-from eventmesh.transports.census import Census, State
+from eventmesh.transports.base import Order, Subscription
+from eventmesh.transports.census import Census
 from eventmesh.transports.rabbitmq.connection import MAX_HELD, BrokerConnection
 from eventmesh.transports.rabbitmq.inspection import (
     MAX_CONSUMERS,
     Inspector,
     QueueCounts,
 )
-from eventmesh.transports.rabbitmq.topology import DELAY_STEPS, Topology
+from eventmesh.transports.rabbitmq.topology import DELAY_STEPS, Topology, window
 from eventmesh.wire.envelope import Envelope
 
 
@@ -86,24 +86,37 @@ class Counting:
         return []
 
     async def _count_subscription(self, subscription: Subscription, untouched: bool) -> None:
-        name, queue = subscription.name, self._topology.queue(subscription)
+        name = subscription.name
+        queues = self._topology.queues(subscription)
+        fronts = self._topology.front_queues(subscription)
+        moved = self._topology.moved_queues(subscription)
+        if subscription.order is not None:
+            moved.append(self._topology.late_queue(subscription))
+        sign = self._topology.sign(subscription)
         dead_letters = self._topology.dead_letter_queue(subscription)
-        counts = await self._inspector.counts([queue, dead_letters])
-        ready = counts.get(queue, QueueCounts(0, 0))
-        to_hold = [dead_letters] if dead_letters in counts and counts[dead_letters].ready else []
-        if ready.ready:
-            if why := _why_hidden(ready, untouched):
+        names = [*queues, *fronts, *moved, dead_letters, sign]
+        counts = await self._inspector.counts(dict.fromkeys(names))
+        empty = QueueCounts(0, 0)
+        to_hold = [dead_letters] if counts.get(dead_letters, empty).ready else []
+        consumers = counts.get(sign, empty).consumers
+        for queue in (*queues, *fronts, *moved):
+            ready = QueueCounts(counts.get(queue, empty).ready, consumers)
+            if not ready.ready:
+                continue
+            if why := _why_hidden(ready, subscription.order, untouched):
                 self._found.hide(name, "ready", ready.ready, why)
             else:
                 to_hold.append(queue)
-        states: dict[str, State] = {queue: "ready", dead_letters: "dead"}
 
         def see(came_from: str, _: str, envelope: Envelope) -> None:
-            self._found.add(name, envelope, states[came_from])
+            if came_from == dead_letters:
+                self._found.add(name, envelope, "dead")
+            elif envelope.attributes or came_from in queues:  # and not a note
+                self._found.add(name, envelope, "ready")
 
         async with self._inspector.holding(to_hold, see) as other_consumers:
             pass
-        if ready.consumers or other_consumers.get(queue, 0) > 0:
+        if consumers or any(other_consumers.get(queue, 0) > 0 for queue in queues):
             self._found.hide(
                 name,
                 "in_flight",
@@ -113,8 +126,15 @@ class Counting:
             )
 
 
-def _why_hidden(queue: QueueCounts, untouched: bool) -> str | None:
+def _why_hidden(queue: QueueCounts, order: Order | None, untouched: bool) -> str | None:
     """Why the messages that wait in a queue must not be taken; None if they may be."""
+    if order is not None and queue.consumers:
+        return "looking at them while workers consume could change their order, so stop the workers"
+    if order is not None and queue.ready > window(order.partitions):
+        return (
+            "there are more than a worker holds at once, and looking at them could change their "
+            "order, so wait until they are handled"
+        )
     if untouched:
         return (
             "RabbitMQ would count a delivery of each, and the service, which has no database, "

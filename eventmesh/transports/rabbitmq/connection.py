@@ -28,8 +28,9 @@ from yarl import URL
 
 from eventmesh.errors import Unreachable
 from eventmesh.redact import redact, redact_error
+from eventmesh.tracing.place import Peer
 from eventmesh.transports.base import TransportOptions
-from eventmesh.transports.rabbitmq.declaring import declare
+from eventmesh.transports.rabbitmq.declaring import declare, declare_all
 from eventmesh.transports.rabbitmq.frames import FrameStream, Tap
 from eventmesh.transports.rabbitmq.topology import Entity
 from eventmesh.transports.rabbitmq.url import nodes
@@ -44,8 +45,15 @@ given back then goes back when the connection closes."""
 MIN_NODE_TIMEOUT = 3.0
 """Seconds that each node has to answer, however many share CONNECT_TIMEOUT."""
 
+DECLARED_ALONE, DECLARED_TOGETHER = 60, 20
+"""Up to so many missing entities are declared one by one, more in groups of so many: a subscription
+with an order has some hundred bindings."""
+
 MAX_HELD = 65_535
 """How many messages a consumer can hold in AMQP: the largest prefetch count."""
+
+MAX_CHANNELS = 16
+"""How many channels may be in use at once over a connection that is made `for_many_channels`."""
 
 MIN_HEARTBEAT = 5
 """Seconds. With less, RabbitMQ would take a worker with a busy event loop for dead."""
@@ -60,8 +68,12 @@ CONNECTION_ERRORS = (
 class BrokerConnection:
     """A connection for one purpose, which RabbitMQ shows as its name."""
 
-    def __init__(self, url: str, purpose: str, options: TransportOptions) -> None:
+    def __init__(
+        self, url: str, purpose: str, options: TransportOptions, kind: type[Connection] = Connection
+    ) -> None:
         self._url = url
+        self._options = options
+        self._kind = kind
         self.address = redact(url)
         self._nodes = nodes(url)
         # Workers that start together spread over a cluster.
@@ -70,6 +82,8 @@ class BrokerConnection:
         # RabbitMQ takes deliveries back from a silent client after at most two heartbeats.
         self._heartbeat = max(MIN_HEARTBEAT, int(options.visibility_timeout / 2))
         self._connection: Connection | None = None
+        self.peer: Peer | None = None
+        """Where the newest connection goes to."""
         self._taps: dict[int, Tap] = {}
         self._connecting = asyncio.Lock()
         self._allowed = False
@@ -130,10 +144,10 @@ class BrokerConnection:
                 raise
             raise self._unreachable(error) from error
 
-    async def open_channel(self) -> Channel:
-        """A new channel with publisher confirms; connects if necessary."""
+    async def open_channel(self, *, confirms: bool = True) -> Channel:
+        """A new channel, with publisher confirms unless told otherwise; connects if necessary."""
         connection = await self._connected()
-        opening = _start(connection.channel(publisher_confirms=True))
+        opening = _start(connection.channel(publisher_confirms=confirms))
         # aiormq does not notify a channel that opens while its connection closes.
         waits: list[asyncio.Future[Any]] = [opening, connection.closing]
         try:
@@ -157,32 +171,52 @@ class BrokerConnection:
 
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[Channel]:
-        """A channel that is closed on leaving. What it holds unacknowledged goes back to its queue
-        before that; after a cancellation, which does not wait, a moment later."""
+        """A channel that is closed on leaving; after a cancellation, which does not wait, a moment
+        later. What it holds unacknowledged goes back to its queue, in its order, because RabbitMQ
+        returns it in one step. Rejecting it first mixes the order, and so does cancelling its
+        consumer, so that is done only without an error, when all it got is settled."""
         channel = await self.open_channel()
         try:
             yield channel
         except asyncio.CancelledError:
-            _start(_leave(channel))
+            _start(close_channel(channel))
             raise
         except Exception:
             with suppress(*CONNECTION_ERRORS):  # the first error says more
-                await _shielded(_leave(channel))
+                await close_channel(channel)
             raise
         await _shielded(_leave(channel))
 
+    @asynccontextmanager
+    async def for_many_channels(self) -> AsyncIterator[BrokerConnection]:
+        """Another connection to the same broker, for as long as the context. RabbitMQ may close
+        MAX_CHANNELS of its channels at once."""
+        other = BrokerConnection(self._url, self._purpose, self._options, _ManyChannels)
+        await other.open()
+        try:
+            yield other
+        finally:
+            await other.close()
+
     async def ensure_declared(self, entities: Sequence[Entity]) -> None:
         """Declare what was not declared over this connection yet."""
-        async with self.guard(None):  # each entity has its own timeout: there may be hundreds
+        async with self.guard(None):  # each step has its own timeout: there may be hundreds
             await self._connected()  # a new connection has declared nothing
             missing = [each for each in dict.fromkeys(entities) if each not in self._declared]
             if not missing:
                 return
             async with self.channel() as channel:
-                for entity in missing:
+                if len(missing) <= DECLARED_ALONE:
+                    for entity in missing:
+                        async with asyncio.timeout(CONNECT_TIMEOUT):
+                            await declare(channel, entity)
+                        self._declared.add(entity)
+                    return
+                for start in range(0, len(missing), DECLARED_TOGETHER):
+                    together = missing[start : start + DECLARED_TOGETHER]
                     async with asyncio.timeout(CONNECT_TIMEOUT):
-                        await declare(channel, entity)
-                    self._declared.add(entity)
+                        await declare_all(channel, together)
+                    self._declared.update(together)
 
     def forget_declared(self, entities: Iterable[Entity]) -> None:
         """Declare these again when they are needed next: somebody may have deleted them."""
@@ -212,10 +246,11 @@ class BrokerConnection:
             if "heartbeat" not in url.query:
                 url = url.update_query(heartbeat=self._heartbeat)
             self._taps = {}  # taps of a lost connection must not see frames of this one
-            connection = Connection(
+            socket = _Tapped(self._taps)
+            connection = self._kind(
                 url,
                 client_properties={"connection_name": self._purpose},
-                transport_factory=_Tapped(self._taps),
+                transport_factory=socket,
             )
             try:
                 async with asyncio.timeout(timeout):
@@ -224,6 +259,7 @@ class BrokerConnection:
                     except BaseException:
                         await connection.close()
                         raise
+                    self.peer = socket.peer
                     return connection
             except (TimeoutError, *CONNECTION_ERRORS):
                 if not untried:
@@ -255,8 +291,18 @@ class BrokerConnection:
         )
 
 
+class _ManyChannels(Connection):
+    """aiormq does not answer that it knows of a closed channel if this many frames wait to be sent,
+    10 by default. When the number of that channel is used again, RabbitMQ closes the connection."""
+
+    FRAME_BUFFER_SIZE = 4 * MAX_CHANNELS
+
+
 class _Tapped(TransportFactory):
-    """Opens the socket, and offers its frames to taps before aiormq reads them."""
+    """Opens the socket, and offers its frames to taps before aiormq reads them. `peer` is where the
+    socket goes to."""
+
+    peer: Peer | None = None
 
     def __init__(self, taps: dict[int, Tap]) -> None:
         self._taps = taps
@@ -266,6 +312,7 @@ class _Tapped(TransportFactory):
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         plain = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, writer = await plain.create(url, **kwargs)
+        self.peer = Peer(*writer.get_extra_info("peername")[:2])
         return cast(asyncio.StreamReader, FrameStream(reader, self._taps)), writer
 
 
@@ -280,7 +327,6 @@ async def _leave(channel: Channel) -> None:
         for consumer in list(channel.consumers):
             # Otherwise acknowledgements may be lost: see `held_messages`.
             await channel.basic_cancel(consumer)
-        await channel.basic_nack(0, multiple=True, requeue=True)
         await channel.close()
 
 

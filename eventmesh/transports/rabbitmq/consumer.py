@@ -23,19 +23,14 @@ from eventmesh.transports.rabbitmq.frames import Deliveries
 from eventmesh.transports.rabbitmq.headers import attempt_and_deliveries
 from eventmesh.transports.rabbitmq.received import ReceivedMessage
 from eventmesh.transports.rabbitmq.settlement import (
+    ACK_TIME,
+    ACKS_IN_FLIGHT,
     Original,
     Republisher,
     plan_acknowledgements,
 )
 from eventmesh.transports.rabbitmq.topology import Topology
 from eventmesh.wire.cloudevents import from_headers
-
-ACKS_IN_FLIGHT = 32
-"""Acknowledgements on their way to a queue beyond which RabbitMQ postpones the next: see
-`held_messages`."""
-
-ACK_TIME = 0.5
-"""Seconds after which it has passed them on; usually it takes a few milliseconds."""
 
 
 class AmqpConsumer:

@@ -12,15 +12,18 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
 
+from eventmesh.clock import Clock
 from eventmesh.errors import PublishError
-from eventmesh.transports.base import DeadLetter, Subscription
+from eventmesh.transports.base import DeadLetter, Order, Subscription
 from eventmesh.transports.dead_letters import (
     Fingerprint,
     UniqueDeadLetters,
@@ -33,21 +36,30 @@ from eventmesh.transports.rabbitmq.headers import (
     DEAD_LETTER_ID,
     DIED_AT,
     ERROR,
+    PARTITION,
     REASON,
     TRUNCATED,
     application_headers,
     count_header,
 )
-from eventmesh.transports.rabbitmq.held_messages import hold_messages, move
-from eventmesh.transports.rabbitmq.messages import copy_of
-from eventmesh.transports.rabbitmq.publishing import Publisher
+from eventmesh.transports.rabbitmq.held_messages import HeldMessages, hold_messages, move
+from eventmesh.transports.rabbitmq.messages import OutgoingMessage, copy_of
+from eventmesh.transports.rabbitmq.ordered.notes import Released, replayed, written
+from eventmesh.transports.rabbitmq.publishing import Batch, Publisher
+from eventmesh.transports.rabbitmq.queue_lock import QueueLock
 from eventmesh.transports.rabbitmq.topology import Topology
 from eventmesh.wire.cloudevents import from_headers
 
 _ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
 """What our own ids look like. Anything else is not shown as an id."""
 
+_PARTITION = re.compile(r"([0-9]{1,3})/([0-9]{1,3})", re.ASCII)
+
 _EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+READ_AT_ONCE = 100
+"""How many messages of the queue are looked at before the next are."""
 
 
 class DeadLetterQueue:
@@ -59,21 +71,29 @@ class DeadLetterQueue:
         publisher: Publisher,
         topology: Topology,
         subscription: Subscription,
+        clock: Clock,
     ) -> None:
+        lock = topology.dead_letter_lock(subscription)
+        self._lock = QueueLock(connection, lock, clock, optional=True)
         self._connection = connection
         self._publisher = publisher
         self._topology = topology
         self._subscription = subscription
         self._queue = topology.dead_letter_queue(subscription)
 
-    async def list_oldest(self, limit: int) -> Sequence[DeadLetter]:
-        """The oldest letters, one of each message. They stay."""
-        for max_read in (limit, MAX_HELD):
-            listing, read = UniqueDeadLetters(limit), 0
-            async with hold_messages(self._connection, self._queue, max_read) as held:
-                for letter, _ in self._read(await held.next()):
-                    listing.add(letter)
-                    read += 1
+    async def list_oldest(
+        self, limit: int, most_bytes: int | None = None, only: Collection[str] | None = None
+    ) -> Sequence[DeadLetter]:
+        """The oldest letters, one of each message; see `UniqueDeadLetters`. They stay."""
+        for max_read in (MAX_HELD,) if only is not None else (limit, MAX_HELD):
+            listing, ids, read = UniqueDeadLetters(limit, most_bytes, only), UniqueIds(), 0
+            async with self._holding(max_read) as held:
+                # A few at a time, so that what is not kept does not fill the memory. To the end,
+                # also when the list is full: what has not arrived would go back out of its order.
+                while some := await held.next(READ_AT_ONCE):
+                    for letter, _ in self._read(some, ids):
+                        listing.add(letter)
+                        read += 1
             if listing.is_full or read < max_read:
                 break  # otherwise several letters were of one message, and there are more
         return listing.letters
@@ -81,10 +101,10 @@ class DeadLetterQueue:
     async def replay(self, ids: Sequence[str], edited: Mapping[str, bytes]) -> Sequence[str]:
         """Deliver the messages of these letters again, with their edited data if there is any;
         returns the ids that were found."""
-        queue = self._topology.queue(self._subscription)
-        async with hold_messages(self._connection, self._queue) as held:
+        async with self._holding() as held:
             found = self._find(await held.next(), ids)
             groups = [list(letters.values()) for letters in found]
+            await self._release(found, is_replayed=True)
             bodies = [
                 next((edited[each] for each in letters if each in edited), group[0].body)
                 for letters, group in zip(found, groups, strict=True)
@@ -93,8 +113,8 @@ class DeadLetterQueue:
                 held,
                 groups,
                 [
-                    copy_of(first.header.properties, body, "", queue)
-                    for (first, *_), body in zip(groups, bodies, strict=True)
+                    self._replayed(first.header.properties, body, letters)
+                    for (first, *_), body, letters in zip(groups, bodies, found, strict=True)
                 ],
                 self._publisher,
                 self._topology.for_subscription(self._subscription),
@@ -108,16 +128,64 @@ class DeadLetterQueue:
 
     async def discard(self, ids: Sequence[str]) -> Sequence[str]:
         """Delete the messages of these letters; returns the ids that were found."""
-        async with hold_messages(self._connection, self._queue) as held:
+        async with self._holding() as held:
             found = self._find(await held.next(), ids)
+            await self._release(found)
             await held.acknowledge(message for letters in found for message in letters.values())
         return _found_of(ids, found)
 
+    def _replayed(
+        self, original: Basic.Properties, body: bytes, letter_ids: Collection[str]
+    ) -> OutgoingMessage:
+        order = self._subscription.order
+        if order is None:
+            return copy_of(original, body, "", self._topology.queue(self._subscription))
+        return replayed(original, body, self._fronts_of(original, order)[0], letter_ids)
+
+    async def _release(
+        self, found: Sequence[Mapping[str, DeliveredMessage]], *, is_replayed: bool = False
+    ) -> None:
+        """Tell whoever consumes the keys of these dead letters that they are gone. Where their
+        messages are replayed, these say so themselves."""
+        order = self._subscription.order
+        if order is None or order.after_dead != "hold":
+            return
+        notes = []
+        for letters in found:
+            original = next(iter(letters.values())).header.properties
+            released = Released(_key_of(original), tuple(letters))
+            fronts = self._fronts_of(original, order)
+            notes += [written(released, front) for front in fronts[1 if is_replayed else 0 :]]
+        if notes:
+            needs = self._topology.for_subscription(self._subscription)
+            await self._publisher.publish(Batch(notes), needs)
+
+    def _fronts_of(self, letter: Basic.Properties, order: Order) -> list[str]:
+        """Where it may be noted that the key of a dead letter is held: in the partition that its
+        message came from, and in that of its key, to which the note may have been moved. They
+        differ if another program published the message, because that is in partition 0."""
+        fronts = [self._topology.front_queue_of(self._subscription, _key_of(letter), order)]
+        said = _PARTITION.fullmatch(str((letter.headers or {}).get(PARTITION)))
+        if said and int(said[2]) == order.partitions and int(said[1]) < order.partitions:
+            fronts.insert(
+                0, self._topology.front_queue(self._subscription, order.partitions, int(said[1]))
+            )
+        return list(dict.fromkeys(fronts))
+
+    @asynccontextmanager
+    async def _holding(self, limit: int = MAX_HELD) -> AsyncIterator[HeldMessages]:
+        """Hold the oldest letters while nobody else does: each of two would find a part only."""
+        async with (
+            self._lock.held(),
+            hold_messages(self._connection, self._queue, limit) as held,
+        ):
+            yield held
+
     def _read(
-        self, messages: Iterable[DeliveredMessage]
+        self, messages: Iterable[DeliveredMessage], ids: UniqueIds
     ) -> Iterator[tuple[DeadLetter, DeliveredMessage]]:
-        """The letters in these messages of the queue, the oldest first."""
-        ids = UniqueIds()
+        """The letters in these messages of the queue, the oldest first. `ids` are those that were
+        read before."""
         for message in messages:
             properties = message.header.properties
             headers = properties.headers or {}
@@ -131,7 +199,7 @@ class DeadLetterQueue:
         first."""
         by_id: dict[str, DeliveredMessage] = {}
         marks: list[tuple[str, Fingerprint]] = []
-        for letter, message in self._read(messages):
+        for letter, message in self._read(messages, UniqueIds()):
             by_id[letter.id] = message
             marks.append((letter.id, fingerprint(letter)))
         return [
@@ -144,6 +212,10 @@ def _found_of(ids: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Sequenc
     """The ids that were found, each once."""
     known = {letter_id for letters in found for letter_id in letters}
     return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in known]
+
+
+def _key_of(properties: Basic.Properties) -> str | None:
+    return from_headers(properties.headers or {}, None, b"").key
 
 
 class UniqueIds:
@@ -173,6 +245,7 @@ def letter_of(
         error=str(headers.get(ERROR, "")),
         attempts=count_header(headers, ATTEMPTS, 1),
         died_at=_died_at(headers),
+        by_broker=REASON not in headers and _last_death(headers) is not None,
     )
 
 

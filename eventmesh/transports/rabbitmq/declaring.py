@@ -21,7 +21,7 @@ async def declare(channel: Channel, entity: Entity) -> None:
     try:
         await channel.rpc(_method(entity, nowait=False))
     except ChannelPreconditionFailed as error:
-        raise _exists_differently(error) from error
+        raise _exists_differently(error, [entity]) from error
 
 
 async def declare_all(channel: Channel, entities: Sequence[Entity]) -> None:
@@ -33,7 +33,7 @@ async def declare_all(channel: Channel, entities: Sequence[Entity]) -> None:
         # RabbitMQ works through a channel in order, so its answer to this follows the last one.
         await channel.basic_qos(prefetch_count=1)
     except ChannelPreconditionFailed as error:
-        raise _exists_differently(error) from error
+        raise _exists_differently(error, entities) from error
 
 
 def _method(entity: Entity, *, nowait: bool) -> Frame:
@@ -61,7 +61,11 @@ def _method(entity: Entity, *, nowait: bool) -> Frame:
             )
 
 
-def _exists_differently(error: BaseException) -> UsageError:
+def _exists_differently(error: BaseException, entities: Sequence[Entity]) -> UsageError:
+    for entity in entities:
+        match entity:
+            case Exchange(name, if_different=hint) if hint and f"'{name}'" in str(error):
+                return UsageError(hint)
     return UsageError(
         f"RabbitMQ has an exchange or queue with other arguments than EventMesh needs: {error}. "
         f"Delete it once it is empty, or set another EVENTMESH_BROKER_PREFIX."

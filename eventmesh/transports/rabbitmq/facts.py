@@ -7,7 +7,7 @@ in queues that all subscriptions share, so they can be counted only together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
@@ -26,6 +26,11 @@ from eventmesh.transports.rabbitmq.topology import DELAY_STEPS, Topology
 _NOT_SET = f"RabbitMQ tells it by its management API only: set {VARIABLE}"
 
 _SHARED = "RabbitMQ keeps the retries of all subscriptions together"
+
+_HELD_BY_WORKERS = (
+    "workers hold what waits for a retry, or for an earlier message of its key, and RabbitMQ does "
+    "not report what they hold; it counts as in flight"
+)
 
 _RIGHTS_SHOW_IN_USE = (
     "RabbitMQ tells what a user may not do only when it is done: a worker reports it at its start"
@@ -52,35 +57,56 @@ class Facts:
 
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
         """What `Transport.stats` promises."""
-        queue = self._topology.queue(subscription)
-        dead_letters = self._topology.dead_letter_queue(subscription)
+        topology = self._topology
+        queues = topology.queues(subscription)
+        fronts, moved = topology.front_queues(subscription), topology.moved_queues(subscription)
+        late = [] if subscription.order is None else [topology.late_queue(subscription)]
+        sign, dead_letters = topology.sign(subscription), topology.dead_letter_queue(subscription)
         async with self._connection.guard():
-            counts = await count_messages(self._connection, [queue, dead_letters])
+            counts = await count_messages(
+                self._connection,
+                dict.fromkeys([sign, dead_letters, *queues, *fronts, *late, *moved[:1]]),
+            )
+            if moved and moved[0] in counts:
+                counts |= await count_messages(self._connection, moved[1:])
         empty = QueueCounts(0, 0)
-        in_flight, why = await self._held_by_workers(queue) if queue in counts else (0, "")
+        consumers = counts.get(sign, empty).consumers
+        in_flight, why = await self._held_by_workers(queues) if sign in counts else (0, "")
         unknown = {"delayed": _SHARED, "in_flight": why, "oldest_age": _NO_AGE}
+        held: int | None = 0
+        if subscription.order is not None and consumers:
+            held = None
+            unknown |= dict.fromkeys(("delayed", "held"), _HELD_BY_WORKERS)
         return SubscriptionStats(
-            ready=counts.get(queue, empty).ready,
+            ready=sum(
+                counts.get(queue, empty).ready for queue in (*queues, *fronts, *late, *moved)
+            ),
             delayed=None,
             in_flight=in_flight,
             dead=counts.get(dead_letters, empty).ready,
             oldest_age=None,
-            consumers=counts.get(queue, empty).consumers,
-            declared=queue in counts,
+            consumers=consumers,
+            declared=sign in counts,
+            held=held,
             unknown={figure: reason for figure, reason in unknown.items() if reason},
         )
 
-    async def _held_by_workers(self, queue: str) -> tuple[int | None, str]:
-        """How many messages are unacknowledged, or why that is unknown."""
+    async def _held_by_workers(self, queues: Sequence[str]) -> tuple[int | None, str]:
+        """How many messages of these queues are unacknowledged, or why that is unknown."""
         if self._management is None:
             return None, _NOT_SET
         try:
-            managed = await self._management.queue(queue)
+            if len(queues) == 1:
+                found = [await self._management.queue(queues[0])]
+            else:
+                known = await self._management.queues(self._topology.name_prefix)
+                found = [known.get(queue) for queue in queues]
         except Unreachable as error:
             return None, str(error)
-        if managed is None or managed.unacknowledged is None:
+        numbers = [None if queue is None else queue.unacknowledged for queue in found]
+        if None in numbers:
             return None, "RabbitMQ's management API has no figures of this queue yet"
-        return managed.unacknowledged, ""
+        return sum(number for number in numbers if number is not None), ""
 
     async def examine(self, *, thorough: bool) -> BrokerFacts:
         """What `Transport.examine` promises."""
@@ -104,14 +130,7 @@ class Facts:
             None if nodes.time is None else (nodes.time - middle).total_seconds() + 0.5,
             sum(queue.ready or 0 for name, queue in queues.items() if name in delays),
             unknown,
-            subscriptions=tuple(
-                KnownSubscription(
-                    name.removeprefix(self._topology.queue_prefix),
-                    None if queue.ready is None else queue.ready + (queue.unacknowledged or 0),
-                )
-                for name, queue in sorted(queues.items())
-                if name.startswith(self._topology.queue_prefix)
-            ),
+            subscriptions=known_subscriptions(self._topology, queues),
             rabbitmq=rabbitmq_facts(nodes.content, queues.values()),
         )
 
@@ -126,6 +145,24 @@ class Facts:
         async with self._connection.guard(None):
             counts = await count_messages(self._connection, map(self._topology.delay, DELAY_STEPS))
         return sum(queue.ready for queue in counts.values())
+
+
+def known_subscriptions(
+    topology: Topology, queues: Mapping[str, ManagedQueue]
+) -> tuple[KnownSubscription, ...]:
+    """The subscriptions that have these queues; the partitions of one count together."""
+    waiting: dict[str, int | None] = {}
+    for name, queue in sorted(queues.items()):
+        if name.startswith(topology.queue_prefix):
+            subscription = name.removeprefix(topology.queue_prefix)
+        elif name.startswith(topology.partition_prefix):
+            subscription = name.removeprefix(topology.partition_prefix).rsplit(".", 2)[0]
+        else:
+            continue
+        here = None if queue.ready is None else queue.ready + (queue.unacknowledged or 0)
+        before = waiting.get(subscription, 0)
+        waiting[subscription] = None if here is None or before is None else before + here
+    return tuple(KnownSubscription(name, waiting[name]) for name in sorted(waiting))
 
 
 def rabbitmq_facts(nodes: object, queues: Iterable[ManagedQueue]) -> RabbitmqFacts:

@@ -99,6 +99,20 @@ class Deliveries:
         self._arrive(ReceivedMessage(self._tag, header, body))
 
 
+class DeliveriesByConsumer(Deliveries):
+    """As `Deliveries`, for a channel with several consumers: `arrive` is also called with the tag
+    of the consumer."""
+
+    def __init__(self, arrive: Callable[[bytes, ReceivedMessage], None]) -> None:
+        super().__init__(lambda message: arrive(self._consumer, message))
+        self._consumer = b""
+
+    def take(self, kind: int, buffer: bytes, start: int, end: int) -> bool:
+        if kind == METHOD and buffer.startswith(DELIVER, start):
+            self._consumer = buffer[start + 5 : start + 5 + buffer[start + 4]]
+        return super().take(kind, buffer, start, end)
+
+
 class Confirms:
     """The tap of a channel that only publishes: takes what the broker answers for each message.
 

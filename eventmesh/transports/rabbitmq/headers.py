@@ -17,6 +17,7 @@ from typing import Any
 
 from eventmesh.transports.outcome import Dead
 from eventmesh.transports.rabbitmq.text import keep_end
+from eventmesh.wire.envelope import part_of
 
 HEADER_PREFIX = "x-eventmesh-"
 ATTEMPT = HEADER_PREFIX + "attempt"
@@ -25,11 +26,18 @@ REASON = HEADER_PREFIX + "reason"
 ERROR = HEADER_PREFIX + "error"
 DIED_AT = HEADER_PREFIX + "died-at"
 DEAD_LETTER_ID = HEADER_PREFIX + "dead-id"
+PARTITION = HEADER_PREFIX + "partition"
+"""Of a dead letter: from which of how many partitions its message came, such as 3/16."""
+
 TRUNCATED = HEADER_PREFIX + "cut"
 """Names what was left out of the message to make it fit; see `truncation`."""
 
 DELIVERY_COUNT = "x-delivery-count"
 """How often RabbitMQ took the message back from a consumer."""
+
+BUCKETS = 256
+"""Into so many buckets the keys of all messages are divided, for ever: publishers compute the
+bucket, and the partitions of subscriptions are made of buckets."""
 
 MAX_REASON_BYTES = 1024
 MAX_ERROR_BYTES = 8 * 1024
@@ -44,7 +52,27 @@ _BROKER_PREFIXES = (
     "x-acquired-count",
     "x-opt-",
 )
-_ROUTING = frozenset({"CC", "BCC"})
+BUCKET_PREFIX = "bucket-"
+_BCC = "BCC"
+_ROUTING = frozenset({"CC", _BCC})
+
+
+def bucket_of(key: str) -> int:
+    """The bucket of a key."""
+    return part_of(key, "", BUCKETS)
+
+
+def bucket_key(bucket: int) -> str:
+    """The routing key of a bucket. No message has such a name, which would have a dot."""
+    return f"{BUCKET_PREFIX}{bucket}"
+
+
+_ROUTING_KEYS = tuple([bucket_key(bucket)] for bucket in range(BUCKETS))
+
+
+def routing_headers(key: str | None) -> dict[str, Any]:
+    """The headers by which a published message also reaches the partition of its key."""
+    return {} if key is None else {_BCC: _ROUTING_KEYS[bucket_of(key)]}
 
 
 def application_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -63,16 +91,27 @@ def retry_headers(headers: Mapping[str, Any] | None, attempt: int) -> dict[str, 
 
 
 def dead_letter_headers(
-    headers: Mapping[str, Any] | None, dead: Dead, *, attempts: int, letter_id: str, now: datetime
+    headers: Mapping[str, Any] | None,
+    dead: Dead,
+    *,
+    attempts: int,
+    letter_id: str,
+    now: datetime,
+    partition: str | None = None,
 ) -> dict[str, Any]:
     """The headers of the copy that is kept as a dead letter."""
-    return application_headers(headers) | {
-        DEAD_LETTER_ID: letter_id,
-        REASON: keep_end(dead.reason, MAX_REASON_BYTES),
-        ERROR: keep_end(dead.error, MAX_ERROR_BYTES),
-        ATTEMPTS: attempts,
-        DIED_AT: now.isoformat(),
-    }
+    of_partition = {} if partition is None else {PARTITION: partition}
+    return (
+        application_headers(headers)
+        | of_partition
+        | {
+            DEAD_LETTER_ID: letter_id,
+            REASON: keep_end(dead.reason, MAX_REASON_BYTES),
+            ERROR: keep_end(dead.error, MAX_ERROR_BYTES),
+            ATTEMPTS: attempts,
+            DIED_AT: now.isoformat(),
+        }
+    )
 
 
 def count_header(headers: Mapping[str, Any], name: str, default: int) -> int:

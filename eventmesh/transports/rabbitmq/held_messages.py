@@ -10,21 +10,35 @@ channel has at most 33 commands on their way to a queue, and postpones further o
 
 So one consumer takes the messages, and is cancelled before the channel is closed: RabbitMQ passes
 on everything that it has postponed for a consumer before it cancels it, and confirms the
-cancellation only when the queue has processed both. Only the first message is fetched by
-`basic.get`, which tells how many there are; its acknowledgement is the first command, and is never
-postponed.
+cancellation only when the queue has processed both.
+
+What is given back does not return to its place either. A quorum queue keeps such messages in a
+queue of their own, which it delivers first, and puts what is given back behind all that were given
+back before. For example, of the messages 1 to 500 somebody looks at the first 100, and then
+somebody else at the first 50:
+
+    looked at    given back before    and afterwards
+    1 to 100     none                 1 … 100
+    1 to 50      1 … 100              51 … 100, 1 … 50: what was the oldest is delivered later
+
+The order stays if all that were given back before are held at the same time. RabbitMQ marks them as
+redelivered, so before anything is given back, more is taken until a message comes that is not.
+
+Whoever is cancelled or killed gives back by the end of its channel, which keeps the order of one
+consumer's messages.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import groupby
+from typing import Any
 
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
-from pamqp.commands import Basic
 
 from eventmesh.transports.rabbitmq.connection import (
     CONNECT_TIMEOUT,
@@ -40,28 +54,52 @@ QUIET = 0.15
 """Seconds without a delivery after which others must have taken the rest."""
 
 RETURNED_AT_ONCE = 32
-"""Messages that are given back by one command: of more, RabbitMQ does not keep the order."""
+"""Messages that are given back by one command: of more, RabbitMQ does not keep the order. Nor does
+it of those of several consumers."""
+
+TAKEN_FURTHER = 1_000
+"""Messages that are taken at once while more of those that were given back before are looked
+for."""
 
 
 class HeldMessages:
     """The oldest messages of a queue, held by a channel."""
 
-    def __init__(self, channel: Channel, first: DeliveredMessage | None, limit: int) -> None:
+    def __init__(self, channel: Channel, queue: str, limit: int) -> None:
         self._channel = channel
+        self._queue = queue
         self._arrived: list[DeliveredMessage] = []  # and not returned by `next`
-        self._unsettled: dict[int, None] = {}
+        self._unsettled: dict[int, int] = {}
+        """The numbers of the messages, each with that of its consumer."""
+        self._consumers = 0
         self._arrival = asyncio.Event()
         self._left = self._max_held = 0
-        if first is not None:
-            self._left = min(limit, 1 + (first.message_count or 0))
-            self._add(first)
+        self._limit = limit
+        self._untaken = 0  # of those that were in the queue at the start
+        self._newest_was_given_back = False
 
-    async def start(self, queue: str, at_once: int) -> None:
-        """Take the others too, but never hold more than `at_once`."""
+    async def start(self, at_once: int) -> None:
+        """Take them, but never hold more than `at_once`."""
+        try:
+            found = await self._channel.queue_declare(self._queue, passive=True)
+        except ChannelNotFoundEntity:
+            return
+        self._untaken = found.message_count or 0
+        if not self._untaken:
+            await self._take_uncounted(min(self._limit, at_once))
+            return
+        self._left = min(self._limit, self._untaken)
         self._max_held = min(self._left, at_once)
-        if self._max_held > 1:
-            await self._channel.basic_qos(prefetch_count=self._max_held - 1)
-            await self._channel.basic_consume(queue, self._take)
+        await self._consume(self._max_held, self._take)
+
+    async def _take_uncounted(self, most: int) -> None:
+        """Take messages of a queue that seems to be empty: RabbitMQ says so, too, if a quorum queue
+        does not answer it within 250 ms, as on a busy machine. What is there arrives before the
+        answer to a cancellation."""
+        await self._consume(most, self._take)
+        await self.stop()
+        self._left = self._max_held = len(self._arrived)
+        self._untaken = 0
 
     async def next(self, limit: int = MAX_HELD) -> list[DeliveredMessage]:
         """The next messages, up to `limit`: none after the last, or while too many of the earlier
@@ -94,19 +132,46 @@ class HeldMessages:
 
     async def give_back(self) -> None:
         """Return everything unacknowledged to the front of the queue, in its order."""
+        if self._unsettled:
+            await self._take_all_that_were_given_back()
         await self.stop()
-        tags = list(self._unsettled)
-        for start in range(0, len(tags), RETURNED_AT_ONCE):
-            last = tags[start : start + RETURNED_AT_ONCE][-1]
-            await self._channel.basic_nack(last, multiple=True, requeue=True)
+        for _, of_consumer in groupby(self._unsettled.items(), lambda each: each[1]):
+            tags = [tag for tag, _ in of_consumer]
+            for start in range(0, len(tags), RETURNED_AT_ONCE):
+                last = tags[start : start + RETURNED_AT_ONCE][-1]
+                await self._channel.basic_nack(last, multiple=True, requeue=True)
         self._unsettled.clear()
 
-    async def _take(self, message: DeliveredMessage) -> None:
-        self._add(message)
+    async def _take_all_that_were_given_back(self) -> None:
+        """Hold, without keeping their data, the messages behind ours that were given back before;
+        see the module's docstring."""
+        while self._newest_was_given_back and self._untaken > 0:
+            await self.stop()  # each consumer takes its messages before the next does
+            left = max(0, self._untaken - TAKEN_FURTHER)
+            await self._consume(self._untaken - left, self._take_further)
+            while self._untaken > left:
+                if not await self._more_arrive():
+                    return  # others have them
 
-    def _add(self, message: DeliveredMessage) -> None:
+    async def _consume(
+        self, number: int, take: Callable[[DeliveredMessage], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Let a further consumer take so many messages."""
+        self._consumers += 1
+        await self._channel.basic_qos(prefetch_count=number)
+        await self._channel.basic_consume(self._queue, take)
+
+    async def _take(self, message: DeliveredMessage) -> None:
         self._arrived.append(message)
-        self._unsettled[_tag_of(message)] = None
+        self._hold(message)
+
+    async def _take_further(self, message: DeliveredMessage) -> None:
+        self._hold(message)
+
+    def _hold(self, message: DeliveredMessage) -> None:
+        self._unsettled[_tag_of(message)] = self._consumers
+        self._untaken -= 1
+        self._newest_was_given_back = bool(message.delivery.redelivered)  # type: ignore[union-attr]
         self._arrival.set()
 
     async def _more_arrive(self) -> bool:
@@ -117,7 +182,7 @@ class HeldMessages:
         if not self._arrival.is_set():
             # Whatever RabbitMQ has delivered until now arrives before its answer to this, even if
             # this process is too busy to read in time.
-            await self._channel.basic_qos(prefetch_count=self._max_held - 1)
+            await self._channel.basic_qos(prefetch_count=self._max_held)
         return self._arrival.is_set()
 
 
@@ -129,10 +194,10 @@ async def hold_messages(
     start, because what others give back meanwhile could come again and again. Holds nothing if the
     queue does not exist. What is not acknowledged goes back on leaving."""
     async with connection.guard(None), connection.channel() as channel:
-        held = HeldMessages(channel, await fetch(channel, queue), limit)
+        held = HeldMessages(channel, queue, limit)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                await held.start(queue, at_once)
+                await held.start(at_once)
             yield held
         except Exception:
             with suppress(*CONNECTION_ERRORS):  # the first error says more
@@ -158,17 +223,6 @@ async def move(
         return await publisher.publish(batch, needs)
     finally:
         await held.acknowledge(message for place in batch.confirmed for message in groups[place])
-
-
-async def fetch(channel: Channel, queue: str) -> DeliveredMessage | None:
-    """The oldest message of the queue, held by the channel; None if there is none. Because it is
-    fetched by `basic.get`, few may be acknowledged on one channel: see above."""
-    try:
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            message = await channel.basic_get(queue)
-    except ChannelNotFoundEntity:
-        return None
-    return None if isinstance(message.delivery, Basic.GetEmpty) else message
 
 
 def _tag_of(message: DeliveredMessage) -> int:

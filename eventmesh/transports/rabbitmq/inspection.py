@@ -19,24 +19,27 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
-from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.transports.rabbitmq.connection import (
     CONNECT_TIMEOUT,
     LEAVE_TIMEOUT,
+    MAX_CHANNELS,
     MAX_HELD,
     BrokerConnection,
     close_channel,
 )
 from eventmesh.transports.rabbitmq.frames import BODY, DELIVER, HEADER, METHOD
+from eventmesh.transports.rabbitmq.queue_lock import LOCK_TIMEOUT, QueueLock, QueueLocked
 from eventmesh.transports.rabbitmq.received import ReceivedMessage
 from eventmesh.transports.rabbitmq.topology import Topology
 from eventmesh.wire.cloudevents import from_headers
@@ -52,9 +55,6 @@ STUCK = 10.0
 STILL = 0.5
 """Seconds without a change after which nobody is about to take what was given back."""
 
-LOCK_TIMEOUT = 5.0
-"""Seconds to wait for another inspection to end."""
-
 PRIORITY = 1000
 """The priority of our consumers; workers have none."""
 
@@ -63,6 +63,8 @@ MAX_CONSUMERS = 31
 
 _LONGLONG = struct.Struct(">Q")
 _BODY_SIZE_AT = 4
+
+_T = TypeVar("_T")
 
 See = Callable[[str, str, Envelope], None]
 """Is called with the queue, the routing key and the attributes of a message."""
@@ -83,22 +85,62 @@ class InspectionRunning(Unreachable):
 async def count_messages(
     connection: BrokerConnection, names: Iterable[str]
 ) -> dict[str, QueueCounts]:
-    """The counts of those of these queues that exist."""
+    """The counts of those of these queues that exist.
+
+    RabbitMQ closes the channel that asks for a missing queue, and opening the next one is what
+    takes time: more than a second in all for the 173 delay queues, most of which are missing. So
+    if there are many, each of a batch is asked for over a channel of its own.
+    """
+    left = list(names)
+    if len(left) <= MAX_CHANNELS:
+        return await _count_one_by_one(connection, left)
     found: dict[str, QueueCounts] = {}
-    missing = deque(names)
-    async with connection.guard(None):
-        # One by one: aiormq confuses channels that are closed and opened at the same time.
-        while missing:
-            with suppress(ChannelNotFoundEntity):  # which has closed the channel
-                async with connection.channel() as channel:
-                    while missing:
-                        name = missing.popleft()
-                        async with asyncio.timeout(CONNECT_TIMEOUT):
-                            answer = await channel.queue_declare(name, passive=True)
-                        found[name] = QueueCounts(
-                            answer.message_count or 0, answer.consumer_count or 0
-                        )
+    async with connection.for_many_channels() as other, other.guard(None):
+        channels: list[Channel] = []
+        while left:
+            batch, left = left[:MAX_CHANNELS], left[MAX_CHANNELS:]
+            # aiormq confuses channels that are closed and opened at the same time, so all of a
+            # batch are open before the first is closed.
+            channels = [channel for channel in channels if not channel.is_closed]
+            needed = len(batch) - len(channels)
+            channels += await _all(other.open_channel(confirms=False) for _ in range(needed))
+            counts = await _all(map(_count, channels, batch))
+            found |= {name: each for name, each in zip(batch, counts, strict=True) if each}
     return found
+
+
+async def _count_one_by_one(
+    connection: BrokerConnection, names: Iterable[str]
+) -> dict[str, QueueCounts]:
+    found: dict[str, QueueCounts] = {}
+    left = deque(names)
+    async with connection.guard(None):
+        while left:
+            async with connection.channel() as channel:
+                while left and not channel.is_closed:
+                    name = left.popleft()
+                    if counts := await _count(channel, name):
+                        found[name] = counts
+    return found
+
+
+async def _count(channel: Channel, name: str) -> QueueCounts | None:
+    """None if the queue does not exist; the channel is closed then."""
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            answer = await channel.queue_declare(name, passive=True)
+    except ChannelNotFoundEntity:
+        return None
+    return QueueCounts(answer.message_count or 0, answer.consumer_count or 0)
+
+
+async def _all(doing: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """The results of these, once all have ended; the first error, if there is one."""
+    results = await asyncio.gather(*doing, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return cast(list[_T], results)
 
 
 class Inspector:
@@ -106,36 +148,22 @@ class Inspector:
 
     def __init__(self, connection: BrokerConnection, topology: Topology, clock: Clock) -> None:
         self._connection = connection
-        self._lock_queue = topology.inspection_lock
+        self._lock = QueueLock(connection, topology.inspection_lock, clock)
         self._clock = clock
 
     @asynccontextmanager
     async def exclusively(self, patience: float = LOCK_TIMEOUT) -> AsyncIterator[None]:
-        """Two inspections at a time would each see a part, and mix the order. The lock is a queue
-        that only this connection may use, and that ends with it. InspectionRunning if another has
-        it for longer than `patience` seconds."""
-        deadline = self._clock.monotonic() + patience
-        while True:
-            async with self._connection.guard(None):
-                channel = await self._connection.open_channel()
-                try:
-                    await channel.queue_declare(self._lock_queue, exclusive=True, auto_delete=True)
-                    break
-                except ChannelLockedResource:
-                    # RabbitMQ takes a moment to notice that its owner's connection was lost.
-                    if self._clock.monotonic() >= deadline:
-                        raise InspectionRunning(
-                            "Another process is counting the messages of this broker: wait until "
-                            "it has finished, and try again."
-                        ) from None
-            await self._clock.sleep(LOCK_TIMEOUT / 20)
-        try:
+        """Two inspections at a time would each see a part, and mix the order. InspectionRunning if
+        another process inspects for longer than `patience` seconds."""
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self._lock.held(patience))
+            except QueueLocked:
+                raise InspectionRunning(
+                    "Another process is counting the messages of this broker: wait until it has "
+                    "finished, and try again."
+                ) from None
             yield
-        finally:
-            with suppress(Unreachable):
-                async with self._connection.guard(LEAVE_TIMEOUT):
-                    await channel.queue_delete(self._lock_queue)
-                    await close_channel(channel)
 
     async def counts(self, names: Iterable[str]) -> dict[str, QueueCounts]:
         """As `count_messages`, but asked twice, and the higher counts: messages may be on their way

@@ -18,13 +18,13 @@ from pamqp.commands import Basic
 from pamqp.frame import marshal
 from pamqp.header import ContentHeader
 
-from eventmesh.transports.rabbitmq.headers import application_headers
+from eventmesh.transports.rabbitmq.headers import application_headers, routing_headers
 from eventmesh.transports.rabbitmq.truncation import (
     ENCODING_ERRORS,
     FRAME_OVERHEAD,
     fit_properties,
 )
-from eventmesh.wire.cloudevents import to_headers
+from eventmesh.wire.cloudevents import from_headers, to_headers
 from eventmesh.wire.envelope import Envelope
 
 UNLIMITED_FRAME = 2**31 - 1
@@ -49,7 +49,7 @@ def new_message(exchange: str, envelope: Envelope) -> OutgoingMessage:
     """An envelope that is published for the first time."""
     properties = Basic.Properties(
         content_type=envelope.attributes.get("datacontenttype"),
-        headers=dict(to_headers(envelope)),
+        headers=to_headers(envelope) | routing_headers(envelope.key),
         delivery_mode=2,
         message_id=envelope.id,
     )
@@ -84,6 +84,13 @@ def copy_of(
         app_id=original.app_id,
     )
     return OutgoingMessage(exchange, routing_key, body, properties, may_truncate)
+
+
+def rerouted(original: Basic.Properties, body: bytes, exchange: str, name: str) -> OutgoingMessage:
+    """A copy of a delivered message that is published once more as if it were new."""
+    key = from_headers(original.headers or {}, None, b"").key
+    headers = application_headers(original.headers) | routing_headers(key)
+    return copy_of(original, body, exchange, name, headers)
 
 
 def encode(message: OutgoingMessage, channel: int, frame_max: int) -> bytes:

@@ -1,7 +1,8 @@
 """Rerouting: unrouted messages are published again once a subscription takes their name.
 
 They are published through the exchange, not moved to one queue, so that all subscriptions that are
-declared together get theirs.
+declared together get theirs. One process does it at a time: workers that start together would each
+take a part, and mix the order. What is published meanwhile comes in between.
 
 RabbitMQ rejects a message as a whole if one of its queues does, for example one that is full by a
 policy; the other queues have stored it nevertheless. Each further attempt would give these another
@@ -27,8 +28,9 @@ from eventmesh.transports.rabbitmq.inspection import (
     Inspector,
     count_messages,
 )
-from eventmesh.transports.rabbitmq.messages import copy_of
+from eventmesh.transports.rabbitmq.messages import rerouted
 from eventmesh.transports.rabbitmq.publishing import Publisher
+from eventmesh.transports.rabbitmq.queue_lock import QueueLock
 from eventmesh.transports.rabbitmq.topology import Topology
 
 MAX_FOREIGN = 1000
@@ -37,6 +39,9 @@ somebody deleted the queue of their name."""
 
 MOVE_BATCH = 500
 """Messages that are held at once while they are published again."""
+
+PATIENCE = 60.0
+"""Seconds to wait while another process reroutes."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0
 """Seconds for which a name is left alone after RabbitMQ rejected one of its messages: the first
@@ -89,6 +94,7 @@ class Rerouter:
         self._publisher = publisher
         self._topology = topology
         self._inspector = Inspector(connection, topology, clock)
+        self._lock = QueueLock(connection, topology.rerouting_lock, clock)
         self._rejected_names = RejectedNames(clock)
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.rabbitmq")
 
@@ -99,11 +105,19 @@ class Rerouter:
     async def reroute(self, names: Iterable[str]) -> Counter[str]:
         """Reroute the unrouted messages of these names. What is rejected stays, and its name is
         left alone for a while. Returns how many of each name were rerouted."""
-        rerouted: Counter[str] = Counter()
-        for name in sorted(set(names)):
-            if self.may_try(name):
-                rerouted += await self._empty(self._topology.unrouted_queue(name), [name])
-        return rerouted
+        queues = {
+            self._topology.unrouted_queue(name): name
+            for name in sorted(set(names))
+            if self.may_try(name)
+        }
+        counts = await count_messages(self._connection, queues)
+        waiting = [queue for queue in queues if queue in counts and counts[queue].ready]
+        numbers: Counter[str] = Counter()
+        if waiting:
+            async with self._lock.held(PATIENCE):
+                for queue in waiting:
+                    numbers += await self._empty(queue, [queues[queue]])
+        return numbers
 
     async def reroute_late(
         self, subscriptions: Sequence[Subscription], messages: Collection[str]
@@ -133,7 +147,7 @@ class Rerouter:
 
     async def declared_messages(self, subscriptions: Sequence[Subscription]) -> set[str]:
         """The messages of those of these subscriptions that are declared on the broker."""
-        queues = {self._topology.queue(each): each for each in subscriptions}
+        queues = {self._topology.sign(each): each for each in subscriptions}
         declared = await count_messages(self._connection, queues)
         return {name for queue in declared for name in queues[queue].messages}
 
@@ -147,14 +161,14 @@ class Rerouter:
         """Reroute the messages of these names in a queue, each name up to its first message that is
         rejected; returns how many of each were."""
         needs = self._topology.for_publishing(names)
-        wanted, rerouted = set(names), Counter[str]()
+        wanted, numbers = set(names), Counter[str]()
         async with hold_messages(
             self._connection, queue, limit or sys.maxsize, at_once=limit or MOVE_BATCH
         ) as held:
             while wanted and (messages := await held.next(MOVE_BATCH)):
                 ours = [message for message in messages if _routing_key(message) in wanted]
                 copies = [
-                    copy_of(
+                    rerouted(
                         message.header.properties,
                         message.body,
                         self._topology.exchange,
@@ -175,10 +189,10 @@ class Rerouter:
                     )
                 keys = [_routing_key(message) for message in ours]
                 rejected_names = {keys[place] for place in rejected}
-                rerouted.update(key for place, key in enumerate(keys) if place not in rejected)
+                numbers.update(key for place, key in enumerate(keys) if place not in rejected)
                 self._rejected_names.note(set(keys), rejected_names)
                 wanted -= rejected_names
-        return rerouted
+        return numbers
 
 
 def _routing_key(message: DeliveredMessage) -> str:

@@ -45,6 +45,13 @@ REJECTED_DELAY = 30.0
 """Seconds after which a message is delivered again whose queue of retries or dead letters is
 full."""
 
+ACKS_IN_FLIGHT = 32
+"""Acknowledgements on their way to a queue beyond which RabbitMQ postpones the next: see
+`held_messages`."""
+
+ACK_TIME = 0.5
+"""Seconds after which it has passed them on; usually it takes a few milliseconds."""
+
 Key = TypeVar("Key")
 
 
@@ -79,13 +86,14 @@ class Copies:
             return self.dead_letter(original, outcome)
         return self._delivery(original, original.attempt + 1, outcome.delay, "nothing")
 
-    def dead_letter(self, original: Original, dead: Dead) -> _Copy:
+    def dead_letter(self, original: Original, dead: Dead, partition: str | None = None) -> _Copy:
         headers = dead_letter_headers(
             original.headers,
             dead,
             attempts=original.attempt,
             letter_id=self._clock.new_id(),
             now=self._clock.now(),
+            partition=partition,
         )
         message = copy_of(
             original.properties,

@@ -10,6 +10,23 @@ bindings. Pure; `declaring` does it.
                      └─ expired ─> default exchange, by routing key: the subscription's queue
     dead ─────> queue <p>.dead.<subscription>
 
+A subscription with an order has partitions instead of one queue:
+
+    exchange <p>, exchanges <p>.message.<message>
+      └─ as to a queue ─> exchange <p>.partitions.<subscription>.<partitions>
+           ├─ by the bucket of the key ─> queue <p>.partition.<subscription>.<partitions>.<number>
+           └─ without one ─> exchange <p>.keyless.<subscription>.<partitions> ─> the first of them
+    replay, notes ─> queue <p>.front.<subscription>.<partitions>.<number>: what comes before those
+    moving ────> queue <p>.moved.<subscription>.<partitions>.<number>, while there is any
+    retries from the time without order ─> queue <p>.queue.<subscription>
+    heartbeats ────> exchange <p>.workers.<subscription> ─> a queue of each worker
+
+A publisher knows nothing of partitions. It adds the bucket of a message's key, one of 256, as a
+further routing key in the header BCC, which RabbitMQ takes off before it delivers the message. The
+exchange of the workers names an alternate exchange with the number of partitions in its name. That
+does not exist, but RabbitMQ compares it, and so rejects a version of a service with another number,
+and every version while messages are being moved to other partitions.
+
 A message takes two ways to a queue, of which RabbitMQ makes one delivery. If somebody deletes an
 exchange or a binding, the other way delivers until `upkeep` has restored it. With one way only,
 what is published while some subscriptions are bound again and others are not yet would reach only
@@ -27,10 +44,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from eventmesh.errors import UsageError
-from eventmesh.transports.base import Subscription
+from eventmesh.transports.base import Order, Subscription
+from eventmesh.transports.rabbitmq.headers import BUCKETS, bucket_key, bucket_of
 
 DELIVERY_LIMIT = 2**31 - 1
 """RabbitMQ 4 drops a message of a quorum queue after 20 returns by default. RabbitMQ 3, which has
@@ -40,6 +58,9 @@ CONSUMER_TIMEOUT = 30 * 24 * 3600 * 1000
 """Milliseconds after which RabbitMQ, from 3.12, takes an unacknowledged delivery back. Its default
 of 30 minutes would take messages from handlers that are slow; heartbeats find those that are
 dead."""
+
+MOST_HELD = 10_000
+"""Messages that one worker holds of a subscription of which it consumes all partitions."""
 
 # fmt: off
 _SERIES = (100, 112, 125, 140, 160, 180, 200, 224, 250, 280,
@@ -58,11 +79,13 @@ limit how many queues that makes to 20 for each power of ten."""
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A durable exchange. What it cannot route goes to the exchange `alternate`."""
+    """A durable exchange. What it cannot route goes to the exchange `alternate`. `if_different` is
+    the error for the user if there is one of this name with another alternate."""
 
     name: str
     kind: str
     alternate: str | None = None
+    if_different: str = ""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -72,18 +95,22 @@ class Exchange:
 @dataclass(frozen=True, slots=True)
 class Queue:
     """A quorum queue. With `delay`, each message moves on to the queue that its routing key names
-    after that many milliseconds."""
+    after that many milliseconds. With `one_consumer`, it delivers to one consumer at a time, and to
+    the next once that has left and its messages are back in their places."""
 
     name: str
     delay: int | None = None
+    one_consumer: bool = False
 
     @property
     def arguments(self) -> dict[str, Any]:
-        arguments = {
+        arguments: dict[str, Any] = {
             "x-queue-type": "quorum",
             "x-delivery-limit": DELIVERY_LIMIT,
             "x-consumer-timeout": CONSUMER_TIMEOUT,
         }
+        if self.one_consumer:
+            arguments["x-single-active-consumer"] = True
         if self.delay is None:
             return arguments
         return arguments | {
@@ -131,16 +158,83 @@ class Topology:
         self.unrouted_exchange = f"{prefix}.unrouted"
         self.foreign = f"{prefix}.foreign"
         self.inspection_lock = f"{prefix}.census"
+        self.rerouting_lock = f"{prefix}.rerouting"
         self.name_prefix = f"{prefix}."
         self.queue_prefix = f"{prefix}.queue."
+        self.partition_prefix = f"{prefix}.partition."
         self.delay_prefix = f"{prefix}.delay."
 
     def queue(self, subscription: Subscription) -> str:
         """The queue of messages to deliver."""
         return _checked(f"{self.queue_prefix}{subscription.name}")
 
+    def partitions_exchange(self, subscription: Subscription, partitions: int) -> str:
+        return _checked(f"{self._prefix}.partitions.{subscription.name}.{partitions}")
+
+    def keyless_exchange(self, subscription: Subscription, partitions: int) -> str:
+        return _checked(f"{self._prefix}.keyless.{subscription.name}.{partitions}")
+
+    def partition_queue(self, subscription: Subscription, partitions: int, number: int) -> str:
+        """The queue of the messages of one partition."""
+        return _checked(f"{self.partition_prefix}{subscription.name}.{partitions}.{number}")
+
+    def front_queue(self, subscription: Subscription, partitions: int, number: int) -> str:
+        """The queue of what comes before the messages of one partition."""
+        return _checked(f"{self._prefix}.front.{subscription.name}.{partitions}.{number}")
+
+    def front_queue_of(self, subscription: Subscription, key: str | None, order: Order) -> str:
+        """The queue of what comes before the messages of this key."""
+        number = partition_of(key, order.partitions)
+        return self.front_queue(subscription, order.partitions, number)
+
+    def front_queues(self, subscription: Subscription) -> list[str]:
+        """The queues of what comes before the messages of the partitions, if there are any."""
+        partitions = 0 if subscription.order is None else subscription.order.partitions
+        return [self.front_queue(subscription, partitions, each) for each in range(partitions)]
+
+    def moved_queue(self, subscription: Subscription, partitions: int, number: int) -> str:
+        """The queue of messages that were moved to a partition, which come before its others."""
+        return _checked(f"{self._prefix}.moved.{subscription.name}.{partitions}.{number}")
+
+    def moved_queues(self, subscription: Subscription) -> list[str]:
+        """The queues of moved messages. If the first does not exist, none does."""
+        partitions = 0 if subscription.order is None else subscription.order.partitions
+        return [self.moved_queue(subscription, partitions, each) for each in range(partitions)]
+
+    def workers(self, subscription: Subscription) -> str:
+        """The exchange of the heartbeats of a subscription's workers, and the queue that each of
+        them consumes, which is always empty, in order to be counted."""
+        return _checked(f"{self._prefix}.workers.{subscription.name}")
+
+    def switching(self, subscription: Subscription, to: Literal["on", "off"]) -> str:
+        """The queue that exists while order is being switched on, or off: if that is interrupted,
+        whoever finds it goes on."""
+        return _checked(f"{self._prefix}.switching-{to}.{subscription.name}")
+
+    def late_queue(self, subscription: Subscription) -> str:
+        """The queue of a subscription with an order that nothing is bound to, but in which retries
+        arrive that were delayed when it had none: they name the queue that it had then."""
+        return f"{self.queue_prefix}{subscription.name}"
+
+    def sign(self, subscription: Subscription) -> str:
+        """The queue that exists if the subscription is declared, and that each worker consumes."""
+        return (
+            self.queue(subscription) if subscription.order is None else self.workers(subscription)
+        )
+
+    def queues(self, subscription: Subscription) -> list[str]:
+        """The queues of messages to deliver."""
+        if subscription.order is None:
+            return [self.queue(subscription)]
+        partitions = subscription.order.partitions
+        return [self.partition_queue(subscription, partitions, each) for each in range(partitions)]
+
     def dead_letter_queue(self, subscription: Subscription) -> str:
         return _checked(f"{self._prefix}.dead.{subscription.name}")
+
+    def dead_letter_lock(self, subscription: Subscription) -> str:
+        """The queue that exists while somebody looks into the dead letters."""
+        return _checked(f"{self._prefix}.lock.{subscription.name}")
 
     def delay(self, step: int) -> str:
         """The exchange, and the queue, of messages that wait this many milliseconds."""
@@ -168,6 +262,8 @@ class Topology:
         ]
 
     def for_subscription(self, subscription: Subscription) -> list[Entity]:
+        if subscription.order is not None:
+            return self._for_ordered(subscription, subscription.order)
         queue = self.queue(subscription)
         entities = [
             *self._for_messages(subscription.messages),
@@ -184,6 +280,65 @@ class Topology:
                 Binding(queue, self.exchange, message),
             ]
         return entities
+
+    def workers_exchange(
+        self, subscription: Subscription, order: Order, *, is_moving: bool = False
+    ) -> Exchange:
+        """The exchange of workers with so many partitions, or, while messages are being moved to
+        these, one that no worker accepts."""
+        number = f"{order.partitions}.moving" if is_moving else f"{order.partitions}"
+        return Exchange(
+            self.workers(subscription),
+            "fanout",
+            # Does not exist, so what nobody hears is returned.
+            alternate=_checked(f"{self._prefix}.number.{subscription.name}.{number}"),
+            if_different=f"{subscription.name} has another number of partitions on RabbitMQ than "
+            f"{order.partitions}, which this version of its service declares: declare the number "
+            f"that it has, or stop its workers and run `eventmesh partitions set "
+            f'{subscription.name} {order.partitions} --reason "…"`.',
+        )
+
+    def _for_ordered(self, subscription: Subscription, order: Order) -> list[Entity]:
+        return [
+            # First, because it fails if the subscription has another number of partitions.
+            self.workers_exchange(subscription, order),
+            *self._for_messages(subscription.messages),
+            Queue(self.dead_letter_queue(subscription)),
+            Queue(self.workers(subscription)),
+            Queue(self.late_queue(subscription)),
+            *self.for_partitions(subscription),
+        ]
+
+    def for_partitions(self, subscription: Subscription) -> list[Entity]:
+        """The partitions of a subscription with an order, and the ways of messages to them."""
+        order = subscription.order or Order()
+        exchange_name = self.partitions_exchange(subscription, order.partitions)
+        keyless = self.keyless_exchange(subscription, order.partitions)
+        queues = self.queues(subscription)
+        fronts = self.front_queues(subscription)
+        entities: list[Entity] = [
+            *(Queue(queue, one_consumer=True) for queue in (*queues, *fronts)),
+            Exchange(keyless, "fanout"),
+            Binding(queues[0], keyless),
+            Exchange(exchange_name, "direct", alternate=keyless),
+        ]
+        entities += [
+            Binding(queues[bucket % order.partitions], exchange_name, bucket_key(bucket))
+            for bucket in range(BUCKETS)
+        ]
+        for message in subscription.messages:
+            exchange, forwarding = self._second_way(message)
+            entities += [
+                exchange,
+                ExchangeBinding(exchange_name, exchange.name, ""),
+                forwarding,
+                ExchangeBinding(exchange_name, self.exchange, message),
+            ]
+        return entities
+
+    def for_moved(self, subscription: Subscription) -> list[Entity]:
+        """The queues to which messages are moved."""
+        return [Queue(queue, one_consumer=True) for queue in self.moved_queues(subscription)]
 
     def for_delay(self, step: int) -> list[Entity]:
         name = self.delay(step)
@@ -209,6 +364,17 @@ class Topology:
             Exchange(name, "fanout", alternate=self.unrouted_exchange),
             ExchangeBinding(name, self.exchange, message),
         )
+
+
+def partition_of(key: str | None, partitions: int) -> int:
+    """The number of the partition of a key; messages without a key have one together."""
+    return 0 if key is None else bucket_of(key) % partitions
+
+
+def window(partitions: int) -> int:
+    """How many messages a consumer of a partition holds at most. It depends on the number of
+    partitions alone, so that all consumers of a queue hold the same; see `ordered`."""
+    return max(1, MOST_HELD // partitions)
 
 
 def delay_step(seconds: float) -> int | None:

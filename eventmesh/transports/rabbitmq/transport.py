@@ -12,9 +12,12 @@ from types import MappingProxyType
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
+from eventmesh.tracing.place import Peer
 from eventmesh.transports.base import (
     ALL_CONFIRMED,
+    Consumer,
     DeadLetter,
+    Order,
     PublishResult,
     Subscription,
     SubscriptionStats,
@@ -30,7 +33,9 @@ from eventmesh.transports.rabbitmq.consumer import AmqpConsumer
 from eventmesh.transports.rabbitmq.dead_letters import DeadLetterQueue
 from eventmesh.transports.rabbitmq.facts import Facts
 from eventmesh.transports.rabbitmq.messages import new_message
+from eventmesh.transports.rabbitmq.ordered.consumer import OrderedConsumer
 from eventmesh.transports.rabbitmq.publishing import Batch, Publisher
+from eventmesh.transports.rabbitmq.relocation import Relocation
 from eventmesh.transports.rabbitmq.rerouting import Rerouter
 from eventmesh.transports.rabbitmq.topology import Topology
 from eventmesh.transports.rabbitmq.unrouted import UnroutedQueues
@@ -43,6 +48,8 @@ class AmqpTransport:
 
     atomic_batches = False
     exact_deliveries = False  # RabbitMQ also counts deliveries that were given back unhandled
+    keeps_order = True
+    dead_letters_by_itself = True  # by a policy with a time to live, a length, a delivery limit
 
     def __init__(self, url: str, clock: Clock, options: TransportOptions) -> None:
         self._clock = clock
@@ -52,7 +59,14 @@ class AmqpTransport:
         self._publisher = Publisher(self._publishing)
         self._rerouter = Rerouter(self._consuming, self._publisher, self._topology, clock)
         self._facts = Facts(self._consuming, self._topology, clock, url, options.management_url)
-        self._upkeep = TopologyUpkeep(self._consuming, self._topology, clock, self._rerouter)
+        self._relocation = Relocation(self._consuming, self._publisher, self._topology, clock)
+        self._ordered: set[OrderedConsumer] = set()
+        self._upkeep = TopologyUpkeep(
+            self._consuming, self._topology, clock, self._rerouter, self._relocation
+        )
+
+    def peer(self, *, publishing: bool) -> Peer | None:
+        return (self._publishing if publishing else self._consuming).peer
 
     async def connect(self) -> None:
         await self._publishing.open()
@@ -60,6 +74,8 @@ class AmqpTransport:
 
     async def close(self) -> None:
         await self._upkeep.stop()
+        for consumer in list(self._ordered):
+            await consumer.leave()
         await self._consuming.close()
         await self._publishing.close()
 
@@ -81,9 +97,15 @@ class AmqpTransport:
     @asynccontextmanager
     async def consume(
         self, subscription: Subscription, *, prefetch: int
-    ) -> AsyncIterator[AmqpConsumer]:
+    ) -> AsyncIterator[Consumer]:
         # Over the connection that consumes: the other may be blocked, and this must go on.
         await self._declare_over(self._consuming, [subscription])
+        if subscription.order is not None:
+            async with self._consume_in_order(
+                subscription, subscription.order, prefetch
+            ) as ordered:
+                yield ordered
+            return
         consumer = AmqpConsumer(
             self._consuming, self._publishing, subscription, self._topology, self._clock
         )
@@ -92,6 +114,22 @@ class AmqpTransport:
             yield consumer
         finally:
             await consumer.leave()
+
+    @asynccontextmanager
+    async def _consume_in_order(
+        self, subscription: Subscription, order: Order, prefetch: int
+    ) -> AsyncIterator[Consumer]:
+        async with self._consuming.for_many_channels() as connection:
+            consumer = OrderedConsumer(
+                connection, self._publishing, subscription, order, self._topology, self._clock
+            )
+            self._ordered.add(consumer)
+            try:
+                await consumer.start(prefetch)
+                yield consumer
+            finally:
+                self._ordered.discard(consumer)
+                await consumer.leave()
 
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
         return await self._facts.stats(subscription)
@@ -174,8 +212,15 @@ class AmqpTransport:
         await self._rerouter.reroute_late(subscriptions, {message})
         return purged
 
-    async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
-        return await self._dead_letter_queue(subscription).list_oldest(limit)
+    async def dead_letters(
+        self,
+        subscription: Subscription,
+        *,
+        limit: int,
+        most_bytes: int | None = None,
+        only: Collection[str] | None = None,
+    ) -> Sequence[DeadLetter]:
+        return await self._dead_letter_queue(subscription).list_oldest(limit, most_bytes, only)
 
     async def replay(
         self,
@@ -188,8 +233,15 @@ class AmqpTransport:
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
         return await self._dead_letter_queue(subscription).discard(ids)
 
+    async def set_partitions(self, subscription: Subscription, partitions: int) -> int | None:
+        """Divide what waits for a subscription with an order among so many partitions; returns how
+        many it had, None if it is not declared with an order. UsageError while workers consume."""
+        return await self._relocation.set_partitions(subscription, partitions)
+
     def _dead_letter_queue(self, subscription: Subscription) -> DeadLetterQueue:
-        return DeadLetterQueue(self._consuming, self._publisher, self._topology, subscription)
+        return DeadLetterQueue(
+            self._consuming, self._publisher, self._topology, subscription, self._clock
+        )
 
     async def _declare_over(
         self, connection: BrokerConnection, subscriptions: Sequence[Subscription]
@@ -198,6 +250,8 @@ class AmqpTransport:
         it. Then reroute unrouted messages to those that are new to this process. What is unrouted
         for the others was lost by a deletion; other processes may have lost theirs too, so the
         upkeep reroutes it once these had time to restore them."""
+        new = [each for each in subscriptions if not self._upkeep.covers(each)]
+        await self._relocation.follow_declarations(new)
         entities = [
             entity
             for subscription in subscriptions
@@ -205,7 +259,6 @@ class AmqpTransport:
         ]
         connection.forget_declared(entities)
         await connection.ensure_declared(entities or self._topology.for_publishing())
-        new = [each for each in subscriptions if not self._upkeep.covers(each)]
         names = {name for subscription in new for name in subscription.messages}
         await self._rerouter.reroute(names)
         await self._rerouter.reroute_foreign(names)

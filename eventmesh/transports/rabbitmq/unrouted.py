@@ -26,7 +26,7 @@ from eventmesh.clock import Clock
 from eventmesh.transports.base import Unrouted
 from eventmesh.transports.census import Census, made_at
 from eventmesh.transports.rabbitmq.connection import CONNECT_TIMEOUT, MAX_HELD, BrokerConnection
-from eventmesh.transports.rabbitmq.held_messages import fetch, hold_messages
+from eventmesh.transports.rabbitmq.held_messages import hold_messages
 from eventmesh.transports.rabbitmq.inspection import Inspector, QueueCounts, count_messages
 from eventmesh.transports.rabbitmq.topology import Topology
 from eventmesh.wire.cloudevents import from_headers
@@ -94,9 +94,8 @@ class UnroutedQueues:
         return numbers, ready.get(self._topology.foreign, 0)
 
     async def _age_of_first(self, queue: str) -> float | None:
-        async with self._connection.guard(None), self._connection.channel() as channel:
-            message = await fetch(channel, queue)
-            return None if message is None else self._age(_envelope(message))
+        async with hold_messages(self._connection, queue, 1) as held:
+            return next((self._age(_envelope(message)) for message in await held.next()), None)
 
     async def _list_foreign(self) -> list[Unrouted]:
         """The foreign messages by name, as a census counts them."""

@@ -19,6 +19,8 @@ before that it would reach only some of them:
 
 If somebody deletes both ways of a message at once, a subscription that is restored after another
 misses what is published in between.
+
+A round also looks for retries that were delayed before their subscription had an order.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from eventmesh.errors import Unreachable, UsageError
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.rabbitmq.connection import BrokerConnection
 from eventmesh.transports.rabbitmq.declaring import declare_all
+from eventmesh.transports.rabbitmq.relocation import Relocation
 from eventmesh.transports.rabbitmq.rerouting import Rerouter
 from eventmesh.transports.rabbitmq.topology import Topology
 
@@ -60,11 +63,13 @@ class TopologyUpkeep:
         topology: Topology,
         clock: Clock,
         rerouter: Rerouter,
+        relocation: Relocation,
     ) -> None:
         self._connection = connection
         self._topology = topology
         self._clock = clock
         self._rerouter = rerouter
+        self._relocation = relocation
         self._subscriptions: dict[Subscription, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
@@ -127,11 +132,22 @@ class TopologyUpkeep:
                 name for name in names if await _count(channel, self._topology.unrouted_queue(name))
             }
             foreign = await _count(channel, self._topology.foreign)
+            have_late_retries = [
+                each
+                for each in subscriptions
+                if each.order and await _count(channel, self._topology.late_queue(each))
+            ]
+        for each in have_late_retries:
+            await self._relocation.bring_late_retries(each)
         now = self._clock.monotonic()
-        self._unrouted_since = {name: self._unrouted_since.get(name, now) for name in unrouted}
-        rerouted = await self._rerouter.reroute(
-            name for name, since in self._unrouted_since.items() if now - since >= GRACE
-        )
+        for name in unrouted:
+            self._unrouted_since.setdefault(name, now)
+        due = [name for name, since in self._unrouted_since.items() if now - since >= GRACE]
+        rerouted = await self._rerouter.reroute(due)
+        for name in due:
+            # Not before: RabbitMQ says 0, too, if a quorum queue does not answer it within 250 ms.
+            if name not in unrouted:
+                del self._unrouted_since[name]
         if self._is_time_to_search(foreign, now):
             search = await self._rerouter.search_foreign(names, self._foreign_known)
             if search is not None:

@@ -22,7 +22,10 @@ from eventmesh.errors import UsageError
 from eventmesh.redact import redact, redact_error
 
 FINDING_TIMEOUT = 2.0
-"""Seconds to wait for one Sentinel or Cluster node before asking the next."""
+"""Seconds to wait for one Sentinel or Cluster node before asking the next, at least."""
+
+FINDING_TIME = 8.0
+"""Seconds that all of them share: fewer addresses may take longer to answer."""
 
 _FORMS = {
     "redis": "redis://user:password@host:6379/0",
@@ -157,12 +160,15 @@ async def _first_answer(
     last error. The time-out is ours, because `asyncio.wait_for`, which redis-py uses, may lose a
     cancellation on Python 3.11."""
     failure: RedisError = RedisConnectionError("the URL has no address")
-    for address in addresses:
+    to_ask = list(addresses)
+    limit = max(FINDING_TIMEOUT, FINDING_TIME / max(len(to_ask), 1))
+    for address in to_ask:
         try:
-            async with asyncio.timeout(FINDING_TIMEOUT):
+            async with asyncio.timeout(limit):
                 return address, await ask(address)
         except (OSError, TimeoutError) as error:
-            failure = RedisConnectionError(f"{address[0]}:{address[1]}: {error or 'no answer'}")
+            why = str(error) or f"no answer in {limit:.0f} s"
+            failure = RedisConnectionError(f"{address[0]}:{address[1]}: {why}")
         except RedisError as error:
             failure = error
     raise failure
@@ -177,7 +183,7 @@ class _BySentinel:
         self._options = {
             **(url.sentinel_options or {}),
             "ssl": url.options.get("connection_class") is SSLConnection,
-            "socket_connect_timeout": FINDING_TIMEOUT,
+            "socket_connect_timeout": FINDING_TIME,
             "retry": Retry(NoBackoff(), 0),
         }
 
@@ -218,7 +224,7 @@ class _ByCluster:
         cluster = RedisCluster(
             startup_nodes=[ClusterNode(*address)],
             require_full_coverage=False,
-            socket_connect_timeout=FINDING_TIMEOUT,
+            socket_connect_timeout=FINDING_TIME,
             retry=Retry(NoBackoff(), 0),
             **self._options,
         )

@@ -6,7 +6,7 @@ and are not settled yet, and entries that were not delivered then.
 
 A retry moves from its stream to the delayed set and later to the retry stream. So that it is not
 missed, the order is: streams, delayed set, then what was added to the retry stream meanwhile. It
-may be counted twice.
+may be counted twice. Mailboxes of an ordered subscription come last: its messages move to them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from eventmesh.transports.finding import Found, Located
 from eventmesh.transports.redis.connection import Redis
 from eventmesh.transports.redis.consumer import RETURNED
 from eventmesh.transports.redis.keys import Keys, Layout
+from eventmesh.transports.redis.scripts.common import call
 from eventmesh.transports.redis.scripts.counting import (
     COUNT,
     FIND,
@@ -29,6 +30,7 @@ from eventmesh.transports.redis.scripts.counting import (
     GROUP_POSITION,
     PageScripts,
 )
+from eventmesh.transports.redis.scripts.ordering import TAGS
 from eventmesh.wire.cloudevents import from_fields
 from eventmesh.wire.envelope import Envelope
 
@@ -36,6 +38,7 @@ PAGE_BYTES = 4 * 1024 * 1024
 """About how many bytes Redis reads for a page."""
 
 LARGEST_PAGE = 500
+MAILBOXES_AT_ONCE = 50
 SMALLEST_PAGE = 4
 
 
@@ -63,6 +66,7 @@ class _Walk(ABC):
             end = await self._stream(keys.group, stream)  # of the last one, the retry stream
         await self._delayed(keys)
         await self._range(keys.group, keys.retry, end, "ready")
+        await self._mailboxes(keys)
 
     async def _stream(self, group: str, stream: str) -> bytes | str:
         """Count the group's pending and undelivered entries of a stream; returns the id at which
@@ -116,6 +120,31 @@ class _Walk(ABC):
             )
             pages.learn(seen)
             self._add(keys.group, counted)
+
+    async def _mailboxes(self, keys: Keys) -> None:
+        """Count the mailboxes of an ordered subscription, many at once: most are short."""
+        tags = await self._redis.run(TAGS, keys.ordered, keys.group)
+        for start in range(0, len(tags), MAILBOXES_AT_ONCE):
+            waiting, pages = (
+                [(*each, 0) for each in tags[start : start + MAILBOXES_AT_ONCE]],
+                _Pages(),
+            )
+            while waiting:
+                size = max(1, pages.size // len(waiting))
+                answers = await self._redis.batch(
+                    [
+                        call(self.scripts.mailbox, keys.ordering[1:2], *each, size, *self._last)
+                        for each in waiting
+                    ]
+                )
+                for _, seen, counted in answers:
+                    pages.learn(seen)
+                    self._add(keys.group, counted)
+                waiting = [
+                    (*each[:3], skip)
+                    for each, (skip, _, _) in zip(waiting, answers, strict=True)
+                    if skip >= 0
+                ]
 
 
 class _Pages:

@@ -31,11 +31,15 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from eventmesh.errors import Unreachable
 from eventmesh.redact import redact, redact_error
+from eventmesh.tracing.place import Peer
 from eventmesh.transports.redis.address import Address, Locator
 from eventmesh.transports.redis.scripts.common import Command, call
 
 ANSWER_TIMEOUT = 10.0
 """Seconds to wait for the answers to a batch; well above the longest time that a read blocks."""
+
+CLOSE_TIMEOUT = 1.0
+"""Seconds to wait for sockets to close, which a server that is gone does not answer."""
 
 MOST_CONNECTIONS = 16
 
@@ -105,7 +109,11 @@ class Redis:
         self._closed = False
         self._outside_pool: set[AbstractConnection] = set()
         self._leaving: set[asyncio.Future[None]] = set()
+        self._sockets: set[asyncio.Future[None]] = set()
+        """One for each socket, until it is closed: with TLS that takes an answer of the server, and
+        redis-py does not wait for it after an error."""
         self._pool: Any = None  # redis-py leaves its methods without types
+        self._newest: Any = None  # the connection that was used last, which may be closed
 
     def open(self) -> None:
         """Allow connections, which are made when a command needs one."""
@@ -120,6 +128,15 @@ class Redis:
         with suppress(Unreachable):  # closed is closed
             async with self.answering():
                 await asyncio.gather(*self._leaving, return_exceptions=True)
+        if self._sockets:
+            await asyncio.wait(self._sockets, timeout=CLOSE_TIMEOUT)
+
+    @property
+    def peer(self) -> Peer | None:
+        """Where the connection that was used last goes to; None if it is not connected."""
+        if self._newest is None or (address := self._newest.getpeername()) is None:
+            return None
+        return Peer(address, self._newest.port)
 
     async def ask(self, *command: str | bytes | int) -> Any:
         """The answer to one command."""
@@ -164,7 +181,7 @@ class Redis:
     async def _pooled(self) -> AsyncIterator[Connection]:
         async with self.answering():
             pool = await self._current_pool()
-            connection = await pool.get_connection()
+            self._newest = connection = await pool.get_connection()
         try:
             yield Connection(self, connection)
         finally:
@@ -211,10 +228,23 @@ class Redis:
             # Off, because the pool that listens for notifications no longer checks whether the
             # server has closed a connection before handing it out.
             "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+            "redis_connect_func": self._greet,
             **self._options,
             **_OURS,
         }
         return _Pool(**settings, host=host, port=port)
+
+    async def _greet(self, connection: Any) -> None:
+        """Log in and so on, as a connection does by itself; called once it has its socket."""
+        closed = asyncio.ensure_future(connection._writer.wait_closed())
+        closed.add_done_callback(self._has_closed)
+        self._sockets.add(closed)
+        await connection.on_connect()
+
+    def _has_closed(self, closed: asyncio.Future[None]) -> None:
+        self._sockets.discard(closed)
+        if not closed.cancelled():
+            closed.exception()  # retrieved: it tells why the connection was lost
 
     @asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:

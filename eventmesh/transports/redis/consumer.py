@@ -1,42 +1,31 @@
 """Consumes a subscription: prefetches entries, delivers them to the worker and settles them.
 
-One task reads, on a connection of its own: first entries that can be claimed, because a consumer
-returned them when it left or has died, then new ones. It fills a buffer, which `receive` empties,
-so that cancelling `receive` interrupts no read. Everything that was read and is not settled is
-pending under this consumer's name, and is never more than `prefetch`.
+One task reads (see `reader`): first entries that can be claimed, because a consumer returned them
+when it left or has died, then new ones. It fills a buffer, which `receive` empties, so that
+cancelling `receive` interrupts no read. Everything that was read and is not settled is pending
+under this consumer's name, and is never more than `prefetch`.
 
-If only a connection is lost, the reader replaces it. Redis may have sent entries to the old one
-that never arrived, so those are returned first, without counting as delivered. If Redis is
-unreachable, the consumer ends, and `receive` raises Unreachable.
+Redis may have sent entries to a lost connection that never arrived, so those are returned first,
+without counting as delivered. If Redis is unreachable, `receive` raises Unreachable.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
-import os
-import socket
 from collections import deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import structlog
 from redis.exceptions import ResponseError
 
 from eventmesh.clock import Clock
-from eventmesh.errors import Unreachable
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
-from eventmesh.transports.redis.connection import (
-    CommandRejected,
-    Connection,
-    ConnectionLost,
-    Redis,
-    code_of,
-)
+from eventmesh.transports.redis.connection import Connection, ConnectionLost, Redis, code_of
 from eventmesh.transports.redis.entries import read_entry, read_parcel
 from eventmesh.transports.redis.keys import Keys
+from eventmesh.transports.redis.reader import LONGEST_WAIT, Reader, unique_consumer_name
 from eventmesh.transports.redis.scripts.common import EVERYTHING, Command, call
 from eventmesh.transports.redis.scripts.consuming import CLAIM, DECLARE, RETURN_PENDING
 from eventmesh.transports.redis.settlement import SettlementCommands
@@ -45,11 +34,8 @@ from eventmesh.transports.redis.upkeep import Token, Upkeep
 RETURNED = "returned"
 """A consumer of every group; entries that others returned are pending under its name."""
 
-CLAIM_INTERVAL = 0.5
-"""Seconds until returned entries are noticed; also the longest time that a read blocks."""
-
-STABLE_AFTER = 1.0
-"""Seconds that a connection must have worked for, so that its loss only makes a new one."""
+_CLAIM_INTERVAL = LONGEST_WAIT
+"""Seconds until returned entries are noticed."""
 
 REJECTED_DELAY = 30.0
 """Seconds until a message is delivered again that Redis could store neither as a dead letter nor
@@ -78,36 +64,28 @@ class RedisConsumer:
         self._prefetch = prefetch
         self._clock = clock
         self._visibility_timeout = visibility_timeout
-        self._name = f"{socket.gethostname()}-{os.getpid()}-{clock.new_id()}"
+        self._name = unique_consumer_name(clock)
         self._commands = SettlementCommands(keys, self._name, clock)
         self._pending: set[Token] = set()
         self._buffer: deque[Delivery] = deque()
         self._busy: set[str] = set(keys.streams)
         self._turn = 0
-        self._leaving = False
-        self._client_id: int | None = None
+        self._has_been_connected = False
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.redis")
-        self._arrived = asyncio.Event()
-        self._room_made = asyncio.Event()
         self._upkeep = Upkeep(redis, keys, self._name, self._pending, clock, visibility_timeout)
-        self._reading = asyncio.create_task(self._read())
-        self._tasks = [self._reading, *self._upkeep.start()]
-        for task in self._tasks:
-            task.add_done_callback(lambda _: self._arrived.set())
+        self._reader = Reader(redis, clock, self._connected, self._fill)
+        self._reader.start(self._upkeep.start())
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
         while True:
-            for task in self._tasks:
-                if task.done():
-                    await task  # raises what ended it
+            self._reader.check()
             handed_out = len(self._pending) - len(self._buffer)
             count = min(limit, self._prefetch - handed_out, len(self._buffer))
             if count > 0:
                 break
-            self._arrived.clear()
-            await self._arrived.wait()
+            await self._reader.wait()
         taken = [self._buffer.popleft() for _ in range(count)]
-        self._room_made.set()
+        self._reader.room_made.set()
         return taken
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
@@ -129,8 +107,8 @@ class RedisConsumer:
         if errors:
             await self._delay_unsettleable(errors)
         self._pending.difference_update(delivery.token for delivery, _ in ours)
-        self._room_made.set()
-        self._arrived.set()
+        self._reader.room_made.set()
+        self._reader.arrived.set()
         if errors or any(isinstance(outcome, RetryAfter) for _, outcome in moved):
             self._upkeep.delay_asked()
 
@@ -176,21 +154,7 @@ class RedisConsumer:
     async def leave(self) -> bool:
         """Stop reading and return unsettled entries. False if Redis is unreachable: the caller then
         calls `return_pending` once it is back."""
-        self._leaving = True
-        self._room_made.set()
-        try:
-            await self._stop_reading()
-        finally:
-            for task in self._tasks:
-                task.cancel()
-        await asyncio.wait(self._tasks)
-        try:
-            await self.return_pending()
-        except Unreachable:
-            return False
-        finally:
-            self._raise_bugs()
-        return True
+        return await self._reader.leave(self.return_pending)
 
     async def return_pending(self) -> None:
         """Return all unsettled entries, which others can claim at once. Ends this consumer."""
@@ -199,52 +163,30 @@ class RedisConsumer:
         self._pending.clear()
         self._buffer.clear()
 
-    def _raise_bugs(self) -> None:
-        for task in self._tasks:
-            error = None if task.cancelled() else task.exception()
-            if error is not None and not isinstance(error, Unreachable):
-                raise error  # a bug of ours is never swallowed
-
     # Reading
 
-    async def _read(self) -> None:
-        """Keep the buffer full until leaving. Only this task reads and claims entries, so that
-        the room left under `prefetch` is counted correctly."""
-        while not self._leaving:
-            serving_since = math.inf
-            try:
-                async with self._redis.connection() as connection:
-                    await self._recover_from_former(connection)
-                    serving_since = self._clock.monotonic()
-                    await self._fill(connection)
-            except ConnectionLost:
-                if self._clock.monotonic() - serving_since < STABLE_AFTER:
-                    raise  # Redis is unreachable, or closes our connections
-
-    async def _recover_from_former(self, connection: Connection) -> None:
+    async def _connected(self, connection: Connection) -> None:
         """Return entries that Redis sent to the previous connection and that never arrived."""
-        former, self._client_id = self._client_id, None
-        if former is not None:
-            await connection.exchange([("CLIENT", "UNBLOCK", former)])  # if Redis still has it
+        if self._has_been_connected:
             await connection.ask(*call(*self._returning(self._pending, leaving=False)))
-        with suppress(CommandRejected):  # only needed for leaving quickly
-            self._client_id = await connection.ask("CLIENT", "ID")
+        self._has_been_connected = True
 
     async def _fill(self, connection: Connection) -> None:
+        """Keep the buffer full until leaving. Only this task reads and claims entries, so that
+        the room left under `prefetch` is counted correctly."""
         now = self._clock.monotonic
         next_claim = next_search = now()
         emptied = False
-        while not self._leaving:
+        while not self._reader.is_leaving:
             if not self._should_read():
-                self._room_made.clear()
-                await self._room_made.wait()
+                await self._reader.wait_for_room()
                 continue
             if now() >= next_claim:
                 searching = now() >= next_search
                 room = self._room()
                 if await self._claim(connection, searching) == room:
                     continue  # there may be more, and it comes before new entries
-                next_claim = now() + CLAIM_INTERVAL
+                next_claim = now() + _CLAIM_INTERVAL
                 if searching:
                     next_search = now() + self._visibility_timeout / 2
             elif emptied:
@@ -307,7 +249,7 @@ class RedisConsumer:
         may be exceeded by the difference."""
         streams = self._keys.streams
         count = max(1, self._room() // len(streams))
-        wait_ms = max(1, min(math.ceil(seconds * 1000), int(CLAIM_INTERVAL * 1000)))
+        wait_ms = max(1, min(math.ceil(seconds * 1000), int(_CLAIM_INTERVAL * 1000)))
         [answer] = await connection.exchange([self._reading_command(count, wait_ms, streams)])
         arrived = await self._buffer_answer(answer)
         if arrived >= count:
@@ -341,18 +283,7 @@ class RedisConsumer:
             opened, attempt = read_parcel(fields) if retry else (read_entry(fields), 1)
             self._pending.add(token)
             self._buffer.append(Delivery.of(opened, attempt, deliveries, token))
-        self._arrived.set()
-
-    # Leaving
-
-    async def _stop_reading(self) -> None:
-        """End the reader's blocking read from outside: if we cut its connection, Redis could still
-        deliver to it. If CLIENT UNBLOCK is forbidden, the read ends after CLAIM_INTERVAL."""
-        while not self._reading.done():
-            if self._client_id is not None:
-                with suppress(Unreachable):
-                    await self._redis.ask("CLIENT", "UNBLOCK", self._client_id)
-            await asyncio.wait([self._reading], timeout=0.01)
+        self._reader.arrived.set()
 
     def _returning(self, held: Iterable[Token], *, leaving: bool) -> Any:
         keys = self._keys

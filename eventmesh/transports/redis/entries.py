@@ -4,6 +4,7 @@
 |---------------------------|-------------------------------------------------------------------|
 | stream of a message       | an entry whose fields are the attributes and `data`               |
 | delayed set, retry stream | attempt and a unique id, line feed, packed envelope: a "parcel"   |
+| mailbox                   | an entry's fields and numbers, see `scripts.ordering`: a "record" |
 | dead letters              | an entry with the packed envelope, reason, error, attempts, time  |
 
 Other programs can write to the same keys, so reading never fails: an entry in another form is read
@@ -12,9 +13,12 @@ as the bare fields of an envelope.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+
+import orjson
 
 from eventmesh.clock import Clock
 from eventmesh.transports.base import DeadLetter, Delivery
@@ -49,10 +53,14 @@ def read_entry(fields: Sequence[bytes]) -> Envelope:
 
 
 def read_parcel(fields: Sequence[bytes]) -> tuple[Envelope | Unreadable, int]:
-    """Envelope and attempt of an entry in the retry stream."""
+    """Envelope and attempt of an entry in the retry stream, or of a replayed dead letter."""
+    if fields[0] == b"envelope":
+        return unpack(fields[1]), 1
     if fields[0] != b"parcel":
         return read_entry(fields), 1
     content = fields[1]
+    if content.startswith(b"m "):  # from a mailbox of the time when the subscription was ordered
+        return read_record(content)[:2]
     first_line, _, packed = content.partition(b"\n")
     attempt, _, _ = first_line.partition(b" ")
     if not _ATTEMPT.fullmatch(attempt):
@@ -61,6 +69,23 @@ def read_parcel(fields: Sequence[bytes]) -> tuple[Envelope | Unreadable, int]:
     if isinstance(opened, Unreadable):
         return Unreadable(content, opened.reason), 1
     return opened, int(attempt)
+
+
+def read_record(record: bytes) -> tuple[Envelope | Unreadable, int, int]:
+    """Envelope, attempt and earlier deliveries of a record in a mailbox."""
+    _, attempt, deliveries, _, texts = record.split(b" ", 4)
+    try:
+        fields = orjson.loads(texts)
+    except orjson.JSONDecodeError:  # it contains bytes that are not UTF-8
+        fields = json.loads(texts.decode("latin-1"))
+        opened, before = read_parcel([field.encode("latin-1") for field in fields])
+        return opened, before + int(attempt) - 1, int(deliveries)
+    if fields[0] in ("parcel", "envelope"):
+        opened, before = read_parcel([field.encode() for field in fields])
+        return opened, before + int(attempt) - 1, int(deliveries)
+    attributes = dict(zip(fields[::2], fields[1::2], strict=True))
+    data = attributes.pop("data", "").encode()
+    return Envelope(attributes, data), int(attempt), int(deliveries)
 
 
 def dead_letter_fields(delivery: Delivery, death: Dead, clock: Clock) -> list[str | bytes]:

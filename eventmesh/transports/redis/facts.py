@@ -93,6 +93,9 @@ class Facts:
             streams.append(StreamFacts(message, length, needed, len(groups)))
             for (name, _, _), number in zip(groups, of_groups, strict=True):
                 waiting.setdefault(name.decode(errors="replace"), []).append(number)
+        for name, numbers in waiting.items():
+            keys = self._layout.of(Subscription(name, ()))
+            numbers.append(int(await self._redis.ask("HGET", keys.order, "messages") or 0))
         return tuple(streams), tuple(
             KnownSubscription(name, None if None in numbers else sum(filter(None, numbers)))
             for name, numbers in sorted(waiting.items())
@@ -127,6 +130,19 @@ class Facts:
             ("ZADD", delayed, "XX", 0, "a"),
             ("ZREM", delayed, "a"),
             ("ZCARD", delayed),
+            ("ZSCORE", delayed, "a"),
+            ("HGET", keys.order, "a"),
+            ("HDEL", keys.order, "a"),
+            ("HGETALL", keys.order),
+            ("LINDEX", delayed, 0),
+            ("LTRIM", delayed, 0, -1),
+            ("LLEN", delayed),
+            ("LRANGE", delayed, 0, -1),
+            ("LSET", delayed, 0, "a"),
+            ("DEL", delayed),
+            ("XREAD", "COUNT", 1, "STREAMS", stream, "0"),
+            ("XREVRANGE", stream, "+", "-", "COUNT", 1),
+            ("XGROUP", "SETID", stream, "g", "$"),
             ("ZRANGEBYSCORE", delayed, 0, 0),
             call("return 1", (stream,)),
         ]

@@ -17,6 +17,24 @@ class Keys:
     retry: str
     delayed: str
     dead: str
+    ordering: tuple[str, ...]
+    """What an ordered subscription needs besides, as the scripts in `scripts.ordering` expect it:
+    order, mail, ready, held, consumers, leases, holding, wake, dead, retry, delayed, group."""
+
+    @property
+    def order(self) -> str:
+        """The hash that exists if the subscription is ordered."""
+        return self.ordering[0]
+
+    @property
+    def wake(self) -> str:
+        """The stream that wakes consumers of an ordered subscription."""
+        return self.ordering[7]
+
+    @property
+    def ordered(self) -> tuple[str, ...]:
+        """The KEYS of the scripts for ordered subscriptions."""
+        return (*self.ordering, *self.streams)
 
 
 class Layout:
@@ -41,10 +59,14 @@ class Layout:
     def of(self, subscription: Subscription) -> Keys:
         name = subscription.name
         retry = f"{self._prefix}:retry:{name}"
+        delayed = f"{self._prefix}:delayed:{name}"
+        dead = f"{self._prefix}:dead:{name}"
+        own = ("order", "mail", "ready", "held", "consumers", "leases", "holding", "wake")
         return Keys(
             group=name,
             streams=(*(self.stream(message) for message in subscription.messages), retry),
             retry=retry,
-            delayed=f"{self._prefix}:delayed:{name}",
-            dead=f"{self._prefix}:dead:{name}",
+            delayed=delayed,
+            dead=dead,
+            ordering=(*(f"{self._prefix}:{each}:{name}" for each in own), dead, retry, delayed),
         )

@@ -17,6 +17,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.transports.base import ALL_CONFIRMED, PublishResult
 from eventmesh.transports.redis.connection import Redis, code_of
@@ -30,14 +31,25 @@ from eventmesh.wire.envelope import Envelope
 REPLICA_TIMEOUT = 5.0
 """Seconds for replicas to confirm a message, if the URL asks for that."""
 
+SAME_MILLISECOND = 0.002
+"""Seconds after which another batch is not stored in the same millisecond."""
+
+CAREFUL_AFTER_LOSS = 60.0
+"""Seconds after a lost connection in which Redis's clock may be behind the ids that it has."""
+
 OVERTAKING = "an earlier message of its key was rejected"
 
 
 class Publisher:
-    def __init__(self, redis: Redis, layout: Layout, wait_replicas: int) -> None:
+    def __init__(self, redis: Redis, layout: Layout, wait_replicas: int, clock: Clock) -> None:
         self._redis = redis
         self._layout = layout
         self._wait_replicas = wait_replicas
+        self._clock = clock
+        self._streams: set[str | bytes | int] = set()
+        self._latest = (0, 0)
+        """The highest id of an entry that we have added, if we know several streams."""
+        self._careful_until = 0.0
 
     async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         rejected: dict[str, str] = {}
@@ -47,16 +59,26 @@ class Publisher:
                 for each in waiting
             ]
             # Most batches have one stream, which is quick to check.
-            several = len({addition[1] for addition in additions}) > 1
-            store = self._script if several and needs_script(waiting) else self._transact
+            streams = {addition[1] for addition in additions}
+            several = len(streams) > 1
+            self._streams |= streams
+            is_careful = len(self._streams) > 1 and self._clock.monotonic() < self._careful_until
+            scripted = is_careful or (several and needs_script(waiting))
+            store = self._script if scripted else self._transact
             try:
                 newly_rejected, stored = await store(waiting, additions)
+                self._be_careful(SAME_MILLISECOND)
             except Unreachable as error:
+                self._be_careful(CAREFUL_AFTER_LOSS)
                 return PublishResult.interrupted(waiting, error, rejected)
             rejected |= newly_rejected
             if stored:
                 break
         return PublishResult(rejected) if rejected else ALL_CONFIRMED
+
+    def _be_careful(self, seconds: float) -> None:
+        """From now on for so long, give ids after those that we know."""
+        self._careful_until = max(self._careful_until, self._clock.monotonic() + seconds)
 
     async def _transact(
         self, envelopes: Sequence[Envelope], additions: Sequence[Command]
@@ -72,6 +94,9 @@ class Publisher:
                 return forbidden, False
             causes = [answer for answer in queued if isinstance(answer, ResponseError)]
             raise self._redis.rejection((causes or [executed])[0])
+        for answer in executed if len(self._streams) > 1 else executed[-1:]:
+            if not isinstance(answer, ResponseError):
+                self._latest = max(self._latest, _numbers(answer))
         self._check_replicas(answers[len(additions) + 2 :])
         rejected = {
             envelope.id: str(answer)
@@ -84,7 +109,7 @@ class Publisher:
         self, envelopes: Sequence[Envelope], additions: Sequence[Command]
     ) -> tuple[dict[str, str], bool]:
         """As `_transact`, but later messages of a rejected one's key are rejected as well."""
-        script = scripted([each.key for each in envelopes], additions)
+        script = scripted([each.key for each in envelopes], additions, self._latest)
         answer, *confirmed = await self._redis.attempt([script, *self._confirmation()])
         if isinstance(answer, ResponseError):
             if code_of(answer) == "NOPERM" and (
@@ -92,8 +117,10 @@ class Publisher:
             ):
                 return forbidden, False
             raise self._redis.rejection(answer)
+        refused, latest = answer
+        self._latest = max(self._latest, _numbers(latest))
         self._check_replicas(confirmed)
-        rejected = {envelopes[at - 1].id: error.decode() or OVERTAKING for at, error in answer}
+        rejected = {envelopes[at - 1].id: error.decode() or OVERTAKING for at, error in refused}
         return rejected, True
 
     async def _find_forbidden(
@@ -137,17 +164,25 @@ def needs_script(envelopes: Sequence[Envelope]) -> bool:
     )
 
 
-def scripted(keys: Sequence[str | None], additions: Sequence[Command]) -> Command:
-    """The script call that makes these additions; `keys` are the messages' keys."""
+def scripted(
+    keys: Sequence[str | None], additions: Sequence[Command], latest: tuple[int, int]
+) -> Command:
+    """The script call that makes these additions, with ids after the `latest`; `keys` are the
+    messages' keys."""
     streams: dict[str | bytes | int, int] = {}
     numbers: dict[str | None, int] = {None: 0}
-    arguments: list[str | bytes | int] = []
+    arguments: list[str | bytes | int] = [f"{latest[0]}-{latest[1]}"]
     for key, addition in zip(keys, additions, strict=True):
         stream = streams.setdefault(addition[1], len(streams) + 1)
         fields = addition[3:]
         arguments += (stream, numbers.setdefault(key, len(numbers)), len(fields))
         arguments += fields
     return call(PUBLISH, [str(stream) for stream in streams], *arguments)
+
+
+def _numbers(entry_id: bytes) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition(b"-")
+    return int(milliseconds), int(sequence)
 
 
 def _forbidden(envelopes: Sequence[Envelope], queued: Sequence[Any]) -> dict[str, str]:

@@ -7,6 +7,20 @@
 | `delayed:<subscription>` | sorted set | retries that are not due, by their time                  |
 | `dead:<subscription>`    | stream     | dead letters                                             |
 
+An ordered subscription also has these; see `ordered.consumer` and `scripts.ordering`:
+
+| key, after the prefix              | type       | holds                                          |
+|------------------------------------|------------|------------------------------------------------|
+| `order:<subscription>`             | hash       | that it is ordered, and counters               |
+| `mail:<subscription>:<key>`        | list       | mailbox of a key: what is not settled          |
+| `mail:<subscription>`              | list       | the same for messages without a key            |
+| `ready:<subscription>`             | sorted set | keys that may be taken, oldest message first   |
+| `held:<subscription>`              | sorted set | keys that wait for a retry or a dead letter    |
+| `holding:<subscription>`           | hash       | how many dead letters hold a key, and since    |
+| `consumers:<subscription>`         | sorted set | consumers, by the time when they count as dead |
+| `leases:<subscription>:<consumer>` | hash       | the keys that a consumer has                   |
+| `wake:<subscription>`              | stream     | one entry, which is new when a key is ready    |
+
 URLs: `redis://user:password@host:6379/0`; `redis+sentinel://user:password@host1:26379,host2/name/0`
 to find the master of that name through its Sentinels, whose own login is `?sentinel_username=` and
 `sentinel_password=`; `redis+cluster://user:password@host1:6379,host2/` for a Redis Cluster, where
@@ -23,8 +37,12 @@ A Redis user for EventMesh needs the keys `~eventmesh:*` (`~{eventmesh}:*` on a 
     +multi +exec +eval +time +xadd +xreadgroup +xack +xdel +xclaim +xpending +xrange +xlen +xtrim
     +xinfo|groups +xinfo|consumers +xgroup|create +xgroup|delconsumer
     +zadd +zrem +zcard +zrange +zrangebyscore +client|id +client|unblock
-and also `wait` for wait_replicas, `cluster|slots` and `command` on a Cluster, `scan` for
-`eventmesh unrouted` and `doctor`, and `info` and `config|get` for `eventmesh doctor`.
+    +del +hget +hset +hdel +hgetall +hincrby +rpush +ltrim +lindex +lset +lrange +llen +linsert
+    +zscore +zcount +xread +xrevrange +xgroup|setid +xinfo|stream
+and also `client|list`, by which keys of a killed consumer of an ordered subscription are free after
+seconds instead of the visibility timeout, `wait` for wait_replicas, `cluster|slots` and `command`
+on a Cluster, `scan` for `eventmesh unrouted` and `doctor`, and `info` and `config|get` for
+`eventmesh doctor`.
 """
 
 from __future__ import annotations
@@ -37,6 +55,7 @@ from types import MappingProxyType
 from eventmesh.clock import Clock
 from eventmesh.errors import UsageError
 from eventmesh.redact import redact_error
+from eventmesh.tracing.place import Peer
 from eventmesh.transports.base import (
     DeadLetter,
     PublishResult,
@@ -56,10 +75,12 @@ from eventmesh.transports.redis.consumer import RETURNED, RedisConsumer
 from eventmesh.transports.redis.entries import dead_letter, parcel_header
 from eventmesh.transports.redis.facts import Facts
 from eventmesh.transports.redis.keys import Layout
+from eventmesh.transports.redis.ordered.consumer import OrderedConsumer
 from eventmesh.transports.redis.publishing import Publisher
 from eventmesh.transports.redis.scripts.common import Command, call
 from eventmesh.transports.redis.scripts.consuming import DECLARE
-from eventmesh.transports.redis.scripts.operations import REPLAY, STATS
+from eventmesh.transports.redis.scripts.operations import DISCARD, REPLAY, STATS
+from eventmesh.transports.redis.scripts.ordering import DECLARE_ORDER, ORDER_STATS
 from eventmesh.transports.redis.unrouted import UnroutedStreams
 from eventmesh.wire.cloudevents import pack
 from eventmesh.wire.envelope import Envelope
@@ -74,6 +95,8 @@ PAGE = 100
 class RedisTransport:
     atomic_batches = True
     exact_deliveries = True
+    keeps_order = True
+    dead_letters_by_itself = False
 
     def __init__(self, url: str, clock: Clock, options: TransportOptions) -> None:
         place = parse_broker_url(url)
@@ -84,8 +107,11 @@ class RedisTransport:
         self._redis = Redis(
             url, dict(place.options), locator_for(place, self._layout.stream("any"))
         )
-        self._publisher = Publisher(self._redis, self._layout, place.wait_replicas)
-        self._not_returned: dict[str, list[RedisConsumer]] = {}
+        self._publisher = Publisher(self._redis, self._layout, place.wait_replicas, clock)
+        self._not_returned: dict[str, list[RedisConsumer | OrderedConsumer]] = {}
+
+    def peer(self, *, publishing: bool) -> Peer | None:
+        return self._redis.peer
 
     async def connect(self) -> None:
         self._redis.open()
@@ -105,8 +131,12 @@ class RedisTransport:
 
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
         for subscription in subscriptions:
-            keys = self._layout.of(subscription)
+            keys, order = self._layout.of(subscription), subscription.order
             await self._redis.run(DECLARE, keys.streams, keys.group)
+            if order is None:
+                await self._redis.ask("HDEL", keys.order, "after_dead")
+            else:
+                await self._redis.run(DECLARE_ORDER, keys.ordered, keys.group, order.after_dead)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         return await self._publisher.publish(envelopes)
@@ -114,16 +144,17 @@ class RedisTransport:
     @asynccontextmanager
     async def consume(
         self, subscription: Subscription, *, prefetch: int
-    ) -> AsyncIterator[RedisConsumer]:
+    ) -> AsyncIterator[RedisConsumer | OrderedConsumer]:
         await self.declare([subscription])
         await self._return_for_former(subscription)
-        consumer = RedisConsumer(
-            self._redis,
-            self._layout.of(subscription),
-            prefetch,
-            self._clock,
-            self._options.visibility_timeout,
-        )
+        keys, timeout = self._layout.of(subscription), self._options.visibility_timeout
+        consumer: RedisConsumer | OrderedConsumer
+        if subscription.order is None:
+            consumer = RedisConsumer(self._redis, keys, prefetch, self._clock, timeout)
+        else:
+            consumer = OrderedConsumer(
+                self._redis, keys, subscription.order, prefetch, self._clock, timeout
+            )
         try:
             yield consumer
         finally:
@@ -141,22 +172,26 @@ class RedisTransport:
 
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
         keys = self._layout.of(subscription)
-        counted, delayed, dead = await self._redis.batch(
+        counted, delayed, dead, of_keys = await self._redis.batch(
             [
                 call(STATS, keys.streams, keys.group, RETURNED, COUNT_LIMIT, self._silent_ms),
                 ("ZCARD", keys.delayed),
                 ("XLEN", keys.dead),
+                call(ORDER_STATS, keys.ordered, keys.group),
             ]
         )
         ready, in_flight, oldest_ms, consumers, declared = counted
+        boxed, held_back, held, leased, boxed_ms, lessees, is_ordered = of_keys
+        oldest_ms = max(oldest_ms, boxed_ms)
         return SubscriptionStats(
-            ready=ready,
-            delayed=delayed,
-            in_flight=in_flight,
+            ready=ready + boxed,
+            delayed=delayed + held_back,
+            in_flight=in_flight + leased,
             dead=dead,
             oldest_age=None if oldest_ms < 0 else oldest_ms / 1000,
-            consumers=consumers,
-            declared=bool(declared),
+            consumers=consumers + lessees,
+            declared=bool(declared) and (is_ordered or subscription.order is None),
+            held=held,
         )
 
     @property
@@ -204,8 +239,15 @@ class RedisTransport:
     ) -> int:
         return await UnroutedStreams(self._redis, self._layout).purge(message, keep, older_than)
 
-    async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
-        listing = UniqueDeadLetters(limit)
+    async def dead_letters(
+        self,
+        subscription: Subscription,
+        *,
+        limit: int,
+        most_bytes: int | None = None,
+        only: Collection[str] | None = None,
+    ) -> Sequence[DeadLetter]:
+        listing = UniqueDeadLetters(limit, most_bytes, only)
         async for letter in self._dead_letters(subscription):
             if listing.is_full:
                 break
@@ -228,13 +270,15 @@ class RedisTransport:
         def replay_command(group: Sequence[str]) -> Command:
             instead = next((packed[each] for each in group if each in packed), b"")
             header = parcel_header(1, self._clock)
-            return call(REPLAY, (keys.dead, keys.retry), header, instead, *group)
+            return call(REPLAY, keys.ordering, header, instead, *group)
 
         return await self._for_each_message(subscription, ids, replay_command)
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        key = self._layout.of(subscription).dead
-        return await self._for_each_message(subscription, ids, lambda group: ("XDEL", key, *group))
+        keys = self._layout.of(subscription).ordering
+        return await self._for_each_message(
+            subscription, ids, lambda group: call(DISCARD, keys, *group)
+        )
 
     async def _for_each_message(
         self,

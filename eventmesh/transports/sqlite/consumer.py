@@ -13,8 +13,9 @@ from typing import TypeVar
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
-from eventmesh.transports.base import Delivery, TransportOptions
-from eventmesh.transports.outcome import Outcome, RetryAfter
+from eventmesh.transports.base import Delivery, Subscription, TransportOptions
+from eventmesh.transports.ordering import in_effect
+from eventmesh.transports.outcome import Done, Outcome, RetryAfter
 from eventmesh.transports.sqlite.connection import FileConnection
 from eventmesh.transports.sqlite.file import File
 from eventmesh.transports.sqlite.store import SqliteStore
@@ -29,19 +30,20 @@ class SqliteConsumer:
         self,
         connection: FileConnection,
         file: File,
-        subscription: str,
+        subscription: Subscription,
         prefetch: int,
         clock: Clock,
         options: TransportOptions,
     ) -> None:
         self._connection = connection
         self._file = file
-        self._subscription = subscription
+        self._subscription = subscription.name
+        self._order = subscription.order
         self._prefetch = prefetch
         self._clock = clock
         self._lease_time = options.visibility_timeout
         self._owner = clock.new_id()
-        self._held: set[int] = set()
+        self._held: dict[int, Delivery] = {}
         self._room = asyncio.Event()
         self._leasing: asyncio.Future[list[Delivery]] | None = None
 
@@ -54,7 +56,7 @@ class SqliteConsumer:
             try:
                 deliveries = await self._lease(min(limit, self._prefetch - len(self._held)))
                 if deliveries:
-                    self._held.update(delivery.token for delivery in deliveries)
+                    self._held |= {delivery.token: delivery for delivery in deliveries}
                     return deliveries
                 await self._wait(changed)
             finally:
@@ -62,15 +64,29 @@ class SqliteConsumer:
 
     async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> None:
         died_at = self._clock.now()
-        mine = [(d, outcome) for d, outcome in settlements if d.token in self._held]
+        mine = [(d, outcome) for d, outcome in settlements if self._held.get(d.token) is d]
+        if self._order is not None:
+            mine = in_effect(mine)
         if not mine:
             return
         letter_ids = [self._clock.new_id() for _ in mine]
-        await self._run(lambda store: store.settle(self._owner, mine, letter_ids, died_at))
-        self._held.difference_update(delivery.token for delivery, _ in mine)
+        await self._run(
+            lambda store: store.settle(self._owner, mine, letter_ids, died_at, self._order)
+        )
+        for delivery, outcome in mine:
+            del self._held[delivery.token]
+            if self._order is not None and not isinstance(outcome, Done):
+                self._forget_after(delivery)
         self._room.set()
-        if any(isinstance(outcome, RetryAfter) for _, outcome in mine):
+        if self._order is not None or any(isinstance(outcome, RetryAfter) for _, outcome in mine):
             self._connection.wake()
+
+    def _forget_after(self, failed: Delivery) -> None:
+        """Those of its key that were received after it were taken back."""
+        key = failed.envelope.key
+        for token, delivery in list(self._held.items()):
+            if token > failed.token and delivery.envelope.key == key:
+                del self._held[token]
 
     async def keep_alive(self) -> None:
         """Renew the leases well before they expire, until cancelled."""

@@ -7,6 +7,7 @@ to identify it.
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 
 from eventmesh.errors import UsageError
@@ -41,6 +42,21 @@ def connect(path: Path) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
+
+
+def use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Have commits go to a write-ahead log first. Of two that open a new file at the same time,
+    SQLite tells one at once that the file is locked, whatever the connection's timeout is."""
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def path_of(url: str) -> Path:

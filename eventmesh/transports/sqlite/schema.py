@@ -3,6 +3,9 @@
 `queue` has one row for each message and subscription: free, or leased by a consumer until
 `leased_until`. `unrouted` keeps messages that no subscription wants yet, `dead_letter` the dead
 letters. `clock` has one row, which makes the broker's time out of the monotonic clock; see `store`.
+
+`ordered` has the subscriptions with an order. Their rows have an `ordering_key`, and within a key,
+none is due before an earlier one: to hold a key back is to make all of its rows due later.
 """
 
 from __future__ import annotations
@@ -12,7 +15,11 @@ from pathlib import Path
 
 from eventmesh.errors import Drift
 
-_VERSION = 1
+_VERSION = 2
+
+NEVER = 1e15
+"""When a row is due that waits for the end of a dead letter which holds its key."""
+
 TABLES = """
 CREATE TABLE binding (
     message TEXT NOT NULL, subscription TEXT NOT NULL, PRIMARY KEY (message, subscription)
@@ -52,6 +59,20 @@ CREATE TABLE dead_letter (
 ) WITHOUT ROWID;
 CREATE INDEX dead_letter_subscription ON dead_letter (subscription, id);
 """
+_SINCE_VERSION_2 = """
+CREATE TABLE ordered (
+    subscription TEXT PRIMARY KEY, after_dead TEXT NOT NULL
+) WITHOUT ROWID;
+ALTER TABLE queue ADD COLUMN ordering_key TEXT;
+CREATE INDEX queue_key ON queue (subscription, ordering_key, due_at)
+    WHERE ordering_key IS NOT NULL;
+CREATE INDEX queue_busy_key ON queue (subscription, ordering_key)
+    WHERE ordering_key IS NOT NULL AND owner IS NOT NULL;
+ALTER TABLE dead_letter ADD COLUMN sequence INTEGER;
+ALTER TABLE dead_letter ADD COLUMN ordering_key TEXT;
+ALTER TABLE dead_letter ADD COLUMN holds_key INTEGER NOT NULL DEFAULT FALSE;
+CREATE INDEX dead_letter_key ON dead_letter (subscription, ordering_key) WHERE holds_key;
+"""
 CLOCK_TABLE = """
 CREATE TABLE IF NOT EXISTS clock (
     id INTEGER PRIMARY KEY CHECK (id = 1), ahead REAL NOT NULL, latest REAL NOT NULL
@@ -60,17 +81,18 @@ CREATE TABLE IF NOT EXISTS clock (
 
 
 def create_tables(connection: sqlite3.Connection, path: Path) -> None:
-    """Create the tables in an empty file; Drift if the file has those of another version. To be
-    called in a transaction."""
+    """Create the tables in an empty file, or what an older one lacks; Drift if the file has those
+    of a later version. To be called in a transaction."""
     [version] = connection.execute("PRAGMA user_version").fetchone()
     if version == _VERSION:
         return
-    if version != 0:
+    if not 0 <= version < _VERSION:
         raise Drift(
             f"The broker file {path} has version {version} of the tables, and this release of "
             f"EventMesh uses version {_VERSION}. Let the workers of the other release finish its "
             f"messages and then remove it, or name another file in EVENTMESH_BROKER_URL."
         )
-    for statement in TABLES.split(";"):  # executescript would commit the transaction
+    missing = TABLES + _SINCE_VERSION_2 if version == 0 else _SINCE_VERSION_2
+    for statement in missing.split(";"):  # executescript would commit the transaction
         connection.execute(statement)
     connection.execute(f"PRAGMA user_version = {_VERSION}")

@@ -2,7 +2,8 @@
 
 A row of `queue` is free (`owner` is null) or leased by a consumer until `leased_until`. A lease
 does not change its place in the order (`due_at`, `sequence`), so a message that a consumer
-returned, or leased before it died, comes before messages that were published later.
+returned, or leased before it died, comes before messages that were published later. A row with an
+`ordering_key` is not free while another row of its key is leased.
 
 The broker has a time of its own, which no change of the wall clock affects: the wall clock when the
 file was created, and from then on counted by the machine's monotonic clock, which all processes
@@ -29,18 +30,19 @@ from eventmesh.private_files import make_private_file
 from eventmesh.transports.base import (
     DeadLetter,
     Delivery,
+    Order,
     Subscription,
     SubscriptionStats,
     Unrouted,
 )
 from eventmesh.transports.census import Census
-from eventmesh.transports.dead_letters import fingerprint, group_copies, without_copies
+from eventmesh.transports.dead_letters import UniqueDeadLetters, fingerprint, group_copies
 from eventmesh.transports.facts import KnownSubscription
 from eventmesh.transports.finding import Found, Located
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
-from eventmesh.transports.sqlite import rows
-from eventmesh.transports.sqlite.file import connect, file_at, identity_of
-from eventmesh.transports.sqlite.schema import CLOCK_TABLE, create_tables
+from eventmesh.transports.sqlite import ordering, rows
+from eventmesh.transports.sqlite.file import connect, file_at, identity_of, use_write_ahead_log
+from eventmesh.transports.sqlite.schema import CLOCK_TABLE, NEVER, create_tables
 from eventmesh.wire.envelope import Envelope
 
 _CENSUS = """
@@ -103,7 +105,7 @@ class SqliteStore:
         make_private_file(path)
         self.file = identity_of(path)
         self._connection = connect(path)
-        self._connection.execute("PRAGMA journal_mode = WAL")
+        use_write_ahead_log(self._connection)
         self._connection.text_factory = (
             rows.text
         )  # other programs may have written other bytes than UTF-8
@@ -127,7 +129,8 @@ class SqliteStore:
         """Create missing subscriptions; returns whether there were any."""
         wanted = {(message, s.name) for s in subscriptions for message in s.messages}
         known = set(self._connection.execute("SELECT message, subscription FROM binding"))
-        if wanted <= known:
+        changed = ordering.changed(self._connection, subscriptions)
+        if wanted <= known and not changed:
             return False
         with self._transaction() as connection:
             connection.executemany("INSERT OR IGNORE INTO binding VALUES (?, ?)", wanted)
@@ -138,6 +141,7 @@ class SqliteStore:
                     " WHERE message = ? ORDER BY sequence",
                     (subscription, message),
                 )
+            ordering.declare(connection, subscriptions, self.now())
             connection.executemany(
                 "DELETE FROM unrouted WHERE message = ?", [(message,) for message, _ in wanted]
             )
@@ -149,13 +153,21 @@ class SqliteStore:
             bindings = defaultdict(list)
             for message, subscription in connection.execute("SELECT * FROM binding"):
                 bindings[message].append(subscription)
-            queued, unrouted = [], []
+            ordered = ordering.known(connection)
+            queued, in_order, unrouted = [], [], []
             for envelope in envelopes:
                 attributes = orjson.dumps(dict(envelope.attributes))
                 for subscription in bindings[envelope.name]:
-                    queued.append((subscription, attributes, envelope.data, now))
+                    stored = (subscription, attributes, envelope.data)
+                    if subscription in ordered:
+                        in_order.append((*stored, envelope.key or "", now))
+                    else:
+                        queued.append((*stored, now))
                 if not bindings[envelope.name]:
                     unrouted.append((envelope.name, attributes, envelope.data, now))
+            if in_order:
+                ordering.enqueue(connection, in_order)
+                connection.execute("UPDATE clock SET latest = max(latest, ?)", (now,))
             connection.executemany(
                 "INSERT INTO queue (subscription, attributes, data, due_at) VALUES (?, ?, ?, ?)",
                 queued,
@@ -179,9 +191,9 @@ class SqliteStore:
                 (subscription, now),
             )
             leased = connection.execute(
-                "UPDATE queue SET owner = ?, leased_until = ?, deliveries = deliveries + 1"
-                " WHERE sequence IN (SELECT sequence FROM queue"
-                "  WHERE subscription = ? AND owner IS NULL AND due_at <= ?"
+                "UPDATE queue SET owner = ?, leased_until = ?, deliveries = deliveries + 1"  # noqa: S608  # our own text
+                " WHERE sequence IN (SELECT sequence FROM queue AS free"
+                f"  WHERE subscription = ? AND due_at <= ? AND {ordering.FREE}"
                 "  ORDER BY due_at, sequence LIMIT ?)"
                 " RETURNING due_at, sequence, attributes, data, attempt, deliveries",
                 (owner, now + lease_time, subscription, now, limit),
@@ -194,9 +206,9 @@ class SqliteStore:
     def next_in(self, subscription: str) -> float | None:
         """Seconds until the next message of the subscription can be leased; None if it has none."""
         row = self._connection.execute(
-            "SELECT min(at) FROM ("
-            " SELECT min(due_at) AS at FROM queue WHERE subscription = ?1 AND owner IS NULL"
-            " UNION ALL"
+            "SELECT min(at) FROM (SELECT * FROM ("  # noqa: S608  # our own text
+            f" SELECT due_at AS at FROM queue AS free WHERE subscription = ?1 AND {ordering.FREE}"
+            "  ORDER BY due_at LIMIT 1) UNION ALL"
             " SELECT min(leased_until) FROM queue WHERE subscription = ?1 AND owner IS NOT NULL)",
             (subscription,),
         ).fetchone()
@@ -209,25 +221,33 @@ class SqliteStore:
         settlements: Sequence[tuple[Delivery, Outcome]],
         letter_ids: Sequence[str],
         died_at: datetime,
+        order: Order | None = None,
     ) -> None:
         """Settle deliveries, skipping those that another consumer has leased meanwhile: each
         statement names the owner."""
-        done, delayed, dead = [], [], []
+        done, delayed, dead, holding = [], [], [], []
         for (delivery, outcome), letter_id in zip(settlements, letter_ids, strict=True):
             match outcome:
                 case Done():
                     done.append((delivery.token, owner))
                 case RetryAfter(delay):
                     delayed.append((delay, delivery.token, owner))
+                    holding.append((delivery, delay))
                 case Dead(reason, error):
-                    death = (letter_id, reason, error, died_at.timestamp())
+                    holds = order is not None and order.after_dead == "hold"
+                    death = (letter_id, reason, error, died_at.timestamp(), holds)
                     dead.append((*death, delivery.token, owner))
                     done.append((delivery.token, owner))
+                    holding.append((delivery, NEVER if holds else 0.0))
         with self._transaction() as connection:
             now = self.now()
+            if order is not None:
+                for delivery, delay in holding:
+                    ordering.hold_back(connection, owner, delivery.token, now + delay)
             connection.executemany(
-                "INSERT INTO dead_letter SELECT ?, subscription, attributes, data, ?, ?, attempt, ?"
-                " FROM queue WHERE sequence = ? AND owner = ?",
+                "INSERT INTO dead_letter"
+                " SELECT ?, subscription, attributes, data, ?, ?, attempt, ?,"
+                " sequence, ordering_key, ? FROM queue WHERE sequence = ? AND owner = ?",
                 dead,
             )
             connection.executemany("DELETE FROM queue WHERE sequence = ? AND owner = ?", done)
@@ -262,12 +282,16 @@ class SqliteStore:
 
     def stats(self, subscription: str) -> SubscriptionStats:
         now = self.now()
-        ready, delayed, in_flight, oldest = self._connection.execute(
+        ready, delayed, in_flight, oldest, held = self._connection.execute(
             "SELECT count(*) FILTER (WHERE owner IS NULL AND due_at <= ?2),"
             " count(*) FILTER (WHERE owner IS NULL AND due_at > ?2), count(owner),"
-            " min(due_at) FILTER (WHERE owner IS NULL AND due_at <= ?2)"
+            " min(due_at) FILTER (WHERE owner IS NULL AND due_at <= ?2),"
+            " count(ordering_key) FILTER (WHERE owner IS NULL AND due_at > ?2)"
+            # One of each key is itself to be retried, unless a dead letter holds all of them.
+            " - count(DISTINCT CASE WHEN owner IS NULL AND due_at > ?2 AND due_at < ?3"
+            "                       THEN ordering_key END)"
             " FROM queue WHERE subscription = ?1",
-            (subscription, now),
+            (subscription, now, NEVER),
         ).fetchone()
         [dead] = self._connection.execute(
             "SELECT count(*) FROM dead_letter WHERE subscription = ?", (subscription,)
@@ -283,6 +307,7 @@ class SqliteStore:
             oldest_age=None if oldest is None else max(now - oldest, 0.0),
             declared=bool(declared),
             unknown={"consumers": "a SQLite file does not record who reads it"},
+            held=held,
         )
 
     def subscriptions(self) -> list[KnownSubscription]:
@@ -366,9 +391,20 @@ class SqliteStore:
                 (message, before, min(max(number - keep, 0), limit)),
             ).rowcount
 
-    def dead_letters(self, subscription: str, limit: int) -> list[DeadLetter]:
-        """The oldest dead letter of each message."""
-        return without_copies(self._letters(subscription), limit)
+    def dead_letters(
+        self,
+        subscription: str,
+        limit: int,
+        most_bytes: int | None = None,
+        only: Collection[str] | None = None,
+    ) -> list[DeadLetter]:
+        """See `UniqueDeadLetters`."""
+        found = (
+            self._letters(subscription)
+            if only is None
+            else self._letters(subscription, "id IN (SELECT value FROM json_each(:values))", only)
+        )
+        return UniqueDeadLetters(limit, most_bytes, only).add_all(found)
 
     def _letters(
         self, subscription: str, condition: str = "TRUE", values: Collection[str] = ()
@@ -391,13 +427,16 @@ class SqliteStore:
         with self._transaction() as connection:
             now = self.now()
             connection.executemany(
-                "INSERT INTO queue (subscription, attributes, data, due_at)"
-                " SELECT subscription, attributes, coalesce(?, data), ? FROM dead_letter"
+                # In its old place, if its subscription is ordered.
+                "INSERT INTO queue (sequence, subscription, attributes, data, ordering_key, due_at)"  # noqa: S608  # our own text
+                " SELECT iif(ordering_key IS NULL, NULL, sequence), subscription, attributes,"
+                f" coalesce(?, data), ordering_key, {ordering.BEFORE_ITS_KEY} FROM dead_letter"
                 " WHERE subscription = ? AND id IN (SELECT value FROM json_each(?))"
                 " ORDER BY id LIMIT 1",
                 [
                     (
                         next((edited[each] for each in group if each in edited), None),
+                        now,
                         now,
                         subscription,
                         json.dumps(group),
@@ -432,10 +471,12 @@ class SqliteStore:
         """Delete these dead letters; returns the ids that were deleted."""
         deleted = connection.execute(
             "DELETE FROM dead_letter WHERE subscription = ?"
-            " AND id IN (SELECT value FROM json_each(?)) RETURNING id",
+            " AND id IN (SELECT value FROM json_each(?)) RETURNING id, holds_key, ordering_key",
             (subscription, json.dumps([letter_id for group in groups for letter_id in group])),
-        )
-        found = {letter_id for (letter_id,) in deleted}
+        ).fetchall()
+        keys = [key for _, holds, key in deleted if holds]
+        ordering.release(connection, subscription, keys, self.now())
+        found = {letter_id for letter_id, _, _ in deleted}
         return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in found]
 
     def _anchor(self) -> float:
@@ -446,7 +487,9 @@ class SqliteStore:
             row = connection.execute("SELECT ahead, latest FROM clock").fetchone()
             [published] = connection.execute(
                 # A first attempt is due when it is published, a retry some time later.
-                "SELECT max(at) FROM (SELECT max(due_at) AS at FROM queue WHERE attempt = 1"
+                # With an order, it may be held back: then `latest` tells when it was published.
+                "SELECT max(at) FROM (SELECT max(due_at) AS at FROM queue"
+                " WHERE attempt = 1 AND ordering_key IS NULL"
                 " UNION ALL SELECT max(published_at) FROM unrouted)"
             ).fetchone()
             ahead, latest = row or (wall - monotonic, 0.0)

@@ -21,6 +21,7 @@ from types import MappingProxyType
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
+from eventmesh.tracing.place import Peer
 from eventmesh.transports.base import (
     ALL_CONFIRMED,
     DeadLetter,
@@ -50,12 +51,17 @@ class SqliteTransport:
 
     atomic_batches = True
     exact_deliveries = True
+    keeps_order = True
+    dead_letters_by_itself = False
 
     def __init__(self, url: str, clock: Clock, options: TransportOptions) -> None:
         self._clock = clock
         self._options = options
         self._path = path_of(url)
         self._connection = FileConnection(self._path, clock, create_missing=options.create_missing)
+
+    def peer(self, *, publishing: bool) -> Peer | None:
+        return None
 
     async def connect(self) -> None:
         await self._connection.connect()
@@ -83,7 +89,7 @@ class SqliteTransport:
         await self.declare([subscription])
         file = await self._connection.run(lambda store: store.file)
         consumer = SqliteConsumer(
-            self._connection, file, subscription.name, prefetch, self._clock, self._options
+            self._connection, file, subscription, prefetch, self._clock, self._options
         )
         upkeep = [
             asyncio.ensure_future(consumer.keep_alive()),
@@ -171,9 +177,18 @@ class SqliteTransport:
             purged, more = purged + number, number == PURGED_AT_ONCE
         return purged
 
-    async def dead_letters(self, subscription: Subscription, *, limit: int) -> Sequence[DeadLetter]:
+    async def dead_letters(
+        self,
+        subscription: Subscription,
+        *,
+        limit: int,
+        most_bytes: int | None = None,
+        only: Collection[str] | None = None,
+    ) -> Sequence[DeadLetter]:
+        if self._connection.is_absent:
+            return ()
         return await self._connection.run(
-            lambda store: store.dead_letters(subscription.name, limit)
+            lambda store: store.dead_letters(subscription.name, limit, most_bytes, only)
         )
 
     async def replay(

@@ -40,6 +40,14 @@ def test_a_version_that_the_model_does_not_have_cannot_be_written(version: int) 
         check_writable(Paid, version)
 
 
+def test_the_first_version_of_a_message_has_no_other_that_could_be_chosen() -> None:
+    class First(Event, name="a.first", version=1):
+        pass
+
+    with pytest.raises(UsageError, match=r"as version 3: it has no other version than 1\."):
+        check_writable(First, 3)
+
+
 def test_a_version_without_a_chain_of_downcasters_cannot_be_written() -> None:
     check_writable(Paid, 2)
     with pytest.raises(UsageError, match=r"no downcaster to version 1. Add @Paid.downcaster"):

@@ -205,3 +205,18 @@ def test_upcasters_are_not_inherited_by_a_newer_version() -> None:
         pass
 
     assert Newer.__upcasters__ == {}
+
+
+def test_a_misspelt_keyword_of_a_message_is_named() -> None:
+    with pytest.raises(UsageError, match=r"Odd has nam=, which a message does not take: write"):
+
+        class Odd(Event, nam="a.b", version=1):  # type: ignore[call-arg]
+            pass
+
+
+def test_an_upcaster_of_a_message_that_has_no_older_version_says_what_comes_first() -> None:
+    class First(Event, name="a.b", version=1):
+        pass
+
+    with pytest.raises(UsageError, match="there is no older version: raise version= "):
+        First.upcaster(from_version=1)(dict)

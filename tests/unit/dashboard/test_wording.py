@@ -16,6 +16,7 @@ from eventmesh.operations.status import (
     SagaStatus,
     SubscriptionStatus,
 )
+from eventmesh.persistence.pauses import Pause
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -51,6 +52,11 @@ def test_a_calm_mesh_needs_no_attention() -> None:
             "/subscription",
         ),
         (status({"oldest_age": OLD + 1}), "messages wait for long in shop.bill", "/subscription"),
+        (
+            status({"ready": 1, "consumers": 0, "paused": Pause(NOW, "ada", "repairs")}),
+            "shop.bill is paused since 2026-01-01 00:00:00 UTC by ada: repairs",
+            "/subscription",
+        ),
         (status({"declared": False}), "shop.bill is not on the broker yet", "/subscription"),
         (status(outbox={"parked": 3}), "3 parked in the outbox of shop", "/outbox"),
         (

@@ -88,13 +88,23 @@ async def test_only_a_ready_worker_is_killed_and_it_is_replaced(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    fleet = Fleet(["shipping"], environment(folder), folder)
+    # A module that each Python imports first: the worker waits here until the test writes.
+    gate, waiting = folder / "gate", folder / "waiting"
+    os.mkfifo(gate)
+    waiting.mkdir()
+    (waiting / "sitecustomize.py").write_text(f"open({str(gate)!r}).read()\n")
+    path = {"PYTHONPATH": f"{waiting}{os.pathsep}{ROOT}"}
+    fleet = Fleet(["shipping"], environment(folder) | path, folder)
     log = fleet.log_of("shipping")
     try:
         await fleet.start()
+        # A process that has just begun has no command line for a moment.
+        await wait_until(lambda: bool(workers_at(folder)), "a worker is starting")
         (starting,) = workers_at(folder)
         await fleet.kill_one()
         assert (fleet.kills, workers_at(folder)) == (0, [starting])
+        await asyncio.to_thread(gate.write_text, "")  # once the worker reads
+        (waiting / "sitecustomize.py").write_text("")
         await wait_until(lambda: "worker is ready" in log.read_text(), "a worker is ready")
         async with asyncio.timeout(TIMEOUT):
             while (

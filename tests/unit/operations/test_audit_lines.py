@@ -18,6 +18,7 @@ from eventmesh.operations.audit import (
     Difference,
     InboxLine,
     OutboxLine,
+    _suspects,
     inbox_lines,
     outbox_lines,
 )
@@ -46,6 +47,14 @@ def test_what_is_somewhere_is_not_missing_wherever_it_is(parts: list[int]) -> No
     places = dict(zip(names, parts, strict=True))
     assert delivery(relayed=sum(parts), **places).missing == 0
     assert delivery(relayed=sum(parts) + 2, **places).missing == 2
+
+
+def test_what_has_not_taken_effect_is_not_suspected_to_have_done_so_twice() -> None:
+    foreign = "messages that were published as /orders without its outbox"
+    assert _suspects(delivery(relayed=1, handled=1, discarded=1)) == (foreign,)
+    twice, second = _suspects(delivery(relayed=1, handled=2))
+    assert ("took effect twice" in twice, second) == (True, foreign)
+    assert "purged queue" in _suspects(delivery(relayed=1))[0]
 
 
 @given(number, number, number, number, number)

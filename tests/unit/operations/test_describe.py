@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,7 @@ def test_it_is_said_why_a_function_is_a_handler_or_is_not(described: Described) 
         ),
         "strange": "is a handler of another Service, other = Service('branch')",
         "take_back": "undoes the reaction bank.react",
-        "unused": "the saga is not included: write bank.include(unused)",
+        "unused": "the saga is not included: write service.include(unused)",
         "lost": ("its module is never imported: import described_bank.lost where bank is declared"),
     }
     assert (functions[""].module, "cannot be read" in functions[""].why) == (
@@ -262,6 +263,16 @@ def test_objects_on_each_broker_follow_from_the_names(url: str, has: tuple[str, 
     objects = broker_objects(url, "p", [Subscription("s.h", ("a.b",))], ["a.b", "a.c"])
     assert has in [(each.kind, each.name, each.purpose) for each in objects]
     assert objects == sorted(set(objects))
+
+
+def test_it_is_said_why_a_broker_has_no_objects(described: Described) -> None:
+    found = described(broker_url="redis://r")
+    none = replace(found, broker=replace(found.broker, objects=()))
+    assert list(as_lines(none))[-1] == (
+        "  none: nothing is subscribed to, and publishing needs none"
+    )
+    in_memory = described(broker_url="memory://")
+    assert list(as_lines(in_memory))[-1] == "  none: the broker is in the memory of a process"
 
 
 def test_a_broker_in_memory_has_no_objects() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from eventmesh.operations.doctor import rules
 from eventmesh.operations.doctor.verdict import Severity, Verdict, exit_code
 from eventmesh.operations.status import OutboxStatus, SagaStatus, SubscriptionStatus
 from eventmesh.persistence.examination import DatabaseFacts
+from eventmesh.persistence.pauses import Pause
 from eventmesh.transports.facts import (
     FileFacts,
     RabbitmqFacts,
@@ -127,6 +129,18 @@ def test_a_subscription_without_a_consumer_is_found(
     assert ("eventmesh worker bank" in verdict.fix) == (severity in (WARNING, FAILURE))
 
 
+def test_a_paused_subscription_is_a_warning_that_says_who_has_paused_it_and_how_it_ends() -> None:
+    pause = Pause(datetime(2026, 1, 1, tzinfo=UTC), "ada", "repairs")
+    status = replace(SUBSCRIPTION, paused=pause, ready=3, consumers=0, oldest_age=9_999.0)
+    verdict = rules.consumers(status, 1)
+    assert verdict.severity is WARNING
+    assert verdict.says == (
+        "paused since 2026-01-01 00:00:00 UTC by ada: repairs; 3 message(s) wait"
+    )
+    assert "eventmesh resume bank.tell" in verdict.fix
+    assert rules.waiting(status) is None  # more workers would not help
+
+
 def test_a_message_that_waits_long_and_dead_letters_are_worth_a_look() -> None:
     assert rules.waiting(SUBSCRIPTION) is None
     for age, severity in ((600.0, OK), (601.0, WARNING)):
@@ -138,6 +152,9 @@ def test_a_message_that_waits_long_and_dead_letters_are_worth_a_look() -> None:
         assert verdict is not None
         assert verdict.severity is severity
     assert rules.dead_letters(replace(SUBSCRIPTION, dead=None)) is None
+    holding = rules.dead_letters(replace(SUBSCRIPTION, dead=1, held=2))
+    assert holding is not None
+    assert "2 message(s) are held" in str(holding)
 
 
 def test_an_outbox_that_is_not_relayed_fails_with_the_reason() -> None:
@@ -300,6 +317,6 @@ def test_the_worst_is_printed_first_once_for_all_subjects_and_what_is_fine_when_
         "        -> Mend it.",
         "warning b, y: worth a look",
         "        -> Look.",
-        "4 checks: 2 failure, 1 warning, 1 ok",
+        "4 checks: 2 failures, 1 warning, 1 ok",
     ]
     assert "ok      a, x: fine" in [line.plain for line in lines(verdicts, every=True)]

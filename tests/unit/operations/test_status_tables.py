@@ -116,5 +116,6 @@ def test_markup_in_a_name_is_shown_as_it_is() -> None:
 
 
 def test_durations_are_in_the_largest_unit_that_has_two_of_it() -> None:
-    shown = [span(each) for each in (0.04, 9.94, 59, 119, 120, 7199, 7200, 172_799, 864_000)]
-    assert shown == ["0.0 s", "9.9 s", "59 s", "119 s", "2 min", "119 min", "2 h", "47 h", "10 d"]
+    shown = [span(each) for each in (0.04, 0.1, 9.94, 59, 119, 120, 7199, 7200, 172_799, 864_000)]
+    assert shown[:5] == ["40 ms", "0.1 s", "9.9 s", "59 s", "119 s"]
+    assert shown[5:] == ["2 min", "119 min", "2 h", "47 h", "10 d"]

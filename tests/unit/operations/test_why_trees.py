@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventmesh import Event, Service, Transaction
+from eventmesh import Command, Event, Service, Transaction
 from eventmesh.cli.why import as_document, lines, mermaid
 from eventmesh.operations.evidence import Evidence, InDatabase, OnBroker, SagaHistory
 from eventmesh.operations.why import Trace, created_at, trace
@@ -28,8 +29,18 @@ WEEK = 7 * 86_400.0
 class Placed(Event, name="shop.placed", version=1): ...
 
 
+class Capture(Command, name="billing.capture", version=1): ...
+
+
+class Packed(Event, name="shop.packed", version=1): ...
+
+
+class Shipped(Event, name="shop.shipped", version=1): ...
+
+
 def services() -> list[Service]:
     shop = Service("shop")
+    shop.publisher(Capture)
 
     @shop.subscriber(name="pack")
     async def pack(event: Placed, tx: Transaction) -> None: ...
@@ -109,6 +120,30 @@ def test_every_message_is_in_the_tree_once_even_if_causes_form_rings(
     causes = {each.causation_id for each in tree.messages} - {None}
     assert len(ids) == len(set(ids))
     assert {message_id(number) for number, _ in pairs} | causes == set(ids)
+
+
+def test_what_would_have_left_no_trace_is_a_note() -> None:
+    shop = Service("shop")
+
+    @shop.subscriber(name="pack")
+    async def pack(event: Placed, tx: Transaction) -> Packed | Shipped: ...
+
+    @shop.subscriber(name="tell")
+    async def tell(event: Packed) -> None: ...
+
+    @shop.subscriber(name="bill")
+    async def bill(event: Shipped, tx: Transaction) -> None: ...
+
+    def notes(*rows: Handled) -> tuple[str, ...]:
+        evidence = Evidence((InDatabase(("shop",), rows, (), (), ()),), OnBroker())
+        return trace("x", evidence, [shop], NOON, WEEK).hidden
+
+    [note] = notes(handled(1))
+    assert note.startswith("perhaps shop.packed was published, too: only shop.tell takes it")
+    assert notes(handled(1), handled(2, 1, name="shop.packed", subscription="shop.tell")) == ()
+    assert notes(handled(1, subscription="shop.bill", name="shop.shipped")) == (note,)
+    shop.handlers["shop.pack"] = replace(shop.handlers["shop.pack"], function=None)
+    assert notes(handled(1)) == (), "it is a saga's, whose log tells what it published"
 
 
 def test_what_is_known_of_each_place_is_said_in_a_sentence() -> None:
@@ -223,6 +258,21 @@ def test_the_diagram_has_an_arrow_for_each_delivery() -> None:
     assert "s0->>s1: shop.placed (attempt 2)" in drawn
     assert "s0-)s0: shop.placed (ready)" in drawn
     assert "-xs2: shop.charge (dead)" in drawn
+
+
+def test_the_diagram_shows_a_command_from_the_service_that_publishes_it() -> None:
+    """Also where its receiver has handled the same event before."""
+    drawn = list(
+        mermaid(
+            found(
+                handled(1, subscription="billing.note"),
+                handled(1, subscription="shop.pack"),
+                handled(2, 1, name="billing.capture", subscription="billing.capture"),
+            )
+        )
+    )
+    assert drawn[1:3] == ["    participant s0 as shop", "    participant s1 as billing"]
+    assert "    s0->>s1: billing.capture" in drawn
 
 
 def test_the_time_in_an_id_is_that_of_its_creation() -> None:

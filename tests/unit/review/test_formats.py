@@ -13,6 +13,7 @@ from eventmesh.compat import Change
 from eventmesh.contracts.problem import Place, Problem, Witness
 from eventmesh.contracts.rules import RULES
 from eventmesh.review.formats import FORMATS
+from eventmesh.review.formats.common import sentence
 from eventmesh.review.report import Finding, Report, make_report, rebase
 from eventmesh.review.waivers import Waiver
 
@@ -266,3 +267,20 @@ def test_sarif_suppresses_only_waived_findings() -> None:
 def test_places_are_relative_to_the_root_of_the_repository() -> None:
     place = rebase(FAILING, "shop/").problem.place
     assert place == Place("shop/services/pay, ments/contracts:a.py", 17)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("bank sends it", "bank sends it."),
+        ("bank.deposited v1 allows 3", "bank.deposited v1 allows 3."),
+        ("bank.deposited: it differs.", "bank.deposited: it differs."),
+        ("field 'a' was added", "Field 'a' was added."),
+        ("why?", "Why?"),
+    ],
+    ids=["a service", "a message", "with a colon", "words", "a question"],
+)
+def test_a_sentence_keeps_the_spelling_of_the_name_that_it_begins_with(
+    text: str, expected: str
+) -> None:
+    assert sentence(text, ["bank", "shop"]) == expected

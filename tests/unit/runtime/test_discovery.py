@@ -63,6 +63,12 @@ def test_the_error_names_a_pyproject_that_is_not_valid_toml(tmp_path: Path) -> N
         service_targets(tmp_path)
 
 
+def test_the_error_names_a_table_of_eventmesh_that_is_misspelt(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.eventmesh.service]\norders = 'a:b'\n")
+    with pytest.raises(UsageError, match=r"eventmesh.service is not known. .*eventmesh.services\]"):
+        service_targets(tmp_path)
+
+
 @pytest.mark.parametrize("lines", ["orders = 1", "orders = ['a', 'b']"])
 def test_a_service_in_pyproject_must_be_a_string(project: Project, lines: str) -> None:
     with pytest.raises(UsageError, match="takes lines of name"):
@@ -143,6 +149,14 @@ def test_a_missing_module_is_reported_without_file_and_line(project: Project) ->
 def test_a_missing_import_in_the_module_of_a_service_is_reported(project: Project) -> None:
     root = project(bad="import em_test_not_there\n")
     with pytest.raises(UsageError, match=r"'em_test_not_there' \(.*em_test_bad.py, line 1\)"):
+        load_services(["bad"], root)
+
+
+def test_a_mistake_in_a_declaration_is_reported_with_file_and_line(project: Project) -> None:
+    root = project(bad=GOOD + "from eventmesh import constant\n\nconstant('soon')\n")
+    with pytest.raises(
+        UsageError, match=r"'soon' is not a valid duration: .* \(.*em_test_bad.py, line 5\)\.$"
+    ):
         load_services(["bad"], root)
 
 

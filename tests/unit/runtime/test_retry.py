@@ -74,6 +74,25 @@ def test_jitter_outside_0_to_1_is_rejected(jitter: float) -> None:
         Retry(jitter=jitter)
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"attempts": "3"}, r"attempts='3'\): use 1 or more"),
+        ({"backoff": "5s"}, r"write constant\('5s'\), or exponential\('5s'\)"),
+        ({"jitter": "little"}, r"jitter='little'\): use a share"),
+        ({"give_up_on": ValueError}, r"write a tuple of exception classes, such as"),
+        ({"give_up_on": ("ValueError",)}, r"write a tuple of exception classes, such as"),
+        ({"per_error": {ValueError: 3}}, r"write an exception class and the Retry for it"),
+    ],
+    ids=["attempts", "backoff", "jitter", "one error", "no error", "per error"],
+)
+def test_what_cannot_be_a_policy_is_rejected_when_it_is_written(
+    option: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        Retry(**option)
+
+
 @given(delays, jitters, chances)
 def test_jitter_shortens_a_delay_by_its_share_at_most(
     delay: float, jitter: float, chance: float

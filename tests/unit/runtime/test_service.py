@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import MetaData
+from sqlalchemy.orm import DeclarativeBase
 
 from eventmesh import Service
 from eventmesh.contracts.message import Command, Event
@@ -40,6 +41,37 @@ def orders() -> Service:
 def test_a_name_that_cannot_start_a_message_name_is_rejected(name: str) -> None:
     with pytest.raises(UsageError, match="cannot be used: write lower-case letters"):
         Service(name)
+
+
+def test_metadata_that_is_the_class_of_the_tables_is_rejected() -> None:
+    class Base(DeclarativeBase): ...
+
+    base: Any = Base
+    with pytest.raises(UsageError, match=r"write the MetaData .* metadata=Base.metadata"):
+        Service("orders", metadata=base)
+
+
+def test_a_publisher_of_a_message_instead_of_its_class_is_rejected(orders: Service) -> None:
+    message: Any = Place()
+    with pytest.raises(UsageError, match=r"Write service.publisher\(SomeEvent\)"):
+        orders.publisher(message)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"retry": 3}, r"note has retry=3: write a policy, such as Retry\(attempts=3\)"),
+        ({"concurrency": "8"}, r"note has concurrency='8': give the number"),
+    ],
+    ids=["retry", "concurrency"],
+)
+def test_an_option_of_the_wrong_type_is_rejected_when_it_is_declared(
+    orders: Service, option: dict[str, Any], words: str
+) -> None:
+    async def note(event: Paid) -> None: ...
+
+    with pytest.raises(UsageError, match=words):
+        orders.subscriber(Paid, **option)(note)
 
 
 def test_the_subscriber_decorator_returns_the_function_unchanged(orders: Service) -> None:

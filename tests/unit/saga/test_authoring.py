@@ -621,3 +621,23 @@ def test_two_waits_for_one_event_may_follow_each_other() -> None:
 
     saga.flow(wait("one") >> wait("other"))
     assert [step.name for step in saga.definition.correlated(Approved)] == ["one", "other"]
+
+
+def test_a_coroutine_function_cannot_be_a_part_of_a_saga() -> None:
+    async def compute(state: Trip) -> Do:
+        return Do(what="")
+
+    saga = Saga("trips.plain", Trip)
+    step: Any = saga.step(ok=Did, timeout=None)
+    for declare in (saga.starts, step, saga.completed, saga.undone):
+        with pytest.raises(UsageError, match=r"compute is a coroutine function.*write `def comp"):
+            declare(compute)
+
+
+def test_a_step_with_a_number_of_retries_is_told_to_take_a_policy() -> None:
+    def pick(state: Trip) -> Do:
+        return Do(what="")
+
+    step: Any = new_saga().step(ok=Did, timeout=None, retry=3)  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match=r"The step pick .* has retry=3: write a policy"):
+        step(pick)

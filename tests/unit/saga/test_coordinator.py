@@ -36,6 +36,7 @@ from tests.unit.saga.trips import (
     Elsewhere,
     Failed,
     Trip,
+    Undid,
     add_step,
     new_saga,
 )
@@ -56,6 +57,13 @@ def with_wait() -> Saga[Trip]:
     saga = new_saga(key=lambda state: state.trip)
     wait = saga.wait("approval", ok=Approved, timeout="2d", correlate=lambda event: event.trip)
     saga.flow(add_step(saga, "a") >> wait)
+    return saga
+
+
+def by_key(**options: Any) -> Saga[Trip]:
+    """A step with a command, whose answers are found by key."""
+    saga = new_saga(key=lambda state: state.trip, **options)
+    saga.flow(add_step(saga, "a", undo="state", correlate=lambda event: 1))
     return saga
 
 
@@ -284,6 +292,123 @@ def test_events_that_match_no_saga_are_logged_once_a_minute_with_their_number() 
     now = 60.0
     assert unmatched.note("a") == 3
     assert unmatched.counts == {"a": 4, "b": 1}
+
+
+async def _undone(trips: Trips, saga_id: str) -> None:
+    await trips.handle(start(saga_id))
+    await trips.handle(timed_out("a", saga_id))
+    await trips.handle(answer("a:undo", Undid(), saga_id))
+    assert (await trips.row(saga_id)).status == "undone"
+
+
+async def test_a_late_answer_by_key_takes_the_newest_saga_up_again(database: Database) -> None:
+    """As one with labels does."""
+    trips = Trips(database, by_key())
+    await _undone(trips, ONE)
+    await _undone(trips, OTHER)
+    sent = await trips.handle(Incoming(Did(), {}))
+    assert commands(sent) == [(f"trips.base/{OTHER}", "a:undo#2")]
+    assert [(await trips.row(each)).status for each in (ONE, OTHER)] == ["undone", "undoing"]
+
+
+async def test_an_answer_by_key_is_for_the_open_saga_if_there_is_one(database: Database) -> None:
+    trips = Trips(database, by_key())
+    await _undone(trips, ONE)
+    await trips.handle(start(OTHER), Incoming(Did(), {}))
+    assert [(await trips.row(each)).status for each in (ONE, OTHER)] == ["undone", "completed"]
+
+
+async def test_an_event_by_key_that_an_ended_saga_does_not_need_is_counted(
+    database: Database,
+) -> None:
+    trips = Trips(database, by_key())
+    await trips.handle(start(ONE))
+    await trips.handle(Incoming(Did(), {}))
+    before = await trips.row()
+    assert before.status == "completed"
+    await trips.handle(Incoming(Did(), {}))
+    await _undone(trips, OTHER)
+    await trips.handle(Incoming(Failed(), {}))
+    await trips.handle(Incoming(Failed(), {}))
+    assert await trips.row() == before
+    assert trips.coordinator.unmatched_events() == {"parts.did": 1, "parts.failed": 2}
+
+
+async def test_a_saga_that_is_open_again_leaves_its_key_to_another(database: Database) -> None:
+    trips = Trips(database, by_key())
+    await _undone(trips, ONE)
+    await trips.handle(start(OTHER))
+    with capture_logs() as logs:
+        sent = await trips.handle(answer("a", Did(), ONE))
+    assert commands(sent) == [(f"trips.base/{ONE}", "a:undo#2")]
+    rows = [await trips.row(each) for each in (ONE, OTHER)]
+    assert [(row.status, row.key) for row in rows] == [("undoing", None), ("running", "1")]
+    [warning] = [each for each in logs if each["event"] == "saga has no key"]
+    assert warning["saga_id"] == ONE
+    assert OTHER in warning["reason"]
+    await trips.handle(answer("a", Did(), OTHER))
+    await trips.handle(answer("a:undo#2", Undid(), ONE))
+    assert [(await trips.row(each)).status for each in (ONE, OTHER)] == ["undone", "completed"]
+
+
+async def test_a_saga_that_was_started_without_a_key_gets_one_at_its_next_message(
+    database: Database,
+) -> None:
+    trips = Trips(database, two_steps())
+    await trips.handle(start(ONE), start(OTHER))
+    trips.deploy(two_steps(key=lambda state: state.trip))
+    await trips.handle(answer("a", Did(), ONE))
+    assert [(await trips.row(each)).key for each in (ONE, OTHER)] == ["1", None]
+    await trips.handle(answer("a", Did(), OTHER))  # whose key is taken
+    assert (await trips.row(OTHER)).key is None
+    await trips.handle(answer("b", Did(), ONE))
+    await trips.handle(answer("b", Failed(), OTHER))
+    await trips.handle(answer("a:undo", Undid(), OTHER))
+    assert [(await trips.row(each)).status for each in (ONE, OTHER)] == ["completed", "undone"]
+
+
+async def test_a_key_that_cannot_be_computed_does_not_hold_a_running_saga_up(
+    database: Database,
+) -> None:
+    def broken(_: Trip) -> str:
+        raise ValueError("no trip")
+
+    trips = Trips(database, two_steps())
+    await trips.handle(start())
+    trips.deploy(two_steps(key=broken))
+    with capture_logs() as logs:
+        await trips.handle(answer("a", Did()))
+    row = await trips.row()
+    assert (row.waiting_for, row.key) == ("b", None)
+    assert "no trip" in logs[-1]["reason"]
+
+
+async def test_sagas_without_a_key_get_one_when_a_worker_starts(database: Database) -> None:
+    trips = Trips(database, two_steps())
+    third = ONE.replace("aa", "cc")
+    await trips.handle(start(ONE), start(OTHER), start(third))
+    await trips.handle(answer("a", Failed(), third))
+    trips.deploy(two_steps(key=lambda state: state.trip))
+    with capture_logs() as logs:
+        await trips.coordinator.claim_keys(database)
+    keys = {each: (await trips.row(each)).key for each in (ONE, OTHER, third)}
+    assert keys == {ONE: "1", OTHER: None, third: None}
+    assert [(each["number"], each["left"]) for each in logs if "left" in each] == [(1, 1)]
+    before = await trips.row()
+    await trips.coordinator.claim_keys(database)
+    assert await trips.row() == before
+
+
+async def test_a_completed_saga_whose_state_cannot_be_read_stays_completed(
+    database: Database,
+) -> None:
+    trips = Trips(database, by_key())
+    await trips.handle(start())
+    await trips.handle(answer("a", Did()))
+    await trips.spoil(state={"trip": "one"})
+    before = await trips.row()
+    await trips.handle(answer("a", Did()), Incoming(Did(), {}))
+    assert await trips.row() == before
 
 
 async def test_a_second_saga_of_one_key_is_a_dead_letter_that_says_why(database: Database) -> None:

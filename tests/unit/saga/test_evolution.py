@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ import pytest
 from pydantic import BaseModel
 
 from eventmesh import Saga
-from eventmesh.contracts.problem import Problem
+from eventmesh.contracts.problem import Place, Problem
+from eventmesh.review.report import apply_waivers, make_report
+from eventmesh.review.waivers import Waiver
+from eventmesh.saga import evolution
 from eventmesh.saga.definition import Definition
 from eventmesh.saga.evolution import check_sagas
 from eventmesh.saga.happening import Answered, WaitedTooLong
@@ -133,6 +138,19 @@ def test_a_bound_that_is_met_is_said() -> None:
     assert findings[-1].rule == "EM089"
     assert findings[-1].what == "more than 20 kinds of states were met"
     assert findings[0].rule == "EM084"  # what was met is looked at
+
+
+def test_what_could_not_be_decided_is_an_error_unless_it_is_waived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evolution, "prove", partial(prove, most_records=20))
+    [problem] = found(trip("hotel", "car"), trip("hotel", "car", "plane", version=2), root=tmp_path)
+    assert (problem.rule, problem.severity) == ("EM089", "error")
+    assert "waive this finding with a reason" in problem.fix
+    waiver = Waiver(
+        problem.fingerprint, "tested by hand", date(2030, 1, 1), Place("pyproject.toml")
+    )
+    assert not make_report(apply_waivers([problem], [waiver], date(2029, 1, 1)), ()).failures
 
 
 # The state

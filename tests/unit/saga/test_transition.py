@@ -773,6 +773,51 @@ def test_a_step_that_sends_may_be_answered_by_key_too() -> None:
     assert Story(saga).timed_out("a").by_key(Did()).status == "completed"
 
 
+def answered_by_key() -> Saga[Trip]:
+    """Two steps with commands, one after the other, whose answers are found by key."""
+    saga = new_saga(key=lambda state: state.trip)
+    a, b = (add_step(saga, name, undo="state", correlate=lambda event: 1) for name in "ab")
+    saga.flow(a >> b)
+    return saga
+
+
+def test_a_late_answer_by_key_is_for_the_step_that_counts_as_failed() -> None:
+    """Not for the one that has not begun, and never will."""
+    story = Story(answered_by_key()).timed_out("a").ok("a:undo")
+    assert story.status == "undone"
+    assert story.by_key(Did()).new == ["a:undo#2"]
+    assert (story.status, story.rule) == ("undoing", "late: undone")
+
+
+def test_a_late_answer_by_key_is_not_for_the_step_that_is_done() -> None:
+    story = Story(answered_by_key()).by_key(Did()).timed_out("b").ok("b:undo").ok("a:undo")
+    assert story.status == "undone"
+    assert story.by_key(Did()).new == ["b:undo#2"]
+
+
+def test_each_late_answer_by_key_of_a_step_that_was_sent_twice_is_undone() -> None:
+    """Nobody can tell whether the second one is a duplicate."""
+    saga = new_saga(key=lambda state: state.trip)
+    saga.flow(add_step(saga, "a", undo="state", correlate=lambda event: 1, retry=TWICE))
+    story = Story(saga).timed_out("a").timed_out("a#2").ok("a:undo")
+    assert story.by_key(Did()).new == ["a:undo#2"]
+    assert story.ok("a:undo#2").by_key(Did()).new == ["a:undo#3"]
+    once = Story(answered_by_key()).timed_out("a").ok("a:undo").by_key(Did()).ok("a:undo#2")
+    assert once.by_key(Did()).rule == "a duplicate"
+
+
+def test_an_event_by_key_that_comes_while_an_earlier_step_is_parked_is_kept() -> None:
+    saga = new_saga(key=lambda state: state.trip)
+    confirmed = saga.wait(
+        "confirmed", ok=Approved, timeout=None, correlate=lambda event: event.trip
+    )
+    saga.flow(add_pivot(saga, "p") >> confirmed)
+    story = Story(saga).timed_out("p")
+    assert story.status == "parked"
+    assert story.by_key(Approved()).rule == "early"
+    assert story.ok("p").status == "completed"
+
+
 def test_two_waits_for_one_event_take_one_each() -> None:
     saga = new_saga(key=lambda state: state.trip)
     one, other = (

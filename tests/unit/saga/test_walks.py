@@ -226,7 +226,7 @@ CONDUCTS: tuple[Conduct, ...] = ("do", "do", "refuse", "dead-letter", "dead-lett
 
 
 @pytest.mark.parametrize("saga", SAGAS.values(), ids=SAGAS)
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_nothing_is_left_behind(saga: Saga[Trip], data: st.DataObject) -> None:
     world = World(saga)

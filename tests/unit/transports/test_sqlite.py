@@ -126,7 +126,9 @@ async def test_invalid_rows_are_delivered_and_can_be_dead_lettered(
             [(PAID.name, *row) for row in INVALID_ROWS],
         )
         file.executemany(
-            "INSERT INTO dead_letter VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?)",
+            "INSERT INTO dead_letter"
+            " (id, subscription, attributes, data, reason, error, attempts, died_at)"
+            " VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?, ?, ?)",
             [
                 (str(number), PAID.name, attributes, data, b"\xff", b"\xff", attempt, "never")
                 for number, (attributes, data, attempt) in enumerate(INVALID_ROWS)

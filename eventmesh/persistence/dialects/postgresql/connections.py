@@ -22,6 +22,9 @@ _SERVER_SETTINGS = {
 transaction, the server would otherwise keep its locks for two hours, and whoever is given its
 messages would wait for them. These are not start-up parameters, which pgbouncer would refuse."""
 
+_COMMIT = "COMMIT;"
+"""What asyncpg executes for the end of a transaction."""
+
 DRIVER_ERRORS = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -82,3 +85,13 @@ class WatchedConnection(asyncpg.Connection):  # type: ignore[misc]  # it has no 
         except OSError:  # it is lost already, which the driver has not noticed yet
             self.terminate()
             raise
+
+    async def execute(self, query: str, *arguments: Any, **options: Any) -> str:
+        """As asyncpg's own. InFailedSQLTransactionError for a commit that was none: after an error
+        that somebody has caught, PostgreSQL rolls back, and says so only here."""
+        status: str = await super().execute(query, *arguments, **options)
+        if status == "ROLLBACK" and query == _COMMIT:
+            raise asyncpg.InFailedSQLTransactionError(
+                "the transaction was rolled back, because a statement in it had failed"
+            )
+        return status

@@ -51,14 +51,29 @@ _INBOX_NAMES = ", ".join(_INBOX_TYPES)
 
 _CLAIM = text(
     f"""
-    INSERT INTO eventmesh_inbox (subscription, received_at, {_INBOX_NAMES})
-    SELECT :subscription, statement_timestamp(), {_INBOX_NAMES}
-    FROM unnest({", ".join(f":{name}" for name in _INBOX_TYPES)}) AS message ({_INBOX_NAMES})
-    ON CONFLICT DO NOTHING RETURNING message_id
+    WITH fresh AS (
+        INSERT INTO eventmesh_inbox (subscription, received_at, {_INBOX_NAMES})
+        SELECT :subscription, statement_timestamp(), {_INBOX_NAMES}
+        FROM unnest({", ".join(f":{name}" for name in _INBOX_TYPES)}) AS message ({_INBOX_NAMES})
+        ON CONFLICT DO NOTHING RETURNING message_id
+    ), counted AS (
+        INSERT INTO eventmesh_count AS total
+            (owner, what, subscription, source, name, number, since, updated_at)
+        SELECT :count_owner, 'handled', :subscription, way.source, way.name, count(*),
+            clock_timestamp(), clock_timestamp()
+        FROM unnest(:count_id, :count_source, :count_name) AS way (message_id, source, name)
+        WHERE way.message_id IN (SELECT message_id FROM fresh)
+        GROUP BY way.source, way.name ORDER BY way.source, way.name
+        ON CONFLICT (owner, what, subscription, source, name) DO UPDATE
+        SET number = total.number + excluded.number, updated_at = excluded.updated_at
+    )
+    SELECT message_id FROM fresh
     """  # noqa: S608  # constants
 ).bindparams(
     bindparam("subscription", type_=String()),
     *(bindparam(name, type_=ARRAY(kind)) for name, kind in _INBOX_TYPES.items()),
+    bindparam("count_owner", type_=String()),
+    *(bindparam(f"count_{name}", type_=ARRAY(String())) for name in ("id", "source", "name")),
 )
 
 _OUTBOX_TYPES: Mapping[str, TypeEngine[Any]] = {
@@ -217,6 +232,7 @@ class PostgreSQL(Dialect):
     adds_delays = True
     autocommit_saves_trips = True
     counts_with_insert = True
+    counts_with_claim = True
     maintenance_database = "postgres"
     # The outbox is empty at one moment and has a million rows at the next, and a plan that was made
     # for the empty table is kept. So only plans that follow an index, whatever the statistics say.
@@ -255,8 +271,8 @@ class PostgreSQL(Dialect):
         settings = dict.fromkeys(_OFF, "off")
         return engine.make_engine(url, variable, connect_timeout, options, settings)
 
-    async def keeps_queue_settings(self, connection: AsyncConnection) -> bool:
-        raw: Any = (await connection.get_raw_connection()).driver_connection
+    def keeps_queue_settings(self, connection: Connection) -> bool:
+        raw: Any = connection.connection.driver_connection
         return bool(raw.has_session_settings)
 
     @asynccontextmanager
@@ -270,6 +286,9 @@ class PostgreSQL(Dialect):
         if await connection.scalar(known, {"name": name}) is None:
             quoted = connection.dialect.identifier_preparer.quote(name)
             await connection.execute(text(f"CREATE DATABASE {quoted}"))
+
+    def prove(self, connection: Connection, *, is_proved: bool) -> None:
+        """Its COMMIT raises; see `WatchedConnection`."""
 
     def insert_absent(self, table: Table) -> Insert:
         return insert(table).on_conflict_do_nothing()
@@ -339,7 +358,8 @@ def _lock_sagas(saga: Table, columns: tuple[str, ...]) -> TextualSelect:
             UNION
             SELECT keyed.id FROM unnest(:keys) AS wanted (key) CROSS JOIN LATERAL (
                 SELECT id FROM eventmesh_saga
-                WHERE name = :saga_name AND key = wanted.key AND is_open OFFSET 0
+                WHERE name = :saga_name AND key = wanted.key
+                ORDER BY is_open, started_at DESC, id DESC LIMIT 1 -- NULL, for an ended one, last
             ) AS keyed
             ORDER BY id
         ) AS wanted CROSS JOIN LATERAL (

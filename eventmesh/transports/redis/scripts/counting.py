@@ -70,8 +70,13 @@ local function packed(content, line)
   if not good or type(attributes) ~= 'table' then return {} end
   return texts(attributes)
 end
+local function opened(record)
+  local good, fields = pcall(cjson.decode, string.match(record, '^m %d+ %d+ %d+%-%d+ (.*)$') or '')
+  return good and fields or {}
+end
 local function see(state, entry)
   local fields, flat, size = {}, entry[2], 0
+  if flat[1] == 'parcel' and string.sub(flat[2], 1, 2) == 'm ' then flat = opened(flat[2]) end
   for at = 1, #flat, 2 do
     fields[flat[at]] = flat[at + 1]
     size = size + #flat[at + 1]
@@ -86,7 +91,7 @@ local function see(state, entry)
 end
 """
 """`see` hands `count` the attributes of a stream entry's envelope: the entry's own fields, or those
-packed into a retry or a dead letter."""
+packed into a retry or a dead letter. `opened` returns the fields in a record of a mailbox."""
 
 GROUP_NAMES = (
     READ
@@ -119,20 +124,24 @@ return {delivered, redis.call('XLEN', KEYS[1])}
 
 @dataclass(frozen=True, slots=True)
 class PageScripts:
-    """Three scripts, each of which reads a page: of a stream from an id on, of what is pending in
-    it, and of the delayed set. `order`, which they return last, is what was made of the messages:
-    counts, as {state, type, dataschema, earliest time, number, source}; or of a search {state, name
-    and text of each attribute}."""
+    """Four scripts, each of which reads a page: of a stream from an id on, of what is pending in
+    it, of the delayed set, and of a mailbox. `order`, which they return last, is what was made of
+    the messages: counts, as {state, type, dataschema, earliest time, number, source}; or of a
+    search {state, name and text of each attribute}."""
 
     range: str
     pending: str
     delayed: str
+    mailbox: str
 
     @classmethod
     def of(cls, what: str) -> PageScripts:
         """The scripts that do this with each message."""
         return cls(
-            READ + what + _SEE + _RANGE, READ + what + _SEE + _PENDING, what + _SEE + _DELAYED
+            READ + what + _SEE + _RANGE,
+            READ + what + _SEE + _PENDING,
+            what + _SEE + _DELAYED,
+            what + _SEE + _MAILBOX,
         )
 
 
@@ -165,7 +174,7 @@ local due, beyond, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local page = redis.call('ZRANGEBYSCORE', KEYS[1], due, '+inf', 'WITHSCORES',
                         'LIMIT', beyond, most)
 for at = 1, #page, 2 do
-  count('delayed', packed(page[at], 1), #page[at])
+  see('delayed', {'', {'parcel', page[at]}})
   if page[at + 1] == due then
     beyond = beyond + 1
   else
@@ -178,6 +187,23 @@ return {#page == 2 * most and due or '', beyond, {entries, bytes}, order}
 
 Returns time and number to skip for the next page (no time after the last one), then the same as
 _RANGE.
+"""
+
+_MAILBOX = """
+local key, state = KEYS[1] .. ARGV[1], ARGV[2]
+local out, seen, most = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local first = math.max(0, redis.call('LLEN', key) - seen - most)
+local page = redis.call('LRANGE', key, -seen - most, -seen - 1)
+for place, record in ipairs(page) do
+  see(first + place <= out and 'in_flight' or state, {'', opened(record)})
+end
+return {#page == most and seen + most or -1, {entries, bytes}, order}
+"""
+"""KEYS `mail`; ARGV tag, state, how many at the head are in flight, how many at the end to skip,
+records at most.
+
+Reads backwards, because settled records leave at the head: so none is missed. Returns how many to
+skip for the next page, -1 after the last one, then the same as _RANGE.
 """
 
 COUNT = PageScripts.of(_COUNT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from eventmesh.transports.redis.scripts.common import READ, TRY
+from eventmesh.transports.redis.scripts.ordering import MAILBOXES
 
 STATS = (
     READ
@@ -57,14 +58,14 @@ return {ready, in_flight, oldest > now and -1 or now - oldest, alive, declared}
 """
 )
 """KEYS streams, the retry stream last; ARGV group, returned, the most entries to count one by one,
-ms after which a silent consumer counts as dead; one with nothing pending reads twice a second, so
+ms after which a silent consumer counts as dead; one with nothing pending is heard of every 2 s, so
 that it counts as dead after 5 s.
 
 Returns how many entries are ready (undelivered, or returned), how many are in flight, the age in ms
 of the oldest ready one, -1 if there is none, how many consumers are alive, and whether every stream
-has the group. Redis knows the lag of a group unless somebody
-deleted entries of the stream; then up to `most` are counted. Settled entries of the retry stream
-are deleted, so its length gives the number.
+has the group. Redis knows the lag of a group unless somebody deleted entries of the stream; then up
+to `most` are counted. Settled entries of the retry stream are deleted, so its length gives the
+number.
 """
 
 UNROUTED = (
@@ -106,35 +107,64 @@ once there is nothing left to delete.
 
 REPLAY = (
     TRY
+    + MAILBOXES
     + """
-local dead, retry, head, edited = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
+local head, edited = ARGV[1], ARGV[2]
+local is_ordered = try(order, 'HGET', 'after_dead')
 try(dead, 'XDEL', '0-0')
 try(retry, 'XDEL', '0-0')
-local letter
+local letters = {}
 for at = 3, #ARGV do
-  letter = letter or redis.call('XRANGE', dead, ARGV[at], ARGV[at])[1]
+  letters[#letters + 1] = redis.call('XRANGE', dead, ARGV[at], ARGV[at])[1]
 end
-if not letter then return 0 end
-local fields, packed = letter[2], nil
+if not letters[1] then return 0 end
+local fields, packed = letters[1][2], nil
 for at = 1, #fields, 2 do
   if fields[at] == 'envelope' then packed = fields[at + 1] end
 end
 if edited ~= '' then packed = edited end
-if packed then
+if is_ordered then
+  local again = packed and {'envelope', packed} or fields
+  put_first(tag_of(again), record_of(letters[1][1], again))
+elseif packed then
   redis.call('XADD', retry, '*', 'parcel', head .. packed)
 elseif #fields < 7000 then
   redis.call('XADD', retry, '*', unpack(fields))
 else
   return 0
 end
-for at = 3, #ARGV do redis.call('XDEL', dead, ARGV[at]) end
+for _, letter in ipairs(letters) do
+  redis.call('XDEL', dead, letter[1])
+  let_go(letter[2])
+end
 return 1
 """
 )
-"""KEYS dead letters, retry stream; ARGV header of the new retry entry, an envelope to deliver
-instead or '', ids of a message's dead letters.
+"""KEYS `Keys.ordering`; ARGV header of the new retry entry, an envelope to deliver instead or '',
+ids of a message's dead letters.
 
-Adds the message of the first dead letter that still exists to the retry stream, and deletes all of
-them, in one step. Returns 1, or 0 if none exists. An entry that another program wrote is replayed
-with the fields that it has, if a script can pass on so many.
+Adds the message of the first dead letter that still exists to the retry stream or, if the
+subscription is ordered, to its key's mailbox, before everything that nobody has received; and
+deletes all of them, in one step. Returns 1, or 0 if none exists. An entry that another program
+wrote is replayed with the fields that it has, if a script can pass on so many.
 """
+
+DISCARD = (
+    TRY
+    + MAILBOXES
+    + """
+try(dead, 'XDEL', '0-0')
+local found = 0
+for _, id in ipairs(ARGV) do
+  local letter = redis.call('XRANGE', dead, id, id)[1]
+  if letter then
+    redis.call('XDEL', dead, id)
+    let_go(letter[2])
+    found = found + 1
+  end
+end
+return found
+"""
+)
+"""KEYS `Keys.ordering`; ARGV ids of dead letters. Deletes them, and releases keys that they hold;
+returns how many there were."""

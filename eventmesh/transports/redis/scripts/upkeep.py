@@ -22,6 +22,20 @@ Resets the idle time of the entries that are still pending under `consumer`, so 
 them; others were settled or claimed meanwhile. JUSTID leaves the delivery count as it is.
 """
 
+SHOW_ALIVE = (
+    READ
+    + """
+local last = '18446744073709551615-0'
+read('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', 1, 'STREAMS', KEYS[1], last)
+"""
+)
+"""KEYS stream; ARGV group, consumer.
+
+Resets the idle time of the consumer itself, by reading what it has pending after the last id that
+there can be, which is nothing. Before Redis 7.2, reading new entries does that only if there are
+any, so that a consumer for which nothing arrives would look dead.
+"""
+
 MOVE_DUE = (
     TRY
     + """

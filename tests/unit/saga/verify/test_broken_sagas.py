@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from eventmesh import Saga
+from eventmesh import Event, Saga
 from eventmesh.errors import UsageError
 from eventmesh.saga import transition as production
 from eventmesh.saga.definition import Definition
@@ -59,6 +59,12 @@ def conditional() -> Saga[Trip]:
     return saga
 
 
+def answered_by_key() -> Saga[Trip]:
+    saga = new_saga(key=lambda state: state.trip)
+    saga.flow(add_step(saga, "a", undo="state", undo_retry=ONCE, correlate=lambda event: 1))
+    return saga
+
+
 def side_by_side() -> Saga[Trip]:
     saga = new_saga()
     a, b = (add_step(saga, name, undo_retry=ONCE) for name in "ab")
@@ -86,6 +92,13 @@ class UndoesAllAtOnce(Draft):
 class IgnoresLateAnswers(Draft):
     def _answer_late(self, *_: Any) -> str:
         return "too late"
+
+
+class IgnoresLateAnswersByKey(Draft):
+    """Of a saga that has ended."""
+
+    def _apply_correlated(self, event: Event) -> str:
+        return "too late" if self._status == "undone" else super()._apply_correlated(event)
 
 
 class ForgetsSecondAttempts(Draft):
@@ -242,6 +255,7 @@ SAGAS: dict[str, Callable[[], Saga[Trip]]] = {
     "a pivot": with_pivot,
     "a condition": conditional,
     "side by side": side_by_side,
+    "answered by key": answered_by_key,
 }
 
 BROKEN: list[tuple[str, str, type[Draft]]] = [
@@ -255,6 +269,7 @@ BROKEN: list[tuple[str, str, type[Draft]]] = [
     ("undone in reverse", "two steps", UndoesForwards),
     ("undone in reverse", "two steps", UndoesAllAtOnce),
     ("nothing left behind", "two steps", IgnoresLateAnswers),
+    ("nothing left behind", "answered by key", IgnoresLateAnswersByKey),
     ("nothing left behind", "two steps, sent twice", ForgetsSecondAttempts),
     ("nothing left behind", "two steps, undone at once", CountsOldAnswersOfUndos),
     ("nothing left behind", "a pivot", LetsThePivotGo),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +76,12 @@ def decision() -> Saga[Trip]:
     return saga
 
 
+def answered_by_key() -> Saga[Trip]:
+    saga = new_saga(key=lambda state: state.trip)
+    saga.flow(add_step(saga, "a", undo="state", undo_retry=ONCE, correlate=lambda event: 1))
+    return saga
+
+
 def items() -> Saga[Trip]:
     saga = new_saga()
     saga.flow(add_step(saga, "a", undo="none", each=lambda state: state.items))
@@ -89,6 +96,7 @@ SMALL: list[Callable[[], Saga[Trip]]] = [
     undone_at_once,
     pivot,
     decision,
+    answered_by_key,
     items,
 ]
 
@@ -129,8 +137,9 @@ def test_the_saga_of_the_shop_passes() -> None:
     report = verify(fulfil.definition, Bounds(deviations=2))
     assert report.passed, "\n".join(report.lines())
     assert report.found.complete_up_to == 2
-    assert {"reserve:undo", "ship", "completed", "undone"} <= {*report.wanted}
-    assert {*report.wanted, "parked", "cancelled"} <= report.found.witnesses.keys()
+    assert {"reserve:undo", "ship", "saga completed", "saga undone"} <= {*report.wanted}
+    ends = {"saga parked", "saga cancelled"}
+    assert {*report.wanted, *ends} <= report.found.witnesses.keys()
 
 
 def branches() -> Saga[Trip]:
@@ -150,7 +159,9 @@ def test_a_branch_that_is_like_another_has_stories_of_its_own() -> None:
     for name, story in symmetric.witnesses.items():
         last = scenes(symmetric.twin, rules, story)[-1].transition
         assert last is not None
-        happens = {base_of(sending.label) for sending in last.sendings} | {last.record.status}
+        happens = {base_of(sending.label) for sending in last.sendings} | {
+            f"saga {last.record.status}"
+        }
         assert name in happens
 
 
@@ -158,6 +169,38 @@ def test_the_bound_of_states_is_said_with_what_was_explored_until_then() -> None
     worlds = explore(fulfil.definition, Bounds(deviations=1)).worlds + 1
     found = explore(fulfil.definition, Bounds(worlds=worlds))
     assert (found.worlds, found.hit, found.complete_up_to) == (worlds, f"{worlds:,} states", 1)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        (
+            Bounds(worlds=200),
+            r"all stories with up to \d deviations, and not all with more: the bound of 200 states "
+            r"was met, which --states moves",
+        ),
+        (Bounds(deviations=1), r"up to 1 deviations, and not all .* which --deviations moves"),
+        (Bounds(worlds=2), "a part of the stories without a deviation, up to 2 states"),
+    ],
+    ids=["states", "deviations", "almost nothing"],
+)
+def test_the_report_says_what_was_not_explored(bounds: Bounds, said: str) -> None:
+    report = verify(undone_with_reply().definition, bounds)
+    assert re.search(said, "\n".join(report.lines()))
+    assert report.to_jsonable()["complete"] is False
+
+
+def test_steps_may_be_called_as_a_saga_ends() -> None:
+    saga = new_saga()
+    completed, parked = (add_step(saga, name, undo_retry=ONCE) for name in ("completed", "parked"))
+    saga.flow(completed >> parked)
+    report = verify(saga.definition, Bounds(deviations=2))
+    assert report.passed
+    stories = {name: report.told(story) for name, story in report.found.witnesses.items()}
+    assert stories["completed"][-1] == "The saga starts: the saga sends completed"
+    assert stories["saga completed"][-1].endswith("it is completed, and its end is announced")
+    assert stories["parked"][-1].endswith("the saga sends parked")
+    assert stories["saga parked"][-1].endswith("a function of the saga fails")
 
 
 def test_two_explorations_visit_the_same() -> None:

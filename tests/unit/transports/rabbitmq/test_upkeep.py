@@ -15,6 +15,7 @@ from eventmesh.errors import Unreachable, UsageError
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.rabbitmq import upkeep as upkeep_module
 from eventmesh.transports.rabbitmq.connection import BrokerConnection
+from eventmesh.transports.rabbitmq.relocation import Relocation
 from eventmesh.transports.rabbitmq.rerouting import ForeignSearch, RejectedNames, Rerouter
 from eventmesh.transports.rabbitmq.topology import Entity, Topology
 from eventmesh.transports.rabbitmq.upkeep import FOREIGN_INTERVAL, GRACE, TopologyUpkeep
@@ -112,7 +113,11 @@ async def upkeep(
     broker: Broker, clock: StoppedClock, rerouting: RecordingRerouter
 ) -> AsyncIterator[TopologyUpkeep]:
     upkeep = TopologyUpkeep(
-        cast(BrokerConnection, broker), SHOP, cast(Any, clock), cast(Rerouter, rerouting)
+        cast(BrokerConnection, broker),
+        SHOP,
+        cast(Any, clock),
+        cast(Rerouter, rerouting),
+        cast(Relocation, None),
     )
     upkeep._subscriptions[PAID] = None
     yield upkeep
@@ -140,9 +145,10 @@ async def test_unrouted_messages_are_rerouted_after_a_grace_period(
     assert rerouting.requests == [(["payments.paid"], False)]
     broker.ready = {}
     await upkeep.restore()
+    assert len(rerouting.requests) == 2  # RabbitMQ may not have counted what is there
     broker.ready = {SHOP.unrouted_queue("payments.paid"): 1}
     await upkeep.restore()
-    assert len(rerouting.requests) == 1  # another loss, with a grace period of its own
+    assert len(rerouting.requests) == 2  # another loss, with a grace period of its own
 
 
 async def test_foreign_messages_are_searched_rarely_and_only_if_their_number_changed(

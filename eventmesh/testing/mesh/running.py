@@ -1,0 +1,142 @@
+"""Running a test in the virtual world, or on real servers, from its beginning to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import warnings
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+from sqlalchemy.exc import SAWarning
+
+from eventmesh.runtime.declaring.settings import Settings, load_settings
+from eventmesh.testing.mesh.base import Mesh
+from eventmesh.testing.mesh.databases import Workshop
+from eventmesh.testing.mesh.logs import taken_by
+from eventmesh.testing.mesh.real_mesh import RealMesh
+from eventmesh.testing.mesh.virtual_mesh import VirtualMesh
+from eventmesh.testing.virtual import real_world, sqlite
+from eventmesh.testing.virtual.clock import wall_clock
+from eventmesh.testing.virtual.loop import NeverEnds, Stalled, VirtualLoop
+
+_ENDING = 60.0
+"""Seconds for the tasks that a test has left to end, once they are cancelled."""
+
+
+def run(mesh: VirtualMesh, body: Callable[[], Awaitable[None]], *, seed: int = 0) -> None:
+    """Run `body` in the world of this mesh, then end all workers. Raises what the body raised, or
+    else what ended a worker."""
+    with in_world(mesh, seed):
+        whole = mesh.loop.create_task(_run(mesh, body))
+        try:
+            mesh.loop.run_until_complete(whole)
+        except (NeverEnds, Stalled):  # of the loop, which has stopped in the middle of the body
+            if not whole.done():
+                mesh.loop.restart_limits()
+                whole.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    mesh.loop.run_until_complete(whole)
+            raise
+
+
+def run_on_servers(mesh: RealMesh, body: Callable[[], Awaitable[None]]) -> None:
+    """Run `body` on real servers and in real time, then end all workers. Raises as `run`."""
+
+    async def opened() -> None:
+        await mesh.open()
+        await body()
+
+    # With a factory, the runner leaves alone which loop the thread has.
+    with taken_by(_noting(mesh)), asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(_run(mesh, opened))
+
+
+async def _run(mesh: Mesh, body: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await body()
+    except BaseException:
+        await _end(mesh, is_failed=True)
+        raise
+    await _end(mesh, is_failed=False)
+
+
+async def _end(mesh: Mesh, *, is_failed: bool) -> None:
+    try:
+        await mesh.close()
+    except Exception:
+        if not is_failed:
+            raise
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=_ENDING)
+
+
+@contextmanager
+def in_world(mesh: VirtualMesh, seed: int) -> Iterator[None]:
+    """While the context is open, what runs on the mesh's loop has its time, and SQLite runs on it;
+    the loop is closed afterwards. Threads, sockets and sleeps are refused."""
+
+    with ExitStack() as stack:
+        stack.callback(mesh.loop.close)
+        stack.enter_context(mesh.workshop.mesh())
+        stack.enter_context(taken_by(_noting(mesh)))
+        stack.enter_context(sqlite.on_the_loop(mesh.workshop.connections))
+        stack.enter_context(_without_collector())
+        stack.enter_context(wall_clock(mesh.loop, seed))
+        stack.enter_context(real_world.refused(mesh.notice))
+        yield
+
+
+def _noting(mesh: Mesh) -> Callable[[str, MutableMapping[str, Any]], None]:
+    """Takes log lines into the story."""
+
+    def take(_level: str, fields: MutableMapping[str, Any]) -> None:
+        where = str(fields.get("service", "test"))
+        reason = str(fields.get("error") or fields.get("reason") or "").split("\n")[0]
+        mesh.record.note(where, f"{fields['event']}: {reason}" if reason else fields["event"])
+
+    return take
+
+
+@contextmanager
+def frozen() -> Iterator[None]:
+    """While the context is open, the collector looks at nothing that was there before, and so at
+    all that the runs in it leave: what the mesh of a run still held at its end, too, is collected
+    with the next run."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """While the context is open, nothing is collected, because that would run clean-up code at
+    moments that differ from run to run. What the run has left is collected at the end."""
+    was_on, is_frozen = gc.isenabled(), gc.get_freeze_count() > 0
+    gc.disable()
+    if not is_frozen:
+        gc.freeze()  # what was there before need not be looked at
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            # Connections of processes that were killed, which had no time to return them.
+            warnings.filterwarnings("ignore", ".*non-checked-in connection", SAWarning)
+            gc.collect()
+        if not is_frozen:
+            gc.unfreeze()
+        if was_on:
+            gc.enable()
+
+
+def make_mesh(workshop: Workshop, settings: Settings | None = None) -> VirtualMesh:
+    """A mesh on a loop of its own, to be `run`; with these settings, or those of the environment,
+    which take a while to load."""
+    return VirtualMesh(VirtualLoop(), workshop, load_settings() if settings is None else settings)

@@ -1,0 +1,254 @@
+"""The pytest plugin: the fixtures `mesh` and `mesh_servers`. Found by its entry point.
+
+An async test that takes `mesh` runs on a loop of its own, whether pytest-asyncio is installed or
+not, and needs no marker. If it fails, its report shows what happened in the mesh. Nothing is
+imported here for tests that take neither.
+
+The loop owns the time, unless real servers are asked for, by `--mesh-broker`, `--mesh-database` or
+`@pytest.mark.mesh(database="postgresql")`: then the same test runs on these, in real time. A server
+that was asked for on the command line and is missing fails the tests; one that only a marker names
+skips them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:  # see the module's docstring
+    from eventmesh.testing.mesh import Mesh, MeshServers
+    from eventmesh.testing.mesh.databases import Workshop
+    from eventmesh.testing.mesh.real_mesh import RealMesh
+    from eventmesh.testing.mesh.real_servers import RunningServers, Wanted
+    from eventmesh.testing.mesh.virtual_mesh import VirtualMesh
+    from eventmesh.testing.simulation.search import Body, Options
+
+
+@pytest.fixture(scope="session")
+def _mesh_workshop() -> Iterator[Workshop]:
+    from eventmesh.testing.mesh.databases import temporary_workshop
+
+    with temporary_workshop() as workshop:
+        yield workshop
+
+
+@pytest.fixture
+def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
+    """A mesh of services for one async test: in memory and in virtual time, or on real servers."""
+    try:
+        from eventmesh.testing.mesh.real_mesh import RealMesh
+        from eventmesh.testing.mesh.running import make_mesh
+    except ModuleNotFoundError as error:
+        raise pytest.UsageError(
+            f"The fixture `mesh` needs {error.name}: pip install 'eventmesh[testing]'."
+        ) from None
+
+    if not _wanted(request.node).is_virtual:
+        yield RealMesh(request.getfixturevalue("mesh_servers"))
+        return
+    made = make_mesh(request.getfixturevalue("_mesh_workshop"))
+    yield made
+    made.loop.close()
+
+
+@pytest.fixture(scope="session")
+def _mesh_running_servers() -> Iterator[RunningServers]:
+    from eventmesh.testing.mesh.real_servers import RunningServers
+
+    running = RunningServers()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def mesh_servers(
+    request: pytest.FixtureRequest, _mesh_running_servers: RunningServers, tmp_path: Path
+) -> Iterator[MeshServers]:
+    """The broker and new databases for a test that starts its own things on them; SQLite files
+    where nothing else is asked for."""
+    from eventmesh.testing.mesh.real_servers import MeshServers, Wanted
+    from eventmesh.testing.servers import ServerMissing, required
+
+    wanted = _wanted(request.node)
+    if wanted.is_virtual:
+        wanted = Wanted("sqlite")
+    try:
+        servers = MeshServers(wanted, _mesh_running_servers, tmp_path)
+    except ServerMissing as missing:
+        options = (
+            request.config.getoption("--mesh-broker"),
+            request.config.getoption("--mesh-database"),
+        )
+        if any(options) or required(missing.kind):
+            pytest.fail(str(missing), pytrace=False)
+        pytest.skip(str(missing))
+    yield servers
+    servers.close()
+
+
+def _wanted(item: pytest.Item) -> Wanted:
+    """What a test is to run on: as its marker says, else as the command line does."""
+    from eventmesh.errors import UsageError
+    from eventmesh.testing.mesh.real_servers import Wanted
+
+    marker = item.get_closest_marker("mesh")
+    asked = {
+        name: value
+        for name in ("broker", "database")
+        if (
+            value := (marker.kwargs.get(name) if marker else None)
+            or item.config.getoption(f"--mesh-{name}")
+        )
+    }
+    try:
+        return Wanted(**asked)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mesh", "simulation of services (EventMesh)")
+    group.addoption(
+        "--mesh-seeds", type=int, help="run simulations with so many seeds, whatever they ask for"
+    )
+    group.addoption(
+        "--mesh-broker",
+        metavar="memory|sqlite|redis|rabbitmq|URL",
+        help="run tests with `mesh` in real time on this broker",
+    )
+    group.addoption(
+        "--mesh-database",
+        metavar="sqlite|postgresql|mariadb|URL",
+        help="run tests with `mesh` in real time, each service with a new database there",
+    )
+    group.addoption("--mesh-replay", metavar="PLAN", help="run simulations with this plan only")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "mesh(seeds=100, seconds=None, dead_letters=False, broker=None, database=None): run the "
+        "test so often, each time with other faults and another order of events, for so many "
+        "seconds at most; with dead_letters, there may be some at the end. With a broker or a "
+        "database, run it once, in real time on these servers",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an async test that takes `mesh` on the mesh's own loop."""
+    function = inspect.unwrap(pyfuncitem.obj)  # which pytest-asyncio may have wrapped
+    found = _mesh_of(pyfuncitem)
+    if found is None or not inspect.iscoroutinefunction(function):
+        return None
+    from eventmesh.testing.mesh.real_mesh import RealMesh
+    from eventmesh.testing.mesh.running import run
+    from eventmesh.testing.mesh.virtual_mesh import VirtualMesh
+
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    if pyfuncitem.cls is not None:
+        function = function.__get__(pyfuncitem.instance)
+    marker = pyfuncitem.get_closest_marker("mesh")
+    if isinstance(found, RealMesh):
+        _run_on_servers(pyfuncitem, lambda: function(**arguments), found, marker)
+        return True
+    assert isinstance(found, VirtualMesh)  # noqa: S101  # there are these two
+    if marker is None:
+        run(found, lambda: function(**arguments))
+    else:
+        _simulate(pyfuncitem, lambda mesh: function(**arguments | {"mesh": mesh}), found, marker)
+    return True
+
+
+def _run_on_servers(
+    item: pytest.Function,
+    body: Callable[[], Awaitable[None]],
+    mesh: RealMesh,
+    marker: pytest.Mark | None,
+) -> None:
+    """Run the test once. Where it is a simulation, what must hold in the end is asked, too."""
+    from eventmesh.testing.mesh.real_mesh import NeedsVirtualTime
+    from eventmesh.testing.mesh.running import run_on_servers
+
+    options = None if marker is None else _options(item, marker)
+
+    async def whole() -> None:
+        await body()
+        if options is not None:
+            await mesh.check_end(allows_dead_letters=options.allows_dead_letters)
+
+    try:
+        run_on_servers(mesh, whole)
+    except NeedsVirtualTime as reason:
+        pytest.skip(f"needs virtual time: the test {reason}")
+
+
+def _options(item: pytest.Function, marker: pytest.Mark) -> Options:
+    """What the marker of a simulation says, and the command line."""
+    from eventmesh.testing.simulation.search import Options
+
+    given = {
+        name: value for name, value in marker.kwargs.items() if name not in ("broker", "database")
+    }
+    options = Options(
+        seeds=item.config.getoption("--mesh-seeds") or given.pop("seeds", 100),
+        seconds=given.pop("seconds", None),
+        allows_dead_letters=given.pop("dead_letters", False),
+    )
+    given.pop("seeds", None)
+    if marker.args or given:
+        raise pytest.UsageError(
+            f"@pytest.mark.mesh of {item.nodeid} has {marker.args or list(given)}: it takes seeds, "
+            f"seconds, dead_letters, broker and database."
+        )
+    return options
+
+
+def _simulate(item: pytest.Function, body: Body, first: VirtualMesh, marker: pytest.Mark) -> None:
+    from eventmesh.testing.mesh.running import make_mesh
+    from eventmesh.testing.simulation.plan import Plan
+    from eventmesh.testing.simulation.report import describe
+    from eventmesh.testing.simulation.search import replay, simulate
+
+    options = _options(item, marker)
+
+    def make() -> VirtualMesh:
+        return make_mesh(first.workshop, first.settings)
+
+    plan = item.config.getoption("--mesh-replay")
+    if plan is not None:
+        failure = replay(body, make, Plan.parse(plan), options)
+    else:
+        failure = simulate(body, make, options).failure
+    if failure is not None:
+        command = f"pytest '{item.nodeid}' --mesh-replay='{failure.plan}'"
+        raise SimulationFailed(describe(failure, command)) from failure.error
+
+
+class SimulationFailed(AssertionError):
+    """A seed was found with which the test fails."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the story of a mesh in which a test failed."""
+    report = yield
+    if report.when == "call" and report.failed and (found := _mesh_of(item)) is not None:
+        report.sections.append(("what happened in the mesh", found.story()))
+    return report
+
+
+def _mesh_of(item: pytest.Item) -> Mesh | None:
+    """What the fixture above has made for a test; None where it has another `mesh`, or none."""
+    found: Any = getattr(item, "funcargs", {}).get("mesh")
+    if found is None:
+        return None
+    from eventmesh.testing.mesh import Mesh
+
+    return found if isinstance(found, Mesh) else None

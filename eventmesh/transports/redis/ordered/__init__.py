@@ -1,0 +1,1 @@
+"""Consuming a subscription that keeps the messages of each key in order."""

@@ -1,0 +1,67 @@
+"""Counting what waits in many queues of RabbitMQ, most of which do not exist."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+
+from eventmesh.errors import Unreachable
+from eventmesh.testing.servers import Server
+from eventmesh.transports.base import TransportOptions
+from eventmesh.transports.rabbitmq.connection import MAX_CHANNELS, BrokerConnection
+from eventmesh.transports.rabbitmq.inspection import QueueCounts, count_messages
+from tests.support.proxy import Direction, proxy_before
+
+MANY = 5 * MAX_CHANNELS + 1
+
+
+@pytest.fixture
+async def connection(rabbitmq_server: Server) -> AsyncIterator[BrokerConnection]:
+    made = BrokerConnection(rabbitmq_server.url, "counting", TransportOptions())
+    await made.open()
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize("present", [[], [0], [3, 20, 21, 22, MANY - 1], range(MANY)])
+async def test_of_many_queues_those_that_exist_are_counted(
+    connection: BrokerConnection, present: list[int]
+) -> None:
+    names = [f"counts-{uuid.uuid4().hex}" for _ in range(MANY)]
+    expected = {}
+    async with connection.channel() as channel:
+        for place in present:
+            # Not exclusive: they are counted over another connection.
+            await channel.queue_declare(names[place], arguments={"x-expires": 60_000})
+            for _ in range(place % 3):
+                await channel.basic_publish(b"", routing_key=names[place])
+            expected[names[place]] = QueueCounts(ready=place % 3, consumers=0)
+    for _ in range(2):
+        assert await count_messages(connection, names) == expected
+
+
+async def test_many_can_be_counted_by_several_at_a_time(connection: BrokerConnection) -> None:
+    names = [f"counts-{uuid.uuid4().hex}" for _ in range(MANY)]
+    counts = await asyncio.gather(*(count_messages(connection, names) for _ in range(4)))
+    assert counts == [{}] * 4
+
+
+@pytest.mark.parametrize("size", [500, 5_000, 50_000])
+async def test_a_connection_lost_while_many_are_counted_is_unreachable(
+    rabbitmq_server: Server, size: int
+) -> None:
+    names = [f"counts-{uuid.uuid4().hex}" for _ in range(MANY)]
+    async with proxy_before(rabbitmq_server.url) as proxy:
+        connection = BrokerConnection(proxy.url, "counting", TransportOptions())
+        await connection.open()
+        try:
+            cutting = asyncio.ensure_future(proxy.cut_after(size, Direction.TO_CLIENT))
+            with pytest.raises(Unreachable):
+                await count_messages(connection, names * 20)
+            await cutting
+            assert await count_messages(connection, names) == {}
+        finally:
+            await connection.close()

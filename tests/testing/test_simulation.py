@@ -1,0 +1,131 @@
+"""Simulation: what is right holds under any schedule, and what is wrong is found and made small."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+from sqlalchemy import select
+
+from eventmesh.testing.mesh import Mesh
+from eventmesh.testing.mesh.databases import Workshop, temporary_workshop
+from eventmesh.testing.mesh.running import make_mesh
+from eventmesh.testing.simulation.plan import Plan
+from eventmesh.testing.simulation.report import describe
+from eventmesh.testing.simulation.search import Options, Report, replay, simulate
+from services.inventory.models import Stock
+from services.inventory.service import service as inventory
+from services.orders.contracts import OrderPlaced
+from services.orders.service import service as orders
+from services.payments.service import service as payments
+from services.shipping.service import service as shipping
+from tests.testing.accounts import simulate_charges
+
+
+@pytest.fixture
+def workshop() -> Iterator[Workshop]:
+    with temporary_workshop() as made:
+        yield made
+
+
+@pytest.mark.mesh(seeds=6)
+async def test_the_shop_keeps_its_promises(mesh: Mesh) -> None:
+    @mesh.always
+    def stock_is_never_negative(read) -> bool:  # type: ignore[no-untyped-def]
+        return all(stock.on_hand >= 0 for stock in read(inventory).scalars(select(Stock)))
+
+    await mesh.start(orders, payments, inventory, shipping)
+    async with mesh.session(inventory) as session:
+        session.add(Stock(sku="book", supplied=1, on_hand=1))
+    for number, amount in enumerate((20, 30)):
+        await mesh.publish(
+            OrderPlaced(
+                order_id=UUID(int=number + 1),
+                card="4000-0000-0000-0001",
+                sku="book",
+                quantity=1,
+                amount=Decimal(amount),
+            )
+        )
+
+
+def test_the_report_of_a_simulation_counts_faults_and_places(workshop: Workshop) -> None:
+    async def body(mesh: Mesh) -> None:
+        await mesh.start(shipping)
+        await mesh.quiet()
+
+    report = simulate(body, lambda: make_mesh(workshop), Options(seeds=6))
+    assert report.faults.total() > 0
+    assert report.places >= len(report.killed_at) > 0
+
+
+def search(workshop: Workshop, *, is_broken: bool, seeds: int) -> Report:
+    return simulate(
+        lambda mesh: simulate_charges(mesh, is_broken=is_broken),
+        lambda: make_mesh(workshop),
+        Options(seeds=seeds),
+    )
+
+
+def test_a_right_service_passes_whatever_goes_wrong(workshop: Workshop) -> None:
+    report = search(workshop, is_broken=False, seeds=20)
+    assert report.failure is None
+    assert report.runs == 20
+    assert report.faults["kill"] > 5
+    assert len(report.killed_at) > 4
+    assert report.handlers["accounts.charge"] >= 3 * 20
+
+
+def test_a_defect_is_found_made_small_and_found_again(workshop: Workshop) -> None:
+    failure = search(workshop, is_broken=True, seeds=100).failure
+    assert failure is not None
+    assert "each_card_is_charged_once must hold in the end" in str(failure.error)
+    assert len(failure.plan.faults) <= 2
+    told = describe(failure, "pytest …")
+    assert "charge_card #1" in told
+    assert all(fault.in_words() in told for fault in failure.plan.faults)
+
+    def again(*, is_broken: bool) -> bool:
+        plan = Plan.parse(str(failure.plan))
+        body = functools.partial(simulate_charges, is_broken=is_broken)
+        return replay(body, lambda: make_mesh(workshop), plan, Options()) is not None
+
+    assert again(is_broken=True)
+    assert not again(is_broken=False)
+
+
+def digests(seeds: int) -> list[str]:
+    """The stories of the first seeds of the shop, hashed."""
+    found: list[str] = []
+    with temporary_workshop() as workshop:
+
+        def make() -> Mesh:
+            made.append(make_mesh(workshop))
+            return made[-1]
+
+        made: list[Mesh] = []
+        simulate(test_the_shop_keeps_its_promises, make, Options(seeds=seeds))
+        found += [hashlib.sha256(mesh.story().encode()).hexdigest() for mesh in made]
+    return found
+
+
+def test_the_same_seeds_give_the_same_runs_in_another_process() -> None:
+    seeds = 3
+    program = f"from tests.testing.test_simulation import digests; print(*digests({seeds}))"
+    there = subprocess.run(  # noqa: S603  # this very module
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONHASHSEED": "4711"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    here = digests(seeds)
+    assert len(set(here)) > seeds / 2
+    assert there.stdout.split() == here
