@@ -6,8 +6,9 @@ A page is Markdown. Its blocks, from top to bottom:
 - `python`, `toml` or `ini`: a file, named by the comment on the first line (`# services/bank/…`).
 - `console`: `$ ` begins a command; the lines below it are its output, or that of the last worker in
   the background: whole lines, in order. `…` stands for any text. A worker runs in the background,
-  and the next command runs when it is ready. `export NAME=URL` gets the URL of a test server of the
-  same scheme instead.
+  and the next command runs when it is ready. A command that shows the state of the system is run
+  again until it shows what the page says, because workers get there in their own time.
+  `export NAME=URL` gets the URL of a test server of the same scheme instead.
 - `text` and `mermaid`: not run.
 
 A block of any other kind fails the page's test, and so does an unknown command.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +34,13 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILES = ("python", "toml", "ini")
 _SHOWN = ("text", "mermaid")
 _ANYTHING = "…"
+_OF_STATE = (
+    *("audit", "dlq list", "doctor", "saga list", "saga show"),
+    *("status", "unrouted list", "why"),
+)
+"""The commands that change nothing and show what workers have done so far."""
+_PATIENCE = 60.0
+"""Seconds until a command has to show the state that its page says."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,11 @@ class Step:
 
     command: str
     output: list[str] = field(default_factory=list)
+
+    @property
+    def shows_state(self) -> bool:
+        """Whether the command changes nothing and shows what workers have done so far."""
+        return self.command.startswith(tuple(f"eventmesh {name}" for name in _OF_STATE))
 
 
 def steps(block: str) -> Iterator[Step]:
@@ -102,12 +116,26 @@ class Reader:
     def follow(self, block: str) -> None:
         """Run a console block line by line."""
         for step in steps(block):
+            if step.shows_state:
+                self._show_state(step)
+                continue
             ended = self.type(step.command)
             command = Printed(ended) if ended is not None else None
             for line in step.output:
                 if command is None or not command.shows(line):
                     assert self.workers, f"{line!r} was not printed by {step.command!r}: {ended}"
                     self._await(self.workers[-1], line)
+
+    def _show_state(self, step: Step) -> None:
+        _, *arguments = shlex.split(step.command)
+        give_up = time.monotonic() + _PATIENCE
+        while True:
+            ended = self.project.run(*arguments)
+            printed = Printed(ended)
+            missing = [line for line in step.output if not printed.shows(line)]
+            if not missing and ended.code == 0:
+                return
+            assert time.monotonic() < give_up, f"{step.command!r} did not show {missing}: {ended}"
 
     def _await(self, worker: Printed[Running], line: str) -> None:
         worker.output.until(lambda _: worker.shows(line), f"the line {line!r}")
@@ -132,6 +160,10 @@ class Reader:
                 return ended
             case ["python", *arguments]:
                 ended = self._start_file(*arguments).ended()
+                ended.succeeds()
+                return ended
+            case ["pytest", *arguments]:
+                ended = self.project.pytest(*arguments)
                 ended.succeeds()
                 return ended
             case _:
