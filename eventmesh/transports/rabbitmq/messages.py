@@ -13,11 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pamqp.body import ContentBody
 from pamqp.commands import Basic
-from pamqp.frame import marshal
-from pamqp.header import ContentHeader
 
+from eventmesh.transports.rabbitmq.encoding import body_frame, header_frame, publish_frame
 from eventmesh.transports.rabbitmq.headers import application_headers, routing_headers
 from eventmesh.transports.rabbitmq.truncation import (
     ENCODING_ERRORS,
@@ -102,9 +100,7 @@ def encode(message: OutgoingMessage, channel: int, frame_max: int) -> bytes:
     if len(message.routing_key.encode()) > 255:
         raise ValueError("its routing key is longer than 255 bytes")
     body, max_bytes = message.body, (frame_max or UNLIMITED_FRAME) - FRAME_OVERHEAD
-    publish = Basic.Publish(
-        exchange=message.exchange, routing_key=message.routing_key, mandatory=True
-    )
+    publish = publish_frame(message.exchange, message.routing_key, channel)
     try:
         header = _encode_header(message.properties, len(body), channel, max_bytes)
     except ENCODING_ERRORS:
@@ -112,18 +108,17 @@ def encode(message: OutgoingMessage, channel: int, frame_max: int) -> bytes:
             raise
         fitting = fit_properties(message.properties, max_bytes)
         header = _encode_header(fitting, len(body), channel, max_bytes)
-    parts = [marshal(publish, channel), header]
-    parts += [
-        marshal(ContentBody(body[start : start + max_bytes]), channel)
+    parts = [
+        body_frame(body[start : start + max_bytes], channel)
         for start in range(0, len(body), max_bytes)
     ]
-    return b"".join(parts)
+    return b"".join((publish, header, *parts))
 
 
 def _encode_header(
     properties: Basic.Properties, body_size: int, channel: int, max_bytes: int
 ) -> bytes:
-    header = marshal(ContentHeader(body_size=body_size, properties=properties), channel)
+    header = header_frame(properties, body_size, channel)
     if len(header) - FRAME_OVERHEAD > max_bytes:
         raise ValueError(f"its headers are longer than the {max_bytes} bytes of a frame")
     return header
