@@ -7,13 +7,15 @@ is the same point: killing there would prove nothing new.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import Context, ContextVar
-from dataclasses import dataclass, field
 from typing import Any
+
+from eventmesh.testing.virtual.loop import VirtualLoop, place_of
+from eventmesh.testing.virtual.process import CURRENT_PROCESS, Answer, Process
 
 KILLED = 137
 """The exit code of a process that was stopped at its point."""
@@ -28,43 +30,50 @@ Kill = Point | int | None
 """Where a run is killed: at this point, at the n-th of all points, or nowhere."""
 
 
-@dataclass(eq=False)
-class WorkerRun:
-    """One run of a worker: its crash points so far, and what the harness keeps for it."""
+class WorkerRun(Process):
+    """One run of a worker: a process of the virtual world, whose crash points are counted.
 
-    kill: Kill = None
-    exits: bool = True
-    """Whether a kill ends the process. Otherwise none of the worker's steps runs any more, which
-    looks the same from outside and allows a second worker in the same process."""
-    counts: bool = True
-    """Whether its points are counted. A run that only recovers does without, which saves a sixth of
-    its time."""
-    points: list[Point] = field(default_factory=list)
-    commits: int = 0
-    dead: bool = False
-    asking: int = 0
-    """How many answers from servers are outstanding."""
-    connections: list[Any] = field(default_factory=list)
-    paused: bool = False
-    held: list[tuple[Callable[..., object], tuple[Any, ...], Context]] = field(default_factory=list)
-    """The callbacks that are due but not run, because the worker is dead or paused."""
-    kept: list[Any] = field(default_factory=list)
-    """References to the tasks of a dead worker: collecting them would run their clean-up, which a
-    kill does not do."""
-    on_point: Callable[[Point], None] = lambda _: None
-    _passed: Counter[tuple[str, str]] = field(default_factory=Counter)
-    _seen_at: dict[tuple[str, str], int] = field(default_factory=dict)
+    With `exits`, a kill ends the process of the operating system. Otherwise none of the worker's
+    steps runs any more, which looks the same from outside and allows a second worker in the same
+    process. A run that only recovers does not count, which saves a sixth of its time.
+    """
 
-    @property
-    def is_running(self) -> bool:
-        return not (self.dead or self.paused)
+    next_return = None
+
+    def __init__(self, kill_at: Kill = None, *, exits: bool = True, counts: bool = True) -> None:
+        super().__init__("worker")
+        self.kill_at = kill_at
+        self.points: list[Point] = []
+        self.commits = 0
+        self.on_point: Callable[[Point], None] = lambda _: None
+        self._exits = exits
+        self._asking = 0
+        self._passed = Counter[tuple[str, str]]()
+        self._seen_at: dict[tuple[str, str], int] = {}
+        if counts:
+            self.disturbances = self
+
+    def before_step(self, process: Process, task: asyncio.Task[Any]) -> None:
+        if place := place_of(task):
+            self.reach("await", place)
+
+    def answer(self, process: Process, server: str, call: str) -> Answer:
+        self.reach("call", f"{server}: {call}")
+        if call == "COMMIT":
+            self.commits += 1
+        return Answer()
+
+    def copies(self, number: int) -> int:
+        return 1
 
     def reach(self, kind: str, place: str) -> None:
         """Count a point, and die there if the run is to be killed there.
 
         A run that does not exit the process can be stopped only between two steps of the loop.
         """
-        if not self.exits and kind not in BETWEEN_STEPS:
+        if self.disturbances is None or not self.is_running:
+            return
+        if not self._exits and kind not in BETWEEN_STEPS:
             return
         if self._seen_at.get((kind, place)) == self.commits:
             return
@@ -73,20 +82,35 @@ class WorkerRun:
         point = (kind, place, self._passed[kind, place])
         self.points.append(point)
         self.on_point(point)
-        if self.kill in (point, len(self.points)):
-            if self.exits:
+        if self.kill_at in (point, len(self.points)):
+            if self._exits:
                 os._exit(KILLED)
-            self.dead = True
+            self.kill()
+
+    def kill(self, living: Iterable[asyncio.Task[Any]] | None = None) -> None:
+        the_loop().awaited_answers -= self._asking
+        super().kill(living)
 
     @contextmanager
     def asks(self) -> Iterator[None]:
-        """Count an outstanding answer while the context is open."""
-        self.asking += 1
+        """Count an outstanding answer of a server while the context is open."""
+        self._asking += 1
+        the_loop().awaited_answers += 1
         try:
             yield
         finally:
-            self.asking -= 1
+            if not self.is_dead:
+                self._asking -= 1
+                the_loop().awaited_answers -= 1
 
 
-CURRENT_RUN: ContextVar[WorkerRun | None] = ContextVar("crash_worker_run", default=None)
-"""The run whose step is executing; None for steps of the test itself."""
+def current_run() -> WorkerRun | None:
+    """The run whose step is executing; None for steps of the test itself."""
+    process = CURRENT_PROCESS.get()
+    return process if isinstance(process, WorkerRun) else None
+
+
+def the_loop() -> VirtualLoop:
+    loop = asyncio.get_event_loop()
+    assert isinstance(loop, VirtualLoop)
+    return loop

@@ -34,6 +34,7 @@ from tests.crash.services import (
     Take,
     make_desk,
 )
+from tests.crash.virtual_loop import ThreadlessLoop
 
 Rows = list[tuple[Any, ...]]
 
@@ -111,7 +112,9 @@ class Deployment:
 
 async def _connected(url: str) -> Any:
     """A connection of the test's own, kept for as long as its loop and its process."""
-    kept = asyncio.get_running_loop().observers  # type: ignore[attr-defined]
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, ThreadlessLoop)
+    kept = loop.observers
     if url not in kept:
         kept[url] = await asyncpg.connect(url)
     return kept[url]

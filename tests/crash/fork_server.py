@@ -35,21 +35,20 @@ FAILED = 70
 def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     instrumentation.instrument()
-    with instrumentation.on_virtual_loops():
-        warm_up()
-        for line in sys.stdin:
-            call = json.loads(line)
-            commands = {
-                "create": create,
-                "take_snapshots": take_snapshots,
-                "recover": recover,
-                "kill_and_recover": kill_and_recover,
-                "kill_one_of_two": kill_one_of_two,
-            }
-            command = commands[call.pop("command")]
-            answer = command(Deployment(**call.pop("deployment")), **call)
-            sys.stdout.write(json.dumps(answer) + "\n")
-            sys.stdout.flush()
+    warm_up()
+    for line in sys.stdin:
+        call = json.loads(line)
+        commands = {
+            "create": create,
+            "take_snapshots": take_snapshots,
+            "recover": recover,
+            "kill_and_recover": kill_and_recover,
+            "kill_one_of_two": kill_one_of_two,
+        }
+        command = commands[call.pop("command")]
+        answer = command(Deployment(**call.pop("deployment")), **call)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
 def warm_up() -> None:

@@ -1,33 +1,35 @@
 """One run of a worker process: from its start until it is idle, or until it is killed.
 
-A run happens on a `VirtualLoop`, which owns the time, so it takes no real time and passes the same
-crash points each time. Run number 1 begins with a deployment that holds unpublished and
-undelivered messages; run number 2 begins with what run 1 has left when it was killed. After the
-last run, `invariants` says what is not as it must be.
+A run happens in the testing kit's virtual world (`eventmesh.testing.virtual`), so it takes no real
+time and passes the same crash points each time. It is not a `Mesh` of the kit, because the broker's
+file and PostgreSQL are killed in the middle of a statement here. Run number 1 begins with a
+deployment that holds unpublished and undelivered messages; run number 2 begins with what run 1 has
+left when it was killed. After the last run, `invariants` says what is not as it must be.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import random
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractContextManager
-from datetime import datetime
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from eventmesh.clock import Clock
 from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.testing.virtual.clock import Ids, VirtualClock
+from eventmesh.testing.virtual.loop import place_of
+from eventmesh.testing.virtual.sqlite import KeptConnections, on_the_loop
 from eventmesh.transports.base import PublishResult, Transport
 from eventmesh.transports.factory import open_transport
 from eventmesh.wire.envelope import Envelope
 from tests.crash import invariants, sagas
-from tests.crash.crash_points import CURRENT_RUN, Kill, WorkerRun
+from tests.crash.crash_points import Kill, WorkerRun, the_loop
 from tests.crash.deployment import Deployment, empty, expire_leases, seed
 from tests.crash.services import REFUSED, make_desk, make_ledger
 from tests.crash.snapshots import Snapshots
-from tests.crash.virtual_loop import VirtualLoop, site
+from tests.crash.virtual_loop import ThreadlessLoop
 
 Result = dict[str, Any]
 
@@ -37,28 +39,6 @@ BETWEEN_RUNS = 1_000.0
 LOOK_INTERVAL = 0.2
 LONGEST = 60.0
 """Seconds of loop time after which a worker that is not idle counts as stuck."""
-
-
-class LoopClock:
-    """The loop's time, and ids that count up from a different number in each run."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        self._loop = loop
-        self._first = int(loop.time() / BETWEEN_RUNS) + 0x8000
-        self._count = 0
-
-    def now(self) -> datetime:
-        return self._loop.date()
-
-    def monotonic(self) -> float:
-        return self._loop.time()
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-    def new_id(self) -> str:
-        self._count += 1
-        return f"01900000-0000-7000-{self._first:04x}-{self._count:012x}"
 
 
 class RejectingTransport:
@@ -96,7 +76,7 @@ def run_worker(
     if snapshots is not None:
         run.on_point = snapshots.take
 
-    async def scenario(loop: VirtualLoop, clock: Clock) -> Result:
+    async def scenario(clock: Clock) -> Result:
         await prepare(deployment, number, clock)
         stop = asyncio.Event()
         working = start(run, deployment, clock, stop)
@@ -107,7 +87,7 @@ def run_worker(
             "left": snapshots.left if snapshots else [],
         }
 
-    return run_on_virtual_loop(deployment, number, [run], scenario)
+    return run_on_virtual_loop(deployment, number, scenario)
 
 
 def run_two_workers(deployment: Deployment, kill: Kill = None) -> Result:
@@ -117,36 +97,37 @@ def run_two_workers(deployment: Deployment, kill: Kill = None) -> Result:
     """
     first, second = WorkerRun(kill, exits=False), WorkerRun(exits=False, counts=False)
 
-    async def scenario(_loop: VirtualLoop, clock: Clock) -> Result:
+    async def scenario(clock: Clock) -> Result:
         await prepare(deployment, 1, clock)
         stop, sent = asyncio.Event(), list[Envelope]()
         killed, working = (start(each, deployment, clock, stop, sent) for each in (first, second))
-        await until_idle(deployment, working, sooner=lambda: first.dead)
-        first.kill, passed = None, list(first.points)
-        if first.dead:
+        await until_idle(deployment, working, sooner=lambda: first.is_dead)
+        first.kill_at, passed = None, list(first.points)
+        if first.is_dead:
             await prepare(deployment, 2, clock)
             await asyncio.sleep(deployment.taken_over_after)
-        ends = [working] if first.dead else [working, killed]
+        ends = [working] if first.is_dead else [working, killed]
         found = await finish(deployment, stop, *ends, ordered=False)
         with observing():
             found += await invariants.order_violations(deployment, sent)
-        return {"points": passed, "violations": found, "reached": [first.dead]}
+        return {"points": passed, "violations": found, "reached": [first.is_dead]}
 
-    return run_on_virtual_loop(deployment, 1, [first, second], scenario)
+    return run_on_virtual_loop(deployment, 1, scenario)
 
 
 def run_on_virtual_loop(
-    deployment: Deployment,
-    number: int,
-    runs: Sequence[WorkerRun],
-    scenario: Callable[[VirtualLoop, Clock], Coroutine[Any, Any, Result]],
+    deployment: Deployment, number: int, scenario: Callable[[Clock], Coroutine[Any, Any, Result]]
 ) -> Result:
     """Run a scenario on a new virtual loop."""
     random.seed(number)
-    loop = VirtualLoop(BETWEEN_RUNS * number, server=deployment.has_server)
-    loop.runs.extend(runs)
+    loop = ThreadlessLoop(BETWEEN_RUNS * number, with_servers=deployment.has_server)
+    kept = KeptConnections()
     asyncio.set_event_loop(loop)
-    return loop.run_until_complete(scenario(loop, LoopClock(loop)))
+    try:
+        with on_the_loop(kept):
+            return loop.run_until_complete(scenario(VirtualClock(loop, Ids())))
+    finally:
+        kept.close()
 
 
 async def prepare(deployment: Deployment, number: int, clock: Clock) -> None:
@@ -179,7 +160,7 @@ async def finish(
     await asyncio.wait(working, timeout=LONGEST)
     for task in working:
         if not task.done():
-            waits = sorted(map(site, asyncio.all_tasks()))
+            waits = sorted(map(place_of, asyncio.all_tasks()))
             return [*found, f"a worker does not stop; its tasks wait at {waits}"]
         task.result()
     with observing():
@@ -188,13 +169,14 @@ async def finish(
         return found + await invariants.violations(deployment, ordered=ordered)
 
 
-def observing() -> AbstractContextManager[None]:
+@contextmanager
+def observing() -> Iterator[None]:
     """While the context is open, the loop waits for servers that the test itself queries."""
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    observer = WorkerRun()
-    loop.runs.append(observer)
-    return observer.asks()
+    the_loop().awaited_answers += 1
+    try:
+        yield
+    finally:
+        the_loop().awaited_answers -= 1
 
 
 def start(
@@ -205,11 +187,8 @@ def start(
     sent: list[Envelope] | None = None,
 ) -> asyncio.Task[None]:
     """Start a worker, all of whose steps belong to this run. `sent` collects what it publishes."""
-    context = contextvars.copy_context()
-    context.run(CURRENT_RUN.set, run)
-    loop = asyncio.get_running_loop()
     work = _work(deployment, clock, stop, [] if sent is None else sent)
-    return loop.create_task(work, context=context)
+    return the_loop().create_task(work, context=run.context())
 
 
 async def _work(
@@ -230,10 +209,11 @@ async def until_idle(
 ) -> bool:
     """Poll until nothing is left to do; False after LONGEST, when a worker has failed, or once
     `sooner` holds."""
-    loop = asyncio.get_running_loop()
+    loop = the_loop()
     until = loop.time() + LONGEST
     while loop.time() < until and not sooner():
         await asyncio.sleep(LOOK_INTERVAL)
+        loop.progressed()
         with observing():
             if await (sagas if deployment.has_sagas else invariants).is_idle(deployment):
                 return True

@@ -1,7 +1,7 @@
 """Outbox, relays and inbox against a model, under random faults (a state machine of Hypothesis).
 
-Two relays of one service run on an event loop with a virtual clock (`tests.crash.virtual_loop`), on
-a SQLite file and a broker in memory. Transactions commit or fail. A relay is killed at any of its
+Two relays of one service run in the virtual world of the testing kit, on a SQLite file and a broker
+in memory. Transactions commit or fail. A relay is killed at any of its
 steps, or paused until other relays have acquired its leases. The broker rejects messages, is lost
 in the middle of a batch, or redelivers. Parked messages are retried or skipped, and old rows are
 purged.
@@ -41,12 +41,12 @@ from eventmesh.persistence.outbox import parked
 from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.relaying import relay as relay_module
 from eventmesh.runtime.vitals import SubscriptionVitals
+from eventmesh.testing.virtual.clock import Ids, VirtualClock
+from eventmesh.testing.virtual.loop import VirtualLoop
+from eventmesh.testing.virtual.sqlite import KeptConnections, on_the_loop
 from eventmesh.transports.memory import MemoryTransport
-from tests.crash import instrumentation
 from tests.crash.faulty_broker import FaultyBroker
 from tests.crash.killable_relay import LEASE_TIME, KillableRelay, query, shut_down_all, start
-from tests.crash.virtual_loop import VirtualLoop
-from tests.crash.worker_run import LoopClock
 
 T = TypeVar("T")
 
@@ -98,9 +98,9 @@ class OutboxAndInbox(RuleBasedStateMachine):
         self.folder = tempfile.mkdtemp()
         self.file = f"{self.folder}/shop.db"
         shutil.copy(self.template, self.file)
-        self.loop = VirtualLoop(0.0, server=False)
+        self.loop = VirtualLoop()
         asyncio.set_event_loop(self.loop)
-        self.clock = LoopClock(self.loop)
+        self.clock = VirtualClock(self.loop, Ids())
         self.broker = FaultyBroker(whole)
         self.memory = MemoryTransport(self.clock)
         self.committed: list[Noted] = []
@@ -125,6 +125,7 @@ class OutboxAndInbox(RuleBasedStateMachine):
         return running
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
+        self.loop.progressed()
         return self.loop.run_until_complete(work)
 
     # Rules
@@ -161,13 +162,16 @@ class OutboxAndInbox(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), steps=STEPS, keys=SOME_KEYS)
     def pause_a_relay(self, which: int, steps: int, keys: list[str]) -> None:
         self.do(self._commit(keys))
-        if not self.relays[which].run.paused:
+        if not self.relays[which].run.is_paused:
             self.do(self.relays[which].pause(steps))
 
     @rule()
     def resume_all_relays(self) -> None:
+        self.do(self._resume_all_relays())
+
+    async def _resume_all_relays(self) -> None:
         for each in self.relays:
-            each.resume()
+            each.run.resume()
 
     @rule(after=st.integers(0, 4), confirms=st.booleans(), keys=SOME_KEYS)
     def lose_the_broker_in_the_next_batch(
@@ -226,7 +230,7 @@ class OutboxAndInbox(RuleBasedStateMachine):
     def purge_the_inbox_after_its_window(self) -> None:
         self.settle_all()
         self.broker.sent.clear()  # the broker does not redeliver messages that old
-        self.loop.now += WINDOW + 1  # nothing runs meanwhile
+        self.loop.jump(self.loop.now + WINDOW + 1)  # nothing runs meanwhile
         self.do(self._purge())
 
     async def _purge(self) -> None:
@@ -307,7 +311,7 @@ class OutboxAndInbox(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-def make_service(clock: LoopClock, file: str) -> Service:
+def make_service(clock: VirtualClock, file: str) -> Service:
     service = Service("shop", metadata=Base.metadata, clock=clock)
     service.publisher(Noted)
 
@@ -325,17 +329,20 @@ def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     file = tmp_path / "shop.db"
     monkeypatch.setattr(relay_module, "PARK_AFTER", PARK_AFTER)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    with instrumentation.on_virtual_loops():
-        loop = VirtualLoop(0.0, server=False)
+    kept = KeptConnections()
+    with on_the_loop(kept):
+        loop = VirtualLoop()
 
         async def create_tables() -> None:
-            service = make_service(LoopClock(loop), str(file))
+            service = make_service(VirtualClock(loop, Ids()), str(file))
             await service.database()
             await service.close()
 
         loop.run_until_complete(create_tables())
         loop.close()
+        kept.close()
         yield file
+    kept.close()
     structlog.reset_defaults()
 
 
