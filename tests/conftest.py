@@ -50,7 +50,7 @@ class Servers:
     def __init__(self, find: Callable[[str, Way], Server | ServerMissing]) -> None:
         self._find = find
 
-    def any(self, kind: str) -> Server:
+    def find(self, kind: str) -> Server:
         """This server, in the first way that gives one; without any, the test is skipped with the
         reasons, or fails where EVENTMESH_TEST_REQUIRE names it."""
         reasons: list[str] = []
@@ -70,7 +70,7 @@ class Servers:
         found = self._find(kind, way)
         if isinstance(found, Server):
             return found
-        self.any(kind)
+        self.find(kind)
         pytest.skip(str(found))
 
 
@@ -101,6 +101,12 @@ def servers(request: pytest.FixtureRequest) -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="session")
+def _mesh_running_servers(servers: Servers) -> Servers:
+    """The same servers for the testing kit's fixtures, in the place of some of its own."""
+    return servers
+
+
+@pytest.fixture(scope="session")
 def forks(request: pytest.FixtureRequest) -> Iterator[Forks]:
     """Starts commands as forks of one process, which is that of the controlling process, too."""
     with ExitStack() as stack:
@@ -117,22 +123,22 @@ def forks(request: pytest.FixtureRequest) -> Iterator[Forks]:
 
 @pytest.fixture(scope="session")
 def redis_server(servers: Servers) -> Server:
-    return servers.any("redis")
+    return servers.find("redis")
 
 
 @pytest.fixture(scope="session")
 def rabbitmq_server(servers: Servers) -> Server:
-    return servers.any("rabbitmq")
+    return servers.find("rabbitmq")
 
 
 @pytest.fixture(scope="session")
 def postgres_server(servers: Servers) -> Server:
-    return servers.any("postgres")
+    return servers.find("postgres")
 
 
 @pytest.fixture(scope="session")
 def mariadb_server(servers: Servers) -> Server:
-    return servers.any("mariadb")
+    return servers.find("mariadb")
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
     if pyfuncitem.cls is not None:
         function = function.__get__(pyfuncitem.instance)
-    marker = pyfuncitem.get_closest_marker("mesh")
+    marker = _simulation_of(pyfuncitem)
     if isinstance(found, RealMesh):
         _run_on_servers(pyfuncitem, lambda: function(**arguments), found, marker)
         return True
@@ -162,6 +162,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     else:
         _simulate(pyfuncitem, lambda mesh: function(**arguments | {"mesh": mesh}), found, marker)
     return True
+
+
+def _simulation_of(item: pytest.Item) -> pytest.Mark | None:
+    """The marker of a simulation; None for one that only says on which servers a test runs."""
+    marker = item.get_closest_marker("mesh")
+    if marker is None or (marker.kwargs and {*marker.kwargs} <= {"broker", "database"}):
+        return None
+    return marker
 
 
 def _run_on_servers(

@@ -82,7 +82,7 @@ async def rig(
         case _:
             kind = _SERVERS[transport]
             note(request, f"{kind} ({origin}: missing)")
-            server = servers.any(kind) if origin == "given" else servers.had_by(kind, origin)
+            server = servers.find(kind) if origin == "given" else servers.had_by(kind, origin)
             note(request, f"{kind} {await version_of(server)}")
             if origin != "given" and request.node.callspec.params["guarantee"] in ENDING_SERVERS:
                 server = own_server(kind, origin)

@@ -66,7 +66,7 @@ async def database_url(
     if kind == "sqlite":
         yield f"sqlite:///{tmp_path}/service.db"
         return
-    server = servers.had_by(kind, way) if way else servers.any(kind)
+    server = servers.had_by(kind, way) if way else servers.find(kind)
     async with fresh_database(server) as url:
         yield url
 
@@ -92,7 +92,7 @@ async def database(
         if kind == "sqlite":
             url = migrated_databases.sqlite_url(tmp_path)
         else:
-            server = servers.had_by(kind, way) if way else servers.any(kind)
+            server = servers.had_by(kind, way) if way else servers.find(kind)
             by_copy = migrated_databases.postgres_url if kind == "postgres" else fresh_database
             url = await stack.enter_async_context(by_copy(server))
         database = Database(url, service="shop")

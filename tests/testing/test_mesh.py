@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from eventmesh import Event, Service, Transaction
 from eventmesh.errors import UsageError
 from eventmesh.testing.mesh import Mesh
 from services.inventory.models import Stock
@@ -97,6 +98,34 @@ async def test_the_story_names_what_nobody_has_taken(mesh: Mesh) -> None:
     await mesh.start(orders, payments, inventory, shipping)
     await mesh.quiet()
     assert "taken by nobody" not in mesh.story()
+
+
+class Counted(Event, name="tills.counted", version=1):
+    number: int
+
+
+def make_till(counted: list[int]) -> Service:
+    till = Service("tills")
+    till.publisher(Counted)
+
+    @till.subscriber(Counted)
+    async def count(event: Counted, tx: Transaction) -> None:
+        counted.append(event.number)
+
+    return till
+
+
+async def test_another_version_of_a_service_is_started_on_its_database(mesh: Mesh) -> None:
+    by_old, by_new = list[int](), list[int]()
+    await mesh.start(make_till(by_old))
+    known = await mesh.publish(Counted(number=1))
+    await mesh.quiet()
+    await mesh.drain()
+    await mesh.start(make_till(by_new))
+    await mesh.put(mesh.record.published[known])  # which the inbox has
+    await mesh.publish(Counted(number=2))
+    await mesh.quiet()
+    assert (by_old, by_new) == ([1], [2])
 
 
 async def test_what_is_published_must_be_a_message(mesh: Mesh) -> None:

@@ -218,7 +218,15 @@ def test_what_is_not_a_broker_is_named(project: Project) -> None:
 MARKED = """
 import pytest
 
-from bank import service
+from bank import Broken, service
+
+
+@pytest.mark.mesh(broker="sqlite")
+async def test_a_marker_of_servers_alone_allows_dead_letters(mesh):
+    await mesh.start(service)
+    await mesh.publish(Broken())
+    await mesh.advance("1s")
+    assert len(mesh.dead_letters()) == 1
 
 
 @pytest.mark.mesh(broker="sqlite")
@@ -236,5 +244,5 @@ async def test_without_a_marker(mesh):
 def test_a_marker_asks_for_the_servers_of_one_test(project: Project) -> None:
     (project.folder / "test_marked.py").write_text(MARKED)
     printed = project.pytest("-rs", "test_marked.py")
-    assert "1 passed, 1 skipped" in printed, printed
+    assert "2 passed, 1 skipped" in printed, printed
     assert "needs virtual time: the test kills a worker of bank" in printed

@@ -82,9 +82,10 @@ class Mesh(ABC):
         self.settings = settings
         self.predicates = predicates
         self._services: dict[str, Service] = {}
-        self._configured_before: dict[str, tuple[Settings | None, Any]] = {}
+        self._configured_before: dict[Service, tuple[Settings | None, Clock]] = {}
+        """How all services that were ever started were configured, to leave them so."""
         self.started: list[Service] = []
-        """The services that have had workers."""
+        """The services that have had workers, of each the version that was started last."""
         self.workers: list[WorkerProcess] = []
         """All that were started and not killed."""
         self._starting: list[WorkerProcess] = []
@@ -97,17 +98,24 @@ class Mesh(ABC):
     # Starting and stopping
 
     async def start(self, *services: Service, workers: int = 1) -> None:
-        """Start so many workers of each service, and return when they consume."""
+        """Start so many workers of each service, and return when they consume. Raises what ends one
+        before.
+
+        A service with the name of one that was started before is another version of it, and has its
+        database. It is checked as in production: Drift if open sagas or frozen schemas do not allow
+        it. The workers of the old version go on, unless they were drained or killed.
+        """
         await self._add(services)
-        self.started += [each for each in services if each not in self.started]
+        names = {each.name for each in services}
+        self.started = [each for each in self.started if each.name not in names] + [*services]
         # As after an earlier deployment: what is published now waits for workers that start late.
         await self.transport.declare(
             [handler.subscription for service in services for handler in service.worked]
         )
         started = [
-            await self._start_worker(service, number if workers > 1 else 0)
+            await self._start_worker(service, self._next_number(service, of=workers))
             for service in services
-            for number in range(1, workers + 1)
+            for _ in range(workers)
         ]
         for worker in started:
             await self._until_ready(worker)
@@ -150,9 +158,9 @@ class Mesh(ABC):
             for worker in self._dead:
                 await worker.unwind()
         finally:
-            for service in self._services.values():
+            for service, before in self._configured_before.items():
                 await service.close()
-                service._settings, service.clock = self._configured_before[service.name]
+                service._settings, service.clock = before
             await self._close_own()
         if self._ended_by is not None:
             raise self._ended_by
@@ -310,9 +318,9 @@ class Mesh(ABC):
         self.settings = self.settings.model_copy(
             update={"database_urls": {**self.settings.database_urls, **urls}}
         )
-        for service in new:
+        for service in services:
             self._services[service.name] = service
-            self._configured_before[service.name] = service._settings, service.clock
+            self._configured_before.setdefault(service, (service._settings, service.clock))
             service.clock = self.clock
         for service in self._services.values():
             await service.close()
@@ -327,12 +335,25 @@ class Mesh(ABC):
         """Start a worker, which need not be ready yet."""
 
     async def _until_ready(self, worker: WorkerProcess) -> None:
-        """Return once it consumes."""
-        await worker.ready()
+        """Return once it consumes. Raises what ends it before."""
+        try:
+            await worker.ready()
+        except Exception:
+            self.workers.remove(worker)
+            self._dead.append(worker)
+            raise
 
-    def _next_number(self, service: Service) -> int:
+    def _is_first_version(self, service: Service) -> bool:
+        """Whether no other service of this name was started before."""
+        return (
+            next(each for each in self._configured_before if each.name == service.name) is service
+        )
+
+    def _next_number(self, service: Service, *, of: int = 2) -> int:
+        """The number of the next worker, if the service has so many; 0 for the only one."""
         all_of_it = [*self.workers, *self._dead]
-        return 1 + sum(worker.service.name == service.name for worker in all_of_it)
+        number = 1 + sum(worker.service.name == service.name for worker in all_of_it)
+        return 0 if number == of == 1 else number
 
     def _workers_of(self, service: Service) -> list[WorkerProcess]:
         found = [worker for worker in self.workers if worker.service.name == service.name]

@@ -123,9 +123,14 @@ class RealMesh(Mesh):
         for connection in self._connections:
             await connection.close()
         leftovers = self._servers.leftovers
-        leftovers.subscriptions |= {each.name: each for each in self._subscriptions()}
+        for service in self._configured_before:
+            leftovers.subscriptions |= {
+                each.subscription.name: each.subscription for each in service.worked
+            }
         leftovers.messages |= {each.name for each in self.record.published.values()}
-        leftovers.messages.update(*(each.registry.published_names() for each in self.started))
+        leftovers.messages.update(
+            *(each.registry.published_names() for each in self._configured_before)
+        )
         leftovers.delays |= self._traffic.delays
 
     def dead_letters(self, service: Service | None = None) -> list[DeadLetter]:
@@ -267,7 +272,14 @@ class RealMesh(Mesh):
             connections=sum(handler.concurrency for handler in service.handlers.values()),
         )
         worker = WorkerProcess(
-            service, process, transport, self.settings, self.clock, database, lambda _: None
+            service,
+            process,
+            transport,
+            self.settings,
+            self.clock,
+            database,
+            lambda _: None,
+            is_checked=self._is_first_version(service),
         )
         self.workers.append(worker)
         return worker

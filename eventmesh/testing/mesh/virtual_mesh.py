@@ -296,7 +296,14 @@ class VirtualMesh(Mesh):
             self.settings.database_url(service.name), service, process.name
         )
         worker = WorkerProcess(
-            service, process, transport, self.settings, clock, database, self.effects.watch
+            service,
+            process,
+            transport,
+            self.settings,
+            clock,
+            database,
+            self.effects.watch,
+            is_checked=self._is_first_version(service),
         )
         self.workers.append(worker)
         return worker
@@ -320,7 +327,7 @@ class VirtualMesh(Mesh):
         """Return once it consumes. In a simulation, one whose start meets a server that is away is
         started again a second later, as a supervisor does."""
         if self.disturbances is None:
-            await worker.ready()
+            await super()._until_ready(worker)
             return
         while True:
             self._starting.append(worker)

@@ -23,7 +23,8 @@ _UNWINDING = 5
 class WorkerProcess:
     """A running worker, which can be killed, paused and drained.
 
-    `watched` is given the worker's own copy of the service before it starts.
+    `watched` is given the worker's own copy of the service before it starts. `is_checked` says that
+    the service fits its schemas and the sagas in its database, and the worker need not look.
     """
 
     def __init__(
@@ -35,6 +36,8 @@ class WorkerProcess:
         clock: Clock,
         database: Database,
         watched: Callable[[Service], None],
+        *,
+        is_checked: bool,
     ) -> None:
         self.process = process
         self.service = service.replica(clock, settings, database)
@@ -42,22 +45,20 @@ class WorkerProcess:
         watched(self.service)
         self._stopping = asyncio.Event()
         self._killed = asyncio.Event()
-        self._worker = Worker([self.service], transport, settings, clock, is_checked=True)
+        self.worker = Worker([self.service], transport, settings, clock, is_checked=is_checked)
         loop = asyncio.get_running_loop()
-        self.task = loop.create_task(self._worker.run(self._stopping), context=process.context())
+        self.task = loop.create_task(self.worker.run(self._stopping), context=process.context())
         self.task.add_done_callback(_noted)
 
     async def ready(self) -> None:
         """Return once it consumes all subscriptions, or is killed. Raises what its start raised."""
-        waits = [
-            asyncio.ensure_future(event.wait()) for event in (self._worker.ready, self._killed)
-        ]
+        waits = [asyncio.ensure_future(event.wait()) for event in (self.worker.ready, self._killed)]
         try:
             await asyncio.wait([*waits, self.task], return_when=asyncio.FIRST_COMPLETED)
         finally:
             for each in waits:
                 each.cancel()
-        if self.task.done() and not self._worker.ready.is_set():
+        if self.task.done() and not self.worker.ready.is_set():
             try:
                 self.task.result()
             except* Unreachable as errors:  # of its relay, or of what it reads before it consumes
