@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import environ
 from pathlib import Path
@@ -27,8 +27,11 @@ from pamqp.frame import marshal
 from pamqp.header import ContentHeader
 from structlog.testing import capture_logs
 
+from eventmesh import Service
 from eventmesh.clock import SystemClock
 from eventmesh.errors import PublishError, Unreachable
+from eventmesh.persistence import sagas
+from eventmesh.persistence.sagas import SagaRow
 from eventmesh.runtime.consuming import broker_dead_letters
 from eventmesh.transports.base import (
     Consumer,
@@ -45,19 +48,17 @@ from eventmesh.transports.rabbitmq import rerouting as amqp_rerouting
 from eventmesh.transports.rabbitmq import settlement as amqp_settlement
 from eventmesh.transports.rabbitmq import upkeep as amqp_upkeep
 from eventmesh.transports.rabbitmq.transport import AmqpTransport
-from eventmesh.wire.envelope import Envelope
+from eventmesh.wire.envelope import Envelope, seal
 from tests.integration.test_sagas import (
     Bill,
-    Mesh,
+    Declare,
+    Requested,
     answering,
-    mesh,
     riding,
-    until,
     with_saga,
 )
 from tests.support.moved_clock import MovedClock
-
-__all__ = ["mesh"]  # a fixture
+from tests.support.running_meshes import RunningMesh, running_mesh, until
 
 TIMEOUT_SECONDS = 120.0
 """Seconds after which a test fails that waits for something."""
@@ -936,7 +937,35 @@ async def test_those_who_list_dead_letters_at_the_same_time_see_all_of_them(
 # --- sagas, and what RabbitMQ dead-letters by itself ---
 
 
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@asynccontextmanager
+async def rides_run(
+    broker: Broker, rig: Rig, transport: Transport, folder: Path, *declarations: Declare
+) -> AsyncIterator[RunningMesh]:
+    """While it is open, a worker of the saga and its participant runs, as these declare them."""
+    services = rides, cars = Service("rides"), Service("cars")
+    for declare in declarations:
+        declare(rides, cars)
+    urls = {service.name: f"sqlite:///{folder}/{service.name}.db" for service in services}
+    async with (
+        running_mesh(services, broker.url, urls, folder, broker_prefix=rig.prefix) as mesh,
+        mesh.worker(transport),
+    ):
+        yield mesh
+
+
+async def request(transport: Transport, ride_id: str) -> None:
+    event = seal(Requested(ride_id=ride_id), source="rides", clock=SystemClock())
+    await publish_or_raise(transport, [event])
+
+
+async def found(mesh: RunningMesh) -> list[SagaRow]:
+    async with (await mesh.services[0].database()).reading() as connection:
+        return await sagas.find(connection, most=10)
+
+
+async def stand(mesh: RunningMesh, *statuses: str) -> bool:
+    """Whether the sagas have these statuses, in the order of the alphabet."""
+    return sorted(row.status for row in await found(mesh)) == [*statuses]
 
 
 @asynccontextmanager
@@ -953,7 +982,6 @@ async def returning(
     await operator.basic_cancel(began.consumer_tag or "")
 
 
-@ON_SQLITE
 @pytest.mark.parametrize(
     ("limit", "reason"),
     [({"delivery-limit": 2}, "delivery_limit"), ({}, "rejected")],
@@ -964,60 +992,46 @@ async def test_a_saga_hears_of_a_command_that_rabbitmq_has_dead_lettered(
     transport: Transport,
     broker: Broker,
     operator: aiormq.abc.AbstractChannel,
-    mesh: Mesh,
+    tmp_path: Path,
     limit: dict[str, int],
     reason: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(broker_dead_letters, "INTERVAL", 0.2)
-    settings = mesh.settings.model_copy(update={"broker_prefix": rig.prefix})
-    over_rabbitmq = replace(mesh, transport=transport, settings=settings)  # type: ignore[arg-type]
-    queue = f"{rig.prefix}.queue.cars.bill"
-
-    async def is_undone() -> bool:
-        return await mesh.statuses() == {"undone"}
-
-    async def others_are_completed() -> bool:
-        return sorted(row.status for row in await mesh.rows()) == ["completed", "undone"]
-
-    async with over_rabbitmq.worker(with_saga(riding()), answering(mesh)) as worker:
-        await worker.ready.wait()
+    queue, did = f"{rig.prefix}.queue.cars.bill", list[str]()
+    declared = with_saga(riding()), answering(did)
+    async with rides_run(broker, rig, transport, tmp_path, *declared) as mesh:
         async with (
             dead_lettering(broker, rig, "cars.bill", limit),
             returning(operator, queue, requeue=bool(limit)),
         ):
-            await mesh.start("r1")
-            await until(is_undone)
-        await mesh.start("r2")
-        await until(others_are_completed)
-    assert mesh.did == ["reserve", "release", "reserve", "bill"]
-    [undone] = [row for row in await mesh.rows() if row.status == "undone"]
+            await request(transport, "r1")
+            await until(lambda: stand(mesh, "undone"))
+        await request(transport, "r2")
+        await until(lambda: stand(mesh, "completed", "undone"))
+        [undone] = [row for row in await found(mesh) if row.status == "undone"]
+    assert did == ["reserve", "release", "reserve", "bill"]
     said = f"dead-lettered by RabbitMQ, {reason} in the queue {queue}"
     assert (undone.reason or "").endswith(said)
     assert await transport.dead_letters(Subscription("rides.ride.saga", ()), limit=10) == []
 
 
-@ON_SQLITE
 async def test_a_worker_that_starts_tells_sagas_what_was_dead_lettered_meanwhile(
-    rig: Rig, transport: Transport, broker: Broker, mesh: Mesh
+    rig: Rig, transport: Transport, broker: Broker, tmp_path: Path
 ) -> None:
-    settings = mesh.settings.model_copy(update={"broker_prefix": rig.prefix})
-    over_rabbitmq = replace(mesh, transport=transport, settings=settings)  # type: ignore[arg-type]
-    bills = Subscription("cars.bill", ("cars.bill",))
+    bills, did = Subscription("cars.bill", ("cars.bill",)), list[str]()
     await transport.declare([bills])
-
-    async def is_undone() -> bool:
-        return await mesh.statuses() == {"undone"}
-
+    without_bills = with_saga(riding()), answering(did, but=Bill)
     async with (
         dead_lettering(broker, rig, bills.name, {"message-ttl": 1}),
-        over_rabbitmq.worker(with_saga(riding()), answering(mesh, but=Bill)),
+        rides_run(broker, rig, transport, tmp_path, *without_bills),
     ):
-        await mesh.start("r1")
+        await request(transport, "r1")
         await until_dead(transport, bills, 1)
-    async with over_rabbitmq.worker(with_saga(riding()), answering(mesh)):
-        await until(is_undone)
-    assert mesh.did == ["reserve", "release"]
+    declared = with_saga(riding()), answering(did)
+    async with rides_run(broker, rig, transport, tmp_path, *declared) as mesh:
+        await until(lambda: stand(mesh, "undone"))
+    assert did == ["reserve", "release"]
 
 
 # --- the addresses of the broker ---

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -10,15 +9,13 @@ from pydantic import BaseModel
 
 from eventmesh import Command, Event, Saga, SagaFailure, Service
 from eventmesh.cli.schema.inventory import refuse_open_sagas
-from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Message
 from eventmesh.errors import Drift
 from eventmesh.saga.coordinator import coordinator_of
 from eventmesh.saga.evolution import check_sagas
 from eventmesh.saga.happening import OperatorAction
 from eventmesh.saga.shape_locks import freeze
-from eventmesh.transports.base import publish_or_raise
-from eventmesh.wire.envelope import Envelope, seal
+from eventmesh.wire.envelope import Envelope
 from tests.integration.test_sagas import (
     EVERYWHERE,
     Abandoned,
@@ -27,17 +24,18 @@ from tests.integration.test_sagas import (
     Billed,
     Declare,
     Finished,
-    Mesh,
     Release,
     Released,
     Requested,
     Reserve,
     Reserved,
-    mesh,
-    until,
+    Rides,
+    database,
+    rides,
+    schemas,
 )
 
-__all__ = ["mesh"]  # a fixture
+__all__ = ["database", "rides", "schemas"]  # fixtures
 
 
 class Wash(Command, name="cars.wash", version=1, key="ride_id"):
@@ -180,46 +178,33 @@ def participant(asked: dict[str, Envelope], *, slow: set[tuple[str, type[Command
 SLOW: set[tuple[str, type[Command]]] = {("r1", Reserve), ("r2", Bill)}
 
 
-async def _run_version_one(mesh: Mesh) -> dict[str, Envelope]:
+async def _run_version_one(rides: Rides) -> dict[str, Envelope]:
     """Three rides of version 1: one waits in `reserve`, one in `bill`, and one has ended."""
     asked: dict[str, Envelope] = {}
-    freeze([first().definition], mesh.settings.schemas)
-
-    async def are_waiting() -> bool:
-        return len(asked) == 2 and mesh.ended == ["Finished"]
-
-    async with mesh.worker(included(first()), participant(asked, slow=SLOW)):
-        await mesh.start("r1", "r2", "r3")
-        await until(are_waiting)
+    freeze([first().definition], rides.mesh.settings.schemas)
+    await rides.deploy(included(first()), participant(asked, slow=SLOW))
+    await rides.request("r1", "r2", "r3")
+    assert len(asked) == 2
+    assert rides.ended == ["Finished"]
     return asked
 
 
-async def _answer(mesh: Mesh, asked: dict[str, Envelope]) -> None:
+async def _answer(rides: Rides, asked: dict[str, Envelope]) -> None:
     """The late answers of the participant."""
-    answers = {"r1": Reserved(ride_id="r1"), "r2": Billed(ride_id="r2")}
-    await publish_or_raise(
-        mesh.transport,
-        [
-            seal(event, source="cars", clock=SystemClock(), cause=asked[ride_id])
-            for ride_id, event in answers.items()
-        ],
-    )
+    await rides.answer(asked["r1"], Reserved(ride_id="r1"))
+    await rides.answer(asked["r2"], Billed(ride_id="r2"))
 
 
 @EVERYWHERE
-async def test_sagas_of_version_1_end_under_version_2(mesh: Mesh) -> None:
-    asked = await _run_version_one(mesh)
-    freeze([second().definition], mesh.settings.schemas)
-    assert check_sagas([second().definition], mesh.settings.schemas) == []
-
-    async def have_ended() -> bool:
-        return len(mesh.ended) == 4
-
-    async with mesh.worker(included(second()), participant({}, slow=set())):
-        await mesh.start("r4")
-        await _answer(mesh, asked)
-        await until(have_ended)
-    rows = {row.state.get("ride") or row.state["ride_id"]: row for row in await mesh.rows()}
+async def test_sagas_of_version_1_end_under_version_2(rides: Rides) -> None:
+    asked = await _run_version_one(rides)
+    freeze([second().definition], rides.mesh.settings.schemas)
+    assert check_sagas([second().definition], rides.mesh.settings.schemas) == []
+    await rides.deploy(included(second()), participant({}, slow=set()))
+    await rides.request("r4")
+    await _answer(rides, asked)
+    assert len(rides.ended) == 4
+    rows = {row.state.get("ride") or row.state["ride_id"]: row for row in await rides.rows()}
     assert {row.status for row in rows.values()} == {"completed"}
     assert {ride: (row.version, row.state.get("currency")) for ride, row in rows.items()} == {
         "r1": (2, "EUR"),
@@ -229,8 +214,7 @@ async def test_sagas_of_version_1_end_under_version_2(mesh: Mesh) -> None:
     }
     assert rows["r1"].steps["wash"]["status"] == "done"
     assert rows["r2"].steps["wash"]["status"] == "done"  # added before a step that had begun
-    if (await mesh.rides.database()).dialect.can_cancel_delayed:
-        assert await mesh.timers() == []
+    assert await rides.timers() == []
 
 
 def with_a_driver() -> Saga[One]:
@@ -267,83 +251,62 @@ def with_a_driver() -> Saga[One]:
 
 
 @EVERYWHERE
-async def test_sagas_of_before_there_were_keys_are_found_by_their_keys(mesh: Mesh) -> None:
+async def test_sagas_of_before_there_were_keys_are_found_by_their_keys(rides: Rides) -> None:
     """Also by an event that is the first to come."""
-    asked = await _run_version_one(mesh)
-    assert {row.key for row in await mesh.rows()} == {None}
-
-    async def are_kept() -> bool:
-        open_rows = [row for row in await mesh.rows() if row.is_open]
-        return all((row.details or {}).get("early") for row in open_rows)
-
-    async def have_ended() -> bool:
-        return await mesh.statuses() == {"completed"}
-
-    async with mesh.worker(included(with_a_driver()), participant({}, slow=set())) as worker:
-        await worker.ready.wait()
-        keys = {row.state["ride_id"]: row.key for row in await mesh.rows()}
-        assert keys == {"r1": "r1", "r2": "r2", "r3": None}  # the last one had ended
-        await mesh.accept("r1")
-        await mesh.accept("r2")
-        await until(are_kept)
-        await _answer(mesh, asked)
-        await until(have_ended)
+    asked = await _run_version_one(rides)
+    assert {row.key for row in await rides.rows()} == {None}
+    await rides.deploy(included(with_a_driver()), participant({}, slow=set()))
+    keys = {row.state["ride_id"]: row.key for row in await rides.rows()}
+    assert keys == {"r1": "r1", "r2": "r2", "r3": None}  # the last one had ended
+    await rides.accept("r1", "r2")
+    open_rows = [row for row in await rides.rows() if row.is_open]
+    assert all((row.details or {}).get("early") for row in open_rows)
+    await _answer(rides, asked)
+    assert await rides.statuses() == {"completed"}
 
 
-async def test_a_removed_step_is_found_by_the_check_and_refused_at_the_start(mesh: Mesh) -> None:
-    await _run_version_one(mesh)
+async def test_a_removed_step_is_found_by_the_check_and_refused_at_the_start(rides: Rides) -> None:
+    settings = rides.mesh.settings
+    await _run_version_one(rides)
     with pytest.raises(Drift, match=r"2 sagas rides.ride of version 1 or older are open"):
-        await refuse_open_sagas("rides.ride", 1, mesh.settings)
+        await refuse_open_sagas("rides.ride", 1, rides.mesh.settings)
     removed = second(keeps_reserve=False)
-    freeze([removed.definition], mesh.settings.schemas)
-    problems = check_sagas([removed.definition], mesh.settings.schemas)
+    freeze([removed.definition], settings.schemas)
+    problems = check_sagas([removed.definition], settings.schemas)
     assert [problem.rule for problem in problems] == ["EM084", "EM086"]
     assert "the step reserve" in problems[0].summary
     with pytest.raises(Drift, match=r"1 in the step reserve.*eventmesh saga list rides"):
-        async with mesh.worker(included(removed)):
-            await asyncio.Event().wait()
+        await rides.deploy(included(removed))
 
 
 async def test_a_forgotten_migration_is_found_by_the_check_and_parks_no_saga_for_good(
-    mesh: Mesh,
+    rides: Rides,
 ) -> None:
-    asked = await _run_version_one(mesh)
+    asked = await _run_version_one(rides)
     forgotten = second(migrates=False)
-    freeze([forgotten.definition], mesh.settings.schemas)
-    problems = check_sagas([forgotten.definition], mesh.settings.schemas)
+    freeze([forgotten.definition], rides.mesh.settings.schemas)
+    problems = check_sagas([forgotten.definition], rides.mesh.settings.schemas)
     assert [problem.rule for problem in problems] == ["EM087"]
-
-    async def are_parked() -> bool:
-        return [row.status for row in await mesh.rows()].count("parked") == 2
-
-    async with mesh.worker(included(forgotten), participant({}, slow=set())):
-        await _answer(mesh, asked)
-        await until(are_parked)
+    await rides.deploy(included(forgotten), participant({}, slow=set()))
+    await _answer(rides, asked)
+    assert [row.status for row in await rides.rows()].count("parked") == 2
     # The code is corrected; an operator lets the sagas go on, with the answers that were held.
-    corrected = Service("rides")
-    corrected.configure(mesh.settings)
-    corrected.include(second())
-    await _retry_all(mesh, corrected)
-
-    async def have_ended() -> bool:
-        return await mesh.statuses() == {"completed"}
-
-    async with mesh.worker(included(second()), participant({}, slow=set())):
-        await until(have_ended)
-    await corrected.close()
+    await rides.deploy(included(second()), participant({}, slow=set()))
+    await _retry_all(rides)
+    await rides.mesh.quiet()
+    assert await rides.statuses() == {"completed"}
 
 
-async def _retry_all(mesh: Mesh, service: Service) -> None:
-    coordinator = coordinator_of(service, None)
-    for row in await mesh.rows():
+async def _retry_all(rides: Rides) -> None:
+    coordinator = coordinator_of(rides.service, None)
+    for row in await rides.rows():
         if row.status == "parked":
-            async with service.transaction() as transaction:
+            async with rides.service.transaction() as transaction:
                 action = OperatorAction("retry", "the migration was added")
                 await coordinator.operate(row.id, action, "test", transaction)
 
 
-async def test_a_shape_that_was_changed_within_its_version_does_not_start(mesh: Mesh) -> None:
-    freeze([first().definition], mesh.settings.schemas)
+async def test_a_shape_that_was_changed_within_its_version_does_not_start(rides: Rides) -> None:
+    await _run_version_one(rides)
     with pytest.raises(Drift, match=r"rides.ride v1: the step wash was added"):
-        async with mesh.worker(included(first(washes=True))):
-            await asyncio.Event().wait()
+        await rides.deploy(included(first(washes=True)))
