@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import warnings
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from sqlalchemy.exc import SAWarning
-
 from eventmesh.runtime.declaring.settings import Settings, load_settings
 from eventmesh.testing.mesh.base import Mesh
 from eventmesh.testing.mesh.databases import Workshop
+from eventmesh.testing.mesh.garbage import collected_afterwards
 from eventmesh.testing.mesh.logs import taken_by
 from eventmesh.testing.mesh.real_mesh import RealMesh
 from eventmesh.testing.mesh.virtual_mesh import VirtualMesh
@@ -85,7 +82,7 @@ def in_world(mesh: VirtualMesh, seed: int) -> Iterator[None]:
         stack.enter_context(mesh.workshop.mesh())
         stack.enter_context(taken_by(_noting(mesh)))
         stack.enter_context(sqlite.on_the_loop(mesh.workshop.connections))
-        stack.enter_context(_without_collector())
+        stack.enter_context(collected_afterwards())
         stack.enter_context(wall_clock(mesh.loop, seed))
         stack.enter_context(real_world.refused(mesh.notice))
         yield
@@ -100,40 +97,6 @@ def _noting(mesh: Mesh) -> Callable[[str, MutableMapping[str, Any]], None]:
         mesh.record.note(where, f"{fields['event']}: {reason}" if reason else fields["event"])
 
     return take
-
-
-@contextmanager
-def frozen() -> Iterator[None]:
-    """While the context is open, the collector looks at nothing that was there before, and so at
-    all that the runs in it leave: what the mesh of a run still held at its end, too, is collected
-    with the next run."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """While the context is open, nothing is collected, because that would run clean-up code at
-    moments that differ from run to run. What the run has left is collected at the end."""
-    was_on, is_frozen = gc.isenabled(), gc.get_freeze_count() > 0
-    gc.disable()
-    if not is_frozen:
-        gc.freeze()  # what was there before need not be looked at
-    try:
-        yield
-    finally:
-        with warnings.catch_warnings():
-            # Connections of processes that were killed, which had no time to return them.
-            warnings.filterwarnings("ignore", ".*non-checked-in connection", SAWarning)
-            gc.collect()
-        if not is_frozen:
-            gc.unfreeze()
-        if was_on:
-            gc.enable()
 
 
 def make_mesh(workshop: Workshop, settings: Settings | None = None) -> VirtualMesh:

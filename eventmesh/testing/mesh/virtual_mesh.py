@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,8 +77,9 @@ class VirtualMesh(Mesh):
             Predicates(self._paths, workshop.engines_of_predicates),
         )
         self.record.hidden = f"{workshop.now}/"
-        self._observers: dict[Path, sqlite3.Connection] = {}
-        self._known_outboxes: dict[Path, _Outbox] = {}
+        self._files: dict[str, list[str]] = {}
+        """The database files, with the names of the services that have their tables in them."""
+        self._known_outboxes: dict[str, _Outbox] = {}
         self.effects = Effects()
         self.requests: list[Request] = []
         """All that were made."""
@@ -117,8 +117,6 @@ class VirtualMesh(Mesh):
     async def _close_own(self) -> None:
         for request in self.requests:
             await request.unwind()
-        for observer in self._observers.values():
-            observer.close()
         self.predicates.close()
 
     # Messages
@@ -136,11 +134,11 @@ class VirtualMesh(Mesh):
     async def quiet(self) -> None:
         began_at = self.loop.now
         await self.loop.idle()
-        while going_on := self._going_on():
+        while self._is_going_on():
             if self.loop.now - began_at > LONGEST_HANDLING:
                 raise AssertionError(
                     f"after {LONGEST_HANDLING:,.0f} s this is still going on: "
-                    f"{'; '.join(going_on)}\n\n{self.story()}"
+                    f"{'; '.join(self._going_on())}\n\n{self.story()}"
                 )
             self._raise_ended()
             await self._pass_time(self.loop.now + LONGEST_HANDLING)
@@ -151,7 +149,7 @@ class VirtualMesh(Mesh):
         await self.loop.idle()
         self.loop.progressed()
         while True:
-            while self._going_on() and self.loop.now < until:
+            while self.loop.now < until and self._is_going_on():
                 self._raise_ended()
                 await self._pass_time(until)
             due = self._next_due()
@@ -173,20 +171,22 @@ class VirtualMesh(Mesh):
             self.loop.jump(min(until, continues_at))
             await self.loop.idle()
 
-    def _going_on(self) -> list[str]:
+    def _is_going_on(self) -> bool:
+        """Whether anything can still happen at this time."""
+        return next(self._going_on(), None) is not None
+
+    def _going_on(self) -> Iterator[str]:
         """What can still happen at this time, in words."""
-        found = []
         consumed = {each.subscription for each in self._broker.consumers}
         if self.disturbances is not None:  # who has lost the broker consumes again in a moment
             consumed |= {name for worker in self.workers for name in worker.service.handlers}
         for name, queue in self._broker.queues.items():
             ready = sum(each.visible_at <= self.loop.now for each in queue.waiting)
             if queue.in_flight or (ready and name in consumed):
-                found.append(f"{name} handles {len(queue.in_flight)} messages, {ready} wait")
+                yield f"{name} handles {len(queue.in_flight)} messages, {ready} wait"
         for names, outbox in self._outboxes(self.workers):
             if outbox.due:
-                found.append(f"the outbox of {' and '.join(names)} holds {outbox.due} messages")
-        return found
+                yield f"the outbox of {' and '.join(names)} holds {outbox.due} messages"
 
     def _can_go_on(self) -> bool:
         """Whether a worker that does not stand still has something to do."""
@@ -211,7 +211,7 @@ class VirtualMesh(Mesh):
             for each in queue.waiting
             if each.visible_at > self.loop.now
         ]
-        for path in self._files():
+        for path in self._files:
             if (next_due := self._outbox(path).next_due) is not None:
                 times.append(next_due + _TICK)
         return min(times, default=None)
@@ -219,13 +219,13 @@ class VirtualMesh(Mesh):
     def _outboxes(self, workers: Sequence[WorkerProcess]) -> Iterator[tuple[list[str], _Outbox]]:
         """The outboxes that these workers relay, with the names of their services."""
         relaying = {worker.service.name for worker in workers}
-        for path, names in self._files().items():
-            if relaying & set(names):
+        for path, names in self._files.items():
+            if not relaying.isdisjoint(names):
                 yield names, self._outbox(path)
 
-    def _outbox(self, path: Path) -> _Outbox:
+    def _outbox(self, path: str) -> _Outbox:
         """What an outbox holds; asked only where it may have changed since it was asked last."""
-        known, changes = self._known_outboxes.get(path), self.loop.changes[str(path)]
+        known, changes = self._known_outboxes.get(path), self.loop.changes[path]
         if known is None or known.changes != changes or known.is_over(self.loop.now):
             due = self._ask(path, _DUE)
             text = self._ask(path, _NEXT_DUE)
@@ -236,11 +236,15 @@ class VirtualMesh(Mesh):
             known = self._known_outboxes[path] = _Outbox(changes, due, next_due)
         return known
 
-    def _ask(self, path: Path, statement: str) -> Any:
-        if path not in self._observers:
-            self._observers[path] = sqlite3.connect(path, isolation_level=None, timeout=0)
+    def _ask(self, path: str, statement: str) -> Any:
         now = self.loop.date().strftime(_SQLITE_TIME)
-        return self._observers[path].execute(statement, (now,)).fetchone()[0]
+        return self.workshop.connections.plain(path).execute(statement, (now,)).fetchone()[0]
+
+    def look(self, statement: str) -> Iterator[tuple[Path, Sequence[Any]]]:
+        """The rows that this reads in each database, with the file that they are in."""
+        for path in dict.fromkeys(self._paths.values()):
+            found = self.workshop.connections.plain(str(path)).execute(statement).fetchall()
+            yield from ((path, row) for row in found)
 
     async def settle(self, within: Duration = "90d") -> None:
         until = self.loop.now + seconds(within)
@@ -285,6 +289,7 @@ class VirtualMesh(Mesh):
             path = self.workshop.now / f"{group[0].name}.db"
             await self.workshop.write(group, path)
             self._paths |= {service.name: path for service in group}
+            self._files.setdefault(str(path), []).extend(service.name for service in group)
         return {name: url_of(path) for name, path in self._paths.items()}
 
     async def _start_worker(self, service: Service, number: int) -> WorkerProcess:
@@ -347,12 +352,6 @@ class VirtualMesh(Mesh):
                 worker = await self._start_worker(service, self._next_number(service))
             else:
                 return
-
-    def _files(self) -> dict[Path, list[str]]:
-        found: dict[Path, list[str]] = {}
-        for name, path in self._paths.items():
-            found.setdefault(path, []).append(name)
-        return found
 
 
 def _notify(database: Database, _stored: object) -> None:

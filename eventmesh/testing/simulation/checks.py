@@ -17,10 +17,8 @@ tables.
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import closing
 
 from eventmesh.operations.audit import audit, sentence
 from eventmesh.operations.reach import Reach
@@ -67,10 +65,8 @@ async def check_end(
 def endings(mesh: VirtualMesh) -> Counter[str]:
     """How many sagas stand how, as `orders.fulfil_order completed`."""
     found = Counter[str]()
-    for path in dict.fromkeys(mesh.predicates.paths.values()):
-        with closing(sqlite3.connect(path)) as connection:
-            for name, status, number in connection.execute(_ENDINGS):
-                found[f"{name} {status}"] += number
+    for _, (name, status, number) in mesh.look(_ENDINGS):
+        found[f"{name} {status}"] += number
     return found
 
 
@@ -129,10 +125,8 @@ def _promises_order(
 
 
 def _left(mesh: VirtualMesh) -> Iterator[str]:
-    for path in dict.fromkeys(mesh.predicates.paths.values()):
-        with closing(sqlite3.connect(path)) as connection:
-            for name, saga, status, step, reason in connection.execute(_OPEN_SAGAS):
-                why = f": {reason}" if reason else ""
-                yield f"the saga {name} {saga} is {status} and waits for {step or 'nothing'}{why}"
-            for name, message_id, error in connection.execute(_OUTBOX):
-                yield f"{name} {message_id} is left in the outbox of {path.stem}: {error or ''}"
+    for _, (name, saga, status, step, reason) in mesh.look(_OPEN_SAGAS):
+        why = f": {reason}" if reason else ""
+        yield f"the saga {name} {saga} is {status} and waits for {step or 'nothing'}{why}"
+    for path, (name, message_id, error) in mesh.look(_OUTBOX):
+        yield f"{name} {message_id} is left in the outbox of {path.stem}: {error or ''}"

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from eventmesh.testing.mesh.garbage import collected_between_runs
 from eventmesh.testing.mesh.predicates import name_of
-from eventmesh.testing.mesh.running import frozen, run
+from eventmesh.testing.mesh.running import run
 from eventmesh.testing.mesh.virtual_mesh import VirtualMesh
 from eventmesh.testing.simulation.checks import check_end, endings
 from eventmesh.testing.simulation.director import Director
@@ -88,7 +89,7 @@ def simulate(
     profile = first.director.profile(first.mesh)
     report.places = len(profile.places)
     _add(report, first)
-    with frozen():
+    with collected_between_runs() as collect:
         for seed in range(max(options.first, 1), options.first + options.seeds):
             report.seconds = time.perf_counter() - began_at
             progress(report)
@@ -98,8 +99,10 @@ def simulate(
             outcome = _run(body, make, plan, options)
             _add(report, outcome)
             if outcome.error is not None:
-                report.failure = _shrink(body, make, plan, outcome, options)
+                report.failure = _shrink(body, make, plan, outcome, options, collect)
                 break
+            del outcome
+            collect()
     report.seconds = time.perf_counter() - began_at
     missing = [
         name for name in map(name_of, first.mesh.predicates.sometimes) if name not in report.held
@@ -173,7 +176,12 @@ def _add(report: Report, outcome: _Outcome) -> None:
 
 
 def _shrink(
-    body: Body, make: Callable[[], VirtualMesh], plan: Plan, outcome: _Outcome, options: Options
+    body: Body,
+    make: Callable[[], VirtualMesh],
+    plan: Plan,
+    outcome: _Outcome,
+    options: Options,
+    collect: Callable[[], None],
 ) -> Failure:
     smallest, runs = (plan, outcome), 0
     improved = True
@@ -181,6 +189,7 @@ def _shrink(
         improved = False
         for smaller in smallest[0].smaller():
             runs += 1
+            collect()
             tried = _run(body, make, smaller, options)
             if tried.error is not None and _is_alike(tried.error, outcome.error):
                 smallest, improved = (smaller, tried), True

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,7 +79,12 @@ class _Standing:
 def _strftime(_form: str, _now: str) -> str:
     """The loop's time, as SQLite's strftime formats it. What a connection calls may not hold the
     loop: the collector does not see into SQLite, and would never free either of them."""
-    now = BEGINNING + timedelta(seconds=asyncio.get_running_loop().time())
+    return _as_text(asyncio.get_running_loop().time())
+
+
+@lru_cache(maxsize=8)  # a statement asks several times, and many are executed at one time
+def _as_text(time: float) -> str:
+    now = BEGINNING + timedelta(seconds=time)
     return now.replace(tzinfo=None).isoformat(" ", "milliseconds")
 
 
@@ -122,7 +127,8 @@ class KeptConnections:
         self._by_path.setdefault(path, []).append(raw)
 
     def plain(self, path: str) -> sqlite3.Connection:
-        """One that nobody else uses, for what happens between two runs."""
+        """One that no process uses: to look into the file, and for what happens between two
+        runs."""
         if path not in self._plain:
             self._plain[path] = sqlite3.connect(path, timeout=0.0, isolation_level=None)
             self._plain[path].execute("PRAGMA synchronous = OFF")
@@ -236,11 +242,10 @@ class _Connection(AdaptedConnection):
     def run(self, statement: str, work: Callable[[], T]) -> T:
         """Execute a statement."""
         await_only(_nothing())  # without which SQLAlchemy takes the driver for a blocking one
-        words = statement.lstrip()[:60].upper()
+        call, writes = _described(statement)
         self._belong_to(CURRENT_PROCESS.get())
-        is_write = words.startswith(("INSERT", "UPDATE", "DELETE"))
-        result = self._call(" ".join(words.split(None, 3)[:3]), work)
-        if is_write and "EVENTMESH_" not in words:
+        result = self._call(call, work)
+        if writes:
             self._file.has_written = True
         if not self._file.in_transaction:
             self._note_changes()
@@ -322,6 +327,14 @@ class _Connection(AdaptedConnection):
     def _forget(self) -> None:
         self._file.on_commit.clear()
         self._file.has_written = False
+
+
+@lru_cache(maxsize=1024)
+def _described(statement: str) -> tuple[str, bool]:
+    """What a call that executes this is called, and whether it writes to a table of the user's."""
+    words = statement.lstrip()[:60].upper()
+    is_write = words.startswith(("INSERT", "UPDATE", "DELETE"))
+    return " ".join(words.split(None, 3)[:3]), is_write and "EVENTMESH_" not in words
 
 
 def _closed() -> FileConnection:
