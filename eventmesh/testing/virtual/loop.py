@@ -293,8 +293,15 @@ def place_of(task: asyncio.Task[Any]) -> str:
         return ""
     process = getattr(task, "process", None)
     who = f"{process.service}: " if process is not None else ""
-    file = "/".join(found.f_code.co_filename.rsplit("/", 3)[1:])
-    return f"{who}{file}:{found.f_lineno} in {found.f_code.co_name}"
+    return f"{who}{_file_of(found)}:{found.f_lineno} in {found.f_code.co_name}"
+
+
+def _file_of(frame: FrameType) -> str:
+    """The path of its file from the folder where imports begin: wherever that is, plans that are
+    drawn from the places of a run are the same."""
+    path = frame.f_code.co_filename
+    names = 1 + str(frame.f_globals.get("__name__", "")).count(".") + path.endswith("/__init__.py")
+    return "/".join(path.rsplit("/", names)[-names:])
 
 
 def _running_frame() -> FrameType | None:
