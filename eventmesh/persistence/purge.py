@@ -6,8 +6,19 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime, timedelta
 from functools import cache
+from typing import Any
 
-from sqlalchemy import Column, Delete, Executable, Select, bindparam, delete, select, tuple_
+from sqlalchemy import (
+    Column,
+    Delete,
+    Executable,
+    Select,
+    bindparam,
+    delete,
+    func,
+    select,
+    tuple_,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence import counts
@@ -20,7 +31,15 @@ REACTED, ACTED = reaction.c.updated_at, action.c.at
 """The columns by which rows age: of the inbox, of the starts of possible poison messages, of sagas
 that have ended, of reactions, of operators' actions."""
 
+_AGES = (RECEIVED, BEGUN, ENDED, REACTED, ACTED)
+
 _MOMENT = timedelta(microseconds=1)  # the resolution of the databases' times
+
+
+async def oldest(connection: AsyncConnection) -> dict[Column[datetime], datetime | None]:
+    """The age of the oldest row, by the column by which it ages; None where there is no row."""
+    found = (await connection.execute(_oldest())).one()
+    return dict(zip(_AGES, found, strict=True))
 
 
 async def purge(
@@ -42,6 +61,11 @@ async def purge(
 
 
 @cache  # building a statement takes longer than running it
+def _oldest() -> Select[Any]:
+    return select(*(select(func.min(age)).scalar_subquery() for age in _AGES))
+
+
+@cache
 def _cut(age: Column[datetime]) -> Select[datetime]:
     older = select(age).where(age < bindparam("before", type_=UtcDateTime))
     return older.order_by(age).limit(1).offset(bindparam("most"))

@@ -660,6 +660,16 @@ class TestPurge:
         assert {n // 100 for n in await ids(database, purge.REACTED)} == {5, 20}
         assert {n // 100 for n in await ids(database, purge.ACTED)} == {5, 20, 230}
 
+    async def test_tables_without_old_rows_are_only_read(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def unexpected(*_: object) -> bool:
+            raise AssertionError("nothing is too old")
+
+        await age(database, datetime.now(UTC), 1)
+        monkeypatch.setattr(purge, "purge", unexpected)
+        await Purger(database, NoSleep(), Settings(), lambda: True).purge()
+
     async def test_only_the_relay_with_the_first_bucket_purges(self, database: Database) -> None:
         await age(database, NOW - timedelta(days=1000), 1)
         await Purger(database, NoSleep(), Settings(), lambda: False).purge()

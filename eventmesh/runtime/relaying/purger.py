@@ -84,12 +84,14 @@ class Purger:
         """Delete all that is too old now, batch by batch, unless the clocks differ; Unreachable."""
         async with self._database.reading() as connection:
             now = await self._database.time.ask(connection)
+            oldest = await purge.oldest(connection)
         difference = self._database.time.difference(self._clock.now())
         if problem := clocks_differ(difference, self._database.service):
             self._log.warning("clocks differ", problem=problem)
             return
         for age, window in self._windows:
-            more = True
+            first = oldest[age]
+            more = first is not None and first < now - window
             while more and self._is_ours():
                 async with self._database.queue() as connection:
                     more = await purge.purge(connection, age, now - window, BATCH)
