@@ -1,7 +1,8 @@
 """The shop as four worker processes: every purchase comes to exactly one end.
 
-`eventmesh demo` checks the four databases itself, by `services/demo/verdict.py`, which has tests of
-its own that show it failing.
+They are not a mesh of the testing kit, which starts no processes of the operating system.
+`eventmesh demo` checks the four databases itself, by `services/demo/verdict.py`, which
+has tests of its own that show it failing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""An in-memory broker that rejects messages, disconnects, and splits batches on demand."""
+"""An in-memory broker that rejects messages, disconnects, and splits batches on demand. The testing
+kit's broker loses connections, too, but rejects no message and stores each batch completely."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Relays that can be killed or paused at any of their steps while the test goes on.
 
 Several run in one process, on one virtual loop; a kill or a pause stops all steps of one of them.
+The testing kit kills whole workers; here a relay runs alone, so that a test decides when messages
+are delivered.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A service with one handler, whose effect is a row, on the memory transport."""
+"""A service with one handler, whose effect is a row, on the memory transport. The testing kit's
+mesh is not used: most of these tests need a server's own time-outs, and cut its connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Services on a broker and databases of their own, and a worker of them in the test's process."""
+"""Services on a broker and databases of their own, and a worker of them in the test's process.
+
+The testing kit's mesh has a worker for each service, and goes on when nothing more happens; these
+tests look at one worker of all services while it works, pauses or has lost a server.
+"""
 
 from __future__ import annotations
 

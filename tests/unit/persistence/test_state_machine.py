@@ -61,7 +61,7 @@ PARK_AFTER = 3
 SETTLED_AFTER = 15.0
 """Seconds within which everything that can be published has been."""
 
-STEPS = st.integers(1, 60)
+STEPS = st.integers(1, 30)
 """The step of a relay at which a fault happens; a batch takes fewer steps than the maximum."""
 
 SOME_KEYS = st.lists(st.sampled_from(KEYS), max_size=6)
