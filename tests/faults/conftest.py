@@ -34,6 +34,7 @@ from tests.faults.effects import Account
 from tests.faults.system_under_test import Endpoints, Servers, SystemUnderTest, linked, system_at
 from tests.integration.conftest import Project
 from tests.integration.forks import Forks
+from tests.support.promised_times import MINUTES_VARIABLE, is_soak
 from tests.support.rows import Rows
 
 ROWS = pytest.StashKey[Rows[report.Row]]()
@@ -41,7 +42,6 @@ ORIGINS = pytest.StashKey[Rows[str]]()
 SOAK_UNTIL = pytest.StashKey[float]()
 """The time.monotonic() at which no further test is begun."""
 
-MINUTES_VARIABLE = "EVENTMESH_SOAK_MINUTES"
 MOST_ROUNDS = 100
 
 At = Callable[..., AbstractAsyncContextManager[SystemUnderTest]]
@@ -148,19 +148,15 @@ def record(request: pytest.FixtureRequest) -> Record:
 
 
 @pytest.fixture
-def amount(pytestconfig: pytest.Config) -> int:
+def amount() -> int:
     """The number of messages."""
-    return 600 if soaking(pytestconfig) else 200
+    return 600 if is_soak() else 200
 
 
 @pytest.fixture
-def hold(pytestconfig: pytest.Config) -> float:
+def hold() -> float:
     """Seconds for which a fault lasts."""
-    return random.uniform(0.5, 6.0) if soaking(pytestconfig) else 1.0  # noqa: S311
-
-
-def soaking(config: pytest.Config) -> bool:
-    return SOAK_UNTIL in config.stash
+    return random.uniform(0.5, 6.0) if is_soak() else 1.0  # noqa: S311
 
 
 # Rounds
@@ -174,7 +170,7 @@ def soak_round(request: pytest.FixtureRequest) -> int:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if soaking(metafunc.config):
+    if is_soak():
         metafunc.parametrize("soak_round", range(MOST_ROUNDS), indirect=True, scope="session")
 
 
@@ -190,7 +186,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Shuffle each round, so that a soak too short for all tests runs different ones."""
-    if soaking(config):
+    if is_soak():
         items.sort(key=lambda item: (round_of(item), random.random()))  # noqa: S311
 
 
@@ -202,7 +198,7 @@ def round_of(item: pytest.Item) -> int:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     """Skip the remaining tests once the time is over."""
-    if soaking(item.config) and time.monotonic() > item.config.stash[SOAK_UNTIL]:
+    if is_soak() and time.monotonic() > item.config.stash[SOAK_UNTIL]:
         return True
     return None
 

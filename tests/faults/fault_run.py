@@ -15,9 +15,10 @@ from tests.faults.effects import DatabaseAway
 from tests.faults.faults import Fault
 from tests.faults.report import Row
 from tests.faults.system_under_test import MOST_WARNINGS, SystemUnderTest
+from tests.support.promised_times import allowed
 
-STOP_TIMEOUT = 10.0
-"""Seconds within which a fault that stops all effects has done so."""
+STOP_TIMEOUT = 60.0
+"""Seconds within which a fault that stops all effects has done so, on any machine."""
 
 
 async def run_through_fault(system: SystemUnderTest, fault: Fault, amount: int, hold: float) -> Row:
@@ -90,7 +91,7 @@ def check(system: SystemUnderTest, row: Row) -> None:
     assert (row.account.lost, row.account.doubled) == (0, 0), row
     assert row.account.effects == 2 * row.account.asked, row
     assert row.account.in_order or not row.order_promised, row
-    assert row.recovery < row.within, (row, system.output())
+    assert row.recovery < allowed(row.within), (row, system.output())
     assert row.warnings <= MOST_WARNINGS, row
     blamed = {
         "message will be retried",

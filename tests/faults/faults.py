@@ -16,7 +16,7 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import make_url
 
-from tests.faults.system_under_test import RECOVERY, SystemUnderTest, kill
+from tests.faults.system_under_test import RECOVERY, TIMEOUT, SystemUnderTest, kill
 from tests.support.proxy import Direction, Proxy
 
 KILLS = 2
@@ -48,7 +48,7 @@ class Fault:
     stops: bool = False
     """Whether nothing takes effect while it lasts."""
     within: float = RECOVERY
-    """Seconds in which it goes on afterwards."""
+    """Seconds in which it goes on afterwards, as promised."""
     exit_code: int = 0
     """How the last worker then ends: 1, if it has lost children."""
 
@@ -220,7 +220,7 @@ async def output(*command: str) -> str:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    out, err = await asyncio.wait_for(process.communicate(), 30)
+    out, err = await asyncio.wait_for(process.communicate(), TIMEOUT)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)}: {err.decode().strip()}")
     return out.decode().strip()
@@ -363,7 +363,7 @@ def locked(url: Callable[[SystemUnderTest], str]) -> Make:
         path = make_url(url(system)).database or ""
         # In one thread each, but not in the same.
         connecting = sqlite3.connect(
-            path, timeout=10, isolation_level=None, check_same_thread=False
+            path, timeout=TIMEOUT, isolation_level=None, check_same_thread=False
         )
         with closing(connecting) as connection:
             await asyncio.to_thread(connection.execute, "BEGIN IMMEDIATE")

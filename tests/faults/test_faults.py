@@ -1,6 +1,7 @@
 """Real services in real processes on real servers, and one fault at a time in the middle of their
 work: every message takes effect exactly once in every subscription, in its order where that is
-promised, and it goes on in less than five seconds after the fault is over."""
+promised, and it goes on soon after the fault is over: in less than five seconds where nothing else
+takes the machine's time, which the soak checks."""
 
 from __future__ import annotations
 

@@ -71,6 +71,17 @@ def dead_lettered(system: SystemUnderTest) -> int:
     return system.events()["message dead-lettered"]
 
 
+async def until_dead(system: SystemUnderTest, subscription: str, number: int) -> None:
+    """Wait until this message is a dead letter of the subscription, which is logged shortly before
+    it is stored, and check that it is the only one."""
+
+    async def is_stored() -> bool:
+        return bool(await dead_numbers(system, subscription))
+
+    await system.until(is_stored, "a dead letter that is stored")
+    assert await dead_numbers(system, subscription) == [number]
+
+
 async def dead_numbers(system: SystemUnderTest, subscription: str) -> list[int]:
     """The numbers of the messages among the dead letters of a subscription."""
     async with system.transport() as transport:
@@ -90,7 +101,7 @@ async def test_poison_of_a_transactional_handler(broker: str, at: At, record: Re
         took = time.time() - began
         row = await verdict(system, poison("transactional handler"), took, took)
         record(row)
-        assert await dead_numbers(system, "till.apply") == [number]
+        await until_dead(system, "till.apply", number)
         assert deaths <= SUSPECT_AFTER + 2
         assert (row.account.lost, row.account.doubled) == (0, 0)
 
@@ -102,6 +113,7 @@ async def test_poison_of_a_plain_handler(broker: str, at: At, record: Record) ->
         number = await prepare(system, "scribe", SUSPECT_AFTER + 3)
         deaths = await workers_until_dead_letter(system)
         notes = system.project.root / NOTES
+        notes.touch()
 
         def noted() -> Counter[int]:
             return Counter(int(line) for line in notes.read_text().split())
@@ -128,6 +140,6 @@ async def test_poison_of_a_plain_handler(broker: str, at: At, record: Record) ->
                 warnings=system.warnings_per_second(),
             )
         )
-        assert await dead_numbers(system, "scribe.note") == [number]
+        await until_dead(system, "scribe.note", number)
         assert deaths <= SUSPECT_AFTER + 3
         assert lost == 0

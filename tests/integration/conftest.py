@@ -216,12 +216,12 @@ class Running(Output):
     def children(self) -> list[int]:
         """Its child processes, without what only starts them (see `forks`)."""
         pid = self.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [
-            int(child)
-            for child in children
-            if Path(f"/proc/{child}/comm").read_text().strip() != LAUNCHER
-        ]
+        found = []
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with suppress(OSError):  # it has exited meanwhile
+                if Path(f"/proc/{child}/comm").read_text().strip() != LAUNCHER:
+                    found.append(int(child))
+        return found
 
     def ended(self, within: float = TIMEOUT_SECONDS) -> Ended:
         try:
