@@ -33,11 +33,12 @@ from tests.integration.redis_traffic import (
     flowing,
     opened,
 )
+from tests.support.promised_times import allowed
 
 EITHER = pytest.mark.parametrize("subscription", [PAID, IN_ORDER], ids=["unordered", "ordered"])
 
 RECOVERY = 5.0
-"""Seconds after the failover within which traffic must continue."""
+"""Seconds after the failover within which traffic continues, as promised."""
 
 
 async def check_recovery(traffic: Traffic) -> None:
@@ -49,11 +50,11 @@ async def check_recovery(traffic: Traffic) -> None:
             and any(at > ended for at in traffic.published_at.values())
         ),
         f"traffic; {traffic.consuming_errors[-2:]} {traffic.publishing_errors[-2:]}",
-        RECOVERY,
+        allowed(RECOVERY),
     )
     print(f"recovered in {time.monotonic() - ended:.2f} s", end=" ")  # noqa: T201
     traffic.stop_publishing.set()
-    await traffic.until_all_is_handled(RECOVERY)
+    await traffic.until_all_is_handled(allowed(RECOVERY))
 
 
 # --- Sentinel ---
@@ -158,7 +159,7 @@ async def test_after_a_sentinel_failover_traffic_continues_and_no_message_is_los
         flowing(transport, subscription) as traffic,
     ):
         await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
-        old = sentinel_group.servers[0]
+        old = await asyncio.to_thread(until, sentinel_group.master, "a master")
         await asyncio.to_thread(old.kill)
         await asyncio.to_thread(
             until, lambda: (sentinel_group.master() or old) is not old, "another master"
@@ -170,7 +171,7 @@ async def test_clients_leave_a_demoted_master(sentinel_group: SentinelGroup) -> 
     """It continues as a replica, and answers READONLY."""
     async with opened(sentinel_group.url) as transport, flowing(transport) as traffic:
         await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
-        old = sentinel_group.servers[0]
+        old = await asyncio.to_thread(until, sentinel_group.master, "a master")
         # This is an error while the Sentinel sees no good replica.
         failover = ("SENTINEL", "FAILOVER", "shop")
         await asyncio.to_thread(
@@ -242,7 +243,7 @@ def member(folder: Path) -> Node:
     return Node(
         folder,
         cluster_enabled="yes",
-        cluster_node_timeout="1000",
+        cluster_node_timeout="15000",
         cluster_port=str(free_port()),
         repl_diskless_sync_delay="0",
     )
@@ -279,7 +280,7 @@ def state(node: Node) -> str:
 @asynccontextmanager
 async def opened_on(cluster: Cluster, query: str = "") -> AsyncIterator[RedisTransport]:
     transport = RedisTransport(
-        cluster.url + query, CLOCK, TransportOptions(visibility_timeout=1.0, prefix=PREFIX)
+        cluster.url + query, CLOCK, TransportOptions(visibility_timeout=60.0, prefix=PREFIX)
     )
     try:
         await transport.connect()
@@ -309,7 +310,7 @@ async def test_the_documented_permissions_are_sufficient_on_a_cluster(cluster: C
         node.tell("ACL", "SETUSER", "least", "reset", "on", ">secret", keys, *commands)
         node.tell("ACL", "LOG", "RESET")
     url = cluster.url.replace(f":{cluster.owner.password}@", "least:secret@")
-    options = TransportOptions(visibility_timeout=1.0, prefix=PREFIX)
+    options = TransportOptions(visibility_timeout=60.0, prefix=PREFIX)
     transport = RedisTransport(f"{url}?wait_replicas=1", CLOCK, options)
     await transport.connect()
     await transport.declare([PAID])
@@ -342,13 +343,15 @@ async def test_after_a_cluster_failover_traffic_continues_and_no_message_is_lost
         flowing(transport, subscription) as traffic,
     ):
         await eventually(lambda: len(traffic.handled) > 50, "messages that flow")
+        for node in cluster.members:  # not before: one that stands still would be failed over, too
+            node.set("cluster-node-timeout", 1000)
         await asyncio.to_thread(cluster.owner.kill)
         await asyncio.to_thread(
             until, lambda: role(cluster.replica) == "master", "a promoted replica"
         )
         # No replica is left, and publishing waits for one; consuming does not.
         traffic.stop_publishing.set()
-        await traffic.until_all_is_handled(RECOVERY)
+        await traffic.until_all_is_handled(allowed(RECOVERY))
 
 
 @EITHER
