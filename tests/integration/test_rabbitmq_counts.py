@@ -35,7 +35,7 @@ async def test_of_many_queues_those_that_exist_are_counted(
     async with connection.channel() as channel:
         for place in present:
             # Not exclusive: they are counted over another connection.
-            await channel.queue_declare(names[place], arguments={"x-expires": 60_000})
+            await channel.queue_declare(names[place], arguments={"x-expires": 600_000})
             for _ in range(place % 3):
                 await channel.basic_publish(b"", routing_key=names[place])
             expected[names[place]] = QueueCounts(ready=place % 3, consumers=0)
