@@ -258,6 +258,7 @@ class TestBlockedKeys:
         self, migrated: str, monkeypatch: pytest.MonkeyPatch, other_rejected: tuple[str, ...]
     ) -> None:
         monkeypatch.setattr(relay, "pause_after_rejections", lambda _attempts: 1.0)
+        monkeypatch.setattr(relay, "PARK_AFTER", 1_000)
         broker = Broker()
         broker.rejected.update(other_rejected)
         async with stepping(migrated, broker) as each, shop(migrated) as service:
