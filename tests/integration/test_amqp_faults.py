@@ -503,7 +503,7 @@ async def test_the_result_of_an_interrupted_batch_tells_what_was_confirmed(
 ) -> None:
     subscription = rig.subscription("reader")
     await transport.declare([subscription])
-    monkeypatch.setattr(amqp_publishing, "PUBLISH_TIMEOUT", 3.0)
+    monkeypatch.setattr(amqp_publishing, "PUBLISH_TIMEOUT", 10.0)
     batch = [Envelope(each.attributes, b"x" * 5_000) for each in rig.envelopes(300)]
     parts = urlsplit(rig.url)
     assert parts.hostname
