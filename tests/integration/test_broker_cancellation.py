@@ -22,7 +22,7 @@ from tests.integration.redis_traffic import PAID, envelopes
 from tests.support.cut_positions import cut_positions, every_position
 from tests.support.proxy import Direction, proxy_before
 
-TIMEOUT_SECONDS = 300.0
+TIMEOUT_SECONDS = 900.0
 STEPS = {"redis": 5, "rabbitmq": 61}
 """Bytes between two silences in the soak: the shortest answer of Redis, and fewer than most of
 RabbitMQ's answers have."""

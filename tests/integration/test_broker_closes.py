@@ -26,7 +26,7 @@ from tests.integration.test_broker_cuts import (
 from tests.support.cut_positions import every_position
 from tests.support.proxy import Direction, Proxy
 
-TIMEOUT_SECONDS = 300.0
+TIMEOUT_SECONDS = 900.0
 HEADER, END = 7, 1
 """Bytes of a frame before and after its payload."""
 

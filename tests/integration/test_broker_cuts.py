@@ -21,7 +21,7 @@ from tests.integration.redis_traffic import PAID, envelopes
 from tests.support.cut_positions import cut_positions, every_position
 from tests.support.proxy import Direction, Proxy, proxy_before
 
-TIMEOUT_SECONDS = 300.0
+TIMEOUT_SECONDS = 900.0
 STEPS = {"redis": 23, "rabbitmq": 131}
 """Bytes between two cuts in the soak: fewer than most messages of the protocols have."""
 

@@ -22,7 +22,7 @@ from eventmesh.testing.servers.processes import (
 )
 from eventmesh.testing.servers.recipe import Place, Recipe
 
-RESTART_TIMEOUT = 10.0
+RESTART_TIMEOUT = 60.0
 """Seconds within which the child processes of a killed server exit."""
 
 START_ATTEMPTS = 3
