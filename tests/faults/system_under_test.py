@@ -206,10 +206,22 @@ class SystemUnderTest:
             await asyncio.sleep(LOOK_INTERVAL)
 
     async def until_effects(self, count: int) -> None:
-        async def there() -> bool:
-            return await self.effects.count() >= count
+        await self.until_counted(self.effects.count, count, "effects")
 
-        await self.until(there, f"{count} effects")
+    async def until_counted(
+        self, counted: Callable[[], Awaitable[int]], least: int, what: str
+    ) -> None:
+        """Wait until at least this many are counted. The limit is for the next one, however long
+        a slow machine takes for all of them."""
+        so_far = -1
+
+        async def more() -> bool:
+            nonlocal so_far
+            before, so_far = so_far, await counted()
+            return so_far > before
+
+        while so_far < least:
+            await self.until(more, f"{least} {what}, after {so_far}")
 
     async def until_all_effects(self) -> None:
         """Wait until every message has taken all its effects and no queue or outbox holds any."""

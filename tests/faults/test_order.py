@@ -45,17 +45,17 @@ class Ledger:
         found = await self._system.effects.ask("SELECT account, number, before FROM entries")
         return [(str(a), int(str(n)), int(str(b))) for a, n, b in found]
 
-    async def has(self, entries: int) -> bool:
-        return len(await self.rows()) >= entries
+    async def count(self) -> int:
+        return len(await self.rows())
 
     async def has_more(self, share: float = 0.2) -> None:
         """Wait for this share of what is asked for and has no entry yet."""
-        there = len(await self.rows())
+        there = await self.count()
         left = self._asked * ACCOUNTS - there
-        await self._system.until(lambda: self.has(there + round(left * share)), "more entries")
+        await self._system.until_counted(self.count, there + round(left * share), "entries")
 
     async def has_all(self) -> None:
-        await self._system.until(lambda: self.has(self._asked * ACCOUNTS), "all entries")
+        await self._system.until_counted(self.count, self._asked * ACCOUNTS, "entries")
 
     async def check(self) -> None:
         """Each message has one entry, in its place."""
