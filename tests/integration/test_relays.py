@@ -469,6 +469,34 @@ async def fill(connection: AsyncConnection, rows: int, due_at: str) -> None:
 
 
 class TestReading:
+    async def test_an_idle_relay_asks_only_whether_there_is_something(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reads, due = 0, outbox.due
+
+        async def counted(*arguments: Any, **options: Any) -> list[outbox.OutboxRow]:
+            nonlocal reads
+            reads += 1
+            return await due(*arguments, **options)
+
+        monkeypatch.setattr(outbox, "due", counted)
+        url, broker = database.url.render_as_string(hide_password=False), Broker()
+        async with shop(url) as own, shop(url) as other:
+            running = await relay_of(own, broker)
+            await running.round()
+            reads = 0
+            for _ in range(3):
+                await running.round()
+            assert reads == 0
+            async with other.transaction() as tx:
+                tx.publish(Happened(key="at once"))
+                tx.publish(Noted(key="delayed"), delay=0.01)
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                while len(broker.keys) < 2:
+                    await running.round()
+            assert broker.keys == ["at once", "delayed"]
+            await running.leases.release()
+
     @pytest.mark.parametrize("statistics", ["none", "of the empty table"])
     @pytest.mark.parametrize(
         ("due_at", "seen"),

@@ -86,12 +86,13 @@ async def due(
 
 
 async def ahead(
-    connection: AsyncConnection, position: Position, now: datetime
+    connection: AsyncConnection, position: Position, after: datetime
 ) -> tuple[int, datetime | None]:
-    """What there is where nothing is due: the highest number of a row after the position, or the
-    position's own if there is none; and when the next of the delayed rows is due, of all buckets,
-    or None where none is delayed."""
-    row = (await connection.execute(_ahead_statement(), {"seq": position.seq, "now": now})).one()
+    """What there is in all buckets, whether it can be published or not: the highest number of a row
+    after the position, or the position's own if there is none; and the first due time of a delayed
+    row that is later than `after`, or None where there is none."""
+    found = await connection.execute(_ahead_statement(), {"seq": position.seq, "after": after})
+    row = found.one()
     return row.newest or position.seq, row.next_due
 
 
@@ -102,7 +103,7 @@ async def has_rejected(connection: AsyncConnection) -> bool:
 
 async def next_due(connection: AsyncConnection, now: datetime) -> datetime | None:
     """When the next of the delayed rows is due, of all buckets; None where none is delayed."""
-    found: datetime | None = await connection.scalar(_next_due_statement(), {"now": now})
+    found: datetime | None = await connection.scalar(_next_due_statement(), {"after": now})
     return found
 
 
@@ -136,7 +137,7 @@ def _rejected_statement() -> Select[Any]:
 
 @cache
 def _next_due_statement() -> Select[Any]:
-    later = select(outbox.c.due_at).where(outbox.c.due_at > bindparam("now", type_=UtcDateTime))
+    later = select(outbox.c.due_at).where(outbox.c.due_at > bindparam("after", type_=UtcDateTime))
     rows = by_index(later, outbox, "ix_eventmesh_outbox_due_at")
     return rows.order_by(outbox.c.due_at, outbox.c.seq).limit(1)
 

@@ -41,6 +41,8 @@ class Polling:
         """Whether NOTIFY arrives from other processes."""
         self._woken = asyncio.Event()
         self._is_reading_wanted = True
+        self._has_found_rows = False
+        """Whether the last reading found rows."""
         self._read_at = 0.0
         """When the outbox is read at the latest, by the event loop's clock."""
 
@@ -61,12 +63,17 @@ class Polling:
         """Whatever was handed over so far is for the round that begins."""
         self._woken.clear()
 
-    def begin_reading(self) -> None:
-        """Whatever was committed so far will be seen by the reading that begins."""
-        self._is_reading_wanted = False
+    def begin_reading(self) -> bool:
+        """Whatever was committed so far will be seen by the reading that begins. Returns whether it
+        is likely to find rows: somebody has committed some, or the last reading found some."""
+        is_likely = self._is_reading_wanted or self._has_found_rows
+        self._is_reading_wanted = self._has_found_rows = False
+        return is_likely
 
-    def shorten_pause(self, *, rows_left: bool) -> None:
-        """A round has found rows, and more may come; `rows_left` are due again before long."""
+    def found_rows(self, *, rows_left: bool) -> None:
+        """A round has found rows, and more may come, so that the pause is short; `rows_left` are
+        due again before long."""
+        self._has_found_rows = True
         told = self._notified and not rows_left
         self._pause = NOTIFIED_PAUSE if told else SHORTEST_PAUSE
 

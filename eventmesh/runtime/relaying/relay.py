@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -195,8 +195,11 @@ class Relay:
         if await self.leases.renew():
             self._database.notifier.is_muted = len(self.leases.buckets) == BUCKETS
             self._read_from_the_beginning()
+        has_committed = not self.handover.is_empty
         handed_over = self._take()
-        return await (self._read_and_relay() if handed_over is None else self._relay(handed_over))
+        if handed_over is not None:
+            return await self._relay(handed_over)
+        return await self._read_and_relay(has_committed=has_committed)
 
     def _read_from_the_beginning(self) -> None:
         self.watermark.reset()
@@ -225,13 +228,14 @@ class Relay:
             self.polling.wake()  # the rest is in the outbox
         return Round(len(dispatched.confirmed), lost=dispatched.lost)
 
-    async def _read_and_relay(self) -> Round:
-        """Relay rows that are read from the outbox."""
-        self.polling.begin_reading()
+    async def _read_and_relay(self, *, has_committed: bool) -> Round:
+        """Relay rows that are read from the outbox; `has_committed` says that this process has
+        committed some since the last round."""
+        expects_rows = self.polling.begin_reading() or has_committed
         if not self.leases.buckets:
             self.polling.plan_reading()
             return Round()
-        rows, look, next_due_in = await self._read()
+        rows, look, next_due_in = await self._read(expects_rows=expects_rows)
         dispatched = await self._publish(rows)
         confirmed, may_wait = len(dispatched.confirmed), look.due_at is not None
         if confirmed < len(rows):
@@ -243,7 +247,7 @@ class Relay:
             self._read_from_the_beginning()  # a key is free again, and its rows may be anywhere
             may_wait = False
         if rows:
-            self.polling.shorten_pause(rows_left=confirmed < len(rows))
+            self.polling.found_rows(rows_left=confirmed < len(rows))
         self.polling.plan_reading(next_due_in)
         return Round(confirmed, may_wait, dispatched.lost)
 
@@ -261,11 +265,12 @@ class Relay:
             self.handover.may_have_rejected = True
         return dispatched
 
-    async def _read(self) -> tuple[Sequence[OutboxRow], Look, float | None]:
+    async def _read(self, *, expects_rows: bool) -> tuple[Sequence[OutboxRow], Look, float | None]:
         """The rows of the next batch; how much of the outbox that has covered; and, where there are
-        none, after how many seconds the next delayed one is due."""
+        none, after how many seconds the next delayed one is due. Who does not expect rows looks
+        first what is ahead, which is all that an idle relay has to ask."""
         began_at = self._clock.monotonic()
-        next_due_in: float | None = None
+        next_due: datetime | None = None
         writers: Collection[str] | None = None
         async with self._database.queue("reads") as connection:
             # Only now that a connection is open: whoever opened it, such as a handler, may have met
@@ -275,21 +280,23 @@ class Relay:
                 self._read_from_the_beginning()
             passed, relayed = self.watermark.position, self.handover.closed_through
             now = await self._database.time.recent(connection)
-            due = await outbox.due(connection, self.leases.buckets, now, BATCH, passed)
-            newest = 0
-            if not due:
-                newest, next_due = await outbox.ahead(connection, passed, now)
-                # Relayed rows are gone, so that only the hand-over knows of their numbers.
-                newest = max(relayed, newest)
-                if next_due is not None:
-                    next_due_in = (next_due - now).total_seconds()
+            due, newest, may_be_due = [], passed.seq, True
+            if not expects_rows:
+                newest, next_due = await outbox.ahead(connection, passed, passed.due_at)
+                may_be_due = newest > passed.seq or (next_due is not None and next_due <= now)
+            if may_be_due:
+                due = await outbox.due(connection, self.leases.buckets, now, BATCH, passed)
+                if not due:
+                    newest, next_due = await outbox.ahead(connection, passed, now)
             if self.handover.may_have_rejected:
                 self.handover.may_have_rejected = await outbox.has_rejected(connection)
             if self.watermark.is_checkpoint_due(began_at):
                 writers = await outbox.writers(connection)
         rows = within_bytes(due, BATCH_BYTES)
         all_seen = len(rows) < BATCH and len(rows) == len(due)
-        seq = rows[-1].seq if rows else newest
+        # Relayed rows are gone, so that only the hand-over knows of their numbers.
+        seq = rows[-1].seq if rows else max(relayed, newest)
+        next_due_in = None if rows or next_due is None else (next_due - now).total_seconds()
         return rows, Look(began_at, seq, now if all_seen else None, writers), next_due_in
 
     async def _store_answers(self, dispatched: Dispatched) -> None:
