@@ -22,7 +22,7 @@ async def prefetch_limits_unsettled_deliveries(rig: Rig) -> None:
     """At most `prefetch` deliveries are unsettled; other consumers can get the rest."""
     subscription = rig.subscription("bounded")
     sent = rig.envelopes(10)
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
         await transport.declare([subscription])
         await publish_or_raise(transport, sent)
         async with transport.consume(subscription, prefetch=4) as consumer:
@@ -40,7 +40,7 @@ async def prefetch_spans_all_messages_of_a_subscription(rig: Rig) -> None:
     subscription = rig.subscription("wide", "happened", "ended", "failed")
     names = ("happened", "ended", "failed")
     sent = [envelope for name in names for envelope in rig.envelopes(4, name)]
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
         await transport.declare([subscription])
         await publish_or_raise(transport, sent)
         async with transport.consume(subscription, prefetch=5) as consumer:
@@ -68,7 +68,7 @@ async def receive_can_be_cancelled(rig: Rig) -> None:
     """Cancelling `receive` at any moment loses no message."""
     subscription = rig.subscription("cancelled")
     sent = rig.envelopes(20)
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
         await transport.declare([subscription])
         got: list[Delivery] = []
         async with transport.consume(subscription, prefetch=10) as consumer:

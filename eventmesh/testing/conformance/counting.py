@@ -112,7 +112,7 @@ async def a_census_changes_nothing(rig: Rig) -> None:
     keys = [rig.envelopes(100, key=key) for key in ("a", "b", "c")]
     sent = [envelope for each in zip(*keys, strict=True) for envelope in each]
     got: list[Delivery] = []
-    async with rig.open() as transport, rig.open() as looking:
+    async with rig.open(FOR_EVER) as transport, rig.open(FOR_EVER) as looking:
         await transport.declare([subscription])
         await publish_or_raise(transport, sent[:150])
 

@@ -25,7 +25,7 @@ from eventmesh.testing.conformance.observing import (
     receive,
     running,
 )
-from eventmesh.testing.conformance.rig import NotApplicable, Rig
+from eventmesh.testing.conformance.rig import FOR_EVER, NotApplicable, Rig
 from eventmesh.transports.base import (
     Consumer,
     Delivery,
@@ -51,7 +51,7 @@ async def a_key_goes_to_one_consumer_at_a_time(rig: Rig) -> None:
     keys; once it is settled, the next comes."""
     subscription = rig.subscription("ordered", order=Order())
     names = [f"key-{number}" for number in range(20)]
-    async with _ordering(rig) as first, rig.open() as second:
+    async with _ordering(rig) as first, rig.open(FOR_EVER) as second:
         await first.declare([subscription])
         await publish_or_raise(first, rig.envelopes(1, key=names[0]))
         async with (
@@ -83,17 +83,20 @@ async def a_retry_holds_back_its_key(rig: Rig) -> None:
     subscription = rig.subscription("ordered", order=Order())
     a1, a2, a3 = rig.envelopes(3, key="a")
     b1, b2 = rig.envelopes(2, key="b")
+    c1, c2, c3 = rig.envelopes(3, key="c")
     async with _ordering(rig) as transport:
         await transport.declare([subscription])
-        await publish_or_raise(transport, [a1, b1, a2])
+        await publish_or_raise(transport, [a1, b1, c1, a2, c2])
         async with transport.consume(subscription, prefetch=100) as consumer:
-            got = {each.envelope.id: each for each in await _receive_of(rig, consumer, 3, a1, a2)}
-            await consumer.settle([(got[a1.id], RetryAfter(DELAY)), (got[b1.id], DONE)])
-            await publish_or_raise(transport, [a3, b2])
+            got = {each.envelope.id: each for each in await _receive_of(rig, consumer, 5, a1, a2)}
+            await consumer.settle([(got[c1.id], RetryAfter(600)), (got[b1.id], DONE)])
+            await publish_or_raise(transport, [c3, b2])
             [second] = await receive(rig, consumer, 1)
             expect(second.envelope.id == b2.id, f"{second} came before the retry of its key")
             await consumer.settle([(second, DONE)])
             await expect_silence(consumer, DELAY / 2)
+            await consumer.settle([(got[a1.id], RetryAfter(0.1))])
+            await publish_or_raise(transport, [a3])
             for attempt in (2, 3):
                 again = await _receive_of(rig, consumer, 3, a1, a2, a3)
                 seen = [(each.attempt, each.deliveries) for each in again]
@@ -101,7 +104,7 @@ async def a_retry_holds_back_its_key(rig: Rig) -> None:
                 if attempt == 2:
                     await consumer.settle([(again[0], RetryAfter(0.1))])
             await consumer.settle([(each, DONE) for each in again])
-        await counted(rig, transport, subscription, ready=0, delayed=0, in_flight=0)
+            await counted(rig, transport, subscription, ready=0, delayed=3, in_flight=0)
 
 
 async def settling_what_was_taken_back_has_no_effect(rig: Rig) -> None:
@@ -238,7 +241,8 @@ async def each_key_is_in_order_whatever_happens(rig: Rig) -> None:
     sent = [list(each) for each in zip(*keys, strict=True)]
     taken = _Effects()
     async with AsyncExitStack() as stack:
-        transports = [await stack.enter_async_context(_ordering(rig)) for _ in range(WORKERS)]
+        opening = [_ordering(rig, rig.visibility_timeout) for _ in range(WORKERS)]
+        transports = [await stack.enter_async_context(each) for each in opening]
         await transports[0].declare([subscription])
         await publish_or_raise(transports[0], sent[0])
         await die_while_holding(rig, transports[0], subscription, 20)
@@ -330,9 +334,9 @@ async def _publish(transport: Transport, envelopes: Sequence[Envelope]) -> None:
 
 
 @asynccontextmanager
-async def _ordering(rig: Rig) -> AsyncIterator[Transport]:
+async def _ordering(rig: Rig, visibility_timeout: float = FOR_EVER) -> AsyncIterator[Transport]:
     """A connection; NotApplicable if the transport has no ordered subscriptions."""
-    async with rig.open() as transport:
+    async with rig.open(visibility_timeout) as transport:
         if not transport.keeps_order:
             raise NotApplicable("it has no ordered subscriptions")
         yield transport

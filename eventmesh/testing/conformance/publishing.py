@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import replace
 
 from eventmesh.testing.conformance.observing import drain, expect, in_order, receive, same_ids
-from eventmesh.testing.conformance.rig import Rig, needed
+from eventmesh.testing.conformance.rig import FOR_EVER, Rig, needed
 from eventmesh.transports.base import Consumer, Delivery, publish_or_raise
 from eventmesh.transports.outcome import DONE, RetryAfter
 from eventmesh.wire.envelope import Envelope
@@ -20,7 +20,7 @@ async def batches_of_any_size(rig: Rig) -> None:
     subscription = rig.subscription("sizes")
     [first, *thousand] = rig.envelopes(1001)
     big = replace(first, data=bytes(range(256)) * (MIB // 256))
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
         await transport.declare([subscription])
         await publish_or_raise(transport, [])
         await publish_or_raise(transport, [big])
@@ -36,7 +36,7 @@ async def a_rejected_message_leaves_the_rest(rig: Rig) -> None:
     subscription = rig.subscription("refusing")
     before, plain, odd, behind, after = rig.envelopes(5)
     odd = replace(odd, attributes={**odd.attributes, "odd": "o" * (MIB // 2)})
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
         await transport.declare([subscription])
         await publish_or_raise(transport, [before])
         expected = {each.id: each for each in (before, plain, odd, behind, after)}
@@ -58,7 +58,7 @@ async def nothing_overtakes_a_rejected_message(rig: Rig) -> None:
     ahead, behind = rig.envelopes(2)
     [odd] = rig.envelopes(1, "refused")
     others = rig.envelopes(2, key="other")
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
         await transport.declare([taking])
         async with refuse(odd.name):
             result = await transport.publish([ahead, others[0], odd, behind, others[1]])
@@ -79,7 +79,7 @@ async def many_tasks_share_a_transport(rig: Rig) -> None:
     subscription = rig.subscription("busy")
     sent = {key: rig.envelopes(40, key=key) for key in "abcde"}
     everything = [envelope for each in sent.values() for envelope in each]
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
         await transport.declare([subscription])
 
         async def publish(envelopes: list[Envelope]) -> None:

@@ -43,7 +43,10 @@ class Rig:
     - `cut` cuts all connections that `connect` has made; the broker goes on.
     - `refuse` makes the broker reject all messages of one name, inside a context.
 
-    Something that does not happen within `patience` seconds counts as not happening.
+    Something that does not happen within `patience` seconds counts as not happening. A process that
+    stands still for `visibility_timeout` seconds loses what it holds, as if it had died, so a short
+    one makes a slow machine look like a broken transport. Guarantees that need no expiry open their
+    connections with FOR_EVER instead.
     """
 
     connect: Callable[[float], AbstractAsyncContextManager[Transport]]
@@ -54,8 +57,8 @@ class Rig:
     lose_topology: Callable[[Sequence[Subscription]], Awaitable[None]] | None = None
     cut: Callable[[], Awaitable[None]] | None = None
     refuse: Callable[[str], AbstractAsyncContextManager[None]] | None = None
-    visibility_timeout: float = 1.0
-    patience: float = 20.0
+    visibility_timeout: float = 3.0
+    patience: float = 60.0
     name: str = field(default_factory=lambda: f"t{secrets.token_hex(5)}")
 
     def open(

@@ -14,7 +14,7 @@ from eventmesh.testing.conformance.observing import (
     receive,
     same_ids,
 )
-from eventmesh.testing.conformance.rig import GuaranteeBroken, Rig
+from eventmesh.testing.conformance.rig import FOR_EVER, GuaranteeBroken, Rig
 from eventmesh.transports.base import (
     Consumer,
     DeadLetter,
@@ -25,24 +25,27 @@ from eventmesh.transports.base import (
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
 from eventmesh.wire.envelope import Envelope
 
+LONG = 600.0
+"""Seconds of a delay that does not end while a guarantee runs, however slow the machine is."""
+
 
 async def settled_messages_are_gone(rig: Rig) -> None:
     """A settled message is not delivered again, not even after the visibility timeout."""
     subscription = rig.subscription("settled")
-    async with rig.open() as transport:
-        await transport.declare([subscription])
-        await publish_or_raise(transport, rig.envelopes(3))
-        await drain(rig, transport, subscription, 3)
-        async with transport.consume(subscription, prefetch=10) as consumer:
-            await expect_silence(consumer, rig.visibility_timeout * 1.5)
-        await counted(rig, transport, subscription, ready=0, dead=0, in_flight=0)
+    async with rig.open(FOR_EVER) as settling, rig.open() as looking:
+        await settling.declare([subscription])
+        await publish_or_raise(settling, rig.envelopes(3))
+        await drain(rig, settling, subscription, 3)
+        async with looking.consume(subscription, prefetch=10) as consumer:
+            await expect_silence(consumer, rig.visibility_timeout * 1.25)
+        await counted(rig, looking, subscription, ready=0, dead=0, in_flight=0)
 
 
 async def settling_out_of_order(rig: Rig) -> None:
     """Settling some deliveries of a batch does not affect the others."""
     subscription = rig.subscription("picky")
     sent = rig.envelopes(6)
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
         await transport.declare([subscription])
         await publish_or_raise(transport, sent)
         async with transport.consume(subscription, prefetch=10) as consumer:
@@ -55,7 +58,7 @@ async def settling_out_of_order(rig: Rig) -> None:
 async def settling_twice_is_harmless(rig: Rig) -> None:
     """A second settlement of a delivery has no effect, whatever its outcome."""
     subscription = rig.subscription("twice")
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
         await transport.declare([subscription])
         await publish_or_raise(transport, rig.envelopes(2))
         async with transport.consume(subscription, prefetch=2) as consumer:
@@ -64,52 +67,53 @@ async def settling_twice_is_harmless(rig: Rig) -> None:
             await consumer.settle([(first, RetryAfter(0.0)), (second, DONE)])
             await consumer.settle([(first, Dead("late")), (second, Dead("late"))])
             await expect_silence(consumer, 0.3)
-        expect((await transport.stats(subscription)).dead == 0, "nothing died")
+        await counted(rig, transport, subscription, dead=0)
 
 
 async def delayed_retry(rig: Rig) -> None:
     """A retry comes after its delay, as the next attempt and to its subscription only; it does not
     block other messages."""
     retried, other = rig.subscription("retried"), rig.subscription("other")
-    first, second = rig.envelopes(2)
+    waiting, first, second = rig.envelopes(3)
     clock = SystemClock()
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
         await transport.declare([retried, other])
-        await publish_or_raise(transport, [first])
+        await publish_or_raise(transport, [waiting])
         async with transport.consume(retried, prefetch=10) as consumer:
             [delivery] = await receive(rig, consumer, 1)
+            await consumer.settle([(delivery, RetryAfter(LONG))])
+            await publish_or_raise(transport, [first])
+            [delivery] = await receive(rig, consumer, 1)
+            expect(delivery.envelope == first, f"{delivery} came, and does not wait")
             asked_at = clock.monotonic()
             await consumer.settle([(delivery, RetryAfter(2.0))])
-            await publish_or_raise(transport, [second])
-            [unhindered] = await receive(rig, consumer, 1)
-            expect(unhindered.envelope.id == second.id, unhindered)
-            await consumer.settle([(unhindered, DONE)])
             [again] = await receive(rig, consumer, 1)
             waited = clock.monotonic() - asked_at
-            expect(again.envelope == first, again)
-            expect(again.attempt == 2, again)
-            expect(1.99 <= waited < 10, f"asked for 2 s, came after {waited:.3f} s")
+            expect((again.envelope, again.attempt) == (first, 2), again)
+            expect(waited >= 1.99, f"asked for 2 s, came after {waited:.3f} s")
+            await publish_or_raise(transport, [second])
             await consumer.settle([(again, RetryAfter(0.0))])
-            [third] = await receive(rig, consumer, 1)
-            expect(third.attempt == 3, third)
-            await consumer.settle([(third, DONE)])
-        same_ids(await drain(rig, transport, other, 2), [first, second])
+            last = await receive(rig, consumer, 2)
+            attempts = {each.envelope.id: each.attempt for each in last}
+            expect(attempts == {first.id: 3, second.id: 1}, last)
+            await consumer.settle([(each, DONE) for each in last])
+        same_ids(await drain(rig, transport, other, 3), [waiting, first, second])
 
 
 async def delays_do_not_block_each_other(rig: Rig) -> None:
     """A short delay that is asked for after a long one ends first."""
     subscription = rig.subscription("delays")
     sent = rig.envelopes(2)
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
         await transport.declare([subscription])
         await publish_or_raise(transport, sent)
         async with transport.consume(subscription, prefetch=10) as consumer:
             slow, fast = await receive(rig, consumer, 2)
-            await consumer.settle([(slow, RetryAfter(3.0))])
+            await consumer.settle([(slow, RetryAfter(LONG))])
             await consumer.settle([(fast, RetryAfter(0.2))])
-            got = [*await receive(rig, consumer, 1), *await receive(rig, consumer, 1)]
-            expect([d.envelope.id for d in got] == [fast.envelope.id, slow.envelope.id], got)
-            await consumer.settle([(delivery, DONE) for delivery in got])
+            [first] = await receive(rig, consumer, 1)
+            expect(first.envelope == fast.envelope, f"{first} came first")
+            await consumer.settle([(first, DONE)])
 
 
 async def dead_letters_are_kept(rig: Rig) -> None:
@@ -117,7 +121,7 @@ async def dead_letters_are_kept(rig: Rig) -> None:
     replayed to its subscription, as it is or with other data, or discarded."""
     subscription, other = rig.subscription("mortal"), rig.subscription("bystander")
     sent = rig.envelopes(3)
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
         await transport.declare([subscription, other])
         await publish_or_raise(transport, sent)
         async with transport.consume(subscription, prefetch=10) as consumer:
@@ -175,7 +179,7 @@ async def one_dead_letter_for_each_message(rig: Rig) -> None:
     twice, once, other = rig.envelopes(3)
     changed = Envelope(twice.attributes, b"other data")
     nameless = Envelope({**once.attributes, "id": ""}, once.data)
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
         await transport.declare([subscription])
 
         async def bury(*sent: Envelope) -> None:
@@ -235,7 +239,7 @@ async def settling_is_always_possible(rig: Rig) -> None:
         Dead("", ""),
     )
     delays = (math.inf, math.nan, -math.inf, 1e300, -1.0, 1e-9)
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
         await transport.declare([subscription])
         for envelope, death in zip(sent, deaths, strict=True):
             await publish_or_raise(transport, [envelope])
@@ -274,7 +278,7 @@ async def stats_count_messages_by_state(rig: Rig) -> None:
     ones; where it cannot, they are None with a reason, never 0. They say whether the subscription
     is declared, and declare nothing."""
     subscription = rig.subscription("counted")
-    async with rig.open() as transport:
+    async with rig.open(FOR_EVER) as transport:
 
         async def count(ready: int, delayed: int, in_flight: int, dead: int) -> None:
             expected = (ready, delayed, in_flight, dead)
@@ -309,7 +313,7 @@ async def stats_count_messages_by_state(rig: Rig) -> None:
         async with transport.consume(subscription, prefetch=4) as consumer:
             got = await receive(rig, consumer, 4)
             await count(ready=3, delayed=0, in_flight=4, dead=0)
-            await consumer.settle([(got[0], Dead("no")), (got[1], RetryAfter(600))])
+            await consumer.settle([(got[0], Dead("no")), (got[1], RetryAfter(LONG))])
             rest = await receive(rig, consumer, 2)
             await count(ready=1, delayed=1, in_flight=4, dead=1)
             await consumer.settle([(delivery, DONE) for delivery in (*got[2:], *rest)])
