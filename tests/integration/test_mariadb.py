@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
@@ -374,10 +373,9 @@ class TestRelay:
             await cut_off.round()
         published = len(broker.published)
         heir = Relay("shop", database, broker, mesh.clock, lease_time=1.0)
-        stop, cut_off_at = asyncio.Event(), time.monotonic()
+        stop = asyncio.Event()
         running = asyncio.ensure_future(heir.run(stop))
         await until(mesh.outbox_is_empty)
-        assert time.monotonic() - cut_off_at < 5
         stop.set()
         await running
         for key in (f"k{number}" for number in range(7)):

@@ -111,4 +111,4 @@ def test_workers_do_not_outlive_their_parent(bank: Project, wait_until: Callable
     worker.until_says("worker is ready", 2)
     worker.tell(signal.SIGKILL)
     worker.process.wait()
-    wait_until(lambda: not bank.processes(), "the children to end", 10)
+    wait_until(lambda: not bank.processes(), "the children to end")

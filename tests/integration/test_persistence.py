@@ -194,10 +194,10 @@ class TestMigration:
             await connection.execute(insert(tables.relay).values(owner="old", expires_at=until))
         assert await migration.upgrade(empty) is True
         async with empty.connection() as connection:
-            assert await leases.extend(connection, "old", 60.0) == frozenset(range(4))
-            buckets, ends_in = await leases.renew(connection, "new", 60.0)
+            assert await leases.extend(connection, "old", 3600.0) == frozenset(range(4))
+            buckets, ends_in = await leases.renew(connection, "new", 3600.0)
             assert buckets == frozenset(range(4, 12))
-            assert 50 < ends_in <= 60
+            assert 3000 < ends_in <= 3600
 
     async def test_what_was_stored_and_handled_before_the_counters_is_counted_with_them(
         self, empty: Database
@@ -583,7 +583,7 @@ class TestLeases:
         self, database: Database
     ) -> None:
         await self.renew(database, "dead", time=0.2)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await self.renew(database, "heir"):  # noqa: ASYNC110  # there is no event for it
                 await asyncio.sleep(0.02)
         assert await self.renew(database, "heir") == frozenset(ALL)
@@ -591,10 +591,12 @@ class TestLeases:
     async def test_the_databases_clock_is_in_utc_and_close_to_the_machines(
         self, database: Database
     ) -> None:
+        most = timedelta(seconds=5)
         async with database.reading() as connection:
+            earliest = datetime.now(UTC) - most
             now = await connection.scalar(select(database_now()))
-        assert now is not None
-        assert abs(now - datetime.now(UTC)) < timedelta(seconds=5)
+            assert now is not None
+            assert earliest < now < datetime.now(UTC) + most
 
 
 class TestSagas:
@@ -798,7 +800,7 @@ async def test_a_connection_that_no_longer_answers_is_closed_and_replaced(
             with pytest.raises(Unreachable, match="it took too long"):
                 async with database.connection(within=0.5) as connection:
                     await connection.scalar(select(1))
-            async with database.connection(within=5.0) as connection:  # on another connection
+            async with database.connection(within=60.0) as connection:  # on another connection
                 assert await connection.scalar(select(1)) == 1
         finally:
             await database.close()

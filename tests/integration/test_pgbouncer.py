@@ -18,7 +18,7 @@ from eventmesh.testing.servers import WAYS, Server, fresh_database
 from eventmesh.testing.servers.postgres_server import execute
 from eventmesh.testing.servers.processes import free_port
 from tests.conftest import Servers
-from tests.integration.conftest import Project, until
+from tests.integration.conftest import TIMEOUT_SECONDS, Project, until
 
 POLLING = "LISTEN/NOTIFY unavailable; polling every 0.5 s"
 WAITING = (
@@ -27,6 +27,7 @@ WAITING = (
     "subscription waiting for broker",
     "subscription waiting for database",
 )
+OUTBOX = "SELECT count(*) FROM eventmesh_outbox"
 WORKERS = 3
 PROGRAMS = 2
 MESSAGES = 75  # for each program
@@ -115,14 +116,17 @@ def test_workers_behind_pgbouncer_lose_and_duplicate_no_message(
 
     told = "SELECT count(*) FROM told"
     until(lambda: ask(pooled_url, told) == PROGRAMS * MESSAGES, "all messages handled")
-    assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+    readyz = f"http://127.0.0.1:{port}/readyz"
+    until(lambda: httpx.get(readyz, timeout=TIMEOUT_SECONDS).status_code == 200, "a ready worker")
+    until(lambda: ask(pooled_url, OUTBOX) == 0, "an empty outbox")
     for worker in workers:
+        worker.until_says(POLLING)
         worker.drain()
 
     for table in ("entries", "told"):
         numbers = f"SELECT array_agg(number ORDER BY number) FROM {table}"  # noqa: S608
         assert ask(pooled_url, numbers) == [*range(PROGRAMS * MESSAGES)]
-    assert ask(pooled_url, "SELECT count(*) FROM eventmesh_outbox") == 0
+    assert ask(pooled_url, OUTBOX) == 0
     for worker in workers:
         events = [line["event"] for line in worker.lines() if line["level"] != "info"]
         assert events.count(POLLING) == 1, worker.err

@@ -58,7 +58,7 @@ async def opened(folder: Path) -> AsyncIterator[SqliteTransport]:
 
 
 def delete_the_subscriptions(folder: Path) -> None:
-    with closing(sqlite3.connect(folder / "broker.db")) as file, file:
+    with closing(sqlite3.connect(folder / "broker.db", timeout=60)) as file, file:
         file.execute("DELETE FROM binding")
 
 

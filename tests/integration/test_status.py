@@ -20,7 +20,7 @@ from eventmesh.cli.status import as_document
 from eventmesh.clock import SystemClock
 from eventmesh.operations import status
 from eventmesh.operations.reach import OWN_PROCESS, Reach
-from eventmesh.operations.status import mesh_status
+from eventmesh.operations.status import MeshStatus, mesh_status
 from eventmesh.persistence import inbox, migration
 from eventmesh.persistence.database import Database
 from eventmesh.transports.base import publish_or_raise
@@ -95,7 +95,7 @@ async def test_everything_that_waits_is_counted_with_and_without_workers(
     make_mesh: Callable[..., Awaitable[RunningMesh]], broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status, "RATE_SECONDS", 3600.0)  # longer than a slow machine takes
-    mesh = await make_mesh(broker)
+    mesh = await make_mesh(broker, lease_time=60.0)  # so that a relay counts, however slow it is
     async with mesh.broker() as transport:
         await transport.declare([each.subscription for each in mesh.service.handlers.values()])
         await publish_or_raise(transport, sent(1, 2, 3))
@@ -108,8 +108,16 @@ async def test_everything_that_waits_is_counted_with_and_without_workers(
                 stats = await transport.stats(mesh.service.handlers["shop.do"].subscription)
                 return (stats.ready, stats.dead, effects) == (0, 1, {"shop.do": 1})
 
+            async def has_a_relay() -> bool:
+                nonlocal running
+                running = await mesh.status()
+                [database] = running.databases
+                return database.outbox is not None and database.outbox.relays == 1
+
+            running: MeshStatus | None = None
             await until(is_handled)
-            running = await mesh.status()
+            await until(has_a_relay)
+            assert running is not None
             assert running.subscriptions[0].rate == 1 / 3600
         await publish_or_raise(transport, sent(4, 5))
     async with mesh.service.transaction() as tx:

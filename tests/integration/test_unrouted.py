@@ -216,7 +216,7 @@ async def test_the_oldest_messages_above_the_limit_are_purged_after_a_warning(
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110  # there is no event
             await asyncio.sleep(0.02)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds for which a page may take to show something."""
 
 DESKTOP, PHONE = (1280, 900), (390, 844)

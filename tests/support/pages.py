@@ -39,7 +39,7 @@ _OF_STATE = (
     *("status", "unrouted list", "why"),
 )
 """The commands that change nothing and show what workers have done so far."""
-_PATIENCE = 60.0
+_PATIENCE = 120.0
 """Seconds until a command has to show the state that its page says."""
 
 
@@ -189,6 +189,6 @@ def _check_make_targets(arguments: list[str]) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=_PATIENCE,
     )
     assert done.returncode == 0, done.stderr

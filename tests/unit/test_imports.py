@@ -17,7 +17,7 @@ def loaded_after(statement: str) -> set[str]:
     """The heavy libraries that a new interpreter has loaded after this statement."""
     code = f"{statement}\nimport sys; print(*(m for m in {HEAVY!r} if m in sys.modules))"
     done = subprocess.run(  # noqa: S603  # our own interpreter and text
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     return set(done.stdout.split())
 

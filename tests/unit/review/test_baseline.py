@@ -48,7 +48,7 @@ def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Git:
     def run(*arguments: str, folder: Path = tmp_path) -> str:
         done = subprocess.run(  # noqa: S603
             ["git", *arguments],  # noqa: S607
-            cwd=folder, capture_output=True, text=True, check=True, timeout=30,
+            cwd=folder, capture_output=True, text=True, check=True, timeout=120,
         )  # fmt: skip
         return done.stdout.strip()
 

@@ -176,7 +176,7 @@ class JumpingClock(SystemClock):
 
 @asynccontextmanager
 async def opened(folder: Path, clock: Clock) -> AsyncIterator[SqliteTransport]:
-    options = TransportOptions(visibility_timeout=0.6)
+    options = TransportOptions(visibility_timeout=60.0)  # more than a slow machine stands still for
     transport = SqliteTransport(f"sqlite:///{folder}/broker.db", clock, options)
     await transport.connect()
     try:
@@ -190,7 +190,7 @@ def messages(*ids: str) -> list[Envelope]:
     return [Envelope({"id": each, "type": "payments.paid"}, b"") for each in ids]
 
 
-async def take(consumer: Consumer, count: int, seconds: float = 20.0) -> list[Delivery]:
+async def take(consumer: Consumer, count: int, seconds: float = 60.0) -> list[Delivery]:
     received: list[Delivery] = []
     async with asyncio.timeout(seconds):
         while len(received) < count:
@@ -198,7 +198,7 @@ async def take(consumer: Consumer, count: int, seconds: float = 20.0) -> list[De
     return received
 
 
-async def take_ids(transport: SqliteTransport, count: int, seconds: float = 20.0) -> list[str]:
+async def take_ids(transport: SqliteTransport, count: int, seconds: float = 60.0) -> list[str]:
     """Receive and settle this many messages; their ids."""
     async with transport.consume(PAID, prefetch=count) as consumer:
         deliveries = await take(consumer, count, seconds)

@@ -51,5 +51,5 @@ class Queues(UnroutedQueues):
 async def test_purging_ends_when_no_more_messages_are_delivered(
     queues: Queues, purged: int
 ) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await queues.purge("payments.paid", 10, None) == purged
