@@ -192,7 +192,7 @@ async def test_a_frozen_selection_is_replayed_and_recorded(
 
         fields = {"selection": hidden_field(review, "selection"), "deed": "discard"}
         assert "2 of 2 discarded" in await browser.act({**fields, "reason": "a wrong form"})
-        assert (await transport.stats(subscription)).dead == 2
+        await until_counted(transport, subscription, dead=2)
 
         again = await browser.act(fields)  # as a second operator
         assert "0 of 2 discarded" in again
@@ -210,8 +210,7 @@ async def test_a_frozen_selection_is_replayed_and_recorded(
         )
         fields = {"selection": hidden_field(review, "selection"), "deed": "replay"}
         assert "1 of 1 replayed" in await browser.act(fields)
-        stats = await transport.stats(subscription)
-        assert (stats.dead, stats.ready) == (1, 1)
+        await until_counted(transport, subscription, dead=1, ready=1)
         log = await browser.text("/actions")
     assert "a wrong form" in log
     assert "2 of 2 discarded" in log
@@ -236,7 +235,7 @@ async def test_an_edited_dead_letter_is_checked_and_then_takes_effect(
         assert wrong.status_code == 422
         assert "Not replayed" in wrong.text
         assert "many" in wrong.text
-        assert (await transport.stats(subscription)).dead == 1
+        await until_counted(transport, subscription, dead=1)
 
         data = text.replace("-1", "5")
         assert (
@@ -249,7 +248,18 @@ async def test_an_edited_dead_letter_is_checked_and_then_takes_effect(
             async with asyncio.timeout(60):
                 while (await transport.stats(subscription)).ready or not await handled(mesh):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
-        assert (await transport.stats(subscription)).dead == 0
+        await until_counted(transport, subscription, dead=0)
+
+
+async def until_counted(transport: Transport, subscription: Subscription, **numbers: int) -> None:
+    """Wait until the broker counts so many. RabbitMQ counts letters again only some time after they
+    were listed."""
+
+    async def are_counted() -> bool:
+        stats = await transport.stats(subscription)
+        return all(getattr(stats, name) == number for name, number in numbers.items())
+
+    await until(are_counted)
 
 
 async def handled(mesh: ServedMesh) -> int:
@@ -279,7 +289,7 @@ async def test_two_operators_replay_the_same_dead_letters_at_once(
         )
         done = [re.search(r"(\d+) of 20 replayed", page)[1] for page in pages]  # type: ignore[index]
         assert sum(map(int, done)) == 20
-        assert (await transport.stats(subscription)).ready == 20
+        await until_counted(transport, subscription, ready=20)
         for browser in operators:
             await browser.http.aclose()
 
@@ -663,7 +673,7 @@ async def test_a_stream_is_live_and_ends_with_the_server(tmp_path: Path) -> None
     async with (
         running_mesh([make_service()], broker, urls, tmp_path) as mesh,
         serving(Dashboard(mesh.services, settings=mesh.settings, interval=0.05)) as address,
-        httpx.AsyncClient(base_url=address) as client,
+        httpx.AsyncClient(base_url=address, timeout=60) as client,
     ):
         numbers: list[int] = []
         async with client.stream("GET", "/events?view=overview") as response:

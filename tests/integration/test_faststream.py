@@ -47,7 +47,15 @@ from tests.support.traced import Traced, ids, linked
 TIMEOUT_SECONDS = 60.0
 """Seconds after which a test fails that waits for something."""
 
-VISIBILITY = 2.0
+VISIBILITY = 60.0
+"""Seconds. A process that stands still loses no message meanwhile, however slow the machine is."""
+
+SOON_VISIBLE = pytest.mark.parametrize("visibility", [2.0])
+"""For tests of what is delivered again."""
+
+STOP_SECONDS = 3600.0
+"""For how long FastStream would wait for handlers that do not end when the app stops."""
+
 DELAY = 0.15
 SOON = Retry(attempts=3, backoff=constant(f"{DELAY}s"), jitter=0)
 SEND_INVOICE = "billing.send_invoice"
@@ -170,7 +178,8 @@ class Stage:
             try:
                 yield
             finally:
-                await self.app.stop()
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    await self.app.stop()
 
     @property
     def subscription(self) -> Subscription:
@@ -246,20 +255,26 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def visibility() -> float:
+    return VISIBILITY
+
+
+@pytest.fixture
 async def stage(
-    kind: str, durable_url: Callable[[str], str], tmp_path: Path
+    kind: str, durable_url: Callable[[str], str], tmp_path: Path, visibility: float
 ) -> AsyncIterator[Stage]:
     settings = Settings(
         broker_url=durable_url(kind),
         broker_prefix=f"t{uuid.uuid4().hex[:12]}",
-        visibility_timeout=VISIBILITY,
+        visibility_timeout=visibility,
         schemas=tmp_path / "schemas",
         lease_time=0.5,
         database_urls={name: f"sqlite:///{tmp_path}/{name}.db" for name in ("billing", "orders")},
     )
     service = Service("billing", metadata=Base.metadata)
     service.configure(settings)
-    broker: Any = {"amqp": RabbitBroker, "redis": RedisBroker}[kind](settings.broker_url)
+    brokers: dict[str, Any] = {"amqp": RabbitBroker, "redis": RedisBroker}
+    broker = brokers[kind](settings.broker_url, graceful_timeout=STOP_SECONDS)
     mesh = {"amqp": RabbitMesh, "redis": RedisMesh}[kind](service, broker)
     untouched = not structlog.is_configured()
     async with open_transport(
@@ -342,6 +357,7 @@ class FailsAfterCommit(BaseMiddleware):
         return result
 
 
+@SOON_VISIBLE
 async def test_a_committed_but_unacknowledged_message_has_no_second_effect(
     stage: Stage,
 ) -> None:
@@ -603,6 +619,7 @@ async def set_pause(stage: Stage, *, paused: bool) -> None:
             await pauses.resume(connection, SEND_INVOICE)
 
 
+@SOON_VISIBLE
 async def test_a_paused_subscription_keeps_what_arrives_until_it_is_resumed(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -620,10 +637,10 @@ async def test_a_paused_subscription_keeps_what_arrives_until_it_is_resumed(
         await set_pause(stage, paused=True)
         await until(is_said("subscription paused"), "the pause")
         await stage.publish(stage.place("b"))
-        await until(lambda: _async(len(stage.received) == 2), "the message")
+        await until(lambda: _async(len(stage.received) >= 2), "the message")
     assert stage.calls == ["a"]
     async with stage.running():  # again, and it is paused before the first message arrives
-        await until(lambda: _async(len(stage.received) == 3), "the message")
+        await until(lambda: _async(len(stage.received) >= 3), "the message")
         assert stage.calls == ["a"]
         await set_pause(stage, paused=False)
         await stage.invoiced("b")
@@ -640,20 +657,21 @@ async def test_the_app_can_stop_while_its_subscription_is_paused(stage: Stage) -
     async with stage.running():
         await stage.publish(stage.place("a"))
         await until(lambda: _async(stage.received), "the message")
-        stopping_at = time.monotonic()
-    assert time.monotonic() - stopping_at < 10  # FastStream would wait for 15 s
     assert stage.calls == []
 
 
 # RabbitMQ takes no delivery back from a connected consumer.
 @pytest.mark.parametrize("kind", ["redis"])
-async def test_a_message_is_not_redelivered_while_a_slow_handler_runs(stage: Stage) -> None:
+@pytest.mark.parametrize("visibility", [6.0])
+async def test_a_message_is_not_redelivered_while_a_slow_handler_runs(
+    stage: Stage, visibility: float
+) -> None:
     stage.listen()
 
     @stage.mesh.subscriber(OrderPlaced)
     async def send_invoice(order: OrderPlaced, tx: Transaction) -> None:
         stage.calls.append(order.order)
-        await asyncio.sleep(VISIBILITY * 2.5)
+        await asyncio.sleep(visibility * 1.25)
         tx.session.add(Invoice(order=order.order))
 
     async with stage.running():
@@ -701,12 +719,11 @@ async def test_the_app_can_stop_while_the_database_is_unreachable(
         monkeypatch.setattr(stage.service, "database", away)
         await stage.publish(stage.place("a"))
         await until(lambda: _async(stage.received), "the message")
-        stopping_at = time.monotonic()
-    assert time.monotonic() - stopping_at < 10  # FastStream would wait for 15 s
     assert stage.calls == []
 
 
 @pytest.mark.parametrize("kind", ["redis"])
+@SOON_VISIBLE
 async def test_a_redelivery_while_the_handler_runs_is_skipped(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -915,6 +932,7 @@ async def test_other_handlers_of_the_app_are_unaffected(stage: Stage) -> None:
 # Errors
 
 
+@SOON_VISIBLE
 async def test_without_the_lifespan_no_message_is_handled_and_none_is_lost(stage: Stage) -> None:
     stage.listen()
     invoicing(stage)
