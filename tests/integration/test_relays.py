@@ -247,13 +247,24 @@ class TestHandover:
             return await due(*arguments, **options)
 
         monkeypatch.setattr(outbox, "due", counted)
+        pausing, wait = False, polling.Polling.wait
+
+        async def pause(self: polling.Polling) -> None:
+            nonlocal pausing
+            pausing = True
+            await wait(self)
+            pausing = False
+
+        monkeypatch.setattr(polling.Polling, "wait", pause)
         broker, stop, number = Broker(), asyncio.Event(), 20
         async with shop(database.url.render_as_string(hide_password=False)) as own:
             running = await relay_of(own, broker)
             task = asyncio.ensure_future(running.run(stop))
             await publish(own, "first")
             await broker.until("first")
-            await until_read(running)
+            async with asyncio.timeout(TIMEOUT_SECONDS):  # it may read once more before it waits
+                while running.polling.is_reading_due or not pausing:  # noqa: ASYNC110  # no event
+                    await asyncio.sleep(0.01)
             reads = 0
             for each in range(number):
                 await publish(own, f"k{each}")
@@ -311,13 +322,6 @@ async def noticed(running: Relay) -> None:
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while running.handover.is_empty:  # noqa: ASYNC110  # no event
             await asyncio.sleep(0)
-
-
-async def until_read(running: Relay) -> None:
-    """Until the relay waits for the end of a pause, because it has read all there was."""
-    async with asyncio.timeout(TIMEOUT_SECONDS):
-        while running.polling.is_reading_due:  # noqa: ASYNC110  # no event
-            await asyncio.sleep(0.01)
 
 
 class TestWrites:
