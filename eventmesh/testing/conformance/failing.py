@@ -123,23 +123,31 @@ async def _settle_first_in_every_way(
 
 async def topology_is_declared_again_after_data_loss(rig: Rig) -> None:
     """After a broker lost its data, transports that were connected before can publish and consume
-    again. Messages that are published before the subscriptions are declared again are kept for
+    again. Messages that are published before their subscriptions are declared again are kept for
     them."""
     lose_data = needed(rig.lose_data, "lose_data")
-    one, two = rig.subscription("one"), rig.subscription("two")
-    early, late = rig.envelopes(4), rig.envelopes(4)
+    kept = [rig.subscription(each, "kept") for each in ("one", "two")]
+    # These may be declared again at any moment, one a little after the other.
+    followed = [rig.subscription(each, "followed") for each in ("three", "four")]
+    early, late = (
+        rig.envelopes(4, "kept"),
+        [*rig.envelopes(4, "kept"), *rig.envelopes(4, "followed")],
+    )
     async with rig.open() as publisher, rig.open() as transport:
-        await transport.declare([one, two])
-        await publish_or_raise(publisher, rig.envelopes(5))
-        async with transport.consume(one, prefetch=10) as consumer:
+        async with rig.open() as first:
+            await first.declare(kept)
+        await transport.declare(followed)
+        await publish_or_raise(publisher, rig.envelopes(5, "followed"))
+        async with transport.consume(followed[0], prefetch=10) as consumer:
             await receive(rig, consumer, 5)
             await lose_data()
             await retry_until_reachable(rig, lambda: publish_or_raise(publisher, early))
             await expect_loss_noticed(rig, consumer)
-        await retry_until_reachable(rig, lambda: transport.declare([one, two]))
+        await retry_until_reachable(rig, lambda: transport.declare([*kept, *followed]))
         await retry_until_reachable(rig, lambda: publish_or_raise(publisher, late))
-        for subscription in (one, two):
-            same_ids(await drain_reconnecting(rig, transport, subscription, 8), [*early, *late])
+        for subscriptions, sent in ((kept, [*early, *late[:4]]), (followed, late[4:])):
+            for each in subscriptions:
+                same_ids(await drain_reconnecting(rig, transport, each, len(sent)), sent)
 
 
 async def deleted_topology_is_restored(rig: Rig) -> None:

@@ -163,6 +163,7 @@ class Topology:
         self.queue_prefix = f"{prefix}.queue."
         self.partition_prefix = f"{prefix}.partition."
         self.delay_prefix = f"{prefix}.delay."
+        self.message_prefix = f"{prefix}.message."
 
     def queue(self, subscription: Subscription) -> str:
         """The queue of messages to deliver."""
@@ -246,7 +247,7 @@ class Topology:
 
     def message_exchange(self, message: str) -> str:
         """The exchange to which the queues of all subscriptions to this message are bound."""
-        return _checked(f"{self._prefix}.message.{message}")
+        return _checked(f"{self.message_prefix}{message}")
 
     def for_publishing(self, messages: Iterable[str] = ()) -> list[Entity]:
         """What is needed to publish messages of these names. A message without a subscription waits
@@ -280,6 +281,26 @@ class Topology:
                 Binding(queue, self.exchange, message),
             ]
         return entities
+
+    def for_subscriptions(self, subscriptions: Iterable[Subscription]) -> list[Entity]:
+        """What all of these need, each once. While some queues are bound and others are not, a
+        message reaches only some. So all queues, which take longest, are there before the first is
+        bound, and no message is forwarded before all are bound."""
+        entities = dict.fromkeys(
+            entity for each in subscriptions for entity in self.for_subscription(each)
+        )
+        return sorted(entities, key=self._turn)
+
+    def _turn(self, entity: Entity) -> int:
+        """The later ones let messages of the exchange pass to queues."""
+        match entity:
+            case ExchangeBinding(name, self.exchange):
+                return 2 if name.startswith(self.message_prefix) else 3
+            case Binding(_, self.exchange):
+                return 3
+            case Binding(_, source) | ExchangeBinding(_, source):
+                return 1 if source.startswith(self.message_prefix) else 0
+        return 0
 
     def workers_exchange(
         self, subscription: Subscription, order: Order, *, is_moving: bool = False

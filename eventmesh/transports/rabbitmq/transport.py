@@ -252,11 +252,7 @@ class AmqpTransport:
         upkeep reroutes it once these had time to restore them."""
         new = [each for each in subscriptions if not self._upkeep.covers(each)]
         await self._relocation.follow_declarations(new)
-        entities = [
-            entity
-            for subscription in subscriptions
-            for entity in self._topology.for_subscription(subscription)
-        ]
+        entities = self._topology.for_subscriptions(subscriptions)
         connection.forget_declared(entities)
         await connection.ensure_declared(entities or self._topology.for_publishing())
         names = {name for subscription in new for name in subscription.messages}

@@ -119,15 +119,13 @@ class TopologyUpkeep:
         enough."""
         subscriptions = list(self._subscriptions)
         names = sorted({name for each in subscriptions for name in each.messages})
-        entities = dict.fromkeys(
-            entity for each in subscriptions for entity in self._topology.for_subscription(each)
-        )
+        entities = self._topology.for_subscriptions(subscriptions)
         async with self._connection.guard():
             if self._channel is None or self._channel.is_closed:
                 # One channel for all rounds: to open one costs more than a round.
                 self._channel = await self._connection.open_channel()
             channel = self._channel
-            await declare_all(channel, list(entities))
+            await declare_all(channel, entities)
             unrouted = {
                 name for name in names if await _count(channel, self._topology.unrouted_queue(name))
             }

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventmesh.errors import UsageError
-from eventmesh.transports.base import Subscription
+from eventmesh.transports.base import Order, Subscription
 from eventmesh.transports.rabbitmq.topology import (
     DELAY_STEPS,
     Binding,
@@ -69,6 +69,32 @@ def test_each_message_of_a_subscription_has_two_routes_to_its_queue() -> None:
         # What reaches an exchange without a queue is stored as unrouted, and delivered as well.
         binding, forwarding = Binding(queue, exchange), ExchangeBinding(exchange, "shop", message)
         assert entities.index(binding) < entities.index(forwarding)
+
+
+@pytest.mark.parametrize("order", [None, Order(partitions=2)])
+def test_subscriptions_that_are_declared_together_get_the_same_messages(
+    order: Order | None,
+) -> None:
+    """A message that is published meanwhile reaches all of them, or is kept as unrouted."""
+    other = Subscription("mails.thank", PAID.messages, order)
+    entities = SHOP.for_subscriptions([PAID, other])
+    assert set(entities) == {*SHOP.for_subscription(PAID), *SHOP.for_subscription(other)}
+    assert len(entities) == len(set(entities))
+    queues = [at for at, each in enumerate(entities) if isinstance(each, Queue | Exchange)]
+    bound, forwarded, direct = [], [], []
+    for at, each in enumerate(entities):
+        match each:
+            case ExchangeBinding(name, "shop") if name.startswith("shop.message."):
+                forwarded.append(at)
+            case Binding(_, "shop") | ExchangeBinding(_, "shop"):
+                direct.append(at)
+            case Binding(_, source) | ExchangeBinding(_, source) if "shop.message." in source:
+                bound.append(at)
+    assert len(bound) == len(direct) == 2 * len(PAID.messages)
+    assert len(forwarded) == len(PAID.messages)
+    assert max(queues) < min(bound)
+    assert max(bound) < min(forwarded)
+    assert max(forwarded) < min(direct)
 
 
 def test_messages_without_a_subscription_are_kept_in_a_queue_of_their_name() -> None:

@@ -129,7 +129,7 @@ async def test_each_round_declares_the_entities_of_the_subscriptions(
 ) -> None:
     await upkeep.restore()
     await upkeep.restore()
-    assert broker.declared == [SHOP.for_subscription(PAID)] * 2
+    assert broker.declared == [SHOP.for_subscriptions([PAID])] * 2
 
 
 async def test_unrouted_messages_are_rerouted_after_a_grace_period(
