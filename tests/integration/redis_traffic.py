@@ -150,9 +150,10 @@ async def running(*work: object) -> AsyncIterator[None]:
                 task.result()
     finally:
         # Again and again: redis-py may lose a cancellation while it closes connections of a cluster
-        # (its `gather` raises the error of one of them instead).
+        # (its `gather` raises the error of one of them instead). Not soon: what is cancelled while
+        # it closes connections after a cancellation leaves them open.
         while unfinished := [task for task in tasks if not task.done()]:
             for task in unfinished:
                 task.cancel()
-            await asyncio.wait(unfinished, timeout=1.0)
+            await asyncio.wait(unfinished, timeout=10.0)
         await asyncio.gather(*tasks, return_exceptions=True)
