@@ -88,7 +88,7 @@ def _table(headers: Mapping[str, Any]) -> bytes:
         if type(value) is str:
             text = value.encode()
             parts += (_TEXT.pack(b"S", len(text)), text)
-        elif type(value) is list and len(value) == 1 and type(value[0]) is str:
+        elif name == "BCC" and type(value) is list and len(value) == 1 and type(value[0]) is str:
             parts.append(_list_of(value[0]))
         else:
             parts.append(encode_table_value(value))
@@ -103,7 +103,7 @@ def _name(name: str) -> bytes:
     return _short(whole[:_LONGEST_NAME].decode(errors="ignore"))
 
 
-@lru_cache(maxsize=1024)  # the routing keys of the buckets
+@lru_cache(maxsize=1024)  # the routing keys of the buckets; other headers may be long
 def _list_of(text: str) -> bytes:
     return encode_table_value([text])
 
