@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from eventmesh.testing.virtual.loop import NeverEnds, Stalled, VirtualLoop
 from eventmesh.testing.virtual.process import Answer, Process
 
 
-def run(main: Coroutine[Any, Any, Any]) -> Any:
-    loop = VirtualLoop()
+def run(main: Coroutine[Any, Any, Any], *, with_servers: bool = False) -> Any:
+    loop = VirtualLoop(with_servers=with_servers)
     try:
         with sqlite.on_the_loop(sqlite.KeptConnections()):
             return loop.run_until_complete(main)
@@ -181,6 +182,23 @@ def test_a_paused_process_goes_on_where_it_was() -> None:
 
     run(main())
     assert times == [1, 11.5, 12.5]
+
+
+def test_time_goes_on_when_a_process_is_killed_while_it_connects() -> None:
+    async def main() -> float:
+        process, loop = Process("worker"), asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+            client.setblocking(False)
+            connecting = start(process, loop.sock_connect(client, server.getsockname()))
+            await asyncio.sleep(0)
+            process.kill()
+            await asyncio.sleep(1.0)
+            assert not connecting.done()
+            process.revive()
+            connecting.cancel()
+            return the_loop().time()
+
+    assert run(main(), with_servers=True) == 1.0
 
 
 # SQLite

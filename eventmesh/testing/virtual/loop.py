@@ -98,7 +98,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._all_turns = 0
         self._idle: list[asyncio.Future[None]] = []
         self._until: float | None = None
-        super().__init__(_Selector(self))
+        self._sockets = _Selector(self)
+        super().__init__(self._sockets)
         self.set_task_factory(_make_task)
 
     def close(self) -> None:
@@ -139,16 +140,17 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return super().run_in_executor(executor, func, *args)
 
     def _add_reader(self, fd: Any, callback: Any, *args: Any) -> Any:
-        self._refuse_socket()
+        self._expect_socket(fd)
         return super()._add_reader(fd, callback, *args)  # type: ignore[misc]  # all sockets pass it
 
     def _add_writer(self, fd: Any, callback: Any, *args: Any) -> Any:
-        self._refuse_socket()
+        self._expect_socket(fd)
         return super()._add_writer(fd, callback, *args)  # type: ignore[misc]  # as above
 
-    def _refuse_socket(self) -> None:
+    def _expect_socket(self, fd: int) -> None:
         if not self.with_servers:
             real_world.refuse("waits for a socket")
+        self._sockets.processes[fd] = CURRENT_PROCESS.get()
 
     def progressed(self) -> None:
         """Something has happened: the test is not waiting in vain."""
@@ -225,22 +227,40 @@ class _Selector(selectors.DefaultSelector):
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()
         self._loop = loop
+        self.processes: dict[int, Process | None] = {}
+        """Which process waits for a socket, by the number of its file."""
 
     def select(self, timeout: float | None = None) -> list[Any]:
         loop = self._loop
         if not loop.with_servers:
             loop._select(timeout)
             return []
-        found = super().select(0)
+        found = self._select_of_the_living(0)
         if found or timeout == 0:
             return found
         if loop.awaited_answers:
-            found = super().select(ANSWER_LIMIT)
+            found = self._select_of_the_living(ANSWER_LIMIT)
             if not found:
                 raise Stalled(f"a server has not answered in {ANSWER_LIMIT:g} s: {_places()}")
             return found
         loop._select(timeout)
         return []
+
+    def _select_of_the_living(self, timeout: float) -> list[Any]:
+        """What has happened to sockets, but for those of dead processes, which are forgotten: no
+        step follows that would make them less ready, so time would stand still for ever."""
+        while found := super().select(timeout):
+            living = [each for each in found if not self._is_dead(each[0].fd)]
+            for key, _ in found:
+                if self._is_dead(key.fd):
+                    self.unregister(key.fd)
+            if living:
+                return living
+        return []
+
+    def _is_dead(self, fd: int) -> bool:
+        process = self.processes.get(fd)
+        return process is not None and process.is_dead
 
 
 def _make_task(
