@@ -1219,6 +1219,50 @@ async def test_a_suspect_does_not_become_poison_by_losses_of_the_database_alone(
         assert await connection.scalar(select(func.count()).select_from(start)) == 0
 
 
+async def test_a_worker_handles_one_suspect_at_a_time_so_that_its_death_accuses_one(
+    mesh: Mesh,
+) -> None:
+    running: set[str] = set()
+    together: set[int] = set()
+
+    async def run(name: str) -> None:
+        running.add(name)
+        await asyncio.sleep(0.01)
+        together.add(len(running))
+        running.remove(name)
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        await run(f"do {command.number}")
+
+    @mesh.service.subscriber(Done)
+    async def tell(event: Done) -> None:
+        await run(f"tell {event.number}")
+
+    suspects = asyncio.Lock()
+    runners = [
+        BatchRunner(
+            mesh.service,
+            handler,
+            SubscriptionVitals("shop", handler.subscription, mesh.clock),
+            suspects=suspects,
+        )
+        for handler in mesh.service.handlers.values()
+    ]
+    batches = [
+        [
+            Delivery(seal(model(number=number), source="shop", clock=mesh.clock), deliveries=4)
+            for number in range(3)
+        ]
+        for model in (Do, Done)
+    ]
+    results = await asyncio.gather(
+        *(runner.run(batch) for runner, batch in zip(runners, batches, strict=True))
+    )
+    assert [outcome for settled in results for _, outcome in settled] == [DONE] * 6
+    assert together == {1}
+
+
 async def test_messages_wait_while_the_database_is_unreachable_and_are_delivered_once(
     postgres_url: str, tmp_path: Path
 ) -> None:

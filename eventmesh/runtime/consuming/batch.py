@@ -119,7 +119,7 @@ class BatchRunner:
 
     Once `is_ending` returns True, nothing more is begun. `wait_for_database` is awaited between two
     tries to reach a lost database; without it, the loss is raised as Unreachable. `tracing` is told
-    of the deliveries before they are run.
+    of the deliveries before they are run. `suspects` is held while one is handled: see `poison`.
     """
 
     def __init__(
@@ -130,6 +130,7 @@ class BatchRunner:
         is_ending: Callable[[], bool] = lambda: False,
         wait_for_database: Callable[[Unreachable], Awaitable[None]] | None = None,
         tracing: ConsumerTracing = NO_CONSUMER_TRACING,
+        suspects: asyncio.Lock | None = None,
     ) -> None:
         self.handler = handler
         self.size = 1
@@ -143,6 +144,7 @@ class BatchRunner:
         self._wait_for_database = wait_for_database or _raise
         self._starts = StartCounts(service, handler.subscription.name)
         self._starts_are_counted = service.needs_database
+        self._suspects = suspects or asyncio.Lock()
         self._is_ordered = handler.subscription.order is not None
         self._delivery_limit = delivery_limit(
             service.settings.max_deliveries, starts_are_counted=service.needs_database
@@ -235,34 +237,37 @@ class BatchRunner:
         settlements: list[Settlement] = []
         takes_several = self.handler.call_batch is not None and not self.handler.isolated
         size, has_failed, begun = self.size if takes_several else 1, False, 0
-        while begun < len(readable) and not self._is_ending():
+        while begun < len(readable):
             group = next_group(readable, begun, size)
             first = group[0][0]
-            counts_start = self._starts_are_counted and is_suspect(first)
-            if counts_start:
-                with suppress(Unreachable):
-                    if dead := await self._starts.begin(first):
-                        settlements.append(self._settle(first, dead))
-                        begun += 1
-                        readable = self._left(readable, begun, settlements[-1])
+            async with self._turn_of(first):
+                if self._is_ending():
+                    break
+                counts_start = self._starts_are_counted and is_suspect(first)
+                if counts_start:
+                    with suppress(Unreachable):
+                        if dead := await self._starts.begin(first):
+                            settlements.append(self._settle(first, dead))
+                            begun += 1
+                            readable = self._left(readable, begun, settlements[-1])
+                            continue
+                try:
+                    with self.tracing.processing([delivery for delivery, _ in group]):
+                        returned = await self._call(group, None)
+                        self.handler.messages_in(returned)
+                except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
+                    if len(group) > 1:
+                        self._log.batch_failed(len(group), error)
+                        size, has_failed = 1, True
                         continue
-            try:
-                with self.tracing.processing([delivery for delivery, _ in group]):
-                    returned = await self._call(group, None)
-                    self.handler.messages_in(returned)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
-                if len(group) > 1:
-                    self._log.batch_failed(len(group), error)
-                    size, has_failed = 1, True
-                    continue
-                settlements.append(self._fail(first, error))
-                readable = self._left(readable, begun + 1, settlements[-1])
-            else:
-                for delivery, _ in group:
-                    settlements.append(self._settle(delivery, DONE))
-            if counts_start:
-                with suppress(Unreachable):
-                    await self._starts.end(first)
+                    settlements.append(self._fail(first, error))
+                    readable = self._left(readable, begun + 1, settlements[-1])
+                else:
+                    for delivery, _ in group:
+                        settlements.append(self._settle(delivery, DONE))
+                if counts_start:
+                    with suppress(Unreachable):
+                        await self._starts.end(first)
             begun += len(group)
         return _Result(settlements, has_failed=has_failed)
 
@@ -292,31 +297,32 @@ class BatchRunner:
         while begun < len(readable):
             first = readable[begun][0]
             fails_now = failed is not None and failed[0] == begun
-            if self._is_ending() and not fails_now:
-                break
             group = next_group(readable, begun, size)
             try:
-                if failed is not None and fails_now:
-                    if is_suspect(first):
-                        await self._starts.end(first)
-                    settlements.append(self._fail(first, failed[1]))
-                    failed, begun = None, begun + 1
-                    readable = self._left(readable, begun, settlements[-1])
-                elif (
-                    is_suspect(first)
-                    and first is not start_counted
-                    and (dead := await self._starts.begin(first))
-                ):
-                    settlements.append(self._settle(first, dead))
-                    failed, begun = None, begun + 1
-                    readable = self._left(readable, begun, settlements[-1])
-                else:
-                    start_counted = first if is_suspect(first) else None
-                    with self.tracing.transaction():
-                        handled, took = await self._run_group(group)
-                    handlers_took += took
-                    settlements.extend(self._settle(each, DONE) for each, _ in group[:handled])
-                    begun += handled
+                async with self._turn_of(first):
+                    if self._is_ending() and not fails_now:
+                        break
+                    if failed is not None and fails_now:
+                        if is_suspect(first):
+                            await self._starts.end(first)
+                        settlements.append(self._fail(first, failed[1]))
+                        failed, begun = None, begun + 1
+                        readable = self._left(readable, begun, settlements[-1])
+                    elif (
+                        is_suspect(first)
+                        and first is not start_counted
+                        and (dead := await self._starts.begin(first))
+                    ):
+                        settlements.append(self._settle(first, dead))
+                        failed, begun = None, begun + 1
+                        readable = self._left(readable, begun, settlements[-1])
+                    else:
+                        start_counted = first if is_suspect(first) else None
+                        with self.tracing.transaction():
+                            handled, took = await self._run_group(group)
+                        handlers_took += took
+                        settlements.extend(self._settle(each, DONE) for each, _ in group[:handled])
+                        begun += handled
             except _ConnectionCut as error:
                 has_failed, size = True, 1
                 if len(group) == 1 and self._cuts.note(first) >= MOST_CUTS:
@@ -338,6 +344,10 @@ class BatchRunner:
                 has_failed, size = True, 1
                 failed = (begun, error) if len(group) == 1 else None
         return _Result(settlements, handlers_took, has_failed=has_failed)
+
+    def _turn_of(self, delivery: Delivery) -> AbstractAsyncContextManager[object]:
+        """While the context is open, no other suspect is handled, if this is one."""
+        return self._suspects if is_suspect(delivery) else nullcontext()
 
     async def _run_group(self, group: Sequence[_Readable]) -> tuple[int, float]:
         """Handle and commit the first of these in one transaction; returns how many, and how many

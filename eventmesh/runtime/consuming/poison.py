@@ -6,7 +6,8 @@ its redelivery count, but counts innocent neighbours too: prefetched messages th
 
 Where the service has a database, that database decides. From a message's fourth delivery on, it
 is a suspect: it is handled alone, and its start is committed before its handler is called. The
-count is deleted when handling ends, well or badly, so only a death leaves it behind. A process that
+count is deleted when handling ends, well or badly, so only a death leaves it behind. A worker
+handles one suspect at a time, whatever its subscription, so that a death accuses no other. One that
 loses the database while it handles a suspect handles it again, but counts no other start. With the
 default of 10 deliveries, a message becomes a dead letter at the eighth start without an end.
 

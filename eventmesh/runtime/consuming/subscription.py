@@ -44,7 +44,8 @@ class ConsumedSubscription:
     """Consumes the subscription of one handler until `stopping` is set.
 
     `on_consuming` is called each time that the broker has accepted a consumer, and when the
-    subscription turns out to be paused.
+    subscription turns out to be paused. All subscriptions of a worker share `suspects`, see
+    `poison`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ConsumedSubscription:
         stopping: asyncio.Event,
         switch: PauseSwitch,
         on_consuming: Callable[[], None],
+        suspects: asyncio.Lock,
     ) -> None:
         self.vitals = SubscriptionVitals(service.name, handler.subscription, clock)
         self._handler = handler
@@ -80,6 +82,7 @@ class ConsumedSubscription:
                 lambda: stopping.is_set() or switch.off.is_set(),
                 self._wait_for_database,
                 handler.traced_by(service.tracing),
+                suspects,
             )
             for _ in range(handler.concurrency)
         ]

@@ -95,6 +95,7 @@ class Worker:
         ]
         for watch in watches:
             await watch.begin(stopping)
+        suspects = asyncio.Lock()
         subscriptions = [
             ConsumedSubscription(
                 service,
@@ -104,6 +105,7 @@ class Worker:
                 stopping,
                 switches[handler.subscription.name],
                 self._announce_if_ready,
+                suspects,
             )
             for service, handler in worked
         ]
