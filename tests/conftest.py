@@ -16,6 +16,7 @@ import pytest
 import structlog
 
 import eventmesh
+from eventmesh.cli.garbage import YOUNG
 from eventmesh.runtime.declaring.settings import read_env_file
 from eventmesh.testing.servers import (
     WAYS,
@@ -256,9 +257,11 @@ def refuse_env_file(path: Path) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     """Collecting makes a million objects that stay until the end. The garbage collector would look
-    through all of them again and again, for a tenth of the tests' processor time."""
+    through all of them again and again, for a tenth of the tests' processor time. New ones are
+    looked at as in a worker."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
     gc.enable()  # disabled in pytest_configure
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
+from eventmesh.cli.garbage import exempt_what_is_there
 from eventmesh.cli.signals import Signals
 from eventmesh.cli.supervise import worker_command
 from eventmesh.clock import SystemClock
@@ -110,17 +110,9 @@ async def _work(
         if tell_ready is not None:
             reporting = asyncio.create_task(_report_ready(worker.ready, tell_ready))
             stack.callback(reporting.cancel)
-        freezing = asyncio.create_task(_freeze_memory(worker.ready))
+        freezing = asyncio.create_task(exempt_what_is_there(worker.ready))
         stack.callback(freezing.cancel)
         await worker.run(stopping)
-
-
-async def _freeze_memory(ready: asyncio.Event) -> None:
-    """Exempt everything loaded during start-up from garbage collection: each full collection of it
-    stopped the process for about 70 ms."""
-    await ready.wait()
-    gc.collect()
-    gc.freeze()
 
 
 async def _report_ready(ready: asyncio.Event, descriptor: int) -> None:

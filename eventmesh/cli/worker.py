@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eventmesh.cli.garbage import none_collected
 from eventmesh.errors import UsageError
 
 if TYPE_CHECKING:  # imported when a worker runs; see `eventmesh.cli`
@@ -75,7 +74,7 @@ def worker(
     if supervise and not (end_with_stdin or trial):
         _run_supervised(services, workers, settings)
         return
-    with _without_garbage_collection():
+    with none_collected():
         from eventmesh.cli.process import run_worker, try_out
         from eventmesh.runtime.declaring.discovery import load_services
 
@@ -111,20 +110,6 @@ def dev(
     code = run_with_reload(worker_command(names, "--no-supervise"), Path.cwd())
     if code:
         raise typer.Exit(code)
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Imports make many objects that stay and hardly any garbage. Searching all of them for it
-    again and again took a tenth of a worker's start, so they are exempt from it, then and later."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if enabled:
-            gc.enable()
 
 
 def _run_supervised(names: Sequence[str], workers: int, settings: Settings) -> None:
