@@ -18,7 +18,9 @@ SERVICE, SEND = (
     text for kind, text in BLOCK.findall((ROOT / "README.md").read_text()) if kind == "python"
 )
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=[path.stem for path in PAGES])
+each_page = pytest.mark.parametrize(
+    "page", PAGES, ids=[str(path.relative_to(DOCS).with_suffix("")) for path in PAGES]
+)
 NEWCOMERS = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
 
 
@@ -69,11 +71,12 @@ def test_a_shown_line_must_be_a_whole_line_after_the_lines_shown_before() -> Non
     assert [printed.shows(line) for line in shown] == [True, True, False, True, False]
 
 
-def test_the_readme_links_every_page_and_the_list_of_decisions_every_record() -> None:
+def test_readme_and_index_link_every_page_and_the_list_of_decisions_every_record() -> None:
     for page, prefix, named_by in (
         (DOCS, "docs/", ROOT / "README.md"),
+        (DOCS, "", DOCS / "README.md"),
         (DOCS / "decisions", "", DOCS / "decisions" / "README.md"),
     ):
         named = links(named_by)
-        pages = [path.name for path in page.glob("*.md") if path != named_by]
+        pages = [path.name for path in page.glob("*.md") if path.name != "README.md"]
         assert [name for name in pages if f"{prefix}{name}" not in named] == []
