@@ -224,15 +224,18 @@ async def _measure(reach: Reach) -> BalanceSheet:
         for total in books.totals
         if total.way.what == "stored"
     }
-    notes, deliveries = list[str](), list[DeliveryLine]()
+    deliveries = list[DeliveryLine]()
+    left_out: dict[str, list[str]] = {}
+    """The subscriptions that cannot be balanced, by the reason."""
     books_of = {name: books for place, books in after.items() for name in place.services}
     for service in reach.services:
         for handler in service.handlers.values():
             if why := _why_not(service, handler, books_of, on_broker):
-                notes.append(f"{handler.subscription.name} is not balanced: {why}")
+                left_out.setdefault(why, []).append(handler.subscription.name)
                 continue
             books = books_of[service.name]
             deliveries += delivery_lines(handler, books, on_broker, relayed, first, buried)
+    notes = [f"not balanced: {', '.join(names)}, {why}" for why, names in left_out.items()]
     inboxes = [line for books in after.values() for line in inbox_lines(books)]
     found = [*_outbox_differences(outboxes), *_inbox_differences(inboxes)]
     late, uncertain = list[Difference](), list[str]()
@@ -332,13 +335,13 @@ def _why_not(
     """Why nothing can be said of a subscription; empty if it can be balanced."""
     stats = on_broker.stats.get(handler.subscription.name)
     if not handler.transactional:
-        return "its handler takes no transaction, so nothing records what it has handled"
+        return "because a handler without a transaction does not record what it has handled"
     if service.name not in books_of:
-        return "the database of its service did not answer"
+        return "because the database did not answer"
     if stats is None:
-        return "the broker did not answer"
+        return "because the broker did not answer"
     if stats.declared is False:
-        return "it is not on the broker, because no worker has declared it yet"
+        return "because no worker has declared it on the broker yet"
     return ""
 
 

@@ -256,7 +256,9 @@ async def test_the_balance_of_a_subscription_that_came_later_begins_when_it_is_a
     async def later(event: Placed, tx: Transaction) -> None: ...
 
     absent = await audit(mesh.asked)
-    assert "payments.later is not balanced: it is not on the broker" in absent.notes[0]
+    assert absent.notes[0] == (
+        "not balanced: payments.later, because no worker has declared it on the broker yet"
+    )
     async with mesh.worker(mesh.transport):
         sheet = await mesh.until(lambda sheet: len(sheet.deliveries) == 3)
         assert differences(sheet) == []
@@ -273,7 +275,7 @@ def test_the_command_prints_a_sheet_and_finds_a_loss(bank: Project) -> None:
     worker.until_prints("ada has 0.05")
     worker.drain()
     sheet = bank.run("audit").succeeds("bank.deposit", "balanced: nothing is missing")
-    assert "bank.tell is not balanced: its handler takes no transaction" in sheet
+    assert "not balanced: bank.tell, because a handler without a transaction" in sheet
     assert json.loads(bank.run("audit", "--json").succeeds())["unaccounted"] == 0
     assert 'eventmesh_unaccounted_messages{service=""' in bank.run("audit", "--prometheus").out
     with sqlite3.connect(bank.root / ".eventmesh" / "bank.db") as connection:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from eventmesh.duration import seconds
@@ -210,8 +211,8 @@ def load_settings(env_file: Path = Path(".env")) -> Settings:
         raise UsageError(f"The environment holds settings that cannot be read: {error}.") from None
     except ValidationError as error:
         problems = "; ".join(
-            f"{_PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: {_in_words(problem['msg'])}"
-            for problem in error.errors(include_url=False, include_input=False)
+            f"{_PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: {_in_words(problem)}"
+            for problem in error.errors(include_url=False)
         )
         raise UsageError(
             f"The environment holds settings that cannot be used: {problems}."
@@ -289,9 +290,28 @@ def _nearest(name: str, known: Sequence[str], alike: float = _ALIKE) -> str | No
     return cores[found[0]] if found else None
 
 
-def _in_words(message: str) -> str:
-    """What pydantic says, without the words by which it says who raised it."""
-    return message.removeprefix("Value error, ").rstrip(".")
+def _in_words(problem: ErrorDetails) -> str:
+    """What is wrong with the value of a variable. Values of kinds that may be secret are not
+    shown."""
+    given, limits = problem["input"], problem.get("ctx", {})
+    match problem["type"]:
+        case "int_parsing":
+            return f"{given!r} is not a whole number"
+        case "bool_parsing":
+            return f"{given!r} is neither true nor false"
+        case "greater_than_equal":
+            return f"{given} is too small: the least is {limits['ge']}"
+        case "less_than_equal":
+            return f"{given} is too large: the most is {limits['le']:,}"
+        case "literal_error":
+            return f"{given!r} is not one of {limits['expected']}"
+        case "string_pattern_mismatch":  # only the prefix has a pattern
+            return (
+                f"{given!r} cannot begin names on a broker: write up to 63 small letters, digits, "
+                f"dots, hyphens and underscores, a letter first"
+            )
+        case _:
+            return problem["msg"].removeprefix("Value error, ").rstrip(".")
 
 
 def database_variable(service: str) -> str:

@@ -65,6 +65,30 @@ def test_the_error_names_an_invalid_setting(
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("EVENTMESH_PREFETCH", "many", "'many' is not a whole number"),
+        ("EVENTMESH_PREFETCH", "0", "0 is too small: the least is 1"),
+        ("EVENTMESH_PREFETCH", "20000", "20000 is too large: the most is 10,000"),
+        ("EVENTMESH_JOURNAL", "perhaps", "'perhaps' is neither true nor false"),
+        (
+            "EVENTMESH_LOG_LEVEL",
+            "loud",
+            "'loud' is not one of 'debug', 'info'",
+        ),
+        ("EVENTMESH_GROUP_TIME", "soon", "'soon' is not a valid duration"),
+        ("EVENTMESH_BROKER_PREFIX", "My App", "a letter first"),
+    ],
+)
+def test_the_error_says_what_is_wrong_with_a_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, said: str
+) -> None:
+    monkeypatch.setenv(name, text)
+    with pytest.raises(UsageError, match=said):
+        load_settings()
+
+
 def test_the_error_names_all_invalid_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVENTMESH_PREFETCH", "many")
     monkeypatch.setenv("EVENTMESH_LOG_LEVEL", "loud")
