@@ -1,6 +1,7 @@
 """A Redis Cluster in containers, by the `docker` command: three masters, each with a share of the
 slots. The one with the slot of EventMesh's prefix has two replicas, so that publishing can wait for
-one of them while the master is down."""
+one of them while the master is down. The others may have one each, which they need if the prefix is
+spread over their slots, too."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The nodes; those of the slot of the prefix come last."""
+    """The nodes: first the masters, of which the last has the slot of the prefix, then its
+    replicas, then those of the others."""
 
     nodes: Sequence[Node]
 
@@ -70,8 +72,13 @@ class Cluster:
         return f"redis+cluster://:{first.password}@127.0.0.1:{first.port}/?wait_replicas=1"
 
     @property
+    def masters(self) -> Sequence[Node]:
+        """The masters that it began with."""
+        return self.nodes[:MASTERS]
+
+    @property
     def of_the_prefix(self) -> Sequence[Node]:
-        return self.nodes[MASTERS - 1 :]
+        return self.nodes[MASTERS - 1 : MASTERS + REPLICAS]
 
     async def master(self) -> Node:
         """The node that serves the slot of the prefix now."""
@@ -90,10 +97,10 @@ class Cluster:
 
 
 @asynccontextmanager
-async def running_cluster(image: str) -> AsyncIterator[Cluster]:
+async def running_cluster(image: str, *, replicas_of_all: bool = False) -> AsyncIterator[Cluster]:
     """All nodes, which know each other; removed on leaving."""
     name, password = f"eventmesh-{secrets.token_hex(6)}", secrets.token_hex(16)
-    count = MASTERS + REPLICAS
+    count = MASTERS + REPLICAS + (MASTERS - 1 if replicas_of_all else 0)
     ports = free_ports(2 * count)
     nodes = [
         Node(f"node-{number}", f"{name}-{number}", ports[number], ports[count + number], password)
@@ -120,7 +127,7 @@ async def running_cluster(image: str) -> AsyncIterator[Cluster]:
 
 
 async def _join(nodes: Sequence[Node]) -> None:
-    """Divide the slots so that the last master has that of the prefix, and make replicas of it."""
+    """Divide the slots so that the last master has that of the prefix, and make the replicas."""
     masters, replicas = nodes[:MASTERS], nodes[MASTERS:]
     slot = int(await masters[0].ask("CLUSTER", "KEYSLOT", f"{{{PREFIX}}}"))
     shares = [(BOUNDS[n], BOUNDS[n + 1] - 1) for n in range(MASTERS)]
@@ -136,10 +143,11 @@ async def _join(nodes: Sequence[Node]) -> None:
         return all(len(each.strip().splitlines()) == len(nodes) for each in known)
 
     await until(all_know_all, "nodes that know each other", CLUSTER_PATIENCE)
-    identity = (await masters[-1].ask("CLUSTER", "MYID")).decode()
-    for replica in replicas:
+    of_masters = [masters[-1]] * REPLICAS + [*masters[:-1]]
+    for replica, master in zip(replicas, of_masters, strict=False):
+        identity = (await master.ask("CLUSTER", "MYID")).decode()
 
-        async def replicates(replica: Node = replica) -> bool:
+        async def replicates(replica: Node = replica, identity: str = identity) -> bool:
             try:
                 await replica.ask("CLUSTER", "REPLICATE", identity)
             except RedisError:  # it does not know the master's role yet

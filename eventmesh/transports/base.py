@@ -251,7 +251,7 @@ class Transport(Protocol):
     """One process's connection to one broker. Its methods may be called by many tasks at once."""
 
     atomic_batches: bool
-    """Whether a batch is stored in one step and in its order.
+    """Whether the messages of a key in a batch are stored in one step and in their order.
 
     If so, a rejected message is left out together with the later messages of its key, so that
     nothing overtakes it. If not, a caller that needs order within a key has at most one message

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from eventmesh.transports.base import Subscription
 
@@ -28,7 +28,7 @@ def broker_objects(
     scheme = urlsplit(url).scheme
     messages = {*published, *(name for each in subscriptions for name in each.messages)}
     if scheme.startswith("redis"):
-        return sorted(_redis(prefix, "+cluster" in scheme, subscriptions, messages))
+        return sorted(set(_redis(url, prefix, subscriptions, messages)))
     if scheme in ("amqp", "amqps"):
         return sorted(set(_rabbitmq(prefix, subscriptions, published)))
     if scheme == "sqlite":
@@ -37,20 +37,27 @@ def broker_objects(
 
 
 def _redis(
-    prefix: str, one_slot: bool, subscriptions: Sequence[Subscription], messages: Iterable[str]
+    url: str, prefix: str, subscriptions: Sequence[Subscription], messages: Iterable[str]
 ) -> Iterable[BrokerObject]:
-    from eventmesh.transports.redis.keys import Layout
+    """Of a prefix that is spread over several slots, what is in all of them if the URL says how
+    many, else what is in the first."""
+    from eventmesh.transports.redis.keys import layouts
 
-    layout = Layout(prefix, one_slot=one_slot)
-    for message in messages:
-        yield BrokerObject("stream", layout.stream(message), f"messages {message}")
-    for subscription in subscriptions:
-        keys = layout.of(subscription)
-        for stream in keys.streams:
-            yield BrokerObject("consumer group", f"{stream} {keys.group}", "deliveries")
-        yield BrokerObject("stream", keys.retry, "retries that are due")
-        yield BrokerObject("sorted set", keys.delayed, "retries that are not due")
-        yield BrokerObject("stream", keys.dead, "dead letters")
+    split = urlsplit(url)
+    slots = dict(parse_qsl(split.query)).get("slots", "")
+    number = int(slots) if slots.isdigit() else 1
+    first, *others = layouts(prefix, number, one_slot="+cluster" in split.scheme)
+    yield BrokerObject("hash", first.record, "over how many slots the prefix is spread")
+    for layout in (first, *others):
+        for message in messages:
+            yield BrokerObject("stream", layout.stream(message), f"messages {message}")
+        for subscription in subscriptions:
+            keys = layout.of(subscription)
+            for stream in keys.streams:
+                yield BrokerObject("consumer group", f"{stream} {keys.group}", "deliveries")
+            yield BrokerObject("stream", keys.retry, "retries that are due")
+            yield BrokerObject("sorted set", keys.delayed, "retries that are not due")
+            yield BrokerObject("stream", keys.dead, "dead letters")
 
 
 def _rabbitmq(

@@ -90,6 +90,23 @@ async def rig(
                 yield on_server
 
 
+@pytest.fixture
+async def spread_rig(
+    request: pytest.FixtureRequest,
+    servers: Servers,
+    own_server: Callable[[str, Way], ControlledServer],
+) -> AsyncIterator[Rig]:
+    """A rig on a Redis, with a prefix that is spread over three slots. A server by itself has no
+    slots, but the keys are those of a Cluster, without the braces."""
+    server = servers.find("redis")
+    note(request, f"redis {await version_of(server)}, 3 slots")
+    [way] = [way for way in WAYS if server.origin.startswith(way)] or [None]
+    if way is not None and request.node.callspec.params["guarantee"] in ENDING_SERVERS:
+        server = own_server("redis", way)
+    async with rig_on_server(server, slots=3) as rig:
+        yield rig
+
+
 def note(request: pytest.FixtureRequest, broker: str) -> None:
     """Have what comes out of this test in this column; a later note replaces an earlier one."""
     properties = request.node.user_properties

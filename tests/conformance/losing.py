@@ -9,11 +9,14 @@ from redis.asyncio import Redis
 
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.rabbitmq.topology import Topology
-from eventmesh.transports.redis.keys import Layout
+from eventmesh.transports.redis.keys import layouts
 
 
-async def losing_topology(url: str, prefix: str, subscriptions: Sequence[Subscription]) -> None:
-    """Delete, on the broker at this URL, what brings messages to these subscriptions."""
+async def losing_topology(
+    url: str, prefix: str, subscriptions: Sequence[Subscription], slots: int = 1
+) -> None:
+    """Delete, on the broker at this URL, what brings messages to these subscriptions. On Redis, the
+    prefix is spread over so many slots."""
     if url.startswith("amqp"):
         connection = await aiormq.connect(url)
         try:
@@ -22,9 +25,8 @@ async def losing_topology(url: str, prefix: str, subscriptions: Sequence[Subscri
         finally:
             await connection.close()
         return
-    layout = Layout(prefix, one_slot=False)
+    parts = layouts(prefix, slots, one_slot=False)
     async with Redis.from_url(url) as redis:
-        for subscription in subscriptions:
-            keys = layout.of(subscription)
+        for keys in (part.of(subscription) for part in parts for subscription in subscriptions):
             for stream in keys.streams:
                 await redis.xgroup_destroy(stream, keys.group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -10,26 +10,30 @@ import aiormq
 from redis.asyncio import Redis
 
 from eventmesh.transports.rabbitmq.topology import Topology
-from eventmesh.transports.redis.keys import Layout
+from eventmesh.transports.redis.keys import layouts
 
 
-def refusing(url: str, prefix: str, message: str) -> AbstractAsyncContextManager[None]:
+def refusing(
+    url: str, prefix: str, message: str, slots: int = 1
+) -> AbstractAsyncContextManager[None]:
     """The broker at this URL refuses this message inside the context. On RabbitMQ, something must
-    have been declared under the prefix."""
+    have been declared under the prefix; on Redis, the prefix is spread over so many slots."""
     if url.startswith("amqp"):
         return _a_full_queue(url, Topology(prefix).exchange, message)
-    return _something_else(url, Layout(prefix, one_slot=False).stream(message))
+    parts = layouts(prefix, slots, one_slot=False)
+    return _something_else(url, [part.stream(message) for part in parts])
 
 
 @asynccontextmanager
-async def _something_else(url: str, stream: str) -> AsyncIterator[None]:
-    """There is a key of the stream's name that is no stream."""
+async def _something_else(url: str, streams: Sequence[str]) -> AsyncIterator[None]:
+    """There are keys of the streams' names that are no streams."""
     async with Redis.from_url(url) as redis:
-        await redis.set(stream, "something else")
+        for stream in streams:
+            await redis.set(stream, "something else")
         try:
             yield
         finally:
-            await redis.delete(stream)
+            await redis.delete(*streams)
 
 
 @asynccontextmanager

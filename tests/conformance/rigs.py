@@ -95,16 +95,17 @@ def rig_on_file(url: str) -> Rig:
 
 
 @asynccontextmanager
-async def rig_on_server(server: Server) -> AsyncIterator[Rig]:
+async def rig_on_server(server: Server, slots: int = 1) -> AsyncIterator[Rig]:
     """A rig on this server, where all it makes has a name of its own. Only a controlled server can
-    be restarted and lose its data."""
+    be restarted and lose its data. On Redis, its prefix may be spread over several slots; other
+    processes find out by themselves."""
     prefix = _new_prefix()
 
     def refuse(message: str) -> AbstractAsyncContextManager[None]:
-        return refusing(server.url, prefix, message)
+        return refusing(server.url, prefix, message, slots)
 
     async def lose_topology(subscriptions: Sequence[Subscription]) -> None:
-        await losing_topology(server.url, prefix, subscriptions)
+        await losing_topology(server.url, prefix, subscriptions, slots)
 
     controlled = server if isinstance(server, ControlledServer) else None
 
@@ -121,7 +122,7 @@ async def rig_on_server(server: Server) -> AsyncIterator[Rig]:
             proxy.cut()
 
         yield Rig(
-            _connecting_to(proxy.url, prefix),
+            _connecting_to(f"{proxy.url}?slots={slots}" if slots > 1 else proxy.url, prefix),
             server.url,
             prefix,
             restart=restart if controlled else None,

@@ -27,6 +27,16 @@ async def test_a_transport_keeps_a_guarantee(
         pytest.skip(f"not applicable: {reason}")
 
 
+@pytest.mark.parametrize("guarantee", GUARANTEES, ids=lambda guarantee: guarantee.__name__)
+async def test_a_prefix_in_several_slots_keeps_a_guarantee(
+    spread_rig: Rig, guarantee: Guarantee
+) -> None:
+    try:
+        await guarantee(spread_rig)
+    except NotApplicable as reason:
+        pytest.skip(f"not applicable: {reason}")
+
+
 BROKEN: tuple[tuple[Guarantee, type[BrokenTransport]], ...] = (
     (conformance.round_trip, broken.KnowsOnlyAscii),
     (conformance.fan_out, broken.LosesEverySecond),

@@ -971,6 +971,21 @@ async def test_a_broker_of_another_kind_is_a_usage_error(stage: Stage) -> None:
             pass
 
 
+@pytest.mark.parametrize("kind", ["redis"])
+async def test_an_app_does_not_start_on_a_prefix_that_is_spread(stage: Stage) -> None:
+    """It would read one part of several."""
+    settings = stage.settings.model_copy(
+        update={
+            "broker_url": f"{stage.settings.broker_url}?slots=3",
+            "broker_prefix": f"{stage.settings.broker_prefix}.spread",
+        }
+    )
+    stage.service.configure(settings)
+    with pytest.raises(UsageError, match=r"is spread over 3 slots, and a FastStream app reads one"):
+        async with stage.mesh.lifespan():
+            pass
+
+
 async def test_a_too_short_inbox_window_is_a_usage_error_as_in_a_worker(
     stage: Stage,
 ) -> None:

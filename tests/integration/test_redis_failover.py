@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from redis.exceptions import RedisError
 
 from eventmesh.errors import Unreachable
-from eventmesh.testing.servers.processes import free_port
 from eventmesh.transports.base import Subscription, TransportOptions, publish_or_raise
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.redis import transport as redis_streams
 from eventmesh.transports.redis.transport import RedisTransport
+from tests.integration.redis_clusters import PREFIX, Cluster, online_replicas, opened_on, role
 from tests.integration.redis_nodes import Node, eventually, nodes, until
 from tests.integration.redis_traffic import (
     CLOCK,
@@ -34,6 +31,8 @@ from tests.integration.redis_traffic import (
     opened,
 )
 from tests.support.promised_times import allowed
+
+pytest_plugins = ["tests.integration.redis_cluster_fixtures"]
 
 EITHER = pytest.mark.parametrize("subscription", [PAID, IN_ORDER], ids=["unordered", "ordered"])
 
@@ -79,12 +78,6 @@ class SentinelGroup:
             if answer and server.port == int(answer[1]):
                 return server if role(server) == "master" else None
         return None
-
-
-def role(node: Node) -> str:
-    """The node's role; empty while it does not answer, as a demoted one closes all connections."""
-    answer = node.ask("ROLE")
-    return answer[0].decode() if answer else ""
 
 
 @pytest.fixture
@@ -138,15 +131,6 @@ def ready_to_fail_over(made: SentinelGroup) -> bool:
         if (told.get(b"num-slaves"), told.get(b"num-other-sentinels")) != (b"2", b"2"):
             return False
     return True
-
-
-def online_replicas(node: Node) -> int:
-    with suppress(RedisError), node.client() as client:
-        told: Any = client.info("replication")
-        return sum(
-            isinstance(value, dict) and value.get("state") == "online" for value in told.values()
-        )
-    return 0
 
 
 @EITHER
@@ -203,90 +187,6 @@ async def test_publishing_fails_if_too_few_replicas_confirm(sentinel_group: Sent
 
 
 # --- Cluster ---
-
-
-@dataclass
-class Cluster:
-    """Three masters, and a replica of the one that has the tests' slot."""
-
-    members: list[Node]
-    owner: Node
-    replica: Node
-
-    @property
-    def url(self) -> str:
-        # One node is enough: it knows the others.
-        return f"redis+cluster://:{self.owner.password}@127.0.0.1:{self.members[0].port}/"
-
-    def others(self) -> list[Node]:
-        return [node for node in self.members if node is not self.owner]
-
-
-PREFIX = "mesh"
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with nodes() as keep:
-        members = [keep(member(tmp_path / f"member{number}")) for number in range(4)]
-        password = members[0].password
-        for node in members:
-            node.password = password
-            node.settings |= {"requirepass": password, "masterauth": password}
-            node.launch()
-        for node in members:
-            node.until_it_answers()
-        yield create_cluster(members)
-
-
-def member(folder: Path) -> Node:
-    return Node(
-        folder,
-        cluster_enabled="yes",
-        cluster_node_timeout="15000",
-        cluster_port=str(free_port()),
-        repl_diskless_sync_delay="0",
-    )
-
-
-def create_cluster(members: list[Node]) -> Cluster:
-    *masters, replica = members
-    bounds = [0, 5461, 10923, 16384]
-    for number, node in enumerate(masters):
-        node.tell("CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
-        node.tell("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-    for node in members[1:]:
-        bus = int(node.settings["cluster-port"])
-        members[0].tell("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
-    until(lambda: all(knows(node, 4) for node in members), "members that know each other")
-    slot = int(masters[0].tell("CLUSTER", "KEYSLOT", f"{{{PREFIX}}}"))
-    owner = masters[next(n for n in range(3) if slot < bounds[n + 1])]
-    identity = owner.tell("CLUSTER", "MYID").decode()
-    until(lambda: replica.ask("CLUSTER", "REPLICATE", identity), "a replica")
-    until(lambda: all(state(node) == "ok" for node in members), "a cluster that is whole")
-    until(lambda: online_replicas(owner) == 1, "a replica that is online")
-    return Cluster(members, owner, replica)
-
-
-def knows(node: Node, count: int) -> bool:
-    return len((node.ask("CLUSTER", "NODES") or b"").strip().splitlines()) == count
-
-
-def state(node: Node) -> str:
-    told = (node.ask("CLUSTER", "INFO") or b"").decode()
-    return "ok" if "cluster_state:ok" in told else "down"
-
-
-@asynccontextmanager
-async def opened_on(cluster: Cluster, query: str = "") -> AsyncIterator[RedisTransport]:
-    transport = RedisTransport(
-        cluster.url + query, CLOCK, TransportOptions(visibility_timeout=60.0, prefix=PREFIX)
-    )
-    try:
-        await transport.connect()
-        yield transport
-    finally:
-        await transport.close()
 
 
 async def test_all_keys_of_a_prefix_are_on_one_node(cluster: Cluster) -> None:

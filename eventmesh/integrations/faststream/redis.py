@@ -22,7 +22,7 @@ from faststream.redis import RedisBroker, RedisPublishCommand, StreamSub
 from faststream.redis.message import RedisStreamMessage
 
 from eventmesh.contracts.message import Message, identity_of
-from eventmesh.errors import Unreachable
+from eventmesh.errors import Unreachable, UsageError
 from eventmesh.integrations.faststream.intake import Arrival, Intake
 from eventmesh.integrations.faststream.mesh import Mesh
 from eventmesh.runtime.backoff import Reconnect
@@ -35,6 +35,7 @@ from eventmesh.transports.redis.connection import Redis
 from eventmesh.transports.redis.entries import read_entry, read_parcel
 from eventmesh.transports.redis.keys import Keys, Layout
 from eventmesh.transports.redis.settlement import SettlementCommands
+from eventmesh.transports.redis.transport import RedisTransport
 from eventmesh.transports.redis.upkeep import Token, Upkeep
 
 BLOCK_MS = 500
@@ -91,10 +92,26 @@ class RedisMesh(Mesh["_RedisIntake"]):
         for intake in self._intakes:
             intake.redis = redis
         try:
+            await self._check_one_slot(url)
             async with super().lifespan():
                 yield
         finally:
             await redis.close()
+
+    async def _check_one_slot(self, url: str) -> None:
+        """UsageError if the prefix is spread over several slots: FastStream reads one."""
+        transport = RedisTransport(url, self.service.clock, self.service.settings.transport_options)
+        try:
+            await transport.connect()
+        finally:
+            await transport.close()
+        if transport.slots > 1:
+            prefix = self.service.settings.broker_prefix
+            raise UsageError(
+                f"The prefix {prefix!r} is spread over {transport.slots} slots, and a FastStream "
+                f"app reads one. Run the handlers in a worker (service.subscriber), or use another "
+                f"prefix (EVENTMESH_BROKER_PREFIX)."
+            )
 
     def upkeep(self) -> Sequence[Coroutine[Any, Any, None]]:
         return [intake.keep_up() for intake in self._intakes]

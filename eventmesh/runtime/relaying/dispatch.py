@@ -1,7 +1,7 @@
 """Publishing a batch of outbox rows so that nothing overtakes a rejected message of its key.
 
-Some brokers store a batch in one step and in order, and leave out what comes after a rejected
-message of the same key (`atomic_batches`): these get the batch whole. Others answer for each
+Some brokers store the messages of a key in one step and in order, and leave out what comes after a
+rejected one of the same key (`atomic_batches`): these get the batch whole. Others answer for each
 message by itself, so that of two messages of a key that are sent together the second may be stored
 although the first is rejected. These get the batch in waves, each with at most one message of a
 key, and a key whose message was rejected is left out of the later waves:

@@ -20,6 +20,7 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from eventmesh.errors import UsageError
 from eventmesh.redact import redact, redact_error
+from eventmesh.transports.redis.keys import MOST_SLOTS
 
 FINDING_TIMEOUT = 2.0
 """Seconds to wait for one Sentinel or Cluster node before asking the next, at least."""
@@ -44,7 +45,8 @@ class RedisUrl:
 
     `kind` is "redis", "sentinel" or "cluster"; `addresses` are of the server, the Sentinels or some
     nodes. `options` are redis-py's, for a connection to a server. `wait_replicas` is how many
-    replicas must have a message before it is confirmed.
+    replicas must have a message before it is confirmed. `slots` is over how many slots the prefix
+    is spread, None if the URL does not say it.
     """
 
     kind: str
@@ -53,6 +55,7 @@ class RedisUrl:
     master: str = ""
     sentinel_options: Mapping[str, Any] | None = None
     wait_replicas: int = 0
+    slots: int | None = None
 
 
 def parse_broker_url(url: str) -> RedisUrl:
@@ -80,6 +83,7 @@ def _parts(url: str, kind: str, *, tls: bool) -> RedisUrl:
     }
     options.pop("host", None)
     wait_replicas = int(options.pop("wait_replicas", 0))
+    slots = int(options.pop("slots")) if "slots" in options else None
     sentinel_login = {
         name: options.pop(f"sentinel_{name}")
         for name in ("username", "password")
@@ -90,6 +94,8 @@ def _parts(url: str, kind: str, *, tls: bool) -> RedisUrl:
         raise ValueError("several hosts need redis+sentinel:// or redis+cluster://")
     if wait_replicas < 0:
         raise ValueError("wait_replicas must be 0 or more")
+    if slots is not None and not 1 <= slots <= MOST_SLOTS:
+        raise ValueError(f"slots must be a number from 1 to {MOST_SLOTS}")
     for name in _FILES:
         if name in options and not Path(options[name]).exists():
             raise ValueError(f"{name} names the file {options[name]}, which does not exist")
@@ -100,6 +106,7 @@ def _parts(url: str, kind: str, *, tls: bool) -> RedisUrl:
         master=master,
         sentinel_options=sentinel_login | {n: v for n, v in options.items() if n[:4] == "ssl_"},
         wait_replicas=wait_replicas,
+        slots=slots,
     )
 
 

@@ -162,17 +162,15 @@ class _Pages:
 
 
 class RedisCensus(_Walk):
-    """One census."""
+    """One census, or what one part adds to it."""
 
     scripts = COUNT
 
-    def __init__(self, redis: Redis, layout: Layout) -> None:
+    def __init__(self, redis: Redis, layout: Layout, found: Census) -> None:
         super().__init__(redis, layout)
-        self.found = Census()
+        self._found = found
 
-    async def count(
-        self, subscriptions: Sequence[Subscription], messages: Collection[str]
-    ) -> Census:
+    async def count(self, subscriptions: Sequence[Subscription], messages: Collection[str]) -> None:
         """Count the messages of these subscriptions and of others to `messages`, and the unrouted
         ones."""
         wanted = {each.name: set(each.messages) for each in subscriptions}
@@ -193,7 +191,6 @@ class RedisCensus(_Walk):
             keys = self._layout.of(Subscription(name, tuple(wanted[name])))
             await self._subscription(keys)
             await self._range(name, keys.dead, "-", "dead")
-        return self.found
 
     def _add(self, group: str, counted: Sequence[Any]) -> None:
         for state, name, dataschema, made_at, number, source in counted:
@@ -204,7 +201,7 @@ class RedisCensus(_Walk):
                 (b"source", source),
             ]
             envelope = from_fields(field for field in fields if field[1])
-            self.found.add(group, Envelope(envelope.attributes, b""), state.decode(), number)
+            self._found.add(group, Envelope(envelope.attributes, b""), state.decode(), number)
 
 
 class RedisSearch(_Walk):

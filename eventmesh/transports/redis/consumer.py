@@ -25,6 +25,7 @@ from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 from eventmesh.transports.redis.connection import Connection, ConnectionLost, Redis, code_of
 from eventmesh.transports.redis.entries import read_entry, read_parcel
 from eventmesh.transports.redis.keys import Keys
+from eventmesh.transports.redis.prefetch import Prefetch
 from eventmesh.transports.redis.reader import LONGEST_WAIT, Reader, unique_consumer_name
 from eventmesh.transports.redis.scripts.common import EVERYTHING, Command, call
 from eventmesh.transports.redis.scripts.consuming import CLAIM, DECLARE, RETURN_PENDING
@@ -57,7 +58,7 @@ class RedisConsumer:
     the deliveries of some of them are still in `_buffer`."""
 
     def __init__(
-        self, redis: Redis, keys: Keys, prefetch: int, clock: Clock, visibility_timeout: float
+        self, redis: Redis, keys: Keys, prefetch: Prefetch, clock: Clock, visibility_timeout: float
     ) -> None:
         self._redis = redis
         self._keys = keys
@@ -73,23 +74,43 @@ class RedisConsumer:
         self._has_been_connected = False
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.redis")
         self._upkeep = Upkeep(redis, keys, self._name, self._pending, clock, visibility_timeout)
-        self._reader = Reader(redis, clock, self._connected, self._fill)
+        self._reader = Reader(redis, clock, prefetch, self._connected, self._fill)
+        prefetch.add(self)
         self._reader.start(self._upkeep.start())
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
         while True:
-            self._reader.check()
-            handed_out = len(self._pending) - len(self._buffer)
-            count = min(limit, self._prefetch - handed_out, len(self._buffer))
-            if count > 0:
-                break
-            await self._reader.wait()
+            self.check()
+            if taken := self.take(limit):
+                return taken
+            await self._prefetch.wait()
+
+    def check(self) -> None:
+        """Raise what ended this consumer, if it has ended."""
+        self._reader.check()
+
+    def take(self, limit: int) -> list[Delivery]:
+        """As `receive`, but without waiting; there may be none."""
+        count = min(limit, self._prefetch.receivable, len(self._buffer))
         taken = [self._buffer.popleft() for _ in range(count)]
-        self._reader.room_made.set()
+        if taken:
+            self._reader.room_made.set()
         return taken
 
+    @property
+    def held(self) -> int:
+        return len(self._pending)
+
+    @property
+    def received(self) -> int:
+        return len(self._pending) - len(self._buffer)
+
+    def own(self, settlements: Sequence[Settlement]) -> Sequence[Settlement]:
+        """Those whose deliveries this consumer still has."""
+        return [pair for pair in settlements if pair[0].token in self._pending]
+
     async def settle(self, settlements: Sequence[Settlement]) -> None:
-        ours = [pair for pair in settlements if pair[0].token in self._pending]
+        ours = self.own(settlements)
         done = [delivery for delivery, outcome in ours if isinstance(outcome, Done)]
         moved = [(delivery, outcome) for delivery, outcome in ours if not isinstance(outcome, Done)]
         finishing = self._commands.finish(done)
@@ -178,13 +199,13 @@ class RedisConsumer:
         next_claim = next_search = now()
         emptied = False
         while not self._reader.is_leaving:
-            if not self._should_read():
+            if not self._prefetch.is_worth_a_read(self):
                 await self._reader.wait_for_room()
                 continue
             if now() >= next_claim:
                 searching = now() >= next_search
                 room = self._room()
-                if await self._claim(connection, searching) == room:
+                if await self._claim(connection, room, searching) == room:
                     continue  # there may be more, and it comes before new entries
                 next_claim = now() + _CLAIM_INTERVAL
                 if searching:
@@ -195,20 +216,17 @@ class RedisConsumer:
                 emptied = await self._read_once(connection)
 
     def _room(self) -> int:
-        return self._prefetch - len(self._pending)
+        return self._prefetch.room(self)
 
-    def _should_read(self) -> bool:
-        """Whether a round trip is worth it: there is enough room, or the buffer is empty."""
-        return self._room() > (self._prefetch // 4 if self._buffer else 0)
-
-    async def _claim(self, connection: Connection, searching: bool) -> int:
-        """Claim entries that were returned and, when searching, entries of dead consumers; returns
-        how many."""
+    async def _claim(self, connection: Connection, room: int, searching: bool) -> int:
+        """Claim up to so many entries that were returned and, when searching, entries of dead
+        consumers; returns how many."""
         silence = math.ceil(self._visibility_timeout * 1000) if searching else ""
         keys = self._keys
-        claimed = await connection.ask(
-            *call(CLAIM, keys.streams, keys.group, self._name, RETURNED, self._room(), silence)
-        )
+        with self._prefetch.requesting(self, room):
+            claimed = await connection.ask(
+                *call(CLAIM, keys.streams, keys.group, self._name, RETURNED, room, silence)
+            )
         for number, deliveries, entry in claimed:
             self._buffer_entries(keys.streams[number], [entry], deliveries)
         return len(claimed)
@@ -216,10 +234,12 @@ class RedisConsumer:
     async def _read_once(self, connection: Connection) -> bool:
         """Read new entries without waiting, as far as there is room; returns whether the streams
         that it read had no more than that, so that the next read may wait."""
-        shares = self._shares(self._room())
-        answers = await connection.exchange(
-            [self._reading_command(count, None, (stream,)) for stream, count in shares]
-        )
+        room = self._room()
+        shares = self._shares(room)
+        with self._prefetch.requesting(self, room):
+            answers = await connection.exchange(
+                [self._reading_command(count, None, (stream,)) for stream, count in shares]
+            )
         emptied = True
         for (stream, count), answer in zip(shares, answers, strict=True):
             if await self._buffer_answer(answer) < count:
@@ -248,9 +268,10 @@ class RedisConsumer:
         entries than there are streams, and several streams get one at the same instant, `prefetch`
         may be exceeded by the difference."""
         streams = self._keys.streams
-        count = max(1, self._room() // len(streams))
+        count = self._prefetch.while_waiting(self, len(streams))
         wait_ms = max(1, min(math.ceil(seconds * 1000), int(_CLAIM_INTERVAL * 1000)))
-        [answer] = await connection.exchange([self._reading_command(count, wait_ms, streams)])
+        with self._prefetch.idle(self):
+            [answer] = await connection.exchange([self._reading_command(count, wait_ms, streams)])
         arrived = await self._buffer_answer(answer)
         if arrived >= count:
             self._busy.update(streams)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.transports.redis.connection import CommandRejected, Connection, ConnectionLost, Redis
+from eventmesh.transports.redis.prefetch import Prefetch
 
 LONGEST_WAIT = 0.5
 """The longest time in seconds that a read may block. So long leaving takes if CLIENT UNBLOCK is
@@ -34,13 +35,15 @@ def unique_consumer_name(clock: Clock) -> str:
 
 
 class Reader:
-    """See the module. `arrived` is for the consumer to wait for, and `room_made` for the reader;
-    both are also set so that the other one notices the end."""
+    """See the module. The events are those of its `prefetch`: `arrived` is for the consumer to wait
+    for, and `room_made` for the reader; both are also set so that the other one notices the
+    end."""
 
     def __init__(
         self,
         redis: Redis,
         clock: Clock,
+        prefetch: Prefetch,
         connected: Callable[[Connection], Awaitable[None]],
         fill: Callable[[Connection], Awaitable[None]],
     ) -> None:
@@ -50,8 +53,8 @@ class Reader:
         self._clock = clock
         self._connected = connected
         self._fill = fill
-        self.arrived = asyncio.Event()
-        self.room_made = asyncio.Event()
+        self.arrived = prefetch.arrived
+        self.room_made = prefetch.room_made
         self.is_leaving = False
         self.client_id: int | None = None
         """Redis's id of the connection; None if it does not tell."""
@@ -68,11 +71,6 @@ class Reader:
         for task in self._tasks:
             if task.done():
                 task.result()
-
-    async def wait(self) -> None:
-        """Wait until there is something to check, or to hand out."""
-        self.arrived.clear()
-        await self.arrived.wait()
 
     async def wait_for_room(self) -> None:
         self.room_made.clear()

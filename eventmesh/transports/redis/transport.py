@@ -23,17 +23,23 @@ An ordered subscription also has these; see `ordered.consumer` and `scripts.orde
 
 URLs: `redis://user:password@host:6379/0`; `redis+sentinel://user:password@host1:26379,host2/name/0`
 to find the master of that name through its Sentinels, whose own login is `?sentinel_username=` and
-`sentinel_password=`; `redis+cluster://user:password@host1:6379,host2/` for a Redis Cluster, where
-all keys under a prefix share one slot, and so one master: a cluster gives failover, not more
-throughput. `rediss` instead of `redis` means TLS, with redis-py's options, such as
-`?ssl_ca_certs=ca.pem`.
+`sentinel_password=`; `redis+cluster://user:password@host1:6379,host2/` for a Redis Cluster.
+`rediss` instead of `redis` means TLS, with redis-py's options, such as `?ssl_ca_certs=ca.pem`.
+
+All keys under a prefix are in one slot of a Cluster, and so on one master, unless the URL says
+`?slots=6`: then they are spread over six slots, and masters that have equally many slots share the
+work equally; see `keys` and `parts`. The number belongs to the prefix: the process that uses it
+first records the number in the hash `layout`, and later ones use what is recorded. Every consumer
+has a connection for reading for each slot. For commands, a process has up to 16 connections to a
+server and, on a Cluster, for each slot.
 
 Redis replicates asynchronously. After a failover, the new master may lack the last messages that
 were confirmed, unless the URL says `?wait_replicas=1`: then publishing waits for that many
 replicas, and messages stay unconfirmed while there are fewer. Lost acknowledgements are harmless:
 the deliveries come again.
 
-A Redis user for EventMesh needs the keys `~eventmesh:*` (`~{eventmesh}:*` on a Cluster) and
+A Redis user for EventMesh needs the keys `~eventmesh:*`, or `~{eventmesh}:*` on a Cluster (with
+several slots `~eventmesh*`, or `~{eventmesh*`), and
     +multi +exec +eval +time +xadd +xreadgroup +xack +xdel +xclaim +xpending +xrange +xlen +xtrim
     +xinfo|groups +xinfo|consumers +xgroup|create +xgroup|delconsumer
     +zadd +zrem +zcard +zrange +zrangebyscore +client|id +client|unblock
@@ -47,10 +53,10 @@ on a Cluster, `scan` for `eventmesh unrouted` and `doctor`, and `info` and `conf
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from eventmesh.clock import Clock
 from eventmesh.errors import UsageError
@@ -65,143 +71,128 @@ from eventmesh.transports.base import (
     Unrouted,
 )
 from eventmesh.transports.census import Census
-from eventmesh.transports.dead_letters import UniqueDeadLetters, fingerprint, group_copies
 from eventmesh.transports.facts import BrokerFacts
 from eventmesh.transports.finding import Found
 from eventmesh.transports.redis.address import locator_for, parse_broker_url
-from eventmesh.transports.redis.census import RedisCensus, RedisSearch
 from eventmesh.transports.redis.connection import Redis
-from eventmesh.transports.redis.consumer import RETURNED, RedisConsumer
-from eventmesh.transports.redis.entries import dead_letter, parcel_header
-from eventmesh.transports.redis.facts import Facts
-from eventmesh.transports.redis.keys import Layout
-from eventmesh.transports.redis.ordered.consumer import OrderedConsumer
-from eventmesh.transports.redis.publishing import Publisher
-from eventmesh.transports.redis.scripts.common import Command, call
-from eventmesh.transports.redis.scripts.consuming import DECLARE
-from eventmesh.transports.redis.scripts.operations import DISCARD, REPLAY, STATS
-from eventmesh.transports.redis.scripts.ordering import DECLARE_ORDER, ORDER_STATS
-from eventmesh.transports.redis.unrouted import UnroutedStreams
-from eventmesh.wire.cloudevents import pack
+from eventmesh.transports.redis.keys import Layout, layouts, part_of_key
+from eventmesh.transports.redis.parts import merging
+from eventmesh.transports.redis.parts.concurrently import concurrently
+from eventmesh.transports.redis.parts.consumer import SpreadConsumer
+from eventmesh.transports.redis.parts.part import Part, PartConsumer
+from eventmesh.transports.redis.parts.record import agreed_slots
+from eventmesh.transports.redis.prefetch import Prefetch
 from eventmesh.wire.envelope import Envelope
-
-COUNT_LIMIT = 10_000
-"""The most undelivered entries that `stats` counts one by one, if Redis does not know the lag."""
-
-PAGE = 100
-"""How many dead letters are read at once."""
 
 
 class RedisTransport:
+    """The parts of a prefix as one. Until `connect` knows how many there are, it has the first."""
+
     atomic_batches = True
     exact_deliveries = True
     keeps_order = True
     dead_letters_by_itself = False
 
     def __init__(self, url: str, clock: Clock, options: TransportOptions) -> None:
-        place = parse_broker_url(url)
+        self._place = parse_broker_url(url)
         self._url = url
         self._clock = clock
         self._options = options
-        self._layout = Layout(options.prefix, one_slot=place.kind == "cluster")
-        self._redis = Redis(
-            url, dict(place.options), locator_for(place, self._layout.stream("any"))
-        )
-        self._publisher = Publisher(self._redis, self._layout, place.wait_replicas, clock)
-        self._not_returned: dict[str, list[RedisConsumer | OrderedConsumer]] = {}
+        self._is_cluster = self._place.kind == "cluster"
+        [self._layout] = self._layouts(1)
+        self._redis = self._connections(self._layout)
+        self._parts = [self._part(self._redis, self._layout)]
+
+    @property
+    def slots(self) -> int:
+        """Over how many slots the prefix is spread, once connected."""
+        return len(self._parts)
+
+    def _layouts(self, slots: int) -> Sequence[Layout]:
+        return layouts(self._options.prefix, slots, one_slot=self._is_cluster)
+
+    def _connections(self, layout: Layout) -> Redis:
+        """Connections to the server that has this part's slot."""
+        locator = locator_for(self._place, layout.record)
+        return Redis(self._url, dict(self._place.options), locator)
+
+    def _part(self, redis: Redis, layout: Layout) -> Part:
+        return Part(redis, layout, self._place.wait_replicas, self._clock, self._options)
 
     def peer(self, *, publishing: bool) -> Peer | None:
-        return self._redis.peer
+        peers = {part.redis.peer for part in self._parts}
+        return peers.pop() if len(peers) == 1 else None
 
     async def connect(self) -> None:
-        self._redis.open()
+        first = self._parts[0]
         try:
-            # An empty transaction, to fail now if MULTI is forbidden: without it, the commands of
-            # a transaction would be executed one by one.
-            await self._redis.batch([("MULTI",), ("EXEC",)])
+            await first.connect()
+            slots = await self._agreed_slots(self._place.slots, record=self._options.create_missing)
         except TypeError as error:  # redis-py raises it for an unknown option
             raise UsageError(
                 f"The broker URL has an option that cannot be used: "
                 f"{redact_error(error, self._url)}. See redis-py's documentation of its "
                 f"connections for those that can."
             ) from None
+        if slots != len(self._parts):
+            self._parts = [first, *map(self._further_part, self._layouts(slots)[1:])]
+        await concurrently([part.connect() for part in self._parts[1:]])
+
+    def _further_part(self, layout: Layout) -> Part:
+        # Without a Cluster, all parts are on one server, and share its connections.
+        return self._part(self._connections(layout) if self._is_cluster else self._redis, layout)
+
+    async def _agreed_slots(self, wanted: int | None, *, record: bool) -> int:
+        prefix = self._options.prefix
+        return await agreed_slots(self._redis, self._layout, prefix, wanted, record=record)
 
     async def close(self) -> None:
-        await self._redis.close()
+        distinct = list(dict.fromkeys(part.redis for part in self._parts))
+        await concurrently([redis.close() for redis in distinct])
 
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
-        for subscription in subscriptions:
-            keys, order = self._layout.of(subscription), subscription.order
-            await self._redis.run(DECLARE, keys.streams, keys.group)
-            if order is None:
-                await self._redis.ask("HDEL", keys.order, "after_dead")
-            else:
-                await self._redis.run(DECLARE_ORDER, keys.ordered, keys.group, order.after_dead)
+        # Also repairs the record, if Redis has lost its data.
+        await self._agreed_slots(len(self._parts), record=True)
+        await concurrently([part.declare(subscriptions) for part in self._parts])
 
     async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
-        return await self._publisher.publish(envelopes)
+        if len(self._parts) == 1:
+            return await self._parts[0].publish(envelopes)
+        batches: dict[int, list[Envelope]] = {}
+        for envelope in envelopes:
+            part = part_of_key(envelope.key, len(self._parts))
+            batches.setdefault(part, []).append(envelope)
+        return merging.merged_results(
+            await concurrently(
+                [self._parts[part].publish(batch) for part, batch in batches.items()]
+            )
+        )
 
     @asynccontextmanager
     async def consume(
         self, subscription: Subscription, *, prefetch: int
-    ) -> AsyncIterator[RedisConsumer | OrderedConsumer]:
+    ) -> AsyncIterator[PartConsumer | SpreadConsumer]:
         await self.declare([subscription])
-        await self._return_for_former(subscription)
-        keys, timeout = self._layout.of(subscription), self._options.visibility_timeout
-        consumer: RedisConsumer | OrderedConsumer
-        if subscription.order is None:
-            consumer = RedisConsumer(self._redis, keys, prefetch, self._clock, timeout)
-        else:
-            consumer = OrderedConsumer(
-                self._redis, keys, subscription.order, prefetch, self._clock, timeout
-            )
+        await concurrently([part.return_for_former(subscription) for part in self._parts])
+        shared = Prefetch(prefetch)
+        consumers = [(part, part.consume(subscription, shared)) for part in self._parts]
         try:
-            yield consumer
+            if len(consumers) == 1:
+                yield consumers[0][1]
+            else:
+                yield SpreadConsumer([consumer for _, consumer in consumers], shared)
         finally:
-            if not await consumer.leave():
-                self._not_returned.setdefault(subscription.name, []).append(consumer)
-
-    async def _return_for_former(self, subscription: Subscription) -> None:
-        """Return what our earlier consumers had pending when Redis became unreachable. Otherwise
-        these entries would wait for the visibility timeout."""
-        former = self._not_returned.setdefault(subscription.name, [])
-        for consumer in list(former):
-            await consumer.return_pending()
-            if consumer in former:
-                former.remove(consumer)
+            await concurrently([part.leave(subscription, each) for part, each in consumers])
 
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
-        keys = self._layout.of(subscription)
-        counted, delayed, dead, of_keys = await self._redis.batch(
-            [
-                call(STATS, keys.streams, keys.group, RETURNED, COUNT_LIMIT, self._silent_ms),
-                ("ZCARD", keys.delayed),
-                ("XLEN", keys.dead),
-                call(ORDER_STATS, keys.ordered, keys.group),
-            ]
+        return merging.merged_stats(
+            await concurrently([part.stats(subscription) for part in self._parts])
         )
-        ready, in_flight, oldest_ms, consumers, declared = counted
-        boxed, held_back, held, leased, boxed_ms, lessees, is_ordered = of_keys
-        oldest_ms = max(oldest_ms, boxed_ms)
-        return SubscriptionStats(
-            ready=ready + boxed,
-            delayed=delayed + held_back,
-            in_flight=in_flight + leased,
-            dead=dead,
-            oldest_age=None if oldest_ms < 0 else oldest_ms / 1000,
-            consumers=consumers + lessees,
-            declared=bool(declared) and (is_ordered or subscription.order is None),
-            held=held,
-        )
-
-    @property
-    def _silent_ms(self) -> int:
-        """After how long a consumer that does not read counts as dead."""
-        return round(self._options.visibility_timeout * 1000)
 
     async def examine(self, *, thorough: bool = False) -> BrokerFacts:
-        facts = Facts(self._redis, self._layout, self._clock)
-        return await facts.examine(thorough=thorough)
+        return merging.merged_facts(
+            await concurrently([part.examine(thorough=thorough) for part in self._parts])
+        )
 
     async def census(
         self,
@@ -210,7 +201,9 @@ class RedisTransport:
         *,
         untouched: Collection[str] = (),
     ) -> Census:
-        return await RedisCensus(self._redis, self._layout).count(subscriptions, messages)
+        found = Census()
+        await concurrently([part.census(subscriptions, messages, found) for part in self._parts])
+        return found
 
     async def find(
         self,
@@ -218,7 +211,10 @@ class RedisTransport:
         messages: Collection[str],
         wanted: Collection[str],
     ) -> Found:
-        return await RedisSearch(self._redis, self._layout, wanted).find(subscriptions, messages)
+        found = await concurrently(
+            [part.find(subscriptions, messages, wanted) for part in self._parts]
+        )
+        return Found(tuple(one for each in found for one in each.messages))
 
     async def unrouted(
         self,
@@ -227,7 +223,9 @@ class RedisTransport:
         *,
         thorough: bool = False,
     ) -> Sequence[Unrouted]:
-        return await UnroutedStreams(self._redis, self._layout).count(messages, thorough)
+        return merging.merged_unrouted(
+            await concurrently([part.unrouted(messages, thorough=thorough) for part in self._parts])
+        )
 
     async def purge_unrouted(
         self,
@@ -237,7 +235,23 @@ class RedisTransport:
         keep: int = 0,
         older_than: float | None = None,
     ) -> int:
-        return await UnroutedStreams(self._redis, self._layout).purge(message, keep, older_than)
+        to_keep = dict.fromkeys(self._parts, keep)
+        if keep and older_than is None and len(self._parts) > 1:
+            found = await concurrently(
+                [part.unrouted([message], thorough=False) for part in self._parts]
+            )
+            numbers = [sum(each.number for each in some) for some in found]
+            kept = merging.kept_of_each(numbers, keep)
+            to_keep = {
+                part: kept_of_part
+                for part, number, kept_of_part in zip(self._parts, numbers, kept, strict=True)
+                if number > kept_of_part
+            }
+        return sum(
+            await concurrently(
+                [part.purge_unrouted(message, kept, older_than) for part, kept in to_keep.items()]
+            )
+        )
 
     async def dead_letters(
         self,
@@ -247,12 +261,17 @@ class RedisTransport:
         most_bytes: int | None = None,
         only: Collection[str] | None = None,
     ) -> Sequence[DeadLetter]:
-        listing = UniqueDeadLetters(limit, most_bytes, only)
-        async for letter in self._dead_letters(subscription):
-            if listing.is_full:
-                break
-            listing.add(letter)
-        return listing.letters
+        slots = len(self._parts)
+        wanted: list[Mapping[str, str] | None] = [None] * slots
+        if only is not None:
+            wanted = [*merging.ids_by_part(only, slots)]
+        letters = await concurrently(
+            [
+                part.dead_letters(subscription, limit, most_bytes, ids)
+                for part, ids in zip(self._parts, wanted, strict=True)
+            ]
+        )
+        return merging.merged_letters(letters, limit, most_bytes, only)
 
     async def replay(
         self,
@@ -260,51 +279,27 @@ class RedisTransport:
         ids: Sequence[str],
         edited: Mapping[str, bytes] = MappingProxyType({}),
     ) -> Sequence[str]:
-        keys = self._layout.of(subscription)
-        packed: dict[str, bytes] = {}
-        if edited:
-            async for letter in self._dead_letters(subscription):
-                if letter.id in edited:
-                    packed[letter.id] = pack(replace(letter.envelope, data=edited[letter.id]))
+        def replay(part: Part, own: Mapping[str, str]) -> Coroutine[Any, Any, Sequence[str]]:
+            data = {inside: edited[id_] for inside, id_ in own.items() if id_ in edited}
+            return part.replay(subscription, [*own], data)
 
-        def replay_command(group: Sequence[str]) -> Command:
-            instead = next((packed[each] for each in group if each in packed), b"")
-            header = parcel_header(1, self._clock)
-            return call(REPLAY, keys.ordering, header, instead, *group)
-
-        return await self._for_each_message(subscription, ids, replay_command)
+        return await self._with_letters(ids, replay)
 
     async def discard(self, subscription: Subscription, ids: Sequence[str]) -> Sequence[str]:
-        keys = self._layout.of(subscription).ordering
-        return await self._for_each_message(
-            subscription, ids, lambda group: call(DISCARD, keys, *group)
-        )
+        return await self._with_letters(ids, lambda part, own: part.discard(subscription, [*own]))
 
-    async def _for_each_message(
+    async def _with_letters(
         self,
-        subscription: Subscription,
         ids: Sequence[str],
-        command: Callable[[Sequence[str]], Command],
+        act: Callable[[Part, Mapping[str, str]], Coroutine[Any, Any, Sequence[str]]],
     ) -> Sequence[str]:
-        """Run a command for all dead letters of each message that has one among `ids`; returns the
-        ids that were found. The command answers 0 if none of the dead letters exists."""
-        fingerprints = [
-            (letter.id, fingerprint(letter)) async for letter in self._dead_letters(subscription)
-        ]
-        groups = group_copies(fingerprints, ids)
-        found = set[str]()
-        for start in range(0, len(groups), PAGE):
-            some = groups[start : start + PAGE]
-            answers = await self._redis.batch([command(group) for group in some])
-            for group, answer in zip(some, answers, strict=True):
-                if answer:
-                    found.update(group)
-        return [id_ for id_ in dict.fromkeys(ids) if id_ in found]
-
-    async def _dead_letters(self, subscription: Subscription) -> AsyncIterator[DeadLetter]:
-        """All dead letters, oldest first."""
-        key, start = self._layout.of(subscription).dead, b"-"
-        while entries := await self._redis.ask("XRANGE", key, start, "+", "COUNT", PAGE):
-            for entry in entries:
-                yield dead_letter(subscription.name, entry)
-            start = b"(" + entries[-1][0]
+        """Let each part act on its letters among these, which it gets by their ids in the part;
+        returns the ids that were found."""
+        by_part = merging.ids_by_part(ids, len(self._parts))
+        asked = [(part, own) for part, own in zip(self._parts, by_part, strict=True) if own]
+        asked = asked or [(self._parts[0], {})]  # so that Unreachable is raised in any case
+        found = await concurrently([act(part, own) for part, own in asked])
+        of_all = {
+            own[inside] for (_, own), some in zip(asked, found, strict=True) for inside in some
+        }
+        return [id_ for id_ in dict.fromkeys(ids) if id_ in of_all]

@@ -254,6 +254,9 @@ def test_the_chart_connects_services_messages_and_subscriptions(described: Descr
     [
         ("redis://r", ("stream", "p:stream:a.b", "messages a.b")),
         ("redis+cluster://r", ("stream", "{p}:dead:s.h", "dead letters")),
+        ("redis+cluster://r?slots=2", ("stream", "{p}:dead:s.h", "dead letters")),
+        ("redis+cluster://r?slots=2", ("stream", "{p.1.2}:dead:s.h", "dead letters")),
+        ("redis://r", ("hash", "p:layout", "over how many slots the prefix is spread")),
         ("amqp://r", ("queue", "p.dead.s.h", "quorum")),
         ("amqps://r", ("binding", "p -> p.message.a.b", "a.b")),
         ("sqlite:///x", ("binding", "a.b -> s.h", "row of the file")),

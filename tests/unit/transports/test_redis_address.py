@@ -47,6 +47,13 @@ def test_a_sentinel_url_names_a_master_and_may_have_a_password_for_the_sentinels
     assert (url.options["password"], url.sentinel_options) == ("p", {"password": "q"})
 
 
+@pytest.mark.parametrize("scheme", ["redis://a", "redis+sentinel://a/shop", "rediss+cluster://a"])
+def test_a_url_may_say_over_how_many_slots_the_prefix_is_spread(scheme: str) -> None:
+    assert parse_broker_url(f"{scheme}?slots=6").slots == 6
+    assert parse_broker_url(scheme).slots is None
+    assert "slots" not in parse_broker_url(f"{scheme}?slots=6").options
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -55,6 +62,9 @@ def test_a_sentinel_url_names_a_master_and_may_have_a_password_for_the_sentinels
         ("redis://host?health_check_interval=often", "health_check_interval"),
         ("redis://host?wait_replicas=-1", "wait_replicas must be 0 or more"),
         ("redis://host?wait_replicas=many", "invalid literal"),
+        ("redis://host?slots=0", "slots must be a number from 1 to 64"),
+        ("redis+cluster://host?slots=65", "slots must be a number from 1 to 64"),
+        ("redis+cluster://host?slots=many", "invalid literal"),
         ("redis+sentinel://host", "it does not name a master"),
         ("redis+sentinel://host/shop/first", "'first' is not the number of a database"),
         ("redis+cluster://host/1", "a Redis Cluster has only the database 0"),

@@ -36,6 +36,7 @@ from eventmesh.transports.redis.entries import dead_letter_fields, read_record
 from eventmesh.transports.redis.keys import Keys
 from eventmesh.transports.redis.ordered.runs import Holdings, Run, Token
 from eventmesh.transports.redis.ordered.upkeep import OrderedUpkeep
+from eventmesh.transports.redis.prefetch import Prefetch
 from eventmesh.transports.redis.reader import LONGEST_WAIT, Reader, unique_consumer_name
 from eventmesh.transports.redis.scripts.common import Command, call
 from eventmesh.transports.redis.scripts.consuming import DECLARE
@@ -68,7 +69,7 @@ class OrderedConsumer:
         redis: Redis,
         keys: Keys,
         order: Order,
-        prefetch: int,
+        prefetch: Prefetch,
         clock: Clock,
         visibility_timeout: float,
     ) -> None:
@@ -86,19 +87,45 @@ class OrderedConsumer:
         self._has_warned = False
         self._alive_until = -math.inf
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.redis")
-        self._reader = Reader(redis, clock, self._connected, self._fill)
+        self._reader = Reader(redis, clock, prefetch, self._connected, self._fill)
         self._upkeep = OrderedUpkeep(redis, keys, self._name, clock, visibility_timeout, self)
+        prefetch.add(self)
         self._reader.start(self._upkeep.start())
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
         while True:
-            self._reader.check()
-            # After a pause of this whole process, others may have our keys.
-            is_alive = self._clock.monotonic() < self._alive_until
-            if is_alive and (taken := self._holdings.take(limit)):
-                self._reader.room_made.set()
+            self.check()
+            if taken := self.take(limit):
                 return taken
-            await self._reader.wait()
+            await self._prefetch.wait()
+
+    def check(self) -> None:
+        """Raise what ended this consumer, if it has ended."""
+        self._reader.check()
+
+    def take(self, limit: int) -> list[Delivery]:
+        """As `receive`, but without waiting; there may be none."""
+        # After a pause of this whole process, others may have our keys.
+        if self._clock.monotonic() >= self._alive_until:
+            return []
+        taken = self._holdings.take(min(limit, self._prefetch.receivable))
+        if taken:
+            self._reader.room_made.set()
+        return taken
+
+    @property
+    def held(self) -> int:
+        return self._holdings.unsettled
+
+    @property
+    def received(self) -> int:
+        return self._holdings.unsettled - self._holdings.buffered
+
+    def own(
+        self, settlements: Sequence[tuple[Delivery, Outcome]]
+    ) -> Sequence[tuple[Delivery, Outcome]]:
+        """Those whose deliveries this consumer still has."""
+        return [pair for pair in settlements if self._holdings.has(pair[0])]
 
     async def settle(self, settlements: Sequence[tuple[Delivery, Outcome]]) -> None:
         runs = self._holdings.settle(settlements)
@@ -199,20 +226,21 @@ class OrderedConsumer:
         while not self._reader.is_leaving:
             if self._lost:
                 await self._enter(connection)
-            if not self._should_read():
+            if not self._prefetch.is_worth_a_read(self):
                 await self._reader.wait_for_room()
                 continue
             begun = self._clock.monotonic()
-            room = min(self._prefetch - self._holdings.unsettled, MOST_AT_ONCE)
-            status, *answer = await connection.ask(
-                *self._script(
-                    TAKE, self._name, self._epoch, room, self._lifetime_ms, MOST_IN_MAILBOXES
+            room = min(self._prefetch.room(self), MOST_AT_ONCE)
+            with self._prefetch.requesting(self, room):
+                status, *answer = await connection.ask(
+                    *self._script(
+                        TAKE, self._name, self._epoch, room, self._lifetime_ms, MOST_IN_MAILBOXES
+                    )
                 )
-            )
             match status:
                 case b"taken":
                     self._alive_until = begun + self._visibility_timeout
-                    await self._taken(connection, room, *answer)
+                    await self._taken(connection, *answer)
                 case b"undeclared":
                     await self._declare(connection)
                 case b"lost":
@@ -220,15 +248,9 @@ class OrderedConsumer:
                 case b"old":
                     await self._adopt(connection)
 
-    def _should_read(self) -> bool:
-        """Whether a round trip is worth it: there is enough room, or the buffer is empty."""
-        room = self._prefetch - self._holdings.unsettled
-        return room > (0 if self._holdings.is_empty else self._prefetch // 4)
-
     async def _taken(
         self,
         connection: Connection,
-        room: int,
         lease: int,
         taken: Sequence[tuple[bytes, Sequence[bytes]]],
         more: int,
@@ -246,7 +268,7 @@ class OrderedConsumer:
             self._holdings.add(run, deliveries)
         if taken:
             self._reader.arrived.set()
-        if not more and self._should_read():
+        if not more and self._prefetch.is_worth_a_read(self):
             wait = LONGEST_WAIT if due_ms < 0 else min(due_ms / 1000, LONGEST_WAIT)
             await self._wait(connection, wait, after, woken)
 
@@ -257,7 +279,8 @@ class OrderedConsumer:
         streams = [*self._keys.streams[: len(after)], self._keys.wake]
         wait_ms = max(1, math.ceil(seconds * 1000))
         waiting: Command = ("XREAD", "COUNT", 1, "BLOCK", wait_ms, "STREAMS", *streams)
-        [answer] = await connection.exchange([(*waiting, *after, woken)])
+        with self._prefetch.idle(self):
+            [answer] = await connection.exchange([(*waiting, *after, woken)])
         if isinstance(answer, ResponseError):
             rejection = self._redis.rejection(answer)
             if rejection.code != "UNBLOCKED":

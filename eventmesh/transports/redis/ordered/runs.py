@@ -84,9 +84,13 @@ class Holdings:
         """How many messages count towards `prefetch`."""
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing waits to be received."""
-        return not self._buffer
+    def buffered(self) -> int:
+        """How many deliveries wait to be received."""
+        return len(self._buffer)
+
+    def has(self, delivery: Delivery) -> bool:
+        """Whether a delivery is of a run that is held."""
+        return delivery.token.run in self._runs
 
     def runs(self) -> list[Run]:
         """The latest run of each key."""
