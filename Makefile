@@ -44,6 +44,7 @@ cluster: $(VENV)/.dev  ## nodes of clusters of RabbitMQ and Redis are killed und
 	$(BIN)/python -m benchmarks.rabbitmq_cluster $(ARGS)
 	$(BIN)/python -m benchmarks.rabbitmq_cluster --ordered --workers 3 $(ARGS)
 	$(BIN)/python -m benchmarks.redis_cluster --ordered --workers 3 $(ARGS)
+	$(BIN)/python -m benchmarks.redis_cluster --ordered --workers 3 --slots 6 $(ARGS)
 
 check: $(VENV)/.dev  ## what a reader's tools would say
 	$(BIN)/ruff check .

@@ -199,12 +199,12 @@ class RedisConsumer:
         next_claim = next_search = now()
         emptied = False
         while not self._reader.is_leaving:
-            if not self._prefetch.is_worth_a_read(self):
+            if not self._prefetch.may_fetch(self):
                 await self._reader.wait_for_room()
                 continue
             if now() >= next_claim:
                 searching = now() >= next_search
-                room = self._room()
+                room = self._prefetch.room()
                 if await self._claim(connection, room, searching) == room:
                     continue  # there may be more, and it comes before new entries
                 next_claim = now() + _CLAIM_INTERVAL
@@ -215,15 +215,12 @@ class RedisConsumer:
             else:
                 emptied = await self._read_once(connection)
 
-    def _room(self) -> int:
-        return self._prefetch.room(self)
-
     async def _claim(self, connection: Connection, room: int, searching: bool) -> int:
         """Claim up to so many entries that were returned and, when searching, entries of dead
         consumers; returns how many."""
         silence = math.ceil(self._visibility_timeout * 1000) if searching else ""
         keys = self._keys
-        with self._prefetch.requesting(self, room):
+        with self._prefetch.fetching(self, room):
             claimed = await connection.ask(
                 *call(CLAIM, keys.streams, keys.group, self._name, RETURNED, room, silence)
             )
@@ -234,9 +231,9 @@ class RedisConsumer:
     async def _read_once(self, connection: Connection) -> bool:
         """Read new entries without waiting, as far as there is room; returns whether the streams
         that it read had no more than that, so that the next read may wait."""
-        room = self._room()
+        room = self._prefetch.room()
         shares = self._shares(room)
-        with self._prefetch.requesting(self, room):
+        with self._prefetch.fetching(self, room):
             answers = await connection.exchange(
                 [self._reading_command(count, None, (stream,)) for stream, count in shares]
             )
@@ -268,10 +265,9 @@ class RedisConsumer:
         entries than there are streams, and several streams get one at the same instant, `prefetch`
         may be exceeded by the difference."""
         streams = self._keys.streams
-        count = self._prefetch.while_waiting(self, len(streams))
+        count = self._prefetch.while_waiting(len(streams))
         wait_ms = max(1, min(math.ceil(seconds * 1000), int(_CLAIM_INTERVAL * 1000)))
-        with self._prefetch.idle(self):
-            [answer] = await connection.exchange([self._reading_command(count, wait_ms, streams)])
+        [answer] = await connection.exchange([self._reading_command(count, wait_ms, streams)])
         arrived = await self._buffer_answer(answer)
         if arrived >= count:
             self._busy.update(streams)

@@ -1,21 +1,21 @@
-"""How many messages a consumer may hold, divided among the parts of the prefix that it reads.
+"""How many messages a consumer may hold, and which of the parts that it reads may fetch the next.
 
-With one part, that is all there is to it: a part may fetch what is missing to the limit. Several
-parts share the limit: those that do not wait for messages in vain get equal shares of it. For
-example, with a limit of 90 and three parts, of which the third never has a message:
+With one part, that is all there is to it: it fetches what is missing to the limit, once that is
+worth a round trip. Several parts share the limit and take turns, so that each fetches as many
+messages at once as if it were alone, and a batch comes from few parts. For example, with a limit of
+100, two parts for which messages wait, and a third for which there are none:
 
-| step                                 | a holds | b holds | room of a | room of b    |
-|--------------------------------------|---------|---------|-----------|--------------|
-| nothing is fetched yet               | 0       | 0       | 30        | 30           |
-| a has read 30, b has found nothing   | 30      | 0       | 60        | 45           |
-| a has read 60                        | 90      | 0       | 0         | 1, see below |
-| b has got one; 40 of a's are settled | 50      | 1       | 0         | 39           |
-| b has read 39; 30 of a's are settled | 20      | 40      | 25        | 5            |
+| step                                     | held by a, b, c | whose turn it is               |
+|------------------------------------------|-----------------|--------------------------------|
+| a fetches 50, half of the limit          | 50, 0, 0        | b, then c                      |
+| b fetches 50                             | 50, 50, 0       | c, but there is no room        |
+| the worker settles 30 of a's             | 20, 50, 0       | c; it finds nothing and waits  |
+| at once, a fetches 30                    | 50, 50, 0       | b                              |
 
-A part that holds nothing may always fetch one message, so that none waits for another part to come
-to an end: with a prefetch of 1, parts take turns. A read that waits for messages does not reserve
-room for them. So a consumer may fetch a few messages more than its limit; but no more than the
-limit are received and not settled.
+At most half of the limit is fetched at once, so that other parts go on if the master of one does
+not answer. A read that waits for messages has no turn and reserves no room; it brings a few
+messages only. So a consumer may fetch a few more than its limit, but no more than the limit are
+received and not settled.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class Holder(Protocol):
 
 
 class Prefetch:
-    """The limit, and the two events by which a consumer and the readers of its parts wait for each
-    other: messages have arrived, and there is room for more. Both may be set for no reason."""
+    """The limit, whose turn it is, and the two events by which a consumer and the readers of its
+    parts wait for each other: messages have arrived, and there may be room or a turn for more. Both
+    may be set for no reason."""
 
     def __init__(self, limit: int) -> None:
         self.arrived = asyncio.Event()
@@ -55,10 +56,11 @@ class Prefetch:
         self._limit = limit
         self._holders: list[Holder] = []
         self._requested: dict[Holder, int] = {}
-        self._idle: set[Holder] = set()
+        self._waiting: list[Holder] = []
+        """Those that want to fetch, in the order of their turns."""
 
     def add(self, holder: Holder) -> None:
-        """Let this consumer have a share."""
+        """Let this consumer share the limit."""
         self._holders.append(holder)
 
     @property
@@ -66,41 +68,45 @@ class Prefetch:
         """How many more messages the worker may receive."""
         return self._limit - sum(each.received for each in self._holders)
 
-    def room(self, holder: Holder) -> int:
-        """How many more messages it may fetch."""
-        held = self._held(holder)
-        unused = self._limit - sum(self._held(each) for each in self._holders)
-        if len(self._holders) == 1:
-            return unused
-        return max(min(unused, self._share(holder) - held), 0 if held else 1)
-
-    def is_worth_a_read(self, holder: Holder) -> bool:
-        """Whether it should fetch more now: there is enough room, or the worker has run out."""
+    def may_fetch(self, holder: Holder) -> bool:
+        """Whether it should fetch more now: there is enough room for a round trip, or the worker
+        has run out; and it is its turn. If not, it is in the queue, and asks again after
+        `room_made`."""
+        if holder not in self._waiting:
+            self._waiting.append(holder)
         has_some = any(each.held > each.received for each in self._holders)
-        return self.room(holder) > (self._share(holder) // 4 if has_some else 0)
+        if self._unused <= (self._limit // 4 if has_some else 0) or self._waiting[0] is not holder:
+            return False
+        del self._waiting[0]
+        if self._waiting:
+            self.room_made.set()  # there may be enough for the next, too
+        return True
+
+    def leave_queue(self, holder: Holder) -> None:
+        """Let others have their turns while it has something else to do."""
+        if holder in self._waiting:
+            self._waiting.remove(holder)
+            self.room_made.set()
+
+    def room(self) -> int:
+        """How many more messages may be fetched at once."""
+        if len(self._holders) == 1:
+            return self._unused
+        return min(self._unused, -(-self._limit // 2))
 
     @contextmanager
-    def requesting(self, holder: Holder, count: int) -> Iterator[None]:
+    def fetching(self, holder: Holder, count: int) -> Iterator[None]:
         """Reserve room for so many messages while they are fetched."""
         self._requested[holder] = count
         try:
             yield
         finally:
             del self._requested[holder]
-            self.room_made.set()  # for other parts, if it got less
+            self.room_made.set()  # for other parts, if there were fewer
 
-    @contextmanager
-    def idle(self, holder: Holder) -> Iterator[None]:
-        """Leave its share to others while it waits for messages."""
-        self._idle.add(holder)
-        try:
-            yield
-        finally:
-            self._idle.remove(holder)
-
-    def while_waiting(self, holder: Holder, streams: int) -> int:
+    def while_waiting(self, streams: int) -> int:
         """How many messages of each of so many streams a read may fetch that waits for them."""
-        count = max(1, self.room(holder) // streams)
+        count = max(1, self.room() // streams)
         return count if len(self._holders) == 1 else min(count, MOST_WHILE_WAITING)
 
     async def wait(self) -> None:
@@ -108,12 +114,8 @@ class Prefetch:
         self.arrived.clear()
         await self.arrived.wait()
 
-    def _share(self, holder: Holder) -> int:
-        """How many messages it may hold while others want some too."""
-        active = sum(
-            each is holder or each not in self._idle or each.held > 0 for each in self._holders
+    @property
+    def _unused(self) -> int:
+        return (
+            self._limit - sum(each.held for each in self._holders) - sum(self._requested.values())
         )
-        return -(-self._limit // active)
-
-    def _held(self, holder: Holder) -> int:
-        return holder.held + self._requested.get(holder, 0)

@@ -6,6 +6,7 @@
 | `retry:<subscription>`   | stream     | retries that are due, and replayed dead letters          |
 | `delayed:<subscription>` | sorted set | retries that are not due, by their time                  |
 | `dead:<subscription>`    | stream     | dead letters                                             |
+| `layout`                 | hash       | over how many slots the prefix is spread                 |
 
 An ordered subscription also has these; see `ordered.consumer` and `scripts.ordering`:
 

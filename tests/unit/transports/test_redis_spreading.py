@@ -95,50 +95,74 @@ class Holding:
 def test_one_part_has_the_whole_prefetch() -> None:
     prefetch = Prefetch(10)
     only = Holding(prefetch, held=4, received=1)
-    assert (prefetch.room(only), prefetch.receivable) == (6, 9)
-    assert prefetch.while_waiting(only, streams=2) == 3
+    assert (prefetch.room(), prefetch.receivable) == (6, 9)
+    assert prefetch.while_waiting(streams=2) == 3
+    assert prefetch.may_fetch(only)
 
 
-def test_parts_get_equal_shares_once_they_want_them() -> None:
+def test_parts_take_turns() -> None:
     """The steps of the module's table."""
-    prefetch = Prefetch(90)
+    prefetch = Prefetch(100)
     a, b, c = (Holding(prefetch) for _ in range(3))
-    assert (prefetch.room(a), prefetch.room(b)) == (30, 30)
-    with prefetch.idle(c):
-        with prefetch.idle(b):
-            a.held = 30
-            assert (prefetch.room(a), prefetch.room(b)) == (60, 45)
-            a.held = 90
-            assert (prefetch.room(a), prefetch.room(b)) == (0, 1)
-        for a.held, b.held, room_of_a, room_of_b in ((50, 1, 0, 39), (20, 40, 25, 5)):
-            assert (prefetch.room(a), prefetch.room(b)) == (room_of_a, room_of_b)
+
+    def whose_turn() -> list[Holding]:
+        """Those that may fetch, one after the other; each finds nothing."""
+        return [each for each in (a, b, c) if prefetch.may_fetch(each)]
+
+    assert prefetch.may_fetch(a)
+    assert prefetch.room() == 50
+    with prefetch.fetching(a, 50):
+        assert prefetch.may_fetch(b)
+        with prefetch.fetching(b, 50):
+            assert not prefetch.may_fetch(c)
+            a.held, b.held = 50, 50
+    assert not prefetch.may_fetch(a)
+    assert not prefetch.may_fetch(b)
+    a.held = 20
+    assert [prefetch.may_fetch(each) for each in (b, a, c)] == [False, False, True]
+    assert prefetch.room_made.is_set(), "those that wait look again"
+    assert [prefetch.may_fetch(each) for each in (b, a)] == [False, True]
+    with prefetch.fetching(a, prefetch.room()):
+        assert not prefetch.may_fetch(b)
+    assert prefetch.may_fetch(b)
 
 
-def test_a_read_is_worth_it_if_it_brings_enough_or_the_worker_has_nothing() -> None:
-    prefetch = Prefetch(90)
-    a, b, _ = (Holding(prefetch) for _ in range(3))
-    a.held, b.held = 22, 23
-    assert (prefetch.is_worth_a_read(a), prefetch.is_worth_a_read(b)) == (True, False)
-    a.received, b.received = 22, 23
-    assert prefetch.is_worth_a_read(b)
+def test_a_part_fetches_if_it_gets_enough_or_if_the_worker_has_run_out() -> None:
+    prefetch = Prefetch(100)
+    a, b = (Holding(prefetch) for _ in range(2))
+    a.held, b.held = 40, 35
+    assert not prefetch.may_fetch(a)
+    b.held = 34
+    assert prefetch.may_fetch(a)
+    b.held = 35
+    assert not prefetch.may_fetch(a)
+    a.received, b.received = 40, 35
+    assert prefetch.may_fetch(a)
 
 
-def test_room_is_reserved_for_what_is_being_fetched() -> None:
-    prefetch = Prefetch(90)
-    a, b, c = (Holding(prefetch) for _ in range(3))
-    with prefetch.requesting(a, 30), prefetch.requesting(b, 30):
-        assert prefetch.room(c) == 30
-        a.held = 50
-        assert prefetch.room(c) == 1
-    assert prefetch.room_made.is_set(), "those that found no room look again"
-    assert prefetch.room(c) == 30
+def test_a_part_that_has_something_else_to_do_holds_up_no_other() -> None:
+    prefetch = Prefetch(10)
+    a, b = (Holding(prefetch) for _ in range(2))
+    a.held = 10
+    assert [prefetch.may_fetch(each) for each in (a, b)] == [False, False]
+    a.held = 0
+    assert not prefetch.may_fetch(b)
+    prefetch.leave_queue(a)
+    assert prefetch.room_made.is_set()
+    assert prefetch.may_fetch(b)
 
 
-def test_no_part_waits_for_another_even_with_a_prefetch_of_one() -> None:
+def test_with_a_prefetch_of_one_no_part_is_left_out() -> None:
     prefetch = Prefetch(1)
-    busy, other = Holding(prefetch, held=1, received=1), Holding(prefetch)
-    assert (prefetch.room(busy), prefetch.room(other)) == (0, 1)
-    assert prefetch.receivable == 0
+    a, b = (Holding(prefetch) for _ in range(2))
+    fetched = []
+    for _ in range(4):
+        for each in (a, b):
+            if prefetch.may_fetch(each):
+                each.held = 1
+                fetched.append(each)
+        fetched[-1].held = 0
+    assert fetched == [a, b, a, b]
 
 
 # --- merging ---

@@ -225,13 +225,14 @@ class OrderedConsumer:
         """Keep the buffer full until leaving."""
         while not self._reader.is_leaving:
             if self._lost:
+                self._prefetch.leave_queue(self)
                 await self._enter(connection)
-            if not self._prefetch.is_worth_a_read(self):
+            if not self._prefetch.may_fetch(self):
                 await self._reader.wait_for_room()
                 continue
             begun = self._clock.monotonic()
-            room = min(self._prefetch.room(self), MOST_AT_ONCE)
-            with self._prefetch.requesting(self, room):
+            room = min(self._prefetch.room(), MOST_AT_ONCE)
+            with self._prefetch.fetching(self, room):
                 status, *answer = await connection.ask(
                     *self._script(
                         TAKE, self._name, self._epoch, room, self._lifetime_ms, MOST_IN_MAILBOXES
@@ -268,7 +269,7 @@ class OrderedConsumer:
             self._holdings.add(run, deliveries)
         if taken:
             self._reader.arrived.set()
-        if not more and self._prefetch.is_worth_a_read(self):
+        if not more and self._prefetch.may_fetch(self):
             wait = LONGEST_WAIT if due_ms < 0 else min(due_ms / 1000, LONGEST_WAIT)
             await self._wait(connection, wait, after, woken)
 
@@ -279,8 +280,7 @@ class OrderedConsumer:
         streams = [*self._keys.streams[: len(after)], self._keys.wake]
         wait_ms = max(1, math.ceil(seconds * 1000))
         waiting: Command = ("XREAD", "COUNT", 1, "BLOCK", wait_ms, "STREAMS", *streams)
-        with self._prefetch.idle(self):
-            [answer] = await connection.exchange([(*waiting, *after, woken)])
+        [answer] = await connection.exchange([(*waiting, *after, woken)])
         if isinstance(answer, ResponseError):
             rejection = self._redis.rejection(answer)
             if rejection.code != "UNBLOCKED":
