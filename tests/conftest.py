@@ -182,6 +182,15 @@ async def migrated_postgres_url(
 
 
 @pytest.fixture
+async def migrated_mariadb_url(
+    mariadb_server: Server, migrated_databases: MigratedDatabases
+) -> AsyncIterator[str]:
+    """A new MariaDB database for this test, with EventMesh's tables."""
+    async with migrated_databases.mariadb_url(mariadb_server) as url:
+        yield url
+
+
+@pytest.fixture
 def migrated_sqlite_url(tmp_path: Path, migrated_databases: MigratedDatabases) -> str:
     """A new SQLite database for this test, with EventMesh's tables."""
     return migrated_databases.sqlite_url(tmp_path)
@@ -189,10 +198,8 @@ def migrated_sqlite_url(tmp_path: Path, migrated_databases: MigratedDatabases) -
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """A new database of each kind that a service can own, in turn, with EventMesh's tables; on
-    MariaDB, which cannot copy one, it is empty."""
-    kind = request.param
-    url: str = request.getfixturevalue(f"{kind if kind == 'mariadb' else f'migrated_{kind}'}_url")
+    """A new database of each kind that a service can own, in turn, with EventMesh's tables."""
+    url: str = request.getfixturevalue(f"migrated_{request.param}_url")
     return url
 
 

@@ -25,7 +25,7 @@ from eventmesh import Service
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
 from eventmesh.errors import Unreachable
-from eventmesh.persistence import inbox, migration, notifications, tables
+from eventmesh.persistence import inbox, notifications, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.retry import Retry
@@ -128,17 +128,14 @@ def shop(url: str) -> Service:
 
 @pytest.fixture(params=["postgres", "mariadb"])
 def url(request: pytest.FixtureRequest) -> str:
-    """A database for this test only."""
-    url: str = request.getfixturevalue(f"{request.param}_url")
+    """A database for this test only, with EventMesh's tables."""
+    url: str = request.getfixturevalue(f"migrated_{request.param}_url")
     return url
 
 
 @pytest.fixture
 async def proxy(url: str) -> AsyncIterator[Proxy]:
     """A proxy in front of a database that has all tables."""
-    database = Database(url, service="shop")
-    await migration.upgrade(database)
-    await database.close()
     async with proxy_before(url) as proxy:
         yield proxy
     gc.collect()  # a connection that nobody closed fails this test, and not a later one
@@ -243,14 +240,11 @@ class Termination:
 
 @pytest.mark.parametrize("scenario", [handle, publish, relay, listen])
 async def test_a_connection_that_the_server_terminates_before_any_use_raises_unreachable(
-    postgres_url: str, scenario: Scenario
+    migrated_postgres_url: str, scenario: Scenario
 ) -> None:
-    database = Database(postgres_url, service="shop")
-    await migration.upgrade(database)
-    await database.close()
-    async with proxy_before(postgres_url) as proxy, asyncio.timeout(TIMEOUT_SECONDS):
+    async with proxy_before(migrated_postgres_url) as proxy, asyncio.timeout(TIMEOUT_SECONDS):
         for at in count(1):
-            termination = Termination(proxy, postgres_url, at)
+            termination = Termination(proxy, migrated_postgres_url, at)
             async with termination.armed():
                 running = asyncio.ensure_future(scenario(proxy.url, f"use {at}"))
                 with proxy.keeping_ends():

@@ -28,7 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from eventmesh import Event, Service, Settings
 from eventmesh.errors import Drift, MessageTooLarge, UndeclaredMessage, UsageError
-from eventmesh.persistence import migration, notifications
+from eventmesh.persistence import notifications
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.tables import outbox
 
@@ -100,10 +100,12 @@ def encoding(url: str) -> dict[str, str]:
     return {"client_encoding": "utf8"} if "psycopg" in url else {}
 
 
-async def prepare(url: str) -> None:
-    database = Database(url, service="orders")
-    await migration.upgrade(database, Base.metadata)
-    await database.close()
+async def make_own_tables(url: str) -> None:
+    """Make the application's own tables beside those of EventMesh."""
+    engine = create_async_engine(url, connect_args=encoding(url))
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    await engine.dispose()
 
 
 def make_service(url: str, **settings: Any) -> Service:
@@ -115,6 +117,13 @@ def make_service(url: str, **settings: Any) -> Service:
 
 @pytest.fixture(params=DRIVERS)
 def driver_url(request: pytest.FixtureRequest) -> str:
+    """A new database with EventMesh's tables and each driver for it, in turn."""
+    database, driver = DRIVERS[request.param]
+    return url_for(driver, request.getfixturevalue(f"migrated_{database}_url"))
+
+
+@pytest.fixture(params=DRIVERS)
+def empty_driver_url(request: pytest.FixtureRequest) -> str:
     """A new, empty database and each driver for it, in turn."""
     database, driver = DRIVERS[request.param]
     return url_for(driver, request.getfixturevalue(f"{database}_url"))
@@ -123,7 +132,7 @@ def driver_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def app(driver_url: str) -> AsyncIterator[App]:
     url = driver_url
-    await prepare(url)
+    await make_own_tables(url)
     service, wakes = make_service(url, max_message_bytes=10_000), list[str]()
     engine = create_async_engine(url, connect_args=encoding(url))
     service.on_commit(lambda _: wakes.append("woken"))
@@ -477,11 +486,11 @@ async def test_a_session_in_autocommit_mode_is_an_error(app: App) -> None:
 
 
 async def test_a_sqlite_session_whose_application_begins_its_own_transactions_can_be_joined(
-    sqlite_url: str,
+    migrated_sqlite_url: str,
 ) -> None:
     """As SQLAlchemy recommends for applications that use savepoints."""
-    await prepare(sqlite_url)
-    service, engine = make_service(sqlite_url), create_async_engine(sqlite_url)
+    service = make_service(migrated_sqlite_url)
+    engine = create_async_engine(migrated_sqlite_url)
 
     @event.listens_for(engine.sync_engine, "connect")
     def disable_driver_transactions(connection: Any, _record: object) -> None:
@@ -500,9 +509,11 @@ async def test_a_sqlite_session_whose_application_begins_its_own_transactions_ca
     await engine.dispose()
 
 
-async def test_missing_tables_are_drift_and_the_error_names_the_command(driver_url: str) -> None:
-    service = make_service(driver_url)
-    engine = create_async_engine(driver_url, connect_args=encoding(driver_url))
+async def test_missing_tables_are_drift_and_the_error_names_the_command(
+    empty_driver_url: str,
+) -> None:
+    service = make_service(empty_driver_url)
+    engine = create_async_engine(empty_driver_url, connect_args=encoding(empty_driver_url))
     async with AsyncSession(engine) as session:
         service.join(session).publish(Placed(number=1))
         with pytest.raises(Drift, match="eventmesh db upgrade orders"):
@@ -512,16 +523,16 @@ async def test_missing_tables_are_drift_and_the_error_names_the_command(driver_u
 
 @pytest.fixture(params=PLAIN_DRIVERS)
 def plain_url(request: pytest.FixtureRequest) -> str:
-    """A new, empty database and each driver without asyncio for it, in turn."""
+    """A new database with EventMesh's tables and each driver without asyncio for it, in turn."""
     database, driver = PLAIN_DRIVERS[request.param]
-    return url_for(driver, request.getfixturevalue(f"{database}_url"))
+    return url_for(driver, request.getfixturevalue(f"migrated_{database}_url"))
 
 
 async def test_a_synchronous_session_in_a_thread_can_be_joined(plain_url: str) -> None:
     """As in a handler that is a plain function; the relay is woken on its own event loop."""
-    await prepare(plain_url)
     service = make_service(plain_url)
     engine = create_engine(plain_url, connect_args=encoding(plain_url))
+    Base.metadata.create_all(engine)
     woken = asyncio.Event()
     service.on_commit(lambda _: woken.set())
 
@@ -541,16 +552,18 @@ async def test_a_synchronous_session_in_a_thread_can_be_joined(plain_url: str) -
     engine.dispose()
 
 
-async def test_a_commit_wakes_the_relays_of_other_processes(postgres_url: str) -> None:
+async def test_a_commit_wakes_the_relays_of_other_processes(
+    migrated_postgres_url: str,
+) -> None:
     """This holds if the service's database is open; otherwise the relays find messages by
     polling."""
-    await prepare(postgres_url)
+    await make_own_tables(migrated_postgres_url)
     heard = asyncio.Queue[None]()
-    other = Database(postgres_url, service="orders")
+    other = Database(migrated_postgres_url, service="orders")
     listening = asyncio.ensure_future(notifications.listen(other, lambda: heard.put_nowait(None)))
     await asyncio.wait_for(heard.get(), 60)  # listening has begun
-    engine = create_async_engine(postgres_url)
-    async with make_service(postgres_url) as service:
+    engine = create_async_engine(migrated_postgres_url)
+    async with make_service(migrated_postgres_url) as service:
         async with AsyncSession(engine) as session, session.begin():
             service.join(session).publish(Placed(number=1))
         await asyncio.wait_for(heard.get(), 60)

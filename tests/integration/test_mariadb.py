@@ -63,10 +63,10 @@ class Bill(Event, name="bills.bill", version=1):
 
 
 @pytest.fixture
-async def mesh(mariadb_url: str, tmp_path: Path) -> AsyncIterator[Mesh]:
+async def mesh(migrated_mariadb_url: str, tmp_path: Path) -> AsyncIterator[Mesh]:
     """A service on MariaDB, whose handlers the test declares."""
     settings = Settings(
-        database_urls={"shop": mariadb_url}, schemas=tmp_path / "schemas", lease_time=1.0
+        database_urls={"shop": migrated_mariadb_url}, schemas=tmp_path / "schemas", lease_time=1.0
     )
     service, clock = Service("shop", metadata=Base.metadata), MovableClock()
     await prepare(service, settings)
@@ -389,12 +389,12 @@ class TestJoin:
 
     @pytest.fixture
     async def sessions(
-        self, mesh: Mesh, mariadb_url: str, database: Database
+        self, mesh: Mesh, migrated_mariadb_url: str, database: Database
     ) -> AsyncIterator[Sessions]:
         """The sessions of an application, with the URL that is usual for MySQL and MariaDB."""
         await create_spots(database)
         mesh.service.publisher(Done)
-        url = make_url(mariadb_url).set(drivername="mysql+asyncmy")
+        url = make_url(migrated_mariadb_url).set(drivername="mysql+asyncmy")
         engine = create_async_engine(url)
         yield async_sessionmaker(engine)
         await engine.dispose()
@@ -491,10 +491,10 @@ class TestJoin:
         assert await self.committed(database) == ([], [])
 
     async def test_several_services_and_savepoints_in_one_session_are_not_a_conflict(
-        self, mesh: Mesh, mariadb_url: str, database: Database, sessions: Sessions
+        self, mesh: Mesh, migrated_mariadb_url: str, database: Database, sessions: Sessions
     ) -> None:
         other = Service("bills")
-        other.configure(Settings(database_urls={"bills": mariadb_url}))
+        other.configure(Settings(database_urls={"bills": migrated_mariadb_url}))
         other.publisher(Bill)
         async with sessions() as session:
             for number in range(2):

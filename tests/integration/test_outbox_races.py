@@ -15,7 +15,7 @@ from eventmesh import Service
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event
 from eventmesh.errors import Unreachable
-from eventmesh.persistence import migration, notifications, outbox, tables
+from eventmesh.persistence import notifications, outbox, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import parked
 from eventmesh.runtime.declaring.settings import Settings
@@ -73,31 +73,19 @@ def fast_watermarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def migrated(database_url: str) -> str:
-    return await migrate(database_url)
+def migrated(database_url: str) -> str:
+    return database_url
 
 
 @pytest.fixture
-async def migrated_postgres(postgres_url: str) -> str:
-    return await migrate(postgres_url)
+def migrated_postgres(migrated_postgres_url: str) -> str:
+    return migrated_postgres_url
 
 
 @pytest.fixture(params=["postgres", "mariadb"])
-def server_url(request: pytest.FixtureRequest) -> str:
+def migrated_server(request: pytest.FixtureRequest) -> str:
     """A new database on a server, where several transactions can write at a time."""
-    url: str = request.getfixturevalue(f"{request.param}_url")
-    return url
-
-
-@pytest.fixture
-async def migrated_server(server_url: str) -> str:
-    return await migrate(server_url)
-
-
-async def migrate(url: str) -> str:
-    database = Database(url, service="shop")
-    await migration.upgrade(database)
-    await database.close()
+    url: str = request.getfixturevalue(f"migrated_{request.param}_url")
     return url
 
 

@@ -93,11 +93,13 @@ async def database(
             url = migrated_databases.sqlite_url(tmp_path)
         else:
             server = servers.had_by(kind, way) if way else servers.find(kind)
-            by_copy = migrated_databases.postgres_url if kind == "postgres" else fresh_database
-            url = await stack.enter_async_context(by_copy(server))
+            copies = {
+                "postgres": migrated_databases.postgres_url,
+                "mariadb": migrated_databases.mariadb_url,
+            }
+            url = await stack.enter_async_context(copies[kind](server))
         database = Database(url, service="shop")
         stack.push_async_callback(database.close)
-        await migration.upgrade(database)
         yield database
 
 

@@ -101,11 +101,8 @@ async def relaying(url: str, broker: Broker, lease_time: float = 30.0) -> AsyncI
 
 
 @pytest.fixture
-async def migrated(postgres_url: str) -> str:
-    database = Database(postgres_url, service="shop")
-    await migration.upgrade(database)
-    await database.close()
-    return postgres_url
+def migrated(migrated_postgres_url: str) -> str:
+    return migrated_postgres_url
 
 
 @pytest.fixture
