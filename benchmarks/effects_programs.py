@@ -148,9 +148,8 @@ def on_eventmesh(
         database = await migrated(url)
         try:
             async with database.connection() as connection:
-                await leases.renew(
-                    connection, "nobody", FOREVER
-                )  # so that no relay works beside it
+                # So that no relay works beside it.
+                await connection.run_sync(leases.renew, "nobody", FOREVER)
             with _commits(progress):
                 worker = Worker([service], contender.transport, settings, SystemClock())
                 await worker.run(progress.done)

@@ -138,7 +138,7 @@ async def nobody_relays(database_url: str | None) -> AsyncIterator[None]:
     database = await migrated(database_url)
     try:
         async with database.connection() as connection:
-            await leases.renew(connection, "nobody", FOREVER)
+            await connection.run_sync(leases.renew, "nobody", FOREVER)
         yield
     finally:
         await database.close()

@@ -86,7 +86,7 @@ class Open:
         async with self.database.queue("reads") as connection:
             now = await self.database.time.ask(connection)
             seen = outbox.Position(2**40, outbox.START.due_at)
-            rows = await outbox.due(connection, range(BUCKETS), now, BATCH, seen)
+            rows = await connection.run_sync(outbox.due, range(BUCKETS), now, BATCH, seen)
         if len(rows) != 1:
             raise Broken(f"{len(rows):,} time-outs are due")
         await self.database.write_to_queue(lambda sync: outbox.delete_untried(sync, rows))

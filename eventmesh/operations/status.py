@@ -234,7 +234,7 @@ async def _ask_database(reach: Reach, place: Place) -> _Told:
             ahead = (now - middle).total_seconds()
             lots = await sagas.census(connection)
             handled = await inbox.count_since(connection, now - timedelta(seconds=seconds))
-            paused = await pauses.paused(connection)
+            paused = await connection.run_sync(pauses.paused)
     except EventMeshError as error:
         problem = str(error)
         return _Told(DatabaseStatus(place.services, redact(place.url), problem=problem))

@@ -184,14 +184,14 @@ async def read_books(connection: AsyncConnection, now: datetime) -> Books:
     return Books(tuple(totals), stock, memory)
 
 
-async def declare(connection: AsyncConnection, pairs: Iterable[tuple[str, str]]) -> None:
+def declare(connection: Connection, pairs: Iterable[tuple[str, str]]) -> None:
     """Record, by subscription and name, that these are declared now, unless they were before."""
     rows = [
         {"owner": NOBODY, "what": "declared", "subscription": each, "source": "", "name": name}
         for each, name in sorted(pairs)
     ]
     if rows:
-        await connection.execute(_declare_statement(dialect_of(connection)), rows)
+        connection.execute(_declare_statement(dialect_of(connection)), rows)
 
 
 async def fold(connection: AsyncConnection, before: datetime) -> int:

@@ -9,6 +9,13 @@ kinds, each a context manager:
                  PostgreSQL, on connections that serve nothing else
     maintenance  the server itself, before the service's database is there
 
+What is executed often is given to `transact`, `read`, `read_queue` or `write_to_queue` instead, as
+a plain function of a Connection. SQLAlchemy goes to its greenlet and back once for all of it, where
+it does so for each call of an AsyncConnection, to open and to close it, too. That costs more than
+most of our statements:
+
+    rows = await database.read(lambda connection: leases.count(connection, now))
+
 All of them raise Unreachable, with advice, when the database is lost or away.
 """
 
@@ -20,8 +27,9 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from typing import Any, Literal, TypeVar
 
 from pydantic_core import from_json, to_json
-from sqlalchemy import Connection, event, text
-from sqlalchemy import MetaData as MetaData  # named here for the floors above
+from sqlalchemy import Connection as Connection  # named here for the floors above
+from sqlalchemy import MetaData as MetaData
+from sqlalchemy import event, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
@@ -155,7 +163,31 @@ class Database:
         """A connection for single reads, which take no lock that a writer has to wait for."""
         with self.own_statements():
             async with asyncio.timeout(_ANSWER_TIMEOUT), self.engine.connect() as connection:
-                yield await self.dialect.for_reading(connection)
+                yield await connection.execution_options(**self.dialect.reading_options)
+
+    async def transact(self, work: Callable[[Connection], _T]) -> _T:
+        """What `work` returns, on a connection as of `connection`."""
+        return await self._once(self._transact, work)
+
+    def _transact(self, work: Callable[[Connection], _T]) -> _T:
+        with self.engine.sync_engine.begin() as connection:
+            return work(connection)
+
+    async def read(self, work: Callable[[Connection], _T]) -> _T:
+        """What `work` returns, on a connection as of `reading`."""
+        return await self._once(self._read, work)
+
+    def _read(self, work: Callable[[Connection], _T]) -> _T:
+        with self.engine.sync_engine.connect() as connection:
+            connection.execution_options(**self.dialect.reading_options)
+            return work(connection)
+
+    async def _once(
+        self, execute: Callable[[Callable[[Connection], _T]], _T], work: Callable[[Connection], _T]
+    ) -> _T:
+        with self.own_statements():
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
+                return await greenlet_spawn(execute, work)
 
     @asynccontextmanager
     async def queue(self, scope: Scope = "transaction") -> AsyncIterator[AsyncConnection]:
@@ -172,20 +204,29 @@ class Database:
                 yield connection
                 await connection.commit()
 
-    async def write_to_queue(self, write: Callable[[Connection], _T]) -> _T:
-        """What this returns, which executes one statement on a connection as of `queue`. Much
-        cheaper than that: SQLAlchemy goes to its greenlet and back once for all of it, where it
-        does so for each call of an AsyncConnection, to open and to close it, too."""
-        with self.own_statements():
-            async with asyncio.timeout(_ANSWER_TIMEOUT):
-                return await greenlet_spawn(self._write_to_queue, write)
+    async def read_queue(self, work: Callable[[Connection], _T]) -> _T:
+        """What `work` returns, which only reads, on a connection as of `queue`."""
+        if self._queue_engine is None:
+            return await self.read(work)
+        return await self._once(self._read_queue, work)
 
-    def _write_to_queue(self, write: Callable[[Connection], _T]) -> _T:
-        engine = self._queue_engine or self.engine
-        with engine.sync_engine.connect() as connection:
-            if engine is self._queue_engine:
-                self._begin_on_queue(connection, "statement")
-            result = write(connection)
+    def _read_queue(self, work: Callable[[Connection], _T]) -> _T:
+        return self._on_queue("reads", work)
+
+    async def write_to_queue(self, work: Callable[[Connection], _T]) -> _T:
+        """What `work` returns, which executes one statement, on a connection as of `queue`."""
+        if self._queue_engine is None:
+            return await self.transact(work)
+        return await self._once(self._write_to_queue, work)
+
+    def _write_to_queue(self, work: Callable[[Connection], _T]) -> _T:
+        return self._on_queue("statement", work)
+
+    def _on_queue(self, scope: Scope, work: Callable[[Connection], _T]) -> _T:
+        assert self._queue_engine is not None  # noqa: S101  # checked by both callers
+        with self._queue_engine.sync_engine.connect() as connection:
+            self._begin_on_queue(connection, scope)
+            result = work(connection)
             connection.commit()
             return result
 

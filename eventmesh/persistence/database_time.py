@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.dialects.sql import database_now
@@ -43,15 +43,19 @@ class DatabaseTime:
 
     async def ask(self, connection: AsyncConnection) -> datetime:
         """Ask the database for the time, on this connection."""
-        answer: datetime = (await connection.execute(_NOW)).scalar_one()
+        return await connection.run_sync(self.read)
+
+    def read(self, connection: Connection) -> datetime:
+        """As `ask`."""
+        answer: datetime = connection.execute(_NOW).scalar_one()
         self._answer, self._answered_at = answer, asyncio.get_running_loop().time()
         return answer
 
-    async def recent(self, connection: AsyncConnection) -> datetime:
+    def recent(self, connection: Connection) -> datetime:
         """The time; the database is asked again if its last answer is older than ASK_AGAIN_AFTER
         seconds."""
         if self._answer is None or self._since_answer() > ASK_AGAIN_AFTER:
-            return await self.ask(connection)
+            return self.read(connection)
         return self.now()
 
     def now(self) -> datetime:

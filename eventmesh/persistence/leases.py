@@ -25,7 +25,18 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, Update, bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Insert,
+    Select,
+    Update,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.dialects.registry import dialect_of
@@ -61,30 +72,28 @@ def share(
     return frozenset([*mine, *free][:fair])
 
 
-async def renew(
-    connection: AsyncConnection, owner: str, lease_time: float
-) -> tuple[frozenset[int], float]:
+def renew(connection: Connection, owner: str, lease_time: float) -> tuple[frozenset[int], float]:
     """Announce this relay for `lease_time` seconds, and keep, take or release leases so that it has
     its share; returns its buckets, and the seconds until the first lease of another relay expires,
     if it is not renewed: infinity where no other relay has one."""
-    now, leases = await _locked(connection)
+    now, leases = _locked(connection)
     expires_at = now + timedelta(seconds=lease_time)
-    relays = await _announce(connection, owner, now, expires_at)
+    relays = _announce(connection, owner, now, expires_at)
     held = share(leases, owner, relays, now)
-    await _write(connection, leases, held, owner, expires_at)
+    _write(connection, leases, held, owner, expires_at)
     return held, next_expiry(leases, owner, now)
 
 
-async def extend(connection: AsyncConnection, owner: str, lease_time: float) -> frozenset[int]:
+def extend(connection: Connection, owner: str, lease_time: float) -> frozenset[int]:
     """Extend the leases that this relay still has to `lease_time` seconds from now, and change
     nobody's share; returns its buckets. For a relay in the middle of a batch, which must not
     release any."""
-    now, leases = await _locked(connection)
+    now, leases = _locked(connection)
     expires_at = now + timedelta(seconds=lease_time)
     held = frozenset(row.bucket for row in leases if row.owner == owner and not row.free(now))
     if held:
-        await _announce(connection, owner, now, expires_at)
-        await _write(connection, leases, held, owner, expires_at)
+        _announce(connection, owner, now, expires_at)
+        _write(connection, leases, held, owner, expires_at)
     return held
 
 
@@ -98,12 +107,12 @@ def next_expiry(leases: Sequence[Lease], owner: str, now: datetime) -> float:
     return (min(others) - now).total_seconds() if others else math.inf
 
 
-async def release(connection: AsyncConnection, owner: str) -> None:
+def release(connection: Connection, owner: str) -> None:
     """Release all leases of this relay, so that others can take them at once."""
-    await connection.execute(
+    connection.execute(
         update(lease).where(lease.c.owner == owner).values(owner=None, expires_at=None)
     )
-    await connection.execute(delete(relay).where(relay.c.owner == owner))
+    connection.execute(delete(relay).where(relay.c.owner == owner))
 
 
 async def count_relays(connection: AsyncConnection, now: datetime) -> int:
@@ -115,33 +124,33 @@ async def count_relays(connection: AsyncConnection, now: datetime) -> int:
     return (await connection.execute(live)).scalar_one()
 
 
-async def _locked(connection: AsyncConnection) -> tuple[datetime, list[Lease]]:
+def _locked(connection: Connection) -> tuple[datetime, list[Lease]]:
     """The time and all leases, locked until the transaction ends."""
-    rows = (await connection.execute(_locked_leases())).all()
+    rows = connection.execute(_locked_leases()).all()
     if len(rows) < BUCKETS:  # the tables were emptied, as between two tests
         missing = dialect_of(connection).insert_absent(lease)
-        await connection.execute(missing, [{"bucket": bucket} for bucket in range(BUCKETS)])
-        rows = (await connection.execute(_locked_leases())).all()
+        connection.execute(missing, [{"bucket": bucket} for bucket in range(BUCKETS)])
+        rows = connection.execute(_locked_leases()).all()
     return rows[0].now, [Lease(row.bucket, row.owner, row.expires_at) for row in rows]
 
 
-async def _announce(
-    connection: AsyncConnection, owner: str, now: datetime, expires_at: datetime
+def _announce(
+    connection: Connection, owner: str, now: datetime, expires_at: datetime
 ) -> Sequence[str]:
     """Enter or extend this relay, delete those that have expired; returns all that there are."""
-    known = {row.owner: row.expires_at for row in await connection.execute(_relays())}
+    known = {row.owner: row.expires_at for row in connection.execute(_relays())}
     over = [other for other, until in known.items() if until <= now and other != owner]
     if over:
-        await connection.execute(delete(relay).where(relay.c.owner.in_(over)))
+        connection.execute(delete(relay).where(relay.c.owner.in_(over)))
     if owner in known:
-        await connection.execute(_extend(), {"holder": owner, "until": expires_at})
+        connection.execute(_extend(), {"holder": owner, "until": expires_at})
     else:
-        await connection.execute(insert(relay).values(owner=owner, expires_at=expires_at))
+        connection.execute(_enter(), {"owner": owner, "expires_at": expires_at})
     return [*(other for other in known if other not in over and other != owner), owner]
 
 
-async def _write(
-    connection: AsyncConnection,
+def _write(
+    connection: Connection,
     leases: Sequence[Lease],
     held: frozenset[int],
     owner: str,
@@ -149,13 +158,11 @@ async def _write(
 ) -> None:
     surplus = [row.bucket for row in leases if row.owner == owner and row.bucket not in held]
     if surplus:
-        await connection.execute(
+        connection.execute(
             update(lease).where(lease.c.bucket.in_(surplus)).values(owner=None, expires_at=None)
         )
     if held:
-        await connection.execute(
-            _hold(), {"holder": owner, "until": expires_at, "buckets": sorted(held)}
-        )
+        connection.execute(_hold(), {"holder": owner, "until": expires_at, "buckets": sorted(held)})
 
 
 # Every relay executes these often, and building a statement takes longer than executing it.
@@ -170,6 +177,11 @@ def _locked_leases() -> Select[Any]:
 @cache
 def _relays() -> Select[Any]:
     return select(relay.c.owner, relay.c.expires_at)
+
+
+@cache
+def _enter() -> Insert:
+    return insert(relay)
 
 
 @cache

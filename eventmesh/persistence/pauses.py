@@ -6,12 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, select
+from sqlalchemy import Connection, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.dialects.sql import database_now
 from eventmesh.persistence.tables import pause as table
+
+_PAUSED = select(table.c.subscription, table.c.at, table.c.who, table.c.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,6 @@ async def resume(connection: AsyncConnection, subscription: str) -> bool:
     return bool((await connection.execute(ended)).rowcount)
 
 
-async def paused(connection: AsyncConnection) -> dict[str, Pause]:
+def paused(connection: Connection) -> dict[str, Pause]:
     """All pauses in this database, by subscription."""
-    rows = select(table.c.subscription, table.c.at, table.c.who, table.c.reason)
-    return {name: Pause(*row) for name, *row in await connection.execute(rows)}
+    return {name: Pause(*row) for name, *row in connection.execute(_PAUSED)}

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    Connection,
     Delete,
     Insert,
     Select,
@@ -117,12 +118,12 @@ async def holders_of(session: AsyncSession, name: str, keys: Collection[str]) ->
     return {row.key: row.id for row in rows}
 
 
-async def keyless(connection: AsyncConnection, name: str) -> list[str]:
+def keyless(connection: Connection, name: str) -> list[str]:
     """The ids of the open sagas of this name that have no key, sorted."""
     found = select(saga.c.id).where(
         saga.c.name == name, saga.c.ended_at.is_(None), saga.c.key.is_(None)
     )
-    return sorted(await connection.scalars(found))
+    return sorted(connection.scalars(found))
 
 
 async def store(

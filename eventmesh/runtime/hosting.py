@@ -24,6 +24,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -171,8 +172,8 @@ class Host:
                 if name in names
                 for message in handler.subscription.messages
             ]
-            async with (await service.database()).connection() as connection:
-                await counts.declare(connection, pairs)
+            database = await service.database()
+            await database.transact(partial(counts.declare, pairs=pairs))
 
     async def _relay(self, stopping: asyncio.Event) -> None:
         """Relay until `stopping`, as soon as the broker answers."""

@@ -418,8 +418,9 @@ class Coordinator:
         said `key=`: otherwise an event that finds its saga by key would not find them."""
         if self._definition.key is None:
             return
-        async with database.reading() as connection:
-            ids = await sagas.keyless(connection, self._definition.name)
+        ids = await database.read(
+            lambda connection: sagas.keyless(connection, self._definition.name)
+        )
         left = 0
         for start_at in range(0, len(ids), _CLAIMED_AT_ONCE):
             left += await self._claim_keys_of(database, ids[start_at : start_at + _CLAIMED_AT_ONCE])

@@ -350,7 +350,7 @@ async def test_a_subscription_is_paused_and_resumed(make_mesh: MakeMesh, broker:
         log = await browser.text("/actions")
     assert "nothing changed" in log
     async with (await mesh.service.database()).reading() as connection:
-        assert await pauses.paused(connection) == {}
+        assert await connection.run_sync(pauses.paused) == {}
 
 
 ACTIONS = [

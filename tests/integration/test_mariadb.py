@@ -317,8 +317,9 @@ class TestOutbox:
             assert await sagas.load(unit.session, "shop.sell", "s") == row
         later = NOW.replace(microsecond=623456)
         async with database.connection() as connection:
-            assert await outbox.due(connection, ALL, later.replace(microsecond=623455), 9) == []
-            [stored] = await outbox.due(connection, ALL, later, 9)
+            before = later.replace(microsecond=623455)
+            assert await connection.run_sync(outbox.due, ALL, before, 9) == []
+            [stored] = await connection.run_sync(outbox.due, ALL, later, 9)
             assert stored.envelope == Envelope(attributes, data)
             await outbox.mark_rejected(
                 connection, [Rejection(stored.seq, "no" * 100_000, later)], park_after=5
@@ -332,7 +333,8 @@ class TestOutbox:
 
         async def due() -> list[str]:
             async with database.reading() as connection:
-                return [row.envelope.id for row in await outbox.due(connection, ALL, NOW, 9)]
+                rows = await connection.run_sync(outbox.due, ALL, NOW, 9)
+            return [row.envelope.id for row in rows]
 
         async with database.connection() as late:
             await units.store(late, [message(1)])
@@ -353,7 +355,7 @@ class TestOutbox:
             )
         async with database.reading() as connection:
             before = await rows_read(connection)
-            assert len(await outbox.due(connection, ALL, NOW, 500)) == 500
+            assert len(await connection.run_sync(outbox.due, ALL, NOW, 500)) == 500
             assert await rows_read(connection) - before < 5_000
 
 

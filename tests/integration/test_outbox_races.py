@@ -133,7 +133,7 @@ async def until_behind_watermark(each: Relay, service: Service) -> None:
         await publish(service, "other", 0)
         await each.round()
         async with (await service.database()).reading() as connection:
-            last, _ = await outbox.ahead(connection, outbox.START, SystemClock().now())
+            last, _ = await connection.run_sync(outbox.ahead, outbox.START, SystemClock().now())
         while last == 0 or watermark_of(each) < last:
             await publish(service, "other", 0)
             await each.round()

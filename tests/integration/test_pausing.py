@@ -162,14 +162,14 @@ async def test_a_pause_is_of_one_subscription_and_the_first_one_counts(database_
     database = Database(database_url, service="shop")
     await upgrade(database)
     async with database.connection() as connection:
-        assert await pauses.paused(connection) == {}
+        assert await connection.run_sync(pauses.paused) == {}
         assert await pauses.pause(connection, "shop.do", "ada", WHY)
         assert not await pauses.pause(connection, "shop.do", "eve", "another reason")
-        found = await pauses.paused(connection)
+        found = await connection.run_sync(pauses.paused)
         assert {name: each.who for name, each in found.items()} == {"shop.do": "ada"}
         assert not await pauses.resume(connection, "shop.look")
         assert await pauses.resume(connection, "shop.do")
-        assert await pauses.paused(connection) == {}
+        assert await connection.run_sync(pauses.paused) == {}
     await database.close()
 
 

@@ -130,7 +130,7 @@ async def claim(session: AsyncSession, subscription: str, *ids: str) -> set[str]
 
 async def due(database: Database, *, now: datetime = NOW, limit: int = 100) -> list[str]:
     async with database.reading() as connection:
-        rows = await outbox.due(connection, ALL, now, limit)
+        rows = await connection.run_sync(outbox.due, ALL, now, limit)
     return [row.envelope.id for row in rows]
 
 
@@ -196,8 +196,8 @@ class TestMigration:
             await connection.execute(insert(tables.relay).values(owner="old", expires_at=until))
         assert await migration.upgrade(empty) is True
         async with empty.connection() as connection:
-            assert await leases.extend(connection, "old", 3600.0) == frozenset(range(4))
-            buckets, ends_in = await leases.renew(connection, "new", 3600.0)
+            assert await connection.run_sync(leases.extend, "old", 3600.0) == frozenset(range(4))
+            buckets, ends_in = await connection.run_sync(leases.renew, "new", 3600.0)
             assert buckets == frozenset(range(4, 12))
             assert 3000 < ends_in <= 3600
 
@@ -264,7 +264,7 @@ class TestOutbox:
         sent = [message(number, key=f"k{number % 3}") for number in range(20)]
         await store(database, *sent)
         async with database.reading() as connection:
-            rows = await outbox.due(connection, ALL, NOW, 100)
+            rows = await connection.run_sync(outbox.due, ALL, NOW, 100)
         assert [row.envelope for row in rows] == [each.envelope for each in sent]
 
     async def test_no_more_than_the_limit_is_read(self, database: Database) -> None:
@@ -274,7 +274,7 @@ class TestOutbox:
     async def test_only_rows_of_the_requested_buckets_are_read(self, database: Database) -> None:
         await store(database, message(1, key="a"), message(2, key="b"))
         async with database.reading() as connection:
-            rows = await outbox.due(connection, {bucket_of("b", "")}, NOW, 100)
+            rows = await connection.run_sync(outbox.due, {bucket_of("b", "")}, NOW, 100)
         assert [row.envelope.id for row in rows] == ["m2"]
 
     async def test_a_delayed_message_waits_and_blocks_no_other(self, database: Database) -> None:
@@ -304,7 +304,7 @@ class TestOutbox:
     async def test_confirmed_rows_are_deleted(self, database: Database) -> None:
         await store(database, *map(message, range(3)))
         async with database.connection() as connection:
-            rows = await outbox.due(connection, ALL, NOW, 2)
+            rows = await connection.run_sync(outbox.due, ALL, NOW, 2)
             await outbox.delete_confirmed(connection, rows)
         assert await due(database) == ["m2"]
 
@@ -341,7 +341,7 @@ class TestOutbox:
     async def reject_first(self, database: Database, now: datetime, *, again_at: datetime) -> int:
         """Reject the first row that is due; returns how often it had been rejected before."""
         async with database.connection() as connection:
-            rows = await outbox.due(connection, ALL, now, 100)
+            rows = await connection.run_sync(outbox.due, ALL, now, 100)
             await outbox.mark_rejected(
                 connection, [Rejection(rows[0].seq, "no", again_at)], park_after=2
             )
@@ -426,7 +426,7 @@ class TestCounts:
     ) -> None:
         await store(database, *map(message, range(3)), message(3, delay=60))
         async with database.queue("reads") as connection:
-            rows = await outbox.due(connection, ALL, NOW, 2)
+            rows = await connection.run_sync(outbox.due, ALL, NOW, 2)
         for are_there in (True, False):  # the second time they are gone
             deleted = database.write_to_queue(lambda sync: outbox.delete_untried(sync, rows))
             assert await deleted is are_there
@@ -444,7 +444,7 @@ class TestCounts:
     async def test_the_first_declaration_counts(self, database: Database) -> None:
         for _ in range(2):
             async with database.connection() as connection:
-                await counts.declare(connection, [("s", "t.happened")])
+                await connection.run_sync(counts.declare, [("s", "t.happened")])
             async with database.reading() as connection:
                 [first] = (await counts.read_books(connection, NOW)).totals
             assert (first.way, first.number) == (Way("declared", "s", "", "t.happened"), 0)
@@ -565,7 +565,7 @@ class TestInbox:
 class TestLeases:
     async def renew(self, database: Database, owner: str, time: float = 60) -> frozenset[int]:
         async with database.connection() as connection:
-            buckets, _ = await leases.renew(connection, owner, time)
+            buckets, _ = await connection.run_sync(leases.renew, owner, time)
             return buckets
 
     async def test_a_single_relay_holds_all_buckets(self, database: Database) -> None:
@@ -668,7 +668,7 @@ class TestSagas:
             assert [row.id for row in locked] == ["s1", "s1k3", "s2"]
             assert await sagas.holders_of(unit.session, "shop.sell", {"k2", "k3"}) == {"k3": "s1k3"}
         async with database.reading() as connection:
-            assert await sagas.keyless(connection, "shop.sell") == ["s1"]
+            assert await connection.run_sync(sagas.keyless, "shop.sell") == ["s1"]
 
     async def test_two_open_sagas_cannot_have_one_key(self, database: Database) -> None:
         first = replace(self.row(1), key="k")

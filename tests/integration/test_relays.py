@@ -166,10 +166,10 @@ class TestWakeUps:
             monkeypatch.setattr(polling, pause, 2 * TIMEOUT_SECONDS)
         rounds, due = 0, outbox.due
 
-        async def counted(*arguments: Any, **options: Any) -> list[outbox.OutboxRow]:
+        def counted(*arguments: Any, **options: Any) -> list[outbox.OutboxRow]:
             nonlocal rounds
             rounds += not options.get("up_to")  # the sweep's, which comes each second
-            return await due(*arguments, **options)
+            return due(*arguments, **options)
 
         monkeypatch.setattr(outbox, "due", counted)
         broker, number = Broker(), 20
@@ -238,10 +238,10 @@ class TestHandover:
         monkeypatch.setattr(polling.Polling, "listen", lambda _: asyncio.Event().wait())
         reads, due = 0, outbox.due
 
-        async def counted(*arguments: Any, **options: Any) -> list[outbox.OutboxRow]:
+        def counted(*arguments: Any, **options: Any) -> list[outbox.OutboxRow]:
             nonlocal reads
             reads += not options.get("up_to")  # the sweep's, which comes each second
-            return await due(*arguments, **options)
+            return due(*arguments, **options)
 
         monkeypatch.setattr(outbox, "due", counted)
         pausing, wait = False, polling.Polling.wait
@@ -475,10 +475,10 @@ class TestReading:
     ) -> None:
         reads, due = 0, outbox.due
 
-        async def counted(*arguments: Any, **options: Any) -> list[outbox.OutboxRow]:
+        def counted(*arguments: Any, **options: Any) -> list[outbox.OutboxRow]:
             nonlocal reads
             reads += 1
-            return await due(*arguments, **options)
+            return due(*arguments, **options)
 
         monkeypatch.setattr(outbox, "due", counted)
         url, broker = database.url.render_as_string(hide_password=False), Broker()
@@ -521,11 +521,11 @@ class TestReading:
                 await connection.execute(text("VACUUM ANALYZE eventmesh_outbox"))
         for _ in range(10):  # often enough for PostgreSQL to keep a generic plan
             async with database.queue("reads") as connection:
-                assert await outbox.due(connection, ALL, NOW, 100, seen) == []
+                assert await connection.run_sync(outbox.due, ALL, NOW, 100, seen) == []
         async with database.connection() as connection:
             await fill(connection, 30_000, due_at)
         async with database.queue() as connection:
-            rows = await outbox.due(connection, ALL, NOW, 100, seen)
+            rows = await connection.run_sync(outbox.due, ALL, NOW, 100, seen)
             await outbox.delete_confirmed(connection, rows)
             read, scans = await rows_and_scans(connection)
         await database.close()
@@ -586,7 +586,7 @@ class TestReading:
             await fill(connection, 10_000, "NULL")
         async with database.queue() as connection:
             seen = outbox.Position(9_990, NOW)
-            rows = await outbox.due(connection, ALL, NOW, 100, seen)
+            rows = await connection.run_sync(outbox.due, ALL, NOW, 100, seen)
             read, scans = await rows_and_scans(connection)
         await database.close()
         assert [row.seq for row in rows] == list(range(9_991, 10_001))
@@ -940,7 +940,7 @@ class TestTwoWritersOfOneKey:
             go.set()
             await asyncio.gather(first, second)
             async with (await service.database()).reading() as connection:
-                rows = await outbox.due(connection, ALL, datetime.now(UTC), 100)
+                rows = await connection.run_sync(outbox.due, ALL, datetime.now(UTC), 100)
         assert [row.envelope.key for row in rows] == ["k", "of another key", "k"]
 
     async def test_in_a_normal_outbox_writers_of_a_key_do_not_wait(self, migrated: str) -> None:

@@ -283,7 +283,7 @@ async def test_the_holders_of_keys_are_found_by_an_index(database: Database) -> 
 
 
 async def test_sagas_without_a_key_are_looked_for_among_the_open_ones(database: Database) -> None:
-    read = await one(database, lambda connection: sagas.keyless(connection, NAME))
+    read = await one(database, lambda connection: connection.run_sync(sagas.keyless, NAME))
 
     assert not read.whole_tables, read.plan
     assert read.rows <= OPEN, read.plan

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cache
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from sqlalchemy import (
@@ -65,6 +66,10 @@ class Dialect(ABC):
     `count_owner`, and for each `count_id` a `count_source` and a `count_name`."""
     can_cancel_delayed = True
     """Whether a delayed message in the outbox is found by its id without reading others."""
+    reading_options: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"isolation_level": "AUTOCOMMIT"}
+    )
+    """Of a connection, such that single reads take no lock that a writer has to wait for."""
     maintenance_database: ClassVar[str] = ""
     """What to connect to on a server before the service's own database is there."""
     queue_settings: ClassVar[Executable | None] = None
@@ -119,10 +124,6 @@ class Dialect(ABC):
     async def check_server(self, connection: AsyncConnection, largest: int) -> None:
         """UsageError for a server on which EventMesh cannot keep its promises, or that does not
         accept messages of `largest` bytes."""
-
-    async def for_reading(self, connection: AsyncConnection) -> AsyncConnection:
-        """The connection, such that single reads take no lock that a writer has to wait for."""
-        return await connection.execution_options(isolation_level="AUTOCOMMIT")
 
     def commits_each_statement(self, connection: Connection) -> bool:
         """Whether an application's connection has each statement in a transaction of its own."""
@@ -225,7 +226,7 @@ class Dialect(ABC):
         those that there were."""
         return _delete_outbox(outbox)
 
-    async def outbox_writers(self, connection: AsyncConnection) -> list[str]:
+    def outbox_writers(self, connection: Connection) -> list[str]:
         """Names of the open transactions which may have put rows into the outbox."""
         return []
 

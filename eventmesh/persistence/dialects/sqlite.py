@@ -11,12 +11,13 @@ import asyncio
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Insert, Table, event
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
 from eventmesh.errors import Conflict, UsageError
@@ -43,6 +44,8 @@ class SQLite(Dialect):
     name = "sqlite"
     driver = "sqlite+aiosqlite"
     is_file = True
+    # Setting the isolation level would cost statements of its own.
+    reading_options = MappingProxyType({_NO_TRANSACTION: True})
 
     def normal_url(self, url: URL, variable: str) -> URL:
         if url.host:
@@ -76,10 +79,6 @@ class SQLite(Dialect):
         event.listen(engine.sync_engine, "connect", _prepare)
         event.listen(engine.sync_engine, "begin", _begin_immediate)
         return engine
-
-    async def for_reading(self, connection: AsyncConnection) -> AsyncConnection:
-        # Setting the isolation level would cost statements of its own.
-        return await connection.execution_options(**{_NO_TRANSACTION: True})
 
     def commits_each_statement(self, connection: Connection) -> bool:
         driver: Any = connection.connection.driver_connection

@@ -29,7 +29,16 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, Select, bindparam, func, literal_column, select
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Integer,
+    Select,
+    bindparam,
+    func,
+    literal_column,
+    select,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.dialects.registry import dialect_of
@@ -59,8 +68,8 @@ START = Position(0, datetime(1, 1, 1, tzinfo=UTC))
 """The position before all rows."""
 
 
-async def due(
-    connection: AsyncConnection,
+def due(
+    connection: Connection,
     buckets: Collection[int],
     now: datetime,
     limit: int,
@@ -79,26 +88,26 @@ async def due(
     has_all = len(buckets) == BUCKETS  # as a relay that is alone, which need not name them
     if not has_all:
         parameters["buckets"] = sorted(buckets)
-    rows = await connection.execute(_due_statement(up_to, has_all), parameters)
+    rows = connection.execute(_due_statement(up_to, has_all), parameters)
     return [
         OutboxRow(seq, Envelope(headers, data), attempts) for seq, headers, data, attempts in rows
     ]
 
 
-async def ahead(
-    connection: AsyncConnection, position: Position, after: datetime
+def ahead(
+    connection: Connection, position: Position, after: datetime
 ) -> tuple[int, datetime | None]:
     """What there is in all buckets, whether it can be published or not: the highest number of a row
     after the position, or the position's own if there is none; and the first due time of a delayed
     row that is later than `after`, or None where there is none."""
-    found = await connection.execute(_ahead_statement(), {"seq": position.seq, "after": after})
+    found = connection.execute(_ahead_statement(), {"seq": position.seq, "after": after})
     row = found.one()
     return row.newest or position.seq, row.next_due
 
 
-async def has_rejected(connection: AsyncConnection) -> bool:
+def has_rejected(connection: Connection) -> bool:
     """Whether there are rows that were rejected at least once, parked ones among them."""
-    return await connection.scalar(_rejected_statement()) is not None
+    return connection.scalar(_rejected_statement()) is not None
 
 
 async def next_due(connection: AsyncConnection, now: datetime) -> datetime | None:
@@ -107,11 +116,11 @@ async def next_due(connection: AsyncConnection, now: datetime) -> datetime | Non
     return found
 
 
-async def writers(connection: AsyncConnection) -> list[str]:
+def writers(connection: Connection) -> list[str]:
     """The open transactions that may have inserted rows: their numbers may be lower than some that
     were read already. There are none on SQLite, where one transaction writes at a time; on MariaDB,
     which does not tell, there may always be one."""
-    return await dialect_of(connection).outbox_writers(connection)
+    return dialect_of(connection).outbox_writers(connection)
 
 
 # The index of rejected rows has only those with attempts above 0. A database that is given this

@@ -88,7 +88,6 @@ class PauseWatch:
     async def read(self) -> None:
         """Read the pauses once; Unreachable."""
         database = await self._service.database()
-        async with database.reading() as connection:
-            found = await pauses.paused(connection)
+        found = await database.read(pauses.paused)
         for name, switch in self._switches.items():
             switch.turn(found.get(name))

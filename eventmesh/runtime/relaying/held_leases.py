@@ -54,8 +54,9 @@ class HeldLeases:
         now = self._clock.monotonic()
         if now < self._renew_at:
             return False
-        async with self._database.connection() as connection:
-            buckets, ends_in = await leases.renew(connection, self.owner, self._lease_time)
+        buckets, ends_in = await self._database.transact(
+            lambda connection: leases.renew(connection, self.owner, self._lease_time)
+        )
         changed = buckets != self.buckets or now >= self._valid_until
         self.buckets = buckets
         # Counted from before the renewal.
@@ -87,12 +88,12 @@ class HeldLeases:
     async def _extend(self) -> None:
         """Hold what this relay has, no more and no less, for its lease time; Unreachable."""
         now = self._clock.monotonic()
-        async with self._database.connection() as connection:
-            held = await leases.extend(connection, self.owner, self._lease_time)
+        held = await self._database.transact(
+            lambda connection: leases.extend(connection, self.owner, self._lease_time)
+        )
         if held == self.buckets:
             self._valid_until = max(self._valid_until, now + self._lease_time * SAFE_SHARE)
 
     async def release(self) -> None:
         """Give up all leases at once, for others to take; Unreachable."""
-        async with self._database.connection() as connection:
-            await leases.release(connection, self.owner)
+        await self._database.transact(lambda connection: leases.release(connection, self.owner))

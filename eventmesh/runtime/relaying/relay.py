@@ -28,7 +28,7 @@ import structlog
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.persistence import outbox
-from eventmesh.persistence.database import Database
+from eventmesh.persistence.database import Connection, Database
 from eventmesh.persistence.outbox import OutboxRow, Rejection, Stored
 from eventmesh.persistence.tables import BUCKETS
 from eventmesh.runtime.backoff import Reconnect
@@ -270,28 +270,33 @@ class Relay:
         none, after how many seconds the next delayed one is due. Who does not expect rows looks
         first what is ahead, which is all that an idle relay has to ask."""
         began_at = self._clock.monotonic()
+        return await self._database.read_queue(
+            lambda connection: self._read_on(connection, began_at, expects_rows=expects_rows)
+        )
+
+    def _read_on(
+        self, connection: Connection, began_at: float, *, expects_rows: bool
+    ) -> tuple[Sequence[OutboxRow], Look, float | None]:
+        # Only now that a connection is open: whoever opened it, such as a handler, may have met
+        # another server, which may not know what we saw, and give out its numbers again.
+        if self._losses != self._database.losses:
+            self._losses = self._database.losses
+            self._read_from_the_beginning()
+        passed, relayed = self.watermark.position, self.handover.closed_through
+        now = self._database.time.recent(connection)
+        due, newest, may_be_due = [], passed.seq, True
         next_due: datetime | None = None
-        writers: Collection[str] | None = None
-        async with self._database.queue("reads") as connection:
-            # Only now that a connection is open: whoever opened it, such as a handler, may have met
-            # another server, which may not know what we saw, and give out its numbers again.
-            if self._losses != self._database.losses:
-                self._losses = self._database.losses
-                self._read_from_the_beginning()
-            passed, relayed = self.watermark.position, self.handover.closed_through
-            now = await self._database.time.recent(connection)
-            due, newest, may_be_due = [], passed.seq, True
-            if not expects_rows:
-                newest, next_due = await outbox.ahead(connection, passed, passed.due_at)
-                may_be_due = newest > passed.seq or (next_due is not None and next_due <= now)
-            if may_be_due:
-                due = await outbox.due(connection, self.leases.buckets, now, BATCH, passed)
-                if not due:
-                    newest, next_due = await outbox.ahead(connection, passed, now)
-            if self.handover.may_have_rejected:
-                self.handover.may_have_rejected = await outbox.has_rejected(connection)
-            if self.watermark.is_checkpoint_due(began_at):
-                writers = await outbox.writers(connection)
+        if not expects_rows:
+            newest, next_due = outbox.ahead(connection, passed, passed.due_at)
+            may_be_due = newest > passed.seq or (next_due is not None and next_due <= now)
+        if may_be_due:
+            due = outbox.due(connection, self.leases.buckets, now, BATCH, passed)
+            if not due:
+                newest, next_due = outbox.ahead(connection, passed, now)
+        if self.handover.may_have_rejected:
+            self.handover.may_have_rejected = outbox.has_rejected(connection)
+        asks_writers = self.watermark.is_checkpoint_due(began_at)
+        writers = outbox.writers(connection) if asks_writers else None
         rows = within_bytes(due, BATCH_BYTES)
         all_seen = len(rows) < BATCH and len(rows) == len(due)
         # Relayed rows are gone, so that only the hand-over knows of their numbers.

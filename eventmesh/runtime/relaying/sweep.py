@@ -13,8 +13,8 @@ from contextlib import suppress
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.persistence import outbox
-from eventmesh.persistence.database import Database
-from eventmesh.persistence.outbox import START
+from eventmesh.persistence.database import Connection, Database
+from eventmesh.persistence.outbox import START, Position
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
 from eventmesh.runtime.relaying.held_leases import HeldLeases
 from eventmesh.runtime.relaying.watermark import Watermark
@@ -58,8 +58,9 @@ class Sweep:
         passed = self._watermark.position
         if passed == START:
             return
-        async with self._database.queue("reads") as connection:
-            now = await self._database.time.recent(connection)
-            buckets = self._leases.buckets
-            if await outbox.due(connection, buckets, now, 1, passed, up_to=True):
-                self._read_all()
+        if await self._database.read_queue(lambda connection: self._is_any_due(connection, passed)):
+            self._read_all()
+
+    def _is_any_due(self, connection: Connection, passed: Position) -> bool:
+        now, buckets = self._database.time.recent(connection), self._leases.buckets
+        return bool(outbox.due(connection, buckets, now, 1, passed, up_to=True))

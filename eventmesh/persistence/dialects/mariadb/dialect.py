@@ -81,6 +81,8 @@ _RELEASE = text(f"RELEASE SAVEPOINT {_SAVEPOINT}")
 class MariaDB(Dialect):
     name = "mariadb"
     driver = "mariadb+asyncmy"
+    # Its reads take no locks, and setting the isolation level would cost statements.
+    reading_options = MappingProxyType({})
     can_cancel_delayed = False
     can_order_keys = False  # it has no lock that ends with a transaction
     ends_transaction = re.compile(
@@ -131,10 +133,6 @@ class MariaDB(Dialect):
                 f"EVENTMESH_MAX_MESSAGE_BYTES."
             )
 
-    async def for_reading(self, connection: AsyncConnection) -> AsyncConnection:
-        # Its reads take no locks, and setting the isolation level would cost statements.
-        return connection
-
     def after_begin(self, connection: Connection) -> None:
         _mark(connection)
 
@@ -169,7 +167,7 @@ class MariaDB(Dialect):
     ) -> Insert:
         return insert(table).values(first).on_duplicate_key_update(again)
 
-    async def outbox_writers(self, connection: AsyncConnection) -> list[str]:
+    def outbox_writers(self, connection: Connection) -> list[str]:
         return ["unknown"]  # it tells nobody which there are, so there may always be one
 
 

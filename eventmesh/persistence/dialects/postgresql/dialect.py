@@ -338,8 +338,8 @@ class PostgreSQL(Dialect):
     def delete_relayed(self, outbox: Table) -> Executable:
         return _DELETE_RELAYED
 
-    async def outbox_writers(self, connection: AsyncConnection) -> list[str]:
-        return list(await connection.scalars(_OUTBOX_WRITERS))
+    def outbox_writers(self, connection: Connection) -> list[str]:
+        return list(connection.scalars(_OUTBOX_WRITERS))
 
 
 def _json(value: object) -> str:
