@@ -15,6 +15,7 @@ from eventmesh.errors import UsageError
 from eventmesh.redact import redact, redact_error
 from eventmesh.tracing.place import Place
 from eventmesh.transports.base import Transport, TransportOptions
+from eventmesh.transports.hosts import split_hosts
 
 _REDIS = tuple(f"redis{s}{form}" for s in ("", "s") for form in ("", "+sentinel", "+cluster"))
 _RABBITMQ = ("amqp", "amqps")
@@ -60,11 +61,9 @@ def place_of(url: str, options: TransportOptions) -> Place:
     """How traces describe the broker of this URL. Whether the URL can be used is not checked: a
     program that only writes to its outbox does not need the broker."""
     try:
-        parts = urlsplit(url)
-        hosts = parts.netloc.rpartition("@")[2]
+        parts, *others = map(urlsplit, split_hosts(url))
         # Which of several answers is known to the transport only.
-        several = "," in hosts or "+" in parts.scheme
-        server = None if several else urlsplit(f"//{hosts}")
+        server = None if others or "+" in parts.scheme else parts
         address = (server and server.hostname) or ""
         port = server.port or _PORTS.get(parts.scheme) if server and address else None
     except ValueError:
@@ -107,7 +106,7 @@ def _scheme(url: str) -> str:
     """The scheme of a URL that can be parsed. URLs with several hosts are checked by their
     transport."""
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(split_hosts(url)[0])
         if parts.scheme not in _RABBITMQ and "+" not in parts.scheme:
             _ = parts.port
     except ValueError as error:

@@ -18,11 +18,12 @@ from eventmesh.testing.virtual.process import Answer, Process
 
 
 def run(main: Coroutine[Any, Any, Any], *, with_servers: bool = False) -> Any:
-    loop = VirtualLoop(with_servers=with_servers)
+    loop, connections = VirtualLoop(with_servers=with_servers), sqlite.KeptConnections()
     try:
-        with sqlite.on_the_loop(sqlite.KeptConnections()):
+        with sqlite.on_the_loop(connections):
             return loop.run_until_complete(main)
     finally:
+        connections.close()
         loop.close()
 
 

@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.redact import redact, redact_error
+from eventmesh.transports.hosts import split_hosts
 
 VARIABLE = "EVENTMESH_RABBITMQ_MANAGEMENT_URL"
 
@@ -72,7 +73,7 @@ class Management:
             raise self._unusable("it does not begin with http:// or https:// and a host")
         self._encrypted = parts.scheme == "https"
         self._path = parts.path.rstrip("/")
-        login = urlsplit(broker_url) if parts.username is None else parts
+        login = urlsplit(split_hosts(broker_url)[0]) if parts.username is None else parts
         user, password = (unquote(part or "guest") for part in (login.username, login.password))
         self._login = base64.b64encode(f"{user}:{password}".encode()).decode()
         self._virtual_host = quote(virtual_host(broker_url), safe="")
@@ -163,7 +164,7 @@ def queue_of(said: Mapping[str, Any]) -> ManagedQueue:
 
 def virtual_host(broker_url: str) -> str:
     """The virtual host that a broker URL names."""
-    return unquote(urlsplit(broker_url).path[1:]) or "/"
+    return unquote(urlsplit(split_hosts(broker_url)[0]).path[1:]) or "/"
 
 
 def _number(said: object) -> int | None:

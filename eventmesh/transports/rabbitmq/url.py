@@ -7,10 +7,11 @@ Options are those of aiormq: `?heartbeat=30`, and for `amqps://` `cafile`, `capa
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from eventmesh.errors import UsageError
 from eventmesh.redact import redact, redact_error
+from eventmesh.transports.hosts import split_hosts
 
 _FILES = ("cafile", "certfile", "keyfile", "capath")
 
@@ -19,16 +20,14 @@ def nodes(url: str) -> tuple[str, ...]:
     """One URL for each host in the URL, in its order. UsageError for a URL without a host, with an
     invalid port, or with a certificate file that does not exist."""
     try:
-        parts = urlsplit(url)
-        user, at, hosts = parts.netloc.rpartition("@")
-        found = tuple(_node(parts, user + at + host.strip()) for host in hosts.split(","))
+        found = tuple(_node(each) for each in split_hosts(url))
     except ValueError as error:
         raise UsageError(
             f"The broker URL {redact(url)!r} is not valid: "
             f"{redact_error(error, url)}. Write it as "
             f"amqp://user:password@host:port/virtualhost, with commas between several host:port."
         ) from None
-    for name, value in parse_qsl(parts.query):
+    for name, value in parse_qsl(urlsplit(found[0]).query):
         if name in _FILES and not Path(value).exists():
             raise UsageError(
                 f"The broker URL {redact(url)!r} names the {name} "
@@ -38,9 +37,9 @@ def nodes(url: str) -> tuple[str, ...]:
     return found
 
 
-def _node(parts: SplitResult, netloc: str) -> str:
-    """The URL of one host; ValueError if it is not valid."""
-    node = parts._replace(netloc=netloc)
+def _node(url: str) -> str:
+    """The URL of one host as it is usually written; ValueError if it is not valid."""
+    node = urlsplit(url)
     if not node.hostname:
         raise ValueError("it has no host")
     _ = node.port  # raises for an invalid port

@@ -20,6 +20,7 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from eventmesh.errors import UsageError
 from eventmesh.redact import redact, redact_error
+from eventmesh.transports.hosts import split_hosts
 from eventmesh.transports.redis.keys import MOST_SLOTS
 
 FINDING_TIMEOUT = 2.0
@@ -60,7 +61,7 @@ class RedisUrl:
 
 def parse_broker_url(url: str) -> RedisUrl:
     """The parts of a URL; UsageError if it is not valid."""
-    scheme = urlsplit(url).scheme
+    scheme = url.partition(":")[0].lower()
     kind = scheme.partition("+")[2] or "redis"
     try:
         return _parts(url, kind, tls=scheme.startswith("rediss"))
@@ -74,8 +75,9 @@ def parse_broker_url(url: str) -> RedisUrl:
 
 
 def _parts(url: str, kind: str, *, tls: bool) -> RedisUrl:
-    split = urlsplit(url)
-    user, at, hosts = split.netloc.rpartition("@")
+    splits = [urlsplit(each) for each in split_hosts(url)]
+    split = splits[0]
+    user, at, _ = split.netloc.rpartition("@")
     master, database = _path(split.path, kind)
     # redis-py knows the user and all the options: it is given a URL as it understands it.
     options: dict[str, Any] = {
@@ -89,7 +91,9 @@ def _parts(url: str, kind: str, *, tls: bool) -> RedisUrl:
         for name in ("username", "password")
         if f"sentinel_{name}" in options
     }
-    addresses = tuple(_address(host, _DEFAULT_PORTS[kind]) for host in hosts.split(","))
+    addresses = tuple(
+        (each.hostname or "localhost", each.port or _DEFAULT_PORTS[kind]) for each in splits
+    )
     if kind == "redis" and len(addresses) > 1:
         raise ValueError("several hosts need redis+sentinel:// or redis+cluster://")
     if wait_replicas < 0:
@@ -125,11 +129,6 @@ def _path(path: str, kind: str) -> tuple[str, str]:
     if kind == "cluster" and database not in ("", "0"):
         raise ValueError("a Redis Cluster has only the database 0")
     return master, database
-
-
-def _address(text: str, default_port: int) -> Address:
-    parts = urlsplit(f"//{text}")
-    return parts.hostname or "localhost", parts.port or default_port
 
 
 class Locator(Protocol):

@@ -31,6 +31,7 @@ def test_a_url_has_host_user_password_database_and_options() -> None:
         ("rediss+sentinel://u:p@[::1]:1,b:2/shop/4", "sentinel", (("::1", 1), ("b", 2))),
         ("redis+cluster://:secret@a,b:7001/", "cluster", (("a", 6379), ("b", 7001))),
         ("rediss+cluster://a/0", "cluster", (("a", 6379),)),
+        ("redis+cluster://a,[::1]:7001", "cluster", (("a", 6379), ("::1", 7001))),
     ],
 )
 def test_a_url_may_name_a_server_sentinels_or_cluster_nodes(
