@@ -31,10 +31,10 @@ def make_private_file(path: Path) -> None:
     is locked meanwhile, so that no process deletes the files of a database that another process has
     just created.
     """
-    path = path.resolve()  # SQLite follows links and keeps its files beside the target
-    make_private_folder(path.parent)
     if path.exists():
         return
+    path = path.resolve()  # SQLite follows links and keeps its files beside the target
+    make_private_folder(path.parent)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

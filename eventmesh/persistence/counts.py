@@ -34,8 +34,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
+    CompoundSelect,
     Connection,
     Insert,
+    Select,
     bindparam,
     case,
     cast,
@@ -144,6 +146,20 @@ class Books:
 
 async def read_books(connection: AsyncConnection, now: datetime) -> Books:
     """Read counters and tables by one statement, so that nothing moves in between."""
+    totals, stock, memory = [], {}, {}
+    rows = await connection.execute(_books(), {"now": now})
+    for table, what, subscription, source_, name, number, since in rows:
+        if table == "count":
+            totals.append(Total(Way(what, subscription, source_, name), number, since))
+        elif table == "outbox":
+            stock[source_, name, what] = number
+        else:
+            memory[subscription] = number
+    return Books(tuple(totals), stock, memory)
+
+
+@cache
+def _books() -> CompoundSelect[Any]:
     columns = (count.c.what, count.c.subscription, count.c.source, count.c.name)
     counted = select(
         literal("count").label("table"),
@@ -151,7 +167,11 @@ async def read_books(connection: AsyncConnection, now: datetime) -> Books:
         cast(func.sum(count.c.number), BigInteger).label("number"),
         func.min(count.c.since).label("since"),
     ).group_by(*columns)
-    state = case((outbox.c.parked, "parked"), (outbox.c.due_at > now, "delayed"), else_="due")
+    state = case(
+        (outbox.c.parked, "parked"),
+        (outbox.c.due_at > bindparam("now", type_=outbox.c.due_at.type), "delayed"),
+        else_="due",
+    )
     source = func.substr(func.coalesce(outbox.c.headers["source"].as_string(), ""), 2, 63)
     each = select(state.label("state"), source.label("source"), outbox.c.name).subquery()
     waiting = select(
@@ -172,16 +192,7 @@ async def read_books(connection: AsyncConnection, now: datetime) -> Books:
         func.count(),
         null(),
     ).group_by(inbox.c.subscription)
-    totals, stock, memory = [], {}, {}
-    rows = await connection.execute(counted.union_all(waiting, remembered))
-    for table, what, subscription, source_, name, number, since in rows:
-        if table == "count":
-            totals.append(Total(Way(what, subscription, source_, name), number, since))
-        elif table == "outbox":
-            stock[source_, name, what] = number
-        else:
-            memory[subscription] = number
-    return Books(tuple(totals), stock, memory)
+    return counted.union_all(waiting, remembered)
 
 
 def declare(connection: Connection, pairs: Iterable[tuple[str, str]]) -> None:
@@ -194,26 +205,31 @@ def declare(connection: Connection, pairs: Iterable[tuple[str, str]]) -> None:
         connection.execute(_declare_statement(dialect_of(connection)), rows)
 
 
-async def fold(connection: AsyncConnection, before: datetime) -> int:
+def fold(connection: Connection, before: datetime) -> int:
     """Add rows that were not counted in since then to those of nobody; returns how many. A row that
     a transaction counts in at this moment is left alone, and the transaction not waited for."""
-    keys = (count.c.owner, count.c.what, count.c.subscription, count.c.source, count.c.name)
-    idle = select(*keys, count.c.number, count.c.updated_at).where(
-        count.c.owner != NOBODY, count.c.updated_at < before
-    )
     found = Counter[Way]()
     folded = 0
-    some = idle.limit(_AT_ONCE).with_for_update(skip_locked=True)
-    for owner, *way, number, updated_at in list(await connection.execute(some)):
-        same = [key == value for key, value in zip(keys, (owner, *way), strict=True)]
-        gone = await connection.execute(
-            delete(count).where(*same, count.c.updated_at == updated_at)
-        )
+    for owner, *way, number, updated_at in list(connection.execute(_idle(), {"before": before})):
+        same = [key == value for key, value in zip(_KEYS, (owner, *way), strict=True)]
+        gone = connection.execute(delete(count).where(*same, count.c.updated_at == updated_at))
         if gone.rowcount:
             found[Way(*way)] += number
             folded += 1
-    await connection.run_sync(_add, found, NOBODY)
+    _add(connection, found, NOBODY)
     return folded
+
+
+_KEYS = (count.c.owner, count.c.what, count.c.subscription, count.c.source, count.c.name)
+
+
+@cache
+def _idle() -> Select[Any]:
+    idle = select(*_KEYS, count.c.number, count.c.updated_at).where(
+        count.c.owner != NOBODY,
+        count.c.updated_at < bindparam("before", type_=count.c.updated_at.type),
+    )
+    return idle.limit(_AT_ONCE).with_for_update(skip_locked=True)
 
 
 @cache

@@ -27,11 +27,12 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple
 
 import orjson
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import Update, bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -152,12 +153,20 @@ async def claim(
 async def note_slow(session: AsyncSession, subscription: str, took: Mapping[str, float]) -> None:
     """Write down how many seconds handlers took, for messages that the same transaction has
     claimed."""
-    await session.execute(
-        update(inbox)
-        .where(inbox.c.subscription == subscription, inbox.c.message_id == bindparam("slow"))
-        .values(took=bindparam("seconds")),
-        [{"slow": message_id, "seconds": seconds} for message_id, seconds in took.items()],
+    rows = [
+        {"of_subscription": subscription, "slow": message_id, "seconds": seconds}
+        for message_id, seconds in took.items()
+    ]
+    await session.run_sync(lambda sync: sync.connection().execute(_note_slow(), rows))
+
+
+@cache  # building a statement takes longer than running it
+def _note_slow() -> Update:
+    those = (
+        inbox.c.subscription == bindparam("of_subscription"),
+        inbox.c.message_id == bindparam("slow"),
     )
+    return update(inbox).where(*those).values(took=bindparam("seconds"))
 
 
 async def count_since(connection: AsyncConnection, moment: datetime) -> dict[str, int]:

@@ -161,8 +161,11 @@ def _write(
         connection.execute(
             update(lease).where(lease.c.bucket.in_(surplus)).values(owner=None, expires_at=None)
         )
-    if held:
-        connection.execute(_hold(), {"holder": owner, "until": expires_at, "buckets": sorted(held)})
+    until = {"holder": owner, "until": expires_at}
+    if len(held) == len(leases):  # as a relay that is alone, which need not name them
+        connection.execute(_hold_all(), until)
+    elif held:
+        connection.execute(_hold(), until | {"buckets": sorted(held)})
 
 
 # Every relay executes these often, and building a statement takes longer than executing it.
@@ -195,8 +198,9 @@ def _extend() -> Update:
 
 @cache
 def _hold() -> Update:
-    return (
-        update(lease)
-        .where(lease.c.bucket.in_(bindparam("buckets", expanding=True)))
-        .values(owner=bindparam("holder"), expires_at=bindparam("until"))
-    )
+    return _hold_all().where(lease.c.bucket.in_(bindparam("buckets", expanding=True)))
+
+
+@cache
+def _hold_all() -> Update:
+    return update(lease).values(owner=bindparam("holder"), expires_at=bindparam("until"))

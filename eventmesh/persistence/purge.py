@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import (
     Column,
+    Connection,
     Delete,
     Executable,
     Select,
@@ -36,9 +37,9 @@ _AGES = (RECEIVED, BEGUN, ENDED, REACTED, ACTED)
 _MOMENT = timedelta(microseconds=1)  # the resolution of the databases' times
 
 
-async def oldest(connection: AsyncConnection) -> dict[Column[datetime], datetime | None]:
+def oldest(connection: Connection) -> dict[Column[datetime], datetime | None]:
     """The age of the oldest row, by the column by which it ages; None where there is no row."""
-    found = (await connection.execute(_oldest())).one()
+    found = connection.execute(_oldest()).one()
     return dict(zip(_AGES, found, strict=True))
 
 

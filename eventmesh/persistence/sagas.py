@@ -31,6 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
 
 from eventmesh.errors import Conflict, EventMeshError
 from eventmesh.persistence.dialects.registry import dialect_of
@@ -97,19 +98,28 @@ async def lock(
     """The sagas with these ids and these keys, locked until the transaction ends. Of the sagas of a
     key it is the open one, or the one that was started last where none is. A row that another
     transaction has locked is waited for."""
+    if not ids and not keys:
+        return []
+    return await session.run_sync(_lock, name, ids, keys)
+
+
+def _lock(
+    session: Session, name: str, ids: Collection[str], keys: Collection[str]
+) -> list[SagaRow]:
+    connection = session.connection()
     wanted: dict[str, Any] = {"saga_name": name}
-    statement = dialect_of(session.get_bind()).lock_sagas(saga, _COLUMNS)
+    statement = dialect_of(connection).lock_sagas(saga, _COLUMNS)
     if statement is not None:
         wanted |= {"ids": sorted(ids), "keys": sorted(keys)}
     else:
         statement = _lock_statement()
         if keys:
             by_key = {**wanted, "keys": _padded(keys)}
-            ids = {*ids, *await session.scalars(_keyed_statement(), by_key)}
+            ids = {*ids, *connection.scalars(_keyed_statement(), by_key)}
         wanted["ids"] = _padded(ids)
-    if not ids and not keys:
-        return []
-    return [SagaRow(*row) for row in await session.execute(statement, wanted)]
+        if not ids:
+            return []
+    return [SagaRow(*row) for row in connection.execute(statement, wanted)]
 
 
 async def holders_of(session: AsyncSession, name: str, keys: Collection[str]) -> dict[str, str]:
@@ -120,10 +130,7 @@ async def holders_of(session: AsyncSession, name: str, keys: Collection[str]) ->
 
 def keyless(connection: Connection, name: str) -> list[str]:
     """The ids of the open sagas of this name that have no key, sorted."""
-    found = select(saga.c.id).where(
-        saga.c.name == name, saga.c.ended_at.is_(None), saga.c.key.is_(None)
-    )
-    return sorted(connection.scalars(found))
+    return sorted(connection.scalars(_keyless_statement(), {"saga_name": name}))
 
 
 async def store(
@@ -142,37 +149,47 @@ async def store(
 
     KeyTaken where a row has the key of another open saga; Conflict where one was not locked.
     """
-    if not rows and not log and not cancelled:
-        return
+    if rows or log or cancelled:
+        await session.run_sync(_store, name, rows, log, cancelled)
+
+
+def _store(
+    session: Session,
+    name: str,
+    rows: Sequence[SagaRow],
+    log: Sequence[LogEntry],
+    cancelled: Collection[str],
+) -> None:
     values = [_values(row) for row in rows]
     entries = [
         {"saga_name": name, "saga_id": entry.saga_id, "entry": dict(entry.entry)} for entry in log
     ]
-    dialect = dialect_of(session.get_bind())
+    connection = session.connection()
+    dialect = dialect_of(connection)
     at_once = dialect.store_sagas(name, values, entries, sorted(cancelled))
     try:
         if at_once is not None:
-            stored: Any = await session.execute(*at_once)
+            stored = connection.execute(*at_once)
             if stored.rowcount != len(rows):
                 raise Conflict(f"sagas {name} were changed by somebody who had not locked them")
         else:
-            await _store_rows(session, values)
+            _store_rows(connection, values)
     except IntegrityError as error:
         raise KeyTaken(", ".join(row.key for row in rows if row.key is not None)) from error
     if at_once is None:
         if entries:
-            await session.execute(_log_statement(), entries)
+            connection.execute(_log_statement(), entries)
         if cancelled and dialect.can_cancel_delayed:
-            await session.execute(_cancel_statement(), {"ids": _padded(cancelled)})
+            connection.execute(_cancel_statement(), {"ids": _padded(cancelled)})
 
 
-async def _store_rows(session: AsyncSession, rows: Iterable[dict[str, Any]]) -> None:
+def _store_rows(connection: Connection, rows: Iterable[dict[str, Any]]) -> None:
     lots: dict[tuple[bool, bool], list[dict[str, Any]]] = {}
     for row in rows:
         lots.setdefault((row["new_row_version"] == 1, bool(row["new_is_open"])), []).append(row)
     for (is_new, is_open), values in lots.items():
         statement = _insert_statement(is_open) if is_new else _update_statement(is_open)
-        await session.execute(statement, values)
+        connection.execute(statement, values)
 
 
 def _values(row: SagaRow) -> dict[str, Any]:
@@ -380,6 +397,13 @@ def _keyed_statement() -> Select[Any]:
         .subquery()
     )
     return select(numbered.c.id).where(numbered.c.number == 1)
+
+
+@cache
+def _keyless_statement() -> Select[Any]:
+    return select(saga.c.id).where(
+        saga.c.name == bindparam("saga_name"), saga.c.ended_at.is_(None), saga.c.key.is_(None)
+    )
 
 
 @cache

@@ -81,6 +81,9 @@ class UnitOfWork:
         """Close the session; what was not committed is rolled back. Raises nothing where that
         fails: the database rolls back when the connection ends, and the error that led here tells
         more."""
+        if not self.session.in_transaction():  # nothing to wait for, as after a commit
+            self.session.sync_session.close()
+            return
         try:
             await asyncio.shield(AsyncSession.close(self.session))
         except DBAPIError:

@@ -178,7 +178,7 @@ async def test_a_pause_holds_while_the_database_is_away(
 ) -> None:
     shop, asked = Shop(), asyncio.Event()
 
-    async def away(_: object) -> dict[str, Pause]:
+    def away(_: object) -> dict[str, Pause]:
         asked.set()
         raise Unreachable("the database is away")
 

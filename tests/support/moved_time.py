@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from eventmesh.persistence.database_time import DatabaseTime
 
@@ -21,8 +21,8 @@ class MovedTime(DatabaseTime):
         super().__init__()
         self._by = by
 
-    async def ask(self, connection: AsyncConnection) -> datetime:
-        return await super().ask(connection) + self._by.ahead
+    def read(self, connection: Connection) -> datetime:
+        return super().read(connection) + self._by.ahead
 
     def now(self) -> datetime:
         return super().now() + self._by.ahead

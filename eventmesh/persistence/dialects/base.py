@@ -190,7 +190,7 @@ class Dialect(ABC):
     ) -> tuple[Executable, Parameters]:
         """Insert rows into the outbox, numbered in this order, and return the numbers. Where
         `adds_delays`, a row with a `delay` in seconds is due so much later than now."""
-        return insert(outbox).returning(outbox.c.seq), [
+        return _insert_outbox(outbox), [
             {name: value for name, value in row.items() if name != "delay"} for row in rows
         ]
 
@@ -246,6 +246,11 @@ class JoinedProof:
 def _claim(dialect: Dialect, inbox: Table) -> Insert:
     entered = dialect.insert_absent(inbox).values(received_at=database_now())
     return entered.returning(inbox.c.message_id)
+
+
+@cache
+def _insert_outbox(outbox: Table) -> Executable:
+    return insert(outbox).returning(outbox.c.seq)
 
 
 @cache

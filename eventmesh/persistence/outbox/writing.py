@@ -18,6 +18,8 @@ from eventmesh.persistence.dialects.sql import database_now
 from eventmesh.persistence.tables import BUCKETS, outbox
 from eventmesh.wire.envelope import Envelope, part_of
 
+_NOW = select(database_now())
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
@@ -65,7 +67,7 @@ def store(
             connection, sorted({part_of(key, "", 2**31) for key in keys if key is not None})
         )
     if now is None and not dialect.adds_delays and any(message.delay for message in messages):
-        now = connection.scalar(select(database_now()))
+        now = connection.scalar(_NOW)
     rows = [_row(message, now) for message in messages]
     stored = Counter(counts.way_of("stored", message.envelope) for message in messages)
     to_count = {**counted, **stored}

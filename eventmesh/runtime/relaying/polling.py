@@ -36,7 +36,7 @@ class Polling:
         self._database = database
         self._clock = clock
         self._log = log
-        self._pause = SHORTEST_PAUSE
+        self._pause = LONGEST_PAUSE
         self._notified = False
         """Whether NOTIFY arrives from other processes."""
         self._woken = asyncio.Event()

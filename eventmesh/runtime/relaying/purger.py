@@ -82,9 +82,9 @@ class Purger:
 
     async def purge(self) -> None:
         """Delete all that is too old now, batch by batch, unless the clocks differ; Unreachable."""
-        async with self._database.reading() as connection:
-            now = await self._database.time.ask(connection)
-            oldest = await purge.oldest(connection)
+        now, oldest = await self._database.read(
+            lambda connection: (self._database.time.read(connection), purge.oldest(connection))
+        )
         difference = self._database.time.difference(self._clock.now())
         if problem := clocks_differ(difference, self._database.service):
             self._log.warning("clocks differ", problem=problem)
@@ -98,8 +98,9 @@ class Purger:
                 if more:
                     await self._clock.sleep(PAUSE)
         if self._is_ours():
-            async with self._database.connection() as connection:
-                await counts.fold(connection, now - FOLDED_AFTER)
+            await self._database.transact(
+                lambda connection: counts.fold(connection, now - FOLDED_AFTER)
+            )
 
 
 def check_window(handlers: Iterable[Handler], settings: Settings) -> None:

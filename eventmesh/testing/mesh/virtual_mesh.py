@@ -173,6 +173,8 @@ class VirtualMesh(Mesh):
 
     def _is_going_on(self) -> bool:
         """Whether anything can still happen at this time."""
+        if any(queue.in_flight for queue in self._broker.queues.values()):
+            return True  # as most often
         return next(self._going_on(), None) is not None
 
     def _going_on(self) -> Iterator[str]:
@@ -257,10 +259,10 @@ class VirtualMesh(Mesh):
                 )
             await self.advance(due - self.loop.now)
 
-    def _after_write(self, _database: str) -> None:
+    def _after_write(self, path: str) -> None:
         if self._ended_by is None:
             try:
-                self.predicates.ask_after_write()
+                self.predicates.ask_after_write(Path(path))
             except (Violation, BrokenPredicate) as error:
                 self._ended_by = error
                 self.record.note("test", "this must always hold and does not", "fault")
@@ -279,8 +281,8 @@ class VirtualMesh(Mesh):
         for service in self._services.values():  # used by handlers that open transactions of it
             url = self.settings.database_url(service.name)
             database = await self.workshop.database(url, service, "")
-            async with database.engine.connect():
-                pass  # the first connection of a pool has a lock, which a killed process would keep
+            # The first connection of a pool has a lock, which a killed process would keep.
+            await database.read(lambda _: None)
             service._database, service._database_ready = database, True
             service.on_commit(partial(_notify, database))
 

@@ -89,10 +89,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Called when time has moved on."""
         self.on_write: Callable[[str], None] = lambda _: None
         """Called when a transaction has been committed that wrote to a table of the user's, with
-        `database <name>`."""
+        the path of the database's file."""
         self.changes = Counter[str]()
         """How often something may have changed in each database, by the path of its file."""
         self._numbers = itertools.count(1)
+        self._sqlite_time: str | None = None
         self._turns = 0
         self._idle_turns = 0
         self._all_turns = 0
@@ -128,9 +129,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.Handle:
         context = copy_context() if context is None else context
         process = context.get(CURRENT_PROCESS)
-        if process is None:
-            return super().call_soon(callback, *args, context=context)
-        return super().call_soon(_step, process, callback, args, context, context=context)
+        if process is not None:
+            callback, args = _step, (process, callback, args, context)
+        if self.is_closed():
+            raise RuntimeError("Event loop is closed")
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)  # type: ignore[attr-defined]  # as `_scheduled`
+        return handle
 
     def run_in_executor(  # type: ignore[override]  # type checkers need not relate them here
         self, executor: Any, func: Callable[..., Any], *args: Any
@@ -160,6 +165,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Count anew what must not happen too often, so that a test that was stopped can end."""
         self._turns = self._idle_turns = self._all_turns = 0
 
+    @property
+    def sqlite_time(self) -> str:
+        """The virtual time as SQLite's `strftime` formats it, to milliseconds."""
+        if self._sqlite_time is None:
+            now = self.date().replace(tzinfo=None)
+            self._sqlite_time = now.isoformat(" ", "milliseconds")
+        return self._sqlite_time
+
     async def idle(self) -> None:
         """Return when nothing is ready, at the time that it is now."""
         waiting = self.create_future()
@@ -186,6 +199,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         machine was suspended."""
         if to > self.now:
             self.now = to
+            self._sqlite_time = None
             self._turns = 0
             self.on_time(to)
 

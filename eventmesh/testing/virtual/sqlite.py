@@ -15,18 +15,18 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
+import greenlet
 from sqlalchemy import Engine, event
 from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_dbapi
 from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
-from eventmesh.testing.virtual.loop import BEGINNING, VirtualLoop
+from eventmesh.testing.virtual.loop import VirtualLoop
 from eventmesh.testing.virtual.process import CURRENT_PROCESS, Process
 
 T = TypeVar("T")
@@ -79,13 +79,9 @@ class _Standing:
 def _strftime(_form: str, _now: str) -> str:
     """The loop's time, as SQLite's strftime formats it. What a connection calls may not hold the
     loop: the collector does not see into SQLite, and would never free either of them."""
-    return _as_text(asyncio.get_running_loop().time())
-
-
-@lru_cache(maxsize=8)  # a statement asks several times, and many are executed at one time
-def _as_text(time: float) -> str:
-    now = BEGINNING + timedelta(seconds=time)
-    return now.replace(tzinfo=None).isoformat(" ", "milliseconds")
+    loop: Any = asyncio.get_running_loop()
+    text: str = loop.sqlite_time
+    return text
 
 
 class KeptConnections:
@@ -104,7 +100,9 @@ class KeptConnections:
             return kept.pop()
         raw = sqlite3.connect(path, factory=FileConnection, **options)
         raw.on_commit, raw.has_written, raw.standing = [], False, _Standing()
-        raw.create_function("strftime", 2, _strftime)
+        # As SQLite's own, it has one answer while a statement is executed. Called deterministic, it
+        # is asked once for all the rows and columns of that.
+        raw.create_function("strftime", 2, _strftime, deterministic=True)
         return raw
 
     def lend(self, connection: _Connection) -> None:
@@ -212,7 +210,7 @@ class _Connection(AdaptedConnection):
         for call in calls:
             call()
         if has_written:
-            self._loop.on_write(self.server)
+            self._loop.on_write(self._path)
 
     def rollback(self) -> None:
         # Never disturbed: whatever becomes of the connection, the transaction is undone.
@@ -241,7 +239,7 @@ class _Connection(AdaptedConnection):
 
     def run(self, statement: str, work: Callable[[], T]) -> T:
         """Execute a statement."""
-        await_only(_nothing())  # without which SQLAlchemy takes the driver for a blocking one
+        _show_that_it_is_async()
         call, writes = _described(statement)
         self._belong_to(CURRENT_PROCESS.get())
         result = self._call(call, work)
@@ -258,15 +256,18 @@ class _Connection(AdaptedConnection):
             self._changes = changes
             self._loop.changes[self._path] += 1
 
-    def is_set(self, operation: str) -> bool:
-        """Whether this sets an option that the connection has; notes that it will be set."""
-        if not operation.startswith("PRAGMA ") or "=" not in operation:
-            return False
-        name = operation.split()[1]
+    def set_option(self, operation: str) -> None:
+        """Execute a statement that sets an option, unless the connection has it. That belongs to
+        connecting: it is no call of its own, or kept connections would make other runs than new
+        ones."""
+        _show_that_it_is_async()
+        name = operation.split(None, 2)[1]
+        if name == "synchronous":
+            operation = "PRAGMA synchronous = OFF"
         options = self._file.standing.options
-        is_set = options.get(name) == operation
-        options[name] = operation
-        return is_set
+        if options.get(name) != operation:
+            self._when_unlocked(lambda: self._file.execute(operation).fetchall())
+            options[name] = operation
 
     def _belong_to(self, process: Process | None) -> None:
         """From now on, this process's death cuts it."""
@@ -374,14 +375,14 @@ class _Cursor:
         return self._cursor.lastrowid
 
     def execute(self, operation: str, parameters: Any = None) -> None:
+        if operation.startswith("PRAGMA ") and "=" in operation:
+            self._adapter.set_option(operation)
+            return
         given = () if parameters is None else parameters
-        if operation.startswith("PRAGMA synchronous"):
-            operation = "PRAGMA synchronous = OFF"
         cursor = self._cursor
 
         def work() -> list[Any]:
-            if not self._adapter.is_set(operation):
-                cursor.execute(operation, given)
+            cursor.execute(operation, given)
             return cursor.fetchall() if cursor.description else []
 
         self._rows = deque(self._adapter.run(operation, work))
@@ -421,6 +422,15 @@ def note_record(engine: Engine) -> None:
 def _note_record(connection: object, record: ConnectionPoolEntry, _lent: object) -> None:
     if isinstance(connection, _Connection):
         connection.record = record
+
+
+def _show_that_it_is_async() -> None:
+    """Await something once in each greenlet of SQLAlchemy, which takes a driver that never does for
+    a blocking one."""
+    here: Any = greenlet.getcurrent()
+    if not hasattr(here, "has_awaited"):
+        here.has_awaited = True
+        await_only(_nothing())
 
 
 async def _nothing() -> None:
