@@ -1,9 +1,10 @@
-"""A request that is cancelled while its server is silent, and the request that follows it."""
+"""Requests that are cancelled: while their server is silent, with the request that follows; or
+after any number of turns of the event loop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -40,3 +41,16 @@ async def request_after_a_cancelled_one(
             await asyncio.sleep(0)
     await second
     return was_done
+
+
+def growing_numbers(*, every_position: bool) -> Iterator[int]:
+    """Numbers of turns of the event loop: first every number, later fewer and fewer."""
+    turns = 0
+    while True:
+        yield turns
+        turns += 1 + turns // (100 if every_position else 20)
+
+
+async def run_turns(turns: int) -> None:
+    for _ in range(turns):
+        await asyncio.sleep(0)

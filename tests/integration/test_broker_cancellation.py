@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -16,7 +16,11 @@ from eventmesh.testing.servers import Server
 from eventmesh.transports.base import Transport, TransportOptions, publish_or_raise
 from eventmesh.transports.factory import make_transport, open_transport
 from eventmesh.transports.outcome import DONE
-from tests.integration.cancellation import request_after_a_cancelled_one
+from tests.integration.cancellation import (
+    growing_numbers,
+    request_after_a_cancelled_one,
+    run_turns,
+)
 from tests.integration.redis_nodes import eventually
 from tests.integration.redis_traffic import PAID, envelopes
 from tests.support.cut_positions import cut_positions, every_position
@@ -162,16 +166,3 @@ async def test_a_call_that_is_cancelled_at_any_moment_raises_cancelled_error(
             if was_done:
                 break
     assert turns > 1
-
-
-def growing_numbers(*, every_position: bool) -> Iterator[int]:
-    """Numbers of turns of the event loop: first every number, later fewer and fewer."""
-    turns = 0
-    while True:
-        yield turns
-        turns += 1 + turns // (100 if every_position else 20)
-
-
-async def run_turns(turns: int) -> None:
-    for _ in range(turns):
-        await asyncio.sleep(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import pytest
@@ -12,6 +13,7 @@ from eventmesh.errors import Unreachable, UsageError
 from eventmesh.transports.base import (
     Order,
     Subscription,
+    Transport,
     TransportOptions,
     publish_or_raise,
 )
@@ -19,6 +21,7 @@ from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE, Dead
 from eventmesh.transports.redis.keys import part_of_key
 from eventmesh.wire.envelope import Envelope
+from tests.integration.cancellation import growing_numbers, run_turns
 from tests.integration.redis_clusters import PREFIX, Cluster, opened_on
 from tests.integration.redis_nodes import Node, eventually
 from tests.integration.redis_traffic import CLOCK, envelopes, running, take
@@ -176,6 +179,33 @@ async def test_parts_with_a_backlog_take_turns(node: Node) -> None:
                 parts += [part_of_key(each.envelope.key, 4) for each in batch]
                 await consumer.settle([(each, DONE) for each in batch])
         assert sorted(set(parts)) == [0, 1, 2, 3]
+
+
+async def publish(transport: Transport) -> None:
+    await publish_or_raise(transport, of_keys(8, 1))
+
+
+async def consume(transport: Transport) -> None:
+    await publish(transport)
+    async with transport.consume(IN_ORDER, prefetch=10) as consumer:
+        await consumer.settle([(each, DONE) for each in await consumer.receive(10)])
+
+
+@pytest.mark.parametrize("call", [publish, consume])
+async def test_a_call_that_is_cancelled_while_it_asks_all_parts_raises_cancelled_error(
+    node: Node, call: Callable[[Transport], Awaitable[None]]
+) -> None:
+    async with open_transport(f"{node.url}?slots=3", CLOCK, options()) as transport:
+        for turns in growing_numbers(every_position=False):
+            caller = asyncio.ensure_future(call(transport))
+            await run_turns(turns)
+            was_done = caller.done()
+            caller.cancel()
+            await asyncio.wait([caller])
+            assert was_done or caller.cancelled(), f"after {turns} turns: {caller}"
+            if was_done:
+                break
+    assert turns > 1
 
 
 async def test_dead_letters_of_all_parts_are_replayed_and_discarded_by_their_ids(
