@@ -41,11 +41,11 @@ def _redis(
 ) -> Iterable[BrokerObject]:
     """Of a prefix that is spread over several slots, what is in all of them if the URL says how
     many, else what is in the first."""
-    from eventmesh.transports.redis.keys import layouts
+    from eventmesh.transports.redis.keys import MOST_SLOTS, layouts
 
     split = urlsplit(url)
     slots = dict(parse_qsl(split.query)).get("slots", "")
-    number = int(slots) if slots.isdigit() else 1
+    number = min(int(slots), MOST_SLOTS) if slots.isdigit() else 1
     first, *others = layouts(prefix, number, one_slot="+cluster" in split.scheme)
     yield BrokerObject("hash", first.record, "over how many slots the prefix is spread")
     for layout in (first, *others):

@@ -7,7 +7,7 @@ parts. Each part has a prefix of its own, and under it the same names. For examp
 | part | its prefix on a Cluster | holds                                                     |
 |------|-------------------------|-----------------------------------------------------------|
 | 0    | `{eventmesh}`           | a third of the keys, messages without a key, and `layout` |
-| 1    | `{eventmesh.1.5}`       | a third of the keys                                       |
+| 1    | `{eventmesh.1.13}`      | a third of the keys                                       |
 | 2    | `{eventmesh.2.3}`       | a third of the keys                                       |
 
 A key belongs to the same part forever, so whatever is promised of a key is kept inside of its part.
