@@ -162,15 +162,17 @@ def project(tmp_path: Path, forks: Forks) -> Project:
 
 @pytest.mark.parametrize(
     ("broker", "database"),
-    [("sqlite", "sqlite"), ("redis", "postgresql"), ("rabbitmq", "mariadb")],
+    [("sqlite", "sqlite"), ("redis?slots=2", "postgresql"), ("rabbitmq", "mariadb")],
 )
 async def test_the_same_tests_run_on_servers_and_leave_nothing_there(
     broker: str, database: str, project: Project, request: pytest.FixtureRequest
 ) -> None:
+    broker, _, option = broker.partition("?")
     for name in {broker, database} - {"sqlite"}:
         kind = _KINDS.get(name, name)
         server: Server = request.getfixturevalue(f"{kind}_server")
-        project.environment[f"EVENTMESH_TEST_{kind.upper()}_URL"] = server.url
+        options = f"?{option}" if name == broker and option else ""
+        project.environment[f"EVENTMESH_TEST_{kind.upper()}_URL"] = server.url + options
     printed = project.pytest("-rs", f"--mesh-broker={broker}", f"--mesh-database={database}")
     assert "1 failed, 4 passed, 1 skipped" in printed, printed
     assert "nobody_is_rich must hold in the end" in printed

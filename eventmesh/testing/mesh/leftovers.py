@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from eventmesh.transports.base import Subscription
+from eventmesh.clock import SystemClock
+from eventmesh.transports.base import Subscription, TransportOptions
 from eventmesh.transports.rabbitmq.topology import Entity, Exchange, Queue, Topology, delay_step
+
+if TYPE_CHECKING:  # loaded where a test uses Redis
+    from eventmesh.transports.redis.connection import Redis
 
 _AT_ONCE = 500
 
@@ -38,12 +43,26 @@ async def delete(leftovers: Leftovers) -> None:
 
 
 async def _delete_keys(leftovers: Leftovers) -> None:
-    from redis.asyncio import Redis
+    from eventmesh.transports.redis.transport import RedisTransport
 
-    async with Redis.from_url(leftovers.broker_url) as redis:
-        found = [key async for key in redis.scan_iter(f"*{leftovers.prefix}*", count=_AT_ONCE)]
-        for first in range(0, len(found), _AT_ONCE):
-            await redis.unlink(*found[first : first + _AT_ONCE])
+    options = TransportOptions(prefix=leftovers.prefix, create_missing=False)
+    transport = RedisTransport(leftovers.broker_url, SystemClock(), options)
+    try:
+        await transport.connect()
+        for server in transport.servers:
+            await _delete_keys_of(server, leftovers.prefix)
+    finally:
+        await transport.close()
+
+
+async def _delete_keys_of(server: Redis, prefix: str) -> None:
+    cursor = b"0"
+    while True:
+        cursor, keys = await server.ask("SCAN", cursor, "MATCH", f"*{prefix}*", "COUNT", _AT_ONCE)
+        if keys:
+            await server.batch([("UNLINK", key) for key in keys])
+        if cursor == b"0":
+            return
 
 
 async def _delete_queues(leftovers: Leftovers) -> None:

@@ -147,9 +147,14 @@ class RedisTransport:
         prefix = self._options.prefix
         return await agreed_slots(self._redis, self._layout, prefix, wanted, record=record)
 
+    @property
+    def servers(self) -> Sequence[Redis]:
+        """The connections to what holds the parts: to one server or, on a Cluster, for each part to
+        the master of its slot."""
+        return list(dict.fromkeys(part.redis for part in self._parts))
+
     async def close(self) -> None:
-        distinct = list(dict.fromkeys(part.redis for part in self._parts))
-        await concurrently([redis.close() for redis in distinct])
+        await concurrently([redis.close() for redis in self.servers])
 
     async def declare(self, subscriptions: Sequence[Subscription]) -> None:
         # Also repairs the record, if Redis has lost its data.
