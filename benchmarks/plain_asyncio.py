@@ -201,6 +201,7 @@ class PlainMesh(RealMesh):
             self._clock,
             await self._workshop.database(url, service, process.name),
             self.effects.watch,
+            is_checked=True,
         )
         self.workers.append(worker)
         return worker
@@ -296,7 +297,7 @@ async def _close(mesh: PlainMesh) -> None:
     await asyncio.wait([worker.task for worker in mesh.workers])
     for service in mesh._services.values():
         await service.close()
-        service._settings, service.clock = mesh._configured_before[service.name]
+        service._settings, service.clock = mesh._configured_before[service]
     mesh.predicates.close()
 
 

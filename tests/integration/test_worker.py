@@ -1,5 +1,10 @@
 """What the worker promises a handler, over the memory transport: on SQLite and PostgreSQL, and on
-MariaDB where it concerns the effects of messages."""
+MariaDB where it concerns the effects of messages.
+
+The testing kit's mesh is not used: nearly half of the tests drive one part of a worker alone, such
+as a batch, a relay, or a broker that rejects, on the same service and database as the others. A
+mesh runs whole workers only, so that these would need a second harness.
+"""
 
 from __future__ import annotations
 

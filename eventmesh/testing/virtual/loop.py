@@ -93,7 +93,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.changes = Counter[str]()
         """How often something may have changed in each database, by the path of its file."""
         self._numbers = itertools.count(1)
-        self._sqlite_time: str | None = None
         self._turns = 0
         self._idle_turns = 0
         self._all_turns = 0
@@ -165,14 +164,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Count anew what must not happen too often, so that a test that was stopped can end."""
         self._turns = self._idle_turns = self._all_turns = 0
 
-    @property
-    def sqlite_time(self) -> str:
-        """The virtual time as SQLite's `strftime` formats it, to milliseconds."""
-        if self._sqlite_time is None:
-            now = self.date().replace(tzinfo=None)
-            self._sqlite_time = now.isoformat(" ", "milliseconds")
-        return self._sqlite_time
-
     async def idle(self) -> None:
         """Return when nothing is ready, at the time that it is now."""
         waiting = self.create_future()
@@ -199,7 +190,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         machine was suspended."""
         if to > self.now:
             self.now = to
-            self._sqlite_time = None
             self._turns = 0
             self.on_time(to)
 

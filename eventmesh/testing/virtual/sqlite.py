@@ -15,6 +15,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
-from eventmesh.testing.virtual.loop import VirtualLoop
+from eventmesh.testing.virtual.loop import BEGINNING, VirtualLoop
 from eventmesh.testing.virtual.process import CURRENT_PROCESS, Process
 
 T = TypeVar("T")
@@ -79,9 +80,13 @@ class _Standing:
 def _strftime(_form: str, _now: str) -> str:
     """The loop's time, as SQLite's strftime formats it. What a connection calls may not hold the
     loop: the collector does not see into SQLite, and would never free either of them."""
-    loop: Any = asyncio.get_running_loop()
-    text: str = loop.sqlite_time
-    return text
+    return _as_text(asyncio.get_running_loop().time())
+
+
+@lru_cache(maxsize=8)  # many statements are executed at one time
+def _as_text(time: float) -> str:
+    now = BEGINNING + timedelta(seconds=time)
+    return now.replace(tzinfo=None).isoformat(" ", "milliseconds")
 
 
 class KeptConnections:
