@@ -33,8 +33,11 @@ from eventmesh.transports.memory import MemoryBroker
 LONGEST_HANDLING = 600.0
 """Virtual seconds after which `quiet` says what is still going on."""
 
-_DUE = "SELECT count(*) FROM eventmesh_outbox WHERE NOT parked AND (due_at IS NULL OR due_at <= ?)"
-_NEXT_DUE = "SELECT min(due_at) FROM eventmesh_outbox WHERE NOT parked AND due_at > ?"
+_OUTBOX = """
+SELECT count(*) FILTER (WHERE due_at IS NULL OR due_at <= :now),
+    min(due_at) FILTER (WHERE due_at > :now)
+FROM eventmesh_outbox WHERE NOT parked
+"""
 _TICK = 1e-6
 """Seconds: the smallest time that a database tells apart."""
 
@@ -229,18 +232,14 @@ class VirtualMesh(Mesh):
         """What an outbox holds; asked only where it may have changed since it was asked last."""
         known, changes = self._known_outboxes.get(path), self.loop.changes[path]
         if known is None or known.changes != changes or known.is_over(self.loop.now):
-            due = self._ask(path, _DUE)
-            text = self._ask(path, _NEXT_DUE)
+            asked = {"now": self.loop.date().strftime(_SQLITE_TIME)}
+            due, text = self.workshop.connections.plain(path).execute(_OUTBOX, asked).fetchone()
             next_due = None
             if text is not None:
                 at = datetime.fromisoformat(text).replace(tzinfo=self.now.tzinfo)
                 next_due = self.loop.now + (at - self.loop.date()).total_seconds()
             known = self._known_outboxes[path] = _Outbox(changes, due, next_due)
         return known
-
-    def _ask(self, path: str, statement: str) -> Any:
-        now = self.loop.date().strftime(_SQLITE_TIME)
-        return self.workshop.connections.plain(path).execute(statement, (now,)).fetchone()[0]
 
     def look(self, statement: str) -> Iterator[tuple[Path, Sequence[Any]]]:
         """The rows that this reads in each database, with the file that they are in."""

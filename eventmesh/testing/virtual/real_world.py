@@ -84,13 +84,17 @@ def refused(noticed: Noticed) -> Iterator[None]:
 
 class _Sleepers:
     """The modules that have `time.sleep` by its name. Each is looked at once, since there are
-    thousands, and this is asked before each run."""
+    thousands, and this is asked before each run; none, while there are as many as before."""
 
     def __init__(self) -> None:
         self._seen: dict[str, object] = {}
         self._found: list[Any] = []
+        self._number = 0
 
     def find(self, sleep: object) -> Sequence[Any]:
+        if len(sys.modules) == self._number:
+            return self._found
+        self._number = len(sys.modules)
         new = [(n, each) for n, each in sys.modules.items() if self._seen.get(n) is not each]
         self._seen.update(new)
         self._found += [
