@@ -4,7 +4,7 @@ A commit of this process wakes it, and on PostgreSQL a NOTIFY of another process
 nothing also looks when the next delayed row is due, and the relay reads again then. What nothing
 tells (rows of other processes where there is no NOTIFY) is found by polling: the pause is 10 ms
 after a round that found something, or 0.1 s where NOTIFY arrives, and doubles up to 0.5 s while
-there is nothing.
+there is nothing. After the first round, which finds nothing as a rule, it is 0.5 s.
 
 A commit whose rows are handed over to the relay wakes it, too, but not for reading: that happens
 when it would have happened otherwise, however many rows are handed over meanwhile.
