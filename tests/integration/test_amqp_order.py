@@ -223,7 +223,7 @@ async def test_a_worker_that_leaves_hands_over_at_once(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "GONE_AFTER", 10 * TIMEOUT_SECONDS)  # nobody waits for its end
-    subscription = rig.subscription("ordered", order=Order())
+    subscription = rig.subscription("ordered", order=Order(partitions=4))
     first, second = await opened(), await opened()
     await first.declare([subscription])
     sent = of_each_key(rig, 4)
@@ -244,7 +244,7 @@ async def test_a_worker_that_leaves_hands_over_at_once(
 
 async def test_the_last_worker_leaves_nothing_behind(rig: Rig, opened: Opening) -> None:
     """What it says to the others is not taken for a message."""
-    subscription = rig.subscription("ordered", order=Order())
+    subscription = rig.subscription("ordered", order=Order(partitions=4))
     transport = await opened()
     for _ in range(3):
         async with transport.consume(subscription, prefetch=10):
@@ -328,7 +328,7 @@ async def test_another_number_of_partitions_is_an_error_with_the_way_out(
 async def test_the_next_worker_knows_the_attempt_and_when_it_is_due(
     rig: Rig, opened: Opening
 ) -> None:
-    subscription = rig.subscription("ordered", order=Order())
+    subscription = rig.subscription("ordered", order=Order(partitions=4))
     transport = await opened()
     await transport.declare([subscription])
     await publish_or_raise(transport, rig.envelopes(2))
@@ -343,7 +343,7 @@ async def test_the_next_worker_knows_the_attempt_and_when_it_is_due(
 
 
 async def test_the_next_worker_knows_which_keys_are_held(rig: Rig, opened: Opening) -> None:
-    subscription = rig.subscription("ordered", order=Order(after_dead="hold"))
+    subscription = rig.subscription("ordered", order=Order(partitions=4, after_dead="hold"))
     transport = await opened()
     await transport.declare([subscription])
     await publish_or_raise(transport, rig.envelopes(3, key="held"))
@@ -364,7 +364,7 @@ async def test_the_next_worker_knows_which_keys_are_held(rig: Rig, opened: Openi
 async def test_no_dead_letter_is_written_whose_key_the_next_worker_would_not_hold(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch, failure: type[Exception]
 ) -> None:
-    subscription = rig.subscription("ordered", order=Order(after_dead="hold"))
+    subscription = rig.subscription("ordered", order=Order(partitions=4, after_dead="hold"))
     transport = await opened()
     await transport.declare([subscription])
     await publish_or_raise(transport, rig.envelopes(3, key="held"))
@@ -380,7 +380,7 @@ async def test_no_dead_letter_is_written_whose_key_the_next_worker_would_not_hol
 async def test_a_dead_letter_can_be_settled_again_after_its_note_was_lost(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subscription = rig.subscription("ordered", order=Order(after_dead="hold"))
+    subscription = rig.subscription("ordered", order=Order(partitions=4, after_dead="hold"))
     transport = await opened()
     await transport.declare([subscription])
     await publish_or_raise(transport, rig.envelopes(2, key="held"))
