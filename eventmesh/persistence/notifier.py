@@ -22,6 +22,9 @@ PAUSE = 0.005
 """Seconds between two notifications of one process: each holds up, for a moment, everything that is
 being committed in the database."""
 
+LAST_WITHIN = 1.0
+"""Seconds that the last notification may take while the database is being closed."""
+
 # In a transaction of its own, and one that does not wait for the disk: within the transactions that
 # it is about, it would make them wait for one another.
 _NOTIFY = text("SELECT set_config('synchronous_commit', 'off', true), pg_notify(:channel, :sender)")
@@ -44,11 +47,12 @@ class Notifier:
         self._reading = reading
         self._can_notify = can_notify
         self._is_wanted = False
+        self._is_closed = False
         self._task: asyncio.Task[None] | None = None
 
     def notify_soon(self) -> None:
-        """Notify in the background, if the database can."""
-        if self.is_muted or not self._can_notify:
+        """Notify in the background, if the database can, until `close`."""
+        if self.is_muted or self._is_closed or not self._can_notify:
             return
         self._is_wanted = True
         if self._task is None or self._task.done():
@@ -61,7 +65,12 @@ class Notifier:
                 await connection.execute(_NOTIFY, {"channel": CHANNEL, "sender": self.sender})
 
     async def close(self) -> None:
+        """Send the notification that was asked for last, unless the database does not answer: a
+        program that publishes and ends at once would leave its messages to the next poll."""
+        await asyncio.sleep(0)  # a commit asks for it in the next turn of the loop
+        self._is_closed = True
         if self._task is not None:
+            await asyncio.wait([self._task], timeout=LAST_WITHIN)
             self._task.cancel()
             await asyncio.wait([self._task])
 
