@@ -47,12 +47,12 @@ class Notifier:
         self._reading = reading
         self._can_notify = can_notify
         self._is_wanted = False
-        self._is_closed = False
+        self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def notify_soon(self) -> None:
         """Notify in the background, if the database can, until `close`."""
-        if self.is_muted or self._is_closed or not self._can_notify:
+        if self.is_muted or self._closing.is_set() or not self._can_notify:
             return
         self._is_wanted = True
         if self._task is None or self._task.done():
@@ -68,7 +68,7 @@ class Notifier:
         """Send the notification that was asked for last, unless the database does not answer: a
         program that publishes and ends at once would leave its messages to the next poll."""
         await asyncio.sleep(0)  # a commit asks for it in the next turn of the loop
-        self._is_closed = True
+        self._closing.set()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=LAST_WITHIN)
             self._task.cancel()
@@ -79,4 +79,6 @@ class Notifier:
             self._is_wanted = False
             with suppress(Unreachable):  # relays poll
                 await self.notify()
-            await asyncio.sleep(PAUSE)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PAUSE):
+                    await self._closing.wait()

@@ -139,9 +139,9 @@ def test_an_invalid_pyproject_is_a_usage_error(bank: Project) -> None:
 
 SETTINGS = {
     "LOG_LEVEL=loud": ["EVENTMESH_LOG_LEVEL", "'debug', 'info', 'warning' or 'error'"],
-    "DRAIN_TIMEOUT=-1": ["EVENTMESH_DRAIN_TIMEOUT", "greater than 0"],
+    "DRAIN_TIMEOUT=-1": ["EVENTMESH_DRAIN_TIMEOUT", "not greater than 0"],
     "DRAIN_TIMEOUT=soon": ["'soon' is not a valid duration", '"30s"'],
-    "PREFETCH=0": ["EVENTMESH_PREFETCH", "greater than or equal to 1"],
+    "PREFETCH=0": ["EVENTMESH_PREFETCH", "the least is 1"],
     "BROKER_PREFIX=BANK": ["EVENTMESH_BROKER_PREFIX"],
 }
 

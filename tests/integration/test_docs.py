@@ -57,7 +57,19 @@ def test_the_commands_of_the_page_work_as_it_shows(
 @pytest.mark.parametrize("page", [*PAGES, *NEWCOMERS], ids=lambda page: page.stem)
 def test_the_links_of_the_page_have_targets(page: Path) -> None:
     for link in links(page):
-        assert link.startswith(("https://", "#")) or (page.parent / link).exists(), link
+        if link.startswith("https://"):
+            continue
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not heading or heading in headings(target), link
+
+
+def headings(page: Path) -> set[str]:
+    """What links to the headings of a page call them."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def links(page: Path) -> list[str]:

@@ -299,6 +299,8 @@ def _in_words(problem: ErrorDetails) -> str:
             return f"{given!r} is not a whole number"
         case "bool_parsing":
             return f"{given!r} is neither true nor false"
+        case "greater_than":
+            return f"{given} is not greater than {limits['gt']}"
         case "greater_than_equal":
             return f"{given} is too small: the least is {limits['ge']}"
         case "less_than_equal":
