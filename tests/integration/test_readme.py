@@ -125,10 +125,3 @@ def test_the_compose_file_is_valid() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-
-
-def test_the_links_have_targets() -> None:
-    links = re.findall(r"\]\(([^)]+)\)", PROSE)
-    assert links
-    for link in links:
-        assert link.startswith("https://") or (ROOT / link).exists(), link
