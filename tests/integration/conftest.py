@@ -215,13 +215,14 @@ class Running(Output):
 
     def children(self) -> list[int]:
         """Its child processes, without what only starts them (see `forks`)."""
-        pid = self.process.pid
         found = []
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        # The kernel's own list of a process's children leaves some out while others exit.
+        for each in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):  # it has exited meanwhile
-                if Path(f"/proc/{child}/comm").read_text().strip() != LAUNCHER:
-                    found.append(int(child))
-        return found
+                name, _, rest = each.read_text().partition("(")[2].rpartition(")")
+                if int(rest.split()[1]) == self.process.pid and name != LAUNCHER:
+                    found.append(int(each.parent.name))
+        return sorted(found)
 
     def ended(self, within: float = TIMEOUT_SECONDS) -> Ended:
         try:
