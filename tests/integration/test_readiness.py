@@ -96,6 +96,8 @@ async def worker(database_url: str, tmp_path: Path) -> AsyncIterator[Worker]:
         stop.set()
         await asyncio.wait([running], timeout=60)
         assert running.done()
+        if not running.cancelled() and (error := running.exception()) is not None:
+            raise error
         assert worker.vitals.stage in ("stopped", "draining")
 
 
