@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ssl import SSLCertVerificationError
 
-from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InternalError, PendingRollbackError, SQLAlchemyError
 
 from eventmesh.persistence.dialects.registry import sqlstate
 
@@ -37,8 +37,14 @@ def connection_lost(error: BaseException) -> bool:
     return (
         state[:2] in _GONE_CLASSES
         or state in _GONE
-        or (state == _NOT_ACCEPTING and error.statement is None)  # at the attempt to connect
+        or (error.statement is None and _prevents_connecting(error, state))
     )
+
+
+def _prevents_connecting(error: DBAPIError, state: str) -> bool:
+    """Whether an error of an attempt to connect may pass: the server says so, or the driver is
+    confused, as asyncpg is where a connection ends right after the login."""
+    return state == _NOT_ACCEPTING or isinstance(error, InternalError)
 
 
 def comes_from_database(error: BaseException) -> bool:

@@ -58,6 +58,11 @@ class DatabaseTime:
             return self.read(connection)
         return self.now()
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the database has been asked, which a relay does in its first round."""
+        return self._answer is not None
+
     def now(self) -> datetime:
         """The time by the last answer and what has passed since; RuntimeError before the first."""
         if self._answer is None:

@@ -131,7 +131,9 @@ async def _database_problems(service: Service, outbox_max_age: float) -> list[st
             f"a message has waited in the outbox of service {service.name} for {age:.0f} s: see "
             f"the log for what the broker says about it"
         )
-    difference = (await service.database()).time.difference(service.clock.now())
-    if problem := clocks_differ(difference, service.name):
+    time = (await service.database()).time
+    if time.is_known and (
+        problem := clocks_differ(time.difference(service.clock.now()), service.name)
+    ):
         problems.append(problem)
     return problems
