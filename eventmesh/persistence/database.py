@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from pydantic_core import from_json, to_json
@@ -208,19 +209,13 @@ class Database:
         """What `work` returns, which only reads, on a connection as of `queue`."""
         if self._queue_engine is None:
             return await self.read(work)
-        return await self._once(self._read_queue, work)
-
-    def _read_queue(self, work: Callable[[Connection], _T]) -> _T:
-        return self._on_queue("reads", work)
+        return await self._once(partial(self._on_queue, "reads"), work)
 
     async def write_to_queue(self, work: Callable[[Connection], _T]) -> _T:
         """What `work` returns, which executes one statement, on a connection as of `queue`."""
         if self._queue_engine is None:
             return await self.transact(work)
-        return await self._once(self._write_to_queue, work)
-
-    def _write_to_queue(self, work: Callable[[Connection], _T]) -> _T:
-        return self._on_queue("statement", work)
+        return await self._once(partial(self._on_queue, "statement"), work)
 
     def _on_queue(self, scope: Scope, work: Callable[[Connection], _T]) -> _T:
         assert self._queue_engine is not None  # noqa: S101  # checked by both callers

@@ -26,7 +26,7 @@ def refusing(
 
 @asynccontextmanager
 async def _something_else(url: str, streams: Sequence[str]) -> AsyncIterator[None]:
-    """There are keys of the streams' names that are no streams."""
+    """Something other than a stream is at each stream's key."""
     async with Redis.from_url(url) as redis:
         for stream in streams:
             await redis.set(stream, "something else")

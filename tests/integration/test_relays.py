@@ -127,9 +127,9 @@ class TestWakeUps:
             for number in range(5):
                 async with shop(migrated) as other:
                     database = await other.database()
+                    pool = database.engine.pool  # closing puts a new one in its place
                     await publish(other, f"k{number}")
                 await broker.until(f"k{number}")
-                pool = database.engine.pool
                 assert isinstance(pool, AsyncAdaptedQueuePool)
                 assert pool.checkedin() + pool.checkedout() == 0  # nothing is left open
 

@@ -263,8 +263,8 @@ class _Connection(AdaptedConnection):
 
     def set_option(self, operation: str) -> None:
         """Execute a statement that sets an option, unless the connection has it. That belongs to
-        connecting: it is no call of its own, or kept connections would make other runs than new
-        ones."""
+        connecting and does not count as a call: otherwise, runs with kept connections and with new
+        ones would differ."""
         _show_that_it_is_async()
         name = operation.split(None, 2)[1]
         if name == "synchronous":

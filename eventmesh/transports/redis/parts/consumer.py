@@ -1,8 +1,8 @@
 """Consumes a subscription whose messages are in several parts.
 
 Each part has a consumer that reads it, on a connection of its own. `receive` waits for all of them
-by one event, and takes what they have, beginning with another part each time. So there is no task
-between the parts and the worker, and cancelling `receive` interrupts nothing.
+by one event, and takes what they have, starting with a different part each time. So there is no
+task between the parts and the worker, and cancelling `receive` interrupts nothing.
 
 If one part cannot be reached, the consumer ends, as it does where there is only one.
 """
