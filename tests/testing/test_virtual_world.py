@@ -197,6 +197,7 @@ def test_time_goes_on_when_a_process_is_killed_while_it_connects() -> None:
             assert not connecting.done()
             process.revive()
             connecting.cancel()
+            await asyncio.wait([connecting])
             return the_loop().time()
 
     assert run(main(), with_servers=True) == 1.0
