@@ -7,6 +7,7 @@ comments of tests.
 from __future__ import annotations
 
 import ast
+import gc
 import re
 import tokenize
 from collections.abc import Iterator
@@ -59,6 +60,15 @@ PUBLIC_NAMES = re.compile("give_up_on")
 """Names of the API with avoided words."""
 
 LOG_METHODS = {"debug", "info", "warning", "error", "critical", "exception"}
+
+
+@pytest.fixture(autouse=True)
+def no_collection() -> Iterator[None]:
+    """Python 3.11 raises SystemError if objects that other tests have left are collected while
+    `ast` builds a tree (python/cpython#106905)."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def texts_of(node: ast.AST) -> Iterator[str]:
