@@ -13,7 +13,7 @@ from tests.integration.redis_nodes import nodes
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with nodes() as keep:
+    with nodes(tmp_path) as keep:
         members = [keep(member(tmp_path / f"member{number}")) for number in range(4)]
         password = members[0].password
         for node in members:

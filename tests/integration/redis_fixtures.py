@@ -13,8 +13,9 @@ from tests.integration.redis_traffic import PAID, opened
 
 @pytest.fixture(scope="module")
 def module_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    with nodes() as keep:
-        yield keep(Node(tmp_path_factory.mktemp("redis") / "node")).start()
+    folder = tmp_path_factory.mktemp("redis")
+    with nodes(folder) as keep:
+        yield keep(Node(folder / "node")).start()
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ class SentinelGroup:
 
 @pytest.fixture
 def sentinel_group(tmp_path: Path) -> Iterator[SentinelGroup]:
-    with nodes() as keep:
+    with nodes(tmp_path) as keep:
         servers = [
             keep(Node(tmp_path / f"server{n}", repl_diskless_sync_delay="0")) for n in range(3)
         ]

@@ -40,7 +40,7 @@ MOST_ERRORS_PER_SECOND = 20
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    with nodes() as keep:
+    with nodes(tmp_path) as keep:
         yield keep(Node(tmp_path / "redis", appendonly="yes", appendfsync="always")).start()
 
 

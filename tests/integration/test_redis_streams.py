@@ -198,7 +198,7 @@ async def test_unsettled_deliveries_are_redelivered_as_soon_as_redis_restarts(
     tmp_path: Path,
 ) -> None:
     """They are not delayed until the visibility timeout is over."""
-    with nodes() as keep:
+    with nodes(tmp_path) as keep:
         node = keep(Node(tmp_path / "redis", appendonly="yes", appendfsync="always")).start()
         async with opened(node.url, visibility_timeout=60.0) as transport:
             await transport.declare([PAID])
@@ -567,7 +567,7 @@ async def test_without_the_required_replicas_no_message_is_confirmed(
 
 
 async def test_no_message_overtakes_another_of_its_key_on_a_cluster(tmp_path: Path) -> None:
-    with nodes() as keep:
+    with nodes(tmp_path) as keep:
         bus = str(free_port())
         member = keep(Node(tmp_path / "member", cluster_enabled="yes", cluster_port=bus)).start()
         member.tell("CLUSTER", "ADDSLOTSRANGE", 0, 16383)

@@ -31,8 +31,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def node(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A Redis that accepts only TLS, and only clients with a certificate of the same authority."""
-    with nodes() as keep:
-        node = keep(tls_node(tmp_path_factory.mktemp("redis") / "node", certificates)).start()
+    folder = tmp_path_factory.mktemp("redis")
+    with nodes(folder) as keep:
+        node = keep(tls_node(folder / "node", certificates)).start()
         node.tell("ACL", "SETUSER", "payments", "on", f">{PASSWORD}", "~*", "+@all")
         yield node
 
@@ -83,9 +84,11 @@ async def test_messages_are_sent_over_tls(node: Node, certificates: Path) -> Non
 async def test_the_nodes_of_a_cluster_are_discovered_over_tls(
     certificates: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = tmp_path_factory.mktemp("cluster") / "node"
-    with nodes() as keep:
-        node = keep(tls_node(folder, certificates, cluster_enabled="yes", tls_cluster="yes"))
+    folder = tmp_path_factory.mktemp("cluster")
+    with nodes(folder) as keep:
+        node = keep(
+            tls_node(folder / "node", certificates, cluster_enabled="yes", tls_cluster="yes")
+        )
         node.settings["cluster-port"] = str(free_port())
         node.start()
         node.tell("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
@@ -99,9 +102,11 @@ async def test_the_nodes_of_a_cluster_are_discovered_over_tls(
 async def test_sentinels_are_queried_over_tls(
     node: Node, certificates: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = tmp_path_factory.mktemp("sentinel") / "node"
-    with nodes() as keep:
-        sentinel = keep(tls_node(folder, certificates, "--sentinel", tls_replication="yes"))
+    folder = tmp_path_factory.mktemp("sentinel")
+    with nodes(folder) as keep:
+        sentinel = keep(
+            tls_node(folder / "node", certificates, "--sentinel", tls_replication="yes")
+        )
         for unknown in ("save", "enable-debug-command", "enable-protected-configs"):
             sentinel.settings.pop(unknown)
         sentinel.settings |= {
