@@ -2,7 +2,9 @@
 
     make test ARGS="--shuffle=7"
 
-The same seed gives the same order. The files are shuffled, and the tests of each file.
+The same seed gives the same order. The files are shuffled, and the tests of each file, as far as
+tests that share a fixture stay together: pytest sorts them by it afterwards. A server would
+otherwise be started for almost every test.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None if seed is None else f"random order: --shuffle={seed}"
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.option.shuffle is not None:
         items[:] = in_random_order(items, config.option.shuffle)
