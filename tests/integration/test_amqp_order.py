@@ -20,7 +20,6 @@ from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.testing.conformance import Rig
 from eventmesh.testing.conformance.observing import die_while_holding, running
-from eventmesh.testing.servers import WAYS
 from eventmesh.transports.base import (
     Consumer,
     Delivery,
@@ -53,10 +52,14 @@ KEYS = 60
 TIMEOUT_SECONDS = 120.0
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=["usual", pytest.param("private", marks=pytest.mark.soak)])
 def url(request: pytest.FixtureRequest, servers: Servers) -> str:
-    """A RabbitMQ of each generation that is available."""
-    return servers.had_by("rabbitmq", request.param).url
+    """The RabbitMQ that other tests use, too; in `make soak` also the one that this machine has
+    installed, which may be of an older generation. The guarantees are checked on both every day, by
+    tests/conformance."""
+    if request.param == "usual":
+        return servers.find("rabbitmq").url
+    return servers.had_by("rabbitmq", "private").url
 
 
 Opening = Callable[[], Awaitable[AmqpTransport]]
