@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import aiormq
 import pytest
 from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel
 
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable, UsageError
@@ -580,6 +581,47 @@ async def test_order_can_be_declared_and_taken_away_while_messages_wait(
     await publish_or_raise(fourth, sent[3 * KEYS :])
     async with running(work(fourth, ordered, effects)):
         await effects.until(len(sent))
+
+
+@pytest.mark.parametrize("interrupted_after", [None, 3, 5])
+async def test_order_is_declared_for_all_messages_of_a_subscription_in_one_moment(
+    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch, interrupted_after: int | None
+) -> None:
+    """Messages of two types are published after each step by which the old queue is cut off."""
+    plain = rig.subscription("reader", "placed", "cancelled")
+    ordered = replace(plain, order=Order(partitions=2))
+    pairs = zip(rig.envelopes(60, "placed"), rig.envelopes(60, "cancelled"), strict=True)
+    sent = [pair[number % 2] for number, pair in enumerate(pairs)]
+    publisher, worker = await opened(), await opened()
+    await publisher.declare([plain])
+    await publish_or_raise(publisher, sent[:20])
+    published, steps = 20, 0
+
+    def publishing_after(step: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[None]]:
+        async def take_step(*arguments: object) -> None:
+            nonlocal published, steps
+            await step(*arguments)
+            await publish_or_raise(publisher, sent[published : published + 2])
+            published += 2
+            steps += 1
+            if steps == interrupted_after:
+                raise Unreachable("the connection was lost")
+
+        return take_step
+
+    with monkeypatch.context() as patched:
+        for name in ("queue_unbind", "exchange_delete"):
+            patched.setattr(Channel, name, publishing_after(getattr(Channel, name)))
+        with pytest.raises(Unreachable) if interrupted_after else nullcontext():
+            await worker.declare([ordered])
+        if interrupted_after:
+            await worker.declare([ordered])
+    assert 20 < published < 50
+    await publish_or_raise(publisher, sent[published:])
+    effects = Effects()
+    async with running(work(worker, ordered, effects)):
+        await effects.until(len(sent))
+    effects.check_order()
 
 
 async def test_retries_that_are_delayed_when_order_is_declared_come_when_they_are_due(

@@ -3,7 +3,10 @@ another number of partitions.
 
 No worker may consume meanwhile; publishers go on. First the new queues are bound, and then the old
 ones are cut off, so that no message is missed: what is published in between reaches both, and the
-inbox skips the second. Then what waits in the old queues is copied to the moved queues of the new
+inbox skips the second. They are cut off from all messages in one moment, by deleting the exchange
+before them: otherwise one that still reaches both would be handled before an earlier one of another
+type that reaches the new queue only. A queue without order has no such exchange before it is made
+for that. Then what waits in the old queues is copied to the moved queues of the new
 partitions, which workers empty before they begin with what has been published since:
 
     old queue    1 2 3 4 | cut off                      moved queue  1 2 3 4, the last
@@ -183,12 +186,15 @@ class Relocation:
             if not self._shall_have_order(subscription, there):
                 return  # another process has just done it
             await self._check_no_workers(plain, queue)
+            if switching not in there:  # otherwise the old queue may be cut off already
+                await self._declare(self._topology.for_switching_on(plain))
             await self._declare([Queue(switching), *self._topology.for_subscription(subscription)])
             async with self._connection.guard(), self._connection.channel() as channel:
                 for message in subscription.messages:
                     exchange = self._topology.message_exchange(message)
                     await channel.queue_unbind(queue, self._topology.exchange, message)
                     await channel.queue_unbind(queue, exchange, "")
+                await channel.exchange_delete(switching)
             await self._move([plain], subscription)
             await self._delete_queues([switching])
 

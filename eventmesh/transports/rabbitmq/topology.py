@@ -19,6 +19,7 @@ A subscription with an order has partitions instead of one queue:
     replay, notes ─> queue <p>.front.<subscription>.<partitions>.<number>: what comes before those
     moving ────> queue <p>.moved.<subscription>.<partitions>.<number>, while there is any
     retries from the time without order ─> queue <p>.queue.<subscription>
+    while order is switched on: exchange <p>.switching-on.<subscription> ─> the same queue
     heartbeats ────> exchange <p>.workers.<subscription> ─> a queue of each worker
 
 A publisher knows nothing of partitions. It adds the bucket of a message's key, one of 256, as a
@@ -209,7 +210,7 @@ class Topology:
 
     def switching(self, subscription: Subscription, to: Literal["on", "off"]) -> str:
         """The queue that exists while order is being switched on, or off: if that is interrupted,
-        whoever finds it goes on."""
+        whoever finds it goes on. Also the exchange of `for_switching_on`."""
         return _checked(f"{self._prefix}.switching-{to}.{subscription.name}")
 
     def late_queue(self, subscription: Subscription) -> str:
@@ -356,6 +357,16 @@ class Topology:
                 ExchangeBinding(exchange_name, self.exchange, message),
             ]
         return entities
+
+    def for_switching_on(self, plain: Subscription) -> list[Entity]:
+        """A further way of all messages of a subscription without order to its queue, by an
+        exchange that is deleted to cut the queue off from all of them in one moment."""
+        exchange = self.switching(plain, "on")
+        return [
+            Exchange(exchange, "fanout"),
+            Binding(self.queue(plain), exchange),
+            *(ExchangeBinding(exchange, self.exchange, message) for message in plain.messages),
+        ]
 
     def for_moved(self, subscription: Subscription) -> list[Entity]:
         """The queues to which messages are moved."""
