@@ -9,7 +9,7 @@ was rolled back.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ from eventmesh.clock import Clock
 from eventmesh.redact import redact_text
 from eventmesh.tracing import conventions as named
 from eventmesh.tracing.otel.contexts import below, creation_of, ids, is_left_out
-from eventmesh.tracing.otel.recorder import Recorder, describe
+from eventmesh.tracing.otel.recorder import Recorder, describe, nanoseconds
 from eventmesh.tracing.otel.signals import Signals, mark_failed
 from eventmesh.tracing.port import IGNORING, NO_IDS, NOTHING, Arrived, Settled
 
@@ -42,13 +42,15 @@ class _Batch:
     signals: Signals
     span: Span
     received_at: float
+    epoch: float
+    """As the recorder had it then."""
     processed: dict[int, SpanContext] = field(default_factory=dict)
     """The last process span of each delivery, by the delivery's identity."""
 
     is_left_out: bool = field(init=False)
     """Whether the sampler has decided against all of it."""
     context: Context = field(init=False)
-    """What handlers are called in if it has."""
+    """What its spans are below, and handlers that have no process span are called in."""
     ids: Mapping[str, str] = field(init=False)
     """For log lines about messages that have no process span."""
 
@@ -108,7 +110,7 @@ class Consuming:
         self._batch: _Batch | None = None
         self._endings: list[_Ending] | None = None
         """None while no transaction is open."""
-        self._of_spans: dict[tuple[named.Operation, str | None], named.Attributes] = {}
+        self._of_spans: dict[tuple[named.Operation, str | None], tuple[str, named.Attributes]] = {}
         self._of_metrics: dict[tuple[named.Operation, str | None], named.Attributes] = {}
 
     def receiving(self) -> AbstractContextManager[Callable[[Sequence[Arrived]], None]]:
@@ -120,7 +122,8 @@ class Consuming:
         """See the port."""
         signals, self._batch = self._recorder.signals, None
         if signals is not None:
-            self._batch = _Batch(signals, trace.get_current_span(), self._clock.monotonic())
+            running, now = trace.get_current_span(), self._clock.monotonic()
+            self._batch = _Batch(signals, running, now, self._recorder.epoch())
             self._consumed(signals, deliveries, "process")
 
     def processing(self, deliveries: Sequence[Arrived]) -> AbstractContextManager[None]:
@@ -178,31 +181,37 @@ class Consuming:
             raise
 
     def _received(self, signals: Signals, deliveries: Sequence[Arrived], asked: float) -> None:
-        now = self._clock.monotonic()
+        now, epoch = self._clock.monotonic(), self._recorder.epoch()
         began = asked if now - asked <= LONGEST_PULL else now
         name = self._name_of(deliveries)
-        span = self._start(signals, "receive", name, INVALID_SPAN_CONTEXT, began)
+        above = below(INVALID_SPAN_CONTEXT)
+        span = self._start(signals, "receive", name, above, nanoseconds(began, epoch))
         if span.is_recording():
-            describe(span, [(each.envelope, {}) for each in deliveries], self._of_link)
+            describe(span, [(each.envelope, NOTHING_MORE) for each in deliveries], self._of_link)
             self._recorder.tell_peer(span, publishing=False)
-            span.end(self._recorder.nanoseconds(now))
+            span.end(nanoseconds(now, epoch))
         signals.measured(now - began, self._of_metric("receive", name), "")
         self._consumed(signals, deliveries, "receive")
-        self._batch = _Batch(signals, span, now)
+        self._batch = _Batch(signals, span, now, epoch)
 
     def _not_received(self, signals: Signals, error: Exception, asked: float) -> None:
-        now = self._clock.monotonic()
+        now, epoch = self._clock.monotonic(), self._recorder.epoch()
         began = asked if now - asked <= LONGEST_PULL else now
         name = self._only_message
-        span = self._start(signals, "receive", name, INVALID_SPAN_CONTEXT, began)
+        above = below(INVALID_SPAN_CONTEXT)
+        span = self._start(signals, "receive", name, above, nanoseconds(began, epoch))
         signals.failed(span, "receive", error)
-        span.end(self._recorder.nanoseconds(now))
+        span.end(nanoseconds(now, epoch))
         failed = named.error_type(error)
         signals.measured(now - began, self._of_metric("receive", name), failed)
 
     def _consumed(
-        self, signals: Signals, deliveries: Iterable[Arrived], operation: named.Operation
+        self, signals: Signals, deliveries: Sequence[Arrived], operation: named.Operation
     ) -> None:
+        if self._only_message is not None:
+            told = self._of_metric(operation, self._only_message)
+            signals.consumed(len(deliveries), named.for_counter(told))
+            return
         for name, count in Counter(self._name_of([each]) for each in deliveries).items():
             signals.consumed(count, named.for_counter(self._of_metric(operation, name)))
 
@@ -226,7 +235,7 @@ class Consuming:
             detach(token)
             ended = self._clock.monotonic()
             if span.is_recording():
-                ending = _Ending(span, self._recorder.nanoseconds(ended), bool(failed))
+                ending = _Ending(span, nanoseconds(ended, batch.epoch), bool(failed))
                 if self._endings is None:
                     span.end(ending.ended_ns)
                 else:
@@ -256,10 +265,10 @@ class Consuming:
         self, batch: _Batch, settlements: Sequence[tuple[Arrived, Settled]]
     ) -> Iterator[None]:
         name, began = self._name_of([each for each, _ in settlements]), self._clock.monotonic()
-        above = batch.span.get_span_context()
         span = batch.span
         if not batch.is_left_out:
-            span = self._start(batch.signals, "settle", name, above, began)
+            at = nanoseconds(began, batch.epoch)
+            span = self._start(batch.signals, "settle", name, batch.context, at)
         if span.is_recording():
             self._tell_outcomes(span, settlements)
             self._recorder.tell_peer(span, publishing=False)
@@ -273,7 +282,7 @@ class Consuming:
         finally:
             ended = self._clock.monotonic()
             if span.is_recording():
-                span.end(self._recorder.nanoseconds(ended))
+                span.end(nanoseconds(ended, batch.epoch))
             batch.signals.measured(ended - began, self._of_metric("settle", name), failed)
 
     def _tell_outcomes(self, span: Span, settlements: Sequence[tuple[Arrived, Settled]]) -> None:
@@ -292,8 +301,8 @@ class Consuming:
             return self._start_processing_one(batch, deliveries[0], began)
         if batch.is_left_out:
             return batch.span
-        received, name = batch.span.get_span_context(), self._name_of(deliveries)
-        span = self._start(batch.signals, "process", name, received, began)
+        name, at = self._name_of(deliveries), nanoseconds(began, batch.epoch)
+        span = self._start(batch.signals, "process", name, batch.context, at)
         if span.is_recording():
             told = [(each.envelope, _told_of(each)) for each in deliveries]
             describe(span, told, self._of_link)
@@ -307,17 +316,25 @@ class Consuming:
         if batch.is_left_out and not continues:
             return batch.span
         received, origin = batch.span.get_span_context(), creation_of(delivery.envelope)
-        above = origin if continues and origin.is_valid else received
-        if batch.is_left_out and above is received:
+        if continues and origin.is_valid:
+            above, context, linked = origin, below(origin), [origin, received]
+        elif batch.is_left_out:
             return batch.span
-        linked = [origin] if above is received else [origin, received]
-        told: named.Attributes = {}
-        if above.trace_flags.sampled:  # all at once, which takes less time
-            told = {**_told_of(delivery), named.GROUP_WAIT: batch.waited(began)}
-        name, links = self._name_of([delivery]), [Link(each) for each in linked if each.is_valid]
-        span = self._start(batch.signals, "process", name, above, began, links, told)
+        else:
+            above, context, linked = received, batch.context, [origin]
+        likely = above.trace_flags.sampled
+        told = _told_of_one(batch, delivery, began) if likely else NOTHING_MORE
+        span = self._start(
+            batch.signals,
+            "process",
+            self._name_of([delivery]),
+            context,
+            nanoseconds(began, batch.epoch),
+            [Link(each) for each in linked if each.is_valid],
+            told,  # all at once, which takes less time, where it is likely to be recorded
+        )
         if not told and span.is_recording():
-            span.set_attributes({**_told_of(delivery), named.GROUP_WAIT: batch.waited(began)})
+            span.set_attributes(_told_of_one(batch, delivery, began))
         return span
 
     def _start(
@@ -325,23 +342,30 @@ class Consuming:
         signals: Signals,
         operation: named.Operation,
         name: str | None,
-        above: SpanContext,
-        began: float,
+        above: Context,
+        at: int,
         links: Sequence[Link] = (),
         told: named.Attributes = NOTHING_MORE,
     ) -> Span:
-        key, place = (operation, name), self._recorder.place
-        attributes = self._of_spans.get(key)
-        if attributes is None:
-            attributes = named.of_span(place, operation, name, self._subscription)
-            self._of_spans[key] = attributes
+        """A span below what is current in `above`, from this time in nanoseconds."""
+        key = (operation, name)
+        found = self._of_spans.get(key)
+        if found is None:
+            place, subscription = self._recorder.place, self._subscription
+            destination = named.destination_of(place, name, subscription)
+            found = (
+                named.span_name(operation, destination),
+                named.of_span(place, operation, name, subscription),
+            )
+            self._of_spans[key] = found
+        span_name, attributes = found
         return signals.tracer.start_span(
-            named.span_name(operation, named.destination_of(place, name, self._subscription)),
-            below(above),
+            span_name,
+            above,
             SpanKind.CONSUMER if operation == "process" else SpanKind.CLIENT,
             {**attributes, **told} if told else attributes,
             links,
-            self._recorder.nanoseconds(began),
+            at,
         )
 
     def _name_of(self, deliveries: Sequence[Arrived]) -> str | None:
@@ -368,4 +392,13 @@ class Consuming:
 
 def _told_of(delivery: Arrived) -> dict[str, named.Value]:
     """What a process span says of a message."""
-    return {**named.of_message(delivery.envelope), named.ATTEMPT: delivery.attempt}
+    told = named.of_message(delivery.envelope)
+    told[named.ATTEMPT] = delivery.attempt
+    return told
+
+
+def _told_of_one(batch: _Batch, delivery: Arrived, began: float) -> dict[str, named.Value]:
+    """What it says where it is about this message alone."""
+    told = _told_of(delivery)
+    told[named.GROUP_WAIT] = batch.waited(began)
+    return told

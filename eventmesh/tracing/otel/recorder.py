@@ -60,10 +60,16 @@ class Recorder:
         # The commands of sagas, and what answers them, have the attribute sagaid.
         return envelope.name in self._commands or "sagaid" in envelope.attributes
 
-    def nanoseconds(self, at: float) -> int:
-        """The time since 1970 of this moment of the clock's monotonic time."""
-        ago = self.clock.monotonic() - at
-        return int((self.clock.now().timestamp() - ago) * 1e9)
+    def epoch(self) -> float:
+        """The time at which the clock's monotonic time was zero, in seconds since 1970. It is asked
+        for once a batch: asking for every span would take time, and the spans of a batch stay in
+        order when the machine's time is set meanwhile."""
+        return self.clock.now().timestamp() - self.clock.monotonic()
+
+
+def nanoseconds(at: float, epoch: float) -> int:
+    """The time since 1970 of this moment of the clock's monotonic time."""
+    return int((epoch + at) * 1e9)
 
 
 def describe(
@@ -85,5 +91,4 @@ def describe(
     for envelope, told in messages:
         if (origin := creation_of(envelope)).is_valid:
             where = of_link(envelope.name) if is_mixed else {}
-            identity = {named.MESSAGE_ID: named.encodable(envelope.id)}
-            span.add_link(origin, {**told, **where, **identity})
+            span.add_link(origin, {**told, **where, named.MESSAGE_ID: named.encodable(envelope.id)})
