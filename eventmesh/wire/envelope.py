@@ -122,8 +122,8 @@ def seal(
     The data is written in `version`, or else in the model's own. `extensions` are further
     attributes, or others than these; an empty one is left out.
 
-    MessageTooLarge if the data has more than `max_bytes`; UsageError if an attribute is too long or
-    a downcaster fails.
+    MessageTooLarge if the data has more than `max_bytes`; UsageError if an attribute is too long, a
+    value is no JSON, or a downcaster fails.
     """
     identity = message.__identity__
     version = version or identity.version
@@ -163,7 +163,12 @@ def seal(
 def _write(message: Message, version: int) -> bytes:
     """The data with every field, under the names in the frozen schema."""
     model = type(message)
-    data = message.model_dump_json(by_alias=True).encode()
+    try:
+        data = message.model_dump_json(by_alias=True).encode()
+    except PydanticSerializationError as error:
+        raise UsageError(
+            f"A value of {model.__identity__.name} cannot be written as JSON: {error}."
+        ) from error
     if version == model.__identity__.version:
         return data
     try:

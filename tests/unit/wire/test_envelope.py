@@ -139,6 +139,12 @@ def test_the_result_of_downcasters_must_be_json() -> None:
         sealed(Broken(), version=1)
 
 
+def test_text_that_utf_8_cannot_express_is_an_error_that_names_the_message() -> None:
+    half_a_pair = "\ud800"  # of UTF-16, as json.loads accepts it alone
+    with pytest.raises(UsageError, match=r"payments\.keyless cannot .* JSON.*surrogates"):
+        sealed(Keyless(note=half_a_pair))
+
+
 def test_a_version_without_upcasters_is_read_if_the_judge_allows_it() -> None:
     newer = {**PAID.attributes, "dataschema": "urn:eventmesh:payments.paid:9"}
     asked: list[object] = []
