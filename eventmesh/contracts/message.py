@@ -52,7 +52,11 @@ class Message(BaseModel):
 
     # Every field is sent, so every field is required in the schema of what is sent.
     model_config = ConfigDict(
-        frozen=True, extra="ignore", json_schema_serialization_defaults_required=True
+        frozen=True,
+        extra="ignore",
+        json_schema_serialization_defaults_required=True,
+        # JSON has neither: they would be written as null, which no subscriber reads as a number.
+        allow_inf_nan=False,
     )
 
     # Dunder names cannot collide with the fields of a user's message.

@@ -220,3 +220,12 @@ def test_an_upcaster_of_a_message_that_has_no_older_version_says_what_comes_firs
 
     with pytest.raises(UsageError, match="there is no older version: raise version= "):
         First.upcaster(from_version=1)(dict)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_json_does_not_have_are_not_taken(number: float) -> None:
+    class Measured(Event, name="a.measured", version=1):
+        grams: float
+
+    with pytest.raises(ValidationError, match="grams\n.*finite number"):
+        Measured(grams=number)
