@@ -258,7 +258,8 @@ async def run_demo(
     run = clock.new_id()
     folder = Path(".eventmesh") / f"demo-{run[-12:]}"
     make_private_folder(folder)
-    settings = embedded_by_default(settings, folder)
+    if not attach:  # services that run already have a broker and databases
+        settings = embedded_by_default(settings, folder)
     console.print(
         f"{purchases} purchases through four {'running services' if attach else 'worker processes'}"
         f" on {redact(settings.broker_url)}"

@@ -13,13 +13,13 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from eventmesh.testing.servers import Server, fresh_database
-from tests.integration.forks import Forks
+from tests.integration.forks import ForkedProcess, Forks
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("orders", "payments", "inventory", "shipping")
@@ -141,6 +141,33 @@ async def test_the_demo_needs_no_server(monkeypatch: pytest.MonkeyPatch) -> None
     assert "sqlite:///" in output
     assert "orders ended: 30 of 30" in output.splitlines()  # there is no terminal for a bar
     assert output.splitlines()[-1] == "ok: 30 purchases, 0 lost, 0 doubled, 0 stuck", output
+    assert code == 0
+
+
+async def test_purchases_go_through_workers_that_run_already_without_any_settings(
+    forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if name.startswith("EVENTMESH_"):
+            monkeypatch.delenv(name)
+    for needed in ("services", "schemas", "pyproject.toml"):
+        (tmp_path / needed).symlink_to(ROOT / needed)
+    printed, log = tmp_path / "printed", tmp_path / "log"
+    environment = dict(os.environ)
+    with ExitStack() as stack:
+
+        def begin(*command: str, out: Path) -> ForkedProcess:
+            file = stack.enter_context(out.open("wb"))
+            process = forks.begin(["eventmesh", *command], tmp_path, environment, file, file)
+            stack.callback(process.wait)
+            stack.callback(process.send_signal, signal.SIGTERM)
+            return process
+
+        begin("worker", *SERVICES, out=log)
+        demo = begin("demo", "--attach", "--purchases", "10", out=printed)
+        code = await asyncio.to_thread(demo.wait, TIMEOUT)
+    output = printed.read_text()
+    assert output.splitlines()[-1] == "ok: 10 purchases, 0 lost, 0 doubled, 0 stuck", output
     assert code == 0
 
 
