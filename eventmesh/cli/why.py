@@ -105,8 +105,8 @@ def _refuse(found: Trace) -> None:
     raise EventMeshError(
         f"Nobody knows {found.asked!r}: it is in no inbox, outbox, dead letter or saga of the "
         f"services here, and nowhere on the broker that can be looked into. An inbox remembers a "
-        f"message for EVENTMESH_INBOX_WINDOW. The id of a dead letter is another one than that of "
-        f"its message, which `eventmesh dlq show` tells.{hidden}"
+        f"message for EVENTMESH_INBOX_WINDOW. A dead letter has an id of its own: the id of its "
+        f"message is printed by `eventmesh dlq show`.{hidden}"
     )
 
 
