@@ -35,11 +35,22 @@ def seconds(duration: Duration) -> float:
     return value
 
 
+_LARGE_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
+
+
 def span(seconds: float) -> str:
-    """A duration for people: `20 ms`, `0.4 s`, `45 s`, `12 min`, `3 h`, `2 d`."""
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+    """A duration for people, rounded: `20 ms`, `0.4 s`, `45 s`, `12 min`, `3 h`, `2 d`."""
+    for unit, size in _LARGE_UNITS:
         if seconds >= 2 * size:
             return f"{seconds // size:,.0f} {unit}"
     if abs(seconds) < 0.095:  # above it, one decimal of a second is enough
         return f"{seconds * 1000:.0f} ms"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def exact_span(seconds: float) -> str:
+    """A configured duration for people, without rounding: `0.5 s`, `90 s`, `10 min`, `2 d`."""
+    for unit, size in _LARGE_UNITS:
+        if seconds >= 2 * size and seconds % size == 0:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.10g} s"

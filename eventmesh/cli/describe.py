@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eventmesh.duration import exact_span
 from eventmesh.errors import UsageError
 from eventmesh.printable import printable_lines
 
@@ -164,7 +165,7 @@ def _saga(saga: SagaDescription) -> Iterator[str]:
         sends = "waits" if step.command is None else f"sends {step.command}"
         failed = f", failed by {', '.join(step.failed)}" if step.failed else ""
         undo = f", undone by {step.undo}" if step.undo else ""
-        timeout = "" if step.timeout is None else f", times out after {step.timeout:g} s"
+        timeout = "" if step.timeout is None else f", times out after {exact_span(step.timeout)}"
         pivot = " (pivot)" if step.is_pivot else ""
         yield f"    {step.name}{pivot}: {sends}, answered by {step.ok}{failed}{undo}{timeout}"
 

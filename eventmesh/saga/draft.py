@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel
 
 from eventmesh.contracts.message import Command, Event, Message
+from eventmesh.duration import exact_span
 from eventmesh.errors import UsageError
 from eventmesh.runtime.declaring.retry import summarize
 from eventmesh.saga.definition import Definition
@@ -151,7 +152,7 @@ class Draft:
                 return self._answer(step, label, unit, event)
             case WaitedTooLong():
                 # None where an older version of the code has set the time-out.
-                within = "in time" if step.timeout is None else f"within {step.timeout:g} s"
+                within = "in time" if step.timeout is None else f"within {exact_span(step.timeout)}"
                 failure = Stored(
                     TimedOut.__name__, {"step": label.unit, "reason": f"no answer {within}"}
                 )
@@ -331,7 +332,7 @@ class Draft:
         why = (
             happening.reason
             if isinstance(happening, CommandDeadLettered)
-            else f"no answer within {undo.timeout:g} s"
+            else f"no answer within {exact_span(undo.timeout)}"
         )
         self._units[name] = replace(unit, status="undo_sent", deadline=None)
         self._park(name, f"the undo of {name} failed {unit.tries} times: {why}")

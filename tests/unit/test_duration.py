@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventmesh.duration import seconds
+from eventmesh.duration import exact_span, seconds
 from eventmesh.errors import UsageError
 
 
@@ -46,3 +46,24 @@ def test_a_negative_or_infinite_duration_is_rejected(written: object) -> None:
 @given(st.timedeltas(min_value=timedelta(0)))
 def test_a_timedelta_is_read_like_its_total_seconds(duration: timedelta) -> None:
     assert seconds(duration) == seconds(duration.total_seconds())
+
+
+@pytest.mark.parametrize(
+    ("configured", "shown"),
+    [
+        ("500ms", "0.5 s"),
+        ("3s", "3 s"),
+        ("1m", "60 s"),
+        ("90s", "90 s"),
+        ("10m", "10 min"),
+        ("1.5h", "90 min"),
+        ("1d", "24 h"),
+        ("2d", "2 d"),
+        ("30d", "30 d"),
+        (2_592_001, "2592001 s"),
+    ],
+)
+def test_a_configured_duration_is_shown_as_it_is_in_its_largest_unit(
+    configured: str | int, shown: str
+) -> None:
+    assert exact_span(seconds(configured)) == shown
