@@ -227,5 +227,5 @@ def test_numbers_that_json_does_not_have_are_not_taken(number: float) -> None:
     class Measured(Event, name="a.measured", version=1):
         grams: float
 
-    with pytest.raises(ValidationError, match="grams\n.*finite number"):
+    with pytest.raises(ValidationError, match=r"grams\n.*finite number"):
         Measured(grams=number)
