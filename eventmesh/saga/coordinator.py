@@ -578,7 +578,7 @@ def _entry(transition: Transition, each: _Incoming | None) -> dict[str, Any]:
     entry: dict[str, Any] = {"rule": transition.rule, "status": transition.record.status}
     if each is not None:
         entry["message"], entry["message_id"] = each.envelope.name, each.envelope.id
-        label = parse_label(_step_of(each))
+        label = parse_label(_step_of(each)) or transition.taken_for
         if label is not None:
             entry["step"] = str(label)
         if isinstance(each.message, SagaSignal):

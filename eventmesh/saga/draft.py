@@ -56,7 +56,8 @@ class Transition:
 
     `timers` are the time-outs to set: seconds by label. `cancelled` are labels whose time-outs are
     not needed any more. `rule` is what was decided, in the words of the table above; `has_changed`
-    is false where nothing needs to be stored.
+    is false where nothing needs to be stored. `taken_for` is the step that an event without labels
+    is taken to answer.
     """
 
     record: SagaRecord
@@ -66,6 +67,7 @@ class Transition:
     cancelled: tuple[str, ...] = ()
     ending: Message | None = None
     has_changed: bool = True
+    taken_for: Label | None = None
 
 
 _SETTLED = ("done", "skipped")
@@ -98,6 +100,7 @@ class Draft:
         self._timers: dict[str, float] = {}
         self._cancelled: list[str] = []
         self._ending: Message | None = None
+        self._taken_for: Label | None = None
 
     def transition(self, rule: str) -> Transition:
         record = replace(
@@ -119,6 +122,7 @@ class Draft:
             tuple(self._cancelled),
             self._ending,
             has_changed=record != self._before,
+            taken_for=self._taken_for,
         )
 
     # What has happened
@@ -173,6 +177,7 @@ class Draft:
             for step in steps:
                 if step.name not in self._units and step.name not in self._early:
                     self._early[step.name] = stored(event)
+                    self._taken_for = Label(step.name)
                     return "early"
         missing = [
             (step, unit)
@@ -187,9 +192,11 @@ class Draft:
         if not waiting and not missing and type(event) in {step.ok for step, _ in undone}:
             # Without a label, it may answer an attempt that was done after the undo of another.
             step, unit = undone[0]
-            return self._answer_late(step, Label(step.name, attempt=unit.attempt), unit, event)
+            self._taken_for = Label(step.name, attempt=unit.attempt)
+            return self._answer_late(step, self._taken_for, unit, event)
         for step, unit in (*waiting, *missing, *begun):
-            return self._answer(step, Label(step.name, attempt=unit.attempt), unit, event)
+            self._taken_for = Label(step.name, attempt=unit.attempt)
+            return self._answer(step, self._taken_for, unit, event)
         return "a duplicate" if before == "running" else "too late"
 
     def _answer(self, step: Step[Any, Any], label: Label, unit: UnitRecord, event: Event) -> str:

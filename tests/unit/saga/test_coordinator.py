@@ -264,6 +264,19 @@ async def test_an_event_finds_its_saga_by_its_key(database: Database) -> None:
     assert (await trips.row()).status == "completed"
 
 
+@pytest.mark.parametrize("is_early", [False, True])
+async def test_the_log_names_the_step_that_an_event_found_by_its_key_was_taken_for(
+    database: Database, is_early: bool
+) -> None:
+    trips = Trips(database, with_wait())
+    await trips.handle(start())
+    approved, did = Incoming(Approved(trip=1), {}), answer("a", Did())
+    for each in (approved, did) if is_early else (did, approved):
+        await trips.handle(each)
+    [entry] = [each for each in await trips.log() if each.get("message") == "people.approved"]
+    assert (entry["rule"], entry["step"]) == ("early" if is_early else "applied", "approval")
+
+
 @pytest.mark.parametrize("saga_id", ["", "trips.other/started-1"])
 async def test_an_event_that_answers_somebody_else_is_left_alone(
     trips: Trips, saga_id: str
