@@ -256,9 +256,13 @@ class Saga(Generic[State]):
 
         def declare(function: Migration) -> Migration:
             if not 1 <= from_version < self.version:
+                why = (
+                    f"which must be between 1 and {self.version - 1}"
+                    if self.version > 1
+                    else "and there is no older version: raise version= of the saga to 2 first"
+                )
                 raise UsageError(
-                    f"{self._where} has a migration from version {from_version}, which must be "
-                    f"between 1 and {self.version - 1}."
+                    f"{self._where} has a migration from version {from_version}, {why}."
                 )
             if from_version in self._migrations:
                 raise UsageError(f"{self._where} has two migrations from version {from_version}.")

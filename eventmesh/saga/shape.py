@@ -198,17 +198,22 @@ def _is_series(flow: Tree) -> bool:
 def _step_differences(
     before: Mapping[str, StepShape], after: Mapping[str, StepShape]
 ) -> Iterator[str]:
-    for name in before.keys() - after.keys():
+    renamed: set[str] = set()
+    """The new names."""
+    for name in sorted(before.keys() - after.keys()):
         alike = [
             other
-            for other in after.keys() - before.keys()
+            for other in after.keys() - before.keys() - renamed
             if (after[other].command, after[other].ok) == (before[name].command, before[name].ok)
         ]
         if alike:
+            renamed.add(min(alike))
             yield f"the step {name} was renamed to {min(alike)}, which makes it another step"
         else:
             yield f"the step {name} was removed"
     for name in after:
+        if name in renamed:
+            continue
         if name not in before:
             yield f"the step {name} was added"
         else:

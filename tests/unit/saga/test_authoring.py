@@ -364,6 +364,11 @@ def test_a_migration_is_from_an_older_version(from_version: int) -> None:
         new_saga(version=3).migrate(from_version=from_version)(lambda state: state)
 
 
+def test_a_migration_of_a_first_version_says_what_comes_first() -> None:
+    with pytest.raises(UsageError, match="there is no older version: raise version= "):
+        new_saga(version=1).migrate(from_version=1)(lambda state: state)
+
+
 def test_a_version_has_one_migration() -> None:
     saga = new_saga(version=3)
     saga.migrate(from_version=2)(lambda state: state)
