@@ -115,7 +115,8 @@ async def test_a_mesh_with_a_worker_is_well_and_without_one_it_is_not(
             """Its relay may need a moment more, by which a worker on SQLite is counted."""
             nonlocal found
             found = await verdicts(service, settings)
-            return of(found, "outbox", "outbox").severity is OK
+            asked = ("outbox", "outbox"), ("consumers", "shop.do")
+            return all(of(found, check, subject).severity is OK for check, subject in asked)
 
         await until(is_counted)
         # The inbox window and the storage of the tests' Redis are not what is tested here.
