@@ -158,6 +158,13 @@ def _with_article(noun: str) -> str:
     return f"{'An' if noun[:1].lower() in 'aeiou' else 'A'} {noun}"
 
 
+def why_not_older(version: int, of: Literal["message", "saga"]) -> str:
+    """The rest of a sentence about a number that names no version older than this one."""
+    if version > 1:
+        return f"which must be between 1 and {version - 1}"
+    return f"and there is no older version: raise version= of the {of} to 2 first"
+
+
 def _declare(
     cls: type[Message], what: str, option: str, version: int, known: dict[int, Upcaster]
 ) -> Callable[[Upcaster], Upcaster]:
@@ -166,14 +173,9 @@ def _declare(
     def declare(function: Upcaster) -> Upcaster:
         identity = identity_of(cls)
         if not 1 <= version < identity.version:
-            why = (
-                f"which must be between 1 and {identity.version - 1}"
-                if identity.version > 1
-                else "and there is no older version: raise version= of the message to 2 first"
-            )
             raise UsageError(
                 f"The {what} {getattr(function, '__name__', function)} of {identity} has "
-                f"{option}={version}, {why}."
+                f"{option}={version}, {why_not_older(identity.version, 'message')}."
             )
         if version in known:
             raise UsageError(

@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from pydantic import BaseModel
 
-from eventmesh.contracts.message import Command, Event, Message
+from eventmesh.contracts.message import Command, Event, Message, why_not_older
 from eventmesh.duration import Duration
 from eventmesh.errors import UsageError
 from eventmesh.runtime.declaring.handler import checked_sources
@@ -256,13 +256,9 @@ class Saga(Generic[State]):
 
         def declare(function: Migration) -> Migration:
             if not 1 <= from_version < self.version:
-                why = (
-                    f"which must be between 1 and {self.version - 1}"
-                    if self.version > 1
-                    else "and there is no older version: raise version= of the saga to 2 first"
-                )
                 raise UsageError(
-                    f"{self._where} has a migration from version {from_version}, {why}."
+                    f"{self._where} has a migration from version {from_version}, "
+                    f"{why_not_older(self.version, 'saga')}."
                 )
             if from_version in self._migrations:
                 raise UsageError(f"{self._where} has two migrations from version {from_version}.")

@@ -8,7 +8,7 @@ messages at once as if it were alone, and a batch comes from few parts. For exam
 | step                                     | held by a, b, c | whose turn it is               |
 |------------------------------------------|-----------------|--------------------------------|
 | a fetches 50, half of the limit          | 50, 0, 0        | b, then c                      |
-| b fetches 50                             | 50, 50, 0       | c, for which there is no room  |
+| b fetches 50                             | 50, 50, 0       | c, once there is room for more |
 | the worker settles 30 of a's             | 20, 50, 0       | c; it finds nothing and waits  |
 | at once, a fetches 30                    | 50, 50, 0       | b                              |
 
