@@ -150,6 +150,16 @@ async def take(transport: AmqpTransport, subscription: Subscription, number: int
     return got
 
 
+async def declare_and_publish(
+    rig: Rig, subscription: Subscription, envelopes: Sequence[Envelope]
+) -> None:
+    """As by a process that has ended since: one that runs restores what it has declared, also while
+    the number of partitions is changed."""
+    async with rig.open() as transport:
+        await transport.declare([subscription])
+        await publish_or_raise(transport, envelopes)
+
+
 async def receive(consumer: Consumer, number: int) -> list[Delivery]:
     """Exactly so many deliveries, unsettled; the broker may send them bit by bit."""
     got: list[Delivery] = []
@@ -423,9 +433,10 @@ async def test_a_key_is_not_held_by_a_dead_letter_whose_worker_died_before_it_wa
         [first] = await consumer.receive(1)  # and the worker dies while it dead-letters it
     await note(transport, written(Held("held", "letter", first.envelope.id), front))
     if was == "moved":
+        await transport.close()  # a process that runs restores the partitions that it has declared
+        transport = await opened()
         subscription = replace(subscription, order=Order(partitions=2, after_dead="hold"))
         assert await transport.set_partitions(subscription, 2) == 1
-        transport = await opened()
     assert numbers(await take(transport, subscription, 3)) == [0, 1, 2]
 
 
@@ -769,9 +780,8 @@ async def test_the_number_of_partitions_changes_while_messages_wait_and_are_publ
     few = rig.subscription("ordered", order=Order(partitions=3))
     many = replace(few, order=Order(partitions=8))
     sent = of_each_key(rig, 8)
+    await declare_and_publish(rig, few, sent[: len(sent) // 2])
     first, second = await opened(), await opened()
-    await first.declare([few])
-    await publish_or_raise(first, sent[: len(sent) // 2])
 
     async def publish_the_rest() -> None:
         for start in range(len(sent) // 2, len(sent), KEYS // 2):
@@ -795,9 +805,8 @@ async def test_moved_messages_come_in_portions_before_what_was_published_since(
     few = rig.subscription("ordered", order=Order(partitions=3))
     many = replace(few, order=Order(partitions=8))
     sent = of_each_key(rig, 8)
+    await declare_and_publish(rig, few, sent[:360])
     publisher, worker = await opened(), await opened()
-    await publisher.declare([few])
-    await publish_or_raise(publisher, sent[:360])
     assert await worker.set_partitions(many, 8) == 3
     await publish_or_raise(publisher, sent[360:])
     effects = Effects()
@@ -831,9 +840,8 @@ async def test_an_interrupted_change_of_partitions_keeps_the_order(
     few = rig.subscription("ordered", order=Order(partitions=1))
     many = replace(few, order=Order(partitions=2))
     sent = rig.envelopes(1_500)
+    await declare_and_publish(rig, few, sent)
     transport = await opened()
-    await transport.declare([few])
-    await publish_or_raise(transport, sent)
     publish = Relocation._publish
     reached = asyncio.Event()
 
@@ -882,6 +890,7 @@ async def test_a_dead_letter_that_is_replayed_while_partitions_change_is_not_los
 ) -> None:
     few = rig.subscription("ordered", order=Order(partitions=1))
     many = replace(few, order=Order(partitions=2))
+    monkeypatch.setattr(upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)  # as of one that only publishes
     transport = await opened()
     await transport.declare([few])
     await publish_or_raise(transport, rig.envelopes(2))
@@ -910,9 +919,7 @@ async def test_partitions_are_not_changed_while_somebody_holds_their_messages(
     in all queues."""
     few = rig.subscription("ordered", order=Order(partitions=1))
     many = replace(few, order=Order(partitions=2))
-    transport = await opened()
-    await transport.declare([few])
-    await publish_or_raise(transport, rig.envelopes(20))
+    await declare_and_publish(rig, few, rig.envelopes(20))
     held: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
     connection = await aiormq.connect(url)
     try:
