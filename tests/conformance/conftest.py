@@ -19,6 +19,7 @@ from eventmesh.testing.conformance import (
     GUARANTEES,
     Rig,
     a_restart_loses_nothing,
+    each_key_is_in_order_whatever_happens,
     topology_is_declared_again_after_data_loss,
 )
 from eventmesh.testing.servers import WAYS, ControlledServer, Way, serve_controlled, version_of
@@ -47,6 +48,18 @@ def brokers() -> list[str]:
 
 ENDING_SERVERS = (a_restart_loses_nothing, topology_is_declared_again_after_data_loss)
 """The guarantees that restart a server, or take its data, and so need one of their own."""
+
+LONG = (*ENDING_SERVERS, each_key_is_in_order_whatever_happens)
+"""The guarantees that take the longest. Those brokers that others stand for every day are asked for
+them in `make soak`."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before those of `make soak` are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if params.get("rig") == "amqp-private" and params.get("guarantee") in LONG:
+            item.add_marker(pytest.mark.soak)
 
 
 @pytest.fixture(scope="module")
