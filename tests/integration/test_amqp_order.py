@@ -10,12 +10,13 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiormq
 import pytest
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable, UsageError
@@ -30,16 +31,18 @@ from eventmesh.transports.base import (
     publish_or_raise,
 )
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
-from eventmesh.transports.rabbitmq import relocation, rerouting, topology, upkeep
+from eventmesh.transports.rabbitmq import connection, relocation, rerouting, topology, upkeep
+from eventmesh.transports.rabbitmq.declaring import declare_all
 from eventmesh.transports.rabbitmq.inspection import count_messages
 from eventmesh.transports.rabbitmq.messages import OutgoingMessage, new_message
 from eventmesh.transports.rabbitmq.ordered import partition, workers
 from eventmesh.transports.rabbitmq.ordered.consumer import OrderedConsumer
 from eventmesh.transports.rabbitmq.ordered.notes import Held, LastMoved, Note, Opened, read, written
 from eventmesh.transports.rabbitmq.ordered.partition import SUSPECT_AFTER
+from eventmesh.transports.rabbitmq.ordered.workers import Workers
 from eventmesh.transports.rabbitmq.publishing import Batch, Publisher, Rejected
 from eventmesh.transports.rabbitmq.relocation import Relocation
-from eventmesh.transports.rabbitmq.topology import Entity, Topology, partition_of
+from eventmesh.transports.rabbitmq.topology import Entity, Exchange, Topology, partition_of
 from eventmesh.transports.rabbitmq.transport import AmqpTransport
 from eventmesh.wire.envelope import Envelope
 from tests.support.promised_times import allowed
@@ -942,6 +945,143 @@ async def test_partitions_are_not_changed_while_workers_consume(rig: Rig, opened
     async with one.consume(few, prefetch=10):
         with pytest.raises(UsageError, match="1 workers still consume"):
             await two.set_partitions(few, 8)
+
+
+@pytest.mark.parametrize("time", [1, 2], ids=["before-messages-are-moved", "after"])
+async def test_an_old_process_that_restores_its_partitions_does_not_undo_a_change(
+    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch, time: int
+) -> None:
+    """It does so while there is no exchange that says the number, which is replaced twice."""
+    monkeypatch.setattr(upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)
+    few = rig.subscription("ordered", order=Order(partitions=3))
+    many = replace(few, order=Order(partitions=8))
+    sent = of_each_key(rig, 3)
+    old = await opened()
+    await old.declare([few])
+    await publish_or_raise(old, sent[:KEYS])
+    delete = Channel.exchange_delete
+    deleted = 0
+
+    async def delete_and_restore(channel: Channel, exchange: str) -> None:
+        nonlocal deleted
+        await delete(channel, exchange)
+        deleted += exchange == Topology(rig.prefix).workers(few)
+        if deleted == time:
+            deleted += 1
+            await old._upkeep.restore()
+            await publish_or_raise(old, sent[KEYS : 2 * KEYS])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Channel, "exchange_delete", delete_and_restore)
+        assert await (await opened()).set_partitions(many, 8) == 3
+    await publish_or_raise(old, sent[2 * KEYS :])
+    assert not await count_messages(old._consuming, Topology(rig.prefix).queues(few))
+    effects = Effects()
+    async with running(work(await opened(), many, effects)):
+        await effects.until(len(sent))
+    effects.check_order()
+
+
+@pytest.mark.parametrize("starts", [True, False], ids=["starts", "restores"])
+async def test_nothing_reaches_partitions_that_are_declared_after_their_number_has_changed(
+    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch, starts: bool
+) -> None:
+    """A process of the old version stands still for the whole change, after it has looked at the
+    number and before it declares the partitions."""
+    monkeypatch.setattr(upkeep, "INTERVAL", 0.2)
+    few = rig.subscription("ordered", order=Order(partitions=3))
+    many = replace(few, order=Order(partitions=8))
+    names = Topology(rig.prefix)
+    number = names.workers_exchange(few, Order(partitions=3))
+    sent = rig.envelopes(30)
+    await declare_and_publish(rig, few, sent[:10])
+    old, new = await opened(), await opened()
+    numbers_before: list[int | None] = []
+    went_on = asyncio.Event()
+
+    async def stand_still(channel: Channel, entities: Sequence[Entity]) -> None:
+        if number not in entities or numbers_before:
+            await declare_all(channel, entities)
+            return
+        looked = entities.index(number) + 1
+        await declare_all(channel, entities[:looked])
+        numbers_before.append(await new.set_partitions(many, 8))
+        try:
+            await declare_all(channel, entities[looked:])
+        finally:
+            went_on.set()
+
+    async def old_ways_are_gone() -> bool:
+        try:
+            async with old._consuming.channel() as channel:
+                await channel.exchange_declare(names.partitions_exchange(few, 3), passive=True)
+        except ChannelNotFoundEntity:
+            return went_on.is_set()
+        return False
+
+    monkeypatch.setattr(connection if starts else upkeep, "declare_all", stand_still)
+    if starts:
+        with pytest.raises(UsageError, match="another number"):
+            await old.declare([few])
+        assert await old_ways_are_gone()
+    else:
+        old._upkeep.cover([few])
+        await until(old_ways_are_gone)
+    assert numbers_before == [3]
+    await publish_or_raise(new, sent[10:])
+    counts = await count_messages(old._consuming, names.queues(few))
+    assert not any(each.ready for each in counts.values())
+    assert numbers(await take(new, many, len(sent))) == list(range(len(sent)))
+
+
+async def test_a_worker_that_starts_while_partitions_change_does_not_consume(
+    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)
+    few = rig.subscription("ordered", order=Order(partitions=3))
+    many = replace(few, order=Order(partitions=8))
+    await declare_and_publish(rig, few, rig.envelopes(20))
+    old, new = await opened(), await opened()
+    join = Workers.join
+
+    async def join_late(self: Workers, *arguments: Any) -> None:
+        await new._relocation._replace(
+            Topology(rig.prefix).workers_exchange(few, Order(partitions=8), is_moving=True)
+        )
+        await join(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Workers, "join", join_late)
+        with pytest.raises(UsageError, match="another number"):
+            async with old.consume(few, prefetch=10):
+                pass
+    assert await new.set_partitions(many, 8) == 3
+    assert numbers(await take(new, many, 20)) == list(range(20))
+
+
+async def test_partitions_are_not_changed_if_a_worker_starts_in_that_moment(
+    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = rig.subscription("ordered", order=Order(partitions=3))
+    many = replace(few, order=Order(partitions=8))
+    old, new = await opened(), await opened()
+    await old.declare([few])
+    await publish_or_raise(old, rig.envelopes(20))
+    replace_exchange = Relocation._replace
+    async with AsyncExitStack() as stack:
+        started: list[Consumer] = []
+
+        async def start_a_worker(self: Relocation, exchange: Exchange) -> None:
+            if not started:
+                started.append(await stack.enter_async_context(old.consume(few, prefetch=20)))
+            await replace_exchange(self, exchange)
+
+        monkeypatch.setattr(Relocation, "_replace", start_a_worker)
+        with pytest.raises(UsageError, match="1 workers still consume"):
+            await new.set_partitions(many, 8)
+        assert numbers(await receive(started[0], 20)) == list(range(20))
+    assert await new.set_partitions(many, 8) == 3
+    assert numbers(await take(new, many, 20)) == list(range(20))
 
 
 async def test_deleted_ways_to_partitions_are_restored(

@@ -20,6 +20,20 @@ The copies are made in portions: what a portion holds is acknowledged once Rabbi
 all copies of it. Whoever is interrupted in between leaves the old queues, and the next one goes on.
 It copies the portion again that was not acknowledged, so that its messages are delivered again, in
 their order: 1 2 3 2 3 4. Until all is moved, no worker starts that declares either number.
+
+The exchange that says the number of partitions cannot be replaced in one step, and whoever declares
+a subscription looks at it first and declares the partitions afterwards. So a process of the old
+version that does this during the change may bring the old number or the old partitions back:
+
+- It declares the old number in the moment in which there is no such exchange: we delete it again.
+- It looks before we replace the exchange, and has declared partitions by our end: we look for other
+  partitions last, and delete them.
+- It looks before we replace the exchange, and declares partitions after our end: it looks again
+  when it has done so, and cuts them off.
+- It goes on to consume: it looks again once it is counted as a worker, and we count the workers
+  again once the exchange is replaced. So one of the two notices the other.
+
+Whatever reaches such partitions also reaches the new ones, which have been bound for longer.
 """
 
 from __future__ import annotations
@@ -139,10 +153,47 @@ class Relocation:
             for each in old:
                 await self._check_notes(self._divided(subscription, each))
             await self._replace(moving)
+            await self._check_none_has_just_started(subscription, numbers)
             await self._declare(self._topology.for_partitions(new))
             await self._move([self._divided(subscription, each) for each in old], new)
             await self._replace(self._workers_exchange(new))
+            for late in await self._numbers_of_partitions(subscription):
+                if late != partitions:
+                    await self._cut_off(self._divided(subscription, late))
+                    await self._delete_partitions(self._divided(subscription, late), new)
         return old[0] if old else partitions
+
+    async def check_number(self, subscription: Subscription) -> None:
+        """To be called once a subscription with an order is declared: UsageError if the number of
+        its partitions was changed meanwhile."""
+        try:
+            await self._declare([self._workers_exchange(subscription)])
+        except UsageError:
+            await self.cut_off_if_changed(subscription)
+            raise
+
+    async def cut_off_if_changed(self, subscription: Subscription) -> None:
+        """Let no message reach its partitions if it has another number of them by now: nobody
+        consumes these."""
+        async with self._lock(subscription).held(PATIENCE):
+            if await self._is_declared(self._workers_exchange(subscription)):
+                return
+            for number in await self._numbers_of_partitions(subscription):
+                other = self._divided(subscription, number)
+                if other != subscription and await self._is_declared(self._workers_exchange(other)):
+                    await self._cut_off(subscription)
+
+    async def _check_none_has_just_started(
+        self, subscription: Subscription, numbers: Sequence[int]
+    ) -> None:
+        """UsageError if a worker was counted since we counted them; it goes on if nothing else was
+        changed yet."""
+        try:
+            await self._check_no_workers(subscription, self._topology.workers(subscription))
+        except UsageError:
+            if len(numbers) == 1:
+                await self._replace(self._workers_exchange(self._divided(subscription, *numbers)))
+            raise
 
     async def _check_goes_on(
         self, subscription: Subscription, numbers: Sequence[int], moving: Exchange
@@ -232,10 +283,9 @@ class Relocation:
 
     async def _replace(self, exchange: Exchange) -> None:
         """Declare this exchange instead of the one of its name."""
-        if not await self._is_declared(exchange):
+        while not await self._is_declared(exchange):
             async with self._connection.guard(), self._connection.channel() as channel:
                 await channel.exchange_delete(exchange.name)
-            await self._declare([exchange])
 
     def _workers_exchange(self, subscription: Subscription, *, is_moving: bool = False) -> Exchange:
         order = subscription.order or Order()
@@ -297,11 +347,8 @@ class Relocation:
         await self._declare(topology.for_moved(new))
         await self._publish([written(Moved(), front) for front in topology.front_queues(new)])
         for each in old:
-            partitions = 0 if each.order is None else each.order.partitions
-            if partitions:
-                async with self._connection.guard(), self._connection.channel() as channel:
-                    await channel.exchange_delete(topology.partitions_exchange(each, partitions))
-                    await channel.exchange_delete(topology.keyless_exchange(each, partitions))
+            if each.order is not None:
+                await self._cut_off(each)
             fronts, moved = topology.front_queues(each), topology.moved_queues(each)
             # In the order in which workers would have handled them.
             queues = [*fronts, *moved, *topology.queues(each)]
@@ -318,6 +365,13 @@ class Relocation:
             self._connection.forget_declared(topology.for_subscription(each))
             if each.order is not None:
                 await self._delete_partitions(each, new)
+
+    async def _cut_off(self, old: Subscription) -> None:
+        """Let no message reach these partitions any more."""
+        topology, partitions = self._topology, (old.order or Order()).partitions
+        async with self._connection.guard(), self._connection.channel() as channel:
+            await channel.exchange_delete(topology.partitions_exchange(old, partitions))
+            await channel.exchange_delete(topology.keyless_exchange(old, partitions))
 
     async def _delete_partitions(self, old: Subscription, new: Subscription) -> None:
         """Delete these queues, which are empty, except that somebody may have replayed or discarded

@@ -255,6 +255,9 @@ class AmqpTransport:
         entities = self._topology.for_subscriptions(subscriptions)
         connection.forget_declared(entities)
         await connection.ensure_declared(entities or self._topology.for_publishing())
+        for each in subscriptions:
+            if each.order is not None:
+                await self._relocation.check_number(each)
         names = {name for subscription in new for name in subscription.messages}
         await self._rerouter.reroute(names)
         await self._rerouter.reroute_foreign(names)

@@ -28,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 
 import structlog
 from aiormq.channel import Channel
@@ -113,6 +114,14 @@ class TopologyUpkeep:
                 if logged != str(error):
                     logged = str(error)
                     self._log.error("topology cannot be restored", error=logged)
+                    await self._cut_off_changed()
+
+    async def _cut_off_changed(self) -> None:
+        """Cut off partitions that we may have declared after their number had changed."""
+        for each in list(self._subscriptions):
+            if each.order is not None:
+                with suppress(Unreachable):
+                    await self._relocation.cut_off_if_changed(each)
 
     async def restore(self) -> None:
         """One round: declare what may have been deleted, and reroute what has waited long
@@ -120,12 +129,18 @@ class TopologyUpkeep:
         subscriptions = list(self._subscriptions)
         names = sorted({name for each in subscriptions for name in each.messages})
         entities = self._topology.for_subscriptions(subscriptions)
+        # At the end again, because the number of partitions may change in between.
+        numbers = [
+            self._topology.workers_exchange(each, each.order)
+            for each in subscriptions
+            if each.order
+        ]
         async with self._connection.guard():
             if self._channel is None or self._channel.is_closed:
                 # One channel for all rounds: to open one costs more than a round.
                 self._channel = await self._connection.open_channel()
             channel = self._channel
-            await declare_all(channel, entities)
+            await declare_all(channel, [*entities, *numbers])
             unrouted = {
                 name for name in names if await _count(channel, self._topology.unrouted_queue(name))
             }

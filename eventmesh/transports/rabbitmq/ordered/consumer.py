@@ -105,6 +105,9 @@ class OrderedConsumer:
         self._prefetch = prefetch
         async with self._connection.guard():
             await self._workers.join(self._connection, self._topology.workers(self._subscription))
+        # Whoever changes the number of partitions from now on counts us: see `relocation`.
+        exchange = self._topology.workers_exchange(self._subscription, self._order)
+        await self._connection.ensure_declared([exchange])
         self._do(self._keep_assigned())
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
