@@ -20,8 +20,10 @@ def log_line(entry: Mapping[str, Any]) -> str:
         words.append(f"-> sent {', '.join(entry['sent'])}")
     if "announced" in entry:
         words.append(f"-> published {entry['announced']}")
-    if entry["status"] not in ("running",):
-        words.append(f"[{entry['status']}]")
+    # Logs of before the first release lack it where the state of the saga could not be read.
+    status = entry.get("status", "parked")
+    if status != "running":
+        words.append(f"[{status}]")
     if "why" in entry:
         words.append(f"because {entry['why']}")
     return " ".join(words)

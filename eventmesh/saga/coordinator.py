@@ -48,10 +48,17 @@ from eventmesh.saga.happening import (
     WaitedTooLong,
     hold_as,
 )
-from eventmesh.saga.record import SagaRecord, parse_label
+from eventmesh.saga.record import Label, SagaRecord, parse_label
 from eventmesh.saga.shape_locks import refuse_drift
 from eventmesh.saga.signals import SagaSignal, signal_of, timer_id
-from eventmesh.saga.storage import NewerVersion, UnreadableState, parked_row, record_of, row_of
+from eventmesh.saga.storage import (
+    NewerVersion,
+    UnreadableState,
+    parked_row,
+    record_of,
+    row_of,
+    unread_record_of,
+)
 from eventmesh.saga.transition import advance, start
 from eventmesh.saga.unmatched import Unmatched
 from eventmesh.transports.base import Subscription
@@ -241,11 +248,25 @@ class Coordinator:
         if not rows:
             raise UnknownSaga(f"no saga {saga_id} of {definition.name} exists.")
         work = _Work({saga_id: rows[0]})
-        record = record_of(definition, rows[0])
+        is_unreadable = False
+        try:
+            record = record_of(definition, rows[0])
+        except NewerVersion as error:
+            raise UsageError(f"{error}: deploy the newer code again.") from error
+        except UnreadableState as error:
+            if action.operation != "cancel":
+                raise UsageError(
+                    f"the saga cannot go on, because {error}. Deploy code that reads such a state "
+                    f"(a new version= with @….migrate(from_version={rows[0].version}), or a field "
+                    f"with a default), and retry; or cancel the saga."
+                ) from error
+            record, is_unreadable = unread_record_of(rows[0]), True
         now = transaction.now()
         transition = advance(definition, record, action, now=now.timestamp())
         entry = {"operator": who, "why": action.reason}
         self._take(transition, saga_id, work, transaction, None, entry)
+        if is_unreadable:  # nothing has migrated its state
+            work.changed[saga_id] = replace(work.changed[saga_id], version=rows[0].version)
         await self._store(work, transaction)
         return transition
 
@@ -494,9 +515,8 @@ class Coordinator:
         assert each.happening is not None  # noqa: S101  # it exists already
         parked = parked_row(row, reason, hold_as(each.happening))
         work.rows[row.id] = work.changed[row.id] = parked
-        work.log.append(
-            LogEntry(row.id, {"rule": "parked", "why": reason, "message": each.envelope.name})
-        )
+        entry = _entry_of_message(each, None) | {"rule": "parked", "status": "parked"}
+        work.log.append(LogEntry(row.id, entry | {"why": reason}))
         self._log.warning("saga parked", saga_id=row.id, reason=reason)
 
     async def _store(self, work: _Work, transaction: Transaction) -> None:
@@ -577,18 +597,24 @@ def _entry(transition: Transition, each: _Incoming | None) -> dict[str, Any]:
     """What the saga's log keeps of a transition."""
     entry: dict[str, Any] = {"rule": transition.rule, "status": transition.record.status}
     if each is not None:
-        entry["message"], entry["message_id"] = each.envelope.name, each.envelope.id
-        label = parse_label(_step_of(each)) or transition.taken_for
-        if label is not None:
-            entry["step"] = str(label)
-        if isinstance(each.message, SagaSignal):
-            entry["message"] = each.message.what
-            if each.message.reason:
-                entry["why"] = each.message.reason
+        entry |= _entry_of_message(each, transition.taken_for)
     if transition.sendings:
         entry["sent"] = [sending.label for sending in transition.sendings]
     if transition.ending is not None:
         entry["announced"] = transition.ending.__identity__.name
     if transition.record.parking is not None:
         entry["why"] = transition.record.parking.reason
+    return entry
+
+
+def _entry_of_message(each: _Incoming, taken_for: Label | None) -> dict[str, Any]:
+    """The part of a log's entry that tells which message was applied."""
+    entry = {"message": each.envelope.name, "message_id": each.envelope.id}
+    label = parse_label(_step_of(each)) or taken_for
+    if label is not None:
+        entry["step"] = str(label)
+    if isinstance(each.message, SagaSignal):
+        entry["message"] = each.message.what
+        if each.message.reason:
+            entry["why"] = each.message.reason
     return entry

@@ -143,6 +143,8 @@ class SagaRecord:
     @property
     def waiting(self) -> list[str]:
         """The labels of the units for which it waits, as people read them: without attempts."""
+        if self.ended:  # a cancelled one does not wait for what it has sent
+            return []
         return sorted(
             name + (":undo" if unit.status == "undo_sent" else "")
             for name, unit in self.units.items()

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from eventmesh.errors import EventMeshError
@@ -22,6 +22,10 @@ class UnreadableState(EventMeshError):
 
 class NewerVersion(EventMeshError):
     """A saga was started, or migrated, by a newer version of the code."""
+
+
+class StateAsStored(RootModel[dict[str, Any]]):
+    """The state of a saga as its row has it: enough to cancel one that cannot be read."""
 
 
 def row_of(
@@ -72,6 +76,15 @@ def record_of(definition: Definition, row: SagaRow) -> SagaRecord:
             f"the saga {row.name}/{row.id} has version {row.version}, and this code knows versions "
             f"up to {definition.version}"
         )
+    return _record(row, _state(definition, row))
+
+
+def unread_record_of(row: SagaRow) -> SagaRecord:
+    """The record of a row whose state this code cannot read; it can only be cancelled."""
+    return _record(row, StateAsStored(row.state))
+
+
+def _record(row: SagaRow, state: BaseModel) -> SagaRecord:
     details = row.details or {}
     # An old row that could not be read has details by now: why it is parked.
     if row.details is None or any("reply_name" in unit for unit in row.steps.values()):
@@ -83,7 +96,7 @@ def record_of(definition: Definition, row: SagaRow) -> SagaRecord:
     parking = details.get("parking")
     return SagaRecord(
         status=row.status,  # type: ignore[arg-type]  # a check constraint allows only these
-        state=_state(definition, row),
+        state=state,
         units=units,
         failure=failure,
         parking=None if parking is None else Parking(**parking),

@@ -154,6 +154,13 @@ class Rides:
         await self.answer(ride, "Reserved", "reserve")
         await self.time_out(ride, "bill")
 
+    async def spoil(self, ride: str, state: Mapping[str, Any]) -> None:
+        """Give the saga of a ride a state that its code cannot read."""
+        async with (await self.service.database()).connection() as connection:
+            of_ride = tables.saga.c.id == self.ids[ride]
+            await connection.execute(update(tables.saga).where(of_ride).values(state=state))
+            await connection.commit()
+
     def labels(self, ride: str, label: str) -> dict[str, str]:
         return {"sagaid": f"rides.ride/{self.ids[ride]}", "sagastep": label}
 
@@ -344,6 +351,34 @@ async def test_all_parked_sagas_are_retried_by_one_command(rides: Rides) -> None
     assert said.splitlines()[-1] == "2 saga(s) retried"
     assert [(await rides.shown(ride))["status"] for ride in "abc"] == ["running"] * 3
     assert sorted(await rides.sent()) == ["bill"] * 2 + ["bill#2"] * 2 + ["reserve"] * 3
+
+
+async def test_a_parked_saga_that_cannot_be_retried_does_not_hold_the_others_up(
+    rides: Rides,
+) -> None:
+    await rides.start("a", "b")
+    for ride in ("a", "b"):
+        await rides.park(ride)
+    await rides.spoil("a", {"ride": 1})
+    result = await rides.call("saga", "retry", "rides", "--parked", "--reason", "the bank is back")
+    assert f"{rides.ids['a']}: not retried: the saga cannot go on, because its" in result.stderr
+    assert isinstance(result.exception, UsageError)
+    assert "1 parked saga(s) could not be retried" in str(result.exception)
+    assert result.stdout.splitlines()[-1] == "1 saga(s) retried"
+    assert (await rides.shown("b"))["status"] == "running"
+
+
+async def test_a_saga_whose_state_cannot_be_read_is_shown_and_can_be_cancelled(
+    rides: Rides,
+) -> None:
+    await rides.start("a")
+    await rides.spoil("a", {"ride": 1})
+    await rides.answer("a", "Reserved", "reserve")
+    shown = await rides.run("show", "rides", rides.ids["a"])
+    assert "status: parked (its state of version 1 is not valid as Ride: ride:" in shown
+    assert "parked reserve (cars.reserved) [parked] because its state of version 1" in shown
+    said = await rides.run("cancel", "rides", rides.ids["a"], "--reason", "settled by hand")
+    assert said == f"{rides.ids['a']}: cancelled\n"
 
 
 async def test_what_cannot_be_done_is_a_usage_error_that_says_why(rides: Rides) -> None:

@@ -91,7 +91,7 @@ def _act(service: str, saga_id: str, operation: Operation, reason: str, step: st
 
 
 def _act_on_parked(service: str, reason: str) -> None:
-    async def run() -> int:
+    async def run() -> tuple[int, int]:
         from eventmesh.operations.sagas import place_of_sagas
         from eventmesh.persistence import sagas
 
@@ -101,12 +101,21 @@ def _act_on_parked(service: str, reason: str) -> None:
                 parked = await sagas.find(
                     connection, names=tuple(loaded.sagas), statuses=("parked",), most=1_000_000
                 )
+            retried = 0
             for row in parked:
-                said = await _operate(reach, loaded, row, "retry", reason, None)
+                try:
+                    said = await _operate(reach, loaded, row, "retry", reason, None)
+                except UsageError as error:  # the others can go on
+                    typer.echo(printable(f"{row.id}: not retried: {error}"), err=True)
+                    continue
+                retried += 1
                 typer.echo(printable(said))
-            return len(parked)
+            return retried, len(parked) - retried
 
-    typer.echo(f"{asyncio.run(run())} saga(s) retried")
+    retried, refused = asyncio.run(run())
+    typer.echo(f"{retried} saga(s) retried")
+    if refused:
+        raise UsageError(f"{refused} parked saga(s) could not be retried, for the reasons above.")
 
 
 async def _operate(

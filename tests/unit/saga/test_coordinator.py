@@ -14,14 +14,14 @@ from structlog.testing import capture_logs
 
 from eventmesh import Saga, Service
 from eventmesh.contracts.message import Message
-from eventmesh.errors import Reject, UnknownSaga
+from eventmesh.errors import Reject, UnknownSaga, UsageError
 from eventmesh.persistence import sagas, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.sagas import SagaRow
 from eventmesh.persistence.transaction import Sender
 from eventmesh.runtime.declaring.retry import Retry, decide
 from eventmesh.saga.coordinator import Coordinator
-from eventmesh.saga.happening import OperatorAction, UnexpectedAnswer
+from eventmesh.saga.happening import Operation, OperatorAction, UnexpectedAnswer
 from eventmesh.saga.record import parse_label
 from eventmesh.saga.signals import SagaSignal, signal_of, timer_id
 from eventmesh.saga.storage import NewerVersion
@@ -503,9 +503,44 @@ async def test_an_unreadable_state_parks_the_saga_and_holds_what_comes(trips: Tr
     row = await trips.row()
     assert (row.status, row.state) == ("parked", {"trip": "one"})
     assert "its state of version 1 is not valid as Trip: trip:" in (row.reason or "")
+    entry = (await trips.log())[-1]
+    assert (entry["rule"], entry["status"], entry["step"]) == ("parked", "parked", "a")
+    assert entry["why"] == row.reason
     await trips.spoil(state={"trip": 1})
     await trips.operate(OperatorAction("retry", "repaired"))
     assert (await trips.row()).waiting_for == "b"
+
+
+@pytest.mark.parametrize("operation", ["retry", "skip", "undo"])
+async def test_what_a_saga_with_an_unreadable_state_needs_is_said(
+    trips: Trips, operation: Operation
+) -> None:
+    await trips.handle(start())
+    await trips.spoil(state={"trip": "one"})
+    with pytest.raises(UsageError, match=r"Deploy code that reads such a state .* or cancel"):
+        await trips.operate(OperatorAction(operation, "it hangs"))
+
+
+async def test_a_saga_with_an_unreadable_state_can_be_cancelled(trips: Trips) -> None:
+    await trips.handle(start())
+    await trips.spoil(state={"trip": "one"})
+    await trips.handle(answer("a", Did()))
+    trips.deploy(two_steps(version=2))
+    await trips.operate(OperatorAction("cancel", "settled by hand"))
+    row = await trips.row()
+    assert (row.status, row.state, row.version) == ("cancelled", {"trip": "one"}, 1)
+    assert (row.waiting_for, row.reason) == ("", None)
+    assert await trips.timers() == set()
+    await trips.handle(answer("a", Did()))
+    assert (await trips.row()).status == "cancelled"
+
+
+async def test_an_operator_with_older_code_is_told_to_deploy_the_newer_again(trips: Trips) -> None:
+    trips.deploy(two_steps(version=2))
+    await trips.handle(start())
+    trips.deploy(two_steps(version=1))
+    with pytest.raises(UsageError, match=r"has version 2, and .*: deploy the newer code"):
+        await trips.operate(OperatorAction("retry", "it hangs"))
 
 
 async def test_a_saga_of_a_newer_version_is_retried_until_newer_code_is_there(

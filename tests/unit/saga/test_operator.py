@@ -223,6 +223,7 @@ def test_a_cancelled_saga_ends_as_it_is() -> None:
     assert (story.status, story.new, story.endings) == ("cancelled", [], [])
     assert story.transition.cancelled == ("b",)
     assert story.record.deadline is None
+    assert story.record.waiting == []
 
 
 def test_whatever_comes_after_the_cancellation_is_too_late() -> None:
