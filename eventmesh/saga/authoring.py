@@ -104,6 +104,7 @@ class Saga(Generic[State]):
         """Decorate the function that takes the starting message, an event or a command of this
         service, and returns the first state. A union of messages, or several functions, start it
         by each of them."""
+        self._require_open(_name(function))
         require_plain(function, self._where)
         [name] = parameters_of(function, 1, self._where)
         models = members_of(hints_of(function, self._where).get(name))
@@ -208,6 +209,7 @@ class Saga(Generic[State]):
         """A step that sends nothing: it waits for an event from outside, such as a person's
         decision. Parameters as of `step`; `correlate` gives the key of the saga that an event
         belongs to. An event that comes before its step has begun is kept for it."""
+        self._require_open(f"the wait {name}")
         step = Step[State, Ok](
             self.name,
             name,
@@ -234,6 +236,7 @@ class Saga(Generic[State]):
 
     def completed(self, function: Callable[[State], End]) -> Callable[[State], End]:
         """Decorate the function that returns the message which announces the end, or None."""
+        self._require_open(_name(function))
         if self._completed is not no_message:
             raise UsageError(f"{self._where} has two functions for its completion: remove one.")
         require_plain(function, self._where)
@@ -244,6 +247,7 @@ class Saga(Generic[State]):
         """Decorate the function that returns the message which announces that all was undone, or
         None. It takes the state and the failure: an event of some step's `failed`, or a
         SagaFailure."""
+        self._require_open(_name(function))
         if self._undone is not no_message:
             raise UsageError(f"{self._where} has two functions for its undoing: remove one.")
         require_plain(function, self._where)
@@ -255,6 +259,7 @@ class Saga(Generic[State]):
         into that of the next version. A running saga is migrated when its next message comes."""
 
         def declare(function: Migration) -> Migration:
+            self._require_open(_name(function))
             if not 1 <= from_version < self.version:
                 raise UsageError(
                     f"{self._where} has a migration from version {from_version}, "
@@ -278,12 +283,21 @@ class Saga(Generic[State]):
         """Add this saga's coordinator to a service; `service.include` calls it."""
         Coordinator(self.definition).extend(service)
 
+    def _require_open(self, part: str) -> None:
+        """UsageError for a part that is declared too late to have an effect."""
+        if self._definition is not None:
+            raise UsageError(
+                f"{self._where} was given to service.include before {part} was declared: call "
+                f"service.include below all parts of the saga."
+            )
+
     def _declare_step(
         self, *, is_pivot: bool, **options: Any
     ) -> Callable[[Callable[..., Command]], Step[State, Any]]:
         def declare(function: Callable[..., Command]) -> Step[State, Any]:
-            require_plain(function, self._where)
             name = _name(function)
+            self._require_open(name)
+            require_plain(function, self._where)
             step = Step[State, Any](self.name, name, function, is_pivot=is_pivot, **options)
             self._steps.append(step)
             return step

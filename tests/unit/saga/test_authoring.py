@@ -155,6 +155,31 @@ def test_versions_are_counted_from_1() -> None:
     refused(saga, "has version=0: count up from 1")
 
 
+def begin_again(event: OtherStart) -> Trip:
+    return Trip()
+
+
+LATE_PARTS: dict[str, Callable[[Saga[Trip]], object]] = {
+    "a start": lambda saga: saga.starts(begin_again),
+    "a step": lambda saga: add_step(saga, "late"),
+    "a wait": lambda saga: saga.wait(
+        "late", ok=Approved, timeout=None, correlate=lambda event: event.trip
+    ),
+    "a migration": lambda saga: saga.migrate(from_version=1)(lambda state: state),
+    "the completion": lambda saga: saga.completed(lambda _: None),
+    "the undoing": lambda saga: saga.undone(lambda _, __: None),
+}
+
+
+@pytest.mark.parametrize("part", LATE_PARTS)
+def test_a_part_that_is_declared_after_the_saga_was_included_is_refused(part: str) -> None:
+    saga = new_saga(version=2)
+    saga.flow(add_step(saga, "a"))
+    Service("trips").include(saga)
+    with pytest.raises(UsageError, match=r"service\.include before .* was declared: call "):
+        LATE_PARTS[part](saga)
+
+
 def test_a_saga_without_a_start_is_refused() -> None:
     saga = Saga("trips.base", Trip)
     saga.flow(add_step(saga, "a"))
