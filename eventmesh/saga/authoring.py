@@ -24,7 +24,8 @@ when `service.include(fulfil)` is called, not when its first message arrives.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar, overload
+from functools import wraps
+from typing import Any, Generic, TypeVar, cast, overload
 
 from pydantic import BaseModel
 
@@ -45,6 +46,7 @@ from eventmesh.saga.definition import (
 )
 from eventmesh.saga.failures import SagaFailure
 from eventmesh.saga.flow import (
+    NOT_GIVEN,
     Part,
     Step,
     hints_of,
@@ -62,6 +64,18 @@ End = TypeVar("End", bound=Message | None)
 
 Begin = Callable[[Starting], State]
 Failed = type[Event] | Sequence[type[Event]]
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _asks_for_timeout(method: Method) -> Method:
+    """Let a call without `timeout=` through to the step, which names itself in its error. Type
+    checkers see the method as it is, in which `timeout` is required."""
+
+    @wraps(method)
+    def call(*arguments: Any, **options: Any) -> Any:
+        return method(*arguments, **{"timeout": NOT_GIVEN, **options})
+
+    return cast("Method", call)
 
 
 class Saga(Generic[State]):
@@ -145,6 +159,7 @@ class Saga(Generic[State]):
         no_undo: str = "",
     ) -> Callable[[Callable[[State, Item], Command]], Step[State, Ok]]: ...
 
+    @_asks_for_timeout
     def step(
         self,
         *,
@@ -180,6 +195,7 @@ class Saga(Generic[State]):
             no_undo=no_undo,
         )
 
+    @_asks_for_timeout
     def pivot(
         self,
         *,
@@ -196,6 +212,7 @@ class Saga(Generic[State]):
             is_pivot=True, ok=ok, failed=failed, timeout=timeout, retry=retry, correlate=correlate
         )
 
+    @_asks_for_timeout
     def wait(
         self,
         name: str,

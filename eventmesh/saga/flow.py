@@ -107,6 +107,10 @@ class Undo:
     """Whether it cannot be called without one, which nobody has after a time-out."""
 
 
+NOT_GIVEN: Any = object()
+"""The time-out of a step whose author has not said how long an answer is waited for."""
+
+
 class Step(Part[State], Generic[State, Ok]):
     """One command to one participant, or a wait for an event from outside, and what may answer it.
 
@@ -132,6 +136,11 @@ class Step(Part[State], Generic[State, Ok]):
     ) -> None:
         self.saga = saga
         self.name = name
+        if timeout is NOT_GIVEN:
+            raise UsageError(
+                f'{self} has no timeout=: write timeout="30s" for how long an answer is waited '
+                f"for, or timeout=None to wait forever."
+            )
         self.command = command
         """Makes the command; None where the step only waits."""
         self.ok = ok

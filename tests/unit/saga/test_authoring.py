@@ -361,9 +361,24 @@ def test_a_time_out_of_nothing_is_refused() -> None:
         add_step(new_saga(), "a", timeout=0)
 
 
-def test_a_time_out_must_be_given() -> None:
-    with pytest.raises(TypeError, match="timeout"):
-        new_saga().step(ok=Did)  # type: ignore[call-overload]
+def book_a_room(state: Trip) -> Do:
+    return Do(what="room")
+
+
+@pytest.mark.parametrize(
+    ("declare", "name"),
+    [
+        (lambda saga: saga.step(ok=Did)(book_a_room), "book_a_room"),
+        (lambda saga: saga.pivot(ok=Did)(book_a_room), "book_a_room"),
+        (lambda saga: saga.wait("approval", ok=Approved, correlate=str), "approval"),
+    ],
+    ids=["a step", "a pivot", "a wait"],
+)
+def test_a_step_without_a_time_out_says_what_to_write(
+    declare: Callable[[Any], object], name: str
+) -> None:
+    with pytest.raises(UsageError, match=rf'{name} of .* write timeout="30s" .* or timeout=None'):
+        declare(new_saga())
 
 
 def test_an_undo_cannot_time_out_at_once() -> None:
