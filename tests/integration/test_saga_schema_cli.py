@@ -83,6 +83,16 @@ def test_the_fix_freezes_the_shape_of_a_saga_beside_its_messages(trips: Project)
     assert found(trips) == []
 
 
+def test_the_check_lists_a_saga_that_is_as_frozen_beside_the_messages(trips: Project) -> None:
+    trips.run("schema", "freeze").succeeds()
+    report = trips.run("schema", "check").succeeds("ok       trips.trip v1: as frozen")
+    assert "ok       trips.wanted v1: as frozen" in report
+    add_a_field(trips)
+    ended = trips.run("schema", "check")
+    ended.fails(4, "EM080: trips.trip v1")
+    assert "ok       trips.trip v1" not in ended.out
+
+
 def test_the_fix_says_what_to_do_about_a_saga_that_has_changed(trips: Project) -> None:
     trips.run("schema", "freeze").succeeds()
     frozen = (trips.root / LOCK).read_bytes()

@@ -140,7 +140,9 @@ def _make_report(
     findings = apply_waivers(problems, read_waivers(root / "pyproject.toml"), today)
     if not is_complete:
         findings = [finding for finding in findings if finding.problem.rule != "EM061"]
-    report = make_report(findings, [str(model.__identity__) for model in owned(services)])
+    messages = [str(model.__identity__) for model in owned(services)]
+    sagas = [f"{saga.name} v{saga.version}" for saga in sagas_of(services)]
+    report = make_report(findings, messages + sagas)
     prefix = path_in_repository(root)
     return replace(report, placed=tuple(rebase(each, prefix) for each in report.findings))
 

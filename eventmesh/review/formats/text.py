@@ -10,7 +10,7 @@ from eventmesh.review.report import Finding, Report
 
 
 def render(report: Report) -> str:
-    """A block for each finding, then the messages without findings, then the counts."""
+    """A block for each finding, then the messages and sagas without findings, then the counts."""
     blocks = ["\n".join(_block(finding)) for finding in report.findings]
     blocks += ["\n".join(f"ok       {subject}: as frozen" for subject in report.passed)]
     blocks += [_counts(report)]
