@@ -114,7 +114,8 @@ def replay(service: ServiceName, reason: Reason, ids: Ids = None, every: All = F
     message starts with all its attempts.
 
     The saga that sent a dead-lettered command was notified of that. If it has
-    gone on without this step, a success now is a late answer, which it undoes.
+    gone on without this step, a success now is a late answer, which it undoes;
+    where nothing undoes the step, as for a pivot, the saga is parked.
 
     \b
     Example:

@@ -268,10 +268,16 @@ def effect_on(saga: ConcernedSaga) -> str:
 def after_replay(saga: ConcernedSaga) -> str:
     """What replaying means to the saga that the dead letter concerns."""
     match saga.role:
+        case "command" if saga.is_undo:
+            return (
+                f"{saga} was notified of this dead letter: a success now counts as the undo, if "
+                f"that is still waited for"
+            )
         case "command":
             return (
                 f"{saga} was notified of this dead letter: if it has gone on without the step, a "
-                f"success now is a late answer, and is undone"
+                f"success now is a late answer: the step is undone, or the saga is parked where "
+                f"nothing undoes it"
             )
         case "start":
             return f"{saga} is started now"
@@ -282,6 +288,10 @@ def after_replay(saga: ConcernedSaga) -> str:
 def after_discard(saga: ConcernedSaga) -> str:
     """What discarding means to the saga that the dead letter concerns."""
     match saga.role:
+        case "command" if saga.is_undo:
+            return (
+                f"{saga} was notified of this dead letter: it has sent the undo again, or is parked"
+            )
         case "command":
             return (
                 f"{saga} was notified of this dead letter: it has sent the command again, is "

@@ -22,6 +22,7 @@ from eventmesh.runtime.consuming.dead_letter_signal import SIGNAL_SUFFIX, is_sag
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.saga.coordinator import SUBSCRIPTION_SUFFIX, Coordinator
+from eventmesh.saga.record import parse_label
 from eventmesh.saga.signals import SagaSignal
 from eventmesh.wire.envelope import Envelope
 
@@ -41,6 +42,12 @@ class ConcernedSaga:
     def __str__(self) -> str:
         step = f" (step {self.step})" if self.step else ""
         return f"saga {self.name}" + (f" {self.id}" if self.id else "") + step
+
+    @property
+    def is_undo(self) -> bool:
+        """Whether it is about the undo of the step."""
+        label = parse_label(self.step)
+        return label is not None and label.is_undo
 
     @property
     def command_to_show(self) -> str:

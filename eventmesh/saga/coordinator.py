@@ -598,6 +598,8 @@ def _entry(transition: Transition, each: _Incoming | None) -> dict[str, Any]:
     entry: dict[str, Any] = {"rule": transition.rule, "status": transition.record.status}
     if each is not None:
         entry |= _entry_of_message(each, transition.taken_for)
+    elif transition.taken_for is not None:
+        entry["step"] = str(transition.taken_for)
     if transition.sendings:
         entry["sent"] = [sending.label for sending in transition.sendings]
     if transition.ending is not None:

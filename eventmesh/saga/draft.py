@@ -57,7 +57,7 @@ class Transition:
     `timers` are the time-outs to set: seconds by label. `cancelled` are labels whose time-outs are
     not needed any more. `rule` is what was decided, in the words of the table above; `has_changed`
     is false where nothing needs to be stored. `taken_for` is the step that an event without labels
-    is taken to answer.
+    is taken to answer, or that an operator skips.
     """
 
     record: SagaRecord
@@ -387,7 +387,10 @@ class Draft:
             raise UsageError(f"the saga waits for {names}: say which step is to be skipped.")
         [(name, step)] = waiting
         unit = self._units[name]
-        if unit.status == "undo_sent":
+        is_undo = unit.status == "undo_sent"
+        attempt = unit.undo_attempt if is_undo else unit.attempt
+        self._taken_for = Label(step.name, _item_of(name), is_undo, attempt)
+        if is_undo:
             self._cancel_timer(name, unit)
             self._units[name] = replace(unit, status="undone", deadline=None)
             self._unpark(name)

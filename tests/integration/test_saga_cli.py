@@ -103,13 +103,17 @@ service.include(saga)
 
 CARS = """\
 from eventmesh import Service
-from RIDES import Bill, Billed, Reserve, Reserved
+from RIDES import Bill, Billed, Release, Released, Reserve, Reserved
 
 service = Service("cars")
 
 @service.subscriber(Reserve)
 async def reserve(command: Reserve) -> Reserved:
     return Reserved(ride=command.ride)
+
+@service.subscriber(Release)
+async def release(command: Release) -> Released:
+    return Released(ride=command.ride)
 
 @service.subscriber(Bill)
 async def bill(command: Bill) -> Billed:
@@ -341,6 +345,8 @@ async def test_skip_goes_on_and_undo_goes_back_and_cancel_ends(rides: Rides) -> 
         shown = await rides.shown(ride)
         assert shown["status"] == after
         assert shown["log"][-1]["why"] == f"we {command} it"
+    shown = await rides.run("show", "rides", rides.ids["skipped"])
+    assert ": skip by an operator bill -> published rides.finished [completed] because" in shown
 
 
 async def test_all_parked_sagas_are_retried_by_one_command(rides: Rides) -> None:
@@ -484,9 +490,25 @@ async def test_a_dead_letter_of_a_command_names_its_saga_and_what_follows(
     assert replayed.stdout == "1 dead letter(s) replayed\n"
     assert replayed.stderr == (
         f"saga rides.ride {saga_id} (step reserve#2) was notified of this dead letter: if it has "
-        f"gone on without the step, a success now is a late answer, and is undone: see "
-        f"`eventmesh saga show rides {saga_id}`\n"
+        f"gone on without the step, a success now is a late answer: the step is undone, or the "
+        f"saga is parked where nothing undoes it: see `eventmesh saga show rides {saga_id}`\n"
     )
+
+
+async def test_a_dead_letter_of_an_undo_says_that_a_success_counts_as_the_undo(
+    rides: Rides, dead_letter: DeadLetter
+) -> None:
+    await rides.start("a")
+    about = f"saga rides.ride {rides.ids['a']} (step reserve:undo) was notified of this dead letter"
+    undo = rides.code["Release"](ride="a")
+    await dead_letter("cars.release", undo, rides.labels("a", "reserve:undo"))
+    replayed = await rides.call("dlq", "replay", "cars", *BECAUSE, "--all")
+    assert f"{about}: a success now counts as the undo, if that is still waited for" in (
+        replayed.stderr
+    )
+    await dead_letter("cars.release", undo, rides.labels("a", "reserve:undo"))
+    discarded = await rides.call("dlq", "discard", "cars", *BECAUSE, "--all")
+    assert f"{about}: it has sent the undo again, or is parked" in discarded.stderr
 
 
 @pytest.mark.parametrize("by", ["label", "signal", "key"])

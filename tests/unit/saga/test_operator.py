@@ -169,6 +169,13 @@ def test_a_skip_of_a_parked_pivot_takes_it_as_done() -> None:
     assert (story.status, story.new) == ("running", ["y", "z"])
 
 
+def test_a_skip_tells_what_was_skipped() -> None:
+    story = Story(in_series()).operator("skip")
+    assert str(story.transition.taken_for) == "a"
+    story = Story(in_series()).ok("a").failed("b").timed_out("a:undo").operator("skip")
+    assert str(story.transition.taken_for) == "a:undo#2"
+
+
 def test_a_skip_says_which_step_where_several_wait() -> None:
     story = Story(side_by_side())
     with pytest.raises(UsageError, match="waits for a, b: say which step is to be skipped"):
