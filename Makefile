@@ -37,7 +37,7 @@ quick: check  ## lint, types and unit tests, in about a minute
 soak: export EVENTMESH_SOAK_MINUTES ?= 10
 soak: $(VENV)/.dev  ## all crash points; connections cut after every few bytes; 100,000 inputs to the decoders; verdicts about large schemas; all seeds of simulations; all faults on all servers, again and again for EVENTMESH_SOAK_MINUTES
 	$(BIN)/python -m pytest tests/crash tests/compat/test_large_schemas.py tests/testing tests/integration/test_*_cuts.py tests/integration/test_broker_cancellation.py tests/integration/test_broker_closes.py \
-		tests/integration/test_mariadb.py tests/integration/test_amqp_order.py \
+		tests/integration/test_mariadb.py tests/integration/test_servers.py tests/integration/test_amqp_order.py \
 		tests/unit/persistence/test_state_machine.py tests/unit/test_decoders.py tests/conformance tests/faults tests/acceptance -m "soak or not soak" $(ARGS)
 
 cluster: $(VENV)/.dev  ## nodes of clusters of RabbitMQ and Redis are killed under load; needs Docker

@@ -240,7 +240,7 @@ async def test_a_worker_that_leaves_hands_over_at_once(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "GONE_AFTER", 10 * TIMEOUT_SECONDS)  # nobody waits for its end
-    subscription = rig.subscription("ordered", order=Order(partitions=4))
+    subscription = rig.subscription("ordered", order=Order(partitions=3))
     first, second = await opened(), await opened()
     await first.declare([subscription])
     sent = of_each_key(rig, 4)
@@ -261,7 +261,7 @@ async def test_a_worker_that_leaves_hands_over_at_once(
 
 async def test_the_last_worker_leaves_nothing_behind(rig: Rig, opened: Opening) -> None:
     """What it says to the others is not taken for a message."""
-    subscription = rig.subscription("ordered", order=Order(partitions=4))
+    subscription = rig.subscription("ordered", order=Order(partitions=3))
     transport = await opened()
     for _ in range(3):
         async with transport.consume(subscription, prefetch=10):
@@ -335,17 +335,17 @@ async def test_a_partition_opens_once_all_that_others_have_noted_is_read(
 async def test_another_number_of_partitions_is_an_error_with_the_way_out(
     rig: Rig, opened: Opening
 ) -> None:
-    subscription = rig.subscription("ordered", order=Order(partitions=4))
+    subscription = rig.subscription("ordered", order=Order(partitions=3))
     transport = await opened()
     await transport.declare([subscription])
-    with pytest.raises(UsageError, match=f"partitions set {subscription.name} 8"):
-        await transport.declare([replace(subscription, order=Order(partitions=8))])
+    with pytest.raises(UsageError, match=f"partitions set {subscription.name} 5"):
+        await transport.declare([replace(subscription, order=Order(partitions=5))])
 
 
 async def test_the_next_worker_knows_the_attempt_and_when_it_is_due(
     rig: Rig, opened: Opening
 ) -> None:
-    subscription = rig.subscription("ordered", order=Order(partitions=4))
+    subscription = rig.subscription("ordered", order=Order(partitions=3))
     transport = await opened()
     await transport.declare([subscription])
     await publish_or_raise(transport, rig.envelopes(2))
@@ -360,7 +360,7 @@ async def test_the_next_worker_knows_the_attempt_and_when_it_is_due(
 
 
 async def test_the_next_worker_knows_which_keys_are_held(rig: Rig, opened: Opening) -> None:
-    subscription = rig.subscription("ordered", order=Order(partitions=4, after_dead="hold"))
+    subscription = rig.subscription("ordered", order=Order(partitions=3, after_dead="hold"))
     transport = await opened()
     await transport.declare([subscription])
     await publish_or_raise(transport, rig.envelopes(3, key="held"))
@@ -381,7 +381,7 @@ async def test_the_next_worker_knows_which_keys_are_held(rig: Rig, opened: Openi
 async def test_no_dead_letter_is_written_whose_key_the_next_worker_would_not_hold(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch, failure: type[Exception]
 ) -> None:
-    subscription = rig.subscription("ordered", order=Order(partitions=4, after_dead="hold"))
+    subscription = rig.subscription("ordered", order=Order(partitions=3, after_dead="hold"))
     transport = await opened()
     await transport.declare([subscription])
     await publish_or_raise(transport, rig.envelopes(3, key="held"))
@@ -397,7 +397,7 @@ async def test_no_dead_letter_is_written_whose_key_the_next_worker_would_not_hol
 async def test_a_dead_letter_can_be_settled_again_after_its_note_was_lost(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subscription = rig.subscription("ordered", order=Order(partitions=4, after_dead="hold"))
+    subscription = rig.subscription("ordered", order=Order(partitions=3, after_dead="hold"))
     transport = await opened()
     await transport.declare([subscription])
     await publish_or_raise(transport, rig.envelopes(2, key="held"))
@@ -576,7 +576,7 @@ async def test_order_can_be_declared_and_taken_away_while_messages_wait(
     rig: Rig, opened: Opening
 ) -> None:
     plain = rig.subscription("reader")
-    ordered = replace(plain, order=Order(partitions=4))
+    ordered = replace(plain, order=Order(partitions=3))
     sent = of_each_key(rig, 4)
     first = await opened()
     await first.declare([plain])
@@ -643,7 +643,7 @@ async def test_retries_that_are_delayed_when_order_is_declared_come_when_they_ar
 ) -> None:
     monkeypatch.setattr(upkeep, "INTERVAL", 0.2)
     plain = rig.subscription("reader")
-    ordered = replace(plain, order=Order(partitions=4))
+    ordered = replace(plain, order=Order(partitions=3))
     async with rig.open() as before, before.consume(plain, prefetch=100) as consumer:
         await publish_or_raise(before, rig.envelopes(40))
         failed: list[Delivery] = []
@@ -705,7 +705,7 @@ async def test_order_that_was_declared_in_part_is_in_order_once_it_is_declared(
             await cancel(interrupted.declare([ordered]), reached)
             await publish_or_raise(interrupted, sent[40:])
     with pytest.raises(UsageError, match="switched on"):
-        await (await opened()).set_partitions(replace(plain, order=Order(partitions=8)), 8)
+        await (await opened()).set_partitions(replace(plain, order=Order(partitions=5)), 5)
     transport = await opened()
     await transport.declare([ordered])
     effects = Effects()
@@ -718,7 +718,7 @@ async def test_order_that_was_taken_away_in_part_can_be_declared_again(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = rig.subscription("reader")
-    ordered = replace(plain, order=Order(partitions=4))
+    ordered = replace(plain, order=Order(partitions=3))
     sent = of_each_key(rig, 2)
     async with rig.open() as before:
         await before.declare([ordered])
@@ -738,9 +738,9 @@ async def test_order_that_was_taken_away_in_part_can_be_declared_again(
         patched.setattr(relocation, "AT_ONCE", 5)
         async with rig.open() as interrupted:
             await cancel(interrupted.declare([plain]), reached)
-    many = replace(plain, order=Order(partitions=8))
+    many = replace(plain, order=Order(partitions=5))
     with pytest.raises(UsageError, match="switched off"):
-        await (await opened()).set_partitions(many, 8)
+        await (await opened()).set_partitions(many, 5)
     another = await opened()
     await another.declare([many])
     await publish_or_raise(another, sent[KEYS:])
@@ -754,11 +754,12 @@ async def test_order_that_was_taken_away_in_part_can_be_declared_again(
 
 
 async def test_workers_that_start_together_keep_the_order_of_unrouted_messages(
-    rig: Rig, opened: Opening
+    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subscription = rig.subscription("ordered", order=Order(partitions=4))
+    monkeypatch.setattr(rerouting, "MOVE_BATCH", 100)
+    subscription = rig.subscription("ordered", order=Order(partitions=3))
     workers = [await opened() for _ in range(3)]
-    sent = rig.envelopes(3_000)
+    sent = rig.envelopes(600)
     await publish_or_raise(workers[0], sent)
     await asyncio.gather(*(worker.declare([subscription]) for worker in workers))
     got = await take(workers[0], subscription, len(sent))
@@ -769,7 +770,7 @@ async def test_order_cannot_be_declared_while_workers_without_it_consume(
     rig: Rig, opened: Opening
 ) -> None:
     plain = rig.subscription("reader")
-    ordered = replace(plain, order=Order(partitions=4))
+    ordered = replace(plain, order=Order(partitions=3))
     one, two = await opened(), await opened()
     await one.declare([plain])
     async with one.consume(plain, prefetch=10):
@@ -780,8 +781,8 @@ async def test_order_cannot_be_declared_while_workers_without_it_consume(
 async def test_the_number_of_partitions_changes_while_messages_wait_and_are_published(
     rig: Rig, opened: Opening
 ) -> None:
-    few = rig.subscription("ordered", order=Order(partitions=3))
-    many = replace(few, order=Order(partitions=8))
+    few = rig.subscription("ordered", order=Order(partitions=2))
+    many = replace(few, order=Order(partitions=5))
     sent = of_each_key(rig, 8)
     await declare_and_publish(rig, few, sent[: len(sent) // 2])
     first, second = await opened(), await opened()
@@ -791,7 +792,7 @@ async def test_the_number_of_partitions_changes_while_messages_wait_and_are_publ
             await publish_or_raise(first, sent[start : start + KEYS // 2])
 
     publishing = asyncio.create_task(publish_the_rest())
-    assert await second.set_partitions(many, 8) == 3
+    assert await second.set_partitions(many, 5) == 2
     await publishing
     third = await opened()
     effects = Effects()
@@ -805,17 +806,17 @@ async def test_moved_messages_come_in_portions_before_what_was_published_since(
 ) -> None:
     """More of them than a worker holds, and workers that leave in the middle."""
     monkeypatch.setattr(topology, "MOST_HELD", 40)
-    few = rig.subscription("ordered", order=Order(partitions=3))
-    many = replace(few, order=Order(partitions=8))
+    few = rig.subscription("ordered", order=Order(partitions=2))
+    many = replace(few, order=Order(partitions=5))
     sent = of_each_key(rig, 8)
     await declare_and_publish(rig, few, sent[:360])
     publisher, worker = await opened(), await opened()
-    assert await worker.set_partitions(many, 8) == 3
+    assert await worker.set_partitions(many, 5) == 2
     await publish_or_raise(publisher, sent[360:])
     effects = Effects()
 
     async def all_are_counted() -> bool:
-        return (await worker.stats(many)).ready == len(sent) + 2 * 8  # and the notes
+        return (await worker.stats(many)).ready == len(sent) + 2 * 5  # and the notes
 
     async def none_is_counted() -> bool:
         return (await worker.stats(many)).ready == 0
@@ -840,9 +841,10 @@ async def test_moved_messages_come_in_portions_before_what_was_published_since(
 async def test_an_interrupted_change_of_partitions_keeps_the_order(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch, failure: Unreachable | None
 ) -> None:
+    monkeypatch.setattr(relocation, "AT_ONCE", 100)
     few = rig.subscription("ordered", order=Order(partitions=1))
     many = replace(few, order=Order(partitions=2))
-    sent = rig.envelopes(1_500)
+    sent = rig.envelopes(300)
     await declare_and_publish(rig, few, sent)
     transport = await opened()
     publish = Relocation._publish
@@ -870,8 +872,9 @@ async def test_an_interrupted_change_of_partitions_keeps_the_order(
 async def test_interrupted_rerouting_keeps_the_order(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rerouting, "MOVE_BATCH", 100)
     subscription = rig.subscription("ordered", order=Order(partitions=1))
-    sent = rig.envelopes(1_500)
+    sent = rig.envelopes(300)
     transport = await opened()
     await publish_or_raise(transport, sent)
     reached = asyncio.Event()
@@ -940,11 +943,11 @@ async def test_partitions_are_not_changed_while_somebody_holds_their_messages(
 
 
 async def test_partitions_are_not_changed_while_workers_consume(rig: Rig, opened: Opening) -> None:
-    few = rig.subscription("ordered", order=Order(partitions=3))
+    few = rig.subscription("ordered", order=Order(partitions=2))
     one, two = await opened(), await opened()
     async with one.consume(few, prefetch=10):
         with pytest.raises(UsageError, match="1 workers still consume"):
-            await two.set_partitions(few, 8)
+            await two.set_partitions(few, 5)
 
 
 @pytest.mark.parametrize("time", [1, 2], ids=["before-messages-are-moved", "after"])
@@ -953,8 +956,8 @@ async def test_an_old_process_that_restores_its_partitions_does_not_undo_a_chang
 ) -> None:
     """It does so while there is no exchange that says the number, which is replaced twice."""
     monkeypatch.setattr(upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)
-    few = rig.subscription("ordered", order=Order(partitions=3))
-    many = replace(few, order=Order(partitions=8))
+    few = rig.subscription("ordered", order=Order(partitions=2))
+    many = replace(few, order=Order(partitions=5))
     sent = of_each_key(rig, 3)
     old = await opened()
     await old.declare([few])
@@ -973,7 +976,7 @@ async def test_an_old_process_that_restores_its_partitions_does_not_undo_a_chang
 
     with monkeypatch.context() as patched:
         patched.setattr(Channel, "exchange_delete", delete_and_restore)
-        assert await (await opened()).set_partitions(many, 8) == 3
+        assert await (await opened()).set_partitions(many, 5) == 2
     await publish_or_raise(old, sent[2 * KEYS :])
     assert not await count_messages(old._consuming, Topology(rig.prefix).queues(few))
     effects = Effects()
@@ -989,10 +992,10 @@ async def test_nothing_reaches_partitions_that_are_declared_after_their_number_h
     """A process of the old version stands still for the whole change, after it has looked at the
     number and before it declares the partitions."""
     monkeypatch.setattr(upkeep, "INTERVAL", 0.2)
-    few = rig.subscription("ordered", order=Order(partitions=3))
-    many = replace(few, order=Order(partitions=8))
+    few = rig.subscription("ordered", order=Order(partitions=2))
+    many = replace(few, order=Order(partitions=5))
     names = Topology(rig.prefix)
-    number = names.workers_exchange(few, Order(partitions=3))
+    number = names.workers_exchange(few, Order(partitions=2))
     sent = rig.envelopes(30)
     await declare_and_publish(rig, few, sent[:10])
     old, new = await opened(), await opened()
@@ -1005,7 +1008,7 @@ async def test_nothing_reaches_partitions_that_are_declared_after_their_number_h
             return
         looked = entities.index(number) + 1
         await declare_all(channel, entities[:looked])
-        numbers_before.append(await new.set_partitions(many, 8))
+        numbers_before.append(await new.set_partitions(many, 5))
         try:
             await declare_all(channel, entities[looked:])
         finally:
@@ -1014,7 +1017,7 @@ async def test_nothing_reaches_partitions_that_are_declared_after_their_number_h
     async def old_ways_are_gone() -> bool:
         try:
             async with old._consuming.channel() as channel:
-                await channel.exchange_declare(names.partitions_exchange(few, 3), passive=True)
+                await channel.exchange_declare(names.partitions_exchange(few, 2), passive=True)
         except ChannelNotFoundEntity:
             return went_on.is_set()
         return False
@@ -1027,7 +1030,7 @@ async def test_nothing_reaches_partitions_that_are_declared_after_their_number_h
     else:
         old._upkeep.cover([few])
         await until(old_ways_are_gone)
-    assert numbers_before == [3]
+    assert numbers_before == [2]
     await publish_or_raise(new, sent[10:])
     counts = await count_messages(old._consuming, names.queues(few))
     assert not any(each.ready for each in counts.values())
@@ -1038,15 +1041,15 @@ async def test_a_worker_that_starts_while_partitions_change_does_not_consume(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)
-    few = rig.subscription("ordered", order=Order(partitions=3))
-    many = replace(few, order=Order(partitions=8))
+    few = rig.subscription("ordered", order=Order(partitions=2))
+    many = replace(few, order=Order(partitions=5))
     await declare_and_publish(rig, few, rig.envelopes(20))
     old, new = await opened(), await opened()
     join = Workers.join
 
     async def join_late(self: Workers, *arguments: Any) -> None:
         await new._relocation._replace(
-            Topology(rig.prefix).workers_exchange(few, Order(partitions=8), is_moving=True)
+            Topology(rig.prefix).workers_exchange(few, Order(partitions=5), is_moving=True)
         )
         await join(self, *arguments)
 
@@ -1055,15 +1058,15 @@ async def test_a_worker_that_starts_while_partitions_change_does_not_consume(
         with pytest.raises(UsageError, match="another number"):
             async with old.consume(few, prefetch=10):
                 pass
-    assert await new.set_partitions(many, 8) == 3
+    assert await new.set_partitions(many, 5) == 2
     assert numbers(await take(new, many, 20)) == list(range(20))
 
 
 async def test_partitions_are_not_changed_if_a_worker_starts_in_that_moment(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = rig.subscription("ordered", order=Order(partitions=3))
-    many = replace(few, order=Order(partitions=8))
+    few = rig.subscription("ordered", order=Order(partitions=2))
+    many = replace(few, order=Order(partitions=5))
     old, new = await opened(), await opened()
     await old.declare([few])
     await publish_or_raise(old, rig.envelopes(20))
@@ -1078,9 +1081,9 @@ async def test_partitions_are_not_changed_if_a_worker_starts_in_that_moment(
 
         monkeypatch.setattr(Relocation, "_replace", start_a_worker)
         with pytest.raises(UsageError, match="1 workers still consume"):
-            await new.set_partitions(many, 8)
+            await new.set_partitions(many, 5)
         assert numbers(await receive(started[0], 20)) == list(range(20))
-    assert await new.set_partitions(many, 8) == 3
+    assert await new.set_partitions(many, 5) == 2
     assert numbers(await take(new, many, 20)) == list(range(20))
 
 
@@ -1092,7 +1095,7 @@ async def test_deleted_ways_to_partitions_are_restored(
 ) -> None:
     monkeypatch.setattr(upkeep, "INTERVAL", 0.2)
     monkeypatch.setattr(upkeep, "GRACE", 0.3)
-    subscription = rig.subscription("ordered", order=Order(partitions=4))
+    subscription = rig.subscription("ordered", order=Order(partitions=3))
     transport = await opened()
     await transport.declare([subscription])
     names = Topology(rig.prefix)

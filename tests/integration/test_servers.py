@@ -162,10 +162,16 @@ def test_an_unknown_kind_is_an_error() -> None:
         pass
 
 
+# RabbitMQ takes as long to start as several others, and the run has a container of it anyway.
+KINDS_IN_TURN = [
+    pytest.param(kind, marks=[pytest.mark.soak] if kind == "rabbitmq" else []) for kind in KINDS
+]
+
+
 # --- second choice: a container ---
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_IN_TURN)
 async def test_a_container_starts_answers_and_is_removed(kind: str) -> None:
     try:
         with serve(kind, environment()) as server:
@@ -205,7 +211,7 @@ def test_an_image_that_cannot_be_pulled_is_given_up_within_seconds() -> None:
 # --- third choice: a private server ---
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_IN_TURN)
 async def test_a_private_server_is_separate_from_others_and_is_removed(
     kind: str, temporary: Path, servers: Servers
 ) -> None:
