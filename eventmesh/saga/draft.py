@@ -438,14 +438,19 @@ class Draft:
                 or (parking is not None and parking.unit == name)
             )
         } | self._standing_still()
-        if chosen is not None and chosen not in found:
-            names = ", ".join(found) or "nothing"
-            raise UsageError(f"the saga does not wait for {chosen!r}, but for {names}.")
-        if chosen is None and parking is not None:
+        if chosen is not None:
+            # As lists name it: a step stands for its items, and may be marked as an undo.
+            named = chosen.removesuffix(":undo")
+            meant = [(name, step) for name, step in found.items() if named in (name, step.name)]
+            if not meant:
+                names = ", ".join(found) or "nothing"
+                raise UsageError(f"the saga does not wait for {chosen!r}, but for {names}.")
+            yield from meant
+        elif parking is not None:
             standing = {*self._standing_still(), parking.unit}
             yield from ((name, step) for name, step in found.items() if name in standing)
         else:
-            yield from ((name, step) for name, step in found.items() if chosen in (None, name))
+            yield from found.items()
 
     def _standing_still(self) -> dict[str, Step[Any, Any]]:
         """The units that nobody goes on with unless an operator does."""

@@ -7,8 +7,10 @@ import pytest
 from eventmesh import Saga
 from eventmesh.errors import UsageError
 from tests.unit.saga.trips import (
+    ONCE,
     TWICE,
     Approved,
+    Booked,
     Did,
     Do,
     Ended,
@@ -167,6 +169,17 @@ def test_a_skip_of_a_parked_undo_goes_on_with_the_next_one() -> None:
 def test_a_skip_of_a_parked_pivot_takes_it_as_done() -> None:
     story = Story(with_pivot()).ok("a").timed_out("p").operator("skip")
     assert (story.status, story.new) == ("running", ["y", "z"])
+
+
+def test_a_step_may_be_named_as_lists_name_it() -> None:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", each=lambda state: state.items, undo_retry=ONCE))
+    story = Story(saga, Booked(items=("x", "y")))
+    with pytest.raises(UsageError, match=r"waits for a\[0\], a\[1\]: say which step"):
+        story.operator("skip", "a")
+    story.ok("a[0]").failed("a[1]").timed_out("a[0]:undo")
+    assert story.operator("retry", "a:undo").new == ["a[0]:undo#2"]
+    assert story.operator("skip", "a:undo").status == "undone"
 
 
 def test_a_skip_tells_what_was_skipped() -> None:
