@@ -181,6 +181,19 @@ async def test_parts_with_a_backlog_take_turns(node: Node) -> None:
         assert sorted(set(parts)) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("subscription", [SPREAD, IN_ORDER], ids=["spread", "in-order"])
+async def test_a_consumer_waits_in_all_parts_while_nothing_arrives(
+    node: Node, subscription: Subscription
+) -> None:
+    async with (
+        open_transport(f"{node.url}?slots=4", CLOCK, options()) as transport,
+        transport.consume(subscription, prefetch=40),
+    ):
+        await eventually(
+            lambda: node.tell("INFO", "clients")["blocked_clients"] == 4, "four waiting reads"
+        )
+
+
 async def publish(transport: Transport) -> None:
     await publish_or_raise(transport, of_keys(8, 1))
 

@@ -74,13 +74,19 @@ class Prefetch:
         `room_made`."""
         if holder not in self._waiting:
             self._waiting.append(holder)
-        has_some = any(each.held > each.received for each in self._holders)
-        if self._unused <= (self._limit // 4 if has_some else 0) or self._waiting[0] is not holder:
+        if not self.has_room or self._waiting[0] is not holder:
             return False
         del self._waiting[0]
         if self._waiting:
             self.room_made.set()  # there may be enough for the next, too
         return True
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is enough room for a round trip, or the worker has run out. A part for
+        which nothing is there waits for messages then, whoever has the next turn."""
+        has_some = any(each.held > each.received for each in self._holders)
+        return self._unused > (self._limit // 4 if has_some else 0)
 
     def leave_queue(self, holder: Holder) -> None:
         """Let others have their turns while it has something else to do."""

@@ -269,7 +269,7 @@ class OrderedConsumer:
             self._holdings.add(run, deliveries)
         if taken:
             self._reader.arrived.set()
-        if not more and self._prefetch.may_fetch(self):
+        if not more and self._prefetch.has_room:
             wait = LONGEST_WAIT if due_ms < 0 else min(due_ms / 1000, LONGEST_WAIT)
             await self._wait(connection, wait, after, woken)
 
