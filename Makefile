@@ -65,6 +65,7 @@ bench: $(VENV)/.dev  ## ratios against raw clients, FastStream, workflow engines
 	$(BIN)/python -m benchmarks.tracing
 	$(BIN)/python -m benchmarks.ordering
 	$(BIN)/python -m benchmarks.ordering_workers
+	$(BIN)/python -m benchmarks.ordering_costs
 
 kills: $(VENV)/.dev  ## the demo on every broker, with and without workers that are killed
 	$(BIN)/python -m benchmarks.demo_kills $(ARGS)

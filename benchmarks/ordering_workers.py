@@ -124,9 +124,9 @@ def mark(programs: Sequence[Program], handled: int) -> Mark:
     )
 
 
-def broker_seconds() -> float:
-    """Processor time of the server so far: of all that this process has started and that is no
-    Python program."""
+def broker_seconds(of: int | None = None) -> float:
+    """Processor time of the server so far: of all that this process, or the one with the id `of`,
+    has started and that is no Python program."""
     children: dict[int, list[int]] = {}
     seconds: dict[int, float] = {}
     for each in Path("/proc").glob("[0-9]*"):
@@ -138,7 +138,7 @@ def broker_seconds() -> float:
         children.setdefault(int(fields[1]), []).append(pid)
         if "python" not in name:
             seconds[pid] = (int(fields[11]) + int(fields[12])) / TICKS
-    ours, found = [os.getpid()], 0.0
+    ours, found = [of or os.getpid()], 0.0
     while ours:
         pid = ours.pop()
         ours += children.get(pid, [])
