@@ -303,6 +303,16 @@ async def test_show_tells_the_whole_story_of_a_saga(rides: Rides) -> None:
     assert [each["rule"] for each in shown["log"]] == ["started", "applied", "parked"]
 
 
+async def test_a_child_saga_names_the_step_of_its_parent(rides: Rides) -> None:
+    parent_id = "0190-parent"
+    labels = {"sagaid": f"tours.tour/{parent_id}", "sagastep": "travel"}
+    envelope = await rides.handle(rides.code["Requested"](ride="a"), "rides", labels)
+    said = await rides.run("show", "rides", envelope.unique_id)
+    assert f"child of: tours.tour {parent_id}, step travel\n" in said
+    shown = json.loads(await rides.run("show", "rides", envelope.unique_id, "--json"))
+    assert shown["parent"] == {"saga": "tours.tour", "id": parent_id, "step": "travel"}
+
+
 async def test_graph_is_a_flow_chart_with_live_counts_on_request(rides: Rides) -> None:
     await rides.start("a", "b")
     plain = await rides.run("graph", "rides")

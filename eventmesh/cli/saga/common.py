@@ -68,6 +68,15 @@ def age(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def parent_of(row: SagaRow) -> dict[str, str] | None:
+    """The saga of which this one is a child, and the label of its step that this one answers."""
+    parent = (row.details or {}).get("parent")
+    if not parent:
+        return None
+    saga, _, saga_id = parent[0].partition("/")
+    return {"saga": saga, "id": saga_id, "step": parent[1]}
+
+
 def summary(row: SagaRow) -> dict[str, Any]:
     """A saga for JSON."""
     return {
@@ -76,6 +85,7 @@ def summary(row: SagaRow) -> dict[str, Any]:
         "version": row.version,
         "status": row.status,
         "key": row.key,
+        "parent": parent_of(row),
         "waiting_for": [label for label in (row.waiting_for or "").split(",") if label],
         "reason": row.reason,
         "times_out_at": row.due_at and row.due_at.isoformat(),

@@ -18,6 +18,7 @@ from eventmesh.cli.saga.common import (
     SagaId,
     age,
     opened,
+    parent_of,
     summary,
     the_saga,
 )
@@ -160,6 +161,8 @@ def show(service: Name, saga_id: SagaId, as_json: AsJson = False) -> None:
     typer.echo(printable(f"status: {row.status}" + (f" ({row.reason})" if row.reason else "")))
     if row.key is not None:
         typer.echo(printable(f"key: {row.key}"))
+    if (parent := parent_of(row)) is not None:
+        typer.echo(printable(f"child of: {parent['saga']} {parent['id']}, step {parent['step']}"))
     if row.waiting_for:
         until = "" if row.due_at is None else f", until {row.due_at:%Y-%m-%d %H:%M:%S}"
         typer.echo(printable(f"waits for: {row.waiting_for}{until}"))
