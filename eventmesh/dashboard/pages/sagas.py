@@ -12,6 +12,7 @@ from eventmesh.dashboard.saga_picture import saga_picture
 from eventmesh.dashboard.site import FIRST_ANSWER, Form, Site
 from eventmesh.operations.saga_log import log_line
 from eventmesh.operations.sagas import STATUSES, find_saga, list_sagas, operate
+from eventmesh.persistence.sagas import SagaRow
 from eventmesh.saga.coordinator import Coordinator
 from eventmesh.saga.happening import Operation, OperatorAction
 
@@ -80,7 +81,7 @@ class Sagas:
             lines=[(at, log_line(entry)) for at, entry in story.log[-MOST_LINES:]],
             more_lines=len(story.log) - MOST_LINES,
             state=self._site.masking.value(row.name, row.state),
-            steps=[name for name in (row.waiting_for or "").split(",") if name],
+            steps=choices(row),
             operations=MEANINGS if row.is_open else {},
         )
 
@@ -95,6 +96,16 @@ class Sagas:
         decision = OperatorAction(operation, form.reason, form.optional("step"))
         await operate(self._site.reach, service, row, decision, form.user.name)
         return self._site.see(request, "/sagas/saga", service=service.name, id=row.id)
+
+
+def choices(row: SagaRow) -> list[str]:
+    """What a saga waits for, of which an operator may choose one: each item of a step by itself."""
+    waiting = [
+        name + (":undo" if unit["status"] == "undo_sent" else "")
+        for name, unit in row.steps.items()
+        if unit["status"] in ("sent", "undo_sent")
+    ]
+    return sorted(waiting) or [name for name in (row.waiting_for or "").split(",") if name]
 
 
 def _operation(text: str) -> Operation:
