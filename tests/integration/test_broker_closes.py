@@ -99,9 +99,9 @@ async def test_a_close_after_any_number_of_frames_raises_unreachable_and_loses_n
     account, prefix = Account(), f"test-{secrets.token_hex(5)}"
     parts, unreachable = urlsplit(rabbitmq_server.url), 0
     async with asyncio.timeout(TIMEOUT_SECONDS):
-        # Each takes its turn: channels after odd numbers of frames, connections after even ones.
+        # Each takes its turn: channels after 1, 4, 7... frames, connections after 2, 5, 8...
         first = 1 if every_position or close_frame is CHANNEL_CLOSED else 2
-        for after in count(first, 1 if every_position else 2):
+        for after in count(first, 1 if every_position else 3):
             proxy = ClosingProxy(rabbitmq_server.url, after, close_frame)
             port = await proxy.open()
             proxied = parts.netloc.replace(f"{parts.hostname}:{parts.port}", f"127.0.0.1:{port}")

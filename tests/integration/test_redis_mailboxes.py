@@ -275,7 +275,7 @@ def test_redis_does_what_the_model_does(node: Node) -> None:
         run_state_machine_as_test(
             Mailboxes,
             settings=settings(
-                max_examples=100,
+                max_examples=60,
                 stateful_step_count=40,
                 deadline=None,
                 phases=(Phase.generate, Phase.shrink),

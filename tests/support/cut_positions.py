@@ -4,9 +4,9 @@ A scenario is run once undisturbed, behind a proxy that records where each part 
 forwarded: a request, an answer, a frame. The scenario is then interrupted in the middle of each
 part, and at the end of each part to the server. These are different things to survive: half a
 COMMIT, and a COMMIT whose answer is lost. The end of an answer is left out, because what is lost
-then is the answer to the next request. Where there are many requests, as for RabbitMQ's queues and
-exchanges, which are declared one by one, every second one is interrupted in its middle, and the
-others at their end. `make soak` interrupts it after every few bytes instead.
+then is the answer to the next request. Where there are many parts, as for RabbitMQ's queues and
+exchanges, which are declared one by one, two of three are interrupted: requests in turn in their
+middle and at their end. `make soak` interrupts it after every few bytes instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FEW = 30
 """A scenario of fewer parts than this is interrupted at the end of each, in either direction."""
 
 MANY = 40
-"""A scenario of more requests than this is interrupted once in each of them."""
+"""A scenario of more parts than this is interrupted in two of three of them."""
 
 every_position = pytest.mark.parametrize(
     "every_position",
@@ -50,8 +50,9 @@ async def cut_positions(
     ends = [0, *(end - begin for end in proxy.ends[direction][known:])]
     middles = [(one + other + 1) // 2 for one, other in pairwise(ends)]
     positions = {*middles}
-    if direction is Direction.TO_SERVER and len(middles) > MANY:
-        positions = {*middles[::2], *ends[2::2]}
+    if len(middles) > MANY:
+        others = ends[2::3] if direction is Direction.TO_SERVER else middles[1::3]
+        positions = {*middles[::3], *others}
     elif direction is Direction.TO_SERVER or len(ends) < FEW:
         positions.update(ends[1:])
     return _and_beyond(sorted(positions))
