@@ -55,14 +55,17 @@ FULL_AFTER = 3.0
 PATIENCE = 60.0
 """Seconds to wait for the first message."""
 
+NOTING_SECONDS = 15.0
+"""Until RabbitMQ has all notes on retries, which are written in the background."""
+
 LOOK_SECONDS = 10.0
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
 class Held:
-    """How many keys were held after so many seconds, and for how many of these the consumer's
-    processor was busy, and the broker's; megabytes by which the consumer and Redis have grown; the
+    """How many keys were held after so many seconds; for how many seconds the consumer's processor
+    was busy with that, and the broker's; megabytes by which the consumer and Redis have grown; the
     percentage of a processor that the consumer takes while all is held."""
 
     keys: int
@@ -97,7 +100,7 @@ async def hold(url: str, keys: int) -> Held:
         settle_memory()
         memory_before = memory()
         held: set[str | None] = set()
-        seconds = busy = 0.0
+        seconds = 0.0
         began, cpu = time.monotonic(), time.process_time()
         broker_before = broker_seconds(os.getppid())
         async with transport.consume(subscription, prefetch=500) as consumer:
@@ -109,10 +112,11 @@ async def hold(url: str, keys: int) -> Held:
                     break
                 await consumer.settle([(each, RetryAfter(AN_HOUR)) for each in deliveries])
                 held |= {each.envelope.key for each in deliveries}
-                seconds, busy = time.monotonic() - began, time.process_time() - cpu
-            broker = broker_seconds(os.getppid()) - broker_before
+                seconds = time.monotonic() - began
             receiving = asyncio.ensure_future(consumer.receive(500))
-            await asyncio.sleep(FULL_AFTER)
+            await asyncio.sleep(NOTING_SECONDS)
+            busy = time.process_time() - cpu
+            broker = broker_seconds(os.getppid()) - broker_before
             settle_memory()
             idle = await percent(LOOK_SECONDS)
             grown = memory() - memory_before
