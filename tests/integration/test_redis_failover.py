@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from redis.asyncio.cluster import RedisCluster
 
 from eventmesh.errors import Unreachable
 from eventmesh.transports.base import Subscription, TransportOptions, publish_or_raise
 from eventmesh.transports.outcome import DONE
 from eventmesh.transports.redis import transport as redis_streams
+from eventmesh.transports.redis.address import locator_for, parse_broker_url
 from eventmesh.transports.redis.transport import RedisTransport
 from tests.integration.redis_clusters import PREFIX, Cluster, online_replicas, opened_on, role
 from tests.integration.redis_nodes import Node, eventually, nodes, until
@@ -252,6 +254,34 @@ async def test_after_a_cluster_failover_traffic_continues_and_no_message_is_lost
         # No replica is left, and publishing waits for one; consuming does not.
         traffic.stop_publishing.set()
         await traffic.until_all_is_handled(allowed(RECOVERY))
+
+
+async def test_who_stops_looking_for_a_node_leaves_no_connection(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a client that is closed after a failover, while it closes what it has asked by."""
+    url = parse_broker_url(f"{cluster.url}?client_name=asking")
+    close = RedisCluster.aclose
+
+    def asking() -> list[bytes]:
+        lists = (node.tell("CLIENT", "LIST") for node in cluster.members)
+        return [line for each in lists for line in each.splitlines() if b"name=asking" in line]
+
+    for turns in range(4):
+        closing = asyncio.Event()
+
+        async def tell_and_close(client: RedisCluster, closing: asyncio.Event = closing) -> None:
+            closing.set()
+            await close(client)
+
+        monkeypatch.setattr(RedisCluster, "aclose", tell_and_close)
+        locating = asyncio.ensure_future(locator_for(url, f"{{{PREFIX}}}").locate())
+        await closing.wait()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        locating.cancel()
+        await asyncio.wait([locating])
+        await eventually(lambda: not asking(), "no connection that is left")
 
 
 def promoted(replica: Node) -> bool:

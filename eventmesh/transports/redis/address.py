@@ -4,7 +4,7 @@ names, or the node of a Cluster that has our slot. It is looked up again after a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -180,6 +180,16 @@ async def _first_answer(
     raise failure
 
 
+async def _finished(closing: Coroutine[Any, Any, None]) -> None:
+    """Wait until a client is closed, also if we are cancelled meanwhile: redis-py does not close
+    twice, so whatever a cancellation left open would stay open."""
+    task = asyncio.ensure_future(closing)
+    try:
+        await asyncio.shield(task)
+    finally:
+        await asyncio.wait([task], timeout=FINDING_TIMEOUT)
+
+
 class _BySentinel:
     """Asks the Sentinels, first the one that answered last time."""
 
@@ -205,7 +215,7 @@ class _BySentinel:
         try:
             host, port = await sentinel.discover_master(self._master)
         finally:
-            await sentinel.aclose()
+            await _finished(sentinel.aclose())
         return host, port
 
 
@@ -241,7 +251,7 @@ class _ByCluster:
         except RedisClusterException as error:  # not a subclass of RedisError
             raise RedisConnectionError(str(error)) from error
         finally:
-            await cluster.aclose()
+            await _finished(cluster.aclose())
         if node is None:
             raise RedisConnectionError("no node of the cluster has the slot of our keys")
         return node.host, int(node.port)
