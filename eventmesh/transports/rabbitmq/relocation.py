@@ -138,7 +138,7 @@ class Relocation:
         """Divide what waits for a subscription among so many partitions; returns how many it had,
         None if it has no order on the broker. UsageError if another change was interrupted."""
         new = self._divided(subscription, partitions)
-        async with self._lock(subscription).held():
+        async with self._lock(subscription).held(PATIENCE):
             numbers = await self._numbers_of_partitions(subscription)
             if not numbers:
                 return None
@@ -169,13 +169,14 @@ class Relocation:
         try:
             await self._declare([self._workers_exchange(subscription)])
         except UsageError:
-            await self.cut_off_if_changed(subscription)
+            with suppress(QueueLocked):  # a change that is under way deletes them at its end
+                await self.cut_off_if_changed(subscription)
             raise
 
     async def cut_off_if_changed(self, subscription: Subscription) -> None:
         """Let no message reach its partitions if it has another number of them by now: nobody
         consumes these."""
-        async with self._lock(subscription).held(PATIENCE):
+        async with self._lock(subscription).held():
             if await self._is_declared(self._workers_exchange(subscription)):
                 return
             for number in await self._numbers_of_partitions(subscription):
