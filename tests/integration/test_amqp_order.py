@@ -985,9 +985,32 @@ async def test_an_old_process_that_restores_its_partitions_does_not_undo_a_chang
     effects.check_order()
 
 
-@pytest.mark.parametrize("starts", [True, False], ids=["starts", "restores"])
+async def fail_a_round(old: AmqpTransport, new: AmqpTransport, few: Subscription) -> None:
+    """Let a round of the old process's upkeep fail, as while partitions are changed."""
+    rounds: list[BaseException] = []
+    restore = old._upkeep.restore
+
+    async def restore_and_note() -> None:
+        try:
+            await restore()
+        except UsageError as error:
+            rounds.append(error)
+            raise
+
+    async def has_failed() -> bool:
+        return bool(rounds)
+
+    exchange = new._relocation._workers_exchange
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(old._upkeep, "restore", restore_and_note)
+        await new._relocation._replace(exchange(few, is_moving=True))
+        await until(has_failed)
+        await new._relocation._replace(exchange(few))
+
+
+@pytest.mark.parametrize("when", ["starts", "restores", "restores after it has failed"])
 async def test_nothing_reaches_partitions_that_are_declared_after_their_number_has_changed(
-    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch, starts: bool
+    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """A process of the old version stands still for the whole change, after it has looked at the
     number and before it declares the partitions."""
@@ -1022,8 +1045,11 @@ async def test_nothing_reaches_partitions_that_are_declared_after_their_number_h
             return went_on.is_set()
         return False
 
-    monkeypatch.setattr(connection if starts else upkeep, "declare_all", stand_still)
-    if starts:
+    if when == "restores after it has failed":
+        old._upkeep.cover([few])
+        await fail_a_round(old, new, few)
+    monkeypatch.setattr(connection if when == "starts" else upkeep, "declare_all", stand_still)
+    if when == "starts":
         with pytest.raises(UsageError, match="another number"):
             await old.declare([few])
         assert await old_ways_are_gone()

@@ -29,7 +29,7 @@ version that does this during the change may bring the old number or the old par
 - It looks before we replace the exchange, and has declared partitions by our end: we look for other
   partitions last, and delete them.
 - It looks before we replace the exchange, and declares partitions after our end: it looks again
-  when it has done so, and cuts them off.
+  when it has done so, and cuts them off. The upkeep looks again every minute while it fails.
 - It goes on to consume: it looks again once it is counted as a worker, and we count the workers
   again once the exchange is replaced. So one of the two notices the other.
 
@@ -46,9 +46,10 @@ from typing import Literal
 
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from eventmesh.clock import Clock
-from eventmesh.errors import UsageError
+from eventmesh.errors import Unreachable, UsageError
 from eventmesh.transports.base import MOST_PARTITIONS, Order, Subscription
 from eventmesh.transports.rabbitmq.connection import CONNECT_TIMEOUT, BrokerConnection
 from eventmesh.transports.rabbitmq.headers import attempt_and_deliveries, retry_headers
@@ -69,7 +70,7 @@ from eventmesh.transports.rabbitmq.ordered.notes import (
     written,
 )
 from eventmesh.transports.rabbitmq.publishing import Batch, Publisher
-from eventmesh.transports.rabbitmq.queue_lock import QueueLock, QueueLocked
+from eventmesh.transports.rabbitmq.queue_lock import LOCK_TIMEOUT, QueueLock, QueueLocked
 from eventmesh.transports.rabbitmq.topology import Entity, Exchange, Queue, Topology, partition_of
 from eventmesh.wire.cloudevents import from_headers
 
@@ -163,26 +164,44 @@ class Relocation:
                     await self._delete_partitions(self._divided(subscription, late), new)
         return old[0] if old else partitions
 
-    async def check_number(self, subscription: Subscription) -> None:
-        """To be called once a subscription with an order is declared: UsageError if the number of
-        its partitions was changed meanwhile."""
-        try:
-            await self._declare([self._workers_exchange(subscription)])
-        except UsageError:
-            with suppress(QueueLocked):  # a change that is under way deletes them at its end
-                await self.cut_off_if_changed(subscription)
-            raise
+    async def check_numbers(self, subscriptions: Sequence[Subscription]) -> None:
+        """To be called once these are declared: UsageError if the number of partitions of one was
+        changed meanwhile."""
+        for each in subscriptions:
+            if each.order is not None:
+                await self._declare([self._workers_exchange(each)])
 
-    async def cut_off_if_changed(self, subscription: Subscription) -> None:
-        """Let no message reach its partitions if it has another number of them by now: nobody
-        consumes these."""
-        async with self._lock(subscription).held():
-            if await self._is_declared(self._workers_exchange(subscription)):
-                return
-            for number in await self._numbers_of_partitions(subscription):
-                other = self._divided(subscription, number)
-                if other != subscription and await self._is_declared(self._workers_exchange(other)):
-                    await self._cut_off(subscription)
+    async def cut_off_changed(
+        self, subscriptions: Sequence[Subscription], patience: float = LOCK_TIMEOUT
+    ) -> None:
+        """Let no message reach the partitions of those of these that have another number of them by
+        now: nobody consumes these. To be called when declaring them has failed. What cannot be told
+        for `patience` seconds is left as it is: a change that is under way deletes them itself."""
+        for each in subscriptions:
+            with suppress(Unreachable, UsageError):  # the caller has an error that says more
+                if each.order is not None and await self._is_reached(each):
+                    async with self._lock(each).held(patience):
+                        await self._cut_off_if_changed(each)
+
+    async def _cut_off_if_changed(self, subscription: Subscription) -> None:
+        if await self._is_declared(self._workers_exchange(subscription)):
+            return
+        for number in await self._numbers_of_partitions(subscription):
+            other = self._divided(subscription, number)
+            if other != subscription and await self._is_declared(self._workers_exchange(other)):
+                await self._cut_off(subscription)
+
+    async def _is_reached(self, subscription: Subscription) -> bool:
+        """Whether there is a way of messages to these partitions."""
+        partitions = (subscription.order or Order()).partitions
+        exchange = self._topology.partitions_exchange(subscription, partitions)
+        async with self._connection.guard():
+            try:
+                async with self._connection.channel() as channel:
+                    await channel.exchange_declare(exchange, passive=True)
+            except ChannelNotFoundEntity:
+                return False
+        return True
 
     async def _check_none_has_just_started(
         self, subscription: Subscription, numbers: Sequence[int]

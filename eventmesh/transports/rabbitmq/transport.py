@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from types import MappingProxyType
 
 from eventmesh.clock import Clock
-from eventmesh.errors import Unreachable
+from eventmesh.errors import Unreachable, UsageError
 from eventmesh.tracing.place import Peer
 from eventmesh.transports.base import (
     ALL_CONFIRMED,
@@ -254,10 +254,12 @@ class AmqpTransport:
         await self._relocation.follow_declarations(new)
         entities = self._topology.for_subscriptions(subscriptions)
         connection.forget_declared(entities)
-        await connection.ensure_declared(entities or self._topology.for_publishing())
-        for each in subscriptions:
-            if each.order is not None:
-                await self._relocation.check_number(each)
+        try:
+            await connection.ensure_declared(entities or self._topology.for_publishing())
+            await self._relocation.check_numbers(subscriptions)
+        except UsageError:
+            await self._relocation.cut_off_changed(subscriptions)
+            raise
         names = {name for subscription in new for name in subscription.messages}
         await self._rerouter.reroute(names)
         await self._rerouter.reroute_foreign(names)

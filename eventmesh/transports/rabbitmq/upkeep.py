@@ -28,7 +28,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from contextlib import suppress
 
 import structlog
 from aiormq.channel import Channel
@@ -50,6 +49,10 @@ REROUTING_INTERVAL = 1.0
 
 GRACE = 4.5
 """Seconds that unrouted messages wait at least: INTERVAL, and the time that a round takes."""
+
+ROUNDS_BETWEEN_LOOKS = 15
+"""Failing rounds, about a minute, after which we look again whether the number of partitions was
+changed after we had looked at it, and before we declared them."""
 
 FOREIGN_INTERVAL = 20.0
 """Seconds between two searches for our messages among foreign ones."""
@@ -98,14 +101,14 @@ class TopologyUpkeep:
             await asyncio.wait([task])
 
     async def _run(self) -> None:
-        logged = ""
+        logged, failed = "", 0
         while True:
             reroutes_soon = any(map(self._rerouter.may_try, self._unrouted_since))
             interval = REROUTING_INTERVAL if reroutes_soon else INTERVAL
             await self._clock.sleep(interval * random.uniform(0.8, 1.0))  # noqa: S311 - no secret
             try:
                 await self.restore()
-                logged = ""
+                logged, failed = "", 0
             except Unreachable:
                 # Whoever consumes or publishes notices that as well, and reports it.
                 self._channel = None
@@ -114,14 +117,9 @@ class TopologyUpkeep:
                 if logged != str(error):
                     logged = str(error)
                     self._log.error("topology cannot be restored", error=logged)
-                    await self._cut_off_changed()
-
-    async def _cut_off_changed(self) -> None:
-        """Cut off partitions that we may have declared after their number had changed."""
-        for each in list(self._subscriptions):
-            if each.order is not None:
-                with suppress(Unreachable):
-                    await self._relocation.cut_off_if_changed(each)
+                if failed % ROUNDS_BETWEEN_LOOKS == 0:
+                    await self._relocation.cut_off_changed(list(self._subscriptions), patience=0.0)
+                failed += 1
 
     async def restore(self) -> None:
         """One round: declare what may have been deleted, and reroute what has waited long
