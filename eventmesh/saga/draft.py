@@ -439,9 +439,7 @@ class Draft:
             )
         } | self._standing_still()
         if chosen is not None:
-            # As lists name it: a step stands for its items, and may be marked as an undo.
-            named = chosen.removesuffix(":undo")
-            meant = [(name, step) for name, step in found.items() if named in (name, step.name)]
+            meant = [*self._meant(chosen, found)]
             if not meant:
                 names = ", ".join(found) or "nothing"
                 raise UsageError(f"the saga does not wait for {chosen!r}, but for {names}.")
@@ -451,6 +449,17 @@ class Draft:
             yield from ((name, step) for name, step in found.items() if name in standing)
         else:
             yield from found.items()
+
+    def _meant(
+        self, chosen: str, found: Mapping[str, Step[Any, Any]]
+    ) -> Iterator[tuple[str, Step[Any, Any]]]:
+        """Those of these units that are named as lists name them: a step stands for its items, and
+        what is undone has a mark, which may be left out where nothing else of the step waits."""
+        named = chosen.removesuffix(":undo")
+        units = {name: step for name, step in found.items() if named in (name, step.name)}
+        undone = {name for name in units if self._units[name].status == "undo_sent"}
+        wanted = undone if named != chosen else units.keys() - undone or undone
+        return ((name, step) for name, step in units.items() if name in wanted)
 
     def _standing_still(self) -> dict[str, Step[Any, Any]]:
         """The units that nobody goes on with unless an operator does."""

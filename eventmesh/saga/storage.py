@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, RootModel, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import to_json
 
 from eventmesh.errors import EventMeshError
 from eventmesh.persistence.sagas import MOST_NAMES, SagaRow
@@ -24,7 +24,7 @@ class NewerVersion(EventMeshError):
     """A saga was started, or migrated, by a newer version of the code."""
 
 
-class StateAsStored(RootModel[dict[str, Any]]):
+class StateAsStored(RootModel[Any]):
     """The state of a saga as its row has it: enough to cancel one that cannot be read."""
 
 
@@ -148,13 +148,7 @@ def _state(definition: Definition, row: SagaRow) -> Any:
             f"its state of version {row.version} is not valid as {definition.state.__name__}: "
             f"{problems}"
         ) from error
-    except (
-        PydanticSerializationError,
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except Exception as error:  # a user's function may raise anything
         raise UnreadableState(f"its state could not be migrated: {error!r}") from error
 
 

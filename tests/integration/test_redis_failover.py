@@ -267,11 +267,13 @@ async def test_who_stops_looking_for_a_node_leaves_no_connection(
         lists = (node.tell("CLIENT", "LIST") for node in cluster.members)
         return [line for each in lists for line in each.splitlines() if b"name=asking" in line]
 
+    open_then: list[bytes] = []
     for turns in range(4):
         closing = asyncio.Event()
 
         async def tell_and_close(client: RedisCluster, closing: asyncio.Event = closing) -> None:
             closing.set()
+            open_then.extend(asking())
             await close(client)
 
         monkeypatch.setattr(RedisCluster, "aclose", tell_and_close)
@@ -282,6 +284,7 @@ async def test_who_stops_looking_for_a_node_leaves_no_connection(
         locating.cancel()
         await asyncio.wait([locating])
         await eventually(lambda: not asking(), "no connection that is left")
+    assert open_then
 
 
 def promoted(replica: Node) -> bool:

@@ -182,12 +182,15 @@ async def _first_answer(
 
 async def _finished(closing: Coroutine[Any, Any, None]) -> None:
     """Wait until a client is closed, also if we are cancelled meanwhile: redis-py does not close
-    twice, so whatever a cancellation left open would stay open."""
+    twice, so whatever a cancellation left open would stay open. It matters to nobody if it fails:
+    what was asked is known by then."""
     task = asyncio.ensure_future(closing)
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # retrieved
     try:
-        await asyncio.shield(task)
-    finally:
         await asyncio.wait([task], timeout=FINDING_TIMEOUT)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=FINDING_TIMEOUT)
+        raise
 
 
 class _BySentinel:

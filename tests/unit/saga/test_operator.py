@@ -182,6 +182,19 @@ def test_a_step_may_be_named_as_lists_name_it() -> None:
     assert story.operator("skip", "a:undo").status == "undone"
 
 
+def test_the_mark_of_an_undo_leaves_out_what_is_still_to_be_done() -> None:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", each=lambda state: state.items))
+    story = Story(saga, Booked(items=("x", "y"))).ok("a[0]").operator("undo")
+    with pytest.raises(
+        UsageError, match=r"does not wait for 'a\[1\]:undo', but for a\[0\], a\[1\]"
+    ):
+        story.operator("skip", "a[1]:undo")
+    assert story.operator("retry", "a:undo").new == ["a[0]:undo#2"]
+    assert story.operator("skip", "a:undo").status == "undoing"
+    assert story.operator("skip", "a").status == "undone"
+
+
 def test_a_skip_tells_what_was_skipped() -> None:
     story = Story(in_series()).operator("skip")
     assert str(story.transition.taken_for) == "a"
