@@ -6,9 +6,8 @@ publish while it is short of memory or disk, and acknowledgements must still get
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from types import MappingProxyType
 
 from eventmesh.clock import Clock
@@ -62,7 +61,6 @@ class AmqpTransport:
         self._facts = Facts(self._consuming, self._topology, clock, url, options.management_url)
         self._relocation = Relocation(self._consuming, self._publisher, self._topology, clock)
         self._ordered: set[OrderedConsumer] = set()
-        self._consumed: Counter[Subscription] = Counter()
         self._upkeep = TopologyUpkeep(
             self._consuming, self._topology, clock, self._rerouter, self._relocation
         )
@@ -112,25 +110,10 @@ class AmqpTransport:
             self._consuming, self._publishing, subscription, self._topology, self._clock
         )
         try:
-            with self._restored(subscription):
-                await consumer.start(prefetch)
-                yield consumer
+            await consumer.start(prefetch)
+            yield consumer
         finally:
             await consumer.leave()
-
-    @contextmanager
-    def _restored(self, subscription: Subscription) -> Iterator[None]:
-        """Let the upkeep restore what a subscription needs until its last consumer here leaves.
-        Others may give it an order then, or take it away, while this process is still draining: to
-        bind the old queues again would give them a copy of each message."""
-        self._consumed[subscription] += 1
-        try:
-            yield
-        finally:
-            self._consumed[subscription] -= 1
-            if not self._consumed[subscription]:
-                del self._consumed[subscription]
-                self._upkeep.uncover(subscription)
 
     @asynccontextmanager
     async def _consume_in_order(
@@ -142,9 +125,8 @@ class AmqpTransport:
             )
             self._ordered.add(consumer)
             try:
-                with self._restored(subscription):
-                    await consumer.start(prefetch)
-                    yield consumer
+                await consumer.start(prefetch)
+                yield consumer
             finally:
                 self._ordered.discard(consumer)
                 await consumer.leave()

@@ -92,10 +92,6 @@ class TopologyUpkeep:
         if self._task is None and self._subscriptions:
             self._task = asyncio.create_task(self._run())
 
-    def uncover(self, subscription: Subscription) -> None:
-        """Restore what it needs no more."""
-        self._subscriptions.pop(subscription, None)
-
     async def stop(self) -> None:
         task, self._task, self._channel = self._task, None, None
         self._subscriptions.clear()
