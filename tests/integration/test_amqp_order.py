@@ -658,6 +658,25 @@ async def test_retries_that_are_delayed_when_order_is_declared_come_when_they_ar
     assert {each.envelope.id for each in got} >= {each.envelope.id for each in failed}
 
 
+async def test_a_queue_without_order_that_was_bound_again_is_cut_off(
+    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a process that drains other subscriptions when order is switched on."""
+    monkeypatch.setattr(upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)
+    plain = rig.subscription("reader")
+    ordered = replace(plain, order=Order(partitions=2))
+    old, new = await opened(), await opened()
+    await old.declare([plain])
+    await new.declare([ordered])
+    await old._upkeep.restore()
+    await publish_or_raise(new, rig.envelopes(10))
+    late = Topology(rig.prefix).late_queue(ordered)
+    assert (await count_messages(new._consuming, [late]))[late].ready == 10
+    await new._upkeep.restore()
+    await publish_or_raise(new, rig.envelopes(10))
+    assert (await count_messages(new._consuming, [late]))[late].ready == 0
+
+
 async def test_retries_from_the_time_without_order_are_counted_while_no_worker_runs(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,9 @@ class Relocation:
             async with self._lock(subscription).held(patience=0.0):
                 counts = await count_messages(self._connection, [queue])
                 if queue in counts and not counts[queue].consumers:
+                    # A process without order that was ending may have bound it again.
+                    async with self._connection.guard(), self._connection.channel() as channel:
+                        await self._unbind(channel, queue, subscription)
                     await self._empty(queue, "late", subscription)
 
     async def set_partitions(self, subscription: Subscription, partitions: int) -> int | None:
@@ -261,13 +264,17 @@ class Relocation:
                 await self._declare(self._topology.for_switching_on(plain))
             await self._declare([Queue(switching), *self._topology.for_subscription(subscription)])
             async with self._connection.guard(), self._connection.channel() as channel:
-                for message in subscription.messages:
-                    exchange = self._topology.message_exchange(message)
-                    await channel.queue_unbind(queue, self._topology.exchange, message)
-                    await channel.queue_unbind(queue, exchange, "")
+                await self._unbind(channel, queue, subscription)
                 await channel.exchange_delete(switching)
             await self._move([plain], subscription)
             await self._delete_queues([switching])
+
+    async def _unbind(self, channel: Channel, queue: str, subscription: Subscription) -> None:
+        """Take the ways away that a queue without order has."""
+        for message in subscription.messages:
+            exchange = self._topology.message_exchange(message)
+            await channel.queue_unbind(queue, self._topology.exchange, message)
+            await channel.queue_unbind(queue, exchange, "")
 
     async def _take_order_away(self, subscription: Subscription) -> None:
         workers = self._topology.workers(subscription)
