@@ -117,8 +117,9 @@ class TopologyUpkeep:
                 if logged != str(error):
                     logged = str(error)
                     self._log.error("topology cannot be restored", error=logged)
-                if failed % ROUNDS_BETWEEN_LOOKS == 0:
-                    await self._relocation.cut_off_changed(list(self._subscriptions), patience=0.0)
+                ordered = [each for each in self._subscriptions if each.order is not None]
+                if ordered and failed % ROUNDS_BETWEEN_LOOKS == 0:
+                    await self._relocation.cut_off_changed(ordered, patience=0.0)
                 failed += 1
 
     async def restore(self) -> None:
