@@ -973,7 +973,7 @@ async def test_partitions_are_not_changed_while_workers_consume(rig: Rig, opened
 async def test_an_old_process_that_restores_its_partitions_does_not_undo_a_change(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch, time: int
 ) -> None:
-    """It does so while there is no exchange that says the number, which is replaced twice."""
+    """It does so while the exchange that says the number is missing, which happens twice."""
     monkeypatch.setattr(upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)
     few = rig.subscription("ordered", order=Order(partitions=2))
     many = replace(few, order=Order(partitions=5))

@@ -15,6 +15,7 @@ from eventmesh.operations.sagas import STATUSES, find_saga, list_sagas, operate
 from eventmesh.persistence.sagas import SagaRow
 from eventmesh.saga.coordinator import Coordinator
 from eventmesh.saga.happening import Operation, OperatorAction
+from eventmesh.saga.storage import unread_record_of
 
 MOST = 200
 
@@ -100,12 +101,9 @@ class Sagas:
 
 def choices(row: SagaRow) -> list[str]:
     """What a saga waits for, of which an operator may choose one: each item of a step by itself."""
-    waiting = [
-        name + (":undo" if unit["status"] == "undo_sent" else "")
-        for name, unit in row.steps.items()
-        if unit["status"] in ("sent", "undo_sent")
+    return unread_record_of(row).waiting or [
+        name for name in (row.waiting_for or "").split(",") if name
     ]
-    return sorted(waiting) or [name for name in (row.waiting_for or "").split(",") if name]
 
 
 def _operation(text: str) -> Operation:

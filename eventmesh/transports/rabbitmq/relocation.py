@@ -25,7 +25,7 @@ The exchange that says the number of partitions cannot be replaced in one step, 
 a subscription looks at it first and declares the partitions afterwards. So a process of the old
 version that does this during the change may bring the old number or the old partitions back:
 
-- It declares the old number in the moment in which there is no such exchange: we delete it again.
+- It declares the old number while that exchange is missing: we delete it again.
 - It looks before we replace the exchange, and has declared partitions by our end: we look for other
   partitions last, and delete them.
 - It looks before we replace the exchange, and declares partitions after our end: it looks again
@@ -168,11 +168,10 @@ class Relocation:
         return old[0] if old else partitions
 
     async def check_numbers(self, subscriptions: Sequence[Subscription]) -> None:
-        """To be called once these are declared: UsageError if the number of partitions of one was
-        changed meanwhile."""
+        """To be called once these, which have an order, are declared: UsageError if the number of
+        partitions of one was changed meanwhile."""
         for each in subscriptions:
-            if each.order is not None:
-                await self._declare([self._workers_exchange(each)])
+            await self._declare([self._workers_exchange(each)])
 
     async def cut_off_changed(
         self, subscriptions: Sequence[Subscription], patience: float = LOCK_TIMEOUT
@@ -182,7 +181,7 @@ class Relocation:
         for `patience` seconds is left as it is: a change that is under way deletes them itself."""
         for each in subscriptions:
             with suppress(Unreachable, UsageError):  # the caller has an error that says more
-                if each.order is not None and await self._is_reached(each):
+                if await self._is_reached(each):
                     async with self._lock(each).held(patience):
                         await self._cut_off_if_changed(each)
 

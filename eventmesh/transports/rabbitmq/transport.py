@@ -254,11 +254,12 @@ class AmqpTransport:
         await self._relocation.follow_declarations(new)
         entities = self._topology.for_subscriptions(subscriptions)
         connection.forget_declared(entities)
+        ordered = [each for each in subscriptions if each.order is not None]
         try:
             await connection.ensure_declared(entities or self._topology.for_publishing())
-            await self._relocation.check_numbers(subscriptions)
+            await self._relocation.check_numbers(ordered)
         except UsageError:
-            await self._relocation.cut_off_changed(subscriptions)
+            await self._relocation.cut_off_changed(ordered)
             raise
         names = {name for subscription in new for name in subscription.messages}
         await self._rerouter.reroute(names)
