@@ -28,8 +28,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NoReturn, Self
@@ -89,16 +89,13 @@ class UnitOfWork:
         except DBAPIError:
             await asyncio.shield(AsyncSession.invalidate(self.session))
 
-    @contextmanager
-    def transaction(self, causes: Sequence[tuple[Message, Envelope]] = ()) -> Iterator[Transaction]:
+    def transaction(
+        self, causes: Sequence[tuple[Message, Envelope]] = ()
+    ) -> AbstractContextManager[Transaction]:
         """What one call of a handler gets, with the messages that it is called with; it takes no
         more messages after the block."""
         self._is_proved = False
-        transaction = Transaction(self.session, self._sender, self._keep, causes)
-        try:
-            yield transaction
-        finally:
-            transaction.end()
+        return _UntilEnd(Transaction(self.session, self._sender, self._keep, causes))
 
     async def flush(self) -> None:
         """Execute what the handlers have added to the session, which `commit` does otherwise.
@@ -165,6 +162,21 @@ class UnitOfWork:
         session.info[_GUARD].is_committing = True
         session.commit()
         del session.info[_GUARD]  # the session may still be read from
+
+
+class _UntilEnd(AbstractContextManager[Transaction]):
+    """A transaction that is ended on leaving."""
+
+    __slots__ = ("_transaction",)
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+
+    def __enter__(self) -> Transaction:
+        return self._transaction
+
+    def __exit__(self, *_: object) -> None:
+        self._transaction.end()
 
 
 class TransactionSession(AsyncSession):

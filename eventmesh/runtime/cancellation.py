@@ -8,21 +8,32 @@ subscription. Such an error is therefore turned into an ordinary exception.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from types import TracebackType
 
 
 class LeakedCancellation(Exception):
     """Something that was awaited had been cancelled, although this task was not."""
 
 
-@contextmanager
-def leaked_cancellations_raised() -> Iterator[None]:
+def leaked_cancellations_raised() -> AbstractContextManager[None]:
     """Raise LeakedCancellation for a CancelledError that is not due to cancelling this task."""
-    try:
-        yield
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise LeakedCancellation("something that was awaited had been cancelled") from error
+    return _LEAKED_CANCELLATIONS_RAISED
+
+
+class _LeakedCancellationsRaised(AbstractContextManager[None]):
+    """Without a state, so that one does for all: it is entered for each message."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():
+                raise LeakedCancellation("something that was awaited had been cancelled") from error
+
+
+_LEAKED_CANCELLATIONS_RAISED = _LeakedCancellationsRaised()

@@ -38,13 +38,12 @@ def to_fields(envelope: Envelope) -> dict[str, str | bytes]:
 
 def from_fields(fields: Iterable[tuple[bytes, bytes]]) -> Envelope:
     """The envelope in a Redis stream entry."""
-    attributes = {}
-    data = b""
-    for name, value in fields:
-        if name == b"data":
-            data = value
-        else:
-            attributes[_name(name)] = _text(value)
+    raw = dict(fields)
+    data = raw.pop(b"data", b"")
+    try:
+        attributes = {_name(name): value.decode() for name, value in raw.items()}
+    except UnicodeDecodeError:
+        attributes = {_name(name): _text(value) for name, value in raw.items()}
     return Envelope(attributes, data)
 
 

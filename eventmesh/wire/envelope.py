@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from operator import itemgetter
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
@@ -50,6 +51,7 @@ _SHOWN_KEY = 100
 """How many characters of a key an error shows."""
 
 _REQUIRED = ("specversion", "id", "source", "type")
+_required_of = itemgetter(*_REQUIRED)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 UNIQUE_ID = re.compile(rf"{_UUID.pattern}|sha256:[0-9a-f]{{64}}")
 """The forms of `Envelope.unique_id`, and so of the id of a saga."""
@@ -207,16 +209,18 @@ def _fits(value: str) -> bool:
 
 def check_envelope(envelope: Envelope) -> None:
     """UnreadableMessage if required CloudEvents attributes are missing or of another version."""
-    missing = [name for name in _REQUIRED if not envelope.attributes.get(name)]
-    if missing:
+    try:
+        required = _required_of(envelope.attributes)
+    except KeyError:
+        required = ("",)
+    if not all(required):
+        missing = [name for name in _REQUIRED if not envelope.attributes.get(name)]
         raise UnreadableMessage(
             f"this is not a CloudEvents message: {', '.join(missing)} missing. Its publisher uses "
             f"neither EventMesh nor CloudEvents attributes."
         )
-    if envelope.attributes["specversion"] != "1.0":
-        raise UnreadableMessage(
-            f"CloudEvents version {envelope.attributes['specversion']!r} is unknown here: only 1.0."
-        )
+    if required[0] != "1.0":
+        raise UnreadableMessage(f"CloudEvents version {required[0]!r} is unknown here: only 1.0.")
 
 
 def version_of(envelope: Envelope) -> int:

@@ -237,39 +237,59 @@ class BatchRunner:
         settlements: list[Settlement] = []
         takes_several = self.handler.call_batch is not None and not self.handler.isolated
         size, has_failed, begun = self.size if takes_several else 1, False, 0
-        while begun < len(readable):
+        while begun < len(readable) and not self._is_ending():
             group = next_group(readable, begun, size)
             first = group[0][0]
-            async with self._turn_of(first):
-                if self._is_ending():
-                    break
-                counts_start = self._starts_are_counted and is_suspect(first)
-                if counts_start:
-                    with suppress(Unreachable):
-                        if dead := await self._starts.begin(first):
-                            settlements.append(self._settle(first, dead))
-                            begun += 1
-                            readable = self._left(readable, begun, settlements[-1])
-                            continue
-                try:
-                    with self.tracing.processing([delivery for delivery, _ in group]):
-                        returned = await self._call(group, None)
-                        self.handler.messages_in(returned)
-                except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
-                    if len(group) > 1:
-                        self._log.batch_failed(len(group), error)
-                        size, has_failed = 1, True
-                        continue
-                    settlements.append(self._fail(first, error))
-                    readable = self._left(readable, begun + 1, settlements[-1])
-                else:
-                    for delivery, _ in group:
-                        settlements.append(self._settle(delivery, DONE))
-                if counts_start:
-                    with suppress(Unreachable):
-                        await self._starts.end(first)
+            dead: Dead | None = None
+            error: Exception | None = None
+            if is_suspect(first):
+                async with self._suspects:
+                    if self._is_ending():
+                        break
+                    dead, error = await self._call_with_suspect(group)
+            else:
+                error = await self._call_plainly(group)
+            if error is not None and len(group) > 1:
+                self._log.batch_failed(len(group), error)
+                size, has_failed = 1, True
+                continue
             begun += len(group)
+            if dead is not None:
+                failed = self._settle(first, dead)
+            elif error is not None:
+                failed = self._fail(first, error)
+            else:
+                settlements += [self._settle(delivery, DONE) for delivery, _ in group]
+                continue
+            settlements.append(failed)
+            readable = self._left(readable, begun, failed)
         return _Result(settlements, has_failed=has_failed)
+
+    async def _call_plainly(self, group: Sequence[_Readable]) -> Exception | None:
+        """Call the handler without a transaction; returns the error that it raised."""
+        try:
+            with self.tracing.processing([delivery for delivery, _ in group]):
+                returned = await self._call(group, None)
+                if returned is not None:
+                    self.handler.messages_in(returned)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
+            return error
+        return None
+
+    async def _call_with_suspect(
+        self, group: Sequence[_Readable]
+    ) -> tuple[Dead | None, Exception | None]:
+        """The same, with the start of a suspect counted; or Dead where it began too often."""
+        [(suspect, _)] = group
+        if not self._starts_are_counted:
+            return None, await self._call_plainly(group)
+        with suppress(Unreachable):
+            if dead := await self._starts.begin(suspect):
+                return dead, None
+        error = await self._call_plainly(group)
+        with suppress(Unreachable):
+            await self._starts.end(suspect)
+        return None, error
 
     async def _run_in_groups(self, readable: Sequence[_Readable]) -> _Result:
         """Handle messages in as few transactions as possible, one by one after a failure.
@@ -499,9 +519,10 @@ class BatchRunner:
     def _settle(
         self, delivery: Delivery, outcome: Outcome, error: Exception | None = None
     ) -> Settlement:
-        if isinstance(outcome, Dead) and error is None:
-            self.tracing.not_processed(delivery, outcome.reason)
-        self._log.settled(delivery, outcome, error)
+        if outcome is not DONE or self._log.logs_success:
+            if isinstance(outcome, Dead) and error is None:
+                self.tracing.not_processed(delivery, outcome.reason)
+            self._log.settled(delivery, outcome, error)
         return delivery, outcome
 
 
@@ -542,8 +563,9 @@ def may_come_from_sharing(error: Exception) -> bool:
 
 def next_group(readable: Sequence[_Readable], begun: int, size: int) -> Sequence[_Readable]:
     """The messages from `begun` on that may share a transaction; a suspect is alone."""
-    end = min(begun + size, len(readable))
-    for number in range(begun, end):
-        if is_suspect(readable[number][0]):
-            return readable[begun : max(number, begun + 1)]
-    return readable[begun:end]
+    group = readable[begun : begun + size]
+    if len(group) > 1:
+        for number, (delivery, _) in enumerate(group):
+            if is_suspect(delivery):
+                return group[: max(number, 1)]
+    return group

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
-from structlog.contextvars import bind_contextvars, unbind_contextvars
+from structlog.contextvars import bind_contextvars, reset_contextvars, unbind_contextvars
 
 from eventmesh.runtime.declaring.retry import describe, summarize
 from eventmesh.runtime.seen_errors import SeenErrors
@@ -46,7 +46,13 @@ class DeliveryLog:
         self._tracing = tracing
         self._subscription = subscription
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.delivery").bind()
-        self._logs_success = self._log.is_enabled_for(logging.DEBUG)
+        self.logs_success = self._log.is_enabled_for(logging.DEBUG)
+        # Setting them takes a third of the time of binding them, and this is done for each message.
+        bound = bind_contextvars(message_id="", name="", correlation_id="")
+        self._message_id, self._name, self._correlation_id = (
+            bound[field].var for field in ("message_id", "name", "correlation_id")
+        )
+        reset_contextvars(**bound)
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -60,12 +66,11 @@ class DeliveryLog:
     def turn_to(self, delivery: Delivery) -> None:
         """Lines from here on are about this delivery, until the next call."""
         envelope = delivery.envelope
-        bind_contextvars(
-            message_id=envelope.id,
-            name=envelope.name,
-            correlation_id=envelope.correlation_id,
-            **self._tracing.ids_of(delivery),
-        )
+        self._message_id.set(envelope.id)
+        self._name.set(envelope.name)
+        self._correlation_id.set(envelope.correlation_id)
+        if ids := self._tracing.ids_of(delivery):
+            bind_contextvars(**ids)
 
     def turn_to_batch(self) -> None:
         """Lines from here on are about several messages, until the next call of `turn_to`."""
@@ -86,7 +91,7 @@ class DeliveryLog:
         self._log.info("duplicate skipped")
 
     def settled(self, delivery: Delivery, outcome: Outcome, error: Exception | None = None) -> None:
-        if isinstance(outcome, Done) and not self._logs_success:
+        if isinstance(outcome, Done) and not self.logs_success:
             return
         self.turn_to(delivery)
         match outcome:
