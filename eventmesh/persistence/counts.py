@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -83,7 +83,12 @@ class Total:
 
 def way_of(what: str, envelope: Envelope, subscription: str = "") -> Way:
     """How a message is counted."""
-    return Way(what, subscription, publisher_of(envelope), envelope.name[:255])
+    return _way(what, subscription, publisher_of(envelope), envelope.name[:255])
+
+
+@lru_cache(maxsize=1024)  # there are few; bounded, because anybody can send others
+def _way(what: str, subscription: str, source: str, name: str) -> Way:
+    return Way(what, subscription, source, name)
 
 
 def publisher_of(envelope: Envelope) -> str:

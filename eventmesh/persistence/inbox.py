@@ -134,11 +134,12 @@ async def claim(
         connection = sync.connection()
         statement, values = dialect.claim(inbox, subscription, by_name)
         if dialect.counts_with_claim and isinstance(values, dict):
+            numbers = {way: number for number, way in enumerate(dict.fromkeys(ways.values()), 1)}
             values |= {
                 "count_owner": counts.owner_of(connection),
-                "count_id": list(ways),
-                "count_source": [way.source for way in ways.values()],
-                "count_name": [way.name for way in ways.values()],
+                "count_way": [numbers[ways[message_id]] for message_id in ids] if ways else [],
+                "way_source": [way.source for way in numbers],
+                "way_name": [way.name for way in numbers],
             }
         return set(connection.execute(statement, values).scalars())
 

@@ -63,7 +63,8 @@ class Dialect(ABC):
     count as lists and the `count_owner`."""
     counts_with_claim = False
     """Whether the statement that claims messages also counts those that were not there, given the
-    `count_owner`, and for each `count_id` a `count_source` and a `count_name`."""
+    `count_owner`; `way_source` and `way_name` are what to count, and `count_way` says for each
+    `message_id` which of these it is, counted from 1."""
     can_cancel_delayed = True
     """Whether a delayed message in the outbox is found by its id without reading others."""
     reading_options: ClassVar[Mapping[str, Any]] = MappingProxyType(

@@ -491,7 +491,10 @@ class BatchRunner:
                 [delivery.envelope for delivery, _ in group],
                 transaction,
             )
-        async with self._in_time():
+        if self.handler.timeout is None:
+            with leaked_cancellations_raised():
+                return await called
+        async with self._limited(self.handler.timeout):
             with leaked_cancellations_raised():
                 return await called
 

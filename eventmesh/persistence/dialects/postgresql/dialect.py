@@ -61,8 +61,10 @@ _CLAIM = text(
             (owner, what, subscription, source, name, number, since, updated_at)
         SELECT :count_owner, 'handled', :subscription, way.source, way.name, count(*),
             clock_timestamp(), clock_timestamp()
-        FROM unnest(:count_id, :count_source, :count_name) AS way (message_id, source, name)
-        WHERE way.message_id IN (SELECT message_id FROM fresh)
+        FROM unnest(:message_id, :count_way) AS message (message_id, way)
+        JOIN fresh USING (message_id)
+        JOIN unnest(:way_source, :way_name) WITH ORDINALITY AS way (source, name, number)
+            ON way.number = message.way
         GROUP BY way.source, way.name ORDER BY way.source, way.name
         ON CONFLICT (owner, what, subscription, source, name) DO UPDATE
         SET number = total.number + excluded.number, updated_at = excluded.updated_at
@@ -73,7 +75,8 @@ _CLAIM = text(
     bindparam("subscription", type_=String()),
     *(bindparam(name, type_=ARRAY(kind)) for name, kind in _INBOX_TYPES.items()),
     bindparam("count_owner", type_=String()),
-    *(bindparam(f"count_{name}", type_=ARRAY(String())) for name in ("id", "source", "name")),
+    bindparam("count_way", type_=ARRAY(SmallInteger())),
+    *(bindparam(f"way_{name}", type_=ARRAY(String())) for name in ("source", "name")),
 )
 
 _OUTBOX_TYPES: Mapping[str, TypeEngine[Any]] = {
@@ -302,7 +305,7 @@ class PostgreSQL(Dialect):
     def claim(
         self, inbox: Table, subscription: str, columns: Mapping[str, Sequence[Any]]
     ) -> tuple[Executable, Parameters]:
-        return _CLAIM, {"subscription": subscription, **columns}
+        return _CLAIM, {"subscription": subscription, **_without_nulls(columns)}
 
     def insert_outbox(
         self, outbox: Table, rows: list[dict[str, Any]]
@@ -310,7 +313,7 @@ class PostgreSQL(Dialect):
         names = (*_OUTBOX_TYPES, "delay")
         columns: dict[str, Any] = {name: [row[name] for row in rows] for name in names}
         columns["headers"] = [_json(headers) for headers in columns["headers"]]
-        return _INSERT_OUTBOX, columns
+        return _INSERT_OUTBOX, _without_nulls(columns)
 
     def lock_sagas(self, saga: Table, columns: Sequence[str]) -> Executable:
         return _lock_sagas(saga, tuple(columns))
@@ -340,6 +343,15 @@ class PostgreSQL(Dialect):
 
     def outbox_writers(self, connection: Connection) -> list[str]:
         return list(connection.scalars(_OUTBOX_WRITERS))
+
+
+def _without_nulls(columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """Columns of nothing but NULL as empty arrays, which unnest fills up with NULL: encoding an
+    element costs as much as a short text."""
+    return {
+        name: () if values.count(None) == len(values) else values
+        for name, values in columns.items()
+    }
 
 
 def _json(value: object) -> str:
