@@ -558,7 +558,7 @@ class Coordinator:
             "status": record.status,
             "rule": rule,
             "message": each.envelope.name,
-            "step": _step_of(each),
+            "step": str(_label_of(each, transition.taken_for) or ""),
         }
         if rule in _WARNED:
             self._log.warning("saga parked", **details, reason=record.reason)
@@ -587,10 +587,17 @@ def coordinator_of(service: Service, saga: str | None) -> Coordinator:
     return found
 
 
-def _step_of(each: _Incoming) -> str:
-    if isinstance(each.message, SagaSignal):
-        return each.message.label
-    return each.envelope.attributes.get("sagastep", "")
+def _label_of(each: _Incoming, taken_for: Label | None) -> Label | None:
+    """What a message answers, by the label of this saga that it carries. A message that starts a
+    saga, or finds it by its key, may carry labels of another one, which say nothing here."""
+    match each.happening:
+        case (
+            Answered(label=str() as text)
+            | WaitedTooLong(label=text)
+            | CommandDeadLettered(label=text)
+        ):
+            return parse_label(text)
+    return taken_for
 
 
 def _entry(transition: Transition, each: _Incoming | None) -> dict[str, Any]:
@@ -612,7 +619,7 @@ def _entry(transition: Transition, each: _Incoming | None) -> dict[str, Any]:
 def _entry_of_message(each: _Incoming, taken_for: Label | None) -> dict[str, Any]:
     """The part of a log's entry that tells which message was applied."""
     entry = {"message": each.envelope.name, "message_id": each.envelope.id}
-    label = parse_label(_step_of(each)) or taken_for
+    label = _label_of(each, taken_for)
     if label is not None:
         entry["step"] = str(label)
     if isinstance(each.message, SagaSignal):

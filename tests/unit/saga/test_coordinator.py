@@ -277,6 +277,20 @@ async def test_the_log_names_the_step_that_an_event_found_by_its_key_was_taken_f
     assert (entry["rule"], entry["step"]) == ("early" if is_early else "applied", "approval")
 
 
+async def test_the_log_does_not_name_the_step_of_another_saga(database: Database) -> None:
+    """An event found by its key may carry the labels of the saga that asked for it; and what starts
+    a saga those of its parent."""
+    trips = Trips(database, with_wait())
+    others = {"sagaid": "orders.fulfil/7", "sagastep": "charge"}
+    await trips.handle(start(**others))
+    await trips.handle(answer("a", Did()))
+    with capture_logs() as lines:
+        await trips.handle(Incoming(Approved(trip=1), others))
+    entries = [(each["rule"], each.get("step")) for each in await trips.log()]
+    assert entries == [("started", None), ("applied", "a"), ("applied", "approval")]
+    assert [each["step"] for each in lines if each["event"] == "saga advanced"] == ["approval"]
+
+
 @pytest.mark.parametrize("saga_id", ["", "trips.other/started-1"])
 async def test_an_event_that_answers_somebody_else_is_left_alone(
     trips: Trips, saga_id: str
