@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from eventmesh.errors import UsageError
 from eventmesh.operations.action_log import Action, recorded
 from eventmesh.operations.reach import Place, Reach
 from eventmesh.persistence import sagas
+from eventmesh.persistence.existing import was_never_made
 from eventmesh.persistence.sagas import SagaLot, SagaRow
 from eventmesh.runtime.declaring.service import DeclaredService as Service
+from eventmesh.saga.cancelling import cancel_saga
 from eventmesh.saga.coordinator import coordinator_of
+from eventmesh.saga.draft import Transition
 from eventmesh.saga.happening import OperatorAction
 from eventmesh.saga.record import SagaRecord
 
@@ -53,9 +57,7 @@ async def list_sagas(
         reach.database(place_of_sagas(reach, service)) as database,
         database.reading() as connection,
     ):
-        # Other services may share the database, and code may have lost a saga that still runs.
-        own = f"{service.name}."
-        lots = [lot for lot in await sagas.census(connection) if lot.name.startswith(own)]
+        lots = own_lots(service, await sagas.census(connection))
         rows = await sagas.find(
             connection,
             names={*service.sagas, *(lot.name for lot in lots)},
@@ -67,6 +69,15 @@ async def list_sagas(
     return SagaListing(tuple(lots), tuple(rows), len(rows) >= limit)
 
 
+def own_lots(service: Service, lots: Sequence[SagaLot]) -> list[SagaLot]:
+    """Those of these open sagas of a database that are the service's: also of sagas that are not in
+    its code any more. UsageError where there are none, and its code has no saga."""
+    own = [lot for lot in lots if lot.name.startswith(f"{service.name}.")]
+    if not (own or service.sagas):
+        raise _no_saga(service)
+    return own
+
+
 async def find_saga(reach: Reach, service: Service, saga_id: str) -> SagaStory | None:
     """The saga with this id, which may be shortened if no other begins so; None if there is
     none."""
@@ -74,7 +85,7 @@ async def find_saga(reach: Reach, service: Service, saga_id: str) -> SagaStory |
         reach.database(place_of_sagas(reach, service)) as database,
         database.reading() as connection,
     ):
-        found = await sagas.find_by_id(connection, tuple(service.sagas), saga_id)
+        found = await sagas.find_by_id(connection, service.name, saga_id)
         if len(found) != 1:
             return None
         log = await sagas.log_of(connection, found[0].name, found[0].id)
@@ -86,8 +97,20 @@ async def operate(
 ) -> SagaRecord:
     """Do what an operator has decided: a transition of the saga like any other, committed with what
     it sends, and recorded in its log and in the log of actions. UsageError where the saga's state
-    does not allow it."""
-    place, coordinator = place_of_sagas(reach, service), coordinator_of(service, row.name)
+    does not allow it; a saga that is not in the code any more can only be cancelled."""
+    place = place_of_sagas(reach, service)
+    act: Callable[..., Awaitable[Transition]]
+    if row.name in service.sagas:
+        act = coordinator_of(service, row.name).operate
+    elif decision.operation == "cancel":
+        act = partial(cancel_saga, row.name)
+    else:
+        raise UsageError(
+            f"The code of service {service.name!r} has no saga {row.name} any more, so that it "
+            f"does not say how to {decision.operation} it. Give the saga to service.include "
+            f"again, or settle it by hand and end it: `eventmesh saga cancel {service.name} "
+            f"{row.id} --reason …`."
+        )
     action = Action(
         service.name,
         who,
@@ -100,7 +123,7 @@ async def operate(
         async with reach.database(place) as database:
             async with database.unit_of_work(service.sender()) as unit:
                 with unit.transaction() as transaction:
-                    transition = await coordinator.operate(row.id, decision, who, transaction)
+                    transition = await act(row.id, decision, who, transaction)
                 await unit.commit()
             await database.notifier.notify()  # without NOTIFY, relays poll
         record = transition.record
@@ -111,10 +134,13 @@ async def operate(
 
 
 def place_of_sagas(reach: Reach, service: Service) -> Place:
-    """The database that keeps the sagas of a service; UsageError where it has none."""
+    """The database that keeps the sagas of a service, perhaps only of some that are not in its code
+    any more; UsageError where there cannot be any."""
     place = reach.place_of(service.name)
-    if place is None or not service.sagas:
-        raise UsageError(
-            f"Service {service.name!r} has no saga: nothing is given to service.include."
-        )
+    if place is None or (not service.sagas and was_never_made(place.url, service.name)):
+        raise _no_saga(service)
     return place
+
+
+def _no_saga(service: Service) -> UsageError:
+    return UsageError(f"Service {service.name!r} has no saga: nothing is given to service.include.")

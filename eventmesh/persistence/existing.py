@@ -64,10 +64,16 @@ def refusals_as_unreachable(url: str, service: str) -> Iterator[None]:
         ) from error
 
 
-def _require_file(url: str, service: str) -> None:
+def was_never_made(url: str, service: str) -> bool:
+    """Whether this is a database in a file, and there is no such file."""
     parsed = parse_url(url, service)
-    if is_file(parsed) and not Path(parsed.database or "").is_file():
+    return is_file(parsed) and not Path(parsed.database or "").is_file()
+
+
+def _require_file(url: str, service: str) -> None:
+    if was_never_made(url, service):
         raise Unreachable(
-            f"The database of service {service!r} ({parsed.database}) is not there. A worker of "
-            f"the service makes it; or correct EVENTMESH_{service.upper()}_DATABASE_URL."
+            f"The database of service {service!r} ({parse_url(url, service).database}) is not "
+            f"there. A worker of the service makes it; or correct "
+            f"EVENTMESH_{service.upper()}_DATABASE_URL."
         )

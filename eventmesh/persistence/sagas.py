@@ -219,10 +219,9 @@ async def load(
     return None if row is None else SagaRow(*row)
 
 
-async def find_by_id(
-    connection: AsyncConnection, names: Collection[str], beginning: str
-) -> list[SagaRow]:
-    """The sagas of these names whose ids begin so, two of them at the most.
+async def find_by_id(connection: AsyncConnection, service: str, beginning: str) -> list[SagaRow]:
+    """The sagas of this service whose ids begin so, two of them at the most: also those that are
+    not in its code any more.
 
     They are found by a range of the primary key, which a LIKE is not by most collations. Both ends
     of the range are whole ids, because a collation may pass over the hyphens: `0199` is looked for
@@ -237,7 +236,7 @@ async def find_by_id(
     if not ranges:
         return []
     query = select(*(saga.c[column] for column in _COLUMNS)).where(
-        saga.c.name.in_(names), or_(*ranges)
+        saga.c.name.startswith(f"{service}.", autoescape=True), or_(*ranges)
     )
     return [SagaRow(*row) for row in await connection.execute(query.limit(2))]
 

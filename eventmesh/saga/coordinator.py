@@ -36,6 +36,7 @@ from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.retry import Retry, exponential, summarize
 from eventmesh.runtime.declaring.service import DeclaredService as Service
+from eventmesh.saga.cancelling import cancel_saga
 from eventmesh.saga.definition import Definition
 from eventmesh.saga.draft import Transition
 from eventmesh.saga.happening import (
@@ -57,7 +58,6 @@ from eventmesh.saga.storage import (
     parked_row,
     record_of,
     row_of,
-    unread_record_of,
 )
 from eventmesh.saga.transition import advance, start
 from eventmesh.saga.unmatched import Unmatched
@@ -244,29 +244,26 @@ class Coordinator:
         """Do what an operator wants, in this transaction. UnknownSaga; UsageError where it is not
         possible."""
         definition = self._definition
+        if action.operation == "cancel":
+            return await cancel_saga(definition.name, saga_id, action, who, transaction)
         rows = await sagas.lock(transaction.session, definition.name, {saga_id})
         if not rows:
             raise UnknownSaga(f"no saga {saga_id} of {definition.name} exists.")
         work = _Work({saga_id: rows[0]})
-        is_unreadable = False
         try:
             record = record_of(definition, rows[0])
         except NewerVersion as error:
             raise UsageError(f"{error}: deploy the newer code again.") from error
         except UnreadableState as error:
-            if action.operation != "cancel":
-                raise UsageError(
-                    f"the saga cannot go on, because {error}. Deploy code that reads such a state "
-                    f"(a new version= with @….migrate(from_version={rows[0].version}), or a field "
-                    f"with a default), and retry; or cancel the saga."
-                ) from error
-            record, is_unreadable = unread_record_of(rows[0]), True
+            raise UsageError(
+                f"the saga cannot go on, because {error}. Deploy code that reads such a state (a "
+                f"new version= with @….migrate(from_version={rows[0].version}), or a field with a "
+                f"default), and retry; or cancel the saga."
+            ) from error
         now = transaction.now()
         transition = advance(definition, record, action, now=now.timestamp())
         entry = {"operator": who, "why": action.reason}
         self._take(transition, saga_id, work, transaction, None, entry)
-        if is_unreadable:  # nothing has migrated its state
-            work.changed[saga_id] = replace(work.changed[saga_id], version=rows[0].version)
         await self._store(work, transaction)
         return transition
 

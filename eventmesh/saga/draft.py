@@ -81,6 +81,13 @@ def units_of(step: Step[Any, Any], units: Mapping[str, UnitRecord]) -> Sequence[
     return () if begun is None else tuple(f"{step.name}[{n}]" for n in range(begun.items or 0))
 
 
+def open_label(name: str, unit: UnitRecord) -> Label:
+    """The label of the newest command of this unit."""
+    is_undo = unit.status == "undo_sent"
+    attempt = unit.undo_attempt if is_undo else unit.attempt
+    return Label(name.partition("[")[0], _item_of(name), is_undo, attempt)
+
+
 class Draft:
     """The record that a transition makes, while it is made."""
 
@@ -387,10 +394,8 @@ class Draft:
             raise UsageError(f"the saga waits for {names}: say which step is to be skipped.")
         [(name, step)] = waiting
         unit = self._units[name]
-        is_undo = unit.status == "undo_sent"
-        attempt = unit.undo_attempt if is_undo else unit.attempt
-        self._taken_for = Label(step.name, _item_of(name), is_undo, attempt)
-        if is_undo:
+        self._taken_for = open_label(name, unit)
+        if self._taken_for.is_undo:
             self._cancel_timer(name, unit)
             self._units[name] = replace(unit, status="undone", deadline=None)
             self._unpark(name)
@@ -415,14 +420,6 @@ class Draft:
         self._failure = ("operator", failure)
         self._early.clear()
         self.go_on()
-
-    def cancel(self) -> None:
-        """End the saga as it is."""
-        for name, unit in self._units.items():
-            self._cancel_timer(name, unit)
-            self._units[name] = replace(unit, deadline=None)
-        self._status, self._parking, self._held = "cancelled", None, ()
-        self._early.clear()
 
     def _waiting(
         self, chosen: str | None, parking: Parking | None
@@ -674,10 +671,7 @@ class Draft:
     def _cancel_timer(self, name: str, unit: UnitRecord) -> None:
         if unit.deadline is None:
             return
-        step, item = name.partition("[")[0], _item_of(name)
-        is_undo = unit.status == "undo_sent"
-        attempt = unit.undo_attempt if is_undo else unit.attempt
-        label = str(Label(step, item, is_undo, attempt))
+        label = str(open_label(name, unit))
         if self._timers.pop(label, None) is None:
             self._cancelled.append(label)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,23 +38,45 @@ def row_of(
         version=definition.version,
         status=record.status,
         state=record.state.model_dump(mode="json", by_alias=False),
-        steps={name: _unit_values(unit) for name, unit in record.units.items()},
+        steps=_steps(record),
         reason=record.reason,
         row_version=row_version,
-        details=_compact(
-            {
-                "failure": None if record.failure is None else _failure(record.failure),
-                "parking": None if record.parking is None else asdict(record.parking),
-                "early": {step: asdict(event) for step, event in record.early.items()},
-                "held": list(record.held),
-                "parent": None if record.parent is None else list(record.parent),
-                "correlation": record.correlation,
-                "has_announced": record.has_announced,
-            }
-        ),
+        details=_details(record),
         key=key,
         waiting_for=_waiting_for(record),
         due_at=None if record.deadline is None else datetime.fromtimestamp(record.deadline, UTC),
+    )
+
+
+def ended_row(row: SagaRow, record: SagaRecord) -> SagaRow:
+    """The row of a saga that ends with this record, and with its state as it was stored."""
+    return replace(
+        row,
+        status=record.status,
+        steps=_steps(record),
+        reason=record.reason,
+        row_version=row.row_version + 1,
+        details=_details(record),
+        waiting_for=_waiting_for(record),
+        due_at=None,
+    )
+
+
+def _steps(record: SagaRecord) -> dict[str, Any]:
+    return {name: _unit_values(unit) for name, unit in record.units.items()}
+
+
+def _details(record: SagaRecord) -> dict[str, Any]:
+    return _compact(
+        {
+            "failure": None if record.failure is None else _failure(record.failure),
+            "parking": None if record.parking is None else asdict(record.parking),
+            "early": {step: asdict(event) for step, event in record.early.items()},
+            "held": list(record.held),
+            "parent": None if record.parent is None else list(record.parent),
+            "correlation": record.correlation,
+            "has_announced": record.has_announced,
+        }
     )
 
 
@@ -80,7 +102,7 @@ def record_of(definition: Definition, row: SagaRow) -> SagaRecord:
 
 
 def unread_record_of(row: SagaRow) -> SagaRecord:
-    """The record of a row whose state this code cannot read; it can only be cancelled."""
+    """The record of a row with its state as it is stored: it can only be cancelled."""
     return _record(row, StateAsStored(row.state))
 
 

@@ -41,7 +41,7 @@ from dataclasses import replace
 from eventmesh.contracts.message import Message
 from eventmesh.errors import UsageError
 from eventmesh.saga.definition import Definition
-from eventmesh.saga.draft import Draft, Transition
+from eventmesh.saga.draft import Draft, Transition, open_label
 from eventmesh.saga.happening import FunctionFailed, Happening, OperatorAction, hold_as
 from eventmesh.saga.record import Parking, SagaRecord
 
@@ -103,21 +103,45 @@ def hold(record: SagaRecord, happening: Happening) -> Transition:
     return Transition(replace(record, held=(*record.held, hold_as(happening))), "held")
 
 
+def cancel(record: SagaRecord) -> Transition:
+    """End a saga as it is, whatever its definition is; UsageError where it has ended."""
+    _refuse_ended(record)
+    return Transition(
+        replace(
+            record,
+            status="cancelled",
+            units={name: replace(unit, deadline=None) for name, unit in record.units.items()},
+            parking=None,
+            early={},
+            held=(),
+        ),
+        "cancelled by an operator",
+        cancelled=tuple(
+            str(open_label(name, unit))
+            for name, unit in record.units.items()
+            if unit.deadline is not None
+        ),
+    )
+
+
+def _refuse_ended(record: SagaRecord) -> None:
+    if record.ended:
+        raise UsageError(f"the saga has ended: it is {record.status}.")
+
+
 def _operate(
     definition: Definition, record: SagaRecord, action: OperatorAction, now: float
 ) -> Transition:
     """An operator's action; UsageError where it is not possible."""
-    if record.ended:
-        raise UsageError(f"the saga has ended: it is {record.status}.")
-    draft = Draft(definition, record, now)
     if action.operation == "cancel":
-        draft.cancel()
-        return draft.transition("cancelled by an operator")
+        return cancel(record)
+    _refuse_ended(record)
     if record.parking is not None and record.parking.unit is None and action.operation != "retry":
         raise UsageError(
             f"the saga is parked by an error of its code ({record.parking.reason}): correct it, "
             f"deploy, and retry; or cancel the saga."
         )
+    draft = Draft(definition, record, now)
     try:
         match action.operation:
             case "retry":

@@ -539,6 +539,37 @@ async def test_a_saga_is_drawn_and_an_operator_decides(make_mesh: MakeMesh) -> N
             assert saga_id in found
 
 
+@ON_SQLITE
+async def test_a_saga_that_is_not_in_the_code_any_more_is_shown_and_can_only_be_cancelled(
+    make_mesh: MakeMesh,
+) -> None:
+    mesh = await make_mesh("sqlite")
+    without_saga = Service("shop")
+    without_saga.publisher(Billed)
+    async with mesh.broker() as transport:
+        await with_saga(mesh, transport, "o1")
+    async with browsing(Dashboard([without_saga], settings=mesh.settings)) as browser:
+        assert "shop.order" in await browser.text("/sagas")
+        listed = await browser.text("/sagas", service="shop")
+        [link] = re.findall(r"/sagas/saga\?[^\"]+", listed)
+        page = await browser.text(unescape(link))
+        assert "The code of shop has no such saga any more" in page
+        assert re.findall(r'name="operation" value="(\w+)"', page) == ["cancel"]
+        assert "<svg" not in page
+        asked = {"service": "shop", "id": hidden_field(page, "id"), "reason": "packed by hand"}
+        refused = await browser.post("/sagas/operate", {**asked, "operation": "retry"})
+        assert refused.status_code == 400
+        assert "has no saga shop.order any more" in refused.text
+        ended = await browser.post("/sagas/operate", {**asked, "operation": "cancel"})
+        assert "<dd>cancelled" in ended.text
+        assert "because packed by hand" in ended.text
+        assert "has no such saga" not in ended.text
+        nobody = await browser.get("/sagas", service="shop")
+        assert nobody.status_code == 400
+        assert "has no saga: nothing is given to service.include" in unescape(nobody.text)
+        assert "cancel saga" in await browser.text("/actions")
+
+
 @pytest.mark.parametrize("database_url", ["sqlite", "postgres", "mariadb"], indirect=True)
 async def test_parked_messages_are_retried_and_skipped(make_mesh: MakeMesh) -> None:
     mesh = await make_mesh("sqlite")

@@ -621,16 +621,16 @@ class TestSagas:
             "01998a32-0000-7000-8000-000000000000",
             hashed,
         ]
-        other = replace(self.row(1), name="shop.rent", id=ids[0])
+        other = replace(self.row(1), name="shop_eu.rent", id=ids[0])
         async with unit_of_work(database) as unit:
             rows = [replace(self.row(1), id=each) for each in ids]
             await sagas.store(unit.session, "shop.sell", rows)
-            await sagas.store(unit.session, "shop.rent", [other])
+            await sagas.store(unit.session, "shop_eu.rent", [other])
             await unit.commit()
 
-        async def found(beginning: str, *names: str) -> set[tuple[str, str]]:
+        async def found(beginning: str, service: str = "shop") -> set[tuple[str, str]]:
             async with database.reading() as connection:
-                rows = await sagas.find_by_id(connection, names or ("shop.sell",), beginning)
+                rows = await sagas.find_by_id(connection, service, beginning)
             return {(row.name, row.id) for row in rows}
 
         for beginning in ("01998a31-0", "01998A31-0000-7", ids[0]):
@@ -640,10 +640,8 @@ class TestSagas:
         for beginning in ("s", "sha256:a", hashed):
             assert await found(beginning) == {("shop.sell", hashed)}
         assert await found("01998a31") == {("shop.sell", ids[0]), ("shop.sell", ids[1])}
-        assert await found("01998a31-0", "shop.rent", "shop.sell") == {
-            ("shop.sell", ids[0]),
-            ("shop.rent", ids[0]),
-        }
+        assert await found("01998a31-0", "shop_eu") == {("shop_eu.rent", ids[0])}
+        assert await found("01998a31-0", "shop.eu") == set()
         assert len(await found("")) == 2  # the most
         for beginning in ("01998a33", "0199_", "%", "01998a310", f"{ids[0]}0", "sha256:g", "\0"):
             assert await found(beginning) == set()

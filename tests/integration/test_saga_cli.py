@@ -133,6 +133,8 @@ class Rides:
     code: Mapping[str, Any]
     """What the module of the service rides defines."""
     service: Service
+    module: str
+    """Where a command finds the same code."""
     ids: dict[str, str] = field(default_factory=dict)
     """The id of each saga, by its ride."""
 
@@ -185,6 +187,12 @@ class Rides:
             attributes = [row._mapping["headers"] for row in rows]
         return [each["sagastep"] for each in attributes if each.get("sagastep")]
 
+    async def timers(self) -> list[str]:
+        """The ids of the time-outs that wait in the outbox."""
+        async with (await self.service.database()).reading() as connection:
+            waiting = tables.outbox.select().where(tables.outbox.c.due_at.is_not(None))
+            return [row.id for row in await connection.execute(waiting)]
+
     async def call(self, *arguments: str) -> Result:
         """Call a command; it has an event loop of its own."""
         return await asyncio.to_thread(CliRunner().invoke, app, arguments)
@@ -225,7 +233,7 @@ async def rides(project: Project, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     database = Database(url, service="rides")
     await migration.upgrade(database)
     await database.close()
-    yield Rides(project, code, service)
+    yield Rides(project, code, service, modules[0])
     await service.close()
     for module in modules:
         sys.modules.pop(module, None)
@@ -395,6 +403,52 @@ async def test_a_saga_whose_state_cannot_be_read_is_shown_and_can_be_cancelled(
     assert "parked reserve (cars.reserved) [parked] because its state of version 1" in shown
     said = await rides.run("cancel", "rides", rides.ids["a"], "--reason", "settled by hand")
     assert said == f"{rides.ids['a']}: cancelled\n"
+
+
+RENAMED = RIDES.replace('Saga("rides.ride"', 'Saga("rides.trip"')
+REMOVED = RIDES.replace("service.include(saga)\n", "")
+
+
+@pytest.mark.parametrize("code", [RENAMED, REMOVED], ids=["renamed", "removed"])
+async def test_what_a_worker_advises_for_a_saga_that_left_the_code_works_as_it_is_written(
+    rides: Rides, code: str
+) -> None:
+    await rides.start("a")
+    await rides.park("a")
+    await rides.start("b")
+    rides.project.write(f"{rides.module}.py", code)
+
+    def refused() -> list[list[str]]:
+        """What the worker advises: commands without `eventmesh`."""
+        said = rides.project.run("worker", "rides").fails(4, "does not include this saga any more")
+        return [each.split()[1:] for each in re.findall(r"`([^`]*)`", said)]
+
+    listing, cancelling = refused()
+    listed = rides.project.run(*listing).succeeds("2 saga(s) listed, 2 open")
+    ids = re.findall(r"^([0-9a-f-]{36}) .* rides.ride ", listed, re.MULTILINE)
+    assert set(ids) == set(rides.ids.values())
+    for ride, status in (("a", "parked"), ("b", "running")):
+        shown = rides.project.run("saga", "show", "rides", rides.ids[ride]).succeeds()
+        assert shown.startswith(f"rides.ride v1  {rides.ids[ride]}\nstatus: {status}")
+        assert "started (rides.requested) -> sent reserve" in shown
+    for command in ("retry", "skip", "undo"):
+        words = f"does not say how to {command} it", "service.include", "eventmesh saga cancel"
+        said = rides.project.run("saga", command, "rides", ids[0], "--reason", "x").fails(2)
+        assert all(word in said for word in words), said
+    parked = rides.project.run("saga", "retry", "rides", "--parked", "--reason", "x")
+    assert f"{rides.ids['a']}: not retried: The code of service 'rides'" in parked.err
+    assert (parked.code, parked.out) == (2, "0 saga(s) retried\n")
+    for saga_id in ids:
+        cancel = [{"ID": saga_id, "…": "settled by hand"}.get(word, word) for word in cancelling]
+        assert rides.project.run(*cancel).succeeds() == f"{saga_id}: cancelled\n"
+        rides.project.run(*cancel).fails(2, "the saga has ended: it is cancelled")
+        shown = rides.project.run("saga", "show", "rides", saga_id).succeeds("status: cancelled\n")
+        who = f"{getpass.getuser()}: cancelled by an operator [cancelled] because settled by hand"
+        assert shown.splitlines()[-1].endswith(who)
+    assert await rides.timers() == []
+    worker = rides.project.start("worker", "rides")
+    worker.until_says("worker is ready")
+    worker.drain()
 
 
 async def test_what_cannot_be_done_is_a_usage_error_that_says_why(rides: Rides) -> None:

@@ -382,7 +382,7 @@ async def test_a_saga_is_found_by_the_beginning_of_its_id(
             await connection.execute(text("ANALYZE eventmesh_saga"))
 
         read = await one(
-            database, lambda connection: sagas.find_by_id(connection, (NAME,), beginning)
+            database, lambda connection: sagas.find_by_id(connection, "orders", beginning)
         )
 
         await database.close()

@@ -15,14 +15,18 @@ from pydantic import BaseModel
 from sqlalchemy import select, update
 
 from eventmesh import Command, Event, Reject, Retry, Saga, SagaFailure, Service, constant
-from eventmesh.errors import Drift
+from eventmesh.errors import Drift, UsageError
 from eventmesh.observability.metrics import WorkerMetrics
+from eventmesh.operations.action_log import newest_actions
+from eventmesh.operations.reach import Reach
+from eventmesh.operations.sagas import find_saga, list_sagas, operate
 from eventmesh.persistence import sagas, tables
 from eventmesh.persistence.sagas import SagaRow
 from eventmesh.runtime import readiness
 from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.vitals import SubscriptionVitals
+from eventmesh.saga.happening import OperatorAction
 from eventmesh.testing.mesh import Mesh
 from eventmesh.transports.base import Delivery, Subscription
 from eventmesh.transports.outcome import Dead, RetryAfter
@@ -411,8 +415,45 @@ async def test_code_that_has_renamed_a_step_in_which_sagas_stand_does_not_start(
     await rides.request("r1", "r2")
     with pytest.raises(Drift, match=r"2 in the step reserve.*eventmesh saga list rides"):
         await rides.deploy(with_saga(riding(step="hold")))
-    with pytest.raises(Drift, match=r"2 sagas rides.ride are open.*does not include"):
+    with pytest.raises(Drift, match=r"2 saga\(s\) rides.ride are open.*does not include"):
         await rides.deploy(lambda rides, _cars: _publishes(rides))
+
+
+@EVERYWHERE
+async def test_a_saga_that_is_not_in_the_code_any_more_can_be_cancelled(rides: Rides) -> None:
+    """Its answers are too late then, also if its code comes back."""
+    without_saga: Declare = lambda rides, _cars: _publishes(rides)  # noqa: E731
+    asked: list[Envelope] = []
+    await rides.deploy(with_saga(riding()), answering(rides.did, but=Reserve), silent(asked))
+    await rides.request("r1")
+    with pytest.raises(Drift, match=r"eventmesh saga cancel rides ID"):
+        await rides.deploy(without_saga)
+    mesh = rides.mesh
+    async with Reach([rides.service], mesh.settings, mesh.clock, mesh.transport) as reach:
+        [row] = (await list_sagas(reach, rides.service, limit=10)).rows
+        story = await find_saga(reach, rides.service, row.id[:30])
+        assert story is not None
+        assert story.row == row
+        with pytest.raises(UsageError, match=r"has no saga rides.ride any more"):
+            await operate(reach, rides.service, row, OperatorAction("undo", "x"), "Ada")
+        record = await operate(reach, rides.service, row, OperatorAction("cancel", "x"), "Ada")
+        assert record.status == "cancelled"
+        with pytest.raises(UsageError, match="the saga has ended: it is cancelled"):
+            await operate(reach, rides.service, row, OperatorAction("cancel", "x"), "Ada")
+        story = await find_saga(reach, rides.service, row.id)
+        assert story is not None
+        assert [entry["rule"] for _, entry in story.log] == ["started", "cancelled by an operator"]
+        actions = (await newest_actions(reach, 10)).rows
+        assert [(each.what, each.reason, each.who) for each in actions] == [
+            ("cancel saga", "x", "Ada"),
+            ("cancel saga", "x", "Ada"),
+        ]
+    assert story.row.state == row.state
+    assert await rides.timers() == []
+    await rides.deploy(without_saga)
+    await rides.deploy(with_saga(riding()), answering(rides.did))
+    await rides.answer(asked[0], Reserved(ride_id="r1"))
+    assert (await rides.statuses(), rides.did) == ({"cancelled"}, [])
 
 
 async def test_an_answer_to_a_step_that_the_code_does_not_have_is_retried_and_then_a_dead_letter(

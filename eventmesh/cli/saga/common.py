@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eventmesh.cli.actions import reached
 from eventmesh.errors import UsageError
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
@@ -29,16 +29,12 @@ OPEN = STATUSES[:3]
 @asynccontextmanager
 async def opened(name: str) -> AsyncIterator[tuple[Service, Database]]:
     """The service, with its database at the migration that this version needs."""
-    from eventmesh.cli.environment import settings_of_command
-    from eventmesh.persistence.existing import existing
-    from eventmesh.runtime.declaring.discovery import load_services
+    from eventmesh.operations.sagas import place_of_sagas
 
-    [service] = load_services([name], Path.cwd())
-    if not service.sagas:
-        raise UsageError(f"Service {name!r} has no saga: nothing is given to service.include.")
-    settings = settings_of_command()
-    service.configure(settings)
-    async with existing(settings.database_url(name), name) as database:
+    async with (
+        reached(name) as (reach, service),
+        reach.database(place_of_sagas(reach, service)) as database,
+    ):
         yield service, database
 
 
@@ -47,7 +43,7 @@ async def the_saga(service: Service, database: Database, saga_id: str) -> SagaRo
     from eventmesh.persistence import sagas
 
     async with database.reading() as connection:
-        found = await sagas.find_by_id(connection, tuple(service.sagas), saga_id)
+        found = await sagas.find_by_id(connection, service.name, saga_id)
     if not found:
         raise UsageError(
             f"{service.name} has no saga {saga_id}: see `eventmesh saga list {service.name}`."

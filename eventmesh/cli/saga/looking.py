@@ -73,12 +73,11 @@ def list_sagas(
     async def run() -> tuple[list[SagaLot], list[SagaRow]]:
         from datetime import timedelta
 
+        from eventmesh.operations.sagas import own_lots
         from eventmesh.persistence import sagas
 
         async with opened(service) as (loaded, database), database.reading() as connection:
-            # Other services may share the database, and code may have lost a saga that still runs.
-            own = f"{service}."
-            lots = [lot for lot in await sagas.census(connection) if lot.name.startswith(own)]
+            lots = own_lots(loaded, await sagas.census(connection))
             now = await database.time.ask(connection)
             before = None if older_than is None else now - timedelta(seconds=seconds(older_than))
             found = await sagas.find(

@@ -70,6 +70,7 @@ class Sagas:
         if story is None:
             raise HTTPException(404, f"{service.name} has no saga {saga_id!r}.")
         row, coordinator = story.row, service.sagas.get(story.row.name)
+        operations = MEANINGS if coordinator is not None else {"cancel": MEANINGS["cancel"]}
         picture = None
         if isinstance(coordinator, Coordinator):
             picture = saga_picture(coordinator.definition, row)
@@ -83,7 +84,8 @@ class Sagas:
             more_lines=len(story.log) - MOST_LINES,
             state=self._site.masking.value(row.name, row.state),
             steps=choices(row),
-            operations=MEANINGS if row.is_open else {},
+            operations=operations if row.is_open else {},
+            is_in_code=coordinator is not None,
         )
 
     async def operate(self, request: Request, form: Form) -> Response:

@@ -462,9 +462,11 @@ class DeclaredService:
             if name not in self.sagas:
                 number = sum(lot.count for lot in of_saga)
                 raise Drift(
-                    f"{number} sagas {name} are open, and service {self.name!r} does not include "
-                    f"this saga any more, so that nobody would handle their answers. Include it "
-                    f"until they have ended, or end them: `eventmesh saga list {self.name}`."
+                    f"{number:,} saga(s) {name} are open, and service {self.name!r} does not "
+                    f"include this saga any more, so that nobody would handle their answers. "
+                    f"Include it until they have ended, or settle each by hand and end it: "
+                    f"`eventmesh saga list {self.name}`, then `eventmesh saga cancel {self.name} "
+                    f"ID --reason …`."
                 )
             self.sagas[name].refuse_unknown_steps(of_saga)
 
