@@ -81,6 +81,8 @@ def own_lots(service: Service, lots: Sequence[SagaLot]) -> list[SagaLot]:
 async def find_saga(reach: Reach, service: Service, saga_id: str) -> SagaStory | None:
     """The saga with this id, which may be shortened if no other begins so; None if there is
     none."""
+    if not saga_id:
+        return None
     async with (
         reach.database(place_of_sagas(reach, service)) as database,
         database.reading() as connection,

@@ -570,7 +570,9 @@ def coordinator_of(service: Service, saga: str | None) -> Coordinator:
     a service with one saga. UsageError."""
     known = {name: each for name, each in service.sagas.items() if isinstance(each, Coordinator)}
     if not known:
-        raise UsageError(f"Service {service.name!r} has no saga.")
+        raise UsageError(
+            f"Service {service.name!r} has no saga: nothing is given to service.include."
+        )
     if saga is None:
         if len(known) > 1:
             raise UsageError(f"Service {service.name!r} has several sagas: {', '.join(known)}.")
@@ -578,8 +580,7 @@ def coordinator_of(service: Service, saga: str | None) -> Coordinator:
     found = known.get(saga) or known.get(f"{service.name}.{saga}")
     if found is None:
         raise UsageError(
-            f"Service {service.name!r} has no saga {saga!r}, but {', '.join(known)}: a saga that "
-            f"is not in the code any more cannot go on."
+            f"Service {service.name!r} has no saga {saga!r}; it has {', '.join(known)}."
         )
     return found
 

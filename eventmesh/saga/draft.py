@@ -407,7 +407,11 @@ class Draft:
         """Undo what was done, as after a failure."""
         before = self._parking.before if self._parking else self._status
         if before != "running":
-            raise UsageError("the saga is being undone already: retry or skip the undo that waits.")
+            waiting = self._before.waiting or list(self._standing_still())
+            raise UsageError(
+                f"the saga is being undone already, and waits for {', '.join(waiting)}: retry or "
+                f"skip that."
+            )
         for step in self._definition.steps.values():
             if step.is_pivot and self._is_settled(step):
                 raise UsageError(

@@ -557,6 +557,8 @@ async def test_a_saga_that_is_not_in_the_code_any_more_is_shown_and_can_only_be_
         assert re.findall(r'name="operation" value="(\w+)"', page) == ["cancel"]
         assert "<svg" not in page
         asked = {"service": "shop", "id": hidden_field(page, "id"), "reason": "packed by hand"}
+        nameless = await browser.post("/sagas/operate", {**asked, "id": "", "operation": "cancel"})
+        assert nameless.status_code == 404
         refused = await browser.post("/sagas/operate", {**asked, "operation": "retry"})
         assert refused.status_code == 400
         assert "has no saga shop.order any more" in refused.text

@@ -461,13 +461,15 @@ async def test_what_cannot_be_done_is_a_usage_error_that_says_why(rides: Rides) 
         (["show", "rides", "ffff"], "no saga ffff", "eventmesh saga list rides"),
         (["retry", "rides", "ffff", *because], "no saga ffff"),
         (["show", "rides", "0"], "ids of several sagas", first, "write more"),
+        (["show", "rides", ""], "The id of the saga is empty", "eventmesh saga list rides"),
         (["list", "rides", "--status", "dead"], "'dead' is not a status", "parked"),
         (["retry", "rides", *because], "--parked"),
         (["retry", "rides", first, "--parked", *because], "--parked"),
         (["retry", "rides", ended, *because], "the saga has ended: it is completed"),
         (["skip", "rides", first, "--reason", " "], "Say why"),
         (["skip", "rides", first, "--step", "bill", *because], "not wait for 'bill'", "reserve"),
-        (["graph", "rides", "lift"], "no saga 'lift'", "rides.ride"),
+        (["graph", "rides", "lift"], "no saga 'lift'; it has rides.ride."),
+        (["graph", "cars"], "Service 'cars' has no saga", "service.include"),
         (["list", "cars"], "Service 'cars' has no saga", "service.include"),
         (["list", "trains"], "trains"),
     ):
@@ -478,6 +480,15 @@ async def test_what_cannot_be_done_is_a_usage_error_that_says_why(rides: Rides) 
         result = await rides.call("saga", command, "rides", first)
         assert (result.exit_code, "--reason" in result.stderr) == (2, True)
     assert (await rides.shown("a"))["status"] == "running"
+
+
+async def test_an_empty_id_does_not_mean_the_only_saga(rides: Rides) -> None:
+    """A variable of a script may be empty."""
+    await rides.start("a")
+    for command in ("retry", "skip", "undo", "cancel"):
+        result = await rides.call("saga", command, "rides", "", "--reason", "x")
+        assert "The id of the saga is empty" in str(result.exception)
+    assert [each["rule"] for each in (await rides.shown("a"))["log"]] == ["started"]
 
 
 async def test_control_characters_of_a_key_or_state_never_reach_the_terminal(rides: Rides) -> None:

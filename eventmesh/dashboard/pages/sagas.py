@@ -66,7 +66,7 @@ class Sagas:
     async def saga(self, request: Request) -> Response:
         service = self._site.service(request.query_params.get("service"))
         saga_id = request.query_params.get("id", "")
-        story = await find_saga(self._site.reach, service, saga_id) if saga_id else None
+        story = await find_saga(self._site.reach, service, saga_id)
         if story is None:
             raise HTTPException(404, f"{service.name} has no saga {saga_id!r}.")
         row, coordinator = story.row, service.sagas.get(story.row.name)

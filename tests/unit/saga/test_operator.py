@@ -244,8 +244,13 @@ def test_an_undo_after_the_pivot_is_refused() -> None:
 
 
 def test_an_undo_of_a_saga_that_is_being_undone_is_refused() -> None:
-    with pytest.raises(UsageError, match="is being undone already"):
+    """It says for what the saga waits: perhaps not for an undo, but for what is on its way."""
+    with pytest.raises(UsageError, match=r"is being undone already, and waits for a:undo: retry"):
         Story(in_series()).ok("a").failed("b").operator("undo")
+    with pytest.raises(
+        UsageError, match=r"is being undone already, and waits for a: retry or skip"
+    ):
+        Story(in_series()).operator("undo").operator("undo")
 
 
 # Cancel
