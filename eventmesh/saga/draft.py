@@ -375,6 +375,11 @@ class Draft:
         for name, step in again.items():
             unit = replace(self._units[name], tries=1)
             if unit.status == "undo_sent":
+                if step.undoing is None:
+                    raise UsageError(
+                        f"this code has no undo of {step.name}: deploy code that has it, and "
+                        f"retry; or skip it, once it is undone by hand."
+                    )
                 self._cancel_timer(name, unit)
                 self._send_undo(step, _item_of(name), unit)
             elif unit.status == "timed_out" or (unit.status == "sent" and step.command):

@@ -43,7 +43,7 @@ from eventmesh.errors import UsageError
 from eventmesh.saga.definition import Definition
 from eventmesh.saga.draft import Draft, Transition, open_label
 from eventmesh.saga.happening import FunctionFailed, Happening, OperatorAction, hold_as
-from eventmesh.saga.record import Parking, SagaRecord
+from eventmesh.saga.record import Parking, SagaRecord, parse_label
 
 
 def start(
@@ -129,6 +129,19 @@ def _refuse_ended(record: SagaRecord) -> None:
         raise UsageError(f"the saga has ended: it is {record.status}.")
 
 
+def _refuse_missing_steps(definition: Definition, record: SagaRecord) -> None:
+    """UsageError where the saga waits for a step that this code does not have: it would begin the
+    same step under its new name, beside the one that waits."""
+    parked_for = record.parking.unit if record.parking else None
+    for text in [*record.waiting, *([parked_for] if parked_for else [])]:
+        label = parse_label(text)
+        if label is None or label.step not in definition.steps:
+            raise UsageError(
+                f"the saga waits for {text}, and this code has no such step: deploy code that has "
+                f"it, under this name; or cancel the saga."
+            )
+
+
 def _operate(
     definition: Definition, record: SagaRecord, action: OperatorAction, now: float
 ) -> Transition:
@@ -141,6 +154,7 @@ def _operate(
             f"the saga is parked by an error of its code ({record.parking.reason}): correct it, "
             f"deploy, and retry; or cancel the saga."
         )
+    _refuse_missing_steps(definition, record)
     draft = Draft(definition, record, now)
     try:
         match action.operation:

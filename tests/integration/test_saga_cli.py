@@ -482,6 +482,16 @@ async def test_what_cannot_be_done_is_a_usage_error_that_says_why(rides: Rides) 
     assert (await rides.shown("a"))["status"] == "running"
 
 
+async def test_an_action_after_which_the_saga_is_parked_says_why(rides: Rides) -> None:
+    await rides.start("a")
+    rides.project.write(
+        f"{rides.module}.py",
+        RIDES.replace("return Bill(ride=state.ride)", "raise OSError(state.ride)"),
+    )
+    said = await rides.run("skip", "rides", rides.ids["a"], "--reason", "x")
+    assert said.startswith(f"{rides.ids['a']}: parked (bill failed: OSError: a), waits for reserve")
+
+
 async def test_an_empty_id_does_not_mean_the_only_saga(rides: Rides) -> None:
     """A variable of a script may be empty."""
     await rides.start("a")

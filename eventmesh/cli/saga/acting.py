@@ -137,5 +137,6 @@ async def _operate(
 
     decision = OperatorAction(operation, reason, step)
     record = await operate(reach, service, row, decision, operator_of_machine())
+    why = f" ({record.reason})" if record.status == "parked" else ""
     waiting = ", ".join(record.waiting)
-    return f"{row.id}: {record.status}" + (f", waits for {waiting}" if waiting else "")
+    return f"{row.id}: {record.status}{why}" + (f", waits for {waiting}" if waiting else "")

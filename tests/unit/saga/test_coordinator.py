@@ -557,6 +557,45 @@ async def test_an_operator_with_older_code_is_told_to_deploy_the_newer_again(tri
         await trips.operate(OperatorAction("retry", "it hangs"))
 
 
+def renamed() -> Saga[Trip]:
+    """Two steps, of which the first has a new name."""
+    saga = new_saga()
+    saga.flow(add_step(saga, "c") >> add_step(saga, "b", undo="silent"))
+    return saga
+
+
+def without_undo() -> Saga[Trip]:
+    """Two steps, of which nothing undoes the first."""
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", undo="none") >> add_step(saga, "b", undo="silent"))
+    return saga
+
+
+@pytest.mark.parametrize("operation", ["retry", "skip", "undo"])
+async def test_a_saga_that_waits_for_a_step_that_is_not_in_the_code_can_only_be_cancelled(
+    trips: Trips, operation: Operation
+) -> None:
+    """Otherwise a retry would begin the renamed step, too."""
+    await trips.handle(start())
+    trips.deploy(renamed())
+    with pytest.raises(UsageError, match=r"waits for a, .* no such step: deploy .* or cancel"):
+        await trips.operate(OperatorAction(operation, "it hangs"))
+    assert [each["rule"] for each in await trips.log()] == ["started"]
+    await trips.operate(OperatorAction("cancel", "settled by hand"))
+    assert (await trips.row()).status == "cancelled"
+
+
+async def test_an_undo_that_is_not_in_the_code_any_more_can_be_skipped(trips: Trips) -> None:
+    await trips.handle(start())
+    await trips.handle(answer("a", Did()), answer("b", Failed()))
+    assert (await trips.row()).waiting_for == "a:undo"
+    trips.deploy(without_undo())
+    with pytest.raises(UsageError, match=r"no undo of a: deploy code that has it, .* or skip it"):
+        await trips.operate(OperatorAction("retry", "it hangs"))
+    await trips.operate(OperatorAction("skip", "undone by hand"))
+    assert (await trips.row()).status == "undone"
+
+
 async def test_a_saga_of_a_newer_version_is_retried_until_newer_code_is_there(
     trips: Trips,
 ) -> None:
