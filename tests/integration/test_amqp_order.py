@@ -658,17 +658,53 @@ async def test_retries_that_are_delayed_when_order_is_declared_come_when_they_ar
     assert {each.envelope.id for each in got} >= {each.envelope.id for each in failed}
 
 
+async def test_a_process_that_has_left_a_subscription_does_not_restore_it_without_the_order_it_got(
+    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It drains other subscriptions, or this one is paused."""
+    monkeypatch.setattr(upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)
+    plain = rig.subscription("reader")
+    ordered = replace(plain, order=Order(partitions=2))
+    old, new = await opened(), await opened()
+    async with old.consume(plain, prefetch=10):
+        pass
+    await new.declare([ordered])
+    await old._upkeep.restore()
+    await publish_or_raise(new, rig.envelopes(10))
+    late = Topology(rig.prefix).late_queue(ordered)
+    assert (await count_messages(new._consuming, [late]))[late].ready == 0
+    assert len(await take(new, ordered, 10)) == 10
+
+
+async def test_a_process_that_has_left_a_subscription_does_not_restore_the_order_it_lost(
+    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)
+    plain = rig.subscription("reader")
+    ordered = replace(plain, order=Order(partitions=2))
+    old, new = await opened(), await opened()
+    async with old.consume(ordered, prefetch=10):
+        pass
+    await new.declare([plain])
+    await old._upkeep.restore()
+    await publish_or_raise(new, rig.envelopes(10))
+    partitions = Topology(rig.prefix).queues(ordered)
+    assert not await count_messages(new._consuming, partitions)
+    assert len(await take(new, plain, 10)) == 10
+
+
 async def test_a_queue_without_order_that_was_bound_again_is_cut_off(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by a process that drains other subscriptions when order is switched on."""
+    """As by a process that looked before order was switched on, and binds it afterwards."""
     monkeypatch.setattr(upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)
     plain = rig.subscription("reader")
     ordered = replace(plain, order=Order(partitions=2))
     old, new = await opened(), await opened()
     await old.declare([plain])
     await new.declare([ordered])
-    await old._upkeep.restore()
+    with old._upkeep.consumed(plain):
+        await old._upkeep.restore()
     await publish_or_raise(new, rig.envelopes(10))
     late = Topology(rig.prefix).late_queue(ordered)
     assert (await count_messages(new._consuming, [late]))[late].ready == 10

@@ -109,20 +109,32 @@ class Relocation:
     async def follow_declarations(self, subscriptions: Sequence[Subscription]) -> None:
         """Move what waits for those of these that had an order and have none, or the reverse.
         UsageError while workers of the other kind consume one."""
-        topology = self._topology
-        signs = {sign for each in subscriptions for sign in self._signs(each)}
-        there = await count_messages(self._connection, signs)
+        there = await self._signs_there(subscriptions)
         for each in subscriptions:
             if each.order is None:
-                if topology.workers(each) in there:
+                if self._shall_lose_order(each, there):
                     await self._take_order_away(each)
                 continue
-            if topology.switching(each, "off") in there:
+            if self._topology.switching(each, "off") in there:
                 # Finish what was interrupted, so that all that waits is in one queue.
                 await self._take_order_away(_without_order(each))
                 await self._give_order(each)
             elif self._shall_have_order(each, there):
                 await self._give_order(each)
+
+    async def declared_otherwise(
+        self, subscriptions: Sequence[Subscription]
+    ) -> Container[Subscription]:
+        """Those of these that others have given an order, or whose order they have taken away, or
+        are doing so: `follow_declarations` would undo it."""
+        there = await self._signs_there(subscriptions)
+        return {
+            each
+            for each in subscriptions
+            if (each.order is None and self._shall_lose_order(each, there))
+            or (each.order is not None and self._shall_have_order(each, there))
+            or self._topology.switching(each, "off") in there
+        }
 
     async def bring_late_retries(self, subscription: Subscription) -> None:
         """Let those retries come that were delayed when a subscription had no order and are due
@@ -133,7 +145,7 @@ class Relocation:
             async with self._lock(subscription).held(patience=0.0):
                 counts = await count_messages(self._connection, [queue])
                 if queue in counts and not counts[queue].consumers:
-                    # A process without order that was ending may have bound it again.
+                    # A process without order that restores may have bound it again.
                     async with self._connection.guard(), self._connection.channel() as channel:
                         await self._unbind(channel, queue, subscription)
                     await self._empty(queue, "late", subscription)
@@ -321,6 +333,10 @@ class Relocation:
         order = subscription.order or Order()
         return replace(subscription, order=replace(order, partitions=partitions))
 
+    async def _signs_there(self, subscriptions: Sequence[Subscription]) -> Container[str]:
+        signs = {sign for each in subscriptions for sign in self._signs(each)}
+        return await count_messages(self._connection, signs)
+
     def _signs(self, subscription: Subscription) -> list[str]:
         """The queues that tell whether messages must be moved before it is declared."""
         topology = self._topology
@@ -334,6 +350,10 @@ class Relocation:
             topology.switching(subscription, "on"),
             topology.switching(subscription, "off"),
         ]
+
+    def _shall_lose_order(self, subscription: Subscription, there: Container[str]) -> bool:
+        """Whether it is declared with an order."""
+        return self._topology.workers(subscription) in there
 
     def _shall_have_order(self, subscription: Subscription, there: Container[str]) -> bool:
         """Whether it is declared without order, or order was switched on and that was

@@ -110,8 +110,9 @@ class AmqpTransport:
             self._consuming, self._publishing, subscription, self._topology, self._clock
         )
         try:
-            await consumer.start(prefetch)
-            yield consumer
+            with self._upkeep.consumed(subscription):
+                await consumer.start(prefetch)
+                yield consumer
         finally:
             await consumer.leave()
 
@@ -125,8 +126,9 @@ class AmqpTransport:
             )
             self._ordered.add(consumer)
             try:
-                await consumer.start(prefetch)
-                yield consumer
+                with self._upkeep.consumed(subscription):
+                    await consumer.start(prefetch)
+                    yield consumer
             finally:
                 self._ordered.discard(consumer)
                 await consumer.leave()

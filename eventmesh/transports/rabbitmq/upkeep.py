@@ -20,6 +20,11 @@ before that it would reach only some of them:
 If somebody deletes both ways of a message at once, a subscription that is restored after another
 misses what is published in between.
 
+Others may give a subscription an order, or take it away, once its last worker has left, while that
+process still drains other subscriptions, or is told to pause this one. To bind the old queues again
+would give them a copy of each message, so what this process does not consume is restored only if it
+is still declared as this process declares it.
+
 A round also looks for retries that were delayed before their subscription had an order.
 """
 
@@ -27,7 +32,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import structlog
 from aiormq.channel import Channel
@@ -75,6 +82,7 @@ class TopologyUpkeep:
         self._rerouter = rerouter
         self._relocation = relocation
         self._subscriptions: dict[Subscription, None] = {}
+        self._consumers: Counter[Subscription] = Counter()
         self._task: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
         self._unrouted_since: dict[str, float] = {}
@@ -91,6 +99,15 @@ class TopologyUpkeep:
         self._subscriptions |= dict.fromkeys(subscriptions)
         if self._task is None and self._subscriptions:
             self._task = asyncio.create_task(self._run())
+
+    @contextmanager
+    def consumed(self, subscription: Subscription) -> Iterator[None]:
+        """While this lasts, a consumer of this process keeps others from declaring it otherwise."""
+        self._consumers[subscription] += 1
+        try:
+            yield
+        finally:
+            self._consumers[subscription] -= 1
 
     async def stop(self) -> None:
         task, self._task, self._channel = self._task, None, None
@@ -125,7 +142,7 @@ class TopologyUpkeep:
     async def restore(self) -> None:
         """One round: declare what may have been deleted, and reroute what has waited long
         enough."""
-        subscriptions = list(self._subscriptions)
+        subscriptions = await self._declared_as_here()
         names = sorted({name for each in subscriptions for name in each.messages})
         entities = self._topology.for_subscriptions(subscriptions)
         # At the end again, because the number of partitions may change in between.
@@ -168,6 +185,14 @@ class TopologyUpkeep:
                 self._foreign_since, self._foreign_searched_at = None, now
         if rerouted:
             self._log.warning("unrouted messages rerouted", messages=dict(rerouted))
+
+    async def _declared_as_here(self) -> list[Subscription]:
+        """The subscriptions to restore."""
+        idle = [each for each in self._subscriptions if not self._consumers[each]]
+        if not idle:
+            return list(self._subscriptions)
+        changed = await self._relocation.declared_otherwise(idle)
+        return [each for each in self._subscriptions if each not in changed]
 
     def _is_time_to_search(self, foreign: int, now: float) -> bool:
         """Whether there may be messages of ours among so many foreign ones. Searching looks at each

@@ -120,7 +120,8 @@ async def upkeep(
         cast(Relocation, None),
     )
     upkeep._subscriptions[PAID] = None
-    yield upkeep
+    with upkeep.consumed(PAID):
+        yield upkeep
     await upkeep.stop()
 
 
