@@ -693,6 +693,64 @@ async def test_a_process_that_has_left_a_subscription_does_not_restore_the_order
     assert len(await take(new, plain, 10)) == 10
 
 
+@pytest.mark.parametrize("had_order", [False, True], ids=["got-an-order", "lost-its-order"])
+@pytest.mark.parametrize("is_consumed", [True, False], ids=["consumed", "paused"])
+async def test_a_process_does_not_go_on_with_a_subscription_whose_order_others_have_changed(
+    rig: Rig,
+    opened: Opening,
+    monkeypatch: pytest.MonkeyPatch,
+    had_order: bool,
+    is_consumed: bool,
+) -> None:
+    """It was paused, or had lost the broker. The others may be paused, too."""
+    monkeypatch.setattr(upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)
+    plain = rig.subscription("reader")
+    ordered = replace(plain, order=Order(partitions=2))
+    before, after = (ordered, plain) if had_order else (plain, ordered)
+    old, new = await opened(), await opened()
+    async with old.consume(before, prefetch=10):
+        pass
+    await new.declare([after])
+    async with new.consume(after, prefetch=10) if is_consumed else nullcontext():
+        with pytest.raises(UsageError, match="another version of its service"):
+            async with old.consume(before, prefetch=10):
+                pass
+    await publish_or_raise(new, rig.envelopes(10))
+    names = Topology(rig.prefix)
+    others = names.queues(ordered) if had_order else [names.late_queue(ordered)]
+    counts = await count_messages(new._consuming, others)
+    assert sum(each.ready for each in counts.values()) == 0
+    assert len(await take(new, after, 10)) == 10
+
+
+async def test_a_deleted_queue_of_workers_is_not_taken_for_a_subscription_without_order(
+    rig: Rig, url: str, opened: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages would be moved while workers consume them."""
+    monkeypatch.setattr(upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)
+    ordered = rig.subscription("ordered", order=Order(partitions=2))
+    moves: list[object] = []
+
+    async def note_move(*arguments: object) -> None:
+        moves.append(arguments)
+
+    monkeypatch.setattr(Relocation, "_move", note_move)
+    one, two = await opened(), await opened()
+    await one.declare([ordered])
+    connection = await aiormq.connect(url)
+    try:
+        operator = await connection.channel()
+        async with one.consume(ordered, prefetch=10):
+            await operator.queue_delete(Topology(rig.prefix).workers(ordered))
+            await two.declare([ordered])
+        await operator.queue_delete(Topology(rig.prefix).workers(ordered))
+        await publish_or_raise(one, rig.envelopes(10))
+        assert numbers(await take(one, ordered, 10)) == list(range(10))
+    finally:
+        await connection.close()
+    assert not moves
+
+
 async def test_a_queue_without_order_that_was_bound_again_is_cut_off(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:

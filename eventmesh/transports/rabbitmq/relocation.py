@@ -42,6 +42,7 @@ import asyncio
 from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Literal
 
 from aiormq.abc import DeliveredMessage
@@ -122,19 +123,28 @@ class Relocation:
             elif self._shall_have_order(each, there):
                 await self._give_order(each)
 
-    async def declared_otherwise(
-        self, subscriptions: Sequence[Subscription]
-    ) -> Container[Subscription]:
+    async def declared_otherwise(self, subscriptions: Sequence[Subscription]) -> list[Subscription]:
         """Those of these that others have given an order, or whose order they have taken away, or
         are doing so: `follow_declarations` would undo it."""
         there = await self._signs_there(subscriptions)
-        return {
+        return [
             each
             for each in subscriptions
             if (each.order is None and self._shall_lose_order(each, there))
             or (each.order is not None and self._shall_have_order(each, there))
             or self._topology.switching(each, "off") in there
-        }
+        ]
+
+    async def check_unchanged(self, subscriptions: Sequence[Subscription]) -> None:
+        """UsageError if others have changed the order of one of these, which this process has
+        declared before. It does not change it back, as `follow_declarations` would: they may be
+        about to consume it, like this process, when an operator resumes it."""
+        for each in await self.declared_otherwise(subscriptions):
+            change = "was given an order" if each.order is None else "lost its order"
+            raise UsageError(
+                f"{each.name} {change} by another version of its service since this process "
+                f"started: stop this process, and start only one of the two versions."
+            )
 
     async def bring_late_retries(self, subscription: Subscription) -> None:
         """Let those retries come that were delayed when a subscription had no order and are due
@@ -334,8 +344,11 @@ class Relocation:
         return replace(subscription, order=replace(order, partitions=partitions))
 
     async def _signs_there(self, subscriptions: Sequence[Subscription]) -> Container[str]:
-        signs = {sign for each in subscriptions for sign in self._signs(each)}
-        return await count_messages(self._connection, signs)
+        there: set[str] = set()
+        # The first of each, then the second: many are not asked for in their order.
+        for signs in zip_longest(*map(self._signs, subscriptions)):
+            there |= (await count_messages(self._connection, filter(None, signs))).keys()
+        return there
 
     def _signs(self, subscription: Subscription) -> list[str]:
         """The queues that tell whether messages must be moved before it is declared."""
@@ -347,6 +360,7 @@ class Relocation:
             # for a subscription without order.
             topology.late_queue(subscription),
             topology.workers(subscription),
+            topology.queues(subscription)[0],
             topology.switching(subscription, "on"),
             topology.switching(subscription, "off"),
         ]
@@ -357,11 +371,12 @@ class Relocation:
 
     def _shall_have_order(self, subscription: Subscription, there: Container[str]) -> bool:
         """Whether it is declared without order, or order was switched on and that was
-        interrupted."""
+        interrupted. If it has partitions, somebody has merely deleted a queue of it."""
         topology = self._topology
         return topology.switching(subscription, "on") in there or (
             topology.late_queue(subscription) in there
             and topology.workers(subscription) not in there
+            and topology.queues(subscription)[0] not in there
         )
 
     def _lock(self, subscription: Subscription) -> QueueLock:

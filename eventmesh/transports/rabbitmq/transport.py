@@ -251,8 +251,12 @@ class AmqpTransport:
         """Declare what these need, whether it was declared before or not: somebody may have deleted
         it. Then reroute unrouted messages to those that are new to this process. What is unrouted
         for the others was lost by a deletion; other processes may have lost theirs too, so the
-        upkeep reroutes it once these had time to restore them."""
+        upkeep reroutes it once these had time to restore them. Only those that are new change the
+        order of what waits; the others are an error if somebody else has changed it."""
         new = [each for each in subscriptions if not self._upkeep.covers(each)]
+        await self._relocation.check_unchanged(
+            [each for each in self._upkeep.idle() if each in subscriptions]
+        )
         await self._relocation.follow_declarations(new)
         entities = self._topology.for_subscriptions(subscriptions)
         connection.forget_declared(entities)

@@ -94,6 +94,10 @@ class TopologyUpkeep:
     def covers(self, subscription: Subscription) -> bool:
         return subscription in self._subscriptions
 
+    def idle(self) -> list[Subscription]:
+        """Those that are covered, but not consumed at the moment."""
+        return [each for each in self._subscriptions if not self._consumers[each]]
+
     def cover(self, subscriptions: Sequence[Subscription]) -> None:
         """Restore what these need, too, from now on."""
         self._subscriptions |= dict.fromkeys(subscriptions)
