@@ -39,6 +39,8 @@ from eventmesh.runtime.consuming import broker_dead_letters, pausing
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.transports.base import DeadLetter, Subscription, Transport, publish_or_raise
 from eventmesh.transports.factory import open_transport
+from eventmesh.transports.rabbitmq import upkeep as amqp_upkeep
+from eventmesh.transports.rabbitmq.topology import Topology
 from eventmesh.wire.cloudevents import to_fields, to_headers
 from eventmesh.wire.envelope import Envelope as MeshEnvelope
 from eventmesh.wire.envelope import seal
@@ -927,6 +929,28 @@ async def test_other_handlers_of_the_app_are_unaffected(stage: Stage) -> None:
         await stage.broker.publish(InvoiceSent(order="as plain JSON"), **address)
         await until(lambda: _async(len(heard) == 2), "plain messages")
     assert heard == [{"hello": "there"}, {"order": "as plain JSON"}]
+
+
+@pytest.mark.parametrize("kind", ["amqp"])
+async def test_what_an_app_consumes_is_restored_in_every_round(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a worker: what this process does not consume is restored rarely."""
+    monkeypatch.setattr(amqp_upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)  # the test calls it
+    invoicing(stage)
+    names, [message] = Topology(stage.settings.broker_prefix), stage.subscription.messages
+    queue = names.queue(stage.subscription)
+    async with (
+        stage.running(),
+        await aio_pika.connect(stage.settings.broker_url) as connection,
+    ):
+        operator = await (await connection.channel()).get_queue(queue)
+        for order in ("a", "b"):
+            await operator.unbind(names.exchange, message)
+            await operator.unbind(names.message_exchange(message), "")
+            await stage.mesh.check_open()._upkeep.restore()
+            await stage.publish(stage.place(order))
+            await stage.invoiced(order)
 
 
 # Errors

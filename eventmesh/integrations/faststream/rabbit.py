@@ -33,6 +33,7 @@ from eventmesh.transports.rabbitmq.connection import BrokerConnection
 from eventmesh.transports.rabbitmq.headers import attempt_and_deliveries
 from eventmesh.transports.rabbitmq.settlement import Original, Republisher
 from eventmesh.transports.rabbitmq.topology import Topology
+from eventmesh.transports.rabbitmq.transport import AmqpTransport
 from eventmesh.wire.cloudevents import from_headers
 
 
@@ -103,7 +104,12 @@ class RabbitMesh(Mesh["_RabbitIntake"]):
             )
         try:
             async with super().lifespan():
-                yield
+                transport = self.check_open()
+                assert isinstance(transport, AmqpTransport)  # noqa: S101  # `schemes`
+                with transport.consumed_by_others(
+                    [intake.handler.subscription for intake in self._intakes]
+                ):
+                    yield
         finally:
             await connection.close()
 

@@ -146,6 +146,13 @@ class Relocation:
                 f"started: stop this process, and start only one of the two versions."
             )
 
+    async def numbered_otherwise(self, ordered: Sequence[Subscription]) -> list[Subscription]:
+        """Those of these, which have an order, whose number of partitions others have changed, or
+        are changing."""
+        return [
+            each for each in ordered if not await self._is_declared(self._workers_exchange(each))
+        ]
+
     async def bring_late_retries(self, subscription: Subscription) -> None:
         """Let those retries come that were delayed when a subscription had no order and are due
         now: before all that waits of their keys. Another time, if somebody else does it, or while

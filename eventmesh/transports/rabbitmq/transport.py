@@ -6,8 +6,8 @@ publish while it is short of memory or disk, and acknowledgements must still get
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from types import MappingProxyType
 
 from eventmesh.clock import Clock
@@ -132,6 +132,14 @@ class AmqpTransport:
             finally:
                 self._ordered.discard(consumer)
                 await consumer.leave()
+
+    @contextmanager
+    def consumed_by_others(self, subscriptions: Sequence[Subscription]) -> Iterator[None]:
+        """While this lasts, another client in this process consumes these, which are declared."""
+        with ExitStack() as stack:
+            for each in subscriptions:
+                stack.enter_context(self._upkeep.consumed(each))
+            yield
 
     async def stats(self, subscription: Subscription) -> SubscriptionStats:
         return await self._facts.stats(subscription)

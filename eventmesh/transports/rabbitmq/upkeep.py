@@ -18,12 +18,14 @@ before that it would reach only some of them:
 | 9 s   | it reroutes that                                                                        |
 
 If somebody deletes both ways of a message at once, a subscription that is restored after another
-misses what is published in between.
+misses what is published in between: for one that nobody consumes, this may be a minute.
 
 Others may give a subscription an order, or take it away, once its last worker has left, while that
 process still drains other subscriptions, or is told to pause this one. To bind the old queues again
 would give them a copy of each message, so what this process does not consume is restored only if it
-is still declared as this process declares it.
+is still declared as this process declares it. RabbitMQ logs an error for each question whether a
+queue exists that does not, so we look once a minute, and when messages that have become unrouted
+tell that something was deleted: then it is restored in time for their rerouting.
 
 A round also looks for retries that were delayed before their subscription had an order.
 """
@@ -58,8 +60,9 @@ GRACE = 4.5
 """Seconds that unrouted messages wait at least: INTERVAL, and the time that a round takes."""
 
 ROUNDS_BETWEEN_LOOKS = 15
-"""Failing rounds, about a minute, after which we look again whether the number of partitions was
-changed after we had looked at it, and before we declared them."""
+"""Rounds, about a minute, after which we look again whether others have changed what this process
+does not consume; while rounds fail, also whether the number of partitions was changed after we had
+looked at it, and before we declared them."""
 
 FOREIGN_INTERVAL = 20.0
 """Seconds between two searches for our messages among foreign ones."""
@@ -83,6 +86,8 @@ class TopologyUpkeep:
         self._relocation = relocation
         self._subscriptions: dict[Subscription, None] = {}
         self._consumers: Counter[Subscription] = Counter()
+        self._rounds_until_look = 0
+        self._known_changed: list[Subscription] = []
         self._task: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
         self._unrouted_since: dict[str, float] = {}
@@ -146,30 +151,26 @@ class TopologyUpkeep:
     async def restore(self) -> None:
         """One round: declare what may have been deleted, and reroute what has waited long
         enough."""
-        subscriptions = await self._declared_as_here()
-        names = sorted({name for each in subscriptions for name in each.messages})
-        entities = self._topology.for_subscriptions(subscriptions)
-        # At the end again, because the number of partitions may change in between.
-        numbers = [
-            self._topology.workers_exchange(each, each.order)
-            for each in subscriptions
-            if each.order
-        ]
+        idle = self.idle()
+        is_due = not self._rounds_until_look
+        restored = [each for each in self._subscriptions if each not in idle]
+        if is_due:
+            restored += await self._unchanged(idle)
+        names = sorted({name for each in self._subscriptions for name in each.messages})
+        channel = await self._declare(restored, names)
+        self._rounds_until_look = (self._rounds_until_look or ROUNDS_BETWEEN_LOOKS) - 1
         async with self._connection.guard():
-            if self._channel is None or self._channel.is_closed:
-                # One channel for all rounds: to open one costs more than a round.
-                self._channel = await self._connection.open_channel()
-            channel = self._channel
-            await declare_all(channel, [*entities, *numbers])
             unrouted = {
                 name for name in names if await _count(channel, self._topology.unrouted_queue(name))
             }
             foreign = await _count(channel, self._topology.foreign)
             have_late_retries = [
                 each
-                for each in subscriptions
+                for each in restored
                 if each.order and await _count(channel, self._topology.late_queue(each))
             ]
+        if not is_due and unrouted - self._unrouted_since.keys():
+            await self._declare(await self._unchanged(idle))
         for each in have_late_retries:
             await self._relocation.bring_late_retries(each)
         now = self._clock.monotonic()
@@ -190,13 +191,45 @@ class TopologyUpkeep:
         if rerouted:
             self._log.warning("unrouted messages rerouted", messages=dict(rerouted))
 
-    async def _declared_as_here(self) -> list[Subscription]:
-        """The subscriptions to restore."""
-        idle = [each for each in self._subscriptions if not self._consumers[each]]
+    async def _declare(
+        self, subscriptions: Sequence[Subscription], names: Sequence[str] = ()
+    ) -> Channel:
+        """Declare what these need, and what publishers need for messages of these names."""
+        bound = {name for each in subscriptions for name in each.messages}
+        entities = self._topology.for_subscriptions(subscriptions)
+        if others := set(names) - bound:
+            entities += self._topology.for_publishing(others)
+        # At the end again, because the number of partitions may change in between.
+        numbers = [
+            self._topology.workers_exchange(each, each.order)
+            for each in subscriptions
+            if each.order
+        ]
+        async with self._connection.guard():
+            if self._channel is None or self._channel.is_closed:
+                # One channel for all rounds: to open one costs more than a round.
+                self._channel = await self._connection.open_channel()
+            await declare_all(self._channel, [*entities, *numbers])
+            return self._channel
+
+    async def _unchanged(self, idle: Sequence[Subscription]) -> list[Subscription]:
+        """Those of these that others have not changed. Nothing reaches the old partitions of the
+        others any more."""
         if not idle:
-            return list(self._subscriptions)
+            return []
         changed = await self._relocation.declared_otherwise(idle)
-        return [each for each in self._subscriptions if each not in changed]
+        numbered = await self._relocation.numbered_otherwise(
+            [each for each in idle if each.order is not None and each not in changed]
+        )
+        await self._relocation.cut_off_changed(numbered, patience=0.0)
+        changed += numbered
+        if changed and changed != self._known_changed:
+            self._log.warning(
+                "subscriptions not restored, which others have changed",
+                subscriptions=[each.name for each in changed],
+            )
+        self._known_changed = changed
+        return [each for each in idle if each not in changed]
 
     def _is_time_to_search(self, foreign: int, now: float) -> bool:
         """Whether there may be messages of ours among so many foreign ones. Searching looks at each

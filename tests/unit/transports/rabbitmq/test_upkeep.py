@@ -12,16 +12,22 @@ from typing import Any, cast
 import pytest
 
 from eventmesh.errors import Unreachable, UsageError
-from eventmesh.transports.base import Subscription
+from eventmesh.transports.base import Order, Subscription
 from eventmesh.transports.rabbitmq import upkeep as upkeep_module
 from eventmesh.transports.rabbitmq.connection import BrokerConnection
 from eventmesh.transports.rabbitmq.relocation import Relocation
 from eventmesh.transports.rabbitmq.rerouting import ForeignSearch, RejectedNames, Rerouter
-from eventmesh.transports.rabbitmq.topology import Entity, Topology
-from eventmesh.transports.rabbitmq.upkeep import FOREIGN_INTERVAL, GRACE, TopologyUpkeep
+from eventmesh.transports.rabbitmq.topology import Entity, Queue, Topology
+from eventmesh.transports.rabbitmq.upkeep import (
+    FOREIGN_INTERVAL,
+    GRACE,
+    ROUNDS_BETWEEN_LOOKS,
+    TopologyUpkeep,
+)
 
 SHOP = Topology("shop")
 PAID = Subscription("orders.note_payment", ("payments.paid",))
+SHIPPED = Subscription("orders.note_shipment", ("shipping.shipped",), Order(partitions=2))
 
 
 class StoppedClock:
@@ -91,6 +97,26 @@ class RecordingRerouter:
         return ForeignSearch(self.foreign, Counter())
 
 
+class Others:
+    """A fake relocation: what other processes have `changed`, in order or in partitions. `looks`
+    counts how often somebody has asked."""
+
+    def __init__(self) -> None:
+        self.changed: list[Subscription] = []
+        self.cut_off: list[Subscription] = []
+        self.looks = 0
+
+    async def declared_otherwise(self, asked: Sequence[Subscription]) -> list[Subscription]:
+        self.looks += 1
+        return [each for each in asked if each in self.changed and each.order is None]
+
+    async def numbered_otherwise(self, asked: Sequence[Subscription]) -> list[Subscription]:
+        return [each for each in asked if each in self.changed]
+
+    async def cut_off_changed(self, changed: Sequence[Subscription], patience: float) -> None:
+        self.cut_off += changed
+
+
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     broker = Broker()
@@ -109,15 +135,20 @@ def rerouting() -> RecordingRerouter:
 
 
 @pytest.fixture
+def others() -> Others:
+    return Others()
+
+
+@pytest.fixture
 async def upkeep(
-    broker: Broker, clock: StoppedClock, rerouting: RecordingRerouter
+    broker: Broker, clock: StoppedClock, rerouting: RecordingRerouter, others: Others
 ) -> AsyncIterator[TopologyUpkeep]:
     upkeep = TopologyUpkeep(
         cast(BrokerConnection, broker),
         SHOP,
         cast(Any, clock),
         cast(Rerouter, rerouting),
-        cast(Relocation, None),
+        cast(Relocation, others),
     )
     upkeep._subscriptions[PAID] = None
     with upkeep.consumed(PAID):
@@ -131,6 +162,58 @@ async def test_each_round_declares_the_entities_of_the_subscriptions(
     await upkeep.restore()
     await upkeep.restore()
     assert broker.declared == [SHOP.for_subscriptions([PAID])] * 2
+
+
+async def test_what_this_process_does_not_consume_is_restored_once_in_some_rounds(
+    upkeep: TopologyUpkeep, broker: Broker, others: Others
+) -> None:
+    """RabbitMQ logs an error each time that we look whether others have changed it."""
+    upkeep._subscriptions[SHIPPED] = None
+    for _ in range(ROUNDS_BETWEEN_LOOKS + 1):
+        await upkeep.restore()
+    queue = Queue(SHOP.workers(SHIPPED))
+    assert [queue in each for each in broker.declared] == [
+        True,
+        *[False] * (ROUNDS_BETWEEN_LOOKS - 1),
+        True,
+    ]
+    assert others.looks == 2
+    assert all(Queue(SHOP.queue(PAID)) in each for each in broker.declared)
+
+
+async def test_what_this_process_does_not_consume_is_restored_before_messages_are_rerouted(
+    upkeep: TopologyUpkeep, broker: Broker, rerouting: RecordingRerouter
+) -> None:
+    upkeep._subscriptions[SHIPPED] = None
+    await upkeep.restore()
+    broker.ready = {SHOP.unrouted_queue("shipping.shipped"): 1}
+    await upkeep.restore()
+    assert Queue(SHOP.workers(SHIPPED)) in broker.declared[-1]
+    await upkeep.restore()
+    assert Queue(SHOP.workers(SHIPPED)) not in broker.declared[-1]
+    assert rerouting.requests == []
+
+
+async def test_what_others_have_changed_is_logged_and_does_not_keep_the_rest_from_being_restored(
+    upkeep: TopologyUpkeep,
+    broker: Broker,
+    others: Others,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(upkeep_module, "ROUNDS_BETWEEN_LOOKS", 1)
+    sent = Subscription("orders.note_letter", ("post.sent",))
+    upkeep._subscriptions |= dict.fromkeys([SHIPPED, sent])
+    others.changed = [SHIPPED]
+    for _ in range(3):
+        await upkeep.restore()
+        assert Queue(SHOP.workers(SHIPPED)) not in broker.declared[-1]
+        assert Queue(SHOP.queue(sent)) in broker.declared[-1]
+    assert others.cut_off == [SHIPPED] * 3
+    assert capsys.readouterr().out.count("subscriptions not restored") == 1
+    others.changed = [SHIPPED, sent]
+    await upkeep.restore()
+    assert capsys.readouterr().out.count("subscriptions not restored") == 1
 
 
 async def test_unrouted_messages_are_rerouted_after_a_grace_period(
