@@ -751,24 +751,43 @@ async def test_a_deleted_queue_of_workers_is_not_taken_for_a_subscription_withou
     assert not moves
 
 
-async def test_a_queue_without_order_that_was_bound_again_is_cut_off(
+async def test_a_queue_without_order_that_was_bound_again_is_cut_off_and_overtakes_nothing(
     rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As by a process that looked before order was switched on, and binds it afterwards."""
     monkeypatch.setattr(upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)
     plain = rig.subscription("reader")
     ordered = replace(plain, order=Order(partitions=2))
+    sent = rig.envelopes(10, key="key")
     old, new = await opened(), await opened()
     await old.declare([plain])
     await new.declare([ordered])
+    await publish_or_raise(new, sent[:4])
     with old._upkeep.consumed(plain):
         await old._upkeep.restore()
-    await publish_or_raise(new, rig.envelopes(10))
+    await publish_or_raise(new, sent[4:8])
     late = Topology(rig.prefix).late_queue(ordered)
-    assert (await count_messages(new._consuming, [late]))[late].ready == 10
+    assert (await count_messages(new._consuming, [late]))[late].ready == 4
     await new._upkeep.restore()
-    await publish_or_raise(new, rig.envelopes(10))
+    await publish_or_raise(new, sent[8:])
     assert (await count_messages(new._consuming, [late]))[late].ready == 0
+    assert numbers(await take(new, ordered, 14)) == [*range(8), *range(4, 10)]
+
+
+async def test_a_process_that_looks_for_late_retries_leaves_a_subscription_that_has_lost_its_order(
+    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still between the round of its upkeep and this."""
+    monkeypatch.setattr(upkeep, "INTERVAL", 10 * TIMEOUT_SECONDS)
+    plain = rig.subscription("reader")
+    ordered = replace(plain, order=Order(partitions=2))
+    old, new = await opened(), await opened()
+    await old.declare([ordered])
+    await new.declare([plain])
+    await publish_or_raise(new, rig.envelopes(2))
+    await old._relocation.bring_late_retries(ordered)
+    await publish_or_raise(new, rig.envelopes(2))
+    assert numbers(await take(new, plain, 4)) == [0, 1, 0, 1]
 
 
 async def test_retries_from_the_time_without_order_are_counted_while_no_worker_runs(

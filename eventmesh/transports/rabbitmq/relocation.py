@@ -156,10 +156,12 @@ class Relocation:
     async def bring_late_retries(self, subscription: Subscription) -> None:
         """Let those retries come that were delayed when a subscription had no order and are due
         now: before all that waits of their keys. Another time, if somebody else does it, or while
-        workers without order consume them."""
+        workers without order consume them, or if it has lost its order."""
         queue = self._topology.late_queue(subscription)
         with suppress(QueueLocked):
             async with self._lock(subscription).held(patience=0.0):
+                if await self.declared_otherwise([subscription]):
+                    return
                 counts = await count_messages(self._connection, [queue])
                 if queue in counts and not counts[queue].consumers:
                     # A process without order that restores may have bound it again.
@@ -536,6 +538,13 @@ class Relocation:
                 return None
             return written(note, self._topology.front_queue_of(new, note.key, new.order))
         attempt, _ = attempt_and_deliveries(headers)
+        if kind == "late" and message.delivery.exchange:  # type: ignore[union-attr]
+            # No retry, which comes by the default exchange: the queue was bound again, and got a
+            # copy of what also reached the partition, maybe behind earlier messages of its key.
+            order = new.order or Order()
+            number = partition_of(key, order.partitions)
+            queue = self._topology.partition_queue(new, order.partitions, number)
+            return copy_of(properties, message.body, "", queue)
         if kind == "late":
             front = self._topology.front_queue_of(new, key, new.order or Order())
             return replayed(properties, message.body, front, attempt=attempt)
