@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -31,9 +31,17 @@ from eventmesh.transports.base import (
     publish_or_raise,
 )
 from eventmesh.transports.outcome import DONE, Dead, Outcome, RetryAfter
-from eventmesh.transports.rabbitmq import connection, relocation, rerouting, topology, upkeep
+from eventmesh.transports.rabbitmq import (
+    connection,
+    inspection,
+    relocation,
+    rerouting,
+    topology,
+    upkeep,
+)
+from eventmesh.transports.rabbitmq.connection import BrokerConnection
 from eventmesh.transports.rabbitmq.declaring import declare_all
-from eventmesh.transports.rabbitmq.inspection import count_messages
+from eventmesh.transports.rabbitmq.inspection import QueueCounts, count_messages
 from eventmesh.transports.rabbitmq.messages import OutgoingMessage, new_message
 from eventmesh.transports.rabbitmq.ordered import partition, workers
 from eventmesh.transports.rabbitmq.ordered.consumer import OrderedConsumer
@@ -906,8 +914,42 @@ async def test_order_cannot_be_declared_while_workers_without_it_consume(
     one, two = await opened(), await opened()
     await one.declare([plain])
     async with one.consume(plain, prefetch=10):
-        with pytest.raises(UsageError, match="1 workers still consume"):
+        with pytest.raises(UsageError, match=r"1 worker without order .* start this one again"):
             await two.declare([ordered])
+        async with one.consume(plain, prefetch=10):
+            with pytest.raises(UsageError, match="2 workers without order still consume"):
+                await two.declare([ordered])
+
+
+async def test_workers_are_noticed_whose_queue_does_not_answer_rabbitmq_at_once(
+    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ says 0 then."""
+    few = rig.subscription("ordered", order=Order(partitions=2))
+    one, two = await opened(), await opened()
+    count, silent = inspection.count_messages, [True]
+
+    async def count_late(
+        connection: BrokerConnection, names: Iterable[str]
+    ) -> dict[str, QueueCounts]:
+        counts = await count(connection, names)
+        return dict.fromkeys(counts, QueueCounts(0, 0)) if silent and silent.pop() else counts
+
+    async with one.consume(few, prefetch=10):
+        monkeypatch.setattr(inspection, "count_messages", count_late)
+        with pytest.raises(UsageError, match="1 worker with order still consumes"):
+            await two.set_partitions(replace(few, order=Order(partitions=5)), 5)
+
+
+async def test_whoever_waits_for_a_change_of_partitions_learns_what_goes_on(
+    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relocation, "PATIENCE", 0.0)
+    few = rig.subscription("ordered", order=Order(partitions=2))
+    one, two = await opened(), await opened()
+    async with one._relocation._lock(few).held():
+        with pytest.raises(Unreachable, match=f"changing the order .* of {few.name}: wait until"):
+            await two.set_partitions(few, 5)
 
 
 async def test_the_number_of_partitions_changes_while_messages_wait_and_are_published(
@@ -1078,7 +1120,7 @@ async def test_partitions_are_not_changed_while_workers_consume(rig: Rig, opened
     few = rig.subscription("ordered", order=Order(partitions=2))
     one, two = await opened(), await opened()
     async with one.consume(few, prefetch=10):
-        with pytest.raises(UsageError, match="1 workers still consume"):
+        with pytest.raises(UsageError, match="1 worker with order still consumes"):
             await two.set_partitions(few, 5)
 
 
@@ -1254,7 +1296,7 @@ async def test_partitions_are_not_changed_if_a_worker_starts_in_that_moment(
             await replace_exchange(self, exchange)
 
         monkeypatch.setattr(Relocation, "_replace", start_a_worker)
-        with pytest.raises(UsageError, match="1 workers still consume"):
+        with pytest.raises(UsageError, match="1 worker with order still consumes"):
             await new.set_partitions(many, 5)
         assert numbers(await receive(started[0], 20)) == list(range(20))
     assert await new.set_partitions(many, 5) == 2

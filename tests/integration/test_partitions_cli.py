@@ -217,7 +217,11 @@ async def test_setting_partitions_refuses_what_cannot_be_set(
     await publish_or_raise(transport, deposits()[:1])
     async with asyncio.timeout(240), transport.consume(with_partitions(3), prefetch=1) as consumer:
         consumed = await asyncio.to_thread(project.run, *SET_8)
-        consumed.fails(2, "1 workers still consume bank.deposit", "stop them")
+        consumed.fails(
+            2,
+            "1 worker with order still consumes bank.deposit",
+            "stop it, wait until it has ended, and try again",
+        )
         [delivery] = await consumer.receive(1)  # as before
         await consumer.settle([(delivery, DONE)])
 
@@ -232,7 +236,7 @@ async def test_setting_partitions_is_recorded_in_the_database_of_the_service(
     project.run(*SET_8).succeeds("8 partitions instead of 3")
     async with transport.consume(with_partitions(8), prefetch=1):
         consumed = await asyncio.to_thread(project.run, *SET, "bank.deposit", "4")
-        consumed.fails(2, "1 workers still consume bank.deposit")
+        consumed.fails(2, "1 worker with order still consumes bank.deposit")
     with closing(sqlite3.connect(project.root / ".eventmesh/bank.db")) as connection:
         rows = connection.execute(
             "SELECT service, who, what, subject, reason, details, outcome "
@@ -241,7 +245,7 @@ async def test_setting_partitions_is_recorded_in_the_database_of_the_service(
     done, failed = rows
     assert done[:5] == ("bank", getpass.getuser(), "set partitions", "bank.deposit", WHY)
     assert (json.loads(done[5]), done[6]) == ({"partitions": 8}, "8 instead of 3")
-    assert failed[6].startswith("failed: 1 workers still consume bank.deposit")
+    assert failed[6].startswith("failed: 1 worker with order still consumes bank.deposit")
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "redis"])

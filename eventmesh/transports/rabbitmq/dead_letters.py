@@ -46,7 +46,7 @@ from eventmesh.transports.rabbitmq.held_messages import HeldMessages, hold_messa
 from eventmesh.transports.rabbitmq.messages import OutgoingMessage, copy_of
 from eventmesh.transports.rabbitmq.ordered.notes import Released, replayed, written
 from eventmesh.transports.rabbitmq.publishing import Batch, Publisher
-from eventmesh.transports.rabbitmq.queue_lock import QueueLock
+from eventmesh.transports.rabbitmq.queue_lock import dead_letter_lock
 from eventmesh.transports.rabbitmq.topology import Topology
 from eventmesh.wire.cloudevents import from_headers
 
@@ -73,8 +73,7 @@ class DeadLetterQueue:
         subscription: Subscription,
         clock: Clock,
     ) -> None:
-        lock = topology.dead_letter_lock(subscription)
-        self._lock = QueueLock(connection, lock, clock, optional=True)
+        self._lock = dead_letter_lock(connection, topology, subscription, clock)
         self._connection = connection
         self._publisher = publisher
         self._topology = topology

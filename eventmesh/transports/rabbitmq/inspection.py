@@ -109,6 +109,23 @@ async def count_messages(
     return found
 
 
+async def count_twice(
+    connection: BrokerConnection, names: Iterable[str], clock: Clock
+) -> dict[str, QueueCounts]:
+    """As `count_messages`, but asked twice, and the higher counts: messages may be on their way
+    back from a consumer that has left, and RabbitMQ says 0 if a quorum queue does not answer it
+    within 250 ms."""
+    first = await count_messages(connection, names)
+    await clock.sleep(QUIET)
+    second = await count_messages(connection, first)
+    return {
+        name: QueueCounts(
+            max(counts.ready, first[name].ready), max(counts.consumers, first[name].consumers)
+        )
+        for name, counts in second.items()
+    }
+
+
 async def _count_one_by_one(
     connection: BrokerConnection, names: Iterable[str]
 ) -> dict[str, QueueCounts]:
@@ -148,7 +165,9 @@ class Inspector:
 
     def __init__(self, connection: BrokerConnection, topology: Topology, clock: Clock) -> None:
         self._connection = connection
-        self._lock = QueueLock(connection, topology.inspection_lock, clock)
+        self._lock = QueueLock(
+            connection, topology.inspection_lock, clock, "counting the messages of this broker"
+        )
         self._clock = clock
 
     @asynccontextmanager
@@ -166,17 +185,7 @@ class Inspector:
             yield
 
     async def counts(self, names: Iterable[str]) -> dict[str, QueueCounts]:
-        """As `count_messages`, but asked twice, and the higher counts: messages may be on their way
-        back from a consumer that has left."""
-        first = await count_messages(self._connection, names)
-        await self._clock.sleep(QUIET)
-        second = await count_messages(self._connection, first)
-        return {
-            name: QueueCounts(
-                max(counts.ready, first[name].ready), max(counts.consumers, first[name].consumers)
-            )
-            for name, counts in second.items()
-        }
+        return await count_twice(self._connection, names, self._clock)
 
     @asynccontextmanager
     async def holding(self, queues: Sequence[str], see: See) -> AsyncIterator[dict[str, int]]:

@@ -15,11 +15,13 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
+from eventmesh.transports.base import Subscription
 from eventmesh.transports.rabbitmq.connection import (
     LEAVE_TIMEOUT,
     BrokerConnection,
     close_channel,
 )
+from eventmesh.transports.rabbitmq.topology import Topology
 
 LOCK_TIMEOUT = 5.0
 """Seconds to wait for the lock, unless told otherwise."""
@@ -30,15 +32,23 @@ class QueueLocked(Unreachable):
 
 
 class QueueLock:
-    """The lock with the name of this queue. If it is `optional`, a user who may not declare queues
-    goes on without it."""
+    """The lock with the name of this queue. `purpose` says what its owners do, for whoever waits:
+    "rerouting unrouted messages". If it is `optional`, a user who may not declare queues goes on
+    without it."""
 
     def __init__(
-        self, connection: BrokerConnection, queue: str, clock: Clock, *, optional: bool = False
+        self,
+        connection: BrokerConnection,
+        queue: str,
+        clock: Clock,
+        purpose: str,
+        *,
+        optional: bool = False,
     ) -> None:
         self._connection = connection
         self._queue = queue
         self._clock = clock
+        self._purpose = purpose
         self._optional = optional
 
     @asynccontextmanager
@@ -71,7 +81,16 @@ class QueueLock:
                     # RabbitMQ takes a moment to notice that its owner's connection was lost.
                     if self._clock.monotonic() >= deadline:
                         raise QueueLocked(
-                            f"Another process is looking into the queue that {self._queue} "
-                            f"protects: wait until it has finished, and try again."
+                            f"Another process is {self._purpose}: wait until it has finished, and "
+                            f"try again."
                         ) from None
             await self._clock.sleep(LOCK_TIMEOUT / 20)
+
+
+def dead_letter_lock(
+    connection: BrokerConnection, topology: Topology, subscription: Subscription, clock: Clock
+) -> QueueLock:
+    """The lock of whoever looks into the dead letters of a subscription, or answers them."""
+    queue = topology.dead_letter_lock(subscription)
+    purpose = f"working on the dead letters of {subscription.name}"
+    return QueueLock(connection, queue, clock, purpose, optional=True)

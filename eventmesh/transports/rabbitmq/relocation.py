@@ -54,7 +54,7 @@ from eventmesh.errors import Unreachable, UsageError
 from eventmesh.transports.base import MOST_PARTITIONS, Order, Subscription
 from eventmesh.transports.rabbitmq.connection import CONNECT_TIMEOUT, BrokerConnection
 from eventmesh.transports.rabbitmq.headers import attempt_and_deliveries, retry_headers
-from eventmesh.transports.rabbitmq.inspection import count_messages
+from eventmesh.transports.rabbitmq.inspection import count_messages, count_twice
 from eventmesh.transports.rabbitmq.messages import OutgoingMessage, copy_of
 from eventmesh.transports.rabbitmq.ordered.notes import (
     Held,
@@ -71,7 +71,12 @@ from eventmesh.transports.rabbitmq.ordered.notes import (
     written,
 )
 from eventmesh.transports.rabbitmq.publishing import Batch, Publisher
-from eventmesh.transports.rabbitmq.queue_lock import LOCK_TIMEOUT, QueueLock, QueueLocked
+from eventmesh.transports.rabbitmq.queue_lock import (
+    LOCK_TIMEOUT,
+    QueueLock,
+    QueueLocked,
+    dead_letter_lock,
+)
 from eventmesh.transports.rabbitmq.topology import Entity, Exchange, Queue, Topology, partition_of
 from eventmesh.wire.cloudevents import from_headers
 
@@ -162,7 +167,7 @@ class Relocation:
             async with self._lock(subscription).held(patience=0.0):
                 if await self.declared_otherwise([subscription]):
                     return
-                counts = await count_messages(self._connection, [queue])
+                counts = await count_twice(self._connection, [queue], self._clock)
                 if queue in counts and not counts[queue].consumers:
                     # A process without order that restores may have bound it again.
                     async with self._connection.guard(), self._connection.channel() as channel:
@@ -173,6 +178,7 @@ class Relocation:
         """Divide what waits for a subscription among so many partitions; returns how many it had,
         None if it has no order on the broker. UsageError if another change was interrupted."""
         new = self._divided(subscription, partitions)
+        workers = self._topology.workers(subscription)
         async with self._lock(subscription).held(PATIENCE):
             numbers = await self._numbers_of_partitions(subscription)
             if not numbers:
@@ -180,7 +186,7 @@ class Relocation:
             await self._check_not_switching(subscription)
             if numbers == [partitions] and await self._is_declared(self._workers_exchange(new)):
                 return partitions
-            await self._check_no_workers(subscription, self._topology.workers(subscription))
+            await self._check_no_workers(subscription, workers, "try again")
             moving = self._workers_exchange(new, is_moving=True)
             if len(numbers) > 1:
                 await self._check_goes_on(subscription, numbers, moving)
@@ -241,8 +247,9 @@ class Relocation:
     ) -> None:
         """UsageError if a worker was counted since we counted them; it goes on if nothing else was
         changed yet."""
+        workers = self._topology.workers(subscription)
         try:
-            await self._check_no_workers(subscription, self._topology.workers(subscription))
+            await self._check_no_workers(subscription, workers, "try again")
         except UsageError:
             if len(numbers) == 1:
                 await self._replace(self._workers_exchange(self._divided(subscription, *numbers)))
@@ -390,15 +397,28 @@ class Relocation:
 
     def _lock(self, subscription: Subscription) -> QueueLock:
         name = f"{self._topology.workers(subscription)}.moving"
-        return QueueLock(self._connection, name, self._clock)
+        purpose = f"changing the order or the partitions of {subscription.name}"
+        return QueueLock(self._connection, name, self._clock, purpose)
 
-    async def _check_no_workers(self, old: Subscription, sign: str) -> None:
-        counts = await count_messages(self._connection, [sign])
-        if sign in counts and counts[sign].consumers:
+    async def _check_no_workers(
+        self, subscription: Subscription, queue: str, afterwards: str = "start this one again"
+    ) -> None:
+        """UsageError while workers consume this queue. `afterwards` says what to do when they have
+        ended."""
+        counts = await count_twice(self._connection, [queue], self._clock)
+        workers = counts[queue].consumers if queue in counts else 0
+        if not workers:
+            return
+        kind = "with" if queue == self._topology.workers(subscription) else "without"
+        if workers == 1:
             raise UsageError(
-                f"{counts[sign].consumers} workers still consume {old.name}: stop them, wait until "
-                f"they have ended, and start again."
+                f"1 worker {kind} order still consumes {subscription.name}: stop it, wait until it "
+                f"has ended, and {afterwards}."
             )
+        raise UsageError(
+            f"{workers} workers {kind} order still consume {subscription.name}: stop them, wait "
+            f"until they have ended, and {afterwards}."
+        )
 
     async def _check_notes(self, old: Subscription) -> None:
         counts = await count_messages(self._connection, self._topology.front_queues(old))
@@ -447,8 +467,7 @@ class Relocation:
         """Delete these queues, which are empty, except that somebody may have replayed or discarded
         dead letters meanwhile, such as a dashboard that was running before."""
         topology = self._topology
-        letters = topology.dead_letter_lock(old)
-        async with QueueLock(self._connection, letters, self._clock, optional=True).held(PATIENCE):
+        async with dead_letter_lock(self._connection, topology, old, self._clock).held(PATIENCE):
             fronts = topology.front_queues(old)
             for front, counts in (await count_messages(self._connection, fronts)).items():
                 if counts.ready:

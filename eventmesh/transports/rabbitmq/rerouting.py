@@ -94,7 +94,9 @@ class Rerouter:
         self._publisher = publisher
         self._topology = topology
         self._inspector = Inspector(connection, topology, clock)
-        self._lock = QueueLock(connection, topology.rerouting_lock, clock)
+        self._lock = QueueLock(
+            connection, topology.rerouting_lock, clock, "rerouting unrouted messages"
+        )
         self._rejected_names = RejectedNames(clock)
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.rabbitmq")
 
