@@ -20,7 +20,7 @@ from structlog.contextvars import bind_contextvars, reset_contextvars, unbind_co
 
 from eventmesh.runtime.declaring.retry import describe, summarize
 from eventmesh.runtime.seen_errors import SeenErrors
-from eventmesh.tracing.port import NO_CONSUMER_TRACING, ConsumerTracing
+from eventmesh.tracing.port import NO_CONSUMER_TRACING, NO_IDS, ConsumerTracing
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Dead, Done, Outcome, RetryAfter
 
@@ -53,6 +53,8 @@ class DeliveryLog:
             bound[field].var for field in ("message_id", "name", "correlation_id")
         )
         reset_contextvars(**bound)
+        self._ids = NO_IDS
+        """The fields of a trace that are bound."""
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -62,6 +64,7 @@ class DeliveryLog:
             yield
         finally:
             unbind_contextvars("service", "subscription", *_OF_A_MESSAGE)
+            self._ids = NO_IDS
 
     def turn_to(self, delivery: Delivery) -> None:
         """Lines from here on are about this delivery, until the next call."""
@@ -69,12 +72,15 @@ class DeliveryLog:
         self._message_id.set(envelope.id)
         self._name.set(envelope.name)
         self._correlation_id.set(envelope.correlation_id)
-        if ids := self._tracing.ids_of(delivery):
+        ids = self._tracing.ids_of(delivery)
+        if ids is not self._ids:  # nearly all messages of a batch have the same, or none
+            self._ids = ids
             bind_contextvars(**ids)
 
     def turn_to_batch(self) -> None:
         """Lines from here on are about several messages, until the next call of `turn_to`."""
         unbind_contextvars(*_OF_A_MESSAGE)
+        self._ids = NO_IDS
 
     def batch_failed(self, messages: int, error: Exception) -> None:
         """A call with so many messages failed."""
