@@ -40,6 +40,7 @@ from eventmesh.persistence import counts
 from eventmesh.persistence.counts import Way
 from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.tables import inbox
+from eventmesh.storable import storable
 from eventmesh.wire.envelope import Envelope
 
 SLOW = 0.01
@@ -221,7 +222,7 @@ def _storable(text: str) -> str:
     too long."""
     if text.isascii() and len(text) <= _LONGEST and "\0" not in text:
         return text
-    stored = text.encode(errors="backslashreplace").replace(b"\0", b"\\x00")
+    stored = storable(text).encode()
     if len(stored) > _LONGEST:
         stored = stored[: _LONGEST - len("…".encode())]
         return stored.decode(errors="ignore") + "…"

@@ -37,6 +37,7 @@ from eventmesh.errors import Conflict, EventMeshError
 from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.dialects.sql import UtcDateTime, database_now
 from eventmesh.persistence.tables import outbox, saga, saga_log
+from eventmesh.storable import storable
 from eventmesh.wire.envelope import UNIQUE_ID
 
 MOST_NAMES = 255
@@ -200,7 +201,7 @@ def _values(row: SagaRow) -> dict[str, Any]:
         "new_status": row.status,
         "new_state": row.state,
         "new_steps": row.steps,
-        "new_reason": row.reason,
+        "new_reason": None if row.reason is None else storable(row.reason),
         "new_row_version": row.row_version,
         "new_details": row.details,
         "new_key": row.key,

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from eventmesh.storable import storable
+
 LONGEST_DELAY = 366 * 86_400.0
 """Seconds; a longer delay is cut to this."""
 
@@ -47,14 +49,13 @@ class Dead:
     error: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reason", storable(self.reason))
-        object.__setattr__(self, "error", storable(self.error))
+        object.__setattr__(self, "reason", limited(self.reason))
+        object.__setattr__(self, "error", limited(self.error))
 
 
-def storable(text: str) -> str:
-    """The text as every broker can store it: at most MOST_CHARACTERS, and with lone surrogates, as
-    odd file names contain them, written as escapes."""
-    text = text.encode(errors="backslashreplace").decode()
+def limited(text: str) -> str:
+    """The text as every broker and database can store it, and at most MOST_CHARACTERS of it."""
+    text = storable(text)
     if len(text) <= MOST_CHARACTERS:
         return text
     half = MOST_CHARACTERS // 2

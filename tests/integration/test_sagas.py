@@ -310,6 +310,41 @@ async def test_a_dead_lettered_command_fails_its_step_and_the_saga_is_undone(rid
     assert rides.did == ["reserve", "release"]
 
 
+async def test_a_saga_is_undone_even_if_a_participants_error_cannot_be_stored(rides: Rides) -> None:
+    def failing(_rides: Service, cars: Service) -> None:
+        @cars.subscriber(Bill)
+        async def bill(command: Bill) -> Billed:
+            raise Reject("not printable: \0 and \ud800")
+
+    await rides.deploy(with_saga(riding()), answering(rides.did, but=Bill), failing)
+    await rides.request("r1")
+    await rides.mesh.advance("1s")
+    [row] = await rides.rows()
+    assert (row.status, row.reason) == ("undone", "bill: not printable: \\x00 and \\ud800")
+
+
+async def test_a_saga_is_parked_even_if_the_error_of_its_step_cannot_be_stored(
+    rides: Rides,
+) -> None:
+    saga = Saga("rides.ride", Ride)
+
+    @saga.starts
+    def begin(event: Requested) -> Ride:
+        return Ride(ride_id=event.ride_id)
+
+    @saga.step(ok=Reserved, timeout="1m", no_undo="it has no effect")
+    def reserve(state: Ride) -> Reserve:
+        raise ValueError("not printable: \0 and \ud800")
+
+    saga.flow(reserve)
+    await rides.deploy(with_saga(saga))
+    await rides.request("r1")
+    await rides.mesh.advance("1s")
+    [row] = await rides.rows()
+    assert row.status == "parked"
+    assert "not printable: \\x00 and \\ud800" in (row.reason or "")
+
+
 async def test_a_dead_letter_that_is_replayed_and_succeeds_is_a_late_answer_and_is_undone(
     rides: Rides,
 ) -> None:

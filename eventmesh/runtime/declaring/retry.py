@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from eventmesh.duration import Duration, seconds
 from eventmesh.errors import Reject, UnreadableMessage, UsageError
 from eventmesh.redact import redact_text
-from eventmesh.transports.outcome import Dead, Outcome, RetryAfter, storable
+from eventmesh.transports.outcome import Dead, Outcome, RetryAfter, limited
 
 Backoff = Callable[[int], float]
 """From the number of the attempt that failed, counted from 1, to the seconds before the next."""
@@ -141,9 +141,9 @@ def summarize(error: Exception) -> str:
     lines = traceback.format_exception_only(error)
     # Notes come after the message; what a SyntaxError shows of the source comes before it.
     said = lines[-1 if isinstance(error, SyntaxError) else 0].strip()
-    return storable(redact_text(said))
+    return limited(redact_text(said))
 
 
 def describe(error: Exception) -> str:
     """The error with its traceback, as a dead letter keeps it."""
-    return storable(redact_text("".join(traceback.format_exception(error))))
+    return limited(redact_text("".join(traceback.format_exception(error))))
