@@ -101,7 +101,7 @@ def why(
 def _refuse(found: Trace) -> None:
     if found.problems:
         raise Unreachable(f"Nobody who answered knows {found.asked!r}. {' '.join(found.problems)}")
-    hidden = "".join(f" {each}." for each in found.hidden)
+    hidden = "".join(f" {each[:1].upper()}{each[1:]}." for each in found.hidden)
     raise EventMeshError(
         f"Nobody knows {found.asked!r}: it is in no inbox, outbox, dead letter or saga of the "
         f"services here, and nowhere on the broker that can be looked into. An inbox remembers a "

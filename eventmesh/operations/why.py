@@ -34,6 +34,9 @@ from eventmesh.wire.envelope import Envelope
 MOST_MESSAGES = 5_000
 """How many messages an answer has."""
 
+MOST_NAMED = 4
+"""How many subscriptions are named that were not looked into for one reason."""
+
 What = Literal[
     "handled", "begun", "dead", "outbox", "ready", "delayed", "in_flight", "unrouted", "unknown"
 ]
@@ -186,7 +189,7 @@ def trace(
         tuple(ordered[:MOST_MESSAGES]),
         tuple(sorted(sagas, key=lambda each: (str(each.row.started_at), each.row.name))),
         (
-            *dict.fromkeys(map(describe_hidden, evidence.broker.hidden)),
+            *describe_hidden(evidence.broker.hidden),
             *_unrecorded(services, known.values()),
         ),
         evidence.problems,
@@ -235,10 +238,23 @@ def _describe_unsearched(database: InDatabase) -> str | None:
     )
 
 
-def describe_hidden(hidden: Hidden) -> str:
-    """A place that was not looked into, in words."""
+def describe_hidden(places: Iterable[Hidden]) -> list[str]:
+    """The places that were not looked into, in words; one sentence for all that hold an unknown
+    number for the same reason."""
+    subscriptions: dict[Hidden, list[str]] = {}
+    for each in places:
+        alike = replace(each, subscription="") if each.number is None else each
+        subscriptions.setdefault(alike, []).append(each.subscription)
+    return [_not_looked_into(each, list(dict.fromkeys(of))) for each, of in subscriptions.items()]
+
+
+def _not_looked_into(hidden: Hidden, subscriptions: Sequence[str]) -> str:
     number = "an unknown number of" if hidden.number is None else f"{hidden.number:,}"
-    of = f" of {hidden.subscription}" if hidden.subscription else ""
+    named = ", ".join(filter(None, subscriptions[:MOST_NAMED]))
+    of = f" of {named}" if named else ""
+    more = len(subscriptions) - MOST_NAMED
+    if more > 0:
+        of += f" and {more:,} more"
     return f"{number} {hidden.state.replace('_', ' ')} messages{of} not looked into: {hidden.why}"
 
 
@@ -337,8 +353,7 @@ def _in_order_of_a_tree(known: Mapping[str, _Known]) -> list[TracedMessage]:
     a message without a name. Ids come from publishers, so they may also form a ring: then the
     oldest of it comes first."""
     messages = dict(known)
-    # A message of a foreign publisher is known here by a hash, and named by its effects as it is.
-    aliases = {each.correlation_id: each.id for each in known.values() if ":" in each.id}
+    aliases = _aliases(known)
     effects: dict[str, list[_Known]] = {}
     for each in known.values():
         if not each.causation_id:
@@ -362,6 +377,24 @@ def _in_order_of_a_tree(known: Mapping[str, _Known]) -> list[TracedMessage]:
             following = sorted(effects.get(each.id, ()), key=_age, reverse=True)
             stack += [(effect, depth + 1) for effect in following]
     return list(ordered.values())
+
+
+def _aliases(known: Mapping[str, _Known]) -> dict[str, str]:
+    """What effects call a cause whose id is not a UUID, and by which hash it is known here. Such a
+    message is a foreign publisher's, the first of its chain; or a signal to a saga, whose source is
+    one of the services that these messages belong to."""
+    found = {
+        each.correlation_id: each.id
+        for each in known.values()
+        if ":" in each.id and not each.causation_id
+    }
+    sources = {f"/{each.name.partition('.')[0]}" for each in known.values() if each.name}
+    causes = {each.causation_id for each in known.values() if each.causation_id}
+    for cause in causes - known.keys() - found.keys():
+        for source in sources:
+            if (hashed := Envelope({"id": cause, "source": source}, b"").unique_id) in known:
+                found[cause] = hashed
+    return found
 
 
 def _age(each: _Known) -> tuple[float, str]:

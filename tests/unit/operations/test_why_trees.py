@@ -111,6 +111,30 @@ def test_the_effects_of_a_foreign_message_are_found_by_the_id_that_its_publisher
     assert [each.depth for each in found(foreign, effect).messages] == [0, 1]
 
 
+def test_the_effects_of_a_signal_to_a_saga_are_below_it() -> None:
+    signal = envelope(0, 1, id="dead-lettered:7:00000000", source="/shop", type="shop.buy.signal")
+    told = handled(3, 1, message_id=signal.unique_id, name=signal.name, subscription="shop.saga")
+    undone = handled(4, causation_id=signal.id, name="shop.undone")
+    tree = found(handled(1), told, undone)
+    assert [(each.id, each.depth) for each in tree.messages] == [
+        (message_id(1), 0),
+        (signal.unique_id, 1),
+        (undone.message_id, 2),
+    ]
+
+
+def test_places_that_were_not_looked_into_for_one_reason_are_one_note() -> None:
+    unknown = [Hidden(f"shop.s{number}", "in_flight", None, "no") for number in range(6)]
+    counted = [Hidden("shop.pack", "ready", 3, "no"), Hidden("", "delayed", 2, "no")]
+    tree = found(broker=OnBroker(hidden=(*unknown, *counted)))
+    assert tree.hidden == (
+        "an unknown number of in flight messages of shop.s0, shop.s1, shop.s2, shop.s3 and 2 more "
+        "not looked into: no",
+        "3 ready messages of shop.pack not looked into: no",
+        "2 delayed messages not looked into: no",
+    )
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.none() | st.integers(0, 9)), max_size=30))
 def test_every_message_is_in_the_tree_once_even_if_causes_form_rings(
     pairs: list[tuple[int, int | None]],
