@@ -7,6 +7,7 @@ characters in text from messages cannot reach the terminal.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import textwrap
@@ -110,4 +111,9 @@ def _printable(_logger: Any, _method: str, line: Line) -> Line:
 
 
 def _dumps(line: Any, **_options: Any) -> str:
-    return orjson.dumps(line, default=str).decode()
+    """JSON on one line, also for who splits lines as Unicode does. JSON escapes only the control
+    characters of ASCII; between quotes, it can escape any other one, too."""
+    dumped = orjson.dumps(line, default=str).decode()
+    if dumped.isprintable():
+        return dumped
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in dumped)

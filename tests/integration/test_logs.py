@@ -127,6 +127,21 @@ async def test_a_message_cannot_forge_log_lines(
     assert "    Traceback (most recent call last):" in worker.err
 
 
+async def test_a_message_cannot_put_control_characters_into_json_logs(
+    bank: Project, attributes: Attributes, put: Put
+) -> None:
+    bank.change_service('ValueError("no such branch")', "ValueError(command.note)")
+    worker = bank.worker()
+    evil = "\x9b2J\x7f\u202eforged\u2028\u0085\U000e0001 \U0001f642"
+    data = json.dumps({"owner": "broken", "cents": 1, "note": evil})
+    await put(bank, attributes(), data.encode())
+    worker.until_says("message dead-lettered")
+    worker.drain()
+    assert worker.err.replace("\n", "").isprintable()
+    [dead] = [line for line in map(json.loads, worker.err.splitlines()) if "reason" in line]
+    assert evil in dead["reason"]
+
+
 @pytest.mark.parametrize("broker", ["redis", "amqp"])
 async def test_no_output_contains_a_password(
     broker: str,
