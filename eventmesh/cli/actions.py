@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eventmesh.cli.app import utf8
 from eventmesh.errors import UsageError
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
@@ -20,7 +21,10 @@ if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from eventmesh.runtime.declaring.settings import Settings
 
 Reason = Annotated[
-    str, typer.Option("--reason", help="Why; it is kept in the log of actions.", metavar="TEXT")
+    str,
+    typer.Option(
+        "--reason", help="Why; it is kept in the log of actions.", metavar="TEXT", callback=utf8
+    ),
 ]
 
 SERVER_TIMEOUT = 60.0

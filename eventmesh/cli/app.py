@@ -62,3 +62,12 @@ class App(typer.Typer):
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
         return super().command(name, cls=Command, **options)
+
+
+def utf8(value: Any) -> Any:
+    """Reject text that no database can store or compare: a shell may pass bytes that are not
+    UTF-8."""
+    for text in [value] if isinstance(value, str) else value or ():
+        if not text.isascii() and text.encode(errors="ignore").decode() != text:
+            raise typer.BadParameter(f"{text!r} is not UTF-8")
+    return value

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eventmesh.cli.actions import Reason, check_reason, reached
-from eventmesh.cli.app import App
+from eventmesh.cli.app import App, utf8
 from eventmesh.cli.envelopes import as_dict, for_people
 from eventmesh.errors import UsageError
 from eventmesh.printable import printable
@@ -24,14 +24,6 @@ if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from eventmesh.persistence.outbox.parked import Waiting
 
 app = App(help="Messages in the outbox, waiting to be published.")
-
-
-def _utf8(value: Any) -> Any:
-    """Reject text that a database cannot compare: a shell may pass bytes that are not UTF-8."""
-    for text in [value] if isinstance(value, str) else value or ():
-        if not text.isascii() and text.encode(errors="ignore").decode() != text:
-            raise typer.BadParameter(f"{text!r} is not UTF-8")
-    return value
 
 
 _MOST = 1_000_000
@@ -90,10 +82,10 @@ def list_messages(
     service: Name,
     parked: Annotated[bool, typer.Option("--parked", help="Only parked messages.")] = False,
     key: Annotated[
-        str | None, typer.Option(help="Only messages with this key.", callback=_utf8, metavar="KEY")
+        str | None, typer.Option(help="Only messages with this key.", callback=utf8, metavar="KEY")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Only messages of this name.", callback=_utf8, metavar="NAME")
+        str | None, typer.Option(help="Only messages of this name.", callback=utf8, metavar="NAME")
     ] = None,
     limit: Limit = 100,
     as_json: AsJson = False,
@@ -145,7 +137,7 @@ def list_messages(
 def show(
     service: Name,
     message_id: Annotated[
-        str, typer.Argument(help="Id of the message.", metavar="ID", callback=_utf8)
+        str, typer.Argument(help="Id of the message.", metavar="ID", callback=utf8)
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -160,11 +152,11 @@ def retry(
     reason: Reason,
     ids: Annotated[
         list[str] | None,
-        typer.Argument(help="Ids of parked messages.", metavar="ID", callback=_utf8),
+        typer.Argument(help="Ids of parked messages.", metavar="ID", callback=utf8),
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option(help="All parked messages with this key.", callback=_utf8, metavar="KEY"),
+        typer.Option(help="All parked messages with this key.", callback=utf8, metavar="KEY"),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All parked messages.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ids as JSON.")] = False,
@@ -214,7 +206,7 @@ def skip(
     service: Name,
     ids: Annotated[
         list[str],
-        typer.Argument(help="Ids of parked messages.", metavar="ID", callback=_utf8),
+        typer.Argument(help="Ids of parked messages.", metavar="ID", callback=utf8),
     ],
     reason: Reason,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,

@@ -54,6 +54,9 @@ class Gate:
             refusal = None if user is not None else PlainTextResponse("Log in first.\n", 401)
         except Denied as error:
             user, refusal = None, PlainTextResponse(f"{printable(str(error))}\n", 403)
+        if refusal is None and b"%00" in scope["query_string"]:
+            # PostgreSQL compares no text with it, and would count as unreachable.
+            refusal = PlainTextResponse("An address with %00 is not valid.\n", 400)
         if refusal is not None:
             await refusal(scope, receive, send_with_headers)
             return

@@ -166,8 +166,11 @@ class Site:
         if kind != "application/x-www-form-urlencoded":
             raise HTTPException(415, "A form is sent as application/x-www-form-urlencoded.")
         try:
-            return parse_qs(
+            fields = parse_qs(
                 body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=2_000
             )
         except ValueError:
             raise HTTPException(400, "The form cannot be read.") from None
+        if any("\0" in value for values in fields.values() for value in values):
+            raise HTTPException(400, "A field of the form holds a NUL, which is not text.")
+        return fields

@@ -390,6 +390,7 @@ async def test_every_action_needs_an_operator_a_token_an_origin_and_a_reason(
                 ({}, {"sec-fetch-site": "cross-site"}, 403),
                 ({"reason": " "}, {}, 400),
                 ({"reason": "x" * 1_001}, {}, 400),
+                ({"reason": "x\0"}, {}, 400),
                 ({"data": "x" * 4_000_000}, {}, 413),
             ):
                 response = await browser.post(path, fields, **headers)
@@ -492,6 +493,20 @@ async def test_what_is_not_there_is_named(make_mesh: MakeMesh) -> None:
             response = await browser.get(path)
             assert response.status_code == code, path
             assert '<main id="main"' in response.text
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+async def test_text_that_no_database_can_compare_is_not_asked_for(make_mesh: MakeMesh) -> None:
+    mesh = await make_mesh("sqlite")
+    async with browsing(app_of(mesh)) as browser:
+        for path in (
+            "/search?q=a%00",
+            "/sagas?service=shop&key=%00",
+            "/outbox?service=shop&key=%00",
+            "/outbox/message?service=shop&id=%00",
+        ):
+            response = await browser.get(path)
+            assert (response.status_code, "%00" in response.text) == (400, True), path
 
 
 async def with_saga(mesh: ServedMesh, transport: Transport, order: str) -> None:

@@ -462,6 +462,7 @@ async def test_what_cannot_be_done_is_a_usage_error_that_says_why(rides: Rides) 
         (["retry", "rides", "ffff", *because], "no saga ffff"),
         (["show", "rides", "0"], "ids of several sagas", first, "write more"),
         (["show", "rides", ""], "The id of the saga is empty", "eventmesh saga list rides"),
+        (["cancel", "rides", "", *because], "The id of the saga is empty"),
         (["list", "rides", "--status", "dead"], "'dead' is not a status", "parked"),
         (["retry", "rides", *because], "--parked"),
         (["retry", "rides", first, "--parked", *because], "--parked"),
@@ -479,6 +480,12 @@ async def test_what_cannot_be_done_is_a_usage_error_that_says_why(rides: Rides) 
     for command in ("retry", "skip", "undo", "cancel"):
         result = await rides.call("saga", command, "rides", first)
         assert (result.exit_code, "--reason" in result.stderr) == (2, True)
+    for not_utf8 in (
+        ["list", "rides", "--key", "\udcff"],
+        ["cancel", "rides", first, "--reason", "\udcff"],
+    ):
+        result = await rides.call("saga", *not_utf8)
+        assert (result.exit_code, "is not UTF-8" in result.stderr) == (2, True)
     assert (await rides.shown("a"))["status"] == "running"
 
 

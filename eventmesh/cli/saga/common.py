@@ -42,7 +42,7 @@ async def the_saga(service: Service, database: Database, saga_id: str) -> SagaRo
     """The saga with this id or beginning of an id; UsageError for none, or several."""
     from eventmesh.persistence import sagas
 
-    if not saga_id:
+    if not saga_id:  # as a script passes it whose variable is not set
         raise UsageError(f"The id of the saga is empty: see `eventmesh saga list {service.name}`.")
     async with database.reading() as connection:
         found = await sagas.find_by_id(connection, service.name, saga_id)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eventmesh.cli.app import utf8
 from eventmesh.cli.saga.common import (
     OPEN,
     STATUSES,
@@ -42,7 +43,9 @@ def list_sagas(
     step: Annotated[
         str | None, typer.Option(help="Only sagas that wait for this step.", metavar="STEP")
     ] = None,
-    key: Annotated[str | None, typer.Option(help="Only sagas of this key.", metavar="KEY")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Only sagas of this key.", metavar="KEY", callback=utf8)
+    ] = None,
     older_than: Annotated[
         str | None,
         typer.Option(help="Only sagas that began so long ago, such as 2h.", metavar="AGE"),
