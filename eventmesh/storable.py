@@ -10,4 +10,6 @@ from __future__ import annotations
 
 def storable(text: str) -> str:
     """The text, with NUL and lone surrogates as escapes: `\\x00` and `\\ud800`."""
+    if text.isascii() and "\0" not in text:
+        return text
     return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")

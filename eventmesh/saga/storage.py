@@ -14,6 +14,7 @@ from eventmesh.errors import EventMeshError
 from eventmesh.persistence.sagas import MOST_NAMES, SagaRow
 from eventmesh.saga.definition import Definition
 from eventmesh.saga.record import Parking, SagaRecord, Stored, UnitRecord
+from eventmesh.storable import storable
 
 
 class UnreadableState(EventMeshError):
@@ -132,7 +133,7 @@ def _record(row: SagaRow, state: BaseModel) -> SagaRecord:
 
 def parked_row(row: SagaRow, reason: str, held: Mapping[str, Any] | None) -> SagaRow:
     """The row of a saga whose state cannot be read, parked as it is; with what has come held."""
-    details = dict(row.details or {})
+    details, reason = dict(row.details or {}), storable(reason)
     before = (details.get("parking") or {}).get("before", row.status)
     details["parking"] = {"before": before, "reason": reason, "unit": None}
     if held is not None:

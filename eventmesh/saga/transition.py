@@ -44,6 +44,7 @@ from eventmesh.saga.definition import Definition
 from eventmesh.saga.draft import Draft, Transition, open_label
 from eventmesh.saga.happening import FunctionFailed, Happening, OperatorAction, hold_as
 from eventmesh.saga.record import Parking, SagaRecord, parse_label
+from eventmesh.storable import storable
 
 
 def start(
@@ -92,7 +93,7 @@ def advance(
 def park(record: SagaRecord, reason: str, happening: Happening | None = None) -> Transition:
     """Park a saga because of an error in its code; what has happened is held for later."""
     before = record.parking.before if record.parking else record.status
-    parked = replace(record, status="parked", parking=Parking(before, reason))
+    parked = replace(record, status="parked", parking=Parking(before, storable(reason)))
     if happening is not None:
         parked = replace(parked, held=(*parked.held, hold_as(happening)))
     return Transition(parked, "parked")

@@ -29,6 +29,7 @@ from eventmesh.contracts.versions import (
     upcast,
 )
 from eventmesh.errors import MessageTooLarge, UnreadableMessage, UsageError
+from eventmesh.storable import storable
 
 DEFAULT_MAX_BYTES = 1024 * 1024
 """The largest data of a message, in bytes, unless a setting says otherwise."""
@@ -144,17 +145,18 @@ def seal(
     if key is not None:
         attributes["subject"] = attributes["partitionkey"] = key
     if cause is not None:
-        # Values of a foreign message that are too long are dropped: the handler cannot help it, and
+        # A NUL in JSON makes PostgreSQL fail on every row of the outbox that holds it. Values of a
+        # foreign message that are too long are dropped: the handler cannot help it, and
         # W3C Trace Context allows dropping a tracestate.
         copied = [(name, cause.attributes.get(name)) for name in COPIED_TO_EFFECTS]
         copied += ("correlationid", cause.correlation_id), ("causationid", cause.id)
         for name, value in copied:
-            if value and _fits(value):
-                attributes[name] = value
+            if value and _fits(stored := storable(value)):
+                attributes[name] = stored
     if extensions is not None:
         for name, value in extensions.items():
             if value:
-                attributes[name] = value
+                attributes[name] = storable(value)
             else:
                 attributes.pop(name, None)
     envelope = Envelope(attributes, _write(message, version))

@@ -145,6 +145,18 @@ def test_text_that_utf_8_cannot_express_is_an_error_that_names_the_message() -> 
         sealed(Keyless(note=half_a_pair))
 
 
+def test_what_is_copied_from_a_foreign_message_can_be_stored_by_databases() -> None:
+    foreign = {**PAID.attributes, "id": "a\0", "correlationid": "b\0\ud800", "sagaid": "c\0"}
+    effect = sealed(Keyless(), cause=Envelope(foreign, b""), extensions={"sagastep": "d\0"})
+    copied = ("causationid", "correlationid", "sagaid", "sagastep")
+    assert [effect.attributes[name] for name in copied] == [
+        "a\\x00",
+        "b\\x00\\ud800",
+        "c\\x00",
+        "d\\x00",
+    ]
+
+
 def test_a_version_without_upcasters_is_read_if_the_judge_allows_it() -> None:
     newer = {**PAID.attributes, "dataschema": "urn:eventmesh:payments.paid:9"}
     asked: list[object] = []
