@@ -29,7 +29,7 @@ from benchmarks.effects_tables import (
 )
 from benchmarks.measure import Broken, Contender, Mark, Rate
 from benchmarks.messages import OrderPlaced
-from benchmarks.ours import Ours
+from benchmarks.ours import Ours, collecting_as_a_worker
 from eventmesh import Service
 from eventmesh.clock import SystemClock
 from eventmesh.persistence import leases, migration
@@ -150,7 +150,7 @@ def on_eventmesh(
             async with database.connection() as connection:
                 # So that no relay works beside it.
                 await connection.run_sync(leases.renew, "nobody", FOREVER)
-            with _commits(progress):
+            with _commits(progress), collecting_as_a_worker():
                 worker = Worker([service], contender.transport, settings, SystemClock())
                 await worker.run(progress.done)
             rows = [inbox, outbox] if handler is only_publish else [inbox, outbox, Order.__table__]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import gc
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from benchmarks.measure import Handle, Place
 from benchmarks.messages import OrderPlaced
 from eventmesh import Service
+from eventmesh.cli.garbage import YOUNG
 from eventmesh.clock import SystemClock
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.settings import Settings
@@ -38,7 +40,19 @@ class Ours:
             handle(event)
 
         service.subscriber(name="handle")(take)
-        await Worker([service], self.transport, self.settings, SystemClock()).run(until)
+        with collecting_as_a_worker():
+            await Worker([service], self.transport, self.settings, SystemClock()).run(until)
+
+
+@contextmanager
+def collecting_as_a_worker() -> Iterator[None]:
+    """Look for garbage as rarely as `eventmesh worker` does, while this lasts."""
+    usual = gc.get_threshold()
+    gc.set_threshold(YOUNG, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
 
 
 @asynccontextmanager

@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -70,7 +70,7 @@ class Entry(NamedTuple):
         return cls(
             envelope.unique_id,
             digest_of(envelope),
-            _storable(envelope.name),
+            _storable_name(envelope.name),
             None if (key := envelope.key) is None else _storable(key),
             _storable(envelope.correlation_id),
             None if causation_id is None else _storable(causation_id),
@@ -227,3 +227,6 @@ def _storable(text: str) -> str:
         stored = stored[: _LONGEST - len("…".encode())]
         return stored.decode(errors="ignore") + "…"
     return stored.decode()
+
+
+_storable_name = lru_cache(maxsize=1024)(_storable)  # there are few; anybody can send others
