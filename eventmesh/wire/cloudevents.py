@@ -62,7 +62,11 @@ def from_headers(headers: Mapping[str, object], content_type: str | None, data: 
     attributes = {}
     for header, value in headers.items():
         name = _attribute(header)
-        if name is not None:
+        if name is None:
+            continue
+        if type(value) is str:  # as nearly all are
+            attributes[name] = value
+        else:
             attributes[name] = _time(value) if name == "time" else _value(value)
     if content_type:
         attributes["datacontenttype"] = content_type

@@ -115,37 +115,36 @@ def _essentials(raw: bytes) -> tuple[str | None, dict[str, Any]]:
         at += 1 + raw[at]
     if not flags & _HAS_HEADERS:
         return content_type, {}
-    headers = _table(raw, at)
-    _check_depth(headers)
-    return content_type, headers
+    return content_type, _table(raw, at)
 
 
 def _table(raw: bytes, at: int) -> dict[str, Any]:
-    """A table of fields, most of which are strings; ValueError if its size does not match them."""
+    """A table of fields, most of which are strings; ValueError if its size does not match them, or
+    if they are nested too deeply."""
     (size,) = _LONG.unpack_from(raw, at)
     at += _LONG.size
     end = at + size
     table: dict[str, Any] = {}
+    has_only_strings = True
     while at < end:
         name_at, at = at + 1, at + 1 + raw[at]
         name = raw[name_at:at].decode()
         if raw[at] == _LONG_STRING:
             (size,) = _LONG.unpack_from(raw, at + 1)
             value_at, at = at + 5, at + 5 + size
-            table[name] = _text(raw[value_at:at])
+            try:
+                table[name] = raw[value_at:at].decode()
+            except UnicodeDecodeError:
+                table[name] = raw[value_at:at]
         else:
+            has_only_strings = False
             consumed, table[name] = _field(raw[at:end])
             at += consumed
     if at != end or end > len(raw):
         raise ValueError("the size of the headers does not match their content")
+    if not has_only_strings:
+        _check_depth(table)
     return table
-
-
-def _text(raw: bytes) -> str | bytes:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw
 
 
 def _field(raw: bytes) -> tuple[int, Any]:
