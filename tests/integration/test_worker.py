@@ -276,6 +276,32 @@ async def test_a_published_message_carries_the_correlation_id_and_the_id_of_its_
 
 
 @EVERYWHERE
+async def test_what_a_message_with_odd_attributes_causes_is_published(mesh: Mesh) -> None:
+    """PostgreSQL stores JSON with a NUL, and fails on reading it."""
+    seen: list[Envelope] = []
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do) -> Done:
+        return Done(number=command.number)
+
+    @mesh.service.subscriber(Done)
+    async def see(event: Done, envelope: Envelope) -> None:
+        seen.append(envelope)
+
+    async def one_seen() -> bool:
+        return bool(seen)
+
+    sent = seal(Do(number=1), source="test", clock=mesh.clock)
+    odd = {"id": "a\0", "correlationid": "b\0\ud800", "traceparent": "c\0"}
+    async with mesh.worker():
+        await publish_or_raise(mesh.transport, [Envelope({**sent.attributes, **odd}, sent.data)])
+        await until(one_seen)
+        await until(mesh.outbox_is_empty)
+    assert seen[0].attributes["causationid"] == "a\\x00"
+    assert seen[0].correlation_id == "b\\x00\\ud800"
+
+
+@EVERYWHERE
 async def test_only_the_failing_message_of_a_group_is_retried(mesh: Mesh) -> None:
     tries: list[int] = []
 
