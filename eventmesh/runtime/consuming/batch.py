@@ -214,8 +214,10 @@ class BatchRunner:
 
     def _is_behind(self, delivery: Delivery, failed: Sequence[Settlement]) -> bool:
         """Whether it must wait for one of these, which failed and came before it."""
+        if not (self._is_ordered and failed):
+            return False
         key = delivery.envelope.key
-        return self._is_ordered and any(each.envelope.key == key for each, _ in failed)
+        return any(each.envelope.key == key for each, _ in failed)
 
     def _left(
         self, readable: Sequence[_Readable], begun: int, failed: Settlement
