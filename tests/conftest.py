@@ -28,6 +28,7 @@ from eventmesh.testing.servers import (
 )
 from tests.integration.forks import Forks
 from tests.support.compiled_tests import compile_tests
+from tests.support.conformance_table import Table
 from tests.support.migrated_databases import MigratedDatabases
 from tests.support.shared_servers import ServerPool, answering, ask, ask_for_forks
 from tests.support.xdist_groups import GroupScheduling
@@ -245,6 +246,7 @@ def broker_server(request: pytest.FixtureRequest) -> Server:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ORIGINS] = []
+    config.pluginmanager.register(Table())
     gc.disable()  # until everything is collected
     # A shell has its background jobs ignore Ctrl-C, and the programs that tests start would, too.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

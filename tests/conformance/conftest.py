@@ -1,14 +1,10 @@
-"""The brokers that the guarantees are tried on, and the table of what came out.
-
-The table is written to `build/conformance.md` at the end of a run: a column for each broker with
-the version that it says of itself, a row for each guarantee.
-"""
+"""The brokers that the guarantees are tried on; what came out is in `build/conformance.md`."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +12,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from eventmesh.testing.conformance import (
-    GUARANTEES,
     Rig,
     a_restart_loses_nothing,
     each_key_is_in_order_whatever_happens,
@@ -24,14 +19,10 @@ from eventmesh.testing.conformance import (
 )
 from eventmesh.testing.servers import WAYS, ControlledServer, Way, serve_controlled, version_of
 from tests.conformance.rigs import rig_in_memory, rig_on_file, rig_on_server
+from tests.support.conformance_table import BROKER, GUARANTEE
 
 if TYPE_CHECKING:
     from tests.conftest import Servers
-
-TABLE = Path(__file__).parents[2] / "build" / "conformance.md"
-
-BROKER, GUARANTEE = "conformance broker", "conformance guarantee"
-"""The properties of a test's report that place it in the table."""
 
 _SERVERS = {"redis": "redis", "amqp": "rabbitmq"}
 
@@ -127,49 +118,3 @@ def note(request: pytest.FixtureRequest, broker: str) -> None:
     properties = request.node.user_properties
     properties.append((BROKER, broker))
     properties.append((GUARANTEE, request.node.callspec.params["guarantee"].__name__))
-
-
-class Table:
-    """Collects what came out of the tests, and writes it at the end."""
-
-    def __init__(self) -> None:
-        self.results: dict[str, dict[str, str]] = {}
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        properties = dict(report.user_properties)
-        if BROKER in properties and (report.when == "call" or not report.passed):
-            column = self.results.setdefault(str(properties[BROKER]), {})
-            column[str(properties[GUARANTEE])] = _word(report)
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self.results and not hasattr(session.config, "workerinput"):
-            TABLE.parent.mkdir(exist_ok=True)
-            TABLE.write_text(written(self.results))
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Table())
-
-
-def written(results: dict[str, dict[str, str]]) -> str:
-    """The results as a table in Markdown."""
-    rows: list[Sequence[str]] = [
-        ["guarantee", *results],
-        ["---", *("---" for _ in results)],
-        *(
-            [
-                guarantee.__name__.replace("_", " "),
-                *(column.get(guarantee.__name__, "") for column in results.values()),
-            ]
-            for guarantee in GUARANTEES
-        ),
-    ]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _word(report: pytest.TestReport) -> str:
-    if report.passed:
-        return "pass"
-    if report.failed:
-        return "**FAIL**"
-    return "n/a" if "not applicable" in report.longreprtext else "skip"
