@@ -65,7 +65,7 @@ def refusals_as_unreachable(url: str, service: str) -> Iterator[None]:
 
 
 def was_never_made(url: str, service: str) -> bool:
-    """Whether this is a database in a file, and there is no such file."""
+    """Whether the database is a file, which is missing."""
     parsed = parse_url(url, service)
     return is_file(parsed) and not Path(parsed.database or "").is_file()
 

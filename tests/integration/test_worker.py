@@ -251,9 +251,8 @@ async def test_messages_that_a_handler_returns_or_publishes_arrive_after_its_com
     )
 
 
-async def test_a_published_message_carries_the_correlation_id_and_the_id_of_its_cause(
-    mesh: Mesh,
-) -> None:
+async def what_follows_from(cause: Envelope, mesh: Mesh) -> Envelope:
+    """The message that the handler of this one publishes, as its own subscriber gets it."""
     seen: list[Envelope] = []
 
     @mesh.service.subscriber(Do)
@@ -268,37 +267,31 @@ async def test_a_published_message_carries_the_correlation_id_and_the_id_of_its_
         return bool(seen)
 
     async with mesh.worker():
-        [cause] = await mesh.send(1)
+        await publish_or_raise(mesh.transport, [cause])
         await until(one_seen)
-    assert seen[0].correlation_id == cause.id
-    assert seen[0].attributes["causationid"] == cause.id
-    assert seen[0].attributes["source"] == "/shop"
+        await until(mesh.outbox_is_empty)
+    return seen[0]
+
+
+async def test_a_published_message_carries_the_correlation_id_and_the_id_of_its_cause(
+    mesh: Mesh,
+) -> None:
+    cause = seal(Do(number=1), source="test", clock=mesh.clock)
+    effect = await what_follows_from(cause, mesh)
+    assert effect.correlation_id == cause.id
+    assert effect.attributes["causationid"] == cause.id
+    assert effect.attributes["source"] == "/shop"
 
 
 @EVERYWHERE
 async def test_what_a_message_with_odd_attributes_causes_is_published(mesh: Mesh) -> None:
     """PostgreSQL stores JSON with a NUL, and fails on reading it."""
-    seen: list[Envelope] = []
-
-    @mesh.service.subscriber(Do)
-    async def do(command: Do) -> Done:
-        return Done(number=command.number)
-
-    @mesh.service.subscriber(Done)
-    async def see(event: Done, envelope: Envelope) -> None:
-        seen.append(envelope)
-
-    async def one_seen() -> bool:
-        return bool(seen)
-
     sent = seal(Do(number=1), source="test", clock=mesh.clock)
     odd = {"id": "a\0", "correlationid": "b\0\ud800", "traceparent": "c\0"}
-    async with mesh.worker():
-        await publish_or_raise(mesh.transport, [Envelope({**sent.attributes, **odd}, sent.data)])
-        await until(one_seen)
-        await until(mesh.outbox_is_empty)
-    assert seen[0].attributes["causationid"] == "a\\x00"
-    assert seen[0].correlation_id == "b\\x00\\ud800"
+    effect = await what_follows_from(Envelope({**sent.attributes, **odd}, sent.data), mesh)
+    assert effect.attributes["causationid"] == "a\\x00"
+    assert effect.correlation_id == "b\\x00\\ud800"
+    assert effect.attributes["traceparent"] == "c\\x00"
 
 
 @EVERYWHERE

@@ -524,10 +524,9 @@ class BatchRunner:
     def _settle(
         self, delivery: Delivery, outcome: Outcome, error: Exception | None = None
     ) -> Settlement:
-        if outcome is not DONE or self._log.logs_success:
-            if isinstance(outcome, Dead) and error is None:
-                self.tracing.not_processed(delivery, outcome.reason)
-            self._log.settled(delivery, outcome, error)
+        if isinstance(outcome, Dead) and error is None:
+            self.tracing.not_processed(delivery, outcome.reason)
+        self._log.settled(delivery, outcome, error)
         return delivery, outcome
 
 

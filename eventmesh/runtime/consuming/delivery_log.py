@@ -46,7 +46,7 @@ class DeliveryLog:
         self._tracing = tracing
         self._subscription = subscription
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.delivery").bind()
-        self.logs_success = self._log.is_enabled_for(logging.DEBUG)
+        self._logs_success = self._log.is_enabled_for(logging.DEBUG)
         # Setting them takes a third of the time of binding them, and this is done for each message.
         bound = bind_contextvars(message_id="", name="", correlation_id="")
         self._message_id, self._name, self._correlation_id = (
@@ -97,7 +97,7 @@ class DeliveryLog:
         self._log.info("duplicate skipped")
 
     def settled(self, delivery: Delivery, outcome: Outcome, error: Exception | None = None) -> None:
-        if isinstance(outcome, Done) and not self.logs_success:
+        if isinstance(outcome, Done) and not self._logs_success:
             return
         self.turn_to(delivery)
         match outcome:
