@@ -141,17 +141,20 @@ class Bank:
 
     async def rows(self, **which: Any) -> list[Waiting]:
         async with self.database.reading() as connection:
-            return await parked.listed(connection, self.clock.now(), limit=100, **which)
+            now = await self.database.time.ask(connection)
+            return await parked.listed(connection, now, limit=100, **which)
 
     async def row(self, name: str) -> Waiting:
         async with self.database.reading() as connection:
-            [row] = await parked.found(connection, self.clock.now(), [self.ids[name]])
+            now = await self.database.time.ask(connection)
+            [row] = await parked.found(connection, now, [self.ids[name]])
         return row
 
     async def retry(self, *names: str, key: str | None = None) -> list[str]:
         ids = [self.ids[name] for name in names] if names else None
         async with self.database.connection() as connection:
-            retried = await parked.retry(connection, self.clock.now(), ids=ids, key=key)
+            now = await self.database.time.ask(connection)  # as the command does
+            retried = await parked.retry(connection, now, ids=ids, key=key)
         called = {message_id: name for name, message_id in self.ids.items()}
         return [called[message_id] for message_id in retried]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 
@@ -16,6 +17,12 @@ from eventmesh.transports.rabbitmq.inspection import QueueCounts, count_messages
 from tests.support.proxy import Direction, proxy_before
 
 MANY = 5 * MAX_CHANNELS + 1
+
+TIME_TO_ANSWER = 0.005
+"""Seconds in which RabbitMQ answers, as a rule."""
+
+MIN_INTERRUPTIONS = 5
+"""How many turns of the event loop must at least interrupt the count."""
 
 
 @pytest.fixture
@@ -65,3 +72,23 @@ async def test_a_connection_lost_while_many_are_counted_is_unreachable(
             assert await count_messages(connection, names) == {}
         finally:
             await connection.close()
+
+
+async def test_a_cancellation_counts_when_the_answer_is_that_the_queue_does_not_exist(
+    rabbitmq_server: Server,
+) -> None:
+    missing, turns, was_done = [f"counts-{uuid.uuid4().hex}"], 0, False
+    while not was_done:
+        turns += 1
+        connection = BrokerConnection(rabbitmq_server.url, "counting", TransportOptions())
+        await connection.open()
+        counting = asyncio.ensure_future(count_messages(connection, missing))
+        for _ in range(turns):
+            time.sleep(TIME_TO_ANSWER)  # noqa: ASYNC251  # so that each answer is read a turn later
+            await asyncio.sleep(0)
+        was_done = counting.done()
+        counting.cancel()
+        await asyncio.wait([counting])
+        await connection.close()
+        assert was_done or counting.cancelled(), f"after {turns} turns: {counting}"
+    assert turns > MIN_INTERRUPTIONS

@@ -22,14 +22,13 @@ from aiormq import Connection
 from aiormq.abc import AbstractChannel
 from aiormq.channel import Channel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
-from aiormq.exceptions import AMQPError
-from pamqp.exceptions import PAMQPException
 from yarl import URL
 
 from eventmesh.errors import Unreachable
 from eventmesh.redact import redact, redact_error
 from eventmesh.tracing.place import Peer
 from eventmesh.transports.base import TransportOptions
+from eventmesh.transports.rabbitmq.cancellation import CONNECTION_ERRORS, cancellation_first
 from eventmesh.transports.rabbitmq.declaring import declare, declare_all
 from eventmesh.transports.rabbitmq.frames import FrameStream, Tap
 from eventmesh.transports.rabbitmq.topology import Entity
@@ -57,12 +56,6 @@ MAX_CHANNELS = 16
 
 MIN_HEARTBEAT = 5
 """Seconds. With less, RabbitMQ would take a worker with a busy event loop for dead."""
-
-CONNECTION_ERRORS = (
-    *(AMQPError, PAMQPException, OSError, EOFError),
-    *(RuntimeError, StopAsyncIteration),
-)
-"""What aiormq raises when a connection or channel cannot be used."""
 
 
 class BrokerConnection:
@@ -127,7 +120,8 @@ class BrokerConnection:
         """Within it, the errors of aiormq, and taking longer than this, become Unreachable."""
         try:
             async with asyncio.timeout(seconds):
-                yield
+                with cancellation_first():
+                    yield
         except TimeoutError as error:
             within = "in time" if seconds is None else f"within {seconds:g} s"
             raise Unreachable(

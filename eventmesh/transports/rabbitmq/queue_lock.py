@@ -16,6 +16,7 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.transports.base import Subscription
+from eventmesh.transports.rabbitmq.cancellation import cancellation_first
 from eventmesh.transports.rabbitmq.connection import (
     LEAVE_TIMEOUT,
     BrokerConnection,
@@ -71,7 +72,8 @@ class QueueLock:
             async with self._connection.guard(None):
                 channel = await self._connection.open_channel()
                 try:
-                    await channel.queue_declare(self._queue, exclusive=True, auto_delete=True)
+                    with cancellation_first():
+                        await channel.queue_declare(self._queue, exclusive=True, auto_delete=True)
                     return channel
                 except ChannelAccessRefused:
                     if not self._optional:
