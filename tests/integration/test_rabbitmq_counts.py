@@ -8,6 +8,8 @@ import uuid
 from collections.abc import AsyncIterator
 
 import pytest
+from aiormq.abc import ChannelFrame
+from pamqp.heartbeat import Heartbeat
 
 from eventmesh.errors import Unreachable
 from eventmesh.testing.servers import Server
@@ -72,6 +74,27 @@ async def test_a_connection_lost_while_many_are_counted_is_unreachable(
             assert await count_messages(connection, names) == {}
         finally:
             await connection.close()
+
+
+async def test_asking_for_queues_that_do_not_exist_keeps_a_connection_that_sends_much(
+    connection: BrokerConnection,
+) -> None:
+    heartbeat = ChannelFrame.marshall(channel_number=0, frames=[Heartbeat()])
+    async with connection.channel() as channel:
+
+        async def send_much() -> None:
+            while True:
+                for _ in range(MANY):
+                    await channel.write_queue.put(heartbeat)
+                await asyncio.sleep(0)
+
+        sending = asyncio.ensure_future(send_much())
+        try:
+            for _ in range(10):
+                assert await count_messages(connection, [f"counts-{uuid.uuid4().hex}"]) == {}
+        finally:
+            sending.cancel()
+        assert not channel.is_closed
 
 
 async def test_a_cancellation_counts_when_the_answer_is_that_the_queue_does_not_exist(

@@ -61,12 +61,9 @@ MIN_HEARTBEAT = 5
 class BrokerConnection:
     """A connection for one purpose, which RabbitMQ shows as its name."""
 
-    def __init__(
-        self, url: str, purpose: str, options: TransportOptions, kind: type[Connection] = Connection
-    ) -> None:
+    def __init__(self, url: str, purpose: str, options: TransportOptions) -> None:
         self._url = url
         self._options = options
-        self._kind = kind
         self.address = redact(url)
         self._nodes = nodes(url)
         # Workers that start together spread over a cluster.
@@ -185,7 +182,7 @@ class BrokerConnection:
     async def for_many_channels(self) -> AsyncIterator[BrokerConnection]:
         """Another connection to the same broker, for as long as the context. RabbitMQ may close
         MAX_CHANNELS of its channels at once."""
-        other = BrokerConnection(self._url, self._purpose, self._options, _ManyChannels)
+        other = BrokerConnection(self._url, self._purpose, self._options)
         await other.open()
         try:
             yield other
@@ -241,7 +238,7 @@ class BrokerConnection:
                 url = url.update_query(heartbeat=self._heartbeat)
             self._taps = {}  # taps of a lost connection must not see frames of this one
             socket = _Tapped(self._taps)
-            connection = self._kind(
+            connection = _Connection(
                 url,
                 client_properties={"connection_name": self._purpose},
                 transport_factory=socket,
@@ -285,11 +282,13 @@ class BrokerConnection:
         )
 
 
-class _ManyChannels(Connection):
+class _Connection(Connection):
     """aiormq does not answer that it knows of a closed channel if this many frames wait to be sent,
-    10 by default. When the number of that channel is used again, RabbitMQ closes the connection."""
+    10 by default: acknowledgements, for example. When the number of that channel is used again,
+    RabbitMQ closes the connection. So any number may wait; who publishes waits for what it wrote,
+    and acknowledgements are no more than what was delivered."""
 
-    FRAME_BUFFER_SIZE = 4 * MAX_CHANNELS
+    FRAME_BUFFER_SIZE = 0
 
 
 class _Tapped(TransportFactory):
