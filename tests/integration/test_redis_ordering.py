@@ -24,7 +24,7 @@ from eventmesh.transports.outcome import DONE, Dead, RetryAfter
 from eventmesh.transports.redis import upkeep as redis_upkeep
 from eventmesh.transports.redis.consumer import RedisConsumer
 from eventmesh.transports.redis.ordered import consumer as ordered_consumer
-from eventmesh.transports.redis.ordered.consumer import OrderedConsumer
+from eventmesh.transports.redis.ordered.consumer import MOST_AT_ONCE, OrderedConsumer
 from eventmesh.transports.redis.scripts.ordering import PEERS, TAKE_OVER
 from eventmesh.transports.redis.transport import RedisTransport
 from eventmesh.wire.envelope import Envelope
@@ -178,6 +178,23 @@ async def test_messages_of_several_types_are_in_order(node: Node) -> None:
                 await finish(consumer, batch)
                 got += [each.envelope.id for each in batch]
         assert by_key(sent, got) == by_key(sent, [each.id for each in sent])
+
+
+async def test_a_key_may_have_a_large_backlog_of_many_types(node: Node) -> None:
+    names = tuple(f"shop.kind{number}" for number in range(10))
+    many = Subscription("shop.handle", names, Order())
+    async with opened(node.url) as transport:
+        await transport.declare([many])
+        for _ in range(MOST_AT_ONCE // 50):  # so that all streams have entries of the same time
+            mixed = [each for name in names for each in of_key("one", 50, name)]
+            await publish_or_raise(transport, mixed)
+        await publish_or_raise(transport, of_key("another", 1, names[0]))
+        count, ids = len(names) * MOST_AT_ONCE + 1, set[str]()
+        async with transport.consume(many, prefetch=MOST_AT_ONCE) as consumer:
+            while len(ids) < count:
+                batch = await consumer.receive(MOST_AT_ONCE)
+                await finish(consumer, batch)
+                ids.update(each.envelope.id for each in batch)
 
 
 async def test_ids_grow_across_streams_although_the_clock_went_back(node: Node) -> None:

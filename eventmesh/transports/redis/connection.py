@@ -192,12 +192,16 @@ class Redis:
         self.check_open()
         async with self._locating:
             if self._doubted or self._pool is None:
-                address = await self._locator.locate()
+                self._doubted = False  # before, because a doubt that arises meanwhile counts
+                try:
+                    address = await self._locator.locate()
+                except BaseException:
+                    self._doubted = True
+                    raise
                 self.check_open()
                 if address != self._address:
                     self._leave_pool()
                     self._pool, self._address = self._new_pool(address), address
-                self._doubted = False
         return self._pool
 
     def check_open(self) -> None:

@@ -336,7 +336,11 @@ if not is_full and room > 0 then
   end
   for _, tag in ipairs(tags) do
     local box = boxes[tag]
-    local length = redis.call('RPUSH', mail .. tag, unpack(box))
+    local length
+    for first = 1, #box, 1000 do  -- Lua can unpack about 8,000 at once
+      local last = math.min(first + 999, #box)
+      length = redis.call('RPUSH', mail .. tag, unpack(box, first, last))
+    end
     if length == #box and (after_dead ~= 'hold' or not redis.call('ZSCORE', held, tag)) then
       if room == 0 then
         make_ready(tag)
