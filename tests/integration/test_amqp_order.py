@@ -19,7 +19,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from eventmesh.clock import SystemClock
-from eventmesh.errors import Unreachable, UsageError
+from eventmesh.errors import PublishError, Unreachable, UsageError
 from eventmesh.testing.conformance import Rig
 from eventmesh.testing.conformance.observing import die_while_holding, running
 from eventmesh.transports.base import (
@@ -45,7 +45,15 @@ from eventmesh.transports.rabbitmq.inspection import QueueCounts, count_messages
 from eventmesh.transports.rabbitmq.messages import OutgoingMessage, new_message
 from eventmesh.transports.rabbitmq.ordered import partition, workers
 from eventmesh.transports.rabbitmq.ordered.consumer import OrderedConsumer
-from eventmesh.transports.rabbitmq.ordered.notes import Held, LastMoved, Note, Opened, read, written
+from eventmesh.transports.rabbitmq.ordered.notes import (
+    Held,
+    LastMoved,
+    Note,
+    Opened,
+    Released,
+    read,
+    written,
+)
 from eventmesh.transports.rabbitmq.ordered.partition import SUSPECT_AFTER
 from eventmesh.transports.rabbitmq.ordered.workers import Workers
 from eventmesh.transports.rabbitmq.publishing import Batch, Publisher, Rejected
@@ -199,7 +207,7 @@ def read_note(message: DeliveredMessage) -> Note:
 
 
 def fail_once(
-    monkeypatch: pytest.MonkeyPatch, kind: type[Held | Opened], failure: type[Exception]
+    monkeypatch: pytest.MonkeyPatch, kind: type[Held | Opened | Released], failure: type[Exception]
 ) -> None:
     """Let the next publication of a note of this kind fail."""
     publish = Publisher.publish
@@ -419,6 +427,25 @@ async def test_a_dead_letter_can_be_settled_again_after_its_note_was_lost(
             [letter] = await transport.dead_letters(subscription, limit=10)
             await transport.discard(subscription, [letter.id])
             assert numbers(await consumer.receive(1)) == [1]
+
+
+async def test_a_dead_letter_is_only_discarded_if_it_can_be_noted_that_its_key_is_free(
+    rig: Rig, opened: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscription = rig.subscription("ordered", order=Order(partitions=3, after_dead="hold"))
+    transport = await opened()
+    await transport.declare([subscription])
+    await publish_or_raise(transport, rig.envelopes(2, key="held"))
+    async with transport.consume(subscription, prefetch=1) as consumer:
+        [first] = await consumer.receive(1)
+        await consumer.settle([(first, Dead("no"))])
+    fail_once(monkeypatch, Released, Rejected)
+    [letter] = await transport.dead_letters(subscription, limit=10)
+    with pytest.raises(PublishError, match="the queue is full"):
+        await transport.discard(subscription, [letter.id])
+    assert [each.id for each in await transport.dead_letters(subscription, limit=10)] == [letter.id]
+    await transport.discard(subscription, [letter.id])
+    assert numbers(await take(transport, subscription, 1)) == [1]
 
 
 async def note(transport: AmqpTransport, written_note: OutgoingMessage) -> None:

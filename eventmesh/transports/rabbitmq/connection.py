@@ -18,17 +18,17 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar, cast
 
-from aiormq import Connection
-from aiormq.abc import AbstractChannel
 from aiormq.channel import Channel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from aiormq.exceptions import AMQPError
+from pamqp.exceptions import PAMQPException
 from yarl import URL
 
 from eventmesh.errors import Unreachable
 from eventmesh.redact import redact, redact_error
 from eventmesh.tracing.place import Peer
 from eventmesh.transports.base import TransportOptions
-from eventmesh.transports.rabbitmq.cancellation import CONNECTION_ERRORS, cancellation_first
+from eventmesh.transports.rabbitmq.channels import ChannelConnection, in_background
 from eventmesh.transports.rabbitmq.declaring import declare, declare_all
 from eventmesh.transports.rabbitmq.frames import FrameStream, Tap
 from eventmesh.transports.rabbitmq.topology import Entity
@@ -51,6 +51,12 @@ with an order has some hundred bindings."""
 MAX_HELD = 65_535
 """How many messages a consumer can hold in AMQP: the largest prefetch count."""
 
+CONNECTION_ERRORS = (
+    *(AMQPError, PAMQPException, OSError, EOFError),
+    *(RuntimeError, StopAsyncIteration),
+)
+"""What aiormq raises when a connection or channel cannot be used."""
+
 MAX_CHANNELS = 16
 """How many channels may be in use at once over a connection that is made `for_many_channels`."""
 
@@ -71,13 +77,14 @@ class BrokerConnection:
         self._purpose = purpose
         # RabbitMQ takes deliveries back from a silent client after at most two heartbeats.
         self._heartbeat = max(MIN_HEARTBEAT, int(options.visibility_timeout / 2))
-        self._connection: Connection | None = None
+        self._connection: ChannelConnection | None = None
         self.peer: Peer | None = None
         """Where the newest connection goes to."""
         self._taps: dict[int, Tap] = {}
         self._connecting = asyncio.Lock()
         self._allowed = False
         self._declared: set[Entity] = set()
+        self._turns: dict[str, asyncio.Lock] = {}
 
     def allow(self) -> None:
         """Let the first call that needs the connection open it."""
@@ -117,8 +124,7 @@ class BrokerConnection:
         """Within it, the errors of aiormq, and taking longer than this, become Unreachable."""
         try:
             async with asyncio.timeout(seconds):
-                with cancellation_first():
-                    yield
+                yield
         except TimeoutError as error:
             within = "in time" if seconds is None else f"within {seconds:g} s"
             raise Unreachable(
@@ -138,21 +144,20 @@ class BrokerConnection:
     async def open_channel(self, *, confirms: bool = True) -> Channel:
         """A new channel, with publisher confirms unless told otherwise; connects if necessary."""
         connection = await self._connected()
-        opening = _start(connection.channel(publisher_confirms=confirms))
+        opening = in_background(connection.open_channel(confirms=confirms))
         # aiormq does not notify a channel that opens while its connection closes.
-        waits: list[asyncio.Future[Any]] = [opening, connection.closing]
+        closing = connection.closing
+        closing.add_done_callback(lambda _: opening.cancel())
+        opening.add_done_callback(lambda _: closing.cancel())
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if not opening.done():
-                raise ConnectionResetError("the connection was lost")
-            channel = cast(Channel, opening.result())
+                await asyncio.wait([opening])
         except BaseException:
             opening.add_done_callback(_close_late_channel)
             raise
-        finally:
-            for wait in waits:
-                wait.cancel()
+        if opening.cancelled():
+            raise ConnectionResetError("the connection was lost")
+        channel = opening.result()
         self._taps.pop(channel.number, None)  # an earlier channel had the same number
         return channel
 
@@ -170,7 +175,7 @@ class BrokerConnection:
         try:
             yield channel
         except asyncio.CancelledError:
-            _start(close_channel(channel))
+            in_background(close_channel(channel))
             raise
         except Exception:
             with suppress(*CONNECTION_ERRORS):  # the first error says more
@@ -209,11 +214,15 @@ class BrokerConnection:
                         await declare_all(channel, together)
                     self._declared.update(together)
 
+    def turn(self, name: str) -> asyncio.Lock:
+        """The lock by which tasks that share this connection take turns at something."""
+        return self._turns.setdefault(name, asyncio.Lock())
+
     def forget_declared(self, entities: Iterable[Entity]) -> None:
         """Declare these again when they are needed next: somebody may have deleted them."""
         self._declared.difference_update(entities)
 
-    async def _connected(self) -> Connection:
+    async def _connected(self) -> ChannelConnection:
         async with self._connecting:
             if not self._allowed:
                 raise self._not_open()
@@ -225,7 +234,7 @@ class BrokerConnection:
                     raise self._not_open()
             return self._connection
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> ChannelConnection:
         """A connection to the first node that answers, beginning with the one after the last node
         that was tried."""
         timeout = max(CONNECT_TIMEOUT / len(self._nodes), MIN_NODE_TIMEOUT)
@@ -238,7 +247,7 @@ class BrokerConnection:
                 url = url.update_query(heartbeat=self._heartbeat)
             self._taps = {}  # taps of a lost connection must not see frames of this one
             socket = _Tapped(self._taps)
-            connection = _Connection(
+            connection = ChannelConnection(
                 url,
                 client_properties={"connection_name": self._purpose},
                 transport_factory=socket,
@@ -282,15 +291,6 @@ class BrokerConnection:
         )
 
 
-class _Connection(Connection):
-    """aiormq does not answer that it knows of a closed channel if this many frames wait to be sent,
-    10 by default: acknowledgements, for example. When the number of that channel is used again,
-    RabbitMQ closes the connection. So any number may wait; who publishes waits for what it wrote,
-    and acknowledgements are no more than what was delivered."""
-
-    FRAME_BUFFER_SIZE = 0
-
-
 class _Tapped(TransportFactory):
     """Opens the socket, and offers its frames to taps before aiormq reads them. `peer` is where the
     socket goes to."""
@@ -327,23 +327,10 @@ async def _shielded(doing: Coroutine[Any, Any, None]) -> None:
     """Await it in a task of its own, which no cancellation reaches: where aiormq has a timeout, as
     for closing, it uses `asyncio.wait_for`, which on Python 3.11 may swallow a cancellation. For
     the same reason we pass it no timeout."""
-    await asyncio.shield(_start(doing))
+    await asyncio.shield(in_background(doing))
 
 
-def _start(doing: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-    """A task that may fail after everybody has stopped waiting for it."""
-    task = asyncio.ensure_future(doing)
-    task.add_done_callback(_retrieve_error)
-    return task
-
-
-def _close_late_channel(opening: asyncio.Task[AbstractChannel]) -> None:
+def _close_late_channel(opening: asyncio.Task[Channel]) -> None:
     """Close a channel that opened after its caller had stopped waiting."""
     if not opening.cancelled() and opening.exception() is None:
-        _start(close_channel(cast(Channel, opening.result())))
-
-
-def _retrieve_error(ended: asyncio.Future[Any]) -> None:
-    """Otherwise asyncio logs "Task exception was never retrieved"."""
-    if not ended.cancelled():
-        ended.exception()
+        in_background(close_channel(opening.result()))

@@ -145,19 +145,25 @@ class DeadLetterQueue:
         self, found: Sequence[Mapping[str, DeliveredMessage]], *, is_replayed: bool = False
     ) -> None:
         """Tell whoever consumes the keys of these dead letters that they are gone. Where their
-        messages are replayed, these say so themselves."""
+        messages are replayed, these say so themselves. PublishError if the broker does not take
+        that, and the letters stay: without them, nobody could release their keys."""
         order = self._subscription.order
         if order is None or order.after_dead != "hold":
             return
-        notes = []
+        notes, message_ids = [], []
         for letters in found:
             original = next(iter(letters.values())).header.properties
             released = Released(_key_of(original), tuple(letters))
-            fronts = self._fronts_of(original, order)
-            notes += [written(released, front) for front in fronts[1 if is_replayed else 0 :]]
+            for front in self._fronts_of(original, order)[1 if is_replayed else 0 :]:
+                notes.append(written(released, front))
+                message_ids.append(original.message_id or "")
         if notes:
             needs = self._topology.for_subscription(self._subscription)
-            await self._publisher.publish(Batch(notes), needs)
+            rejected = await self._publisher.publish(Batch(notes), needs)
+            if rejected:
+                raise PublishError(
+                    {message_ids[place]: str(error) for place, error in rejected.items()}
+                )
 
     def _fronts_of(self, letter: Basic.Properties, order: Order) -> list[str]:
         """Where it may be noted that the key of a dead letter is held: in the partition that its

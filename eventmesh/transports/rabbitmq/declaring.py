@@ -13,15 +13,13 @@ from pamqp.base import Frame
 from pamqp.frame import marshal
 
 from eventmesh.errors import UsageError
-from eventmesh.transports.rabbitmq.cancellation import cancellation_first
 from eventmesh.transports.rabbitmq.topology import Binding, Entity, Exchange, ExchangeBinding, Queue
 
 
 async def declare(channel: Channel, entity: Entity) -> None:
     """Declare one entity. UsageError if it exists with other arguments."""
     try:
-        with cancellation_first():
-            await channel.rpc(_method(entity, nowait=False))
+        await channel.rpc(_method(entity, nowait=False))
     except ChannelPreconditionFailed as error:
         raise _exists_differently(error, [entity]) from error
 
@@ -32,9 +30,8 @@ async def declare_all(channel: Channel, entities: Sequence[Entity]) -> None:
     methods = b"".join(marshal(_method(each, nowait=True), channel.number) for each in entities)
     await channel.write_queue.put(ChannelFrame(methods, False))
     try:
-        with cancellation_first():
-            # RabbitMQ works through a channel in order, so its answer to this follows the last one.
-            await channel.basic_qos(prefetch_count=1)
+        # RabbitMQ works through a channel in order, so its answer to this follows the last one.
+        await channel.basic_qos(prefetch_count=1)
     except ChannelPreconditionFailed as error:
         raise _exists_differently(error, entities) from error
 

@@ -40,9 +40,9 @@ from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from eventmesh.transports.rabbitmq.cancellation import CONNECTION_ERRORS, cancellation_first
 from eventmesh.transports.rabbitmq.connection import (
     CONNECT_TIMEOUT,
+    CONNECTION_ERRORS,
     MAX_HELD,
     BrokerConnection,
 )
@@ -81,8 +81,7 @@ class HeldMessages:
     async def start(self, at_once: int) -> None:
         """Take them, but never hold more than `at_once`."""
         try:
-            with cancellation_first():
-                found = await self._channel.queue_declare(self._queue, passive=True)
+            found = await self._channel.queue_declare(self._queue, passive=True)
         except ChannelNotFoundEntity:
             return
         self._untaken = found.message_count or 0

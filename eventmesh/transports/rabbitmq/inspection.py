@@ -30,7 +30,6 @@ from aiormq.exceptions import ChannelNotFoundEntity
 
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
-from eventmesh.transports.rabbitmq.cancellation import cancellation_first
 from eventmesh.transports.rabbitmq.connection import (
     CONNECT_TIMEOUT,
     LEAVE_TIMEOUT,
@@ -146,8 +145,7 @@ async def _count(channel: Channel, name: str) -> QueueCounts | None:
     """None if the queue does not exist; the channel is closed then."""
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
-            with cancellation_first():
-                answer = await channel.queue_declare(name, passive=True)
+            answer = await channel.queue_declare(name, passive=True)
     except ChannelNotFoundEntity:
         return None
     return QueueCounts(answer.message_count or 0, answer.consumer_count or 0)

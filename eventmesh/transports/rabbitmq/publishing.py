@@ -13,6 +13,7 @@ own.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -207,8 +208,8 @@ class _ConfirmingChannel:
             message = attempt.batch.messages[place]
             message_id = message.properties.message_id
             if not message_id:
-                # A returned message is identified by its id, so it must have one.
-                message_id = f"unnamed-{self._last_number}-{place}"
+                # A returned message is identified by its id, so it must have one of its own.
+                message_id = f"unnamed-{uuid.uuid4().hex}"
                 message.properties.message_id = message_id
             try:
                 frames = encode(message, number, frame_max)

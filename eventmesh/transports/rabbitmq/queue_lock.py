@@ -1,14 +1,16 @@
 """A lock that all processes which use a broker share.
 
 It is an exclusive queue: RabbitMQ lets only one connection use it, and deletes it when that ends.
-Whoever looks into a queue takes its messages out for a moment, so two who do at a time would each
-see a part of them.
+Tasks that share a connection take turns before that. Whoever looks into a queue takes its messages
+out for a moment, so two who do at a time would each see a part of them.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
@@ -16,7 +18,7 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable
 from eventmesh.transports.base import Subscription
-from eventmesh.transports.rabbitmq.cancellation import cancellation_first
+from eventmesh.transports.rabbitmq.channels import in_background
 from eventmesh.transports.rabbitmq.connection import (
     LEAVE_TIMEOUT,
     BrokerConnection,
@@ -29,7 +31,7 @@ LOCK_TIMEOUT = 5.0
 
 
 class QueueLocked(Unreachable):
-    """Another process has held the lock all the time."""
+    """Another process, or another task of this one, has held the lock all the time."""
 
 
 class QueueLock:
@@ -54,39 +56,70 @@ class QueueLock:
 
     @asynccontextmanager
     async def held(self, patience: float = LOCK_TIMEOUT) -> AsyncIterator[None]:
-        """Hold the lock; QueueLocked if another process has it for longer than `patience` seconds.
-        Tasks that share a connection do not exclude each other."""
-        channel = await self._take(patience)
-        try:
-            yield
-        finally:
-            if channel is not None:
-                with suppress(Unreachable):
-                    async with self._connection.guard(LEAVE_TIMEOUT):
-                        await channel.queue_delete(self._queue)
-                        await close_channel(channel)
-
-    async def _take(self, patience: float) -> Channel | None:
+        """Hold the lock; QueueLocked if another task or process has it for longer than `patience`
+        seconds. After a cancellation it is given back in the background."""
         deadline = self._clock.monotonic() + patience
-        while True:
-            async with self._connection.guard(None):
-                channel = await self._connection.open_channel()
-                try:
-                    with cancellation_first():
-                        await channel.queue_declare(self._queue, exclusive=True, auto_delete=True)
-                    return channel
-                except ChannelAccessRefused:
-                    if not self._optional:
-                        raise
-                    return None
-                except ChannelLockedResource:
-                    # RabbitMQ takes a moment to notice that its owner's connection was lost.
-                    if self._clock.monotonic() >= deadline:
-                        raise QueueLocked(
-                            f"Another process is {self._purpose}: wait until it has finished, and "
-                            f"try again."
-                        ) from None
-            await self._clock.sleep(LOCK_TIMEOUT / 20)
+        turn = self._connection.turn(self._queue)  # the queue excludes other connections only
+        try:
+            async with asyncio.timeout(patience):
+                await turn.acquire()
+        except TimeoutError:
+            raise self._locked() from None
+        taking = in_background(self._take())
+        try:
+            while not await asyncio.shield(taking):
+                if self._clock.monotonic() >= deadline:
+                    raise self._locked()
+                await self._clock.sleep(LOCK_TIMEOUT / 20)
+                taking = in_background(self._take())
+            yield
+        except asyncio.CancelledError:
+            in_background(self._give_back(taking, turn))
+            raise
+        except BaseException:
+            await asyncio.shield(in_background(self._give_back(taking, turn)))
+            raise
+        await asyncio.shield(in_background(self._give_back(taking, turn)))
+
+    async def _take(self) -> _Taken | None:
+        """Try to take the lock; None if another connection has it."""
+        async with self._connection.guard(None):
+            channel = await self._connection.open_channel()
+            try:
+                await channel.queue_declare(self._queue, exclusive=True, auto_delete=True)
+            except ChannelAccessRefused:
+                if not self._optional:
+                    raise
+                return _Taken(None)
+            except ChannelLockedResource:
+                # RabbitMQ takes a moment to notice that its owner's connection was lost.
+                return None
+        return _Taken(channel)
+
+    async def _give_back(self, taking: asyncio.Task[_Taken | None], turn: asyncio.Lock) -> None:
+        """Give back what was taken, or is being taken just now. Never fails: the queue ends with
+        its connection."""
+        try:
+            with suppress(Unreachable):
+                taken = await taking
+                if taken is not None and taken.channel is not None:
+                    async with self._connection.guard(LEAVE_TIMEOUT):
+                        await taken.channel.queue_delete(self._queue)
+                        await close_channel(taken.channel)
+        finally:
+            turn.release()
+
+    def _locked(self) -> QueueLocked:
+        return QueueLocked(
+            f"Another process is {self._purpose}: wait until it has finished, and try again."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A lock that was taken over this channel; over none, where the user may not declare it."""
+
+    channel: Channel | None
 
 
 def dead_letter_lock(

@@ -52,7 +52,6 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from eventmesh.clock import Clock
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.transports.base import MOST_PARTITIONS, Order, Subscription
-from eventmesh.transports.rabbitmq.cancellation import cancellation_first
 from eventmesh.transports.rabbitmq.connection import CONNECT_TIMEOUT, BrokerConnection
 from eventmesh.transports.rabbitmq.headers import attempt_and_deliveries, retry_headers
 from eventmesh.transports.rabbitmq.inspection import count_messages, count_twice
@@ -238,8 +237,7 @@ class Relocation:
         async with self._connection.guard():
             try:
                 async with self._connection.channel() as channel:
-                    with cancellation_first():
-                        await channel.exchange_declare(exchange, passive=True)
+                    await channel.exchange_declare(exchange, passive=True)
             except ChannelNotFoundEntity:
                 return False
         return True

@@ -25,7 +25,6 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from eventmesh.clock import Clock
 from eventmesh.transports.base import Unrouted
 from eventmesh.transports.census import Census, made_at
-from eventmesh.transports.rabbitmq.cancellation import cancellation_first
 from eventmesh.transports.rabbitmq.connection import CONNECT_TIMEOUT, MAX_HELD, BrokerConnection
 from eventmesh.transports.rabbitmq.held_messages import hold_messages
 from eventmesh.transports.rabbitmq.inspection import Inspector, QueueCounts, count_messages
@@ -126,8 +125,7 @@ class UnroutedQueues:
             try:
                 async with self._connection.channel() as channel:
                     async with asyncio.timeout(CONNECT_TIMEOUT):
-                        with cancellation_first():
-                            return (await channel.queue_purge(queue)).message_count or 0
+                        return (await channel.queue_purge(queue)).message_count or 0
             except ChannelNotFoundEntity:
                 return 0
 

@@ -19,7 +19,7 @@ class _LostConnection:
     def __init__(self) -> None:
         self.closing = asyncio.get_running_loop().create_future()
 
-    async def channel(self, **_: Any) -> None:
+    async def open_channel(self, **_: Any) -> None:
         self.closing.set_result(None)
         try:
             await asyncio.Event().wait()
@@ -38,7 +38,7 @@ async def test_opening_a_channel_on_a_lost_connection_raises_once(
         return cast(Connection, _LostConnection())
 
     monkeypatch.setattr(connection, "_connected", connected)
-    with pytest.raises(Unreachable, match="the connection was lost"):
+    with pytest.raises(Unreachable, match="reset by peer"):
         async with connection.guard():
             await connection.open_channel()
     await asyncio.sleep(0)  # the channel's task ends after the call
