@@ -28,6 +28,10 @@ class Unreachable(EventMeshError):
     exit_code = 3
 
 
+class Busy(Unreachable):
+    """The server answers, but somebody else is at work on what was asked for: try again."""
+
+
 class Drift(EventMeshError):
     """A schema or a database differs from what was frozen or migrated: freeze, bump or upgrade."""
 

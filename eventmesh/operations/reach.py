@@ -3,19 +3,20 @@
 Nothing is created, declared or migrated, and what was opened is kept open for the next question, so
 that a command which asks every two seconds, or a page that is open all day, connects once. Each
 question has a bounded time; what does not answer raises Unreachable and is opened again next time.
+Others who use it at that moment go on with what they have.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from eventmesh.clock import Clock
-from eventmesh.errors import Unreachable
+from eventmesh.errors import Busy, Unreachable
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.existing import connect_existing, open_existing, refusals_as_unreachable
 from eventmesh.redact import redact
@@ -33,12 +34,41 @@ OWN_PROCESS = (
 )
 
 
+_T = TypeVar("_T")
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """A database, and the services that keep their state in it."""
 
     url: str
     services: tuple[str, ...]
+
+
+class _Shared(Generic[_T]):
+    """What several questions use at the same time. It is closed once it is forgotten, because one
+    of them failed, and no other uses it."""
+
+    def __init__(self, opened: _T, close: Callable[[], Awaitable[None]]) -> None:
+        self._opened = opened
+        self._close = close
+        self._users = 0
+        self._is_forgotten = False
+
+    @asynccontextmanager
+    async def used(self) -> AsyncIterator[_T]:
+        self._users += 1
+        try:
+            yield self._opened
+        finally:
+            self._users -= 1
+            if self._is_forgotten and not self._users:
+                await self._close()
+
+    async def forget(self) -> None:
+        was_forgotten, self._is_forgotten = self._is_forgotten, True
+        if not was_forgotten and not self._users:
+            await self._close()
 
 
 class Reach:
@@ -62,8 +92,8 @@ class Reach:
         self.clock = clock
         self._given = transport
         self._answer_timeout = answer_timeout
-        self._transport: Transport | None = None
-        self._databases: dict[str, Database] = {}
+        self._transport: _Shared[Transport] | None = None
+        self._databases: dict[str, _Shared[Database]] = {}
         self._opening: dict[str, asyncio.Lock] = {}
 
     async def __aenter__(self) -> Self:
@@ -75,9 +105,9 @@ class Reach:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._forget_transport()
-        for url in list(self._databases):
-            await self._forget_database(url)
+        await self._forget_transport(self._transport)
+        for url, shared in list(self._databases.items()):
+            await self._forget_database(url, shared)
 
     @property
     def shown_broker(self) -> str:
@@ -103,16 +133,24 @@ class Reach:
         """The connected broker, for so many seconds, or else for `answer_timeout`; Unreachable, or
         another EventMeshError, with the reason."""
         within = self._answer_timeout if within is None else within
+        shared: _Shared[Transport] | None = None
         try:
             async with asyncio.timeout(within):
-                yield self._given or await self._connected()
+                if self._given is not None:
+                    yield self._given
+                    return
+                shared = await self._connected()
+                async with shared.used() as transport:
+                    yield transport
         except TimeoutError:
-            await self._forget_transport()
+            await self._forget_transport(shared)
             raise Unreachable(
                 f"The broker at {self.shown_broker} did not answer within {within:g} s."
             ) from None
+        except Busy:
+            raise
         except Unreachable:
-            await self._forget_transport()
+            await self._forget_transport(shared)
             raise
 
     @asynccontextmanager
@@ -120,15 +158,18 @@ class Reach:
         """The open database, for `answer_timeout`. Unreachable; or Drift where its migration is not
         the one that this version needs."""
         service = place.services[0]
+        shared: _Shared[Database] | None = None
         try:
             with refusals_as_unreachable(place.url, service):
                 async with asyncio.timeout(self._answer_timeout):
-                    yield await self._opened(place)
+                    shared = await self._opened(place)
+                    async with shared.used() as database:
+                        yield database
         except TimeoutError:
-            await self._forget_database(place.url)
+            await self._forget_database(place.url, shared)
             raise self._too_slow(place) from None
         except Unreachable:
-            await self._forget_database(place.url)
+            await self._forget_database(place.url, shared)
             raise
 
     @asynccontextmanager
@@ -146,13 +187,14 @@ class Reach:
         except TimeoutError:
             raise self._too_slow(place) from None
 
-    async def _opened(self, place: Place) -> Database:
+    async def _opened(self, place: Place) -> _Shared[Database]:
         async with self._opening_of(place.url):
             if place.url not in self._databases:
-                self._databases[place.url] = await open_existing(place.url, place.services[0])
+                database = await open_existing(place.url, place.services[0])
+                self._databases[place.url] = _Shared(database, database.close)
             return self._databases[place.url]
 
-    async def _connected(self) -> Transport:
+    async def _connected(self) -> _Shared[Transport]:
         if self.settings.broker_url.startswith("memory:"):
             raise Unreachable(OWN_PROCESS)
         async with self._opening_of(self.settings.broker_url):
@@ -163,7 +205,7 @@ class Reach:
                 except BaseException:
                     await transport.close()
                     raise
-                self._transport = transport
+                self._transport = _Shared(transport, transport.close)
             return self._transport
 
     @property
@@ -178,15 +220,17 @@ class Reach:
         """Held while a server is connected to, so that questions at the same time connect once."""
         return self._opening.setdefault(url, asyncio.Lock())
 
-    async def _forget_transport(self) -> None:
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            await transport.close()
+    async def _forget_transport(self, shared: _Shared[Transport] | None) -> None:
+        if self._transport is shared:  # otherwise another question has forgotten it already
+            self._transport = None
+        if shared is not None:
+            await shared.forget()
 
-    async def _forget_database(self, url: str) -> None:
-        database = self._databases.pop(url, None)
-        if database is not None:
-            await database.close()
+    async def _forget_database(self, url: str, shared: _Shared[Database] | None) -> None:
+        if self._databases.get(url) is shared:
+            self._databases.pop(url, None)
+        if shared is not None:
+            await shared.forget()
 
     def _too_slow(self, place: Place) -> Unreachable:
         return Unreachable(

@@ -29,7 +29,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from eventmesh.clock import Clock
-from eventmesh.errors import Unreachable
+from eventmesh.errors import Busy, Unreachable
 from eventmesh.transports.rabbitmq.connection import (
     CONNECT_TIMEOUT,
     LEAVE_TIMEOUT,
@@ -78,7 +78,7 @@ class QueueCounts:
     consumers: int
 
 
-class InspectionRunning(Unreachable):
+class InspectionRunning(Busy):
     """Another process is looking into the queues."""
 
 

@@ -16,7 +16,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 
 from eventmesh.clock import Clock
-from eventmesh.errors import Unreachable
+from eventmesh.errors import Busy, Unreachable
 from eventmesh.transports.base import Subscription
 from eventmesh.transports.rabbitmq.channels import in_background
 from eventmesh.transports.rabbitmq.connection import (
@@ -30,7 +30,7 @@ LOCK_TIMEOUT = 5.0
 """Seconds to wait for the lock, unless told otherwise."""
 
 
-class QueueLocked(Unreachable):
+class QueueLocked(Busy):
     """Another process, or another task of this one, has held the lock all the time."""
 
 
