@@ -49,6 +49,7 @@ from eventmesh.saga.flow import (
     NOT_GIVEN,
     Part,
     Step,
+    StepOfItems,
     hints_of,
     members_of,
     parameters_of,
@@ -157,7 +158,7 @@ class Saga(Generic[State]):
         when: Callable[[State], bool] | None = None,
         each: Callable[[State], Sequence[Item]],
         no_undo: str = "",
-    ) -> Callable[[Callable[[State, Item], Command]], Step[State, Ok]]: ...
+    ) -> Callable[[Callable[[State, Item], Command]], StepOfItems[State, Ok, Item]]: ...
 
     @_asks_for_timeout
     def step(
@@ -179,7 +180,8 @@ class Saga(Generic[State]):
         command is sent, after a failure, a time-out or a dead letter, before the step counts as
         failed; once by default. `when`: the step is skipped where this is false. `each`: one
         command for each item of a list in the state, which must stay as it is while the step runs;
-        the function gets the item, too, and the step is done when all are answered. `correlate`:
+        the function gets the item, too, and the step is done when all are answered; its undo must
+        be told of the item unless it waits for the reply. `correlate`:
         the key of the saga, from an answer that carries no label. `no_undo`: why the step needs no
         undo.
         """
@@ -315,7 +317,8 @@ class Saga(Generic[State]):
             name = _name(function)
             self._require_open(name)
             require_plain(function, self._where)
-            step = Step[State, Any](self.name, name, function, is_pivot=is_pivot, **options)
+            kind = Step if options.get("each") is None else StepOfItems
+            step: Step[State, Any] = kind(self.name, name, function, is_pivot=is_pivot, **options)
             self._steps.append(step)
             return step
 

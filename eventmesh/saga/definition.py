@@ -175,14 +175,14 @@ def _check_functions(definition: Definition, where: str) -> None:
             _check_parameter(step.command, names[0], (state,), where)
         if step.undoing is not None:
             undo = step.undoing
-            names = parameters_of(undo.command, 2 if undo.takes_reply else 1, where)
+            names = parameters_of(undo.command, 1 + undo.takes_item + undo.takes_reply, where)
             _check_parameter(undo.command, names[0], (state,), where)
             if undo.takes_reply:
-                _check_parameter(undo.command, names[1], (step.ok,), where)
+                _check_parameter(undo.command, names[-1], (step.ok,), where)
         if step.fold is not None:
-            names = parameters_of(step.fold, 2, where)
+            names = parameters_of(step.fold, 2 + step.fold_takes_item, where)
             _check_parameter(step.fold, names[0], (state,), where)
-            _check_parameter(step.fold, names[1], (step.ok,), where)
+            _check_parameter(step.fold, names[-1], (step.ok,), where)
             _check_returns_state(step.fold, state, where)
     if definition.undone is not no_message:
         names = parameters_of(definition.undone, 2, where)

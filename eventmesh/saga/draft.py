@@ -268,7 +268,9 @@ class Draft:
         """A unit is done; with its answer folded into the state."""
         self._cancel_timer(name, unit)
         if event is not None and step.fold is not None:
-            self._state = _returned(self._definition.state, step.fold, self._state, event)
+            item = _item_of(name) if step.fold_takes_item else None
+            items = () if item is None else (_item(step, self._state, item),)
+            self._state = _returned(self._definition.state, step.fold, self._state, *items, event)
         answer = None if event is None else stored(event)
         status: Any = "skipped" if event is None else "done"
         self._units[name] = replace(unit, status=status, answer=answer, deadline=None)
@@ -616,11 +618,12 @@ class Draft:
         if undo is None:
             raise AssertionError(f"{step} has no undo")
         label = Label(step.name, item, is_undo=True, attempt=unit.undo_attempt + 1)
-        arguments: tuple[Any, ...] = ()
+        arguments: list[Any] = []
+        if undo.takes_item and item is not None:
+            arguments.append(_item(step, self._state, item))
         if undo.takes_reply:
-            arguments = (
-                None if unit.answer is None else _called(read_stored, step.ok, unit.answer),
-            )
+            reply = None if unit.answer is None else _called(read_stored, step.ok, unit.answer)
+            arguments.append(reply)
         command = _returned(Command, undo.command, self._state, *arguments)
         self._sendings.append(Sending(str(label), command, delay))
         deadline = None
@@ -701,8 +704,8 @@ def _item(step: Step[Any, Any], state: BaseModel, number: int) -> Any:
     items = _called(step.each, state)
     if number >= len(items):
         raise FunctionFailed(
-            f"the list of {step.name} has only {len(items)} items now, but item {number} is to be "
-            f"sent again: it must stay as it is while the step runs"
+            f"the list of {step.name} has only {len(items)} items now, but item {number} is needed "
+            f"again: it must stay as it is while the step runs, and while it may be undone"
         )
     return items[number]
 

@@ -22,6 +22,7 @@ from typing import (
     Protocol,
     TypeVar,
     Union,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -37,6 +38,7 @@ from eventmesh.runtime.declaring.retry import Retry, checked_retry, exponential
 
 State = TypeVar("State", bound=BaseModel)
 Ok = TypeVar("Ok", bound=Event)
+Item = TypeVar("Item")
 Made = TypeVar("Made", bound=Command)
 
 UNTIL_PARKED = Retry(attempts=10, backoff=exponential("5s", cap="30m"), jitter=0.0)
@@ -105,6 +107,8 @@ class Undo:
     """Whether the function has a parameter for the step's reply."""
     needs_reply: bool
     """Whether it cannot be called without one, which nobody has after a time-out."""
+    takes_item: bool = False
+    """Whether the function has a parameter for the item of a step with `each=`."""
 
 
 NOT_GIVEN: Any = object()
@@ -157,7 +161,9 @@ class Step(Part[State], Generic[State, Ok]):
         self.no_undo = no_undo
         self.is_pivot = is_pivot
         self.undoing: Undo | None = None
-        self.fold: Callable[[State, Ok], State] | None = None
+        self.fold: Callable[..., State] | None = None
+        """Takes the state, the item if `fold_takes_item`, and the ok reply."""
+        self.fold_takes_item = False
         for option, models in (("ok", (ok,)), ("failed", self.failed)):
             for model in models:
                 _check_event(model, f"{self} has {option}=")
@@ -210,13 +216,13 @@ class Step(Part[State], Generic[State, Ok]):
                 raise UsageError(f"{self} has an undo, but also no_undo=: remove one of the two.")
             require_plain(function, str(self))
             checked_retry(retry, f"The undo of {self}")
-            takes, needs = _takes_reply(function, str(self))
+            takes_item, takes, needs = _form_of_undo(self, function)
             if ok is not None:
                 _check_event(ok, f"The undo of {self} has ok=")
             within = seconds(timeout)
             if within == 0:
                 raise UsageError(f"The undo of {self} has timeout=0: write how long it may take.")
-            self.undoing = Undo(function, ok, within, retry, takes, needs)
+            self.undoing = Undo(function, ok, within, retry, takes, needs, takes_item)
             return function
 
         return declare
@@ -230,7 +236,47 @@ class Step(Part[State], Generic[State, Ok]):
             )
         require_plain(function, str(self))
         self.fold = function
+        self.fold_takes_item = (
+            self.each is not None and len(inspect.signature(function).parameters) == 3
+        )
         return function
+
+
+class StepOfItems(Step[State, Ok], Generic[State, Ok, Item]):
+    """A step with `each=`, which sends a command for each item. Its undo and the function for its
+    reply may take the item, too."""
+
+    def undo(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]  # other functions undo items
+        self,
+        *,
+        ok: type[Event] | None = None,
+        timeout: Duration = UNDO_TIMEOUT,
+        retry: Retry = UNTIL_PARKED,
+    ) -> UndoOfItemDecorator[State, Item, Ok]:
+        """Declare how an item of this step is undone; for the parameters see `Step.undo`.
+
+        The decorated function takes the state, the item and the reply, `(state, item, reply:
+        StockReserved)`; or only `(state, reply: StockReserved)`. After a time-out, such an undo
+        waits for the late reply. A function of `(state, item)`, or of `(state, item, reply:
+        StockReserved | None)`, is called at once. The list of items must stay as it is until then.
+        """
+        return cast(
+            "UndoOfItemDecorator[State, Item, Ok]",
+            super().undo(ok=ok, timeout=timeout, retry=retry),
+        )
+
+    @overload
+    def done(self, function: Callable[[State, Ok], State]) -> Callable[[State, Ok], State]: ...
+
+    @overload
+    def done(
+        self, function: Callable[[State, Item, Ok], State]
+    ) -> Callable[[State, Item, Ok], State]: ...
+
+    def done(self, function: Any) -> Any:
+        """Decorate the function that takes the state, the item if it wants to, and the ok reply of
+        this item, and returns the state with what the later steps need of the reply."""
+        return super().done(function)
 
 
 class UndoDecorator(Protocol[State, Ok]):
@@ -243,6 +289,28 @@ class UndoDecorator(Protocol[State, Ok]):
     def __call__(
         self, function: Callable[[State, Ok | None], Made], /
     ) -> Callable[[State, Ok | None], Made]: ...
+
+    @overload
+    def __call__(self, function: Callable[[State, Ok], Made], /) -> Callable[[State, Ok], Made]: ...
+
+
+class UndoOfItemDecorator(Protocol[State, Item, Ok]):
+    """What `StepOfItems.undo` returns: the decorated function keeps its own type."""
+
+    @overload
+    def __call__(
+        self, function: Callable[[State, Item], Made], /
+    ) -> Callable[[State, Item], Made]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[[State, Item, Ok | None], Made], /
+    ) -> Callable[[State, Item, Ok | None], Made]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[[State, Item, Ok], Made], /
+    ) -> Callable[[State, Item, Ok], Made]: ...
 
     @overload
     def __call__(self, function: Callable[[State, Ok], Made], /) -> Callable[[State, Ok], Made]: ...
@@ -294,14 +362,40 @@ def _check_event(model: Any, where: str) -> None:
         raise UsageError(f"{where}{name}, which is not an event: write a class derived from Event.")
 
 
-def _takes_reply(function: Callable[..., Any], where: str) -> tuple[bool, bool]:
-    """Whether an undo takes the step's reply, and whether it needs one."""
-    number = len(inspect.signature(function).parameters)
-    if number == 1:
-        return False, False
-    names = parameters_of(function, 2, where)
-    hint = hints_of(function, where).get(names[1])
-    return True, type(None) not in members_of(hint)
+def _form_of_undo(step: Step[Any, Any], function: Callable[..., Any]) -> tuple[bool, bool, bool]:
+    """Whether an undo takes the item of its step, whether it takes the reply, and whether it needs
+    one."""
+    where, number = str(step), len(inspect.signature(function).parameters)
+    if step.each is None:
+        if number == 1:
+            return False, False, False
+        names = parameters_of(function, 2, where)
+        return False, True, _needs_reply(hints_of(function, where).get(names[1]))
+    names = parameters_of(function, number if number < 3 else 3, where)
+    hints = hints_of(function, where)
+    if number == 3:
+        return True, True, _needs_reply(hints.get(names[2]))
+    if number == 2:
+        members = members_of(hints.get(names[1], Any))
+        if Any in members or object in members:
+            raise UsageError(
+                f"{where} has each=: in {_name(function)}, {names[1]!r} may be the item or the "
+                f"reply: annotate it with the item's type, or with {step.ok.__name__}."
+            )
+        if not any(isinstance(each, type) and issubclass(each, Event) for each in members):
+            return True, False, False
+        if _needs_reply(hints[names[1]]):
+            return False, True, True
+    ok = step.ok.__name__
+    raise UsageError(
+        f"{where} has each=: {_name(function)} may be called without a reply, and then does not "
+        f"know which item it undoes. Take the item: (state, item) or (state, item, reply: {ok} | "
+        f"None); or only (state, reply: {ok}), which waits for the late reply."
+    )
+
+
+def _needs_reply(hint: Any) -> bool:
+    return type(None) not in members_of(hint)
 
 
 def _name(function: Callable[..., Any]) -> str:

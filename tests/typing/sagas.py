@@ -123,8 +123,48 @@ def pick(state: OrderState, sku: str) -> Reserve:
 
 
 @pick.undo()
-def put_back(state: OrderState) -> Release:
-    return Release(reservation=state.reservation)
+def put_back(state: OrderState, sku: str) -> Release:
+    return Release(reservation=state.skus.index(sku))
+
+
+@pick.done
+def keep_pick(state: OrderState, sku: str, reply: Reserved) -> OrderState:
+    return state.model_copy(update={"reservation": reply.reservation})
+
+
+@fulfil.step(ok=Reserved, timeout="1m", each=lambda state: state.skus)
+def wrap(state: OrderState, sku: str) -> Reserve:
+    return Reserve(sku=sku)
+
+
+@wrap.undo(ok=Released)
+def unwrap(state: OrderState, sku: str, reply: Reserved) -> Release:
+    return Release(reservation=reply.reservation)
+
+
+@wrap.done
+def keep_wrap(state: OrderState, reply: Reserved) -> OrderState:
+    return state.model_copy(update={"reservation": reply.reservation})
+
+
+@fulfil.step(ok=Reserved, timeout="1m", each=lambda state: state.skus)
+def label(state: OrderState, sku: str) -> Reserve:
+    return Reserve(sku=sku)
+
+
+@label.undo(ok=Released)
+def unlabel(state: OrderState, sku: str, reply: Reserved | None) -> Release:
+    return Release(reservation=None if reply is None else reply.reservation)
+
+
+@fulfil.step(ok=Reserved, timeout="1m", each=lambda state: state.skus)
+def pack(state: OrderState, sku: str) -> Reserve:
+    return Reserve(sku=sku)
+
+
+@pack.undo(ok=Released)
+def unpack(state: OrderState, reply: Reserved) -> Release:
+    return Release(reservation=reply.reservation)
 
 
 @fulfil.step(ok=Reserved, timeout=30)
@@ -180,7 +220,7 @@ def add_skus(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "skus": []}
 
 
-fulfil.flow((reserve & pick >> count) >> approval >> look >> ship)
+fulfil.flow((reserve & pick & wrap & label & pack >> count) >> approval >> look >> ship)
 Service("orders").include(fulfil)
 
 # Steps can be called in unit tests.
@@ -193,6 +233,8 @@ assert_type(keep(OrderState(order_id=1, skus=[]), Reserved(reservation=1)), Orde
 assert_type(cancelled(OrderState(order_id=1, skus=[]), OutOfStock(sku="")), OrderCancelled | None)
 assert_type(closed(OrderState(order_id=1, skus=[])), OrderShipped | None)
 assert_type(release(OrderState(order_id=1, skus=[]), Reserved(reservation=1)), Release)
+assert_type(put_back(OrderState(order_id=1, skus=["a"]), "a"), Release)
+assert_type(unlabel(OrderState(order_id=1, skus=[]), "a", None), Release)
 
 # A time-out must be given.
 
@@ -250,6 +292,39 @@ def wrong_undo_state(state: OtherState) -> Release:
 @reserve.undo(ok=Released)  # type: ignore[type-var]  # pyright: ignore[reportCallIssue, reportArgumentType, reportUntypedFunctionDecorator]
 def wrong_undo_result(state: OrderState) -> Released:
     return Released(reservation=1)
+
+
+# What undoes an item is told which one, unless it waits for the reply.
+
+
+@pick.undo()  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType, reportUntypedFunctionDecorator]
+def back_by_state(state: OrderState) -> Release:
+    return Release(reservation=1)
+
+
+@pick.undo()  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType, reportUntypedFunctionDecorator]
+def back_by_wrong_item(state: OrderState, sku: int) -> Release:
+    return Release(reservation=1)
+
+
+@pick.undo()  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType, reportUntypedFunctionDecorator]
+def back_by_wrong_reply(state: OrderState, sku: str, reply: OutOfStock) -> Release:
+    return Release(reservation=1)
+
+
+@reserve.undo()  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType, reportUntypedFunctionDecorator]
+def back_by_item(state: OrderState, sku: str, reply: Reserved) -> Release:
+    return Release(reservation=1)
+
+
+@pick.done  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType, reportUntypedFunctionDecorator]
+def wrong_item_folded(state: OrderState, sku: int, reply: Reserved) -> OrderState:
+    return state
+
+
+@reserve.done  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def item_folded(state: OrderState, sku: str, reply: Reserved) -> OrderState:
+    return state
 
 
 @reserve.done  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -10,7 +10,7 @@ attempt meets the same rules as the second.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -182,16 +182,16 @@ def _step(step: Step[Any, Any], definition: Definition, dummy: Any) -> Step[Any,
 
 
 def _undo(undo: Undo, dummy: Any) -> Undo:
-    def command(state: TwinState, reply: Event | None = None) -> Command:
+    def command(state: TwinState, *item_and_reply: Any) -> Command:
         state.call()
-        if undo.needs_reply and reply is None:
+        if undo.needs_reply and item_and_reply[-1] is None:
             raise CalledWithoutReply
         return Do()
 
     ok = None if undo.ok is None else dummy(undo.ok)
     retry = _bounded(undo.retry)
     assert retry is not None  # noqa: S101  # an undo always has one
-    return Undo(command, ok, undo.timeout, retry, undo.takes_reply, undo.needs_reply)
+    return replace(undo, command=command, ok=ok, retry=retry)
 
 
 def _bounded(retry: Retry | None) -> Retry | None:

@@ -487,6 +487,76 @@ def test_an_undo_takes_the_reply_of_its_step() -> None:
     refused(saga, "give_back takes reply: Approved, but it may be called with Did")
 
 
+def undone_by(function: Any) -> Saga[Trip]:
+    """A saga of one step with items, which this function undoes."""
+    saga = new_saga()
+    step = add_step(saga, "pick", undo="none", no_undo="", each=lambda state: state.items)
+    step.undo()(function)
+    saga.flow(step)
+    return saga
+
+
+def back_by_state(state: Trip) -> Undo:
+    return Undo(what="")
+
+
+def back_by_reply_if_any(state: Trip, reply: Did | None) -> Undo:
+    return Undo(what="")
+
+
+@pytest.mark.parametrize("function", [back_by_state, back_by_reply_if_any])
+def test_an_undo_that_may_be_called_without_a_reply_takes_the_item(function: Any) -> None:
+    """Else all items would get the same command."""
+    with pytest.raises(
+        UsageError,
+        match=rf"The step pick of saga trips.base has each=: {function.__name__} may be called "
+        r"without a reply, and then does not know which item it undoes. Take the item: \(state, "
+        r"item\) or \(state, item, reply: Did \| None\); or only \(state, reply: Did\)",
+    ):
+        undone_by(function)
+
+
+def back_by_anything(state: Trip, item: Any) -> Undo:
+    return Undo(what="")
+
+
+def back_by_something(state: Trip, item) -> Undo:  # type: ignore[no-untyped-def]
+    return Undo(what="")
+
+
+@pytest.mark.parametrize("function", [back_by_anything, back_by_something])
+def test_the_undo_of_an_item_says_whether_it_takes_the_item_or_the_reply(function: Any) -> None:
+    with pytest.raises(
+        UsageError, match="'item' may be the item or the reply: annotate it with the item's type, "
+    ):
+        undone_by(function)
+
+
+def test_an_undo_of_an_item_takes_the_reply_of_its_step() -> None:
+    def other_reply(state: Trip, item: str, reply: Approved) -> Undo:
+        return Undo(what="")
+
+    def other_reply_only(state: Trip, reply: Approved) -> Undo:
+        return Undo(what="")
+
+    def too_many(state: Trip, item: str, reply: Did, more: int) -> Undo:
+        return Undo(what="")
+
+    for function in (other_reply, other_reply_only):
+        refused(undone_by(function), "takes reply: Approved, but it may be called with Did")
+    with pytest.raises(UsageError, match="too_many takes 4 parameters, and it is called with 3"):
+        undone_by(too_many)
+
+
+def test_only_the_undo_of_an_item_takes_one() -> None:
+    def give_back(state: Trip, item: str, reply: Did) -> Undo:
+        return Undo(what="")
+
+    step: Any = add_step(new_saga(), "a", undo="none", no_undo="")
+    with pytest.raises(UsageError, match="give_back takes 3 parameters, and it is called with 2"):
+        step.undo()(give_back)
+
+
 def test_a_fold_takes_the_reply_of_its_step_and_returns_the_state() -> None:
     saga = new_saga()
     a, b = add_step(saga, "a"), add_step(saga, "b")

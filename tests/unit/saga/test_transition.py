@@ -630,6 +630,60 @@ def test_of_the_items_only_those_that_were_done_are_undone() -> None:
     assert story.ok("pick[0]:undo").status == "undone"
 
 
+def of_items(undo: UndoForm) -> Saga[Trip]:
+    saga = new_saga()
+    saga.flow(add_step(saga, "pick", each=lambda state: state.items, undo=undo))
+    return saga
+
+
+@pytest.mark.parametrize("form", ["item", "item and optional"])
+def test_an_undo_knows_its_item_also_when_nobody_has_answered(form: UndoForm) -> None:
+    story = Story(of_items(form), Booked(items=("x", "y"))).timed_out("pick[0]")
+    assert story.commands == [Undo(what="pick x")]
+    assert story.dead_lettered("pick[1]").commands == [Undo(what="pick y")]
+    assert story.timed_out("pick[1]:undo").commands == [Undo(what="pick y")]
+
+
+def test_an_undo_of_an_item_may_take_its_reply_too() -> None:
+    story = Story(of_items("item and optional"), Booked(items=("x", "y")))
+    story.ok("pick[1]", part="a pear").timed_out("pick[0]")
+    assert story.commands == [Undo(what="pick x"), Undo(what="pick y", reply="a pear")]
+
+
+@pytest.mark.parametrize(("form", "what"), [("item and reply", "pick y"), ("reply", "pick")])
+def test_an_undo_of_an_item_that_needs_its_reply_waits_for_it(form: UndoForm, what: str) -> None:
+    story = Story(of_items(form), Booked(items=("x", "y"))).ok("pick[0]").timed_out("pick[1]")
+    assert story.new == ["pick[0]:undo"]
+    assert story.ok("pick[1]", part="late").commands == [Undo(what=what, reply="late")]
+
+
+def test_an_undo_whose_item_is_gone_parks_the_saga() -> None:
+    saga = new_saga()
+    pick = add_step(saga, "pick", each=lambda state: state.items, undo="item")
+    pick.done(lambda state, reply: state.model_copy(update={"items": ()}))
+    saga.flow(pick)
+    story = Story(saga, Booked(items=("x",))).ok("pick[0]")
+    assert story.status == "completed"
+    story = Story(saga, Booked(items=("x", "y"))).ok("pick[0]").failed("pick[1]")
+    assert story.status == "parked"
+    assert "and while it may be undone" in (story.record.reason or "")
+
+
+def test_the_reply_of_an_item_is_folded_together_with_the_item() -> None:
+    saga = new_saga()
+    pick = add_step(saga, "pick", each=lambda state: state.items)
+
+    @pick.done  # type: ignore[arg-type]  # `add_step` does not say what the items are
+    def keep(state: Trip, item: str, reply: Did) -> Trip:
+        return state.model_copy(update={"seen": (*state.seen, f"{item}: {reply.part}")})
+
+    saga.flow(pick)
+    story = Story(saga, Booked(items=("x", "y"))).ok("pick[1]", part="a pear")
+    assert story.ok("pick[0]", part="a fig").record.state == Trip(
+        items=("x", "y"), seen=("y: a pear", "x: a fig")
+    )
+
+
 def test_a_step_without_items_is_done_at_once() -> None:
     saga = new_saga()
     saga.flow(add_step(saga, "pick", each=lambda state: state.items) >> add_step(saga, "b"))

@@ -81,9 +81,9 @@ def with_pivot() -> Saga[Trip]:
     return saga
 
 
-def with_items() -> Saga[Trip]:
+def with_items(undo: UndoForm) -> Saga[Trip]:
     saga = new_saga()
-    pick = add_step(saga, "pick", each=lambda state: state.items, retry=TWICE, undo="optional")
+    pick = add_step(saga, "pick", each=lambda state: state.items, retry=TWICE, undo=undo)
     a = add_step(saga, "a", when=lambda state: state.wanted)
     saga.flow(pick >> a >> add_step(saga, "b", undo="silent with reply"))
     return saga
@@ -110,7 +110,8 @@ SAGAS = {
     "sent twice, undone silently": retried("silent"),
     "side by side": side_by_side(),
     "a pivot": with_pivot(),
-    "items and a condition": with_items(),
+    "items undone with their reply, and a condition": with_items("item and reply"),
+    "items undone at once, and a condition": with_items("item and optional"),
     "a wait": with_wait(),
 }
 

@@ -84,7 +84,17 @@ class Elsewhere(Event, name="people.elsewhere", version=1):
     trip: int = 1
 
 
-UndoForm = Literal["state", "reply", "optional", "silent", "silent with reply", "none"]
+UndoForm = Literal[
+    "state",
+    "reply",
+    "optional",
+    "silent",
+    "silent with reply",
+    "item",
+    "item and reply",
+    "item and optional",
+    "none",
+]
 
 TWICE = Retry(attempts=2, backoff=constant("5s"), jitter=0.0)
 ONCE = Retry(attempts=1)
@@ -151,6 +161,15 @@ def add_undo(step: Step[Trip, Did], form: UndoForm, retry: Retry | None = None) 
     def of_optional(state: Trip, reply: Did | None) -> Undo:
         return Undo(what=name, reply=None if reply is None else reply.part)
 
+    def of_item(state: Trip, item: str) -> Undo:
+        return Undo(what=f"{name} {item}")
+
+    def of_item_and_reply(state: Trip, item: str, reply: Did) -> Undo:
+        return Undo(what=f"{name} {item}", reply=reply.part)
+
+    def of_item_and_optional(state: Trip, item: str, reply: Did | None) -> Undo:
+        return Undo(what=f"{name} {item}", reply=None if reply is None else reply.part)
+
     more: dict[str, Any] = {} if retry is None else {"retry": retry}
     match form:
         case "state":
@@ -163,6 +182,13 @@ def add_undo(step: Step[Trip, Did], form: UndoForm, retry: Retry | None = None) 
             step.undo(**more)(of_state)
         case "silent with reply":
             step.undo(**more)(of_reply)
+        case "item" | "item and reply" | "item and optional":
+            functions: dict[str, Any] = {
+                "item": of_item,
+                "item and reply": of_item_and_reply,
+                "item and optional": of_item_and_optional,
+            }
+            step.undo(ok=Undid, timeout="1m", **more)(functions[form])
 
 
 def add_pivot(saga: Saga[Trip], name: str, **options: Any) -> Step[Trip, Did]:

@@ -72,6 +72,12 @@ def side_by_side() -> Saga[Trip]:
     return saga
 
 
+def of_items() -> Saga[Trip]:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", undo="item and optional", each=lambda state: state.items))
+    return saga
+
+
 # The defects
 
 
@@ -256,6 +262,7 @@ SAGAS: dict[str, Callable[[], Saga[Trip]]] = {
     "a condition": conditional,
     "side by side": side_by_side,
     "answered by key": answered_by_key,
+    "items, undone at once": of_items,
 }
 
 BROKEN: list[tuple[str, str, type[Draft]]] = [
@@ -266,6 +273,7 @@ BROKEN: list[tuple[str, str, type[Draft]]] = [
     ("retry goes on", "a pivot", RetriesNothing),
     ("undone only what was done", "two steps", UndoesWithoutReply),
     ("undone only what was done", "two steps, undone at once", UndoesWhatWasRefused),
+    ("nothing left behind", "items, undone at once", CountsOldAnswersOfUndos),
     ("undone in reverse", "two steps", UndoesForwards),
     ("undone in reverse", "two steps", UndoesAllAtOnce),
     ("nothing left behind", "two steps", IgnoresLateAnswers),
