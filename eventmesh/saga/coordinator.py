@@ -90,7 +90,16 @@ _CLAIMS = 5
 """Tries of that, where other workers start sagas of the same keys meanwhile."""
 
 _WARNED = frozenset({"parked", "late: parked"})
-_NOTED = frozenset({"not an answer", "too late", "stale", "late, and failed", "late: undone"})
+_NOTED = frozenset(
+    {
+        "not an answer",
+        "too late",
+        "stale",
+        "late, and failed",
+        "late: undone",
+        "late: to be undone",
+    }
+)
 """Rules whose application is worth a line at warning, and at info; all others are at debug."""
 
 

@@ -259,8 +259,10 @@ class Draft:
         )
         if self._status == "undone":
             self._status = "undoing"
+        self._unpark(label.unit)  # its undo has given up, and can work now
         self.go_on()
-        return "late: undone"
+        is_undone = self._units[label.unit].status != "done"
+        return "late: undone" if is_undone else "late: to be undone"
 
     def _finish(
         self, step: Step[Any, Any], name: str, unit: UnitRecord, event: Event | None
@@ -414,7 +416,8 @@ class Draft:
         """Undo what was done, as after a failure."""
         before = self._parking.before if self._parking else self._status
         if before != "running":
-            waiting = self._before.waiting or list(self._standing_still())
+            standing = [self._parking.unit] if self._parking and self._parking.unit else []
+            waiting = self._before.waiting or list(self._standing_still()) or standing
             raise UsageError(
                 f"the saga is being undone already, and waits for {', '.join(waiting)}: retry or "
                 f"skip that."

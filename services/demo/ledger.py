@@ -176,7 +176,8 @@ class LedgerReader:
             sagas,
             (saga_log.c.saga_name == sagas.c.name) & (saga_log.c.saga_id == sagas.c.id),
         )
-        query = query.where(saga_log.c.entry["rule"].as_string() == "late: undone")
+        rules = ("late: undone", "late: to be undone")
+        query = query.where(saga_log.c.entry["rule"].as_string().in_(rules))
         async with self._databases["orders"].reading() as connection:
             return await connection.scalar(query) or 0
 

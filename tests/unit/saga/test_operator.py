@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from eventmesh import Saga
 from eventmesh.errors import UsageError
+from eventmesh.saga.record import Parking
 from tests.unit.saga.trips import (
     ONCE,
     TWICE,
@@ -251,6 +254,18 @@ def test_an_undo_of_a_saga_that_is_being_undone_is_refused() -> None:
         UsageError, match=r"is being undone already, and waits for a: retry or skip"
     ):
         Story(in_series()).operator("undo").operator("undo")
+
+
+def test_an_undo_of_a_saga_that_is_parked_for_what_is_done_says_so() -> None:
+    """Earlier versions left a saga parked so when a late ok came."""
+    story = Story(in_series("state")).operator("undo").timed_out("a")
+    done = replace(story.unit("a"), status="done", deadline=None)
+    parking = Parking("undoing", "the undo of a failed 10 times: it is down", "a")
+    record = replace(story.record, status="parked", units={"a": done}, parking=parking)
+    story.transition = replace(story.transition, record=record)
+    with pytest.raises(UsageError, match="is being undone already, and waits for a: retry or skip"):
+        story.operator("undo")
+    assert story.operator("retry").new == ["a:undo#2"]
 
 
 # Cancel

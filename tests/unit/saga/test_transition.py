@@ -20,6 +20,7 @@ from eventmesh.saga.transition import advance, start
 from services.orders import contracts as shop
 from services.orders.saga import fulfil
 from tests.unit.saga.trips import (
+    ONCE,
     TWICE,
     Approved,
     Booked,
@@ -145,6 +146,44 @@ def test_an_undo_that_needs_no_reply_is_sent_at_once_and_again_for_a_late_ok(
     assert story.ok("a:undo").rule == "stale"
     assert story.status == "undoing"
     assert story.ok("a:undo#2").status == "undone"
+
+
+def parked_by_undo(*, beside: bool = False) -> Story:
+    """A saga parked for the undo of a step that has timed out; perhaps beside another such step."""
+    saga = new_saga()
+    a, b = (add_step(saga, name, undo="state", undo_retry=ONCE) for name in "ab")
+    saga.flow(a & b if beside else a >> b)
+    story = Story(saga).timed_out("a")
+    if beside:
+        story.timed_out("b").timed_out("b:undo")
+    story.timed_out("a:undo")
+    assert story.status == "parked"
+    return story
+
+
+def test_a_late_ok_of_the_step_whose_undo_gave_up_begins_a_new_series_of_undos() -> None:
+    story = parked_by_undo().ok("a")
+    assert (story.rule, story.new, story.status) == ("late: undone", ["a:undo#2"], "undoing")
+    assert story.record.reason == "a: no answer within 30 s"
+    assert story.ok("a:undo").rule == "stale"
+    assert story.ok("a:undo#2").status == "undone"
+    assert len(story.endings) == 1
+
+
+def test_a_late_ok_of_one_of_two_steps_whose_undo_gave_up_waits_for_the_operator() -> None:
+    for late, other in ("ab", "ba"):
+        story = parked_by_undo(beside=True).ok(late)
+        assert (story.rule, story.new, story.status) == ("late: to be undone", [], "parked")
+        with pytest.raises(UsageError, match=f"and waits for {other}:undo: retry or skip that"):
+            story.operator("undo")
+        assert story.operator("skip").new == [f"{late}:undo#2"]
+        assert story.ok(f"{late}:undo#2").status == "undone"
+
+
+def test_a_late_ok_of_a_step_that_cannot_be_undone_yet_is_to_be_undone() -> None:
+    story = Story(three_steps()).operator("skip").ok("b").failed("c").ok("a")
+    assert (story.rule, story.new, story.status) == ("late: to be undone", [], "undoing")
+    assert story.ok("b:undo").new == ["a:undo"]
 
 
 def test_a_silent_undo_is_sent_again_for_a_late_ok() -> None:
