@@ -217,13 +217,15 @@ def _check_parameter(
     missing = [each.__name__ for each in given if not issubclass(each, classes)]
     if missing:
         spelled = " | ".join(getattr(each, "__name__", str(each)) for each in members)
+        right = [each.__name__ for each in classes if any(issubclass(one, each) for one in given)]
+        none = ["None"] if type(None) in members else []  # an undo may be called without a reply
         raise UsageError(
             f"{where}: {_name(function)} takes {name}: {spelled}, but it may be called with "
-            f"{', '.join(missing)}. Take {' | '.join([spelled, *_shortest(given, missing)])}."
+            f"{', '.join(missing)}. Take {' | '.join([*right, *_shortest(missing), *none])}."
         )
 
 
-def _shortest(given: tuple[type[Any], ...], missing: list[str]) -> list[str]:
+def _shortest(missing: list[str]) -> list[str]:
     """The missing types, with one name for all failures of EventMesh's own."""
     own = [each.__name__ for each in OWN_FAILURES]
     return [name for name in missing if name not in own] + (

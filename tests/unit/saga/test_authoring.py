@@ -484,7 +484,7 @@ def test_an_undo_takes_the_reply_of_its_step() -> None:
         return Undo(what="")
 
     saga.flow(step)
-    refused(saga, "give_back takes reply: Approved, but it may be called with Did")
+    refused(saga, r"give_back takes reply: Approved, but it may be called with Did\. Take Did\.$")
 
 
 def undone_by(function: Any) -> Saga[Trip]:
@@ -589,6 +589,33 @@ def test_an_annotation_that_cannot_be_resolved_is_named() -> None:
 
     saga.flow(saga.step(ok=Did, timeout=None, no_undo="none")(lost))
     refused(saga, "lost has an annotation that cannot be resolved.*Import that name at the top")
+
+
+def test_a_hint_adds_what_is_missing_to_what_is_right_and_leaves_out_what_is_wrong() -> None:
+    saga = Saga("trips.base", Trip)
+
+    @saga.starts
+    def begin(event: Booked) -> Trip:
+        return Trip()
+
+    @saga.undone  # type: ignore[type-var]
+    def ended(state: Trip, failure: Failed | str) -> Ended:
+        return Ended(how="")
+
+    saga.flow(add_step(saga, "a"))
+    refused(saga, r"it may be called with .* Take Failed \| SagaFailure\.$")
+
+
+def test_a_hint_keeps_what_an_undo_says_about_a_missing_reply() -> None:
+    saga = new_saga()
+    step: Any = add_step(saga, "a", undo="none", no_undo="")
+
+    @step.undo()
+    def give_back(state: Trip, reply: Approved | None) -> Undo:
+        return Undo(what="")
+
+    saga.flow(step)
+    refused(saga, r"give_back takes reply: .* called with Did\. Take Did \| None\.$")
 
 
 def test_an_end_says_which_message_it_returns() -> None:
