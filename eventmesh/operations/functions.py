@@ -41,8 +41,9 @@ class FunctionDescription:
 
 
 def describe_functions(service: Service, home: Home | None) -> list[FunctionDescription]:
-    """The functions of the service's modules that take messages, sorted; `home` is where its code
-    is, None for a service without files."""
+    """The functions of the service's modules that take messages, but for the parts of its sagas and
+    the undos of its reactions, sorted; `home` is where its code is, None for a service without
+    files."""
     if home is None:
         return []
     owned = _Uses(service)
@@ -67,16 +68,13 @@ class _Uses:
         self.sagas = {
             each.definition.name for each in service.sagas.values() if isinstance(each, Coordinator)
         }
-        self.others: dict[int, str] = {}
-        """Why other functions are not handlers. Functions are told apart by their ids, because a
-        callable object of the user's need not be hashable."""
-        for reaction in service.reactions:
-            self.others[id(reaction.undo_function)] = f"undoes the reaction {reaction.subscription}"
+        self.others = {id(reaction.undo_function) for reaction in service.reactions}
+        """The undos of reactions and the parts of sagas, which are called although they are not
+        handlers. Functions are told apart by their ids, because a callable object of the user's
+        need not be hashable."""
         for coordinator in service.sagas.values():
             if isinstance(coordinator, Coordinator):
-                definition = coordinator.definition
-                for function in _functions_of(definition):
-                    self.others[id(function)] = f"is part of the saga {definition.name}"
+                self.others |= {id(each) for each in _functions_of(coordinator.definition)}
 
 
 def _functions_of(definition: Definition) -> Iterator[Callable[..., Any]]:
@@ -105,14 +103,11 @@ def _imported(module: ModuleType, uses: _Uses) -> Iterator[FunctionDescription]:
         if subscription is not None:
             why = f"subscribes to {_names(uses.service.handlers[subscription].models)}"
             yield FunctionDescription(module.__name__, name, subscription, why)
-        elif taken := messages_taken(original):
+        elif id(function) not in uses.others and (taken := messages_taken(original)):
             names = " | ".join(model.__name__ for model in taken)
-            why = (
-                uses.others.get(id(function))
-                or elsewhere.get(id(function))
-                or f"takes {names}, and is not decorated with @service.subscriber()"
-                + ("" if inspect.iscoroutinefunction(original) else "; it is not `async` either")
-            )
+            hint = "" if inspect.iscoroutinefunction(original) else "; it is not `async` either"
+            undecorated = f"takes {names}, and is not decorated with @service.subscriber(){hint}"
+            why = elsewhere.get(id(function), undecorated)
             yield FunctionDescription(module.__name__, name, None, why)
 
 

@@ -75,6 +75,29 @@ unused = Saga("bank.unused", state=State)
 
 def helper(owner: str) -> None: ...
 """
+SAGA = """
+from eventmesh import SagaFailure
+
+opened = Saga("bank.open_account", state=State)
+
+@opened.starts
+def begin(event: Ordered) -> State: ...
+
+@opened.step(ok=Deposited, timeout="1m")
+def pay_in(state: State) -> Deposit: ...
+
+@pay_in.done
+def keep(state: State, reply: Deposited) -> State: ...
+
+@pay_in.undo()
+def pay_out(state: State, reply: Deposited) -> Deposit: ...
+
+@opened.undone
+def refused(state: State, failure: Cancelled | SagaFailure) -> None: ...
+
+opened.flow(pay_in)
+service.include(opened)
+"""
 NEVER_IMPORTED = """
 raise SystemExit("this must not run")
 from described_bank.handlers import service
@@ -158,6 +181,16 @@ def test_a_handler_is_described_with_its_options(described: Described) -> None:
     assert shop.publishes == ("bank.deposit", "shop.ordered")
 
 
+def test_what_a_saga_or_a_reaction_calls_is_not_listed_among_what_nobody_calls(
+    described: Described, project: Path
+) -> None:
+    handlers = project / "described_bank" / "handlers.py"
+    handlers.write_text(handlers.read_text() + SAGA)
+    functions = {each.name for each in described().services[0].functions}
+    assert {"deposit", "forgotten"} < functions
+    assert functions.isdisjoint({"begin", "keep", "pay_out", "refused", "take_back"})
+
+
 def test_it_is_said_why_a_function_is_a_handler_or_is_not(described: Described) -> None:
     functions = {each.name: each for each in described().services[0].functions}
     assert functions["deposit"].subscription == "bank.deposit"
@@ -170,7 +203,6 @@ def test_it_is_said_why_a_function_is_a_handler_or_is_not(described: Described) 
             "either"
         ),
         "strange": "is a handler of another Service, other = Service('branch')",
-        "take_back": "undoes the reaction bank.react",
         "unused": "the saga is not included: write service.include(unused)",
         "lost": ("its module is never imported: import described_bank.lost where bank is declared"),
     }
