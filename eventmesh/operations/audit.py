@@ -19,8 +19,15 @@ apart. A subscription that was declared after messages had been sent did not get
 begins when an operator accepts that difference.
 
 Messages move while they are counted. So the outboxes are read first, then the broker, then the
-inboxes: a message that moves on is counted twice, and never missed. What is missing is missing,
-and a surplus counts only beyond what is on its way. Left out are messages that do not go through an
+inboxes: a message that moves on is counted twice, and never missed. What is missing is missing.
+Where there is a surplus, the outboxes are read once more, after the inboxes, and only what cannot
+have been published by then is too many. Say that 5 more are stored, relayed and handled between the
+first reading and the last:
+
+    delivery   9 = 11 + 1 + 1 - 4     a surplus of 4
+               14 published by now: 11 handled and 1 dead letter are not too many
+
+Left out are messages that do not go through an
 outbox of a service here, and the time-outs of sagas, which are deleted when they are not needed.
 """
 
@@ -29,7 +36,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from eventmesh.errors import EventMeshError
@@ -64,6 +71,14 @@ class OutboxLine:
     parked: int
     skipped: int
     accepted: int
+    delayed: int = 0
+    """How many of those that wait were delayed by their publisher."""
+
+    @property
+    def perhaps_published(self) -> int:
+        """How many the broker may have. A relay deletes and counts what it has published only
+        afterwards, and a message that one queue has rejected may be in others."""
+        return self.relayed + self.waiting - self.delayed + self.parked
 
     @property
     def missing(self) -> int:
@@ -75,9 +90,11 @@ class OutboxLine:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryLine:
-    """One message of one publishing service, in one subscription. `unseen` is how many more the
-    broker may hold without showing them, None for any number. `began_late` says that the
-    subscription was declared after the first of these messages had been stored."""
+    """One message of one publishing service, in one subscription. `published` is how many may have
+    been published when all else had been counted, which is more than `relayed` while messages move;
+    `unseen` is how many more the broker may hold without showing them; None is any number.
+    `began_late` says that the subscription was declared after the first of these messages had been
+    stored."""
 
     subscription: str
     source: str
@@ -90,6 +107,7 @@ class DeliveryLine:
     dead: int
     discarded: int
     accepted: int
+    published: int | None
     unseen: int | None = 0
     began_late: bool = False
 
@@ -99,18 +117,30 @@ class DeliveryLine:
         return self.ready + self.delayed + self.in_flight
 
     @property
+    def gone(self) -> int:
+        """How many the broker will not deliver any more."""
+        return self.handled + self.dead + self.discarded + self.accepted
+
+    @property
     def missing(self) -> int:
         """How many are nowhere; below 0, how many too many there are."""
-        gone = self.handled + self.dead + self.discarded + self.accepted
-        return self.relayed - gone - self.on_its_way
+        missing = self.relayed - self.gone - self.on_its_way
+        if missing >= 0:
+            return missing
+        return 0 if self.published is None else min(0, self.published - self.gone)
+
+    @property
+    def counted_twice(self) -> int:
+        """How many more there are than had been relayed at first."""
+        return max(0, self.gone + self.on_its_way - self.relayed)
 
     @property
     def is_uncertain(self) -> bool:
-        """Whether what is missing may be on the broker unseen, or what is too many is on its
-        way."""
+        """Whether what is missing may be on the broker unseen, or what was counted twice has moved
+        meanwhile or is on its way."""
         if self.missing > 0:
             return self.unseen is None or self.missing <= self.unseen
-        return -self.missing <= self.on_its_way
+        return self.missing == 0 and self.counted_twice > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,15 +265,17 @@ async def _measure(reach: Reach) -> BalanceSheet:
                 continue
             books = books_of[service.name]
             deliveries += delivery_lines(handler, books, on_broker, relayed, first, buried)
+    if any(line.missing < 0 for line in deliveries):
+        deliveries = await _with_the_latest_published(reach, before, deliveries, problems)
     notes = [f"not balanced: {', '.join(names)}, {why}" for why, names in left_out.items()]
     inboxes = [line for books in after.values() for line in inbox_lines(books)]
     found = [*_outbox_differences(outboxes), *_inbox_differences(inboxes)]
     late, uncertain = list[Difference](), list[str]()
     for delivery in deliveries:
-        if delivery.missing == 0:
-            continue
         if delivery.is_uncertain:
             uncertain.append(_describe_uncertain(delivery))
+        elif delivery.missing == 0:
+            continue
         elif delivery.began_late and delivery.missing > 0:
             late.append(_delivery_difference(delivery))
         else:
@@ -275,6 +307,26 @@ async def _read_all_books(reach: Reach, problems: list[str]) -> dict[Place, Book
     books = await asyncio.gather(*(read(place) for place in reach.databases))
     pairs = zip(reach.databases, books, strict=True)
     return {place: found for place, found in pairs if found is not None}
+
+
+async def _with_the_latest_published(
+    reach: Reach,
+    before: Mapping[Place, Books],
+    deliveries: Iterable[DeliveryLine],
+    problems: list[str],
+) -> list[DeliveryLine]:
+    """The lines with what may have been published until now, which includes all that had taken
+    effect when the inboxes were read."""
+    latest = await _read_all_books(reach, problems)
+    published = Counter[tuple[str, str]]()
+    for place, books in latest.items():
+        for line in outbox_lines(place, books):
+            published[line.source, line.name] += line.perhaps_published
+    all_answered = latest.keys() >= before.keys()
+    return [
+        replace(line, published=published[line.source, line.name] if all_answered else None)
+        for line in deliveries
+    ]
 
 
 async def _ask_broker(reach: Reach) -> _OnBroker:
@@ -359,10 +411,14 @@ def outbox_lines(place: Place, books: Books) -> list[OutboxLine]:
             name,
             books.number(Way("stored", "", source, name)),
             books.number(Way("relayed", "", source, name)),
-            sum(books.outbox.get((source, name, state), 0) for state in ("due", "delayed")),
+            sum(
+                books.outbox.get((source, name, state), 0)
+                for state in ("due", "delayed", "rejected")
+            ),
             books.outbox.get((source, name, "parked"), 0),
             books.number(Way("skipped", "", source, name)),
             books.number(Way("accepted", "", source, name)),
+            books.outbox.get((source, name, "delayed"), 0),
         )
         for source, name in sorted(names)
         if not name.endswith(SIGNAL_SUFFIX)
@@ -410,6 +466,7 @@ def delivery_lines(
             dead[source, name],
             books.number(Way("discarded", subscription.name, source, name)),
             books.number(Way("accepted", subscription.name, source, name)),
+            relayed[source, name],
             unseen,
             since is None or ((source, name) in first and first[source, name] < since),
         )
@@ -494,7 +551,7 @@ def _suspects(line: DeliveryLine) -> tuple[str, ...]:
             "a worker of an older version, which does not count",
         )
     foreign = f"messages that were published as /{line.source} without its outbox"
-    if line.handled <= line.relayed:
+    if line.published is not None and line.handled <= line.published:
         return (foreign,)
     return ("messages that took effect twice, because the inbox had forgotten them", foreign)
 
@@ -519,4 +576,7 @@ def _describe_uncertain(line: DeliveryLine) -> str:
             f"{line.missing:,} of {what} may be on the broker, where they cannot be seen: they are "
             f"in flight, or wait for a retry"
         )
-    return f"{-line.missing:,} of {what} are counted twice: they are on their way, or copies are"
+    return (
+        f"{line.counted_twice:,} of {what} are counted twice: they moved meanwhile, or they or "
+        f"copies of them are on their way"
+    )

@@ -140,7 +140,8 @@ class Books:
 
     totals: tuple[Total, ...] = ()
     outbox: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
-    """How many messages wait, by publishing service, name and state: due, delayed or parked."""
+    """How many messages wait, by publishing service, name and state: due, delayed by the publisher,
+    rejected by the broker and to be tried again, or parked."""
     inbox: Mapping[str, int] = field(default_factory=dict)
     """How many messages each subscription remembers."""
 
@@ -174,6 +175,7 @@ def _books() -> CompoundSelect[Any]:
     ).group_by(*columns)
     state = case(
         (outbox.c.parked, "parked"),
+        (outbox.c.attempts > 0, "rejected"),
         (outbox.c.due_at > bindparam("now", type_=outbox.c.due_at.type), "delayed"),
         else_="due",
     )

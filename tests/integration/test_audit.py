@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Table, func, select, text
 
 from eventmesh import Event, Reject, Service, Transaction
+from eventmesh.operations import audit as auditing
 from eventmesh.operations.action_log import newest_actions
 from eventmesh.operations.audit import BalanceSheet, DeliveryLine, accept, audit
 from eventmesh.operations.reach import Reach
+from eventmesh.persistence import tables
 from eventmesh.transports.base import Transport, publish_or_raise
 from eventmesh.transports.rabbitmq.topology import Topology
 from eventmesh.wire.envelope import seal
 from tests.integration.conftest import Project
-from tests.support.running_meshes import CLOCK, RunningMesh, running_mesh
+from tests.support.running_meshes import CLOCK, RunningMesh, running_mesh, until
 
 
 class Placed(Event, name="orders.placed", version=1, key="number"):
@@ -66,6 +68,12 @@ class Mesh(RunningMesh):
         async with database.connection() as connection:
             done = await connection.execute(text(statement))
             assert done.rowcount == 1
+
+    async def number(self, service: int, table: Table) -> int:
+        """How many rows a table has."""
+        database = await self.services[service].database()
+        async with database.reading() as connection:
+            return await connection.scalar(select(func.count()).select_from(table)) or 0
 
 
 @pytest.fixture
@@ -239,6 +247,55 @@ async def test_copies_and_what_passes_by_the_outbox_are_no_difference(
             )
         )
     assert differences(sheet) == []
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_messages_that_are_sent_and_handled_during_each_measurement_are_no_difference(
+    make_mesh: Callable[[str], Awaitable[Mesh]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh = await make_mesh("sqlite")
+    effects = 0  # each message is handled by both subscriptions
+
+    async def place_and_handle(*numbers: int) -> None:
+        nonlocal effects
+        await mesh.place(*numbers)
+        effects += 2 * len(numbers)
+
+        async def are_handled() -> bool:
+            waiting = await mesh.number(0, tables.outbox)
+            return (waiting, await mesh.number(1, tables.inbox)) == (0, effects)
+
+        await until(are_handled)
+
+    ask_broker = auditing._ask_broker
+
+    async def ask_slowly(reach: Reach) -> Any:
+        answer = await ask_broker(reach)
+        await place_and_handle(4, 5, 6)
+        return answer
+
+    async with mesh.worker(mesh.transport):
+        await place_and_handle(1, 2)
+        monkeypatch.setattr(auditing, "_ask_broker", ask_slowly)
+        sheet = await audit(mesh.asked)
+        assert differences(sheet) == []
+        assert [each.missing for each in sheet.deliveries] == [0, 0]
+        assert [note for note in sheet.notes if note.startswith("3 of orders.placed")]
+
+        # One that nobody has stored is found all the same, and only that one.
+        foreign = [seal(Placed(number=7), source="orders", clock=CLOCK)]
+        await publish_or_raise(mesh.transport, foreign)
+        effects += 2
+        sheet = await audit(mesh.asked)
+        assert differences(sheet) == [
+            ("delivery", "payments.charge", -1),
+            ("delivery", "payments.note", -1),
+        ]
+        await accept(mesh.asked, sheet.differences, "ada", "a bridge")
+        assert differences(await audit(mesh.asked)) == []
+    monkeypatch.undo()
+    at_rest = await audit(mesh.asked)
+    assert (differences(at_rest), at_rest.notes) == ([], ())
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -37,7 +37,7 @@ def total(what: str, count: int, *, subscription: str = "", name: str = "orders.
 
 def delivery(**changes: object) -> DeliveryLine:
     parts = ("relayed", "handled", "ready", "delayed", "in_flight", "dead", "discarded", "accepted")
-    values = dict.fromkeys(parts, 0) | changes
+    values = dict.fromkeys(parts, 0) | {"published": changes.get("relayed", 0)} | changes
     return DeliveryLine("billing.charge", "orders", "orders.placed", **values)  # type: ignore[arg-type]
 
 
@@ -74,6 +74,18 @@ def test_an_outbox_is_balanced_by_what_left_it_and_what_is_in_it(
     assert (line.missing, line.waiting, line.parked) == (0, due + delayed, parked)
 
 
+def test_what_waits_in_the_outbox_may_be_published_unless_its_publisher_delayed_it() -> None:
+    key = ("orders", "orders.placed")
+    stock = {"due": 1, "rejected": 20, "parked": 300, "delayed": 4_000}
+    books = Books(
+        (total("stored", 54_321), total("relayed", 50_000)),
+        {(*key, state): number for state, number in stock.items()},
+    )
+    [line] = outbox_lines(ORDERS, books)
+    assert (line.missing, line.waiting, line.parked) == (0, 4_021, 300)
+    assert line.perhaps_published == 50_321
+
+
 def test_the_time_outs_of_sagas_are_left_out() -> None:
     assert outbox_lines(ORDERS, Books((total("stored", 1, name="orders.buy.signal"),))) == []
 
@@ -98,6 +110,10 @@ def test_the_messages_of_all_publishers_are_remembered_together() -> None:
         (delivery(relayed=2, unseen=None), True),
         (delivery(relayed=2, handled=2, in_flight=1), True),  # handled and not settled yet
         (delivery(relayed=2, handled=3), False),  # handled twice
+        (delivery(relayed=2, handled=9, published=9), True),  # published and handled meanwhile
+        (delivery(relayed=2, handled=9, published=8), False),  # one of them twice
+        (delivery(relayed=2, handled=9, published=None), True),  # nobody answered
+        (delivery(relayed=2, handled=1, published=9), False),  # a loss is one all the same
     ],
 )
 def test_a_difference_that_the_broker_may_explain_is_uncertain(
@@ -106,12 +122,20 @@ def test_a_difference_that_the_broker_may_explain_is_uncertain(
     assert line.is_uncertain is uncertain
 
 
+def test_only_what_cannot_have_been_published_is_too_many() -> None:
+    assert delivery(relayed=2, handled=9, published=9).missing == 0
+    assert delivery(relayed=2, handled=9, published=8).missing == -1
+    copy = delivery(relayed=2, handled=3, in_flight=1)  # will be skipped as a duplicate
+    assert copy.missing == -1
+    assert delivery(relayed=2, handled=3, discarded=1, dead=1, published=3).missing == -2
+
+
 def sheet(text: str, missing: int = 1) -> BalanceSheet:
     difference = Difference(
         "delivery", f"a.{text}", text, "orders", missing, (text,), "a", Way("accepted", "", "", "")
     )
     outbox = OutboxLine(("orders",), "orders", text, 1, 1, 0, 0, 0, 0)
-    line = DeliveryLine(f"a.{text}", "orders", text, missing, 0, 0, 0, 0, 0, 0, 0)
+    line = DeliveryLine(f"a.{text}", "orders", text, missing, 0, 0, 0, 0, 0, 0, 0, 0)
     return BalanceSheet(NOON, (outbox,), (line,), (), (difference,), (difference,), (text,))
 
 
