@@ -32,6 +32,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MOST_NAMED = 4
 """How many figures are named that are unknown for one reason."""
 
+NARROWEST_NAME = 8
+"""Columns of a terminal that are left for names, at least."""
+
 
 def status(
     services: Names = None,
@@ -283,7 +286,9 @@ def _table(first: str, *columns: str) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold", min_width=30)
+    # A terminal of 80 columns has room for all others: these are as wide as their figures, and the
+    # names are folded.
+    table.add_column(first, overflow="fold", min_width=NARROWEST_NAME)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table

@@ -24,9 +24,9 @@ from eventmesh.operations.status import (
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
 
 
-def printed(found: MeshStatus) -> str:
+def printed(found: MeshStatus, width: int = 10_000) -> str:
     out = io.StringIO()
-    Console(file=out, width=10_000, highlight=False, markup=False, emoji=False).print(tables(found))
+    Console(file=out, width=width, highlight=False, markup=False, emoji=False).print(tables(found))
     return out.getvalue()
 
 
@@ -61,6 +61,32 @@ def test_a_known_figure_is_a_number_and_an_unknown_one_is_never_zero() -> None:
     assert row(text, "bank.b") == ["3", "unknown", "unknown", "0", "-", "unknown", "-"]
     assert "unknown: delayed, in flight of bank.b: kept together\n" in text
     assert "unknown: rate of bank.b: no inbox\n" in text
+
+
+def test_a_terminal_of_80_columns_shows_all_columns_and_whole_names() -> None:
+    figures = ("ready", "delayed", "in_flight", "dead", "oldest_age", "rate", "consumers")
+    name = "payments.remember_what_was_refunded"
+    busy = SubscriptionStatus(
+        "shop", "shop.tell", (), 1_234_567, 1_234_567, 12_345, 123, 7_100.0, 1_234.5, 12
+    )
+    away = SubscriptionStatus("payments", name, (), unknown=dict.fromkeys(figures, "it is away"))
+    database = DatabaseStatus(("payments", "orders"), "x", OutboxStatus(1_000_000, 2, 3, 9.0, 4))
+    saga = SagaStatus("payments", "payments.refund_all_of_an_order", 1, 2, 3, 4, 5.0)
+    text = printed(status(busy, away, databases=(database,), sagas=(saga,)), 80)
+    assert "…" not in text
+    subscriptions, outboxes, sagas = text.split("\n\n")[1:4]
+    for table, headings in (
+        (subscriptions, "ready delayed in flight dead oldest rate/s consumers"),
+        (outboxes, "due delayed parked oldest relays"),
+        (sagas, "running undoing parked overdue oldest"),
+    ):
+        assert headings in [" ".join(line.split()[1:]) for line in table.splitlines()]
+    rows = subscriptions.splitlines()
+    assert ["1,234,567", "1,234,567", "12,345", "123", "118", "min", "1,234.5", "12"] in [
+        row.split()[1:] for row in rows
+    ]
+    assert ["unknown"] * 7 in [row.split()[1:] for row in rows]
+    assert name in "".join(row.partition(" ")[0] for row in rows)
 
 
 def test_one_reason_is_printed_once_for_all_rows_that_it_concerns() -> None:
