@@ -16,7 +16,7 @@ from eventmesh.errors import Unreachable
 from eventmesh.printable import printable
 
 if TYPE_CHECKING:  # imported when the command runs; see `eventmesh.cli`
-    from rich.console import Group, RenderableType
+    from rich.console import Console, Group, RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -127,7 +127,7 @@ async def _watch(reach: Reach, clock: Clock, interval: float, as_json: bool) -> 
             await clock.sleep(interval)
     with Live(console=out, auto_refresh=False, screen=True) as live:
         while True:
-            live.update(tables(await measured()), refresh=True)
+            live.update(screen(await measured(), out), refresh=True)
             await clock.sleep(interval)
 
 
@@ -147,8 +147,27 @@ def as_document(found: MeshStatus) -> dict[str, Any]:
     }
 
 
-def tables(found: MeshStatus) -> Group:
-    """The answer for people: tables, and below them why figures are unknown."""
+def screen(found: MeshStatus, out: Console) -> RenderableType:
+    """The answer for people, as much of it as the terminal has room for. Why figures are unknown
+    comes first, as it may be that a server does not answer."""
+    from rich.console import Group
+    from rich.segment import SegmentLines
+    from rich.text import Text
+
+    whole = tables(found, notes_first=True)
+    lines = out.render_lines(whole, pad=False)
+    if len(lines) <= out.height:
+        return whole
+    shown = lines[: out.height - 1]
+    more = len(lines) - len(shown)
+    return Group(
+        SegmentLines(shown, new_lines=True),
+        Text(f"… {more:,} more lines: make the window higher, or name services", style="yellow"),
+    )
+
+
+def tables(found: MeshStatus, *, notes_first: bool = False) -> Group:
+    """The answer for people: tables, and why figures are unknown, below them or first."""
     from rich.console import Group
 
     notes = Notes()
@@ -156,8 +175,11 @@ def tables(found: MeshStatus) -> Group:
     shown += [_subscriptions(found, notes), _outboxes(found, notes)]
     if found.sagas:
         shown.append(_sagas(found, notes))
+    reasons = list(notes.lines())
+    if notes_first and reasons:
+        shown.insert(1, Group(*reasons))
     parts = [part for each in shown for part in (each, "")]
-    return Group(*parts, *notes.lines())
+    return Group(*parts[:-1]) if notes_first else Group(*parts, *reasons)
 
 
 class Notes:
