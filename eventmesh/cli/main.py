@@ -7,6 +7,7 @@ shows its traceback.
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -87,6 +88,7 @@ app.add_typer(unrouted.app, name="unrouted")
 
 def main() -> None:
     """Run the command line. The README lists the exit codes."""
+    silence_aiormq()
     if demo.has_shop(Path.cwd()):
         app.command()(demo.demo)
     try:
@@ -101,6 +103,12 @@ def main() -> None:
         if expected is None:
             raise
         fail(_first(expected))
+
+
+def silence_aiormq() -> None:
+    """It logs each error that it raises, and each lost connection with a traceback. Our own errors
+    and events cover them, and Python prints them where no logs are configured."""
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
 
 def fail(error: EventMeshError) -> None:

@@ -51,8 +51,6 @@ def configure_logs(settings: Settings) -> None:
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for library in _LIBRARIES:
         logging.getLogger(library).setLevel(max(level, logging.WARNING))
-    # aiormq logs every lost connection with a traceback; our own errors and events cover them.
-    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import uuid_utils
 
+from eventmesh.cli.main import silence_aiormq
 from eventmesh.clock import SystemClock
 from eventmesh.observability.logs import configure_logs
 from eventmesh.runtime.consuming.worker import Worker
@@ -48,4 +49,5 @@ async def run(settings: Settings, clock: OffClock) -> None:
 if __name__ == "__main__":
     _settings = load_settings()
     configure_logs(_settings)
+    silence_aiormq()
     asyncio.run(run(_settings, OffClock(Path(sys.argv[1]))))

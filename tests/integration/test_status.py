@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -295,6 +296,17 @@ def test_the_command_prints_a_table_a_document_and_the_exit_code(
     assert "unknown: " in ended.out
     assert "does not answer" in ended.out
     assert "secret" not in ended.said
+
+
+def test_a_broker_that_is_away_is_said_by_our_own_lines_only(on: Callable[[str], Project]) -> None:
+    bank = on("sqlite")
+    away = "amqp://u:secret@127.0.0.1:1/"
+    for command in ("status", "audit", "doctor"):
+        ended = bank.start_program(
+            sys.executable, "-m", "eventmesh", command, EVENTMESH_BROKER_URL=away
+        ).ended()
+        assert (ended.code, ended.err) == (3, ""), ended.said
+        assert "amqp://u:***@127.0.0.1:1/ cannot be used" in ended.out
 
 
 def test_watching_prints_again_and_again_until_it_is_interrupted(
