@@ -188,17 +188,20 @@ def retry(
             )
 
     retried = asyncio.run(run())
-    if as_json:
-        typer.echo(json.dumps(retried, indent=2))
-    else:
-        typer.echo(f"{len(retried)} message(s) to be retried")
-    if missing := set(ids or ()) - set(retried):
-        raise _not_parked(service, missing)
     if key is not None and not retried:
         raise UsageError(
             f"{service} has no parked message with the key {key!r}: see `eventmesh outbox list "
             f"{service} --parked`."
         )
+    missing = set(ids or ()) - set(retried)
+    if missing and not retried:
+        raise _not_parked(service, missing)
+    if as_json:
+        typer.echo(json.dumps(retried, indent=2))
+    else:
+        typer.echo(f"{len(retried)} message(s) to be retried")
+    if missing:
+        raise _not_parked(service, missing)
 
 
 @app.command()

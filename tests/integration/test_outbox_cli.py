@@ -625,7 +625,9 @@ async def test_an_unknown_message_and_invalid_options_are_usage_errors(
         (["retry", "bank", *BECAUSE], ["--all"]),
         (["retry", "bank", *BECAUSE, free, "--all"], ["--all"]),
     ):
-        project.run("outbox", *command).fails(2, *words)
+        ended = project.run("outbox", *command)
+        ended.fails(2, *words)
+        assert ended.out == ""
     for command, words in (
         (["list", "bank", "--limit", "99999999999999999999"], ["--limit"]),
         (["list", "bank", "--key", "\udcff"], ["--key", "UTF-8"]),
