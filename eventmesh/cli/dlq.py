@@ -51,6 +51,9 @@ class Listed:
     cut: list[str]
 
 
+_MOST_OF_A_REASON = 200
+"""Characters of a reason in a list, where each dead letter is one line."""
+
 _MOST_SAGAS = 10
 """How many sagas are named after one command."""
 
@@ -62,6 +65,7 @@ _OF_A_MESSAGE = "For the id of a message, `eventmesh why ID` names its dead lett
 def list_letters(service: ServiceName, limit: Limit = 100, as_json: AsJson = False) -> None:
     """List the dead letters of a service, the oldest of each subscription.
 
+    Of a long reason, the list shows the beginning; `eventmesh dlq show` shows all.
     A list also ends once the data of a subscription's dead letters reach 64 MiB.
     `eventmesh status` counts all.
     """
@@ -77,10 +81,13 @@ def list_letters(service: ServiceName, limit: Limit = 100, as_json: AsJson = Fal
         typer.echo(json.dumps([_as_dict(*letter) for letter in letters], indent=2))
         return
     for letter, _ in letters:
+        reason = letter.reason
+        if len(reason) > _MOST_OF_A_REASON:
+            reason = reason[: _MOST_OF_A_REASON - 1] + "…"
         typer.echo(
             printable(
                 f"{letter.id}  {letter.died_at:%Y-%m-%d %H:%M:%S}  {letter.subscription}  "
-                f"{letter.envelope.name or '?'}  {letter.reason}"
+                f"{letter.envelope.name or '?'}  {reason}"
             )
         )
     typer.echo(f"{len(letters)} dead letter(s)")

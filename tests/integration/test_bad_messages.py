@@ -145,6 +145,21 @@ async def test_a_dead_letter_is_shown_and_is_dead_lettered_again_if_replayed_wit
     assert again.id != letter["id"]
 
 
+async def test_a_list_shows_the_beginning_of_a_long_reason_and_show_all_of_it(
+    bank: Project, attributes: Attributes, put: Put
+) -> None:
+    bank.change_service('Reject("the account is closed")', 'Reject("closed: " + "x" * 5_000)')
+    worker = bank.worker()
+    await put(bank, attributes(), b'{"owner": "refused", "cents": 1}')
+    worker.until_says("message dead-lettered")
+    worker.drain()
+    [letter] = bank.letters()
+    assert letter["reason"] == "closed: " + "x" * 5_000
+    listed = bank.run("dlq", "list", "bank").succeeds()
+    assert listed.splitlines()[0].endswith("  closed: " + "x" * 191 + "…")
+    bank.run("dlq", "show", "bank", letter["id"]).succeeds(letter["reason"])
+
+
 async def test_control_characters_of_a_message_never_reach_the_terminal_or_add_a_line(
     bank: Project, attributes: Attributes, put: Put
 ) -> None:

@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Any
 
 from eventmesh.transports.outcome import Dead
-from eventmesh.transports.rabbitmq.text import keep_end
+from eventmesh.transports.rabbitmq.text import keep_end, keep_start
 from eventmesh.wire.envelope import part_of
 
 HEADER_PREFIX = "x-eventmesh-"
@@ -106,7 +106,7 @@ def dead_letter_headers(
         | of_partition
         | {
             DEAD_LETTER_ID: letter_id,
-            REASON: keep_end(dead.reason, MAX_REASON_BYTES),
+            REASON: keep_start(dead.reason, MAX_REASON_BYTES),
             ERROR: keep_end(dead.error, MAX_ERROR_BYTES),
             ATTEMPTS: attempts,
             DIED_AT: now.isoformat(),

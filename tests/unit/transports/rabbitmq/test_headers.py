@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from eventmesh.transports.outcome import Dead
 from eventmesh.transports.rabbitmq.headers import (
     ATTEMPT,
+    ERROR,
+    MAX_ERROR_BYTES,
     MAX_REASON_BYTES,
     REASON,
     application_headers,
@@ -67,17 +69,24 @@ def test_the_headers_of_a_retry_contain_the_attempt_number() -> None:
         st.text(max_size=20),
     )
 )
-def test_a_long_reason_keeps_its_end_and_stays_valid_text(reason: str) -> None:
-    death = Dead(reason)
-    headers = dead_letter_headers(None, death, attempts=1, letter_id="l", now=NOW)
-    kept, reason = headers[REASON], death.reason
-    assert len(kept.encode()) <= MAX_REASON_BYTES
-    if len(reason.encode()) <= MAX_REASON_BYTES:
-        assert kept == reason
+def test_a_long_reason_keeps_its_beginning_and_a_long_error_its_end_as_valid_text(
+    text: str,
+) -> None:
+    dead = Dead(text, text * 8)
+    headers = dead_letter_headers(None, dead, attempts=1, letter_id="l", now=NOW)
+    reason, error = headers[REASON], headers[ERROR]
+    if len(dead.reason.encode()) <= MAX_REASON_BYTES:
+        assert reason == dead.reason
     else:
-        assert kept.startswith("…")
-        assert reason.endswith(kept[1:])
-        assert len(kept.encode()) > MAX_REASON_BYTES - 4
+        assert reason.endswith("…")
+        assert dead.reason.startswith(reason[:-1])
+        assert MAX_REASON_BYTES - 4 < len(reason.encode()) <= MAX_REASON_BYTES
+    if len(dead.error.encode()) <= MAX_ERROR_BYTES:
+        assert error == dead.error
+    else:
+        assert error.startswith("…")
+        assert dead.error.endswith(error[1:])
+        assert MAX_ERROR_BYTES - 4 < len(error.encode()) <= MAX_ERROR_BYTES
 
 
 @pytest.mark.parametrize(
