@@ -35,7 +35,7 @@ class SubscriptionVitals:
     )
     duplicates: int = 0
     interruptions: int = 0
-    """How often a lane or the consumer began to wait for a server."""
+    """How often a server was lost, each time until the subscription made progress again."""
     batches: int = 0
     batch_seconds: float = 0.0
     began: dict[int, float] = field(default_factory=dict)
@@ -79,7 +79,6 @@ class SubscriptionVitals:
 
     @contextmanager
     def waiting_for_server(self, why: str) -> Iterator[None]:
-        self.interruptions += 1
         self.waiting[why] += 1
         try:
             yield

@@ -42,12 +42,14 @@ class Flaky(MemoryTransport):
     """A broker that can be made unreachable."""
 
     away = False
+    tries_in_vain = 0
 
     @asynccontextmanager
     async def consume(
         self, subscription: Subscription, *, prefetch: int
     ) -> AsyncIterator[Consumer]:
         if self.away:
+            self.tries_in_vain += 1
             raise Unreachable("the broker is away")
         async with super().consume(subscription, prefetch=prefetch) as consumer:
             receive = consumer.receive
@@ -134,9 +136,30 @@ async def test_a_worker_is_not_ready_while_the_broker_is_unreachable(worker: Wor
         return await found(worker) == []
 
     await until(told)
-    assert worker.vitals.subscriptions[0].interruptions >= 1
     worker.transport.away = False
     await until(well)
+
+
+async def test_a_lost_broker_is_one_interruption_however_often_it_is_tried_again(
+    worker: Worker,
+) -> None:
+    transport, [vitals] = worker.transport, worker.vitals.subscriptions
+    assert isinstance(transport, Flaky)
+
+    async def is_consuming() -> bool:
+        return vitals.why_not_consuming == ""
+
+    for losses in (1, 2):
+        await until(is_consuming)
+        tries = transport.tries_in_vain + 3
+
+        async def is_tried_again(tries: int = tries) -> bool:
+            return transport.tries_in_vain >= tries
+
+        transport.away = True
+        await until(is_tried_again)
+        assert vitals.interruptions == losses
+        transport.away = False
 
 
 async def test_a_worker_is_not_ready_while_a_message_waits_too_long_in_the_outbox(

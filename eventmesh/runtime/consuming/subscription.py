@@ -203,6 +203,8 @@ class ConsumedSubscription:
 
     async def _wait(self, reconnect: Reconnect, event: str, error: Exception) -> None:
         self._log.warning(event, error=str(error))
+        if not self._is_waiting:  # the tries until it answers are of one loss
+            self.vitals.interruptions += 1
         self._is_waiting = True
         with self.vitals.waiting_for_server(str(error)):
             await reconnect.wait(self._stopping)
