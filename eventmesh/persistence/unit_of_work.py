@@ -73,6 +73,8 @@ class UnitOfWork:
         self._counted = Counter[Way]()
         self._is_proved = False
         """Whether a statement has succeeded since the last handler returned."""
+        self.is_committing = False
+        """Whether COMMIT may have been executed. An error since then leaves open whether it was."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -159,7 +161,7 @@ class UnitOfWork:
         # which our connection raises; but MariaDB, which may have begun another transaction by
         # itself, commits half.
         dialect_of(connection).prove(connection, is_proved=self._is_proved)
-        session.info[_GUARD].is_committing = True
+        session.info[_GUARD].is_committing = self.is_committing = True
         session.commit()
         del session.info[_GUARD]  # the session may still be read from
 

@@ -66,6 +66,19 @@ that counts as a failure of the message: more often than a network is cut by cha
 class _ConnectionCut(Unreachable):
     """The connection to the database, which had answered before, was cut during a transaction."""
 
+    def __init__(self, error: Unreachable, *, in_commit: bool) -> None:
+        super().__init__(str(error))
+        self.in_commit = in_commit
+        """Whether the commit had begun, so that it may have taken effect."""
+
+
+class _CommitFailed(Exception):
+    """The commit failed, or took too long; it may have taken effect all the same."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
 
 class _HandlerFailed(Exception):
     """The handler failed at a message of a group."""
@@ -92,6 +105,17 @@ class _Result:
     """Seconds, without the statements that a group shares."""
     has_failed: bool = False
     """Whether a transaction failed, so that the messages after it were handled one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A message whose failure stands once all before it have been handled."""
+
+    number: int
+    """Which of the readable messages, counted from 0."""
+    error: Exception
+    in_commit: bool = False
+    """Whether it failed when its transaction was committed, which may have taken effect."""
 
 
 @dataclass(slots=True)
@@ -302,6 +326,10 @@ class BatchRunner:
         or if the error of message 7 may come from sharing a transaction, it is handled again alone.
         When a batch handler fails, nobody can tell at which message: all are handled again.
 
+        A failure whose transaction was already being committed says nothing about what was
+        committed: the answer may have been lost, or come too late. So the inbox is asked first, and
+        where it has the message, that has not failed.
+
         A lost database costs no attempt: the group is handled again when it is back. Except that
         a message whose connection is cut MOST_CUTS times in a row, while it is handled alone, has
         failed: it may be what brings the database down, or what it ends connections for. A
@@ -311,23 +339,27 @@ class BatchRunner:
         size = 1 if self.handler.isolated else self.size
         takes_several = self.handler.call_batch is not None
         handlers_took, has_failed, begun = 0.0, False, 0
-        failed: tuple[int, Exception] | None = None
-        """The message whose failure stands once all before it have been handled, and its error."""
+        failed: _Failed | None = None
         start_counted: Delivery | None = None
         """The suspect whose start is counted. It is not counted again when the database was lost
         while it was handled: a start without an end stands for the death of a process."""
         while begun < len(readable):
             first = readable[begun][0]
-            fails_now = failed is not None and failed[0] == begun
+            fails_now = failed is not None and failed.number == begun
             group = next_group(readable, begun, size)
             try:
                 async with self._turn_of(first):
                     if self._is_ending() and not fails_now:
                         break
                     if failed is not None and fails_now:
+                        if failed.in_commit and await self._was_committed(first):
+                            self._log.committed_despite(first, failed.error)
+                            settlements.append(self._settle(first, DONE))
+                            failed, begun = None, begun + 1
+                            continue
                         if is_suspect(first):
                             await self._starts.end(first)
-                        settlements.append(self._fail(first, failed[1]))
+                        settlements.append(self._fail(first, failed.error))
                         failed, begun = None, begun + 1
                         readable = self._left(readable, begun, settlements[-1])
                     elif (
@@ -348,7 +380,7 @@ class BatchRunner:
             except _ConnectionCut as error:
                 has_failed, size = True, 1
                 if len(group) == 1 and self._cuts.note(first) >= MOST_CUTS:
-                    failed = begun, error
+                    failed = _Failed(begun, error, in_commit=error.in_commit)
                 else:
                     await self._wait_for_database(error)
             except Unreachable as error:
@@ -358,13 +390,20 @@ class BatchRunner:
             except _HandlerFailed as failure:
                 if takes_several and len(group) > 1:
                     self._log.batch_failed(len(group), failure.error)
-                has_failed, size = True, 1
-                failed = (begun + failure.number, failure.error) if failure.is_its_own else None
+                has_failed, size, failed = True, 1, None
+                if failure.is_its_own:
+                    failed = _Failed(begun + failure.number, failure.error)
+            except _CommitFailed as failure:
+                if takes_several and len(group) > 1:
+                    self._log.batch_failed(len(group), failure.error)
+                has_failed, size, failed = True, 1, None
+                if len(group) == 1:
+                    failed = _Failed(begun, failure.error, in_commit=True)
             except Exception as error:  # noqa: BLE001  # whatever it is, the policy decides on it
                 if takes_several and len(group) > 1:
                     self._log.batch_failed(len(group), error)
                 has_failed, size = True, 1
-                failed = (begun, error) if len(group) == 1 else None
+                failed = _Failed(begun, error) if len(group) == 1 else None
         return _Result(settlements, handlers_took, has_failed=has_failed)
 
     def _turn_of(self, delivery: Delivery) -> AbstractAsyncContextManager[object]:
@@ -406,9 +445,25 @@ class BatchRunner:
                     await unit.commit()
             except Unreachable as error:
                 if connection_cut(error.__cause__):
-                    raise _ConnectionCut(str(error)) from error.__cause__
+                    cut = _ConnectionCut(error, in_commit=unit.is_committing)
+                    raise cut from error.__cause__
+                raise
+            except Exception as error:
+                if unit.is_committing:
+                    raise _CommitFailed(error) from error
                 raise
         return handled, took
+
+    async def _was_committed(self, delivery: Delivery) -> bool:
+        """Whether a transaction that handled this message, and whose commit nobody has confirmed,
+        has taken effect. Where its commit is still going on, the claim waits for it."""
+        database = await self._service.database()
+        entry = inbox.Entry.of(delivery.envelope, delivery.attempt)
+        name = self.handler.subscription.name
+        async with database.unit_of_work(self._service.sender()) as unit:
+            with database.own_statements():
+                claim = await inbox.claim(unit.session, name, [entry])
+        return entry.message_id not in claim.fresh
 
     async def _handle_all(
         self,

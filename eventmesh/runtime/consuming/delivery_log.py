@@ -96,6 +96,11 @@ class DeliveryLog:
         self.turn_to(delivery)
         self._log.info("duplicate skipped")
 
+    def committed_despite(self, delivery: Delivery, error: Exception) -> None:
+        """A commit that took effect, although this error came instead of its answer."""
+        self.turn_to(delivery)
+        self._log.warning("commit took effect despite an error", error=summarize(error))
+
     def settled(self, delivery: Delivery, outcome: Outcome, error: Exception | None = None) -> None:
         if isinstance(outcome, Done) and not self._logs_success:
             return

@@ -196,7 +196,8 @@ class DeclaredService:
         `partitions`, 1 to 256, by default 16; other brokers need none.
 
         A call of the handler, or a commit of its effects, that takes longer than `timeout` is
-        cancelled and rolled back, and its messages are retried as after any error.
+        cancelled and rolled back, and its messages are retried as after any error. Where the commit
+        took effect before it could be cancelled, its messages count as handled.
 
         An event is taken only from its owner: the CloudEvents source of `bank.deposited` must be
         `/bank`, or begin with `/bank/`; with another one it becomes a dead letter. `sources` names
