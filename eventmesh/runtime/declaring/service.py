@@ -12,7 +12,7 @@ import copy
 import inspect
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -40,6 +40,7 @@ from eventmesh.runtime.declaring.reaction import React, Reaction
 from eventmesh.runtime.declaring.reading import Readings
 from eventmesh.runtime.declaring.retry import Retry, checked_retry
 from eventmesh.runtime.declaring.settings import Settings, load_settings, warn_of_unknown_variables
+from eventmesh.runtime.declaring.targets import service_targets
 from eventmesh.tracing.loading import make_providers, make_tracing
 from eventmesh.tracing.port import Tracing
 from eventmesh.transports.base import AfterDead
@@ -388,8 +389,16 @@ class DeclaredService:
         """The settings given to `configure`, or else those of the environment."""
         if self._settings is None:
             self._settings = load_settings()
-            warn_of_unknown_variables(self._settings, self.name)
+            warn_of_unknown_variables(self._settings, self._known_services())
         return self._settings
+
+    def _known_services(self) -> set[str]:
+        """Of which services this program may have settings, as far as this one can tell: itself,
+        and those of the project in the current folder."""
+        known = {self.name, *self.shares_database_with}
+        with suppress(UsageError):  # commands say what is wrong with pyproject.toml
+            known.update(service_targets(Path.cwd()))
+        return known
 
     def configure(self, settings: Settings) -> None:
         """Use these settings; UsageError when the database is open already with others."""

@@ -256,9 +256,8 @@ def unknown_variables(settings: Settings, services: Collection[str]) -> list[Unk
     these services, sorted."""
     fields = [f"{_PREFIX}{field.upper()}" for field in Settings.model_fields]
     databases = [database_variable(service) for service in services]
-    given = {name.upper() for name in os.environ} | {*settings._env_file}
     unknown = []
-    for name in sorted(given.difference(fields, databases)):
+    for name in sorted(_given(settings).difference(fields, databases)):
         if name.startswith(_PREFIX) and not name.startswith(_OF_OUR_TESTS):
             # That this is to be a database is sure; of which service, need not be.
             alike = 0.3 if name.endswith(_DATABASE) else _ALIKE
@@ -266,14 +265,21 @@ def unknown_variables(settings: Settings, services: Collection[str]) -> list[Unk
     return unknown
 
 
-def warn_of_unknown_variables(settings: Settings, service: str) -> None:
-    """Warn, as a library does, of what this program's environment holds that has no effect. It is
-    known of one service only, so that databases of others are taken to be meant."""
-    database = database_variable(service)
-    for unknown in unknown_variables(settings, [service]):
-        of_another = unknown.name.endswith(_DATABASE) and not _nearest(unknown.name, [database])
+def warn_of_unknown_variables(settings: Settings, services: Collection[str]) -> None:
+    """Warn, as a library does, of what this program's environment holds that has no effect. These
+    are the services that the program knows of. There may be more, so that a database is taken to be
+    another one's if it is not like that of one of these, or if that is given, too."""
+    given = _given(settings)
+    databases = [each for each in map(database_variable, services) if each not in given]
+    for unknown in unknown_variables(settings, services):
+        of_another = unknown.name.endswith(_DATABASE) and not _nearest(unknown.name, databases)
         if not of_another:
             warnings.warn(str(unknown), stacklevel=3)
+
+
+def _given(settings: Settings) -> set[str]:
+    """The names of all variables in the environment and in the file of these settings."""
+    return {name.upper() for name in os.environ} | {*settings._env_file}
 
 
 def _nearest(name: str, known: Sequence[str], alike: float = _ALIKE) -> str | None:

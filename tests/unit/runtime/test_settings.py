@@ -228,6 +228,35 @@ def test_using_a_service_in_a_program_warns_about_misspelt_variables(
         assert Service("bank").settings
 
 
+@pytest.mark.parametrize("known_by", ["services/", "pyproject.toml"])
+def test_the_database_of_another_known_service_is_not_called_a_misspelt_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, known_by: str
+) -> None:
+    """It is used, however much its name is like this service's; what is like it is misspelt."""
+    monkeypatch.chdir(tmp_path)
+    if known_by == "services/":
+        (tmp_path / "services/drivers").mkdir(parents=True)
+        (tmp_path / "services/drivers/service.py").touch()
+    else:
+        (tmp_path / "pyproject.toml").write_text(
+            '[tool.eventmesh.services]\ndrivers = "fleet:drivers"\n'
+        )
+    monkeypatch.setenv("EVENTMESH_DRIVERS_DATABASE_URL", "sqlite:///x.db")
+    assert Service("riders").settings
+    monkeypatch.delenv("EVENTMESH_DRIVERS_DATABASE_URL")
+    monkeypatch.setenv("EVENTMESH_DRIVRS_DATABASE_URL", "sqlite:///x.db")
+    with pytest.warns(UserWarning, match="Did you mean EVENTMESH_DRIVERS_DATABASE_URL"):
+        assert Service("riders").settings
+
+
+def test_a_database_variable_beside_that_of_the_service_is_of_another_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EVENTMESH_RIDERS_DATABASE_URL", "sqlite:///x.db")
+    monkeypatch.setenv("EVENTMESH_DRIVERS_DATABASE_URL", "sqlite:///y.db")
+    assert Service("riders").settings
+
+
 def test_a_line_of_the_env_file_without_a_value_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     for line in ("EVENTMESH_BROKER_URL redis://x", "EVENTMESH_BROKER_URL"):
