@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from services.orders.contracts import OrderPlaced
 from services.orders.service import service as orders
 from services.payments.service import service as payments
 from services.shipping.service import service as shipping
-from tests.testing.accounts import simulate_charges
+from tests.testing.accounts import Bank, Charge, make_service, simulate_charges
 
 
 @pytest.fixture
@@ -99,6 +100,31 @@ def test_a_defect_is_found_made_small_and_found_again(workshop: Workshop) -> Non
 
     assert again(is_broken=True)
     assert not again(is_broken=False)
+
+
+def test_a_request_that_loses_its_database_is_answered_with_an_error_and_does_not_fail_the_run(
+    workshop: Workshop,
+) -> None:
+    """Whichever of its calls is cut, in the request's own queries, too."""
+    came_to_its_end: list[bool] = []
+
+    async def body(mesh: Mesh) -> None:
+        accounts = make_service(Bank(), is_broken=False)
+
+        async def open_account() -> None:
+            async with accounts.transaction() as tx:
+                if await tx.session.get(Charge, "first") is None:
+                    tx.session.add(Charge(order="first"))
+
+        await mesh.start(accounts)
+        came_to_its_end.append(await mesh.request(accounts, open_account))
+
+    calls = range(1, 6)
+    for number, how in itertools.product(calls, ("before", "after")):
+        plan = Plan.parse(f"1~cut:accounts.web/1:{number}:{how}")
+        failure = replay(body, lambda: make_mesh(workshop), plan, Options())
+        assert failure is None, f"{plan}: {failure.error}"
+    assert came_to_its_end == [False, False] * (len(calls) - 1) + [True, True]
 
 
 def digests(seeds: int) -> list[str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from sqlalchemy.exc import DBAPIError
-
 from eventmesh.errors import Unreachable
+from eventmesh.persistence.database_errors import connection_lost
 from eventmesh.testing.virtual.process import Process
 
 
@@ -35,10 +34,8 @@ class Request:
             return False
         try:
             self._task.result()
-        except Unreachable:
-            return False
-        except DBAPIError as error:
-            if not error.connection_invalidated:
+        except Exception as error:
+            if not (isinstance(error, Unreachable) or connection_lost(error)):
                 raise
             return False
         return True
