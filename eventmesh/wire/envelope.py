@@ -125,8 +125,8 @@ def seal(
     The data is written in `version`, or else in the model's own. `extensions` are further
     attributes, or others than these; an empty one is left out.
 
-    MessageTooLarge if the data has more than `max_bytes`; UsageError if an attribute is too long, a
-    value is no JSON, or a downcaster fails.
+    MessageTooLarge if the data has more than `max_bytes`; UsageError if an attribute is too long,
+    the key has a NUL, a value is no JSON, or a downcaster fails.
     """
     identity = message.__identity__
     version = version or identity.version
@@ -143,6 +143,11 @@ def seal(
     }
     key = key_of(message)
     if key is not None:
+        if "\0" in key:
+            raise UsageError(
+                f"{identity.name} has a NUL in its key {key[:_SHOWN_KEY]!r}, which not every "
+                f"database can store. Choose a key without it."
+            )
         attributes["subject"] = attributes["partitionkey"] = key
     if cause is not None:
         # A NUL in JSON makes PostgreSQL fail on every row of the outbox that holds it. Values of a

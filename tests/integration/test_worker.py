@@ -287,7 +287,7 @@ async def test_a_published_message_carries_the_correlation_id_and_the_id_of_its_
 async def test_what_a_message_with_odd_attributes_causes_is_published(mesh: Mesh) -> None:
     """PostgreSQL stores JSON with a NUL, and fails on reading it."""
     sent = seal(Do(number=1), source="test", clock=mesh.clock)
-    odd = {"id": "a\0", "correlationid": "b\0\ud800", "traceparent": "c\0"}
+    odd = {"id": "a\0", "correlationid": "b\0\ud800", "traceparent": "c\0", "partitionkey": "d\0"}
     effect = await what_follows_from(Envelope({**sent.attributes, **odd}, sent.data), mesh)
     assert effect.attributes["causationid"] == "a\\x00"
     assert effect.correlation_id == "b\\x00\\ud800"

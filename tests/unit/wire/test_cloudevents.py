@@ -143,6 +143,7 @@ def test_bytes_that_are_not_utf_8_are_written_as_escapes() -> None:
 # Against the oracle
 
 words = st.text(min_size=1, max_size=60)
+keys = words.filter(lambda word: "\0" not in word)
 extension_names = st.from_regex(r"[a-z0-9]{1,20}", fullmatch=True).filter(
     lambda name: name not in {"data", "datacontenttype", "time", "specversion"}
 )
@@ -153,7 +154,7 @@ sealed = st.builds(
         clock=ManualClock(datetime(2026, 5, 4, 3, 2, 1, 5000, tzinfo=UTC)),
         extensions=extensions,
     ),
-    words,
+    keys,
     st.text(),
     st.dictionaries(extension_names, words, max_size=5),
 )

@@ -38,6 +38,10 @@ def rename(data: dict[str, Any]) -> dict[str, Any]:
     return {"order_id": data["order"]}
 
 
+class Keyed(Event, name="a.keyed", version=1, key="who"):
+    who: str
+
+
 class Keyless(Event, name="payments.keyless", version=1):
     note: str = ""
 
@@ -143,6 +147,20 @@ def test_text_that_utf_8_cannot_express_is_an_error_that_names_the_message() -> 
     half_a_pair = "\ud800"  # of UTF-16, as json.loads accepts it alone
     with pytest.raises(UsageError, match=r"payments\.keyless cannot .* JSON.*surrogates"):
         sealed(Keyless(note=half_a_pair))
+
+
+def test_a_key_that_a_database_could_not_store_is_an_error_that_names_the_message() -> None:
+    """PostgreSQL stores no NUL; other databases do, and a service may move to PostgreSQL."""
+    with pytest.raises(UsageError, match=r"a\.keyed .*NUL in its key 'nul\\x00key'"):
+        sealed(Keyed(who="nul\0key"))
+
+
+def test_a_foreign_message_may_have_any_key() -> None:
+    """Its publisher may use other databases, and nobody here can change its key."""
+    own = sealed(Keyed(who="ada"))
+    foreign = Envelope({**own.attributes, "partitionkey": "nul\0key"}, b'{"who":"nul\\u0000key"}')
+    assert foreign.key == "nul\0key"
+    assert open_envelope(foreign, Keyed) == Keyed(who="nul\0key")
 
 
 def test_what_is_copied_from_a_foreign_message_can_be_stored_by_databases() -> None:
