@@ -36,6 +36,7 @@ from eventmesh.redact import redact
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.settings import Settings
+from eventmesh.runtime.outage_log import OutageLog
 from eventmesh.runtime.relaying.purger import check_window
 from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.base import Subscription, Transport
@@ -180,15 +181,14 @@ class Host:
         log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.relay").bind(
             service=",".join(service.name for service in self.relayed)
         )
-        reconnect, waiting = Reconnect(self.clock), False
+        reconnect, outage = Reconnect(self.clock), OutageLog(self.clock, log)
         while not stopping.is_set():
             try:
                 async with self._broker() as started, asyncio.TaskGroup() as tasks:
-                    if waiting:
+                    if outage.ended():
                         log.info("outbox relay publishing again")
                     for relay in started.relays:
                         tasks.create_task(relay.run(stopping))
             except Unreachable as error:
-                waiting = True
-                log.warning("outbox relay waiting for broker", error=str(error))
+                outage.failed("outbox relay waiting for broker", error)
                 await reconnect.wait(stopping)

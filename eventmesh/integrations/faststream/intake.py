@@ -21,6 +21,7 @@ from eventmesh.runtime.consuming.dead_letter_signal import tell_sagas
 from eventmesh.runtime.consuming.pausing import PauseSwitch
 from eventmesh.runtime.declaring.handler import Call, Handler
 from eventmesh.runtime.declaring.service import DeclaredService as Service
+from eventmesh.runtime.outage_log import OutageLog
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.tracing.port import NO_CONSUMER_TRACING, ConsumerTracing
 from eventmesh.transports.base import Delivery, Transport
@@ -62,6 +63,9 @@ class Intake(ABC):
         self._subscribers: list[FastStreamSubscriber] = []
         self._trouble = Reconnect(service.clock)
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.faststream")
+        self._outage = OutageLog(
+            service.clock, self._log.bind(subscription=handler.subscription.name)
+        )
 
     @abstractmethod
     async def settle(self, delivery: Delivery, outcome: Outcome) -> bool:
@@ -102,11 +106,7 @@ class Intake(ABC):
         async def wait_for_database(error: Unreachable) -> None:
             if not any(subscriber.running for subscriber in self._subscribers):
                 raise error
-            self._log.warning(
-                "subscription waiting for database",
-                subscription=self.handler.subscription.name,
-                error=str(error),
-            )
+            self._outage.failed("subscription waiting for database", error)
             await reconnect.wait()
 
         delivery = arrival.delivery
@@ -121,6 +121,10 @@ class Intake(ABC):
         )
         [(_, outcome)] = await runner.run([delivery])
         self._trouble.succeeded()
+        if self._outage.ended():
+            self._log.info(
+                "subscription consuming again", subscription=self.handler.subscription.name
+            )
         return outcome
 
     async def settle_traced(self, arrival: Arrival, outcome: Outcome) -> bool:

@@ -28,6 +28,7 @@ from eventmesh.integrations.faststream.mesh import Mesh
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.service import DeclaredService as Service
+from eventmesh.runtime.outage_log import OutageLog
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Done, Outcome, RetryAfter
 from eventmesh.transports.redis.address import locator_for, parse_broker_url
@@ -207,6 +208,8 @@ class _RedisIntake(Intake):
     async def keep_up(self) -> None:
         """Run the upkeep of EventMesh's own consumers until cancelled."""
         reconnect = Reconnect(self._clock)
+        log = self._log.bind(subscription=self.handler.subscription.name)
+        outage = OutageLog(self._clock, log)
         while True:
             self._upkeep = Upkeep(
                 self.redis,
@@ -222,11 +225,7 @@ class _RedisIntake(Intake):
                 for task in done:
                     task.result()
             except Unreachable as error:
-                self._log.warning(
-                    "subscription waiting for broker",
-                    subscription=self.handler.subscription.name,
-                    error=str(error),
-                )
+                outage.failed("subscription waiting for broker", error)
             finally:
                 for task in tasks:
                     task.cancel()

@@ -23,6 +23,7 @@ from eventmesh.persistence.pauses import Pause
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
 from eventmesh.runtime.declaring.service import DeclaredService as Service
+from eventmesh.runtime.outage_log import OutageLog
 
 READ_INTERVAL = 2.0
 """Seconds between two looks at the pauses."""
@@ -65,14 +66,14 @@ class PauseWatch:
     async def begin(self, stopping: asyncio.Event) -> None:
         """Return once the pauses have been read, however long the database is away, or at
         `stopping`. Nothing is consumed before, because it may be paused."""
-        reconnect = Reconnect(self._clock)
+        reconnect, outage = Reconnect(self._clock), OutageLog(self._clock, self._log)
         while not stopping.is_set():
             try:
                 with leaked_cancellations_raised():
                     await self.read()
                 break
             except (Unreachable, LeakedCancellation) as error:
-                self._log.warning("worker waiting for database", error=str(error))
+                outage.failed("worker waiting for database", error)
                 await reconnect.wait(stopping)
 
     async def run(self) -> None:

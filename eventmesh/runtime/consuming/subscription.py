@@ -36,6 +36,7 @@ from eventmesh.runtime.consuming.pausing import PauseSwitch
 from eventmesh.runtime.consuming.poison import CautiousMode
 from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.service import DeclaredService as Service
+from eventmesh.runtime.outage_log import OutageLog
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import Consumer, Delivery, Transport
 
@@ -69,7 +70,6 @@ class ConsumedSubscription:
         self._on_consuming = on_consuming
         self._broker_reconnect = Reconnect(clock)
         self._database_reconnect = Reconnect(clock)
-        self._is_waiting = False
         # A database counts the starts of suspects, which is more exact than what the broker counts.
         self._cautious_mode = CautiousMode(is_on=not service.needs_database)
         self._observes_deliveries = not service.needs_database
@@ -89,6 +89,7 @@ class ConsumedSubscription:
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.worker").bind(
             service=service.name, subscription=handler.subscription.name
         )
+        self._outage = OutageLog(clock, self._log)
 
     async def run(self) -> None:
         """Consume until `stopping`, then finish the messages that were begun; the rest of what was
@@ -202,17 +203,14 @@ class ConsumedSubscription:
         await self._wait(self._database_reconnect, "subscription waiting for database", error)
 
     async def _wait(self, reconnect: Reconnect, event: str, error: Exception) -> None:
-        self._log.warning(event, error=str(error))
-        if not self._is_waiting:  # the tries until it answers are of one loss
+        if self._outage.failed(event, error):
             self.vitals.interruptions += 1
-        self._is_waiting = True
         with self.vitals.waiting_for_server(str(error)):
             await reconnect.wait(self._stopping)
 
     def _note_recovery(self) -> None:
-        if self._is_waiting:
+        if self._outage.ended():
             self._log.info("subscription consuming again")
-        self._is_waiting = False
 
 
 async def _all_of(lanes: Iterable[Coroutine[Any, Any, None]]) -> None:

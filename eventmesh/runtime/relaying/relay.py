@@ -34,6 +34,7 @@ from eventmesh.persistence.tables import BUCKETS
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
 from eventmesh.runtime.declaring.settings import Settings
+from eventmesh.runtime.outage_log import OutageLog
 from eventmesh.runtime.relaying.dispatch import Dispatched, dispatch
 from eventmesh.runtime.relaying.handover import HandedOver, Handover
 from eventmesh.runtime.relaying.held_leases import HeldLeases
@@ -161,11 +162,11 @@ class Relay:
         self.polling.wake()
 
     async def _run_rounds(self, stopping: asyncio.Event) -> None:
-        reconnect = Reconnect(self._clock)
+        reconnect, outage = Reconnect(self._clock), OutageLog(self._clock, self._log)
 
         async def wait(event: str, error: Exception) -> None:
             self.vitals.trouble = str(error)
-            self._log.warning(event, error=str(error))
+            outage.failed(event, error)
             self._read_from_the_beginning()  # after a failover, another server may answer
             await reconnect.wait()
 
@@ -182,7 +183,7 @@ class Relay:
             if last.lost is not None:
                 await wait("outbox relay waiting for broker", last.lost)
                 continue
-            if self.vitals.trouble:
+            if outage.ended():
                 self._log.info("outbox relay publishing again")
             self.vitals.trouble = ""
             reconnect.succeeded()
