@@ -62,6 +62,9 @@ _QUEUE_CONNECTIONS = 3  # the relay's rounds, its sweep, its purge
 Scope = Literal["reads", "statement", "transaction"]
 """What is done on a connection: single reads, one statement that writes, or a transaction."""
 
+_NO_ANSWER = ("08", "57P")
+"""How SQLSTATEs begin if the connection failed, or the server is shutting down or starting."""
+
 _T = TypeVar("_T")
 
 _LOSSES = "eventmesh_losses"  # how many there were when a connection was made
@@ -275,6 +278,9 @@ class Database:
                 raise
             what, advice = "does not answer", f"Start it, or correct {self.variable}."
             state = sqlstate(error) if isinstance(error, DBAPIError) else ""
+            if state and not state.startswith(_NO_ANSWER):
+                what = "cannot be used"
+                advice = f"Repair that on its server, or correct {self.variable}."
             if state.startswith("28"):
                 what = "refuses the login"
                 advice = f"Correct the user or the password in {self.variable}."
@@ -288,9 +294,12 @@ class Database:
                     f"Make it with `eventmesh db upgrade --create {self.service}`, or correct "
                     f"{self.variable}."
                 )
+            driver_error = error.orig if isinstance(error, DBAPIError) else error
+            is_about_driver = self.dialect.is_about_driver(driver_error)
+            shown = "the connection was lost" if is_about_driver else self._shown_error(error)
             raise Unreachable(
                 f"The database of service {self.service!r} ({self.shown_url}) {what}: "
-                f"{self._shown_error(error)}. {advice}"
+                f"{shown}. {advice}"
             ) from error
 
 

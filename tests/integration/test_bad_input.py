@@ -281,7 +281,8 @@ def test_a_missing_postgresql_database_is_reported(bank: Project, postgres_serve
     url = urlunsplit(urlsplit(postgres_server.url)._replace(path="/nobody_made_this"))
     bank.environment["EVENTMESH_BANK_DATABASE_URL"] = url
     for ended in bank.run_all(["worker", "bank"], ["db", "upgrade", "bank"]):
-        ended.fails(3, "'bank'", '"nobody_made_this" does not exist', "EVENTMESH_BANK_DATABASE_URL")
+        missing = 'cannot be used: database "nobody_made_this" does not exist'
+        ended.fails(3, "'bank'", missing, "EVENTMESH_BANK_DATABASE_URL")
 
 
 def test_missing_tables_in_postgresql_are_drift_and_the_error_names_the_command(

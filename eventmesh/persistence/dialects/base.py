@@ -103,6 +103,11 @@ class Dialect(ABC):
     def sqlstate(self, error: BaseException | None) -> str:
         """PostgreSQL's SQLSTATE for what this driver's error says; empty where it is not known."""
 
+    def is_about_driver(self, error: BaseException | None) -> bool:
+        """Whether what this driver says of a lost connection is about its own inner state only, so
+        that it tells nobody what happened."""
+        return False
+
     # Engines and connections
 
     @abstractmethod

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from asyncpg.exceptions import InternalClientError
-from sqlalchemy.exc import InternalError
+from asyncpg.exceptions import InternalClientError, InvalidCatalogNameError
+from sqlalchemy.exc import InternalError, ProgrammingError
 
+from eventmesh.errors import Unreachable
+from eventmesh.persistence.database import Database
 from eventmesh.persistence.database_errors import connection_lost
 
 
@@ -16,3 +18,36 @@ def test_a_confused_driver_is_waited_out_at_the_attempt_to_connect_only(
     """asyncpg says this if the server ends a connection right after the login."""
     confused = InternalClientError("cannot switch to state 11; another operation is in progress")
     assert connection_lost(InternalError(statement, None, confused)) is lost
+
+
+def said_of(error: Exception) -> str:
+    """What is said of the database of the service orders when it fails with this."""
+    database = Database("postgresql://ada@db/orders", service="orders")
+    with pytest.raises(Unreachable) as raised, database.translated():
+        raise error
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InternalError(
+            None,
+            None,
+            InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+            connection_invalidated=True,
+        ),
+        ConnectionError("unexpected connection_lost() call"),
+    ],
+)
+def test_a_lost_connection_is_called_that_and_not_by_the_inner_state_of_the_driver(
+    error: Exception,
+) -> None:
+    said = said_of(error)
+    assert "does not answer: the connection was lost. Start it, or correct EVENTMESH_" in said
+
+
+def test_a_database_that_is_missing_on_a_server_that_answers_is_not_said_not_to_answer() -> None:
+    missing = InvalidCatalogNameError('database "orders" does not exist')
+    said = said_of(ProgrammingError(None, None, missing))
+    assert 'cannot be used: database "orders" does not exist. Make it with `eventmesh db' in said

@@ -33,6 +33,20 @@ DRIVER_ERRORS = (
 """What the driver raises for a connection that is used without SQLAlchemy."""
 
 
+_ENDED_DURING_TLS = "unexpected connection_lost() call"
+"""What asyncpg says of a connection that ends before it is encrypted."""
+
+
+def is_about_asyncpg(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, only tells in which state asyncpg was when its
+    connection ended, such as "cannot switch to state 12; another operation (2) is in progress"."""
+    while error is not None:
+        if isinstance(error, asyncpg.InternalClientError) or str(error) == _ENDED_DURING_TLS:
+            return True
+        error = error.__cause__
+    return False
+
+
 async def connect(
     *,
     pool_mode: PoolMode | None = None,

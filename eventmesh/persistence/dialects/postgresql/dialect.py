@@ -259,6 +259,11 @@ class PostgreSQL(Dialect):
     def sqlstate(self, error: BaseException | None) -> str:
         return str(getattr(error, "sqlstate", "") or "")
 
+    def is_about_driver(self, error: BaseException | None) -> bool:
+        from eventmesh.persistence.dialects.postgresql import connections  # imports asyncpg
+
+        return connections.is_about_asyncpg(error)
+
     def make_engine(
         self, url: URL, variable: str, connect_timeout: float, options: Mapping[str, Any]
     ) -> AsyncEngine:
