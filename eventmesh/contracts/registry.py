@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from eventmesh.contracts.message import Message, identity_of
+from eventmesh.contracts.secret_fields import secret_fields
 from eventmesh.contracts.versions import check_writable
 from eventmesh.errors import UsageError
 
@@ -35,7 +36,8 @@ class Registry:
     def add_published(self, model: type[Message], *, version: int | None = None) -> None:
         """Add a model that the service publishes, as an older version if one is given.
 
-        UsageError for an event of another service, or a version to which it cannot be downcast.
+        UsageError for an event of another service, a version to which it cannot be downcast, or a
+        secret field, whose value no reader would get.
         """
         identity = identity_of(model)
         if identity.kind == "event" and identity.owner != self._service:
@@ -43,6 +45,12 @@ class Registry:
                 f"Service {self._service!r} cannot publish {identity.name}: that event belongs to "
                 f"service {identity.owner!r}, and only its owner publishes an event. Publish an "
                 f"event named {self._service}.…, or send {identity.owner!r} a command."
+            )
+        for field in secret_fields(model):
+            raise UsageError(
+                f"Service {self._service!r} cannot publish {identity.name}: pydantic writes its "
+                f"secret field {field} as asterisks. Keep the secret elsewhere, and its name in "
+                f"the message, or write a field_serializer for it."
             )
         self.add(model)
         self._published.add(identity.name)

@@ -85,7 +85,8 @@ class Saga(Generic[State]):
     `name` begins with the name of the service that owns it. `version` counts up when the flow
     changes while sagas run. `key` makes the business key from the state, by which events that carry
     no labels find their saga (`correlate=`): people's decisions, other languages, later
-    transactions; two sagas of one key cannot run at the same time. `sources` lists, as for
+    transactions; two sagas of one key cannot run at the same time. Where it returns None, the saga
+    has no key yet, and gets one once a reply has put it into the state. `sources` lists, as for
     `service.subscriber`, the sources whose replies are accepted besides their owners'.
     """
 

@@ -434,7 +434,8 @@ class Coordinator:
         if self._definition.key is None:
             return None
         try:
-            return str(self._definition.key(record.state))
+            key = self._definition.key(record.state)
+            return None if key is None else str(key)
         except Exception as error:
             raise RuntimeError(
                 f"key= of the saga {self._definition.name} failed: {summarize(error)}"
@@ -451,7 +452,7 @@ class Coordinator:
         left = 0
         for start_at in range(0, len(ids), _CLAIMED_AT_ONCE):
             left += await self._claim_keys_of(database, ids[start_at : start_at + _CLAIMED_AT_ONCE])
-        if ids:
+        if left < len(ids):
             self._log.info("sagas without a key got one", number=len(ids) - left, left=left)
 
     async def _claim_keys_of(self, database: Database, ids: Sequence[str]) -> int:

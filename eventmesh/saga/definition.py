@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from eventmesh.contracts.message import Command, Event, Message, identity_of
+from eventmesh.contracts.secret_fields import secret_fields
 from eventmesh.errors import UsageError
 from eventmesh.saga.failures import OWN_FAILURES
 from eventmesh.saga.flow import (
@@ -102,12 +103,29 @@ def define(definition: Definition) -> Definition:
             f"{where} is never started: decorate a function that takes the starting event and "
             f"returns the state with @….starts."
         )
+    _check_state(definition.state, where)
     _check_flow(definition, where)
     _check_way_back(definition, where)
     _check_functions(definition, where)
     _check_messages(definition, where)
     _check_correlation(definition, where)
     return definition
+
+
+def _check_state(state: type[BaseModel], where: str) -> None:
+    """UsageError for a field that later steps would not have, because it is not stored."""
+    for name in secret_fields(state):
+        raise UsageError(
+            f"{where} has the secret field {name} in its state, which pydantic writes as "
+            f"asterisks: a later step would not have its value. Keep the secret elsewhere, and its "
+            f"name in the state, or write a field_serializer that stores it."
+        )
+    for name, info in state.model_fields.items():
+        if info.exclude:
+            raise UsageError(
+                f"{where} has the field {name} with exclude=True in its state, so that it is not "
+                f"stored: a later step would not have its value. Take exclude=True away."
+            )
 
 
 def _check_flow(definition: Definition, where: str) -> None:

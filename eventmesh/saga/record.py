@@ -176,7 +176,7 @@ class SagaRecord:
 def stored(message: BaseModel) -> Stored:
     """A message, or a failure of EventMesh's own, to be kept in a record."""
     name = message.__identity__.name if isinstance(message, Event) else type(message).__name__
-    return Stored(name, message.model_dump(mode="json", by_alias=False))
+    return Stored(name, message.model_dump(mode="json", by_alias=False, round_trip=True))
 
 
 def read_stored(model: type[Model], kept: Stored) -> Model:

@@ -38,7 +38,7 @@ def row_of(
         name=definition.name,
         version=definition.version,
         status=record.status,
-        state=record.state.model_dump(mode="json", by_alias=False),
+        state=record.state.model_dump(mode="json", by_alias=False, round_trip=True),
         steps=_steps(record),
         reason=record.reason,
         row_version=row_version,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import SecretStr
 
 from eventmesh.contracts.message import Command, Event
 from eventmesh.contracts.registry import Registry
@@ -23,6 +24,10 @@ class Paid(Event, name="payments.paid", version=1):
     pass
 
 
+class Charged(Event, name="orders.charged", version=1):
+    card: SecretStr | None = None
+
+
 @pytest.fixture
 def registry() -> Registry:
     return Registry("orders")
@@ -32,6 +37,13 @@ def test_a_model_is_found_by_its_name(registry: Registry) -> None:
     registry.add(Placed)
     assert registry.get("orders.placed") is Placed
     assert registry.get("orders.place") is None
+
+
+def test_a_message_with_a_secret_is_read_but_not_published(registry: Registry) -> None:
+    """Pydantic writes it as asterisks."""
+    registry.add(Charged)
+    with pytest.raises(UsageError, match="secret field card as asterisks"):
+        registry.add_published(Charged)
 
 
 def test_adding_a_model_twice_is_allowed(registry: Registry) -> None:

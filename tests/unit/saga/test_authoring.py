@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, SecretStr, field_serializer
 
 from eventmesh import Command, DeadLettered, Event, Saga, SagaFailure, Service, TimedOut
+from eventmesh.contracts.secret_fields import secret_fields
 from eventmesh.errors import UsageError
 from eventmesh.saga.definition import Definition
 from tests.unit.saga.trips import (
@@ -59,6 +60,26 @@ def of_one_step(step_of: Callable[[Saga[Trip]], Any], **options: Any) -> Definit
 def refused(saga: Saga[Trip], match: str) -> None:
     with pytest.raises(UsageError, match=match):
         saga.definition  # noqa: B018  # it is checked when it is first read
+
+
+class Card(BaseModel):
+    number: SecretStr
+
+
+class SecretState(BaseModel):
+    cards: tuple[Card, ...] = ()
+
+
+class StateInParts(BaseModel):
+    hidden: int = Field(default=0, exclude=True)
+
+
+class WrittenSecret(BaseModel):
+    number: SecretStr
+
+    @field_serializer("number", when_used="json")
+    def write(self, number: SecretStr) -> str:
+        return number.get_secret_value()
 
 
 # What a saga is
@@ -178,6 +199,33 @@ def test_a_part_that_is_declared_after_the_saga_was_included_is_refused(part: st
     Service("trips").include(saga)
     with pytest.raises(UsageError, match=r"service\.include before .* was declared: call "):
         LATE_PARTS[part](saga)
+
+
+@pytest.mark.parametrize(
+    ("state", "match"),
+    [
+        (SecretState, r"the secret field cards\.number in its state"),
+        (StateInParts, "the field hidden with exclude=True in its state"),
+    ],
+)
+def test_a_state_that_is_not_stored_whole_is_refused(state: type[BaseModel], match: str) -> None:
+    saga = Saga("trips.base", state)
+
+    def begin(event: Booked) -> Any: ...
+
+    begin.__annotations__["return"] = state
+    saga.starts(begin)
+
+    @saga.step(ok=Did, timeout="1m", no_undo="a test")
+    def a(state: Any) -> Do:
+        return Do(what="a")
+
+    saga.flow(a)
+    refused(saga, match)
+
+
+def test_a_secret_whose_serializer_writes_it_may_be_in_a_state() -> None:
+    assert secret_fields(WrittenSecret) == []
 
 
 def test_a_saga_without_a_start_is_refused() -> None:

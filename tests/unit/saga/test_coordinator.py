@@ -394,6 +394,25 @@ async def test_a_saga_that_was_started_without_a_key_gets_one_at_its_next_messag
     assert [(await trips.row(each)).status for each in (ONE, OTHER)] == ["completed", "undone"]
 
 
+async def test_a_saga_gets_its_key_once_its_state_has_it(database: Database) -> None:
+    saga = new_saga(key=lambda state: state.seen[0] if state.seen else None)
+    first = add_step(saga, "a")
+
+    @first.done
+    def note(state: Trip, reply: Did) -> Trip:
+        return state.model_copy(update={"seen": ("known",)})
+
+    saga.flow(first >> add_step(saga, "b", undo="silent"))
+    trips = Trips(database, saga)
+    await trips.handle(start(ONE), start(OTHER))
+    assert [(await trips.row(each)).key for each in (ONE, OTHER)] == [None, None]
+    with capture_logs() as logs:
+        await trips.coordinator.claim_keys(database)
+    assert logs == []
+    await trips.handle(answer("a", Did(), ONE))
+    assert [(await trips.row(each)).key for each in (ONE, OTHER)] == ["known", None]
+
+
 async def test_a_key_that_cannot_be_computed_does_not_hold_a_running_saga_up(
     database: Database,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import computed_field
 
 from eventmesh import Saga
 from eventmesh.persistence.sagas import SagaRow
@@ -126,6 +127,19 @@ records = st.builds(
 @given(records)
 def test_a_record_comes_back_from_its_row(record: SagaRecord) -> None:
     assert through_a_row(two_steps().definition, record) == record
+
+
+class CountedTrip(Trip, extra="forbid"):
+    @computed_field  # type: ignore[prop-decorator]  # mypy does not know properties under it
+    @property
+    def number(self) -> int:
+        return len(self.items)
+
+
+def test_computed_fields_of_a_state_are_not_stored() -> None:
+    definition = replace(two_steps().definition, state=CountedTrip)
+    record = SagaRecord("running", CountedTrip(items=("a", "b")), {})
+    assert through_a_row(definition, record) == record
 
 
 def test_a_row_shows_people_what_the_saga_waits_for_and_until_when() -> None:
