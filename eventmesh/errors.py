@@ -76,7 +76,8 @@ class Reject(EventMeshError):
 
 
 class Conflict(EventMeshError):
-    """Another transaction changed the row first; the message is retried on the new row."""
+    """Another transaction changed the row first: a message is retried on the new row, and an
+    operator has to look again."""
 
 
 class UnknownSaga(Conflict):

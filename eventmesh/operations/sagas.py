@@ -19,7 +19,6 @@ from eventmesh.saga.cancelling import cancel_saga
 from eventmesh.saga.coordinator import coordinator_of
 from eventmesh.saga.draft import Transition
 from eventmesh.saga.happening import OperatorAction
-from eventmesh.saga.record import SagaRecord
 
 OPEN = ("running", "undoing", "parked")
 STATUSES = (*OPEN, "completed", "undone", "cancelled")
@@ -96,10 +95,11 @@ async def find_saga(reach: Reach, service: Service, saga_id: str) -> SagaStory |
 
 async def operate(
     reach: Reach, service: Service, row: SagaRow, decision: OperatorAction, who: str
-) -> SagaRecord:
+) -> Transition:
     """Do what an operator has decided: a transition of the saga like any other, committed with what
-    it sends, and recorded in its log and in the log of actions. UsageError where the saga's state
-    does not allow it; a saga that is not in the code any more can only be cancelled."""
+    it sends, and recorded in its log and in the log of actions. Conflict where the saga has changed
+    since the operator saw it; UsageError where its state does not allow it. A saga that is not in
+    the code any more can only be cancelled."""
     place = place_of_sagas(reach, service)
     act: Callable[..., Awaitable[Transition]]
     if row.name in service.sagas:
@@ -132,7 +132,7 @@ async def operate(
         recording.outcome = record.status
         if record.waiting:
             recording.outcome += f", waits for {', '.join(record.waiting)}"
-    return record
+    return transition
 
 
 def place_of_sagas(reach: Reach, service: Service) -> Place:

@@ -6,10 +6,10 @@ and for one that is not in the code any more.
 
 from __future__ import annotations
 
-from eventmesh.errors import UnknownSaga
 from eventmesh.persistence import sagas
 from eventmesh.persistence.sagas import LogEntry
 from eventmesh.persistence.transaction import Transaction
+from eventmesh.saga.deciding import lock_decided
 from eventmesh.saga.draft import Transition
 from eventmesh.saga.happening import OperatorAction
 from eventmesh.saga.signals import timer_id
@@ -20,12 +20,9 @@ from eventmesh.saga.transition import cancel
 async def cancel_saga(
     name: str, saga_id: str, action: OperatorAction, who: str, transaction: Transaction
 ) -> Transition:
-    """Cancel the saga of this name and id, in this transaction. UnknownSaga; UsageError where it
-    has ended."""
-    rows = await sagas.lock(transaction.session, name, {saga_id})
-    if not rows:
-        raise UnknownSaga(f"no saga {saga_id} of {name} exists.")
-    [row] = rows
+    """Cancel the saga of this name and id, in this transaction. UnknownSaga; Conflict where it has
+    changed since the operator saw it; UsageError where it has ended."""
+    row = await lock_decided(name, saga_id, action, transaction)
     transition = cancel(unread_record_of(row))
     entry = {
         "rule": transition.rule,

@@ -37,6 +37,7 @@ from eventmesh.runtime.declaring.handler import Handler
 from eventmesh.runtime.declaring.retry import Retry, exponential, summarize
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.saga.cancelling import cancel_saga
+from eventmesh.saga.deciding import lock_decided
 from eventmesh.saga.definition import Definition
 from eventmesh.saga.draft import Transition
 from eventmesh.saga.happening import (
@@ -250,23 +251,21 @@ class Coordinator:
     async def operate(
         self, saga_id: str, action: OperatorAction, who: str, transaction: Transaction
     ) -> Transition:
-        """Do what an operator wants, in this transaction. UnknownSaga; UsageError where it is not
-        possible."""
+        """Do what an operator wants, in this transaction. UnknownSaga; Conflict where the saga has
+        changed since the operator saw it; UsageError where it is not possible."""
         definition = self._definition
         if action.operation == "cancel":
             return await cancel_saga(definition.name, saga_id, action, who, transaction)
-        rows = await sagas.lock(transaction.session, definition.name, {saga_id})
-        if not rows:
-            raise UnknownSaga(f"no saga {saga_id} of {definition.name} exists.")
-        work = _Work({saga_id: rows[0]})
+        row = await lock_decided(definition.name, saga_id, action, transaction)
+        work = _Work({saga_id: row})
         try:
-            record = record_of(definition, rows[0])
+            record = record_of(definition, row)
         except NewerVersion as error:
             raise UsageError(f"{error}: deploy the newer code again.") from error
         except UnreadableState as error:
             raise UsageError(
                 f"the saga cannot go on, because {error}. Deploy code that reads such a state (a "
-                f"new version= with @….migrate(from_version={rows[0].version}), or a field with a "
+                f"new version= with @….migrate(from_version={row.version}), or a field with a "
                 f"default), and retry; or cancel the saga."
             ) from error
         now = transaction.now()

@@ -56,11 +56,15 @@ class OperatorAction:
 
     `retry` sends again what waits, and lets a parked saga go on. `skip` goes on as if the step had
     been done (or undone). `undo` undoes the saga, before its pivot. `cancel` ends it as it is.
+
+    `row_version` is that of the row on which the decision was made. A saga that has changed since
+    is left alone: what it waits for by now may be another step. None is for the saga as it is.
     """
 
     operation: Operation
     reason: str
     step: str | None = None
+    row_version: int | None = None
 
 
 Happening = Answered | WaitedTooLong | CommandDeadLettered | OperatorAction

@@ -520,6 +520,48 @@ async def with_saga(mesh: ServedMesh, transport: Transport, order: str) -> None:
             await asyncio.sleep(0.02)
 
 
+def decision_of(page: str) -> dict[str, Any]:
+    """What the form of a saga's page sends, whatever is decided."""
+    return {name: hidden_field(page, name) for name in ("service", "id", "row_version")}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgres", "mariadb"], indirect=True)
+async def test_of_two_operators_who_skip_the_step_that_both_see_one_does(
+    make_mesh: MakeMesh,
+) -> None:
+    """The other one would skip the step after it, which nobody has looked at."""
+    mesh = await make_mesh("sqlite")
+    async with mesh.broker() as transport:
+        await with_saga(mesh, transport, "o1")
+    app = app_of(mesh)
+    async with browsing(app) as ada:
+        bob = Browser(app)
+        listed = await ada.text("/sagas", service="shop")
+        [link] = re.findall(r"/sagas/saga\?[^\"]+", listed)
+        decisions = []
+        for browser in (ada, bob):
+            page = await browser.text(unescape(link))
+            assert "<dt>Waits for</dt><dd>pack," in page
+            decisions.append({**decision_of(page), "operation": "skip"})
+        answers = await asyncio.gather(
+            *(
+                browser.post("/sagas/operate", decision)
+                for browser, decision in zip((ada, bob), decisions, strict=True)
+            )
+        )
+        assert sorted(each.status_code for each in answers) == [200, 409]
+        [refused] = [each.text for each in answers if each.status_code == 409]
+        assert "moved on since you looked at it" in refused
+        assert "it is running now, and waits for send." in refused
+        late = await ada.post("/sagas/operate", decisions[0] | {"operation": "retry"})
+        assert late.status_code == 409
+        page = await bob.text(unescape(link))
+        assert "<dt>Waits for</dt><dd>send," in page
+        assert page.count("skip by an operator") == 1
+        assert "retry by an operator" not in page
+        await bob.http.aclose()
+
+
 @pytest.mark.parametrize("database_url", ["sqlite", "postgres", "mariadb"], indirect=True)
 async def test_a_saga_is_drawn_and_an_operator_decides(make_mesh: MakeMesh) -> None:
     mesh = await make_mesh("sqlite")
@@ -534,11 +576,15 @@ async def test_a_saga_is_drawn_and_an_operator_decides(make_mesh: MakeMesh) -> N
             assert "\x1b" not in page
             assert "<script>alert" not in page
             saga_id = hidden_field(page, "id")
-            asked = {"service": "shop", "id": saga_id, "reason": "packed by hand"}
+            asked = {**decision_of(page), "reason": "packed by hand"}
+            for missing in (None, "", "new"):
+                nothing = {**asked, "operation": "skip", "row_version": missing}
+                assert (await browser.post("/sagas/operate", nothing)).status_code == 400
 
             after = await browser.post("/sagas/operate", {**asked, "operation": "skip"})
             assert re.search(r'<g class="sent"><title>send', after.text)
             assert "because packed by hand" in after.text
+            asked |= decision_of(after.text)
             assert (
                 await browser.post("/sagas/operate", {**asked, "operation": "x"})
             ).status_code == 400
@@ -546,7 +592,8 @@ async def test_a_saga_is_drawn_and_an_operator_decides(make_mesh: MakeMesh) -> N
             assert "<dd>cancelled" in ended.text
             assert "Decide" not in ended.text
             again = await browser.post("/sagas/operate", {**asked, "operation": "cancel"})
-            assert again.status_code == 400
+            assert again.status_code == 409
+            assert "it is cancelled now" in again.text
             log = await browser.text("/actions")
             assert "skip saga" in log
             assert "failed:" in log
@@ -571,7 +618,7 @@ async def test_a_saga_that_is_not_in_the_code_any_more_is_shown_and_can_only_be_
         assert "The code of shop has no such saga any more" in page
         assert re.findall(r'name="operation" value="(\w+)"', page) == ["cancel"]
         assert "<svg" not in page
-        asked = {"service": "shop", "id": hidden_field(page, "id"), "reason": "packed by hand"}
+        asked = {**decision_of(page), "reason": "packed by hand"}
         nameless = await browser.post("/sagas/operate", {**asked, "id": "", "operation": "cancel"})
         assert nameless.status_code == 404
         refused = await browser.post("/sagas/operate", {**asked, "operation": "retry"})

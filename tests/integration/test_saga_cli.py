@@ -26,11 +26,16 @@ from eventmesh import Service, Settings
 from eventmesh.cli.main import app
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Message
-from eventmesh.errors import UsageError
+from eventmesh.errors import Conflict, UsageError
+from eventmesh.operations.reach import Reach
+from eventmesh.operations.sagas import operate
 from eventmesh.persistence import actions, migration, tables
 from eventmesh.persistence.database import Database
+from eventmesh.persistence.sagas import SagaRow
 from eventmesh.runtime.consuming.batch import BatchRunner
 from eventmesh.runtime.vitals import SubscriptionVitals
+from eventmesh.saga.draft import Transition
+from eventmesh.saga.happening import Operation, OperatorAction
 from eventmesh.transports.base import Delivery, Subscription, publish_or_raise
 from eventmesh.transports.factory import open_transport
 from eventmesh.transports.outcome import DONE, Dead
@@ -353,6 +358,7 @@ async def test_skip_goes_on_and_undo_goes_back_and_cancel_ends(rides: Rides) -> 
     await rides.start("skipped", "undone", "cancelled")
     for ride in ("skipped", "undone"):
         await rides.answer(ride, "Reserved", "reserve")
+    told = []
     for command, ride, after in (
         ("skip", "skipped", "completed"),
         ("undo", "undone", "undoing"),
@@ -360,9 +366,11 @@ async def test_skip_goes_on_and_undo_goes_back_and_cancel_ends(rides: Rides) -> 
     ):
         said = await rides.run(command, "rides", rides.ids[ride], "--reason", f"we {command} it")
         assert said.startswith(f"{rides.ids[ride]}: {after}")
+        told.append(said)
         shown = await rides.shown(ride)
         assert shown["status"] == after
         assert shown["log"][-1]["why"] == f"we {command} it"
+    assert f"{rides.ids['skipped']}: completed, skipped bill\n" in told
     shown = await rides.run("show", "rides", rides.ids["skipped"])
     assert ": skip by an operator bill -> published rides.finished [completed] because" in shown
 
@@ -390,6 +398,70 @@ async def test_a_parked_saga_that_cannot_be_retried_does_not_hold_the_others_up(
     assert "1 parked saga(s) could not be retried" in str(result.exception)
     assert result.stdout.splitlines()[-1] == "1 saga(s) retried"
     assert (await rides.shown("b"))["status"] == "running"
+
+
+Ahead = Callable[[str, Operation], None]
+"""From now on, another operator does this to the saga of a ride after a command has read it, and
+before the command acts."""
+
+
+@pytest.fixture
+def ahead(rides: Rides, monkeypatch: pytest.MonkeyPatch) -> Ahead:
+    def get_ahead(ride: str, operation: Operation) -> None:
+        async def overtaken(
+            reach: Reach, service: Service, row: SagaRow, decision: OperatorAction, who: str
+        ) -> Transition:
+            if row.id == rides.ids[ride]:
+                await operate(reach, service, row, OperatorAction(operation, "faster"), "Ada")
+            return await operate(reach, service, row, decision, who)
+
+        monkeypatch.setattr("eventmesh.operations.sagas.operate", overtaken)
+
+    return get_ahead
+
+
+@pytest.mark.parametrize("command", ["skip", "retry"])
+async def test_without_a_step_a_command_acts_only_on_what_the_saga_waited_for_when_it_was_read(
+    rides: Rides, ahead: Ahead, command: str
+) -> None:
+    """Two operators skip the car: the second must not skip the card, which is the pivot."""
+    await rides.start("a")
+    ahead("a", "skip")
+    result = await rides.call("saga", command, "rides", rides.ids["a"], "--reason", "by phone")
+    assert isinstance(result.exception, Conflict)
+    assert "it is running now, and waits for bill" in str(result.exception)
+    assert (await rides.shown("a"))["waiting_for"] == ["bill"]
+    assert await rides.sent() == ["reserve", "bill"]
+
+
+async def test_a_named_step_is_skipped_only_while_the_saga_waits_for_it(
+    rides: Rides, ahead: Ahead
+) -> None:
+    await rides.start("a", "b")
+    named = ["--step", "reserve", "--reason", "by phone"]
+    said = await rides.run("skip", "rides", rides.ids["b"], *named)
+    assert said == f"{rides.ids['b']}: running, skipped reserve, waits for bill\n"
+    ahead("a", "skip")
+    result = await rides.call("saga", "skip", "rides", rides.ids["a"], *named)
+    assert isinstance(result.exception, UsageError)
+    assert "does not wait for 'reserve', but for bill" in str(result.exception)
+    assert (await rides.shown("a"))["waiting_for"] == ["bill"]
+
+
+async def test_a_saga_that_is_not_parked_any_more_is_not_retried_with_the_parked_ones(
+    rides: Rides, ahead: Ahead
+) -> None:
+    """The command of its pivot is on its way again, and would be sent twice."""
+    await rides.start("a", "b", "c")
+    for ride in ("a", "b", "c"):
+        await rides.park(ride)
+    ahead("b", "retry")
+    result = await rides.call("saga", "retry", "rides", "--parked", "--reason", "the bank is back")
+    assert f"{rides.ids['b']}: not retried: the saga has moved on" in result.stderr
+    assert isinstance(result.exception, UsageError)
+    assert "1 parked saga(s) could not be retried" in str(result.exception)
+    assert result.stdout.splitlines()[-1] == "2 saga(s) retried"
+    assert sorted(await rides.sent()) == ["bill"] * 3 + ["bill#2"] * 3 + ["reserve"] * 3
 
 
 async def test_a_saga_whose_state_cannot_be_read_is_shown_and_can_be_cancelled(

@@ -471,8 +471,8 @@ async def test_a_saga_that_is_not_in_the_code_any_more_can_be_cancelled(rides: R
         assert story.row == row
         with pytest.raises(UsageError, match=r"has no saga rides.ride any more"):
             await operate(reach, rides.service, row, OperatorAction("undo", "x"), "Ada")
-        record = await operate(reach, rides.service, row, OperatorAction("cancel", "x"), "Ada")
-        assert record.status == "cancelled"
+        done = await operate(reach, rides.service, row, OperatorAction("cancel", "x"), "Ada")
+        assert done.record.status == "cancelled"
         with pytest.raises(UsageError, match="the saga has ended: it is cancelled"):
             await operate(reach, rides.service, row, OperatorAction("cancel", "x"), "Ada")
         story = await find_saga(reach, rides.service, row.id)

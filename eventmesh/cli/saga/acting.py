@@ -13,7 +13,7 @@ import typer
 
 from eventmesh.cli.actions import Reason, check_reason, reached
 from eventmesh.cli.saga.common import Name, SagaId, the_saga
-from eventmesh.errors import UsageError
+from eventmesh.errors import Conflict, UsageError
 from eventmesh.printable import printable
 
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
@@ -60,7 +60,8 @@ def retry(
 def skip(service: Name, saga_id: SagaId, reason: Reason, step: Step = None) -> None:
     """Go on as if the step that a saga waits for had been done, or undone.
 
-    For what was settled by hand: say so in the reason.
+    For what was settled by hand: say so in the reason. With --step, nothing
+    is skipped if the saga has moved on to another step since you looked.
     """
     check_reason(reason)
     _act(service, saga_id, "skip", reason, step)
@@ -109,7 +110,7 @@ def _act_on_parked(service: str, reason: str) -> None:
             for row in parked:
                 try:
                     said = await _operate(reach, loaded, row, "retry", reason, None)
-                except UsageError as error:  # the others can go on
+                except (UsageError, Conflict) as error:  # the others can go on
                     typer.echo(printable(f"{row.id}: not retried: {error}"), err=True)
                     continue
                 retried += 1
@@ -130,13 +131,23 @@ async def _operate(
     reason: str,
     step: str | None,
 ) -> str:
-    """Do it; returns what has become of the saga."""
+    """Do it; returns what has become of the saga. Conflict where the row says what is retried or
+    skipped, and has changed."""
     from eventmesh.operations.action_log import operator_of_machine
     from eventmesh.operations.sagas import operate
     from eventmesh.saga.happening import OperatorAction
 
-    decision = OperatorAction(operation, reason, step)
-    record = await operate(reach, service, row, decision, operator_of_machine())
-    why = f" ({record.reason})" if record.status == "parked" else ""
-    waiting = ", ".join(record.waiting)
-    return f"{row.id}: {record.status}{why}" + (f", waits for {waiting}" if waiting else "")
+    # An undo and a cancellation mean the same wherever the saga is, and a named step is compared
+    # with what waits. They must not fail for a saga that changes many times a second.
+    seen = row.row_version if step is None and operation in ("retry", "skip") else None
+    decision = OperatorAction(operation, reason, step, seen)
+    transition = await operate(reach, service, row, decision, operator_of_machine())
+    record = transition.record
+    said = f"{row.id}: {record.status}"
+    if record.status == "parked":
+        said += f" ({record.reason})"
+    if operation == "skip" and transition.taken_for is not None:
+        said += f", skipped {transition.taken_for}"
+    if record.waiting:
+        said += f", waits for {', '.join(record.waiting)}"
+    return said

@@ -89,14 +89,16 @@ class Sagas:
         )
 
     async def operate(self, request: Request, form: Form) -> Response:
-        """Do what the operator has decided."""
+        """Do what the operator has decided; 409 where the saga has changed since its page was
+        made."""
         service = self._site.service(form.one("service"))
         operation = _operation(form.one("operation"))
         story = await find_saga(self._site.reach, service, form.one("id"))
         if story is None:
             raise HTTPException(404, f"{service.name} has no saga {form.one('id')!r}.")
         row = story.row
-        decision = OperatorAction(operation, form.reason, form.optional("step"))
+        seen = _row_version(form.one("row_version"))
+        decision = OperatorAction(operation, form.reason, form.optional("step"), seen)
         await operate(self._site.reach, service, row, decision, form.user.name)
         return self._site.see(request, "/sagas/saga", service=service.name, id=row.id)
 
@@ -114,3 +116,10 @@ def _operation(text: str) -> Operation:
             found: Operation = each
             return found
     raise HTTPException(400, f"{text!r} is not something that an operator can do to a saga.")
+
+
+def _row_version(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise HTTPException(400, f"{text!r} is not a version of a saga's row.") from None

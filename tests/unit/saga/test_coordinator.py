@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from eventmesh import Saga, Service
 from eventmesh.contracts.message import Message
-from eventmesh.errors import Reject, UnknownSaga, UsageError
+from eventmesh.errors import Conflict, Reject, UnknownSaga, UsageError
 from eventmesh.persistence import sagas, tables
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.sagas import SagaRow
@@ -524,6 +524,32 @@ async def test_what_an_operator_does_is_in_the_log_of_the_saga(trips: Trips) -> 
     assert await trips.timers() == set()
     entry = (await trips.log())[-1]
     assert (entry["operator"], entry["why"]) == ("Ada", "a test order")
+
+
+@pytest.mark.parametrize("operation", ["retry", "skip", "undo", "cancel"])
+async def test_what_an_operator_decided_on_an_older_state_of_a_saga_is_not_done(
+    trips: Trips, operation: Operation
+) -> None:
+    """A skip of `a` must not skip `b`, because `a` is answered while the reason is typed."""
+    await trips.handle(start())
+    seen = await trips.row()
+    await trips.handle(answer("a", Did()))
+    now, log, sent = await trips.row(), await trips.log(), len(await trips.outbox())
+    with pytest.raises(Conflict, match=r"moved on since .*: it is running now, and waits for b\."):
+        await trips.operate(OperatorAction(operation, "by phone", row_version=seen.row_version))
+    assert (await trips.row(), await trips.log()) == (now, log)
+    assert len(await trips.outbox()) == sent
+    await trips.operate(OperatorAction(operation, "by phone", row_version=now.row_version))
+    assert (await trips.log())[-1]["operator"] == "Ada"
+
+
+async def test_two_operators_who_retry_what_both_have_seen_send_one_command(trips: Trips) -> None:
+    await trips.handle(start())
+    both = OperatorAction("retry", "it hangs", row_version=(await trips.row()).row_version)
+    await trips.operate(both)
+    with pytest.raises(Conflict, match="moved on"):
+        await trips.operate(both)
+    assert (await trips.row()).steps["a"]["attempt"] == 2
 
 
 # Rows of other code
