@@ -757,12 +757,20 @@ class TestPurge:
             await connection.execute(delete(tables.start))
         assert abs(begun_at - datetime.now(UTC)) < timedelta(minutes=5)
 
+    @pytest.mark.parametrize(
+        "retry",
+        [
+            Retry(attempts=3, backoff=constant("2h")),
+            Retry(attempts=1, per_error={KeyError: Retry(attempts=3, backoff=constant("2h"))}),
+        ],
+        ids=["backoff", "per_error"],
+    )
     async def test_an_inbox_window_shorter_than_the_retry_delays_is_a_usage_error(
-        self, sqlite_url: str
+        self, sqlite_url: str, retry: Retry
     ) -> None:
         service = Service("shop")
 
-        @service.subscriber(Happened, retry=Retry(attempts=3, backoff=constant("2h")))
+        @service.subscriber(Happened, retry=retry)
         async def note(event: Happened, tx: Any = None) -> None: ...
 
         settings = Settings(

@@ -26,6 +26,7 @@ from eventmesh.persistence.database import Database
 from eventmesh.persistence.database_time import clocks_differ
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
 from eventmesh.runtime.declaring.handler import Handler
+from eventmesh.runtime.declaring.retry import Retry
 from eventmesh.runtime.declaring.settings import Settings
 
 FIRST_PURGE_AFTER = 5.0
@@ -45,7 +46,7 @@ PAUSE = 0.05
 """Seconds between two batches: 20,000 rows a second at the most, more than come in."""
 
 _DELAYS = 1_000
-"""How many of a handler's delays are computed, to find the longest."""
+"""How many delays of a retry policy are computed, to find the longest."""
 
 
 class Purger:
@@ -111,8 +112,7 @@ def check_window(handlers: Iterable[Handler], settings: Settings) -> None:
     timeout. By then the inbox must still remember the message.
     """
     for handler in handlers:
-        delays = range(1, min(handler.retry.attempts, _DELAYS))
-        longest = max(map(handler.retry.backoff, delays), default=0.0)
+        longest = max(map(_longest_delay, (handler.retry, *handler.retry.per_error.values())))
         if settings.inbox_window <= longest + settings.visibility_timeout:
             raise UsageError(
                 f"EVENTMESH_INBOX_WINDOW is {settings.inbox_window:g} s, but a copy of a message "
@@ -120,3 +120,8 @@ def check_window(handlers: Iterable[Handler], settings: Settings) -> None:
                 f"{longest + settings.visibility_timeout:g} s, and would take effect again. Make "
                 f"the window longer than any copy may be on its way; a week is usual."
             )
+
+
+def _longest_delay(policy: Retry) -> float:
+    """Seconds of a policy's own back-off, without those of its `per_error`."""
+    return max(map(policy.backoff, range(1, min(policy.attempts, _DELAYS))), default=0.0)
