@@ -46,6 +46,7 @@ from sqlalchemy import (
     literal,
     null,
     select,
+    update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -213,17 +214,25 @@ def declare(connection: Connection, pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def fold(connection: Connection, before: datetime) -> int:
-    """Add rows that were not counted in since then to those of nobody; returns how many. A row that
-    a transaction counts in at this moment is left alone, and the transaction not waited for."""
-    found = Counter[Way]()
+    """Add rows that were not counted in since then to those of nobody, which keep the earliest
+    `since`; returns how many. A row that a transaction counts in at this moment is left alone, and
+    the transaction not waited for."""
+    found, since = Counter[Way](), dict[Way, datetime]()
     folded = 0
-    for owner, *way, number, updated_at in list(connection.execute(_idle(), {"before": before})):
+    for row in list(connection.execute(_idle(), {"before": before})):
+        owner, *keys, number, began, updated_at = row
+        way = Way(*keys)
         same = [key == value for key, value in zip(_KEYS, (owner, *way), strict=True)]
         gone = connection.execute(delete(count).where(*same, count.c.updated_at == updated_at))
         if gone.rowcount:
-            found[Way(*way)] += number
+            found[way] += number
+            since[way] = min(began, since.get(way, began))
             folded += 1
     _add(connection, found, NOBODY)
+    # The audit compares the first message with when a subscription was declared.
+    for way, began in sorted(since.items()):
+        same = [key == value for key, value in zip(_KEYS, (NOBODY, *way), strict=True)]
+        connection.execute(update(count).where(*same, count.c.since > began).values(since=began))
     return folded
 
 
@@ -232,7 +241,7 @@ _KEYS = (count.c.owner, count.c.what, count.c.subscription, count.c.source, coun
 
 @cache
 def _idle() -> Select[Any]:
-    idle = select(*_KEYS, count.c.number, count.c.updated_at).where(
+    idle = select(*_KEYS, count.c.number, count.c.since, count.c.updated_at).where(
         count.c.owner != NOBODY,
         count.c.updated_at < bindparam("before", type_=count.c.updated_at.type),
     )

@@ -380,6 +380,25 @@ class TestCounts:
         assert await self.sum(database) == before + 1
         assert before in (5, 9)
 
+    async def test_a_folded_counter_says_since_when_its_first_row_was_counted(
+        self, database: Database
+    ) -> None:
+        """So that the audit knows which subscriptions were declared after the first message."""
+        counted = tables.count
+        begins = [NOW - timedelta(hours=hours) for hours in (2, 3, 1)]
+        for last in range(1, len(begins) + 1):  # the first is folded into no row
+            async with database.connection() as connection:
+                await counts.add_now(connection, {self.WAY: 1})
+                mine = counted.c.owner == counts.owner_of(connection)
+                began = begins[last - 1]
+                await connection.execute(
+                    update(counted).where(mine).values(since=began, updated_at=began)
+                )
+                assert await connection.run_sync(counts.fold, NOW) == 1
+            async with database.reading() as connection:
+                (total,) = (await counts.read_books(connection, NOW)).totals
+            assert (total.number, total.since) == (last, min(begins[:last]))
+
     async def sum(self, database: Database) -> int:
         async with database.reading() as connection:
             return (await counts.read_books(connection, NOW)).number(self.WAY)
