@@ -4,9 +4,11 @@ EventMesh on the other side."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -724,16 +726,90 @@ async def test_the_app_can_stop_while_the_database_is_unreachable(
     assert stage.calls == []
 
 
+@SOON_VISIBLE
+async def test_a_message_whose_outer_middleware_failed_is_delivered_again(stage: Stage) -> None:
+    failures = [ConnectionError("the token service is away")]
+
+    class Flaky(BaseMiddleware[Any, Any]):
+        async def consume_scope(self, call_next: Any, msg: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return await call_next(msg)
+
+    stage.broker.insert_middleware(Flaky)
+    stage.listen()
+    invoicing(stage)
+    async with stage.running():
+        await stage.publish(stage.place("a"))
+        await stage.invoiced("a")
+        await stage.settled()
+    assert stage.calls == ["a"]
+    assert len(stage.received) == 2
+
+
+async def test_a_message_is_forgotten_once_it_is_processed(stage: Stage) -> None:
+    seen: list[weakref.ref[Any]] = []
+
+    class Seeing(BaseMiddleware[Any, Any]):
+        async def consume_scope(self, call_next: Any, msg: Any) -> Any:
+            seen.append(weakref.ref(msg))
+            return await call_next(msg)
+
+    async def are_gone() -> bool:
+        gc.collect()
+        return not any(message() for message in seen[:-1])  # a client may keep the last one
+
+    stage.broker.insert_middleware(Seeing)
+    invoicing(stage, retry=Retry(attempts=1))
+    async with stage.running():
+        await stage.publish(*map(stage.place, "abc"))
+        await stage.invoiced("a", "b", "c")
+        await stage.settled()
+        await until(are_gone, "the messages to be forgotten")
+
+
+@pytest.mark.parametrize("kind", ["redis"])
+@SOON_VISIBLE
+async def test_a_redelivery_while_an_outer_middleware_runs_is_skipped(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_heartbeats(monkeypatch)
+    waiting = asyncio.Event()
+
+    class Waiting(BaseMiddleware[Any, Any]):
+        async def consume_scope(self, call_next: Any, msg: Any) -> Any:
+            if len(stage.received) == 1:
+                await waiting.wait()
+            return await call_next(msg)
+
+    stage.broker.insert_middleware(Waiting)
+    stage.listen()
+    invoicing(stage)
+    async with stage.running():
+        await stage.publish(stage.place("a"))
+        await until(lambda: _async("Message was nacked" in stage.received), "a second delivery")
+        assert stage.calls == []
+        waiting.set()
+        await stage.invoiced("a")
+        await stage.settled()
+    assert stage.calls == ["a"]
+
+
+def without_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing extends the lease of a message that is being processed."""
+    monkeypatch.setattr(
+        "eventmesh.integrations.faststream.redis.Upkeep.start",
+        lambda _: [asyncio.create_task(asyncio.sleep(TIMEOUT_SECONDS))],
+    )
+
+
 @pytest.mark.parametrize("kind", ["redis"])
 @SOON_VISIBLE
 async def test_a_redelivery_while_the_handler_runs_is_skipped(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.listen()
-    monkeypatch.setattr(
-        "eventmesh.integrations.faststream.redis.Upkeep.start",
-        lambda _: [asyncio.create_task(asyncio.sleep(TIMEOUT_SECONDS))],
-    )
+    without_heartbeats(monkeypatch)
     handling = asyncio.Event()
 
     @stage.mesh.subscriber(OrderPlaced)

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import structlog
 from faststream import StreamMessage
@@ -39,12 +38,14 @@ class FastStreamSubscriber(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Arrival:
-    """A message that FastStream has received for an intake. `message` is set once it has been read
-    and validated. `held_already` says that this process is still handling an earlier delivery.
-    `tracing` records it once it is being handled."""
+    """A message that FastStream is processing for an intake. `received` is what FastStream got from
+    its client. `message` is set once it has been read and validated. `held_already` says that this
+    process is still processing an earlier delivery. `tracing` records it once it is being handled.
+    """
 
     intake: Intake
     delivery: Delivery
+    received: Any
     message: Message | None = None
     held_already: bool = False
     tracing: ConsumerTracing = NO_CONSUMER_TRACING
@@ -59,7 +60,7 @@ class Intake(ABC):
         self.vitals = SubscriptionVitals(service.name, handler.subscription, service.clock)
         self.switch = PauseSwitch()
         self._service = service
-        self._arrivals: WeakKeyDictionary[StreamMessage[Any], Arrival] = WeakKeyDictionary()
+        self._arrivals: dict[StreamMessage[Any], Arrival] = {}
         self._subscribers: list[FastStreamSubscriber] = []
         self._trouble = Reconnect(service.clock)
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.faststream")
@@ -72,15 +73,23 @@ class Intake(ABC):
         """Settle a delivery on the broker; returns whether FastStream is still to acknowledge it.
         Unreachable if the broker did not take the settlement."""
 
-    def let_go(self, delivery: Delivery) -> None:  # noqa: B027 - only some brokers need it
-        """The delivery is no longer being handled here."""
+    def let_go(self, arrival: Arrival) -> None:  # noqa: B027 - only some brokers need it
+        """The arrival is no longer being processed here."""
 
     def serve(self, subscriber: FastStreamSubscriber) -> None:
         """Handle this subscriber's messages, and wait for a lost database while it is running."""
         self._subscribers.append(subscriber)
 
     def note(self, message: StreamMessage[Any], arrival: Arrival) -> None:
+        """Remember what arrived as this message until FastStream has processed it."""
         self._arrivals[message] = arrival
+
+    def processed(self, received: Any) -> None:
+        """FastStream has processed what it got from its client, however that ended."""
+        for message, arrival in list(self._arrivals.items()):
+            if arrival.received is received:
+                del self._arrivals[message]
+                self.let_go(arrival)
 
     def arrival_of(self, message: StreamMessage[Any]) -> Arrival | None:
         """What arrived as this message, if it belongs to this subscription."""

@@ -154,6 +154,12 @@ class Mesh(ABC, Generic[AnyIntake]):
                 return arrival
         return None
 
+    def processed(self, received: Any) -> None:
+        """FastStream has processed what it got from its client, for one of our subscriptions or
+        not."""
+        for intake in self._intakes:
+            intake.processed(received)
+
     @abstractmethod
     def destination(self, message: type[Message]) -> str:
         """What FastStream calls the destination of this message."""

@@ -6,6 +6,7 @@ that what a handler publishes goes into the outbox.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import Any, Protocol
 
 from faststream import BaseMiddleware, ContextRepo, PublishCommand, Response, StreamMessage
@@ -42,6 +43,10 @@ class MeshOfApp(Protocol):
 
     def arrival_of(self, message: StreamMessage[Any]) -> Arrival | None:
         """What arrived as this message, if it belongs to a subscription of the mesh."""
+        ...
+
+    def processed(self, received: Any) -> None:
+        """FastStream has processed what it got from its client, for the mesh or not."""
         ...
 
     def is_addressed_by(self, command: PublishCommand) -> bool:
@@ -83,8 +88,17 @@ class EventMeshMiddleware(BaseMiddleware[PublishCommand, Any]):
         except (Unreachable, UsageError):
             await arrival.intake.back_off()
             raise
-        finally:
-            arrival.intake.let_go(arrival.delivery)
+
+    async def after_processed(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_val: BaseException | None = None,
+        exc_tb: TracebackType | None = None,
+    ) -> bool | None:
+        """FastStream calls this also if `consume_scope` was not reached, because a middleware of
+        the app failed before."""
+        self._mesh.processed(self.msg)
+        return await super().after_processed(exc_type, exc_val, exc_tb)
 
     async def publish_scope(
         self, call_next: Callable[[PublishCommand], Awaitable[Any]], cmd: PublishCommand

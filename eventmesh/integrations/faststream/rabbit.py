@@ -129,7 +129,7 @@ class _RabbitIntake(Intake):
             deliveries=deliveries,
             token=message,
         )
-        self.note(message, Arrival(self, delivery))
+        self.note(message, Arrival(self, delivery, incoming))
         return message
 
     async def settle(self, delivery: Delivery, outcome: Outcome) -> bool:

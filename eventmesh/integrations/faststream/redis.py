@@ -202,8 +202,9 @@ class _RedisIntake(Intake):
         # The move has acknowledged it, or it is not ours any more and must not be acknowledged.
         return False
 
-    def let_go(self, delivery: Delivery) -> None:
-        self._held.discard(delivery.token)
+    def let_go(self, arrival: Arrival) -> None:
+        if not arrival.held_already:
+            self._held.discard(arrival.delivery.token)
 
     async def keep_up(self) -> None:
         """Run the upkeep of EventMesh's own consumers until cancelled."""
@@ -244,5 +245,5 @@ class _RedisIntake(Intake):
         delivery = Delivery.of(opened, attempt, deliveries, token)
         message.body = delivery.envelope.data
         message.headers = dict(delivery.envelope.attributes)
-        self.note(message, Arrival(self, delivery, held_already=token in self._held))
+        self.note(message, Arrival(self, delivery, incoming, held_already=token in self._held))
         self._held.add(token)
