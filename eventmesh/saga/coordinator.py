@@ -62,6 +62,7 @@ from eventmesh.saga.storage import (
 )
 from eventmesh.saga.transition import advance, start
 from eventmesh.saga.unmatched import Unmatched
+from eventmesh.storable import storable
 from eventmesh.transports.base import Subscription
 from eventmesh.wire.envelope import UNIQUE_ID, Envelope
 
@@ -311,7 +312,8 @@ class Coordinator:
                     f"{summarize(error)}"
                 ) from error
             if key is not None:
-                return _Incoming(message, envelope, key=str(key), happening=Answered(message, None))
+                key = storable(str(key))  # a foreign event's may hold a NUL
+                return _Incoming(message, envelope, key=key, happening=Answered(message, None))
         return _Incoming(message, envelope, happening=Answered(message, None))
 
     def _apply(self, each: _Incoming, work: _Work, transaction: Transaction) -> None:
@@ -433,12 +435,18 @@ class Coordinator:
         if self._definition.key is None:
             return None
         try:
-            key = self._definition.key(record.state)
-            return None if key is None else str(key)
+            found = self._definition.key(record.state)
+            key = None if found is None else str(found)
         except Exception as error:
             raise RuntimeError(
                 f"key= of the saga {self._definition.name} failed: {summarize(error)}"
             ) from error
+        if key is not None and key != storable(key):
+            raise UsageError(
+                f"key= of the saga {self._definition.name} gave {key!r}, which not every database "
+                f"can store. Give its sagas keys without NUL and lone surrogates."
+            )
+        return key
 
     async def claim_keys(self, database: Database) -> None:
         """Give their keys to open sagas that have none, because they were started before the code
@@ -490,7 +498,7 @@ class Coordinator:
                 continue
             try:
                 key = row.key or self._key_of(work.records[saga_id])
-            except RuntimeError as error:
+            except (RuntimeError, UsageError) as error:
                 self._log.warning("saga has no key", saga_id=saga_id, reason=str(error))
                 continue
             if key is not None:

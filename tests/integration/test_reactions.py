@@ -180,6 +180,15 @@ async def test_a_second_event_of_a_key_is_a_dead_letter_and_a_copy_is_skipped(
     assert await loyalty.points() == 10
 
 
+async def test_the_key_of_a_foreign_event_may_hold_a_nul(loyalty: Loyalty) -> None:
+    """PostgreSQL cannot store it as it is, and nobody here can change it."""
+    for event in (Returned(order="a"), Bought(order="a")):
+        own = seal(event, source="shop", clock=SystemClock())
+        foreign = Envelope({**own.attributes, "partitionkey": "a\0"}, rb'{"order":"a\u0000"}')
+        assert await loyalty.deliver(foreign) == [DONE]
+    assert await loyalty.rows() == [("a\\x00", "cancelled")]
+
+
 async def test_a_group_has_both_events_of_one_key_and_those_of_others(loyalty: Loyalty) -> None:
     await loyalty.tell(Bought(order="c"))
     events = (

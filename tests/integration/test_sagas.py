@@ -86,10 +86,15 @@ class Ride(BaseModel):
 
 
 def riding(
-    *, timeout: str = "1m", bill_timeout: str = "1m", wait: bool = False, step: str = "reserve"
+    *,
+    timeout: str = "1m",
+    bill_timeout: str = "1m",
+    wait: bool = False,
+    step: str = "reserve",
+    key: Callable[[Ride], str] | None = lambda state: state.ride_id,
 ) -> Saga[Ride]:
     """Reserve a car, perhaps wait for the driver, and bill."""
-    saga = Saga("rides.ride", Ride, key=lambda state: state.ride_id)
+    saga = Saga("rides.ride", Ride, key=key)
 
     @saga.starts
     def begin(event: Requested) -> Ride:
@@ -398,6 +403,51 @@ async def test_an_event_that_matches_no_saga_is_logged_with_an_example(rides: Ri
     assert [(line["name"], line["key"], line["log_level"]) for line in lines] == [
         ("cars.accepted", "lost", "warning")
     ]
+
+
+async def test_an_event_whose_key_holds_a_nul_matches_no_saga(rides: Rides) -> None:
+    """PostgreSQL stores none; and no saga has such a key."""
+    own = seal(Accepted(ride_id="r1"), source="cars", clock=rides.mesh.clock)
+    foreign = Envelope({**own.attributes, "partitionkey": "r1\0"}, rb'{"ride_id":"r1\u0000"}')
+    with structlog.testing.capture_logs() as logs:
+        await rides.deploy(with_saga(riding(wait=True)), answering(rides.did))
+        await rides.request("r1")
+        await rides.mesh.put(foreign)
+        await rides.mesh.quiet()
+    [line] = [line for line in logs if line["event"] == "event matches no saga"]
+    assert line["key"] == "r1\\x00"
+    assert await rides.steps() == {"accepted"}
+    assert rides.mesh.dead_letters() == []
+
+
+async def test_a_saga_whose_key_would_hold_a_nul_does_not_start(rides: Rides) -> None:
+    await rides.deploy(
+        with_saga(riding(key=lambda state: f"{state.ride_id}\0")), answering(rides.did)
+    )
+    await rides.request("r1")
+    [letter] = rides.mesh.dead_letters()
+    assert letter.reason == (
+        "the handler misuses the API: key= of the saga rides.ride gave 'r1\\x00', which not every "
+        "database can store. Give its sagas keys without NUL and lone surrogates."
+    )
+    assert await rides.rows() == []
+
+
+async def test_a_worker_starts_though_the_key_of_a_running_saga_would_hold_a_nul(
+    rides: Rides,
+) -> None:
+    asked: list[Envelope] = []
+    participant = answering(rides.did, but=Reserve), silent(asked)
+    await rides.deploy(with_saga(riding(key=None)), *participant)
+    await rides.request("r1")
+    with structlog.testing.capture_logs() as logs:
+        await rides.deploy(with_saga(riding(key=lambda state: f"{state.ride_id}\0")), *participant)
+        [envelope] = asked
+        await rides.answer(envelope, Reserved(ride_id="r1"))
+    reasons = [line["reason"] for line in logs if line["event"] == "saga has no key"]
+    assert reasons
+    assert all("gave 'r1\\x00'" in reason for reason in reasons)
+    assert await rides.statuses() == {"completed"}
 
 
 async def measured(worker: Worker) -> dict[tuple[str, ...], float]:

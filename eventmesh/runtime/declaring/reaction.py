@@ -36,6 +36,7 @@ from eventmesh.persistence import reactions
 from eventmesh.persistence.reactions import ReactionRow
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.runtime.declaring.handler import Handler
+from eventmesh.storable import storable
 from eventmesh.transports.base import Subscription
 from eventmesh.wire.envelope import Envelope
 
@@ -209,7 +210,7 @@ class Reaction(Generic[Reacted, Undoing, Result]):
         key = key_of(message)
         if key is None:
             raise Reject(f"its key is empty, and {self.subscription} records its effects by it.")
-        return key
+        return storable(key)  # a foreign event's may hold a NUL
 
     @cached_property
     def _log(self) -> structlog.stdlib.BoundLogger:
