@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Generic, TypeVar, get_type_hints
 
@@ -175,8 +176,7 @@ class Reaction(Generic[Reacted, Undoing, Result]):
             if row is None:
                 with transaction.caused_by(message) as tx:
                     result = await self._function(message, tx)
-                recorded = {"result": self._result.dump_python(result, mode="json")}
-                return ReactionRow(key, "done", envelope.unique_id, recorded)
+                return ReactionRow(key, "done", envelope.unique_id, self._recorded(result))
             if row.status == "done" and row.message_id != envelope.unique_id:
                 raise Reject(
                     f"{self.subscription} has reacted to another {envelope.name} with the key "
@@ -195,15 +195,33 @@ class Reaction(Generic[Reacted, Undoing, Result]):
             await self._undo(message, self._read(row), tx)
         return ReactionRow(key, "undone", row.message_id, row.result)
 
+    def _recorded(self, result: Result) -> dict[str, Any]:
+        """What the reaction has returned, as the table keeps it."""
+        # By name, because an alias may be for reading or for writing only; and without computed
+        # fields, which a model with `extra="forbid"` does not take.
+        data = self._result.dump_python(result, mode="json", by_alias=False, round_trip=True)
+        return {"result": data, "by_name": True}
+
     def _read(self, row: ReactionRow) -> Result:
         """What the reaction has returned, also if other code has recorded it."""
+        recorded = row.result or {}
+        data = to_json(recorded.get("result"))
         try:
-            result: Result = self._result.validate_json(to_json((row.result or {}).get("result")))
+            if recorded.get("by_name"):
+                return self._validated(data, by_alias=False)
+            # Recorded by an earlier release, which wrote names or aliases, as the model's
+            # configuration said, and computed fields.
+            with suppress(ValidationError):
+                return self._validated(data, by_alias=True)
+            return self._validated(data, by_alias=True, extra="ignore")
         except ValidationError as error:
             raise RuntimeError(
                 f"{self.subscription} has recorded for the key {row.key!r} what its code cannot "
                 f"read any more: {error.errors(include_url=False)[0]['msg']}"
             ) from error
+
+    def _validated(self, data: bytes, **how: Any) -> Result:
+        result: Result = self._result.validate_json(data, by_name=True, **how)
         return result
 
     def _key_of(self, message: Message) -> str:
