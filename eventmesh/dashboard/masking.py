@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -42,6 +42,7 @@ class Masking:
         """The data of a message, indented if it is JSON that stays the same by that."""
         text = data.decode("utf-8", errors="backslashreplace")
         inexact: list[str] = []
+        repeated: list[dict[str, Any]] = []
 
         def number(literal: str) -> float:
             value = float(literal)
@@ -49,13 +50,23 @@ class Masking:
                 inexact.append(literal)
             return value
 
+        def named(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            value = dict(pairs)
+            if len(value) < len(pairs):
+                repeated.append(value)
+            return value
+
         try:
-            parsed = json.loads(text, parse_float=number)
+            parsed = json.loads(text, parse_float=number, object_pairs_hook=named)
         except (ValueError, RecursionError):
             return self.text(name, text)
-        if inexact and self._mask is None:
-            return self.text(name, text)
-        return self.value(name, parsed, text)
+        shown = self.value(name, parsed, text)
+        if not inexact or shown.is_masked:
+            return shown
+        if repeated and self._mask is not None:
+            # The mask saw only the last value of a name that comes twice; the text has them all.
+            return replace(shown, is_masked=True)
+        return _cut(text, is_masked=False)
 
     def value(self, name: str, value: Any, exactly: str | None = None) -> Shown:
         """A value as indented JSON. `exactly` is its own text, shown if it cannot be indented."""

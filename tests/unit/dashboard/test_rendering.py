@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventmesh.dashboard.masking import MOST_SHOWN, Masking
+from eventmesh.dashboard.masking import MOST_SHOWN, Masking, Shown
 from eventmesh.dashboard.rendering import link, make_environment
 
 ENVIRONMENT = make_environment()
@@ -50,6 +51,25 @@ def test_a_mask_changes_what_is_shown_and_never_what_it_was_given() -> None:
     assert "4111" not in shown.text
     assert given_data["card"] == "4111"
     assert not Masking(mask).text("a.b", "an error").is_masked
+
+
+@pytest.mark.parametrize("literal", ["1234567890.12345678901", "1e999"])
+def test_numbers_are_shown_and_edited_exactly_where_a_mask_has_changed_nothing(
+    literal: str,
+) -> None:
+    def mask(name: str, data: Any) -> Any:
+        return {**data, "card": "***"} if "card" in data else data
+
+    text = f'{{"amount":{literal}}}'
+    assert Masking(mask).payload("a.b", text.encode()) == Shown(text)
+    assert Masking(mask).payload("a.b", f'{{"amount":{literal},"card":1}}'.encode()).is_masked
+
+
+def test_what_a_mask_has_not_seen_is_not_shown_with_an_exact_number() -> None:
+    twice = b'{"card":"4111","card":null,"amount":1234567890.12345678901}'
+    shown = Masking(lambda _, data: data).payload("a.b", twice)
+    assert "4111" not in shown.text
+    assert shown.is_masked
 
 
 def test_nothing_is_shown_where_the_mask_fails() -> None:
