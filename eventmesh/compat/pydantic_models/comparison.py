@@ -26,6 +26,7 @@ from pydantic_core import from_json, to_json
 
 from eventmesh.compat.budget import StepBudget, Undecided
 from eventmesh.compat.compare import accepts, compare
+from eventmesh.compat.pydantic_models.checks import alike
 from eventmesh.compat.pydantic_models.documents import (
     Path,
     Pools,
@@ -125,7 +126,7 @@ def _question(
     writer_model: type[BaseModel] | None,
 ) -> _Question:
     ours = reader_schema(reader)
-    unchanged = _unchanged(writer, writer_schema(reader)) if cast is None else frozenset()
+    unchanged = _unchanged(*alike(writer, writer_schema(reader))) if cast is None else frozenset()
     near = aligned(writer, ours)
     return _Question(
         writer=writer,
@@ -155,6 +156,7 @@ def compare_schemas(
         reason = _out_of_bounds(reader, document)
         return Refusal(reason) if reason else None
 
+    writer, reader = alike(writer, reader)
     known = {check for _, node in nodes(writer) for check in node.get(CHECKED, ())}
     verdict = _Question(
         writer=writer,

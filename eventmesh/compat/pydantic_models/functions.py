@@ -1,25 +1,68 @@
 """What a schema cannot say: functions that check or write values, told apart by what they do.
 
 A function is the same as another if name, source, what it closes over and what it looks up are
-the same; layout and comments do not count, nor does the version of Python.
+the same; layout and comments do not count, nor does the version of Python. Of a value that has no
+text of its own only the type counts.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import re
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from datetime import date, time, timedelta, timezone
+from decimal import Decimal
 from enum import Enum
-from types import CodeType, FunctionType, ModuleType
+from fractions import Fraction
+from inspect import getattr_static
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+from operator import itemgetter
+from pathlib import PurePath
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    EllipsisType,
+    FunctionType,
+    GenericAlias,
+    MappingProxyType,
+    MethodType,
+    NoneType,
+    SimpleNamespace,
+    UnionType,
+)
 from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from eventmesh.compat.pydantic_models.earlier_digests import earlier_digest
+from eventmesh.compat.pydantic_models.function_sources import find, told
+from eventmesh.compat.pydantic_models.surroundings import codes, surroundings, unwrapped
 
 _LIBRARIES = ("pydantic.", "pydantic_core.", "pydantic_extra_types.", "annotated_types.")
-_SCALARS = (bool, int, float, str, bytes, complex, type(None))
+_SHOWN_BY_REPR = (
+    *(bool, int, float, complex, Decimal, Fraction, str, bytes, UUID, range),
+    *(NoneType, EllipsisType, timedelta, timezone, ZoneInfo),
+    *(IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network),
+)
+_FUNCTIONS = (FunctionType, MethodType, functools.partial, functools._lru_cache_wrapper)
+_INTERESTING = (bool, int, float, str, re.Pattern, Decimal, date, time, timedelta, UUID)
+_MOST_EXACT = 2**53
 _NOT_RUN = {"metadata", "serialization", "cls", "config"}  # when reading
 _DEPTH = 5
-_RESULT = re.compile(r"->[^:]+:")  # names the class, which may be renamed
 
 
 def is_library(function: Any) -> bool:
@@ -30,7 +73,7 @@ def is_library(function: Any) -> bool:
         type(owner).__name__ == "EncodedStr" or not _is_of_library(encoder)
     ):
         return False  # what can be decoded is no format
-    return _is_of_library(_unwrapped(function))
+    return _is_of_library(unwrapped(function))
 
 
 def _is_of_library(thing: Any) -> bool:
@@ -38,18 +81,23 @@ def _is_of_library(thing: Any) -> bool:
 
 
 def fingerprint(function: Any) -> str:
-    """Name and digest of a function; the digest is another when it may do something else."""
-    inner = _unwrapped(function)
+    """Name and digest of a function; the digest is another when it may do something else.
+
+    Between them stands the digest of earlier releases: `checks` compares with what they froze.
+    """
+    inner = unwrapped(function)
     name = getattr(inner, "__name__", type(inner).__name__)
     owner = getattr(getattr(function, "__self__", None), "encoder", "")
-    text = "\n".join([getattr(owner, "__qualname__", ""), *_told(function, set(), 0)])
-    return f"{name}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    owner_name = getattr(owner, "__qualname__", "")
+    text = "\n".join([owner_name, *_told(function, set(), 0)])
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+    return f"{name}:{earlier_digest(function, owner_name)}.{digest}"
 
 
 def missing_of(enumeration: type[Enum]) -> Any:
     """The function by which an enumeration takes other values than its own, if it has one."""
     function = enumeration._missing_
-    return None if _unwrapped(function) is _unwrapped(Enum._missing_) else function
+    return None if unwrapped(function) is unwrapped(Enum._missing_) else function
 
 
 def functions_of(model: Any) -> dict[str, Any]:
@@ -86,70 +134,105 @@ def interests(function: Any) -> tuple[list[Any], list[str]]:
             values.append(found)
         elif isinstance(found, int | float):
             values += [found, found + 1, found - 1]
-    return values, [text for text in patterns if set(text) & set("[](){}^$\\+*.|")]
-
-
-def _unwrapped(function: Any) -> Any:
-    while True:
-        if isinstance(function, functools.partial):
-            function = function.func
-        elif hasattr(function, "__func__"):
-            function = function.__func__
-        elif hasattr(function, "__wrapped__"):
-            function = function.__wrapped__
+        elif isinstance(found, Decimal):
+            if found.is_finite() and abs(found) < _MOST_EXACT:
+                near = int(found)
+                values += [near, near + 1, near - 1]
+            values.append(str(found))
+        elif isinstance(found, date | timedelta):
+            values += [*map(to_jsonable_python, _near(found))]
         else:
-            return function
+            values.append(to_jsonable_python(found))
+    return values, [text for text in patterns if set(text) & set("[](){}^$\\+*.|")]
 
 
 def _told(function: Any, seen: set[int], depth: int) -> Iterator[str]:
     """Lines that are the same for functions that do the same."""
     if isinstance(function, functools.partial):
         yield from _told_value("args", [function.args, function.keywords], seen, depth)
-    inner = _unwrapped(function)
+    inner = unwrapped(function)
     if id(inner) in seen or depth > _DEPTH:
         return
     seen.add(id(inner))
     if not isinstance(inner, FunctionType):
-        yield f"{type(inner).__module__}.{getattr(inner, '__qualname__', type(inner).__qualname__)}"
+        yield getattr(inner, "__qualname__", type(inner).__qualname__)
         yield from _told_value("self", getattr(inner, "__dict__", None), seen, depth)
+        called = getattr_static(type(inner), "__call__", None)
+        if isinstance(called, FunctionType):
+            yield from _told(called, seen, depth + 1)
         return
-    yield _source(inner)
-    for name, value in _surroundings(inner):
+    node = find(inner)
+    if node is None:
+        for code in codes(inner.__code__):
+            constants = [each for each in code.co_consts if not isinstance(each, CodeType)]
+            yield from _told_value("code", [code.co_names, constants], seen, depth)
+    else:
+        yield " ".join(told(node))
+    for name, value in surroundings(inner):
         yield from _told_value(name, value, seen, depth)
 
 
 def _told_value(name: str, value: Any, seen: set[int], depth: int) -> Iterator[str]:
+    """Lines that are the same for equal values, in every process and on every platform."""
+    kind = type(value).__qualname__
+    if type(value).__module__ == "typing" or isinstance(value, GenericAlias | UnionType):
+        return  # an annotation, which each version of Python tells otherwise
     if isinstance(value, re.Pattern):
-        yield f"{name}={value.pattern!r}"
-    elif isinstance(value, _SCALARS):
-        yield f"{name}={value!r}"
-    elif isinstance(value, dict):
-        yield f"{name}={{"
-        for key in sorted(value, key=repr):
-            yield from _told_value(repr(key), value[key], seen, depth + 1)
-    elif isinstance(value, list | tuple):
-        yield f"{name}=["
-        for entry in value:
-            yield from _told_value("", entry, seen, depth + 1)
-    elif isinstance(value, set | frozenset):
-        yield f"{name}={sorted(map(repr, value))}"
-    elif isinstance(value, FunctionType):
+        yield f"{name}={value.pattern!r} {value.flags}"
+    elif isinstance(value, Enum):
+        yield f"{name}={kind}"
+        yield from _told_value(name, value.value, seen, depth + 1)
+    elif isinstance(value, date | time):
+        yield f"{name}={kind} {value.isoformat()}"
+    elif isinstance(value, PurePath):
+        yield f"{name}=Path {value.as_posix()!r}"
+    elif isinstance(value, _SHOWN_BY_REPR):
+        yield f"{name}={kind} {value!r}"
+    elif isinstance(value, _FUNCTIONS):
+        yield f"{name}="
         yield from _told(value, seen, depth + 1)
+    elif isinstance(value, type | BuiltinFunctionType):
+        yield f"{name}={value.__qualname__}"
+    else:
+        yield f"{name}={kind}"
+        for part, below in _parts(value):
+            yield from _told_value(part, below, seen, depth + 1)
+        yield "end"
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value consists of, in an order that is always the same."""
+    if isinstance(value, SimpleNamespace):
+        value = vars(value)
+    if isinstance(value, dict | MappingProxyType):
+        yield from sorted(((_text(key), below) for key, below in value.items()), key=itemgetter(0))
+    elif isinstance(value, list | tuple | deque):
+        yield from (("", each) for each in value)
+    elif isinstance(value, set | frozenset):
+        yield from sorted((("", each) for each in value), key=lambda each: _text(each[1]))
+    elif is_dataclass(value):
+        yield from ((each.name, getattr(value, each.name, None)) for each in fields(value))
+    elif isinstance(value, BaseModel):
+        yield from ((name, getattr(value, name, None)) for name in type(value).model_fields)
+
+
+def _text(value: Any) -> str:
+    return "\n".join(_told_value("", value, set(), 0))
 
 
 def _mentioned(function: Any, seen: set[int], depth: int) -> Iterator[Any]:
     if isinstance(function, functools.partial):
         yield from _scalars_in([function.args, function.keywords])
-    inner = _unwrapped(function)
+    inner = unwrapped(function)
     if id(inner) in seen or depth > _DEPTH:
         return
     seen.add(id(inner))
     if not isinstance(inner, FunctionType):
         yield from _scalars_in(getattr(inner, "__dict__", None))
         return
-    for code in _codes(inner.__code__):
+    for code in codes(inner.__code__):
         yield from _scalars_in(code.co_consts)
-    for _, value in _surroundings(inner):
+    for _, value in surroundings(inner):
         yield from _scalars_in(value)
         for function_inside in _functions_in(value):
             yield from _mentioned(function_inside, seen, depth + 1)
@@ -169,37 +252,14 @@ def _scalars_in(value: Any) -> Iterator[Any]:
     if isinstance(value, list | tuple | set | frozenset):
         for entry in value:
             yield from _scalars_in(entry)
-    elif value is None or isinstance(value, bool | int | float | str | re.Pattern):
+    elif isinstance(value, Enum):
+        yield from _scalars_in(value.value)
+    elif value is None or isinstance(value, _INTERESTING):
         yield value
 
 
-def _surroundings(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function looks up outside of itself: what it closes over, its defaults, globals."""
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # it is empty until its function has been defined
-            continue
-    yield "defaults", [function.__defaults__, function.__kwdefaults__]
-    for name in sorted({name for code in _codes(function.__code__) for name in code.co_names}):
-        value = function.__globals__.get(name)
-        if value is not None and not isinstance(value, ModuleType | type):
-            yield name, value
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
-
-
-def _source(function: FunctionType) -> str:
-    try:
-        lines = inspect.getsource(function).splitlines()
-    except (OSError, TypeError):
-        codes = list(_codes(function.__code__))
-        constants = [c for code in codes for c in code.co_consts if isinstance(c, _SCALARS)]
-        return repr([[code.co_names for code in codes], constants])
-    kept = [line for line in lines if not line.lstrip().startswith(("#", "@"))]
-    return _RESULT.sub(":", "".join("".join(kept).split()), count=1)
+def _near(moment: date | timedelta) -> Iterator[date | timedelta]:
+    """A point or a length of time, and those one day around it."""
+    for days in (0, 1, -1):
+        with suppress(OverflowError):
+            yield moment + timedelta(days)

@@ -96,31 +96,32 @@ def closed(schema: Any) -> Any:
             node.setdefault("additionalProperties", False)
         return node
 
-    return _mapped(schema, close)
+    return mapped(schema, close)
 
 
 def tidy(schema: Any) -> Any:
     """The schema without what is for people only."""
-    return _mapped(schema, lambda node: {k: v for k, v in node.items() if k not in _ANNOTATIONS})
+    return mapped(schema, lambda node: {k: v for k, v in node.items() if k not in _ANNOTATIONS})
 
 
 def plain(schema: Any) -> Any:
     """The schema without the keywords that are ours."""
-    return _mapped(schema, lambda node: {k: v for k, v in node.items() if k[:2] != "x-"})
+    return mapped(schema, lambda node: {k: v for k, v in node.items() if k[:2] != "x-"})
 
 
-def _mapped(schema: Any, change: Any) -> Any:
+def mapped(schema: Any, change: Any) -> Any:
+    """The schema with each part of it, from the inside to the outside, changed by a function."""
     if isinstance(schema, list):
-        return [_mapped(entry, change) for entry in schema]
+        return [mapped(entry, change) for entry in schema]
     if not isinstance(schema, dict):
         return schema
     return change(
         {
             keyword: value
             if keyword in _VALUES
-            else {name: _mapped(entry, change) for name, entry in value.items()}
+            else {name: mapped(entry, change) for name, entry in value.items()}
             if keyword in _MAPS_OF_SCHEMAS and isinstance(value, dict)
-            else _mapped(value, change)
+            else mapped(value, change)
             for keyword, value in schema.items()
         }
     )
@@ -257,7 +258,7 @@ class _Written(_Truthful):
         return _with_schemes(super().multi_host_url_schema(schema), schema)
 
     def sort(self, value: JsonSchemaValue, parent_key: str | None = None) -> JsonSchemaValue:
-        return cast(JsonSchemaValue, _mapped(super().sort(value, parent_key), _as_written))
+        return cast(JsonSchemaValue, mapped(super().sort(value, parent_key), _as_written))
 
     def decimal_schema(self, schema: core.DecimalSchema) -> JsonSchemaValue:
         shown = super().decimal_schema(schema)

@@ -1,0 +1,279 @@
+"""A frozen version is not "as frozen" any more when one of its validators does something else."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eventmesh.compat.pydantic_models.functions import fingerprint
+from eventmesh.contracts.locks.drift import check
+from eventmesh.contracts.locks.freezing import freeze
+from eventmesh.contracts.locks.lock_file import seal
+from eventmesh.contracts.locks.lock_folder import read_locks
+from eventmesh.contracts.message import Message
+
+Load = Callable[[str], Any]
+
+HEAD = """\
+import functools
+import re
+import uuid
+from collections import deque
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
+
+from pydantic import BaseModel, field_validator
+
+from eventmesh import Event
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass(frozen=True)
+class Limits:
+    most: int
+
+
+class Bounds(BaseModel):
+    most: int
+
+
+class Opaque: ...
+
+
+class Other: ...
+
+
+def low(value): return value < 5
+
+
+def high(value): return value > 5
+
+
+"""
+
+PLACED = """\
+class Placed(Event, name="shop.placed", version=1):
+    amount: int
+    {more}
+    @field_validator("amount")
+    @classmethod
+    def check(cls, v: int) -> int:
+        {body}
+        return v
+"""
+BODY = """\
+if v < 0:
+            v = -v
+            if v > LIMIT:
+                raise ValueError("too  large")"""
+DEDENTED = """\
+if v < 0:
+            v = -v
+        if v > LIMIT:
+            raise ValueError("too  large")"""
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Imports a text as a module of its own."""
+    numbers = itertools.count()
+
+    def load(text: str) -> Any:
+        path = tmp_path / f"module_{next(numbers)}.py"
+        path.write_text(HEAD + text)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def digest(module: Any) -> str:
+    return fingerprint(module.check).partition(".")[2]
+
+
+def with_limit(value: str) -> str:
+    return f"LIMIT = {value}\ndef check(value):\n    return LIMIT\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("Decimal(1000)", "Decimal(500)"),
+        ("Decimal(1000)", "1000"),
+        ("date(2030, 1, 1)", "date(2026, 1, 1)"),
+        ("datetime(2030, 1, 1)", "datetime(2030, 1, 1, tzinfo=timezone.utc)"),
+        ("time(8)", "time(9)"),
+        ("timedelta(1)", "timedelta(2)"),
+        ("uuid.UUID(int=1)", "uuid.UUID(int=2)"),
+        ("Colour.RED", "Colour.BLUE"),
+        ("Path('a')", "Path('b')"),
+        ("b'a'", "b'b'"),
+        ("1j", "2j"),
+        ("{Decimal(1), Decimal(2)}", "{Decimal(1), Decimal(3)}"),
+        ("{'a': [Decimal(1)]}", "{'a': [Decimal(2)]}"),
+        ("deque([1])", "deque([2])"),
+        ("re.compile('a')", "re.compile('a', re.IGNORECASE)"),
+        ("Limits(1)", "Limits(2)"),
+        ("SimpleNamespace(most=1)", "SimpleNamespace(most=2)"),
+        ("MappingProxyType({'most': 1})", "MappingProxyType({'most': 2})"),
+        ("Bounds(most=1)", "Bounds(most=2)"),
+        ("functools.partial(pow, 2)", "functools.partial(pow, 3)"),
+        ("functools.lru_cache(low)", "functools.lru_cache(high)"),
+        ("Opaque()", "Other()"),
+        ("[int]", "[str]"),
+    ],
+)
+def test_another_value_that_a_validator_looks_up_is_another_validator(
+    load: Load, before: str, after: str
+) -> None:
+    assert digest(load(with_limit(before))) == digest(load(with_limit(before)))
+    assert digest(load(with_limit(before))) != digest(load(with_limit(after)))
+
+
+FORMATTED = """\
+def check(value):
+    if value > 1 and value != "a b":
+        return pow(value, 2)
+    return f"{value!r}"
+"""
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "\n\n# moved\n" + FORMATTED,
+        FORMATTED.replace("    return f", "\n    # a comment\n    return f"),
+        FORMATTED.replace(":\n    if", ':\n    """Says what it is for."""\n    if'),
+        FORMATTED.replace('value > 1 and value != "a b"', '(\n value > 1\n and value != "a b"\n)'),
+        FORMATTED.replace("pow(value, 2)", "pow(\n            value,\n            2,\n        )"),
+        FORMATTED.replace('"a b"', "'a b'"),
+        FORMATTED.replace("    ", "  "),
+        FORMATTED.replace("def check(value):", "def check(value) -> 'str | int':"),
+    ],
+)  # fmt: skip
+def test_layout_and_comments_make_no_other_validator(load: Load, after: str) -> None:
+    assert digest(load(FORMATTED)) == digest(load(after))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("def check(v):\n    if v:\n        v = 1\n        v += 1\n",
+         "def check(v):\n    if v:\n        v = 1\n    v += 1\n"),
+        ("def check(v):\n    return v == 'a b'\n", "def check(v):\n    return v == 'ab'\n"),
+        ("check = lambda v: v < 1\n", "check = lambda v: v < 2\n"),
+        ("check, _ = (lambda v: v < 1), (lambda v: 0)\n",
+         "check, _ = (lambda v: v < 2), (lambda v: 0)\n"),
+        ("check = [\n    lambda v: v < 1,\n][0]\n", "check = [\n    lambda v: v < 2,\n][0]\n"),
+        ("class Check:\n    def __call__(self, v): return 1\ncheck = Check()\n",
+         "class Check:\n    def __call__(self, v): return 2\ncheck = Check()\n"),
+    ],
+)  # fmt: skip
+def test_another_source_is_another_validator(load: Load, before: str, after: str) -> None:
+    assert digest(load(before)) == digest(load(before))
+    assert digest(load(before)) != digest(load(after))
+
+
+def test_a_lambda_does_not_change_with_its_neighbour(load: Load) -> None:
+    one = load("check, _ = (lambda v: v < 1), (lambda v: 0)\n")
+    other = load("check, _ = (lambda v: v < 1), (lambda v: 9)\n")
+    assert digest(one) == digest(other)
+
+
+def test_a_validator_may_have_a_long_expression(load: Load) -> None:
+    terms = " + ".join(["v"] * 1_000)
+    assert digest(load(f"def check(v):\n    return {terms}\n"))
+
+
+def placed(load: Load, body: str = BODY, limit: str = "1000", more: str = "") -> type[Message]:
+    text = f"LIMIT = {limit}\n\n\n" + PLACED.format(body=body, more=more)
+    model: type[Message] = load(text).Placed
+    return model
+
+
+def rules(model: type[Message], root: Path) -> list[str]:
+    return [problem.rule for problem in check([model], read_locks(root))]
+
+
+def test_a_rule_that_moves_out_of_another_is_not_as_frozen(load: Load, tmp_path: Path) -> None:
+    freeze([placed(load)], tmp_path / "schemas")
+    assert rules(placed(load), tmp_path / "schemas") == []
+    assert rules(placed(load, DEDENTED), tmp_path / "schemas") == ["EM031"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after"),
+    [
+        ("int", "1000", "500"),
+        ("int", "Decimal(1000)", "Decimal(500)"),
+        ("date", "date(2030, 1, 1)", "date(2026, 1, 1)"),
+        ("Decimal", "Decimal('7.25')", "Decimal('6.25')"),
+        ("timedelta", "timedelta(40)", "timedelta(20)"),
+    ],
+)
+def test_a_limit_that_forbids_more_is_not_as_frozen(
+    load: Load, tmp_path: Path, kind: str, before: str, after: str
+) -> None:
+    def limited(limit: str) -> type[Message]:
+        text = PLACED.format(body="if v > LIMIT: raise ValueError('too large')", more="")
+        model: type[Message] = load(
+            f"LIMIT = {limit}\n" + text.replace("amount: int", f"amount: {kind}")
+        ).Placed
+        return model
+
+    freeze([limited(before)], tmp_path / "schemas")
+    assert rules(limited(before), tmp_path / "schemas") == []
+    # EM044 where no sample shows that the value was written before.
+    assert rules(limited(after), tmp_path / "schemas") in (["EM031"], ["EM044"])
+
+
+def freeze_as_before(model: type[Message], root: Path) -> Path:
+    """Write the lock file that an earlier release wrote of this model."""
+    [lock] = freeze([model], root)
+    text = re.sub(r"(:[0-9a-f]{12})\.[0-9a-f]{16}\"", r'\1"', lock.path.read_text())
+    content = json.loads(text)
+    lock.path.write_text(json.dumps({**content, "hash": seal(content)}))
+    return lock.path
+
+
+def test_what_an_earlier_release_froze_is_as_frozen_while_its_own_digest_is_the_same(
+    load: Load, tmp_path: Path
+) -> None:
+    root = tmp_path / "schemas"
+    path = freeze_as_before(placed(load), root)
+    # The digest in the lock file that the release before wrote: it must never change.
+    assert "check:fdd3a8ec1240" in path.read_text()
+    assert rules(placed(load), root) == []
+    assert rules(placed(load, BODY.replace("v > LIMIT", "v > 5")), root) == ["EM044"]
+    assert freeze([placed(load)], root) == []
+
+
+def test_the_next_revision_is_frozen_with_the_digests_of_today(load: Load, tmp_path: Path) -> None:
+    root = tmp_path / "schemas"
+    freeze_as_before(placed(load), root)
+    longer = placed(load, more="note: str = ''\n")
+    [problem] = check([longer], read_locks(root))
+    assert (problem.rule, "'amount'" in problem.summary) == ("EM032", False)
+    [lock] = freeze([longer], root)
+    assert re.search(r"check:[0-9a-f]{12}\.[0-9a-f]{16}", lock.path.read_text())
+    assert rules(longer, root) == []
+    assert rules(placed(load, DEDENTED, more="note: str = ''\n"), root) == ["EM031"]
