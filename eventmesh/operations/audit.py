@@ -27,8 +27,8 @@ first reading and the last:
     delivery   9 = 11 + 1 + 1 - 4     a surplus of 4
                14 published by now: 11 handled and 1 dead letter are not too many
 
-Left out are messages that do not go through an
-outbox of a service here, and the time-outs of sagas, which are deleted when they are not needed.
+Left out are messages that do not go through an outbox of a service here, and the time-outs of
+sagas, which are deleted when they are not needed.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class OutageLog:
         self._quiet_until = 0.0
 
     def failed(self, event: str, error: Exception) -> bool:
-        """The server was tried in vain: log `event` with the error, if a line is due. Returns
+        """An attempt to reach the server failed: log `event`, if a line is due. Returns
         whether an outage begins, of which the tries until it ends are a part."""
         now, reason, begins = self._clock.monotonic(), (event, str(error)), not self._is_on
         if begins:

@@ -182,7 +182,7 @@ class Saga(Generic[State]):
         failed; once by default. `when`: the step is skipped where this is false. `each`: one
         command for each item of a list in the state, which must stay as it is while the step runs;
         the function gets the item, too, and the step is done when all are answered; its undo must
-        be told of the item unless it waits for the reply. `correlate`:
+        take the item, too, unless it takes the reply and waits for it. `correlate`:
         the key of the saga, from an answer that carries no label. `no_undo`: why the step needs no
         undo.
         """

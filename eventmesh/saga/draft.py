@@ -259,7 +259,7 @@ class Draft:
         )
         if self._status == "undone":
             self._status = "undoing"
-        self._unpark(label.unit)  # its undo has given up, and can work now
+        self._unpark(label.unit)  # its undo had failed too often, and may succeed now
         self.go_on()
         is_undone = self._units[label.unit].status != "done"
         return "late: undone" if is_undone else "late: to be undone"

@@ -16,8 +16,8 @@ Answers come late, twice, or not at all. Each case has one rule:
 |---------------------------------------------|----------------------------------------------------|
 | ok of the open attempt, or of an earlier one| the step is done                                   |
 | ok of a step that counts as failed          | late: it was done after all, so it is undone, too  |
-| ok of a step whose undo has given up        | late: the saga is not parked for it any more, and  |
-|                                             | it is undone anew                                  |
+| ok of a step whose undo has given up        | late: the saga is no longer parked for it, and it  |
+|                                             | is undone again                                    |
 | ok of another attempt, after the undo       | late: it may have been done after that: undone too |
 | ok of such a step that nothing can undo     | late: the saga is parked for an operator           |
 | ok or failed, once the step is answered     | a duplicate: nothing changes                       |

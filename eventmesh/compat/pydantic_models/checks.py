@@ -14,7 +14,6 @@ functions the digests count, and where one side has only the earlier digest, tha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from eventmesh.compat.pydantic_models.schemas import CHECKED, mapped
@@ -43,7 +42,7 @@ def alike(*schemas: Any) -> list[Any]:
     return [mapped(schema, change) for schema in schemas]
 
 
-def _checks(schema: Any) -> Iterator[str]:
+def _checks(schema: Any) -> list[str]:
     found: list[str] = []
 
     def look(node: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def _checks(schema: Any) -> Iterator[str]:
         return node
 
     mapped(schema, look)
-    yield from found
+    return found
 
 
 def _of(node: dict[str, Any]) -> list[str]:

@@ -74,7 +74,7 @@ class Intake(ABC):
         Unreachable if the broker did not take the settlement."""
 
     def let_go(self, arrival: Arrival) -> None:  # noqa: B027 - only some brokers need it
-        """The arrival is no longer being processed here."""
+        """This process has finished with the arrival."""
 
     def serve(self, subscriber: FastStreamSubscriber) -> None:
         """Handle this subscriber's messages, and wait for a lost database while it is running."""

@@ -11,8 +11,8 @@ cross:
     us → broker    Channel.Open 5        "second 'channel.open' seen": the connection is closed
 
 aiormq also replaces the cancellation by the broker's error, so that a caller which expects the
-error goes on although it was cancelled. So a request is never cancelled here once it is made: who
-waited for it stops waiting, and closes the channel, which happens when the answer is there. And the
+error goes on although it was cancelled. So a request is never cancelled here once it is made: its
+caller stops waiting, and closes the channel, which happens once the answer has arrived. And the
 number of a channel is used again as late as possible.
 """
 
@@ -45,8 +45,8 @@ class ChannelConnection(Connection):
 
     aiormq does not answer that it knows of a closed channel if FRAME_BUFFER_SIZE frames wait to be
     sent, 10 by default: acknowledgements, for example. When the number of that channel is used
-    again, RabbitMQ closes the connection. So any number may wait. Who publishes waits for what it
-    wrote, and acknowledgements are no more than what was delivered.
+    again, RabbitMQ closes the connection. So any number may wait. They cannot pile up: a publisher
+    waits until its frames are written, and there are never more acknowledgements than deliveries.
     """
 
     FRAME_BUFFER_SIZE = 0

@@ -51,17 +51,17 @@ with an order has some hundred bindings."""
 MAX_HELD = 65_535
 """How many messages a consumer can hold in AMQP: the largest prefetch count."""
 
-CONNECTION_ERRORS = (
-    *(AMQPError, PAMQPException, OSError, EOFError),
-    *(RuntimeError, StopAsyncIteration),
-)
-"""What aiormq raises when a connection or channel cannot be used."""
-
 MAX_CHANNELS = 16
 """How many channels may be in use at once over a connection that is made `for_many_channels`."""
 
 MIN_HEARTBEAT = 5
 """Seconds. With less, RabbitMQ would take a worker with a busy event loop for dead."""
+
+CONNECTION_ERRORS = (
+    *(AMQPError, PAMQPException, OSError, EOFError),
+    *(RuntimeError, StopAsyncIteration),
+)
+"""What aiormq raises when a connection or channel cannot be used."""
 
 
 class BrokerConnection:
@@ -185,8 +185,8 @@ class BrokerConnection:
 
     @asynccontextmanager
     async def for_many_channels(self) -> AsyncIterator[BrokerConnection]:
-        """Another connection to the same broker, for as long as the context. RabbitMQ may close
-        MAX_CHANNELS of its channels at once."""
+        """Another connection to the same broker, for as long as the context: for MAX_CHANNELS
+        channels at once, which others that use this one need not share it with."""
         other = BrokerConnection(self._url, self._purpose, self._options)
         await other.open()
         try:
