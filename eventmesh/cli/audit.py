@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eventmesh.cli.actions import log_actions
-from eventmesh.cli.terminal import console
+from eventmesh.cli.terminal import NARROWEST_NAME, console
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.printable import printable
 
@@ -21,6 +21,18 @@ if TYPE_CHECKING:  # imported when the command runs; see `eventmesh.cli`
     from eventmesh.operations.audit import BalanceSheet, Difference
 
 METRIC = "eventmesh_unaccounted_messages"
+
+_SHOWN_IF_ANY = (
+    "outbox",
+    "parked",
+    "waiting",
+    "delayed",
+    "in flight",
+    "dead",
+    "discarded",
+    "accepted",
+)
+"""Columns that are left out while they have no figure but 0, so that the table fits a terminal."""
 
 LABELS = ("service", "equation", "where", "message")
 
@@ -54,10 +66,10 @@ def audit(
     while messages move is not a difference.
 
     \b
-    The columns are:
+    The columns, of which those that are 0 throughout are left out, are:
       sent       by transactions of the publishing service
-      outbox     not yet on the broker; parked is beside it
       handled    took effect, each once
+      outbox     not yet on the broker; parked is beside it
       discarded  dead letters that an operator deleted, and parked messages
                  that an operator skipped
       accepted   differences that an operator has explained
@@ -170,33 +182,38 @@ def table(sheet: BalanceSheet) -> Group:
     from eventmesh.operations.audit import sentence
 
     stored = {(line.source, line.name): line for line in sheet.outboxes}
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("subscription", overflow="fold", min_width=20)
-    shown.add_column("message", overflow="fold", min_width=20)
-    columns = ("sent", "outbox", "parked", "waiting", "delayed", "in flight", "dead", "discarded")
-    for column in (*columns, "handled", "accepted", "missing"):
-        shown.add_column(column, justify="right", no_wrap=True)
+    rows: list[tuple[str, str, dict[str, int]]] = []
     for line in sheet.deliveries:
         outbox = stored[line.source, line.name]
-        missing = line.missing + outbox.missing
-        numbers = (
-            outbox.stored,
-            outbox.waiting,
-            outbox.parked,
-            line.ready,
-            line.delayed,
-            line.in_flight,
-            line.dead,
-            line.discarded + outbox.skipped,
-            line.handled,
-            line.accepted + outbox.accepted,
-        )
-        shown.add_row(
-            Text(printable(line.subscription)),
-            Text(printable(line.name)),
-            *(f"{number:,}" for number in numbers),
-            Text(f"{missing:,}", style="bold red" if missing else ""),
-        )
+        figures = {
+            "sent": outbox.stored,
+            "handled": line.handled,
+            "outbox": outbox.waiting,
+            "parked": outbox.parked,
+            "waiting": line.ready,
+            "delayed": line.delayed,
+            "in flight": line.in_flight,
+            "dead": line.dead,
+            "discarded": line.discarded + outbox.skipped,
+            "accepted": line.accepted + outbox.accepted,
+            "missing": line.missing + outbox.missing,
+        }
+        rows.append((line.subscription, line.name, figures))
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("subscription", overflow="fold", min_width=NARROWEST_NAME)
+    shown.add_column("message", overflow="fold", min_width=NARROWEST_NAME)
+    columns = [
+        column
+        for column in ("sent", "handled", *_SHOWN_IF_ANY, "missing")
+        if column not in _SHOWN_IF_ANY or any(figures[column] for _, _, figures in rows)
+    ]
+    for column in columns:
+        shown.add_column(column, justify="right", overflow="fold")
+    for subscription, name, figures in rows:
+        cells = [Text(f"{figures[column]:,}") for column in columns]
+        if figures["missing"]:
+            cells[-1].stylize("bold red")
+        shown.add_row(Text(printable(subscription)), Text(printable(name)), *cells)
     below: list[Text] = []
     for each in sheet.differences:
         below.append(Text(printable(sentence(each)), style="red"))

@@ -12,6 +12,7 @@ import typer
 from eventmesh.cli.actions import Reason, check_reason, reached
 from eventmesh.cli.app import App
 from eventmesh.cli.envelopes import as_dict, for_people
+from eventmesh.cli.terminal import beginning
 from eventmesh.errors import UsageError
 from eventmesh.printable import printable
 
@@ -51,9 +52,6 @@ class Listed:
     cut: list[str]
 
 
-_MOST_OF_A_REASON = 200
-"""Characters of a reason in a list, where each dead letter is one line."""
-
 _MOST_SAGAS = 10
 """How many sagas are named after one command."""
 
@@ -81,13 +79,10 @@ def list_letters(service: ServiceName, limit: Limit = 100, as_json: AsJson = Fal
         typer.echo(json.dumps([_as_dict(*letter) for letter in letters], indent=2))
         return
     for letter, _ in letters:
-        reason = letter.reason
-        if len(reason) > _MOST_OF_A_REASON:
-            reason = reason[: _MOST_OF_A_REASON - 1] + "…"
         typer.echo(
             printable(
                 f"{letter.id}  {letter.died_at:%Y-%m-%d %H:%M:%S}  {letter.subscription}  "
-                f"{letter.envelope.name or '?'}  {reason}"
+                f"{letter.envelope.name or '?'}  {beginning(letter.reason)}"
             )
         )
     typer.echo(f"{len(letters)} dead letter(s)")

@@ -17,6 +17,7 @@ import typer
 from eventmesh.cli.actions import Reason, check_reason, reached
 from eventmesh.cli.app import App, utf8
 from eventmesh.cli.envelopes import as_dict, for_people
+from eventmesh.cli.terminal import beginning
 from eventmesh.errors import UsageError
 from eventmesh.printable import printable
 
@@ -102,7 +103,8 @@ def list_messages(
                 wait until it is retried or skipped
 
     Each line shows the id, the time the message was created, the state, the
-    name, the key and the broker's last error. Times are in UTC.
+    name, the key and the broker's last error, of which `eventmesh outbox show`
+    shows all. Times are in UTC.
 
     \b
     Example:
@@ -128,7 +130,7 @@ def list_messages(
         typer.echo(
             "  ".join(_line(word) or "?" for word in words)
             + ("" if envelope.key is None else f"  {_quoted(envelope.key)}")
-            + (f"  {_line(message.error)}" if message.error else "")
+            + (f"  {_line(beginning(message.error))}" if message.error else "")
         )
     typer.echo(f"{len(messages)} message(s)")
 

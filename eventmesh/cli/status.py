@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from eventmesh.cli.terminal import console
+from eventmesh.cli.terminal import NARROWEST_NAME, console
 from eventmesh.duration import span
 from eventmesh.errors import Unreachable
 from eventmesh.printable import printable
@@ -31,9 +31,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 MOST_NAMED = 4
 """How many figures are named that are unknown for one reason."""
-
-NARROWEST_NAME = 8
-"""Columns of a terminal that are left for names, at least."""
 
 
 def status(

@@ -1,4 +1,4 @@
-"""Printing for people: the width of the output."""
+"""Printing for people: the width of the output, and of what is listed in it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
 PIPE_WIDTH = 10_000
 """Columns of a line where it is not printed to a terminal, so that a table is not wrapped."""
 
+NARROWEST_NAME = 8
+"""Columns of a terminal that a table leaves for names, at least."""
+
+_MOST_OF_AN_ERROR = 200
+"""Characters of an error in a list, which has a line for each."""
+
 
 def console() -> Console:
     """Standard output, as wide as the terminal. What is given as text is shown as it is."""
@@ -21,3 +27,10 @@ def console() -> Console:
     if not made.is_terminal:
         made.width = PIPE_WIDTH
     return made
+
+
+def beginning(error: str) -> str:
+    """Of a long error, what a list shows."""
+    if len(error) <= _MOST_OF_AN_ERROR:
+        return error
+    return f"{error[: _MOST_OF_AN_ERROR - 1]}…"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -49,32 +49,37 @@ async def list_sagas(
     statuses: Sequence[str] = (),
     step: str | None = None,
     key: str | None = None,
+    older_than: timedelta | None = None,
     limit: int,
 ) -> SagaListing:
-    """Without statuses, the open ones; those of a key in any status."""
+    """Without statuses, the open ones; those of a key in any status. Also of sagas that are not in
+    the service's code any more; UsageError where there are none, and its code has no
+    saga."""
+    chosen = statuses or (OPEN if key is None else ())
     async with (
         reach.database(place_of_sagas(reach, service)) as database,
         database.reading() as connection,
     ):
-        lots = own_lots(service, await sagas.census(connection))
+        census = await sagas.census(connection)
+        lots = [lot for lot in census if lot.name.startswith(f"{service.name}.")]
+        # Their index serves whole names only; others are found by the key, or read all the same.
+        only_open = bool(chosen) and set(chosen) <= set(OPEN)
+        before = None
+        if older_than is not None:
+            before = await database.time.ask(connection) - older_than
         rows = await sagas.find(
             connection,
-            names={*service.sagas, *(lot.name for lot in lots)},
-            statuses=statuses or (OPEN if key is None else ()),
+            service.name,
+            names={*service.sagas, *(lot.name for lot in lots)} if only_open else (),
+            statuses=chosen,
             step=step,
             key=key,
+            started_before=before,
             most=limit,
         )
-    return SagaListing(tuple(lots), tuple(rows), len(rows) >= limit)
-
-
-def own_lots(service: Service, lots: Sequence[SagaLot]) -> list[SagaLot]:
-    """Those of these open sagas of a database that are the service's: also of sagas that are not in
-    its code any more. UsageError where there are none, and its code has no saga."""
-    own = [lot for lot in lots if lot.name.startswith(f"{service.name}.")]
-    if not (own or service.sagas):
+    if not (lots or rows or service.sagas):
         raise _no_saga(service)
-    return own
+    return SagaListing(tuple(lots), tuple(rows), len(rows) >= limit)
 
 
 async def find_saga(reach: Reach, service: Service, saga_id: str) -> SagaStory | None:

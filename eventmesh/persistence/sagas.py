@@ -265,6 +265,7 @@ async def log_of(
 
 async def find(
     connection: AsyncConnection,
+    service: str | None = None,
     *,
     names: Collection[str] = (),
     statuses: Iterable[str] = (),
@@ -273,9 +274,11 @@ async def find(
     started_before: datetime | None = None,
     most: int = 100,
 ) -> list[SagaRow]:
-    """Sagas that match, oldest first, `most` at the most. Those of a key are found by an index
-    where `names` are given."""
+    """Sagas that match, oldest first, `most` at the most: of this service, and of these names,
+    where they are given."""
     query = select(*(saga.c[column] for column in _COLUMNS)).order_by(saga.c.started_at).limit(most)
+    if service is not None:
+        query = query.where(saga.c.name.startswith(f"{service}.", autoescape=True))
     if names:
         query = query.where(saga.c.name.in_(sorted(names)))
     chosen = tuple(statuses)

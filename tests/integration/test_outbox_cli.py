@@ -611,6 +611,18 @@ async def test_control_characters_of_messages_and_errors_never_reach_the_termina
     assert "\x1b" not in said
 
 
+async def test_a_long_error_is_listed_with_its_beginning_and_shown_whole(
+    shop: tuple[Project, Any],
+) -> None:
+    project, put = shop
+    error = "the broker said " + "no, " * 500
+    stuck = await put("ada", error=error)
+    [line, _] = project.run("outbox", "list", "bank").succeeds().splitlines()
+    assert "the broker said no, no, " in line
+    assert (len(line) < 400, line[-1]) == (True, "…")
+    assert error.strip() in project.run("outbox", "show", "bank", stuck).succeeds()
+
+
 async def test_an_unknown_message_and_invalid_options_are_usage_errors(
     shop: tuple[Project, Any],
 ) -> None:

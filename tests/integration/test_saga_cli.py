@@ -517,6 +517,9 @@ async def test_what_a_worker_advises_for_a_saga_that_left_the_code_works_as_it_i
         shown = rides.project.run("saga", "show", "rides", saga_id).succeeds("status: cancelled\n")
         who = f"{getpass.getuser()}: cancelled by an operator [cancelled] because settled by hand"
         assert shown.splitlines()[-1].endswith(who)
+    ended = rides.project.run("saga", "list", "rides", "--status", "cancelled")
+    ended.succeeds("2 saga(s) listed, 0 open")
+    rides.project.run("saga", "list", "rides", "--key", "a").succeeds("1 saga(s) listed, 0 open")
     assert await rides.timers() == []
     worker = rides.project.start("worker", "rides")
     worker.until_says("worker is ready")

@@ -23,7 +23,8 @@ from eventmesh.testing.servers import Server, fresh_database
 from eventmesh.wire.envelope import Envelope
 from tests.support import units
 
-NAME = "orders.fulfil"
+SERVICE = "orders"
+NAME = f"{SERVICE}.fulfil"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OPEN, SAGAS = 1_000, 20_000
 """The sagas that are open, and all. Far fewer than a service may have, and enough for an index to
@@ -347,7 +348,9 @@ async def test_a_list_reads_only_open_sagas(database: Database, step: str | None
 async def test_a_list_of_one_saga_stops_when_it_is_full(database: Database) -> None:
     read = await one(
         database,
-        lambda connection: sagas.find(connection, names=(NAME,), statuses=("running",), most=20),
+        lambda connection: sagas.find(
+            connection, SERVICE, names=(NAME,), statuses=("running",), most=20
+        ),
     )
 
     assert not read.whole_tables, read.plan
@@ -357,7 +360,7 @@ async def test_a_list_of_one_saga_stops_when_it_is_full(database: Database) -> N
 async def test_a_saga_is_found_by_its_key(database: Database) -> None:
     key = f"order-{SAGAS - 1}"
 
-    read = await one(database, lambda connection: sagas.find(connection, names=(NAME,), key=key))
+    read = await one(database, lambda connection: sagas.find(connection, SERVICE, key=key))
 
     assert not read.whole_tables, read.plan
     assert read.rows <= 2, read.plan

@@ -93,19 +93,11 @@ def _act(service: str, saga_id: str, operation: Operation, reason: str, step: st
 
 def _act_on_parked(service: str, reason: str) -> None:
     async def run() -> tuple[int, int]:
-        from eventmesh.operations.sagas import own_lots, place_of_sagas
-        from eventmesh.persistence import sagas
+        from eventmesh.operations.sagas import list_sagas
 
         async with reached(service) as (reach, loaded):
-            place = place_of_sagas(reach, loaded)
-            async with reach.database(place) as database, database.reading() as connection:
-                lots = own_lots(loaded, await sagas.census(connection))
-                parked = await sagas.find(
-                    connection,
-                    names={*loaded.sagas, *(lot.name for lot in lots)},
-                    statuses=("parked",),
-                    most=1_000_000,
-                )
+            listing = await list_sagas(reach, loaded, statuses=("parked",), limit=1_000_000)
+            parked = listing.rows
             retried = 0
             for row in parked:
                 try:

@@ -23,7 +23,6 @@ SagaId = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 STATUSES = ("running", "undoing", "parked", "completed", "undone", "cancelled")
-OPEN = STATUSES[:3]
 
 
 @asynccontextmanager

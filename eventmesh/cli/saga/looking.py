@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eventmesh.cli.actions import reached
 from eventmesh.cli.app import utf8
 from eventmesh.cli.saga.common import (
-    OPEN,
     STATUSES,
     AsJson,
     Name,
@@ -31,6 +31,7 @@ from eventmesh.printable import printable
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from collections.abc import Iterator, Sequence
 
+    from eventmesh.operations.sagas import SagaListing
     from eventmesh.persistence.sagas import SagaLot, SagaRow
 
 
@@ -73,28 +74,25 @@ def list_sagas(
         if each not in STATUSES:
             raise UsageError(f"{each!r} is not a status: choose from {', '.join(STATUSES)}.")
 
-    async def run() -> tuple[list[SagaLot], list[SagaRow]]:
+    async def run() -> SagaListing:
         from datetime import timedelta
 
-        from eventmesh.operations.sagas import own_lots
-        from eventmesh.persistence import sagas
+        from eventmesh.operations.sagas import list_sagas
 
-        async with opened(service) as (loaded, database), database.reading() as connection:
-            lots = own_lots(loaded, await sagas.census(connection))
-            now = await database.time.ask(connection)
-            before = None if older_than is None else now - timedelta(seconds=seconds(older_than))
-            found = await sagas.find(
-                connection,
-                names={*loaded.sagas, *(lot.name for lot in lots)},
-                statuses=status or (OPEN if key is None else ()),
+        age = None if older_than is None else timedelta(seconds=seconds(older_than))
+        async with reached(service) as (reach, loaded):
+            return await list_sagas(
+                reach,
+                loaded,
+                statuses=status or (),
                 step=step,
                 key=key,
-                started_before=before,
-                most=limit,
+                older_than=age,
+                limit=limit,
             )
-            return lots, found
 
-    lots, rows = asyncio.run(run())
+    listing = asyncio.run(run())
+    lots, rows = listing.lots, listing.rows
     if as_json:
         shown = {"open": [_lot(each) for each in lots], "sagas": [summary(row) for row in rows]}
         typer.echo(json.dumps(shown, indent=2))

@@ -104,10 +104,14 @@ class Sagas:
 
 
 def choices(row: SagaRow) -> list[str]:
-    """What a saga waits for, of which an operator may choose one: each item of a step by itself."""
-    return unread_record_of(row).waiting or [
-        name for name in (row.waiting_for or "").split(",") if name
-    ]
+    """What a saga waits for, or is parked for, of which an operator may choose one: each item of a
+    step by itself."""
+    record = unread_record_of(row)
+    standing = record.parking.unit if record.parking else None
+    parts = dict.fromkeys(record.waiting)
+    if standing is not None and f"{standing}:undo" not in parts:
+        parts[standing] = None
+    return list(parts) or [name for name in (row.waiting_for or "").split(",") if name]
 
 
 def _operation(text: str) -> Operation:

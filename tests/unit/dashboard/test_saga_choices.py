@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from eventmesh.dashboard.pages.sagas import choices
@@ -35,3 +36,12 @@ def test_the_items_of_a_step_are_chosen_one_by_one() -> None:
 
 def test_what_a_parked_saga_stands_for_can_be_chosen() -> None:
     assert choices(row("pay", pay={"status": "timed_out"})) == ["pay"]
+
+
+def test_what_a_saga_is_parked_for_can_be_chosen_beside_what_it_still_waits_for() -> None:
+    parked = replace(
+        row("pay,ship", pay={"status": "timed_out"}, ship={"status": "sent"}),
+        status="parked",
+        details={"parking": {"before": "running", "reason": "no answer", "unit": "pay"}},
+    )
+    assert choices(parked) == ["ship", "pay"]

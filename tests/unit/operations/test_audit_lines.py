@@ -139,6 +139,22 @@ def sheet(text: str, missing: int = 1) -> BalanceSheet:
     return BalanceSheet(NOON, (outbox,), (line,), (), (difference,), (difference,), (text,))
 
 
+def test_a_terminal_of_80_columns_shows_all_figures_that_are_not_0() -> None:
+    subscription, name = "payments.remember_what_was_refunded", "orders.placed_by_a_customer"
+    outbox = OutboxLine(("orders",), "orders", name, 9_876_543, 8_641_964, 1_234_567, 12, 0, 0)
+    line = DeliveryLine(
+        subscription, "orders", name, 8_641_964, 8_641_941, 0, 0, 0, 23, 0, 0, 8_641_964
+    )
+    out = io.StringIO()
+    Console(file=out, width=80).print(table(BalanceSheet(NOON, (outbox,), (line,), ())))
+    [heading, *rows] = out.getvalue().split("\n\n")[0].splitlines()
+    assert heading.split()[2:] == ["sent", "handled", "outbox", "parked", "dead", "missing"]
+    assert rows[0].split()[2:-1] == ["9,876,543", "8,641,941", "1,234,567", "12", "23"]
+    folded = [row.split()[:2] for row in rows]
+    assert "".join(parts[0] for parts in folded) == subscription
+    assert "".join(parts[1] for parts in folded if len(parts) > 1) == name
+
+
 @given(st.text(max_size=30))
 def test_no_name_adds_a_line_or_a_sample_of_its_own(text: str) -> None:
     out = io.StringIO()
