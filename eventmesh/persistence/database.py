@@ -278,7 +278,13 @@ class Database:
                 raise
             what, advice = "does not answer", f"Start it, or correct {self.variable}."
             state = sqlstate(error) if isinstance(error, DBAPIError) else ""
-            if state and not state.startswith(_NO_ANSWER):
+            if self.dialect.is_file:
+                what = "cannot be used"
+                advice = (
+                    f"See that this user may read and write the file and its folder, and that the "
+                    f"disk has space; or correct {self.variable}."
+                )
+            elif state and not state.startswith(_NO_ANSWER):
                 what = "cannot be used"
                 advice = f"Repair that on its server, or correct {self.variable}."
             if state.startswith("28"):

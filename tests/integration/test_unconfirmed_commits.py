@@ -98,7 +98,10 @@ async def test_a_commit_that_the_timeout_prevents_is_a_failure_of_its_message(ur
         await send(transport, 1)
         await until_settled(transport)
         [letter] = await transport.dead_letters(SUB, limit=9)
-    assert letter.reason == "failed 1 time: TimeoutError: the handler took longer than its 0.3 s"
+    assert (
+        letter.reason
+        == "failed 1 time: TimeoutError: its commit took longer than the handler's 0.3 s"
+    )
     assert await effects(url) == []
 
 

@@ -551,25 +551,15 @@ class BatchRunner:
         if self.handler.timeout is None:
             with leaked_cancellations_raised():
                 return await called
-        async with self._limited(self.handler.timeout):
+        async with _limited(self.handler.timeout, "the handler", "its"):
             with leaked_cancellations_raised():
                 return await called
 
     def _in_time(self) -> AbstractAsyncContextManager[None]:
-        """Cancel what takes longer than the handler's timeout, and raise TimeoutError. A statement
-        that is cancelled closes its connection."""
+        """Cancel a commit that takes longer than the handler's timeout, and raise TimeoutError. A
+        statement that is cancelled closes its connection."""
         most = self.handler.timeout
-        return nullcontext() if most is None else self._limited(most)
-
-    @asynccontextmanager
-    async def _limited(self, most: float) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(most) as limit:
-                yield
-        except TimeoutError as error:
-            if limit.expired():
-                raise TimeoutError(f"the handler took longer than its {most:g} s") from error
-            raise
+        return nullcontext() if most is None else _limited(most, "its commit", "the handler's")
 
     def _fail(self, delivery: Delivery, error: Exception) -> Settlement:
         # Jitter needs no secret randomness.
@@ -583,6 +573,18 @@ class BatchRunner:
             self.tracing.not_processed(delivery, outcome.reason)
         self._log.settled(delivery, outcome, error)
         return delivery, outcome
+
+
+@asynccontextmanager
+async def _limited(most: float, what: str, whose: str) -> AsyncIterator[None]:
+    """Cancel what takes longer than so many seconds, and raise a TimeoutError that says so."""
+    try:
+        async with asyncio.timeout(most) as limit:
+            yield
+    except TimeoutError as error:
+        if limit.expired():
+            raise TimeoutError(f"{what} took longer than {whose} {most:g} s") from error
+        raise
 
 
 def _ways(subscription: str, group: Sequence[_Readable], ids: Sequence[str]) -> dict[str, Way]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from asyncpg.exceptions import InternalClientError, InvalidCatalogNameError
 from sqlalchemy.exc import InternalError, ProgrammingError
@@ -51,3 +53,14 @@ def test_a_database_that_is_missing_on_a_server_that_answers_is_not_said_not_to_
     missing = InvalidCatalogNameError('database "orders" does not exist')
     said = said_of(ProgrammingError(None, None, missing))
     assert 'cannot be used: database "orders" does not exist. Make it with `eventmesh db' in said
+
+
+async def test_a_file_is_not_to_be_started(tmp_path: Path) -> None:
+    (tmp_path / "orders.db").write_text("not a database, but a file that is long enough to be one")
+    database = Database(f"sqlite:///{tmp_path}/orders.db", service="orders")
+    with pytest.raises(Unreachable) as raised:
+        await database.connect()
+    await database.close()
+    said = str(raised.value)
+    assert "cannot be used: file is not a database. See that this user may read" in said
+    assert "Start it" not in said
