@@ -286,7 +286,7 @@ class MemoryTransport:
             now, died = self._clock.monotonic(), queue.died[first]
             sequence = next(self.broker.sequence) if queue.order is None else died.sequence
             queue.forget_dead([first, *others], now)
-            queue.put_first(QueuedMessage(envelope, now, sequence))
+            queue.put_again(QueuedMessage(envelope, now, sequence))
             found.update([first, *others])
         return [letter_id for letter_id in dict.fromkeys(ids) if letter_id in found]
 
@@ -352,7 +352,7 @@ class _MemoryConsumer:
                     queued.attempt += 1
                     queued.deliveries = 0
                     if self._queue.order is not None:
-                        self._queue.postpone(queued.envelope.key, queued.visible_at)
+                        self._queue.postpone(queued, queued.visible_at)
                     self._queue.put(queued)
                 case Dead(reason, error):
                     self._dead_letter(queued, reason, error)

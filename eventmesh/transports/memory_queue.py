@@ -31,8 +31,8 @@ class QueuedMessage:
 class MemoryQueue:
     """The messages of one subscription, by state.
 
-    With an order, all that waits in a key is visible at the same time, and never before what comes
-    before it. So to hold a key back is to make it visible later.
+    With an order, what waits in a key is never visible before what comes before it. So to hold a
+    key back is to make it visible later.
     """
 
     order: Order | None = None
@@ -59,11 +59,13 @@ class MemoryQueue:
             queued.visible_at = max([until, *(each.visible_at for each in self._of_key(key))])
         self.put(queued)
 
-    def put_first(self, queued: QueuedMessage) -> None:
-        """Let it wait, with an order before all others of its key."""
+    def put_again(self, queued: QueuedMessage) -> None:
+        """Let it wait, with an order in its old place among those of its key."""
         if self.order is not None:
-            others = [each.visible_at for each in self._of_key(queued.envelope.key)]
-            queued.visible_at = min([queued.visible_at, *others])
+            key, place = queued.envelope.key, queued.sequence
+            others = {each.sequence: each.visible_at for each in self._of_key(key)}
+            earlier = [at for each, at in others.items() if each < place and at < math.inf]
+            queued.visible_at = max(earlier, default=min([queued.visible_at, *others.values()]))
         self.put(queued)
 
     def put(self, queued: QueuedMessage) -> None:
@@ -106,10 +108,11 @@ class MemoryQueue:
             self.put(queued)
         return {queued.sequence for queued in taken_back}
 
-    def postpone(self, key: str | None, until: float) -> None:
-        """Make all that waits in this key visible at this time."""
-        for queued in self._of_key(key):
-            queued.visible_at = until
+    def postpone(self, first: QueuedMessage, until: float) -> None:
+        """Make what waits behind this message of its key visible no earlier than at this time."""
+        for queued in self._of_key(first.envelope.key):
+            if queued.sequence > first.sequence:
+                queued.visible_at = max(queued.visible_at, until)
         heapq.heapify(self.waiting)
 
     def bury(self, letter: DeadLetter, queued: QueuedMessage) -> None:
@@ -118,7 +121,7 @@ class MemoryQueue:
         self.died[letter.id] = queued
         if self.order is not None and self.order.after_dead == "hold":
             self.holders.add(letter.id)
-            self.postpone(queued.envelope.key, math.inf)
+            self.postpone(queued, math.inf)
 
     def forget_dead(self, letter_ids: Collection[str], now: float) -> None:
         """Delete these dead letters, and release the keys that none of the others holds."""
@@ -133,7 +136,15 @@ class MemoryQueue:
         self.holders -= released
         for key in {self.died[each].envelope.key for each in released}:
             if not self.is_held(key):
-                self.postpone(key, now)
+                self._make_visible(key, now)
+
+    def _make_visible(self, key: str | None, now: float) -> None:
+        """Let what a dead letter held follow what waits in its key for another reason, or come."""
+        times = [each.visible_at for each in self._of_key(key) if each.visible_at < math.inf]
+        at = max([now, *times])
+        for queued in self._of_key(key):
+            queued.visible_at = min(queued.visible_at, at)
+        heapq.heapify(self.waiting)
 
     def is_held(self, key: str | None) -> bool:
         """Whether a dead letter holds this key."""

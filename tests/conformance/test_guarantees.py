@@ -70,6 +70,7 @@ BROKEN: tuple[tuple[Guarantee, type[BrokenTransport]], ...] = (
     (conformance.a_retry_holds_back_its_key, broken.KeepsNoOrder),
     (conformance.settling_what_was_taken_back_has_no_effect, broken.SettlesTheDoneFirst),
     (conformance.a_dead_letter_lets_its_key_continue, broken.ReplaysToTheEnd),
+    (conformance.replayed_dead_letters_keep_their_order, broken.ReplaysToTheEnd),
     (conformance.a_dead_letter_can_hold_its_key, broken.HoldsNoKey),
     (
         conformance.keys_are_released_when_dead_letters_hold_none_any_more,

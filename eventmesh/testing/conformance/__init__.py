@@ -75,6 +75,7 @@ from eventmesh.testing.conformance.ordering import (
     held_messages_are_counted,
     keys_are_released_when_dead_letters_hold_none_any_more,
     messages_without_a_key_are_in_order,
+    replayed_dead_letters_keep_their_order,
     settling_what_was_taken_back_has_no_effect,
 )
 from eventmesh.testing.conformance.publishing import (
@@ -128,6 +129,7 @@ GUARANTEES: tuple[Guarantee, ...] = (
     a_retry_holds_back_its_key,
     settling_what_was_taken_back_has_no_effect,
     a_dead_letter_lets_its_key_continue,
+    replayed_dead_letters_keep_their_order,
     a_dead_letter_can_hold_its_key,
     keys_are_released_when_dead_letters_hold_none_any_more,
     held_messages_are_counted,
@@ -190,6 +192,7 @@ __all__ = [
     "prefetch_spans_all_messages_of_a_subscription",
     "prefetched_messages_do_not_count_as_delivered",
     "receive_can_be_cancelled",
+    "replayed_dead_letters_keep_their_order",
     "round_trip",
     "settled_messages_are_gone",
     "settling_is_always_possible",

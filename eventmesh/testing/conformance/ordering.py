@@ -145,6 +145,30 @@ async def a_dead_letter_lets_its_key_continue(rig: Rig) -> None:
         in_order(await drain(rig, transport, subscription, 3), sent)
 
 
+async def replayed_dead_letters_keep_their_order(rig: Rig) -> None:
+    """Dead letters of a key that are replayed together, or one after the other, come in that order,
+    before all that still waits in the key; also behind one that failed again meanwhile."""
+    subscription = rig.subscription("ordered", order=Order(partitions=FEW))
+    sent = rig.envelopes(6, key="a")
+    async with _ordering(rig) as transport:
+        await transport.declare([subscription])
+        await publish_or_raise(transport, sent[:5])
+        async with transport.consume(subscription, prefetch=100) as consumer:
+            for _ in range(5):
+                [first] = await receive(rig, consumer, 1)
+                await consumer.settle([(first, Dead("no", ""))])
+        await publish_or_raise(transport, sent[5:])
+        letters = await transport.dead_letters(subscription, limit=10)
+        ids = {letter.envelope.id: letter.id for letter in letters}
+        await transport.replay(subscription, [ids[each.id] for each in sent[:3]])
+        async with transport.consume(subscription, prefetch=100) as consumer:
+            [first] = await receive(rig, consumer, 1)
+            await consumer.settle([(first, RetryAfter(DELAY))])
+        for each in sent[3:5]:
+            await transport.replay(subscription, [ids[each.id]])
+        in_order(await drain(rig, transport, subscription, 6), sent)
+
+
 async def a_dead_letter_can_hold_its_key(rig: Rig) -> None:
     """If the order says so, what comes after a dead letter is held until that is replayed, and then
     comes after it, or discarded. It is counted; other keys go on."""

@@ -59,7 +59,7 @@ def read_parcel(fields: Sequence[bytes]) -> tuple[Envelope | Unreadable, int]:
     if fields[0] != b"parcel":
         return read_entry(fields), 1
     content = fields[1]
-    if content.startswith(b"m "):  # from a mailbox of the time when the subscription was ordered
+    if content.startswith((b"m ", b"r ")):  # from a mailbox of the time when there was an order
         return read_record(content)[:2]
     first_line, _, packed = content.partition(b"\n")
     attempt, _, _ = first_line.partition(b" ")

@@ -19,12 +19,18 @@ owner IS NULL AND (ordering_key IS NULL OR NOT EXISTS (
 """
 """The condition for the row `free` of `queue` to be free."""
 
-BEFORE_ITS_KEY = """
-(SELECT coalesce(min(?, min(due_at)), ?) FROM queue AS waiting
- WHERE waiting.subscription = dead_letter.subscription
- AND waiting.ordering_key = dead_letter.ordering_key)
+IN_ITS_PLACE = """
+coalesce(
+    (SELECT max(due_at) FROM queue AS earlier WHERE earlier.subscription = dead_letter.subscription
+        AND earlier.ordering_key = dead_letter.ordering_key
+        AND earlier.sequence < dead_letter.sequence AND due_at < ?5),
+    (SELECT min(?1, min(due_at)) FROM queue AS waiting
+        WHERE waiting.subscription = dead_letter.subscription
+        AND waiting.ordering_key = dead_letter.ordering_key),
+    ?1)
 """
-"""When a replayed `dead_letter` is due: now, which is given twice, and before all of its key."""
+"""When a replayed `dead_letter` is due, in its old place: with what is earlier in its key, or else
+now, which is ?1, and no later than any of its key; ?5 is NEVER."""
 
 _KEY = """
 CASE WHEN json_valid(CAST(attributes AS TEXT)) THEN
@@ -38,6 +44,15 @@ SELECT ?1, ?2, ?3, ?4, max(?5,
     CASE WHEN EXISTS (SELECT 1 FROM dead_letter
         WHERE subscription = ?1 AND ordering_key = ?4 AND holds_key) THEN ?6 ELSE 0 END)
 """
+
+
+_RELEASED = """
+max(?1, coalesce((SELECT max(due_at) FROM queue AS earlier
+    WHERE earlier.subscription = ?2 AND earlier.ordering_key = queue.ordering_key
+    AND earlier.due_at < ?4), 0))
+"""
+"""When a row of `queue` is due that a dead letter held: now, or with what waits for another reason,
+such as a retry, which is earlier in its key."""
 
 
 def known(connection: sqlite3.Connection) -> dict[str, AfterDead]:
@@ -83,8 +98,8 @@ def _release_all(connection: sqlite3.Connection, subscription: str, now: float) 
         (subscription,),
     )
     connection.execute(
-        "UPDATE queue SET due_at = ? WHERE subscription = ? AND due_at >= ?",
-        (now, subscription, NEVER),
+        f"UPDATE queue SET due_at = {_RELEASED} WHERE subscription = ?2 AND due_at >= ?4",  # noqa: S608  # our own text
+        (now, subscription, None, NEVER),
     )
 
 
@@ -137,7 +152,7 @@ def release(
 ) -> None:
     """Make what waits in these keys due, unless another dead letter holds them."""
     connection.executemany(
-        "UPDATE queue SET due_at = ?1 WHERE subscription = ?2 AND ordering_key = ?3"
+        f"UPDATE queue SET due_at = {_RELEASED} WHERE subscription = ?2 AND ordering_key = ?3"  # noqa: S608  # our own text
         " AND due_at >= ?4 AND NOT EXISTS (SELECT 1 FROM dead_letter"
         " WHERE subscription = ?2 AND ordering_key = ?3 AND holds_key)",
         [(now, subscription, key, NEVER) for key in keys],

@@ -430,16 +430,16 @@ class SqliteStore:
                 # In its old place, if its subscription is ordered.
                 "INSERT INTO queue (sequence, subscription, attributes, data, ordering_key, due_at)"  # noqa: S608  # our own text
                 " SELECT iif(ordering_key IS NULL, NULL, sequence), subscription, attributes,"
-                f" coalesce(?, data), ordering_key, {ordering.BEFORE_ITS_KEY} FROM dead_letter"
-                " WHERE subscription = ? AND id IN (SELECT value FROM json_each(?))"
+                f" coalesce(?2, data), ordering_key, {ordering.IN_ITS_PLACE} FROM dead_letter"
+                " WHERE subscription = ?3 AND id IN (SELECT value FROM json_each(?4))"
                 " ORDER BY id LIMIT 1",
                 [
                     (
+                        now,
                         next((edited[each] for each in group if each in edited), None),
-                        now,
-                        now,
                         subscription,
                         json.dumps(group),
+                        NEVER,
                     )
                     for group in groups
                 ],

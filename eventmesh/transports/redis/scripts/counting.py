@@ -71,12 +71,13 @@ local function packed(content, line)
   return texts(attributes)
 end
 local function opened(record)
-  local good, fields = pcall(cjson.decode, string.match(record, '^m %d+ %d+ %d+%-%d+ (.*)$') or '')
+  local list = string.match(record, '^[mr] %d+ %d+ %d+%-%d+ (.*)$')
+  local good, fields = pcall(cjson.decode, list or '')
   return good and fields or {}
 end
 local function see(state, entry)
   local fields, flat, size = {}, entry[2], 0
-  if flat[1] == 'parcel' and string.sub(flat[2], 1, 2) == 'm ' then flat = opened(flat[2]) end
+  if flat[1] == 'parcel' and string.match(flat[2], '^[mr] ') then flat = opened(flat[2]) end
   for at = 1, #flat, 2 do
     fields[flat[at]] = flat[at + 1]
     size = size + #flat[at + 1]

@@ -9,6 +9,7 @@ head until they are settled. A record is made of a few numbers and the fields of
 
     m <attempt> <deliveries> <entry id> <names and values as a JSON list of texts>
 
+or begins with `r` if it is a replayed dead letter: of these, the next one comes behind the others.
 The texts may be any bytes: cjson leaves those that are not ASCII as they are.
 
 A tag with records is in exactly one place: in `ready`, by the time of its head; in `held`, by the
@@ -31,12 +32,13 @@ end
 local function make_ready(tag)
   local head = redis.call('LINDEX', mail .. tag, 0)
   if head then
-    redis.call('ZADD', ready, string.match(head, '^m %d+ %d+ (%d+)') or '0', tag)
+    redis.call('ZADD', ready, string.match(head, '^[mr] %d+ %d+ (%d+)') or '0', tag)
   end
   return head
 end
 local function renumbered(record, attempt, deliveries)
-  return 'm ' .. attempt .. ' ' .. deliveries .. string.match(record, '^m %d+ %d+( .*)$')
+  local letter, rest = string.match(record, '^([mr] )%d+ %d+( .*)$')
+  return letter .. attempt .. ' ' .. deliveries .. rest
 end
 local function wake_up()
   redis.call('XADD', wake, 'MAXLEN', 1, '*', 'wake', 'up')
@@ -58,7 +60,7 @@ local function end_leases(consumer, received)
       local counted = received and (received[tag] or 0) or out
       for place = 0, counted - settled - 1 do
         local record = redis.call('LINDEX', mail .. tag, place)
-        local attempt, deliveries = string.match(record or '', '^m (%d+) (%d+) ')
+        local attempt, deliveries = string.match(record or '', '^[mr] (%d+) (%d+) ')
         if attempt then
           redis.call('LSET', mail .. tag, place, renumbered(record, attempt, deliveries + 1))
         end
@@ -103,11 +105,29 @@ local function leased(tag)
     if number then return out - settled end
   end
 end
+local function record_at(tag, place) return redis.call('LINDEX', mail .. tag, place) or '' end
+local function was_replayed(tag, place) return string.sub(record_at(tag, place), 1, 2) == 'r ' end
+local function was_received(tag, place)
+  local attempt, deliveries = string.match(record_at(tag, place), '^m (%d+) (%d+) ')
+  return attempt and (tonumber(attempt) > 1 or tonumber(deliveries) > 0)
+end
+local function behind_replayed(tag, first)
+  local last, step = first, 1
+  while was_received(tag, last) do last = last + 1 end
+  if not was_replayed(tag, last) then return first end
+  while was_replayed(tag, last + step) do last, step = last + step, step * 2 end
+  while step > 1 do
+    step = step / 2
+    if was_replayed(tag, last + step) then last = last + step end
+  end
+  return last + 1
+end
 local function put_first(tag, record)
-  local out = leased(tag) or 0
-  local neighbour = redis.call('LINDEX', mail .. tag, math.max(0, out - 1))
+  record = 'r' .. string.sub(record, 2)
+  local place = behind_replayed(tag, leased(tag) or 0)
+  local neighbour = redis.call('LINDEX', mail .. tag, math.max(0, place - 1))
   if neighbour then
-    redis.call('LINSERT', mail .. tag, out > 0 and 'AFTER' or 'BEFORE', neighbour, record)
+    redis.call('LINSERT', mail .. tag, place > 0 and 'AFTER' or 'BEFORE', neighbour, record)
   else
     put_last(tag, record)
   end
@@ -133,7 +153,9 @@ end
 """
 """Functions that the scripts share. `end_leases` gives back what a consumer has, and counts one
 delivery more for what it received: `received` gives, by tag, how many of its run that were, and
-everything counts without it. `let_go` is called with the fields of a dead letter that is deleted,
+everything counts without it. `put_first` puts a replayed dead letter before everything that nobody
+has received, but behind those that were replayed earlier: these are together, perhaps behind some
+that were received. `let_go` is called with the fields of a dead letter that is deleted,
 and releases the key that it holds, unless that is from a time before dead letters held no keys: the
 hash `holding` has, beside the numbers of tags, `since` when they do."""
 
@@ -465,7 +487,7 @@ while ARGV[at] do
       if kind == 'retry' then
         local head, delay = redis.call('LINDEX', mail .. tag, 0), tonumber(ARGV[first])
         if head then  -- unless somebody deleted the mailbox
-          local attempt = string.match(head, '^m (%d+)')
+          local attempt = string.match(head, '^[mr] (%d+)')
           redis.call('LSET', mail .. tag, 0, renumbered(head, attempt + 1, 0))
           if delay > 0 then hold(tag, delay) else make_ready(tag) end
           wakes = true
