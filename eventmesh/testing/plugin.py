@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:  # see the module's docstring
     from eventmesh.testing.mesh.real_servers import RunningServers, Wanted
     from eventmesh.testing.mesh.virtual_mesh import VirtualMesh
     from eventmesh.testing.simulation.search import Body, Options
+
+_WRITTEN = pytest.StashKey[Callable[..., Awaitable[None]]]()
+"""The function of a test that takes `mesh`, with all its decorators, as it is in its module or
+class. When a test is called, pytest-asyncio has put a function around it that runs another loop."""
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +52,7 @@ def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
             f"The fixture `mesh` needs {error.name}: pip install 'eventmesh[testing]'."
         ) from None
 
+    request.node.stash[_WRITTEN] = request.function
     if not _wanted(request.node).is_virtual:
         yield RealMesh(request.getfixturevalue("mesh_servers"))
         return
@@ -138,30 +144,48 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run an async test that takes `mesh` on the mesh's own loop."""
-    function = inspect.unwrap(pyfuncitem.obj)  # which pytest-asyncio may have wrapped
-    found = _mesh_of(pyfuncitem)
-    if found is None or not inspect.iscoroutinefunction(function):
-        return None
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+    """Run an async test that takes `mesh` on the mesh's own loop: pytest, and the plugins that have
+    loops too, call an ordinary function in its place."""
+    found, written = _mesh_of(pyfuncitem), pyfuncitem.stash.get(_WRITTEN, None)
+    if found is None or written is None or not _is_async(written):
+        return (yield)
+    before, pyfuncitem.obj = pyfuncitem.obj, partial(_run_test, pyfuncitem, found, written)
+    try:
+        return (yield)
+    finally:
+        pyfuncitem.obj = before
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    """Whether it is a coroutine function, or one that is decorated with a plain function."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        inspect.unwrap(function)
+    )
+
+
+def _run_test(
+    item: pytest.Function,
+    found: Mesh,
+    function: Callable[..., Awaitable[None]],
+    /,  # the test may have arguments of these names
+    **arguments: Any,
+) -> None:
+    """Run the test once, or as often as its marker says."""
     from eventmesh.testing.mesh.real_mesh import RealMesh
     from eventmesh.testing.mesh.running import run
     from eventmesh.testing.mesh.virtual_mesh import VirtualMesh
 
-    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    if pyfuncitem.cls is not None:
-        function = function.__get__(pyfuncitem.instance)
-    marker = _simulation_of(pyfuncitem)
+    marker = _simulation_of(item)
     if isinstance(found, RealMesh):
-        _run_on_servers(pyfuncitem, lambda: function(**arguments), found, marker)
-        return True
+        _run_on_servers(item, lambda: function(**arguments), found, marker)
+        return
     assert isinstance(found, VirtualMesh)  # noqa: S101  # there are these two
     if marker is None:
         run(found, lambda: function(**arguments))
     else:
-        _simulate(pyfuncitem, lambda mesh: function(**arguments | {"mesh": mesh}), found, marker)
-    return True
+        _simulate(item, lambda mesh: function(**arguments | {"mesh": mesh}), found, marker)
 
 
 def _simulation_of(item: pytest.Item) -> pytest.Mark | None:
