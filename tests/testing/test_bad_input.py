@@ -15,6 +15,7 @@ from time import sleep
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from eventmesh import Event, Service, Transaction
@@ -133,6 +134,54 @@ def test_the_real_world_is_back_after_a_test(fresh_mesh: VirtualMesh) -> None:
 
     run(fresh_mesh, body)
     assert (time.sleep, sleep, threading.Thread.start) == before
+
+
+class Counted(Event, name="absent.counted", version=1): ...
+
+
+absent = Service("absent", metadata=Base.metadata)
+counted = absent.publisher(Counted)
+absent_engine = create_async_engine("sqlite+aiosqlite://")
+
+
+async def publishes() -> None:
+    await counted.publish(Counted())
+
+
+async def begins() -> None:
+    async with absent.transaction():
+        pass
+
+
+async def joins() -> None:
+    async with AsyncSession(absent_engine) as session:
+        absent.join(session)
+
+
+ABSENT = r"^The service absent is not in the mesh: call mesh.start first\."
+
+
+@pytest.mark.parametrize("uses", [publishes, begins, joins])
+async def test_a_service_that_was_not_started_does_not_use_the_database_of_its_settings(
+    mesh: Mesh, uses: Work
+) -> None:
+    await mesh.start(service)
+    with pytest.raises(UsageError, match=ABSENT):
+        await uses()
+
+
+async def test_a_handler_that_uses_a_service_that_was_not_started_ends_the_test(mesh: Mesh) -> None:
+    counting = Service("counting", metadata=Base.metadata)
+
+    @counting.subscriber(Worked)
+    async def count(event: Worked, tx: Transaction) -> None:
+        with suppress(UsageError):
+            await publishes()
+
+    await mesh.start(counting)
+    await mesh.publish(Worked())
+    with pytest.raises(UsageError, match=ABSENT):
+        await mesh.quiet()
 
 
 async def test_a_predicate_that_raises_is_named_and_nothing_is_retried(mesh: Mesh) -> None:

@@ -43,6 +43,7 @@ from eventmesh.testing.mesh.broker import Record
 from eventmesh.testing.mesh.predicates import Predicate, Predicates, checked
 from eventmesh.testing.mesh.story import draw
 from eventmesh.testing.mesh.worker import WorkerProcess
+from eventmesh.testing.virtual.process import CURRENT_PROCESS
 from eventmesh.transports.base import DeadLetter, Transport, publish_or_raise
 from eventmesh.wire.envelope import Envelope, open_envelope, seal
 
@@ -93,7 +94,8 @@ class Mesh(ABC):
         self._dead: list[WorkerProcess] = []
         self._ended_by: Exception | None = None
         """What ends the test, although a handler may swallow it or be retried after it: a
-        predicate that does not hold after a commit, or the use of the real world."""
+        predicate that does not hold after a commit, or the use of the real world or of a service
+        that is not in the mesh."""
 
     # Starting and stopping
 
@@ -360,6 +362,20 @@ class Mesh(ABC):
         if not found:
             raise UsageError(f"No worker of {service.name} runs: call mesh.start first.")
         return found
+
+    def require_member(self, service: Service) -> None:
+        """UsageError for a service that was not started here: its database is not the mesh's, but
+        the one that its settings name. If a handler uses it, the test ends with that."""
+        is_copy = service.name in self._services and service._database is not None  # a worker's
+        if is_copy or service in self._configured_before:
+            return
+        error = UsageError(
+            f"The service {service.name} is not in the mesh: call mesh.start first. Without it, "
+            f"the service would use the database of its settings."
+        )
+        if CURRENT_PROCESS.get() is not None and self._ended_by is None:
+            self._ended_by = error
+        raise error
 
     def _known(self, service: Service) -> Service:
         return self._known_by_name(service.name)

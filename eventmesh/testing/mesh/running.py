@@ -7,6 +7,10 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+from eventmesh.persistence.database import Database
+from eventmesh.persistence.joined import AnySession
+from eventmesh.persistence.transaction import Transaction
+from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.settings import Settings, load_settings
 from eventmesh.testing.mesh.base import Mesh
 from eventmesh.testing.mesh.databases import Workshop
@@ -46,7 +50,8 @@ def run_on_servers(mesh: RealMesh, body: Callable[[], Awaitable[None]]) -> None:
         await body()
 
     # With a factory, the runner leaves alone which loop the thread has.
-    with taken_by(_noting(mesh)), asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+    with _only_members(mesh), taken_by(_noting(mesh)), runner:
         runner.run(_run(mesh, opened))
 
 
@@ -75,17 +80,40 @@ async def _end(mesh: Mesh, *, is_failed: bool) -> None:
 @contextmanager
 def in_world(mesh: VirtualMesh, seed: int) -> Iterator[None]:
     """While the context is open, what runs on the mesh's loop has its time, and SQLite runs on it;
-    the loop is closed afterwards. Threads, sockets and sleeps are refused."""
+    the loop is closed afterwards. Threads, sockets and sleeps are refused, and so are databases of
+    services that are not in the mesh."""
 
     with ExitStack() as stack:
         stack.callback(mesh.loop.close)
         stack.enter_context(mesh.workshop.mesh())
+        stack.enter_context(_only_members(mesh))
         stack.enter_context(taken_by(_noting(mesh)))
         stack.enter_context(sqlite.on_the_loop(mesh.workshop.connections))
         stack.enter_context(collected_afterwards())
         stack.enter_context(wall_clock(mesh.loop, seed))
         stack.enter_context(real_world.refused(mesh.notice))
         yield
+
+
+@contextmanager
+def _only_members(mesh: Mesh) -> Iterator[None]:
+    """While the context is open, no service uses a database that is not the mesh's: a publisher of
+    one that was not started would write to the database that a developer works with."""
+    database, join = Service.database, Service.join
+
+    async def own_database(service: Service) -> Database:
+        mesh.require_member(service)
+        return await database(service)
+
+    def own_join(service: Service, session: AnySession) -> Transaction:
+        mesh.require_member(service)
+        return join(service, session)
+
+    Service.database, Service.join = own_database, own_join  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        Service.database, Service.join = database, join  # type: ignore[method-assign]
 
 
 def _noting(mesh: Mesh) -> Callable[[str, MutableMapping[str, Any]], None]:
