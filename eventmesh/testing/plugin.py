@@ -52,6 +52,11 @@ def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
             f"The fixture `mesh` needs {error.name}: pip install 'eventmesh[testing]'."
         ) from None
 
+    if getattr(request.function, "is_hypothesis_test", False):
+        raise pytest.UsageError(
+            f"{request.node.nodeid} has @given, and all examples would share one `mesh`: take it "
+            f"in a test without @given, such as one with @pytest.mark.parametrize."
+        )
     request.node.stash[_WRITTEN] = request.function
     if not _wanted(request.node).is_virtual:
         yield RealMesh(request.getfixturevalue("mesh_servers"))

@@ -161,6 +161,25 @@ async def joins() -> None:
 ABSENT = r"^The service absent is not in the mesh: call mesh.start first\."
 
 
+OFF_ITS_LOOP: Mapping[str, Callable[[Mesh], Awaitable[Any]]] = {
+    "start": lambda mesh: mesh.start(service),
+    "restart": lambda mesh: mesh.restart(service),
+    "publish": lambda mesh: mesh.publish(Worked()),
+    "quiet": lambda mesh: mesh.quiet(),
+    "advance": lambda mesh: mesh.advance("1s"),
+    "settle": lambda mesh: mesh.settle(),
+}
+
+
+@pytest.mark.parametrize("call", OFF_ITS_LOOP)
+def test_a_mesh_that_is_used_on_another_event_loop_says_so(mesh: Mesh, call: str) -> None:
+    async def elsewhere() -> None:
+        with pytest.raises(UsageError, match=r"^The mesh was used outside of its test"):
+            await OFF_ITS_LOOP[call](mesh)
+
+    asyncio.run(elsewhere())
+
+
 @pytest.mark.parametrize("uses", [publishes, begins, joins])
 async def test_a_service_that_was_not_started_does_not_use_the_database_of_its_settings(
     mesh: Mesh, uses: Work

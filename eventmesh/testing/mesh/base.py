@@ -22,6 +22,7 @@ The story of what happened is in `mesh.story()`, and in the report of a test tha
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -82,6 +83,8 @@ class Mesh(ABC):
         self.transport = transport
         self.settings = settings
         self.predicates = predicates
+        self._own_loop: asyncio.AbstractEventLoop | None = None
+        """The event loop on which the test runs."""
         self._services: dict[str, Service] = {}
         self._configured_before: dict[Service, tuple[Settings | None, Clock]] = {}
         """How all services that were ever started were configured, to leave them so."""
@@ -107,6 +110,7 @@ class Mesh(ABC):
         database. It is checked as in production: Drift if open sagas or frozen schemas do not allow
         it. The workers of the old version go on, unless they were drained or killed.
         """
+        self._require_own_loop()
         await self._add(services)
         names = {each.name for each in services}
         self.started = [each for each in self.started if each.name not in names] + [*services]
@@ -125,6 +129,7 @@ class Mesh(ABC):
     async def restart(self, service: Service) -> None:
         """Start one more worker of this service, as a supervisor does in the place of a dead
         one."""
+        self._require_own_loop()
         worker = await self._start_worker(service, self._next_number(service))
         await self._until_ready(worker)
 
@@ -185,6 +190,7 @@ class Mesh(ABC):
 
     async def put(self, envelope: Envelope) -> None:
         """Put a message on the broker as it is: a duplicate, an older version, a foreign one."""
+        self._require_own_loop()
         await publish_or_raise(self.transport, [envelope])
 
     def published(self, message: type[M]) -> list[M]:
@@ -362,6 +368,16 @@ class Mesh(ABC):
         if not found:
             raise UsageError(f"No worker of {service.name} runs: call mesh.start first.")
         return found
+
+    def _require_own_loop(self) -> None:
+        """UsageError where another event loop runs: what was started on it would disturb the
+        test, and the next ones."""
+        if asyncio.get_running_loop() is not self._own_loop:
+            raise UsageError(
+                "The mesh was used outside of its test: only `async def test_…(mesh)`, and what it "
+                "awaits, may call its methods. An async fixture and asyncio.run have another event "
+                "loop: write `async def start_shop(mesh)`, and await it in each test."
+            )
 
     def require_member(self, service: Service) -> None:
         """UsageError for a service that was not started here: its database is not the mesh's, but

@@ -110,7 +110,8 @@ class RealMesh(Mesh):
         return watched(connection, self._traffic, process)
 
     async def open(self) -> None:
-        """Connect to the broker."""
+        """Connect to the broker, on the event loop of the test."""
+        self._own_loop = asyncio.get_running_loop()
         await self.transport.connect()
 
     async def kill(self, service: Service, number: int = 1) -> None:
@@ -145,6 +146,7 @@ class RealMesh(Mesh):
     # Time
 
     async def quiet(self) -> None:
+        self._require_own_loop()
         began_at = self.clock.monotonic()
         calm_at: int | None = None
         while True:
@@ -167,6 +169,7 @@ class RealMesh(Mesh):
         await self._ask(self.predicates.ask_after_write)
 
     async def advance(self, duration: Duration) -> None:
+        self._require_own_loop()
         wait = seconds(duration)
         if wait > LONGEST_WAIT:
             raise NeedsVirtualTime(

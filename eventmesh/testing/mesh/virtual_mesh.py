@@ -79,6 +79,7 @@ class VirtualMesh(Mesh):
             settings.model_copy(update={"broker_url": "memory://"}),
             Predicates(self._paths, workshop.engines_of_predicates),
         )
+        self._own_loop = loop
         self.record.hidden = f"{workshop.now}/"
         self._files: dict[str, list[str]] = {}
         """The database files, with the names of the services that have their tables in them."""
@@ -135,6 +136,7 @@ class VirtualMesh(Mesh):
     # Time
 
     async def quiet(self) -> None:
+        self._require_own_loop()
         began_at = self.loop.now
         await self.loop.idle()
         while self._is_going_on():
@@ -148,6 +150,7 @@ class VirtualMesh(Mesh):
         self._raise_ended()
 
     async def advance(self, duration: Duration) -> None:
+        self._require_own_loop()
         until = self.loop.now + seconds(duration)
         await self.loop.idle()
         self.loop.progressed()
