@@ -90,6 +90,8 @@ def simulate(
         first=first_seed,
     )
     report, failure = _run(found.body(loaded, workers), options, plan)
+    if failure is not None and failure.is_mistake:
+        raise failure.error
     again = _command(services or [], workload, workers, failure, is_tolerant=dead_letters)
     if as_json:
         document = reports.as_document(report, failure, again)
@@ -118,10 +120,7 @@ def _run(body: Body, options: Options, plan: str | None) -> tuple[Report | None,
 
         if plan is not None:
             return None, replay(body, make, Plan.parse(plan), options)
-        try:
-            report = simulate(body, make, options, progress)
-        except AssertionError:  # of the run without faults, whose story is wanted
-            return None, replay(body, make, Plan(0), options)
+        report = simulate(body, make, options, progress)
         return report, report.failure
 
 
@@ -131,7 +130,7 @@ def _missing_named() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in ("time_machine", "hypothesis"):
+        if error.name not in ("time_machine", "hypothesis", "pytest"):
             raise
         raise UsageError(
             f"`eventmesh simulate` needs {error.name}: pip install 'eventmesh[testing]'."

@@ -60,6 +60,18 @@ def test_what_does_not_hold_is_shown_and_can_be_run_again(bank: Project) -> None
     assert "nobody_has_more_than_was_given" in replayed.out
 
 
+def test_pytest_fail_in_a_workload_is_shown_like_an_assertion(bank: Project) -> None:
+    text = "    await mesh.quiet()\n    pytest.fail('the balance is wrong')\n\ndef predicates"
+    text = f"import pytest\nMOST = 12\n{WORKLOAD}".replace("\ndef predicates", text)
+    bank.write("workload.py", text)
+    failed = bank.run("simulate", "bank", "--workload", "workload.py")
+    assert failed.code == 1, failed.said
+    assert "Failed: the balance is wrong" in failed.out
+    assert failed.out.startswith("1 run in ")
+    assert "deposit #1" in failed.out
+    assert "Run it again: eventmesh simulate" in failed.out
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -94,7 +106,7 @@ def test_wrong_options_are_named(bank: Project) -> None:
     bank.run("simulate", "absent").fails(2, "There is no service 'absent'")
 
 
-@pytest.mark.parametrize("package", ["time_machine", "hypothesis"])
+@pytest.mark.parametrize("package", ["time_machine", "hypothesis", "pytest"])
 def test_a_missing_package_is_named(bank: Project, package: str) -> None:
     bank.write(f"{package}.py", f"raise ModuleNotFoundError('absent', name={package!r})\n")
     bank.environment["PYTHONPATH"] = str(bank.root)

@@ -22,7 +22,7 @@ from eventmesh import Event, Service, Transaction
 from eventmesh.errors import UsageError
 from eventmesh.testing.mesh import Mesh
 from eventmesh.testing.mesh.databases import temporary_workshop
-from eventmesh.testing.mesh.predicates import BrokenPredicate, Read
+from eventmesh.testing.mesh.predicates import BrokenPredicate, Read, Violation
 from eventmesh.testing.mesh.running import make_mesh, run
 from eventmesh.testing.mesh.virtual_mesh import VirtualMesh
 from eventmesh.testing.virtual.loop import NeverEnds, Stalled
@@ -221,6 +221,16 @@ async def test_a_predicate_that_raises_in_the_end_is_named(mesh: Mesh) -> None:
         return bool(1 / 0)
 
     with pytest.raises(BrokenPredicate, match="wrong raised ZeroDivisionError"):
+        mesh.predicates.ask_at_end()
+
+
+async def test_a_predicate_that_fails_without_words_is_told_by_its_line(mesh: Mesh) -> None:
+    @mesh.eventually
+    def wrong(read: Read) -> None:
+        raise AssertionError
+
+    place = rf"raise AssertionError at {__file__}:\d+"
+    with pytest.raises(Violation, match=f"wrong must hold in the end, and does not: {place}"):
         mesh.predicates.ask_at_end()
 
 

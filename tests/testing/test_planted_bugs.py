@@ -27,6 +27,7 @@ def workshop() -> Iterator[Workshop]:
 def test_a_planted_bug_is_found(name: str, workshop: Workshop) -> None:
     failure = search(name, "broken", workshop).failure
     assert failure is not None
+    assert failure.found_by.seed > 0  # without a fault, it passes
     assert isinstance(failure.error, Violation), failure.error
 
 

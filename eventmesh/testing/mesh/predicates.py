@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
@@ -31,6 +32,10 @@ from eventmesh.runtime.declaring.service import DeclaredService as Service
 
 Read = Callable[[Service], Session]
 Predicate = Callable[[Read], bool | None]
+
+FAILED = (AssertionError, pytest.fail.Exception)
+"""What says that something does not hold: `assert`, and `pytest.fail` or `pytest.raises`, whose
+exception is not an Exception."""
 
 
 class Violation(AssertionError):
@@ -86,20 +91,20 @@ class Predicates:
     def _require(self, predicate: Predicate, when: str) -> None:
         try:
             self._ask(predicate)
-        except AssertionError as error:
+        except FAILED as error:
             raise Violation(
-                f"{name_of(predicate)} must hold {when}, and does not: {error}"
+                f"{name_of(predicate)} must hold {when}, and does not: {_said(error)}"
             ) from error
 
     def _holds(self, predicate: Predicate) -> bool:
         try:
             self._ask(predicate)
-        except AssertionError:
+        except FAILED:
             return False
         return True
 
     def _ask(self, predicate: Predicate) -> None:
-        """AssertionError if it does not hold."""
+        """One of FAILED if it does not hold."""
         sessions: list[Session] = []
         have_read = self._have_read[predicate] = set()
 
@@ -136,6 +141,14 @@ class Predicates:
         """Close what was opened to read."""
         for engine in self.engines.values():
             engine.dispose()
+
+
+def _said(error: BaseException) -> str:
+    """What an assertion says: its line, where it has no words of its own."""
+    if said := str(error):
+        return said
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{place.line} at {place.filename}:{place.lineno}"
 
 
 def checked(predicate: Predicate) -> Predicate:

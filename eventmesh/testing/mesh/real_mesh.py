@@ -233,15 +233,19 @@ class RealMesh(Mesh):
     async def check_end(self, *, allows_dead_letters: bool) -> None:
         """Violation where something does not hold that must in the end, when all is quiet."""
         await self.quiet()
-        await self._ask(self.predicates.ask_at_end)
-        if not allows_dead_letters and (letters := self.dead_letters()):
-            raise Violation(
-                "; ".join(
-                    f"{each.subscription} has a dead letter of {self.record.label(each.envelope)}: "
-                    f"{each.reason}"
-                    for each in letters
-                )
-            )
+        found, cause = list[str](), None
+        try:
+            await self._ask(self.predicates.ask_at_end)
+        except Violation as violation:
+            found, cause = [str(violation)], violation.__cause__
+        if cause is not None or not allows_dead_letters:  # as in a simulation
+            found += [
+                f"{each.subscription} has a dead letter of {self.record.label(each.envelope)}: "
+                f"{each.reason}"
+                for each in self.dead_letters()
+            ]
+        if found:
+            raise Violation("\n".join(found)) from cause
 
     async def _ask(self, predicates: Callable[[], None]) -> None:
         for name, service in self._services.items():

@@ -40,15 +40,19 @@ async def check_end(
 ) -> None:
     """Violation, with all that does not hold. `disturbed` are the services whose processes met a
     fault."""
-    mesh.predicates.ask_at_end()
-    found = [*_lost(mesh), *_doubled(mesh), *_reordered(mesh, disturbed), *_left(mesh)]
+    found, cause = list[str](), None
+    try:
+        mesh.predicates.ask_at_end()
+    except Violation as violation:
+        found, cause = [str(violation)], violation.__cause__
+    found += [*_lost(mesh), *_doubled(mesh), *_reordered(mesh, disturbed), *_left(mesh)]
     if not disturbed:
         found += [
             f"{mesh.record.label(envelope)} was published again, though nothing went wrong"
             for envelope in mesh.record.published.values()
             if mesh.record.times[envelope.id] > 1
         ]
-    if not allows_dead_letters:
+    if cause is not None or not allows_dead_letters:  # which may be why a predicate does not hold
         found += [
             f"{letter.subscription} has a dead letter of {mesh.record.label(letter.envelope)}: "
             f"{letter.reason} {letter.error.strip().splitlines()[-1] if letter.error else ''}"
@@ -59,7 +63,7 @@ async def check_end(
             sheet = await audit(reach)
         found += [f"the audit finds: {sentence(each)}" for each in sheet.differences]
     if found:
-        raise Violation("\n".join(found))
+        raise Violation("\n".join(found)) from cause
 
 
 def endings(mesh: VirtualMesh) -> Counter[str]:

@@ -40,7 +40,7 @@ def lines(report: Report | None, failure: Failure | None, replay_command: str) -
 
 
 def _tried(report: Report) -> Iterator[str]:
-    yield f"{report.runs:,} runs in {report.seconds:.1f} s"
+    yield f"{report.runs:,} run{'' if report.runs == 1 else 's'} in {report.seconds:.1f} s"
     yield f"faults: {_counted(report.faults)}"
     plural = "" if len(report.killed_at) == 1 else "s"
     yield (

@@ -1,6 +1,6 @@
 """Runs a test seed after seed, until one fails, and then makes what went wrong smaller.
 
-Seed 0 is a run without faults; it must pass, and shows which points a run passes. When a seed
+Seed 0 is a run without faults; if it passes, it shows which points a run passes. When a seed
 fails, each part of its plan is left out in turn, and stays out if the run fails all the same.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from eventmesh.testing.mesh.garbage import collected_between_runs
-from eventmesh.testing.mesh.predicates import name_of
+from eventmesh.testing.mesh.predicates import FAILED, name_of
 from eventmesh.testing.mesh.running import run
 from eventmesh.testing.mesh.virtual_mesh import VirtualMesh
 from eventmesh.testing.simulation.checks import check_end, endings
@@ -46,6 +46,12 @@ class Failure:
     found_by: Plan
     error: BaseException
     story: str
+
+    @property
+    def is_mistake(self) -> bool:
+        """Whether the test itself is wrong: no fault was needed, and nothing that was asserted does
+        not hold."""
+        return self.found_by == Plan(0) and not isinstance(self.error, FAILED)
 
 
 @dataclass
@@ -81,14 +87,16 @@ def simulate(
     progress: Callable[[Report], None] = lambda _: None,
 ) -> Report:
     """Run `body` with one seed after another, each on a mesh from `make`. The report tells what
-    failed, if anything did; an error of the run without faults is raised as it is."""
+    failed, if anything did."""
     report, began_at = Report(), time.perf_counter()
     first = _run(body, make, Plan(0), options, notes_places=True)
-    if first.error is not None:
-        raise first.error
     profile = first.director.profile(first.mesh)
     report.places = len(profile.places)
     _add(report, first)
+    if first.error is not None:
+        report.seconds = time.perf_counter() - began_at
+        report.failure = Failure(Plan(0), Plan(0), first.error, first.mesh.story())
+        return report
     with collected_between_runs() as collect:
         for seed in range(max(options.first, 1), options.first + options.seeds):
             report.seconds = time.perf_counter() - began_at
@@ -158,7 +166,7 @@ def _run(
 
     try:
         run(mesh, whole, seed=plan.seed)
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is what the test has found
+    except (Exception, *FAILED) as error:  # noqa: BLE001  # whatever it is, the test has found it
         return _Outcome(mesh, director, error, ended)
     return _Outcome(mesh, director, None, ended)
 
