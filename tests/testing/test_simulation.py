@@ -10,14 +10,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 from uuid import UUID
 
 import pytest
+from hypothesis import configuration
 from sqlalchemy import select
 
+from eventmesh.contracts.message import Message
 from eventmesh.testing.mesh import Mesh
 from eventmesh.testing.mesh.databases import Workshop, temporary_workshop
 from eventmesh.testing.mesh.running import make_mesh
+from eventmesh.testing.simulation import workload
 from eventmesh.testing.simulation.plan import Plan
 from eventmesh.testing.simulation.report import describe
 from eventmesh.testing.simulation.search import Options, Report, replay, simulate
@@ -100,6 +104,32 @@ def test_a_defect_is_found_made_small_and_found_again(workshop: Workshop) -> Non
 
     assert again(is_broken=True)
     assert not again(is_broken=False)
+
+
+def test_generating_messages_leaves_no_folder_of_hypothesis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ".hypothesis"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYPOTHESIS_STORAGE_DIRECTORY", raising=False)
+    # As in a process that is started in this folder, and has drawn nothing yet.
+    monkeypatch.setattr(configuration, "__hypothesis_home_directory_default", folder)
+    monkeypatch.setattr(configuration, "__hypothesis_home_directory", None)
+    used: list[Path] = []
+
+    def draw(_model: type[Message]) -> list[Message]:
+        storage = configuration.storage_directory("constants")
+        storage.create_if_missing()
+        used.append(storage.path)
+        return []
+
+    monkeypatch.setattr(workload, "_drawn", draw)
+    workload.generated([shipping])
+    assert used
+    assert not any(path.exists() for path in (folder, *used))
+    folder.mkdir()
+    workload.generated([shipping])
+    assert used[-1].parent == folder  # which the project has
 
 
 def test_a_request_that_loses_its_database_is_answered_with_an_error_and_does_not_fail_the_run(

@@ -18,11 +18,14 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import traceback
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -132,7 +135,8 @@ def generated(services: Sequence[Service]) -> Workload:
             f"Nothing from outside starts work in {names}: write what is to be done in a file with "
             f"`async def workload(mesh)`, and name it with --workload."
         )
-    messages = [message for model in models for message in _drawn(model)]
+    with _hypothesis_leaving_nothing():
+        messages = [message for model in models for message in _drawn(model)]
 
     async def run(mesh: Mesh) -> None:
         for message in messages:
@@ -182,6 +186,23 @@ def _sent_by(saga: Coordinator) -> set[str]:
         if each is not None
     ]
     return {identity_of(command_of(each, saga.definition.name)).name for each in sending}
+
+
+@contextmanager
+def _hypothesis_leaving_nothing() -> Iterator[None]:
+    """While the context is open, Hypothesis keeps what it computes in a folder that is deleted
+    afterwards, unless the project has one for it already."""
+    from hypothesis.configuration import set_hypothesis_home_dir  # as in `_drawn`
+
+    if Path(".hypothesis").exists() or "HYPOTHESIS_STORAGE_DIRECTORY" in os.environ:
+        yield
+        return
+    with TemporaryDirectory(prefix="eventmesh-") as folder:
+        set_hypothesis_home_dir(folder)
+        try:
+            yield
+        finally:
+            set_hypothesis_home_dir(None)
 
 
 def _drawn(model: type[Message]) -> list[Message]:
