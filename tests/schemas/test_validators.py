@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from eventmesh.compat import Unknown
+from eventmesh.compat.pydantic_models.comparison import compare_model
 from eventmesh.compat.pydantic_models.functions import fingerprint
 from eventmesh.contracts.locks.drift import check
 from eventmesh.contracts.locks.freezing import freeze
@@ -277,3 +279,28 @@ def test_the_next_revision_is_frozen_with_the_digests_of_today(load: Load, tmp_p
     assert re.search(r"check:[0-9a-f]{12}\.[0-9a-f]{16}", lock.path.read_text())
     assert rules(longer, root) == []
     assert rules(placed(load, DEDENTED, more="note: str = ''\n"), root) == ["EM031"]
+
+
+SPLIT = """\
+class Split(Event, name="shop.split", version=1):
+    code: Literal["a(b)", "c"]
+
+    @field_validator("code")
+    @classmethod
+    def check(cls, value: str) -> str:
+        if value.split({text!r})[0] not in ("a", "c"):
+            raise ValueError("another code")
+        return value
+"""
+
+
+@pytest.mark.parametrize("text", ["(", "[", "*", "a{2,1}", "(?P<x>a)(?P=x)", "\\"])
+def test_a_validator_may_mention_a_text_that_is_not_a_pattern(
+    load: Load, tmp_path: Path, text: str
+) -> None:
+    head = "from typing import Literal\n\n"
+    frozen = load(head + SPLIT.format(text="(")).Split
+    assert freeze([frozen], tmp_path / "schemas")
+    [lock] = read_locks(tmp_path / "schemas").of("shop.split")[1]
+    model = load(head + SPLIT.format(text=text)).Split
+    assert not isinstance(compare_model(lock.writer, model, samples=lock.samples), Unknown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
@@ -239,14 +240,15 @@ def _values_of(writer: Any, pointer: str, pools: Sequence[Any]) -> list[Any]:
     """Values of this part of the writer's schema, those that somebody may look for among them."""
     shared = {key: writer[key] for key in ("$schema", "$defs", "definitions") if key in writer}
     part = plain({**shared, **at(writer, pointer)})
-    candidates: list[Any] = [*documents(part, limit=12), *_USUAL]
+    candidates: list[Any] = [*_as_many(part, (), 12), *_USUAL]
     lengths = set()
     for values, patterns in pools:
         candidates += values
         candidates += [str(value) for value in values if isinstance(value, int | float)]
         lengths |= {value for value in values if isinstance(value, int) and 0 <= value <= 5_000}
         for pattern in patterns:
-            candidates += documents({"type": "string", "pattern": pattern}, limit=5)
+            with suppress(Undecided):  # many a text of a function only looks like a pattern
+                candidates += documents({"type": "string", "pattern": pattern}, limit=5)
     candidates += ["a" * length for length in sorted(lengths)]
     names = [value for values, _ in pools for value in values if isinstance(value, str)]
     candidates += _of_lengths(part, sorted({*(n for n in lengths if n <= 300), 30}), names)
