@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass as plain_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from enum import Enum, IntEnum, StrEnum
+from enum import CONFORM, STRICT, Enum, Flag, IntEnum, IntFlag, StrEnum
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, NotRequired, TypeVar, Union
@@ -344,6 +344,38 @@ class MoreLevels(IntEnum):
     HIGHEST = 3
 
 
+class Right(Flag):
+    READ = 1
+    WRITE = 2
+
+
+class MoreRights(Flag):
+    READ = 1
+    WRITE = 2
+    DELETE = 4
+
+
+class OpenRight(IntFlag):
+    READ = 1
+    WRITE = 2
+
+
+class ConformingRight(Flag, boundary=CONFORM):
+    READ = 1
+    WRITE = 2
+
+
+class SparseRight(IntFlag, boundary=STRICT):
+    READ = 1
+    DELETE = 4
+
+
+class MoreSparseRights(IntFlag, boundary=STRICT):
+    READ = 1
+    DELETE = 4
+    SHARE = 16
+
+
 class OpenColor(StrEnum):
     RED = "red"
     BLUE = "blue"
@@ -365,6 +397,14 @@ of(MoreColors | str, Color | str, "open enum (Enum | str), value removed", R, R)
 of(MoreColors, OpenColor, "enum with _missing_", R, B)
 of(Level, MoreLevels, "IntEnum value added", R, B)
 of(Level, int, "IntEnum to int", R, B)
+of(Right, MoreRights, "Flag member added", R, B)
+of(Right, Annotated[int, Field(ge=0, le=3)], "Flag to int", R, R)
+of(Annotated[int, Field(ge=0, le=2)], Right, "int to Flag", R, B)
+of(Right, Literal[1, 2], "Flag to the values of its members", B, R)
+of(Right, OpenRight, "Flag to IntFlag, which keeps unknown bits", R, B)
+of(SparseRight, SparseRight, "Flag with gaps between its bits", R, R)
+of(SparseRight, MoreSparseRights, "member added to a Flag with gaps", R, B)
+of(Right, ConformingRight, "Flag that drops unknown bits", R, R)
 of(Color, str, "enum to str", R, B)
 of(list[Color], set[MoreColors], "list of enum to set of wider enum", R, B)
 

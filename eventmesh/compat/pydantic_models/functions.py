@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import date, time, timedelta, timezone
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, Flag
 from fractions import Fraction
 from inspect import getattr_static
 from ipaddress import (
@@ -95,9 +95,13 @@ def fingerprint(function: Any) -> str:
 
 
 def missing_of(enumeration: type[Enum]) -> Any:
-    """The function by which an enumeration takes other values than its own, if it has one."""
+    """The user's function by which an enumeration takes other values than its own, if it has one.
+
+    That of Python's flags is none: what they take is known.
+    """
     function = enumeration._missing_
-    return None if unwrapped(function) is unwrapped(Enum._missing_) else function
+    of_python = (unwrapped(Enum._missing_), unwrapped(Flag._missing_))
+    return None if unwrapped(function) in of_python else function
 
 
 def functions_of(model: Any) -> dict[str, Any]:

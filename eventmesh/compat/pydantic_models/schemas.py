@@ -16,12 +16,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from enum import Flag
 from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema as core
 
+from eventmesh.compat.pydantic_models.flags import read_flags, written_flags
 from eventmesh.compat.pydantic_models.functions import fingerprint, is_library, missing_of
 
 CHECKED, DECIMAL = "x-checked", "x-decimal"
@@ -206,6 +208,11 @@ class _Written(_Truthful):
     def function_plain_schema(self, schema: Any) -> JsonSchemaValue:
         return _checked({}, schema["function"]["function"], always=True)
 
+    def enum_schema(self, schema: core.EnumSchema) -> JsonSchemaValue:
+        if issubclass(schema["cls"], Flag):
+            return _marked(*written_flags(schema["cls"]))
+        return super().enum_schema(schema)
+
     def str_schema(self, schema: core.StringSchema) -> JsonSchemaValue:
         shown = super().str_schema(schema)
         parts = []
@@ -359,6 +366,8 @@ class _Read(_Truthful):
         missing = missing_of(schema["cls"])
         if missing is not None:
             return _checked({}, missing, always=True)
+        if issubclass(schema["cls"], Flag):
+            return _marked(*read_flags(schema["cls"]))
         values = _with_truth_values(super().enum_schema(schema)["enum"])
         if schema.get("sub_type") in ("int", "float") and not self._strict(schema):
             values += [str(value) for value in values if not isinstance(value, bool)]
