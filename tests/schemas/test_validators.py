@@ -12,8 +12,13 @@ from typing import Any
 
 import pytest
 
-from eventmesh.compat import Unknown
-from eventmesh.compat.pydantic_models.comparison import compare_model
+from eventmesh.compat import Compatible, Unknown
+from eventmesh.compat.pydantic_models.comparison import (
+    compare_model,
+    compare_schemas,
+    reader_schema,
+    writer_schema,
+)
 from eventmesh.compat.pydantic_models.functions import fingerprint
 from eventmesh.contracts.locks.drift import check
 from eventmesh.contracts.locks.freezing import freeze
@@ -304,3 +309,143 @@ def test_a_validator_may_mention_a_text_that_is_not_a_pattern(
     [lock] = read_locks(tmp_path / "schemas").of("shop.split")[1]
     model = load(head + SPLIT.format(text=text)).Split
     assert not isinstance(compare_model(lock.writer, model, samples=lock.samples), Unknown)
+
+
+CHECKS = """\
+from typing import Annotated, Literal, NamedTuple, Optional, Union
+
+from pydantic import AfterValidator, BeforeValidator, Field, RootModel, model_validator
+from typing_extensions import TypeAliasType
+
+
+def positive(value: int) -> int:
+    if value <= 0:
+        raise ValueError("not positive")
+    return value
+
+
+Positive = Annotated[int, AfterValidator(positive)]
+Named = TypeAliasType("Named", Positive)
+Any = Annotated[int, BeforeValidator(positive)]
+Later = Annotated[date, Field(ge=date(2020, 1, 1))]
+
+
+class Checked(BaseModel):
+    a: int = 0
+
+    @model_validator(mode="after")
+    def even(self):
+        if self.a % 2:
+            raise ValueError("odd")
+        return self
+
+
+class Unchecked(BaseModel):
+    a: int = 0
+
+
+class Line(BaseModel):
+    count: Positive = 1
+
+
+class OpenLine(BaseModel):
+    count: int = 1
+
+
+class Tree(BaseModel):
+    value: Positive = 1
+    below: list["Tree"] = []
+
+
+class LongerTree(BaseModel):
+    value: Positive = 1
+    below: list["LongerTree"] = []
+    more: list[int] = []
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"] = "cat"
+    lives: Positive = 9
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+    age: Positive = 1
+
+
+class OpenDog(BaseModel):
+    kind: Literal["dog"] = "dog"
+    age: int = 1
+
+
+Pet = Annotated[Union[Cat, Dog], Field(discriminator="kind")]
+OpenPet = Annotated[Union[Cat, OpenDog], Field(discriminator="kind")]
+
+
+"""
+
+
+def verdict_of_the_frozen(load: Load, frozen: str, now: str) -> Any:
+    """Whether services with the frozen fields read what is written with those of now."""
+    text = "class Placed(Event, name='shop.placed', version=1):\n"
+    before, after = (
+        load(CHECKS + text + "".join(f"    {line.strip()}\n" for line in fields.split(";"))).Placed
+        for fields in (frozen, now)
+    )
+    return compare_schemas(writer_schema(after), reader_schema(before))
+
+
+@pytest.mark.parametrize(
+    ("frozen", "now", "lost"),
+    [
+        ("a: Positive; b: Positive", "a: Positive; b: int", "b (positive)"),
+        ("a: Any; b: Any", "a: Any; b: int", "b (positive)"),
+        ("a: Line; b: Line", "a: Line; b: OpenLine", "b.count (positive)"),
+        ("a: Checked; b: Checked", "a: Checked; b: Unchecked", "b (even)"),
+        ("a: Later; b: Later", "a: Later; b: date", "b (ge 2020-01-01)"),
+        ("a: Positive; b: list[Positive]", "a: Positive; b: list[int]", "b[] (positive)"),
+        ("a: Positive; b: dict[str, Positive]", "a: Positive; b: dict[str, int]",
+         "b[] (positive)"),
+        ("a: Positive; b: tuple[int, Positive]", "a: Positive; b: tuple[Positive, int]",
+         "b[] (positive)"),
+        ("a: Positive; b: Optional[Positive]", "a: Positive; b: Optional[int]", "b (positive)"),
+        ("a: Named; b: Named", "a: Named; b: int", "b (positive)"),
+        ("a: Pet", "a: OpenPet", "a.age (positive)"),
+    ],
+)  # fmt: skip
+def test_a_check_counts_at_the_place_where_the_frozen_reader_has_it(
+    load: Load, frozen: str, now: str, lost: str
+) -> None:
+    verdict = verdict_of_the_frozen(load, frozen, now)
+    assert isinstance(verdict, Unknown)
+    assert verdict.reason.endswith(f": {lost}")
+    assert isinstance(verdict_of_the_frozen(load, frozen, frozen), Compatible)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "now"),
+    [
+        ("a: Positive", "z: int = 0; a: Positive"),
+        ("a: Positive", "a: Named"),
+        ("a: Named", "a: Positive"),
+        ("a: Optional[Positive]", "a: Positive"),
+        ("a: Optional[Positive]", "a: None"),
+        ("a: Union[Positive, str]", "a: str"),
+        ("a: Union[Positive, int]", "a: int"),
+        ("a: Line = Line()", "b: Line"),
+        ("a: Line", "a: Line; b: Line = Line()"),
+        ("a: Line; b: Line = Line()", "a: Line"),
+        ("a: list[Line]", "a: tuple[Line, Line]"),
+        ("a: dict[str, Line]", "a: dict[str, Line]; b: OpenLine = OpenLine()"),
+        ("a: Pet", "a: Cat"),
+        ("a: list[Pet]", "a: list[Dog]"),
+        ("a: Tree", "a: Tree; b: int = 0"),
+        ("a: Tree", "a: LongerTree"),
+        ("a: int; b: Checked", "a: Positive; b: Checked"),
+        ("a: RootModel[Positive]", "a: Positive"),
+    ],
+)
+def test_a_check_that_is_kept_at_its_place_is_the_same_wherever_it_is_declared(
+    load: Load, frozen: str, now: str
+) -> None:
+    assert isinstance(verdict_of_the_frozen(load, frozen, now), Compatible)

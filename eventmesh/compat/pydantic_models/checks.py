@@ -14,6 +14,7 @@ functions the digests count, and where one side has only the earlier digest, tha
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from eventmesh.compat.pydantic_models.schemas import CHECKED, mapped
@@ -25,7 +26,7 @@ _TODAY = re.compile(r"(.+):([0-9a-f]{12})\.([0-9a-f]{16})", re.DOTALL)
 def alike(*schemas: Any) -> list[Any]:
     """The schemas with the same text for each function that is the same in them."""
     earlier = {
-        check for schema in schemas for check in _checks(schema) if _EARLIER.fullmatch(check)
+        check for schema in schemas for check in checks_in(schema) if _EARLIER.fullmatch(check)
     }
 
     def told(check: str) -> str:
@@ -36,23 +37,25 @@ def alike(*schemas: Any) -> list[Any]:
         return f"{name}:{before}" if f"{name}:{before}" in earlier else f"{name}:{today}"
 
     def change(node: dict[str, Any]) -> dict[str, Any]:
-        checks = _of(node)
+        checks = checks_of(node)
         return {**node, CHECKED: [*map(told, checks)]} if checks else node
 
     return [mapped(schema, change) for schema in schemas]
 
 
-def _checks(schema: Any) -> list[str]:
+def checks_in(schema: Any) -> list[str]:
+    """The functions named anywhere in a schema."""
     found: list[str] = []
 
     def look(node: dict[str, Any]) -> dict[str, Any]:
-        found.extend(_of(node))
+        found.extend(checks_of(node))
         return node
 
     mapped(schema, look)
     return found
 
 
-def _of(node: dict[str, Any]) -> list[str]:
+def checks_of(node: Mapping[str, Any]) -> list[str]:
+    """The functions named in this part of a schema, not in those inside it."""
     checks = node.get(CHECKED)  # a lock file may hold anything
     return [str(check) for check in checks] if isinstance(checks, list) else []

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
-from eventmesh.compat.budget import StepBudget, Undecided
+from eventmesh.compat.budget import StepBudget, Undecided, with_whole_stack
 from eventmesh.compat.compare import accepts, compare
 from eventmesh.compat.pydantic_models.checks import alike
 from eventmesh.compat.pydantic_models.documents import (
@@ -41,6 +41,7 @@ from eventmesh.compat.pydantic_models.documents import (
     within,
 )
 from eventmesh.compat.pydantic_models.functions import functions_of, interests
+from eventmesh.compat.pydantic_models.kept_checks import lost_checks
 from eventmesh.compat.pydantic_models.schemas import (
     CHECKED,
     DECIMAL,
@@ -157,7 +158,6 @@ def compare_schemas(
         return Refusal(reason) if reason else None
 
     writer, reader = alike(writer, reader)
-    known = {check for _, node in nodes(writer) for check in node.get(CHECKED, ())}
     verdict = _Question(
         writer=writer,
         reader=reader,
@@ -165,10 +165,17 @@ def compare_schemas(
         proof=compare(plain(writer), plain(reader)),
         samples=list(samples),
     ).answer()
-    asked = {check for _, node in nodes(reader) for check in node.get(CHECKED, ())}
-    if isinstance(verdict, Compatible) and not asked <= known:
-        names = ", ".join(sorted(check.partition(":")[0] for check in asked - known))
-        return Unknown(f"the frozen reader had checks that no longer exist: {names}")
+    if not isinstance(verdict, Compatible):
+        return verdict
+    try:
+        lost = with_whole_stack(lambda: lost_checks(writer, reader))
+    except Undecided as error:
+        return Unknown(str(error))
+    except RecursionError:
+        return Unknown("the models are nested too deeply")
+    if lost:
+        names = ", ".join(sorted(lost))
+        return Unknown(f"the frozen reader had checks that the writer no longer makes: {names}")
     return verdict
 
 
