@@ -23,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from pydantic import (
     AfterValidator,
+    AnyUrl,
     BaseModel,
     ConfigDict,
     Field,
@@ -364,6 +365,58 @@ def test_the_writer_schema_is_closed_and_requires_every_field() -> None:
     assert schema["$defs"]["Line"]["additionalProperties"] is False
     assert set(schema["$defs"]["Line"]["required"]) == {"article", "count"}
     assert schema["properties"]["amount"]["pattern"]
+
+
+class Small(BaseModel):
+    count: Annotated[int, Field(gt=0)] = 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "default", "witness"),
+    [
+        (str, None, {"a": None}),
+        (str, Field(None, alias="a"), {"a": None}),
+        (Annotated[int, Field(gt=0)], 0, {"a": 0}),
+        (Literal["x", "y"], "z", {"a": "z"}),
+        (list[int], None, {"a": None}),
+        (m(b=int), None, {"a": None}),
+        (Small, Small(), {"a": {"count": 0}}),
+    ],
+    ids=["null", "alias", "bound", "literal", "list", "model", "nested"],
+)
+def test_a_default_that_the_model_cannot_read_is_written_all_the_same(
+    kind: Any, default: Any, witness: Any
+) -> None:
+    model = m(a=(kind, default))
+    assert wire(model, model()) == witness
+    verdict = compare_model(writer_schema(model), model, samples=written(model, limit=8))
+    assert isinstance(verdict, Breaking)
+    assert verdict.witness == witness
+    verdict = compare_schemas(writer_schema(model), reader_schema(model))
+    assert isinstance(verdict, Breaking)
+    assert verdict.witness == witness
+
+
+@pytest.mark.parametrize(
+    ("kind", "default"),
+    [
+        (str | None, None),
+        (Decimal, 0),
+        (Annotated[Decimal, Field(ge=0)], Decimal(0)),
+        (AnyUrl, "http://example.com"),
+        (date, "2026-01-31"),
+        (int, Field(None, validate_default=True)),
+        (Small | None, None),
+        (Annotated[int, AfterValidator(lambda value: 1 // value)], 0),
+    ],
+    ids=["nullable", "decimal", "bounded-decimal", "url", "date", "validated", "model", "function"],
+)
+def test_a_default_that_can_be_read_makes_no_difference_to_the_schema(
+    kind: Any, default: Any
+) -> None:
+    with_default = writer_schema(m(a=(kind, default)))
+    with_default["properties"]["a"].pop("default")
+    assert with_default == writer_schema(m(a=kind))
 
 
 def test_a_frozen_reader_is_compared_by_its_schema() -> None:

@@ -25,6 +25,7 @@ from pydantic_core import core_schema as core
 
 from eventmesh.compat.pydantic_models.flags import read_flags, written_flags
 from eventmesh.compat.pydantic_models.functions import fingerprint, is_library, missing_of
+from eventmesh.compat.pydantic_models.own_defaults import with_own_defaults
 
 CHECKED, DECIMAL = "x-checked", "x-decimal"
 
@@ -207,6 +208,10 @@ class _Written(_Truthful):
 
     def function_plain_schema(self, schema: Any) -> JsonSchemaValue:
         return _checked({}, schema["function"]["function"], always=True)
+
+    def model_schema(self, schema: core.ModelSchema) -> JsonSchemaValue:
+        shown = super().model_schema(schema)
+        return with_own_defaults(shown, schema["cls"], by_alias=self.by_alias)
 
     def enum_schema(self, schema: core.EnumSchema) -> JsonSchemaValue:
         if issubclass(schema["cls"], Flag):
