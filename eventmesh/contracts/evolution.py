@@ -16,7 +16,7 @@ import copy
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
@@ -50,6 +50,7 @@ def check_versions(
     versions = _Versions(model, locks_of_name)
     return [
         *versions.check_numbers(),
+        *versions.check_status(),
         *versions.check_kind(),
         *versions.check_sunsets(today),
         *versions.check_versions_without_upcasters(),
@@ -95,6 +96,22 @@ class _Versions:
                 f"Set the version of {self.model.__name__} back to {known[-1]}. If version "
                 f"{known[-1]} was never deployed, you may delete its lock files instead.",
             )
+
+    def check_status(self) -> Iterator[Problem]:
+        """Nobody need read a retired version, so the current one cannot be retired."""
+        for lock in self.locks.get(self.current, ()):
+            if lock.status == "retired":
+                found = self.problem(
+                    "EM033",
+                    self.current,
+                    f"{lock.path} says that it is retired, but {self.model.__name__} still has "
+                    f"version {self.current}, so it is sent",
+                    f'Set "status" back to "active" in {lock.path}. Once the version of '
+                    f"{self.model.__name__} is raised, `eventmesh schema retire {lock.name} "
+                    f"{self.current}` says when no message of version {self.current} is left.",
+                )
+                yield replace(found, place=Place(str(lock.path)))
+                return
 
     def check_kind(self) -> Iterator[Problem]:
         kind = self.model.__identity__.kind

@@ -140,6 +140,15 @@ def test_a_retired_version_needs_no_upcaster() -> None:
     assert check(second(), {1: [lock(Paid1, status="retired")]}) == []
 
 
+def test_the_current_version_cannot_be_retired() -> None:
+    active, retired = lock(Paid1), lock(Paid1, 2, status="retired", path=Path("v1.2.json"))
+    problem = only(check(Paid1, {1: [active, retired]}), "EM033")
+    assert problem.subject == "payments.paid v1"
+    assert problem.place is not None
+    assert problem.place.file == "v1.2.json"
+    assert "schema retire payments.paid 1" in problem.fix
+
+
 def test_the_fix_names_the_missing_upcaster_of_a_chain() -> None:
     class Paid(Event, name="payments.paid", version=3, key="order"):
         order: UUID
