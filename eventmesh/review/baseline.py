@@ -84,6 +84,12 @@ def find_lost_locks(baseline: Baseline, root: Path) -> list[Problem]:
             if named is shape
             else "messages as it describes them may still be in queues, streams and dead letters"
         )
+        next_step = (
+            "To change the saga, raise its version."
+            if named is shape
+            else "Then run `eventmesh schema freeze`: a compatible change of the message becomes "
+            "the next revision, and any other change needs a new version."
+        )
         found.append(
             Problem(
                 LOST,
@@ -91,8 +97,7 @@ def find_lost_locks(baseline: Baseline, root: Path) -> list[Problem]:
                 f"{named.get('name', name)} v{named.get('version', '?')}",
                 f"The lock file {path} {change} since {baseline.revision}: {at_risk}.",
                 f"Restore it: run the check with --against {baseline.revision} --fix, or `git "
-                f"checkout {baseline.revision} -- {path}`. To change "
-                f"{'the saga' if named is shape else 'the message'}, raise its version.",
+                f"checkout {baseline.revision} -- {path}`. {next_step}",
                 place=Place(str(path)),
                 marks=(name,),
             )

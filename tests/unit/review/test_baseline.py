@@ -109,6 +109,33 @@ def test_a_replaced_lock_file_is_found(root: Path) -> None:
     assert rules(root) == ["EM034"]
 
 
+def test_two_branches_that_froze_the_same_revision_go_on_with_the_next_one(
+    root: Path, git: Git
+) -> None:
+    class Noted(Event, name="shop.sold", version=1, key="id"):
+        id: str
+        cents: int
+        note: str = ""
+
+    class Both(Event, name="shop.sold", version=1, key="id"):
+        id: str
+        cents: int
+        note: str = ""
+        gift: bool = False
+
+    [theirs] = freeze([Noted], root)
+    commit(git)
+    theirs.path.unlink()
+    [ours] = freeze([Both], root)  # as it looks after the merge
+    assert ours.path == theirs.path
+    baseline = read_baseline(root, "HEAD")
+    [problem] = find_lost_locks(baseline, root)
+    assert "Then run `eventmesh schema freeze`" in problem.fix
+    restore(baseline, "shop/sold/v1.2.json", root)
+    assert [lock.path.name for lock in freeze([Both], root)] == ["v1.3.json"]
+    assert rules(root) == []
+
+
 def test_status_and_sunset_may_change(root: Path) -> None:
     edit(root / FILE, status="deprecated", sunset="2026-12-31")
     assert rules(root) == []
