@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from eventmesh.errors import UsageError
@@ -26,6 +27,8 @@ def known_targets(names: Sequence[str], root: Path) -> dict[str, str]:
     """Where each service is; UsageError when there are none, or when one of `names` is unknown."""
     targets = service_targets(root)
     if not targets:
+        if (project := _project_above(root)) is not None:
+            raise UsageError(f"No service was found in {root}. Run the command in {project}.")
         raise UsageError(
             f"No service was found in {root}: put one into services/<name>/service.py as "
             f"`service`, or name it in pyproject.toml under [tool.eventmesh.services] as "
@@ -37,6 +40,15 @@ def known_targets(names: Sequence[str], root: Path) -> dict[str, str]:
             f"There is no service {unknown[0]!r} in {root}. Known are: {', '.join(targets)}."
         )
     return targets
+
+
+def _project_above(root: Path) -> Path | None:
+    """The nearest folder above that has services."""
+    for folder in root.parents:
+        with suppress(UsageError, OSError):  # a folder above may belong to another project
+            if service_targets(folder):
+                return folder
+    return None
 
 
 def _configured(path: Path) -> dict[str, str]:

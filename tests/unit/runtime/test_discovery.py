@@ -94,6 +94,16 @@ def test_the_error_for_a_folder_without_services_says_how_to_create_one(tmp_path
         load_services([], tmp_path)
 
 
+def test_the_error_in_a_folder_of_a_project_names_the_folder_of_the_project(
+    project: Project,
+) -> None:
+    root = project(one=GOOD)
+    below = root / "services" / "bank"
+    below.mkdir(parents=True)
+    with pytest.raises(UsageError, match=rf"in {below}\. Run the command in {root}\."):
+        load_services([], below)
+
+
 def test_an_unknown_service_is_rejected_and_the_error_lists_the_known_ones(
     project: Project,
 ) -> None:
