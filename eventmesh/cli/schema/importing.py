@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from eventmesh.cli.schema.common import AsJson, save, say, say_json
-from eventmesh.errors import UsageError
+from eventmesh.errors import Drift, UsageError
 
 
 def import_(
@@ -24,9 +24,11 @@ def import_(
     """Generate a model from a JSON Schema.
 
     The model is one for reading: fields that the schema does not require are optional, and unknown
-    fields are ignored. It is then proved that it reads everything that the schema allows.
+    fields are ignored. It is then proved that it reads everything that the schema allows. Exit code
+    4: that is refuted, or could not be proved; the model is written all the same.
     """
     from eventmesh.compat.pydantic_models.comparison import compare_model
+    from eventmesh.compat.verdict import Breaking, Compatible
     from eventmesh.review.bundling import bundle
     from eventmesh.review.formats.comparison import as_text, as_value
     from eventmesh.review.schema_import import import_schema
@@ -42,10 +44,15 @@ def import_(
         save(output, imported.text)
     if as_json:
         say_json({"code": imported.text, "proof": as_value(comparison)})
-        return
-    if output is None:
+    elif output is None:
         say(imported.text)
         # The proof is commented out, so that all of the output is Python.
         say("".join(f"# {line}".rstrip() + "\n" for line in as_text(comparison).splitlines()))
     else:
         say(as_text(comparison))
+    if not isinstance(verdict, Compatible):
+        reads = "does not read" if isinstance(verdict, Breaking) else "may not read"
+        raise Drift(
+            f"{comparison.reader} {reads} everything that {file} allows: "
+            f"{verdict.reason.rstrip('.')}. Change the model by hand, unless that is never sent."
+        )
