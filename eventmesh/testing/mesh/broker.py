@@ -7,7 +7,7 @@ delivered again. What is published and what became of each delivery goes into th
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -39,6 +39,13 @@ class Record:
         """How often each message was published, by its id."""
         self.retried = set[str]()
         """The subscriptions that have given a message back, to be delivered again later."""
+        self.wanted = set[tuple[str, str]]()
+        """Each subscription with the unique id of each message that it must get: those that were
+        published after it was declared, and those that no subscription had taken until then."""
+        self._subscriptions = defaultdict[str, set[str]](set)
+        """The names of those that were declared, by the message that they subscribe to."""
+        self._unrouted: list[Envelope] = []
+        """What was published before any subscription to it was declared."""
         self._settled = set[str]()
         """The ids of the messages that some subscription has settled, however it ended."""
         self.taken = 0
@@ -46,9 +53,18 @@ class Record:
         self._clock = clock
         self._progressed = progressed
 
+    def declare(self, subscriptions: Sequence[Subscription]) -> None:
+        for subscription in subscriptions:
+            for message in subscription.messages:
+                self._subscriptions[message].add(subscription.name)
+        waiting, self._unrouted = self._unrouted, []
+        for envelope in waiting:
+            self._route(envelope)
+
     def publish(self, envelopes: Sequence[Envelope]) -> None:
         self._progressed()
         for envelope in envelopes:
+            self._route(envelope)
             self.published.setdefault(envelope.id, envelope)
             self.times[envelope.id] += 1
             self.story.number(envelope.id)
@@ -73,6 +89,13 @@ class Record:
         origin = delivery.envelope.attributes.get("source", "/?").split("/")[1]
         where = "test" if process is None else process.service
         self.story.add(self._clock.monotonic(), mark, where, text, origin)
+
+    def _route(self, envelope: Envelope) -> None:
+        if names := self._subscriptions.get(envelope.name):
+            message_id = envelope.unique_id
+            self.wanted.update((name, message_id) for name in names)
+        else:
+            self._unrouted.append(envelope)
 
     def not_taken(self) -> list[Envelope]:
         """The messages that no subscription has settled yet: they wait, or nobody subscribes."""
@@ -112,6 +135,10 @@ class MeshTransport(MemoryTransport):
         """The subscription of each message that was received and is not settled."""
         for consumer in self._consumers:
             yield from [consumer.subscription] * len(consumer._held)
+
+    async def declare(self, subscriptions: Sequence[Subscription]) -> None:
+        await super().declare(subscriptions)
+        self._record.declare(subscriptions)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> PublishResult:
         answer = await self._answer("publish")

@@ -72,6 +72,7 @@ class Traffic:
     def declare(self, subscriptions: Sequence[Subscription]) -> None:
         for subscription in subscriptions:
             self._declared[subscription.name] = frozenset(subscription.messages)
+        self.record.declare(subscriptions)
 
     def consume(self, subscription: str, change: int) -> None:
         self._consumed[subscription] += change

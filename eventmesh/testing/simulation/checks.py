@@ -1,7 +1,8 @@
 """What must hold at the end of any run, once every fault is over and nothing can happen any more.
 
     nothing lost     each message that the broker took has taken effect in every subscription that
-                     wants it, or is a dead letter; no outbox holds any
+                     was declared before, or is a dead letter; if there was none, in the first one;
+                     no outbox holds any
     nothing doubled  no message has taken effect twice in a subscription
     published once   by relays that nothing has disturbed
     order in a key   messages of one key take effect in the order in which they were published, in
@@ -82,9 +83,8 @@ def _lost(mesh: VirtualMesh) -> Iterator[str]:
                 continue
             for envelope in mesh.record.published.values():
                 effect = name, envelope.unique_id
-                if envelope.name in handler.models and not (
-                    mesh.effects.times[effect] or effect in dead
-                ):
+                is_wanted = envelope.name in handler.models and effect in mesh.record.wanted
+                if is_wanted and not (mesh.effects.times[effect] or effect in dead):
                     yield f"{mesh.record.label(envelope)} was lost: {name} has not handled it"
 
 
