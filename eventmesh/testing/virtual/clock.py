@@ -9,14 +9,13 @@ measure the tests use them; ask `asyncio.get_running_loop().time()`, or take a `
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 import time_machine
 
+from eventmesh.testing.virtual.chance import seeded
 from eventmesh.testing.virtual.loop import BEGINNING, VirtualLoop
 from eventmesh.testing.virtual.process import Process
 
@@ -58,17 +57,12 @@ class VirtualClock:
 
 @contextmanager
 def wall_clock(loop: VirtualLoop, seed: int) -> Iterator[None]:
-    """While the context is open, the standard library tells the loop's time; `random` begins with
-    this seed, and so does `os.urandom`, which makes the ids of `uuid.uuid4`."""
-    state = random.getstate()
-    random.seed(seed)
-    urandom, os.urandom = os.urandom, random.Random(seed).randbytes  # noqa: S311  # not for secrets
-    with time_machine.travel(BEGINNING, tick=False) as traveller:
+    """While the context is open, the standard library tells the loop's time, and what it draws by
+    chance begins with this seed."""
+    with seeded(seed), time_machine.travel(BEGINNING, tick=False) as traveller:
         first = BEGINNING.timestamp()
         loop.on_time = lambda now: traveller.move_to(first + now)
         try:
             yield
         finally:
             loop.on_time = lambda _: None
-            random.setstate(state)
-            os.urandom = urandom
