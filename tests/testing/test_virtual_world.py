@@ -259,6 +259,77 @@ def test_sqlite_tells_the_virtual_time(tmp_path: Path) -> None:
     assert run(main()) == "2026-01-02 00:00:00.000"
 
 
+def writes_of(path: Path, *statements: str) -> list[str]:
+    """The files that the loop is told of, when these statements are committed."""
+
+    async def main() -> list[str]:
+        engine = await make_table(path)
+        told: list[str] = []
+        async with engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE eventmesh_outbox (number INTEGER)"))
+            await connection.execute(text("INSERT INTO note VALUES (1)"))
+        the_loop().on_write = told.append
+        async with engine.connect() as connection:
+            await connection.execute(text("BEGIN IMMEDIATE"))
+            for statement in statements:
+                await connection.execute(text(statement))
+            assert told == []
+            await connection.commit()
+        await engine.dispose()
+        return told
+
+    found: list[str] = run(main())
+    return found
+
+
+WRITES = {
+    "insert": "INSERT INTO note VALUES (2)",
+    "insert of what is read": "INSERT INTO note SELECT number FROM eventmesh_outbox UNION SELECT 2",
+    "update": "UPDATE note SET number = 2",
+    "delete": "DELETE FROM note",
+    "replace": "REPLACE INTO note VALUES (2)",
+    "with": "WITH new AS (SELECT 2 AS number) INSERT INTO note SELECT number FROM new",
+    "comment": "/* why */ INSERT INTO note VALUES (2)",
+    "returning": "INSERT INTO note VALUES (2) RETURNING number",
+}
+
+
+@pytest.mark.parametrize("how", WRITES)
+def test_each_commit_that_has_written_is_told(how: str, tmp_path: Path) -> None:
+    path = tmp_path / "notes.db"
+    assert writes_of(path, WRITES[how]) == [str(path)]
+
+
+def test_a_write_that_is_committed_by_itself_is_told(tmp_path: Path) -> None:
+    async def main() -> tuple[list[str], list[str]]:
+        engine = await make_table(tmp_path / "notes.db")
+        told: list[str] = []
+        the_loop().on_write = told.append
+        by_itself = engine.execution_options(isolation_level="AUTOCOMMIT")
+        async with by_itself.connect() as connection:
+            await connection.execute(text("INSERT INTO note VALUES (2)"))
+            at_once = [*told]
+            await connection.commit()
+        await engine.dispose()
+        return at_once, told
+
+    path = str(tmp_path / "notes.db")
+    assert run(main()) == ([path], [path])
+
+
+def test_a_commit_is_not_told_that_only_read_or_wrote_to_tables_of_eventmesh(
+    tmp_path: Path,
+) -> None:
+    assert not writes_of(
+        tmp_path / "notes.db",
+        "WITH old AS (SELECT number FROM note) SELECT number FROM old",
+        "INSERT INTO eventmesh_outbox SELECT number FROM note",
+        "UPDATE eventmesh_outbox SET number = 2",
+        "DELETE FROM eventmesh_outbox WHERE number IN (SELECT number FROM note)",
+        "DELETE FROM note WHERE number = 7",
+    )
+
+
 @pytest.mark.parametrize(("error", "left"), [("before", []), ("after", [1])])
 def test_a_commit_whose_connection_is_lost_is_done_or_not(
     error: Any, left: list[int], tmp_path: Path

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,8 @@ T = TypeVar("T")
 _FIRST_LOCK_RETRY = 0.001  # virtual seconds, doubled up to the longest
 _LONGEST_LOCK_RETRY = 0.032
 _LOCK_TIMEOUT = 30.0
+
+_WRITES_OWN = re.compile(r'\b(INTO|UPDATE|DELETE\s+FROM)\s+"?eventmesh_', re.IGNORECASE)
 
 
 @contextmanager
@@ -211,10 +214,13 @@ class _Connection(AdaptedConnection):
         self._note_changes()
         self._belong_to(None)
         calls, raw.on_commit = raw.on_commit, []
-        has_written, raw.has_written = raw.has_written, False
         for call in calls:
             call()
-        if has_written:
+        self._tell_of_write()
+
+    def _tell_of_write(self) -> None:
+        if self._file.has_written:
+            self._file.has_written = False
             self._loop.on_write(self._path)
 
     def rollback(self) -> None:
@@ -245,14 +251,16 @@ class _Connection(AdaptedConnection):
     def run(self, statement: str, work: Callable[[], T]) -> T:
         """Execute a statement."""
         _show_that_it_is_async()
-        call, writes = _described(statement)
+        call, is_own = _described(statement)
         self._belong_to(CURRENT_PROCESS.get())
+        before = self._file.total_changes
         result = self._call(call, work)
-        if writes:
+        if not is_own and self._file.total_changes != before:
             self._file.has_written = True
         if not self._file.in_transaction:
             self._note_changes()
             self._belong_to(None)
+            self._tell_of_write()  # of a statement that SQLite commits by itself
         return result
 
     def _note_changes(self) -> None:
@@ -337,10 +345,9 @@ class _Connection(AdaptedConnection):
 
 @lru_cache(maxsize=1024)
 def _described(statement: str) -> tuple[str, bool]:
-    """What a call that executes this is called, and whether it writes to a table of the user's."""
+    """What a call that executes this is called, and whether it writes to a table of EventMesh."""
     words = statement.lstrip()[:60].upper()
-    is_write = words.startswith(("INSERT", "UPDATE", "DELETE"))
-    return " ".join(words.split(None, 3)[:3]), is_write and "EVENTMESH_" not in words
+    return " ".join(words.split(None, 3)[:3]), _WRITES_OWN.search(statement) is not None
 
 
 def _closed() -> FileConnection:
