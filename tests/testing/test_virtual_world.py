@@ -259,6 +259,23 @@ def test_sqlite_tells_the_virtual_time(tmp_path: Path) -> None:
     assert run(main()) == "2026-01-02 00:00:00.000"
 
 
+def test_an_option_that_ends_with_its_transaction_is_set_in_each(tmp_path: Path) -> None:
+    async def main() -> list[int]:
+        engine = await make_table(tmp_path / "notes.db")
+        found: list[int] = []
+        async with engine.connect() as connection:
+            for _ in range(2):
+                await connection.execute(text("BEGIN"))
+                await connection.execute(text("PRAGMA defer_foreign_keys = ON"))
+                option = await connection.execute(text("PRAGMA defer_foreign_keys"))
+                found.append(int(option.scalar_one()))
+                await connection.commit()
+        await engine.dispose()
+        return found
+
+    assert run(main()) == [1, 1]
+
+
 def writes_of(path: Path, *statements: str) -> list[str]:
     """The files that the loop is told of, when these statements are committed."""
 

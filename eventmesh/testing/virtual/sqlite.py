@@ -37,6 +37,7 @@ _FIRST_LOCK_RETRY = 0.001  # virtual seconds, doubled up to the longest
 _LONGEST_LOCK_RETRY = 0.032
 _LOCK_TIMEOUT = 30.0
 
+_SETS_OPTION = re.compile(r"PRAGMA\s+(journal_mode|synchronous|foreign_keys)\s*=", re.IGNORECASE)
 _WRITES_OWN = re.compile(r'\b(INTO|UPDATE|DELETE\s+FROM)\s+"?eventmesh_', re.IGNORECASE)
 
 
@@ -269,12 +270,11 @@ class _Connection(AdaptedConnection):
             self._changes = changes
             self._loop.changes[self._path] += 1
 
-    def set_option(self, operation: str) -> None:
-        """Execute a statement that sets an option, unless the connection has it. That belongs to
+    def set_option(self, name: str, operation: str) -> None:
+        """Execute a statement that sets this option, unless the connection has it. That belongs to
         connecting and does not count as a call: otherwise, runs with kept connections and with new
         ones would differ."""
         _show_that_it_is_async()
-        name = operation.split(None, 2)[1]
         if name == "synchronous":
             operation = "PRAGMA synchronous = OFF"
         options = self._file.standing.options
@@ -350,6 +350,13 @@ def _described(statement: str) -> tuple[str, bool]:
     return " ".join(words.split(None, 3)[:3]), _WRITES_OWN.search(statement) is not None
 
 
+def _standing_option(statement: str) -> str:
+    """The option that this sets, if EventMesh sets it where it connects; else empty: others may end
+    with the transaction in which they are set."""
+    found = _SETS_OPTION.match(statement)
+    return found[1].lower() if found else ""
+
+
 def _closed() -> FileConnection:
     connection = sqlite3.connect(":memory:", factory=FileConnection)
     connection.close()
@@ -387,8 +394,8 @@ class _Cursor:
         return self._cursor.lastrowid
 
     def execute(self, operation: str, parameters: Any = None) -> None:
-        if operation.startswith("PRAGMA ") and "=" in operation:
-            self._adapter.set_option(operation)
+        if option := _standing_option(operation):
+            self._adapter.set_option(option, operation)
             return
         given = () if parameters is None else parameters
         cursor = self._cursor
