@@ -17,9 +17,11 @@ import pytest
 from hypothesis import configuration
 from sqlalchemy import select
 
+from eventmesh import Service, Transaction
 from eventmesh.contracts.message import Message
 from eventmesh.testing.mesh import Mesh
 from eventmesh.testing.mesh.databases import Workshop, temporary_workshop
+from eventmesh.testing.mesh.predicates import Read
 from eventmesh.testing.mesh.running import make_mesh
 from eventmesh.testing.simulation import workload
 from eventmesh.testing.simulation.plan import Plan
@@ -31,7 +33,7 @@ from services.orders.contracts import OrderPlaced
 from services.orders.service import service as orders
 from services.payments.service import service as payments
 from services.shipping.service import service as shipping
-from tests.testing.accounts import Bank, Charge, make_service, simulate_charges
+from tests.testing.accounts import Bank, Base, Charge, ChargeCard, make_service, simulate_charges
 
 
 @pytest.fixture
@@ -93,6 +95,7 @@ def test_a_defect_is_found_made_small_and_found_again(workshop: Workshop) -> Non
     assert failure is not None
     assert "each_card_is_charged_once must hold in the end" in str(failure.error)
     assert len(failure.plan.faults) <= 2
+    assert not failure.needs_earlier_runs
     told = describe(failure, "pytest …")
     assert "charge_card #1" in told
     assert all(fault.in_words() in told for fault in failure.plan.faults)
@@ -130,6 +133,31 @@ def test_generating_messages_leaves_no_folder_of_hypothesis(
     folder.mkdir()
     workload.generated([shipping])
     assert used[-1].parent == folder  # which the project has
+
+
+def test_a_failure_that_needs_what_earlier_runs_have_left_says_so(workshop: Workshop) -> None:
+    charged = set[str]()  # as in a variable of a module
+
+    async def body(mesh: Mesh) -> None:
+        service = Service("accounts", metadata=Base.metadata)
+
+        @service.subscriber(ChargeCard)
+        async def charge(command: ChargeCard, tx: Transaction) -> None:
+            if command.order not in charged:
+                charged.add(command.order)
+                tx.session.add(Charge(order=command.order))
+
+        @mesh.eventually
+        def is_charged(read: Read) -> bool:
+            return read(service).get(Charge, "first") is not None
+
+        await mesh.start(service)
+        await mesh.publish(ChargeCard(order="first"))
+
+    failure = simulate(body, lambda: make_mesh(workshop), Options(seeds=2)).failure
+    assert failure is not None
+    assert failure.needs_earlier_runs
+    assert "earlier runs had a part in it: something outlives a run" in describe(failure, "")
 
 
 def test_a_request_that_loses_its_database_is_answered_with_an_error_and_does_not_fail_the_run(

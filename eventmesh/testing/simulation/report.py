@@ -9,6 +9,11 @@ from typing import Any
 from eventmesh.testing.simulation.plan import Plan
 from eventmesh.testing.simulation.search import Failure, Report
 
+_NEEDS_EARLIER_RUNS = (
+    "earlier runs had a part in it: something outlives a run, such as a variable of a module, so "
+    "that this plan alone may pass"
+)
+
 
 def describe(failure: Failure, replay_command: str) -> str:
     """The failure for people: what failed, after which faults, the story and how to run it
@@ -20,6 +25,7 @@ def describe(failure: Failure, replay_command: str) -> str:
         "what had to go wrong:" if failure.plan.faults else "no fault was needed for it",
         *(f"  - {fault.in_words()}" for fault in failure.plan.faults),
         *(["  - calls that take times of their own"] * failure.plan.has_pace),
+        *([_NEEDS_EARLIER_RUNS] * failure.needs_earlier_runs),
         "",
         failure.story,
         "",
@@ -82,6 +88,7 @@ def as_document(
             "plan": str(failure.plan),
             "found_by": str(failure.found_by),
             "faults": [fault.in_words() for fault in failure.plan.faults],
+            "needs_earlier_runs": failure.needs_earlier_runs,
             "story": failure.story,
             "replay": replay_command,
         }

@@ -40,12 +40,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that failed: its smallest plan, the error and what happened in it."""
+    """A run that failed: its smallest plan, the error and what happened in it.
+
+    `needs_earlier_runs` says that plans do not decide alone how a run ends, but also what earlier
+    runs have left, for example in a variable of a module: in a new process, `plan` may pass.
+    """
 
     plan: Plan
     found_by: Plan
     error: BaseException
     story: str
+    needs_earlier_runs: bool = False
 
     @property
     def is_mistake(self) -> bool:
@@ -202,8 +207,13 @@ def _shrink(
             if tried.error is not None and _is_alike(tried.error, outcome.error):
                 smallest, improved = (smaller, tried), True
                 break
-    assert smallest[1].error is not None  # noqa: S101  # only failed runs are kept
-    return Failure(smallest[0], plan, smallest[1].error, smallest[1].mesh.story())
+    error = smallest[1].error
+    assert error is not None  # noqa: S101  # only failed runs are kept
+    collect()
+    again = _run(body, make, smallest[0], options)
+    without_faults = _run(body, make, Plan(0), options)  # which has passed at first
+    is_kept = without_faults.error is not None or not _is_alike(error, again.error)
+    return Failure(smallest[0], plan, error, smallest[1].mesh.story(), is_kept)
 
 
 def _is_alike(one: BaseException, other: BaseException | None) -> bool:
