@@ -59,6 +59,10 @@ async def uses_running_pool() -> None:
         await asyncio.get_running_loop().run_in_executor(pool, print)
 
 
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
 Work = Callable[[], Awaitable[Any]]
 
 ESCAPES: Mapping[str, tuple[Work, str]] = {
@@ -94,7 +98,9 @@ service = Service("bad", metadata=Base.metadata)
 @service.subscriber(Worked)
 async def work(event: Worked, tx: Transaction) -> None:
     tx.session.add(Row())
-    if event.how:
+    if event.how == "never":
+        await never()
+    elif event.how:
         await ESCAPES[event.how][0]()
 
 
@@ -257,10 +263,6 @@ async def test_a_coroutine_function_is_not_a_predicate(mesh: Mesh) -> None:
             takes(wrong)  # type: ignore[arg-type]  # what is wrong
 
 
-async def never() -> None:
-    await asyncio.Event().wait()
-
-
 async def always_again() -> None:
     while True:  # noqa: ASYNC110
         await asyncio.sleep(0)
@@ -290,6 +292,21 @@ def test_a_test_that_never_ends_is_ended_with_the_places_where_it_waits(
     with pytest.raises(NeverEnds, match=rf"{Path(__file__).name}:\d+ in {waits.__name__}"):
         run(fresh_mesh, body)
     assert cleaned_up
+
+
+async def test_a_handler_that_never_ends_is_named_with_the_place_where_it_waits(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventmesh.testing.mesh.virtual_mesh.LONGEST_HANDLING", 5.0)
+    await mesh.start(service)
+    await mesh.publish(Worked(how="never"))
+    with pytest.raises(AssertionError) as raised:
+        await mesh.quiet()
+    [what, *_] = str(raised.value).split("\n")
+    assert "this is still going on: bad.work handles 1 messages" in what
+    assert what.endswith(" in never waits")
+    assert f"bad: tests/testing/{Path(__file__).name}:" in what
+    await mesh.kill(service)
 
 
 def test_a_test_that_waits_for_nothing_is_told_so(fresh_mesh: VirtualMesh) -> None:

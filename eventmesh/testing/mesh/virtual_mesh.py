@@ -24,7 +24,7 @@ from eventmesh.testing.mesh.predicates import BrokenPredicate, Predicates, Viola
 from eventmesh.testing.mesh.request import Request
 from eventmesh.testing.mesh.worker import WorkerProcess
 from eventmesh.testing.virtual.clock import Ids, VirtualClock
-from eventmesh.testing.virtual.loop import VirtualLoop
+from eventmesh.testing.virtual.loop import VirtualLoop, place_of
 from eventmesh.testing.virtual.process import CURRENT_PROCESS, Disturbances, Process
 from eventmesh.testing.virtual.real_world import RealWorld
 from eventmesh.transports.base import DeadLetter
@@ -143,7 +143,7 @@ class VirtualMesh(Mesh):
             if self.loop.now - began_at > LONGEST_HANDLING:
                 raise AssertionError(
                     f"after {LONGEST_HANDLING:,.0f} s this is still going on: "
-                    f"{'; '.join(self._going_on())}\n\n{self.story()}"
+                    f"{'; '.join([*self._going_on(), *self._waits()])}\n\n{self.story()}"
                 )
             self._raise_ended()
             await self._pass_time(self.loop.now + LONGEST_HANDLING)
@@ -195,6 +195,13 @@ class VirtualMesh(Mesh):
         for names, outbox in self._outboxes(self.workers):
             if outbox.due:
                 yield f"the outbox of {' and '.join(names)} holds {outbox.due} messages"
+
+    def _waits(self) -> list[str]:
+        """Where code of the services waits, in words."""
+        running = {each for each in self.processes if not each.is_dead}
+        tasks = [task for task in asyncio.all_tasks() if getattr(task, "process", None) in running]
+        places = sorted({place for task in tasks if (place := place_of(task))})
+        return [f"{place} waits" for place in places if ": eventmesh/" not in place]
 
     def _can_go_on(self) -> bool:
         """Whether a worker that does not stand still has something to do."""
