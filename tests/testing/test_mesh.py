@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 from eventmesh import Event, Service, Transaction
 from eventmesh.errors import UsageError
 from eventmesh.testing.mesh import Mesh
+from eventmesh.testing.mesh.databases import temporary_workshop
+from eventmesh.testing.mesh.running import make_mesh, run
 from services.inventory.models import Stock
 from services.inventory.service import service as inventory
 from services.orders.contracts import CapturePayment, OrderCancelled, OrderClosed, OrderPlaced
@@ -62,6 +66,30 @@ async def test_the_wall_clock_is_the_virtual_one(mesh: Mesh) -> None:
     assert datetime.now(UTC) == mesh.now == datetime(2026, 1, 1, tzinfo=UTC)
     await mesh.advance("36h")
     assert datetime.now(UTC) == mesh.now == datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "America/New_York")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("new_york")
+def test_local_times_are_those_of_the_machine_s_time_zone() -> None:
+    found: list[datetime] = []
+
+    async def body() -> None:
+        found.append(datetime.now())
+        await mesh.advance("1d")
+        found.append(datetime.now())
+
+    with temporary_workshop() as workshop:
+        mesh = make_mesh(workshop)
+        run(mesh, body)
+    assert found == [datetime(2025, 12, 31, 19), datetime(2026, 1, 1, 19)]
 
 
 async def test_a_worker_that_is_killed_loses_nothing_and_does_nothing_twice(mesh: Mesh) -> None:

@@ -59,8 +59,8 @@ class VirtualClock:
 def wall_clock(loop: VirtualLoop, seed: int) -> Iterator[None]:
     """While the context is open, the standard library tells the loop's time, and what it draws by
     chance begins with this seed."""
-    with seeded(seed), time_machine.travel(BEGINNING, tick=False) as traveller:
-        first = BEGINNING.timestamp()
+    first = BEGINNING.timestamp()  # a date would set the local time zone to its own
+    with seeded(seed), time_machine.travel(first, tick=False) as traveller:
         loop.on_time = lambda now: traveller.move_to(first + now)
         try:
             yield
