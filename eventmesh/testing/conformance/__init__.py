@@ -28,6 +28,10 @@ SIGKILL, instead of leaving.
 Each rig uses names of its own, so that rigs can share a broker; but a fault affects everybody on
 the broker. With a broker on the same machine, all guarantees together take about half a minute,
 plus two restarts.
+
+So no guarantee waits for a long delay to end. That a retry after a day does not come after an hour,
+for example because the broker bounds its delays, is for a test of the transport's own: no call of
+the protocol tells when a delayed message is due.
 """
 
 from eventmesh.testing.conformance.consuming import (
