@@ -32,7 +32,7 @@ DRAWS: Mapping[str, Callable[[], object]] = {
     "random.SystemRandom": lambda: random.SystemRandom().random(),
     "secrets": lambda: (secrets.token_hex(8), secrets.choice(range(10**6))),
     "os.urandom": lambda: os.urandom(8),
-    "os.getrandom": lambda: os.getrandom(8),
+    "os.getrandom": lambda: os.getrandom(8, flags=os.GRND_NONBLOCK),
     "uuid1": lambda: (uuid.uuid1(), uuid.uuid1()),
     "uuid4": uuid.uuid4,
 }
@@ -57,6 +57,18 @@ def test_what_is_drawn_is_the_same_with_the_same_seed_only(
         pytest.skip("this system has no getrandom")
     one, again, other = (drawn(DRAWS[name], workshop, seed=seed) for seed in (1, 1, 2))
     assert one == again != other
+
+
+@pytest.mark.parametrize("name", ["random.Random", "secrets", "os.urandom", "uuid4"])
+def test_what_another_module_draws_changes_nothing(name: str, workshop: Workshop) -> None:
+    """Such as one that is imported in the first run of a process only."""
+    elsewhere = globals() | {"__name__": "elsewhere"}
+
+    def draw_after_another() -> object:
+        eval("secrets.token_bytes(), uuid.uuid4(), random.Random()", elsewhere)  # noqa: S307
+        return DRAWS[name]()
+
+    assert drawn(draw_after_another, workshop, seed=1) == drawn(DRAWS[name], workshop, seed=1)
 
 
 def test_a_generator_with_a_seed_of_its_own_draws_what_it_always_does(workshop: Workshop) -> None:
