@@ -449,6 +449,12 @@ of(
     B,
 )
 of(float, bounded(Decimal, decimal_places=2), "float to Decimal with two places", B, R)
+day = timedelta(days=1)
+of(timedelta, bounded(timedelta, le=day), "timedelta: le added", B, R)
+of(bounded(timedelta, le=7 * day), bounded(timedelta, le=day), "timedelta: le lowered", B, R)
+of(bounded(timedelta, ge=day), bounded(timedelta, ge=day), "timedelta: ge unchanged", R, R)
+of(time, bounded(time, ge=time(8)), "time: ge added", B, R)
+of(bounded(time, ge=time(8)), bounded(time, ge=time(9)), "time: ge raised", B, R)
 of(str, bounded(str, max_length=5), "max_length added", B, R)
 of(str, bounded(str, min_length=1), "min_length added", B, R)
 of(bounded(str, max_length=5), bounded(str, max_length=6), "max_length raised", R, B)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from datetime import date, datetime
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -425,6 +425,35 @@ def test_a_frozen_reader_is_compared_by_its_schema() -> None:
     verdict = compare_schemas(writer_schema(new), reader_schema(old))
     assert isinstance(verdict, Breaking)
     assert Decimal(verdict.witness["a"]) < 10
+
+
+def bounded(kind: Any, **bounds: Any) -> Any:
+    return Annotated[kind, Field(**bounds)]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "now", "told"),
+    [
+        pytest.param(bounded(time, ge=time(9)), time, Breaking, id="time: ge removed"),
+        pytest.param(bounded(date, ge=date(2020, 1, 1)), date, Breaking, id="date: ge removed"),
+        pytest.param(bounded(timedelta, le=timedelta(1)), timedelta, Unknown,
+                     id="timedelta: le removed"),
+        pytest.param(timedelta, bounded(timedelta, le=timedelta(1)), Compatible,
+                     id="timedelta: le added"),
+        pytest.param(bounded(timedelta, le=timedelta(1)) | None,
+                     bounded(timedelta, le=timedelta(1)) | None, Compatible,
+                     id="timedelta: le unchanged"),
+        pytest.param(bounded(Decimal, ge=0) | str, bounded(Decimal, ge=0) | str, Compatible,
+                     id="Decimal or a text, unchanged"),
+    ],
+)  # fmt: skip
+def test_a_service_with_the_frozen_version_keeps_its_bounds(
+    frozen: Any, now: Any, told: type
+) -> None:
+    verdict = compare_schemas(writer_schema(m(a=now)), reader_schema(m(a=frozen)))
+    assert isinstance(verdict, told), verdict
+    if isinstance(verdict, Breaking):
+        assert rejection_by(m(a=frozen), verdict.witness)
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,14 @@ from eventmesh.compat.pydantic_models.documents import (
     Pools,
     Spot,
     aligned,
+    are_bounds,
     as_written,
+    first_beyond,
     has_bounds,
     nodes,
     replaced,
     spots,
     varied,
-    within,
 )
 from eventmesh.compat.pydantic_models.functions import functions_of, interests
 from eventmesh.compat.pydantic_models.kept_checks import lost_checks
@@ -197,11 +198,11 @@ def allowed(writer: dict[str, Any]) -> Callable[[Any], str]:
 
 
 def _out_of_bounds(schema: Any, document: Any) -> str:
-    for spot in spots(schema, document):
-        bounds = spot.node.get(DECIMAL)
-        if bounds and isinstance(spot.value, str) and not within(bounds)(spot.value):
-            return f"{_field(spot.path)}: {spot.value!r} is not within {bounds}"
-    return ""
+    spot = first_beyond(schema, document)
+    if spot is None:
+        return ""
+    bounds = spot.node.get(DECIMAL) or ", ".join(spot.node[CHECKED])
+    return f"{_field(spot.path)}: {spot.value!r} is not within {bounds}"
 
 
 @dataclass(frozen=True)
@@ -311,7 +312,9 @@ class _Question:
         doubts = [
             spot
             for spot in spots(self.writer, document)
-            if CHECKED in spot.node and spot.value not in self._values_seen.get(spot.pointer, ())
+            if CHECKED in spot.node
+            and not are_bounds(spot.node)
+            and spot.value not in self._values_seen.get(spot.pointer, ())
         ]
         if not doubts:
             return "reader"

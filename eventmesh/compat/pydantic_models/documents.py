@@ -4,12 +4,17 @@ worth trying there."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from eventmesh.compat.budget import Undecided
 from eventmesh.compat.compare import accepts, compare, documents
@@ -28,6 +33,10 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "object": (dict,), "array": (list,), "string": (str,), "null": (type(None),),
     "boolean": (bool,), "integer": (int,), "number": (int, float),
 }  # fmt: skip
+_MOMENTS: Mapping[str, Any] = {
+    "date": date, "date-time": datetime, "time": time, "duration": timedelta,
+}  # fmt: skip
+_BOUND = re.compile(r"(ge|gt|le|lt) (.+)")
 _TEXTS = (
     "0", "1", "-1", "0.5", "1.5", "-0.01", "1.00", "10", "99.99", "100", "1234.5", "123456789",
     "0.001", "1E+2", "1E-7", "0E-7", "12345678901234567890.123456789",
@@ -54,6 +63,8 @@ class Spot:
     pointer: str
     node: Mapping[str, Any]
     value: Any
+    has_alternatives: bool = False
+    """Whether another part of an `anyOf` may speak of the value as well."""
 
 
 def nodes(schema: Any, pointer: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -76,22 +87,25 @@ def spots(schema: Any, document: Any) -> Iterator[Spot]:
 
     seen: set[tuple[str, Path]] = set()  # a reference may lead back to itself
 
-    def walk(node: Any, pointer: str, value: Any, path: Path) -> Iterator[Spot]:
+    def walk(node: Any, pointer: str, value: Any, path: Path, choice: bool) -> Iterator[Spot]:
         if not isinstance(node, dict) or not _may_be(node, value) or (pointer, path) in seen:
             return
         seen.add((pointer, path))
         if CHECKED in node or DECIMAL in node:
-            yield Spot(path, pointer, node, value)
+            yield Spot(path, pointer, node, value, choice)
         reference = node.get("$ref")
         if isinstance(reference, str) and reference.startswith("#/"):
-            yield from walk(at(schema, reference[1:]), reference[1:], value, path)
+            yield from walk(at(schema, reference[1:]), reference[1:], value, path, choice)
         for keyword in ("allOf", "anyOf", "oneOf"):
-            for index, entry in enumerate(node.get(keyword, ())):
-                yield from walk(entry, f"{pointer}/{keyword}/{index}", value, path)
+            entries = node.get(keyword, ())
+            several = keyword != "allOf" and sum(_may_be(entry, value) for entry in entries) > 1
+            for index, entry in enumerate(entries):
+                where = f"{pointer}/{keyword}/{index}"
+                yield from walk(entry, where, value, path, choice or several)
         if isinstance(value, dict):
             for name, inner in value.items():
                 for where, entry in _of_name(node, name):
-                    yield from walk(entry, pointer + where, inner, (*path, name))
+                    yield from walk(entry, pointer + where, inner, (*path, name), choice)
         elif isinstance(value, list):
             prefix = node.get("prefixItems", ())
             for index, inner in enumerate(value):
@@ -99,9 +113,88 @@ def spots(schema: Any, document: Any) -> Iterator[Spot]:
                     where, entry = f"/prefixItems/{index}", prefix[index]
                 else:
                     where, entry = "/items", node.get("items")
-                yield from walk(entry, pointer + where, inner, (*path, index))
+                yield from walk(entry, pointer + where, inner, (*path, index), choice)
 
-    yield from walk(schema, "", document, ())
+    yield from walk(schema, "", document, (), False)
+
+
+def first_beyond(schema: Any, document: Any) -> Spot | None:
+    """Where a value of this document is beyond bounds that only our own keywords say, if no other
+    alternative takes it. The document must be one of the schema as far as a validator sees."""
+    found = list(spots(schema, document))
+    beyond = [spot for spot in found if _is_beyond(spot)]
+    surely = next((spot for spot in beyond if not spot.has_alternatives), None)
+    if surely is not None or not beyond:
+        return surely
+    narrower: dict[str, Any] = {}
+    for pointer in {spot.pointer for spot in beyond}:
+        within_bounds = [s.value for s in found if s.pointer == pointer and not _is_beyond(s)]
+        allowed = {"enum": within_bounds} if within_bounds else False
+        narrower[pointer] = {"allOf": [at(schema, pointer), allowed]}
+    return None if accepts(plain(replaced(schema, narrower)))(document) else beyond[0]
+
+
+def _is_beyond(spot: Spot) -> bool:
+    if not isinstance(spot.value, str):
+        return False
+    if DECIMAL in spot.node and not within(spot.node[DECIMAL])(spot.value):
+        return True
+    return not all(
+        _is_within(kind, check, spot.value)
+        for kind in _kinds_of_moment(spot.node)
+        for check in spot.node.get(CHECKED, ())
+    )
+
+
+def are_bounds(node: Mapping[str, Any]) -> bool:
+    """Whether all that is checked here are bounds on texts of a point or a length of time."""
+    return bool(_kinds_of_moment(node)) and all(map(_BOUND.fullmatch, node.get(CHECKED, ())))
+
+
+def _kinds_of_moment(node: Mapping[str, Any]) -> list[str]:
+    """The format of a part that is a text of a point or a length of time: one, or none."""
+    ways = [node, *node.get("anyOf", ())]
+    found = {way.get("format") for way in ways if isinstance(way, dict)}
+    return [kind for kind in _MOMENTS if kind in found]
+
+
+@lru_cache(maxsize=4_096)
+def _is_within(kind: str, check: str, text: str) -> bool:
+    """Whether a text of a time is within a bound; also if the check is no bound, or not on it."""
+    bound = _BOUND.fullmatch(check)
+    if bound is None:
+        return True
+    try:
+        limit = TypeAdapter(_MOMENTS[kind]).validate_python(bound[2])
+        value = TypeAdapter(_MOMENTS[kind]).validate_python(text)
+    except ValidationError:
+        return True
+    try:
+        TypeAdapter(Annotated[_MOMENTS[kind], Field(**{bound[1]: limit})]).validate_python(value)
+    except (ValidationError, TypeError):  # as for a time with a zone and a bound without
+        return False
+    return True
+
+
+def _near_bound(check: str) -> tuple[list[Any], list[str]]:
+    """Texts of times on a bound and around it: a pool for a check that is one."""
+    found: list[Any] = []
+    bound = _BOUND.fullmatch(check)
+    for kind in _MOMENTS.values() if bound else ():
+        with suppress(ValidationError):
+            found += _around(TypeAdapter(kind).validate_python(bound[2], strict=False))
+    return [to_jsonable_python(value) for value in found], []
+
+
+def _around(limit: Any) -> Iterator[Any]:
+    if isinstance(limit, time):
+        yield from (limit, *(limit.replace(minute=n) for n in (0, 30, 59)))
+        yield from (limit.replace(hour=(limit.hour + n) % 24) for n in (1, 23))
+        return
+    for step in (0, 1, -1, 30, -30):
+        for unit in (timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)):
+            with suppress(OverflowError):
+                yield limit + step * unit
 
 
 def replaced(schema: Any, replacements: Mapping[str, Any]) -> Any:
@@ -207,7 +300,8 @@ def _worth_trying(writer: Any, reader: Any, pools: Pools) -> dict[str, Any]:
     }
     for pointer, checks in _checks_of(reader):
         for place in _values_below(writer, pointer):
-            values = _values_of(writer, place, [pools[name] for name in checks if name in pools])
+            known_pools = [pools[name] for name in checks if name in pools]
+            values = _values_of(writer, place, [*known_pools, *map(_near_bound, checks)])
             if values:
                 known = enriched.get(place, {"enum": []})["enum"]
                 enriched[place] = {"enum": [*known, *(v for v in values if v not in known)]}
@@ -302,8 +396,6 @@ def decimals(bounds: Mapping[str, str], near: Sequence[Decimal]) -> list[str]:
 
 def within(bounds: Mapping[str, str]) -> Callable[[str], bool]:
     """Whether a text is a number within the bounds of `x-decimal`."""
-    from pydantic import Field, TypeAdapter, ValidationError
-
     counts = {
         name: int(bounds[name]) for name in ("max_digits", "decimal_places") if name in bounds
     }
@@ -329,6 +421,8 @@ def _of_name(node: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
         yield f"/patternProperties/{escaped(pattern)}", entry
 
 
-def _may_be(node: Mapping[str, Any], value: Any) -> bool:
+def _may_be(node: Any, value: Any) -> bool:
+    if not isinstance(node, dict):
+        return bool(node)
     kind = node.get("type")
     return not isinstance(kind, str) or isinstance(value, _KINDS[kind])

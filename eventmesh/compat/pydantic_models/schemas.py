@@ -17,11 +17,13 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from enum import Flag
+from datetime import timedelta
 from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema as core
+from pydantic_core import to_jsonable_python
 
 from eventmesh.compat.pydantic_models.flags import read_flags, written_flags
 from eventmesh.compat.pydantic_models.functions import fingerprint, is_library, missing_of
@@ -254,14 +256,15 @@ class _Written(_Truthful):
         return _exactly(super().date_schema(schema), f"^{_DATE}$", _clocked(schema))
 
     def time_schema(self, schema: core.TimeSchema) -> JsonSchemaValue:
-        return _exactly(super().time_schema(schema), f"^{_TIME}{_zone(schema)}$", [])
+        pattern = f"^{_TIME}{_zone(schema)}$"
+        return _exactly(super().time_schema(schema), pattern, _clocked(schema))
 
     def datetime_schema(self, schema: core.DatetimeSchema) -> JsonSchemaValue:
         pattern = f"^{_DATE}T{_TIME}{_zone(schema)}$"
         return _exactly(super().datetime_schema(schema), pattern, _clocked(schema))
 
     def timedelta_schema(self, schema: core.TimedeltaSchema) -> JsonSchemaValue:
-        return _exactly(super().timedelta_schema(schema), _DURATION, [])
+        return _exactly(super().timedelta_schema(schema), _DURATION, _clocked(schema))
 
     def url_schema(self, schema: core.UrlSchema) -> JsonSchemaValue:
         return _with_schemes(super().url_schema(schema), schema)
@@ -341,14 +344,16 @@ class _Read(_Truthful):
     def date_schema(self, schema: core.DateSchema) -> JsonSchemaValue:
         shown = super().date_schema(schema)
         if self._strict(schema):
-            return {**shown, "pattern": "^[^T]*$"}
+            return _marked({**shown, "pattern": "^[^T]*$"}, _clocked(schema))
         return _marked({"anyOf": [shown, _DATESTAMP]}, _clocked(schema))
 
     def time_schema(self, schema: core.TimeSchema) -> JsonSchemaValue:
         shown = super().time_schema(schema)
         if schema.get("tz_constraint") is not None:
-            return {**shown, "pattern": f"{_zone(schema)}$"}
-        return shown if self._strict(schema) else {"anyOf": [shown, _SECONDS_OF_DAY]}
+            shown["pattern"] = f"{_zone(schema)}$"
+        elif not self._strict(schema):
+            shown = {"anyOf": [shown, _SECONDS_OF_DAY]}
+        return _marked(shown, _clocked(schema))
 
     def datetime_schema(self, schema: core.DatetimeSchema) -> JsonSchemaValue:
         shown = super().datetime_schema(schema)
@@ -356,12 +361,14 @@ class _Read(_Truthful):
             shown["pattern"] = f"[0-9]T[^+Z-]*{_zone(schema)}$"
         if self._strict(schema):
             shown.setdefault("pattern", "[0-9]T[0-9]")
-            return shown
+            return _marked(shown, _clocked(schema))
         return _marked({"anyOf": [shown, _TIMESTAMP]}, _clocked(schema))
 
     def timedelta_schema(self, schema: core.TimedeltaSchema) -> JsonSchemaValue:
         shown = super().timedelta_schema(schema)
-        return shown if self._strict(schema) else {"anyOf": [shown, _SECONDS]}
+        if not self._strict(schema):
+            shown = {"anyOf": [shown, _SECONDS]}
+        return _marked(shown, _clocked(schema))
 
     def literal_schema(self, schema: core.LiteralSchema) -> JsonSchemaValue:
         shown = super().literal_schema(schema)
@@ -486,9 +493,13 @@ def _marked(shown: JsonSchemaValue, checks: list[str]) -> JsonSchemaValue:
 
 
 def _clocked(schema: Mapping[str, Any]) -> list[str]:
-    """Bounds on points in time, which no keyword says; the present is one."""
+    """Bounds on points and lengths of time, which no keyword says; the present is one."""
     names = ("now_op", "ge", "gt", "le", "lt")
-    return [f"{name} {schema[name]}" for name in names if schema.get(name) is not None]
+    return [
+        f"{name} {to_jsonable_python(bound) if isinstance(bound, timedelta) else bound}"
+        for name in names
+        if (bound := schema.get(name)) is not None
+    ]
 
 
 def _exactly(shown: JsonSchemaValue, pattern: str, checks: list[str]) -> JsonSchemaValue:
