@@ -46,6 +46,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.dataclasses import dataclass
+from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 from pydantic_core import core_schema
 from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
@@ -767,6 +768,30 @@ row(
 )
 row("field_serializer unchanged, field added", TwoPlaces, TwoPlacesToo, R, R)
 row("serializer that its own model cannot read", AsText, AsText, B, B)
+
+# Schemas written by hand --------------------------------------------------------------------------
+
+optional_in_secret = int | SkipJsonSchema[None]
+row("null shown by no schema", A, m(a=(optional_in_secret, None)), R, B)
+row("null shown by no schema, unchanged", m(a=(optional_in_secret, None)),
+    m(a=(optional_in_secret, None), b=(int, 0)), R, R)  # fmt: skip
+row("field shown by no schema added", A, m(a=int, b=SkipJsonSchema[str]), B, R)
+row("field shown by no schema retyped", m(a=SkipJsonSchema[int]), m(a=SkipJsonSchema[date]), B, B)
+row(
+    "enum written by hand to Literal",
+    m(a=(str, Field(json_schema_extra={"enum": ["EUR", "USD"]}))),
+    m(a=Literal["EUR", "USD"]),
+    B,
+    R,
+)
+row(
+    "limit written by hand to le",
+    m(ConfigDict(json_schema_extra={"properties": {"a": {"maximum": 5}}}), a=int),
+    m(a=Annotated[int, Field(le=5)]),
+    B,
+    R,
+)
+of(Annotated[str, WithJsonSchema({"format": "date"})], date, "format written by hand", B, R)
 
 # Structures --------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from pydantic import (
     create_model,
     field_validator,
 )
+from pydantic.json_schema import WithJsonSchema
 from pydantic_core import from_json, to_json
 
 from eventmesh.compat import Breaking, Compatible, Unknown
@@ -342,6 +343,15 @@ def test_a_model_without_a_json_schema_has_a_verdict() -> None:
 
     verdict = compare_model(writer_schema(m(thing=str)), Unusual)
     assert isinstance(verdict, Breaking)
+
+
+def test_a_schema_written_by_hand_counts_where_the_code_says_nothing() -> None:
+    class Thing:
+        pass
+
+    config = ConfigDict(arbitrary_types_allowed=True)
+    by_hand = Annotated[Thing, WithJsonSchema({"type": "string"})]
+    assert reader_schema(m(config, a=by_hand))["properties"] == {"a": {"type": "string"}}
 
 
 def test_an_unexpected_exception_of_a_validator_is_a_rejection() -> None:

@@ -164,13 +164,14 @@ def _is_within(kind: str, check: str, text: str) -> bool:
     bound = _BOUND.fullmatch(check)
     if bound is None:
         return True
+    moment: TypeAdapter[Any] = TypeAdapter(_MOMENTS[kind])
     try:
-        limit = TypeAdapter(_MOMENTS[kind]).validate_python(bound[2])
-        value = TypeAdapter(_MOMENTS[kind]).validate_python(text)
+        limit, value = moment.validate_python(bound[2]), moment.validate_python(text)
     except ValidationError:
         return True
+    bounded: TypeAdapter[Any] = TypeAdapter(Annotated[_MOMENTS[kind], Field(**{bound[1]: limit})])
     try:
-        TypeAdapter(Annotated[_MOMENTS[kind], Field(**{bound[1]: limit})]).validate_python(value)
+        bounded.validate_python(value)
     except (ValidationError, TypeError):  # as for a time with a zone and a bound without
         return False
     return True
@@ -180,9 +181,10 @@ def _near_bound(check: str) -> tuple[list[Any], list[str]]:
     """Texts of times on a bound and around it: a pool for a check that is one."""
     found: list[Any] = []
     bound = _BOUND.fullmatch(check)
-    for kind in _MOMENTS.values() if bound else ():
-        with suppress(ValidationError):
-            found += _around(TypeAdapter(kind).validate_python(bound[2], strict=False))
+    if bound is not None:
+        for kind in _MOMENTS.values():
+            with suppress(ValidationError):
+                found += _around(TypeAdapter(kind).validate_python(bound[2]))
     return [to_jsonable_python(value) for value in found], []
 
 

@@ -20,10 +20,15 @@ from enum import Flag
 from datetime import timedelta
 from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.json_schema import (
+    GenerateJsonSchema,
+    JsonSchemaValue,
+    SkipJsonSchema,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticOmit, to_jsonable_python
 from pydantic_core import core_schema as core
-from pydantic_core import to_jsonable_python
 
 from eventmesh.compat.pydantic_models.flags import read_flags, written_flags
 from eventmesh.compat.pydantic_models.functions import fingerprint, is_library, missing_of
@@ -31,6 +36,8 @@ from eventmesh.compat.pydantic_models.own_defaults import with_own_defaults
 
 CHECKED, DECIMAL = "x-checked", "x-decimal"
 
+_HAND_WRITTEN = "pydantic_js_annotation_functions"
+_BY_HAND = (WithJsonSchema, cast(type, SkipJsonSchema))
 _ANNOTATIONS = {"title", "description", "examples", "discriminator", "deprecated", "readOnly",
                 "writeOnly"}  # fmt: skip
 _VALUES = {"default", "const", "enum", CHECKED, DECIMAL}  # what stands below these is no schema
@@ -146,6 +153,27 @@ class _Truthful(GenerateJsonSchema):
 
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
         return {CHECKED: [f"{schema['type']}: no JSON is known to be one"]}
+
+    def generate_inner(self, schema: Any) -> JsonSchemaValue:
+        """What the code does. A schema written by hand counts only where the code says nothing."""
+        metadata = schema.get("metadata", {})
+        functions = metadata.get(_HAND_WRITTEN, ())
+        ours = [function for function in functions if not _is_by_hand(function)]
+        if "pydantic_js_extra" not in metadata and len(ours) == len(functions):
+            return super().generate_inner(schema)
+        by_code = {**metadata, "pydantic_js_extra": None, _HAND_WRITTEN: ours}
+        shown = super().generate_inner({**schema, "metadata": by_code})
+        if shown.keys() == {CHECKED}:
+            with suppress(PydanticOmit):
+                return super().generate_inner(schema)
+        return shown
+
+    def _update_class_schema(
+        self, json_schema: JsonSchemaValue, cls: type[Any], config: ConfigDict
+    ) -> None:
+        """As pydantic does, without titles and without a schema written by hand."""
+        if config.get("extra") in ("allow", "forbid"):
+            json_schema.setdefault("additionalProperties", config.get("extra") == "allow")
 
     def decimal_schema(self, schema: core.DecimalSchema) -> JsonSchemaValue:
         bounds = {
@@ -465,6 +493,10 @@ class _Read(_Truthful):
         if (self._config.populate_by_name or self._config.validate_by_name) and [name] not in paths:
             paths.append([name])
         return paths
+
+
+def _is_by_hand(function: Any) -> bool:
+    return isinstance(getattr(function, "__self__", None), _BY_HAND)
 
 
 def _found(path: list[str | int], node: Any) -> JsonSchemaValue:
