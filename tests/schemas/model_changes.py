@@ -36,6 +36,7 @@ from pydantic import (
     PlainValidator,
     RootModel,
     SecretStr,
+    SerializeAsAny,
     StringConstraints,
     ValidationInfo,
     WrapValidator,
@@ -864,6 +865,20 @@ of(tagged(Card, Cash), tagged(Cash, Card), "discriminated union reordered", R, R
 of(tagged(Card, Cash), Card | Cash, "discriminated union to smart union", R, R)
 of(tagged(Card, Cash), Card, "union member to model", B, R)
 of(Card | Cash, Card | Cash | str, "union: member added", R, B)
+
+
+class Pet(BaseModel):
+    name: str
+
+
+class StrictPet(BaseModel, extra="forbid"):
+    name: str
+
+
+row("any subclass, field added", m(a=SerializeAsAny[Pet]), m(a=SerializeAsAny[Pet], b=(int, 0)),
+    R, R)  # fmt: skip
+row("any subclass in a list, field added", m(a=list[SerializeAsAny[Pet]]),
+    m(a=list[SerializeAsAny[Pet]], b=(int, 0)), R, R)  # fmt: skip
 
 T = TypeVar("T")
 

@@ -27,6 +27,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializeAsAny,
     ValidationError,
     create_model,
     field_validator,
@@ -42,7 +43,7 @@ from eventmesh.compat.pydantic_models.comparison import (
     writer_schema,
     written,
 )
-from tests.schemas.model_changes import ROWS, Row, as_markdown, m
+from tests.schemas.model_changes import ROWS, Pet, Row, StrictPet, as_markdown, m
 
 TABLE = Path(__file__).parents[2] / "build" / "model-changes.md"
 CASES = [(row, direction) for row in ROWS for direction in ("backward", "forward")]
@@ -308,6 +309,24 @@ def test_a_narrower_reader_of_a_writer_with_a_validator_is_unknown_without_a_wit
     verdict = compare_model(frozen, Narrow, writer_model=Before)
     assert isinstance(verdict, Breaking)
     assert verdict.witness == {"code": "B"}
+
+
+@pytest.mark.parametrize(
+    "of",
+    [lambda pet: pet, lambda pet: list[pet], lambda pet: pet | None],
+    ids=["pet", "list", "optional"],
+)
+def test_a_field_that_is_written_as_any_subclass_is_unknown_to_a_reader_of_no_other_fields(
+    of: Callable[[Any], Any],
+) -> None:
+    writer = m(a=of(SerializeAsAny[Pet]))
+    frozen = writer_schema(writer)
+    assert isinstance(compare_model(frozen, writer), Compatible)
+    assert isinstance(compare_schemas(frozen, reader_schema(writer)), Compatible)
+    assert isinstance(compare_model(frozen, m(a=of(Pet))), Compatible)
+    assert isinstance(compare_model(frozen, m(a=of(StrictPet))), Unknown)
+    assert isinstance(compare_schemas(frozen, reader_schema(m(a=of(StrictPet)))), Unknown)
+    assert isinstance(compare_model(writer_schema(m(a=of(Pet))), m(a=of(StrictPet))), Compatible)
 
 
 def test_a_cast_is_applied_before_the_model() -> None:

@@ -169,9 +169,9 @@ def _is_within(kind: str, check: str, text: str) -> bool:
         limit, value = moment.validate_python(bound[2]), moment.validate_python(text)
     except ValidationError:
         return True
-    bounded: TypeAdapter[Any] = TypeAdapter(Annotated[_MOMENTS[kind], Field(**{bound[1]: limit})])
+    bounded: Any = Annotated[_MOMENTS[kind], Field(**{bound[1]: limit})]
     try:
-        bounded.validate_python(value)
+        TypeAdapter(bounded).validate_python(value)
     except (ValidationError, TypeError):  # as for a time with a zone and a bound without
         return False
     return True

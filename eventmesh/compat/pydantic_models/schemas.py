@@ -36,6 +36,7 @@ from eventmesh.compat.pydantic_models.own_defaults import with_own_defaults
 
 CHECKED, DECIMAL = "x-checked", "x-decimal"
 
+_ANY_CLASS = "SerializeAsAny"
 _HAND_WRITTEN = "pydantic_js_annotation_functions"
 _BY_HAND = (WithJsonSchema, cast(type, SkipJsonSchema))
 _ANNOTATIONS = {"title", "description", "examples", "discriminator", "deprecated", "readOnly",
@@ -83,7 +84,7 @@ def writer_schema(model: type[BaseModel], *, by_alias: bool = True) -> dict[str,
     schema = model.model_json_schema(
         by_alias=by_alias, mode="serialization", schema_generator=_Written
     )
-    return cast(dict[str, Any], closed(tidy(schema)))
+    return cast(dict[str, Any], _with_subclasses(closed(tidy(schema))))
 
 
 def reader_schema(model: type[BaseModel], *, by_alias: bool = True) -> dict[str, Any]:
@@ -109,6 +110,22 @@ def closed(schema: Any) -> Any:
         return node
 
     return mapped(schema, close)
+
+
+def _with_subclasses(schema: Any) -> Any:
+    """The schema of what is written, with other fields in models that stand for subclasses."""
+    open_ended: set[str] = set()
+
+    def find(node: dict[str, Any]) -> dict[str, Any]:
+        if _ANY_CLASS in node.get(CHECKED, ()):
+            mapped(node, lambda part: open_ended.add(part.get("$ref")))
+        return node
+
+    mapped(schema, find)
+    for name, definition in schema.get("$defs", {}).items():
+        if f"#/$defs/{name}" in open_ended and "properties" in definition:
+            definition["additionalProperties"] = True
+    return schema
 
 
 def tidy(schema: Any) -> Any:
@@ -212,6 +229,12 @@ class _Truthful(GenerateJsonSchema):
 
 class _Written(_Truthful):
     """The schema of what is written."""
+
+    def generate_inner(self, schema: Any) -> JsonSchemaValue:
+        shown = super().generate_inner(schema)
+        if schema.get("serialization", {}).get("type") != "any" or not shown:
+            return shown
+        return _marked(shown, [_ANY_CLASS])
 
     def field_is_required(self, field: Any, total: bool) -> bool:
         if field["type"] == "typed-dict-field":
