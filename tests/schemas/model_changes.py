@@ -274,6 +274,10 @@ row(
     R,
 )
 
+in_milliseconds = m(ConfigDict(ser_json_temporal="milliseconds"), a=date)
+row("date in milliseconds", in_milliseconds, in_milliseconds, R, R)
+row("date in milliseconds from now on", m(a=date), in_milliseconds, R, R)
+
 # Collections -------------------------------------------------------------------------------------
 
 of(list[int], set[int], "list to set", R, R)

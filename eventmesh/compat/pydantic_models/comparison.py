@@ -46,6 +46,7 @@ from eventmesh.compat.pydantic_models.kept_checks import lost_checks
 from eventmesh.compat.pydantic_models.schemas import (
     CHECKED,
     DECIMAL,
+    as_read,
     plain,
     reader_schema,
     shown_schema,
@@ -127,7 +128,7 @@ def _question(
     samples: Sequence[Any],
     writer_model: type[BaseModel] | None,
 ) -> _Question:
-    ours = reader_schema(reader)
+    ours = as_read(reader_schema(reader))
     unchanged = _unchanged(*alike(writer, writer_schema(reader))) if cast is None else frozenset()
     near = aligned(writer, ours)
     return _Question(
@@ -150,6 +151,7 @@ def compare_schemas(
     writer: dict[str, Any], reader: dict[str, Any], *, samples: Sequence[Any] = ()
 ) -> Verdict:
     """The same for a reader that is no more there than its frozen `reader_schema`."""
+    reader = as_read(reader)
     read = accepts(plain(reader))
 
     def attempt(document: Any) -> Refusal | None:

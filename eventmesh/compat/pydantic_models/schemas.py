@@ -68,6 +68,10 @@ _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 # Seconds, or milliseconds beyond 2e10, that pydantic takes for a point in time.
 _TIMESTAMP = {"type": "number", "minimum": -62_135_596_800_000, "maximum": 253_402_300_799_999}
 _DATESTAMP = {"type": "number", "minimum": -2e10, "maximum": 2e10, "multipleOf": 86_400}
+_DATESTAMP_IN_MILLISECONDS = {
+    "type": "number", "minimum": -62_135_596_800_000, "maximum": 253_402_300_799_999,
+    "multipleOf": 86_400_000,
+}  # fmt: skip
 _SECONDS = {"type": "number", "minimum": -86_399_999_913_600, "maximum": 86_399_999_913_600}
 _SPANS = {  # seconds that stand for a point or a length of time, the least and the most
     "date": (-62_135_596_800, 253_402_214_400),
@@ -99,6 +103,15 @@ def shown_schema(model: type[BaseModel]) -> dict[str, Any]:
     numbers. Changes are told by it, as people know it."""
     schema = model.model_json_schema(mode="validation", schema_generator=_Shown)
     return cast(dict[str, Any], tidy(schema))
+
+
+def as_read(reader: dict[str, Any]) -> dict[str, Any]:
+    """A reader's schema, also a frozen one, with what it leaves out.
+
+    Dates are read from milliseconds, too. Lock files do not say so, because then every model with
+    a date would have to be frozen again.
+    """
+    return cast(dict[str, Any], mapped(reader, _with_all_dates))
 
 
 def closed(schema: Any) -> Any:
@@ -516,6 +529,13 @@ class _Read(_Truthful):
         if (self._config.populate_by_name or self._config.validate_by_name) and [name] not in paths:
             paths.append([name])
         return paths
+
+
+def _with_all_dates(node: dict[str, Any]) -> dict[str, Any]:
+    ways = node.get("anyOf", ())
+    if not isinstance(ways, list) or _DATESTAMP not in ways:
+        return node
+    return {**node, "anyOf": [*ways, _DATESTAMP_IN_MILLISECONDS]}
 
 
 def _is_by_hand(function: Any) -> bool:
