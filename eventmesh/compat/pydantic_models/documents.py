@@ -295,11 +295,17 @@ def as_written(value: Any) -> Any:
 
 def _worth_trying(writer: Any, reader: Any, pools: Pools) -> dict[str, Any]:
     near = numbers_in(writer, reader)
-    enriched = {
-        pointer: {"enum": decimals(node[DECIMAL], near)}
-        for pointer, node in nodes(writer)
-        if DECIMAL in node and not has_bounds(at(reader, pointer), node[DECIMAL])
-    }
+    enriched: dict[str, Any] = {}
+    for pointer, node in nodes(writer):
+        read_within = [part[DECIMAL] for _, part in nodes(at(reader, pointer)) if DECIMAL in part]
+        texts: list[str] = []
+        if DECIMAL in node:
+            texts = [] if node[DECIMAL] in read_within else decimals(node[DECIMAL], near)
+        elif read_within and node.get("type") == "string" and "pattern" in node:
+            texts = list(filter(accepts(plain(node)), decimals({}, near)))
+        if texts:  # of an enumeration the first values are tried
+            doubtful = [text for text in texts if not all(within(b)(text) for b in read_within)]
+            enriched[pointer] = {"enum": list(dict.fromkeys([*doubtful, *texts]))}
     for pointer, checks in _checks_of(reader):
         for place in _values_below(writer, pointer):
             known_pools = [pools[name] for name in checks if name in pools]

@@ -46,6 +46,7 @@ _MAPS_OF_SCHEMAS = {"properties", "$defs", "patternProperties", "dependentSchema
 
 _INT_TEXT = r"^[+-]?[0-9]+(\.0+)?$"
 _FLOAT_TEXT = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+_OF_TEXTS = {_INT_TEXT: "integer", _FLOAT_TEXT: "number"}
 _BOOL_TEXT = (
     r"^(0|1|[oO][nN]|[oO][fF][fF]|[tT]|[fF]|[yY]|[nN]|[yY][eE][sS]|[nN][oO]"
     r"|[tT][rR][uU][eE]|[fF][aA][lL][sS][eE])$"
@@ -108,10 +109,10 @@ def shown_schema(model: type[BaseModel]) -> dict[str, Any]:
 def as_read(reader: dict[str, Any]) -> dict[str, Any]:
     """A reader's schema, also a frozen one, with what it leaves out.
 
-    Dates are read from milliseconds, too. Lock files do not say so, because then every model with
-    a date would have to be frozen again.
+    Dates are read from milliseconds, too, and the texts of a number have its bounds. Lock files say
+    neither, because then every model with a date or a bounded number had to be frozen again.
     """
-    return cast(dict[str, Any], mapped(reader, _with_all_dates))
+    return cast(dict[str, Any], mapped(reader, _with_all_ways))
 
 
 def closed(schema: Any) -> Any:
@@ -531,11 +532,28 @@ class _Read(_Truthful):
         return paths
 
 
-def _with_all_dates(node: dict[str, Any]) -> dict[str, Any]:
-    ways = node.get("anyOf", ())
-    if not isinstance(ways, list) or _DATESTAMP not in ways:
+def _with_all_ways(node: dict[str, Any]) -> dict[str, Any]:
+    ways = node.get("anyOf")
+    if not isinstance(ways, list):
         return node
-    return {**node, "anyOf": [*ways, _DATESTAMP_IN_MILLISECONDS]}
+    more = [_DATESTAMP_IN_MILLISECONDS] if _DATESTAMP in ways else []
+    return {**node, "anyOf": [*(_with_bounds(way, ways) for way in ways), *more]}
+
+
+def _with_bounds(text: Any, ways: list[Any]) -> Any:
+    """The text of a number with the bounds of the number, which is another of these ways."""
+    kind = _OF_TEXTS.get(str(text.get("pattern"))) if isinstance(text, dict) else None
+    if kind is None or DECIMAL in text:
+        return text
+    numbers = [way for way in ways if isinstance(way, dict) and way.get("type") == kind]
+    bounds = [
+        {name: str(number[keyword]) for name, keyword in _BOUNDS.items() if keyword in number}
+        for number in numbers
+    ]
+    if not bounds or not all(bounds):
+        return text
+    texts = [{**text, DECIMAL: each} for each in bounds]
+    return texts[0] if len(texts) == 1 else {"anyOf": texts}
 
 
 def _is_by_hand(function: Any) -> bool:
