@@ -56,6 +56,7 @@ class Message(BaseModel):
         extra="ignore",
         json_schema_serialization_defaults_required=True,
         # JSON has neither: they would be written as null, which no subscriber reads as a number.
+        # Models inside a message have their own configuration: see `non_finite`.
         allow_inf_nan=False,
     )
 

@@ -21,6 +21,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from eventmesh.clock import Clock
 from eventmesh.contracts.message import Message, key_of
+from eventmesh.contracts.non_finite import unreadable_floats
 from eventmesh.contracts.versions import (
     describe_invalid_data,
     describe_unreadable_version,
@@ -178,6 +179,13 @@ def _write(message: Message, version: int) -> bytes:
         raise UsageError(
             f"A value of {model.__identity__.name} cannot be written as JSON: {error}."
         ) from error
+    lost = unreadable_floats(message, data)
+    if lost:
+        raise UsageError(
+            f"{', '.join(lost)} of {model.__identity__.name} is infinite or not a number, which "
+            f"JSON cannot express: it would be written as null, and no subscriber reads that as a "
+            f"float. Check the value, or declare the field as float | None."
+        )
     if version == model.__identity__.version:
         return data
     try:

@@ -278,6 +278,10 @@ in_milliseconds = m(ConfigDict(ser_json_temporal="milliseconds"), a=date)
 row("date in milliseconds", in_milliseconds, in_milliseconds, R, R)
 row("date in milliseconds from now on", m(a=date), in_milliseconds, R, R)
 
+with_nan = ConfigDict(ser_json_inf_nan="strings")
+row("NaN as text", m(with_nan, a=float), m(with_nan, a=float, b=(int, 0)), R, R)
+row("NaN as text to Decimal", m(with_nan, a=float), m(a=Decimal), B, R)
+
 # Collections -------------------------------------------------------------------------------------
 
 of(list[int], set[int], "list to set", R, R)

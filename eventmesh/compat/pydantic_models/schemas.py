@@ -214,6 +214,13 @@ class _Truthful(GenerateJsonSchema):
         }
         return {"type": "string", "pattern": self.build_decimal_pattern(schema), DECIMAL: bounds}
 
+    def _non_finite(self, schema: core.FloatSchema) -> list[JsonSchemaValue]:
+        """The texts that stand for infinity and NaN where the model is configured to write them."""
+        allowed = schema.get("allow_inf_nan", self._config.allow_inf_nan)
+        if allowed and self._config.ser_json_inf_nan == "strings":
+            return [{"enum": ["Infinity", "-Infinity", "NaN"]}]
+        return []
+
     def fraction_schema(self, schema: core.FractionSchema) -> JsonSchemaValue:
         bounds = [f"{name} {schema[name]}" for name in _BOUNDS if schema.get(name) is not None]  # type: ignore[literal-required]
         text = {"type": "string", "pattern": r"^-?[0-9]+(/[1-9][0-9]*)?$"}
@@ -263,6 +270,9 @@ class _Written(_Truthful):
         if function is None or is_library(function):
             return shown
         return _checked(shown or {}, function)
+
+    def float_schema(self, schema: core.FloatSchema) -> JsonSchemaValue:
+        return self.get_flattened_anyof([super().float_schema(schema), *self._non_finite(schema)])
 
     def function_before_schema(self, schema: Any) -> JsonSchemaValue:
         return _checked(super().function_before_schema(schema), schema["function"]["function"])
@@ -367,7 +377,8 @@ class _Read(_Truthful):
         shown = super().float_schema(schema)
         if self._strict(schema):
             return shown
-        ways = [shown, {"type": "string", "pattern": _FLOAT_TEXT}, *_truth_values(schema)]
+        text = {"type": "string", "pattern": _FLOAT_TEXT}
+        ways = [shown, text, *_truth_values(schema), *self._non_finite(schema)]
         return self.get_flattened_anyof(ways)
 
     def bool_schema(self, schema: core.BoolSchema) -> JsonSchemaValue:

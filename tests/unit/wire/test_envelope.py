@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -147,6 +150,47 @@ def test_text_that_utf_8_cannot_express_is_an_error_that_names_the_message() -> 
     half_a_pair = "\ud800"  # of UTF-16, as json.loads accepts it alone
     with pytest.raises(UsageError, match=r"payments\.keyless cannot .* JSON.*surrogates"):
         sealed(Keyless(note=half_a_pair))
+
+
+class Point(BaseModel):
+    x: float
+    label: str | None = None
+
+
+@dataclass
+class Span:
+    length: float
+
+
+class Loose(BaseModel):
+    x: float | None
+
+
+class Measured(Event, name="a.measured", version=1):
+    points: tuple[Point, ...] = ()
+    span: Span | None = None
+    loose: Loose | None = None
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize(
+    ("measured", "field"),
+    [
+        (lambda x: Measured(points=(Point(x=1), Point(x=x))), "points.1.x"),
+        (lambda x: Measured(span=Span(x)), "span.length"),
+    ],
+    ids=["model", "dataclass"],
+)
+def test_a_float_that_json_cannot_express_is_an_error_that_names_the_field(
+    measured: Callable[[float], Measured], field: str, value: float
+) -> None:
+    with pytest.raises(UsageError, match=rf"^{field} of a\.measured is infinite or not a number"):
+        sealed(measured(value))
+
+
+def test_a_null_that_is_read_back_is_written() -> None:
+    assert sealed(Measured(points=(Point(x=1),), loose=Loose(x=None)))
+    assert b'"loose":{"x":null}' in sealed(Measured(loose=Loose(x=math.nan))).data
 
 
 def test_a_key_that_a_database_could_not_store_is_an_error_that_names_the_message() -> None:
