@@ -151,6 +151,19 @@ def are_bounds(node: Mapping[str, Any]) -> bool:
     return bool(_kinds_of_moment(node)) and all(map(_BOUND.fullmatch, node.get(CHECKED, ())))
 
 
+def with_bounds_of(now: Any, writer: Any) -> Any:
+    """The writer's schema with the bounds that `now` has on the same points and lengths of time,
+    where it has none: for lock files of the first edition, which left them out."""
+    found = {}
+    for pointer, node in nodes(writer):
+        other = at(now, pointer)
+        if not isinstance(other, dict) or CHECKED in node or not are_bounds(other):
+            continue
+        if node == {name: value for name, value in other.items() if name != CHECKED}:
+            found[pointer] = other
+    return replaced(writer, found)
+
+
 def _kinds_of_moment(node: Mapping[str, Any]) -> list[str]:
     """The format of a part that is a text of a point or a length of time: one, or none."""
     ways = [node, *node.get("anyOf", ())]

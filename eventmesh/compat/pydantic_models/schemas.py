@@ -34,7 +34,11 @@ from eventmesh.compat.pydantic_models.flags import read_flags, written_flags
 from eventmesh.compat.pydantic_models.functions import fingerprint, is_library, missing_of
 from eventmesh.compat.pydantic_models.own_defaults import with_own_defaults
 
-CHECKED, DECIMAL = "x-checked", "x-decimal"
+CHECKED, DECIMAL, EDITION = "x-checked", "x-decimal", "x-edition"
+TODAY = 2
+"""The edition of these schemas. Those of the first one, which lock files do not name, believed a
+schema written by hand, and left out bounds on lengths of time and times of day, fields of any
+subclass, and NaN as text."""
 
 _ANY_CLASS = "SerializeAsAny"
 _HAND_WRITTEN = "pydantic_js_annotation_functions"
@@ -83,19 +87,29 @@ _SPANS = {  # seconds that stand for a point or a length of time, the least and 
 _SECONDS_OF_DAY = {"type": "number", "minimum": 0, "exclusiveMaximum": 86_400}
 
 
-def writer_schema(model: type[BaseModel], *, by_alias: bool = True) -> dict[str, Any]:
+def writer_schema(
+    model: type[BaseModel], *, by_alias: bool = True, edition: int = TODAY
+) -> dict[str, Any]:
     """What this model writes by `model_dump_json(by_alias=True)`, or False; the same for the same
     model with every release of pydantic that writes the same."""
     schema = model.model_json_schema(
-        by_alias=by_alias, mode="serialization", schema_generator=_Written
+        by_alias=by_alias,
+        mode="serialization",
+        schema_generator=_Written if edition == TODAY else _WrittenBefore,
     )
     return cast(dict[str, Any], _with_subclasses(closed(tidy(schema))))
 
 
-def reader_schema(model: type[BaseModel], *, by_alias: bool = True) -> dict[str, Any]:
+def reader_schema(
+    model: type[BaseModel], *, by_alias: bool = True, edition: int = TODAY
+) -> dict[str, Any]:
     """What this model reads by `model_validate_json`; without `by_alias`, by the names of its
     fields only."""
-    schema = model.model_json_schema(by_alias=by_alias, mode="validation", schema_generator=_Read)
+    schema = model.model_json_schema(
+        by_alias=by_alias,
+        mode="validation",
+        schema_generator=_Read if edition == TODAY else _ReadBefore,
+    )
     return cast(dict[str, Any], tidy(schema))
 
 
@@ -541,6 +555,43 @@ class _Read(_Truthful):
         if (self._config.populate_by_name or self._config.validate_by_name) and [name] not in paths:
             paths.append([name])
         return paths
+
+
+class _Before(_Truthful):
+    """What the first edition of these schemas left out: see `TODAY`."""
+
+    def generate_inner(self, schema: Any) -> JsonSchemaValue:
+        return GenerateJsonSchema.generate_inner(self, schema)
+
+    def _update_class_schema(
+        self, json_schema: JsonSchemaValue, cls: type[Any], config: ConfigDict
+    ) -> None:
+        GenerateJsonSchema._update_class_schema(self, json_schema, cls, config)
+
+    def _non_finite(self, schema: core.FloatSchema) -> list[JsonSchemaValue]:
+        return []
+
+    def time_schema(self, schema: Any) -> JsonSchemaValue:
+        return super().time_schema(_unbounded(schema))
+
+    def timedelta_schema(self, schema: Any) -> JsonSchemaValue:
+        return super().timedelta_schema(_unbounded(schema))
+
+
+class _WrittenBefore(_Before, _Written):
+    pass
+
+
+class _ReadBefore(_Before, _Read):
+    def date_schema(self, schema: Any) -> JsonSchemaValue:
+        return super().date_schema(_unbounded(schema) if self._strict(schema) else schema)
+
+    def datetime_schema(self, schema: Any) -> JsonSchemaValue:
+        return super().datetime_schema(_unbounded(schema) if self._strict(schema) else schema)
+
+
+def _unbounded(schema: Mapping[str, Any]) -> Any:
+    return {name: value for name, value in schema.items() if name not in (*_BOUNDS, "now_op")}
 
 
 def _with_all_ways(node: dict[str, Any]) -> dict[str, Any]:

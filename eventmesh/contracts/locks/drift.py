@@ -30,17 +30,21 @@ FREEZABLE = ("EM030", "EM032")
 """The rules whose problems `eventmesh schema freeze` solves."""
 
 
-def schemas_of(model: type[Message]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The schema of what the model writes, and of what it reads.
+def schemas_of(
+    model: type[Message], like: Lock | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The schema of what the model writes, and of what it reads; with a lock, as the release that
+    froze it would have told them.
 
     UsageError if a type in the model has no JSON schema, or it is nested too deeply.
     """
     # Loaded late: a service without lock files never needs it.
-    from eventmesh.compat.pydantic_models.schemas import reader_schema, writer_schema
+    from eventmesh.compat.pydantic_models.schemas import TODAY, reader_schema, writer_schema
 
     where = f"{model.__module__}.{model.__qualname__}"
+    edition = TODAY if like is None or not _is_of_first_edition(like) else 1
     try:
-        schemas = writer_schema(model), reader_schema(model)
+        schemas = writer_schema(model, edition=edition), reader_schema(model, edition=edition)
     except (PydanticUserError, RecursionError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UsageError(
@@ -54,13 +58,23 @@ def schemas_of(model: type[Message]) -> tuple[dict[str, Any], dict[str, Any]]:
     return schemas
 
 
-def same_contract(lock: Lock, model: type[Message], *, checks: bool = False) -> bool:
+def _is_of_first_edition(lock: Lock) -> bool:
+    """Whether an earlier release froze it, whose schemas left out some of what the code does."""
+    from eventmesh.compat.pydantic_models.schemas import EDITION
+
+    return EDITION not in lock.writer
+
+
+def same_contract(
+    lock: Lock, model: type[Message], *, checks: bool = False, today: bool = False
+) -> bool:
     """Whether the model means the same as what was frozen, however its schema is written.
 
-    With `checks`, the user's validators must be the same, too.
+    With `checks`, the user's validators must be the same, too. With `today`, the lock must also say
+    what the schemas of earlier releases left out.
     """
     identity = identity_of(model)
-    before, after = _schemas_before_and_after(lock, model)
+    before, after = _schemas_before_and_after(lock, model, None if today else lock)
     return (
         (lock.kind, lock.key) == (identity.kind, identity.key)
         and digest(before[0], defaults=False, checks=checks)
@@ -69,13 +83,22 @@ def same_contract(lock: Lock, model: type[Message], *, checks: bool = False) -> 
     )
 
 
-def _schemas_before_and_after(lock: Lock, model: type[Message]) -> tuple[list[Any], list[Any]]:
+def must_be_frozen_again(model: type[Message], revisions: Sequence[Lock]) -> bool:
+    """Whether the model is as frozen, but only in lock files that do not say all that it does."""
+    return any(same_contract(lock, model, checks=True) for lock in revisions) and not any(
+        same_contract(lock, model, checks=True, today=True) for lock in revisions
+    )
+
+
+def _schemas_before_and_after(
+    lock: Lock, model: type[Message], like: Lock | None
+) -> tuple[list[Any], list[Any]]:
     """What is frozen and what the model is now, as writer and reader, with the same text for the
     same validator, also if an earlier release has frozen it."""
     # Loaded late, as above.
     from eventmesh.compat.pydantic_models.checks import alike
 
-    writer, reader = schemas_of(model)
+    writer, reader = schemas_of(model, like)
     written, read = alike(lock.writer, writer), alike(lock.reader, reader)
     return [written[0], read[0]], [written[1], read[1]]
 
@@ -89,7 +112,12 @@ def check(models: Iterable[type[Message]], locks: Locks) -> list[Problem]:
         revisions = locks.of(identity.name).get(identity.version, ())
         if not revisions:
             problems += _missing_lock(model, locks)
-        elif not any(same_contract(lock, model, checks=True) for lock in revisions):
+        elif any(same_contract(lock, model, checks=True, today=True) for lock in revisions):
+            continue
+        elif must_be_frozen_again(model, revisions):
+            why = "an earlier release froze it, and left out some of what the model writes or reads"
+            problems.append(_not_frozen(model, revisions[-1], why))
+        else:
             found = _compare(model, revisions)
             is_frozen = any(same_contract(lock, model) for lock in revisions)
             # If only validators changed, and compatibly, there is nothing to freeze.
@@ -194,30 +222,33 @@ def _compare(model: type[Message], revisions: Sequence[Lock]) -> list[Problem]:
                         changes=verdict.changes,
                     )
                 ]
+    changes = _describe_changes(model, latest)
     return [
-        _problem(
-            "EM032",
-            model,
-            latest.path,
-            f"{_describe_changes(model, latest)}: compatible in both directions, and not frozen "
-            f"yet",
-            "Run `eventmesh schema freeze` and commit the files it writes.",
-        )
+        _not_frozen(model, latest, f"{changes}: compatible in both directions, and not frozen yet")
     ]
+
+
+def _not_frozen(model: type[Message], latest: Lock, summary: str) -> Problem:
+    fix = "Run `eventmesh schema freeze` and commit the files it writes."
+    return _problem("EM032", model, latest.path, summary, fix)
 
 
 def _verdicts(model: type[Message], lock: Lock) -> Iterator[tuple[Verdict, str, str]]:
     """The verdict for each direction, what it is about, and what it means if it is not so."""
     # Loaded late: a service whose models are as frozen never compares.
     from eventmesh.compat.pydantic_models.comparison import compare_model, compare_schemas
+    from eventmesh.compat.pydantic_models.documents import with_bounds_of
 
+    frozen = lock.writer
+    if _is_of_first_edition(lock):
+        frozen = with_bounds_of(schemas_of(model)[0], frozen)
     yield (
-        compare_model(lock.writer, model, samples=lock.samples),
+        compare_model(frozen, model, samples=lock.samples),
         "the model reads every message written before",
         "the model cannot read a message that was written before",
     )
     yield (
-        compare_schemas(schemas_of(model)[0], lock.reader),
+        compare_schemas(schemas_of(model, lock)[0], lock.reader),
         "services with the frozen version read every message that the model writes",
         "services with the frozen version cannot read a message that the model writes",
     )
@@ -241,7 +272,7 @@ def _problem(
 
 def _describe_changes(model: type[Message], lock: Lock) -> str:
     """The fields that were added, removed or changed, in words."""
-    before, after = (_fields(*schemas) for schemas in _schemas_before_and_after(lock, model))
+    before, after = (_fields(*schemas) for schemas in _schemas_before_and_after(lock, model, lock))
     parts = [
         *(f"field {name!r} was added" for name in sorted(after.keys() - before.keys())),
         *(f"field {name!r} was removed" for name in sorted(before.keys() - after.keys())),

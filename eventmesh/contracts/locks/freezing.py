@@ -10,9 +10,11 @@ from collections.abc import Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from eventmesh.compat.pydantic_models.schemas import EDITION, TODAY
 from eventmesh.contracts.locks.drift import (
     FREEZABLE,
     check,
+    must_be_frozen_again,
     raise_drift,
     same_contract,
     schemas_of,
@@ -27,6 +29,7 @@ def lock_of(model: type[Message], root: Path = Path("schemas")) -> Lock:
     """The lock of the model, as it would be frozen if it were a new version."""
     identity = identity_of(model)
     writer, reader = schemas_of(model)
+    writer |= {EDITION: TODAY}
     lock = Lock(
         name=identity.name,
         version=identity.version,
@@ -63,7 +66,8 @@ def freeze(
     written = []
     for model in models:
         revisions = locks.of(model.__identity__.name).get(model.__identity__.version, ())
-        if any(same_contract(lock, model) for lock in revisions):
+        is_frozen = any(same_contract(lock, model) for lock in revisions)
+        if is_frozen and not must_be_frozen_again(model, revisions):
             continue
         lock = lock_of(model, root)
         if revisions:

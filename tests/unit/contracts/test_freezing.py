@@ -8,19 +8,28 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, Field, computed_field, create_model, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializeAsAny,
+    computed_field,
+    create_model,
+    field_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
+from eventmesh.compat.pydantic_models.schemas import reader_schema, writer_schema
 from eventmesh.contracts.locks.drift import check, refuse_drift
 from eventmesh.contracts.locks.freezing import freeze, lock_of
-from eventmesh.contracts.locks.lock_file import MAX_BYTES, MAX_DEPTH, Lock
+from eventmesh.contracts.locks.lock_file import MAX_BYTES, MAX_DEPTH, Lock, seal
 from eventmesh.contracts.locks.lock_folder import lock_path, locks_from, read_locks
 from eventmesh.contracts.message import Command, Event, Message
 from eventmesh.errors import Drift, UsageError
@@ -559,3 +568,69 @@ def test_rewriting_a_lock_file_leaves_no_temporary_file(tmp_path: Path) -> None:
 def test_locks_are_compared_by_value() -> None:
     assert isinstance(lock_of(paid()), Lock)
     assert lock_of(paid()) == lock_of(paid())
+
+
+# Lock files of earlier releases, which left out some of what a model does -------------------------
+
+
+class Bird(BaseModel):
+    name: str
+
+
+AT_MOST_A_DAY = Annotated[timedelta, Field(le=timedelta(days=1))]
+LEFT_OUT = [
+    pytest.param((AT_MOST_A_DAY, ...), id="bound on a timedelta"),
+    pytest.param((int | SkipJsonSchema[None], None), id="null shown by no schema"),
+    pytest.param((str, Field(json_schema_extra={"enum": ["EUR"]})), id="enum by hand"),
+    pytest.param((list[SerializeAsAny[Bird]], ...), id="any subclass"),
+]
+
+
+def freeze_as_before(model: type[Message], root: Path) -> None:
+    """Write the lock file that a release before the second edition of schemas wrote."""
+    [lock] = freeze([model], root)
+    content = json.loads(lock.path.read_text())
+    content["writer"] = writer_schema(model, edition=1)
+    content["reader"] = reader_schema(model, edition=1)
+    lock.path.write_text(json.dumps({**content, "hash": seal(content)}))
+
+
+@pytest.mark.parametrize("field", LEFT_OUT)
+def test_what_an_earlier_release_left_out_is_frozen_once_more(tmp_path: Path, field: Any) -> None:
+    freeze_as_before(paid(a=field), tmp_path)
+    refuse_drift([paid(a=field)], tmp_path)
+    [problem] = check([paid(a=field)], read_locks(tmp_path))
+    assert problem.rule == "EM032"
+    assert "an earlier release froze it" in problem.summary
+    [lock] = freeze([paid(a=field)], tmp_path)
+    assert lock.revision == 2
+    assert rules(paid(a=field), tmp_path) == []
+    assert freeze([paid(a=field)], tmp_path) == []
+    assert rules(paid(a=field, b=(int, 0)), tmp_path) == ["EM032"]
+
+
+@pytest.mark.parametrize("field", LEFT_OUT)
+def test_a_field_may_be_added_to_what_an_earlier_release_froze(tmp_path: Path, field: Any) -> None:
+    freeze_as_before(paid(a=field), tmp_path)
+    assert rules(paid(a=field, b=(int, 0)), tmp_path) == ["EM032"]
+    [lock] = freeze([paid(a=field, b=(int, 0))], tmp_path)
+    assert lock.revision == 2
+    assert rules(paid(a=field, b=(int, 0)), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "field",
+    [int, timedelta, date | None, Annotated[int, Field(ge=0)], Annotated[date, Field(ge=date.min)]],
+    ids=["int", "timedelta", "optional date", "bounded int", "bounded date"],
+)
+def test_what_an_earlier_release_froze_in_full_need_not_be_frozen_again(
+    tmp_path: Path, field: Any
+) -> None:
+    freeze_as_before(paid(a=(field, ...)), tmp_path)
+    assert rules(paid(a=(field, ...)), tmp_path) == []
+    assert freeze([paid(a=(field, ...))], tmp_path) == []
+
+
+def test_a_bound_on_a_timedelta_cannot_be_added_to_what_is_frozen_in_full(tmp_path: Path) -> None:
+    freeze([paid(a=(timedelta, ...))], tmp_path)
+    assert rules(paid(a=(AT_MOST_A_DAY, ...)), tmp_path) == ["EM031"]
