@@ -329,6 +329,36 @@ def test_a_field_that_is_written_as_any_subclass_is_unknown_to_a_reader_of_no_ot
     assert isinstance(compare_model(writer_schema(m(a=of(Pet))), m(a=of(StrictPet))), Compatible)
 
 
+def short(values: Any) -> Any:
+    if len(values) > 50:
+        raise ValueError("is too long")
+    return values
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda kind: Annotated[list[kind], AfterValidator(short)],
+        lambda kind: SerializeAsAny[list[kind]],
+    ],
+    ids=["validator", "any subclass"],
+)
+def test_a_check_that_did_not_change_does_not_hide_what_changed_below_it(
+    of: Callable[[Any], Any],
+) -> None:
+    class Line(BaseModel):
+        count: int
+
+    frozen = writer_schema(m(lines=of(Line)))
+
+    assert isinstance(compare_model(frozen, m(lines=of(Line), note=(str, ""))), Compatible)
+
+    class Line(BaseModel):  # type: ignore[no-redef]
+        count: Annotated[int, Field(ge=5)]
+
+    assert not isinstance(compare_model(frozen, m(lines=of(Line))), Compatible)
+
+
 def test_a_cast_is_applied_before_the_model() -> None:
     old, new = m(cents=int), m(amount=Decimal)
 

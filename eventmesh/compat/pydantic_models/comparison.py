@@ -129,13 +129,15 @@ def _question(
     writer_model: type[BaseModel] | None,
 ) -> _Question:
     ours = as_read(reader_schema(reader))
-    unchanged = _unchanged(*alike(writer, writer_schema(reader))) if cast is None else frozenset()
+    before, now = alike(writer, writer_schema(reader))
+    unchanged = _unchanged(before, now) if cast is None else frozenset()
+    alone = [pointer for pointer in unchanged if _refers_to_same(at(before, pointer), before, now)]
     near = aligned(writer, ours)
     return _Question(
         writer=writer,
         reader=ours,
         attempt=lambda document: _read(reader, document, cast),
-        proof=None if cast else compare(*_provable(writer, near, unchanged)),
+        proof=None if cast else compare(*_provable(writer, near, alone)),
         near=near,
         words=shown_schema(reader),
         unchanged=unchanged,
@@ -462,6 +464,20 @@ def _unchanged(writer: Any, now: Any) -> frozenset[str]:
             if all(node.get(part) == other.get(part) for part in parts):
                 found.add(pointer)
     return frozenset(found)
+
+
+def _refers_to_same(node: Any, writer: Any, now: Any) -> bool:
+    """Whether the definitions that this part of both schemas leads to are the same in them."""
+    ahead, seen = [node], set[str]()
+    while ahead:
+        for _, part in nodes(ahead.pop()):
+            reference = str(part.get("$ref", "")).removeprefix("#")
+            if reference and reference not in seen:
+                seen.add(reference)
+                if at(writer, reference) != at(now, reference):
+                    return False
+                ahead.append(at(writer, reference))
+    return True
 
 
 def _provable(writer: Any, reader: Any, unchanged: Iterable[str]) -> tuple[Any, Any]:
