@@ -28,6 +28,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
+    UrlConstraints,
     ValidationError,
     create_model,
     field_validator,
@@ -327,6 +328,29 @@ def test_a_field_that_is_written_as_any_subclass_is_unknown_to_a_reader_of_no_ot
     assert isinstance(compare_model(frozen, m(a=of(StrictPet))), Unknown)
     assert isinstance(compare_schemas(frozen, reader_schema(m(a=of(StrictPet)))), Unknown)
     assert isinstance(compare_model(writer_schema(m(a=of(Pet))), m(a=of(StrictPet))), Compatible)
+
+
+HOSTED = Annotated[AnyUrl, UrlConstraints(host_required=True)]
+PYTHONS = ConfigDict(regex_engine="python-re")
+WORD = Annotated[str, Field(pattern="^[a-z]+$")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(m(a=Annotated[bytes, Field(max_length=3)]),
+                     m(a=Annotated[str, Field(max_length=3)]), id="length in bytes"),
+        pytest.param(m(a=HOSTED), m(a=AnyUrl), id="host of a URL"),
+        pytest.param(m(PYTHONS, a=WORD), m(a=WORD), id="regex engine"),
+    ],
+)  # fmt: skip
+def test_what_no_keyword_says_is_compatible_only_while_it_does_not_change(
+    before: type[BaseModel], after: type[BaseModel]
+) -> None:
+    frozen = writer_schema(before), reader_schema(before)
+    assert isinstance(compare_model(frozen[0], before), Compatible)
+    assert isinstance(compare_schemas(*frozen), Compatible)
+    assert not isinstance(compare_schemas(writer_schema(after), frozen[1]), Compatible)
 
 
 def short(values: Any) -> Any:

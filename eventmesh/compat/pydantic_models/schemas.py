@@ -38,7 +38,7 @@ CHECKED, DECIMAL, EDITION = "x-checked", "x-decimal", "x-edition"
 TODAY = 2
 """The edition of these schemas. Those of the first one, which lock files do not name, believed a
 schema written by hand, and left out bounds on lengths of time and times of day, fields of any
-subclass, and NaN as text."""
+subclass, NaN as text, and what `_Truthful._more` adds."""
 
 _ANY_CLASS = "SerializeAsAny"
 _HAND_WRITTEN = "pydantic_js_annotation_functions"
@@ -228,6 +228,19 @@ class _Truthful(GenerateJsonSchema):
         }
         return {"type": "string", "pattern": self.build_decimal_pattern(schema), DECIMAL: bounds}
 
+    def _more(self, shown: JsonSchemaValue, checks: list[str]) -> JsonSchemaValue:
+        """With checks that the first edition left out."""
+        return _marked(shown, checks)
+
+    def str_schema(self, schema: core.StringSchema) -> JsonSchemaValue:
+        engine = schema.get("regex_engine", self._config.regex_engine)
+        is_python = engine == "python-re" and schema.get("pattern") is not None
+        checks = [f"regex_engine {engine}"] if is_python else []  # its $ stands before a newline
+        return self._more(super().str_schema(schema), checks)
+
+    def bytes_schema(self, schema: core.BytesSchema) -> JsonSchemaValue:
+        return self._more(super().bytes_schema(schema), _lengths(schema))
+
     def _non_finite(self, schema: core.FloatSchema) -> list[JsonSchemaValue]:
         """The texts that stand for infinity and NaN where the model is configured to write them."""
         allowed = schema.get("allow_inf_nan", self._config.allow_inf_nan)
@@ -328,8 +341,8 @@ class _Written(_Truthful):
         if way == "utf8":
             return super().bytes_schema(schema)
         if way == "hex":
-            return {"type": "string", "pattern": "^([0-9a-f]{2})*$"}
-        return {"type": "string", "format": "base64url"}
+            return self._more({"type": "string", "pattern": "^([0-9a-f]{2})*$"}, _lengths(schema))
+        return self._more({"type": "string", "format": "base64url"}, _lengths(schema))
 
     def _common_temporal_schema(self, format: str, temporal_format: Any) -> JsonSchemaValue:  # noqa: A002
         shown = super()._common_temporal_schema(format, temporal_format)
@@ -356,10 +369,12 @@ class _Written(_Truthful):
         return _exactly(super().timedelta_schema(schema), _DURATION, _clocked(schema))
 
     def url_schema(self, schema: core.UrlSchema) -> JsonSchemaValue:
-        return _with_schemes(super().url_schema(schema), schema)
+        return self._more(_with_schemes(super().url_schema(schema), schema), _hosts(schema))
 
     def multi_host_url_schema(self, schema: core.MultiHostUrlSchema) -> JsonSchemaValue:
-        return _with_schemes(super().multi_host_url_schema(schema), schema)
+        return self._more(
+            _with_schemes(super().multi_host_url_schema(schema), schema), _hosts(schema)
+        )
 
     def sort(self, value: JsonSchemaValue, parent_key: str | None = None) -> JsonSchemaValue:
         return cast(JsonSchemaValue, mapped(super().sort(value, parent_key), _as_written))
@@ -482,10 +497,12 @@ class _Read(_Truthful):
         return _without_repetition(super().frozenset_schema(schema))
 
     def url_schema(self, schema: core.UrlSchema) -> JsonSchemaValue:
-        return _of_schemes(super().url_schema(schema), schema)
+        return self._more(_of_schemes(super().url_schema(schema), schema), _hosts(schema))
 
     def multi_host_url_schema(self, schema: core.MultiHostUrlSchema) -> JsonSchemaValue:
-        return _of_schemes(super().multi_host_url_schema(schema), schema)
+        return self._more(
+            _of_schemes(super().multi_host_url_schema(schema), schema), _hosts(schema)
+        )
 
     def function_before_schema(self, schema: Any) -> JsonSchemaValue:
         return self._before(schema, super().function_before_schema)
@@ -567,6 +584,9 @@ class _Before(_Truthful):
         self, json_schema: JsonSchemaValue, cls: type[Any], config: ConfigDict
     ) -> None:
         GenerateJsonSchema._update_class_schema(self, json_schema, cls, config)
+
+    def _more(self, shown: JsonSchemaValue, checks: list[str]) -> JsonSchemaValue:
+        return shown
 
     def _non_finite(self, schema: core.FloatSchema) -> list[JsonSchemaValue]:
         return []
@@ -669,6 +689,16 @@ def _zone(schema: Mapping[str, Any]) -> str:
             return ""
         case _:
             return _ZONE
+
+
+def _hosts(schema: Mapping[str, Any]) -> list[str]:
+    return ["host_required"] if schema.get("host_required") else []
+
+
+def _lengths(schema: Mapping[str, Any]) -> list[str]:
+    """Lengths in bytes, of which a text in UTF-8 has more than characters."""
+    names = ("min_length", "max_length")
+    return [f"{name} {schema[name]}" for name in names if schema.get(name) is not None]
 
 
 def _of_schemes(shown: JsonSchemaValue, schema: Mapping[str, Any]) -> JsonSchemaValue:
