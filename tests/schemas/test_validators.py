@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from eventmesh.compat import Compatible, Unknown
+from eventmesh.compat import Breaking, Compatible, Unknown
 from eventmesh.compat.pydantic_models.comparison import (
     compare_model,
     compare_schemas,
@@ -402,7 +402,6 @@ def verdict_of_the_frozen(load: Load, frozen: str, now: str) -> Any:
         ("a: Any; b: Any", "a: Any; b: int", "b (positive)"),
         ("a: Line; b: Line", "a: Line; b: OpenLine", "b.count (positive)"),
         ("a: Checked; b: Checked", "a: Checked; b: Unchecked", "b (even)"),
-        ("a: Later; b: Later", "a: Later; b: date", "b (ge 2020-01-01)"),
         ("a: Positive; b: list[Positive]", "a: Positive; b: list[int]", "b[] (positive)"),
         ("a: Positive; b: dict[str, Positive]", "a: Positive; b: dict[str, int]",
          "b[] (positive)"),
@@ -419,6 +418,14 @@ def test_a_check_counts_at_the_place_where_the_frozen_reader_has_it(
     verdict = verdict_of_the_frozen(load, frozen, now)
     assert isinstance(verdict, Unknown)
     assert verdict.reason.endswith(f": {lost}")
+    assert isinstance(verdict_of_the_frozen(load, frozen, frozen), Compatible)
+
+
+def test_a_bound_on_a_date_counts_at_the_place_where_the_frozen_reader_has_it(load: Load) -> None:
+    frozen = "a: Later; b: Later"
+    verdict = verdict_of_the_frozen(load, frozen, "a: Later; b: date")
+    assert isinstance(verdict, Breaking)
+    assert verdict.reason.startswith("b: ")
     assert isinstance(verdict_of_the_frozen(load, frozen, frozen), Compatible)
 
 
