@@ -14,10 +14,15 @@ from typing import Any
 @dataclass(frozen=True, slots=True)
 class KnownSubscription:
     """A subscription that the broker has, whoever declared it, and how many messages wait for it;
-    None if that is not known."""
+    None if that is not known.
+
+    `by_message` are the names of messages that the broker gives to it, each with how many wait; it
+    is empty where the broker does not tell.
+    """
 
     name: str
     waiting: int | None
+    by_message: Mapping[str, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

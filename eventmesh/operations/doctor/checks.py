@@ -16,7 +16,7 @@ from eventmesh.operations.doctor.verdict import (
     skipped,
     warning,
 )
-from eventmesh.transports.facts import BrokerFacts
+from eventmesh.transports.facts import BrokerFacts, KnownSubscription
 
 BROKER = "broker"
 
@@ -111,8 +111,30 @@ def _undeclared(measured: Measured, facts: BrokerFacts) -> Iterator[Verdict]:
     for each in stray:
         fix = _how_to_delete(_kind(measured.settings.broker_url), measured, each.name)
         yield rules.undeclared(each.name, each.waiting, fix)
-    if not stray:
+    surplus = list(_surplus(measured, facts.subscriptions))
+    yield from surplus
+    if not (stray or surplus):
         yield fine(check, BROKER, "none")
+
+
+def _surplus(measured: Measured, known: Iterable[KnownSubscription]) -> Iterator[Verdict]:
+    """Messages that the broker gives to a subscription whose code takes them no more."""
+    taken = {
+        name: set(handler.subscription.messages)
+        for service in measured.services
+        for name, handler in service.handlers.items()
+    }
+    prefix = measured.settings.broker_prefix
+    for each in known:
+        for message, waiting in sorted(each.by_message.items()):
+            if message in taken.get(each.name, {message}):
+                continue
+            if _kind(measured.settings.broker_url) == "redis":
+                stream = f"{prefix}:stream:{message}"
+                fix = f"destroy the group {each.name} of the stream {stream} (XGROUP DESTROY)"
+            else:
+                fix = "delete its row from the table binding of the file"
+            yield rules.surplus(each.name, message, waiting, fix)
 
 
 def _how_to_delete(kind: str, measured: Measured, name: str) -> str:

@@ -277,6 +277,17 @@ def undeclared(name: str, number: int | None, fix: str) -> Verdict:
     )
 
 
+def surplus(name: str, message: str, number: int | None, fix: str) -> Verdict:
+    """A message that the broker gives to a subscription, and its handler takes no more."""
+    holds = "more of it" if number is None else f"{number:,} message(s) of it, and more"
+    return warning(
+        "undeclared subscriptions",
+        name,
+        f"its handler takes {message} no more, and the broker keeps {holds} for it",
+        f"If all its workers run this code, {fix}.",
+    )
+
+
 def unrouted(message: str, number: int, most: int) -> Verdict:
     """Messages without a subscription. `most` is how many are kept, 0 for all."""
     subject = message or "foreign messages"

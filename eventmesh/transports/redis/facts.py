@@ -84,7 +84,7 @@ class Facts:
     ) -> tuple[tuple[StreamFacts, ...], tuple[KnownSubscription, ...]]:
         """The streams, and the groups that they have: these are the subscriptions."""
         streams: list[StreamFacts] = []
-        waiting: dict[str, list[int | None]] = {}
+        waiting: dict[str, dict[str, int | None]] = {}
         for message in sorted(messages):
             length, groups = await self._redis.run(_GROUPS, (self._layout.stream(message),))
             of_groups = [None if lag < 0 else pending + lag for _, pending, lag in groups]
@@ -92,14 +92,15 @@ class Facts:
             needed = max(known, default=0) if len(known) == len(of_groups) else None
             streams.append(StreamFacts(message, length, needed, len(groups)))
             for (name, _, _), number in zip(groups, of_groups, strict=True):
-                waiting.setdefault(name.decode(errors="replace"), []).append(number)
-        for name, numbers in waiting.items():
+                waiting.setdefault(name.decode(errors="replace"), {})[message] = number
+        subscriptions = []
+        for name, numbers in sorted(waiting.items()):
             keys = self._layout.of(Subscription(name, ()))
-            numbers.append(int(await self._redis.ask("HGET", keys.order, "messages") or 0))
-        return tuple(streams), tuple(
-            KnownSubscription(name, None if None in numbers else sum(filter(None, numbers)))
-            for name, numbers in sorted(waiting.items())
-        )
+            in_mailboxes = int(await self._redis.ask("HGET", keys.order, "messages") or 0)
+            all_known = None not in numbers.values()
+            total = sum(filter(None, numbers.values())) + in_mailboxes if all_known else None
+            subscriptions.append(KnownSubscription(name, total, numbers))
+        return tuple(streams), tuple(subscriptions)
 
     async def _config(self) -> dict[str, str]:
         """The settings that tell how data is kept; empty where CONFIG is forbidden, as it is on

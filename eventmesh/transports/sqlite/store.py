@@ -314,10 +314,13 @@ class SqliteStore:
         """All subscriptions, whoever declared them."""
         found = self._connection.execute(
             "SELECT subscription, (SELECT count(*) FROM queue AS held"
-            " WHERE held.subscription = bound.subscription)"
-            " FROM (SELECT DISTINCT subscription FROM binding) AS bound ORDER BY subscription"
+            " WHERE held.subscription = bound.subscription), json_group_array(message)"
+            " FROM binding AS bound GROUP BY subscription ORDER BY subscription"
         )
-        return [KnownSubscription(name, waiting) for name, waiting in found]
+        return [
+            KnownSubscription(name, waiting, dict.fromkeys(json.loads(messages)))
+            for name, waiting, messages in found
+        ]
 
     def census(self, subscriptions: Collection[str], messages: Collection[str]) -> Census:
         """Count in one statement, so that nothing moves meanwhile. It blocks no writer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from eventmesh.persistence.database import Database
 from eventmesh.runtime.declaring.service import DeclaredService
 from eventmesh.runtime.declaring.settings import Settings, UnknownVariable
 from eventmesh.transports.base import Subscription, publish_or_raise
+from eventmesh.transports.facts import KnownSubscription
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.transports.outcome import Dead
 from eventmesh.wire.envelope import seal
@@ -90,6 +92,18 @@ async def test_everything_else_was_checked(measured: Measured) -> None:
         *("inbox window", "reachable", "clock", "permissions", "version", "migration"),
         *("outbox", "parked messages", "leases", "schemas", "waiting"),
     }
+
+
+async def test_a_message_that_a_handler_takes_no_more_is_found(measured: Measured) -> None:
+    assert measured.broker is not None
+    known = KnownSubscription("bank.listen", 3, {"bank.told": 1, "bank.gone": 2})
+    broker = replace(measured.broker, subscriptions=(known,))
+    settings = measured.settings.model_copy(update={"broker_url": "redis://host"})
+    verdicts = examine(replace(measured, broker=broker, settings=settings))
+    [surplus] = [each for each in verdicts if each.check == "undeclared subscriptions"]
+    assert (surplus.subject, surplus.severity) == ("bank.listen", Severity.WARNING)
+    assert "takes bank.gone no more, and the broker keeps 2 message(s)" in surplus.says
+    assert "eventmesh:stream:bank.gone (XGROUP DESTROY)" in surplus.fix
 
 
 async def test_the_same_facts_give_the_same_verdicts(measured: Measured) -> None:

@@ -149,10 +149,20 @@ def _merged_subscriptions(
 ) -> tuple[KnownSubscription, ...] | None:
     if None in of_parts:
         return None
-    waiting: dict[str, list[int | None]] = {}
+    by_name: dict[str, list[KnownSubscription]] = {}
     for each in (one for some in of_parts for one in some or ()):
-        waiting.setdefault(each.name, []).append(each.waiting)
-    return tuple(KnownSubscription(name, _sum(waiting[name])) for name in sorted(waiting))
+        by_name.setdefault(each.name, []).append(each)
+    return tuple(
+        KnownSubscription(
+            name,
+            _sum([each.waiting for each in found]),
+            {
+                message: _sum([each.by_message.get(message, 0) for each in found])
+                for message in sorted({one for each in found for one in each.by_message})
+            },
+        )
+        for name, found in sorted(by_name.items())
+    )
 
 
 def _merged_streams(
