@@ -21,7 +21,7 @@ from eventmesh.errors import EventMeshError
 from eventmesh.persistence.sagas import SagaLot
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.service import DeclaredService as Service
-from eventmesh.runtime.readiness import ANSWER_TIMEOUT, open_sagas, outbox_age
+from eventmesh.runtime.readiness import ANSWER_TIMEOUT, open_sagas, outbox_age, problems
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import SubscriptionStats
 
@@ -32,6 +32,7 @@ T = TypeVar("T")
 class _ServerStats:
     """Answers of the broker and the databases; those that did not answer are left out."""
 
+    is_ready: bool
     stats: dict[str, SubscriptionStats]
     outbox_ages: dict[str, float]
     sagas: dict[str, list[SagaLot]]
@@ -56,7 +57,8 @@ class WorkerMetrics:
         subscriptions = [each.subscription for each in self._worker.vitals.subscriptions]
         services = [each for each in self._worker.services if each.needs_database]
         owners = [each for each in services if each.sagas]
-        stats, ages, sagas = await asyncio.gather(
+        troubles, stats, ages, sagas = await asyncio.gather(
+            problems(self._worker, outbox_max_age=self._worker.settings.outbox_max_age),
             asyncio.gather(
                 *(_or_none(self._worker.transport.stats(each)) for each in subscriptions)
             ),
@@ -64,6 +66,7 @@ class WorkerMetrics:
             asyncio.gather(*(_or_none(open_sagas(each)) for each in owners)),
         )
         return _ServerStats(
+            not troubles,
             {
                 subscription.name: each
                 for subscription, each in zip(subscriptions, stats, strict=True)
@@ -91,12 +94,21 @@ class _WorkerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         subscriptions = self._vitals.subscriptions
         yield from _counts(subscriptions)
+        yield self._ready()
         yield from _states(subscriptions)
         yield from _broker(subscriptions, self._stats.stats)
         yield from self._relays()
         yield from self._unrouted()
         yield from _sagas(self._stats.sagas)
         yield _unmatched(self._services)
+
+    def _ready(self) -> Metric:
+        ready = GaugeMetricFamily(
+            "eventmesh_ready", "1 while the process is ready, as /readyz says.", labels=["service"]
+        )
+        for service in self._services:
+            ready.add_metric([service.name], self._stats.is_ready)
+        return ready
 
     def _relays(self) -> Iterator[Metric]:
         relayed = CounterMetricFamily(

@@ -13,10 +13,12 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from eventmesh import Event, Service, Settings, Transaction
 from eventmesh.clock import SystemClock
 from eventmesh.errors import Unreachable
+from eventmesh.observability.metrics import WorkerMetrics
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import Outgoing
@@ -111,6 +113,13 @@ async def found(worker: Worker) -> list[str]:
     return await problems(worker, outbox_max_age=60)
 
 
+async def ready_metric(worker: Worker) -> float:
+    families = text_string_to_metric_families((await WorkerMetrics(worker).text()).decode())
+    [sample] = next(each for each in families if each.name == "eventmesh_ready").samples
+    assert sample.labels == {"service": "shop"}
+    return sample.value
+
+
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110  # the condition queries a server
@@ -136,8 +145,10 @@ async def test_a_worker_is_not_ready_while_the_broker_is_unreachable(worker: Wor
         return await found(worker) == []
 
     await until(told)
+    assert await ready_metric(worker) == 0
     worker.transport.away = False
     await until(well)
+    assert await ready_metric(worker) == 1
 
 
 async def test_a_lost_broker_is_one_interruption_however_often_it_is_tried_again(
@@ -219,12 +230,14 @@ async def test_a_worker_is_not_ready_while_its_database_is_unreachable(
     async def well() -> bool:
         return await found(worker) == []
 
+    await until(well)
     try:
         await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
         await admin.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
         )
         await until(told)
+        assert await ready_metric(worker) == 0
     finally:
         await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
         await admin.close()
