@@ -41,6 +41,7 @@ from sqlalchemy.util import greenlet_spawn
 from eventmesh.errors import Unreachable, UsageError
 from eventmesh.persistence import unit_of_work
 from eventmesh.persistence.database_errors import (
+    NO_RIGHT,
     REPEATABLE,
     connection_lost,
     first_line,
@@ -248,7 +249,7 @@ class Database:
         url = self.url.set(database=self.dialect.maintenance_database)
         engine = self._make_engine(url, connections=0)
         try:
-            with self.translated():
+            with self.own_statements():
                 async with engine.connect() as connection:
                     yield await connection.execution_options(isolation_level="AUTOCOMMIT")
         finally:
@@ -260,8 +261,9 @@ class Database:
         return self.dialect.make_engine(url, self.variable, _CONNECT_TIMEOUT, options)
 
     def own_statements(self) -> AbstractContextManager[None]:
-        """As `translated`, also for errors after which EventMesh's own statements are repeated."""
-        return self.translated(REPEATABLE)
+        """As `translated`, also for errors after which EventMesh's own statements are repeated, and
+        for rights that these lack: a worker then waits for them as for a server."""
+        return self.translated((*REPEATABLE, NO_RIGHT))
 
     @contextmanager
     def translated(self, also: Collection[str] = ()) -> Iterator[None]:
@@ -287,6 +289,11 @@ class Database:
             elif state and not state.startswith(_NO_ANSWER):
                 what = "cannot be used"
                 advice = f"Repair that on its server, or correct {self.variable}."
+            if state == NO_RIGHT:
+                advice = (
+                    f"Grant the user in {self.variable} the rights that it lacks; `eventmesh "
+                    f"doctor` lists them."
+                )
             if state.startswith("28"):
                 what = "refuses the login"
                 advice = f"Correct the user or the password in {self.variable}."

@@ -25,6 +25,8 @@ REPEATABLE = ("40001", "40P01", "55P03", "57014", "53200", "54000")
 """SQLSTATEs after which EventMesh simply executes its own statements again: serialization failure,
 deadlock, lock not available, cancelled by a statement_timeout or an administrator, out of memory,
 too many columns or levels."""
+NO_RIGHT = "42501"
+"""The SQLSTATE of a statement that the user of the database has no right to."""
 
 
 def connection_lost(error: BaseException) -> bool:

@@ -123,11 +123,10 @@ def permissions(subject: str, forbidden: tuple[str, ...] | None, why_unknown: st
         return skipped("permissions", subject, why_unknown or "not told")
     if not forbidden:
         return fine("permissions", subject, "its user may do everything needed")
-    more = f", and {len(forbidden) - 1} more" if len(forbidden) > 1 else ""
     return failure(
         "permissions",
         subject,
-        f"its user may not {forbidden[0]}{more}",
+        f"its user may not {'; '.join(forbidden)}",
         "Grant it, or use another user.",
     )
 

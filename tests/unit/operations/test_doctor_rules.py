@@ -103,7 +103,7 @@ def test_a_right_that_is_missing_fails_and_one_that_cannot_be_tried_is_skipped()
     verdict = rules.permissions("x", ("XADD: NOPERM", "XDEL: NOPERM"))
     assert (verdict.severity, verdict.says) == (
         FAILURE,
-        "its user may not XADD: NOPERM, and 1 more",
+        "its user may not XADD: NOPERM; XDEL: NOPERM",
     )
     assert rules.permissions("x", None, "why").says == "why"
 

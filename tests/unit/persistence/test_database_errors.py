@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from asyncpg.exceptions import InternalClientError, InvalidCatalogNameError
+from asyncmy.errors import OperationalError
+from asyncpg.exceptions import (
+    InsufficientPrivilegeError,
+    InternalClientError,
+    InvalidCatalogNameError,
+)
 from sqlalchemy.exc import InternalError, ProgrammingError
 
 from eventmesh.errors import Unreachable
@@ -64,3 +69,29 @@ async def test_a_file_is_not_to_be_started(tmp_path: Path) -> None:
     said = str(raised.value)
     assert "cannot be used: file is not a database. See that this user may read" in said
     assert "Start it" not in said
+
+
+DENIED = {
+    "postgresql": InsufficientPrivilegeError("permission denied for table eventmesh_lease"),
+    "mariadb": OperationalError(1142, "INSERT command denied to user 'ada'@'%' for table `lease`"),
+}
+
+
+@pytest.mark.parametrize("kind", DENIED)
+def test_a_right_that_eventmesh_itself_lacks_is_an_error_with_advice(kind: str) -> None:
+    denied = ProgrammingError("SELECT 1", None, DENIED[kind])
+    database = Database("postgresql://ada@db/orders", service="orders")
+    with pytest.raises(Unreachable) as raised, database.own_statements():
+        raise denied
+    assert "denied" in str(raised.value)
+    assert str(raised.value).endswith(
+        "Grant the user in EVENTMESH_ORDERS_DATABASE_URL the rights that it lacks; "
+        "`eventmesh doctor` lists them."
+    )
+
+
+def test_a_right_that_a_handler_lacks_is_the_error_of_its_statement() -> None:
+    denied = ProgrammingError("SELECT 1", None, DENIED["postgresql"])
+    database = Database("postgresql://ada@db/orders", service="orders")
+    with pytest.raises(ProgrammingError), database.translated():
+        raise denied

@@ -53,6 +53,8 @@ _STATES: Mapping[int, str] = MappingProxyType(
         1114: "53100",  # table full, for want of disk
         1129: "08004",  # host blocked
         1130: "28000",  # host not allowed
+        1142: "42501",  # no right to this table
+        1143: "42501",  # no right to this column
         1146: "42P01",  # no such table
         1158: "08006",
         1159: "08006",
