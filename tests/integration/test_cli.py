@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tomllib
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Project, Put, Running
 
 Attributes = Callable[..., dict[str, str]]
+
+ROOT = Path(__file__).parents[2]
 
 SLOW = b'{"owner": "slow", "cents": 100}'
 GOOD = b'{"owner": "ada", "cents": 1250}'
@@ -561,3 +564,19 @@ def test_a_worker_that_is_stopped_during_start_up_exits_with_success(
     parent = bank.start("worker", "bank", "--workers", "1")
     wait_until((bank.root / "starting").exists, "the start of a worker")
     parent.drain()
+
+
+def test_process_1_ends_by_a_sigterm_that_comes_before_it_handles_signals() -> None:
+    """The kernel ignores it otherwise. Python's default here would be to die of it, by -15."""
+    told_early = (
+        "import os, signal, sys, types\n"
+        "os.getpid = lambda: 1\n"
+        "sys.modules['eventmesh.cli.main'] = loaded = types.ModuleType('main')\n"
+        "loaded.main = lambda: signal.raise_signal(signal.SIGTERM)\n"
+        "from eventmesh.__main__ import main\n"
+        "main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", told_early], check=False, timeout=TIMEOUT_SECONDS)  # noqa: S603  # our own text
+    assert ended.returncode == 128 + signal.SIGTERM
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"eventmesh": "eventmesh.__main__:main"}
