@@ -21,7 +21,13 @@ from eventmesh.errors import EventMeshError
 from eventmesh.persistence.sagas import SagaLot
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.service import DeclaredService as Service
-from eventmesh.runtime.readiness import ANSWER_TIMEOUT, open_sagas, outbox_age, problems
+from eventmesh.runtime.readiness import (
+    ANSWER_TIMEOUT,
+    open_sagas,
+    outbox_age,
+    parked_messages,
+    problems,
+)
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.transports.base import SubscriptionStats
 
@@ -35,6 +41,7 @@ class _ServerStats:
     is_ready: bool
     stats: dict[str, SubscriptionStats]
     outbox_ages: dict[str, float]
+    outbox_parked: dict[str, int]
     sagas: dict[str, list[SagaLot]]
 
 
@@ -57,12 +64,13 @@ class WorkerMetrics:
         subscriptions = [each.subscription for each in self._worker.vitals.subscriptions]
         services = [each for each in self._worker.services if each.needs_database]
         owners = [each for each in services if each.sagas]
-        troubles, stats, ages, sagas = await asyncio.gather(
+        troubles, stats, ages, parked, sagas = await asyncio.gather(
             problems(self._worker, outbox_max_age=self._worker.settings.outbox_max_age),
             asyncio.gather(
                 *(_or_none(self._worker.transport.stats(each)) for each in subscriptions)
             ),
             asyncio.gather(*(_or_none(outbox_age(each)) for each in services)),
+            asyncio.gather(*(_or_none(parked_messages(each)) for each in services)),
             asyncio.gather(*(_or_none(open_sagas(each)) for each in owners)),
         )
         return _ServerStats(
@@ -76,6 +84,11 @@ class WorkerMetrics:
                 service.name: age
                 for service, age in zip(services, ages, strict=True)
                 if age is not None
+            },
+            {
+                service.name: count
+                for service, count in zip(services, parked, strict=True)
+                if count is not None
             },
             {
                 service.name: lots
@@ -129,7 +142,14 @@ class _WorkerCollector(Collector):
         )
         for service, seconds in self._stats.outbox_ages.items():
             age.add_metric([service], seconds)
-        yield from (relayed, rejected, age)
+        parked = GaugeMetricFamily(
+            "eventmesh_outbox_parked",
+            "Messages that the broker rejected too often. They block later ones of their keys.",
+            labels=["service"],
+        )
+        for service, count in self._stats.outbox_parked.items():
+            parked.add_metric([service], count)
+        yield from (relayed, rejected, age, parked)
 
     def _unrouted(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily(

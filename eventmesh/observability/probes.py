@@ -4,7 +4,7 @@ A liveness probe must fail when the event loop is blocked, so it is answered by 
 
     GET /livez    200 while the event loop runs
     GET /readyz   200 while every subscription and relay works, else 503 with the reasons; also
-                  warnings about paused subscriptions and sagas that wait for an operator
+                  warnings about what waits for an operator
     GET /metrics  for Prometheus
 
 A client of the port must not be able to stop the worker, so connections are bounded: at most 32 at

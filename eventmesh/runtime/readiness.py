@@ -78,6 +78,14 @@ async def outbox_age(service: Service) -> float:
     return 0.0 if since is None else max((now - since).total_seconds(), 0.0)
 
 
+async def parked_messages(service: Service) -> int:
+    """How many messages are parked in the outbox; raises as `outbox_age`."""
+    async with asyncio.timeout(ANSWER_TIMEOUT):
+        database = await service.database()
+        async with database.reading() as connection:
+            return await outbox.count_parked(connection)
+
+
 async def open_sagas(service: Service) -> list[SagaLot]:
     """The open sagas of a service, counted by what they wait for; raises as `outbox_age`."""
     async with asyncio.timeout(ANSWER_TIMEOUT):
@@ -88,8 +96,8 @@ async def open_sagas(service: Service) -> list[SagaLot]:
 
 async def warnings(worker: Worker) -> list[str]:
     """What an operator should look at, though the worker is ready: subscriptions that are paused,
-    and sagas that are parked or overdue. Another worker would not do better, so this is no reason
-    to replace it. A database that does not answer is left out: `problems` says so."""
+    and messages and sagas that are parked or overdue. Another worker would not do better, so this
+    is no reason to replace it. A database that does not answer is left out: `problems` says so."""
     found = [
         f"subscription {each.subscription.name} is {each.paused}; resume it by `eventmesh resume "
         f"{each.subscription.name}`"
@@ -97,12 +105,18 @@ async def warnings(worker: Worker) -> list[str]:
         if each.paused
     ]
     for service in worker.services:
-        if not service.sagas:
+        if not service.needs_database:
             continue
         try:
-            lots = await open_sagas(service)
+            stuck = await parked_messages(service)
+            lots = await open_sagas(service) if service.sagas else []
         except (TimeoutError, EventMeshError):
             continue
+        if stuck:
+            found.append(
+                f"service {service.name} has {stuck} parked message(s) in its outbox, which block "
+                f"later ones of their keys: see `eventmesh outbox list {service.name} --parked`"
+            )
         parked = sum(lot.count for lot in lots if lot.status == "parked")
         overdue = sum(lot.overdue for lot in lots)
         if parked:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import update
 
 from eventmesh import Event, Service, Settings, Transaction
 from eventmesh.clock import SystemClock
@@ -22,9 +23,10 @@ from eventmesh.observability.metrics import WorkerMetrics
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.outbox import Outgoing
+from eventmesh.persistence.tables import outbox
 from eventmesh.runtime import readiness
 from eventmesh.runtime.consuming.worker import Worker
-from eventmesh.runtime.readiness import outbox_age, problems
+from eventmesh.runtime.readiness import outbox_age, problems, warnings
 from eventmesh.transports.base import Consumer, PublishResult, Subscription
 from eventmesh.transports.memory import MemoryTransport
 from eventmesh.wire.envelope import Envelope, seal
@@ -113,9 +115,9 @@ async def found(worker: Worker) -> list[str]:
     return await problems(worker, outbox_max_age=60)
 
 
-async def ready_metric(worker: Worker) -> float:
+async def metric(worker: Worker, name: str) -> float:
     families = text_string_to_metric_families((await WorkerMetrics(worker).text()).decode())
-    [sample] = next(each for each in families if each.name == "eventmesh_ready").samples
+    [sample] = next(each for each in families if each.name == name).samples
     assert sample.labels == {"service": "shop"}
     return sample.value
 
@@ -145,10 +147,10 @@ async def test_a_worker_is_not_ready_while_the_broker_is_unreachable(worker: Wor
         return await found(worker) == []
 
     await until(told)
-    assert await ready_metric(worker) == 0
+    assert await metric(worker, "eventmesh_ready") == 0
     worker.transport.away = False
     await until(well)
-    assert await ready_metric(worker) == 1
+    assert await metric(worker, "eventmesh_ready") == 1
 
 
 async def test_a_lost_broker_is_one_interruption_however_often_it_is_tried_again(
@@ -211,6 +213,22 @@ async def test_a_worker_is_not_ready_while_a_message_waits_too_long_in_the_outbo
     await until(well)
 
 
+async def test_parked_messages_are_a_warning_and_a_metric(worker: Worker) -> None:
+    assert isinstance(worker.transport, Flaky)
+    [service] = worker.services
+    database, now = await service.database(), service.clock.now()
+    assert (await warnings(worker), await metric(worker, "eventmesh_outbox_parked")) == ([], 0)
+    worker.transport.away = True  # nothing is relayed
+    async with database.connection() as connection:
+        await units.store(connection, [Outgoing(envelope(1)), Outgoing(envelope(2))], now=now)
+        await connection.execute(update(outbox).values(parked=True, attempts=10, last_error="no"))
+    assert await metric(worker, "eventmesh_outbox_parked") == 2
+    assert await warnings(worker) == [
+        "service shop has 2 parked message(s) in its outbox, which block later ones of their keys: "
+        "see `eventmesh outbox list shop --parked`"
+    ]
+
+
 def seconds_since(moment: datetime) -> float:
     """So many at the most, with one for clocks that differ."""
     return (SystemClock().now() - moment).total_seconds() + 1
@@ -237,7 +255,7 @@ async def test_a_worker_is_not_ready_while_its_database_is_unreachable(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
         )
         await until(told)
-        assert await ready_metric(worker) == 0
+        assert await metric(worker, "eventmesh_ready") == 0
     finally:
         await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
         await admin.close()

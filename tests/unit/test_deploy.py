@@ -41,7 +41,7 @@ def families() -> list[Metric]:
     """Every metric of a worker, without values."""
     clock = SystemClock()
     worker = Worker([], MemoryTransport(clock), Settings(), clock)
-    return list(_WorkerCollector(worker, _ServerStats(True, {}, {}, {})).collect())
+    return list(_WorkerCollector(worker, _ServerStats(True, {}, {}, {}, {})).collect())
 
 
 def exposed() -> dict[str, tuple[str, tuple[str, ...]]]:

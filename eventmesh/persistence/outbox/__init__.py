@@ -33,6 +33,7 @@ from eventmesh.persistence.outbox.settling import mark_rejected as mark_rejected
 from eventmesh.persistence.outbox.statistics import OutboxLot as OutboxLot
 from eventmesh.persistence.outbox.statistics import OutboxStats as OutboxStats
 from eventmesh.persistence.outbox.statistics import census as census
+from eventmesh.persistence.outbox.statistics import count_parked as count_parked
 from eventmesh.persistence.outbox.statistics import oldest as oldest
 from eventmesh.persistence.outbox.statistics import stats as stats
 from eventmesh.persistence.outbox.writing import Outgoing as Outgoing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import case, func, inspect, select
+from sqlalchemy import Integer, case, func, inspect, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmesh.persistence.tables import outbox
@@ -51,12 +51,16 @@ async def stats(
     ).select_from(some)
     total, delayed, parked = (await connection.execute(counted)).one()
     is_partial = total > most
-    if is_partial:
-        all_parked = select(func.count()).where(outbox.c.parked, outbox.c.attempts > 0)
-        known = (await connection.execute(all_parked)).scalar_one()
-    else:
-        known = parked
+    known = await count_parked(connection) if is_partial else parked
     return OutboxStats(min(total - delayed - parked, most), delayed, known, is_partial)
+
+
+async def count_parked(connection: AsyncConnection) -> int:
+    """How many messages are parked."""
+    # By the index of rejected rows, which a number given as a parameter would make unusable.
+    were_rejected = outbox.c.attempts > literal_column("0", Integer)
+    counted = select(func.count()).where(were_rejected, outbox.c.parked)
+    return (await connection.execute(counted)).scalar_one()
 
 
 async def oldest(connection: AsyncConnection, now: datetime) -> datetime | None:
