@@ -31,9 +31,10 @@ def run_worker(
 ) -> None:
     """Run a worker in this process until a signal stops it; raises as `Worker.run`.
 
-    With `end_with_stdin` the process is the child of a supervisor and also stops when its standard
-    input ends. `tell_ready` is a file descriptor to write to once the worker is ready. After SIGHUP
-    the process replaces itself with the new code, and this function does not return.
+    With `end_with_stdin` the process is the child of a supervisor or of `eventmesh dev`, and also
+    stops when its standard input ends. `tell_ready` is a file descriptor to write to once the
+    worker is ready. After SIGHUP the process replaces itself with the new code, and this function
+    does not return.
     """
     names = [service.name for service in services]
 

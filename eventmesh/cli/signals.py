@@ -22,9 +22,9 @@ class Signals:
     SIGHUP runs `trial`, a command that exits with 0 if the current code can start, and then sets
     `reload` and `stopping`. In a terminal, SIGHUP means that the terminal was closed, and stops.
 
-    A supervisor's child leaves SIGHUP to its parent. Its standard input is a pipe from the parent:
-    anything written to it cancels the task, and its end sets `stopping`, because the parent is
-    gone.
+    The child of a supervisor or of `eventmesh dev` leaves SIGHUP to its parent. Its standard input
+    is a pipe from the parent: anything written to it cancels the task, and its end sets `stopping`,
+    because the parent is gone.
     """
 
     def __init__(self, *, child: bool, trial: Sequence[str]) -> None:

@@ -59,7 +59,7 @@ def worker(
     if health_port is not None:
         settings = settings.model_copy(update={"health_port": health_port})
     configure_logs(settings)
-    if not end_with_stdin:  # otherwise the parent has logged them
+    if tell_ready is None:  # otherwise the supervisor has logged them
         _log_unknown_variables(settings)
     if workers > 1 and not supervise:
         raise UsageError(
@@ -107,7 +107,7 @@ def dev(
         )
         worker(names, supervise=False)
         return
-    code = run_with_reload(worker_command(names, "--no-supervise"), Path.cwd())
+    code = run_with_reload(worker_command(names, "--end-with-stdin"), Path.cwd())
     if code:
         raise typer.Exit(code)
 

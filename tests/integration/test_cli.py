@@ -295,6 +295,30 @@ def test_dev_restarts_when_code_changes(bank: Project, wait_until: Callable[...,
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+def test_the_worker_of_dev_does_not_outlive_it(
+    bank: Project, number: signal.Signals, wait_until: Callable[..., Any]
+) -> None:
+    """Its terminal was closed, or it was killed."""
+    command = (sys.executable, "-m", "eventmesh", "dev")
+    running = bank.start_program(*command)
+    running.until_says("worker is ready")
+    children = running.children()
+    running.tell(number)
+    code = running.process.wait(TIMEOUT_SECONDS)
+    assert code == (0 if number == signal.SIGHUP else -signal.SIGKILL)
+    wait_until(lambda: not alive(children), "the worker to end")
+    running.until_says("worker stopped")
+
+
+def test_dev_names_a_misspelt_variable_once_a_start(bank: Project) -> None:
+    bank.environment["EVENTMESH_BROKER_PREFFIX"] = "x"
+    running = bank.start("dev")
+    running.until_says("worker is ready")
+    assert running.events().count("unknown environment variable ignored") == 1
+    running.drain()
+
+
 # How a worker stops
 
 
