@@ -1,5 +1,5 @@
 """The dashboard and the alerts in deploy/, and the page about metrics, name metrics and labels that
-exist."""
+exist. The image can be built from a fresh clone, and its containers have the time to drain."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from prometheus_client.core import Metric
 from eventmesh.cli.audit import LABELS, METRIC
 from eventmesh.clock import SystemClock
 from eventmesh.observability.metrics import _ServerStats, _WorkerCollector
+from eventmesh.runtime import supervisor
 from eventmesh.runtime.consuming.worker import Worker
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.transports.memory import MemoryTransport
@@ -219,3 +220,28 @@ def test_the_table_of_alerts_lists_every_alert() -> None:
     assert [name for (name,) in rows("What to do about an alert", 1)] == [
         rule["alert"] for rule in alerts()
     ]
+
+
+def test_the_image_copies_what_a_fresh_clone_has() -> None:
+    """Docker 20.10 refuses a COPY of which nothing exists, and BuildKit a pattern in a folder that
+    does not exist, so the folder itself must be a part of the pattern."""
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    for line in re.findall(r"^COPY (.*)", dockerfile, re.MULTILINE):
+        *sources, _ = line.split()
+        patterns = [source for source in sources if "[" in source]
+        assert all("[" in pattern.split("/")[0] for pattern in patterns)
+        named = set(sources) - set(patterns)
+        assert named
+        assert all((ROOT / source).exists() for source in named)
+
+
+def test_containers_are_given_the_time_to_drain() -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    for name, service in compose["services"].items():
+        if service.get("command", [""])[0] == "worker":
+            assert float(service["stop_grace_period"].removesuffix("s")) > drain_timeout(), name
+
+
+def drain_timeout() -> float:
+    """The default, with the grace of a supervisor."""
+    return Settings().drain_timeout + supervisor._GRACE
