@@ -47,7 +47,9 @@ _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 
 _PIECE = 4
 """How many consecutive characters of a password are hidden in an error. Shorter pieces reveal
-little and would match everywhere."""
+little and would match everywhere, unless they are all that is in quotes."""
+
+_QUOTED = re.compile(r"(?<=')[^']+(?=')")
 
 
 def redact(url: str) -> str:
@@ -67,7 +69,7 @@ def redact_error(error: object, url: str) -> str:
         secret = url[start:end]
         if _RESERVED.search(secret):
             for form in (secret, unquote(secret)):
-                text = _without_pieces(text, form)
+                text = _without_quoted_piece(_without_pieces(text, form), form)
         elif secret:
             text = text.replace(f":{secret}@", f":{_HIDDEN}@")
     return text
@@ -112,6 +114,11 @@ def _misplaced_password(url: str, begin: int) -> int | None:
     masked = _IN_BRACKETS.sub(lambda found: "x" * len(found[0]), authority)
     bad = _BAD_PORT.search(masked)
     return begin + bad.end() if bad else None
+
+
+def _without_quoted_piece(text: str, secret: str) -> str:
+    """The text without a piece of the secret, however short, that a parser has put in quotes."""
+    return _QUOTED.sub(lambda quoted: _HIDDEN if quoted[0] in secret else quoted[0], text)
 
 
 def _without_pieces(text: str, secret: str) -> str:

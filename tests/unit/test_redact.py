@@ -138,6 +138,10 @@ def test_an_error_keeps_everything_but_the_password() -> None:
     assert redact_error("Port could not be cast as 'w0rd/x'", url) == (
         "Port could not be cast as '***'"
     )
+    url = "redis://u:pa/ss@h:6379"
+    assert redact_error("Port could not be cast to integer value as 'pa'", url) == (
+        "Port could not be cast to integer value as '***'"
+    )
     url = "postgresql://bank:bank@h/bank"
     assert redact_error('no database "bank" at bank:bank@h', url) == (
         'no database "bank" at bank:***@h'
