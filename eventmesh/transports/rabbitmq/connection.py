@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 from aiormq.channel import Channel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
-from aiormq.exceptions import AMQPError
+from aiormq.exceptions import AMQPError, ChannelAccessRefused
 from pamqp.exceptions import PAMQPException
 from yarl import URL
 
@@ -282,6 +282,11 @@ class BrokerConnection:
                 f"The broker at {self.address} cannot be used: {why}. Check that its certificate "
                 f"is for this host and signed by an authority that is trusted here; name another "
                 f"with ?cafile= in EVENTMESH_BROKER_URL."
+            )
+        if isinstance(error, ChannelAccessRefused):
+            return Unreachable(
+                f"The broker at {self.address} cannot be used: {why}. Give its user this right, as "
+                f"by `rabbitmqctl set_permissions`."
             )
         if "Connection.Close object" in why:  # what aiormq says of a missing virtual host
             why = "it closed the connection at once, as for a virtual host that does not exist"

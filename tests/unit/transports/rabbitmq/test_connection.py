@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 from aiormq import Connection
+from aiormq.exceptions import ChannelAccessRefused
 
 from eventmesh.errors import Unreachable
 from eventmesh.transports.base import TransportOptions
@@ -45,3 +46,11 @@ async def test_opening_a_channel_on_a_lost_connection_raises_once(
     await asyncio.sleep(0)
 
     assert unhandled == []
+
+
+def test_a_missing_right_is_not_taken_for_a_wrong_url() -> None:
+    connection = BrokerConnection("amqp://app:s3cr3t@h/", "publishing", TransportOptions())
+    why = "ACCESS_REFUSED - write access to exchange 'p.events' in vhost '/' refused for user 'app'"
+    error = connection._unreachable(ChannelAccessRefused(why))
+    assert why in str(error)
+    assert str(error).endswith("Give its user this right, as by `rabbitmqctl set_permissions`.")
