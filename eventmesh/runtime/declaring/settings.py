@@ -52,6 +52,10 @@ def _seconds(value: object) -> object:
         raise ValueError(str(error)) from None
 
 
+def _lower_case(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
 
 
@@ -146,7 +150,9 @@ class Settings(BaseSettings):
     saga; or all. Links to that span are there in any case."""
 
     log_format: Literal["auto", "text", "json"] = "auto"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], BeforeValidator(_lower_case)
+    ] = "info"
 
     database_urls: Mapping[str, str] = Field(default_factory=dict)
     """Databases by service, for code that sets up services itself; else see `database_url`."""

@@ -37,6 +37,11 @@ def test_a_duration_has_a_unit_or_is_in_seconds(
     assert load_settings().visibility_timeout == expected
 
 
+def test_the_log_level_may_be_written_as_python_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVENTMESH_LOG_LEVEL", "INFO")
+    assert load_settings().log_level == "info"
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
