@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from eventmesh.cli.terminal import print_label
+
 if TYPE_CHECKING:  # imported when a command runs; see `eventmesh.cli`
     from eventmesh.runtime.declaring.settings import Settings
 
@@ -22,6 +24,6 @@ def settings_of_command() -> Settings:
 
     settings = load_settings()
     for unknown in unknown_variables(settings, service_targets(Path.cwd())):
-        typer.secho("Warning: ", fg="yellow", bold=True, nl=False, err=True)
+        print_label("Warning: ", "yellow")
         typer.echo(str(unknown), err=True)
     return settings

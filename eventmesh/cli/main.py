@@ -7,7 +7,9 @@ shows its traceback.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +37,7 @@ from eventmesh.cli import (
     worker,
 )
 from eventmesh.cli.app import App
+from eventmesh.cli.terminal import print_label
 from eventmesh.errors import EventMeshError
 from eventmesh.printable import printable_lines
 
@@ -95,6 +98,12 @@ def main() -> None:
         app(prog_name="eventmesh")
     except EventMeshError as error:
         fail(error)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # What standard output still holds would fail again at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        fail(EventMeshError(f"A file or the output could not be written: {error.strerror}."))
     except KeyboardInterrupt:  # before a worker handles signals, it has not begun any work
         sys.exit(1)
     except BaseExceptionGroup as group:
@@ -113,7 +122,7 @@ def silence_aiormq() -> None:
 
 def fail(error: EventMeshError) -> None:
     """Print the error and exit with its code."""
-    typer.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+    print_label("Error: ", "red")
     typer.echo(printable_lines(str(error)), err=True)
     sys.exit(error.exit_code)
 

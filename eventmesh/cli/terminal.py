@@ -1,8 +1,12 @@
 """Printing for people: the width of the output, and of what is listed in it."""
+"""Printing for people: the width of the output, and colour."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+import typer
 
 from eventmesh.duration import span as span  # for commands that print both
 
@@ -17,6 +21,13 @@ NARROWEST_NAME = 8
 
 _MOST_OF_AN_ERROR = 200
 """Characters of an error in a list, which has a line for each."""
+
+
+def print_label(label: str, color: str) -> None:
+    """Begin an error or a warning on standard error, in colour on a terminal. `NO_COLOR`, if it is
+    set and not empty, turns that off, as it does in the console's tables."""
+    is_colored = False if os.environ.get("NO_COLOR") else None  # None: on a terminal
+    typer.secho(label, fg=color, bold=True, nl=False, err=True, color=is_colored)
 
 
 def console() -> Console:

@@ -14,6 +14,8 @@ from eventmesh.errors import UsageError
 if TYPE_CHECKING:  # imported when a worker runs; see `eventmesh.cli`
     from eventmesh.runtime.declaring.settings import Settings
 
+_LAST_PORT = 65_535
+
 Names = Annotated[list[str], typer.Argument(help="Services to run.", metavar="SERVICE")]
 
 
@@ -34,7 +36,7 @@ def worker(
         int | None,
         typer.Option(
             min=0,
-            max=65_535,
+            max=_LAST_PORT,
             help="Serve /livez, /readyz and /metrics on this port, on all addresses or on "
             "EVENTMESH_HEALTH_HOST. Several processes use consecutive ports.",
             metavar="PORT",
@@ -64,6 +66,12 @@ def worker(
     if workers > 1 and not supervise:
         raise UsageError(
             "--workers cannot be combined with --no-supervise: several processes need a supervisor."
+        )
+    last_port = (settings.health_port or 0) + workers - 1
+    if settings.health_port and last_port > _LAST_PORT:
+        raise UsageError(
+            f"{workers} workers need the ports {settings.health_port} to {last_port}, and the last "
+            f"port is {_LAST_PORT}: choose a lower --health-port or EVENTMESH_HEALTH_PORT."
         )
     if workers > 1 and settings.broker_url.startswith("memory:"):
         structlog.get_logger("eventmesh.worker").warning(

@@ -161,6 +161,39 @@ def test_version_prints_the_installed_version(project: Project) -> None:
     assert project.run("--version").succeeds() == f"eventmesh {version('eventmesh')}\n"
 
 
+@pytest.mark.parametrize(
+    ("variables", "is_coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False)],
+    ids=["without", "with NO_COLOR"],
+)
+def test_an_error_is_coloured_on_a_terminal_unless_no_color_is_set(
+    project: Project, variables: dict[str, str], is_coloured: bool
+) -> None:
+    ours, theirs = os.openpty()
+    try:
+        command = [sys.executable, "-m", "eventmesh", "worker", "bank"]
+        environment = project.environment | variables
+        subprocess.run(command, cwd=project.root, env=environment, stderr=theirs, check=False)  # noqa: S603
+        said = os.read(ours, 4096).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "Error: " in said
+    assert ("\x1b[" in said) == is_coloured
+
+
+def test_output_to_a_full_disk_is_an_error_without_a_traceback(project: Project) -> None:
+    command = [sys.executable, "-m", "eventmesh", "--version"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(  # noqa: S603
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "Error: A file or the output could not be written: No space left on device.\n",
+    )
+
+
 def test_a_shell_completes_commands_and_options(project: Project) -> None:
     script = project.start_program("bash", "-c", "eventmesh --show-completion; exit $?").ended()
     script.succeeds("complete -o default -F _eventmesh_completion eventmesh")
@@ -572,6 +605,12 @@ def test_closing_the_terminal_stops_the_worker(bank: Project, options: tuple[str
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+def test_the_health_ports_of_all_workers_must_exist(bank: Project) -> None:
+    bank.run("worker", "bank", "--workers", "2", "--health-port", "65535").fails(
+        2, "2 workers need the ports 65535 to 65536, and the last port is 65535"
+    )
 
 
 def test_several_workers_require_the_supervisor(bank: Project) -> None:
