@@ -1,5 +1,4 @@
-"""Printing for people: the width of the output, and of what is listed in it."""
-"""Printing for people: the width of the output, and colour."""
+"""Printing for people: the width of the output and of what is listed in it, and colour."""
 
 from __future__ import annotations
 

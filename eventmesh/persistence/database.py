@@ -278,35 +278,8 @@ class Database:
                 or (isinstance(error, DBAPIError) and sqlstate(error) in also)
             ):
                 raise
-            what, advice = "does not answer", f"Start it, or correct {self.variable}."
             state = sqlstate(error) if isinstance(error, DBAPIError) else ""
-            if self.dialect.is_file:
-                what = "cannot be used"
-                advice = (
-                    f"See that this user may read and write the file and its folder, and that the "
-                    f"disk has space; or correct {self.variable}."
-                )
-            elif state and not state.startswith(_NO_ANSWER):
-                what = "cannot be used"
-                advice = f"Repair that on its server, or correct {self.variable}."
-            if state == NO_RIGHT:
-                advice = (
-                    f"Grant the user in {self.variable} the rights that it lacks; `eventmesh "
-                    f"doctor` lists them."
-                )
-            if state.startswith("28"):
-                what = "refuses the login"
-                advice = f"Correct the user or the password in {self.variable}."
-            if is_of_certificate(error):
-                advice = (
-                    f"Its certificate is not accepted: correct the certificate authority or the "
-                    f"host in {self.variable}."
-                )
-            if state == "3D000":
-                advice = (
-                    f"Make it with `eventmesh db upgrade --create {self.service}`, or correct "
-                    f"{self.variable}."
-                )
+            what, advice = self._trouble(error, state)
             driver_error = error.orig if isinstance(error, DBAPIError) else error
             is_about_driver = self.dialect.is_about_driver(driver_error)
             shown = "the connection was lost" if is_about_driver else self._shown_error(error)
@@ -314,6 +287,34 @@ class Database:
                 f"The database of service {self.service!r} ({self.shown_url}) {what}: "
                 f"{shown}. {advice}"
             ) from error
+
+    def _trouble(self, error: BaseException, state: str) -> tuple[str, str]:
+        """What a database with this error and SQLSTATE does, and what to do about it, in words."""
+        cannot, correct = "cannot be used", f"correct {self.variable}."
+        if self.dialect.is_file:
+            return cannot, (
+                f"See that this user may read and write the file and its folder, and that the disk "
+                f"has space; or {correct}"
+            )
+        if state == "3D000":
+            make = f"Make it with `eventmesh db upgrade --create {self.service}`"
+            return cannot, f"{make}, or {correct}"
+        if is_of_certificate(error):
+            return "does not answer", (
+                f"Its certificate is not accepted: correct the certificate authority or the host "
+                f"in {self.variable}."
+            )
+        if state.startswith("28"):
+            login = f"Correct the user or the password in {self.variable}."
+            return "refuses the login", login
+        if state == NO_RIGHT:
+            return cannot, (
+                f"Grant the user in {self.variable} the rights that it lacks; `eventmesh doctor` "
+                f"lists them."
+            )
+        if state and not state.startswith(_NO_ANSWER):
+            return cannot, f"Repair that on its server, or {correct}"
+        return "does not answer", f"Start it, or {correct}"
 
 
 def _engine_options(*, kept: int, most: int) -> dict[str, Any]:
