@@ -15,14 +15,21 @@ what to correct: UsageError, Drift or Unreachable. Programs differ in these poin
     service.relay()      none            its service                    serves, and relays later
 
 A database that is away at the start is an error in all of them, because nothing could be published
-without it. Servers that are lost later are waited for.
+without it. Servers that are lost later are waited for. After any other error a worker ends, and is
+replaced; a program with `service.relay()` serves on, and its relay is tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 from functools import partial
 
@@ -78,8 +85,9 @@ class Host:
     @asynccontextmanager
     async def start_relaying(self) -> AsyncIterator[None]:
         """All steps, and the relays run while the context is open. A broker that is away is waited
-        for in the background; raises otherwise as `start`. On leaving, the relays publish what is
-        left, for a lease time at the most."""
+        for in the background, and so is every error once the databases are open: the program serves
+        on, and the relays are tried again. Raises otherwise as `start`. On leaving, the relays
+        publish what is left, for a lease time at the most."""
         self._check()
         stopping = asyncio.Event()
         async with self._databases(), asyncio.TaskGroup() as tasks:
@@ -147,21 +155,22 @@ class Host:
             await transport.declare(self.subscriptions)
             await self._record_declared()
             relays = []
-            for service in self.relayed:
-                relay = Relay(
-                    service.name,
-                    await service.database(),
-                    transport,
-                    self.clock,
-                    settings.lease_time,
-                    purging=settings,
-                    published=service.registry.published_names(),
-                    subscriptions=[handler.subscription for handler in service.worked],
-                    tracing=service.tracing,
-                )
-                service.on_commit(relay.notice)
-                relays.append(relay)
-            yield Started(transport, relays)
+            with ExitStack() as notices:
+                for service in self.relayed:
+                    relay = Relay(
+                        service.name,
+                        await service.database(),
+                        transport,
+                        self.clock,
+                        settings.lease_time,
+                        purging=settings,
+                        published=service.registry.published_names(),
+                        subscriptions=[handler.subscription for handler in service.worked],
+                        tracing=service.tracing,
+                    )
+                    notices.callback(service.on_commit(relay.notice))
+                    relays.append(relay)
+                yield Started(transport, relays)
 
     async def _record_declared(self) -> None:
         """Let an audit know since when these subscriptions have received their messages."""
@@ -177,11 +186,13 @@ class Host:
             await database.transact(partial(counts.declare, pairs=pairs))
 
     async def _relay(self, stopping: asyncio.Event) -> None:
-        """Relay until `stopping`, as soon as the broker answers."""
+        """Relay until `stopping`, as soon as the broker answers, whatever fails meanwhile: an error
+        that came out of here would cancel the program's own work."""
         log: structlog.stdlib.BoundLogger = structlog.get_logger("eventmesh.relay").bind(
             service=",".join(service.name for service in self.relayed)
         )
         reconnect, outage = Reconnect(self.clock), OutageLog(self.clock, log)
+        crashes = OutageLog(self.clock, log)  # of its own: the broker answers between two of them
         while not stopping.is_set():
             try:
                 async with self._broker() as started, asyncio.TaskGroup() as tasks:
@@ -192,3 +203,14 @@ class Host:
             except Unreachable as error:
                 outage.failed("outbox relay waiting for broker", error)
                 await reconnect.wait(stopping)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the program serves on
+                cause = _alone(error)
+                crashes.failed("outbox relay failed, trying again", cause, is_unexpected=True)
+                await reconnect.wait(stopping)
+
+
+def _alone(error: Exception) -> Exception:
+    """The error that is alone in its groups, which says more than they do."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

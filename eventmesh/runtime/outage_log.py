@@ -40,9 +40,10 @@ class OutageLog:
         self._pause = FIRST_PAUSE
         self._quiet_until = 0.0
 
-    def failed(self, event: str, error: Exception) -> bool:
-        """An attempt to reach the server failed: log `event`, if a line is due. Returns
-        whether an outage begins, of which the tries until it ends are a part."""
+    def failed(self, event: str, error: Exception, *, is_unexpected: bool = False) -> bool:
+        """An attempt to reach the server failed: log `event`, if a line is due; for an error that
+        is unexpected, with its traceback. Returns whether an outage begins, of which the tries
+        until it ends are a part."""
         now, reason, begins = self._clock.monotonic(), (event, str(error)), not self._is_on
         if begins:
             self._is_on, self._pause = True, FIRST_PAUSE
@@ -54,7 +55,10 @@ class OutageLog:
             self._quiet_until = now + self._pause
         if reason not in self._reasons:
             self._reasons.add(reason)
-            self._log.warning(event, error=str(error))
+            if is_unexpected:
+                self._log.error(event, error=str(error), exc_info=error)
+            else:
+                self._log.warning(event, error=str(error))
         return begins
 
     def ended(self) -> bool:

@@ -32,9 +32,10 @@ class Service(DeclaredService):
         """Relay the service's outbox while the context is open, as for the lifespan of a web
         application: `async with service.relay(): ...`.
 
-        A broker that is away is waited for. Any number of processes may relay, beside workers of
-        the service or instead of them. On leaving, what is left in the outbox is relayed, for a
-        lease time at the most, and the service is closed. Raises Unreachable, Drift or UsageError
-        as a worker does at its start, but not for a broker that does not answer.
+        A broker that is away is waited for. Any other error of the relay is logged, and the relay
+        is tried again: the program around it serves on. Any number of processes may relay, beside
+        workers of the service or instead of them. On leaving, what is left in the outbox is
+        relayed, for a lease time at the most, and the service is closed. Raises Unreachable, Drift
+        or UsageError as a worker does at its start, but not for a broker that does not answer.
         """
         return joining.relaying(self)

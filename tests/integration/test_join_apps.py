@@ -7,7 +7,7 @@ import asyncio
 import signal
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -28,15 +28,19 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from structlog.testing import capture_logs
 
 from eventmesh import Event, Service, Settings, Transaction
 from eventmesh.clock import SystemClock
+from eventmesh.errors import UsageError
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.tables import outbox
 from eventmesh.runtime import joining
 from eventmesh.runtime.consuming.worker import Worker
+from eventmesh.transports.base import Subscription
 from eventmesh.transports.factory import open_transport
+from eventmesh.transports.memory import MemoryTransport
 from tests.integration.conftest import POLL_INTERVAL, TIMEOUT_SECONDS, until
 from tests.integration.test_join import encoding, url_for
 from tests.support.proxy import proxy_before
@@ -324,6 +328,59 @@ async def test_the_application_serves_requests_while_the_broker_is_unreachable(
                 async with proxy.refusing():
                     assert (await site.post(2)).status_code == 201
                 await site.until_received_at_least_once(1, 2)
+
+
+async def test_a_relay_that_fails_is_tried_again_while_the_application_serves(
+    settings: Settings,
+) -> None:
+    """Here a table is away for a while, as in a migration that goes wrong."""
+    async with site_of(starlette_app, settings) as site, site.billing():
+
+        async def rename(before: str, after: str) -> None:
+            async with site.engine.begin() as connection:
+                await connection.execute(text(f"ALTER TABLE {before} RENAME TO {after}"))
+
+        async def has_failed() -> bool:
+            return "outbox relay failed, trying again" in [line["event"] for line in lines]
+
+        with capture_logs() as lines:
+            async with site.lifespan():
+                await rename("eventmesh_outbox", "elsewhere")
+                await eventually(has_failed)
+                await rename("elsewhere", "eventmesh_outbox")
+                assert (await site.post(1)).status_code == 201
+                await site.until_received(1)
+    failed = next(line for line in lines if line["event"] == "outbox relay failed, trying again")
+    assert failed["log_level"] == "error"
+    assert "eventmesh_outbox" in failed["error"]
+    assert failed["exc_info"].__traceback__ is not None
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_a_broker_that_cannot_be_used_does_not_end_the_application(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose exchange an operator has declared wrongly, and then corrects."""
+    is_wrong, declare, tries = True, MemoryTransport.declare, asyncio.Event()
+
+    async def refuse(transport: MemoryTransport, subscriptions: Sequence[Subscription]) -> None:
+        if is_wrong:
+            tries.set()
+            raise UsageError("the exchange is of another type")
+        await declare(transport, subscriptions)
+
+    monkeypatch.setattr(MemoryTransport, "declare", refuse)
+    on_memory = settings.model_copy(update={"broker_url": "memory://"})
+    async with site_of(starlette_app, on_memory) as site, site.lifespan():
+        await asyncio.wait_for(tries.wait(), TIMEOUT_SECONDS)
+        assert (await site.post(1)).status_code == 201
+        assert await site.waiting() == 1
+        is_wrong = False
+
+        async def is_relayed() -> bool:
+            return await site.waiting() == 0
+
+        await eventually(is_relayed)
 
 
 async def test_the_documented_application_runs_as_shown(project: Project) -> None:

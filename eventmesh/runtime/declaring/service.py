@@ -347,15 +347,22 @@ class DeclaredService:
     def committed(self, stored: Sequence[Stored]) -> None:
         """Messages have come into the outbox, `stored` if that is certain: tell those who relay
         them. From any thread."""
-        for loop, notice in self._on_commit:
+        for loop, notice in tuple(self._on_commit):
             if not loop.is_closed():
                 loop.call_soon_threadsafe(notice, stored)
 
-    def on_commit(self, notice: Callable[[Sequence[Stored]], None]) -> None:
+    def on_commit(self, notice: Callable[[Sequence[Stored]], None]) -> Callable[[], None]:
         """Call this, on the running event loop, after each commit of this process that put messages
-        into the outbox, until the service is closed: with the messages if they surely are in it,
-        otherwise with none."""
-        self._on_commit.append((asyncio.get_running_loop(), notice))
+        into the outbox, until the service is closed, or what this returns is called: with the
+        messages if they surely are in it, otherwise with none."""
+        called = asyncio.get_running_loop(), notice
+        self._on_commit.append(called)
+
+        def end() -> None:
+            with suppress(ValueError):  # the service was closed
+                self._on_commit.remove(called)
+
+        return end
 
     def sender(self) -> Sender:
         """What the service's transactions share."""
