@@ -146,6 +146,12 @@ class Database:
         for engine in self._engines():
             await engine.dispose()
 
+    async def abandon(self) -> None:
+        """Give up connections whose event loop is closed. Those to a server cannot be closed in
+        another loop: the server learns it when they are garbage collected."""
+        if self.dialect.is_file:
+            await self.engine.dispose()
+
     def _engines(self) -> list[AsyncEngine]:
         return [self.engine] + ([] if self._queue_engine is None else [self._queue_engine])
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from threading import Lock
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from eventmesh.clock import Clock, SystemClock
@@ -154,6 +155,9 @@ class DeclaredService:
         self._providers: Any = None
         self._database: Database | None = None
         self._database_ready = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """To which the database's connections belong, if it is open."""
+        self._entering = Lock()
         self._on_commit: list[
             tuple[asyncio.AbstractEventLoop, Callable[[Sequence[Stored]], None]]
         ] = []
@@ -420,6 +424,7 @@ class DeclaredService:
         other.clock, other.handlers = clock, dict(self.handlers)
         other._settings, other._readings, other._tracing = settings, None, None
         other._database, other._database_ready, other._on_commit = database, True, []
+        other._loop, other._entering = None, Lock()
         return other
 
     @property
@@ -433,8 +438,10 @@ class DeclaredService:
         """The open database, at the migration this version needs; SQLite is migrated by itself.
 
         Unreachable; or Drift, with what to do, when EventMesh's tables are not at that migration,
-        or the service's own lack a table or a column of its metadata.
+        or the service's own lack a table or a column of its metadata. UsageError while it is open
+        in another event loop.
         """
+        await self._enter_loop()
         if self._database is None:
             self._database = Database(
                 self.settings.database_url(self.name),
@@ -491,6 +498,7 @@ class DeclaredService:
         """The service, for a program that publishes and runs no worker: its database is open, and
         closed on leaving. Raises as `database`."""
         if self.needs_database:
+            await self._enter_loop()  # not to close what is open in another one
             try:
                 await self.database()
             except BaseException:
@@ -502,12 +510,45 @@ class DeclaredService:
         await self.close()
 
     async def close(self) -> None:
-        """Close the database; it is opened again when it is next needed."""
-        database, self._database = self._database, None
-        self._database_ready, self._readings = False, None
+        """Close the database; it is opened again when it is next needed. UsageError while it is
+        open in another event loop."""
+        await self._enter_loop()
+        database, self._readings = self._take_database(), None
         self._on_commit.clear()
-        if database is not None:
-            await database.close()
+        try:
+            if database is not None:
+                await database.close()
+        finally:
+            if self._database is None:  # else it was opened again meanwhile
+                self._loop = None
+
+    async def _enter_loop(self) -> None:
+        """Use the database in the running event loop. One that was opened in a loop that does not
+        run any more is given up. In one that does, it is a UsageError: drivers would mix up loops,
+        and may wait for ever."""
+        loop, given_up = asyncio.get_running_loop(), None
+        if self._loop is loop:
+            return
+        with self._entering:  # threads may each have a loop
+            if self._loop is not None:
+                if self._loop.is_running():
+                    raise UsageError(
+                        f"Service {self.name!r} is open in another event loop, which is running, "
+                        f"such as that of service.relay() or of another thread. Publish in that "
+                        f"loop; or, in a thread, with a plain Session of SQLAlchemy: "
+                        f"service.join(session).publish(…)."
+                    )
+                self._on_commit = [each for each in self._on_commit if each[0] is not self._loop]
+                given_up = self._take_database()
+            self._loop = loop
+        if given_up is not None:
+            await given_up.abandon()
+
+    def _take_database(self) -> Database | None:
+        """What was open; the service does not have it any more."""
+        database, self._database = self._database, None
+        self._database_ready = False
+        return database
 
     def _refuse_in_handler(self, did: str) -> None:
         if HANDLING.get() == self.name:
