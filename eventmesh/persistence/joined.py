@@ -11,11 +11,15 @@ joined by several services that share a database, and again in each of its trans
     session.commit()          before_commit: INSERT into the outbox; after_commit: wake the relays
     tx.publish(event)         an error: transaction 0 has ended
     service.join(session)     transaction 1
+
+An application may also join in a listener of its own, such as a hook that collects domain events
+while a session is committed. SQLAlchemy no longer calls what we add to the session then, so each
+commit of any session is noted (`note_commits`), and messages are inserted as they are published.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import cast
 
 from sqlalchemy import Connection, event
@@ -36,6 +40,25 @@ from eventmesh.persistence.unit_of_work import PendingMessages, TransactionSessi
 
 AnySession = AsyncSession | Session | async_scoped_session[AsyncSession] | scoped_session[Session]
 """The sessions an application may have; plain ones in code that runs in threads."""
+
+
+@cache  # once in a process
+def note_commits() -> None:
+    """Note on every session whether it is being committed, as `join` has to know. Called before a
+    commit begins: to add a listener while the event is in progress would be an error."""
+    event.listen(Session, "before_commit", _note_commit, insert=True)  # before the application's
+    event.listen(Session, "after_transaction_end", _note_end, insert=True)
+
+
+def _note_commit(session: Session) -> None:
+    session.info[_COMMITS] = session.info.get(_COMMITS, 0) + 1
+
+
+def _note_end(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.info.pop(_COMMITS, None)
+    elif transaction.nested and session.info.get(_COMMITS):
+        session.info[_COMMITS] -= 1
 
 
 def join(session: AnySession, sender: Sender, url: str) -> Transaction:
@@ -77,8 +100,11 @@ class _Joint:
         """The savepoint that is being released, or is about to be."""
         self._is_closing = False
         """Whether the outermost transaction is being committed, and all were stored."""
+        self._is_late = bool(session.info.get(_COMMITS))
+        """Whether a commit had begun when the session was joined, and is still in progress."""
         # Not at the first message: that may be published by a listener of the same event.
-        event.listen(session, "before_commit", self._before_commit)
+        if not self._is_late:
+            event.listen(session, "before_commit", self._before_commit)
         event.listen(session, "after_commit", self._after_commit)
         event.listen(session, "after_transaction_end", self._after_end)
 
@@ -93,7 +119,7 @@ class _Joint:
         if not session.in_transaction():
             session.begin()
         self._pending.add(session, message)
-        if self._is_closing:  # by another listener of the commit, which runs after ours
+        if self._is_closing or self._is_late:  # by a listener of the commit that runs after ours
             self._store(session)
 
     def _before_commit(self, session: Session) -> None:
@@ -131,9 +157,9 @@ class _Joint:
             self._sender.committed(())  # as far as the session knows
         if len(pending.messages) > len(pending.stored) and not session.in_nested_transaction():
             raise UsageError(
-                f"Service {self._sender.service!r} joined a session while that was being "
-                f"committed, in a listener of the commit. The commit succeeded, but the messages "
-                f"published there were lost. Join the session when it is made."
+                f"Messages of service {self._sender.service!r} were published while their session "
+                f"was being committed, after the last moment to store them. The commit succeeded, "
+                f"but they are lost. Publish them before the commit."
             )
 
     def _after_end(self, session: Session, transaction: SessionTransaction) -> None:
@@ -144,10 +170,15 @@ class _Joint:
             self._pending.clear()
             self._is_closing = False
             self.ended += 1
+        if self._is_late and not session.info.get(_COMMITS):
+            self._is_late = False
+            event.listen(session, "before_commit", self._before_commit)
 
 
 _JOINTS = "eventmesh_joints"
 """Where a session has its joints, by service."""
+_COMMITS = "eventmesh_commits"
+"""Where a session has how many commits of it are in progress: its own, and of savepoints in it."""
 _PROOF = "eventmesh_proof"
 """Where a session has the proof of its transactions, for all services."""
 

@@ -128,6 +128,7 @@ class DeclaredService:
                 f"The service name {name!r} cannot be used: write lower-case letters, digits and "
                 f'underscores, such as Service("payments").'
             )
+        joined.note_commits()
         self.name = name
         if metadata is not None and not isinstance(metadata, MetaData):
             raise UsageError(
@@ -339,8 +340,8 @@ class DeclaredService:
         """Publish with a SQLAlchemy session of the application's own, which is bound to this
         service's database: messages are in the outbox if and only if the session's own commit
         succeeds. They are kept with the transaction that the session is in, or begins next;
-        `tx.session` is the session. Joining again in the same transaction does no harm; joining
-        for the first time in a listener of the session's commit is too late, and an error.
+        `tx.session` is the session. Joining again in the same transaction does no harm. It may be
+        joined in a listener, such as a `before_commit` or `after_flush` hook for domain events.
 
         UsageError for a session of another database, and in a handler of the service.
         """
