@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -156,6 +157,11 @@ class Reader:
                 worker.until_says("worker is ready", int(count[1]) if count else 1)
             case ["eventmesh", *arguments]:
                 ended = self.project.run(*arguments)
+                ended.succeeds()
+                return ended
+            case ["alembic", *arguments]:
+                program = self.project.start_program(sys.executable, "-m", "alembic", *arguments)
+                ended = program.ended()
                 ended.succeeds()
                 return ended
             case ["python", *arguments]:
