@@ -153,7 +153,8 @@ class Host:
             for service in self.services:
                 service.tracing.over(transport)
             await transport.declare(self.subscriptions)
-            await self._record_declared()
+            if self.subscriptions:
+                await self._record_declared()
             relays = []
             with ExitStack() as notices:
                 for service in self.relayed:

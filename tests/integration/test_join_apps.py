@@ -32,7 +32,7 @@ from structlog.testing import capture_logs
 
 from eventmesh import Event, Service, Settings, Transaction
 from eventmesh.clock import SystemClock
-from eventmesh.errors import UsageError
+from eventmesh.errors import Unreachable, UsageError
 from eventmesh.persistence import migration
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.tables import outbox
@@ -381,6 +381,24 @@ async def test_a_broker_that_cannot_be_used_does_not_end_the_application(
             return await site.waiting() == 0
 
         await eventually(is_relayed)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_a_relay_whose_database_is_away_logs_that_it_waits_for_the_database(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise Unreachable("The database of service 'orders' does not answer.")
+
+    async def is_logged() -> bool:
+        return bool(lines)
+
+    async with site_of(starlette_app, settings) as site:
+        monkeypatch.setattr(Database, "transact", fail)
+        with capture_logs() as lines:
+            async with site.lifespan():
+                await eventually(is_logged)
+    assert lines[0]["event"] == "outbox relay waiting for database"
 
 
 async def test_the_documented_application_runs_as_shown(project: Project) -> None:
