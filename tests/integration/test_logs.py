@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+
+from tests.support.pages import BLOCK, ROOT
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Project, Put
@@ -173,3 +176,34 @@ async def test_no_output_contains_a_password(
     for ended in (upgrade, worked, listed):
         for password in passwords:
             assert password not in ended.said
+
+
+def test_a_program_sends_its_lines_to_the_standard_library_as_documented(project: Project) -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    (documented,) = (text for _, text in BLOCK.findall(page) if text.startswith("# logs.py"))
+    project.write("logs.py", documented)
+    project.write(
+        "program.py",
+        "import logs\n"
+        "import structlog\n"
+        "log = structlog.get_logger('eventmesh.relay').bind(service='bank')\n"
+        "log.debug('not shown')\n"
+        "log.warning('outbox relay waiting for broker', error='away')\n"
+        "try:\n"
+        "    {}['missing']\n"
+        "except KeyError as error:\n"
+        "    log.error('outbox relay failed, trying again', exc_info=error)\n",
+    )
+    ended = project.start_program(sys.executable, "program.py").ended()
+    ended.succeeds()
+    assert ended.out == ""
+    first, second, *traceback = ended.err.splitlines()
+    assert first.endswith(
+        " WARNING eventmesh.relay: event='outbox relay waiting for broker' service='bank' "
+        "error='away'"
+    )
+    assert second.endswith("event='outbox relay failed, trying again' service='bank'")
+    assert (traceback[0], traceback[-1]) == (
+        "Traceback (most recent call last):",
+        "KeyError: 'missing'",
+    )
