@@ -148,6 +148,12 @@ def test_a_url_in_the_environment_is_used_and_nothing_is_started(kind: str, url:
         assert server == Server(kind, url, "environment")
 
 
+def test_a_url_of_postgres_may_be_written_as_psql_and_services_take_it() -> None:
+    given = {"EVENTMESH_TEST_POSTGRES_URL": "postgresql://given.example:1/x", **NO_ENGINE}
+    with serve("postgres", given) as server:
+        assert server.url == "postgresql+asyncpg://given.example:1/x"
+
+
 def test_a_url_of_another_kind_is_an_error() -> None:
     given = {"EVENTMESH_TEST_REDIS_URL": "amqp://given.example/"}
     with (

@@ -112,7 +112,7 @@ class _PrivatePgBouncer:
 
 RECIPE = Recipe(
     kind="pgbouncer",
-    schemes=("postgresql+asyncpg",),
+    schemes=("postgresql", "postgresql+asyncpg"),
     url=postgres_server.url_at,
     greet=postgres_server.greet,
     image="",
@@ -122,4 +122,5 @@ RECIPE = Recipe(
     places=("$PATH", "/usr/sbin", "/usr/lib/postgresql/*/bin"),
     private=_PrivatePgBouncer,
     unprivileged=True,
+    completed=postgres_server.with_driver,
 )

@@ -36,6 +36,11 @@ def url_at(address: str, password: str) -> str:
     return f"postgresql+asyncpg://{SUPERUSER}:{password}@{address}/postgres"
 
 
+def with_driver(url: str) -> str:
+    """The URL as `url_at` writes it, of one that is written as for psql."""
+    return url.replace("postgresql://", "postgresql+asyncpg://", 1)
+
+
 async def greet(url: str) -> str:
     """The version of the server; Refused if it does not accept clients."""
     from asyncpg import InterfaceError, PostgresError
@@ -103,7 +108,7 @@ class PrivatePostgres:
 
 RECIPE = Recipe(
     kind="postgres",
-    schemes=("postgresql+asyncpg",),
+    schemes=("postgresql", "postgresql+asyncpg"),
     url=url_at,
     greet=greet,
     image="postgres:17",
@@ -114,4 +119,5 @@ RECIPE = Recipe(
     private=PrivatePostgres,
     stopping=("sh", "-c", "kill -INT 1"),  # by SIGTERM it waits for every client to leave
     unprivileged=True,
+    completed=with_driver,
 )

@@ -64,9 +64,10 @@ class Recipe:
     """What is specific to one kind of server.
 
     `url` makes a URL from an address ("host:port") and a password; `greet` connects to a URL and
-    returns the server's version. `container` makes a container of `image` that listens on `port`,
-    and stores its data in the image's volumes, or in one of `folders`; `stopping` is a command to
-    run inside it where SIGTERM would not stop it gracefully and soon. The private server needs
+    returns the server's version. A URL of the environment has one of the `schemes`, and `completed`
+    writes it as `url` does. `container` makes a container of `image` that listens on `port`, and
+    stores its data in the image's volumes, or in one of `folders`; `stopping` is a command to run
+    inside it where SIGTERM would not stop it gracefully and soon. The private server needs
     `binaries`, which are looked up in `places`; with `unprivileged` it never runs as root.
     """
 
@@ -83,6 +84,7 @@ class Recipe:
     folders: tuple[str, ...] = ("/tmp",)  # noqa: S108  # in a container
     stopping: tuple[str, ...] = ()
     unprivileged: bool = False
+    completed: Callable[[str], str] = str
 
 
 def variable(kind: str, what: str) -> str:

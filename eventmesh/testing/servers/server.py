@@ -150,16 +150,16 @@ async def version_of(server: Server) -> str:
 
 def _given(kind: str, environment: Mapping[str, str]) -> Server | None:
     """The server from the environment, if any; UsageError for a URL of another kind."""
-    schemes = recipe_of(kind).schemes
+    recipe = recipe_of(kind)
     url = environment.get(variable(kind, "URL"), "")
     if not url:
         return None
-    if urlsplit(url).scheme not in schemes:
+    if urlsplit(url).scheme not in recipe.schemes:
         raise UsageError(
             f"{variable(kind, 'URL')} begins with {urlsplit(url).scheme!r}; a URL of a {kind} for "
-            f"tests begins with {' or '.join(f'{scheme}://' for scheme in schemes)}."
+            f"tests begins with {' or '.join(f'{scheme}://' for scheme in recipe.schemes)}."
         )
-    return Server(kind, url, "environment")
+    return Server(kind, recipe.completed(url), "environment")
 
 
 class _Keeper:
