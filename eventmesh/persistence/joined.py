@@ -117,6 +117,12 @@ class _Joint:
                 f"service.join(session), for each of its transactions."
             )
         if not session.in_transaction():
+            if not session.autobegin:
+                raise UsageError(
+                    f"{message.envelope.name} was published with a session that has "
+                    f"autobegin=False, and is in no transaction: publish within "
+                    f"`with session.begin():`."
+                )
             session.begin()
         self._pending.add(session, message)
         if self._is_closing or self._is_late:  # by a listener of the commit that runs after ours

@@ -489,6 +489,17 @@ class TestErrors:
                 tx.send(Placed(number=1))  # type: ignore[arg-type]
         assert await app.published() == []
 
+    async def test_publishing_does_not_begin_the_transaction_of_a_session_that_must_not_autobegin(
+        self, app: App
+    ) -> None:
+        async with AsyncSession(app.engine, autobegin=False) as session:
+            tx = app.service.join(session)
+            with pytest.raises(UsageError, match=r"within `with session\.begin\(\):`"):
+                tx.publish(Placed(number=1))
+            async with session.begin():
+                tx.publish(Placed(number=2))
+        assert await app.published() == [2]
+
     async def test_a_session_of_another_database_cannot_be_joined(
         self, app: App, tmp_path: Path
     ) -> None:
