@@ -141,7 +141,8 @@ def _verdict(definition: Definition, lock: ShapeLock) -> Verdict:
     fields = model.model_fields.values()
     if cast is None and any(each.alias or each.validation_alias for each in fields):
         # A state is read by the names of its fields, and a model alone by their aliases.
-        return compare_schemas(writer, state_schemas(model)[1], samples=lock.samples)
+        own, reader = state_schemas(model)
+        return compare_schemas(writer, reader, own, samples=lock.samples)
     return compare_model(writer, model, cast=cast, samples=lock.samples)
 
 

@@ -43,6 +43,7 @@ from eventmesh.compat.pydantic_models.documents import (
 )
 from eventmesh.compat.pydantic_models.functions import functions_of, interests
 from eventmesh.compat.pydantic_models.kept_checks import lost_checks
+from eventmesh.compat.pydantic_models.own_writings import reading_its_own
 from eventmesh.compat.pydantic_models.schemas import (
     CHECKED,
     DECIMAL,
@@ -150,9 +151,34 @@ def _question(
 
 
 def compare_schemas(
-    writer: dict[str, Any], reader: dict[str, Any], *, samples: Sequence[Any] = ()
+    writer: dict[str, Any],
+    reader: dict[str, Any],
+    own: dict[str, Any] | None = None,
+    *,
+    samples: Sequence[Any] = (),
 ) -> Verdict:
-    """The same for a reader that is no more there than its frozen `reader_schema`."""
+    """The same for a reader that is no more there than its frozen `reader_schema`.
+
+    `own` is the `writer_schema` that was frozen with it. Without it, a before validator of the
+    reader counts as all that the reader does there.
+    """
+    verdict = _compare_schemas(writer, reader, samples)
+    told = reader if own is None else reading_its_own(reader, own)
+    if told is reader or not isinstance(verdict, Compatible):
+        return verdict
+    of_own = _compare_schemas(writer, told, samples)
+    if isinstance(of_own, Compatible):
+        return verdict
+    rejected = f"{_shown(of_own.witness)}, " if isinstance(of_own, Breaking) else ""
+    return Unknown(
+        f"where the frozen reader has a validator that comes first (mode before, wrap or plain), "
+        f"it is only known to read what its own version wrote: {rejected}{of_own.reason}"
+    )
+
+
+def _compare_schemas(
+    writer: dict[str, Any], reader: dict[str, Any], samples: Sequence[Any]
+) -> Verdict:
     reader = as_read(reader)
     read = accepts(plain(reader))
 

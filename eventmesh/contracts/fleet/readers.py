@@ -39,8 +39,9 @@ class Judge(Protocol):
         ...
 
 
-FrozenJudge = Callable[[dict[str, Any], dict[str, Any]], Verdict]
-"""The same for a reader that is known by its frozen schema only: `compare_schemas`."""
+FrozenJudge = Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], Verdict]
+"""The same for a reader that is known by its frozen schemas only, of what it reads and of what it
+writes: `compare_schemas`."""
 
 
 def unreadable(facts: Facts, judge: Judge) -> Iterator[Problem]:
@@ -92,7 +93,7 @@ def misread_elsewhere(facts: Facts, judge: FrozenJudge) -> Iterator[Problem]:
         for form in own_forms(sent, facts.frozen.of(identity.name)):
             verdict: Verdict = Unknown("the version to which it is downcast has no lock file")
             if form.schema is not None:
-                verdict = judge(form.schema, lock.reader)
+                verdict = judge(form.schema, lock.reader, lock.writer)
             if isinstance(verdict, Compatible):
                 continue
             yield _problem(

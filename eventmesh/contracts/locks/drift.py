@@ -248,7 +248,7 @@ def _verdicts(model: type[Message], lock: Lock) -> Iterator[tuple[Verdict, str, 
         "the model cannot read a message that was written before",
     )
     yield (
-        compare_schemas(schemas_of(model, lock)[0], lock.reader),
+        compare_schemas(schemas_of(model, lock)[0], lock.reader, lock.writer),
         "services with the frozen version read every message that the model writes",
         "services with the frozen version cannot read a message that the model writes",
     )
