@@ -430,6 +430,14 @@ of(bounded(int, gt=0), bounded(int, ge=1), "gt 0 to ge 1", R, R)
 of(bounded(int, le=10), bounded(int, le=9), "le lowered", B, R)
 of(bounded(int, lt=10), bounded(int, le=9), "lt 10 to le 9", R, R)
 of(bounded(float, lt=10), bounded(float, le=9), "lt 10 to le 9, of float", B, R)
+of(dict[bounded(int, gt=0), int], dict[int, int], "gt removed, of keys", R, B)
+of(dict[bounded(int, gt=0), int], dict[bounded(int, gt=0), int], "gt unchanged, of keys", R, R)
+of(dict[bounded(float, ge=0), int], dict[bounded(float, gt=0), int], "ge 0 to gt 0, of keys", B, R)
+of(dict[bounded(Decimal, le=5), int], dict[Decimal, int], "Decimal: le removed, of keys", R, B)
+of(dict[bounded(int, multiple_of=5), int], dict[bounded(int, multiple_of=10), int],
+   "multiple_of 5 to 10, of keys", B, R)  # fmt: skip
+of(dict[bounded(int, gt=0) | bool, int], dict[int | bool, int], "gt removed, of keys in a union",
+   R, B)  # fmt: skip
 of(int, bounded(int, multiple_of=5), "multiple_of added", B, R)
 of(bounded(int, multiple_of=10), bounded(int, multiple_of=5), "multiple_of 10 to 5", R, B)
 of(bounded(Decimal, ge=0), bounded(Decimal, ge=10), "Decimal: ge raised", B, R)

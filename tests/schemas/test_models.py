@@ -44,7 +44,7 @@ from eventmesh.compat.pydantic_models.comparison import (
     writer_schema,
     written,
 )
-from tests.schemas.model_changes import ROWS, Pet, Row, StrictPet, as_markdown, m
+from tests.schemas.model_changes import ROWS, OpenRight, Pet, Row, StrictPet, as_markdown, m
 
 TABLE = Path(__file__).parents[2] / "build" / "model-changes.md"
 CASES = [(row, direction) for row in ROWS for direction in ("backward", "forward")]
@@ -545,6 +545,21 @@ def bounded(kind: Any, **bounds: Any) -> Any:
         pytest.param(bounded(int, ge=0) | str, str, Compatible, id="int from 0 or a text to text"),
         pytest.param(bounded(int, ge=0) | bounded(int, le=-9),
                      bounded(str, pattern="^-[1-9][0-9]$"), Compatible, id="one of two ranges"),
+        pytest.param(dict[bounded(int, gt=0), int], dict[int, int], Breaking,
+                     id="positive keys to any whole number"),
+        pytest.param(list[dict[bounded(float, gt=0), int]], list[dict[bounded(float, ge=0), int]],
+                     Breaking, id="positive keys to keys from 0"),
+        pytest.param(dict[bounded(Decimal, le=5), int], dict[Decimal, int], Breaking,
+                     id="keys up to 5 to any Decimal"),
+        pytest.param(dict[bounded(int, gt=0), int], dict[bounded(int, gt=5), int], Compatible,
+                     id="positive keys to keys above 5"),
+        pytest.param(dict[bounded(int, gt=0), dict[bounded(int, le=5), int]],
+                     dict[bounded(int, gt=0), dict[bounded(int, le=9), int]], Breaking,
+                     id="bounded keys below bounded keys"),
+        pytest.param(dict[OpenRight, int], dict[bounded(int, ge=1, le=3), int], Breaking,
+                     id="flags to numbers, as keys"),
+        pytest.param(dict[OpenRight, int], dict[Literal["1", "2"], int], Compatible,
+                     id="flags to their members, as keys"),
         pytest.param(float, Decimal, Compatible, id="float to Decimal"),
         pytest.param(bounded(Decimal, ge=0) | str, bounded(Decimal, ge=0) | str, Compatible,
                      id="Decimal or a text, unchanged"),

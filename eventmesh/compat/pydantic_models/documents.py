@@ -29,6 +29,8 @@ Pools = Mapping[str, tuple[Sequence[Any], Sequence[str]]]
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _SINGLE = ("items", "additionalProperties")
+_NAMES = "propertyNames"
+_KEY = "[key]"  # as pydantic calls it in the place of an error
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "object": (dict,), "array": (list,), "string": (str,), "null": (type(None),),
     "boolean": (bool,), "integer": (int,), "number": (int, float),
@@ -37,6 +39,7 @@ _MOMENTS: Mapping[str, Any] = {
     "date": date, "date-time": datetime, "time": time, "duration": timedelta,
 }  # fmt: skip
 _BOUND = re.compile(r"(ge|gt|le|lt) (.+)")
+_LIMITS = ("ge", "gt", "le", "lt", "multiple_of")
 _TEXTS = (
     "0", "1", "-1", "0.5", "1.5", "-0.01", "1.00", "10", "99.99", "100", "1234.5", "123456789",
     "0.001", "1E+2", "1E-7", "0E-7", "12345678901234567890.123456789",
@@ -78,7 +81,7 @@ def nodes(schema: Any, pointer: str = "") -> Iterator[tuple[str, dict[str, Any]]
     for keyword in _LISTS:
         for index, entry in enumerate(schema.get(keyword, ())):
             yield from nodes(entry, f"{pointer}/{keyword}/{index}")
-    for keyword in _SINGLE:
+    for keyword in (*_SINGLE, _NAMES):
         yield from nodes(schema.get(keyword), f"{pointer}/{keyword}")
 
 
@@ -103,7 +106,9 @@ def spots(schema: Any, document: Any) -> Iterator[Spot]:
                 where = f"{pointer}/{keyword}/{index}"
                 yield from walk(entry, where, value, path, choice or several)
         if isinstance(value, dict):
+            names = node.get(_NAMES)
             for name, inner in value.items():
+                yield from walk(names, f"{pointer}/{_NAMES}", name, (*path, name, _KEY), choice)
                 for where, entry in _of_name(node, name):
                     yield from walk(entry, pointer + where, inner, (*path, name), choice)
         elif isinstance(value, list):
@@ -311,10 +316,13 @@ def _worth_trying(writer: Any, reader: Any, pools: Pools) -> dict[str, Any]:
     enriched: dict[str, Any] = {}
     for pointer, node in nodes(writer):
         read_within = [part[DECIMAL] for _, part in nodes(at(reader, pointer)) if DECIMAL in part]
+        is_name, is_text = _NAMES in pointer, node.get("type") == "string"
         texts: list[str] = []
-        if DECIMAL in node:
-            texts = [] if node[DECIMAL] in read_within else decimals(node[DECIMAL], near)
-        elif read_within and node.get("type") == "string" and "pattern" in node:
+        if DECIMAL in node and node[DECIMAL] not in read_within:
+            texts = decimals(node[DECIMAL], near)
+        elif DECIMAL in node and is_name:  # without a name, nothing below it would be tried
+            texts = list(filter(accepts(plain(node)), decimals(node[DECIMAL], near)))[:2]
+        elif DECIMAL not in node and read_within and "pattern" in node and (is_name or is_text):
             texts = list(filter(accepts(plain(node)), decimals({}, near)))
         if texts:  # of an enumeration the first values are tried
             doubtful = [text for text in texts if not all(within(b)(text) for b in read_within)]
@@ -399,7 +407,7 @@ def numbers_in(*schemas: Any) -> list[Decimal]:
         for _, node in nodes(schema):
             bounds = [node.get(key) for key in ("minimum", "maximum", "exclusiveMinimum",
                                                 "exclusiveMaximum", "multipleOf")]  # fmt: skip
-            of_texts = [v for k, v in node.get(DECIMAL, {}).items() if k[-1] == "e" or k[-1] == "t"]
+            of_texts = [v for k, v in node.get(DECIMAL, {}).items() if k in _LIMITS]
             found += [Decimal(str(bound)) for bound in (*bounds, *of_texts) if bound is not None]
     return list(dict.fromkeys(found))
 

@@ -35,10 +35,11 @@ from eventmesh.compat.pydantic_models.functions import fingerprint, is_library, 
 from eventmesh.compat.pydantic_models.own_defaults import with_own_defaults
 
 CHECKED, DECIMAL, EDITION = "x-checked", "x-decimal", "x-edition"
-TODAY = 2
+TODAY = 3
 """The edition of these schemas. Those of the first one, which lock files do not name, believed a
 schema written by hand, and left out bounds on lengths of time and times of day, fields of any
-subclass, NaN as text, and what `_Truthful._more` adds."""
+subclass, NaN as text, and what `_Truthful._more` adds. Those of the second one left out what
+`_Truthful._names` adds: bounds on keys, and which flags are read as keys."""
 
 _ANY_CLASS = "SerializeAsAny"
 _HAND_WRITTEN = "pydantic_js_annotation_functions"
@@ -95,7 +96,7 @@ def writer_schema(
     schema = model.model_json_schema(
         by_alias=by_alias,
         mode="serialization",
-        schema_generator=_Written if edition == TODAY else _WrittenBefore,
+        schema_generator=_WRITTEN.get(edition, _Written),
     )
     return cast(dict[str, Any], _with_subclasses(closed(tidy(schema))))
 
@@ -108,7 +109,7 @@ def reader_schema(
     schema = model.model_json_schema(
         by_alias=by_alias,
         mode="validation",
-        schema_generator=_Read if edition == TODAY else _ReadBefore,
+        schema_generator=_READ.get(edition, _Read),
     )
     return cast(dict[str, Any], tidy(schema))
 
@@ -266,10 +267,15 @@ class _Truthful(GenerateJsonSchema):
         for values in json_schema.pop("patternProperties", {}).values():
             json_schema["additionalProperties"] = values
         json_schema.pop("propertyNames", None)
-        names = _as_names(self.resolve_ref_schema(self.generate_inner(schema["keys_schema"])))
+        names = self._names(schema["keys_schema"])
         if names:
             json_schema["propertyNames"] = names
         return json_schema
+
+    def _names(self, keys: Any) -> dict[str, Any] | None:
+        """The texts that may stand for keys, if they are not all texts; with bounds on numbers."""
+        shown = self.resolve_ref_schema(self.generate_inner(keys))
+        return _as_names(cast(dict[str, Any], mapped(shown, _with_all_ways)), bounded=True)
 
     def dict_schema(self, schema: core.DictSchema) -> JsonSchemaValue:
         return self._keys(schema, super().dict_schema(schema))
@@ -391,6 +397,11 @@ class _Written(_Truthful):
 
 class _Read(_Truthful):
     """The schema of what is read: with pydantic's coercions, and all names of a field."""
+
+    def _names(self, keys: Any) -> dict[str, Any] | None:
+        if keys["type"] == "enum" and issubclass(keys["cls"], Flag) and not missing_of(keys["cls"]):
+            return {"enum": [str(member.value) for member in keys["cls"].__members__.values()]}
+        return super()._names(keys)
 
     def _strict(self, schema: Any) -> bool:
         return bool(schema.get("strict", self._config.strict))
@@ -574,7 +585,14 @@ class _Read(_Truthful):
         return paths
 
 
-class _Before(_Truthful):
+class _SecondEdition(_Truthful):
+    """What the second edition of these schemas left out: see `TODAY`."""
+
+    def _names(self, keys: Any) -> dict[str, Any] | None:
+        return _as_names(self.resolve_ref_schema(self.generate_inner(keys)))
+
+
+class _FirstEdition(_SecondEdition):
     """What the first edition of these schemas left out: see `TODAY`."""
 
     def generate_inner(self, schema: Any) -> JsonSchemaValue:
@@ -598,16 +616,28 @@ class _Before(_Truthful):
         return super().timedelta_schema(_unbounded(schema))
 
 
-class _WrittenBefore(_Before, _Written):
+class _WrittenInSecond(_SecondEdition, _Written):
     pass
 
 
-class _ReadBefore(_Before, _Read):
+class _ReadInSecond(_SecondEdition, _Read):
+    pass
+
+
+class _WrittenInFirst(_FirstEdition, _Written):
+    pass
+
+
+class _ReadInFirst(_FirstEdition, _Read):
     def date_schema(self, schema: Any) -> JsonSchemaValue:
         return super().date_schema(_unbounded(schema) if self._strict(schema) else schema)
 
     def datetime_schema(self, schema: Any) -> JsonSchemaValue:
         return super().datetime_schema(_unbounded(schema) if self._strict(schema) else schema)
+
+
+_WRITTEN = {1: _WrittenInFirst, 2: _WrittenInSecond}
+_READ = {1: _ReadInFirst, 2: _ReadInSecond}
 
 
 def _unbounded(schema: Mapping[str, Any]) -> Any:
@@ -628,10 +658,7 @@ def _with_bounds(text: Any, ways: list[Any]) -> Any:
     if kind is None or DECIMAL in text:
         return text
     numbers = [way for way in ways if isinstance(way, dict) and way.get("type") == kind]
-    bounds = [
-        {name: str(number[keyword]) for name, keyword in _BOUNDS.items() if keyword in number}
-        for number in numbers
-    ]
+    bounds = [*map(_bounds_of, numbers)]
     if not bounds or not all(bounds):
         return text
     texts = [{**text, DECIMAL: each} for each in bounds]
@@ -756,21 +783,28 @@ def _without_repetition(shown: JsonSchemaValue) -> JsonSchemaValue:
     return shown
 
 
-def _as_names(schema: Mapping[str, Any]) -> dict[str, Any] | None:
+def _as_names(schema: Mapping[str, Any], *, bounded: bool = False) -> dict[str, Any] | None:
     """The names that stand for values of this kind, if they are not all there are."""
     if "enum" in schema:
         return {"enum": [_name(value) for value in schema["enum"]]}
     if "anyOf" in schema:  # a name is a text, and is read as one
         texts = [way for way in schema["anyOf"] if way.get("type") == "string" or "enum" in way]
-        ways = [_as_names(way) for way in texts or schema["anyOf"]]
+        ways = [_as_names(way, bounded=bounded) for way in texts or schema["anyOf"]]
         return None if None in ways else {"anyOf": ways}
     kind = schema.get("type")
-    if kind in _NUMBER_KEYS:
-        return {"pattern": _NUMBER_KEYS[kind]}
-    if kind == "number":
-        return {"pattern": _FLOAT_TEXT}
+    if kind in (*_NUMBER_KEYS, "number"):
+        names = {"pattern": _NUMBER_KEYS.get(kind, _FLOAT_TEXT)}
+        return _named(names, _bounds_of(schema)) if bounded else names
     kept = {k: v for k, v in schema.items() if k in ("pattern", "format", "minLength", "maxLength")}
-    return kept or None
+    return _named(kept, schema.get(DECIMAL)) if kept and bounded else kept or None
+
+
+def _named(names: dict[str, Any], bounds: Any) -> dict[str, Any]:
+    return {**names, DECIMAL: bounds} if bounds else names
+
+
+def _bounds_of(number: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(number[keyword]) for name, keyword in _BOUNDS.items() if keyword in number}
 
 
 def _name(value: Any) -> str:

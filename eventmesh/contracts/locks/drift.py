@@ -42,7 +42,7 @@ def schemas_of(
     from eventmesh.compat.pydantic_models.schemas import TODAY, reader_schema, writer_schema
 
     where = f"{model.__module__}.{model.__qualname__}"
-    edition = TODAY if like is None or not _is_of_first_edition(like) else 1
+    edition = TODAY if like is None else _edition_of(like)
     try:
         schemas = writer_schema(model, edition=edition), reader_schema(model, edition=edition)
     except (PydanticUserError, RecursionError) as error:
@@ -58,11 +58,13 @@ def schemas_of(
     return schemas
 
 
-def _is_of_first_edition(lock: Lock) -> bool:
-    """Whether an earlier release froze it, whose schemas left out some of what the code does."""
+def _edition_of(lock: Lock) -> int:
+    """Which schemas the release that froze it had; those before left out some of what the code
+    does."""
     from eventmesh.compat.pydantic_models.schemas import EDITION
 
-    return EDITION not in lock.writer
+    edition = lock.writer.get(EDITION, 1)  # a lock file may hold anything
+    return edition if isinstance(edition, int) else 1
 
 
 def same_contract(
@@ -240,7 +242,7 @@ def _verdicts(model: type[Message], lock: Lock) -> Iterator[tuple[Verdict, str, 
     from eventmesh.compat.pydantic_models.documents import with_bounds_of
 
     frozen = lock.writer
-    if _is_of_first_edition(lock):
+    if _edition_of(lock) == 1:
         frozen = with_bounds_of(schemas_of(model)[0], frozen)
     yield (
         compare_model(frozen, model, samples=lock.samples),

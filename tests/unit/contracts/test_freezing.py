@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
-from eventmesh.compat.pydantic_models.schemas import reader_schema, writer_schema
+from eventmesh.compat.pydantic_models.schemas import EDITION, reader_schema, writer_schema
 from eventmesh.contracts.locks.drift import check, refuse_drift
 from eventmesh.contracts.locks.freezing import freeze, lock_of
 from eventmesh.contracts.locks.lock_file import MAX_BYTES, MAX_DEPTH, Lock, seal
@@ -586,12 +586,13 @@ LEFT_OUT = [
 ]
 
 
-def freeze_as_before(model: type[Message], root: Path) -> None:
-    """Write the lock file that a release before the second edition of schemas wrote."""
+def freeze_as_before(model: type[Message], root: Path, edition: int = 1) -> None:
+    """Write the lock file that a release wrote which had this edition of schemas."""
     [lock] = freeze([model], root)
     content = json.loads(lock.path.read_text())
-    content["writer"] = writer_schema(model, edition=1)
-    content["reader"] = reader_schema(model, edition=1)
+    named = {} if edition == 1 else {EDITION: edition}
+    content["writer"] = writer_schema(model, edition=edition) | named
+    content["reader"] = reader_schema(model, edition=edition)
     lock.path.write_text(json.dumps({**content, "hash": seal(content)}))
 
 
@@ -609,6 +610,19 @@ def test_what_an_earlier_release_left_out_is_frozen_once_more(tmp_path: Path, fi
     assert rules(paid(a=field, b=(int, 0)), tmp_path) == ["EM032"]
 
 
+@pytest.mark.parametrize("edition", [1, 2])
+def test_bounds_on_keys_that_an_earlier_release_left_out_are_frozen_once_more(
+    tmp_path: Path, edition: int
+) -> None:
+    field = (dict[Annotated[int, Field(gt=0)], int], ...)
+    freeze_as_before(paid(a=field), tmp_path, edition)
+    refuse_drift([paid(a=field)], tmp_path)
+    assert rules(paid(a=field), tmp_path) == ["EM032"]
+    [lock] = freeze([paid(a=field)], tmp_path)
+    assert lock.revision == 2
+    assert rules(paid(a=field), tmp_path) == []
+
+
 @pytest.mark.parametrize("field", LEFT_OUT)
 def test_a_field_may_be_added_to_what_an_earlier_release_froze(tmp_path: Path, field: Any) -> None:
     freeze_as_before(paid(a=field), tmp_path)
@@ -620,13 +634,16 @@ def test_a_field_may_be_added_to_what_an_earlier_release_froze(tmp_path: Path, f
 
 @pytest.mark.parametrize(
     "field",
-    [int, timedelta, date | None, Annotated[int, Field(ge=0)], Annotated[date, Field(ge=date.min)]],
-    ids=["int", "timedelta", "optional date", "bounded int", "bounded date"],
-)
+    [int, timedelta, date | None, Annotated[int, Field(ge=0)], Annotated[date, Field(ge=date.min)],
+     dict[int, float], dict[Decimal, int], dict[date, int]],
+    ids=["int", "timedelta", "optional date", "bounded int", "bounded date", "keys of int",
+         "keys of Decimal", "keys of date"],
+)  # fmt: skip
+@pytest.mark.parametrize("edition", [1, 2])
 def test_what_an_earlier_release_froze_in_full_need_not_be_frozen_again(
-    tmp_path: Path, field: Any
+    tmp_path: Path, field: Any, edition: int
 ) -> None:
-    freeze_as_before(paid(a=(field, ...)), tmp_path)
+    freeze_as_before(paid(a=(field, ...)), tmp_path, edition)
     assert rules(paid(a=(field, ...)), tmp_path) == []
     assert freeze([paid(a=(field, ...))], tmp_path) == []
 
