@@ -314,7 +314,10 @@ def test_a_validator_may_mention_a_text_that_is_not_a_pattern(
 CHECKS = """\
 from typing import Annotated, Literal, NamedTuple, Optional, Union
 
-from pydantic import AfterValidator, BeforeValidator, Field, RootModel, model_validator
+from pydantic import (
+    AfterValidator, BeforeValidator, Field, PlainSerializer, RootModel, StringConstraints,
+    model_validator,
+)
 from typing_extensions import TypeAliasType
 
 
@@ -358,6 +361,28 @@ def kept(value): return value
 Passed = BeforeValidator(kept)
 Anyway = Annotated[Positive, Passed]
 From1 = Annotated[int, Field(gt=0), Passed]
+
+
+class Sorted(str, Enum):
+    RED = "red"
+    OTHER = "other"
+
+    @classmethod
+    def _missing_(cls, value):
+        return cls.OTHER
+
+
+class MoreSorted(str, Enum):
+    RED = "red"
+    BLUE = "blue"
+    OTHER = "other"
+
+    @classmethod
+    def _missing_(cls, value):
+        return cls.OTHER
+
+
+Stripped = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Migrated(BaseModel):
@@ -588,3 +613,28 @@ def test_a_bound_removed_behind_a_validator_that_comes_first_is_not_as_frozen(
     freeze([with_amount("From1")], root)
     assert rules(with_amount("From1"), root) == []
     assert rules(with_amount("Annotated[int, Passed]"), root) == ["EM044"]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "now", "told"),
+    [
+        ("a: Stripped", "a: Stripped; b: int = 0", Compatible),
+        ("a: Optional[list[Stripped]]", "a: Optional[list[Stripped]]; b: int = 0", Compatible),
+        ("a: Annotated[Stripped, AfterValidator(low)]",
+         "a: Annotated[Stripped, AfterValidator(low)]; b: int = 0", Compatible),
+        ("a: Annotated[Stripped, AfterValidator(low)]", "a: Stripped", Unknown),
+        ("a: Stripped", "a: Annotated[str, Field(min_length=1)]", Unknown),
+        ("a: Stripped", "a: Annotated[str, StringConstraints(strip_whitespace=True)]", Unknown),
+        ("a: Stripped", "a: int", Breaking),
+        ("a: Annotated[Stripped, PlainSerializer(str.lower)]",
+         "a: Annotated[str, PlainSerializer(str.lower)]", Unknown),
+        ("a: Sorted", "a: Sorted; b: int = 0", Compatible),
+        ("a: Optional[Sorted]", "a: Sorted", Compatible),
+        ("a: Sorted", "a: MoreSorted", Unknown),
+    ],
+)  # fmt: skip
+def test_a_check_that_only_the_frozen_reader_makes_is_passed_by_what_it_wrote_itself(
+    load: Load, frozen: str, now: str, told: type
+) -> None:
+    verdict = verdict_of_the_frozen(load, frozen, now)
+    assert isinstance(verdict, told), verdict

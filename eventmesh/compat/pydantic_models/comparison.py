@@ -162,12 +162,12 @@ def compare_schemas(
     `own` is the `writer_schema` that was frozen with it. Without it, a before validator of the
     reader counts as all that the reader does there.
     """
-    verdict = _compare_schemas(writer, reader, samples)
     told = reader if own is None else reading_its_own(reader, own)
-    if told is reader or not isinstance(verdict, Compatible):
-        return verdict
     of_own = _compare_schemas(writer, told, samples)
-    if isinstance(of_own, Compatible):
+    if told is reader or isinstance(of_own, Compatible):
+        return of_own
+    verdict = _compare_schemas(writer, reader, samples)
+    if not isinstance(verdict, Compatible):
         return verdict
     rejected = f"{_shown(of_own.witness)}, " if isinstance(of_own, Breaking) else ""
     return Unknown(

@@ -1,4 +1,4 @@
-"""What a reader takes that is only known by its frozen schema, behind a function that comes first.
+"""What a reader surely takes that is only known by its frozen schema, where that says little.
 
 A before validator may change any value, so the schema of what is read says nothing of a field that
 has one: neither its type nor its bounds, nor the validators after it. Only what the same version
@@ -8,8 +8,10 @@ wrote there is surely read:
 |----------------------|------------------------------------|--------------------------------|
 | checked by `strip`   | from 1 on, checked by `strip`      | from 1 on, checked by `strip`  |
 | checked by `migrate` | fields `a`, `b`, `b` has a default | `a`, perhaps `b`, other fields |
+| text, is stripped    | text without white space around it | text without white space …     |
+| `_missing_` of enum  | "red" or "blue"                    | "red" or "blue"                |
 
-So what is written now is compared with the reader once more, with what it wrote in such places.
+The last two are checks that no writer names, as it writes nothing that had to be checked.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from eventmesh.compat.pydantic_models.checks import checks_of
-from eventmesh.compat.pydantic_models.schemas import CHECKED, mapped
+from eventmesh.compat.pydantic_models.schemas import CHECKED, STRIPPED, STRIPPED_TEXT, mapped
 
 _SAYS_NOTHING = {CHECKED, "default", "$defs", "$schema"}
 _DEFINITIONS = "#/$defs/"
@@ -50,8 +52,9 @@ def _paired(node: Any, own: Sequence[Any]) -> Any:
         return node
     ways = [way for each in own for way in _ways(each)]
     checks = checks_of(node)
-    if checks and node.keys() <= _SAYS_NOTHING:
-        written = [_opened(way) for way in ways if {*checks} <= {*checks_of(way)}]
+    known = {*_SAYS_NOTHING, "type"} if STRIPPED in checks else _SAYS_NOTHING
+    if checks and node.keys() <= known:
+        written = [_opened(way) for way in ways if all(_makes(way, check) for check in checks)]
         return written[0] if len(written) == 1 else {"anyOf": written} if written else node
     paired = dict(node)
     for keyword in ("anyOf", "oneOf"):
@@ -74,6 +77,15 @@ def _paired(node: Any, own: Sequence[Any]) -> Any:
             for index, entry in enumerate(node["prefixItems"])
         ]
     return paired
+
+
+def _makes(way: Mapping[str, Any], check: str) -> bool:
+    """Whether all that is written here has passed the check of the reader."""
+    if check == STRIPPED:
+        return STRIPPED_TEXT in (part.get("pattern") for part in (way, *way.get("allOf", ())))
+    if check.partition(":")[0] == "_missing_":
+        return "enum" in way or "const" in way
+    return check in checks_of(way)
 
 
 def _ways(node: Any) -> Iterator[Mapping[str, Any]]:

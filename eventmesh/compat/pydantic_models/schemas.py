@@ -41,6 +41,9 @@ schema written by hand, and left out bounds on lengths of time and times of day,
 subclass, NaN as text, and what `_Truthful._more` adds. Those of the second one left out what
 `_Truthful._names` adds: bounds on keys, and which flags are read as keys."""
 
+STRIPPED = "what is left without the white space around"
+"""What a reader with `strip_whitespace` checks; its writer says it by `STRIPPED_TEXT`."""
+STRIPPED_TEXT = r"^(\S([\s\S]*\S)?)?$"
 _ANY_CLASS = "SerializeAsAny"
 _HAND_WRITTEN = "pydantic_js_annotation_functions"
 _BY_HAND = (WithJsonSchema, cast(type, SkipJsonSchema))
@@ -332,7 +335,7 @@ class _Written(_Truthful):
         shown = super().str_schema(schema)
         parts = []
         if schema.get("strip_whitespace", self._config.str_strip_whitespace):
-            parts.append(r"^(\S([\s\S]*\S)?)?$")
+            parts.append(STRIPPED_TEXT)
         if schema.get("to_lower", self._config.str_to_lower):
             parts.append(r"^[^A-Z]*$")
         if schema.get("to_upper", self._config.str_to_upper):
@@ -444,7 +447,7 @@ class _Read(_Truthful):
     def str_schema(self, schema: core.StringSchema) -> JsonSchemaValue:
         shown = super().str_schema(schema)
         if schema.get("strip_whitespace", self._config.str_strip_whitespace) and len(shown) > 1:
-            shown = {"type": "string", CHECKED: ["what is left without the white space around"]}
+            shown = {"type": "string", CHECKED: [STRIPPED]}
         if schema.get("coerce_numbers_to_str", self._config.coerce_numbers_to_str):
             return {"anyOf": [shown, {"type": "number"}]}
         return shown
