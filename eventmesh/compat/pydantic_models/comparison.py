@@ -51,6 +51,7 @@ from eventmesh.compat.pydantic_models.schemas import (
     plain,
     reader_schema,
     shown_schema,
+    with_checked_files,
     writer_schema,
 )
 from eventmesh.compat.schema.pointers import at
@@ -199,7 +200,8 @@ def _compare_schemas(
     if not isinstance(verdict, Compatible):
         return verdict
     try:
-        lost = with_whole_stack(lambda: lost_checks(writer, reader))
+        checked = with_checked_files(writer), with_checked_files(reader)
+        lost = with_whole_stack(lambda: lost_checks(*checked))
     except Undecided as error:
         return Unknown(str(error))
     except RecursionError:

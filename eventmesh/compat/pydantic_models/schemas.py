@@ -20,7 +20,7 @@ from datetime import timedelta
 from enum import Flag
 from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.json_schema import (
     GenerateJsonSchema,
     JsonSchemaValue,
@@ -70,6 +70,12 @@ _EXPONENTS = (  # pydantic's patterns have exponents for which Python writes no 
 )
 _NUMBER_KEYS = {"integer": r"^(0|-?[1-9][0-9]*)$", "boolean": "^(true|false)$"}
 
+_FILES = ("file-path", "directory-path")
+_SIZE = ByteSize.byte_string_pattern
+_UNITS = "|".join(
+    "".join(f"[{letter}{letter.upper()}]" for letter in unit) for unit in ByteSize.byte_sizes
+)
+_KNOWN_SIZE = rf"^\s*[0-9]*\.?[0-9]+\s*({_UNITS})?([^0-9A-Za-z_][\s\S]*)?$"
 _ENDING_IN_A_SLASH = {"http", "https", "ws", "wss", "ftp", "file"}
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum",
            "multiple_of": "multipleOf"}  # fmt: skip
@@ -127,10 +133,20 @@ def shown_schema(model: type[BaseModel]) -> dict[str, Any]:
 def as_read(reader: dict[str, Any]) -> dict[str, Any]:
     """A reader's schema, also a frozen one, with what it leaves out.
 
-    Dates are read from milliseconds, too, and the texts of a number have its bounds. Lock files say
-    neither, because then every model with a date or a bounded number had to be frozen again.
+    Dates are read from milliseconds, too, the texts of a number have its bounds, and a `ByteSize`
+    has a known unit. Lock files say none of this, because then every model with a date or a bounded
+    number had to be frozen again.
     """
-    return cast(dict[str, Any], mapped(reader, _with_all_ways))
+    return cast(dict[str, Any], mapped(reader, lambda node: _with_all_ways(_with_units(node))))
+
+
+def with_checked_files(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with the check that a `FilePath` or `DirectoryPath` makes: what is there."""
+
+    def check(node: dict[str, Any]) -> dict[str, Any]:
+        return _marked(node, [node["format"]]) if node.get("format") in _FILES else node
+
+    return cast(dict[str, Any], mapped(schema, check))
 
 
 def closed(schema: Any) -> Any:
@@ -645,6 +661,10 @@ _READ = {1: _ReadInFirst, 2: _ReadInSecond}
 
 def _unbounded(schema: Mapping[str, Any]) -> Any:
     return {name: value for name, value in schema.items() if name not in (*_BOUNDS, "now_op")}
+
+
+def _with_units(node: dict[str, Any]) -> dict[str, Any]:
+    return {**node, "pattern": _KNOWN_SIZE} if node.get("pattern") == _SIZE else node
 
 
 def _with_all_ways(node: dict[str, Any]) -> dict[str, Any]:
