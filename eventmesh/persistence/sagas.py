@@ -140,18 +140,20 @@ async def store(
     rows: Sequence[SagaRow] = (),
     log: Sequence[LogEntry] = (),
     cancelled: Collection[str] = (),
+    withdrawn: Collection[str] = (),
 ) -> None:
     """Store what a group has changed in the sagas of this name, with times by the database's clock.
 
     Rows of row version 1 are inserted, the others, which must be locked, are updated; entries are
-    appended to the log. `cancelled` are ids of delayed messages, which are deleted from the outbox
-    where the database finds them by their ids; one that is left, or that a relay is publishing,
-    comes all the same, and its saga then finds it stale.
+    appended to the log. `cancelled` are ids of time-outs, which are deleted from the outbox where
+    the database finds delayed messages by their ids; one that is left, or that a relay is
+    publishing, comes all the same, and its saga then finds it stale. `withdrawn` are ids of delayed
+    commands, which every database deletes from the outbox, unless a relay is publishing them.
 
     KeyTaken where a row has the key of another open saga; Conflict where one was not locked.
     """
-    if rows or log or cancelled:
-        await session.run_sync(_store, name, rows, log, cancelled)
+    if rows or log or cancelled or withdrawn:
+        await session.run_sync(_store, name, rows, log, cancelled, withdrawn)
 
 
 def _store(
@@ -160,6 +162,7 @@ def _store(
     rows: Sequence[SagaRow],
     log: Sequence[LogEntry],
     cancelled: Collection[str],
+    withdrawn: Collection[str],
 ) -> None:
     values = [_values(row) for row in rows]
     entries = [
@@ -167,6 +170,10 @@ def _store(
     ]
     connection = session.connection()
     dialect = dialect_of(connection)
+    if dialect.can_cancel_delayed:
+        cancelled = {*cancelled, *withdrawn}
+    elif withdrawn:
+        _delete_one_by_one(connection, withdrawn)
     at_once = dialect.store_sagas(name, values, entries, sorted(cancelled))
     try:
         if at_once is not None:
@@ -182,6 +189,14 @@ def _store(
             connection.execute(_log_statement(), entries)
         if cancelled and dialect.can_cancel_delayed:
             connection.execute(_cancel_statement(), {"ids": _padded(cancelled)})
+
+
+def _delete_one_by_one(connection: Connection, withdrawn: Collection[str]) -> None:
+    """Delete delayed messages where no index finds them by their ids: all of them are read, without
+    a lock, and these are deleted by their numbers, as a relay does."""
+    wanted = {"ids": _padded(withdrawn)}
+    for seq in connection.scalars(_delayed_statement(), wanted).all():
+        connection.execute(delete(outbox).where(outbox.c.seq == seq))
 
 
 def _store_rows(connection: Connection, rows: Iterable[dict[str, Any]]) -> None:
@@ -461,6 +476,13 @@ def _update_statement(is_open: bool) -> Update:
 @cache
 def _log_statement() -> Insert:
     return insert(saga_log).values(at=database_now())
+
+
+@cache
+def _delayed_statement() -> Select[Any]:
+    return select(outbox.c.seq).where(
+        outbox.c.id.in_(bindparam("ids", expanding=True)), outbox.c.due_at.is_not(None)
+    )
 
 
 @cache

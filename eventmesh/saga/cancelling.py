@@ -1,7 +1,7 @@
 """Ends a saga as it is, by an operator's decision.
 
-Nothing is sent, so this needs the row alone: it works also for a saga whose state cannot be read,
-and for one that is not in the code any more.
+Nothing is sent, and what waits for its delay is withdrawn, so this needs the row alone: it works
+also for a saga whose state cannot be read, and for one that is not in the code any more.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from eventmesh.persistence.transaction import Transaction
 from eventmesh.saga.deciding import lock_decided
 from eventmesh.saga.draft import Transition
 from eventmesh.saga.happening import OperatorAction
-from eventmesh.saga.signals import timer_id
+from eventmesh.saga.signals import delayed_id, timer_id
 from eventmesh.saga.storage import ended_row, unread_record_of
 from eventmesh.saga.transition import cancel
 
@@ -36,5 +36,6 @@ async def cancel_saga(
         [ended_row(row, transition.record)],
         [LogEntry(saga_id, entry)],
         {timer_id(name, saga_id, label) for label in transition.cancelled},
+        {delayed_id(name, saga_id, label) for label in transition.withdrawn},
     )
     return transition

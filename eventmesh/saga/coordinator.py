@@ -12,7 +12,8 @@ step says how (`correlate=`).
 
 The id of a saga is the id of the message that started it, so one that is delivered twice cannot
 start two sagas. A time-out is a delayed message of the saga to itself in the outbox, which is
-deleted there when its step is answered.
+deleted there when its step is answered. So is a command that a `retry=` sends again after a delay,
+when an operator skips its step or cancels the saga, or an earlier attempt is answered after all.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 import structlog
 
 from eventmesh.contracts.message import Event, Message
-from eventmesh.errors import Drift, Reject, UnknownSaga, UsageError
+from eventmesh.errors import Conflict, Drift, Reject, UnknownSaga, UsageError
 from eventmesh.persistence import sagas
 from eventmesh.persistence.database import AsyncSession, Database
 from eventmesh.persistence.sagas import LogEntry, SagaLot, SagaRow
@@ -52,7 +53,7 @@ from eventmesh.saga.happening import (
 )
 from eventmesh.saga.record import Label, SagaRecord, parse_label
 from eventmesh.saga.shape_locks import refuse_drift
-from eventmesh.saga.signals import SagaSignal, signal_of, timer_id
+from eventmesh.saga.signals import SagaSignal, delayed_id, signal_of, timer_id
 from eventmesh.saga.storage import (
     NewerVersion,
     UnreadableState,
@@ -125,6 +126,9 @@ class _Work:
     changed: dict[str, SagaRow] = field(default_factory=dict)
     log: list[LogEntry] = field(default_factory=list)
     cancelled: set[str] = field(default_factory=set)
+    delayed: set[str] = field(default_factory=set)
+    """The ids of delayed commands that this group sends."""
+    withdrawn: set[str] = field(default_factory=set)
     opened: set[str] = field(default_factory=set)
     """Which had ended, and are open again."""
 
@@ -398,6 +402,9 @@ class Coordinator:
         chain = {"correlationid": record.correlation} if record.correlation else {}
         for sending in transition.sendings:
             labels = {"sagaid": f"{definition.name}/{saga_id}", "sagastep": sending.label}
+            if sending.delay > 0:
+                labels["id"] = delayed_id(definition.name, saga_id, sending.label)
+                work.delayed.add(labels["id"])
             transaction.add(
                 sending.command, extensions=labels | chain, delay=sending.delay, cause=cause
             )
@@ -412,6 +419,13 @@ class Coordinator:
         work.cancelled |= {
             timer_id(definition.name, saga_id, label) for label in transition.cancelled
         }
+        withdrawn = {delayed_id(definition.name, saga_id, label) for label in transition.withdrawn}
+        if withdrawn & work.delayed:  # it is not in the outbox yet, so it cannot be deleted there
+            raise Conflict(
+                f"a command of the saga {definition.name}/{saga_id} was to be sent again, and is "
+                f"withdrawn by another message of the same group"
+            )  # each is tried again alone
+        work.withdrawn |= withdrawn
         if transition.ending is not None:
             # A child saga's end answers the step of its parent; nobody else waits for it.
             sagaid, sagastep = record.parent or ("", "")
@@ -539,7 +553,7 @@ class Coordinator:
             await self._claim_keys(work, session)
         rows = [work.changed[saga_id] for saga_id in sorted(work.changed)]
         try:
-            await sagas.store(session, name, rows, work.log, work.cancelled)
+            await sagas.store(session, name, rows, work.log, work.cancelled, work.withdrawn)
         except sagas.KeyTaken as error:
             new = [row for row in rows if row.row_version == 1 and row.key is not None]
             if len(rows) > 1 or not new:

@@ -55,7 +55,8 @@ class Transition:
     """The next record, and what is sent, set and published in the same transaction.
 
     `timers` are the time-outs to set: seconds by label. `cancelled` are labels whose time-outs are
-    not needed any more. `rule` is what was decided, in the words of the table above; `has_changed`
+    not needed any more, and `withdrawn` those of delayed commands that must not be sent any more.
+    `rule` is what was decided, in the words of the table above; `has_changed`
     is false where nothing needs to be stored. `taken_for` is the step that an event without labels
     is taken to answer, or that an operator skips.
     """
@@ -65,6 +66,7 @@ class Transition:
     sendings: tuple[Sending, ...] = ()
     timers: Mapping[str, float] = field(default_factory=dict)
     cancelled: tuple[str, ...] = ()
+    withdrawn: tuple[str, ...] = ()
     ending: Message | None = None
     has_changed: bool = True
     taken_for: Label | None = None
@@ -88,6 +90,19 @@ def open_label(name: str, unit: UnitRecord) -> Label:
     return Label(name.partition("[")[0], _item_of(name), is_undo, attempt)
 
 
+def delayed_label(name: str, unit: UnitRecord) -> Label | None:
+    """The label of the command of this unit that may still wait for its delay. Only what a `retry=`
+    sends again has one, so there is none for the first try."""
+    if unit.tries == 1:
+        return None
+    step, item = name.partition("[")[0], _item_of(name)
+    if unit.status == "sent":
+        return Label(step, item, attempt=unit.attempt)
+    if unit.status in ("undo_sent", "undone") and unit.undo_attempt > 0:
+        return Label(step, item, is_undo=True, attempt=unit.undo_attempt)
+    return None
+
+
 class Draft:
     """The record that a transition makes, while it is made."""
 
@@ -106,6 +121,7 @@ class Draft:
         self._sendings: list[Sending] = []
         self._timers: dict[str, float] = {}
         self._cancelled: list[str] = []
+        self._withdrawn: list[str] = []
         self._ending: Message | None = None
         self._taken_for: Label | None = None
 
@@ -127,6 +143,7 @@ class Draft:
             tuple(self._sendings),
             self._timers,
             tuple(self._cancelled),
+            tuple(self._withdrawn),
             self._ending,
             has_changed=record != self._before,
             taken_for=self._taken_for,
@@ -240,6 +257,7 @@ class Draft:
         self, step: Step[Any, Any], label: Label, unit: UnitRecord, event: Event
     ) -> str:
         """A step that counted as failed was done after all."""
+        self._withdraw(label.unit, unit)  # an undo of before this answer
         unit = replace(unit, answered=label.attempt)
         if self._status == "completed":
             return "too late"
@@ -269,6 +287,9 @@ class Draft:
     ) -> None:
         """A unit is done; with its answer folded into the state."""
         self._cancel_timer(name, unit)
+        is_newest = event is not None and unit.answered == unit.attempt
+        if not is_newest or step.correlate is not None:  # a key does not tell which attempt it was
+            self._withdraw(name, unit)
         if event is not None and step.fold is not None:
             item = _item_of(name) if step.fold_takes_item else None
             items = () if item is None else (_item(step, self._state, item),)
@@ -290,6 +311,8 @@ class Draft:
             return "stale"
         name = label.unit
         self._cancel_timer(name, unit)
+        if status == "failed" and step.correlate is not None:  # it may answer an earlier attempt
+            self._withdraw(name, unit)
         only_forward = step.name in self._definition.after_pivot
         policy = step.retry or (UNTIL_PARKED if only_forward else None)
         going_on = self._status == "running" or (only_forward and self._status == "parked")
@@ -332,6 +355,8 @@ class Draft:
             if label.attempt <= unit.void_undos:
                 return "stale"
             self._cancel_timer(name, unit)
+            if label.attempt != unit.undo_attempt:
+                self._withdraw(name, unit)
             self._units[name] = replace(unit, status="undone", deadline=None)
             self._unpark(name)
             self.go_on()
@@ -377,7 +402,7 @@ class Draft:
         else:
             again = dict(self._waiting(chosen, parking))
         for name, step in again.items():
-            unit = replace(self._units[name], tries=1)
+            before, unit = self._units[name], replace(self._units[name], tries=1)
             if unit.status == "undo_sent":
                 if step.undoing is None:
                     raise UsageError(
@@ -385,9 +410,11 @@ class Draft:
                         f"retry; or skip it, once it is undone by hand."
                     )
                 self._cancel_timer(name, unit)
+                self._withdraw(name, before)
                 self._send_undo(step, _item_of(name), unit)
             elif unit.status == "timed_out" or (unit.status == "sent" and step.command):
                 self._cancel_timer(name, unit)
+                self._withdraw(name, before)
                 self._send(step, _item_of(name), unit)
         rest = [name for name in self._standing_still() if name not in again]
         if parking is not None and self._parking is None and rest:
@@ -406,6 +433,7 @@ class Draft:
         self._taken_for = open_label(name, unit)
         if self._taken_for.is_undo:
             self._cancel_timer(name, unit)
+            self._withdraw(name, unit)
             self._units[name] = replace(unit, status="undone", deadline=None)
             self._unpark(name)
         else:
@@ -689,6 +717,16 @@ class Draft:
         label = str(open_label(name, unit))
         if self._timers.pop(label, None) is None:
             self._cancelled.append(label)
+
+    def _withdraw(self, name: str, unit: UnitRecord) -> None:
+        """Take back the newest command of this unit, if it may still wait for its delay."""
+        label = str(delayed_label(name, unit) or "")
+        if not label:
+            return
+        left = [sending for sending in self._sendings if sending.label != label]
+        if len(left) == len(self._sendings):
+            self._withdrawn.append(label)
+        self._sendings = left
 
 
 def _answers(step: Step[Any, Any], label: Label, event: Event) -> bool:

@@ -36,7 +36,16 @@ def signal_of(saga: str) -> type[SagaSignal]:
 
 def timer_id(saga: str, saga_id: str, label: str) -> str:
     """The id of the signal that says this label has timed out, by which it can be cancelled."""
-    written = f"{saga}/{saga_id}/{label}"
+    return _fitting(f"{saga}/{saga_id}/{label}")
+
+
+def delayed_id(saga: str, saga_id: str, label: str) -> str:
+    """The id of the delayed command with this label, by which it can be withdrawn. No other command
+    has it: each attempt has a label of its own."""
+    return _fitting(f"{saga}/{saga_id}/{label}/command")
+
+
+def _fitting(written: str) -> str:
     if len(written) <= MAX_ATTRIBUTE_BYTES:  # all of it is ASCII
         return written
     return "sha256:" + hashlib.sha256(written.encode()).hexdigest()

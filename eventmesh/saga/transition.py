@@ -43,7 +43,7 @@ from dataclasses import replace
 from eventmesh.contracts.message import Message
 from eventmesh.errors import UsageError
 from eventmesh.saga.definition import Definition
-from eventmesh.saga.draft import Draft, Transition, open_label
+from eventmesh.saga.draft import Draft, Transition, delayed_label, open_label
 from eventmesh.saga.happening import FunctionFailed, Happening, OperatorAction, hold_as
 from eventmesh.saga.record import Parking, SagaRecord, parse_label
 from eventmesh.storable import storable
@@ -123,6 +123,11 @@ def cancel(record: SagaRecord) -> Transition:
             str(open_label(name, unit))
             for name, unit in record.units.items()
             if unit.deadline is not None
+        ),
+        withdrawn=tuple(
+            str(label)
+            for name, unit in record.units.items()
+            if (label := delayed_label(name, unit)) is not None
         ),
     )
 

@@ -715,6 +715,19 @@ class TestSagas:
             left = list(await connection.scalars(select(tables.outbox.c.id)))
         assert left == ([now, later] if database.dialect is MARIADB else [now])
 
+    async def test_a_withdrawn_command_is_gone_from_every_database(
+        self, database: Database
+    ) -> None:
+        now, later, other = (message(number) for number in (1, 2, 3))
+        await store(database, now, *(replace(each, delay=60.0) for each in (later, other)))
+        async with unit_of_work(database) as unit:
+            withdrawn = {now.envelope.id, later.envelope.id}
+            await sagas.store(unit.session, "shop.sell", withdrawn=withdrawn)
+            await unit.commit()
+        async with database.reading() as connection:
+            left = list(await connection.scalars(select(tables.outbox.c.id)))
+        assert left == [now.envelope.id, other.envelope.id]
+
     async def test_the_log_of_a_saga_is_read_in_its_order(self, database: Database) -> None:
         entries = [sagas.LogEntry("s1", {"rule": rule}) for rule in ("started", "applied")]
         other = sagas.LogEntry("s2", {"rule": "started"})

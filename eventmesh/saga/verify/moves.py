@@ -27,7 +27,7 @@ from eventmesh.saga.happening import (
 from eventmesh.saga.record import Label, SagaRecord
 from eventmesh.saga.verify.rules import RememberedRules
 from eventmesh.saga.verify.twin import Begin, Twin, TwinState
-from eventmesh.saga.verify.world import Effect, Sent, Surroundings, World, label_of
+from eventmesh.saga.verify.world import UNDER_WAY, Effect, Sent, Surroundings, World, label_of
 
 Kind = Literal[
     "started",
@@ -139,7 +139,7 @@ def _moves_of_command(
 ) -> Iterator[Move]:
     """What may become of a command, and of the messages about it."""
     detail = "failed" if sent.fate == "refused" else "ok"
-    if sent.fate == "sent":
+    if sent.fate in UNDER_WAY:
         for answer in ("ok", "failed") if can_refuse else ("ok",):
             if is_answered:
                 yield Move("answered", label, answer)
@@ -240,7 +240,7 @@ def _make(rules: RememberedRules, twin: Twin, world: World, move: Move) -> Made:
     label = label_of(move.subject)
     step = twin.definition.steps[label.step]
     if move.kind in ("timed_out", "timed_out_again"):
-        world = world.without_timer(label)
+        world = world.without_timer(label).without_delay(label)  # which was over before
         return _tell(rules, world, WaitedTooLong(move.subject), move)
     sent = world.sent(label)
     if move.kind == "replayed":

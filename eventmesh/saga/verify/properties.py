@@ -226,6 +226,26 @@ def _ends_stay(happened: Happened) -> str | None:
     return None
 
 
+def _withdrawn_when_not_needed(happened: Happened) -> str | None:
+    record = happened.after.record
+    for step, name, around in _units(happened.twin, happened.after):
+        unit = record.units.get(name)
+        waits = unit is not None and unit.status == "sent" and record.status != "cancelled"
+        for number, sent in enumerate(around.commands, 1):
+            if sent.fate == "delayed" and not (waits and unit and unit.attempt == number):
+                return f"{name}, attempt {number}, is still to be sent, and nobody waits for it"
+        is_silent = step.undoing is not None and step.undoing.ok is None
+        open_undo = "undone" if is_silent else "undo_sent"
+        waits = unit is not None and unit.status == open_undo and record.status != "cancelled"
+        for number, sent in enumerate(around.undos, 1):
+            if sent.fate == "delayed" and not (waits and unit and unit.undo_attempt == number):
+                return (
+                    f"the undo of {name}, attempt {number}, is still to be sent, and nobody waits "
+                    f"for it"
+                )
+    return None
+
+
 def _never(_: Happened) -> str | None:
     return None  # it shows as an error of the transition
 
@@ -281,6 +301,12 @@ PROPERTIES = (
         "waits end",
         "every wait has a time-out, or says None",
         _waits_have_an_end,
+        of_worlds=True,
+    ),
+    Property(
+        "withdrawn when not needed",
+        "no command that is to be sent again after a delay outlasts what it is for",
+        _withdrawn_when_not_needed,
         of_worlds=True,
     ),
     Property("announced once", "the end is announced exactly once", _announced_once),

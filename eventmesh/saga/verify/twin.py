@@ -197,10 +197,10 @@ def _undo(undo: Undo, dummy: Any) -> Undo:
 def _bounded(retry: Retry | None) -> Retry | None:
     if retry is None:
         return None
-    return Retry(attempts=min(retry.attempts, ATTEMPTS), backoff=_AT_ONCE, jitter=0.0)
+    return Retry(attempts=min(retry.attempts, ATTEMPTS), backoff=_LATER, jitter=0.0)
 
 
-_AT_ONCE = constant(0)
+_LATER = constant(1)
 
 
 def _choice(state: TwinState, step: str, options: tuple[int, ...]) -> int:

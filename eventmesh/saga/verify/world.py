@@ -8,7 +8,8 @@ The laws of this world, which `moves` keeps:
   we do not ask participants to remember what they have undone.
 - A participant accepts an undo of what it has never done, and it never refuses one.
 - Messages and time-outs take any time, and overtake each other. Each may come a second time. A
-  time-out that was cancelled may come all the same, because it was under way.
+  time-out that was cancelled, and a command that was withdrawn, may come all the same, because
+  they were under way.
 - A commit happens or does not happen; what it publishes comes at least once. A crash between two
   commits is therefore seen as a message that comes later, or twice.
 - A function of the saga's author fails a bounded number of times, and an operator acts so often.
@@ -24,7 +25,10 @@ from typing import Literal, NamedTuple
 from eventmesh.saga.draft import Transition
 from eventmesh.saga.record import Label, SagaRecord, parse_label
 
-Fate = Literal["sent", "done", "refused", "dead"]
+Fate = Literal["delayed", "sent", "done", "refused", "dead", "dropped"]
+"""`delayed` is one that a `retry=` sends after a while, and that may be withdrawn until then; one
+that is `dropped` was withdrawn in the transition that was to send it."""
+UNDER_WAY: tuple[Fate, ...] = ("delayed", "sent")
 Effect = Literal["none", "done", "undone"]
 
 
@@ -80,7 +84,7 @@ class World:
         return not any(
             around.timers
             or any(
-                sent.fate == "sent" or sent.reply_due or sent.signal_due
+                sent.fate in UNDER_WAY or sent.reply_due or sent.signal_due
                 for sent in (*around.commands, *around.undos)
             )
             for around in self.units.values()
@@ -107,6 +111,14 @@ class World:
         around = self.of(label.unit)
         return self.with_unit(label.unit, around._replace(timers=around.timers - {str(label)}))
 
+    def without_delay(self, label: Label) -> World:
+        """This world, when the delay of that command is over, or it is withdrawn too late."""
+        around = self.of(label.unit)
+        sent = around.undos if label.is_undo else around.commands
+        if len(sent) < label.attempt or sent[label.attempt - 1].fate != "delayed":
+            return self
+        return self.with_sent(label, sent[label.attempt - 1]._replace(fate="sent"))
+
     def with_unit(self, unit: str, around: Surroundings) -> World:
         """This world, with other surroundings of a unit."""
         units = {**self.units, unit: around}
@@ -120,10 +132,12 @@ class World:
         for sending in transition.sendings:
             label = label_of(sending.label)
             around = units.get(label.unit, NOTHING)
-            if label.is_undo:
-                units[label.unit] = around._replace(undos=(*around.undos, Sent()))
-            else:
-                units[label.unit] = around._replace(commands=(*around.commands, Sent()))
+            before = around.undos if label.is_undo else around.commands
+            dropped = [Sent("dropped")] * (label.attempt - 1 - len(before))
+            after = (*before, *dropped, Sent("delayed" if sending.delay > 0 else "sent"))
+            units[label.unit] = (
+                around._replace(undos=after) if label.is_undo else around._replace(commands=after)
+            )
         for text in transition.timers:
             unit = label_of(text).unit
             around = units.get(unit, NOTHING)
@@ -134,7 +148,10 @@ class World:
             units[unit] = around._replace(timers=around.timers - {text})
         announced = self.announced + (transition.ending is not None)
         record = transition.record
-        return World(record, units, announced, self.operator_actions, self.function_errors)
+        world = World(record, units, announced, self.operator_actions, self.function_errors)
+        for text in transition.withdrawn:
+            world = world.without_delay(label_of(text))
+        return world
 
 
 @cache

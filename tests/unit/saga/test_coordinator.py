@@ -23,13 +23,14 @@ from eventmesh.runtime.declaring.retry import Retry, decide
 from eventmesh.saga.coordinator import Coordinator
 from eventmesh.saga.happening import Operation, OperatorAction, UnexpectedAnswer
 from eventmesh.saga.record import parse_label
-from eventmesh.saga.signals import SagaSignal, signal_of, timer_id
+from eventmesh.saga.signals import SagaSignal, delayed_id, signal_of, timer_id
 from eventmesh.saga.storage import NewerVersion
 from eventmesh.saga.unmatched import Unmatched
 from eventmesh.testing.clock import ManualClock
 from eventmesh.transports.outcome import Dead, RetryAfter
 from eventmesh.wire.envelope import DEFAULT_MAX_BYTES, Envelope, seal
 from tests.unit.saga.trips import (
+    TWICE,
     Approved,
     Booked,
     Did,
@@ -64,6 +65,13 @@ def by_key(**options: Any) -> Saga[Trip]:
     """A step with a command, whose answers are found by key."""
     saga = new_saga(key=lambda state: state.trip, **options)
     saga.flow(add_step(saga, "a", undo="state", correlate=lambda event: 1))
+    return saga
+
+
+def sent_again() -> Saga[Trip]:
+    """A step whose command is sent again after five seconds."""
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", retry=TWICE))
     return saga
 
 
@@ -136,6 +144,11 @@ class Trips:
     async def timers(self) -> set[str]:
         """The labels of the time-outs that wait in the outbox."""
         return {json.loads(row.data)["label"] for row in await self.outbox() if row.due_at}
+
+    async def waiting(self) -> set[str]:
+        """The labels of the commands that wait for their delay in the outbox."""
+        rows = [row for row in await self.outbox() if row.due_at and row.name == "parts.do"]
+        return {row.headers["sagastep"] for row in rows}
 
     async def row(self, saga_id: str = ONE) -> SagaRow:
         async with self.database.connection() as connection:
@@ -480,6 +493,38 @@ async def test_time_outs_wait_in_the_outbox_until_they_are_answered(trips: Trips
     assert await trips.timers() == set()
 
 
+@pytest.mark.parametrize("operation", ["skip", "cancel", "retry"])
+async def test_what_waits_for_its_delay_is_withdrawn_from_the_outbox(
+    database: Database, operation: Operation
+) -> None:
+    trips = Trips(database, sent_again())
+    await trips.handle(start())
+    await trips.handle(answer("a", Failed()))
+    assert await trips.waiting() == {"a#2"}
+    await trips.operate(OperatorAction(operation, "by phone"))
+    assert await trips.waiting() == set()
+
+
+async def test_what_waits_for_its_delay_is_withdrawn_by_the_ok_of_an_earlier_attempt(
+    database: Database,
+) -> None:
+    trips = Trips(database, sent_again())
+    await trips.handle(start())
+    await trips.handle(timed_out("a"))
+    assert await trips.waiting() == {"a#2"}
+    await trips.handle(answer("a", Did()))
+    assert await trips.waiting() == set()
+
+
+async def test_a_group_never_withdraws_what_it_sends(database: Database) -> None:
+    """It is not in the outbox yet, so its messages are handled one by one."""
+    trips = Trips(database, sent_again())
+    await trips.handle(start())
+    with pytest.raises(Conflict, match="is withdrawn by another message of the same group"):
+        await trips.handle(timed_out("a"), answer("a", Did()))
+    assert await trips.waiting() == set()
+
+
 async def test_a_signal_tells_the_saga_of_a_time_out_or_a_dead_letter(trips: Trips) -> None:
     await trips.handle(start(ONE), start(OTHER))
     await trips.handle(timed_out("a", ONE), dead_lettered("a", OTHER))
@@ -496,6 +541,7 @@ async def test_a_time_out_of_a_saga_that_was_purged_is_ignored(trips: Trips) -> 
 def test_the_id_of_a_time_out_fits_into_an_attribute() -> None:
     assert timer_id("trips.base", ONE, "a") == f"trips.base/{ONE}/a"
     assert timer_id("t" * 9999, ONE, "a").startswith("sha256:")
+    assert delayed_id("trips.base", ONE, "a#2") == f"trips.base/{ONE}/a#2/command"
 
 
 # Parents, operators

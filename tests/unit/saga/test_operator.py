@@ -8,6 +8,7 @@ import pytest
 
 from eventmesh import Saga
 from eventmesh.errors import UsageError
+from eventmesh.saga.happening import Operation
 from eventmesh.saga.record import Parking
 from tests.unit.saga.trips import (
     ONCE,
@@ -217,6 +218,50 @@ def test_a_skip_of_nothing_is_refused() -> None:
     story.operator("skip")
     with pytest.raises(UsageError, match="the saga has ended: it is undone"):
         story.operator("skip")
+
+
+# What is to be sent again after a delay
+
+
+def sent_again() -> Story:
+    """Its `a#2` is to be sent in five seconds."""
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", retry=TWICE, undo_retry=TWICE) >> add_step(saga, "b"))
+    story = Story(saga).failed("a")
+    assert [(each.label, each.delay) for each in story.transition.sendings] == [("a#2", 5.0)]
+    return story
+
+
+@pytest.mark.parametrize("operation", ["skip", "cancel", "retry"])
+def test_an_operator_withdraws_what_was_to_be_sent_again(operation: Operation) -> None:
+    story = sent_again().operator(operation)
+    assert story.transition.withdrawn == ("a#2",)
+    assert "a#2" not in story.new
+
+
+def test_a_retry_sends_another_attempt_than_the_one_that_it_withdraws() -> None:
+    assert sent_again().operator("retry").new == ["a#3"]
+
+
+@pytest.mark.parametrize("operation", ["skip", "cancel", "retry"])
+def test_an_operator_withdraws_an_undo_that_was_to_be_sent_again(operation: Operation) -> None:
+    story = sent_again().ok("a#2").failed("b").dead_lettered("a:undo")
+    assert (story.rule, story.new) == ("sent again", ["a:undo#2"])
+    assert story.operator(operation).transition.withdrawn == ("a:undo#2",)
+
+
+def test_an_undo_without_ok_that_was_to_be_sent_again_is_withdrawn_by_a_cancellation() -> None:
+    saga = new_saga()
+    a = add_step(saga, "a", undo="silent", undo_retry=TWICE)
+    saga.flow((a & add_step(saga, "c")) >> add_step(saga, "b"))
+    story = Story(saga).ok("a", "c").failed("b").dead_lettered("a:undo")
+    assert (story.status, story.new) == ("undoing", ["a:undo#2"])
+    assert story.operator("cancel").transition.withdrawn == ("a:undo#2",)
+
+
+def test_what_was_sent_is_not_withdrawn() -> None:
+    for operation in ("skip", "cancel"):
+        assert Story(in_series()).operator(operation).transition.withdrawn == ()
 
 
 # Undo

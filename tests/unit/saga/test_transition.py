@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from uuid import UUID
@@ -16,6 +17,7 @@ from eventmesh import Event, Saga
 from eventmesh.errors import UsageError
 from eventmesh.saga.flow import UNTIL_PARKED
 from eventmesh.saga.happening import Answered, UnexpectedAnswer, UnknownStep, WaitedTooLong
+from eventmesh.saga.record import Parking
 from eventmesh.saga.transition import advance, start
 from services.orders import contracts as shop
 from services.orders.saga import fulfil
@@ -514,6 +516,49 @@ def test_a_step_that_is_answered_before_its_time_out_is_set_sets_none() -> None:
     story = Story(waiting_saga()).by_key(Approved()).ok("a")
     assert story.transition.timers == {"c": 30.0}
     assert story.transition.cancelled == ("a",)
+
+
+# What is to be sent again after a delay
+
+
+def test_the_ok_of_an_earlier_attempt_withdraws_the_one_that_was_to_be_sent() -> None:
+    story = Story(one_step(retry=TWICE)).timed_out("a").ok("a")
+    assert story.transition.withdrawn == ("a#2",)
+    assert story.status == "completed"
+
+
+def test_the_ok_of_what_was_sent_again_withdraws_nothing() -> None:
+    story = Story(one_step(retry=TWICE)).timed_out("a").ok("a#2")
+    assert story.transition.withdrawn == ()
+
+
+def test_the_confirmation_of_an_earlier_undo_withdraws_the_one_that_was_to_be_sent() -> None:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", undo_retry=TWICE) >> add_step(saga, "b"))
+    story = Story(saga).ok("a").failed("b").timed_out("a:undo").ok("a:undo")
+    assert story.transition.withdrawn == ("a:undo#2",)
+    assert story.status == "undone"
+
+
+def test_a_late_answer_withdraws_the_undo_that_was_to_be_sent_before_it() -> None:
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", undo="state", undo_retry=TWICE))
+    story = Story(saga).timed_out("a").timed_out("a:undo").ok("a")
+    assert story.transition.withdrawn == ("a:undo#2",)
+    assert story.new == ["a:undo#3"]
+
+
+def test_what_is_sent_again_and_answered_in_one_transition_is_not_sent() -> None:
+    """Both came while the saga was parked by an error of its code."""
+    saga = new_saga()
+    saga.flow(add_step(saga, "a", retry=TWICE) & add_step(saga, "b"))
+    story = Story(saga)
+    parking = Parking("running", "the author's mistake", None)
+    record = replace(story.record, status="parked", parking=parking)
+    story.transition = replace(story.transition, record=record)
+    story.timed_out("a").ok("a").operator("retry")
+    assert (story.new, story.transition.withdrawn) == ([], ())
+    assert story.record.waiting == ["b"]
 
 
 # The order of undos

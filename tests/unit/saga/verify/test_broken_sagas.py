@@ -240,6 +240,11 @@ class RejectsOldAttempts(Draft):
         return super()._answer(step, label, unit, event)
 
 
+class SendsWhatWasWithdrawn(Draft):
+    def _withdraw(self, name: str, unit: UnitRecord) -> None:
+        pass
+
+
 class Breaks(Draft):
     def _answer_late(self, *_: Any) -> str:
         raise KeyError("late")
@@ -290,6 +295,7 @@ BROKEN: list[tuple[str, str, type[Draft]]] = [
     ("announced once", "two steps", NeverAnnounces),
     ("ends stay", "two steps", ReopensWhatIsCompleted),
     ("ends stay", "two steps", GoesOnWhenCancelled),
+    ("withdrawn when not needed", "two steps, sent twice", SendsWhatWasWithdrawn),
     ("answers are taken", "two steps, sent twice", RejectsOldAttempts),
     ("no error", "two steps", Breaks),
 ]
