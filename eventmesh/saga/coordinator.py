@@ -101,6 +101,7 @@ _NOTED = frozenset(
         "late, and failed",
         "late: undone",
         "late: to be undone",
+        "to be undone when answered",
     }
 )
 """Rules whose application is worth a line at warning, and at info; all others are at debug."""

@@ -14,7 +14,7 @@ from eventmesh.errors import UsageError
 from eventmesh.runtime.declaring.retry import summarize
 from eventmesh.saga.definition import Definition
 from eventmesh.saga.failures import DeadLettered, TimedOut, UndoRequested
-from eventmesh.saga.flow import UNTIL_PARKED, Parallel, Part, Series, Step
+from eventmesh.saga.flow import UNTIL_PARKED, Parallel, Part, Series, Step, Undo
 from eventmesh.saga.happening import (
     Answered,
     CommandDeadLettered,
@@ -367,6 +367,10 @@ class Draft:
         self._cancel_timer(name, unit)
         if self._status == "undone":
             self._status = "undoing"
+        if _lacks_reply(undo, unit):
+            self._wait_for_reply(name, unit)
+            self.go_on()
+            return "to be undone when answered"
         if unit.tries < undo.retry.attempts:
             delay = _called(undo.retry.backoff, unit.tries)
             self._send_undo(step, label.item, replace(unit, tries=unit.tries + 1), delay=delay)
@@ -411,7 +415,10 @@ class Draft:
                     )
                 self._cancel_timer(name, unit)
                 self._withdraw(name, before)
-                self._send_undo(step, _item_of(name), unit)
+                if _lacks_reply(step.undoing, unit):
+                    self._wait_for_reply(name, unit)
+                else:
+                    self._send_undo(step, _item_of(name), unit)
             elif unit.status == "timed_out" or (unit.status == "sent" and step.command):
                 self._cancel_timer(name, unit)
                 self._withdraw(name, before)
@@ -668,6 +675,12 @@ class Draft:
             deadline=deadline,
         )
 
+    def _wait_for_reply(self, name: str, unit: UnitRecord) -> None:
+        """Leave the undo of this unit until a late answer comes: it was sent by older code, whose
+        undo did not take the reply."""
+        self._units[name] = replace(unit, status="timed_out", deadline=None)
+        self._unpark(name)
+
     def _end(self, status: Literal["completed", "undone"]) -> None:
         if not self._has_announced:
             if status == "completed":
@@ -733,6 +746,10 @@ def _answers(step: Step[Any, Any], label: Label, event: Event) -> bool:
     if label.is_undo:
         return step.undoing is not None and type(event) is step.undoing.ok
     return type(event) is step.ok or type(event) in step.failed
+
+
+def _lacks_reply(undo: Undo, unit: UnitRecord) -> bool:
+    return undo.needs_reply and unit.answer is None
 
 
 def _item_of(unit: str) -> int | None:

@@ -26,6 +26,8 @@ Answers come late, twice, or not at all. Each case has one rule:
 | … of an attempt before the open one         | stale: nothing changes                             |
 | time-out of the pivot                       | parked: nobody knows whether it was done           |
 | time-out or dead letter of an undo          | sent again while its `retry` allows, then parked   |
+| … of an undo that needs the reply now, and  | waits for the late answer, as after a time-out     |
+| older code has sent it without one          |                                                    |
 | an event that answers another step          | not an answer: nothing changes                     |
 | an answer of a step that was never sent     | UnexpectedAnswer: a dead letter                    |
 | an answer of a step that is not in the code | UnknownStep: retried, then a dead letter           |

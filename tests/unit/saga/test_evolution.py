@@ -26,13 +26,16 @@ from eventmesh.saga.transition import advance, start
 from eventmesh.saga.verify.versions import prove
 from tests.unit.saga.test_shape import trip
 from tests.unit.saga.trips import (
+    TWICE,
     Approved,
     Booked,
     Did,
     Do,
     Elsewhere,
     Ended,
+    Story,
     Trip,
+    UndoForm,
     add_pivot,
     add_step,
     new_saga,
@@ -225,6 +228,49 @@ def test_a_time_out_that_the_code_does_not_have_any_more_fails_its_step() -> Non
     after = advance(new, record, WaitedTooLong("hotel"))
     assert after.record.status == "undone"
     assert after.record.reason == "hotel: no answer in time"
+
+
+def undone_by(undo: UndoForm, *, version: int = 1) -> Saga[Trip]:
+    saga = new_saga(version=version)
+    saga.flow(add_step(saga, "hotel", undo=undo, undo_retry=TWICE))
+    return saga
+
+
+@pytest.mark.parametrize("happened", ["timed_out", "dead_lettered"])
+def test_an_undo_that_takes_the_reply_now_waits_for_it(happened: str) -> None:
+    """Older code has sent it after a time-out, when nobody had answered."""
+    story = Story(undone_by("state")).timed_out("hotel").deployed(undone_by("reply", version=2))
+    getattr(story, happened)("hotel:undo")
+    assert story.rule == "to be undone when answered"
+    assert (story.status, story.new) == ("undone", [])
+    assert story.ok("hotel").new == ["hotel:undo#2"]
+    assert story.ok("hotel:undo#2").status == "undone"
+    assert len(story.endings) == 1
+
+
+def test_an_undo_without_ok_that_takes_the_reply_now_waits_for_it() -> None:
+    story = Story(undone_by("silent")).timed_out("hotel")
+    story.deployed(undone_by("silent with reply", version=2)).dead_lettered("hotel:undo")
+    assert (story.rule, story.status) == ("to be undone when answered", "undone")
+    assert story.ok("hotel").new == ["hotel:undo#2"]
+
+
+def test_an_undo_that_takes_the_reply_now_and_is_confirmed_is_done() -> None:
+    story = Story(undone_by("state")).timed_out("hotel").deployed(undone_by("reply", version=2))
+    assert story.ok("hotel:undo").status == "undone"
+    assert story.unit("hotel").status == "undone"
+
+
+def test_a_saga_that_is_parked_for_such_an_undo_goes_on_by_a_retry() -> None:
+    story = Story(undone_by("state")).timed_out("hotel")
+    story.timed_out("hotel:undo").timed_out("hotel:undo#2")
+    assert story.status == "parked"
+    assert story.deployed(undone_by("reply", version=2)).operator("retry").status == "undone"
+
+
+def test_an_undo_that_takes_the_reply_now_strands_nobody(tmp_path: Path) -> None:
+    newer = undone_by("reply", version=2).definition
+    assert found(undone_by("state").definition, newer, root=tmp_path) == []
 
 
 def test_a_step_added_before_the_pivot_is_skipped_once_the_pivot_has_begun() -> None:
