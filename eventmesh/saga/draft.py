@@ -419,7 +419,11 @@ class Draft:
                     self._wait_for_reply(name, unit)
                 else:
                     self._send_undo(step, _item_of(name), unit)
-            elif unit.status == "timed_out" or (unit.status == "sent" and step.command):
+            elif unit.status == "timed_out" or (
+                unit.status == "sent"
+                # A wait that was begun without a time-out may have one in this code.
+                and (step.command or (unit.deadline is None and step.timeout is not None))
+            ):
                 self._cancel_timer(name, unit)
                 self._withdraw(name, before)
                 self._send(step, _item_of(name), unit)

@@ -120,6 +120,20 @@ def test_a_retry_leaves_a_wait_and_its_time_out_as_they_are() -> None:
     assert story.timed_out("approval").status == "undoing"
 
 
+def test_a_retry_sets_the_time_out_that_newer_code_has_for_a_wait() -> None:
+    def waiting(timeout: str | None) -> Saga[Trip]:
+        saga = new_saga(key=lambda state: state.trip)
+        saga.flow(saga.wait("go", ok=Approved, timeout=timeout, correlate=lambda event: event.trip))
+        return saga
+
+    story = Story(waiting(None)).operator("retry", "go")
+    assert not story.transition.has_changed
+    story.deployed(waiting("2d")).operator("retry", "go")
+    assert (story.transition.timers, story.new) == ({"go#2": 172_800.0}, [])
+    assert story.operator("retry", "go").transition.timers == {}  # it is set
+    assert story.timed_out("go#2").status == "undone"
+
+
 def test_a_wait_after_the_pivot_that_timed_out_waits_again_after_a_retry() -> None:
     saga = new_saga(key=lambda state: state.trip)
     pivot = add_pivot(saga, "p")
