@@ -27,10 +27,11 @@ def mermaid(definition: Definition, waiting: Mapping[str, int] | None = None) ->
     done = _announced(definition.completed)
     lines.append(f'  completed(["completed{done}"])')
     lines += [f"  {last} --> completed" for last in exits]
-    can_fail = [name for name in definition.steps if name not in definition.after_pivot]
+    why = {name: _why(step) for name, step in definition.steps.items()}
+    can_fail = [name for name in why if why[name] and name not in definition.after_pivot]
     if can_fail:
         lines.append(f'  undone(["undone{_announced(definition.undone)}"])')
-        lines += [f"  {name} -. {_why(definition.steps[name])} .-> undone" for name in can_fail]
+        lines += [f"  {name} -. {why[name]} .-> undone" for name in can_fail]
     return "\n".join(lines) + "\n"
 
 
@@ -68,10 +69,13 @@ def _without_item(label: str) -> str:
 
 
 def _why(step: Step[Any, Any]) -> str:
+    """What lets the saga turn back at this step; empty where nothing does."""
     reasons = [_name(model) for model in step.failed]
     if step.timeout is not None and not step.is_pivot:
         reasons.append("time-out")
-    return " or ".join(reasons) or "dead letter"
+    if not reasons and step.command is not None:
+        reasons.append("dead letter")
+    return " or ".join(reasons)
 
 
 def _announced(function: Any) -> str:
