@@ -25,6 +25,7 @@ from eventmesh.saga.happening import (
     UnknownStep,
     WaitedTooLong,
     read_held,
+    read_kept,
 )
 from eventmesh.saga.record import (
     Label,
@@ -34,7 +35,6 @@ from eventmesh.saga.record import (
     Stored,
     UnitRecord,
     parse_label,
-    read_stored,
     stored,
 )
 
@@ -397,7 +397,7 @@ class Draft:
             self.go_on()
             for kept in held:
                 try:
-                    self.apply(_called(read_held, kept, self._definition))
+                    self.apply(read_held(kept, self._definition))
                 except UnexpectedAnswer:
                     continue  # it would have been a dead letter, had the saga not been parked
                 except UnknownStep as error:
@@ -596,7 +596,7 @@ class Draft:
         self._send(step, None, UnitRecord("sent", attempt=0))
         early = self._early.pop(step.name, None)
         if early is not None:
-            event = _called(read_stored, _event_named(step, early.name), early)
+            event = read_kept(_event_named(step, early.name), early)
             self._answer(step, Label(step.name), self._units[step.name], event)
 
     def _send(
@@ -664,7 +664,7 @@ class Draft:
         if undo.takes_item and item is not None:
             arguments.append(_item(step, self._state, item))
         if undo.takes_reply:
-            reply = None if unit.answer is None else _called(read_stored, step.ok, unit.answer)
+            reply = None if unit.answer is None else read_kept(step.ok, unit.answer)
             arguments.append(reply)
         command = _returned(Command, undo.command, self._state, *arguments)
         self._sendings.append(Sending(str(label), command, delay))
@@ -700,13 +700,11 @@ class Draft:
         name, failure = self._failure
         for own in (TimedOut, DeadLettered, UndoRequested):
             if failure.name == own.__name__:
-                own_failure: BaseModel = _called(read_stored, own, failure)
-                return own_failure
+                return own.model_validate(failure.data)
         step = self._definition.steps.get(name.partition("[")[0])
         if step is None:
             raise FunctionFailed(f"the step {name}, which has failed, is not in the code any more")
-        event: Event = _called(read_stored, _event_named(step, failure.name), failure)
-        return event
+        return read_kept(_event_named(step, failure.name), failure)
 
     # Parking and timers
 

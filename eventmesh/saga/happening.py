@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from eventmesh.contracts.message import Event
-from eventmesh.errors import EventMeshError
+from eventmesh.errors import EventMeshError, UnreadableMessage
+from eventmesh.runtime.declaring.retry import summarize
 from eventmesh.saga.definition import Definition
-from eventmesh.saga.record import Stored, read_stored, stored
+from eventmesh.saga.record import Reply, Stored, read_stored, stored
 
 
 class UnexpectedAnswer(EventMeshError):
@@ -74,7 +75,12 @@ def hold_as(happening: Happening) -> Mapping[str, Any]:
     match happening:
         case Answered(event, label):
             kept = stored(event)
-            return {"answered": label, "name": kept.name, "data": dict(kept.data)}
+            return {
+                "answered": label,
+                "name": kept.name,
+                "data": dict(kept.data),
+                "version": kept.version,
+            }
         case WaitedTooLong(label):
             return {"waited_too_long": label}
         case CommandDeadLettered(label, reason):
@@ -83,13 +89,23 @@ def hold_as(happening: Happening) -> Mapping[str, Any]:
 
 
 def read_held(kept: Mapping[str, Any], definition: Definition) -> Happening:
-    """What was kept; FunctionFailed where nothing in the code takes it any more."""
+    """What was kept; FunctionFailed where nothing in the code takes it, or reads it, any more."""
     if "waited_too_long" in kept:
         return WaitedTooLong(kept["waited_too_long"])
     if "dead_lettered" in kept:
         return CommandDeadLettered(kept["dead_lettered"], kept["reason"])
     for model in definition.replies():
         if model.__identity__.name == kept["name"]:
-            event = read_stored(model, Stored(kept["name"], kept["data"]))
-            return Answered(event, kept["answered"])
+            event = Stored(kept["name"], kept["data"], kept.get("version"))
+            return Answered(read_kept(model, event), kept["answered"])
     raise FunctionFailed(f"{kept['name']}, which was held, answers no step any more")
+
+
+def read_kept(model: type[Reply], kept: Stored) -> Reply:
+    """The event that a record keeps; FunctionFailed where it cannot be read: an upcaster or a
+    validator of it is the author's, too."""
+    try:
+        return read_stored(model, kept)
+    except Exception as error:
+        why = str(error) if isinstance(error, UnreadableMessage) else summarize(error)
+        raise FunctionFailed(f"the stored {kept.name} cannot be read: {why}") from error

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from eventmesh.contracts.message import Event
+from eventmesh.contracts.versions import describe_invalid_data, readable_versions, upcast
+from eventmesh.errors import UnreadableMessage
 
-Model = TypeVar("Model", bound=BaseModel)
+Reply = TypeVar("Reply", bound=Event)
 
 Status = Literal["running", "undoing", "parked", "completed", "undone", "cancelled"]
 StepStatus = Literal[
@@ -73,10 +76,16 @@ def parse_label(text: str) -> Label | None:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A message or a failure, as its name and its data in JSON."""
+    """An event or a failure, as its name and its data in JSON.
+
+    `version` is that of an event, whose data is as it was published, so that upcasters can convert
+    it when newer code reads it. It is None for EventMesh's own failures, and for events in rows of
+    before versions were stored: see `read_stored`.
+    """
 
     name: str
     data: Mapping[str, Any]
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,17 +182,47 @@ class SagaRecord:
         return f"{step}: {failure.data.get('reason') or failure.name}"
 
 
-def stored(message: BaseModel) -> Stored:
-    """A message, or a failure of EventMesh's own, to be kept in a record."""
-    name = message.__identity__.name if isinstance(message, Event) else type(message).__name__
-    return Stored(name, message.model_dump(mode="json", by_alias=False, round_trip=True))
+def stored(event: Event) -> Stored:
+    """An event, to be kept in a record."""
+    identity = event.__identity__
+    data = event.model_dump(mode="json", by_alias=True, round_trip=True)
+    return Stored(identity.name, data, identity.version)
 
 
-def read_stored(model: type[Model], kept: Stored) -> Model:
-    """The message that was kept, as this model."""
-    # Through JSON, as it arrived: a strict model accepts a date as text only from JSON.
-    # By name, because an alias may be for validation only.
-    return model.model_validate_json(to_json(kept.data), by_name=True, by_alias=False)
+def read_stored(model: type[Reply], kept: Stored) -> Reply:
+    """The event that was kept, upcast to the model's version and validated. UnreadableMessage where
+    that cannot be, with a reason in one line; else what an upcaster or a validator raises.
+
+    An older version without an upcaster is read as it is, which `schema check` has proved. Where no
+    version was stored, the model's own is meant, as before there were versions; data that is not
+    valid as that is of the newest older version from which it becomes valid.
+    """
+    own = model.__identity__.version
+    if kept.version is not None:
+        if kept.version > own:
+            raise UnreadableMessage(
+                f"it has version {kept.version}, and this code reads {model.__identity__}"
+            )
+        return _read_as(model, kept, kept.version)
+    try:
+        return _read_as(model, kept, own)
+    except UnreadableMessage:
+        for version in reversed(readable_versions(model)[:-1]):
+            with suppress(UnreadableMessage):
+                return _read_as(model, kept, version)
+        raise
+
+
+def _read_as(model: type[Reply], kept: Stored, version: int) -> Reply:
+    data = dict(kept.data)
+    if version in readable_versions(model):
+        data = upcast(model, data, version)
+    try:
+        # Through JSON, as it arrived: a strict model accepts a date as text only from JSON.
+        # By name, too: an alias may be for validation only, and old rows have names alone.
+        return model.model_validate_json(to_json(data), by_name=True, by_alias=True)
+    except ValidationError as error:
+        raise UnreadableMessage(describe_invalid_data(model, error)) from error
 
 
 def with_unit(record: SagaRecord, name: str, unit: UnitRecord) -> SagaRecord:

@@ -72,7 +72,7 @@ def _details(record: SagaRecord) -> dict[str, Any]:
         {
             "failure": None if record.failure is None else _failure(record.failure),
             "parking": None if record.parking is None else asdict(record.parking),
-            "early": {step: asdict(event) for step, event in record.early.items()},
+            "early": {step: _stored_values(event) for step, event in record.early.items()},
             "held": list(record.held),
             "parent": None if record.parent is None else list(record.parent),
             "correlation": record.correlation,
@@ -115,7 +115,7 @@ def _record(row: SagaRow, state: BaseModel) -> SagaRecord:
     else:
         units = {name: UnitRecord(**_unit(each)) for name, each in row.steps.items()}
         found = details.get("failure")
-        failure = None if found is None else (found["step"], Stored(found["name"], found["data"]))
+        failure = None if found is None else (found["step"], _stored(found))
     parking = details.get("parking")
     return SagaRecord(
         status=row.status,  # type: ignore[arg-type]  # a check constraint allows only these
@@ -123,7 +123,7 @@ def _record(row: SagaRow, state: BaseModel) -> SagaRecord:
         units=units,
         failure=failure,
         parking=None if parking is None else Parking(**parking),
-        early={step: Stored(**event) for step, event in details.get("early", {}).items()},
+        early={step: _stored(event) for step, event in details.get("early", {}).items()},
         held=tuple(details.get("held", ())),
         parent=tuple(details["parent"]) if details.get("parent") else None,
         correlation=details.get("correlation", ""),
@@ -176,8 +176,17 @@ def _state(definition: Definition, row: SagaRow) -> Any:
 
 
 def _failure(failure: tuple[str, Stored]) -> dict[str, Any]:
-    step, stored = failure
-    return {"step": step, "name": stored.name, "data": dict(stored.data)}
+    step, kept = failure
+    return {"step": step, **_stored_values(kept)}
+
+
+def _stored_values(kept: Stored) -> dict[str, Any]:
+    values: dict[str, Any] = {"name": kept.name, "data": kept.data}
+    return values if kept.version is None else {**values, "version": kept.version}
+
+
+def _stored(values: Mapping[str, Any]) -> Stored:
+    return Stored(values["name"], values["data"], values.get("version"))
 
 
 def _compact(values: dict[str, Any]) -> dict[str, Any]:
@@ -205,13 +214,13 @@ def _unit_values(unit: UnitRecord) -> dict[str, Any]:
         if value != default:
             values[name] = value
     if unit.answer is not None:
-        values["answer"] = {"name": unit.answer.name, "data": unit.answer.data}
+        values["answer"] = _stored_values(unit.answer)
     return values
 
 
-def _unit(stored: Mapping[str, Any]) -> dict[str, Any]:
-    answer = stored.get("answer")
-    return {**stored, "answer": None if answer is None else Stored(answer["name"], answer["data"])}
+def _unit(values: Mapping[str, Any]) -> dict[str, Any]:
+    answer = values.get("answer")
+    return {**values, "answer": None if answer is None else _stored(answer)}
 
 
 def _old_units(row: SagaRow) -> tuple[dict[str, UnitRecord], tuple[str, Stored] | None]:

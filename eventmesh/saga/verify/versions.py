@@ -13,6 +13,9 @@ parts, with the production transition:
 A saga that was started by version 1 and moved by version 2 is at a point that neither version alone
 would reach. So the records of version 2 include those of version 1 that have gone on under it.
 
+Events are known by their names alone. A new version of one needs no walk: what sagas have stored of
+an older version is upcast when it is read, as a message is, and `contracts.evolution` checks that.
+
 Records that differ in nothing that a change of version could touch are visited as one:
 
 - A step is tried once. Later attempts carry other numbers, and meet the same steps and answers.
