@@ -73,6 +73,20 @@ class Transaction:
         finally:
             own.end()
 
+    @contextmanager
+    def all_or_none(self) -> Iterator[Transaction]:
+        """The same transaction, for messages that belong together: if one of them cannot be
+        published, so that the context ends by an error, none of them is."""
+        kept: list[Outgoing] = []
+        own = Transaction(self.session, self._sender, kept.append)
+        own._causes = self._causes
+        try:
+            yield own
+        finally:
+            own.end()
+        for message in kept:
+            self._keep(message)
+
     def now(self) -> datetime:
         """The time by this process's clock."""
         return self._sender.clock.now()

@@ -61,7 +61,7 @@ from eventmesh.saga.storage import (
     record_of,
     row_of,
 )
-from eventmesh.saga.transition import advance, start
+from eventmesh.saga.transition import advance, begin, park, take_first_steps
 from eventmesh.saga.unmatched import Unmatched
 from eventmesh.storable import storable
 from eventmesh.transports.base import Subscription
@@ -277,7 +277,7 @@ class Coordinator:
         now = transaction.now()
         transition = advance(definition, record, action, now=now.timestamp())
         entry = {"operator": who, "why": action.reason}
-        self._take(transition, saga_id, work, transaction, None, entry)
+        transition = self._take(record, transition, saga_id, work, transaction, None, entry)
         await self._store(work, transaction)
         return transition
 
@@ -363,7 +363,7 @@ class Coordinator:
         if each.saga_id is None and not row.is_open and not transition.has_changed:
             self._note_unmatched(each)
             return
-        self._take(transition, saga_id, work, transaction, each, {})
+        self._take(record, transition, saga_id, work, transaction, each, {})
 
     def _start(self, each: _Incoming, work: _Work, transaction: Transaction) -> None:
         if each.envelope.unique_id in work.rows:  # the inbox has forgotten the first one
@@ -373,39 +373,61 @@ class Coordinator:
         parent = None
         if attributes.get("sagaid") and attributes.get("sagastep"):
             parent = attributes["sagaid"], attributes["sagastep"]
-        transition = start(
+        record = begin(
             self._definition,
             each.message,
-            now=transaction.now().timestamp(),
             parent=parent,
             correlation=each.envelope.correlation_id,
         )
-        self._take(transition, each.envelope.unique_id, work, transaction, each, {})
+        now = transaction.now().timestamp()
+        transition = take_first_steps(self._definition, record, now=now)
+        self._take(record, transition, each.envelope.unique_id, work, transaction, each, {})
 
     def _take(
         self,
+        current: SagaRecord,
         transition: Transition,
         saga_id: str,
         work: _Work,
         transaction: Transaction,
         each: _Incoming | None,
         entry: Mapping[str, Any],
-    ) -> None:
-        """Publish what a transition sends, and remember the rest of it to be stored."""
-        definition, record = self._definition, transition.record
-        cause = None if each is None else each.message
+    ) -> Transition:
+        """Publish what a transition of the current record sends, and remember the rest of it to be
+        stored. Returns the transition, or the parking of a saga whose author made a message that
+        cannot be published: that is an error of its code, as if the function had raised it."""
+        if transition.has_changed:
+            try:
+                with transaction.all_or_none() as publishing:
+                    self._publish(transition, saga_id, publishing, each)
+            except UsageError as error:
+                happening = None if each is None else each.happening
+                transition = park(current, str(error), happening)
+                if each is None:
+                    transition = replace(transition, rule="parked again")
         if each is not None:  # an operator reads it where they act
             self._log_rule(transition, saga_id, each)
-        before = work.rows.get(saga_id)
-        work.records[saga_id] = record
-        if not transition.has_changed:
-            return
+        work.records[saga_id] = transition.record
+        if transition.has_changed:
+            self._remember(transition, saga_id, work, each, entry)
+        return transition
+
+    def _publish(
+        self,
+        transition: Transition,
+        saga_id: str,
+        transaction: Transaction,
+        each: _Incoming | None,
+    ) -> None:
+        """Publish the commands, time-outs and the end of a transition. UsageError where one of its
+        messages cannot be published."""
+        definition, record = self._definition, transition.record
+        cause = None if each is None else each.message
         chain = {"correlationid": record.correlation} if record.correlation else {}
         for sending in transition.sendings:
             labels = {"sagaid": f"{definition.name}/{saga_id}", "sagastep": sending.label}
             if sending.delay > 0:
                 labels["id"] = delayed_id(definition.name, saga_id, sending.label)
-                work.delayed.add(labels["id"])
             transaction.add(
                 sending.command, extensions=labels | chain, delay=sending.delay, cause=cause
             )
@@ -417,21 +439,39 @@ class Coordinator:
                 "sagastep": "",
             }
             transaction.add(signal, extensions=extensions | chain, delay=seconds, cause=cause)
-        work.cancelled |= {
-            timer_id(definition.name, saga_id, label) for label in transition.cancelled
-        }
-        withdrawn = {delayed_id(definition.name, saga_id, label) for label in transition.withdrawn}
-        if withdrawn & work.delayed:  # it is not in the outbox yet, so it cannot be deleted there
-            raise Conflict(
-                f"a command of the saga {definition.name}/{saga_id} was to be sent again, and is "
-                f"withdrawn by another message of the same group"
-            )  # each is tried again alone
-        work.withdrawn |= withdrawn
         if transition.ending is not None:
             # A child saga's end answers the step of its parent; nobody else waits for it.
             sagaid, sagastep = record.parent or ("", "")
             labels = {"sagaid": sagaid, "sagastep": sagastep}
             transaction.add(transition.ending, extensions=labels | chain, cause=cause)
+
+    def _remember(
+        self,
+        transition: Transition,
+        saga_id: str,
+        work: _Work,
+        each: _Incoming | None,
+        entry: Mapping[str, Any],
+    ) -> None:
+        """Remember the row, the log, and the time-outs and commands of a transition that are to be
+        deleted from the outbox. Conflict where one of these is not in it yet."""
+        definition, record = self._definition, transition.record
+        before = work.rows.get(saga_id)
+        work.cancelled |= {
+            timer_id(definition.name, saga_id, label) for label in transition.cancelled
+        }
+        work.delayed |= {
+            delayed_id(definition.name, saga_id, sending.label)
+            for sending in transition.sendings
+            if sending.delay > 0
+        }
+        withdrawn = {delayed_id(definition.name, saga_id, label) for label in transition.withdrawn}
+        if withdrawn & work.delayed:
+            raise Conflict(
+                f"a command of the saga {definition.name}/{saga_id} was to be sent again, and is "
+                f"withdrawn by another message of the same group"
+            )  # each is tried again alone
+        work.withdrawn |= withdrawn
         row = row_of(
             definition,
             record,

@@ -60,14 +60,32 @@ def start(
     correlation: str = "",
 ) -> Transition:
     """Begin a saga with its first steps. `now` is in seconds since 1970, and only used for the
-    deadlines that people see. Raises what the function of the author raises."""
+    deadlines that people see. Raises as `begin`."""
+    return take_first_steps(
+        definition, begin(definition, message, parent=parent, correlation=correlation), now=now
+    )
+
+
+def begin(
+    definition: Definition,
+    message: Message,
+    *,
+    parent: tuple[str, str] | None = None,
+    correlation: str = "",
+) -> SagaRecord:
+    """The record of a saga that has not taken a step. Raises what the function of the author
+    raises."""
     state = definition.starts[type(message)](message)
     if not isinstance(state, definition.state):
         raise UsageError(
             f"The saga {definition.name}: the function that {type(message).__name__} starts "
             f"returned {type(state).__name__} in the place of {definition.state.__name__}."
         )
-    record = SagaRecord("running", state, parent=parent, correlation=correlation)
+    return SagaRecord("running", state, parent=parent, correlation=correlation)
+
+
+def take_first_steps(definition: Definition, record: SagaRecord, *, now: float = 0.0) -> Transition:
+    """Begin the first steps. A function of the author that raises parks the saga."""
     draft = Draft(definition, record, now)
     try:
         draft.go_on()

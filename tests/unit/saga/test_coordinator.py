@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select, update
 from structlog.testing import capture_logs
 
-from eventmesh import Saga, Service
+from eventmesh import Command, Saga, Service
 from eventmesh.contracts.message import Message
 from eventmesh.errors import Conflict, Reject, UnknownSaga, UsageError
 from eventmesh.persistence import sagas, tables
@@ -21,6 +21,7 @@ from eventmesh.persistence.sagas import SagaRow
 from eventmesh.persistence.transaction import Sender
 from eventmesh.runtime.declaring.retry import Retry, decide
 from eventmesh.saga.coordinator import Coordinator
+from eventmesh.saga.flow import Step
 from eventmesh.saga.happening import Operation, OperatorAction, UnexpectedAnswer
 from eventmesh.saga.record import parse_label
 from eventmesh.saga.signals import SagaSignal, delayed_id, signal_of, timer_id
@@ -34,7 +35,9 @@ from tests.unit.saga.trips import (
     Approved,
     Booked,
     Did,
+    Do,
     Elsewhere,
+    Ended,
     Failed,
     Trip,
     Undid,
@@ -46,6 +49,10 @@ ONE = "01900000-0000-7000-8000-0000000000aa"
 OTHER = "01900000-0000-7000-8000-0000000000bb"
 
 Signal: type[SagaSignal] = signal_of("trips.base")
+
+
+def begin(event: Booked) -> Trip:
+    return Trip()
 
 
 def two_steps(**options: Any) -> Saga[Trip]:
@@ -638,6 +645,76 @@ async def test_a_saga_with_an_unreadable_state_can_be_cancelled(trips: Trips) ->
     assert await trips.timers() == set()
     await trips.handle(answer("a", Did()))
     assert (await trips.row()).status == "cancelled"
+
+
+class Unheard(Command, name="parts.unheard", version=1):
+    """A command that no step is annotated with."""
+
+
+def returning(command: Any) -> Saga[Trip]:
+    """Steps a, and b beside c, whose function returns this, as a mistaken one may."""
+    saga = new_saga()
+    saga.flow(add_step(saga, "a") >> (add_step(saga, "b") & add_returning(saga, command)))
+    return saga
+
+
+def add_returning(saga: Saga[Trip], command: Any) -> Step[Trip, Did]:
+    def c(state: Trip) -> Do:
+        return command  # type: ignore[no-any-return]
+
+    return saga.step(ok=Did, timeout="30s", no_undo="it only reads")(c)
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (Do(what="x" * DEFAULT_MAX_BYTES), "parts.do has 1,048,587 bytes of data"),
+        (Unheard(), "published parts.unheard v1 without declaring it"),
+    ],
+    ids=["too large", "undeclared"],
+)
+async def test_a_command_that_cannot_be_sent_parks_the_saga_and_goes_on_after_the_repair(
+    database: Database, last: Command, reason: str
+) -> None:
+    trips = Trips(database, returning(last))
+    await trips.handle(start())
+    assert await trips.handle(answer("a", Did())) == []  # not b either
+    row = await trips.row()
+    assert row.status == "parked"
+    assert reason in str(row.reason)
+    await trips.operate(OperatorAction("retry", "too early"))
+    assert (await trips.log())[-1]["rule"] == "parked again"
+    trips.deploy(returning(Do(what="c")))
+    await trips.operate(OperatorAction("retry", "it is repaired"))
+    assert (await trips.row()).waiting_for == "b,c"
+
+
+async def test_a_first_command_that_cannot_be_sent_parks_the_saga(database: Database) -> None:
+    saga = new_saga()
+    saga.flow(add_returning(saga, Unheard()))
+    trips = Trips(database, saga)
+    assert await trips.handle(start()) == []
+    assert (await trips.row()).status == "parked"
+    saga = new_saga()
+    saga.flow(add_returning(saga, Do(what="c")))
+    trips.deploy(saga)
+    await trips.operate(OperatorAction("retry", "it is repaired"))
+    assert (await trips.row()).waiting_for == "c"
+
+
+async def test_an_end_that_is_not_a_message_parks_the_saga(database: Database) -> None:
+    def done(state: Trip) -> Ended:
+        return "done"  # type: ignore[return-value]
+
+    saga = Saga("trips.base", Trip)
+    saga.starts(begin)
+    saga.completed(done)
+    saga.flow(add_step(saga, "a", undo="state"))
+    trips = Trips(database, saga)
+    await trips.handle(start())
+    assert await trips.handle(answer("a", Did())) == []
+    assert (await trips.row()).status == "parked"
+    assert "A str is not a message" in str((await trips.row()).reason)
 
 
 async def test_an_operator_with_older_code_is_told_to_deploy_the_newer_again(trips: Trips) -> None:
