@@ -61,7 +61,7 @@ from eventmesh.saga.storage import (
     record_of,
     row_of,
 )
-from eventmesh.saga.transition import advance, begin, park, take_first_steps
+from eventmesh.saga.transition import advance, ask_again, begin, park, take_first_steps
 from eventmesh.saga.unmatched import Unmatched
 from eventmesh.storable import storable
 from eventmesh.transports.base import Subscription
@@ -116,6 +116,9 @@ class _Incoming:
     saga_id: str | None = None
     key: str | None = None
     happening: Happening | None = None
+    beginning: SagaRecord | None = None
+    """Of a saga that is to be started. If it is a child saga, `key` is its own: its parent may ask
+    for it again while it is open."""
 
 
 @dataclass(slots=True)
@@ -246,7 +249,11 @@ class Coordinator:
             self._incoming(message, envelope)
             for message, envelope in zip(messages, envelopes, strict=True)
         ]
-        ids = {each.saga_id or each.envelope.unique_id for each in incoming if each.key is None}
+        ids = {
+            each.saga_id or each.envelope.unique_id
+            for each in incoming
+            if each.key is None or each.beginning is not None
+        }
         keys = {each.key for each in incoming if each.key is not None}
         rows = await sagas.lock(transaction.session, self._definition.name, ids, keys)
         work = _Work({row.id: row for row in rows})
@@ -285,7 +292,7 @@ class Coordinator:
         """Which saga a message is for, and what it means to it."""
         definition = self._definition
         if type(message) in definition.starts:
-            return _Incoming(message, envelope)
+            return self._incoming_start(message, envelope)
         if isinstance(message, SagaSignal):
             if not UNIQUE_ID.fullmatch(message.saga_id):
                 raise Reject(f"{message.saga_id!r} is not the id of a saga of {definition.name}.")
@@ -321,12 +328,24 @@ class Coordinator:
                 return _Incoming(message, envelope, key=key, happening=Answered(message, None))
         return _Incoming(message, envelope, happening=Answered(message, None))
 
+    def _incoming_start(self, message: Message, envelope: Envelope) -> _Incoming:
+        attributes = envelope.attributes
+        parent = None
+        if attributes.get("sagaid") and attributes.get("sagastep"):
+            parent = attributes["sagaid"], attributes["sagastep"]
+        record = begin(
+            self._definition, message, parent=parent, correlation=envelope.correlation_id
+        )
+        key = None if parent is None else self._key_of(record)
+        return _Incoming(message, envelope, key=key, beginning=record)
+
     def _apply(self, each: _Incoming, work: _Work, transaction: Transaction) -> None:
         """Apply one message to its saga, as that stands after the messages before it."""
         definition, envelope = self._definition, each.envelope
-        if each.happening is None:
-            self._start(each, work, transaction)
+        if each.beginning is not None:
+            self._start(each, each.beginning, work, transaction)
             return
+        assert each.happening is not None  # noqa: S101  # whatever starts no saga
         saga_id = each.saga_id
         if saga_id is None:
             saga_id = None if each.key is None else work.id_of(each.key)
@@ -365,20 +384,20 @@ class Coordinator:
             return
         self._take(record, transition, saga_id, work, transaction, each, {})
 
-    def _start(self, each: _Incoming, work: _Work, transaction: Transaction) -> None:
+    def _start(
+        self, each: _Incoming, record: SagaRecord, work: _Work, transaction: Transaction
+    ) -> None:
         if each.envelope.unique_id in work.rows:  # the inbox has forgotten the first one
             self._log.info("saga has been started already", saga_id=each.envelope.unique_id)
             return
-        attributes = each.envelope.attributes
-        parent = None
-        if attributes.get("sagaid") and attributes.get("sagastep"):
-            parent = attributes["sagaid"], attributes["sagastep"]
-        record = begin(
-            self._definition,
-            each.message,
-            parent=parent,
-            correlation=each.envelope.correlation_id,
-        )
+        if record.parent is not None and each.key is not None:
+            holder = work.rows.get(work.id_of(each.key) or "")
+            if holder is not None and holder.is_open:
+                with suppress(UnreadableState):  # then its key is refused when this is stored
+                    current = work.records.get(holder.id) or record_of(self._definition, holder)
+                    if again := ask_again(current, record.parent):
+                        self._take(current, again, holder.id, work, transaction, each, {})
+                        return
         now = transaction.now().timestamp()
         transition = take_first_steps(self._definition, record, now=now)
         self._take(record, transition, each.envelope.unique_id, work, transaction, each, {})

@@ -34,6 +34,8 @@ Answers come late, twice, or not at all. Each case has one rule:
 | an event by key, before its step has begun  | kept for it                                        |
 | a step that newer code has before a pivot   | skipped: it could fail after the point of no       |
 | which has begun                             | return                                             |
+| a parent's next attempt to start a child    | asked again: its end answers the newest attempt    |
+| saga that is open, and found by its key     |                                                    |
 | anything for a saga that is parked by an    | kept, and applied when an operator retries         |
 | error of its code                           |                                                    |
 """
@@ -110,6 +112,20 @@ def advance(
     except FunctionFailed as error:
         return park(record, str(error), happening)
     return draft.transition(rule)
+
+
+def ask_again(record: SagaRecord, parent: tuple[str, str]) -> Transition | None:
+    """What the parent of an open child saga has asked for by another attempt of the same step: it
+    is under way, and its end answers the newest attempt, as a failure of an earlier one would be
+    stale. None where another saga, or another step, asks."""
+    asked, again = (parse_label(label) for _, label in (record.parent or ("", ""), parent))
+    if record.parent is None or record.parent[0] != parent[0] or asked is None or again is None:
+        return None
+    if replace(asked, attempt=again.attempt) != again:
+        return None
+    is_newer = again.attempt > asked.attempt
+    asked_for = replace(record, parent=parent) if is_newer else record
+    return Transition(asked_for, "asked again", has_changed=is_newer)
 
 
 def park(record: SagaRecord, reason: str, happening: Happening | None = None) -> Transition:

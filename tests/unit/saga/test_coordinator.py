@@ -47,6 +47,7 @@ from tests.unit.saga.trips import (
 
 ONE = "01900000-0000-7000-8000-0000000000aa"
 OTHER = "01900000-0000-7000-8000-0000000000bb"
+THIRD = "01900000-0000-7000-8000-0000000000cc"
 
 Signal: type[SagaSignal] = signal_of("trips.base")
 
@@ -561,6 +562,60 @@ async def test_the_end_of_a_child_saga_answers_the_step_of_its_parent(trips: Tri
     assert end.attributes["sagaid"] == "orders.fulfil/7"
     assert end.attributes["sagastep"] == "book#2"
     assert end.correlation_id == "c"
+
+
+def asked(saga_id: str, label: str) -> Incoming:
+    """The command by which the parent saga 7 starts a child saga."""
+    return start(saga_id, sagaid="orders.fulfil/7", sagastep=label)
+
+
+async def test_a_child_saga_that_its_parent_asks_for_again_answers_the_newest_attempt(
+    database: Database,
+) -> None:
+    trips = Trips(database, two_steps(key=lambda state: state.trip))
+    await trips.handle(asked(ONE, "book[1]"))
+    assert await trips.handle(asked(OTHER, "book[1]#3")) == []
+    assert await trips.handle(asked(THIRD, "book[1]#2")) == []
+    [end] = [e for e in await trips.handle(answer("a", Failed())) if e.name == "trips.ended"]
+    assert end.attributes["sagastep"] == "book[1]#3"
+    async with database.connection() as connection:
+        assert [row.id for row in await sagas.find(connection)] == [ONE]
+
+
+async def test_a_child_saga_is_asked_for_again_in_the_group_that_starts_it(
+    database: Database,
+) -> None:
+    trips = Trips(database, two_steps(key=lambda state: state.trip))
+    sent = await trips.handle(asked(ONE, "book"), asked(OTHER, "book#2"))
+    assert commands(sent) == [(f"trips.base/{ONE}", "a")]
+
+
+async def test_a_child_saga_whose_state_cannot_be_read_keeps_its_key(database: Database) -> None:
+    trips = Trips(database, two_steps(key=lambda state: state.trip))
+    await trips.handle(asked(ONE, "book"))
+    await trips.spoil(state={"trip": "one"})
+    with pytest.raises(Reject, match="with the key '1' is open already"):
+        await trips.handle(asked(OTHER, "book#2"))
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"sagaid": "orders.fulfil/8", "sagastep": "book#2"},
+        {"sagaid": "orders.fulfil/7", "sagastep": "book[1]"},
+        {"sagaid": "orders.fulfil/7", "sagastep": "book:undo"},
+        {"sagaid": "orders.fulfil/7", "sagastep": "book me"},
+        {},
+    ],
+    ids=["other parent", "other item", "undo", "no label", "no parent"],
+)
+async def test_a_child_saga_of_an_open_key_that_another_step_asks_for_is_a_dead_letter(
+    database: Database, attributes: dict[str, str]
+) -> None:
+    trips = Trips(database, two_steps(key=lambda state: state.trip))
+    await trips.handle(asked(ONE, "book"))
+    with pytest.raises(Reject, match="with the key '1' is open already"):
+        await trips.handle(start(OTHER, **attributes))
 
 
 async def test_the_end_of_a_saga_without_a_parent_answers_nobody(trips: Trips) -> None:
