@@ -297,7 +297,7 @@ def _check_correlation(definition: Definition, where: str) -> None:
             raise UsageError(
                 f"{where} may wait in {one.name} and in {other.name} at the same time, and "
                 f"{min(each.__name__ for each in shared)} answers both: by its key alone, nobody "
-                f"could tell which. Use two events, or let the steps run one after the other."
+                f"could tell which. Use two events."
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from eventmesh.saga.definition import Definition
@@ -51,6 +52,17 @@ class Report:
         """The steps whose author has written `timeout=None`."""
         return [step.name for step in self.definition.steps.values() if step.timeout is None]
 
+    @property
+    def answered_alike(self) -> list[tuple[str, str, str]]:
+        """Steps one after another that the same event answers by its key: a second one that comes
+        before the later step has begun is kept for it, also where the first was just sent twice."""
+        steps = list(self.definition.steps.values())
+        return [
+            (one.name, other.name, one.ok.__name__)
+            for one, other in combinations(steps, 2)
+            if one.correlate and other.correlate and one.ok in (other.ok, *other.failed)
+        ]
+
     def told(self, story: Sequence[Move]) -> list[str]:
         """A story in words."""
         return in_words(scenes(self.found.twin, self.rules, story))
@@ -69,6 +81,11 @@ class Report:
         yield f"  {self._scope()}"
         for name in self.never_times_out:
             yield f"  note       {name} waits for ever if nobody answers: timeout=None"
+        for one, other, event in self.answered_alike:
+            yield (
+                f"  note       {event} answers {one} and then {other}: if it is published twice "
+                f"for {one}, the second one answers {other}; use two events"
+            )
         for each in PROPERTIES:
             yield f"  always     {each.name}: {each.sentence}"
         for name in self.wanted:
@@ -134,6 +151,9 @@ class Report:
             "witnesses": {name: self.told(story) for name, story in found.witnesses.items()},
             "unreached": self.unreached,
             "never_times_out": self.never_times_out,
+            "answered_alike": [
+                {"steps": [one, other], "event": event} for one, other, event in self.answered_alike
+            ],
             "broken": None
             if broken is None
             else {

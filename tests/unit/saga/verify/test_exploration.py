@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from eventmesh import Saga
+from eventmesh import Event, Saga
 from eventmesh.saga import transition as production
 from eventmesh.saga.draft import Draft
 from eventmesh.saga.verify.exploration import Bounds, Explored, Reductions, base_of, explore
@@ -21,6 +21,7 @@ from tests.unit.saga.trips import (
     TWICE,
     Approved,
     Denied,
+    Elsewhere,
     Trip,
     add_last,
     add_pivot,
@@ -224,6 +225,22 @@ def test_a_wait_without_a_time_out_is_noted_and_is_no_error() -> None:
     found = without_operator(decision())
     assert found.broken is None
     assert found.waits_for_ever == {"approval"}
+
+
+def test_steps_one_after_another_that_one_event_answers_are_noted() -> None:
+    saga = new_saga(key=lambda state: state.trip)
+
+    def wait(name: str, ok: type[Event], failed: Any = ()) -> Any:
+        return saga.wait(name, ok=ok, failed=failed, timeout="3d", correlate=lambda event: 1)
+
+    manager, director = wait("manager", Approved, Denied), wait("director", Approved, Denied)
+    saga.flow(manager >> add_step(saga, "score") >> director >> wait("other", Elsewhere, Denied))
+    report = verify(saga.definition, Bounds(deviations=0))
+    [note] = [line for line in report.lines() if "  note " in line]
+    assert "Approved answers manager and then director" in note
+    assert report.to_jsonable()["answered_alike"] == [
+        {"steps": ["manager", "director"], "event": "Approved"}
+    ]
 
 
 def test_each_and_when_are_tried_both_ways() -> None:
