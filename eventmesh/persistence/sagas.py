@@ -19,9 +19,11 @@ from sqlalchemy import (
     Delete,
     Insert,
     Select,
+    Text,
     Update,
     bindparam,
     case,
+    cast,
     delete,
     func,
     insert,
@@ -355,6 +357,49 @@ async def census(connection: AsyncConnection, name: str | None = None) -> list[S
         )
         for name, version, status, waiting, count, oldest, overdue in rows
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptEvents:
+    """How many open sagas keep an event of this version, and since when the oldest of them runs."""
+
+    version: int
+    count: int
+    oldest: datetime
+
+
+async def census_of_kept(connection: AsyncConnection, message: str) -> list[KeptEvents]:
+    """The open sagas that keep this event, which they may still read: as the answer to a step, as
+    their failure, or because it came early or while they were parked."""
+    named = f'"{message}"'
+    query = select(saga.c.steps, saga.c.details, saga.c.started_at).where(
+        saga.c.ended_at.is_(None),
+        or_(
+            *(
+                cast(column, Text).contains(named, autoescape=True)
+                for column in (saga.c.steps, saga.c.details)
+            )
+        ),
+    )
+    since: dict[int, list[datetime]] = {}
+    for steps, details, started_at in await connection.execute(query):
+        for version in _kept_versions(steps, details or {}, message):
+            since.setdefault(version, []).append(started_at)
+    return [KeptEvents(version, len(each), min(each)) for version, each in sorted(since.items())]
+
+
+def _kept_versions(steps: Mapping[str, Any], details: Mapping[str, Any], message: str) -> set[int]:
+    kept = [
+        details.get("failure"),
+        *details.get("early", {}).values(),
+        *details.get("held", ()),
+        *(unit.get("answer") for unit in steps.values()),
+    ]
+    return {
+        each["version"]
+        for each in kept
+        if each and each.get("name") == message and each.get("version")
+    }
 
 
 async def count_by_status(connection: AsyncConnection) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """Counting the messages in a running system by name and version.
 
 Messages are in the outboxes of services, on the broker (waiting, delayed, in flight, unrouted), and
-among the dead letters. A version can be retired when none is left anywhere. Counting creates no
-queue, stream or database, and takes no message away.
+among the dead letters; and open sagas keep events that they may still read. A version can be
+retired when none is left anywhere. Counting creates no queue, stream or database, and takes no
+message away.
 
 Outboxes are counted before the broker: a message that is sent in between is counted twice, while in
 the other order it would be counted nowhere.
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from eventmesh.clock import Clock
 from eventmesh.errors import UsageError
-from eventmesh.persistence import outbox
+from eventmesh.persistence import outbox, sagas
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.database_url import is_file, parse_url
 from eventmesh.runtime.declaring.service import DeclaredService as Service
@@ -103,8 +104,10 @@ async def take_inventory(
 async def take_inventory_of(
     message: str, services: Sequence[Service], settings: Settings, clock: Clock
 ) -> Inventory:
-    """Count one message in all services; Unreachable as above."""
-    return await _take(services, settings, clock, {message}, only=message)
+    """Count one message in all services, also where open sagas keep it; Unreachable as above."""
+    found = await _take(services, settings, clock, {message}, only=message)
+    kept = [each async for each in _count_in_sagas(message, services, settings)]
+    return replace(found, stocks=(*found.stocks, *kept))
 
 
 def describe_hidden(hidden: Hidden) -> str:
@@ -170,12 +173,36 @@ async def _count_on_broker(
         return await transport.census(subscriptions, messages, untouched=untouched)
 
 
-async def _count_outboxes(services: Sequence[Service], settings: Settings) -> AsyncIterator[Stock]:
+def _databases(services: Sequence[Service], settings: Settings) -> dict[str, list[str]]:
+    """The services that share each database, by its URL."""
     sharing: dict[str, list[str]] = {}
     for service in services:
         if service.needs_database:
             sharing.setdefault(settings.database_url(service.name), []).append(service.name)
-    for url, names in sharing.items():
+    return sharing
+
+
+async def _count_in_sagas(
+    message: str, services: Sequence[Service], settings: Settings
+) -> AsyncIterator[Stock]:
+    with_sagas = [service for service in services if service.sagas]
+    for url, names in _databases(with_sagas, settings).items():
+        if not _database_exists(url, names[0]):
+            continue
+        database = Database(url, service=names[0])
+        try:
+            await database.connect()
+            async with database.reading() as connection:
+                lots = await sagas.census_of_kept(connection, message)
+        finally:
+            await database.close()
+        for lot in lots:
+            place, owner = "kept by open sagas", ", ".join(names)
+            yield Stock(message, lot.version, lot.count, place, owner, "", lot.oldest)
+
+
+async def _count_outboxes(services: Sequence[Service], settings: Settings) -> AsyncIterator[Stock]:
+    for url, names in _databases(services, settings).items():
         for lot in await _count_outbox(url, names[0]):
             # A census of one entry, so that names and versions are parsed as those on the broker.
             census, place = Census(), _OUTBOX_PLACES[lot.state]

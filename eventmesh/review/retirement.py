@@ -24,8 +24,8 @@ async def retire(
     """Mark a version as retired in its lock files, and return their paths.
 
     `services` must be all services of the project. Drift if one of them sends this version, or if
-    there are messages of it in an outbox, on the broker or among the dead letters, or if that
-    cannot be ruled out. UsageError if the version is not frozen.
+    there are messages of it in an outbox, on the broker, among the dead letters or kept by open
+    sagas, or if that cannot be ruled out. UsageError if the version is not frozen.
     """
     locks = read_locks(settings.schemas)
     [lock, *_] = find_revisions(locks, message, version)
@@ -39,8 +39,8 @@ async def retire(
     if places := inventory.of(message, version):
         raise Drift(
             f"{message} v{version} cannot be retired, because there are or may be messages of it: "
-            f"{'; '.join(places)}. Wait until they are handled, or replay or discard them with "
-            f"`eventmesh dlq`, and run this again."
+            f"{'; '.join(places)}. Wait until they are handled, and such sagas have ended, or "
+            f"replay or discard them with `eventmesh dlq`, and run this again."
         )
     return locks.retire(lock)
 

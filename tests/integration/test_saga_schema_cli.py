@@ -3,6 +3,7 @@ frozen, or from the sagas that run."""
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -197,3 +198,30 @@ def test_a_worker_does_not_start_while_sagas_wait_in_a_step_that_was_renamed(
     change(trips, "trip.flow(book)", "trip.flow(book_room)")
     ended = trips.run("worker", "trips")
     ended.fails(4, "1 in the step book", "eventmesh saga list trips --step book")
+
+
+def test_a_version_that_open_sagas_keep_is_not_retired(trips: Project) -> None:
+    change(trips, "version=1)\n\n@trip.starts", "version=1, key=str)\n\n@trip.starts")
+    change(trips, "trip.flow(book)", "trip.flow(book >> end)")
+    change(
+        trips,
+        "@trip.step",
+        'class Over(Event, name="trips.over", version=1):\n    city: str\n\n'
+        'end = trip.wait("end", ok=Over, timeout=None, correlate=str)\n\n@trip.step',
+    )
+    trips.run("schema", "freeze").succeeds()
+    worker = trips.start("worker", "trips")
+    worker.until_says("worker is ready")
+    trips.python(PUBLISH).succeeds()
+
+    def waits() -> bool:
+        return "end: 1" in trips.run("saga", "list", "trips").succeeds()
+
+    until(waits, "a saga that has got its booking")
+    worker.drain()
+    change(trips, 'name="trips.booked", version=1', 'name="trips.booked", version=2')
+    retire = "schema", "retire", "trips.booked", "1"
+    trips.run(*retire).fails(4, "1 kept by open sagas of trips", "such sagas have ended")
+    [saga] = json.loads(trips.run("saga", "list", "trips", "--json").succeeds())["sagas"]
+    trips.run("saga", "cancel", "trips", saga["id"], "--reason", "it is over").succeeds()
+    trips.run(*retire).succeeds("retired trips.booked v1")

@@ -493,6 +493,21 @@ async def test_metrics_and_warnings_say_where_sagas_stand(rides: Rides) -> None:
     ]
 
 
+async def test_events_are_counted_by_version_that_open_sagas_keep(rides: Rides) -> None:
+    await rides.deploy(with_saga(riding(wait=True)), answering(rides.did, but=Bill))
+    await rides.request("r1", "r2", "r3")
+    await rides.accept("r1")
+
+    async def kept(event: str) -> list[tuple[int, int]]:
+        async with rides.mesh.session(rides.service) as session:
+            lots = await sagas.census_of_kept(await session.connection(), event)
+        return [(lot.version, lot.count) for lot in lots]
+
+    assert await kept("cars.reserved") == [(1, 3)]
+    assert await kept("cars.accepted") == [(1, 1)]
+    assert await kept("cars.reserve") == []
+
+
 async def test_code_that_has_renamed_a_step_in_which_sagas_stand_does_not_start(
     rides: Rides,
 ) -> None:
