@@ -26,20 +26,20 @@ def run_worker(
     services: Sequence[Service],
     settings: Settings,
     *,
-    end_with_stdin: bool = False,
+    end_with: int | None = None,
     tell_ready: int | None = None,
 ) -> None:
     """Run a worker in this process until a signal stops it; raises as `Worker.run`.
 
-    With `end_with_stdin` the process is the child of a supervisor or of `eventmesh dev`, and also
-    stops when its standard input ends. `tell_ready` is a file descriptor to write to once the
+    With `end_with` the process is the child of a supervisor or of `eventmesh dev`, and also stops
+    at the end of the pipe with this file descriptor. `tell_ready` is one to write to once the
     worker is ready. After SIGHUP the process replaces itself with the new code, and this function
     does not return.
     """
     names = [service.name for service in services]
 
     async def run() -> bool:
-        signals = Signals(child=end_with_stdin, trial=worker_command(names, "--try-out"))
+        signals = Signals(parent=end_with, trial=worker_command(names, "--try-out"))
         with signals.handled():
             await _work(services, settings, signals.stopping, tell_ready)
         return signals.reload

@@ -22,15 +22,15 @@ class Signals:
     SIGHUP runs `trial`, a command that exits with 0 if the current code can start, and then sets
     `reload` and `stopping`. In a terminal, SIGHUP means that the terminal was closed, and stops.
 
-    The child of a supervisor or of `eventmesh dev` leaves SIGHUP to its parent. Its standard input
-    is a pipe from the parent: anything written to it cancels the task, and its end sets `stopping`,
-    because the parent is gone.
+    The child of a supervisor or of `eventmesh dev` leaves SIGHUP to its parent. `parent` is the
+    file descriptor of a pipe from that: anything written to it cancels the task, and its end sets
+    `stopping`, because the parent is gone.
     """
 
-    def __init__(self, *, child: bool, trial: Sequence[str]) -> None:
+    def __init__(self, *, parent: int | None, trial: Sequence[str]) -> None:
         self.stopping = asyncio.Event()
         self.reload = False
-        self._child = child
+        self._parent = parent
         self._trial = trial
         self._stopped_at = 0.0
         self._task: asyncio.Task[object] | None = None
@@ -44,8 +44,8 @@ class Signals:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal)
         loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
-        if self._child:
-            loop.add_reader(sys.stdin.fileno(), self._on_stdin)
+        if self._parent is not None:
+            loop.add_reader(self._parent, self._on_parent, self._parent)
         try:
             yield
         finally:
@@ -58,7 +58,7 @@ class Signals:
 
     def _on_stop_signal(self) -> None:
         now = asyncio.get_running_loop().time()
-        same_within = _SAME_SIGNAL if self._child else 0.0
+        same_within = 0.0 if self._parent is None else _SAME_SIGNAL
         if not self.stopping.is_set():
             self._stopped_at = now
             self.stopping.set()
@@ -66,7 +66,7 @@ class Signals:
             self._abort()
 
     def _on_reload_signal(self) -> None:
-        if self._child or self.stopping.is_set():
+        if self._parent is not None or self.stopping.is_set():
             return
         if sys.stdin is not None and sys.stdin.isatty():
             self._on_stop_signal()
@@ -78,12 +78,12 @@ class Signals:
             self.reload = not self.stopping.is_set()
             self.stopping.set()
 
-    def _on_stdin(self) -> None:
-        if os.read(sys.stdin.fileno(), 1024):
+    def _on_parent(self, descriptor: int) -> None:
+        if os.read(descriptor, 1024):
             self.stopping.set()
             self._abort()
         else:
-            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+            asyncio.get_running_loop().remove_reader(descriptor)
             self.stopping.set()
 
     def _abort(self) -> None:

@@ -24,7 +24,7 @@ def supervise(names: Sequence[str], workers: int, settings: Settings) -> int:
     """Run this many worker processes until a signal stops them; returns the exit code."""
 
     def command(number: int, ready_descriptor: int) -> list[str]:
-        options = ["--end-with-stdin", f"--tell-ready={ready_descriptor}"]
+        options = ["--end-with=0", f"--tell-ready={ready_descriptor}"]
         if settings.health_port is not None:
             port = settings.health_port + number if settings.health_port else 0
             options.append(f"--health-port={port}")

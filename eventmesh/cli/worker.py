@@ -42,7 +42,7 @@ def worker(
             metavar="PORT",
         ),
     ] = None,
-    end_with_stdin: Annotated[bool, typer.Option("--end-with-stdin", hidden=True)] = False,
+    end_with: Annotated[int | None, typer.Option("--end-with", hidden=True)] = None,
     tell_ready: Annotated[int | None, typer.Option("--tell-ready", hidden=True)] = None,
     trial: Annotated[bool, typer.Option("--try-out", hidden=True)] = False,
 ) -> None:
@@ -79,7 +79,7 @@ def worker(
             workers=workers,
             hint="each process only sees its own messages; set EVENTMESH_BROKER_URL",
         )
-    if supervise and not (end_with_stdin or trial):
+    if supervise and end_with is None and not trial:
         _run_supervised(services, workers, settings)
         return
     with none_collected():
@@ -90,7 +90,7 @@ def worker(
     if trial:
         try_out(loaded, settings)
     else:
-        run_worker(loaded, settings, end_with_stdin=end_with_stdin, tell_ready=tell_ready)
+        run_worker(loaded, settings, end_with=end_with, tell_ready=tell_ready)
 
 
 def dev(
@@ -115,7 +115,7 @@ def dev(
         )
         worker(names, supervise=False)
         return
-    code = run_with_reload(worker_command(names, "--end-with-stdin"), Path.cwd())
+    code = run_with_reload(worker_command(names), Path.cwd())
     if code:
         raise typer.Exit(code)
 

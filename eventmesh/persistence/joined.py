@@ -51,14 +51,15 @@ def note_commits() -> None:
 
 
 def _note_commit(session: Session) -> None:
-    session.info[_COMMITS] = session.info.get(_COMMITS, 0) + 1
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    session.info.setdefault(_COMMITS, set()).add(transaction)
 
 
 def _note_end(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
         session.info.pop(_COMMITS, None)
-    elif transaction.nested and session.info.get(_COMMITS):
-        session.info[_COMMITS] -= 1
+    elif transaction.nested and _COMMITS in session.info:
+        session.info[_COMMITS].discard(transaction)
 
 
 def join(session: AnySession, sender: Sender, url: str) -> Transaction:
@@ -184,7 +185,8 @@ class _Joint:
 _JOINTS = "eventmesh_joints"
 """Where a session has its joints, by service."""
 _COMMITS = "eventmesh_commits"
-"""Where a session has how many commits of it are in progress: its own, and of savepoints in it."""
+"""Where a session has those of its transactions that are being committed: its own, and savepoints
+in it."""
 _PROOF = "eventmesh_proof"
 """Where a session has the proof of its transactions, for all services."""
 

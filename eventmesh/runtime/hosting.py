@@ -43,7 +43,7 @@ from eventmesh.redact import redact
 from eventmesh.runtime.backoff import Reconnect
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.settings import Settings
-from eventmesh.runtime.outage_log import OutageLog
+from eventmesh.runtime.outage_log import LONGEST_PAUSE, OutageLog
 from eventmesh.runtime.relaying.purger import check_window
 from eventmesh.runtime.relaying.relay import Relay
 from eventmesh.transports.base import Subscription, Transport
@@ -85,9 +85,9 @@ class Host:
     @asynccontextmanager
     async def start_relaying(self) -> AsyncIterator[None]:
         """All steps, and the relays run while the context is open. A broker that is away is waited
-        for in the background, and so is every error once the databases are open: the program serves
-        on, and the relays are tried again. Raises otherwise as `start`. On leaving, the relays
-        publish what is left, for a lease time at the most."""
+        for in the background. After any other error, once the databases are open, the relays are
+        tried again. Raises otherwise as `start`. On leaving, the relays publish what is left, for a
+        lease time at the most."""
         self._check()
         stopping = asyncio.Event()
         async with self._databases(), asyncio.TaskGroup() as tasks:
@@ -195,6 +195,7 @@ class Host:
         reconnect, outage = Reconnect(self.clock), OutageLog(self.clock, log)
         crashes = OutageLog(self.clock, log)  # of its own: the broker answers between two of them
         while not stopping.is_set():
+            began_at = self.clock.monotonic()
             try:
                 async with self._broker() as started, asyncio.TaskGroup() as tasks:
                     if outage.ended():
@@ -205,6 +206,9 @@ class Host:
                 outage.failed("outbox relay waiting for broker", error)
                 await reconnect.wait(stopping)
             except Exception as error:  # noqa: BLE001  # whatever it is, the program serves on
+                if self.clock.monotonic() - began_at > LONGEST_PAUSE:  # it had worked meanwhile
+                    crashes.ended()
+                    reconnect.succeeded()
                 cause = _alone(error)
                 crashes.failed("outbox relay failed, trying again", cause, is_unexpected=True)
                 await reconnect.wait(stopping)

@@ -324,6 +324,25 @@ class TestCommit:
                 await failing.rollback()
         assert (await app.orders(), await app.published()) == ([1], [1, 2])
 
+    async def test_a_listener_of_the_commit_may_join_after_a_savepoint_that_it_rolled_back(
+        self, app: App
+    ) -> None:
+        session = app.sessions()
+
+        def collect(plain: Session) -> None:
+            if plain.in_nested_transaction():  # the savepoint below
+                return
+            with plain.begin_nested() as savepoint:
+                plain.add(Order(number=2))
+                savepoint.rollback()
+            app.service.join(plain).publish(Placed(number=1))
+
+        event.listen(session.sync_session, "before_commit", collect)
+        session.add(Order(number=1))
+        await session.commit()
+        await session.close()
+        assert (await app.orders(), await app.published()) == ([1], [1])
+
     async def test_concurrent_sessions_do_not_mix_their_messages(self, app: App) -> None:
         async def place(number: int) -> None:
             async with app.sessions.begin() as session:
