@@ -68,7 +68,7 @@ async def test_a_commit_whose_answer_comes_after_the_timeout_makes_no_dead_lette
         commit(connection)
         await_only(asyncio.Event().wait())
 
-    @service.subscriber(retry=Retry(attempts=1), timeout="300ms")
+    @service.subscriber(retry=Retry(attempts=1), timeout="3s")
     async def do(command: Do, tx: Transaction) -> None:
         calls.append(command.number)
         tx.session.add(Effect(number=command.number))
@@ -89,7 +89,7 @@ async def test_a_commit_that_the_timeout_prevents_is_a_failure_of_its_message(ur
     def never(_commit: Commit, _connection: Any) -> None:
         await_only(asyncio.Event().wait())
 
-    @service.subscriber(retry=Retry(attempts=1), timeout="300ms")
+    @service.subscriber(retry=Retry(attempts=1), timeout="3s")
     async def do(command: Do, tx: Transaction) -> None:
         tx.session.add(Effect(number=command.number))
         await replace_commit(service, tx, never)
@@ -100,7 +100,7 @@ async def test_a_commit_that_the_timeout_prevents_is_a_failure_of_its_message(ur
         [letter] = await transport.dead_letters(SUB, limit=9)
     assert (
         letter.reason
-        == "failed 1 time: TimeoutError: its commit took longer than the handler's 0.3 s"
+        == "failed 1 time: TimeoutError: its commit took longer than the handler's 3 s"
     )
     assert await effects(url) == []
 

@@ -9,7 +9,7 @@ A page is Markdown. Its blocks, from top to bottom:
   and the next command runs when it is ready. A command that shows the state of the system is run
   again until it shows what the page says, because workers get there in their own time.
   `export NAME=URL` gets the URL of a test server of the same scheme instead.
-- `text` and `mermaid`: not run.
+- `text`, `mermaid`, and `sql` and `bash`, which are for servers: not run.
 
 A block of any other kind fails the page's test, and so does an unknown command.
 """
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILES = ("python", "toml", "ini")
-_SHOWN = ("text", "mermaid")
+_SHOWN = ("text", "mermaid", "sql", "bash")
 _ANYTHING = "…"
 _OF_STATE = (
     *("audit", "dlq list", "doctor", "saga list", "saga show"),

@@ -380,10 +380,12 @@ class Mesh(ABC):
             )
 
     def require_member(self, service: Service) -> None:
-        """UsageError for a service that was not started here: its database is not the mesh's, but
-        the one that its settings name. If a handler uses it, the test ends with that."""
+        """UsageError for a service that was not started here, nor has the mesh's settings: its
+        database is the one that its own settings name. If a handler uses it, the test ends with
+        that."""
         is_copy = service.name in self._services and service._database is not None  # a worker's
-        if is_copy or service in self._configured_before:
+        has_ours = service._settings is self.settings
+        if is_copy or has_ours or service in self._configured_before:
             return
         error = UsageError(
             f"The service {service.name} is not in the mesh: call mesh.start first. Without it, "
