@@ -21,7 +21,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from eventmesh.clock import Clock
 from eventmesh.contracts.message import Message, key_of
-from eventmesh.contracts.non_finite import unreadable_floats
+from eventmesh.contracts.non_finite import write_json
 from eventmesh.contracts.versions import (
     describe_invalid_data,
     describe_unreadable_version,
@@ -174,12 +174,11 @@ def _write(message: Message, version: int) -> bytes:
     """The data with every field, under the names in the frozen schema."""
     model = type(message)
     try:
-        data = message.model_dump_json(by_alias=True).encode()
+        data, lost = write_json(message)
     except PydanticSerializationError as error:
         raise UsageError(
             f"A value of {model.__identity__.name} cannot be written as JSON: {error}."
         ) from error
-    lost = unreadable_floats(message, data)
     if lost:
         raise UsageError(
             f"{', '.join(lost)} of {model.__identity__.name} is infinite or not a number, which "

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -12,7 +12,15 @@ from uuid import UUID
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, computed_field
+from pydantic import (
+    BaseModel,
+    Field,
+    RootModel,
+    SerializeAsAny,
+    computed_field,
+    field_serializer,
+    model_validator,
+)
 
 from eventmesh.clock import SystemClock
 from eventmesh.contracts.message import Event, Message
@@ -157,6 +165,10 @@ class Point(BaseModel):
     label: str | None = None
 
 
+class NamedPoint(Point):
+    name: str = "p"
+
+
 @dataclass
 class Span:
     length: float
@@ -166,10 +178,53 @@ class Loose(BaseModel):
     x: float | None
 
 
+class Tree(BaseModel):
+    height: float
+    branches: list[Tree] = []
+
+
+class Rates(RootModel[dict[str, float]]):
+    pass
+
+
+class Circle(BaseModel):
+    radius: float = Field(alias="r")
+
+
+class Moved(BaseModel):
+    """Its serializer returns another model, which writes itself."""
+
+    to: Point
+
+    @field_serializer("to")
+    def as_point(self, to: Point) -> Any:
+        return to
+
+
 class Measured(Event, name="a.measured", version=1):
     points: tuple[Point, ...] = ()
-    span: Span | None = None
     loose: Loose | None = None
+    tree: Tree | None = None
+    pair: tuple[int, Point] | None = None
+    by_name: dict[str, Point] | None = None
+    listed: Sequence[Point] = ()
+    rates: Rates | None = None
+    circle: Circle | None = None
+    shape: Span | Circle | None = None
+    note: str = ""
+
+
+class Spanned(Event, name="a.measured", version=1):
+    span: Span
+
+
+class Defaulted(Event, name="a.measured", version=1):
+    default: Point
+
+
+class MovedTo(Event, name="a.measured", version=1):
+    moved: Moved
+    shown: SerializeAsAny[Point] | None = None
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
@@ -177,20 +232,107 @@ class Measured(Event, name="a.measured", version=1):
     ("measured", "field"),
     [
         (lambda x: Measured(points=(Point(x=1), Point(x=x))), "points.1.x"),
-        (lambda x: Measured(span=Span(x)), "span.length"),
+        (lambda x: Measured(points=(NamedPoint(x=x),)), "points.0.x"),
+        (lambda x: Spanned(span=Span(x)), "span.length"),
+        (lambda x: Measured(tree=Tree(height=1, branches=[Tree(height=x)])), "tree.branches.0"),
+        (lambda x: Measured(pair=(1, Point(x=x))), "pair.1.x"),
+        (lambda x: Measured(by_name={"a": Point(x=x)}), "by_name.a.x"),
+        (lambda x: Measured(listed=[Point(x=x)]), "listed.0.x"),
+        (lambda x: Measured(rates=Rates({"a": x})), "rates.a"),
+        (lambda x: Measured(circle=Circle(r=x)), "circle.r"),
+        (lambda x: Measured(shape=Span(x)), "shape.Span.length"),
+        (lambda x: Defaulted(default=Point(x=x)), "default.x"),
+        (lambda x: MovedTo(moved=Moved(to=Point(x=x))), "moved.to.x"),
+        (lambda x: MovedTo(moved=Moved(to=Point(x=1)), shown=NamedPoint(x=x)), "shown.x"),
+        (lambda x: Measured(note="NaN", pair=(1, Point(x=x))), "pair.1.x"),
     ],
-    ids=["model", "dataclass"],
+    ids=[
+        "model",
+        "subclass",
+        "dataclass",
+        "recursive",
+        "tuple",
+        "dict",
+        "sequence",
+        "root",
+        "alias",
+        "union",
+        "field-called-default",
+        "serializer",
+        "serialize-as-any",
+        "text-like-a-float",
+    ],
 )
 def test_a_float_that_json_cannot_express_is_an_error_that_names_the_field(
-    measured: Callable[[float], Measured], field: str, value: float
+    measured: Callable[[float], Event], field: str, value: float
 ) -> None:
-    with pytest.raises(UsageError, match=rf"^{field} of a\.measured is infinite or not a number"):
+    with pytest.raises(
+        UsageError, match=rf"^{field}\S* of a\.measured is infinite or not a number"
+    ):
         sealed(measured(value))
+
+
+def test_a_float_that_was_set_after_validation_is_an_error_too() -> None:
+    class Finite(BaseModel, allow_inf_nan=False):
+        x: float
+
+    class Set(Event, name="a.set", version=1):
+        finite: Finite
+
+    message = Set(finite=Finite(x=1))
+    message.finite.x = math.nan
+    with pytest.raises(UsageError, match=r"^finite\.x of a\.set is infinite or not a number"):
+        sealed(message)
 
 
 def test_a_null_that_is_read_back_is_written() -> None:
     assert sealed(Measured(points=(Point(x=1),), loose=Loose(x=None)))
     assert b'"loose":{"x":null}' in sealed(Measured(loose=Loose(x=math.nan))).data
+
+
+@pytest.mark.parametrize("note", ["", "NaN", "-Infinity"])
+def test_a_message_with_floats_is_written_as_pydantic_writes_it(note: str) -> None:
+    message = Measured(
+        points=(Point(x=1), NamedPoint(x=1e300)),
+        tree=Tree(height=0.1, branches=[Tree(height=2)]),
+        listed=[Point(x=-0.0)],
+        rates=Rates({"NaN": 1}),
+        shape=Circle(r=2),
+        note=note,
+    )
+    assert sealed(message).data == message.model_dump_json(by_alias=True).encode()
+
+
+def test_data_without_infinite_floats_is_not_validated_when_it_is_written() -> None:
+    """Validation would double the cost of publishing."""
+    validated: list[object] = []
+
+    class Watched(Event, name="a.watched", version=1):
+        points: list[Point]
+
+        @model_validator(mode="before")
+        @classmethod
+        def watch(cls, data: object) -> object:
+            validated.append(data)
+            return data
+
+    message = Watched(points=[Point(x=1)])
+    validated.clear()
+    assert b"null" in sealed(message).data
+    assert not validated
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("wrong", ["text", 5, [Loose(x=1)], [Span(1)]], ids=repr)
+def test_a_value_of_a_wrong_type_is_written_as_pydantic_writes_it(wrong: object) -> None:
+    message = Measured.model_construct(points=wrong)
+    assert sealed(message).data == message.model_dump_json(by_alias=True).encode()
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_a_float_in_a_value_of_a_wrong_type_is_an_error_too() -> None:
+    with pytest.raises(UsageError, match=r"^points\.0\.x of a\.measured is infinite"):
+        sealed(Measured.model_construct(points=(Loose(x=math.nan),)))
 
 
 def test_a_key_that_a_database_could_not_store_is_an_error_that_names_the_message() -> None:
