@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from eventmesh.contracts.message import Message, identity_of
+from eventmesh.error_text import type_and_message
 from eventmesh.errors import UnreadableMessage, UsageError
 
 
@@ -36,7 +37,8 @@ def upcast(model: type[Message], data: dict[str, Any], version: int) -> dict[str
             data = model.__upcasters__[step](data)
         except Exception as error:  # a user's function may raise anything
             raise UnreadableMessage(
-                f"the upcaster of {model.__identity__.name} from version {step} failed: {error!r}"
+                f"the upcaster of {model.__identity__.name} from version {step} failed: "
+                f"{type_and_message(error)}"
             ) from error
     return data
 
@@ -73,7 +75,9 @@ def downcast(model: type[Message], data: dict[str, Any], version: int) -> dict[s
         try:
             data = function(data)
         except Exception as error:  # a user's function may raise anything
-            raise UsageError(f"{name} to version {step} failed: {error!r}. Correct it.") from error
+            raise UsageError(
+                f"{name} to version {step} failed: {type_and_message(error)}. Correct it."
+            ) from error
         if not isinstance(data, dict):
             raise UsageError(
                 f"{name} to version {step} returned a {type(data).__name__}: return a dict."

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, RootModel, ValidationError
 from pydantic_core import to_json
 
+from eventmesh.error_text import type_and_message
 from eventmesh.errors import EventMeshError
 from eventmesh.persistence.sagas import MOST_NAMES, SagaRow
 from eventmesh.saga.definition import Definition
@@ -172,7 +173,9 @@ def _state(definition: Definition, row: SagaRow) -> Any:
             f"{problems}"
         ) from error
     except Exception as error:  # a user's function may raise anything
-        raise UnreadableState(f"its state could not be migrated: {error!r}") from error
+        raise UnreadableState(
+            f"its state could not be migrated: {type_and_message(error)}"
+        ) from error
 
 
 def _failure(failure: tuple[str, Stored]) -> dict[str, Any]:

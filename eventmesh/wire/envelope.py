@@ -29,6 +29,7 @@ from eventmesh.contracts.versions import (
     readable_versions,
     upcast,
 )
+from eventmesh.error_text import type_and_message
 from eventmesh.errors import MessageTooLarge, UnreadableMessage, UsageError
 from eventmesh.storable import storable
 
@@ -273,7 +274,7 @@ def open_envelope(
     except (PydanticSerializationError, ArithmeticError, LookupError, TypeError) as error:
         # From what an upcaster returned, or raised by a user's validator.
         raise UnreadableMessage(
-            f"the data could not be read as {model.__identity__}: {error!r}"
+            f"the data could not be read as {model.__identity__}: {type_and_message(error)}"
         ) from error
 
 

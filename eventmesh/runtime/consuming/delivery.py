@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 
 from eventmesh.contracts.message import Message
 from eventmesh.contracts.versions import describe_unreadable_version
+from eventmesh.error_text import message_of
 from eventmesh.errors import UnreadableMessage
 from eventmesh.runtime.consuming.poison import poison_reason
 from eventmesh.runtime.declaring.reading import Undecided
-from eventmesh.runtime.declaring.retry import describe
+from eventmesh.runtime.declaring.retry import describe, summarize
 from eventmesh.transports.base import Delivery
 from eventmesh.transports.outcome import Dead
 from eventmesh.wire.envelope import (
@@ -52,9 +53,9 @@ def read(
     except Undecided:
         raise
     except UnreadableMessage as error:
-        return Dead(str(error))
+        return Dead(message_of(error))
     except Exception as error:  # noqa: BLE001  # a user's validator may raise anything
-        return Dead(f"the message could not be read: {error!r}", describe(error))
+        return Dead(f"the message could not be read: {summarize(error)}", describe(error))
 
 
 def check_source(envelope: Envelope, model: type[Message], sources: Sequence[str] = ()) -> None:

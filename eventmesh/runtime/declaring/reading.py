@@ -20,6 +20,7 @@ from eventmesh.contracts.locks.lock_file import Lock
 from eventmesh.contracts.locks.lock_folder import Locks, folder_of, read_locks
 from eventmesh.contracts.message import Message
 from eventmesh.contracts.versions import describe_unreadable_version
+from eventmesh.error_text import type_and_message
 
 LOOK_AGAIN_AFTER = 3.0
 """Seconds between two checks whether a message's lock files have changed."""
@@ -102,7 +103,7 @@ def _refused(model: type[Message], version: int, locks: Locks) -> str | None:
         try:
             verdict: Verdict = compare_model(lock.writer, model, samples=lock.samples)
         except Exception as error:  # noqa: BLE001  # a user's validator may raise anything
-            verdict = Unknown(f"{error!r}")
+            verdict = Unknown(type_and_message(error))
         if not isinstance(verdict, Compatible):
             return describe_unreadable_version(model, version, f", and {_because(lock, verdict)}")
     return None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from eventmesh.duration import Duration, seconds
+from eventmesh.error_text import message_of, type_and_message
 from eventmesh.errors import Reject, UnreadableMessage, UsageError
 from eventmesh.redact import redact_text
 from eventmesh.transports.outcome import Dead, Outcome, RetryAfter, limited
@@ -117,9 +118,9 @@ def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outc
     policy = policy.of(error)
     match error:
         case Reject() | UnreadableMessage():
-            reason = str(error)
+            reason = message_of(error)
         case UsageError():
-            reason = f"the handler misuses the API: {error}"
+            reason = f"the handler misuses the API: {message_of(error)}"
         case _ if isinstance(error, policy.give_up_on):
             reason = summarize(error)
         case _ if attempt >= policy.attempts:
@@ -130,7 +131,7 @@ def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outc
                 return RetryAfter(policy.backoff(attempt) * (1 - policy.jitter * chance))
             except Exception as mistake:  # noqa: BLE001  # a user's back-off may raise anything
                 reason = (
-                    f"the back-off of its Retry failed: {mistake!r}; "
+                    f"the back-off of its Retry failed: {summarize(mistake)}; "
                     f"the handler: {summarize(error)}"
                 )
     return Dead(reason, describe(error))
@@ -138,10 +139,7 @@ def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outc
 
 def summarize(error: Exception) -> str:
     """Type and message, also of an error whose `__str__` fails."""
-    lines = traceback.format_exception_only(error)
-    # Notes come after the message; what a SyntaxError shows of the source comes before it.
-    said = lines[-1 if isinstance(error, SyntaxError) else 0].strip()
-    return limited(redact_text(said))
+    return limited(redact_text(type_and_message(error)))
 
 
 def describe(error: Exception) -> str:

@@ -146,6 +146,31 @@ def test_a_message_whose_validator_raises_any_exception_is_dead_lettered(name: s
     assert "validator failed" in outcome.reason
 
 
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise AttributeError("nope")
+
+    __str__ = __repr__
+
+
+@pytest.mark.parametrize("base", [Exception, TypeError])
+def test_a_message_whose_validator_raises_an_error_that_cannot_be_shown_is_dead_lettered(
+    monkeypatch: pytest.MonkeyPatch, base: type[Exception]
+) -> None:
+    unspeakable = type("Unspeakable", (Unspeakable, base), {})
+    monkeypatch.setitem(ERRORS, "Unspeakable", unspeakable())
+    attributes = {
+        **ENVELOPE.attributes,
+        "source": "/a",
+        "type": "a.failing",
+        "dataschema": "urn:eventmesh:a.failing:1",
+    }
+    delivery = Delivery(Envelope(attributes, b'{"amount": "Unspeakable"}'))
+    outcome = read(delivery, {"a.failing": Failing}, 20)
+    assert isinstance(outcome, Dead)
+    assert "Unspeakable" in outcome.reason
+
+
 @given(
     st.dictionaries(
         st.sampled_from(["specversion", "id", "source", "type", "dataschema"]),

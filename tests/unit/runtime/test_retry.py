@@ -197,3 +197,13 @@ def test_a_message_whose_back_off_fails_is_dead_lettered_with_both_errors(
     assert isinstance(outcome, Dead)
     assert outcome.reason.startswith("the back-off of its Retry failed: TypeError")
     assert outcome.reason.endswith("ValueError: no such branch")
+
+
+def test_a_rejection_that_cannot_be_shown_is_dead_lettered() -> None:
+    class Declined(Reject):
+        def __str__(self) -> str:
+            raise AttributeError("nope")
+
+    outcome = decide(Retry(), 1, raised(Declined("no")), 0)
+    assert isinstance(outcome, Dead)
+    assert outcome.reason == "<exception str() failed>"
