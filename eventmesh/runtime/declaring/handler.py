@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -225,6 +225,11 @@ def _bind_parameters(
                 f"{where} has the parameter {name!r}, which cannot be given by its name: write it "
                 f"without / and *."
             )
+        if type(parameter.default).__name__ in _DEPENDENCIES:
+            raise UsageError(
+                f"{where} has a dependency as the default of its parameter {name!r}: write "
+                f"{name}: Annotated[{_type_name(hints[name])}, Depends(…)], with eventmesh.Depends."
+            )
         filling = _filling(hints[name])
         if filling is not None:
             found[filling].append(name)
@@ -252,6 +257,12 @@ def _bind_parameters(
             f"{where} takes {'a list of messages' if is_batch else 'one message'}, so its "
             f"parameter {wrong[0]!r} must be annotated with {several if is_batch else one}."
         )
+    for name, owner in _with_dependencies(function, hints):
+        if name in _given_to_dependencies(is_batch):
+            raise UsageError(
+                f"{where} would not get what Depends(…) makes for the parameter {name!r} of "
+                f"{_name(owner)}: EventMesh fills that name itself. Rename the parameter."
+            )
     hint = hints[messages[0]]
     return _Binding(
         message=messages[0],
@@ -265,11 +276,37 @@ def _bind_parameters(
     )
 
 
+def _with_dependencies(
+    function: Callable[..., Any], hints: Mapping[str, Any]
+) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The parameters that a dependency is made for, each with its function: those of this function,
+    and of its dependencies."""
+    for name, hint in hints.items():
+        dependency = _dependency_in(hint)
+        if dependency is not None:
+            yield name, function
+            try:
+                further = get_type_hints(dependency, include_extras=True)
+            except (NameError, AttributeError, TypeError):
+                continue  # its parameters are filled by their names alone
+            yield from _with_dependencies(dependency, further)
+
+
+def _given_to_dependencies(is_batch: bool) -> tuple[str, str, str, str]:
+    """The names by which parameters of dependencies are filled: with the messages, the envelopes,
+    the transaction and the session."""
+    if is_batch:
+        return "messages", "envelopes", "transaction", "session"
+    return "message", "envelope", "transaction", "session"
+
+
 _Filling = Literal[
     "message", "messages", "transaction", "session", "envelope", "envelopes", "clock", "injected"
 ]
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_DEPENDENCIES = ("Dependant", "Depends")
+"""The classes of what `Depends` makes, here and in FastAPI, neither of which is imported for it."""
 _FILLINGS: Mapping[type, _Filling] = {
     Transaction: "transaction",
     AsyncSession: "session",
@@ -280,11 +317,8 @@ _FILLINGS: Mapping[type, _Filling] = {
 
 def _filling(hint: Any) -> _Filling | None:
     """What a parameter with this annotation is filled with; None when nothing can fill it."""
-    if get_origin(hint) is Annotated:
-        from fast_depends.dependencies import Dependant  # only where something is Annotated
-
-        if any(isinstance(extra, Dependant) for extra in get_args(hint)[1:]):
-            return "injected"
+    if _dependency_in(hint) is not None:
+        return "injected"
     if _message_types(hint):
         return "message"
     if _message_types(_item_of_list(hint)):
@@ -295,6 +329,18 @@ def _filling(hint: Any) -> _Filling | None:
     if len(members) == 1:  # `Transaction | None` is filled all the same
         [member] = members
         return _FILLINGS.get(member) if isinstance(member, type) else None
+    return None
+
+
+def _dependency_in(hint: Any) -> Callable[..., Any] | None:
+    """The function in the `Depends` of an annotation; None without one."""
+    if get_origin(hint) is Annotated:
+        from fast_depends.dependencies import Dependant  # only where something is Annotated
+
+        for extra in get_args(hint)[1:]:
+            if isinstance(extra, Dependant):
+                function: Callable[..., Any] = extra.dependency
+                return function
     return None
 
 
@@ -348,16 +394,12 @@ def _make_call(
     from fast_depends import inject  # only where a handler asks for it
 
     injected = inject(function, cast=False)
+    given = _given_to_dependencies(binding.is_batch)
 
     def call(taken: Any, described: Any, transaction: Transaction | None) -> Awaitable[Returned]:
-        # Dependencies are filled by name: these four are there for all of them.
-        known = {
-            "messages" if binding.is_batch else "message": taken,
-            "envelopes" if binding.is_batch else "envelope": described,
-            "transaction": transaction,
-            "session": None if transaction is None else transaction.session,
-        }
-        return injected(**known | arguments(taken, described, transaction))
+        session = None if transaction is None else transaction.session
+        known = zip(given, (taken, described, transaction, session), strict=True)
+        return injected(**dict(known) | arguments(taken, described, transaction))
 
     return call
 

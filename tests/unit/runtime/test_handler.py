@@ -1,7 +1,8 @@
 # Annotations are not postponed here: handlers are defined inside tests, with local classes.
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Annotated, Any
 
+import fastapi
 import pytest
 from fast_depends import Depends
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -212,6 +213,35 @@ def test_a_parameter_that_cannot_be_passed_by_keyword_is_rejected() -> None:
     for function, name in ((positional, "event"), (several, "more"), (named, "more")):
         with pytest.raises(UsageError, match=rf"'{name}', which cannot be given by its name"):
             bound(function)
+
+
+@pytest.mark.parametrize("make", [Depends, fastapi.Depends], ids=["ours", "FastAPI's"])
+def test_a_dependency_as_a_default_is_rejected_and_the_error_says_how_to_write_it(
+    make: Callable[..., Any],
+) -> None:
+    async def handle(event: Paid, five: int = make(lambda: 5)) -> None: ...
+
+    with pytest.raises(UsageError, match=r"write five: Annotated\[int, Depends\(…\)\]"):
+        bound(handle)
+
+
+@pytest.mark.parametrize("name", ["message", "envelope", "transaction", "session"])
+def test_a_dependency_with_a_name_that_stands_for_something_else_is_rejected(name: str) -> None:
+    source = f"async def handle(event: Paid, {name}: Five) -> None: ..."
+    scope = {"Paid": Paid, "Five": Annotated[int, Depends(lambda: 5)]}
+    exec(source, scope)  # noqa: S102
+    with pytest.raises(UsageError, match=f"parameter '{name}' of handle.* Rename the"):
+        bound(scope["handle"])
+
+
+def test_a_dependency_of_a_dependency_must_not_have_such_a_name_either() -> None:
+    def shop(session: Annotated[int, Depends(lambda: 5)]) -> int:
+        return session
+
+    async def handle(event: Paid, five: Annotated[int, Depends(shop)]) -> None: ...
+
+    with pytest.raises(UsageError, match=r"parameter 'session' of shop: .* Rename the parameter"):
+        bound(handle)
 
 
 def test_a_subscription_to_a_message_outside_the_annotation_is_rejected() -> None:
