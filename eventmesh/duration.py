@@ -10,17 +10,20 @@ from eventmesh.errors import UsageError
 Duration = str | int | float | timedelta
 """Text with a unit, a number of seconds, or a timedelta."""
 
+LONGEST = 365_000 * 86_400.0
+"""Seconds; a thousand years. A date that is much further ahead cannot be expressed."""
+
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*")
 
 
 def seconds(duration: Duration) -> float:
-    """The duration in seconds; UsageError if it is not valid, negative or infinite."""
+    """The duration in seconds; UsageError if it is not valid, negative or longer than LONGEST."""
     match duration:
         case timedelta():
-            value = duration.total_seconds()
+            value: float = duration.total_seconds()
         case int() | float():
-            value = float(duration)
+            value = duration
         case str() if found := _TEXT.fullmatch(duration):
             value = float(found[1]) * _UNITS[found[2]]
         case _:
@@ -28,11 +31,12 @@ def seconds(duration: Duration) -> float:
                 f"{duration!r} is not a valid duration: write a number and a unit, such as "
                 f'"200ms", "30s", "10m", "2h" or "1d".'
             )
-    if not 0 <= value < float("inf"):
+    if not 0 <= value <= LONGEST:
         raise UsageError(
-            f"{duration!r} is not a valid duration: it must be finite and not negative."
+            f"{duration!r} is not a valid duration: it must not be negative, and at most "
+            f"{LONGEST / _UNITS['d']:.0f}d."
         )
-    return value
+    return float(value)
 
 
 _LARGE_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
