@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from eventmesh.clock import Clock
+from eventmesh.contracts.any_fields import unread_values
 from eventmesh.contracts.message import Message, key_of
 from eventmesh.contracts.non_finite import write_json
 from eventmesh.contracts.versions import (
@@ -128,7 +129,7 @@ def seal(
     attributes, or others than these; an empty one is left out.
 
     MessageTooLarge if the data has more than `max_bytes`; UsageError if an attribute is too long,
-    the key has a NUL, a value is no JSON, or a downcaster fails.
+    the key has a NUL, a value is not JSON that can be read, or a downcaster fails.
     """
     identity = message.__identity__
     version = version or identity.version
@@ -185,6 +186,11 @@ def _write(message: Message, version: int) -> bytes:
             f"{', '.join(lost)} of {model.__identity__.name} is infinite or not a number, which "
             f"JSON cannot express: it would be written as null, and no subscriber reads that as a "
             f"float. Check the value, or declare the field as float | None."
+        )
+    if unread := unread_values(message, data):
+        raise UsageError(
+            f"Nobody could read {model.__identity__.name}: {unread}. Check the value, or declare "
+            f"its field with the type that it has."
         )
     if version == model.__identity__.version:
         return data

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import (
     BaseModel,
     Field,
+    JsonValue,
     RootModel,
     SerializeAsAny,
     computed_field,
@@ -333,6 +335,59 @@ def test_a_value_of_a_wrong_type_is_written_as_pydantic_writes_it(wrong: object)
 def test_a_float_in_a_value_of_a_wrong_type_is_an_error_too() -> None:
     with pytest.raises(UsageError, match=r"^points\.0\.x of a\.measured is infinite"):
         sealed(Measured.model_construct(points=(Loose(x=math.nan),)))
+
+
+class Wrapped(BaseModel):
+    extra: dict[str, Any] = {}
+    share: float | None = None
+
+
+class Free(Event, name="a.free", version=1):
+    value: Any = None
+    bare: dict = Field(default_factory=dict)  # type: ignore[type-arg]  # as users write it
+    json_value: JsonValue = None
+    wrapped: Wrapped | None = None
+
+
+def nested(levels: int) -> Any:
+    return [nested(levels - 1)] if levels else 1
+
+
+@pytest.mark.parametrize(
+    ("free", "why"),
+    [
+        (lambda: Free(value=math.nan), "value is infinite or not a number"),
+        (lambda: Free(value=[{"a": math.inf}]), "value.0.a is infinite or not a number"),
+        (lambda: Free(bare={"a": -math.inf}), "bare.a is infinite or not a number"),
+        (
+            lambda: Free(wrapped=Wrapped(extra={"a": math.nan})),
+            "wrapped.extra.a is infinite or not a number",
+        ),
+        (lambda: Free(value=10**5_000), "not taken by parsers: number out of range"),
+        (lambda: Free(json_value=10**5_000), "not taken by parsers: number out of range"),
+        (lambda: Free(value=nested(220)), "not taken by parsers: recursion limit exceeded"),
+    ],
+    ids=["NaN", "in a list", "bare", "in a model", "digits", "digits of JsonValue", "nesting"],
+)
+def test_a_value_that_nobody_could_read_is_an_error_in_a_field_that_takes_anything(
+    free: Callable[[], Free], why: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"^Nobody could read a\.free: .*{re.escape(why)}"):
+        sealed(free())
+
+
+@pytest.mark.parametrize(
+    "free",
+    [
+        Free(value={"a": [None, 1.5, "NaN"]}),
+        Free(value=nested(150)),
+        Free(value=10**4_000),
+        Free(wrapped=Wrapped(share=math.nan)),
+    ],
+    ids=["null", "nesting", "digits", "a typed float"],
+)
+def test_what_can_be_read_is_written_in_a_field_that_takes_anything(free: Free) -> None:
+    assert open_envelope(sealed(free), Free)
 
 
 def test_a_key_that_a_database_could_not_store_is_an_error_that_names_the_message() -> None:
