@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, NoReturn, TypeVar, cast
@@ -33,7 +33,7 @@ from eventmesh.persistence.unit_of_work import PendingMessages
 from eventmesh.runtime.consuming.delivery import check_source
 from eventmesh.runtime.declaring.handler import HANDLERS_CLOCK, Handler
 from eventmesh.runtime.declaring.reaction import Reaction
-from eventmesh.runtime.declaring.service import HANDLING, DeclaredService
+from eventmesh.runtime.declaring.service import DeclaredService, Handling
 from eventmesh.saga.flow import Step
 from eventmesh.wire.envelope import Envelope, check_envelope, open_envelope, seal
 
@@ -123,12 +123,11 @@ async def handle(
     messages = [called.read(each) for each in envelopes]
     unit = _Unit(session, sender, called)
     with unit.transaction(list(zip(messages, envelopes, strict=True))) as tx:
-        before = HANDLING.set(own.name if handler.transactional else "")
         clock_before = HANDLERS_CLOCK.set(clock)
         try:
-            returned = await called.call(messages, envelopes, tx, recorded)
+            with Handling(own.name) if handler.transactional else nullcontext():
+                returned = await called.call(messages, envelopes, tx, recorded)
         finally:
-            HANDLING.reset(before)
             HANDLERS_CLOCK.reset(clock_before)
         if not called.is_reaction:  # what that returns is recorded
             for each in handler.messages_in(returned):

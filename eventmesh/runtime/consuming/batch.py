@@ -49,8 +49,8 @@ from eventmesh.runtime.consuming.poison import StartCounts, delivery_limit, is_s
 from eventmesh.runtime.declaring.handler import HANDLERS_CLOCK, Handler, Returned
 from eventmesh.runtime.declaring.reading import Undecided
 from eventmesh.runtime.declaring.retry import decide
-from eventmesh.runtime.declaring.service import HANDLING
 from eventmesh.runtime.declaring.service import DeclaredService as Service
+from eventmesh.runtime.declaring.service import Handling
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.tracing.port import NO_CONSUMER_TRACING, ConsumerTracing
 from eventmesh.transports.base import Delivery
@@ -185,13 +185,14 @@ class BatchRunner:
 
         A lost database is waited for, and what was not committed by then is handled again.
         """
-        HANDLING.set(self._service.name if self.handler.transactional else "")
         HANDLERS_CLOCK.set(self._clock)
         began_at = self._clock.monotonic()
         with self._log.batch():
             dead, readable = await self._read(deliveries)
             if self.handler.transactional:
-                result = await self._run_in_groups(readable)
+                # Outside the handler, too: listeners of the application run in flushes and commits.
+                with Handling(self._service.name):
+                    result = await self._run_in_groups(readable)
             else:
                 result = await self._run_plainly(readable)
         shares = self.handler.transactional and not self.handler.isolated
@@ -518,6 +519,7 @@ class BatchRunner:
         causes = [(message, delivery.envelope) for delivery, message in called_with]
         with (
             unit.transaction(causes) as transaction,
+            Handling(self._service.name),
             self.tracing.processing([delivery for delivery, _ in called_with]),
         ):
             try:

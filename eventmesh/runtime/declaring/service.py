@@ -53,8 +53,28 @@ Undoing = TypeVar("Undoing", bound=Event)
 Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
 
-HANDLING: ContextVar[str] = ContextVar("eventmesh_handling", default="")
-"""The service whose handler runs in this context, in a transaction."""
+
+HANDLING: ContextVar[Handling | None] = ContextVar("eventmesh_handling", default=None)
+"""What runs in this context, if it is a handler that has a transaction."""
+
+
+class Handling:
+    """While the context is open, a handler of this service runs in it, with a transaction. A task
+    that the handler started inherits this, and may outlive the handler."""
+
+    __slots__ = ("_before", "is_open", "service")
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self.is_open = True
+
+    def __enter__(self) -> None:
+        self._before = HANDLING.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        self.is_open = False
+        HANDLING.reset(self._before)
+
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _SUBSCRIPTION = re.compile(r"[a-z][a-z0-9_.]{0,199}")
@@ -552,7 +572,8 @@ class DeclaredService:
         return database
 
     def _refuse_in_handler(self, did: str) -> None:
-        if HANDLING.get() == self.name:
+        handling = HANDLING.get()
+        if handling is not None and handling.is_open and handling.service == self.name:
             raise UsageError(
                 f"A handler of service {self.name!r} {did}: it would not be committed together "
                 f"with the handler's own. Take a Transaction as a parameter and use tx.publish."
