@@ -10,6 +10,7 @@ declaration fails at import and not in production.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 """A pure function from the data of version n to the data of version n + 1."""
 Downcaster = Callable[[dict[str, Any]], dict[str, Any]]
 """A pure function from the data of version n + 1 to the data of version n."""
+
+MOST_CHARACTERS_OF_NAME = 200
+LARGEST_VERSION = 999_999_999
+"""With both, the name and the version of a message fit into the attributes of its envelope."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
@@ -115,7 +120,7 @@ class Message(BaseModel):
         It must be pure, and accept everything that its version allowed. UsageError if the version
         is not an older one of this message, or has an upcaster already.
         """
-        return _declare(cls, "upcaster", "from_version", from_version, cls.__upcasters__)
+        return _declare(cls, "upcaster", "from_version", from_version)
 
     @classmethod
     def downcaster(cls, *, to_version: int) -> Callable[[Downcaster], Downcaster]:
@@ -125,7 +130,7 @@ class Message(BaseModel):
         that cannot read the newer one yet. It must be pure, and accept everything that the newer
         version allows. UsageError as for `upcaster`.
         """
-        return _declare(cls, "downcaster", "to_version", to_version, cls.__downcasters__)
+        return _declare(cls, "downcaster", "to_version", to_version)
 
 
 class Event(Message):
@@ -167,16 +172,22 @@ def why_not_older(version: int, of: Literal["message", "saga"]) -> str:
 
 
 def _declare(
-    cls: type[Message], what: str, option: str, version: int, known: dict[int, Upcaster]
+    cls: type[Message], what: Literal["upcaster", "downcaster"], option: str, version: int
 ) -> Callable[[Upcaster], Upcaster]:
-    """A decorator that adds a function to `known`, by the older one of its two versions."""
+    """A decorator that adds a function to the class, by the older one of its two versions."""
 
     def declare(function: Upcaster) -> Upcaster:
         identity = identity_of(cls)
-        if not 1 <= version < identity.version:
+        known = cls.__upcasters__ if what == "upcaster" else cls.__downcasters__
+        if inspect.iscoroutinefunction(function):
+            raise UsageError(
+                f"The {what} {function.__name__} of {identity} is a coroutine function: write it "
+                f"with `def`."
+            )
+        if not isinstance(version, int) or not 1 <= version < identity.version:
             raise UsageError(
                 f"The {what} {getattr(function, '__name__', function)} of {identity} has "
-                f"{option}={version}, {why_not_older(identity.version, 'message')}."
+                f"{option}={version!r}, {why_not_older(identity.version, 'message')}."
             )
         if version in known:
             raise UsageError(
@@ -200,11 +211,17 @@ def _identify(
             f'{where} has an invalid message name, {name!r}: write name="<owner>.<what>" in lower '
             f'case, such as name="payments.payment_captured".'
         )
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+    if len(name) > MOST_CHARACTERS_OF_NAME:
+        raise UsageError(
+            f"{where} has a message name of {len(name)} characters: write at most "
+            f"{MOST_CHARACTERS_OF_NAME}."
+        )
+    is_number = isinstance(version, int) and not isinstance(version, bool)
+    if version is None or not is_number or not 1 <= version <= LARGEST_VERSION:
         raise UsageError(
             f"{where} has an invalid version, {version!r}: write version=1 and count up from there."
         )
-    if key is not None and key not in cls.model_fields:
+    if key is not None and not (isinstance(key, str) and key in cls.model_fields):
         fields = ", ".join(cls.model_fields) or "none"
         raise UsageError(f"{where} has key={key!r}, which is not one of its fields: {fields}.")
     return Identity(kind=kind, name=name, version=version, key=key)

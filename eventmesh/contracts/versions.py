@@ -46,7 +46,8 @@ def upcast(model: type[Message], data: dict[str, Any], version: int) -> dict[str
 def check_writable(model: type[Message], version: int) -> None:
     """UsageError unless the model's downcasters reach back to that version."""
     identity = identity_of(model)
-    if isinstance(version, bool) or not 1 <= version <= identity.version:
+    is_number = isinstance(version, int) and not isinstance(version, bool)
+    if not is_number or not 1 <= version <= identity.version:
         raise UsageError(
             f"{identity} cannot be written as version {version!r}: "
             + (

@@ -130,6 +130,11 @@ def bind(
     `messages` narrows or repeats what the message parameter is annotated with.
     """
     where = f"The handler {getattr(function, '__module__', '?')}.{_name(function)}"
+    if inspect.isasyncgenfunction(function):
+        raise UsageError(
+            f"{where} is an async generator: return several messages as a list instead of yielding "
+            f"them."
+        )
     if not inspect.iscoroutinefunction(function):
         raise UsageError(
             f"{where} is not a coroutine function: write `async def {_name(function)}(…)`."
@@ -150,6 +155,8 @@ def bind(
             f"{where} takes two models of one message: {_spell(models)}. Keep the one that reads "
             f"what it needs."
         )
+    if not isinstance(isolated, bool):
+        raise UsageError(f"{where} has isolated={isolated!r}: write True or False.")
     order = order_of(
         where,
         models,
@@ -178,7 +185,7 @@ def bind(
 
 def checked_sources(sources: Sequence[str], where: str) -> tuple[str, ...]:
     """The sources; UsageError for one that cannot be a source."""
-    if isinstance(sources, str):
+    if isinstance(sources, str) or not isinstance(sources, Iterable):
         raise UsageError(f"{where} has sources={sources!r}: write a list, such as [{sources!r}].")
     for source in sources:
         if not isinstance(source, str) or not source:
@@ -191,12 +198,16 @@ def checked_sources(sources: Sequence[str], where: str) -> tuple[str, ...]:
 
 def checked_concurrency(concurrency: int, where: str) -> int:
     """The number of lanes; UsageError for one that is out of range."""
-    if not isinstance(concurrency, int) or not 1 <= concurrency <= MAX_CONCURRENCY:
+    if not _is_int(concurrency) or not 1 <= concurrency <= MAX_CONCURRENCY:
         raise UsageError(
             f"{where} has concurrency={concurrency!r}: give the number of messages to be handled "
             f"at a time, from 1 to {MAX_CONCURRENCY}."
         )
     return concurrency
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _hints(function: Callable[..., Any], where: str) -> dict[str, Any]:

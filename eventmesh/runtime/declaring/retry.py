@@ -24,8 +24,8 @@ Backoff = Callable[[int], float]
 def exponential(first: Duration, *, cap: Duration = "5m", factor: float = 2.0) -> Backoff:
     """`first * factor ** (attempt - 1)`, at most `cap`."""
     start, most = seconds(first), seconds(cap)
-    if factor < 1:
-        raise UsageError(f"exponential(factor={factor}) would shrink the delays: use 1 or more.")
+    if not isinstance(factor, int | float) or not factor >= 1:
+        raise UsageError(f"exponential(factor={factor!r}) would shrink the delays: use 1 or more.")
 
     def backoff(attempt: int) -> float:
         try:
@@ -70,7 +70,8 @@ class Retry:
     per_error: Mapping[type[Exception], Retry] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.attempts, int) or self.attempts < 1:
+        is_number = isinstance(self.attempts, int) and not isinstance(self.attempts, bool)
+        if not is_number or self.attempts < 1:
             raise UsageError(
                 f"Retry(attempts={self.attempts!r}): use 1 or more; the first call counts."
             )
@@ -85,6 +86,11 @@ class Retry:
             raise UsageError(
                 f"Retry(give_up_on={self.give_up_on!r}): write a tuple of exception classes, such "
                 f"as (ValueError,)."
+            )
+        if not isinstance(self.per_error, Mapping):
+            raise UsageError(
+                f"Retry(per_error={self.per_error!r}): write a dict of exception classes and the "
+                f"Retry for each."
             )
         for kind, policy in self.per_error.items():
             if not _is_error(kind) or not isinstance(policy, Retry):

@@ -143,7 +143,7 @@ class DeclaredService:
         shares_database_with: Sequence[str] = (),
         ordered_outbox: bool = False,
     ) -> None:
-        if not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise UsageError(
                 f"The service name {name!r} cannot be used: write lower-case letters, digits and "
                 f'underscores, such as Service("payments").'
@@ -235,6 +235,11 @@ class DeclaredService:
             self._check_is_message("subscriber", message)
 
         def declare(function: Function) -> Function:
+            if not hasattr(function, "__name__"):  # such as a partial, or an object with __call__
+                raise UsageError(
+                    f"Service {self.name!r}: {function!r} cannot be a handler. Write an "
+                    f"`async def` function that calls it."
+                )
             self.add_handler(
                 bind(
                     function,
@@ -243,7 +248,7 @@ class DeclaredService:
                     retry=Retry() if retry is None else retry,
                     isolated=isolated,
                     concurrency=concurrency,
-                    timeout=None if timeout is None else seconds(timeout),
+                    timeout=_timeout(timeout),
                     sources=sources,
                     ordered=ordered,
                     partitions=partitions,
@@ -285,7 +290,7 @@ class DeclaredService:
                     retry=checked_retry(Retry() if retry is None else retry, str(reaction)),
                     isolated=isolated,
                     concurrency=checked_concurrency(concurrency, str(reaction)),
-                    timeout=None if timeout is None else seconds(timeout),
+                    timeout=_timeout(timeout),
                     sources=checked_sources(sources, str(reaction)),
                 )
             )
@@ -608,3 +613,15 @@ class DeclaredService:
                     f"{handler.subscription.name}: a command is handled once. Remove one, or "
                     f"publish an event that several may handle."
                 )
+
+
+def _timeout(timeout: Duration | None) -> float | None:
+    """The seconds that a call may take; UsageError where it could take none."""
+    if timeout is None:
+        return None
+    if not seconds(timeout):
+        raise UsageError(
+            f"timeout={timeout!r} would cancel every call: write a longer one, or leave it out for "
+            f"no limit."
+        )
+    return seconds(timeout)

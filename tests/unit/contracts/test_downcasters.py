@@ -34,8 +34,8 @@ def test_data_of_the_models_own_version_is_returned_unchanged() -> None:
     assert downcast(Paid, data, 4) is data
 
 
-@pytest.mark.parametrize("version", [0, -1, 5, True])
-def test_a_version_that_the_model_does_not_have_cannot_be_written(version: int) -> None:
+@pytest.mark.parametrize("version", [0, -1, 5, True, "3"])
+def test_a_version_that_the_model_does_not_have_cannot_be_written(version: Any) -> None:
     with pytest.raises(UsageError, match=r"cannot be written as version .*from 1 to 4"):
         check_writable(Paid, version)
 

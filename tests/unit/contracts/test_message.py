@@ -59,7 +59,7 @@ def test_an_invalid_message_name_is_rejected(name: str | None) -> None:
         declare(name=name, version=1)
 
 
-@pytest.mark.parametrize("version", [None, 0, -1, True, 1.0, "1"])
+@pytest.mark.parametrize("version", [None, 0, -1, True, 1.0, "1", 10**9])
 def test_a_version_that_is_not_a_positive_integer_is_rejected(version: object) -> None:
     with pytest.raises(UsageError, match=r"has an invalid version.*: write version=1"):
         declare(name="a.b", version=version)
@@ -75,6 +75,17 @@ def test_a_message_without_fields_cannot_have_a_key() -> None:
 
         class Empty(Event, name="a.b", version=1, key="id"):
             pass
+
+
+def test_a_name_that_no_envelope_has_room_for_is_rejected() -> None:
+    assert declare(name="a." + "b" * 198, version=1)
+    with pytest.raises(UsageError, match="a message name of 201 characters: write at most 200"):
+        declare(name="a." + "b" * 199, version=1)
+
+
+def test_a_key_that_is_not_text_is_rejected() -> None:
+    with pytest.raises(UsageError, match=r"has key=\['id'\], which is not one of its fields"):
+        declare(name="a.b", version=1, key=["id"])
 
 
 def test_a_version_without_a_name_is_rejected() -> None:

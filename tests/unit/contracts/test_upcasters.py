@@ -10,7 +10,7 @@ from pydantic import SecretStr, ValidationError
 
 from eventmesh.contracts.message import Event
 from eventmesh.contracts.versions import describe_invalid_data, readable_versions, upcast
-from eventmesh.errors import UnreadableMessage
+from eventmesh.errors import UnreadableMessage, UsageError
 
 
 class Paid(Event, name="payments.paid", version=4):
@@ -74,6 +74,24 @@ def test_a_message_whose_upcaster_fails_is_unreadable_and_the_error_names_the_ve
     ) as caught:
         upcast(Paid, {}, 2)
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_an_upcaster_that_could_never_be_called_is_rejected() -> None:
+    class Renamed(Event, name="a.renamed", version=2): ...
+
+    class Nameless(Event): ...
+
+    async def up(data: dict[str, Any]) -> dict[str, Any]:
+        return data
+
+    version: Any = "1"
+    coroutine_function: Any = up
+    with pytest.raises(UsageError, match=r"up of a.renamed v2 is a coroutine function: write it"):
+        Renamed.upcaster(from_version=1)(coroutine_function)
+    with pytest.raises(UsageError, match="has from_version='1', which must be between 1 and 1"):
+        Renamed.upcaster(from_version=version)(dict)
+    with pytest.raises(UsageError, match="Nameless has no name"):
+        Nameless.upcaster(from_version=1)(dict)
 
 
 @given(st.lists(st.integers()))

@@ -138,7 +138,7 @@ def test_an_async_generator_is_rejected() -> None:
     async def handle(event: Paid) -> AsyncIterator[Paid]:
         yield event
 
-    with pytest.raises(UsageError, match="is not a coroutine function"):
+    with pytest.raises(UsageError, match="is an async generator: return several messages as a"):
         bound(handle)
 
 

@@ -44,8 +44,8 @@ def test_a_back_off_that_starts_at_zero_stays_at_zero(attempt: int) -> None:
     assert exponential(0)(attempt) == 0
 
 
-@pytest.mark.parametrize("factor", [0.0, 0.99, -2.0])
-def test_a_back_off_that_shrinks_is_rejected(factor: float) -> None:
+@pytest.mark.parametrize("factor", [0.0, 0.99, -2.0, float("nan"), "2"])
+def test_a_back_off_that_shrinks_is_rejected(factor: Any) -> None:
     with pytest.raises(UsageError, match="would shrink the delays: use 1 or more"):
         exponential("1s", factor=factor)
 
@@ -78,13 +78,15 @@ def test_jitter_outside_0_to_1_is_rejected(jitter: float) -> None:
     ("option", "words"),
     [
         ({"attempts": "3"}, r"attempts='3'\): use 1 or more"),
+        ({"attempts": True}, r"attempts=True\): use 1 or more"),
+        ({"per_error": [3]}, r"write a dict of exception classes and the Retry for each"),
         ({"backoff": "5s"}, r"write constant\('5s'\), or exponential\('5s'\)"),
         ({"jitter": "little"}, r"jitter='little'\): use a share"),
         ({"give_up_on": ValueError}, r"write a tuple of exception classes, such as"),
         ({"give_up_on": ("ValueError",)}, r"write a tuple of exception classes, such as"),
         ({"per_error": {ValueError: 3}}, r"write an exception class and the Retry for it"),
     ],
-    ids=["attempts", "backoff", "jitter", "one error", "no error", "per error"],
+    ids=["attempts", "a bool", "list", "backoff", "jitter", "one error", "no error", "per error"],
 )
 def test_what_cannot_be_a_policy_is_rejected_when_it_is_written(
     option: dict[str, Any], words: str

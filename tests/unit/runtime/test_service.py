@@ -1,4 +1,5 @@
 # Annotations are not postponed here: handlers are defined inside tests.
+from functools import partial
 from typing import Any
 
 import pytest
@@ -41,6 +42,38 @@ def orders() -> Service:
 def test_a_name_that_cannot_start_a_message_name_is_rejected(name: str) -> None:
     with pytest.raises(UsageError, match="cannot be used: write lower-case letters"):
         Service(name)
+
+
+def test_a_name_that_is_not_text_is_rejected() -> None:
+    name: Any = 5
+    with pytest.raises(UsageError, match="The service name 5 cannot be used"):
+        Service(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"timeout": 0}, "timeout=0 would cancel every call"),
+        ({"concurrency": True}, "has concurrency=True: give the number"),
+        ({"isolated": "no"}, "has isolated='no': write True or False"),
+        ({"sources": 5}, "has sources=5: write a list"),
+    ],
+    ids=["timeout", "concurrency", "isolated", "sources"],
+)
+def test_an_option_that_a_subscriber_cannot_have_is_rejected(
+    orders: Service, options: dict[str, Any], why: str
+) -> None:
+    async def handle(event: Placed) -> None: ...
+
+    with pytest.raises(UsageError, match=why):
+        orders.subscriber(**options)(handle)
+
+
+def test_what_is_not_a_function_cannot_be_a_handler(orders: Service) -> None:
+    async def handle(event: Placed, times: int) -> None: ...
+
+    with pytest.raises(UsageError, match=r"functools.partial.* cannot be a handler. Write an"):
+        orders.subscriber(Placed)(partial(handle, times=3))
 
 
 def test_metadata_that_is_the_class_of_the_tables_is_rejected() -> None:
