@@ -51,6 +51,7 @@ from eventmesh.runtime.declaring.reading import Undecided
 from eventmesh.runtime.declaring.retry import decide
 from eventmesh.runtime.declaring.service import DeclaredService as Service
 from eventmesh.runtime.declaring.service import Handling
+from eventmesh.runtime.own_context import InOwnContext
 from eventmesh.runtime.vitals import SubscriptionVitals
 from eventmesh.tracing.port import NO_CONSUMER_TRACING, ConsumerTracing
 from eventmesh.transports.base import Delivery
@@ -552,10 +553,10 @@ class BatchRunner:
             )
         if self.handler.timeout is None:
             with leaked_cancellations_raised():
-                return await called
+                return await InOwnContext(called)
         async with _limited(self.handler.timeout, "the handler", "its"):
             with leaked_cancellations_raised():
-                return await called
+                return await InOwnContext(called)
 
     def _in_time(self) -> AbstractAsyncContextManager[None]:
         """Cancel a commit that takes longer than the handler's timeout, and raise TimeoutError. A
