@@ -10,6 +10,9 @@ after `password=` and the like. In case of doubt, more is hidden than necessary:
     localhost:5672                    localhost:5672           a port is a number
     amqp://u:s3cr3t                   amqp://u:***
     redis://h?password=s3cr3t&db=1    redis://h?password=***   a password may hold "&db=1"
+
+Texts may be long and come from anywhere, so no pattern here may read the same characters again
+from each of many places: a match begins where the run of its characters begins, or is bounded.
 """
 
 from __future__ import annotations
@@ -30,9 +33,11 @@ may begin with two slashes."""
 _COLON = re.compile(r":|%3a", re.IGNORECASE)
 _BAD_PORT = re.compile(r":(?!\d*(?:,|$))")
 _PORT = re.compile(r"\d{1,5}(?=[/?#,]|$)")
-_IN_BRACKETS = re.compile(r"\[[^\]]*\]")
+_IN_BRACKETS = re.compile(r"\[[^\[\]]*\]")
 _SECRET_PARAMETER = re.compile(
-    r"[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|api_?key)[\w.-]*\s*=", re.IGNORECASE
+    r"(?<![\w.-])(?=[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|api_?key))"
+    r"[\w.-]++\s*+=",
+    re.IGNORECASE,
 )
 _RESERVED = re.compile(r"[^\w.~!$'()*+%-]")
 """Characters that end a password early in a parser unless they are escaped. A password without them
@@ -43,7 +48,12 @@ _KEY_PATH = re.compile(
 )
 """Parameters with the path of a key or of a password file, which a log need not show."""
 
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}://[^\s'\"<>]+")
+"""With the end of a scheme that is longer: what matters is where the rest begins."""
+
+_CUT_URL_AT_BEGIN = re.compile(r"[^\s'\"<>]*")
+_CUT_URL_AT_END = re.compile(r"(?<![^\s'\"<>])[^\s'\"<>]*+\Z")
+"""What may be a part of a URL where a text is cut."""
 
 _PIECE = 4
 """How many consecutive characters of a password are hidden in an error. Shorter pieces reveal
@@ -80,6 +90,16 @@ def redact_text(text: str) -> str:
     if "://" not in text:
         return text
     return _URL_IN_TEXT.sub(lambda found: redact(found[0]), text)
+
+
+def redact_ends(text: str, kept: int) -> str:
+    """As `redact_text`, except that of a text longer than twice `kept` only so many characters are
+    read at either end, and the words that this cuts are left out: they may be parts of URLs."""
+    if len(text) > 2 * kept:
+        head = _CUT_URL_AT_END.sub("", text[:kept])
+        tail = _CUT_URL_AT_BEGIN.sub("", text[-kept:], count=1)
+        text = f"{head} … {tail}"
+    return redact_text(text)
 
 
 def _secret_spans(url: str) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from eventmesh.errors import UsageError
 from eventmesh.persistence.database import Database
 from eventmesh.persistence.database_url import parse_url
-from eventmesh.redact import redact, redact_error, redact_text
+from eventmesh.redact import redact, redact_ends, redact_error, redact_text
 from eventmesh.review.fleet_facts import database_name
 from eventmesh.runtime.declaring.settings import Settings
 from eventmesh.testing.clock import ManualClock
@@ -153,6 +154,60 @@ def test_passwords_of_urls_in_a_text_are_replaced() -> None:
     assert (
         redact_text(text) == "lost amqp://u:***@h/ and 'redis://:***@h:1/0', at 12:30 for me@home"
     )
+
+
+@pytest.mark.parametrize("before", ["1", "-", "1" * 60, "+x" * 60], ids=str)
+def test_a_url_in_a_text_is_found_whatever_precedes_its_scheme(before: str) -> None:
+    assert "s3cr3t" not in redact_text(f"lost {before}amqp://u:s3cr3t@h/ again")
+
+
+def test_of_a_long_text_only_the_ends_are_read_without_the_parts_of_urls_that_are_cut() -> None:
+    url = "amqp://u:" + "12345678" * 100 + "@h/"
+    for kept in range(20, 1_000, 7):
+        shown = redact_ends(f"lost '{url}' and '{url}' again", kept)
+        assert "1234" not in shown
+        assert shown.startswith("lost '")
+        assert shown.endswith("' again")
+
+
+@pytest.mark.parametrize("name", ["token", "my-token.x", "tokentoken", "x.api_key ", "a b secret"])
+def test_a_secret_parameter_is_found_in_any_name_that_contains_its_word(name: str) -> None:
+    assert redact(f"amqp://h?{name}=s3cr3t") == f"amqp://h?{name}=***"
+
+
+LARGE = 100_000
+LONG = {
+    "letters": "a" * LARGE,
+    "a URL with a long parameter": "https://api.example/callback?data=" + "a" * LARGE,
+    "a URL with a long path": "https://h:80/" + "a" * LARGE,
+    "hex digits after a URL": "amqp://h/ " + "0123456789abcdef" * (LARGE // 16),
+    "a long word before a URL": "a" * LARGE + " amqp://h/",
+    "names of secrets": "amqp://h?" + "token" * (LARGE // 5),
+    "spaces after the name of a secret": "amqp://h?token" + " " * LARGE,
+    "many names": "amqp://h?" + "token " * (LARGE // 6),
+    "colons": "amqp://" + ":" * LARGE,
+    "ports": "amqp://h" + ":1" * (LARGE // 2),
+    "digits": "amqp://h:" + "1" * LARGE + "x",
+    "open brackets": "amqp://h:1" + "[" * LARGE,
+    "brackets": "amqp://h:1" + "[a]" * (LARGE // 3),
+    "escapes": "amqp://h" + "%3" * (LARGE // 2),
+    "many URLs": "amqp://u:s3cr3t@h/ " * (LARGE // 20),
+    "many schemes": "amqp://" * (LARGE // 7),
+    "keys": "amqp://h" + "?sslkey=" * (LARGE // 8),
+    "spaces": " " * LARGE,
+    "quotes": "amqp://h " + "'" * LARGE,
+}
+"""Texts of which a careless pattern reads the rest again at each character, for minutes."""
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_the_time_that_redacting_takes_grows_with_the_length_of_the_text_only(text: str) -> None:
+    began_at = time.process_time()
+    redact(text)
+    redact_text(text)
+    redact_error(text, text[:1000])
+    redact_error(text, "amqp://u:p@ss:w0rd/x@h/")
+    assert time.process_time() - began_at < 4  # usually 0.1 s
 
 
 def test_an_unescaped_password_of_a_database_is_not_shown() -> None:

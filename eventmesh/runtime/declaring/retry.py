@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from eventmesh.duration import Duration, seconds
 from eventmesh.error_text import message_of, type_and_message
 from eventmesh.errors import Reject, UnreadableMessage, UsageError
-from eventmesh.redact import redact_text
-from eventmesh.transports.outcome import Dead, Outcome, RetryAfter, limited
+from eventmesh.redact import redact_ends
+from eventmesh.transports.outcome import MOST_CHARACTERS, Dead, Outcome, RetryAfter, limited
 
 Backoff = Callable[[int], float]
 """From the number of the attempt that failed, counted from 1, to the seconds before the next."""
@@ -145,9 +145,15 @@ def decide(policy: Retry, attempt: int, error: Exception, chance: float) -> Outc
 
 def summarize(error: Exception) -> str:
     """Type and message, also of an error whose `__str__` fails."""
-    return limited(redact_text(type_and_message(error)))
+    return _shown(type_and_message(error))
 
 
 def describe(error: Exception) -> str:
     """The error with its traceback, as a dead letter keeps it."""
-    return limited(redact_text("".join(traceback.format_exception(error))))
+    return _shown("".join(traceback.format_exception(error)))
+
+
+def _shown(text: str) -> str:
+    """The text without passwords, limited. What is far from both ends will not be shown, so that
+    megabytes of it need not be read."""
+    return limited(redact_ends(text, 2 * MOST_CHARACTERS))

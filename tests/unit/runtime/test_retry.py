@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -170,6 +171,15 @@ def test_a_very_long_error_keeps_its_beginning_and_its_end() -> None:
     assert text.startswith("Traceback")
     assert text.rstrip().endswith("the end")
     assert "\n…\n" in text
+
+
+def test_an_error_of_megabytes_is_not_read_as_a_whole() -> None:
+    error = ValueError("lost https://h/?data=" + "a" * 20_000_000 + " again")
+    began_at = time.process_time()
+    outcome = decide(Retry(attempts=1), 1, error, 0.5)
+    assert time.process_time() - began_at < 5  # usually 0.1 s
+    assert isinstance(outcome, Dead)
+    assert outcome.reason.endswith(" again")
 
 
 def test_a_retry_policy_may_differ_by_error_type() -> None:
