@@ -1048,6 +1048,23 @@ async def test_a_cancellation_leaked_by_a_library_does_not_end_a_subscription(me
     assert sorted(await mesh.effects()) == [0, 1, 2, 4, 5, 6, 7]
 
 
+async def test_a_handler_that_cancels_its_own_task_does_not_stop_its_lane(mesh: Mesh) -> None:
+    cancelled: list[int] = []
+
+    @mesh.service.subscriber(Do, concurrency=2, retry=SOON)
+    async def do(command: Do, tx: Transaction) -> None:
+        if not cancelled and (task := asyncio.current_task()):
+            cancelled.append(command.number)
+            task.cancel()
+            await asyncio.sleep(0)
+        tx.session.add(Effect(number=command.number))
+
+    async with mesh.worker():
+        await mesh.send(*range(8))
+        await until(effects(mesh, 8))
+    assert sorted(await mesh.effects()) == list(range(8))
+
+
 async def test_publishing_outside_the_handlers_own_transaction_is_an_error_at_once(
     mesh: Mesh,
 ) -> None:

@@ -20,7 +20,8 @@ again at once, and its redelivery count would grow as if it had killed its worke
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -189,7 +190,7 @@ class ConsumedSubscription:
                     self._note_recovery()
                     self._on_consuming()
                     await _all_of(
-                        work_in_lane(number, lane, runner)
+                        partial(work_in_lane, number, lane, runner)
                         for number, (lane, runner) in enumerate(
                             zip(lanes, self._runners, strict=True)
                         )
@@ -213,15 +214,28 @@ class ConsumedSubscription:
             self._log.info("subscription consuming again")
 
 
-async def _all_of(lanes: Iterable[Coroutine[Any, Any, None]]) -> None:
+async def _all_of(lanes: Iterable[Callable[[], Awaitable[None]]]) -> None:
     """Run these lanes to their ends. When the broker is lost in one, the others finish the batches
-    that they began and then notice it, too. Raises the first error that is more than that."""
-    tasks = [asyncio.ensure_future(lane) for lane in lanes]
+    that they began and then notice it, too. Raises the first error that is more than that;
+    LeakedCancellation for a lane that was cancelled by what it called."""
+    is_ending = False
+
+    async def run(lane: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await lane()
+        except asyncio.CancelledError as error:
+            if is_ending:
+                raise
+            # `asyncio.wait` would not return for it, and the lane would stand still.
+            raise LeakedCancellation("a handler cancelled the task that it runs in") from error
+
+    tasks = [asyncio.ensure_future(run(lane)) for lane in lanes]
     try:
         done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         if others and all(isinstance(task.exception(), Unreachable | None) for task in done):
             await asyncio.wait(others)
     finally:
+        is_ending = True
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
