@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NoReturn, Self
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
@@ -43,6 +43,7 @@ from eventmesh.contracts.message import Message
 from eventmesh.errors import UsageError
 from eventmesh.persistence import counts, outbox
 from eventmesh.persistence.counts import Way
+from eventmesh.persistence.database_errors import connection_cut, connection_lost
 from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.outbox import Outgoing, Stored
 from eventmesh.persistence.transaction import Sender, Transaction
@@ -50,6 +51,9 @@ from eventmesh.wire.envelope import Envelope
 
 _GUARD = "eventmesh_guard"
 """Where a session and a connection keep the guard of their current transaction."""
+
+_FAILED_ON = "eventmesh_failed_on"
+"""Where an error keeps the dialect, which each engine has one of, whose statement failed."""
 
 
 class UnitOfWork:
@@ -67,6 +71,7 @@ class UnitOfWork:
     ) -> None:
         self.session = TransactionSession(engine, expire_on_commit=False)
         self._engine = engine
+        self._dialect = engine.sync_engine.dialect
         self._translated = translated
         self._sender = sender
         self._pending = PendingMessages()
@@ -98,6 +103,14 @@ class UnitOfWork:
         more messages after the block."""
         self._is_proved = False
         return _UntilEnd(Transaction(self.session, self._sender, self._keep, causes))
+
+    def is_lost(self, error: Exception) -> bool:
+        """Whether this error of a handler says that the database of this unit is lost, and not
+        another one that the handler uses."""
+        if isinstance(error, DBAPIError):
+            return connection_lost(error) and getattr(error, _FAILED_ON, None) is self._dialect
+        found: _Guard | None = self.session.info.get(_GUARD)
+        return connection_cut(error) and found is not None and found.is_cut
 
     async def flush(self) -> None:
         """Execute what the handlers have added to the session, which `commit` does otherwise.
@@ -292,9 +305,11 @@ class PendingMessages:
 
 @dataclass(slots=True)
 class _Guard:
-    """Of one transaction. `is_committing` while its unit of work commits it."""
+    """Of one transaction. `is_committing` while its unit of work commits it, `is_cut` once its
+    connection was cut."""
 
     is_committing: bool = False
+    is_cut: bool = False
 
 
 @event.listens_for(TransactionSession.sync_session_class, "after_begin")
@@ -323,11 +338,20 @@ def guard(engine: Engine) -> None:
     event.listen(engine, "commit", _refuse_commit)
     event.listen(engine, "begin", _refuse_another)
     event.listen(engine, "before_cursor_execute", _refuse_statement)
+    event.listen(engine, "handle_error", _note_whose_error)
 
 
 def _guard_of(connection: Connection) -> _Guard | None:
     found: _Guard | None = connection.get_execution_options().get(_GUARD)
     return found
+
+
+def _note_whose_error(context: ExceptionContext) -> None:
+    if context.sqlalchemy_exception is not None:
+        setattr(context.sqlalchemy_exception, _FAILED_ON, context.dialect)
+    found = None if context.connection is None else _guard_of(context.connection)
+    if found is not None and context.is_disconnect:
+        found.is_cut = True
 
 
 def _refuse_commit(connection: Connection) -> None:

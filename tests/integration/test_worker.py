@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from sqlalchemy import func, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from eventmesh import (
@@ -1063,6 +1063,27 @@ async def test_a_handler_that_cancels_its_own_task_does_not_stop_its_lane(mesh: 
         await mesh.send(*range(8))
         await until(effects(mesh, 8))
     assert sorted(await mesh.effects()) == list(range(8))
+
+
+async def test_an_error_of_another_database_is_left_to_the_retry_policy(mesh: Mesh) -> None:
+    """Only the service's own is waited for: another one may be lost for the message's fault."""
+    calls: list[int] = []
+    lost = OperationalError("SELECT 1", {}, Exception("cut"), connection_invalidated=True)
+
+    @mesh.service.subscriber(Do, retry=Retry(attempts=2, backoff=constant(0)))
+    async def do(command: Do, tx: Transaction) -> None:
+        calls.append(command.number)
+        raise lost
+
+    async def one_dead() -> bool:
+        return len(await mesh.dead("shop.do")) == 1
+
+    async with mesh.worker():
+        await mesh.send(1)
+        await until(one_dead)
+    [letter] = await mesh.dead("shop.do")
+    assert letter.reason.startswith("failed 2 times: sqlalchemy.exc.OperationalError")
+    assert calls == [1, 1]
 
 
 async def test_publishing_outside_the_handlers_own_transaction_is_an_error_at_once(

@@ -34,11 +34,7 @@ from eventmesh.contracts.message import Message
 from eventmesh.errors import EventMeshError, Reject, Unreachable
 from eventmesh.persistence import inbox
 from eventmesh.persistence.counts import Way, way_of
-from eventmesh.persistence.database_errors import (
-    comes_from_database,
-    connection_cut,
-    connection_lost,
-)
+from eventmesh.persistence.database_errors import comes_from_database, connection_cut
 from eventmesh.persistence.transaction import Transaction
 from eventmesh.persistence.unit_of_work import UnitOfWork
 from eventmesh.runtime.cancellation import LeakedCancellation, leaked_cancellations_raised
@@ -531,7 +527,7 @@ class BatchRunner:
                     f"something the handler asked is unreachable: {error}"
                 ) from error
             except Exception as error:
-                if connection_lost(error):
+                if unit.is_lost(error):
                     raise Unreachable(f"the database was lost while handling: {error}") from error
                 raise
             for result in self.handler.messages_in(returned):
