@@ -88,6 +88,7 @@ class UnitOfWork:
         """Close the session; what was not committed is rolled back. Raises nothing where that
         fails: the database rolls back when the connection ends, and the error that led here tells
         more."""
+        self.session.end()
         if not self.session.in_transaction():  # nothing to wait for, as after a commit
             self.session.sync_session.close()
             return
@@ -202,6 +203,10 @@ class TransactionSession(AsyncSession):
 
     sync_session_class = type("_Session", (Session,), {})
 
+    def end(self) -> None:
+        """Refuse to begin another transaction, which nobody would end."""
+        self.sync_session.get_bind = _refuse_to_begin  # type: ignore[method-assign]
+
     async def commit(self) -> NoReturn:
         self._refuse("commit")
 
@@ -223,6 +228,14 @@ class TransactionSession(AsyncSession):
             f"when the handler returns. Raise an error to undo it, or use `async with "
             f"tx.session.begin_nested():` for a part that may fail."
         )
+
+
+def _refuse_to_begin(*_: object, **_options: object) -> NoReturn:
+    raise UsageError(
+        "tx.session was used after its transaction had ended: await what uses it before the "
+        "handler, or the block of service.transaction(), ends. A task that goes on needs a "
+        "session of its own."
+    )
 
 
 class PendingMessages:

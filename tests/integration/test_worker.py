@@ -41,6 +41,7 @@ from eventmesh.errors import (
     MessageTooLarge,
     UndeclaredMessage,
     Unreachable,
+    UsageError,
 )
 from eventmesh.persistence import sagas, starts, tables
 from eventmesh.persistence.database import AsyncSession
@@ -1084,6 +1085,34 @@ async def test_an_error_of_another_database_is_left_to_the_retry_policy(mesh: Me
     [letter] = await mesh.dead("shop.do")
     assert letter.reason.startswith("failed 2 times: sqlalchemy.exc.OperationalError")
     assert calls == [1, 1]
+
+
+async def test_a_session_that_is_used_after_its_handler_refuses_and_holds_no_connection(
+    mesh: Mesh,
+) -> None:
+    """On SQLite, what it begins would lock the database of the service."""
+    sessions: list[AsyncSession] = []
+
+    @mesh.service.subscriber(Do)
+    async def do(command: Do, tx: Transaction) -> None:
+        sessions.append(tx.session)
+        tx.session.add(Effect(number=command.number))
+
+    async with mesh.worker():
+        await mesh.send(1)
+        await until(effects(mesh, 1))
+        await mesh.send(2)
+        await until(effects(mesh, 2))  # the first transaction has ended
+        session = sessions[0]
+        for _ in range(2):
+            with pytest.raises(UsageError, match="used after its transaction had ended"):
+                await session.execute(text("INSERT INTO effects VALUES (7)"))
+        session.add(Effect(number=8))
+        with pytest.raises(UsageError, match="used after its transaction had ended"):
+            await session.flush()
+        await mesh.send(3)
+        await until(effects(mesh, 3))
+    assert sorted(await mesh.effects()) == [1, 2, 3]
 
 
 async def test_publishing_outside_the_handlers_own_transaction_is_an_error_at_once(
