@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def _end(number: int, _frame: object) -> None:
-    os._exit(128 + number)  # nothing has begun that would have to be undone
+    os._exit(128 + number)  # as the signal ends any other process
 
 
 if __name__ == "__main__":
