@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -43,7 +43,7 @@ from eventmesh.contracts.message import Message
 from eventmesh.errors import UsageError
 from eventmesh.persistence import counts, outbox
 from eventmesh.persistence.counts import Way
-from eventmesh.persistence.database_errors import connection_cut, connection_lost
+from eventmesh.persistence.database_errors import NO_RIGHT, connection_cut, connection_lost
 from eventmesh.persistence.dialects.registry import dialect_of
 from eventmesh.persistence.outbox import Outgoing, Stored
 from eventmesh.persistence.transaction import Sender, Transaction
@@ -60,14 +60,15 @@ class UnitOfWork:
     """One transaction of a service's database: committed with `commit`, or rolled back on leaving.
 
     `session` is what handlers work with. The engine must be guarded with `guard`; `translated` is a
-    context that turns the errors of a lost database into Unreachable.
+    context that turns the errors of a lost database, and those with some SQLSTATEs more, into
+    Unreachable.
     """
 
     def __init__(
         self,
         engine: AsyncEngine,
         sender: Sender,
-        translated: Callable[[], AbstractContextManager[None]],
+        translated: Callable[[Collection[str]], AbstractContextManager[None]],
     ) -> None:
         self.session = TransactionSession(engine, expire_on_commit=False)
         self._engine = engine
@@ -117,7 +118,7 @@ class UnitOfWork:
         """Execute what the handlers have added to the session, which `commit` does otherwise.
         Unreachable."""
         if self._has_changes():
-            with self._translated():
+            with self._translated(()):
                 await self.session.run_sync(self._flush)
 
     def count(self, numbers: Mapping[Way, int]) -> None:
@@ -127,7 +128,7 @@ class UnitOfWork:
     async def commit(self) -> None:
         """Commit the changes and the messages, then wake the relays. Unreachable; Conflict or a
         DBAPIError when the database has undone the transaction, wholly or in part."""
-        with self._translated():
+        with self._translated(()):
             store = self._store_alone if self._only_publishes() else self._commit
             await self.session.run_sync(store)
         if self._pending.messages:
@@ -151,7 +152,12 @@ class UnitOfWork:
     def _store_alone(self, session: Session) -> None:
         with self._engine.sync_engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT")
-            self._pending.store(session, connection, ordered=False, counted=self._counted)
+            self._store(session, connection, ordered=False)
+
+    def _store(self, session: Session, connection: Connection, *, ordered: bool) -> bool:
+        """See `PendingMessages.store`. A right that is missing for it is no error of a handler."""
+        with self._translated((NO_RIGHT,)):
+            return self._pending.store(session, connection, ordered=ordered, counted=self._counted)
 
     def _keep(self, message: Outgoing) -> None:
         session = self.session.sync_session
@@ -168,8 +174,7 @@ class UnitOfWork:
     def _commit(self, session: Session) -> None:
         self._flush(session)
         connection = session.connection()
-        ordered = self._sender.ordered
-        if self._pending.store(session, connection, ordered=ordered, counted=self._counted):
+        if self._store(session, connection, ordered=self._sender.ordered):
             self._is_proved = True
         # After an error that a handler has swallowed, PostgreSQL answers COMMIT with a rollback, at
         # which our connection raises; but MariaDB, which may have begun another transaction by

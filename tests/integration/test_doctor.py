@@ -254,6 +254,11 @@ async def test_a_database_without_tables_or_rights_is_told_what_to_do(postgres_u
             found = await verdicts(service, settings, transport=transport)
             with pytest.raises(Unreachable, match=r"permission denied .* `eventmesh doctor` lists"):
                 await Worker([service], transport, settings, CLOCK).try_out()
+            publishing = Service("shop")
+            publishing.configure(settings)
+            async with publishing:
+                with pytest.raises(Unreachable, match="Grant the user in EVENTMESH_SHOP_"):
+                    await publishing.publisher(Do).publish(Do(number=1))
             async with database.connection() as connection:
                 for grant in DOCUMENTED_GRANTS:
                     await connection.execute(text(grant.replace("bank_app", name)))
