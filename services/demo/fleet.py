@@ -102,7 +102,7 @@ class Fleet:
             with self.log_of(service).open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", "eventmesh", "worker", service),
-                    "--end-with-stdin",  # this pipe closes with this process, however it exits
+                    "--end-with=0",  # this pipe closes with this process, however it exits
                     f"--tell-ready={writing}",
                     env=self._environment,
                     stdin=asyncio.subprocess.PIPE,
