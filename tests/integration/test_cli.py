@@ -334,7 +334,11 @@ def test_the_worker_of_dev_does_not_outlive_it(
 ) -> None:
     """Its terminal was closed, or it was killed."""
     command = (sys.executable, "-m", "eventmesh", "dev")
-    running = bank.start_program(*command)
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` may have started the tests
+    try:
+        running = bank.start_program(*command)
+    finally:
+        signal.signal(signal.SIGHUP, ours)
     running.until_says("worker is ready")
     children = running.children()
     running.tell(number)
