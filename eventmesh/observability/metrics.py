@@ -64,7 +64,7 @@ class WorkerMetrics:
         subscriptions = [each.subscription for each in self._worker.vitals.subscriptions]
         services = [each for each in self._worker.services if each.needs_database]
         owners = [each for each in services if each.sagas]
-        troubles, stats, ages, parked, sagas = await asyncio.gather(
+        found, stats, ages, parked, sagas = await asyncio.gather(
             problems(self._worker, outbox_max_age=self._worker.settings.outbox_max_age),
             asyncio.gather(
                 *(_or_none(self._worker.transport.stats(each)) for each in subscriptions)
@@ -74,7 +74,7 @@ class WorkerMetrics:
             asyncio.gather(*(_or_none(open_sagas(each)) for each in owners)),
         )
         return _ServerStats(
-            not troubles,
+            not found,
             {
                 subscription.name: each
                 for subscription, each in zip(subscriptions, stats, strict=True)

@@ -285,7 +285,7 @@ class Database:
             ):
                 raise
             state = sqlstate(error) if isinstance(error, DBAPIError) else ""
-            what, advice = self._trouble(error, state)
+            what, advice = self._what_to_do(error, state)
             driver_error = error.orig if isinstance(error, DBAPIError) else error
             is_about_driver = self.dialect.is_about_driver(driver_error)
             shown = "the connection was lost" if is_about_driver else self._shown_error(error)
@@ -294,17 +294,17 @@ class Database:
                 f"{shown}. {advice}"
             ) from error
 
-    def _trouble(self, error: BaseException, state: str) -> tuple[str, str]:
+    def _what_to_do(self, error: BaseException, state: str) -> tuple[str, str]:
         """What a database with this error and SQLSTATE does, and what to do about it, in words."""
-        cannot, correct = "cannot be used", f"correct {self.variable}."
+        unusable, correction = "cannot be used", f"correct {self.variable}."
         if self.dialect.is_file:
-            return cannot, (
+            return unusable, (
                 f"See that this user may read and write the file and its folder, and that the disk "
-                f"has space; or {correct}"
+                f"has space; or {correction}"
             )
         if state == "3D000":
             make = f"Make it with `eventmesh db upgrade --create {self.service}`"
-            return cannot, f"{make}, or {correct}"
+            return unusable, f"{make}, or {correction}"
         if is_of_certificate(error):
             return "does not answer", (
                 f"Its certificate is not accepted: correct the certificate authority or the host "
@@ -314,13 +314,13 @@ class Database:
             login = f"Correct the user or the password in {self.variable}."
             return "refuses the login", login
         if state == NO_RIGHT:
-            return cannot, (
+            return unusable, (
                 f"Grant the user in {self.variable} the rights that it lacks; `eventmesh doctor` "
                 f"lists them."
             )
         if state and not state.startswith(_NO_ANSWER):
-            return cannot, f"Repair that on its server, or {correct}"
-        return "does not answer", f"Start it, or {correct}"
+            return unusable, f"Repair that on its server, or {correction}"
+        return "does not answer", f"Start it, or {correction}"
 
 
 def _engine_options(*, kept: int, most: int) -> dict[str, Any]:

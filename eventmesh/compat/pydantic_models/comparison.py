@@ -158,7 +158,7 @@ def compare_schemas(
     *,
     samples: Sequence[Any] = (),
 ) -> Verdict:
-    """The same for a reader that is no more there than its frozen `reader_schema`.
+    """The same for a reader of which only the frozen `reader_schema` is left.
 
     `own` is the `writer_schema` that was frozen with it. Without it, a before validator of the
     reader counts as all that the reader does there.

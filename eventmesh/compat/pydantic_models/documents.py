@@ -178,7 +178,7 @@ def _kinds_of_moment(node: Mapping[str, Any]) -> list[str]:
 
 @lru_cache(maxsize=4_096)
 def _is_within(kind: str, check: str, text: str) -> bool:
-    """Whether a text of a time is within a bound; also if the check is no bound, or not on it."""
+    """Whether a time, given as text, is within a bound. True if the check is no bound on it."""
     bound = _BOUND.fullmatch(check)
     if bound is None:
         return True

@@ -550,7 +550,7 @@ class BatchRunner:
         if self.handler.timeout is None:
             with leaked_cancellations_raised():
                 return await InOwnContext(called)
-        async with _limited(self.handler.timeout, "the handler", "its"):
+        async with _limited(self.handler.timeout, "the handler took longer than its"):
             with leaked_cancellations_raised():
                 return await InOwnContext(called)
 
@@ -558,7 +558,9 @@ class BatchRunner:
         """Cancel a commit that takes longer than the handler's timeout, and raise TimeoutError. A
         statement that is cancelled closes its connection."""
         most = self.handler.timeout
-        return nullcontext() if most is None else _limited(most, "its commit", "the handler's")
+        if most is None:
+            return nullcontext()
+        return _limited(most, "its commit took longer than the handler's")
 
     def _fail(self, delivery: Delivery, error: Exception) -> Settlement:
         # Jitter needs no secret randomness.
@@ -575,14 +577,14 @@ class BatchRunner:
 
 
 @asynccontextmanager
-async def _limited(most: float, what: str, whose: str) -> AsyncIterator[None]:
+async def _limited(most: float, problem: str) -> AsyncIterator[None]:
     """Cancel what takes longer than so many seconds, and raise a TimeoutError that says so."""
     try:
         async with asyncio.timeout(most) as limit:
             yield
     except TimeoutError as error:
         if limit.expired():
-            raise TimeoutError(f"{what} took longer than {whose} {most:g} s") from error
+            raise TimeoutError(f"{problem} {most:g} s") from error
         raise
 
 

@@ -617,11 +617,10 @@ class DeclaredService:
 
 def _timeout(timeout: Duration | None) -> float | None:
     """The seconds that a call may take; UsageError where it could take none."""
-    if timeout is None:
-        return None
-    if not seconds(timeout):
+    most = None if timeout is None else seconds(timeout)
+    if most == 0:
         raise UsageError(
             f"timeout={timeout!r} would cancel every call: write a longer one, or leave it out for "
             f"no limit."
         )
-    return seconds(timeout)
+    return most

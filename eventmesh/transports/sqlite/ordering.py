@@ -49,10 +49,10 @@ SELECT ?1, ?2, ?3, ?4, max(?5,
 _RELEASED = """
 max(?1, coalesce((SELECT max(due_at) FROM queue AS earlier
     WHERE earlier.subscription = ?2 AND earlier.ordering_key = queue.ordering_key
-    AND earlier.due_at < ?4), 0))
+    AND earlier.due_at < ?3), 0))
 """
 """When a row of `queue` is due that a dead letter held: now, or with what waits for another reason,
-such as a retry, which is earlier in its key."""
+such as a retry, which is earlier in its key. ?1 is now, ?2 the subscription, ?3 NEVER."""
 
 
 def known(connection: sqlite3.Connection) -> dict[str, AfterDead]:
@@ -98,8 +98,8 @@ def _release_all(connection: sqlite3.Connection, subscription: str, now: float) 
         (subscription,),
     )
     connection.execute(
-        f"UPDATE queue SET due_at = {_RELEASED} WHERE subscription = ?2 AND due_at >= ?4",  # noqa: S608  # our own text
-        (now, subscription, None, NEVER),
+        f"UPDATE queue SET due_at = {_RELEASED} WHERE subscription = ?2 AND due_at >= ?3",  # noqa: S608  # our own text
+        (now, subscription, NEVER),
     )
 
 
@@ -152,10 +152,10 @@ def release(
 ) -> None:
     """Make what waits in these keys due, unless another dead letter holds them."""
     connection.executemany(
-        f"UPDATE queue SET due_at = {_RELEASED} WHERE subscription = ?2 AND ordering_key = ?3"  # noqa: S608  # our own text
-        " AND due_at >= ?4 AND NOT EXISTS (SELECT 1 FROM dead_letter"
-        " WHERE subscription = ?2 AND ordering_key = ?3 AND holds_key)",
-        [(now, subscription, key, NEVER) for key in keys],
+        f"UPDATE queue SET due_at = {_RELEASED} WHERE subscription = ?2 AND ordering_key = ?4"  # noqa: S608  # our own text
+        " AND due_at >= ?3 AND NOT EXISTS (SELECT 1 FROM dead_letter"
+        " WHERE subscription = ?2 AND ordering_key = ?4 AND holds_key)",
+        [(now, subscription, NEVER, key) for key in keys],
     )
 
 
